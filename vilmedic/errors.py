@@ -1,0 +1,49 @@
+"""The errors a user can cause. Each says where, what was given, what is allowed and what is near.
+
+The command line prints their text without a traceback and exits with status 2; anything else that
+reaches the user is a defect of the project.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VilmedicError(Exception):
+    """Base of every error that a user, rather than the program, has to mend."""
+
+
+class ConfigError(VilmedicError):
+    """A configuration that cannot be run.
+
+    Args:
+        problems: one text a problem, each complete in itself; all of them are shown at once.
+    """
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(VilmedicError):
+    """A data file that is missing, malformed or inconsistent; names the file and the line."""
+
+
+class CheckpointError(VilmedicError):
+    """A checkpoint that is missing, unreadable or does not fit the model."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """The closing words of a message about an unknown name.
+
+    Args:
+        given: the name that was not found.
+        allowed: the names that exist.
+
+    Returns:
+        `" Did you mean 'x'?"`, or an empty string when nothing is close enough.
+    """
+    names = {name.lower(): name for name in allowed}
+    matches = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
+    return f" Did you mean '{names[matches[0]]}'?" if matches else ""
