@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.config.conftest import Project
+from vilmedic.config.load import load
+from vilmedic.config.sections import TrainorSection
+
+
+def test_sections_are_typed_and_nodes_stay_mappings(project: Project) -> None:
+    config = project.load("trainor.batch_size=4", "trainor.clip_grad_norm=1")
+    assert isinstance(config.trainor, TrainorSection)
+    assert config.trainor.batch_size == 4
+    assert isinstance(config.trainor.clip_grad_norm, float)
+    assert config.trainor.optim_params == {"lr": 5e-5, "decoupled_weight_decay": True}
+    assert config.validator.splits == ["validate"]
+    assert config.ensemblor.metrics == {"retrieval": {}}
+    assert config.dataset == {"proto": "Lines", "root": "data"}
+    assert config.model["net"]["backbone"] == "small"
+    assert config.overrides == ("trainor.batch_size=4", "trainor.clip_grad_norm=1")
+
+
+def test_the_run_is_named_after_the_file(project: Project) -> None:
+    assert project.load().name == "base"
+    config = project.load("name=other", "ckpt_dir=runs")
+    assert config.run_dir == Path("runs/other")
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("name=00123", "00123"),
+        ("name=no", "no"),
+        ("name=1e3", "1e3"),
+        ("name=true", "true"),
+        ('name="007"', "007"),
+        ("name=run #3", "run #3"),
+        ("name=@x", "@x"),
+        ("name=[a]", "[a]"),
+    ],
+)
+def test_text_is_what_was_typed(project: Project, word: str, name: str) -> None:
+    assert project.load(word).name == name
+
+
+def test_text_in_a_file_is_what_was_typed(project: Project) -> None:
+    project.write("c.yml", "includes: [base.yml]\nname: 1e3\nckpt_dir: 08.50\n")
+    config = project.load(path="c.yml")
+    assert (config.name, config.run.ckpt_dir) == ("1e3", "08.50")
+
+
+def test_includes_go_under_the_file_and_the_command_line_over_it(project: Project) -> None:
+    project.write("parts/low.yml", "trainor: {epochs: 1, keep: 1, seed: 1, batch_size: 1}\n")
+    project.write(
+        "parts/mid.yml", "includes: [low.yml, ../base.yml]\ntrainor: {keep: 2, seed: 2}\n"
+    )
+    project.write("top.yml", "includes: parts/mid.yml\ntrainor:\n  seed: 3\n")
+    config = project.load("trainor.batch_size=4", path="top.yml")
+    section = config.trainor
+    assert (section.epochs, section.keep, section.seed, section.batch_size) == (1, 2, 3, 4)
+    assert config.origins["trainor.epochs"] == "parts/low.yml:1"
+    assert config.origins["trainor.keep"] == "parts/mid.yml:2"
+    assert config.origins["trainor.seed"] == "top.yml:3"
+    assert config.origins["trainor.batch_size"] == "command line"
+    assert config.origins["model.net.backbone"] == "base.yml:9"
+
+
+def test_files_that_include_each_other_are_shown_as_a_chain(project: Project) -> None:
+    project.write("a.yml", "includes: [b.yml]\n")
+    project.write("b.yml", "includes:\n  - a.yml\n")
+    problem = project.problem(path="a.yml")
+    assert problem == ("includes (b.yml:2): the files include each other: a.yml -> b.yml -> a.yml.")
+
+
+def test_a_file_may_be_included_twice(project: Project) -> None:
+    project.write("a.yml", "includes: [base.yml]\n")
+    project.write("b.yml", "includes: [base.yml]\n")
+    project.write("c.yml", "includes: [a.yml, b.yml]\n")
+    assert project.load(path="c.yml").name == "c"
+
+
+def test_a_missing_file_names_the_nearest(project: Project) -> None:
+    assert project.problem(path="bas.yml") == (
+        "there is no file 'bas.yml'. Did you mean 'base.yml'?"
+    )
+    project.write("a.yml", "# text\nincludes: [bose.yml]\n")
+    assert project.problem(path="a.yml") == (
+        "includes (a.yml:2): there is no file 'bose.yml'. Did you mean 'base.yml'?"
+    )
+    assert "'.' is a folder" in project.problem(path=".")
+    assert "no folder 'confg'" in project.problem(path="confg/a.yml")
+    project.write("b.yml", "includes: {a: 1}\n")
+    assert "includes (b.yml:1): given" in project.problem(path="b.yml")
+
+
+def test_a_key_under_null_or_a_value_becomes_a_mapping(project: Project) -> None:
+    project.write("c.yml", "includes: [base.yml]\nvalidator:\nensemblor: ${validator}\n")
+    assert project.load("validator.batch_size=2", path="c.yml").validator.batch_size == 2
+    project.write("d.yml", "includes: [base.yml]\nmodel: 3\n")
+    problems = project.problems("model.proto=Alone", path="d.yml")
+    assert problems[0].startswith("model.net: missing under 'model' (command line)")
+
+
+def test_lists_and_mappings_replace_each_other(project: Project) -> None:
+    project.write("c.yml", "includes: [base.yml]\nensemblor: {metrics: [retrieval]}\n")
+    config = project.load("ensemblor.metrics={counting: {of: x}}", path="c.yml")
+    assert config.ensemblor.metrics == {
+        "counting": {
+            "of": "x",
+        }
+    }
+    config = project.load("ensemblor.metrics.counting.of=x", "ensemblor.metrics=[retrieval]")
+    assert config.ensemblor.metrics == ["retrieval"]
+
+
+def test_named_calls_of_layers_are_merged_by_name(project: Project) -> None:
+    project.write("c.yml", "includes: [base.yml]\nensemblor: {metrics: {counting: {of: x}}}\n")
+    config = project.load(
+        "ensemblor.metrics.counting.often=3", "ensemblor.metrics.retrieval=", path="c.yml"
+    )
+    assert config.ensemblor.metrics == {"counting": {"of": "x", "often": 3}, "retrieval": {}}
+
+
+def test_a_key_can_be_removed(project: Project) -> None:
+    assert project.load("~trainor.lr_decay", "~trainor.lr_decay_params").trainor.lr_decay is None
+    assert "model.net.backbone: missing" in project.problem("~model.net.backbone")
+
+
+def test_interpolations_reach_values_and_defaults(project: Project) -> None:
+    config = project.load(
+        "dataset.root=${ckpt_dir}/${name}",
+        "validator.batch_size=${trainor.batch_size}",
+        "name=${model.proto}-${trainor.epochs}",
+    )
+    assert config.dataset["root"] == "ckpt/Pair-99"
+    assert config.validator.batch_size == 32
+    assert project.load("name=${trainor.keep}").name == "3"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("name=${modell.proto}", "name (command line): given '${modell.proto}'; interpolation key"),
+        ("name=${model.prot}", "Did you mean 'model.proto'?"),
+        ("name=${name}", "name (command line): cannot be resolved"),
+        ("name=${a", "name (command line): given '${a', which is no valid interpolation."),
+        ("name=???", "name (command line): has to be given a value (it is ???)."),
+        ("name=${nothing:1}", "Unsupported interpolation type nothing"),
+        (
+            "model.net=${model}",
+            "(command line): cannot be resolved: Interpolation to parent",
+        ),
+    ],
+)
+def test_a_bad_interpolation_is_reported_with_its_origin(
+    project: Project, word: str, expected: str
+) -> None:
+    assert any(expected in problem for problem in project.problems(word))
+
+
+def test_interpolations_that_go_round_are_found(project: Project) -> None:
+    project.write("c.yml", "a: {x: '${b}', z: '${b}'}\nb: {y: '${a}', w: '${a}'}\n")
+    problems = project.problems(path="c.yml")
+    assert any("(c.yml:1)" in text and "contains itself" in text for text in problems)
+
+
+def test_a_bad_interpolation_that_is_overridden_does_no_harm(project: Project) -> None:
+    project.write("c.yml", "includes: [base.yml]\nname: ${a\n")
+    assert "c.yml:2" in project.problem(path="c.yml")
+    assert project.load("name=x", path="c.yml").name == "x"
+
+
+def test_the_resolved_configuration_is_read_back_the_same(project: Project) -> None:
+    config = project.load("name=007", "dataset.root=${name}/x", "trainor.optim_params.eps=1e-8")
+    project.write("again.yml", config.to_yaml())
+    again = load("again.yml")
+    assert again.data == config.data
+    assert again.name == "007"
+    assert again.data["dataset"]["root"] == "007/x"
+
+
+def test_plugins_that_cannot_be_imported_are_reported(project: Project) -> None:
+    problems = project.problems(f"plugins=[{project.package}.parts,no_such_module]")
+    assert problems == [
+        "plugins (command line): cannot import 'no_such_module': "
+        "ModuleNotFoundError: No module named 'no_such_module'"
+    ]
+
+
+def test_all_problems_come_at_once(project: Project) -> None:
+    problems = project.problems(
+        "foo", "trainor.batchsize=3", "~nothing", "model.net.freeze=3", "name=${x}"
+    )
+    assert len(problems) == 5

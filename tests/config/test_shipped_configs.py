@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vilmedic.config.load import load
+
+ROOT = Path(__file__).resolve().parents[2]
+# prompt files stand beside the configurations that use them
+CONFIGS = sorted(
+    path.relative_to(ROOT)
+    for path in ROOT.glob("config/**/*.yml")
+    if not path.name.startswith("prompts")
+)
+
+
+def test_there_are_configurations() -> None:
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_shipped_configuration_passes_the_check(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load(path)
+    assert config.model["proto"]

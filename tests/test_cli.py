@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vilmedic import cli
+from vilmedic.config.load import Config
+from vilmedic.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "config/SELFSUP/convirt-mimic.yml"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def run(*words: str, action: object = None) -> int:
+    return cli.command(list(words), "train.py", "Trains.", action or (lambda config: None))  # type: ignore[arg-type]
+
+
+def test_words_are_sorted() -> None:
+    line = cli.parse(["a.b=1", "c.yml", "~d", "--check", "e=-1"], "train.py")
+    assert line == cli.CommandLine("c.yml", ("a.b=1", "~d", "e=-1"), "--check")
+    assert cli.parse(["--print-config", "-h"], "train.py").option == "--help"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "no configuration file is given. Use: train.py config.yml"),
+        (["a=1"], "no configuration file is given"),
+        (["c.yml", "--chek"], "'--chek': unknown. Allowed: --help, --print-config, --check. Did"),
+        (["c.yml", "--a.b=1"], "keys are written without dashes: a.b=1"),
+    ],
+)
+def test_other_words_are_refused(words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(words, "train.py")
+    assert expected in str(caught.value)
+
+
+def test_a_fault_ends_with_status_2_and_its_text_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(CONFIG, "trainor.batchsize=3") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: trainor.batchsize (command line): unknown key, given 3;")
+    assert run(CONFIG, "trainor.batchsize=3", "mode=x") == 2
+    assert capsys.readouterr().err.startswith("2 problems:\n- trainor.batchsize")
+
+
+def test_errors_of_the_run_are_texts_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    def action(config: Config) -> None:
+        raise DataError("train.image.tok:3: missing")
+
+    assert run(CONFIG, action=action) == 2
+    assert capsys.readouterr().err == "error: train.image.tok:3: missing\n"
+
+
+def test_one_process_of_a_distributed_run_tells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run("no.yml") == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_good_configuration_is_run() -> None:
+    seen: list[Config] = []
+    assert run(CONFIG, "name=x", action=seen.append) == 0
+    assert seen[0].name == "x"
+
+
+@pytest.mark.parametrize("option", ["--check", "--print-config", "--help"])
+def test_an_option_prints_and_does_not_run(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Config] = []
+    assert run(CONFIG, option, action=seen.append) == 0
+    assert seen == []
+    expected = {"--check": "ok: config/", "--print-config": "name: ", "--help": "Trains.\n"}
+    assert capsys.readouterr().out.startswith(expected[option])
+
+
+def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "  dataset\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
+def test_a_fault_is_told_before_anything_heavy_is_imported(script: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['bin/{script}', '{CONFIG}', 'trainor.batchsize=3']\n"
+        "try:\n"
+        f"    runpy.run_path('bin/{script}', run_name='__main__')\n"
+        "finally:\n"
+        "    heavy = {'torch', 'transformers', 'torchvision', 'numpy'} & set(sys.modules)\n"
+        "    print(sorted(heavy))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "[]\n"
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "Did you mean 'trainor.batch_size'?" in done.stderr
+
+
+def test_the_scripts_work_from_another_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bin/train.py"), str(ROOT / CONFIG), "--check"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("ok: ")

@@ -1,0 +1,169 @@
+"""The two commands: read the command line, check the configuration, and only then load torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vilmedic.config.load import Config, load, read
+from vilmedic.config.show import help_text, print_config
+from vilmedic.errors import ConfigError, VilmedicError, nearest
+
+FAILED = 2
+INTERRUPTED = 130  # what shells report after Ctrl-C
+_OPTIONS = ("--help", "--print-config", "--check")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The words of a command, sorted.
+
+    Args:
+        config: the configuration file; None when there is none.
+        overrides: `key=value` and `~key`, in their order.
+        option: `--help`, `--print-config`, `--check` or None.
+    """
+
+    config: str | None
+    overrides: tuple[str, ...]
+    option: str | None
+
+
+def usage(prog: str, purpose: str) -> str:
+    """How a command is called."""
+    return f"""{purpose}
+
+usage: {prog} config.yml [key=value ...] [~key ...] [--help | --print-config | --check]
+
+  key=value       sets a key, with dots between nested ones: trainor.batch_size=32
+  ~key            removes a key that the file sets
+  --help          lists every key with its type, its default and what it means
+  --print-config  prints the resolved configuration and where each value comes from
+  --check         checks the configuration and ends; looks at no data and no checkpoint
+
+keys:"""
+
+
+def parse(argv: Sequence[str], prog: str) -> CommandLine:
+    """Sort the words of a command line.
+
+    Args:
+        argv: the words after the command.
+        prog: the command, for messages.
+
+    Raises:
+        ConfigError: an option that does not exist, or no configuration file.
+    """
+    config: str | None = None
+    overrides: list[str] = []
+    option: str | None = None
+    problems: list[str] = []
+    for word in argv:
+        word = "--help" if word == "-h" else word
+        if word in _OPTIONS:
+            # the most harmless one counts
+            option = min((one for one in (word, option) if one), key=_OPTIONS.index)
+        elif word.startswith("-"):
+            name = word.partition("=")[0]
+            if "=" in word:
+                problems.append(f"'{word}': keys are written without dashes: {word.lstrip('-')}")
+            else:
+                hint = nearest(name, _OPTIONS)
+                problems.append(f"'{word}': unknown. Allowed: {', '.join(_OPTIONS)}.{hint}")
+        elif config is None and "=" not in word and not word.startswith("~"):
+            config = word
+        else:
+            overrides.append(word)
+    if config is None and option != "--help":
+        problems.insert(
+            0, f"no configuration file is given. Use: {prog} config.yml [key=value ...]"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return CommandLine(config, tuple(overrides), option)
+
+
+def command(
+    argv: Sequence[str] | None, prog: str, purpose: str, run: Callable[[Config], object]
+) -> int:
+    """Run a command and turn what a user can mend into a message.
+
+    Args:
+        argv: the words after the command; None takes those of the process.
+        prog: the command's name.
+        purpose: what it does, as `--help` says it.
+        run: does it, given the checked configuration.
+
+    Returns:
+        The exit status: 0, 2 after a message on the standard error stream, or 130 after Ctrl-C.
+    """
+    try:
+        line = parse(sys.argv[1:] if argv is None else argv, prog)
+        if line.option == "--help":
+            draft = read(line.config, line.overrides) if line.config else None
+            _print(help_text(usage(prog, purpose), draft))
+            return 0
+        config = load(line.config or "", line.overrides)
+        if line.option == "--print-config":
+            _print(print_config(config))
+        elif line.option == "--check":
+            notes = [f"note: {note}" for note in config.notes]
+            counts = f"{len(config.origins)} keys, {len(config.overrides)} overrides"
+            _print("\n".join([*notes, f"ok: {config.path}: {counts}, run '{config.name}'"]))
+        else:
+            run(config)
+    except VilmedicError as error:
+        _tell(error)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Train a model: `bin/train.py`, `vilmedic-train`."""
+
+    def run(config: Config) -> None:
+        from vilmedic.executors.run import run_training
+
+        run_training(config)
+
+    return command(argv, _prog("train.py"), "Trains a model.", run)
+
+
+def ensemble(argv: Sequence[str] | None = None) -> int:
+    """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
+
+    def run(config: Config) -> None:
+        from vilmedic.executors.run import run_ensemble
+
+        run_ensemble(config)
+
+    return command(argv, _prog("ensemble.py"), "Evaluates trained checkpoints.", run)
+
+
+def _prog(fallback: str) -> str:
+    return os.path.basename(sys.argv[0]) or fallback
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # the reader, `head` say, has seen enough; Python would complain again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(error: VilmedicError) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        # every process of a distributed run finds the same fault; one of them says so
+        return
+    sys.stdout.flush()
+    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+    if len(problems) > 1:
+        print(f"{len(problems)} problems:", file=sys.stderr)
+    for problem in problems:
+        print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)

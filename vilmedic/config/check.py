@@ -1,0 +1,310 @@
+"""Judges the values of a configuration against the signatures of what they build."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from vilmedic.config import types
+from vilmedic.config.annotations import (
+    ANY,
+    AnyOf,
+    Basic,
+    Instance,
+    ListOf,
+    MapOf,
+    Marked,
+    TupleOf,
+    Type,
+    instance_of,
+    options,
+    plain,
+)
+from vilmedic.config.marks import KeyPath, Tree, dotted
+from vilmedic.config.named import check_calls, check_options
+from vilmedic.config.namespaces import signature
+from vilmedic.config.nodes import Target, registry_of, target
+from vilmedic.config.resolve import BROKEN
+from vilmedic.config.scalars import UNFIT, read_scalar
+from vilmedic.config.signature import Param, Signature
+from vilmedic.config.transformers_fields import config_signature, model_type_of
+from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
+from vilmedic.errors import ConfigError
+
+
+class Checker:
+    """Collects every problem of a tree of values.
+
+    Args:
+        tree: the values and their marks, interpolations resolved.
+        elsewhere: gives all dotted keys of the resolved schema, for hints.
+
+    Attributes:
+        problems: one complete text for each problem found.
+    """
+
+    def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
+        self.tree = tree
+        self.elsewhere = elsewhere
+        self.problems: list[str] = []
+
+    def report(self, path: KeyPath, text: str) -> None:
+        """Note a problem of the value at a path."""
+        origin = self.tree.origin(path)
+        note = self.tree.mark(path).note
+        where = f"{dotted(path)} ({origin})" if origin else dotted(path)
+        self.problems.append(f"{where}: {text}{f' ({note})' if note else ''}")
+
+    # -- mappings whose keys are arguments
+
+    def section(
+        self,
+        read: Signature,
+        given: dict[str, Any],
+        path: KeyPath,
+        *,
+        consumed: frozenset[str] | set[str] = frozenset(),
+        filled: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Judge the keys of a mapping as the arguments of a class.
+
+        Args:
+            read: the signature of the class.
+            given: the mapping.
+            path: where it stands.
+            consumed: keys that were dealt with before.
+            filled: arguments that may be missing though the class needs them.
+
+        Returns:
+            The arguments, each with its value as the signature wants it.
+        """
+        result: dict[str, Any] = {}
+        settable = read.settable
+        extras, open_ended = self.extras(read, given)
+        for key, value in given.items():
+            where = (*path, key)
+            if key in consumed:
+                result[key] = value
+            elif value is BROKEN:
+                continue
+            elif key in settable:
+                result[key] = self.value(settable[key].type, value, where, read, given)
+            elif key in extras:
+                result[key] = self.value(extras[key].type, value, where, read, given)
+            elif key in read.params:
+                self.report(where, "is given by the framework, not by the configuration.")
+            elif open_ended:
+                result[key] = value
+            else:
+                known = [*settable, *(["proto"] if "proto" in consumed else []), *extras]
+                self.report(where, unknown_key(where, value, known, self.elsewhere()))
+        for name, param in settable.items():
+            if param.required and name not in given and name not in filled:
+                self.missing(param, path, result)
+        return result
+
+    def extras(self, read: Signature, given: dict[str, Any]) -> tuple[dict[str, Param], bool]:
+        """What `**settings` may hold: its keys, and whether any other key is fine as well."""
+        if read.extras is None:
+            return {}, False
+        if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, types.ConfigOf)):
+            return {}, True
+        defaults = {param.name: param.default for param in read.params.values()}
+        model_type = model_type_of(read.extras.mark, {**defaults, **given})
+        fields = None if model_type is None else config_signature(model_type)
+        return ({}, True) if fields is None else (fields.params, False)
+
+    def missing(self, param: Param, path: KeyPath, result: dict[str, Any]) -> None:
+        """Report an argument that is needed and not given."""
+        where = (*path, param.name)
+        if instance_of(param.type) is not None:
+            trial = self.trial()
+            trial.value(param.type, {}, where)
+            if not trial.problems:
+                self.default_node(param.type, where, result)
+                return
+        origin = self.tree.origin(path)
+        under = f" under '{dotted(path)}'" if path else " at the top level"
+        place = f" ({origin})" if origin else ""
+        self.problems.append(
+            f"{dotted(where)}: missing{under}{place}; allowed: {allowed(param.type)}."
+        )
+
+    def default_node(self, kind: Type, path: KeyPath, result: dict[str, Any]) -> None:
+        """Take note of a node that is not given and can do with the defaults of its class."""
+
+    # -- values
+
+    def value(
+        self,
+        kind: Type,
+        given: Any,
+        path: KeyPath,
+        read: Signature | None = None,
+        siblings: dict[str, Any] | None = None,
+    ) -> Any:
+        """Judge one value.
+
+        Args:
+            kind: what it may be.
+            given: the value.
+            path: where it stands.
+            read: the signature that it belongs to.
+            siblings: the mapping that it stands in.
+
+        Returns:
+            The value as its type wants it; after a problem, anything.
+        """
+        if given is BROKEN:
+            return None
+        if registry_of(kind) is not None or isinstance(kind, Instance):
+            return self.node(kind, given, path)
+        if isinstance(kind, Marked):
+            return self.marked(kind, given, path, read, siblings)
+        if isinstance(kind, AnyOf):
+            return self.any_of(kind, given, path, read, siblings)
+        if isinstance(kind, ListOf | TupleOf) and isinstance(given, list):
+            return self.items(kind, given, path)
+        if isinstance(kind, MapOf) and isinstance(given, dict):
+            return {key: self.value(kind.value, one, (*path, key)) for key, one in given.items()}
+        result = read_scalar(kind, given, self.tree.mark(path).raw)
+        if result is UNFIT:
+            self.report(path, mismatch(kind, given))
+            return None
+        return self.path_value(result) if kind == Basic("path") else result
+
+    def items(self, kind: ListOf | TupleOf, given: list[Any], path: KeyPath) -> Any:
+        """Judge a list."""
+        if isinstance(kind, TupleOf) and len(kind.items) != len(given):
+            self.report(path, mismatch(kind, given))
+            return None
+        types_of = kind.items if isinstance(kind, TupleOf) else [kind.item] * len(given)
+        values = [
+            self.value(one, item, (*path, index))
+            for index, (one, item) in enumerate(zip(types_of, given, strict=True))
+        ]
+        return self.sequence(kind, values)
+
+    def sequence(self, kind: ListOf | TupleOf, values: list[Any]) -> Any:
+        """What a judged list becomes."""
+        return values
+
+    def path_value(self, text: str) -> Any:
+        """What the text of a path becomes."""
+        return text
+
+    def any_of(
+        self,
+        kind: AnyOf,
+        given: Any,
+        path: KeyPath,
+        read: Signature | None,
+        siblings: dict[str, Any] | None,
+    ) -> Any:
+        """Judge a value by the first alternative that it fits, text last."""
+        known = [one for one in options(kind) if one != Basic("foreign")]
+        if all(one == Basic("null") for one in known):
+            return given
+        texts = (Basic("text"), Basic("path"), ANY)
+        # a whole number stays one where both kinds are allowed
+        ordered = sorted(known, key=lambda one: (plain(one) in texts, plain(one) == Basic("float")))
+        for option in ordered:
+            trial = self.trial()
+            trial.value(option, given, path, read, siblings)
+            if not trial.problems:
+                return self.value(option, given, path, read, siblings)
+        fitting = [option for option in ordered if self.fits(option, given)]
+        if len(fitting) == 1:
+            # what is wrong inside says more than that nothing fits
+            return self.value(fitting[0], given, path, read, siblings)
+        self.report(path, mismatch(kind, given))
+        return None
+
+    def trial(self) -> Checker:
+        """A checker of the same tree whose problems do not count."""
+        return Checker(self.tree)
+
+    @staticmethod
+    def fits(option: Type, given: Any) -> bool:
+        """Whether a value has the outer form of an alternative, whatever it holds."""
+        if isinstance(option, Marked) and isinstance(option.mark, types.Calls):
+            return isinstance(given, dict | list)
+        base = plain(option)
+        if isinstance(given, dict):
+            return isinstance(base, MapOf | Instance)
+        if isinstance(given, list):
+            return isinstance(base, ListOf | TupleOf)
+        if isinstance(given, str):
+            return isinstance(option, Marked) and base == Basic("text")
+        numbers = (Basic("int"), Basic("float"))
+        is_number = isinstance(given, int | float) and not isinstance(given, bool)
+        return isinstance(option, Marked) and is_number and base in numbers
+
+    # -- marks
+
+    def marked(
+        self,
+        kind: Marked,
+        given: Any,
+        path: KeyPath,
+        read: Signature | None,
+        siblings: dict[str, Any] | None,
+    ) -> Any:
+        """Judge a value by its type and by its mark."""
+        mark = kind.mark
+        if isinstance(mark, types.Calls) and isinstance(given, dict | list):
+            return check_calls(self, mark, given, path)
+        if isinstance(mark, types.AtLeast | types.Matching):
+            trial = self.trial()
+            trial.value(kind.base, given, path)
+            if trial.problems:
+                self.report(path, mismatch(kind, given))
+                return None
+        before = len(self.problems)
+        value = self.value(kind.base, given, path, read, siblings)
+        if len(self.problems) > before or given is None:
+            return value
+        if isinstance(mark, types.AtLeast):
+            numeric = isinstance(given, int | float) and not isinstance(given, bool)
+            if numeric and not given >= mark.minimum:
+                self.report(path, mismatch(kind, given))
+        elif isinstance(mark, types.Matching):
+            if not re.fullmatch(mark.pattern, str(value)):
+                self.report(path, mismatch(kind, given))
+        elif isinstance(mark, types.NameIn) and isinstance(value, str):
+            try:
+                signature(mark.namespace, value)
+            except ConfigError as error:
+                self.report(path, f"given {shown(given)}; {error}")
+        elif isinstance(mark, types.OptionsOf) and isinstance(value, dict):
+            return check_options(self, mark, value, path, read, siblings or {})
+        return value
+
+    # -- nodes
+
+    def node(self, kind: Type, given: Any, path: KeyPath) -> Any:
+        """Judge a mapping that is built into an object."""
+        if given is None:
+            given = {}
+        if not isinstance(given, dict):
+            self.report(path, mismatch(kind, given))
+            return None
+        if given.get("proto") is BROKEN:
+            return given
+        try:
+            found = target(kind, given)
+        except ConfigError as error:
+            self.report((*path, "proto"), str(error))
+            return given
+        if found.signature is None:
+            return self.finish(found, dict(given), path)
+        before = len(self.problems)
+        arguments = self.section(found.signature, given, path, consumed=found.consumed)
+        if len(self.problems) > before:
+            return arguments
+        return self.finish(found, arguments, path)
+
+    def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
+        """What a judged node becomes."""
+        return arguments

@@ -1,0 +1,105 @@
+"""Configuration files with what they include, and how one layer goes over another."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vilmedic.config.marks import COMMAND_LINE, KeyPath, Tree
+from vilmedic.config.resolve import guard
+from vilmedic.config.yaml_source import read_file
+from vilmedic.errors import ConfigError, nearest
+
+
+def read_layers(path: str) -> list[Tree]:
+    """A configuration file and everything that it includes, the weakest first.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigError: a file is missing, not readable, or includes itself.
+    """
+    return _read(path, chain=[], origin="")
+
+
+def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
+    where = f"includes ({origin}): " if origin else ""
+    real = os.path.realpath(path)
+    if real in [os.path.realpath(one) for one in chain]:
+        raise ConfigError(f"{where}the files include each other: {' -> '.join([*chain, path])}.")
+    if not os.path.isfile(path):
+        raise ConfigError(f"{where}{_absent(path)}")
+    tree = read_file(path)
+    guard(tree)
+    layers: list[Tree] = []
+    if "includes" in tree.data:
+        given = tree.get(("includes",))
+        line = tree.origin(("includes",))
+        names = [given] if isinstance(given, str) else given
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"includes ({line}): given {given!r}; allowed: a list of file names.")
+        for index, name in enumerate(names):
+            found = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
+            layers += _read(found, [*chain, path], tree.origin(("includes", index)))
+        tree.remove(("includes",))
+    return [*layers, tree]
+
+
+def _absent(path: str) -> str:
+    if os.path.isdir(path):
+        return f"'{path}' is a folder. Allowed: a YAML file."
+    folder = Path(path).parent
+    if not folder.is_dir():
+        parents = Path(*folder.parts[:-1])
+        beside = [one.name for one in parents.iterdir()] if parents.is_dir() else []
+        return f"there is no folder '{folder}'.{nearest(folder.name, beside)}"
+    files = sorted(one.name for one in folder.iterdir() if one.suffix in (".yml", ".yaml"))
+    hint = nearest(Path(path).name, files)
+    listed = f" Allowed: {', '.join(files)}." if files and not hint else ""
+    return f"there is no file '{path}'.{listed}{hint}"
+
+
+def merge(lower: Tree, upper: Tree) -> Tree:
+    """Two layers as one: mappings are merged, everything else of the upper one replaces.
+
+    Args:
+        lower: the weaker layer.
+        upper: the stronger layer.
+    """
+    weaker = Tree(_copy(lower.data), dict(lower.marks))
+    _make_way(weaker, upper, ())
+    merged = OmegaConf.merge(OmegaConf.create(weaker.data), OmegaConf.create(upper.data))
+    data: Any = OmegaConf.to_container(merged, resolve=False)
+    marks = {**weaker.marks, **upper.marks}
+    for path, mark in upper.marks.items():
+        # a mapping that the command line adds to still stands where the file has it
+        adds = mark.origin == COMMAND_LINE and isinstance(upper.get(path), dict)
+        if adds and path in weaker.marks:
+            marks[path] = weaker.marks[path]
+    return Tree(data, marks)
+
+
+def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:
+    """Take out of the lower layer what the upper one replaces rather than merges into."""
+    for key, value in upper.get(path).items():
+        where = (*path, key)
+        if not lower.has(where):
+            continue
+        below = lower.get(where)
+        if isinstance(value, dict) and isinstance(below, dict):
+            _make_way(lower, upper, where)
+        elif isinstance(value, dict) and isinstance(below, str):
+            # an interpolation may stand for a mapping, which the merge then looks up
+            lower.forget(where)
+        else:
+            lower.remove(where)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(one) for key, one in value.items()}
+    return [_copy(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,239 @@
+"""One checked configuration out of files and a command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vilmedic.config.annotations import instance_of
+from vilmedic.config.check import Checker
+from vilmedic.config.layers import merge, read_layers
+from vilmedic.config.marks import KeyPath, Tree
+from vilmedic.config.nodes import schema_keys
+from vilmedic.config.overrides import Override, apply_overrides, parse_override
+from vilmedic.config.replaced import drop_replaced
+from vilmedic.config.resolve import guard, resolve
+from vilmedic.config.sections import (
+    EnsemblorSection,
+    RunSection,
+    TrainorSection,
+    ValidatorSection,
+)
+from vilmedic.config.signature import Signature, read_signature
+from vilmedic.config.yaml_source import PlainDumper
+from vilmedic.errors import ConfigError
+from vilmedic.registry import import_plugins
+
+ROOT = f"{RunSection.__module__}.{RunSection.__name__}"
+
+
+class Node(dict[str, Any]):
+    """A mapping of a configuration that knows where it stands.
+
+    Args:
+        data: the keys and values.
+        path: where the mapping stands.
+        tree: the configuration that it is part of, for the origins of its keys.
+    """
+
+    def __init__(self, data: dict[str, Any], path: KeyPath, tree: Tree) -> None:
+        super().__init__(data)
+        self.path = path
+        self.tree = tree
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration without a known fault.
+
+    Args:
+        run: all of it, typed.
+        data: all of it as plain values; the framework's own sections hold their defaults.
+        tree: the values that were given, with their marks.
+        overrides: the words of the command line.
+        notes: one line for each choice that made keys of lower layers meaningless.
+        path: the configuration file.
+    """
+
+    run: RunSection
+    data: dict[str, Any]
+    tree: Tree
+    overrides: tuple[str, ...]
+    notes: tuple[str, ...]
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.run.name)
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that the run is written to: `<ckpt_dir>/<name>`."""
+        return Path(self.run.ckpt_dir) / self.name
+
+    @property
+    def ckpt(self) -> str | None:
+        """The checkpoint to continue from or to evaluate."""
+        return self.run.ckpt
+
+    @property
+    def dataset(self) -> Node:
+        """The node of the data set, for `build(DATASETS, ...)`."""
+        return Node(self.run.dataset, ("dataset",), self.tree)
+
+    @property
+    def model(self) -> Node:
+        """The node of the model, for `build(MODELS, ...)`."""
+        return Node(self.run.model, ("model",), self.tree)
+
+    @property
+    def trainor(self) -> TrainorSection:
+        """How the model is trained."""
+        return self.run.trainor
+
+    @property
+    def validator(self) -> ValidatorSection:
+        """How the model is scored during training."""
+        return self.run.validator
+
+    @property
+    def ensemblor(self) -> EnsemblorSection:
+        """How trained checkpoints are evaluated."""
+        return self.run.ensemblor
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Dotted key to `file:line` or `command line`, for every value that was given."""
+        return {".".join(map(str, path)): mark.origin for path, mark in self.tree.marks.items()}
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; reading it gives the same configuration."""
+        return to_yaml(self.data)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A configuration that was read and not yet judged.
+
+    Args:
+        tree: the resolved values.
+        problems: what went wrong so far.
+        notes: one line for each choice that made keys of lower layers meaningless.
+    """
+
+    tree: Tree
+    problems: list[str]
+    notes: list[str]
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+    """Read, merge and check a configuration.
+
+    Args:
+        path: the YAML file.
+        overrides: words as on the command line, `key=value` and `~key`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: every problem that was found, at once.
+    """
+    draft = read(os.fspath(path), overrides)
+    root = root_signature()
+    tree = draft.tree
+    checker = Checker(tree, lambda: schema_keys(root, tree.data))
+    judged = checker.section(root, tree.data, ())
+    problems = [*draft.problems, *checker.problems]
+    if problems:
+        raise ConfigError(problems)
+    judged["name"] = judged.get("name") or Path(path).stem
+    sections = {"trainor": TrainorSection, "validator": ValidatorSection}
+    for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
+        judged[key] = cls(**judged.get(key) or {})
+    run = RunSection(**judged)
+    return Config(run, asdict(run), tree, tuple(overrides), tuple(draft.notes), os.fspath(path))
+
+
+def read(path: str, words: Iterable[str] = ()) -> Draft:
+    """Read and merge a configuration without judging its values.
+
+    Raises:
+        ConfigError: a file cannot be read at all.
+    """
+    problems: list[str] = []
+    overrides: list[Override] = []
+    for word in words:
+        try:
+            overrides.append(parse_override(word))
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        layers = read_layers(path)
+    except ConfigError as error:
+        raise ConfigError([*error.problems, *problems]) from None
+    problems += _plugins(layers, overrides)
+    root = root_signature()
+    defaults = default_values(path)
+    notes: list[str] = []
+    tree = layers[0]
+    for layer in layers[1:]:
+        notes += drop_replaced(tree, layer, root, defaults)
+        tree = merge(tree, layer)
+    last, wrong = apply_overrides(overrides, tree)
+    guard(last)
+    problems += wrong
+    if last.data:
+        notes += drop_replaced(tree, last, root, defaults)
+        tree = merge(tree, last)
+    tree, broken = resolve(tree, defaults)
+    return Draft(tree, problems + broken, notes)
+
+
+def default_values(path: str) -> dict[str, Any]:
+    """The values of the framework's own keys when nothing is given."""
+    values = asdict(RunSection(name=Path(path).stem, dataset={}, model={}))
+    return {key: value for key, value in values.items() if key not in ("dataset", "model")}
+
+
+def root_signature() -> Signature:
+    """The signature of the whole configuration."""
+    root = read_signature(ROOT)
+    if root is None or instance_of(root.params["trainor"].type) is None:
+        raise RuntimeError(f"the source text of {ROOT} cannot be read")
+    return root
+
+
+def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
+    """Import the plugins that the strongest layer names; their classes are part of the schema."""
+    found = Tree()
+    for layer in layers:
+        if "plugins" in layer.data:
+            found = Tree({"plugins": layer.data["plugins"]}, layer.marks)
+    for override in overrides:
+        if override.path == ("plugins",):
+            marks = {("plugins", *path): mark for path, mark in override.marks.items()}
+            found = Tree({"plugins": override.value}, marks)
+    given = found.data.get("plugins")
+    names = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+    origin = found.origin(("plugins",))
+    return [f"plugins ({origin}): {problem}" for problem in import_plugins(names)]
+
+
+def to_yaml(data: Any) -> str:
+    """Plain values as YAML that `load` reads back unchanged."""
+    text: str = yaml.dump(
+        data,
+        Dumper=PlainDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**6,
+        default_flow_style=False,
+    )
+    return text

@@ -1,0 +1,83 @@
+"""Where every value of a configuration comes from, and how it was spelt there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+KeyPath = tuple[str | int, ...]
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The source of one value.
+
+    Args:
+        origin: `file:line` or `command line`.
+        raw: the text as typed, where reading it as a number, a truth value or null loses it.
+        note: what is wrong with the text; told when the value turns out to be unusable.
+    """
+
+    origin: str
+    raw: str | None = None
+    note: str = ""
+
+
+@dataclass
+class Tree:
+    """Plain nested values with a mark for each of them.
+
+    Args:
+        data: mappings with text keys, lists, text, numbers, truth values and None.
+        marks: the source of every value, by its path.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    marks: dict[KeyPath, Mark] = field(default_factory=dict)
+
+    def origin(self, path: KeyPath) -> str:
+        """The source of a value, or of the nearest enclosing one that has a source."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.marks:
+                return self.marks[path[:length]].origin
+        return ""
+
+    def mark(self, path: KeyPath) -> Mark:
+        """The mark of a value itself; an empty one when it has none."""
+        return self.marks.get(path, Mark(self.origin(path)))
+
+    def has(self, path: KeyPath) -> bool:
+        """Whether there is a value at a path, null included."""
+        node: Any = self.data
+        for part in path:
+            if isinstance(node, list):
+                known = isinstance(part, int) and part < len(node)
+            else:
+                known = isinstance(node, dict) and part in node
+            if not known:
+                return False
+            node = node[part]
+        return True
+
+    def get(self, path: KeyPath) -> Any:
+        """The value at a path that exists."""
+        node: Any = self.data
+        for part in path:
+            node = node[part]
+        return node
+
+    def remove(self, path: KeyPath) -> None:
+        """Take out a value that exists, and the marks of everything in it."""
+        del self.get(path[:-1])[path[-1]]
+        self.forget(path)
+
+    def forget(self, path: KeyPath) -> None:
+        """Take out the marks of a value and of everything in it."""
+        for known in [known for known in self.marks if known[: len(path)] == path]:
+            del self.marks[known]
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as users write it: `ensemblor.splits.0`."""
+    return ".".join(str(part) for part in path)

@@ -1,0 +1,144 @@
+"""The sections of a configuration that the framework itself owns: typed, documented, defaulted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from vilmedic.config.types import AtLeast, Calls, Matching, NameIn, OptionsOf
+
+
+@dataclass(kw_only=True)
+class TrainorSection:
+    """How a model is trained.
+
+    Args:
+        optimizer: a class of torch.optim.
+        optim_params: its options.
+        batch_size: samples a step takes from the data, before accumulation.
+        grad_accu: batches whose gradients are averaged into one step.
+        clip_grad_norm: largest norm of the gradient; null leaves it as it is.
+        lr_decay: a class of torch.optim.lr_scheduler; null keeps the learning rate.
+        lr_decay_params: its options.
+        decay_metric_start: first epoch whose evaluation a plateau scheduler sees.
+        epochs: number of passes over the training split.
+        eval_start: first epoch that is evaluated.
+        early_stop: evaluations without improvement after which the run ends; null never ends it.
+        early_stop_metric: the score that decides on improvement: validation_loss or the dotted
+            name of a validator metric.
+        early_stop_start: first epoch whose evaluation counts for the early stop.
+        keep: number of best checkpoints that stay on disk.
+        seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
+        precision: arithmetic of the forward pass; bf16 keeps weights and optimizer in float32.
+        device: cpu, cuda or cuda:N; null takes a GPU when there is one.
+        num_workers: processes that load data; null takes one a core, four at most.
+        max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
+        log_every: steps between two lines in metrics.jsonl.
+    """
+
+    optimizer: Annotated[str, NameIn("torch.optim")] = "Adam"
+    optim_params: Annotated[dict[str, Any], OptionsOf("torch.optim", "optimizer")] = field(
+        default_factory=dict
+    )
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    grad_accu: Annotated[int, AtLeast(1)] = 1
+    clip_grad_norm: Annotated[float, AtLeast(0)] | None = None
+    lr_decay: Annotated[str | None, NameIn("torch.optim.lr_scheduler")] = None
+    lr_decay_params: Annotated[
+        dict[str, Any],
+        OptionsOf("torch.optim.lr_scheduler", "lr_decay", filled=("T_max", "total_steps")),
+    ] = field(default_factory=dict)
+    decay_metric_start: int = 0
+    epochs: Annotated[int, AtLeast(0)] = 99
+    eval_start: int = 0
+    early_stop: Annotated[int, AtLeast(1)] | None = None
+    early_stop_metric: str = "validation_loss"
+    early_stop_start: int = 0
+    keep: Annotated[int, AtLeast(1)] = 3
+    seed: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str | None = None
+    num_workers: Annotated[int, AtLeast(0)] | None = None
+    max_bad_steps: Annotated[int, AtLeast(1)] = 10
+    log_every: Annotated[int, AtLeast(1)] = 10
+
+
+@dataclass(kw_only=True)
+class ValidatorSection:
+    """How a model is scored during training.
+
+    Args:
+        batch_size: samples a batch; a contrastive loss depends on it.
+        splits: the splits that are scored; the first one decides on improvement.
+        metrics: protocols to compute besides the loss, each with its options.
+    """
+
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    splits: list[str] = field(default_factory=lambda: ["validate"])
+    metrics: Annotated[dict[str, Any], Calls("metric")] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class EnsemblorSection:
+    """How trained checkpoints are evaluated.
+
+    Args:
+        mode: which checkpoints of the run are used: best-1, best-N or all, over all its seeds.
+        ckpt: one checkpoint to evaluate instead, a path or a file in the run directory.
+        splits: the splits that are evaluated.
+        batch_size: samples a batch; a contrastive loss depends on it.
+        metrics: protocols to compute besides the loss, each with its options.
+        baselines: what is measured beside the model in the same run: the same network untrained,
+            and the pixels themselves.
+        post_processing: pictures and files to make, each with its options.
+        seed: seed of whatever an evaluation draws.
+        precision: arithmetic of the forward pass.
+        device: cpu, cuda or cuda:N; null takes a GPU when there is one.
+        num_workers: processes that load data; null takes one a core, four at most.
+    """
+
+    mode: Annotated[str, Matching("best-[1-9][0-9]*|all", "best-1, best-N or all")] = "best-1"
+    ckpt: str | None = None
+    splits: list[str] = field(default_factory=lambda: ["validate", "test"])
+    batch_size: Annotated[int, AtLeast(1)] = 32
+    metrics: Annotated[dict[str, Any], Calls("metric")] = field(
+        default_factory=lambda: {"retrieval": {}}
+    )
+    baselines: list[Literal["untrained", "raw_pixels"]] = field(default_factory=list)
+    post_processing: Annotated[dict[str, Any], Calls("post_processing")] = field(
+        default_factory=dict
+    )
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str | None = None
+    num_workers: Annotated[int, AtLeast(0)] | None = None
+
+
+@dataclass(kw_only=True)
+class RunSection:
+    """The whole configuration.
+
+    `dataset` and `model` are nodes with a `proto`: their keys are the arguments of the class named.
+
+    Args:
+        name: the run's name; null takes the stem of the configuration file.
+        ckpt_dir: where runs are written: `<ckpt_dir>/<name>`.
+        ckpt: a checkpoint, a path or a file in the run directory: training continues from it,
+            evaluation uses it instead of the best ones.
+        plugins: modules to import first, so that what they register can be named.
+        dataset: the data set.
+        model: the model.
+        trainor: how it is trained.
+        validator: how it is scored during training.
+        ensemblor: how trained checkpoints are evaluated.
+    """
+
+    name: str | None = None
+    ckpt_dir: str = "ckpt"
+    ckpt: str | None = None
+    plugins: list[str] = field(default_factory=list)
+    dataset: Annotated[dict[str, Any], NameIn("dataset")]
+    model: Annotated[dict[str, Any], NameIn("model")]
+    trainor: TrainorSection = field(default_factory=TrainorSection)
+    validator: ValidatorSection = field(default_factory=ValidatorSection)
+    ensemblor: EnsemblorSection = field(default_factory=EnsemblorSection)

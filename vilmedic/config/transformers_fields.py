@@ -1,0 +1,111 @@
+"""The fields of transformers configuration classes, which `**settings` of an encoder may hold."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+from vilmedic.config.annotations import ANY
+from vilmedic.config.signature import Param, Signature, field_params, function_params
+from vilmedic.config.sources import bases, find_class, read_module
+from vilmedic.config.types import ConfigOf
+
+
+def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
+    """The transformers model type that the settings of a node belong to.
+
+    Args:
+        mark: what the signature says of them.
+        siblings: the node.
+
+    Returns:
+        The type; None when only the hub could tell.
+    """
+    source = siblings.get(mark.key)
+    if source is None:
+        return mark.default
+    file = Path(str(source)) / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+# written into every config.json, or taken by every class without being a field
+_ALWAYS = (
+    "model_type",
+    "num_labels",
+    "id2label",
+    "label2id",
+    "attn_implementation",
+    "output_attentions",
+)
+
+
+@cache
+def config_signature(model_type: str) -> Signature | None:
+    """The fields of the configuration class of a model type, the common ones included.
+
+    Args:
+        model_type: as in a model's `config.json`: `bert`, `roberta`.
+
+    Returns:
+        The fields; None when transformers has no such file.
+    """
+    folder = model_type.replace("-", "_")
+    name = f"transformers.models.{folder}.configuration_{folder}"
+    module = read_module(name)
+    if module is None:
+        return None
+    for member in module.members.values():
+        if not isinstance(member, griffe.Class):
+            continue
+        stated = member.members.get("model_type")
+        if isinstance(stated, griffe.Attribute) and str(stated.value).strip("'\"") == model_type:
+            return _fields(member.path)
+    return None
+
+
+def _fields(path: str) -> Signature:
+    """Annotated attributes and constructor arguments along the base classes."""
+    found: dict[str, Param] = {}
+    docstrings: list[griffe.Docstring] = []
+    queue = [path]
+    while queue:
+        cls = find_class(queue.pop(0))
+        if cls is None:
+            continue
+        fields = field_params(cls)
+        constructor = cls.members.get("__init__")
+        if isinstance(constructor, griffe.Function):
+            fields |= function_params(constructor)[0]
+        for name, param in fields.items():
+            found.setdefault(name, replace(param, required=False))
+        for name in _renamed(cls):
+            found.setdefault(name, Param(name, ANY, required=False))
+        if cls.docstring:
+            docstrings.append(cls.docstring)
+        if cls.name not in ("PreTrainedConfig", "PretrainedConfig"):
+            queue += [base for base in bases(cls) if base.startswith("transformers.")]
+    for name in _ALWAYS:
+        found.setdefault(name, Param(name, ANY, required=False))
+    return Signature(path, found, None, tuple(docstrings))
+
+
+def _renamed(cls: griffe.Class) -> list[str]:
+    """The older names of fields that a configuration class accepts as well."""
+    member = cls.members.get("attribute_map")
+    if not isinstance(member, griffe.Attribute) or member.value is None:
+        return []
+    try:
+        names = ast.literal_eval(str(member.value))
+    except (ValueError, SyntaxError):
+        return []
+    return [str(name) for name in names]

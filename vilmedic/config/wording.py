@@ -1,0 +1,136 @@
+"""The sentences that messages and `--help` are made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from vilmedic.config import types
+from vilmedic.config.annotations import (
+    ANY,
+    AnyOf,
+    Basic,
+    Choice,
+    Instance,
+    ListOf,
+    MapOf,
+    Marked,
+    TupleOf,
+    Type,
+    options,
+    plain,
+)
+from vilmedic.config.marks import KeyPath, dotted
+from vilmedic.config.nodes import registry_of
+from vilmedic.config.signature import read_signature
+from vilmedic.errors import nearest
+
+_YAML_1_1 = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+
+
+def describe(kind: Type) -> str:
+    """The type in words, as messages say it."""
+    if isinstance(kind, Marked):
+        mark = kind.mark
+        if isinstance(mark, types.AtLeast):
+            return f"{describe(kind.base)} of at least {mark.minimum:g}"
+        if isinstance(mark, types.Matching):
+            return mark.words
+        return describe(kind.base)
+    if isinstance(kind, Choice):
+        return "one of " + ", ".join(spell(value) for value in kind.values)
+    if isinstance(kind, ListOf):
+        if kind.item in (ANY, Basic("foreign")):
+            return "a list"
+        plural: dict[Type, str] = {Basic("int"): "integers", Basic("float"): "numbers"}
+        return f"a list of {plural.get(kind.item) or describe(kind.item)}"
+    if isinstance(kind, TupleOf):
+        return f"a list of {len(kind.items)}: " + ", ".join(describe(one) for one in kind.items)
+    if isinstance(kind, MapOf):
+        return "a mapping" if plain(kind.value) == ANY else f"a mapping to {describe(kind.value)}"
+    if isinstance(kind, AnyOf):
+        known = [one for one in options(kind) if one != Basic("foreign")] or [ANY]
+        return " or ".join(dict.fromkeys(describe(one) for one in known))
+    if isinstance(kind, Instance):
+        return f"a mapping with the keys of {kind.path.rpartition('.')[2]}"
+    words = {"int": "an integer", "float": "a number", "bool": "true or false", "path": "a path"}
+    return words.get(kind.name, "anything" if kind.name == "foreign" else kind.name)
+
+
+def spell(value: Any) -> str:
+    """A value as YAML spells it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def allowed(kind: Type) -> str:
+    """What a value may be, in words; the keys of a mapping and the names of a kind are listed."""
+    registry = registry_of(kind)
+    if registry is not None:
+        return f"a mapping with a proto, one of {', '.join(registry.names()) or 'none'}"
+    if isinstance(kind, Instance):
+        read = read_signature(kind.path)
+        keys = [
+            f"{name} (needed)" if param.required else name
+            for name, param in (read.settable if read else {}).items()
+        ]
+        return f"a mapping with {', '.join(keys)}" if keys else describe(kind)
+    return describe(kind)
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it."""
+    if isinstance(value, dict):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list):
+        if any(isinstance(one, dict | list) for one in value):
+            return f"a list of {len(value)}"
+        return "[" + ", ".join(spell(one) for one in value) + "]"
+    return f"'{value}'" if isinstance(value, str) else spell(value)
+
+
+def mismatch(kind: Type, given: Any) -> str:
+    """That a value is of the wrong type."""
+    alternatives = [plain(one) for one in options(kind)]
+    hint = ""
+    if isinstance(given, float) and given.is_integer() and Basic("int") in alternatives:
+        hint = f" Did you mean '{int(given)}'?"
+    elif isinstance(given, str):
+        choices = [one for one in alternatives if isinstance(one, Choice)]
+        words = [spell(value) for one in choices for value in one.values]
+        if Basic("bool") in alternatives:
+            words += ["true", "false"]
+        meant = _YAML_1_1.get(given.lower())
+        hint = f" Did you mean '{meant}'?" if meant in words else nearest(given, words)
+    return f"given {shown(given)}; allowed: {allowed(kind)}.{hint}"
+
+
+def unknown_key(path: KeyPath, given: Any, known: Sequence[str], everywhere: Sequence[str]) -> str:
+    """That a key is not known where it stands, and which one may be meant.
+
+    Args:
+        path: the key.
+        given: its value.
+        known: the keys that are known there.
+        everywhere: every dotted key of the schema.
+    """
+    key = str(path[-1])
+    siblings = {name.lower(): name for name in known}
+    exact = [name for name in everywhere if name.rpartition(".")[2] == key]
+    close = difflib.get_close_matches(key.lower(), siblings, n=1, cutoff=0.6)
+    ratio = difflib.SequenceMatcher(None, key.lower(), close[0]).ratio() if close else 0.0
+    hint = ""
+    if close and (ratio >= 0.8 or not exact):
+        hint = dotted((*path[:-1], siblings[close[0]]))
+    elif exact:
+        hint = exact[0]
+    else:
+        far = {name.rpartition(".")[2].lower(): name for name in reversed(everywhere)}
+        match = difflib.get_close_matches(key.lower(), far, n=1, cutoff=0.8)
+        hint = far[match[0]] if match else ""
+    under = f" under '{dotted(path[:-1])}'" if path[:-1] else " at the top level"
+    tail = f" Did you mean '{hint}'?" if hint else ""
+    listed = ", ".join(known) or "no keys"
+    return f"unknown key, given {shown(given)}; allowed{under}: {listed}.{tail}"
