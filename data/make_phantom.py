@@ -1,0 +1,89 @@
+"""Builds the phantom data set: synthetic chest X-rays with findings, reports and labels.
+
+    python data/make_phantom.py --root data/phantom --train 4000 --validate 500 --test 500 \
+        --size 128 --seed 0
+
+The same arguments give the same data set on any number of cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+from vilmedic.errors import DataError
+from vilmedic.phantom.sheet import write_sheet
+from vilmedic.phantom.write import SIZES, Plan, build
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    given = _parser().parse_args(arguments)
+    plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
+    started = time.monotonic()
+    try:
+        built = build(given.root, plan, force=given.force, workers=given.workers)
+    except DataError as error:
+        print(f"make_phantom: {error}", file=sys.stderr)
+        return 2
+    total = plan.train + plan.validate + plan.test
+    if built:
+        seconds = time.monotonic() - started
+        print(f"{given.root}: built {total} samples of {plan.size} pixels in {seconds:.0f} s")
+    else:
+        print(f"{given.root}: the same {total} samples are there already, nothing to do")
+    if given.sheet:
+        write_sheet(given.sheet, plan.seed)
+        print(f"{given.sheet}: written")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").strip().splitlines()
+    parser = argparse.ArgumentParser(
+        description=lines[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    default = Plan()
+    parser.add_argument("--root", type=Path, default=Path("data/phantom"), help="folder to build")
+    parser.add_argument("--train", type=_count, default=default.train, help="training samples")
+    parser.add_argument(
+        "--validate", type=_count, default=default.validate, help="validation samples"
+    )
+    parser.add_argument("--test", type=_count, default=default.test, help="test samples")
+    parser.add_argument("--size", type=_size, default=default.size, help="pixels a side")
+    parser.add_argument("--seed", type=_count, default=default.seed, help="seed of all drawn")
+    parser.add_argument("--workers", type=_count, default=0, help="processes, 0 for one a core")
+    parser.add_argument(
+        "--force", action="store_true", help="replace the phantom data set that is there"
+    )
+    parser.add_argument("--sheet", type=Path, help="also write a picture of 25 samples here (PNG)")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative; give 0 or more")
+    return value
+
+
+def _size(text: str) -> int:
+    value = _whole(text)
+    low, high = SIZES
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{value} is out of range; give {low} to {high} pixels")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

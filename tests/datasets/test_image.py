@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vilmedic.datasets.decode import UndecodableImage, decode_image
+from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.transforms import flips
+from vilmedic.errors import DataError
+
+Args = Callable[..., dict[str, Any]]
+Write = Callable[[str, Sequence[str]], Path]
+
+
+def load(dataset: ImageDataset, *indices: int, epoch: int = 0) -> dict[str, Any]:
+    return dataset.collate([dataset[SampleKey(index, epoch)] for index in indices])
+
+
+def test_batch_is_uint8_and_prepared_images_are_normalised(image_args: Args) -> None:
+    dataset = ImageDataset(**image_args(training=False, mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.4]))
+    batch = load(dataset, 2, 0)
+    assert batch["index"].tolist() == [2, 0]
+    assert batch["images"].shape == (2, 1, 12, 12)
+    assert batch["images"].dtype == torch.uint8
+    images = dataset.prepare(batch)["images"]
+    assert images.shape == (2, 3, 12, 12)
+    assert images.dtype == torch.float32
+    grey = batch["images"][:, 0].double() / 255
+    for channel, (mean, std) in enumerate([(0.5, 0.1), (0.4, 0.2), (0.3, 0.4)]):
+        assert torch.allclose(images[:, channel].double(), (grey - mean) / std, atol=1e-5)
+
+
+def test_evaluation_takes_the_middle_of_the_resized_image(image_args: Args, root: Path) -> None:
+    dataset = ImageDataset(**image_args(training=False, resize=None))
+    whole = decode_image(root / "images" / "train_3.png")
+    assert torch.equal(load(dataset, 3)["images"][0], whole[:, 4:16, 2:14])
+    assert dataset.describe(3) == {"image": [str(root / "images" / "train_3.png")]}
+    assert dataset.lines(torch.tensor([3])) == [f"{root}/train.image.tok:4"]
+
+
+@pytest.mark.parametrize("preset", ["resize_crop", "convirt", "simclr", "simclr_xray"])
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(image_args: Args, preset: str) -> None:
+    dataset = ImageDataset(**image_args(preset=preset))
+    state = torch.get_rng_state()
+    first = [load(dataset, *range(8), epoch=epoch)["images"] for epoch in range(6)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    other = ImageDataset(**image_args(preset=preset))
+    again = [load(other, *range(8), epoch=epoch)["images"] for epoch in (5, 4, 3, 2, 1, 0)]
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+    assert not torch.equal(first[0], first[1])
+    reseeded = ImageDataset(**image_args(preset=preset, seed=2))
+    assert not torch.equal(load(reseeded, *range(8))["images"], first[0])
+
+
+def test_evaluation_is_the_same_in_every_epoch(image_args: Args) -> None:
+    for changes in ({}, {"views": 2, "preset": "simclr"}):
+        dataset = ImageDataset(**image_args(training=False, **changes))
+        assert torch.equal(load(dataset, 0, epoch=0)["images"], load(dataset, 0, epoch=7)["images"])
+
+
+def test_views_differ_from_each_other(image_args: Args) -> None:
+    for training in (True, False):
+        dataset = ImageDataset(**image_args(training=training, views=3, preset="simclr"))
+        batch = load(dataset, 0, 1)
+        assert batch["images"].shape == (2, 3, 1, 12, 12)
+        assert not torch.equal(batch["images"][0, 0], batch["images"][0, 1])
+        assert dataset.prepare(batch)["images"].shape == (2, 3, 3, 12, 12)
+
+
+def test_several_images_are_filled_up_and_masked(image_args: Args, write: Write) -> None:
+    write("train.image.tok", ["train_0.png,train_1.png, train_2.png,train_3.png", "train_4.png"])
+    dataset = ImageDataset(**image_args(multi_image=3, training=False))
+    batch = load(dataset, 0, 1)
+    assert batch["images"].shape == (2, 3, 1, 12, 12)
+    assert batch["images_mask"].tolist() == [[True, True, True], [True, False, False]]
+    assert batch["images"][1, 1:].sum() == 0
+    single = ImageDataset(**image_args(training=False))
+    assert torch.equal(load(single, 0, 1)["images"], batch["images"][:, 0])
+    assert "images_mask" not in load(single, 0)
+    assert len(dataset.describe(0)["image"]) == 3
+
+
+def test_colour_images_keep_three_channels(image_args: Args) -> None:
+    dataset = ImageDataset(**image_args(color="rgb"))
+    batch = load(dataset, 0)
+    assert batch["images"].shape == (1, 3, 12, 12)
+    assert dataset.prepare(batch)["images"].shape == (1, 3, 12, 12)
+
+
+def test_extension_is_added_to_names_without_one(
+    image_args: Args, write: Write, root: Path
+) -> None:
+    write("train.image.tok", ["train_0", "1.2.840.5", "train_1.png"])
+    Image.new("L", (20, 20)).save(root / "images" / "1.2.840.5.png")
+    for ext in ("png", ".png"):
+        dataset = ImageDataset(**image_args(ext=ext))
+        names = [Path(dataset.describe(index)["image"][0]).name for index in range(3)]
+        assert names == ["train_0.png", "1.2.840.5.png", "train_1.png"]
+
+
+def test_image_path(image_args: Args, root: Path) -> None:
+    (root / "images").rename(root / "scans")
+    dataset = ImageDataset(**image_args(image_path=str(root / "scans")))
+    assert len(dataset) == 8
+    for file in (root / "scans").iterdir():
+        file.rename(root / file.name)
+    assert len(ImageDataset(**image_args())) == 8
+
+
+def test_missing_images_are_found_at_construction(image_args: Args, root: Path) -> None:
+    for number in range(1, 8):
+        (root / "images" / f"train_{number}.png").unlink()
+    expected = r"7 missing images: \S+train\.image\.tok:2: \S+train_1\.png does .* and 2 more\."
+    with pytest.raises(DataError, match=expected):
+        ImageDataset(**image_args())
+
+
+def test_dicom_is_refused_at_construction(image_args: Args, write: Write) -> None:
+    write("train.image.tok", ["train_0.png", "scan.dcm"])
+    with pytest.raises(DataError, match=r"tok:2: \S+scan\.dcm: DICOM files are not supported"):
+        ImageDataset(**image_args(on_error="skip"))
+
+
+def test_line_without_a_path(image_args: Args, write: Write) -> None:
+    write("train.image.tok", ["train_0.png", ","])
+    with pytest.raises(DataError, match=r"tok:2 names no image"):
+        ImageDataset(**image_args())
+
+
+def test_undecodable_image_names_its_line(image_args: Args, root: Path) -> None:
+    path = root / "images" / "train_2.png"
+    path.write_bytes(path.read_bytes()[:100])
+    dataset = ImageDataset(**image_args())
+    with pytest.raises(UndecodableImage, match=r"train\.image\.tok:3: \S+train_2\.png cannot be"):
+        dataset[SampleKey(2)]
+
+
+def test_skip_leaves_missing_images_out_and_keeps_line_numbers(
+    image_args: Args, write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    write("train.image.tok", ["train_0.png"] * 99 + ["gone.png"] + ["train_1.png"] * 100)
+    dataset = ImageDataset(**image_args(on_error="skip"))
+    assert len(dataset) == 199
+    assert dataset.lines([98, 99])[1].endswith("train.image.tok:101")
+    assert list(dataset.skipped) == [99]
+    with caplog.at_level(logging.WARNING):
+        dataset.report_skipped()
+        dataset.report_skipped()
+    assert len(caplog.messages) == 1
+    assert "gone.png does not exist (1 of 200 so far)" in caplog.messages[0]
+
+
+def test_skip_stops_above_one_percent(image_args: Args, write: Write) -> None:
+    write("train.image.tok", ["train_0.png"] * 197 + ["a.png", "b.png", "c.png"])
+    with pytest.raises(DataError, match=r"3 bad samples.*more than 1% of the 200 samples"):
+        ImageDataset(**image_args(on_error="skip"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transforms": [{"ToDtype": {"dtype": torch.float32}}]}, "ToDtype makes torch.float32"),
+        ({"transforms": [{"Grayscale": {"num_output_channels": 3}}]}, "with 1 channel"),
+        ({"transforms": ["ToPILImage"]}, "ToPILImage makes Image"),
+        ({"transforms": [{"CenterCrop": {"size": 8}}]}, "too small for crop=12"),
+        ({"transforms": [{"RandomRotate": {}}]}, "Did you mean 'RandomRotation'"),
+        ({"transforms": [], "preset": "convirt"}, "exclude each other"),
+        ({"multi_image": 2, "views": 2}, "cannot both"),
+        ({"views": 0}, "views must be at least 1"),
+        ({"resize": 0}, "resize must be at least 1"),
+        ({"mean": [0.5, 0.5]}, "one or three numbers"),
+        ({"std": [0.0]}, "positive"),
+        ({"preset": "convirt", "crop": None}, "crop is null"),
+    ],
+)
+def test_wrong_arguments(image_args: Args, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageDataset(**image_args(**changes))
+
+
+def test_list_of_transforms_for_each_use(image_args: Args, root: Path) -> None:
+    changes = {
+        "transforms": [{"RandomInvert": {"p": 1.0}}],
+        "eval_transforms": [{"RandomSolarize": {"threshold": 0, "p": 1.0}}],
+        "crop": None,
+        "resize": None,
+    }
+    whole = decode_image(root / "images" / "train_0.png")
+    for training in (True, False):
+        dataset = ImageDataset(**image_args(training=training, **changes))
+        assert torch.equal(load(dataset, 0)["images"][0], 255 - whole)
+        assert type(dataset.transforms[0]).__name__ == (
+            "RandomInvert" if training else "RandomSolarize"
+        )
+
+
+def test_image_smaller_than_the_crop_names_its_line(image_args: Args) -> None:
+    dataset = ImageDataset(**image_args(resize=None, crop=18))
+    with pytest.raises(DataError, match=r"tok:2: an image of 20 x 16 pixels is too small"):
+        dataset[SampleKey(1)]
+
+
+def test_different_sizes_in_a_batch(image_args: Args, root: Path) -> None:
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "images" / "train_1.png")
+    dataset = ImageDataset(**image_args(resize=None, crop=None))
+    with pytest.raises(DataError, match=r"found 20 x 16 \(sample 0\), 9 x 9 \(sample 1\)"):
+        load(dataset, 0, 1)
+
+
+def test_flip_of_a_preset_goes_next_to_reports(
+    image_args: Args, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = ImageDataset(**image_args(preset="convirt"))
+    assert any(flips(transform) for transform in dataset.transforms)
+    dataset.keep_sides()
+    assert not any(flips(transform) for transform in dataset.transforms)
+    assert not caplog.messages
+    own = ImageDataset(**image_args(transforms=["RandomHorizontalFlip"]))
+    own.keep_sides()
+    assert len(own.transforms) == 1
+    assert len(caplog.messages) == 1

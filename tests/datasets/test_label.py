@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.sample import SampleKey
+from vilmedic.errors import DataError
+
+Args = Callable[..., dict[str, Any]]
+Write = Callable[[str, Sequence[str]], Path]
+NAMES = ("Cardiomegaly", "No Finding", "Pleural Effusion", "Pneumonia")
+
+
+def batch(dataset: LabelDataset, *indices: int) -> torch.Tensor:
+    return dataset.collate([dataset[SampleKey(index)] for index in indices])["labels"]
+
+
+def test_one_label_a_sample(label_args: Args, tmp_path: Path) -> None:
+    dataset = LabelDataset(**label_args())
+    assert dataset.spec.labels == NAMES
+    assert not dataset.spec.multi_label
+    labels = batch(dataset, 0, 1, 2, 3)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1, 2, 0, 3]
+    assert dataset.describe(1) == {"labels": ["Pleural Effusion"]}
+    saved = json.loads((tmp_path / "run" / "labels.json").read_text())
+    assert saved == {"labels": list(NAMES), "multi_label": False}
+
+
+def test_several_labels_anywhere_make_all_splits_multi_label(
+    label_args: Args, write: Write
+) -> None:
+    write("validate.label.tok", ["Pneumonia, Cardiomegaly", "No Finding", "Pneumonia,Pneumonia"])
+    assert LabelDataset(**label_args()).spec.multi_label
+    dataset = LabelDataset(**label_args(split="validate"))
+    labels = batch(dataset, 0, 1, 2)
+    assert labels.dtype == torch.float32
+    assert labels.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 0, 1]]
+    assert dataset.describe(0) == {"labels": ["Cardiomegaly", "Pneumonia"]}
+
+
+def test_a_label_that_only_another_split_has_gets_a_column(label_args: Args, write: Write) -> None:
+    write("test.label.tok", ["Atelectasis"])
+    names = LabelDataset(**label_args()).spec.labels
+    assert names == ("Atelectasis", *NAMES)
+    assert LabelDataset(**label_args(split="test")).spec.labels == names
+
+
+def test_labels_of_the_run_are_kept(label_args: Args, write: Write, tmp_path: Path) -> None:
+    LabelDataset(**label_args())
+    write("test.label.tok", ["Pneumonia", "Pneumona"])
+    expected = r"test\.label\.tok:2 has the label 'Pneumona', which \S+run/labels\.json does not"
+    with pytest.raises(DataError, match=expected + r" .*Did you mean 'Pneumonia'\?"):
+        LabelDataset(**label_args(split="test"))
+    write("test.label.tok", ["Pneumonia", "Pneumonia,Cardiomegaly"])
+    with pytest.raises(DataError, match=r"tok:2 has 2 labels; set multi_label=true"):
+        LabelDataset(**label_args(split="test"))
+    assert LabelDataset(**label_args(split="test", multi_label=True)).spec.multi_label
+
+
+def test_evaluation_alone_makes_the_list(label_args: Args, tmp_path: Path, root: Path) -> None:
+    (root / "train.label.tok").unlink()
+    dataset = LabelDataset(**label_args(split="validate"))
+    assert dataset.spec.labels == NAMES
+    assert (tmp_path / "run" / "labels.json").is_file()
+
+
+def test_multi_label_can_be_asked_for(label_args: Args) -> None:
+    dataset = LabelDataset(**label_args(multi_label=True))
+    assert batch(dataset, 0).tolist() == [[0, 1, 0, 0]]
+
+
+def test_empty_label(label_args: Args, write: Write) -> None:
+    write("train.label.tok", ["Pneumonia", "Pneumonia,,Cardiomegaly"])
+    with pytest.raises(DataError, match=r"tok:2 has an empty label"):
+        LabelDataset(**label_args())

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vilmedic.datasets.lines import Lines, check_aligned, listed, read_lines
+from vilmedic.errors import DataError
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_reads_text_of_every_line(tmp_path: Path) -> None:
+    write(tmp_path / "train.report.tok", "\ufeffKlein, größer\r\nb\x0cb\u2028c\n d ".encode())
+    lines = read_lines(tmp_path, "train", "report.tok")
+    assert list(lines) == ["Klein, größer", "b\x0cb\u2028c", "d"]
+    assert lines.where(2) == f"{tmp_path}/train.report.tok:3"
+
+
+def test_index_beyond_the_end(tmp_path: Path) -> None:
+    with pytest.raises(IndexError):
+        Lines(["a"], tmp_path)[1]
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "train.reports.tok", b"a\n")
+    with pytest.raises(DataError, match=r"Did you mean 'train\.reports\.tok'\?"):
+        read_lines(tmp_path, "train", "report.tok")
+
+
+def test_missing_file_lists_the_folder_when_nothing_is_near(tmp_path: Path) -> None:
+    write(tmp_path / "zzz.csv", b"a\n")
+    with pytest.raises(DataError, match=r"The folder holds zzz\.csv"):
+        read_lines(tmp_path, "train", "report.tok")
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"there is no folder {re.escape(str(tmp_path))}/nowhere"):
+        read_lines(tmp_path / "nowhere", "train", "report.tok")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    write(tmp_path / "train.a.tok", b"")
+    with pytest.raises(DataError, match=r"train\.a\.tok is empty"):
+        read_lines(tmp_path, "train", "a.tok")
+
+
+def test_all_empty_lines_are_counted_and_the_first_ones_named(tmp_path: Path) -> None:
+    write(tmp_path / "train.a.tok", b"x\n\n \nx\n\n\n\n\n")
+    expected = r"6 empty lines: \S+:2, \S+:3, \S+:5, \S+:6, \S+:7 and 1 more"
+    with pytest.raises(DataError, match=expected):
+        read_lines(tmp_path, "train", "a.tok")
+
+
+def test_line_that_is_not_utf8(tmp_path: Path) -> None:
+    write(tmp_path / "train.a.tok", b"fine\nna\xefve\n")
+    with pytest.raises(DataError, match=r"train\.a\.tok:2 is not UTF-8 text: byte 0xef"):
+        read_lines(tmp_path, "train", "a.tok")
+
+
+def test_different_numbers_of_lines_name_both_files_and_counts(tmp_path: Path) -> None:
+    images = Lines(["a", "b"], tmp_path / "train.image.tok")
+    reports = Lines(["a"], tmp_path / "train.report.tok")
+    expected = r"train\.image\.tok has 2 lines and \S+train\.report\.tok has 1"
+    with pytest.raises(DataError, match=expected):
+        check_aligned([images, reports])
+    check_aligned([images, images])
+
+
+def test_listed() -> None:
+    assert listed(["a"], "line") == "1 line: a"
+    assert listed(list("abcdefg"), "line") == "7 lines: a, b, c, d, e and 2 more"

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.pairs import ImLabel, ImSeq, ImSeqLabel
+from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.text import TextDataset
+from vilmedic.datasets.transforms import flips
+from vilmedic.errors import DataError
+
+Args = Callable[..., dict[str, Any]]
+Write = Callable[[str, Sequence[str]], Path]
+
+
+def test_images_reports_and_labels(image_args: Args, text_args: Args, label_args: Args) -> None:
+    image, seq = ImageDataset(**image_args()), TextDataset(**text_args())
+    label = LabelDataset(**label_args())
+    dataset = ImSeqLabel(image=image, seq=seq, label=label)
+    assert len(dataset) == 8
+    batch = dataset.prepare(dataset.collate([dataset[SampleKey(index, 2)] for index in (5, 0)]))
+    keys = {"index", "images", "input_ids", "attention_mask", "word_ids", "labels"}
+    assert set(batch) == keys
+    assert batch["index"].tolist() == [5, 0]
+    assert batch["images"].shape == (2, 3, 12, 12)
+    assert batch["labels"].tolist() == [2, 1]
+    assert dataset.spec.tokenizer is seq.tokenizer
+    assert dataset.spec.labels == label.names
+    assert dataset.describe(5).keys() == {"image", "report", "labels"}
+    assert dataset.describe(5)["report"] == "Small left pleural effusion. No pneumothorax."
+    assert dataset.lines([5])[0].endswith("train.image.tok:6")
+    assert dataset.encode_text(["No effusion."])["input_ids"].shape == (1, 8)
+
+
+def test_no_flip_next_to_reports_but_next_to_labels(
+    image_args: Args, text_args: Args, label_args: Args
+) -> None:
+    label = LabelDataset(**label_args())
+    alone = ImageDataset(**image_args(preset="simclr_xray"))
+    ImLabel(image=alone, label=label)
+    assert any(flips(transform) for transform in alone.transforms)
+    for combine in (
+        lambda image, seq: ImSeq(image=image, seq=seq),
+        lambda image, seq: ImSeqLabel(image=image, seq=seq, label=label),
+    ):
+        image = ImageDataset(**image_args(preset="simclr_xray"))
+        combine(image, TextDataset(**text_args()))
+        assert not any(flips(transform) for transform in image.transforms)
+
+
+def test_different_counts(image_args: Args, text_args: Args, write: Write) -> None:
+    write("train.report.tok", ["No effusion."] * 7)
+    image, seq = ImageDataset(**image_args()), TextDataset(**text_args())
+    expected = r"train\.image\.tok has 8 lines and \S+train\.report\.tok has 7"
+    with pytest.raises(DataError, match=expected):
+        ImSeq(image=image, seq=seq)
+
+
+def test_what_one_part_leaves_out_the_others_leave_out_too(
+    image_args: Args, text_args: Args, label_args: Args, write: Write
+) -> None:
+    write("train.image.tok", ["train_0.png"] * 3 + ["gone.png"] + ["train_0.png"] * 196)
+    write("train.report.tok", ["No effusion."] + ["___"] + ["Heart is normal."] * 198)
+    write("train.label.tok", ["No Finding"] * 4 + ["Pneumonia"] * 196)
+    image = ImageDataset(**image_args(on_error="skip"))
+    seq = TextDataset(**text_args(on_error="skip", processing="r2gen_clean_report"))
+    dataset = ImSeqLabel(image=image, seq=seq, label=LabelDataset(**label_args()))
+    assert len(dataset) == 198
+    assert [int(line.rpartition(":")[2]) for line in dataset.lines([0, 1, 2])] == [1, 3, 5]
+    assert dataset.describe(2)["labels"] == ["Pneumonia"]
+    batch = dataset.collate([dataset[SampleKey(index)] for index in (1, 2)])
+    names = [dataset.spec.labels[label] for label in batch["labels"]]
+    assert names == ["No Finding", "Pneumonia"]
+    assert set(dataset.skipped) == {1, 3}

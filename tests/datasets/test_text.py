@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.text import TextDataset, load_tokenizer
+from vilmedic.errors import DataError
+
+Args = Callable[..., dict[str, Any]]
+Write = Callable[[str, Sequence[str]], Path]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def words(dataset: TextDataset, ids: Sequence[int]) -> str:
+    return dataset.tokenizer.decode(ids)
+
+
+def test_vocabulary_of_training_serves_evaluation(text_args: Args, tmp_path: Path) -> None:
+    train = TextDataset(**text_args())
+    validate = TextDataset(**text_args(split="validate", training=False))
+    assert validate.tokenizer.get_vocab() == train.tokenizer.get_vocab()
+    again = TextDataset(**text_args(training=False))
+    assert again.spec.vocab_size == train.spec.vocab_size
+    assert train.spec.tokenizer_max_len == 128
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_evaluation_before_training_says_what_to_do(text_args: Args) -> None:
+    for split, training in (("validate", False), ("train", False)):
+        with pytest.raises(DataError, match="Train the run first, or set tokenizer"):
+            TextDataset(**text_args(split=split, training=training))
+
+
+def test_sample_holds_the_cleaned_report(text_args: Args, root: Path) -> None:
+    dataset = TextDataset(**text_args(processing="r2gen_clean_report"))
+    sample = dataset[SampleKey(0)]
+    expected = "[CLS] no pleural effusion . heart size is normal . [SEP]"
+    assert words(dataset, sample["ids"]) == expected
+    assert not sample["truncated"]
+    assert dataset.describe(0) == {"report": "No pleural effusion. Heart size is normal."}
+    assert dataset.lines([1]) == [f"{root}/train.report.tok:2"]
+
+
+def test_batch_is_as_long_as_its_longest_report_in_steps_of_eight(text_args: Args) -> None:
+    dataset = TextDataset(**text_args())
+    short = dataset.collate([dataset[SampleKey(3)]])
+    assert short["input_ids"].shape == (1, 8)
+    batch = dataset.collate([dataset[SampleKey(index)] for index in (2, 3)])
+    assert batch["input_ids"].shape == (2, 16)
+    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
+    assert batch["attention_mask"].sum(1).tolist() == [15, 7]
+    assert torch.equal(batch["input_ids"][1, :8], short["input_ids"][0])
+    assert (batch["input_ids"][1, 7:] == dataset.tokenizer.pad_token_id).all()
+
+
+def test_long_reports_are_cut_to_the_cap(text_args: Args) -> None:
+    dataset = TextDataset(**text_args(tokenizer_max_len=12))
+    sample = dataset[SampleKey(2)]
+    assert sample["truncated"]
+    assert words(dataset, sample["ids"]).endswith("no effusion [SEP]")
+    assert dataset.collate([sample])["input_ids"].shape == (1, 12)
+
+
+def test_encode_cleans_and_matches_what_samples_get(text_args: Args) -> None:
+    dataset = TextDataset(**text_args(processing="gloria_clean_report_chexpert"))
+    prompts = ["Right upper-lobe pneumonia!", "Zebra seen."]
+    batch = dataset.encode_text(prompts)
+    assert words(dataset, batch["input_ids"][0, :6]) == "[CLS] right upper lobe pneumonia [SEP]"
+    assert batch["input_ids"][0, :6].tolist() == dataset[SampleKey(3)]["ids"]
+    assert batch["input_ids"][1, 1] == dataset.tokenizer.unk_token_id
+
+
+@pytest.mark.parametrize("processing", [None, "r2gen_clean_report", "gloria_clean_report_chexpert"])
+def test_sentences_are_drawn_by_seed_epoch_and_sample(
+    text_args: Args, processing: str | None
+) -> None:
+    settings = text_args(sample_sentence=True, processing=processing)
+    dataset = TextDataset(**settings)
+    drawn = [words(dataset, dataset[SampleKey(2, epoch)]["ids"]) for epoch in range(40)]
+    stop = "" if processing == "gloria_clean_report_chexpert" else ". "
+    sentences = ("moderate cardiomegaly", "the lungs are clear", "no effusion is seen")
+    assert set(drawn) == {f"[CLS] {sentence} {stop}[SEP]" for sentence in sentences}
+    again = TextDataset(**settings)
+    assert drawn == [words(again, again[SampleKey(2, epoch)]["ids"]) for epoch in range(40)]
+    whole = TextDataset(**text_args(sample_sentence=True, processing=processing, training=False))
+    assert len(whole[SampleKey(2)]["ids"]) > 9
+
+
+def test_draws_of_several_sentences_keep_their_order(text_args: Args) -> None:
+    dataset = TextDataset(**text_args(sample_sentence=True, max_sentences=2))
+    drawn = {words(dataset, dataset[SampleKey(2, epoch)]["ids"]) for epoch in range(80)}
+    singles = {text for text in drawn if text.count(".") == 1}
+    assert len(singles) == 3
+    assert len(drawn) == 6
+    order = ["cardiomegaly", "clear", "effusion"]
+    for text in drawn - singles:
+        places = [text.lower().index(word) for word in order if word in text.lower()]
+        assert len(places) == 2
+        assert places == sorted(places)
+
+
+def test_reports_with_nothing_left_after_cleaning(text_args: Args, write: Write) -> None:
+    write("train.report.tok", ["No effusion."] * 150 + ["___"] + ["Heart is normal."] * 49)
+    settings = {"processing": "r2gen_clean_report"}
+    with pytest.raises(DataError, match=r"1 report: \S+train\.report\.tok:151: '___' with nothing"):
+        TextDataset(**text_args(**settings))
+    dataset = TextDataset(**text_args(**settings, on_error="skip"))
+    assert len(dataset) == 199
+    assert dataset.lines([150]) == [dataset.texts.where(151)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processing": "r2gen_clean_reports"}, "Did you mean 'r2gen_clean_report'"),
+        ({"tokenizer_max_len": 2}, "at least 3"),
+        ({"tokenizer": "no/such-tokenizer"}, "there is no such folder, and the hub gave none"),
+    ],
+)
+def test_wrong_arguments(text_args: Args, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextDataset(**text_args(**changes))
+
+
+def test_tokenizer_from_a_folder(text_args: Args, tmp_path: Path) -> None:
+    made = TextDataset(**text_args())
+    made.tokenizer.save_pretrained(tmp_path / "mine")
+    dataset = TextDataset(**text_args(tokenizer=str(tmp_path / "mine"), run_dir=tmp_path / "other"))
+    assert dataset[SampleKey(1)] == made[SampleKey(1)]
+    assert not (tmp_path / "other").exists()
+
+
+def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the folder holds no tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_tokenizer_without_padding(text_args: Args, tmp_path: Path) -> None:
+    tokenizer = TextDataset(**text_args()).tokenizer
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="no padding token"):
+        load_tokenizer(str(tmp_path / "bare"))

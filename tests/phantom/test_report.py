@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vilmedic.phantom import FINDINGS
+from vilmedic.phantom.case import Case, draw_case
+from vilmedic.phantom.report import Statement, state, write_report
+from vilmedic.phantom.write import label_names
+
+# A reader of reports that knows nothing of the templates: a keyword without a word that denies.
+KEYWORDS = {
+    "Atelectasis": r"atelecta|volume loss",
+    "Cardiomegaly": r"cardiomegaly|heart|cardiac",
+    "Pleural Effusion": r"effusion|fluid",
+    "Pneumonia": r"pneumonia|pneumonic|consolidation|airspace|infiltrate|infecti",
+    "Pneumothorax": r"pneumothorax",
+}
+DENIAL = r"\b(no|not|without|absent|normal|negative|free of|clear)\b"
+SIDES = {"right": r"\bright\b", "left": r"\bleft\b"}
+PROMPTS = Path(__file__).parents[2] / "config" / "phantom" / "prompts.yml"
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return [draw_case(3, "train", index) for index in range(600)]
+
+
+def asserted(text: str) -> set[str]:
+    sentences = [sentence.lower() for sentence in re.split(r"\. ?", text) if sentence]
+    said = [sentence for sentence in sentences if not re.search(DENIAL, sentence)]
+    return {name for name, word in KEYWORDS.items() if any(re.search(word, line) for line in said)}
+
+
+def test_a_report_asserts_a_finding_if_and_only_if_it_is_labelled(cases: list[Case]) -> None:
+    for case in cases:
+        report = write_report(case)
+        assert asserted(report) == set(label_names(case)) - {"No Finding"}, report
+
+
+def test_nothing_is_both_asserted_and_denied(cases: list[Case]) -> None:
+    for case in cases:
+        statements = state(case)
+        present = {name for statement in statements for name in statement.asserts}
+        denied = {name for statement in statements for name in statement.denies}
+        assert not present & denied
+        assert present == {finding.name for finding in case.findings}
+
+
+def test_sides_and_severities_are_named(cases: list[Case]) -> None:
+    for case in cases:
+        findings = {finding.name: finding for finding in case.findings}
+        for statement in state(case):
+            if len(statement.asserts) != 1:
+                continue
+            side = findings[statement.asserts[0]].side
+            named = {
+                name for name, word in SIDES.items() if re.search(word, statement.text.lower())
+            }
+            if side == "bilateral":
+                assert named in (set(), set(SIDES)), statement.text
+                assert re.search(r"bilateral|both|right and left", statement.text.lower())
+            else:
+                assert named == ({side} if side else set()), statement.text
+
+
+def test_joined_sentences_name_the_sides_of_both_findings(cases: list[Case]) -> None:
+    joined = 0
+    for case in cases:
+        sides = {finding.name: finding.side for finding in case.findings}
+        for statement in state(case):
+            if len(statement.asserts) == 2:
+                joined += 1
+                wanted = {sides[name] for name in statement.asserts} - {""}
+                found = {name for name, word in SIDES.items() if re.search(word, statement.text)}
+                assert found == wanted, statement.text
+    assert joined > 10
+
+
+def test_reports_are_one_line_of_plain_sentences(cases: list[Case]) -> None:
+    for case in cases:
+        report = write_report(case)
+        assert report.isascii()
+        assert "\n" not in report
+        assert not re.search(r"[{}]|  ", report)
+        for sentence in re.split(r"(?<=\.) ", report):
+            assert re.fullmatch(r"[A-Z][^.]+\.", sentence), sentence
+
+
+def test_reports_vary(cases: list[Case]) -> None:
+    reports = [write_report(case) for case in cases]
+    assert len(set(reports)) > 0.95 * len(reports)
+    effusions: set[str] = set()
+    for case in cases:
+        effusions |= {s.text for s in state(case) if s.asserts == ("Pleural Effusion",)}
+    assert len(effusions) > 60
+
+
+def test_a_report_always_says_something() -> None:
+    assert all(state(draw_case(5, "test", index)) for index in range(200))
+    assert Statement("Normal chest radiograph.").asserts == ()
+
+
+def test_prompts_cover_every_finding_and_say_what_they_should() -> None:
+    prompts = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
+    assert set(prompts) == set(FINDINGS)
+    for name, groups in prompts.items():
+        assert set(groups) == {"positive", "negative"}
+        for group in groups.values():
+            assert len(set(group)) == len(group) >= 5
+        assert all(asserted(text) == {name} for text in groups["positive"])
+        assert all(asserted(text) == set() for text in groups["negative"])

@@ -1,0 +1,1 @@
+"""Images, reports, labels and their combinations, read from line-aligned text files."""

@@ -1,0 +1,128 @@
+"""From an image file to 8-bit grey or colour pixels.
+
+Rules, the same for every format:
+
+- Transparent pixels are laid over black, the background of an X-ray.
+- The orientation in EXIF data is applied.
+- Colour becomes grey by the luma weights of ITU-R 601 (what JPEG itself stores).
+- 16-bit, 32-bit and floating-point values are mapped linearly from the image's own smallest and
+  largest value to 0 and 255. Such files hold 10 to 16 bits in an unstated window, and dividing all
+  of them by 65535 would turn 12-bit exports black. An image of one single value becomes black.
+  (16-bit colour, which Pillow reduces itself, keeps its high byte.)
+- Files that end too early are errors; they are never filled up with grey.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vilmedic.errors import DataError
+
+Color = Literal["grey", "rgb"]
+SUFFIXES = frozenset(Image.registered_extensions()) | {".npy"}
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+DICOM_REMEDY = "DICOM files are not supported; convert them to PNG or JPEG."
+_EXIF_ORIENTATION = 0x0112
+
+
+class UndecodableImage(DataError):
+    """An image file that is missing, truncated, corrupt or of an unknown format."""
+
+
+def decode_image(path: str | Path, color: Color = "grey") -> torch.Tensor:
+    """Read one image.
+
+    Args:
+        path: a PNG or JPEG file, any other format that Pillow reads, or a `.npy` array of shape
+            [H, W], [H, W, 1] or [H, W, 3].
+        color: what the result holds: one grey channel or three colour channels.
+
+    Returns:
+        uint8 tensor [C, H, W]; C is 1 for `grey` and 3 for `rgb`.
+
+    Raises:
+        UndecodableImage: the file cannot be read; the message holds the path and the reason.
+    """
+    path = Path(path)
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        raise UndecodableImage(f"{path}: {DICOM_REMEDY}")
+    try:
+        if path.stat().st_size == 0:
+            raise UndecodableImage(f"{path} is an empty file.")
+        image = _from_array(path) if path.suffix.lower() == ".npy" else _open(path, color)
+        pixels = np.array(image.convert("L" if color == "grey" else "RGB"))
+    except (MemoryError, UndecodableImage):
+        raise
+    except FileNotFoundError:
+        raise UndecodableImage(f"{path} does not exist.") from None
+    except UnidentifiedImageError:
+        raise UndecodableImage(_unidentified(path)) from None
+    except Exception as error:  # decoders raise all sorts of things on corrupt files
+        raise UndecodableImage(f"{path} cannot be decoded: {error}.") from error
+    tensor = torch.from_numpy(pixels)
+    return tensor[None] if color == "grey" else tensor.permute(2, 0, 1).contiguous()
+
+
+def _open(path: Path, color: Color) -> Image.Image:
+    """The upright, opaque 8-bit image in a file that Pillow reads."""
+    with Image.open(path) as image:
+        if color == "grey":
+            image.draft("L", image.size)  # a colour JPEG decodes its luma only
+        image.load()
+        upright = image
+        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            return Image.fromarray(_to_bytes(np.asarray(upright), path))
+        if upright.has_transparency_data:
+            return _over_black(upright)
+        return upright.copy() if upright is image else upright
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    if rgba.getchannel("A").getextrema() == (255, 255):
+        return rgba
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+
+
+def _from_array(path: Path) -> Image.Image:
+    array = np.load(path, allow_pickle=False)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
+        raise UndecodableImage(
+            f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, 3]."
+        )
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    if array.dtype != np.uint8:
+        if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+            raise UndecodableImage(f"{path} holds {array.dtype} values, which are no image.")
+        array = _to_bytes(array, path)
+    return Image.fromarray(array)
+
+
+def _to_bytes(values: np.ndarray, path: Path) -> np.ndarray:
+    """Map the range of the values linearly to 0..255 (see the head of this file)."""
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise UndecodableImage(f"{path} holds values that are not finite numbers.")
+    low, high = wide.min(), wide.max()
+    if low == high:
+        return np.zeros(values.shape, np.uint8)
+    return np.rint((wide - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+def _unidentified(path: Path) -> str:
+    """What to say of a file that no decoder recognises."""
+    with open(path, "rb") as file:
+        head = file.read(132)
+    if head[128:] == b"DICM":
+        return f"{path}: {DICOM_REMEDY}"
+    return f"{path} is not an image in a known format, or its header is damaged."

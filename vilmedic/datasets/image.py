@@ -1,0 +1,282 @@
+"""Images, one or several a line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torchvision.transforms import v2
+
+from vilmedic.config.types import AtLeast, Calls, Runtime
+from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
+from vilmedic.datasets.decode import (
+    DICOM_REMEDY,
+    DICOM_SUFFIXES,
+    SUFFIXES,
+    UndecodableImage,
+    decode_image,
+)
+from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.sample import seeded, stable_seed
+from vilmedic.datasets.transforms import (
+    build_transforms,
+    crop_square,
+    flips,
+    preset_transforms,
+    resize_short_side,
+    try_transforms,
+    without_flips,
+)
+from vilmedic.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Window = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, as shares of its width and height."""
+
+
+class ImageDataset(Part):
+    """Images read from `<root>/<split>.<file>`: a path a line, several separated by commas.
+
+    An image is decoded, resized, put through the transforms and cropped, in this order. The loader
+    delivers uint8; `prepare` makes the floats on the device.
+
+    Args:
+        root: folder that holds the line files.
+        file: name of the line files after the split.
+        image_path: folder that the paths start from; null takes the folder `images` in root when
+            there is one, else root.
+        ext: file extension of paths that are written without one, such as jpg.
+        resize: pixels of the short side after resizing; null keeps the size of the file.
+        crop: side of the square cut out last, at a random place in training and in the middle in
+            evaluation; null cuts nothing.
+        multi_image: most images a sample may have; with 1 the first image of a line is taken.
+        views: differently augmented copies of the image that a sample has.
+        color: decode to one grey channel or to three colour channels; models get three either way.
+        preset: augmentation in training. resize_crop is the random crop alone, convirt, simclr and
+            simclr_xray are the published sets (their flip is left out next to reports).
+        transforms: augmentation in training as a list of torchvision v2 transforms, instead of a
+            preset.
+        eval_transforms: transforms in evaluation; null applies none, or with several views those
+            of training.
+        mean: mean of each colour channel, subtracted after scaling to 0..1 (default: ImageNet).
+        std: standard deviation of each colour channel (default: ImageNet).
+        on_error: whether a missing or undecodable image ends the run or is left out and listed;
+            more than one in a hundred ends it in any case.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: Runtime[str],
+        training: Runtime[bool],
+        seed: Runtime[int],
+        root: str,
+        file: str = "image.tok",
+        image_path: str | None = None,
+        ext: str | None = None,
+        resize: Annotated[int | None, AtLeast(1)] = 256,
+        crop: Annotated[int | None, AtLeast(1)] = 224,
+        multi_image: Annotated[int, AtLeast(1)] = 1,
+        views: Annotated[int, AtLeast(1)] = 1,
+        color: Literal["grey", "rgb"] = "grey",
+        preset: Literal["resize_crop", "convirt", "simclr", "simclr_xray"] = "resize_crop",
+        transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
+        eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
+        mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
+        std: list[float] = [0.229, 0.224, 0.225],  # noqa: B006
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        _check_numbers(resize=resize, crop=crop, multi_image=multi_image, views=views)
+        if multi_image > 1 and views > 1:
+            raise ValueError("multi_image and views cannot both be above 1.")
+        if transforms is not None and preset != "resize_crop":
+            raise ValueError(f"preset={preset} and a list of transforms exclude each other.")
+        if len(mean) not in (1, 3) or len(std) not in (1, 3) or min(std) <= 0:
+            raise ValueError("mean and std hold one or three numbers, and std positive ones.")
+        self.training, self.seed = training, seed
+        self.resize, self.crop, self.color = resize, crop, color
+        self.multi_image, self.views, self.on_error = multi_image, views, on_error
+        self.channels = 1 if color == "grey" else 3
+        self.mean, self.std = list(mean), list(std)
+        # Views are differences between random draws: evaluation needs the random transforms too.
+        self.random = training or (views > 1 and eval_transforms is None)
+        self.own_list = transforms if self.random else eval_transforms
+        self.transforms: list[v2.Transform] = []
+        if self.own_list is not None:
+            self.transforms = build_transforms(self.own_list)
+            try_transforms(self.transforms, self.channels, resize, crop)
+        elif self.random:
+            self.transforms = preset_transforms(preset, crop, self.channels)
+
+        texts = read_lines(root, split, file)
+        images = Path(root) / "images"
+        default = images if images.is_dir() else Path(root)
+        self.folder = Path(image_path) if image_path is not None else default
+        self.ext = f".{ext.lstrip('.')}" if ext else ""
+        missing = self._missing(texts)
+        if missing and on_error == "raise":
+            raise DataError(
+                f"{listed(list(missing.values()), 'missing image')}. Paths start from "
+                f"image_path={self.folder}; set that, or ext for paths without an extension, or "
+                "on_error=skip to leave a few samples out."
+            )
+        super().__init__(texts, missing)
+
+    def keep_sides(self) -> None:
+        """Leave out the flip of a preset: reports say left and right.
+
+        A flip that a list of transforms asks for stays, with a warning.
+        """
+        if self.own_list is None:
+            self.transforms = without_flips(self.transforms)
+        elif any(flips(transform) for transform in self.transforms):
+            logger.warning(
+                "transforms flip images left to right while their reports name sides: "
+                "leave RandomHorizontalFlip out unless that is what you want."
+            )
+
+    def read(self, line: int, epoch: int) -> Sample:
+        """The images of a line: uint8 [C, H, W], or a list of them with several images or views.
+
+        Raises:
+            UndecodableImage: a file cannot be decoded; the message names the line.
+        """
+        try:
+            images = [decode_image(path, self.color) for path in self._paths(self.texts[line])]
+        except UndecodableImage as error:
+            raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
+        if self.resize is not None:
+            images = [resize_short_side(image, self.resize) for image in images]
+        if self.views > 1:
+            images = images * self.views
+        numbers = (self.seed, epoch if self.training else 0, line)
+        try:
+            images = [self._transform(image, *numbers, n) for n, image in enumerate(images)]
+        except ValueError as error:
+            raise DataError(f"{self.texts.where(line)}: {error}.") from None
+        return {"images": images}
+
+    def stack(self, samples: Sequence[Sample]) -> Batch:
+        """Batch the images.
+
+        Returns:
+            `images` uint8 [B, C, H, W]; with several views [B, V, C, H, W]; with several images
+            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N].
+        """
+        self._check_sizes(samples)
+        if self.multi_image == 1:
+            stacked = torch.stack([torch.stack(sample["images"]) for sample in samples])
+            return {"images": stacked if self.views > 1 else stacked[:, 0]}
+        counts = torch.tensor([len(sample["images"]) for sample in samples])
+        first = samples[0]["images"][0]
+        images = first.new_zeros((len(samples), self.multi_image, *first.shape))
+        for row, sample in enumerate(samples):
+            images[row, : counts[row]] = torch.stack(sample["images"])
+        return {"images": images, "images_mask": torch.arange(self.multi_image) < counts[:, None]}
+
+    def finish(self, batch: Batch) -> Batch:
+        """Make normalised float32 images of three channels, [..., 3, H, W], on their device."""
+        pixels = batch["images"]
+        if pixels.dtype != torch.uint8:
+            return batch
+        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+        images = (pixels.float() / 255 - mean) / std
+        return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
+
+    def show(self, line: int) -> dict[str, Any]:
+        """The paths of a line's images."""
+        return {"image": [str(path) for path in self._paths(self.texts[line])]}
+
+    def picture(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
+        """The first image of a sample as its file has it, and the part that evaluation cuts out.
+
+        Args:
+            whole: the data set that this is a part of, or itself.
+            index: the sample's number in it.
+
+        Returns:
+            uint8 [C, H, W], and the window that a model sees of it.
+        """
+        line = int(whole.kept[index])
+        image = decode_image(self._paths(self.texts[line])[0], self.color)
+        height, width = resize_short_side(image, self.resize or min(image.shape[-2:])).shape[-2:]
+        across, down = (self.crop or width) / width, (self.crop or height) / height
+        left, top = (1 - across) / 2, (1 - down) / 2
+        return image, (left, top, left + across, top + down)
+
+    def tolerates(self, error: Exception) -> bool:
+        """Undecodable images are left out when `on_error` is skip."""
+        return self.on_error == "skip" and isinstance(error, UndecodableImage)
+
+    def _paths(self, text: str) -> list[Path]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        with_ext = (
+            name
+            if os.path.splitext(name)[1].lower() in SUFFIXES | DICOM_SUFFIXES
+            else name + self.ext
+            for name in names[: self.multi_image]
+        )
+        return [self.folder / name for name in with_ext]
+
+    def _missing(self, texts: Lines) -> dict[int, str]:
+        """Lines with an image that is not there, found by listing each folder once."""
+        present: dict[Path, set[str]] = {}
+        missing: dict[int, str] = {}
+        for line, text in enumerate(texts):
+            paths = self._paths(text)
+            if not paths:
+                raise DataError(f"{texts.where(line)} names no image: '{text}'.")
+            for path in paths:
+                if path.suffix.lower() in DICOM_SUFFIXES:
+                    raise DataError(f"{texts.where(line)}: {path}: {DICOM_REMEDY}")
+                if path.parent not in present:
+                    folder = path.parent
+                    present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+                if path.name not in present[path.parent]:
+                    missing.setdefault(line, f"{texts.where(line)}: {path} does not exist")
+        return missing
+
+    def _transform(self, image: torch.Tensor, seed: int, epoch: int, line: int, view: int) -> Any:
+        if not self.random and not self.transforms:
+            return image if self.crop is None else crop_square(image, self.crop, random=False)
+        with seeded(stable_seed("image", seed, epoch, line, view)):
+            for transform in self.transforms:
+                image = transform(image)
+            if self.crop is not None:
+                image = crop_square(image, self.crop, random=self.random)
+        return image
+
+    def _check_sizes(self, samples: Sequence[Sample]) -> None:
+        shapes = {tuple(image.shape): s["index"] for s in samples for image in s["images"]}
+        if len(shapes) > 1:
+            found = ", ".join(
+                f"{shape[1]} x {shape[2]} (sample {index})" for shape, index in shapes.items()
+            )
+            raise DataError(
+                f"The images of a batch must have one size; found {found}. Set crop, or end "
+                "the transforms with one that gives a fixed size."
+            )
+
+
+def image_part(dataset: AlignedDataset) -> ImageDataset:
+    """The images of a data set.
+
+    Raises:
+        DataError: it has none.
+    """
+    for part in dataset.parts:
+        if isinstance(part, ImageDataset):
+            return part
+    raise DataError("This data set has no images.")
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}.")

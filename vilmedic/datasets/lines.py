@@ -1,0 +1,112 @@
+"""Line-aligned text files: `<root>/<split>.<file>`, one sample a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vilmedic.errors import DataError, nearest
+
+SHOWN = 5  # problems of one kind that a message lists before it only counts
+
+
+class Lines(Sequence[str]):
+    """The lines of a text, held as one block of bytes.
+
+    A list of a few hundred thousand strings would be copied into every loading process page by
+    page, as reading a Python object writes its reference count; one block is shared.
+
+    Args:
+        texts: the lines, without line ends.
+        path: the file they come from, for messages.
+    """
+
+    def __init__(self, texts: Sequence[str], path: Path) -> None:
+        encoded = [text.encode() for text in texts]
+        self.path = path
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *(len(line) for line in encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, line: int) -> str:  # type: ignore[override]
+        if not 0 <= line < len(self):
+            raise IndexError(line)
+        return self._bytes[self._ends[line] : self._ends[line + 1]].decode()
+
+    def where(self, line: int) -> str:
+        """`file:number` of a line, numbered from 1 as editors do."""
+        return f"{self.path}:{line + 1}"
+
+
+def read_lines(root: str | Path, split: str, file: str) -> Lines:
+    """Read `<root>/<split>.<file>`.
+
+    Args:
+        root: folder of the data set.
+        split: `train`, `validate`, `test` or any other name.
+        file: the rest of the file's name, such as `report.tok`.
+
+    Raises:
+        DataError: the file is missing, empty, not UTF-8 or has empty lines.
+    """
+    path = Path(root) / f"{split}.{file}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(_unreadable(path, error)) from None
+    # Only "\n" ends a line: str.splitlines would also cut at form feeds and other rare characters.
+    raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if raw[-1] == b"":
+        raw.pop()
+    if not raw:
+        raise DataError(f"{path} is empty: one line a sample is expected.")
+    texts = []
+    for number, line in enumerate(raw, start=1):
+        try:
+            texts.append(line.decode().strip())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}:{number} is not UTF-8 text: byte {line[error.start]:#04x} at position "
+                f"{error.start + 1} of the line. Convert the file to UTF-8."
+            ) from None
+    lines = Lines(texts, path)
+    empty = [lines.where(line) for line, text in enumerate(texts) if not text]
+    if empty:
+        raise DataError(f"{listed(empty, 'empty line')}. Every line must hold a sample.")
+    return lines
+
+
+def check_aligned(files: Sequence[Lines]) -> None:
+    """Raise a `DataError` unless all files of a split have the same number of lines."""
+    first = files[0]
+    for other in files[1:]:
+        if len(other) != len(first):
+            raise DataError(
+                f"{first.path} has {len(first)} lines and {other.path} has {len(other)}: the files "
+                "of a split hold the same samples, one a line, in the same order."
+            )
+
+
+def listed(items: Sequence[str], kind: str) -> str:
+    """`2 empty lines: a, b`, or the first few of many."""
+    shown = ", ".join(items[:SHOWN])
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown}{more}"
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """Say why a file could not be read, and what lies near it."""
+    if not isinstance(error, FileNotFoundError):
+        return f"{path} cannot be read: {error.strerror}."
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path} does not exist: there is no folder {folder}."
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    near = nearest(path.name, names)
+    if not near:
+        near = f" The folder holds {', '.join(names[:10]) or 'no files'}."
+    return f"{path} does not exist.{near}"

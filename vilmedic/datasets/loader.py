@@ -1,0 +1,221 @@
+"""From a data set to batches: a stateless sampler and a loader whose errors read well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
+from vilmedic.datasets.sample import SampleKey, stable_seed
+from vilmedic.errors import DataError, VilmedicError
+
+logger = logging.getLogger(__name__)
+
+
+class EpochSampler(Sampler[list[SampleKey]]):
+    """Batches of sample keys, as a function of seed and epoch alone.
+
+    Args:
+        size: number of samples in the data set.
+        batch_size: samples a batch.
+        training: shuffle, anew in each epoch; otherwise the order is that of the file.
+        seed: seed of the order.
+        drop_last: leave out a last batch that is shorter than the others.
+        epoch: see `set_epoch`.
+        start_batch: see `set_epoch`.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        drop_last: bool,
+        epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        self.size, self.batch_size = size, batch_size
+        self.training, self.seed, self.drop_last = training, seed, drop_last
+        self.set_epoch(epoch, start_batch)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose what the next iteration gives.
+
+        Args:
+            epoch: the pass over the data; evaluation gives the same samples in each.
+            start_batch: batches left out at the beginning, as they were seen before a restart.
+        """
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, whatever `start_batch` is."""
+        return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch = self.epoch if self.training else 0
+        if self.training:
+            generator = torch.Generator().manual_seed(stable_seed("shuffle", self.seed, epoch))
+            order = torch.randperm(self.size, generator=generator)
+        else:
+            order = torch.arange(self.size)
+        for batch in range(self.start_batch, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [SampleKey(index, epoch) for index in chosen.tolist()]
+
+
+class _Guarded(Dataset[Any]):
+    """Gives errors as values: DataLoader would wrap one raised in a worker in its traceback."""
+
+    def __init__(self, dataset: AlignedDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> Sample | tuple[SampleKey, VilmedicError]:
+        try:
+            return self.dataset[key]
+        except VilmedicError as error:
+            return key, error.with_traceback(None)
+
+    def collate(self, items: Sequence[Any]) -> tuple[Batch | None, dict[str, Any]]:
+        """A batch of what could be read (None when nothing could), and what there is to report."""
+        failed = [item for item in items if isinstance(item, tuple)]
+        samples = [item for item in items if not isinstance(item, tuple)]
+        report: dict[str, Any] = {
+            "read": len(samples),
+            "truncated": sum(sample.get("truncated", False) for sample in samples),
+            "skipped": {
+                int(self.dataset.kept[key.index]): str(error)
+                for key, error in failed
+                if self.dataset.tolerates(error)
+            },
+            "error": next((e for _, e in failed if not self.dataset.tolerates(e)), None),
+        }
+        batch = None
+        if samples and report["error"] is None:
+            try:
+                batch = self.dataset.collate(samples)
+            except VilmedicError as error:
+                report["error"] = error.with_traceback(None)
+        return batch, report
+
+
+class EpochLoader(DataLoader[Any]):
+    """Batches of a data set; `set_epoch` before each pass chooses the pass.
+
+    Samples that the data set tolerates as bad are left out of their batch, which gets smaller, and
+    are listed in the log at the end of the pass (`dataset.skipped` holds them all).
+    """
+
+    _told_truncated = False
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """See `EpochSampler.set_epoch`; the loading processes stay as they are."""
+        sampler = self.batch_sampler
+        assert isinstance(sampler, EpochSampler)
+        sampler.set_epoch(epoch, start_batch)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yield the batches of a pass.
+
+        Raises:
+            DataError: a sample is bad; raised here with its own text, whichever process read it.
+        """
+        assert isinstance(self.dataset, _Guarded)
+        dataset = self.dataset.dataset
+        read = truncated = 0
+        for batch, report in super().__iter__():
+            if (error := report.pop("error")) is not None:
+                try:
+                    raise error
+                finally:
+                    # Its traceback holds this frame: held back by it, the workers would end late.
+                    del error
+            dataset.skip(report["skipped"])
+            read, truncated = read + report["read"], truncated + report["truncated"]
+            if batch is not None:
+                yield batch
+        dataset.report_skipped()
+        if truncated and not self._told_truncated:
+            logger.info(
+                "%d of %d reports were longer than tokenizer_max_len and were cut", truncated, read
+            )
+            self._told_truncated = True
+
+
+def make_loader(
+    dataset: AlignedDataset,
+    *,
+    batch_size: int,
+    training: bool,
+    seed: int,
+    epoch: int = 0,
+    start_batch: int = 0,
+    drop_last: bool = False,
+    num_workers: int | None = None,
+) -> EpochLoader:
+    """A loader of a data set.
+
+    Args:
+        dataset: what to load.
+        batch_size: samples a batch.
+        training: shuffle; evaluation keeps the order of the file.
+        seed: seed of the order.
+        epoch: first pass; `set_epoch` chooses the later ones.
+        start_batch: batches of that pass to leave out, without reading them.
+        drop_last: leave out a last batch that is shorter than the others.
+        num_workers: loading processes, which stay alive between passes; null takes one a core, four
+            at most. The data do not depend on their number.
+
+    Raises:
+        DataError: `drop_last` leaves no batch at all.
+    """
+    if num_workers is None:
+        num_workers = min(_cores(), 4)
+    if drop_last and len(dataset) < batch_size:
+        raise DataError(
+            f"{dataset.parts[0].texts.path} gives {len(dataset)} samples, which is not one full "
+            f"batch of batch_size={batch_size}, and a shorter one is left out. Lower batch_size."
+        )
+    sampler = EpochSampler(
+        len(dataset),
+        batch_size=batch_size,
+        training=training,
+        seed=seed,
+        drop_last=drop_last,
+        epoch=epoch,
+        start_batch=start_batch,
+    )
+    guarded = _Guarded(dataset)
+    return EpochLoader(
+        guarded,
+        batch_sampler=sampler,
+        collate_fn=guarded.collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else starting a pass would use up global random numbers
+    )
+
+
+def _cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, and no warning about the fork
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process reports an interruption, once

@@ -1,0 +1,195 @@
+"""Image transforms: torchvision's own by name, and published sets of them as presets.
+
+All of them work on uint8 tensors [C, H, W] on the processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torchvision.transforms import v2
+
+from vilmedic.datasets.sample import seeded
+from vilmedic.errors import nearest
+
+Preset = Literal["resize_crop", "convirt", "simclr", "simclr_xray"]
+_BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+def build_transforms(entries: Sequence[Any]) -> list[v2.Transform]:
+    """Build transforms from a list of `{name: {args}}` or bare names.
+
+    An argument called `transforms` (of `RandomApply`, say) is such a list itself.
+
+    Raises:
+        ValueError: an unknown name or arguments that the transform refuses.
+    """
+    built = []
+    for entry in entries:
+        call = {entry: None} if isinstance(entry, str) else entry
+        if not isinstance(call, Mapping) or len(call) != 1:
+            raise ValueError(f"A transform is written `name` or `{{name: {{args}}}}`, not {entry}.")
+        [(name, arguments)] = call.items()
+        built.append(_build_transform(name, dict(arguments or {})))
+    return built
+
+
+def _build_transform(name: str, arguments: dict[str, Any]) -> v2.Transform:
+    transform = getattr(v2, name, None)
+    if not (isinstance(transform, type) and issubclass(transform, v2.Transform)):
+        known = [n for n in dir(v2) if isinstance(getattr(v2, n), type)]
+        raise ValueError(f"torchvision has no transform named '{name}'.{nearest(name, known)}")
+    if isinstance(arguments.get("transforms"), Sequence):
+        arguments["transforms"] = build_transforms(arguments["transforms"])
+    try:
+        return transform(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The transform {name} does not take {arguments}: {error}.") from None
+
+
+class GaussianBlur(v2.Transform):
+    """`torchvision.transforms.v2.GaussianBlur`, computed along one axis and then the other.
+
+    The result is the same up to rounding, in a fraction of the time for wide kernels.
+
+    Args:
+        kernel_size: width of the kernel in pixels, odd.
+        sigma: smallest and largest standard deviation in pixels; drawn uniformly.
+    """
+
+    def __init__(self, kernel_size: int, sigma: tuple[float, float]) -> None:
+        super().__init__()
+        self.kernel_size, self.sigma = kernel_size, sigma
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, float]:
+        """Draw the standard deviation."""
+        low, high = self.sigma
+        return {"sigma": low + (high - low) * float(torch.rand(()))}
+
+    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        """Blur one uint8 image [C, H, W]."""
+        size, sigma = self.kernel_size, [params["sigma"]]
+        rows = v2.functional.gaussian_blur(inpt.float(), [1, size], sigma)
+        return v2.functional.gaussian_blur(rows, [size, 1], sigma).round_().to(torch.uint8)
+
+
+def preset_transforms(preset: Preset, crop: int | None, channels: int) -> list[v2.Transform]:
+    """The random part of a preset, which runs between resizing and the final crop.
+
+    - `resize_crop`: nothing; the crop at a random place is the augmentation.
+    - `convirt`: Zhang et al. 2020 (arXiv:2010.00747), section 3: crop of 0.6 to 1.0 of the area,
+      horizontal flip, rotation up to 20 degrees, translation up to 0.1, scale 0.95 to 1.05,
+      brightness and contrast 0.6 to 1.4, Gaussian blur with sigma 0.1 to 3.0.
+    - `simclr`: Chen et al. 2020 (arXiv:2002.05709), appendix A: crop of 0.08 to 1.0 of the area,
+      flip, colour jitter of strength 1, greyscale, blur. On grey images the jitter of hue and
+      saturation and the greyscale step, which mean nothing there, are left out.
+    - `simclr_xray`: horizontal flip, and the crop at a random place.
+
+    Raises:
+        ValueError: the preset crops and there is no `crop`.
+    """
+    if preset == "resize_crop":
+        return []
+    flip = v2.RandomHorizontalFlip(p=0.5)
+    if preset == "simclr_xray":
+        return [flip]
+    if crop is None:
+        raise ValueError(f"The preset {preset} crops to `crop` pixels, and crop is null.")
+    if preset == "convirt":
+        return [
+            v2.RandomResizedCrop(crop, scale=(0.6, 1.0)),
+            flip,
+            v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.95, 1.05), interpolation=_BILINEAR),
+            v2.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4)),
+            GaussianBlur(_odd(crop), sigma=(0.1, 3.0)),
+        ]
+    jitter: list[v2.Transform] = [v2.ColorJitter(0.8, 0.8)]
+    if channels == 3:
+        jitter = [v2.ColorJitter(0.8, 0.8, 0.8, 0.2)]
+    return [
+        v2.RandomResizedCrop(crop, scale=(0.08, 1.0)),
+        flip,
+        v2.RandomApply(jitter, p=0.8),
+        *([v2.RandomGrayscale(p=0.2)] if channels == 3 else []),
+        v2.RandomApply([GaussianBlur(_odd(crop), sigma=(0.1, 2.0))], p=0.5),
+    ]
+
+
+def _odd(crop: int) -> int:
+    """Width of a blur kernel: a tenth of the image as in SimCLR, and odd."""
+    return crop // 10 | 1
+
+
+def resize_short_side(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Scale [C, H, W] so that its short side has `size` pixels; antialiased bilinear."""
+    if min(image.shape[-2:]) == size:
+        return image
+    return v2.functional.resize(image, [size], antialias=True)
+
+
+def crop_square(image: torch.Tensor, size: int, *, random: bool) -> torch.Tensor:
+    """Cut a square of `size` pixels from [C, H, W], at a random place or in the middle.
+
+    Raises:
+        ValueError: the image is smaller than the square.
+    """
+    height, width = image.shape[-2:]
+    if (height, width) == (size, size):
+        return image
+    if min(height, width) < size:
+        raise ValueError(
+            f"an image of {height} x {width} pixels is too small for crop={size}; "
+            "lower crop or set resize to at least as much"
+        )
+    if random:
+        top = int(torch.randint(height - size + 1, ()))
+        left = int(torch.randint(width - size + 1, ()))
+    else:
+        top, left = (height - size) // 2, (width - size) // 2
+    return image[..., top : top + size, left : left + size]
+
+
+def try_transforms(
+    transforms: Sequence[v2.Transform], channels: int, resize: int | None, crop: int | None
+) -> None:
+    """Run transforms once, so that a list that cannot work is found before training.
+
+    Raises:
+        ValueError: one fails, or gives something other than uint8 [C, H, W] that can be cropped.
+    """
+    side = max(resize or 0, crop or 0, 64)
+    image = torch.zeros(channels, side, side, dtype=torch.uint8)
+    for transform in transforms:
+        name = type(transform).__name__
+        try:
+            with seeded(0):
+                result = transform(image)
+        except Exception as error:  # whatever it raises, it cannot be used
+            raise ValueError(f"The transform {name} fails on an image: {error}.") from error
+        if not isinstance(result, torch.Tensor) or result.dtype != torch.uint8:
+            made = result.dtype if isinstance(result, torch.Tensor) else type(result).__name__
+            raise ValueError(
+                f"The transform {name} makes {made}; images stay uint8 tensors until they are on "
+                "the device, where they are scaled and normalised (see mean and std). Leave it out."
+            )
+        if result.dim() != 3 or result.shape[0] != channels:
+            raise ValueError(
+                f"The transform {name} makes shape {list(result.shape)}, not [{channels}, H, W] "
+                f"with {channels} channel(s) as the color setting asks."
+            )
+        image = result
+    if crop is not None:
+        crop_square(image, crop, random=False)
+
+
+def without_flips(transforms: Sequence[v2.Transform]) -> list[v2.Transform]:
+    """The transforms that keep left and right in place."""
+    return [transform for transform in transforms if not flips(transform)]
+
+
+def flips(transform: v2.Transform) -> bool:
+    """Whether a transform, or one inside it, may swap left and right."""
+    inside = getattr(transform, "transforms", ())  # a plain list, which `modules()` does not see
+    return isinstance(transform, v2.RandomHorizontalFlip) or any(flips(one) for one in inside)

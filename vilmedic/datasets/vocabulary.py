@@ -1,0 +1,112 @@
+"""A vocabulary of words made from the training reports, for runs without a ready tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordLevelTrainer
+from transformers import PreTrainedTokenizerFast
+
+from vilmedic.errors import DataError
+
+FOLDER = "tokenizer"  # in the run directory
+_SETTINGS = "vocabulary.json"
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of lower-case words and punctuation, most frequent first.
+
+    Args:
+        reports: cleaned reports of the training split.
+        min_frequency: a word needs at least that many occurrences to get an id of its own.
+
+    Returns:
+        A tokenizer that writes `[CLS] words [SEP]`, with `[PAD]` = 0 and `[UNK]` = 1.
+    """
+    tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = WordLevelTrainer(
+        vocab_size=2**31 - 1,
+        min_frequency=min_frequency,
+        special_tokens=_SPECIAL,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(reports, trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+
+
+def run_vocabulary(
+    run_dir: Path, reports: Iterable[str] | None, *, processing: str | None, min_frequency: int
+) -> PreTrainedTokenizerFast:
+    """The vocabulary of a run: built and saved at its first training, read ever after.
+
+    Args:
+        run_dir: the run directory; the vocabulary is its folder `tokenizer`.
+        reports: the cleaned training reports, or None when the run is not being trained.
+        processing: name of the cleaning, recorded beside the vocabulary.
+        min_frequency: see `train_vocabulary`; recorded likewise.
+
+    Raises:
+        DataError: there is no vocabulary yet and no training reports to make one from, or there is
+            one that was made from other reports or settings than those of this training.
+    """
+    folder = run_dir / FOLDER
+    settings: dict[str, str | int | None] = {}
+    if reports is not None:
+        reports = list(reports)
+        digest = hashlib.sha256("\n".join(reports).encode()).hexdigest()
+        settings = {"processing": processing, "min_frequency": min_frequency, "reports": digest}
+    if folder.is_dir():
+        _check_settings(folder, settings)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    if reports is None:
+        raise DataError(
+            f"There is no vocabulary in {folder}: with tokenizer=null it is built from the "
+            "training split when the run is trained. Train the run first, or set tokenizer to a "
+            "hub name or a folder."
+        )
+    tokenizer = train_vocabulary(reports, min_frequency=min_frequency)
+    draft = run_dir / f".{FOLDER}.{os.getpid()}"
+    tokenizer.save_pretrained(draft)
+    (draft / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+    try:
+        os.replace(draft, folder)  # an interrupted start leaves no half-written vocabulary
+    except OSError:
+        shutil.rmtree(draft)
+        if not folder.is_dir():
+            raise
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _check_settings(folder: Path, settings: dict[str, str | int | None]) -> None:
+    path = folder / _SETTINGS
+    if not settings or not path.is_file():
+        return
+    recorded = json.loads(path.read_text())
+    changed = [name for name, value in settings.items() if recorded.get(name) != value]
+    if changed:
+        raise DataError(
+            f"The vocabulary in {folder} was built from other {', '.join(changed)} than this "
+            "training has. Give the run another name, or delete that folder and its checkpoints."
+        )
