@@ -1,0 +1,173 @@
+"""Time and memory of GLoRIA's local loss against the published-style loop over the reports.
+
+    python benchmarks/gloria_loss.py
+
+Both compute one forward and backward pass on the same random features. Times are medians of
+repetitions that alternate in one process, after a first one of each. Memory is the highest
+resident size (on a GPU: allocated size) above that before the computation, measured in a fresh
+process each. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.losses.reference import local_loss_report_by_report
+from vilmedic.losses.gloria import gloria_local_loss
+
+MIB = 2**20
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, with the setting of the published model as default."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--reports", type=int, default=48)
+    parser.add_argument("--words", type=int, default=32)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--grid", type=int, default=19, help="regions along each side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--block-size", type=int, default=4096)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--memory-of", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.images != arguments.reports:
+        parser.error("--images and --reports must be equal: the loss contrasts matched pairs")
+    return arguments
+
+
+def make_features(arguments: argparse.Namespace) -> list[Tensor]:
+    """Random regions [B, D, H, W] and words [B, L, D] that require gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (
+        (arguments.images, arguments.width, arguments.grid, arguments.grid),
+        (arguments.reports, arguments.words, arguments.width),
+    )
+    features = [torch.randn(shape, generator=generator) for shape in shapes]
+    return [feature.to(arguments.device).requires_grad_() for feature in features]
+
+
+def make_steps(block_size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """One forward and backward pass of each contender; the gradients are left in the features."""
+
+    def ours(regions: Tensor, words: Tensor) -> Tensor:
+        mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        terms = gloria_local_loss(
+            regions, words, mask, temp1=4.0, temp2=5.0, temp3=10.0, block_size=block_size
+        )
+        loss = terms[0] + terms[1]
+        loss.backward()
+        return loss.detach()
+
+    def peer(regions: Tensor, words: Tensor) -> Tensor:
+        loss = local_loss_report_by_report(regions, words, [words.shape[1]] * len(words))
+        loss.backward()
+        return loss.detach()
+
+    return {"ours": ours, "peer": peer}
+
+
+def measure_time(step: Callable[..., Tensor], features: list[Tensor]) -> float:
+    """Seconds of one step."""
+    for feature in features:
+        feature.grad = None
+    if features[0].is_cuda:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step(*features)
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    began = time.perf_counter()
+    step(*features)
+    return time.perf_counter() - began
+
+
+def measure_memory(arguments: argparse.Namespace) -> float:
+    """MiB that one step takes at its peak above what was held before; run in a fresh process."""
+    step = make_steps(arguments.block_size)[arguments.memory_of]
+    small = argparse.Namespace(**{**vars(arguments), "images": 2, "reports": 2, "width": 32})
+    step(*make_features(small))  # loads the libraries
+    features = make_features(arguments)
+    if features[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated() / MIB
+        step(*features)
+        return torch.cuda.max_memory_allocated() / MIB - held
+    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
+    held = read_status("VmRSS")
+    step(*features)
+    return read_status("VmHWM") - held
+
+
+def read_status(field: str) -> float:
+    """A size of this process in MiB, as Linux reports it."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
+    return int(found[1]) / 1024
+
+
+def main() -> None:
+    """Measures both and prints the comparison."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(measure_memory(arguments))
+        return
+
+    memory = {}
+    for name in ("ours", "peer"):
+        command = [sys.executable, *sys.argv, "--memory-of", name]
+        child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        memory[name] = float(child.stdout.split()[-1])
+        print(f"{name}: peak memory {memory[name]:.1f} MiB", flush=True)
+
+    features = make_features(arguments)
+    steps = make_steps(arguments.block_size)
+    gradients: dict[str, list[Tensor]] = {}
+    for name, step in steps.items():
+        loss = step(*features)
+        gradients[name] = [feature.grad for feature in features if feature.grad is not None]
+        for feature in features:
+            feature.grad = None
+        print(f"{name}: loss {loss.item():.6f}", flush=True)
+    for label, mine, other in zip(("regions", "words"), *gradients.values(), strict=True):
+        difference = (mine - other).norm() / other.norm()
+        print(f"gradient of the {label}: relative difference {difference.item():.1e}")
+    gradients.clear()
+
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(arguments.repetitions):
+        for name, step in steps.items():
+            times[name].append(measure_time(step, features))
+    for name, seconds in times.items():
+        print(f"{name}: seconds", *(f"{second:.3f}" for second in seconds))
+    ours_time, peer_time = (statistics.median(times[name]) for name in ("ours", "peer"))
+    result = {
+        "name": "gloria_loss",
+        "ours": round(ours_time, 4),
+        "peer": round(peer_time, 4),
+        "unit": "s",
+        "ratio": round(peer_time / ours_time, 2),
+        "memory_ratio": round(memory["peer"] / memory["ours"], 2),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from tests.factories import TINY_BERT, tiny_encoder, tiny_spec
+from vilmedic.blocks.text import TextEncoder
+from vilmedic.datasets.spec import DataSpec
+from vilmedic.errors import ConfigError
+
+VOCABULARY = tiny_spec().vocab_size
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    BertModel(BertConfig(**TINY_BERT, vocab_size=VOCABULARY)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a pooler, as published RoBERTa checkpoints are."""
+    folder = tmp_path_factory.mktemp("roberta")
+    config = RobertaConfig(**TINY_BERT, vocab_size=VOCABULARY, pad_token_id=0)
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def report(padded: int = 8) -> dict[str, torch.Tensor]:
+    ids = torch.zeros(2, padded, dtype=torch.long)
+    ids[0, :8] = torch.tensor([2, 4, 5, 6, 7, 8, 9, 3])
+    ids[1, :4] = torch.tensor([2, 9, 5, 3])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "cls", "mean", "max"])
+@pytest.mark.parametrize("source", ["random", "bert", "roberta"])
+def test_padding_does_not_change_the_embedding(
+    source: str, pooling: Any, request: pytest.FixtureRequest
+) -> None:
+    if source == "random":
+        encoder = tiny_encoder(pooling=pooling)
+    else:
+        proto = str(request.getfixturevalue(source))
+        encoder = TextEncoder(spec=tiny_spec(), proto=proto, pooling=pooling)
+    encoder.eval()
+    short = encoder(**report(8))
+    assert short.shape == (2, encoder.hidden_size)
+    for padded in (16, 62):
+        torch.testing.assert_close(encoder(**report(padded)), short, rtol=0, atol=2e-6)
+
+
+def test_pooling_is_what_its_name_says() -> None:
+    encoders = {pooling: tiny_encoder(pooling=pooling) for pooling in ("cls", "mean", "max")}
+    states = None
+    for encoder in encoders.values():
+        encoder.load_state_dict(encoders["cls"].state_dict())
+        encoder.eval()
+        states = encoder.network(**report()).last_hidden_state
+    assert states is not None
+    torch.testing.assert_close(encoders["cls"](**report())[1], states[1, 0])
+    torch.testing.assert_close(encoders["mean"](**report())[1], states[1, :4].mean(dim=0))
+    torch.testing.assert_close(encoders["max"](**report())[1], states[1, :4].amax(dim=0))
+
+
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_every_parameter_is_used(pooling: Any) -> None:
+    encoder = tiny_encoder(pooling=pooling)
+    encoder(**report()).sum().backward()
+    assert [name for name, value in encoder.named_parameters() if value.grad is None] == []
+
+
+def test_random_bert_takes_vocabulary_and_padding_from_the_tokenizer() -> None:
+    encoder = tiny_encoder()
+    config = encoder.network.config
+    assert (config.vocab_size, config.pad_token_id) == (VOCABULARY, 0)
+    assert (config.hidden_size, config.num_hidden_layers) == (16, 1)
+    assert config._attn_implementation == "sdpa"
+
+
+def test_published_weights_are_loaded(bert: Path) -> None:
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(bert)).eval()
+    reference = BertModel.from_pretrained(bert).eval()
+    torch.testing.assert_close(encoder(**report()), reference(**report()).pooler_output)
+
+
+def test_settings_change_a_published_model(bert: Path) -> None:
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(bert), hidden_dropout_prob=0.4)
+    assert encoder.network.embeddings.dropout.p == 0.4
+
+
+def test_missing_pooler_is_said_in_one_line(
+    roberta: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        TextEncoder(spec=tiny_spec(), proto=str(roberta))
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("vilmedic")]
+    assert len(ours) == 1
+    assert "pooler.dense.weight" in ours[0]
+    assert "random values" in ours[0]
+
+
+def test_pooler_that_is_not_used_is_not_asked_for(
+    roberta: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        TextEncoder(spec=tiny_spec(), proto=str(roberta), pooling="mean")
+    assert not [record for record in caplog.records if record.name.startswith("vilmedic")]
+
+
+def test_frozen_encoder_has_no_gradient_and_no_dropout(bert: Path) -> None:
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(bert), freeze=True).train()
+    first, second = encoder(**report()), encoder(**report())
+    assert not first.requires_grad
+    torch.testing.assert_close(first, second)
+
+
+def test_missing_folder_says_where_it_was_looked_for() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TextEncoder(spec=tiny_spec(), proto="data/SELFSUP/huggingface/biomed_roberta_base")
+    message = str(caught.value)
+    assert str(Path.cwd() / "data/SELFSUP/huggingface/biomed_roberta_base") in message
+    assert "model.encoder.proto" in message
+
+
+def test_hub_name_without_network_says_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError) as caught:
+        TextEncoder(spec=tiny_spec(), proto="nobody/no-such-encoder")
+    message = str(caught.value)
+    assert "HF_HUB_OFFLINE is set" in message
+    assert "hf download nobody/no-such-encoder" in message
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not hold a transformers model \(config.json"):
+        TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+
+
+def test_folder_without_weights(tmp_path: Path) -> None:
+    BertConfig(**TINY_BERT, vocab_size=VOCABULARY).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="safetensors"):
+        TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+
+
+def test_settings_that_change_the_shape_of_weights(bert: Path) -> None:
+    with pytest.raises(ConfigError, match="do not fit"):
+        TextEncoder(spec=tiny_spec(), proto=str(bert), hidden_size=32)
+
+
+def test_tokenizer_with_more_ids_than_embeddings(tmp_path: Path) -> None:
+    BertModel(BertConfig(**TINY_BERT, vocab_size=5)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"5 embeddings, but the tokenizer gives {VOCABULARY}"):
+        TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+
+
+def test_vocabulary_set_too_small_for_a_random_bert() -> None:
+    with pytest.raises(ConfigError, match=r"larger model\.encoder\.vocab_size"):
+        tiny_encoder(vocab_size=5)
+
+
+def test_reports_longer_than_the_positions(roberta: Path) -> None:
+    with pytest.raises(ConfigError, match="is 65, but the random BERT has positions for 64"):
+        tiny_encoder(tiny_spec(max_len=65))
+    with pytest.raises(ConfigError, match=r"is 64, but .* has positions for 62"):
+        TextEncoder(spec=tiny_spec(max_len=64), proto=str(roberta))
+    TextEncoder(spec=tiny_spec(max_len=62), proto=str(roberta))
+
+
+def test_encoder_without_pooler(tmp_path: Path) -> None:
+    config = DistilBertConfig(dim=16, n_layers=1, n_heads=2, hidden_dim=32, vocab_size=VOCABULARY)
+    DistilBertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no pooler\. Allowed: cls, mean, max"):
+        TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(tmp_path), pooling="mean")
+    assert encoder(**report()).shape == (2, 16)
+
+
+def test_unknown_setting_names_the_nearest(bert: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'hidden_size'"):
+        tiny_encoder(hiden_size=16)
+    with pytest.raises(ConfigError, match="Did you mean 'hidden_dropout_prob'"):
+        TextEncoder(spec=tiny_spec(), proto=str(bert), hidden_dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"hidden_size": 30, "num_attention_heads": 4}, "multiple"), ({"hidden_size": "x"}, "int")],
+)
+def test_settings_that_transformers_refuses(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.encoder: .*{reason}"):
+        tiny_encoder(**settings)
+
+
+def test_unknown_pooling() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'mean'"):
+        tiny_encoder(pooling="meen")
+
+
+def test_data_without_reports() -> None:
+    with pytest.raises(ConfigError, match=r"model\.encoder needs reports"):
+        tiny_encoder(DataSpec())

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.losses import reference
+from vilmedic.errors import ConfigError
+from vilmedic.losses.gloria import GLoRIALoss, gloria_global_loss, gloria_local_loss
+from vilmedic.losses.gloria_local import attention_maps, local_similarity
+
+LENGTHS = (6, 3, 1, 2, 6, 4, 5)
+TEMPERATURES = {"temp1": 4.0, "temp2": 5.0}
+
+
+def features(
+    images: int = 7,
+    lengths: tuple[int, ...] = LENGTHS,
+    padding: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Regions [I, 8, 3, 4], words [J, L, 8] and their mask, ragged."""
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randn(images, 8, 3, 4, generator=generator, dtype=torch.float64)
+    words = torch.randn(len(lengths), max(lengths), 8, generator=generator, dtype=torch.float64)
+    words = functional.pad(words, (0, 0, 0, padding), value=9.0)
+    mask = torch.arange(words.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+    return regions.to(dtype).requires_grad_(), words.to(dtype).requires_grad_(), mask
+
+
+def similarity_and_gradients(
+    regions: Tensor, words: Tensor, mask: Tensor, block_size: int = 4096, aggregation: str = "sum"
+) -> list[Tensor]:
+    """The similarities, and the gradients of a fixed random weighting of them."""
+    similarity = local_similarity(
+        regions,
+        words,
+        mask,
+        **TEMPERATURES,
+        aggregation=aggregation,  # type: ignore[arg-type]
+        block_size=block_size,
+    )
+    return [similarity, *weighted_gradients(similarity, regions, words)]
+
+
+def weighted_gradients(similarity: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(similarity.shape, generator=generator, dtype=torch.float64)
+    return torch.autograd.grad(similarity, inputs, weights.to(similarity))
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "max"])
+@pytest.mark.parametrize("images", [7, 4])
+def test_local_similarity_equals_the_reference(images: int, aggregation: str) -> None:
+    regions, words, mask = features(images)
+    expected = reference.local_similarity(
+        regions.flatten(2), words, mask, **TEMPERATURES, aggregation=aggregation
+    )
+    wanted = [expected, *weighted_gradients(expected, regions, words)]
+    for block_size in (1, 3, 5, 16, 4096):
+        got = similarity_and_gradients(regions, words, mask, block_size, aggregation)
+        for value, slow in zip(got, wanted, strict=True):
+            torch.testing.assert_close(value, slow, rtol=0, atol=1e-10)
+
+
+def test_blocks_of_several_images_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator."""
+    regions, words, mask = features()
+    wanted = similarity_and_gradients(regions, words, mask)
+    for module in ("gloria_local", "gloria_blocks"):
+        monkeypatch.setattr(f"vilmedic.losses.{module}.block_shape", lambda *_: (2, 3))
+    for block_size in (6, 4096):
+        got = similarity_and_gradients(regions, words, mask, block_size)
+        for value, single in zip(got, wanted, strict=True):
+            torch.testing.assert_close(value, single, rtol=0, atol=1e-12)
+
+
+def test_gradient_equals_finite_differences() -> None:
+    regions, words, mask = features(images=2, lengths=(3, 1))
+
+    def compute(regions: Tensor, words: Tensor) -> Tensor:
+        return local_similarity(regions, words, mask, **TEMPERATURES, block_size=2)
+
+    assert torch.autograd.gradcheck(compute, (regions, words))
+
+
+def test_mask_may_have_holes() -> None:
+    regions, words, _ = features()
+    mask = torch.rand(words.shape[:2], generator=torch.Generator().manual_seed(2)) < 0.6
+    mask[:, 2] = True
+    got = local_similarity(regions, words, mask, **TEMPERATURES)
+    slow = reference.local_similarity(regions.flatten(2), words, mask, **TEMPERATURES)
+    torch.testing.assert_close(got, slow, rtol=0, atol=1e-10)
+
+
+def test_float32_equals_the_published_style_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randn(6, 96, 19, 19, generator=generator, requires_grad=True)
+    words = torch.randn(6, 12, 96, generator=generator, requires_grad=True)
+    lengths = [12, 7, 1, 12, 9, 4]
+    mask = torch.arange(12) < torch.tensor(lengths).unsqueeze(1)
+    terms = gloria_local_loss(regions, words, mask, **TEMPERATURES, temp3=10.0)
+    peer = reference.local_loss_report_by_report(regions, words, lengths)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (regions, words)]
+    expected = reference.local_loss_report_by_report(*exact, lengths)
+    assert sum(terms).item() == pytest.approx(expected.item(), rel=1e-6)
+    got = torch.autograd.grad(sum(terms), (regions, words))
+    loop = torch.autograd.grad(peer, (regions, words))
+    for gradient, other, wanted in zip(
+        got, loop, torch.autograd.grad(expected, exact), strict=True
+    ):
+        assert (gradient - wanted).norm() < 2e-6 * wanted.norm()
+        assert (gradient - other).norm() < 4e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_computed_in_float32(autocast: bool) -> None:
+    regions, words, mask = features(dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = similarity_and_gradients(regions, words, mask)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (regions, words)]
+    wanted = similarity_and_gradients(*exact, mask)
+    assert got[0].dtype == torch.float32
+    torch.testing.assert_close(got[0].double(), wanted[0], rtol=0, atol=1e-5)
+    for gradient, expected in zip(got[1:], wanted[1:], strict=True):
+        assert gradient.dtype == torch.bfloat16
+        assert (gradient - expected).norm() < 0.005 * expected.norm()
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    regions, words, mask = features(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = similarity_and_gradients(regions, words, mask, block_size=3)
+    wanted = similarity_and_gradients(regions, words, mask, block_size=3)
+    for value, expected in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+def test_padding_changes_nothing() -> None:
+    for value, padded in zip(
+        similarity_and_gradients(*features()),
+        similarity_and_gradients(*features(padding=5)),
+        strict=True,
+    ):
+        length = value.shape[1]
+        torch.testing.assert_close(padded[:, :length], value, rtol=0, atol=1e-12)
+        assert not padded[:, length:].any()
+
+
+def test_zero_vectors_give_no_similarity_and_no_gradient() -> None:
+    regions, words, mask = (tensor.detach().clone() for tensor in features())
+    regions[0], words[1, 0] = 0, 0
+    regions, words = regions.requires_grad_(), words.requires_grad_()
+    similarity, *gradients = similarity_and_gradients(regions, words, mask)
+    torch.testing.assert_close(similarity[0], torch.tensor(LENGTHS).double().log())
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[0][0].any()
+
+
+def test_block_size_bounds_what_is_kept_for_backward() -> None:
+    regions, words, mask = features(images=16, lengths=(4,) * 16, dtype=torch.float32)
+    inputs = {tensor.data_ptr() for tensor in (regions, words, mask)}
+
+    def kept_bytes(block_size: int) -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            local_similarity(regions, words, mask, **TEMPERATURES, block_size=block_size)
+        return sum(size for place, size in kept.items() if place not in inputs)
+
+    pair = 2 * 4 * 4 * 12  # scores and projections, four bytes, words, regions
+    assert kept_bytes(4096) == 256 * pair
+    assert kept_bytes(100) == 96 * pair
+    assert kept_bytes(1) == pair
+    with torch.no_grad():
+        assert kept_bytes(4096) == 0
+
+
+def test_second_derivatives_are_refused() -> None:
+    regions, words, mask = features()
+    similarity = local_similarity(regions, words, mask, **TEMPERATURES)
+    (gradient,) = torch.autograd.grad(similarity.square().sum(), regions, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_attention_maps_are_those_of_matched_pairs() -> None:
+    regions, words, mask = features()
+    maps = attention_maps(regions, words, mask, temp1=4.0)
+    assert maps.shape == (7, 6, 12)
+    for weights, image, report, valid in zip(maps, regions.flatten(2), words, mask, strict=True):
+        over_words = torch.softmax(report[valid] @ image, dim=0)
+        expected = torch.softmax(4.0 * over_words, dim=1)
+        torch.testing.assert_close(weights[valid], expected, rtol=0, atol=1e-12)
+        assert not weights[~valid].any()
+
+
+def test_global_loss_is_cross_entropy_both_ways() -> None:
+    generator = torch.Generator().manual_seed(0)
+    visual, linguistic = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    cosine = torch.stack(
+        [functional.cosine_similarity(image, linguistic, dim=1) for image in visual]
+    )
+    got = gloria_global_loss(visual, linguistic, 10.0)
+    expected = reference.cross_entropy_both_ways(10.0 * cosine)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gloria_global_loss(visual.bfloat16(), linguistic.bfloat16(), 10.0)[0].dtype == (
+            torch.float32
+        )
+
+
+def test_loss_is_the_weighted_sum_of_its_terms() -> None:
+    regions, words, mask = features()
+    generator = torch.Generator().manual_seed(3)
+    whole = torch.randn(2, 7, 8, generator=generator, dtype=torch.float64)
+    loss = GLoRIALoss(local_loss_weight=0.3, global_loss_weight=2.0, block_size=9)
+    terms = loss(regions, words, mask, *whole)
+    similarity = reference.local_similarity(regions.flatten(2), words, mask, **TEMPERATURES)
+    local = reference.cross_entropy_both_ways(10.0 * similarity)
+    torch.testing.assert_close(
+        (terms["local_image_to_text"], terms["local_text_to_image"]), local, rtol=0, atol=1e-10
+    )
+    expected = 0.3 * sum(local) + 2.0 * (
+        terms["global_image_to_text"] + terms["global_text_to_image"]
+    )
+    torch.testing.assert_close(terms["loss"], expected, rtol=0, atol=1e-10)
+    assert terms["loss"].requires_grad
+    assert not terms["local_image_to_text"].requires_grad
+    assert "block_size=9" in repr(loss)
+
+
+def test_bad_settings_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as error:
+        GLoRIALoss(local_loss_weight=-1.0, temp1=0.0, temp3=float("nan"), block_size=0)
+    assert [re.split(" must", text)[0] for text in error.value.problems] == [
+        "model.loss.local_loss_weight",
+        "model.loss.temp1",
+        "model.loss.temp3",
+        "model.loss.block_size",
+    ]
+
+
+def test_bad_input() -> None:
+    regions, words, mask = features()
+    call = {**TEMPERATURES, "temp3": 10.0}
+    with pytest.raises(ValueError, match="Report 2 of the batch has no word"):
+        gloria_local_loss(regions, words, mask & (torch.arange(7) != 2).unsqueeze(1), **call)
+    with pytest.raises(ValueError, match=r"regions \[7, 8, 3, 4\], words \[7, 6, 7\].*same width"):
+        gloria_local_loss(regions, words[..., 1:], mask, **call)
+    with pytest.raises(ValueError, match=r"mask must be bool"):
+        gloria_local_loss(regions, words, mask.long(), **call)
+    with pytest.raises(ValueError, match=r"mask must be bool"):
+        gloria_local_loss(regions, words, mask[:, 1:], **call)
+    with pytest.raises(ValueError, match="3 images and 7 reports"):
+        gloria_local_loss(regions[:3], words, mask, **call)
+    with pytest.raises(ValueError, match="batch of 1"):
+        gloria_local_loss(regions[:1], words[:1], mask[:1], **call)
+    with pytest.raises(ValueError, match="matched"):
+        attention_maps(regions[:3], words, mask, 4.0)
+    with pytest.raises(ValueError, match="'sum' and 'max'"):
+        local_similarity(regions, words, mask, **TEMPERATURES, aggregation="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="block_size is 0"):
+        local_similarity(regions, words, mask, **TEMPERATURES, block_size=0)
+    with pytest.raises(ValueError, match=r"same shape, not \[4, 8\] and \[5, 8\]"):
+        gloria_global_loss(torch.zeros(4, 8), torch.zeros(5, 8), 10.0)
+    with pytest.raises(ValueError, match="batch of 1"):
+        gloria_global_loss(torch.zeros(1, 8), torch.zeros(1, 8), 10.0)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaModel
+
+from tests.factories import (
+    tiny_batch,
+    tiny_cnn,
+    tiny_convirt,
+    tiny_encoder,
+    tiny_spec,
+)
+from vilmedic.blocks.projection import PairedProjection
+from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.errors import ConfigError
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.models.convirt import ConVIRT
+
+
+@pytest.fixture
+def model() -> ConVIRT:
+    torch.manual_seed(0)
+    return tiny_convirt()
+
+
+def test_forward_is_the_loss_of_what_encode_gives(model: ConVIRT) -> None:
+    model.eval()
+    features = model.encode(tiny_batch())
+    out = model(tiny_batch())
+    expected = ConVIRTLoss()(features["visual"], features["linguistic"])
+    assert out.keys() == {"loss", "image_to_text", "text_to_image"}
+    torch.testing.assert_close(out["loss"], expected["loss"])
+
+
+def test_every_parameter_gets_a_gradient(model: ConVIRT) -> None:
+    model(tiny_batch())["loss"].backward()
+    without = [name for name, value in model.named_parameters() if value.grad is None]
+    # The gradient of one key bias is zero by construction, never missing.
+    assert without == []
+
+
+def test_training_lowers_the_loss(model: ConVIRT) -> None:
+    model.eval()  # no dropout, so that eight pairs can be learned by heart
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(100):
+        loss = model(tiny_batch(8))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_features_of_the_backbone_are_given_in_evaluation_only(model: ConVIRT) -> None:
+    assert model.train().encode(tiny_batch()).keys() == {"visual", "linguistic"}
+    features = model.eval().encode(tiny_batch())
+    assert features["visual_backbone"].shape == (4, 1024)
+    torch.testing.assert_close(
+        model.projection.visual(features["visual_backbone"]), features["visual"]
+    )
+
+
+def test_prompts_are_encoded_as_reports_are(model: ConVIRT) -> None:
+    model.eval()
+    batch = tiny_batch()
+    prompts = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(
+        model.encode_text(prompts)["linguistic"], model.encode(batch)["linguistic"]
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 100])
+def test_chunks_change_nothing_in_evaluation(model: ConVIRT, size: int) -> None:
+    model.eval()
+    expected = model(tiny_batch(7))["loss"]
+    model.forward_batch_size = size
+    torch.testing.assert_close(model(tiny_batch(7))["loss"], expected)
+
+
+def test_chunks_are_even_and_within_the_limit() -> None:
+    model = tiny_convirt(forward_batch_size=4)
+    sizes = [len(chunk["images"]) for chunk in model.chunks(tiny_batch(9))]
+    assert sizes == [3, 3, 3]
+    together = torch.cat([chunk["index"] for chunk in model.chunks(tiny_batch(9))])
+    assert together.tolist() == list(range(9))
+
+
+def test_forward_batch_size_of_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="forward_batch_size must be at least 1, not 0"):
+        tiny_convirt(forward_batch_size=0)
+
+
+def test_several_images_are_averaged_and_padding_is_ignored(model: ConVIRT) -> None:
+    model.eval()
+    single = tiny_batch(3)["images"]
+    images = torch.full((2, 2, 3, 32, 32), float("nan"))
+    images[0] = single[:2]
+    images[1, 0] = single[2]
+    mask = torch.tensor([[True, True], [True, False]])
+    backbone = model.encode({"images": images, "images_mask": mask})["visual_backbone"]
+    each = model.cnn(single)
+    torch.testing.assert_close(backbone, torch.stack([each[:2].mean(dim=0), each[2]]))
+
+
+def test_views_are_refused(model: ConVIRT) -> None:
+    with pytest.raises(ConfigError, match="Views are for SimCLR"):
+        model.encode({"images": torch.zeros(2, 2, 3, 32, 32)})
+
+
+def test_images_without_reports_are_encoded_but_have_no_loss(model: ConVIRT) -> None:
+    batch = {key: value for key, value in tiny_batch().items() if key in ("index", "images")}
+    assert model.eval().encode(batch).keys() == {"visual", "visual_backbone"}
+    with pytest.raises(ConfigError, match="the data set gives no reports"):
+        model.train()(batch)
+
+
+def test_one_pair_has_no_loss(model: ConVIRT) -> None:
+    model.eval()
+    assert model.encode(tiny_batch(1))["visual"].shape == (1, 8)
+    with pytest.raises(ValueError, match="at least two pairs"):
+        model(tiny_batch(1))
+
+
+def test_bfloat16_is_close_to_float32(model: ConVIRT) -> None:
+    model.eval()
+    exact = model(tiny_batch())["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(tiny_batch())["loss"]
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
+
+
+def test_wrong_widths_name_the_keys() -> None:
+    spec = tiny_spec()
+    parts = {"spec": spec, "encoder": tiny_encoder(spec), "cnn": tiny_cnn(), "loss": ConVIRTLoss()}
+    with pytest.raises(ConfigError, match=r"visual_embedding_dim is 2048, but model.cnn \(shuf"):
+        ConVIRT(
+            projection=PairedProjection(
+                visual_embedding_dim=2048, textual_embedding_dim=16, projection_dim=8
+            ),
+            **parts,
+        )
+    with pytest.raises(ConfigError, match=r"textual_embedding_dim is 768, but .* gives 16"):
+        ConVIRT(
+            projection=PairedProjection(
+                visual_embedding_dim=1024, textual_embedding_dim=768, projection_dim=8
+            ),
+            **parts,
+        )
+
+
+def test_published_configuration(tmp_path: Path) -> None:
+    """The settings of the published ConVIRT, with a small RoBERTa of the right width."""
+    spec = tiny_spec()
+    config = RobertaConfig(
+        vocab_size=spec.vocab_size, num_hidden_layers=1, intermediate_size=64, pad_token_id=0
+    )
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    model = ConVIRT(
+        spec=spec,
+        encoder=TextEncoder(spec=spec, proto=str(tmp_path)),
+        cnn=VisionEncoder(
+            backbone="resnet50",
+            output_layer="avgpool",
+            dropout_out=0.0,
+            permute="batch_first",
+            freeze=False,
+            pretrained=False,
+        ),
+        projection=PairedProjection(
+            visual_embedding_dim=2048, textual_embedding_dim=768, projection_dim=768
+        ),
+        loss=ConVIRTLoss(tau=0.1, lambda_=0.75),
+    ).eval()
+    features = model.encode(tiny_batch(2))
+    assert features["visual"].shape == features["linguistic"].shape == (2, 768)
+    assert model.contrast(features)["loss"].isfinite()

@@ -1,0 +1,1 @@
+"""Encoders and heads that models are composed of."""

@@ -1,0 +1,98 @@
+"""The bidirectional contrastive loss of ConVIRT (Zhang et al. 2020, arXiv 2010.00747)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vilmedic.errors import ConfigError
+
+
+def convirt_loss(
+    visual: Tensor, linguistic: Tensor, tau: float, lambda_: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Contrast every image with every report of the batch, and every report with every image.
+
+    With s_ij the cosine similarity of image i and report j, the image-to-text term (equation 2) is
+    the cross-entropy of s_i. / tau with target i, the text-to-image term (equation 3) that of
+    s_.i / tau, both averaged over the batch; the loss (equation 4) weighs them with lambda_ and
+    1 - lambda_. Half precision is widened to float32, under autocast as well: at tau = 0.1 the
+    rounding of bfloat16 would be as large as the differences that are learned.
+
+    Args:
+        visual: embeddings of the images, [B, D], of any length.
+        linguistic: embeddings of their reports, [B, D], in the same order.
+        tau: temperature, above 0.
+        lambda_: weight of the image-to-text term, from 0 to 1.
+
+    Returns:
+        The loss, the image-to-text term and the text-to-image term, three scalars.
+
+    Raises:
+        ValueError: if the shapes differ, or the batch holds fewer than two pairs.
+    """
+    if visual.ndim != 2 or visual.shape != linguistic.shape:
+        raise ValueError(
+            "convirt_loss takes two tensors [B, D] of the same shape, "
+            f"not {list(visual.shape)} and {list(linguistic.shape)}."
+        )
+    if len(visual) < 2:
+        raise ValueError(
+            "A contrastive loss needs at least two pairs in a batch, because the other pairs are "
+            "what each one is contrasted with: raise the batch size or drop a last batch of one."
+        )
+    wide = torch.promote_types(visual.dtype, torch.float32)
+    with torch.autocast(visual.device.type, enabled=False):
+        images = functional.normalize(visual.to(wide), dim=1)
+        reports = functional.normalize(linguistic.to(wide), dim=1)
+        logits = images @ reports.T / tau
+        target = torch.arange(len(logits), device=logits.device)
+        image_to_text = functional.cross_entropy(logits, target)
+        text_to_image = functional.cross_entropy(logits.T, target)
+        loss = lambda_ * image_to_text + (1 - lambda_) * text_to_image
+    return loss, image_to_text, text_to_image
+
+
+class ConVIRTLoss(nn.Module):
+    """`convirt_loss` with its settings.
+
+    Args:
+        tau: temperature that divides the cosine similarities.
+        lambda_: weight of the image-to-text term; the text-to-image term gets the rest.
+    """
+
+    def __init__(self, *, tau: float = 0.1, lambda_: float = 0.75) -> None:
+        super().__init__()
+        problems = []
+        if not tau > 0:
+            problems.append(f"model.loss.tau must be above 0, not {tau}.")
+        if not 0 <= lambda_ <= 1:
+            problems.append(f"model.loss.lambda_ must lie between 0 and 1, not {lambda_}.")
+        if problems:
+            raise ConfigError(problems)
+        self.tau = tau
+        self.lambda_ = lambda_
+
+    def forward(self, visual: Tensor, linguistic: Tensor) -> dict[str, Tensor]:
+        """The loss and its two terms.
+
+        Args:
+            visual: embeddings of the images, [B, D].
+            linguistic: embeddings of the reports, [B, D].
+
+        Returns:
+            Scalars `loss`, and without gradient `image_to_text` and `text_to_image`.
+        """
+        loss, image_to_text, text_to_image = convirt_loss(
+            visual, linguistic, self.tau, self.lambda_
+        )
+        return {
+            "loss": loss,
+            "image_to_text": image_to_text.detach(),
+            "text_to_image": text_to_image.detach(),
+        }
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return f"tau={self.tau}, lambda_={self.lambda_}"

@@ -1,0 +1,204 @@
+"""The global and local contrastive losses of GLoRIA (Huang et al. 2021, ICCV)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vilmedic.errors import ConfigError
+from vilmedic.losses.gloria_local import local_similarity
+
+
+def cross_entropy_both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the matched pairs, among the reports and among the images.
+
+    Args:
+        logits: scores of every image against every report, [B, B], matched ones on the diagonal.
+
+    Returns:
+        The image-to-text term, which ranks the reports of each image, and the text-to-image term;
+        two scalars, each a mean over the batch.
+    """
+    target = torch.arange(len(logits), device=logits.device)
+    return functional.cross_entropy(logits, target), functional.cross_entropy(logits.T, target)
+
+
+def gloria_global_loss(visual: Tensor, linguistic: Tensor, temp3: float) -> tuple[Tensor, Tensor]:
+    """Contrast of whole images with whole reports.
+
+    Half precision is widened to float32, under autocast as well.
+
+    Args:
+        visual: features of the images, [B, D].
+        linguistic: features of their reports, [B, D], in the same order.
+        temp3: scale of the cosine similarities.
+
+    Returns:
+        The image-to-text and the text-to-image term, scalars.
+
+    Raises:
+        ValueError: if the shapes differ, or the batch holds fewer than two pairs.
+    """
+    if visual.ndim != 2 or visual.shape != linguistic.shape:
+        raise ValueError(
+            "gloria_global_loss takes two tensors [B, D] of the same shape, "
+            f"not {list(visual.shape)} and {list(linguistic.shape)}."
+        )
+    _check_pairs(len(visual), len(linguistic))
+    wide = torch.promote_types(torch.promote_types(visual.dtype, linguistic.dtype), torch.float32)
+    with torch.autocast(visual.device.type, enabled=False):
+        images = functional.normalize(visual.to(wide), dim=1, eps=1e-8)
+        reports = functional.normalize(linguistic.to(wide), dim=1, eps=1e-8)
+        return cross_entropy_both_ways(temp3 * images @ reports.T)
+
+
+def gloria_local_loss(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *,
+    temp1: float,
+    temp2: float,
+    temp3: float,
+    block_size: int = 4096,
+) -> tuple[Tensor, Tensor]:
+    """Contrast of image regions with report words.
+
+    Args:
+        regions: local image features, [B, D, H, W] or [B, D, N].
+        words: word features, [B, L, D], in the same order.
+        mask: True where a word counts, bool [B, L].
+        temp1: sharpness of the attention over the regions.
+        temp2: sharpness of the aggregation over the words.
+        temp3: scale of the similarities.
+        block_size: number of image-report pairs whose attention may be held in memory.
+
+    Returns:
+        The image-to-text and the text-to-image term, scalars.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the batch holds fewer than two pairs.
+    """
+    _check_pairs(len(regions), len(words))
+    similarity = local_similarity(
+        regions, words, mask, temp1=temp1, temp2=temp2, block_size=block_size
+    )
+    with torch.autocast(similarity.device.type, enabled=False):
+        return cross_entropy_both_ways(temp3 * similarity)
+
+
+class GLoRIALoss(nn.Module):
+    """Weighted sum of the two local and the two global terms.
+
+    Args:
+        local_loss_weight: weight of the two local terms.
+        global_loss_weight: weight of the two global terms.
+        temp1: sharpness of the attention of a word over the image regions.
+        temp2: sharpness of the aggregation over the words of a report.
+        temp3: scale of the similarities that are contrasted.
+        block_size: number of image-report pairs whose attention may be held in memory at once;
+            smaller needs less memory, larger computes less of it twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        local_loss_weight: float = 1.0,
+        global_loss_weight: float = 1.0,
+        temp1: float = 4.0,
+        temp2: float = 5.0,
+        temp3: float = 10.0,
+        block_size: int = 4096,
+    ) -> None:
+        super().__init__()
+        weights = {
+            "local_loss_weight": local_loss_weight,
+            "global_loss_weight": global_loss_weight,
+        }
+        temperatures = {"temp1": temp1, "temp2": temp2, "temp3": temp3}
+        problems = [
+            f"model.loss.{name} must be 0 or above, not {value}."
+            for name, value in weights.items()
+            if not value >= 0
+        ]
+        problems += [
+            f"model.loss.{name} must be above 0, not {value}."
+            for name, value in temperatures.items()
+            if not value > 0
+        ]
+        if block_size < 1:
+            problems.append(f"model.loss.block_size must be 1 or above, not {block_size}.")
+        if problems:
+            raise ConfigError(problems)
+        self.local_loss_weight = local_loss_weight
+        self.global_loss_weight = global_loss_weight
+        self.temp1 = temp1
+        self.temp2 = temp2
+        self.temp3 = temp3
+        self.block_size = block_size
+
+    def forward(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        visual: Tensor,
+        linguistic: Tensor,
+    ) -> dict[str, Tensor]:
+        """The loss and its four terms.
+
+        Args:
+            regions: local image features, [B, D, H, W] or [B, D, N].
+            words: word features, [B, L, D].
+            word_mask: True for the opening token and every word, False for the closing token and
+                padding, bool [B, L].
+            visual: global image features, [B, D].
+            linguistic: report features, [B, D].
+
+        Returns:
+            Scalars: `loss`, and without gradient and unweighted `local_image_to_text`,
+            `local_text_to_image`, `global_image_to_text` and `global_text_to_image`.
+        """
+        local_terms = gloria_local_loss(
+            regions,
+            words,
+            word_mask,
+            temp1=self.temp1,
+            temp2=self.temp2,
+            temp3=self.temp3,
+            block_size=self.block_size,
+        )
+        global_terms = gloria_global_loss(visual, linguistic, self.temp3)
+        local = local_terms[0] + local_terms[1]
+        whole = global_terms[0] + global_terms[1]
+        loss = self.local_loss_weight * local + self.global_loss_weight * whole
+        return {
+            "loss": loss,
+            "local_image_to_text": local_terms[0].detach(),
+            "local_text_to_image": local_terms[1].detach(),
+            "global_image_to_text": global_terms[0].detach(),
+            "global_text_to_image": global_terms[1].detach(),
+        }
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return (
+            f"local_loss_weight={self.local_loss_weight}, "
+            f"global_loss_weight={self.global_loss_weight}, temp1={self.temp1}, "
+            f"temp2={self.temp2}, temp3={self.temp3}, block_size={self.block_size}"
+        )
+
+
+def _check_pairs(images: int, reports: int) -> None:
+    if images != reports:
+        raise ValueError(
+            f"Given {images} images and {reports} reports; each image is contrasted with the "
+            "reports of the others, so give one report for each image, in the same order."
+        )
+    if images < 2:
+        raise ValueError(
+            f"Given a batch of {images}; a contrastive loss needs at least two pairs, because the "
+            "other pairs are what each one is contrasted with. Raise the batch size or drop a "
+            "last batch of one."
+        )

@@ -1,0 +1,237 @@
+"""GLoRIA's attention similarity between every image and every report, block by block.
+
+The local part of Huang et al. 2021, "GLoRIA: A Multimodal Global-Local Representation Learning
+Framework for Label-efficient Medical Image Recognition" (ICCV). With regions c_n and words w_l:
+
+    s_nl = c_n . w_l        b_nl = softmax of s_nl over the words of the report
+    a_nl = softmax of temp1 * b_nl over the regions
+    v_l = sum_n a_nl c_n    r_l = cos(w_l, v_l)
+
+    similarity = log sum_l exp(temp2 r_l)
+
+No v_l is ever formed. Its product with w_l is sum_n a_nl s_nl, and its squared norm is a_l^T G a_l
+with G the Gram matrix of the image's regions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from vilmedic.losses.gloria_blocks import (
+    EPS,
+    MASKED,
+    Aggregation,
+    Settings,
+    attend,
+    block_shape,
+    compute_block,
+    compute_dtype,
+    cosine_of,
+    group_reports,
+    logits_of,
+    multiply,
+)
+
+
+def local_similarity(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *,
+    temp1: float,
+    temp2: float,
+    aggregation: Aggregation = "sum",
+    block_size: int = 4096,
+) -> Tensor:
+    """Similarity of every image to every report by attention of words over regions.
+
+    Half-precision input is computed, and returned, in float32. Memory does not grow with the
+    number of pairs: the attention of at most `block_size` of them is kept for backward, that of
+    the others is computed again. A word or an attended context of zero norm has a cosine of zero
+    and passes no gradient.
+
+    Args:
+        regions: local image features, [I, D, H, W] or [I, D, N].
+        words: word features, [J, L, D].
+        mask: True where a word counts, bool [J, L], at least one in every report.
+        temp1: sharpness of the attention over the regions.
+        temp2: sharpness of the aggregation over the words.
+        aggregation: `sum` over the words, as in training, or `max`, as in published evaluation.
+        block_size: number of image-report pairs whose attention may be held in memory.
+
+    Returns:
+        Similarities, [I, J].
+
+    Raises:
+        ValueError: on shapes that do not fit, a report without a word, or a bad option.
+    """
+    _check_features(regions, words, mask)
+    if aggregation not in ("sum", "max"):
+        raise ValueError(f"aggregation is {aggregation!r}; allowed are 'sum' and 'max'.")
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be 1 or more.")
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    lengths, counts = torch.stack([(mask * places).amax(1), mask.sum(1)]).tolist()
+    if 0 in counts:
+        raise ValueError(
+            f"Report {counts.index(0)} of the batch has no word: its mask is False everywhere. "
+            "Every report needs at least one; keep its opening token."
+        )
+    settings = Settings(temp1, temp2, aggregation, block_size, lengths, counts)
+    with torch.autocast(regions.device.type, enabled=False):
+        return _LocalSimilarity.apply(regions.flatten(2), words, mask, settings)
+
+
+def attention_maps(regions: Tensor, words: Tensor, mask: Tensor, temp1: float) -> Tensor:
+    """Attention of every word over the regions of its own image: a_nl of matched pairs.
+
+    Args:
+        regions: local image features, [B, D, H, W] or [B, D, N].
+        words: word features, [B, L, D].
+        mask: True where a word counts, bool [B, L].
+        temp1: sharpness of the attention over the regions.
+
+    Returns:
+        Weights that sum to one over the regions, [B, L, N]; zero for words that do not count.
+
+    Raises:
+        ValueError: on shapes that do not fit.
+    """
+    _check_features(regions, words, mask)
+    if len(regions) != len(words):
+        raise ValueError(
+            f"Given {len(regions)} images and {len(words)} reports; attention maps are of matched "
+            "pairs, so give as many reports as images."
+        )
+    dtype = compute_dtype(regions, words)
+    with torch.autocast(regions.device.type, enabled=False):
+        scores = torch.bmm(words.to(dtype), regions.flatten(2).to(dtype))
+        scores = scores.masked_fill(~mask.unsqueeze(2), MASKED)
+        _, attention = attend(scores, temp1)
+    return attention * mask.unsqueeze(2)
+
+
+class _LocalSimilarity(torch.autograd.Function):
+    """Similarities with a backward pass written by hand; everything big is [I, J, L, N]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, settings: Settings
+    ) -> Tensor:
+        dtype = compute_dtype(regions, words)
+        similarity = torch.empty(len(regions), len(words), dtype=dtype, device=words.device)
+        reports_size, images_size = block_shape(settings.block_size, regions.device)
+        groups = group_reports(words.to(dtype), mask, settings, reports_size)
+        room = settings.block_size if any(ctx.needs_input_grad) else 0
+        kept: list[Tensor] = []
+        for start in range(0, len(regions), images_size):
+            images = regions[start : start + images_size].to(dtype)
+            gram = multiply(images.mT, images)
+            for reports in groups:
+                scores, projected, _, attention = compute_block(
+                    images, gram, reports, settings.temp1
+                )
+                cosine, _ = cosine_of(attention, scores, projected, reports.norms)
+                logits = logits_of(cosine, reports, settings.temp2)
+                similarity[start : start + images_size, reports.places] = (
+                    logits.logsumexp(2) if settings.aggregation == "sum" else logits.amax(2)
+                )
+                room -= len(images) * len(reports.places)
+                if room >= 0:
+                    kept += [scores, projected]
+        ctx.settings = settings
+        ctx.save_for_backward(regions, words, mask, *kept)
+        return similarity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):
+            return (*_gradients(grad, ctx.settings, *ctx.saved_tensors), None, None)
+
+
+def _gradients(
+    grad: Tensor, settings: Settings, regions: Tensor, words: Tensor, mask: Tensor, *kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients for the regions and the words.
+
+    The cosine does not depend on the scale of the attention, so the mean that the backward of the
+    softmax over the regions subtracts is zero and is left out.
+    """
+    dtype = grad.dtype
+    reports_size, images_size = block_shape(settings.block_size, regions.device)
+    groups = group_reports(words.to(dtype), mask, settings, reports_size)
+    transposed = [reports.words.T.contiguous() for reports in groups]
+    saved = iter(kept)
+    grad_regions = torch.empty_like(regions)
+    grad_words = [torch.zeros_like(reports.words.T).T for reports in groups]
+    radial = [torch.zeros_like(reports.norms) for reports in groups]
+    for start in range(0, len(regions), images_size):
+        images = regions[start : start + images_size].to(dtype)
+        flat = images.transpose(0, 1).flatten(1)
+        gram: Tensor | None = None
+        grad_images = torch.zeros_like(images)
+        grad_gram = images.new_zeros(len(images), images.shape[2], images.shape[2])
+        for place, reports in enumerate(groups):
+            scores = next(saved, None)
+            if scores is not None:
+                projected = next(saved)
+                over_words, attention = attend(scores, settings.temp1)
+            else:
+                gram = multiply(images.mT, images) if gram is None else gram
+                scores, projected, over_words, attention = compute_block(
+                    images, gram, reports, settings.temp1
+                )
+            cosine, context = cosine_of(attention, scores, projected, reports.norms)
+            logits = logits_of(cosine, reports, settings.temp2)
+            share = (
+                torch.softmax(logits, 2)
+                if settings.aggregation == "sum"
+                else functional.one_hot(logits.argmax(2), logits.shape[2]).to(dtype)
+            )
+            upstream = grad[start : start + images_size, reports.places].unsqueeze(2)
+            alive = (context > EPS) & (reports.norms > EPS)
+            grad_cosine = share * upstream * settings.temp2 * alive
+            radial[place] -= (grad_cosine * cosine).sum(0)
+            grad_dot = (grad_cosine / (reports.norms * context)).unsqueeze(3)
+            grad_square = (-grad_cosine * cosine / context.square()).unsqueeze(3)
+
+            grad_scores = projected * (grad_square * settings.temp1)
+            grad_scores.addcmul_(scores, grad_dot * settings.temp1)
+            grad_scores.mul_(attention).mul_(over_words)
+            grad_scores.addcmul_(over_words, grad_scores.sum(2, keepdim=True), value=-1)
+            grad_scores.addcmul_(attention, grad_dot)
+
+            weights = attention.flatten(1, 2)
+            grad_gram += multiply(weights.mT, (attention * grad_square).flatten(1, 2))
+            rows = grad_scores.flatten(1, 2)
+            grad_images += multiply(transposed[place].expand(len(images), -1, -1), rows)
+            rows = rows.transpose(0, 1).flatten(1)
+            grad_words[place] += multiply(rows.unsqueeze(0), flat.T.unsqueeze(0))[0]
+        grad_images += multiply(images, grad_gram)
+        grad_regions[start : start + images_size] = grad_images
+
+    gathered = torch.zeros_like(words)
+    for reports, part, along in zip(groups, grad_words, radial, strict=True):
+        part += reports.words * (along / reports.norms.square()).view(-1, 1)
+        count, longest = reports.mask.shape
+        gathered[reports.places, :longest] = part.reshape(count, longest, -1).to(words.dtype)
+    return grad_regions, gathered
+
+
+def _check_features(regions: Tensor, words: Tensor, mask: Tensor) -> None:
+    shapes = f"regions {list(regions.shape)}, words {list(words.shape)}, mask {list(mask.shape)}"
+    if regions.dim() not in (3, 4) or words.dim() != 3 or regions.shape[1] != words.shape[2]:
+        raise ValueError(
+            f"Given {shapes}; regions must be [I, D, H, W] or [I, D, N] and words [J, L, D] with "
+            "the same width D. Project both to one width."
+        )
+    if mask.shape != words.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"Given {shapes} of {mask.dtype}; mask must be bool [J, L], True where a word counts."
+        )

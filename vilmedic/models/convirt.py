@@ -1,0 +1,115 @@
+"""ConVIRT: contrastive learning of images and their reports (Zhang et al. 2020)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vilmedic.blocks.projection import PairedProjection, check_width
+from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.types import Runtime
+from vilmedic.datasets.spec import DataSpec
+from vilmedic.errors import ConfigError
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.models.contract import Batch, ContrastiveModel, Features
+
+
+class ConVIRT(ContrastiveModel):
+    """An image encoder and a text encoder, each with a head into the space where they are compared.
+
+    "Contrastive Learning of Medical Visual Representations from Paired Images and Text",
+    arXiv 2010.00747.
+
+    Args:
+        spec: what is to be known of the data.
+        encoder: the text encoder.
+        cnn: the image encoder; its output is averaged over positions if it has several.
+        projection: the two heads.
+        loss: how the two sets of embeddings are compared.
+        forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: Runtime[DataSpec],
+        encoder: TextEncoder,
+        cnn: VisionEncoder,
+        projection: PairedProjection,
+        loss: ConVIRTLoss,
+        forward_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(forward_batch_size)
+        check_width(
+            "model.projection.visual_embedding_dim",
+            projection.visual_embedding_dim,
+            f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+            cnn.out_features,
+        )
+        check_width(
+            "model.projection.textual_embedding_dim",
+            projection.textual_embedding_dim,
+            f"model.encoder ({encoder.proto or 'random BERT'})",
+            encoder.hidden_size,
+        )
+        self.cnn = cnn
+        self.encoder = encoder
+        self.projection = projection
+        self.loss = loss
+
+    def encode(self, batch: Batch) -> Features:
+        """Embed the images and the reports of a batch, each on its own.
+
+        Args:
+            batch: `images` [B, 3, H, W], or [B, N, 3, H, W] with `images_mask` [B, N] for several
+                images a sample, whose features are averaged; `input_ids` and `attention_mask`
+                [B, T]. Where images or reports are missing, so are their features.
+
+        Returns:
+            `visual` and `linguistic`, [B, projection_dim]; in evaluation `visual_backbone` as well.
+        """
+        features: Features = {}
+        if "images" in batch:
+            backbone = self._encode_images(batch["images"], batch.get("images_mask"))
+            features["visual"] = self.projection.visual(backbone)
+            if not self.training:
+                features["visual_backbone"] = backbone
+        if "input_ids" in batch:
+            features.update(self.encode_text(batch))
+        return features
+
+    def encode_text(self, batch: Batch) -> Features:
+        """Embed reports: `input_ids` and `attention_mask` [B, T] to `linguistic` [B, D]."""
+        reports = self.encoder(batch["input_ids"], batch["attention_mask"])
+        return {"linguistic": self.projection.linguistic(reports)}
+
+    def contrast(self, features: Features) -> dict[str, Tensor]:
+        """The loss of `visual` and `linguistic`, both [B, D].
+
+        Raises:
+            ConfigError: if the data set gave no images or no reports.
+            ValueError: if there is a single pair.
+        """
+        missing = [name for name in ("visual", "linguistic") if name not in features]
+        if missing:
+            what = {"visual": "images", "linguistic": "reports"}[missing[0]]
+            raise ConfigError(
+                f"ConVIRT compares images with reports, but the data set gives no {what}. Use "
+                "dataset.proto=ImSeq or ImSeqLabel."
+            )
+        return self.loss(features["visual"], features["linguistic"])
+
+    def _encode_images(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """One vector a sample, [B, F]; only images that exist are encoded, then averaged."""
+        if images.ndim == 4:
+            return self.cnn.pooled(images)
+        if mask is None:
+            raise ConfigError(
+                f"ConVIRT takes images [B, 3, H, W], or several a sample with a mask, but got "
+                f"{list(images.shape)} without one. Views are for SimCLR: leave out "
+                "dataset.image.views."
+            )
+        existing = self.cnn.pooled(images[mask])
+        padded = existing.new_zeros(*mask.shape, existing.shape[1])
+        padded[mask] = existing
+        return padded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,0 +1,212 @@
+"""GLoRIA: contrastive learning of images and regions, reports and words (Huang et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from vilmedic.blocks.backbones import find_layer, pool
+from vilmedic.blocks.projection import VisualEmbedder, check_width
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.blocks.words import WordEncoder
+from vilmedic.config.types import Runtime
+from vilmedic.datasets.spec import DataSpec
+from vilmedic.errors import ConfigError
+from vilmedic.losses.gloria import GLoRIALoss
+from vilmedic.losses.gloria_local import attention_maps, local_similarity
+from vilmedic.models.contract import Batch, ContrastiveModel, Features
+
+
+class GLoRIA(ContrastiveModel):
+    """An image encoder and a text encoder, compared as wholes and word by region.
+
+    "GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient
+    Medical Image Recognition", ICCV 2021. Everything is compared in the space of the text encoder.
+
+    Args:
+        spec: what is to be known of the data.
+        encoder: the text encoder.
+        cnn: the image encoder; its output is averaged over positions if it has several.
+        visual_embedder: widths of the image features that are mapped into the space of the text.
+        loss: how the embeddings are compared.
+        upsample: pixels a side to which images are enlarged first; null leaves them as they are.
+        local_layer: the layer of the image encoder whose positions are the regions.
+        forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
+    """
+
+    contrast_needs: ClassVar[tuple[str, ...]] = (
+        "visual",
+        "linguistic",
+        "regions",
+        "words",
+        "word_mask",
+    )
+
+    def __init__(
+        self,
+        *,
+        spec: Runtime[DataSpec],
+        encoder: WordEncoder,
+        cnn: VisionEncoder,
+        visual_embedder: VisualEmbedder,
+        loss: GLoRIALoss,
+        upsample: int | None = 299,
+        local_layer: str = "layer3",
+        forward_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(forward_batch_size)
+        if upsample is not None and upsample < 1:
+            raise ConfigError(f"model.upsample must be at least 1 or null, not {upsample}.")
+        _check_visual(cnn, local_layer, visual_embedder)
+        width = encoder.hidden_size
+        self.cnn = cnn
+        self.encoder = encoder
+        self.global_embedder = nn.Linear(visual_embedder.feature_dim, width)
+        self.local_embedder = nn.Conv2d(visual_embedder.interm_feature_dim, width, 1, bias=False)
+        self.loss = loss
+        self.upsample = upsample
+        self.local_layer = local_layer
+
+    def encode(self, batch: Batch) -> Features:
+        """Embed the images and the reports of a batch, each on its own.
+
+        Args:
+            batch: `images` [B, 3, H, W]; `input_ids`, `attention_mask` and `word_ids` [B, T].
+                Where images or reports are missing, so are their features.
+
+        Returns:
+            Of images `visual` [B, D] and `regions` [B, D, h, w], and in evaluation
+            `visual_backbone` [B, F]; of reports what `encode_text` gives.
+
+        Raises:
+            ConfigError: if there are several images a sample.
+        """
+        features: Features = {}
+        if "images" in batch:
+            images = batch["images"]
+            if images.ndim != 4:
+                raise ConfigError(
+                    f"GLoRIA takes one image a sample, [B, 3, H, W], but got {list(images.shape)}. "
+                    "Leave out dataset.image.multi_image and dataset.image.views."
+                )
+            if self.upsample is not None:
+                size = (self.upsample, self.upsample)
+                images = functional.interpolate(
+                    images, size=size, mode="bilinear", align_corners=True
+                )
+            layers = self.cnn.features(images, [self.local_layer, self.cnn.output_layer])
+            backbone = self.cnn.dropout(pool(layers[self.cnn.output_layer]))
+            features["visual"] = self.global_embedder(backbone)
+            features["regions"] = self.local_embedder(layers[self.local_layer])
+            if not self.training:
+                features["visual_backbone"] = backbone
+        if "input_ids" in batch:
+            features.update(self.encode_text(batch))
+        return features
+
+    def encode_text(self, batch: Batch) -> Features:
+        """Embed reports.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and `word_ids`, [B, T].
+
+        Returns:
+            `linguistic` [B, D]; `words` [B, T, D]; `word_mask` [B, T], which leaves out the closing
+            special token and what lies behind it.
+        """
+        encoded = self.encoder(batch["input_ids"], batch["attention_mask"], batch["word_ids"])
+        return {
+            "linguistic": encoded.report,
+            "words": encoded.words,
+            "word_mask": encoded.mask,
+        }
+
+    def contrast(self, features: Features) -> dict[str, Tensor]:
+        """The loss of what `encode` gives for images and reports.
+
+        Raises:
+            ConfigError: if the data set gave no images or no reports.
+            ValueError: if there is a single pair.
+        """
+        missing = [name for name in self.contrast_needs if name not in features]
+        if missing:
+            what = "images" if missing[0] == "visual" else "reports"
+            raise ConfigError(
+                f"GLoRIA compares images with reports, but the data set gives no {what}. Use "
+                "dataset.proto=ImSeq or ImSeqLabel."
+            )
+        return self.loss(**{name: features[name] for name in self.contrast_needs})
+
+    def local_similarity(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        word_mask: Tensor,
+        *,
+        aggregation: Literal["sum", "max"],
+    ) -> Tensor:
+        """How well the words of every report find themselves in every image.
+
+        Args:
+            regions: [I, D, h, w].
+            words: [J, L, D].
+            word_mask: [J, L].
+            aggregation: how the words of a report count together.
+
+        Returns:
+            [I, J].
+        """
+        return local_similarity(
+            regions,
+            words,
+            word_mask,
+            temp1=self.loss.temp1,
+            temp2=self.loss.temp2,
+            aggregation=aggregation,
+        )
+
+    def attention(self, regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        """Where in its image each word of a report looks: a_nl of the paper, equation 2.
+
+        Args:
+            regions: [B, D, h, w].
+            words: [B, L, D].
+            word_mask: [B, L].
+
+        Returns:
+            Weights of the regions for each word, which add up to 1; zero for words that do not
+            count, [B, L, h, w].
+        """
+        weights = attention_maps(regions, words, word_mask, self.loss.temp1)
+        return weights.unflatten(2, regions.shape[2:])
+
+
+def _check_visual(cnn: VisionEncoder, local_layer: str, widths: VisualEmbedder) -> None:
+    """Refuse a layer without regions, and widths that do not fit the image encoder."""
+    if isinstance(cnn.network, PreTrainedModel):
+        raise ConfigError(
+            f"model.cnn.backbone: GLoRIA takes regions from a layer inside a network of "
+            f"torchvision, and {cnn.backbone} is a model of transformers."
+        )
+    find_layer(cnn.network, local_layer, "model.local_layer")
+    shape = cnn.shape(local_layer)
+    if len(shape) != 4 or shape[2] * shape[3] < 2:
+        raise ConfigError(
+            f"model.local_layer: '{local_layer}' of {cnn.backbone} gives no map of regions, "
+            f"but {list(shape[1:])} for an image. Name a layer with positions, such as layer3."
+        )
+    check_width(
+        "model.visual_embedder.interm_feature_dim",
+        widths.interm_feature_dim,
+        f"model.local_layer ({cnn.backbone}, {local_layer})",
+        shape[1],
+    )
+    check_width(
+        "model.visual_embedder.feature_dim",
+        widths.feature_dim,
+        f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+        cnn.out_features,
+    )
