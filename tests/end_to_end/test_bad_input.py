@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import Run
+
+
+@pytest.fixture
+def broken(phantom: Path, tmp_path: Path, tiny: list[str]) -> tuple[Path, list[str]]:
+    """A copy of the data set to damage, and the arguments that use it."""
+    root = tmp_path / "data"
+    shutil.copytree(phantom, root)
+    sections = [f"dataset.{part}.root={root}" for part in ("image", "seq", "label")]
+    rest = [f"ckpt_dir={tmp_path}/ckpt", "name=x", "trainor.epochs=1", "trainor.seed=0"]
+    return root, [*tiny, *sections, *rest]
+
+
+def complaint(run: Run, arguments: list[str]) -> str:
+    done = run("bin/train.py", *arguments, status=2)
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr
+
+
+def test_misspelt_keys_are_reported_together(run: Run, tiny: list[str]) -> None:
+    text = complaint(run, [*tiny, "trainor.batchsize=3", "model.los.tau=0.2"])
+    assert "trainor.batchsize" in text
+    assert "'trainor.batch_size'" in text
+    assert "model.los" in text
+    assert "command line" in text
+
+
+def test_missing_image_names_file_and_line(run: Run, broken: tuple[Path, list[str]]) -> None:
+    root, arguments = broken
+    first = (root / "train.image.tok").read_text().splitlines()[4]
+    (root / "images" / first).unlink()
+
+    text = complaint(run, arguments)
+
+    assert "train.image.tok:5" in text
+    assert first in text
+
+
+def test_truncated_image_names_file_and_line(run: Run, broken: tuple[Path, list[str]]) -> None:
+    root, arguments = broken
+    path = root / "images" / (root / "train.image.tok").read_text().splitlines()[4]
+    path.write_bytes(path.read_bytes()[:200])
+
+    text = complaint(run, arguments)
+
+    assert "train.image.tok:5" in text
+    assert path.name in text
+
+
+def test_mismatched_counts_name_both_files(run: Run, broken: tuple[Path, list[str]]) -> None:
+    root, arguments = broken
+    lines = (root / "train.report.tok").read_text().splitlines()
+    (root / "train.report.tok").write_text("\n".join(lines[:-1]) + "\n")
+
+    text = complaint(run, arguments)
+
+    assert "train.image.tok" in text
+    assert "train.report.tok" in text
+    assert "48" in text
+    assert "47" in text
+
+
+def test_empty_report_names_file_and_line(run: Run, broken: tuple[Path, list[str]]) -> None:
+    root, arguments = broken
+    lines = (root / "validate.report.tok").read_text().splitlines()
+    lines[2] = ""
+    (root / "validate.report.tok").write_text("\n".join(lines) + "\n")
+
+    assert "validate.report.tok:3" in complaint(run, arguments)
+
+
+def test_loss_that_is_not_a_number_stops_with_the_samples(
+    run: Run, broken: tuple[Path, list[str]]
+) -> None:
+    _, arguments = broken
+    text = complaint(
+        run,
+        [
+            *arguments,
+            "trainor.optim_params.lr=1e30",
+            "trainor.lr_decay=null",
+            "trainor.max_bad_steps=2",
+        ],
+    )
+    assert "2 steps in a row" in text
+    assert "train.image.tok:" in text
+
+
+def test_batch_larger_than_the_split(run: Run, broken: tuple[Path, list[str]]) -> None:
+    _, arguments = broken
+    text = complaint(run, [*arguments, "trainor.batch_size=64"])
+    assert "48 samples" in text
+    assert "trainor.batch_size=64" in text
+
+
+def test_checkpoint_of_another_model(run: Run, broken: tuple[Path, list[str]]) -> None:
+    _, arguments = broken
+    run("bin/train.py", *arguments)
+    text = complaint(
+        run,
+        [*arguments, "ckpt=last_0.pth", "trainor.epochs=2", "model.projection.projection_dim=8"],
+    )
+    assert "last_0.pth" in text
+    assert "the model wants" in text

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.end_to_end.conftest import Run
+
+CONSTANT_RATE = ["trainor.lr_decay=null", "trainor.optim_params.lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def trained(run: Run, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of two epochs with seed 5."""
+    ckpt = tmp_path_factory.mktemp("ckpt")
+    run(
+        "bin/train.py",
+        *tiny,
+        *CONSTANT_RATE,
+        f"ckpt_dir={ckpt}",
+        "name=two",
+        "trainor.seed=5",
+        "trainor.epochs=2",
+    )
+    return ckpt / "two"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_training_leaves_what_a_run_needs(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"last_5.pth", "config_5.yml", "environment_5.json", "metrics.jsonl"} <= names
+    assert {"timing.jsonl", "tokenizer", "labels.json", "tensorboard"} <= names
+    best = [name for name in names if name.endswith("_5.pth") and not name.startswith("last")]
+    assert best
+
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if "validation_loss" in line]
+    assert [line["epoch"] for line in evaluations] == [0, 1]
+    assert [line["step"] for line in evaluations] == [6, 12]
+    scores = {repr(line["validation_zero_shot_auroc"]) for line in evaluations}
+    assert {name.split("_")[0] for name in best} <= scores
+
+    environment = json.loads((trained / "environment_5.json").read_text())
+    assert environment["seed"] == 5
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "trainor.epochs=2" in environment["overrides"]
+
+
+def test_same_seed_gives_the_same_run_whatever_the_workers(
+    run: Run, tiny: list[str], trained: Path, tmp_path: Path
+) -> None:
+    run(
+        "bin/train.py",
+        *tiny,
+        *CONSTANT_RATE,
+        f"ckpt_dir={tmp_path}",
+        "name=again",
+        "trainor.seed=5",
+        "trainor.epochs=2",
+        "trainor.num_workers=2",
+    )
+
+    assert_same_weights(trained / "last_5.pth", tmp_path / "again" / "last_5.pth")
+    again = (tmp_path / "again" / "metrics.jsonl").read_text()
+    assert again == (trained / "metrics.jsonl").read_text()
+
+
+def test_continued_run_equals_the_uninterrupted_one(
+    run: Run, tiny: list[str], trained: Path, tmp_path: Path
+) -> None:
+    arguments = [*tiny, *CONSTANT_RATE, f"ckpt_dir={tmp_path}", "name=two"]
+    run("bin/train.py", *arguments, "trainor.seed=5", "trainor.epochs=1")
+    with open(tmp_path / "two" / "metrics.jsonl", "a") as stream:
+        stream.write('{"seed": 5, "step": 7, "loss": 99.0}\n')
+
+    run("bin/train.py", *arguments, "trainor.epochs=2", "ckpt=last_5.pth")
+
+    assert_same_weights(trained / "last_5.pth", tmp_path / "two" / "last_5.pth")
+    metrics = (tmp_path / "two" / "metrics.jsonl").read_text()
+    assert metrics == (trained / "metrics.jsonl").read_text()
+
+
+def test_used_seed_is_refused_and_a_new_run_adds_one(
+    run: Run, tiny: list[str], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "two")
+    arguments = [*tiny, f"ckpt_dir={tmp_path}", "name=two", "trainor.epochs=1"]
+
+    refused = run("bin/train.py", *arguments, "trainor.seed=5", status=2)
+    assert "already holds a run with seed 5" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    run("bin/train.py", *arguments)
+    seeds = {path.stem.split("_")[1] for path in (tmp_path / "two").glob("last_*.pth")}
+    assert len(seeds) == 2
+    assert "5" in seeds
+
+
+@pytest.mark.slow
+def test_evaluation_of_an_ensemble(run: Run, tiny: list[str], trained: Path) -> None:
+    arguments = [*tiny, f"ckpt_dir={trained.parent}", "name=two"]
+    plot = "ensemblor.post_processing.plot_representation.method=pca"
+
+    done = run("bin/ensemble.py", *arguments, "ensemblor.mode=all", plot)
+
+    used = len([path for path in trained.glob("*.pth") if not path.name.startswith("last")])
+    for split, samples in (("validate", 17), ("test", 16)):
+        results = json.loads((trained / f"results_{split}.json").read_text())
+        assert results["samples"] == samples
+        assert results["models_used"] == used
+        assert 0 < results["loss"] < 10
+        assert 0 <= results["metrics"]["zero_shot"]["auroc"] <= 1
+        assert 0 <= results["metrics"]["linear_probe"]["auroc"] <= 1
+        retrieval = results["metrics"]["retrieval"]
+        assert 0 <= retrieval["image_to_text_r1"] <= retrieval["image_to_text_r10"] <= 1
+        assert results["baselines"]["raw_pixels"]["metrics"]["zero_shot"]["auroc"] is None
+        for key in ("linguistic", "visual"):
+            for kind in ("full", "sampled"):
+                picture = trained / f"{split}_{kind}_{key}.png"
+                assert min(Image.open(picture).size) > 300
+                assert picture.with_suffix(".npz").exists()
+                assert picture.with_suffix(".csv").exists()
+    assert "linear_probe auroc" in done.stdout
+
+
+def test_evaluation_without_labels_still_writes_its_numbers(
+    run: Run, tiny: list[str], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "two", ignore=shutil.ignore_patterns("*.png"))
+    done = run(
+        "bin/ensemble.py",
+        *[word for word in tiny if not word.startswith("dataset.label")],
+        f"ckpt_dir={tmp_path}",
+        "name=two",
+        "dataset.proto=ImSeq",
+        "ckpt=last_5.pth",
+        "ensemblor.splits=[test]",
+        "~ensemblor.metrics.linear_probe",
+        "~ensemblor.metrics.zero_shot",
+    )
+
+    results = json.loads((tmp_path / "two" / "results_test.json").read_text())
+    assert results["checkpoints"][0]["file"] == "last_5.pth"
+    assert "dataset.proto=ImSeqLabel" in done.stdout
+    assert not list((tmp_path / "two").glob("test_*.png"))

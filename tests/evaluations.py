@@ -1,0 +1,88 @@
+"""Evaluations of made-up features, without a trained model behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilmedic.executors.collect import SplitFeatures
+from vilmedic.executors.evaluation import Ensemble, Evaluation
+
+
+class Lines:
+    """The part of a data set that says where samples come from."""
+
+    def lines(self, index: Iterable[int]) -> list[str]:
+        return [f"data/x:y/test.image.tok:{int(i) + 1}" for i in index]
+
+    def describe(self, index: int) -> dict[str, Any]:
+        return {"image": [f"{index}.png", "b.png"], "labels": ["Effusion", "Mass"]}
+
+
+class MadeUp(Ensemble):
+    """Splits and text embeddings as given."""
+
+    def __init__(
+        self,
+        splits: dict[str, SplitFeatures],
+        text: Callable[[Sequence[str]], Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            members=[],
+            dataset=lambda split: Lines(),
+            loader=list,
+            device=torch.device("cpu"),
+            precision="fp32",
+        )
+        self._splits = splits
+        self.text = text
+
+    def encode_text(self, dataset: Any, texts: Sequence[str]) -> Tensor | None:
+        return None if self.text is None else self.text(texts)
+
+
+def split_features(
+    features: dict[str, Tensor],
+    labels: Tensor | None = None,
+    *,
+    names: Sequence[str] = (),
+    split: str = "test",
+    multi_label: bool = True,
+) -> SplitFeatures:
+    size = len(next(iter(features.values())))
+    return SplitFeatures(
+        split=split,
+        index=torch.arange(size),
+        features=features,
+        labels=labels,
+        label_names=tuple(names),
+        multi_label=multi_label,
+    )
+
+
+def evaluation(
+    *splits: SplitFeatures,
+    text: Callable[[Sequence[str]], Tensor] | None = None,
+    out_dir: Path = Path(),
+    seed: int = 0,
+) -> Evaluation:
+    """An evaluation of the first split; the others are there to be asked for."""
+    networks = MadeUp({split.split: split for split in splits}, text)
+    return Evaluation(
+        name="run",
+        split=splits[0].split,
+        features=splits[0],
+        dataset=Lines(),
+        networks=networks,
+        seed=seed,
+        checkpoints=["0.5_1_2.pth"],
+        out_dir=out_dir,
+    )
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors import checkpoint
+
+
+def write(run_dir: Path, *names: str) -> None:
+    for name in names:
+        (run_dir / name).touch()
+
+
+def test_best_is_ranked_by_number_not_as_text(tmp_path: Path) -> None:
+    write(tmp_path, "10.0_3_1.pth", "9.0_2_1.pth", "1e-05_7_2.pth", "last_1.pth")
+
+    lowest_first = checkpoint.list_best(tmp_path, "validation_loss")
+    highest_first = checkpoint.list_best(tmp_path, "validation_zero_shot_auroc")
+
+    assert [best.score for best in lowest_first] == [1e-05, 9.0, 10.0]
+    assert [best.score for best in highest_first] == [10.0, 9.0, 1e-05]
+    assert lowest_first[0].seed == 2
+    assert lowest_first[0].epoch == 7
+
+
+@pytest.mark.parametrize("score", [1.661213994026184, 1e-07, 123456789.25, -0.5, 3e20])
+def test_name_holds_the_score_exactly(tmp_path: Path, score: float) -> None:
+    write(tmp_path, checkpoint.best_name(score, epoch=4, seed=406122))
+
+    (best,) = checkpoint.list_best(tmp_path, "loss")
+
+    assert (best.score, best.epoch, best.seed) == (score, 4, 406122)
+
+
+def test_modes(tmp_path: Path) -> None:
+    write(tmp_path, "3.0_0_1.pth", "2.0_1_1.pth", "2.5_0_2.pth", "last_1.pth")
+
+    def names(mode: str) -> list[str]:
+        return [p.name for p in checkpoint.find_checkpoints(tmp_path, mode, "validation_loss")]
+
+    assert names("best-1") == ["2.0_1_1.pth"]
+    assert names("best-2") == ["2.0_1_1.pth", "2.5_0_2.pth"]
+    assert names("all") == ["2.0_1_1.pth", "2.5_0_2.pth", "3.0_0_1.pth"]
+    with pytest.raises(CheckpointError, match="holds 3 checkpoints"):
+        names("best-4")
+    with pytest.raises(ConfigError, match="allowed: best-1, best-N or all"):
+        names("best")
+
+
+def test_no_scored_checkpoint_names_the_last_one(tmp_path: Path) -> None:
+    write(tmp_path, "last_7.pth")
+
+    with pytest.raises(CheckpointError, match=r"ckpt=last_7\.pth"):
+        checkpoint.find_checkpoints(tmp_path, "best-1", "validation_loss")
+
+
+def test_locate_prefers_the_run_directory_and_suggests_a_near_name(tmp_path: Path) -> None:
+    write(tmp_path, "last_12.pth")
+
+    assert checkpoint.locate("last_12.pth", tmp_path) == tmp_path / "last_12.pth"
+    assert checkpoint.locate(str(tmp_path / "last_12.pth"), Path("elsewhere")).name == "last_12.pth"
+    with pytest.raises(CheckpointError, match=r"Did you mean 'last_12\.pth'"):
+        checkpoint.locate("lst_12.pth", tmp_path)
+
+
+def test_saved_state_is_read_back(tmp_path: Path) -> None:
+    state = {"model": {"w": torch.arange(3.0)}, "progress": {"epoch": 2, "best": None}}
+
+    checkpoint.save_checkpoint(state, tmp_path / "last_1.pth")
+    loaded = checkpoint.load_checkpoint(tmp_path / "last_1.pth")
+
+    assert torch.equal(loaded["model"]["w"], torch.arange(3.0))
+    assert loaded["progress"] == {"epoch": 2, "best": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["last_1.pth"]
+
+
+def test_crash_while_writing_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last_1.pth"
+    checkpoint.save_checkpoint({"model": {"w": torch.zeros(1)}}, path)
+
+    def crash(descriptor: int) -> None:
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="disk is full"):
+        checkpoint.save_checkpoint({"model": {"w": torch.ones(1)}}, path)
+
+    assert checkpoint.load_checkpoint(path)["model"]["w"].item() == 0
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last_1.pth"]
+
+
+def test_cut_short_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last_1.pth"
+    checkpoint.save_checkpoint({"model": {"w": torch.rand(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+    with pytest.raises(CheckpointError, match=r"last_1\.pth: not a readable checkpoint"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_pickled_object_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(os.system))
+
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    state = {"model": {"weight": torch.zeros(2, 4), "scale": torch.zeros(1)}}
+
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_weights(model, state, tmp_path / "x.pth")
+
+    text = str(caught.value)
+    assert "weights that the file lacks (1): bias" in text
+    assert "weights that the model does not have (1): scale" in text
+    assert "weight is (2, 4), the model wants (2, 3)" in text

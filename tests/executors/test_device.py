@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vilmedic.errors import ConfigError
+from vilmedic.executors.device import autocast, move, pick_device
+
+
+def test_named_devices() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"given 'gpu', allowed: cpu, cuda, cuda:N or null"):
+        pick_device("gpu")
+    with pytest.raises(ConfigError, match="this machine has"):
+        pick_device(f"cuda:{torch.cuda.device_count()}")
+
+
+def test_precision_of_the_forward_pass() -> None:
+    layer, x = torch.nn.Linear(4, 4), torch.rand(2, 4)
+    with autocast(torch.device("cpu"), "bf16"):
+        assert layer(x).dtype is torch.bfloat16
+    with autocast(torch.device("cpu"), "fp32"):
+        assert layer(x).dtype is torch.float32
+
+
+def test_only_tensors_move() -> None:
+    moved = move({"index": torch.arange(2), "names": ["a", "b"]}, torch.device("meta"))
+    assert moved["index"].device.type == "meta"
+    assert moved["names"] == ["a", "b"]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError
+from vilmedic.executors.optimization import Schedule, make_optimizer
+
+
+def make(lr: float = 1.0, total_steps: int = 10, **keys: object) -> tuple:
+    section = TrainorSection(optimizer="SGD", optim_params={"lr": lr}, **keys)
+    optimizer = make_optimizer(nn.Linear(2, 2), section)
+    return optimizer, Schedule(optimizer, section, total_steps)
+
+
+def rate(optimizer: torch.optim.Optimizer) -> float:
+    return optimizer.param_groups[0]["lr"]
+
+
+def test_cosine_steps_with_the_optimizer_and_spans_the_run() -> None:
+    optimizer, schedule = make(lr_decay="CosineAnnealingLR", total_steps=10)
+    for step in range(1, 11):
+        optimizer.step()
+        schedule.after_step()
+        schedule.after_epoch()
+        schedule.after_evaluation(1.0)
+        assert rate(optimizer) == pytest.approx(0.5 * (1 + math.cos(math.pi * step / 10)))
+
+
+def test_plateau_follows_the_direction_of_its_metric() -> None:
+    keys = {"lr_decay": "ReduceLROnPlateau", "lr_decay_params": {"factor": 0.5, "patience": 0}}
+    for metric, worse in (("validation_loss", 2.0), ("validation_zero_shot_auroc", 0.5)):
+        optimizer, schedule = make(early_stop_metric=metric, **keys)
+        schedule.after_evaluation(1.0)
+        schedule.after_step()
+        schedule.after_epoch()
+        assert rate(optimizer) == 1.0
+        schedule.after_evaluation(worse)
+        assert rate(optimizer) == 0.5
+
+
+def test_step_decay_counts_epochs() -> None:
+    optimizer, schedule = make(lr_decay="StepLR", lr_decay_params={"step_size": 1, "gamma": 0.1})
+    optimizer.step()
+    schedule.after_step()
+    assert rate(optimizer) == 1.0
+    schedule.after_epoch()
+    assert rate(optimizer) == pytest.approx(0.1)
+
+
+def test_state_continues() -> None:
+    keys = {"lr_decay": "ReduceLROnPlateau", "lr_decay_params": {"factor": 0.5, "patience": 1}}
+    _, first = make(**keys)
+    first.after_evaluation(1.0)
+    first.after_evaluation(2.0)
+    optimizer, second = make(**keys)
+    second.load_state_dict(first.state_dict())
+    second.after_evaluation(2.0)
+    assert rate(optimizer) == 0.5
+
+
+def test_refused_options_name_their_section() -> None:
+    with pytest.raises(ConfigError, match=r"trainor\.lr_decay_params \(StepLR\)"):
+        make(lr_decay="StepLR", lr_decay_params={"step": 3})
+    with pytest.raises(ConfigError, match=r"trainor\.optim_params \(SGD\)"):
+        make(lr=-1.0)
+
+
+def test_frozen_model_is_refused() -> None:
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        make_optimizer(model, TrainorSection())

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vilmedic.executors.results import distinct, grouped, table, write_results
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    return {
+        "run": "r",
+        "split": "test",
+        "samples": 5,
+        "checkpoints": [{"file": "a.pth"}],
+        "models_used": 1,
+        "loss": 1.25,
+        "metrics": {"probe": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "classes": {"A": 1}}},
+        "baselines": {"raw": {"loss": None, "metrics": {"probe": {"auroc": None}}}},
+        **changes,
+    }
+
+
+def test_the_file_holds_everything_and_no_number_that_is_none(tmp_path: Path) -> None:
+    path = write_results(results(loss=float("nan"), extra=[float("inf"), 1.0]), tmp_path)
+    assert path == tmp_path / "results_test.json"
+    read = json.loads(path.read_text())
+    assert read["loss"] is None
+    assert read["extra"] == [None, 1.0]
+    assert read["metrics"] == results()["metrics"]
+    assert [p.name for p in tmp_path.iterdir()] == ["results_test.json"]
+
+
+def test_the_table_sets_systems_side_by_side() -> None:
+    lines = table(results()).splitlines()
+    rows = [line.split() for line in lines if line and not line.startswith("-")]
+    assert rows[0][:4] == ["r,", "split", "test:", "5"]
+    assert rows[1] == ["test", "model", "raw"]
+    assert rows[2] == ["loss", "1.250", "-"]
+    assert rows[3] == ["probe", "auroc", "0.800", "[0.700,", "0.900]", "-"]
+    assert len(rows) == 4
+    assert "ensemble of 3" in table(results(models_used=3))
+
+
+def test_names_and_paths_are_told_apart() -> None:
+    assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
+    paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]
+    assert grouped(paths) == ["x/a.{png,csv}", "x/b.png"]

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn import functional
+
+from tests.evaluations import evaluation, random, split_features
+from vilmedic.metrics.zero_shot import ZeroShot
+
+NAMES = ("Effusion", "Mass", "Nodule")
+PROMPTS = """
+Mass:
+  positive: [a mass, big mass]
+  negative: [no mass]
+Effusion:
+  positive: [effusion]
+  negative: [no effusion, clear]
+"""
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.yml"
+    path.write_text(PROMPTS)
+    return str(path)
+
+
+def embed(texts: Sequence[str]) -> Tensor:
+    """A fixed vector for each text, of various lengths."""
+    return torch.stack([random(8, seed=len(t)) * len(t) for t in texts])
+
+
+def labelled(size: int = 80) -> tuple[Tensor, Tensor]:
+    labels = (random(size, 3, seed=5) > 0.5).float()
+    visual = 3 * random(size, 8, seed=6) + labels[:, :1] * random(8, seed=8)
+    return visual, labels
+
+
+def test_scores_are_positive_less_negative_similarity(prompts: str) -> None:
+    visual, labels = labelled()
+    split = split_features({"visual": visual}, labels, names=NAMES)
+    result = ZeroShot(prompts=prompts, bootstrap=200)(evaluation(split, text=embed))
+
+    def mean_cosine(texts: Sequence[str]) -> Tensor:
+        return functional.cosine_similarity(visual[:, None], embed(texts)[None], dim=2).mean(dim=1)
+
+    mass = mean_cosine(["a mass", "big mass"]) - mean_cosine(["no mass"])
+    effusion = mean_cosine(["effusion"]) - mean_cosine(["no effusion", "clear"])
+    areas = {
+        "Mass": roc_auc_score(labels[:, 1], mass),
+        "Effusion": roc_auc_score(labels[:, 0], effusion),
+    }
+    assert list(result["classes"]) == ["Mass", "Effusion"]
+    for name, area in areas.items():
+        entry = result["classes"][name]
+        assert entry["auroc"] == pytest.approx(area)
+        assert entry["auroc_interval"][0] < area < entry["auroc_interval"][1]
+        assert entry["positives"] + entry["negatives"] == 80
+    assert result["auroc"] == pytest.approx(sum(areas.values()) / 2)
+    assert result["auroc_interval"][0] < result["auroc"] < result["auroc_interval"][1]
+    again = ZeroShot(prompts=prompts, bootstrap=200)(evaluation(split, text=embed))
+    assert again == result
+    other = ZeroShot(prompts=prompts, bootstrap=200)(evaluation(split, text=embed, seed=1))
+    assert other["auroc"] == result["auroc"]
+    assert other["auroc_interval"] != result["auroc_interval"]
+
+
+def test_a_class_without_positives_is_left_out_by_name(
+    prompts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    visual, labels = labelled()
+    labels[:, 1] = 0
+    split = split_features({"visual": visual}, labels, names=NAMES)
+    with caplog.at_level(logging.WARNING):
+        result = ZeroShot(prompts=prompts, bootstrap=50)(evaluation(split, text=embed))
+    assert "Mass" in caplog.text
+    assert result["excluded"] == ["Mass"]
+    assert result["classes"]["Mass"]["auroc"] is None
+    assert result["auroc"] == result["classes"]["Effusion"]["auroc"] is not None
+
+
+def test_without_text_or_labels_it_is_null(prompts: str, caplog: pytest.LogCaptureFixture) -> None:
+    visual, labels = labelled()
+    split = split_features({"visual": visual}, labels, names=NAMES)
+    assert ZeroShot(prompts=prompts)(evaluation(split))["auroc"] is None
+    assert not caplog.records
+    result = ZeroShot(prompts=prompts)(evaluation(split_features({"visual": visual}), text=embed))
+    assert result["auroc"] is None
+    assert "dataset.label.file=label.tok" in caplog.text
+
+
+def test_the_prompt_file_is_checked_before_the_run(tmp_path: Path) -> None:
+    split = split_features({"visual": random(2, 8)}, torch.zeros(2, 3), names=NAMES)
+    with pytest.raises(Exception, match="no file"):
+        ZeroShot(prompts=str(tmp_path / "absent.yml")).check(evaluation(split))
+    ZeroShot(prompts="absent").check(evaluation(split_features({"visual": random(2, 8)})))

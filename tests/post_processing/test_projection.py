@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vilmedic.post_processing.projection import Method, project, spread
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_groups_stay_together(method: Method) -> None:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(3, 20))
+    group = np.arange(60) % 3
+    x = (centres[group] + 0.1 * generator.normal(size=(60, 20))).astype(np.float32)
+    scale = generator.uniform(0.1, 10, size=(60, 1)).astype(np.float32)
+    points = project(x * scale, method=method, seed=0)
+    assert points.shape == (60, 2)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.eye(60) * 1e9
+    assert (group[distance.argmin(axis=1)] == group).all()
+    assert (project(x * scale, method=method, seed=0) == points).all()
+
+
+def test_components_are_those_of_the_largest_variance() -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(50, 3)).astype(np.float32)
+    points = project(x, method="pca", seed=0).astype(np.float64)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    variances = np.linalg.eigvalsh(np.cov(unit.T))[::-1]
+    np.testing.assert_allclose(points.var(axis=0, ddof=1), variances[:2], rtol=1e-4)
+    one = project(x[:, :1] + 5, method="pca", seed=0)
+    assert one.shape == (50, 2)
+
+
+def test_spread_is_zero_when_all_are_alike() -> None:
+    assert spread(np.outer(np.arange(1, 5), np.ones(3)).astype(np.float32)) < 1e-6
+    assert spread(np.eye(4, dtype=np.float32)) > 0.1

@@ -1,0 +1,1 @@
+"""Training, validation, checkpoints and evaluation."""

@@ -1,0 +1,50 @@
+"""Where a run computes, and in which arithmetic."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from vilmedic.errors import ConfigError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device that a configuration names, or a GPU when there is one, or the CPU.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N` or None.
+
+    Returns:
+        A device that exists on this machine.
+
+    Raises:
+        ConfigError: the name is not a device, or this machine does not have it.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError(f"device: given '{name}', allowed: cpu, cuda, cuda:N or null.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: given '{name}', but this machine has {torch.cuda.device_count()} CUDA "
+            "devices. Leave the key out to take what there is."
+        )
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a forward pass computes: bfloat16 where it is safe, or float32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on the device, copied without waiting where memory is pinned."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }

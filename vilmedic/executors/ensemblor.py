@@ -1,0 +1,230 @@
+"""Evaluation of trained checkpoints: numbers first, then pictures and files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from vilmedic.config.build import build, build_calls
+from vilmedic.datasets.loader import make_loader
+from vilmedic.errors import VilmedicError
+from vilmedic.executors import checkpoint
+from vilmedic.executors.baselines import RawPixels
+from vilmedic.executors.collect import collect
+from vilmedic.executors.device import pick_device
+from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.executors.log import LOGGER
+from vilmedic.executors.random_state import seed_everything
+from vilmedic.executors.results import distinct, grouped, table, write_results
+from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
+
+if TYPE_CHECKING:
+    from vilmedic.config.load import Config
+
+
+class Ensemblor:
+    """Evaluates the best checkpoints of a run as its configuration says.
+
+    One pass over each split gives the features that all metrics and post-processing share. The
+    numbers of the model are written before baselines are measured and pictures drawn, so that
+    what fails there loses none of them.
+
+    Args:
+        config: the checked configuration; its section `ensemblor` says what is done.
+
+    Raises:
+        ConfigError: a value fits the schema but not the data, the model or this machine.
+        DataError: a split cannot be used.
+        CheckpointError: there is no such checkpoint, or it does not fit the model.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.section = config.ensemblor
+        self.run_dir = config.run_dir
+        self.device = pick_device(self.section.device)
+        self.paths = self._find_checkpoints()
+        self.checkpoints = [describe_checkpoint(path) for path in self.paths]
+        self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
+        self.post_processing = distinct(
+            build_calls(POST_PROCESSING, self.section.post_processing, "ensemblor.post_processing")
+        )
+        self._dataset = cache(self._build_dataset)
+
+    def start(self) -> dict[str, dict[str, Any]]:
+        """Evaluate, and write `results_<split>.json` and what post-processing makes.
+
+        Returns:
+            The contents of the results file of each split.
+
+        Raises:
+            VilmedicError: post-processing failed, after everything else was done.
+        """
+        for split in self.section.splits:
+            self._dataset(split)
+        model = self._networks(self._trained_members())
+        self._check(model)
+        names = ", ".join(path.name for path in self.paths)
+        LOGGER.info("Evaluating %d checkpoint(s) of %s: %s", len(self.paths), self.run_dir, names)
+
+        results = {}
+        for split in self.section.splits:
+            results[split] = self._header(split, model) | self._measure(model, split)
+            write_results(results[split], self.run_dir)
+        for name in dict.fromkeys(self.section.baselines):
+            LOGGER.info("Measuring the baseline %s", name)
+            baseline = self._networks([self._baseline(name)])
+            for split in self.section.splits:
+                results[split]["baselines"][name] = self._measure(baseline, split)
+                write_results(results[split], self.run_dir)
+            baseline.forget()
+        failures = self._post_process(model)
+        for split in self.section.splits:
+            LOGGER.info("%s", table(results[split]))
+            LOGGER.info("Written: %s", self.run_dir / f"results_{split}.json")
+        if failures:
+            raise VilmedicError(
+                f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
+            )
+        return results
+
+    def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
+        """The loss and every metric of a split."""
+        evaluation = self._evaluation(networks, split)
+        metrics = {name: metric(evaluation) for name, metric in self.metrics}
+        return {"loss": evaluation.features.loss, "metrics": metrics}
+
+    def _post_process(self, networks: Ensemble) -> list[str]:
+        """Make pictures and files; returns what failed, having made all the others."""
+        failures = []
+        for (name, action), split in itertools.product(self.post_processing, self.section.splits):
+            try:
+                for line in grouped(action(self._evaluation(networks, split))):
+                    LOGGER.info("Written: %s", line)
+            except Exception as error:
+                LOGGER.exception("%s failed on the split %s", name, split)
+                failures.append(f"{name} on {split}: {error}")
+        return failures
+
+    def _check(self, networks: Ensemble) -> None:
+        """Let metrics and post-processing refuse their options on the first batch of each split.
+
+        Everything that is wrong with names is known after a second rather than after the run.
+        """
+        for split in self.section.splits:
+            dataset = self._dataset(split)
+            loader = self._loader(dataset, num_workers=0)
+            preview = collect(
+                networks.members[0](),
+                dataset,
+                itertools.islice(loader, 1),
+                split=split,
+                device=self.device,
+                precision=self.section.precision,
+            )
+            evaluation = self._evaluation(networks, split, preview)
+            for _, step in [*self.metrics, *self.post_processing]:
+                step.check(evaluation)
+
+    def _evaluation(self, networks: Ensemble, split: str, features: Any = None) -> Evaluation:
+        return Evaluation(
+            name=self.config.name,
+            split=split,
+            features=features or networks.split(split),
+            dataset=self._dataset(split),
+            networks=networks,
+            seed=self.section.seed,
+            checkpoints=[path.name for path in self.paths],
+            out_dir=self.run_dir,
+        )
+
+    def _header(self, split: str, networks: Ensemble) -> dict[str, Any]:
+        """What a number needs to be cited: where it comes from and how it was made."""
+        return {
+            "run": self.config.name,
+            "split": split,
+            "samples": len(networks.split(split)),
+            "checkpoints": self.checkpoints,
+            "models_used": len(self.checkpoints),
+            "seed": self.section.seed,
+            "batch_size": self.section.batch_size,
+            "precision": self.section.precision,
+            "protocols": {name: metric.options() for name, metric in self.metrics},
+            "loss": None,
+            "metrics": {},
+            "baselines": {},
+        }
+
+    def _find_checkpoints(self) -> list[Path]:
+        ckpt = self.section.ckpt or self.config.ckpt
+        if ckpt is not None:
+            return [checkpoint.locate(ckpt, self.run_dir)]
+        metric = self.config.trainor.early_stop_metric
+        return checkpoint.find_checkpoints(self.run_dir, self.section.mode, metric)
+
+    def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
+        return Ensemble(
+            members=members,
+            dataset=self._dataset,
+            loader=self._loader,
+            device=self.device,
+            precision=self.section.precision,
+        )
+
+    def _trained_members(self) -> list[Callable[[], nn.Module]]:
+        """A function for each checkpoint that fills the one model with its weights."""
+        model = self._build_model()
+        held: list[Path] = []
+
+        def fill(path: Path) -> nn.Module:
+            if held != [path]:
+                state = checkpoint.load_checkpoint(path)
+                checkpoint.load_weights(model, state, path)
+                held[:] = [path]
+            return model
+
+        return [lambda path=path: fill(path) for path in self.paths]  # type: ignore[misc]
+
+    def _baseline(self, name: str) -> Callable[[], nn.Module]:
+        network = RawPixels() if name == "raw_pixels" else self._build_model()
+        return lambda: network
+
+    def _build_model(self) -> nn.Module:
+        """The model with the weights that the seed gives, before any training."""
+        seed_everything(self.section.seed)
+        spec = self._dataset(self.section.splits[0]).spec
+        model: nn.Module = build(MODELS, self.config.model, spec=spec)
+        return model.to(self.device)
+
+    def _build_dataset(self, split: str) -> Any:
+        return build(
+            DATASETS,
+            self.config.dataset,
+            split=split,
+            training=False,
+            seed=self.section.seed,
+            run_dir=self.run_dir,
+        )
+
+    def _loader(self, dataset: Any, num_workers: int | None = None) -> Any:
+        return make_loader(
+            dataset,
+            batch_size=self.section.batch_size,
+            training=False,
+            seed=self.section.seed,
+            drop_last=False,
+            num_workers=self.section.num_workers if num_workers is None else num_workers,
+        )
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """What the results say of a checkpoint: file, epoch, score, its metric and seed."""
+    state = checkpoint.load_checkpoint(path)
+    return {"file": path.name} | {
+        key: state.get(key) for key in ("epoch", "metric", "score", "seed")
+    }

@@ -1,0 +1,100 @@
+"""The optimizer and the learning-rate schedule that a configuration names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError
+from vilmedic.executors.score import lower_is_better
+
+PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
+LENGTH_ARGUMENTS = ("T_max", "total_steps")
+"""Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
+
+
+def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
+    """The optimizer `section.optimizer` over the parameters that are trained.
+
+    Raises:
+        ConfigError: torch refuses an option, or no parameter is left to train.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError("model: every parameter is frozen, so there is nothing to train.")
+    cls = getattr(torch.optim, section.optimizer)
+    try:
+        return cls(parameters, **section.optim_params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
+
+
+class Schedule:
+    """A learning-rate scheduler of torch that is stepped at the moment its kind asks for.
+
+    Plateau schedulers step after an evaluation, on its score; step-wise decays
+    (`StepLR`, `MultiStepLR`, `ExponentialLR`), whose options count epochs, step after an epoch; all
+    others (cosine, linear warm-up, one-cycle, cyclic, polynomial) step after each optimizer step
+    and count in steps.
+
+    Args:
+        optimizer: whose learning rate is changed.
+        section: `lr_decay` and its options. `T_max` and `total_steps` are the steps of the run
+            unless given; a plateau's `mode` follows the direction of `early_stop_metric`.
+        total_steps: number of optimizer steps of the run.
+
+    Raises:
+        ConfigError: torch refuses an option.
+    """
+
+    def __init__(self, optimizer: Optimizer, section: TrainorSection, total_steps: int) -> None:
+        self._scheduler: Any = None
+        self._name = section.lr_decay
+        if self._name is None:
+            return
+        cls = getattr(lr_scheduler, self._name)
+        options = dict(section.lr_decay_params)
+        if self.on_plateau:
+            mode = "min" if lower_is_better(section.early_stop_metric) else "max"
+            options.setdefault("mode", mode)
+        for argument in LENGTH_ARGUMENTS:
+            if argument in inspect.signature(cls).parameters and "epochs" not in options:
+                options.setdefault(argument, max(1, total_steps))
+        try:
+            self._scheduler = cls(optimizer, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"trainor.lr_decay_params ({self._name}): {error}") from error
+
+    @property
+    def on_plateau(self) -> bool:
+        """Whether the schedule waits for a score."""
+        return self._name == "ReduceLROnPlateau"
+
+    def after_step(self) -> None:
+        """Call after each optimizer step."""
+        if self._scheduler is not None and not self.on_plateau and self._name not in PER_EPOCH:
+            self._scheduler.step()
+
+    def after_epoch(self) -> None:
+        """Call after each epoch."""
+        if self._name in PER_EPOCH:
+            self._scheduler.step()
+
+    def after_evaluation(self, score: float) -> None:
+        """Call after each evaluation that counts, with its score."""
+        if self.on_plateau:
+            self._scheduler.step(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {} if self._scheduler is None else self._scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the checkpoint was written."""
+        if self._scheduler is not None:
+            self._scheduler.load_state_dict(state)

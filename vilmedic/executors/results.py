@@ -1,0 +1,110 @@
+"""Results of an evaluation: as a file to cite and as a table to read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
+    """The calls with a number after each name that came before: `knn`, `knn_2`."""
+    seen: dict[str, int] = {}
+    named = []
+    for name, call in calls:
+        seen[name] = seen.get(name, 0) + 1
+        named.append((name if seen[name] == 1 else f"{name}_{seen[name]}", call))
+    return named
+
+
+def write_results(results: dict[str, Any], run_dir: Path) -> Path:
+    """Write `results_<split>.json`, whole or not at all.
+
+    Args:
+        results: what `Ensemblor.start` returns for a split; numbers that are not finite become
+            null, which JSON can hold.
+        run_dir: where to.
+    """
+    path = run_dir / f"results_{results['split']}.json"
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def table(results: dict[str, Any]) -> str:
+    """The headline numbers of a split, the model beside the baselines.
+
+    Numbers below the first level of a metric (single classes, fractions) are in the file only.
+    """
+    used = results["models_used"]
+    systems = {"model" if used == 1 else f"ensemble of {used}": results} | results["baselines"]
+    columns = {name: dict(_headline(system)) for name, system in systems.items()}
+    rows = list(dict.fromkeys(key for column in columns.values() for key in column))
+    cells = [[results["split"], *columns]]
+    cells += [[row, *(column.get(row, "-") for column in columns.values())] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = [
+        line[0].ljust(widths[0])
+        + "".join(
+            f"   {cell.rjust(width)}" for cell, width in zip(line[1:], widths[1:], strict=True)
+        )
+        for line in cells
+    ]
+    rule = "-" * len(lines[0])
+    names = ", ".join(entry["file"] for entry in results["checkpoints"])
+    title = (
+        f"{results['run']}, split {results['split']}: {results['samples']} samples, "
+        f"{used} {'model' if used == 1 else 'models'} used ({names})"
+    )
+    return "\n".join(["", title, rule, lines[0], rule, *lines[1:], rule])
+
+
+def grouped(paths: Iterable[Path]) -> list[str]:
+    """Paths with those that differ in their endings only on one line: `test_full.{png,csv}`."""
+    endings: dict[Path, list[str]] = {}
+    for path in paths:
+        endings.setdefault(path.with_suffix(""), []).append(path.suffix[1:])
+    return [
+        f"{stem}.{ends[0]}" if len(ends) == 1 else f"{stem}.{{{','.join(ends)}}}"
+        for stem, ends in endings.items()
+    ]
+
+
+def _headline(system: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "loss", _show(system["loss"])
+    for metric, values in system["metrics"].items():
+        for key, value in values.items():
+            if key.endswith("_interval") or isinstance(value, dict | list | str | bool):
+                continue
+            bounds = values.get(f"{key}_interval")
+            spread = "" if bounds is None else f" [{_show(bounds[0])}, {_show(bounds[1])}]"
+            yield f"{metric} {key}", _show(value) + spread
+
+
+def _show(value: Any) -> str:
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _finite(value: Any, path: str = "") -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v, f"{path}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v, path) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        logger.warning("%s is %s; written as null.", path, value)
+        return None
+    return value

@@ -1,0 +1,142 @@
+"""Nearest neighbours: labels read off frozen features without fitting anything."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vilmedic.errors import ConfigError
+from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.metrics.classification import report_classes, undefined
+from vilmedic.metrics.contract import Metric
+
+logger = logging.getLogger(__name__)
+
+# Squares of similarities held at a time, whatever the size of the splits.
+BLOCK = 1 << 24
+
+
+class NearestNeighbours(Metric):
+    """Weighted vote of the k nearest samples of the training split (Wu et al. 2018).
+
+    Neighbours are found by cosine similarity s and vote with weight exp(s / temperature); the
+    score of a class is its share of the votes. A sample never votes for itself. Accuracy is the
+    share of right decisions at one half of the votes, the mean over classes, or of right classes
+    when a sample has one label.
+
+    Args:
+        features: the feature that is compared.
+        k: number of neighbours; all samples when there are fewer.
+        temperature: how fast votes fade with distance.
+        fit_split: the split that votes.
+        bootstrap: resamples behind each 95% interval.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: str = "visual_backbone",
+        k: int = 20,
+        temperature: float = 0.07,
+        fit_split: str = "train",
+        bootstrap: int = 1000,
+    ) -> None:
+        if k < 1 or temperature <= 0:
+            raise ConfigError("knn: k must be at least 1 and temperature above 0.")
+        self.features = features
+        self.k = k
+        self.temperature = temperature
+        self.fit_split = fit_split
+        self.bootstrap = bootstrap
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Refuse a feature that the model does not give."""
+        evaluation.check_feature(self.features, "knn.features")
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
+        """`auroc`, `average_precision`, `accuracy` with intervals, and `classes`.
+
+        All are None for features or data that do not allow them.
+        """
+        split = evaluation.features
+        if split.labels is None:
+            logger.warning(
+                "knn: no labels on the split '%s', so it is null. Add %s",
+                evaluation.split,
+                LABEL_OVERRIDES,
+            )
+            return undefined(accuracy=True)
+        queries = evaluation.feature(self.features)
+        if queries is None:
+            return undefined(accuracy=True)
+        voters = evaluation.feature(self.features, self.fit_split)
+        votes = evaluation.other(self.fit_split).labels
+        itself = self.fit_split == evaluation.split
+        if voters is None or votes is None or len(voters) <= itself:
+            return undefined(accuracy=True)
+        scores = vote(
+            queries.flatten(1),
+            voters.flatten(1),
+            votes,
+            k=self.k,
+            temperature=self.temperature,
+            leave_out_itself=itself,
+        ).numpy()
+        targets = split.labels.numpy().astype(np.bool_)
+        correct = (
+            (scores > 0.5) == targets
+            if split.multi_label
+            else np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)
+        )
+        return report_classes(
+            scores,
+            targets,
+            split.label_names,
+            correct=correct,
+            bootstrap=self.bootstrap,
+            seed=evaluation.seed,
+            context=f"knn, {evaluation.name}, split {evaluation.split}",
+        )
+
+
+def vote(
+    queries: Tensor,
+    voters: Tensor,
+    votes: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    leave_out_itself: bool,
+) -> Tensor:
+    """Share of the votes that each class gets from the nearest voters.
+
+    Args:
+        queries: [N, D].
+        voters: [M, D].
+        votes: labels of the voters, [M, L], zeros and ones.
+        k: number of neighbours.
+        temperature: weights are exp(similarity / temperature).
+        leave_out_itself: query i is voter i and does not count.
+
+    Returns:
+        [N, L], between 0 and 1.
+    """
+    queries = functional.normalize(queries, dim=1)
+    voters = functional.normalize(voters, dim=1)
+    k = min(k, len(voters) - leave_out_itself)
+    rows = max(1, BLOCK // len(voters))
+    shares = []
+    for start in range(0, len(queries), rows):
+        similarity = queries[start : start + rows] @ voters.T
+        if leave_out_itself:
+            own = torch.arange(len(similarity))
+            similarity[own, own + start] = -torch.inf
+        nearest, neighbours = similarity.topk(k, dim=1)
+        weights = (nearest / temperature).softmax(dim=1)
+        shares.append((weights[:, None] @ votes[neighbours]).squeeze(1))
+    return torch.cat(shares)

@@ -1,0 +1,115 @@
+"""The sentences that stand for a class: a YAML file, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from vilmedic.errors import ConfigError, DataError, nearest
+
+SIDES = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """The prompts of one class.
+
+    Args:
+        name: the label.
+        positive: sentences that say it is there.
+        negative: sentences that say it is not.
+    """
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+
+
+def load_prompts(path: str, labels: Sequence[str]) -> list[ClassPrompts]:
+    """Read `{class: {positive: [...], negative: [...]}}`.
+
+    Args:
+        path: the YAML file.
+        labels: the label names of the data; a class must be one of them.
+
+    Returns:
+        The classes in the order of the file.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: the file is empty, is not of this form or names an unknown label; all that is
+            wrong is said at once, each with its line.
+    """
+    file = Path(path)
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        beside = [str(p) for p in sorted(file.parent.glob("*.y*ml"))]
+        raise ConfigError(
+            f"zero_shot.prompts: there is no file '{path}'.{nearest(path, beside)}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable YAML file: {error}") from None
+    if root is None:
+        raise DataError(f"{path}: the file is empty. {_form()}")
+    if not isinstance(root, yaml.MappingNode):
+        raise DataError(f"{path}:{_line(root)}: not a mapping. {_form()}")
+    classes: list[ClassPrompts] = []
+    problems: list[str] = []
+    for key, value in root.value:
+        name, where = str(key.value), f"{path}:{_line(key)}"
+        if any(known.name == name for known in classes):
+            problems.append(f"{where}: the class '{name}' is given twice.")
+        if name not in labels:
+            problems.append(
+                f"{where}: the data has no label '{name}'. Allowed: {', '.join(labels)}."
+                f"{nearest(name, labels)}"
+            )
+        sides, found = _sides(value, name, path)
+        problems += found
+        classes.append(ClassPrompts(name, sides["positive"], sides["negative"]))
+    if problems:
+        raise DataError("\n".join(problems))
+    return classes
+
+
+def _sides(node: yaml.Node, name: str, path: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    sides: dict[str, tuple[str, ...]] = dict.fromkeys(SIDES, ())
+    where = f"{path}:{_line(node)}: class '{name}'"
+    if not isinstance(node, yaml.MappingNode):
+        return sides, [f"{where}: not a mapping. {_form()}"]
+    problems = []
+    entries = {str(key.value): (key, value) for key, value in node.value}
+    for side, (key, value) in entries.items():
+        if side not in SIDES:
+            problems.append(
+                f"{path}:{_line(key)}: class '{name}' has the unknown key '{side}'. "
+                f"Allowed: {', '.join(SIDES)}.{nearest(side, SIDES)}"
+            )
+        elif not isinstance(value, yaml.SequenceNode):
+            problems.append(f"{path}:{_line(value)}: {side} of '{name}' is not a list. {_form()}")
+        else:
+            texts = [item.value for item in value.value if isinstance(item, yaml.ScalarNode)]
+            if len(texts) < len(value.value) or not all(text.strip() for text in texts):
+                problems.append(
+                    f"{path}:{_line(value)}: {side} of '{name}' holds a prompt that is empty or "
+                    "not a text."
+                )
+            sides[side] = tuple(texts)
+    for side in SIDES:
+        if side not in entries:
+            problems.append(f"{where} has no {side} prompts. {_form()}")
+        elif isinstance(entries[side][1], yaml.SequenceNode) and not entries[side][1].value:
+            problems.append(f"{where}: the list of {side} prompts is empty. {_form()}")
+    return sides, problems
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _form() -> str:
+    return "Expected: {class: {positive: [text, ...], negative: [text, ...]}}."

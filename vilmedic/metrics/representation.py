@@ -1,0 +1,113 @@
+"""The shape of a representation: does it use the space it has?"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vilmedic.errors import ConfigError
+from vilmedic.executors.evaluation import Evaluation
+from vilmedic.metrics.contract import Metric
+
+logger = logging.getLogger(__name__)
+
+
+class Representation(Metric):
+    """Alignment, uniformity and effective rank, with a warning when a representation collapses.
+
+    On features normalised to length 1: alignment is the mean squared distance of a pair, and
+    uniformity the logarithm of the mean of exp(-2 d^2) over all pairs of samples (Wang and Isola
+    2020); both are better when lower. Effective rank is the exponential of the entropy of the
+    normalised singular values (Roy and Vetterli 2007), of the features less their mean: between 1
+    and the width, 0 when all samples are alike.
+
+    Args:
+        features: the features to measure; null takes visual, linguistic and visual_backbone, as
+            far as the model has them.
+        max_samples: samples used, drawn with the evaluation's seed where a split has more.
+        collapse_rank: an effective rank below this is reported as a collapse.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: list[str] | None = None,
+        max_samples: int = 5000,
+        collapse_rank: float = 2.0,
+    ) -> None:
+        if max_samples < 2:
+            raise ConfigError("representation.max_samples: must be at least 2.")
+        self.features = features
+        self.max_samples = max_samples
+        self.collapse_rank = collapse_rank
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Refuse features that the model does not give."""
+        for name in self.features or ():
+            evaluation.check_feature(name, "representation.features")
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
+        """`alignment`, and for each feature `<name>_uniformity` and `<name>_effective_rank`."""
+        size = len(evaluation.features)
+        generator = torch.Generator().manual_seed(evaluation.seed)
+        rows = torch.randperm(size, generator=generator)[: self.max_samples].sort().values
+        wanted = self.features or [
+            name
+            for name in ("visual", "linguistic", "visual_backbone")
+            if name in evaluation.features.features
+        ]
+        found = {name: evaluation.feature(name) for name in {*wanted, "visual", "linguistic"}}
+        unit = {
+            name: functional.normalize(value.flatten(1)[rows].double(), dim=1)
+            for name, value in found.items()
+            if value is not None
+        }
+        results: dict[str, Any] = {"alignment": None}
+        if "visual" in unit and "linguistic" in unit:
+            distance = (unit["visual"] - unit["linguistic"]).square().sum(dim=1)
+            results["alignment"] = distance.mean().item()
+        for name in wanted:
+            enough = name in unit and size > 1
+            results[f"{name}_uniformity"] = uniformity(unit[name]) if enough else None
+            rank = effective_rank(unit[name]) if enough else None
+            results[f"{name}_effective_rank"] = rank
+            if rank is not None and rank < self.collapse_rank:
+                logger.warning(
+                    "%s, split %s: '%s' has collapsed: effective rank %.2f of %d.",
+                    evaluation.name,
+                    evaluation.split,
+                    name,
+                    rank,
+                    unit[name].shape[1],
+                )
+        return results
+
+
+def uniformity(unit: Tensor, block: int = 1024) -> float:
+    """Logarithm of the mean of exp(-2 d^2) over the pairs of different samples.
+
+    Args:
+        unit: features of length 1, [N, D].
+        block: rows of distances held at a time.
+    """
+    total = 0.0
+    for start in range(0, len(unit), block):
+        similarity = unit[start : start + block] @ unit.T
+        total += torch.exp(4 * similarity - 4).sum().item()
+    pairs = len(unit) * (len(unit) - 1)
+    itself = torch.exp(4 * unit.square().sum(dim=1) - 4).sum().item()
+    return math.log((total - itself) / pairs)
+
+
+def effective_rank(unit: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values of centred features [N, D]."""
+    values = torch.linalg.svdvals(unit - unit.mean(dim=0))
+    if values.sum() < 1e-9 * len(unit):
+        return 0.0
+    shares = values / values.sum()
+    return math.exp(torch.special.entr(shares).sum().item())

@@ -1,0 +1,153 @@
+"""Pictures of what a model places beside what."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vilmedic.errors import ConfigError
+from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.post_processing.contract import PostProcessing
+from vilmedic.post_processing.projection import FEWEST, NAMES, project, spread
+from vilmedic.post_processing.scatter import draw_scatter
+
+logger = logging.getLogger(__name__)
+
+
+class PlotRepresentation(PostProcessing):
+    """Scatter plots of features in the plane, coloured by label.
+
+    For each key and split two plots, `<split>_{full,sampled}_<key>.png`: all samples, and at most
+    so many of each class, mapped anew so that a frequent class does not shape the picture. Beside
+    each stand the `.npz` (`embedding` [n, 2], `labels` [n], `index` [n]) and the `.csv` (line,
+    x, y, label) it was drawn from. Of samples with several labels those with exactly one of
+    `labels_keep` are drawn. UMAP and t-SNE show neighbourhoods: distances between groups and
+    their sizes mean nothing.
+
+    Args:
+        keys: the features to plot, such as visual and linguistic.
+        labels_keep: the labels to draw, in the order of the legend; null draws all.
+        max_samples_per_class: cap of the sampled plot; null leaves that plot out.
+        method: how features are mapped to the plane.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: list[str],
+        labels_keep: list[str] | None = None,
+        max_samples_per_class: int | None = 250,
+        method: Literal["umap", "tsne", "pca"] = "umap",
+    ) -> None:
+        if max_samples_per_class is not None and max_samples_per_class < 1:
+            raise ConfigError(
+                f"plot_representation.max_samples_per_class: given {max_samples_per_class}, "
+                "allowed: at least 1, or null for no sampled plot."
+            )
+        self.keys = keys
+        self.labels_keep = labels_keep
+        self.max_samples_per_class = max_samples_per_class
+        self.method = method
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Refuse features that the model does not give and labels that the data does not have."""
+        for key in self.keys:
+            evaluation.check_feature(key, "plot_representation.keys")
+        if evaluation.features.labels is not None:
+            for label in self.labels_keep or ():
+                evaluation.check_label(label, "plot_representation.labels_keep")
+
+    def __call__(self, evaluation: Evaluation) -> list[Path]:
+        """Draw the plots of a split; skips with one line what cannot be drawn."""
+        features = evaluation.features
+        if features.labels is None:
+            logger.warning(
+                "plot_representation: no labels on the split '%s', so no plot is drawn. Add %s",
+                evaluation.split,
+                LABEL_OVERRIDES,
+            )
+            return []
+        names = list(dict.fromkeys(self.labels_keep or features.label_names))
+        columns = [features.label_names.index(name) for name in names]
+        kept = features.labels[:, columns].numpy().astype(np.bool_)
+        rows = np.flatnonzero(kept.sum(axis=1) == 1)
+        classes = kept[rows].argmax(axis=1)
+        exactly = f"{len(rows):,} of {len(kept):,} samples have exactly one of {len(names)} labels"
+        logger.info("plot_representation, split %s: %s", evaluation.split, exactly)
+        if len(rows) < FEWEST:
+            logger.warning("plot_representation: fewer than %d samples, nothing drawn.", FEWEST)
+            return []
+        files: list[Path] = []
+        for key in self.keys:
+            value = evaluation.feature(key)
+            if value is None or spread(x := value.flatten(1).numpy()[rows]) < 1e-6:
+                logger.warning(
+                    "plot_representation: every sample of '%s' has the same '%s', not drawn.",
+                    evaluation.split,
+                    key,
+                )
+                continue
+            every = np.arange(len(rows))
+            points = project(x, method=self.method, seed=evaluation.seed)
+            draw = (evaluation, key, names, exactly)
+            files += self._draw(*draw, "full", rows, classes, points)
+            if self.max_samples_per_class is None:
+                continue
+            some = capped(classes, self.max_samples_per_class, evaluation.seed)
+            if len(some) < FEWEST:
+                logger.warning("plot_representation: sampled plot of fewer than %d.", FEWEST)
+                continue
+            if len(some) < len(every):
+                points = project(x[some], method=self.method, seed=evaluation.seed)
+            files += self._draw(*draw, "sampled", rows[some], classes[some], points)
+        return files
+
+    def _draw(
+        self,
+        evaluation: Evaluation,
+        key: str,
+        names: list[str],
+        exactly: str,
+        kind: str,
+        rows: NDArray[np.int64],
+        classes: NDArray[np.int64],
+        points: NDArray[np.float32],
+    ) -> list[Path]:
+        """Write one plot and its data."""
+        stem = evaluation.out_dir / f"{evaluation.split}_{kind}_{key}"
+        png, npz, table = (stem.with_name(f"{stem.name}.{end}") for end in ("png", "npz", "csv"))
+        index = evaluation.features.index.numpy()[rows]
+        labels = np.array(names)[classes]
+        np.savez_compressed(npz, embedding=points, labels=labels, index=index)
+        with open(table, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(["line", "x", "y", "label"])
+            lines = evaluation.line_numbers(index)
+            for line, (x, y), label in zip(lines, points.tolist(), labels, strict=True):
+                writer.writerow([line, f"{x:.6g}", f"{y:.6g}", label])
+        method = NAMES[self.method]
+        used = evaluation.checkpoints
+        source = used[0] if len(used) == 1 else f"ensemble of {len(used)} checkpoints"
+        shown = "" if kind == "full" else f"; at most {self.max_samples_per_class:,} a class drawn"
+        draw_scatter(
+            png,
+            points,
+            classes,
+            names,
+            title=f"{evaluation.split}: {key}, {method}",
+            caption=f"{exactly}{shown}\n{evaluation.name}, {source}",
+            axes=(f"{method} 1", f"{method} 2"),
+        )
+        return [png, npz, table]
+
+
+def capped(classes: NDArray[np.int64], cap: int, seed: int) -> NDArray[np.int64]:
+    """Positions of at most `cap` randomly chosen samples of each class, in ascending order."""
+    order = np.random.default_rng(seed).permutation(len(classes))
+    chosen = [order[classes[order] == k][:cap] for k in np.unique(classes)]
+    return np.sort(np.concatenate(chosen))

@@ -1,0 +1,89 @@
+"""Maps of high-dimensional features onto the plane."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Method = Literal["umap", "tsne", "pca"]
+NAMES = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
+FEWEST = 3
+
+Points = NDArray[np.float32]
+
+
+def project(features: NDArray[np.float32], *, method: Method, seed: int) -> Points:
+    """Place samples in the plane so that neighbours by cosine similarity stay neighbours.
+
+    UMAP (McInnes et al. 2018) with 15 neighbours or as many as there are, t-SNE (van der Maaten
+    and Hinton 2008) with perplexity 30 or a third of the samples, or the first two principal
+    components of the normalised features. The same seed gives the same picture.
+
+    Args:
+        features: [N, D] with N at least 3.
+        method: which map.
+        seed: seed of UMAP and t-SNE.
+
+    Returns:
+        Coordinates [N, 2].
+    """
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(norms, 1e-12)
+    with warnings.catch_warnings():
+        # Both warn about small or partly disconnected data; the picture is still drawn.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        if method == "umap":
+            points = _umap(unit, seed)
+        elif method == "tsne":
+            points = _tsne(unit, seed)
+        else:
+            points = _pca(unit)
+    return points.astype(np.float32)
+
+
+def _umap(unit: NDArray[np.float32], seed: int) -> Points:
+    # Imported here: umap compiles on import, which takes seconds.
+    from umap import UMAP
+
+    reducer = UMAP(
+        n_neighbors=min(15, len(unit) - 1),
+        metric="cosine",
+        # The spectral start needs more samples than it has eigenvectors to find.
+        init="spectral" if len(unit) >= 15 else "random",
+        random_state=seed,
+        n_jobs=1,
+    )
+    return np.asarray(reducer.fit_transform(unit))
+
+
+def _tsne(unit: NDArray[np.float32], seed: int) -> Points:
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30.0, (len(unit) - 1) / 3)
+    start = _pca(unit)
+    start = start / start[:, 0].std() * 1e-4
+    reducer = TSNE(perplexity=perplexity, metric="cosine", init=start, random_state=seed, n_jobs=1)
+    # Several threads add up the same forces in any order, and the picture changes.
+    with threadpool_limits(1):
+        return np.asarray(reducer.fit_transform(unit))
+
+
+def _pca(unit: NDArray[np.float32]) -> Points:
+    centred = (unit - unit.mean(axis=0)).astype(np.float64)
+    u, s, vt = np.linalg.svd(centred, full_matrices=False)
+    axes = min(2, len(s))
+    # The sign of a component is arbitrary; the largest weight is made positive.
+    signs = np.sign(vt[np.arange(axes), np.abs(vt[:axes]).argmax(axis=1)])
+    points = u[:, :axes] * s[:axes] * signs
+    return np.pad(points, ((0, 0), (0, 2 - axes)))
+
+
+def spread(features: NDArray[np.float32]) -> float:
+    """Largest standard deviation of a normalised feature: 0 when all samples are placed alike."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return float((features / np.maximum(norms, 1e-12)).std(axis=0).max())
