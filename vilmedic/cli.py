@@ -1,4 +1,4 @@
-"""The two commands: read the command line, check the configuration, and only then load torch."""
+"""The commands: read the command line, check the configuration, and only then load torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
@@ -143,6 +144,32 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
         run_ensemble(config)
 
     return command(argv, _prog("ensemble.py"), "Evaluates trained checkpoints.", run)
+
+
+def report(argv: Sequence[str] | None = None) -> int:
+    """Rebuild the pages of runs: `bin/report.py`, `vilmedic-report`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    prog = _prog("report.py")
+    help_wanted = "--help" in words or "-h" in words
+    purpose = "Draws curves.png and makes report.html from what is in run directories."
+    call = f"usage: {prog} ckpt/<name> [ckpt/<name> ...]"
+    if help_wanted:
+        _print(f"{purpose}\n\n{call}")
+        return 0
+    try:
+        if not words:
+            raise ConfigError(f"no run directory is given. {call}")
+        from vilmedic.report.draw_curves import write_curves
+        from vilmedic.report.page import write_report
+
+        for word in words:
+            for path in (write_curves(Path(word)), write_report(Path(word))):
+                if path is not None:
+                    _print(f"Written: {path}")
+    except VilmedicError as error:
+        _tell(error)
+        return FAILED
+    return 0
 
 
 def _prog(fallback: str) -> str:

@@ -233,13 +233,25 @@ METRICS = Registry(
 POST_PROCESSING = Registry(
     "post_processing",
     {
+        "explore_representation": (
+            "vilmedic.post_processing.explore_representation:ExploreRepresentation"
+        ),
         "plot_attention": "vilmedic.post_processing.plot_attention:PlotAttention",
         "plot_representation": "vilmedic.post_processing.plot_representation:PlotRepresentation",
         "save_representation": "vilmedic.post_processing.save_representation:SaveRepresentation",
     },
     group="vilmedic.post_processing",
 )
+LOGGERS = Registry(
+    "logger",
+    {
+        "mlflow": "vilmedic.loggers.mlflow:MLflowLogger",
+        "tensorboard": "vilmedic.loggers.tensorboard:TensorBoardLogger",
+        "wandb": "vilmedic.loggers.wandb:WandbLogger",
+    },
+    group="vilmedic.loggers",
+)
 REGISTRIES = {
     registry.kind: registry
-    for registry in (MODELS, DATASETS, BLOCKS, LOSSES, METRICS, POST_PROCESSING)
+    for registry in (MODELS, DATASETS, BLOCKS, LOSSES, METRICS, POST_PROCESSING, LOGGERS)
 }

@@ -34,6 +34,7 @@ class TrainorSection:
         num_workers: processes that load data; null takes one a core, four at most.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
         log_every: steps between two lines in metrics.jsonl.
+        loggers: where else numbers go, each with its options.
     """
 
     optimizer: Annotated[str, NameIn("torch.optim")] = "Adam"
@@ -61,6 +62,7 @@ class TrainorSection:
     num_workers: Annotated[int, AtLeast(0)] | None = None
     max_bad_steps: Annotated[int, AtLeast(1)] = 10
     log_every: Annotated[int, AtLeast(1)] = 10
+    loggers: Annotated[list[Any], Calls("logger")] = field(default_factory=lambda: ["tensorboard"])
 
 
 @dataclass(kw_only=True)
@@ -91,6 +93,8 @@ class EnsemblorSection:
         baselines: what is measured beside the model in the same run: the same network untrained,
             and the pixels themselves.
         post_processing: pictures and files to make, each with its options.
+        report: whether report.html is made, with the embedding explorer of
+            post_processing.explore_representation.
         seed: seed of whatever an evaluation draws.
         precision: arithmetic of the forward pass.
         device: cpu, cuda or cuda:N; null takes a GPU when there is one.
@@ -108,6 +112,7 @@ class EnsemblorSection:
     post_processing: Annotated[dict[str, Any], Calls("post_processing")] = field(
         default_factory=dict
     )
+    report: bool = True
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str | None = None

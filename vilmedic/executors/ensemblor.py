@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vilmedic.config.build import build, build_calls
+from vilmedic.config.build import build, build_calls, entries
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
 from vilmedic.executors import checkpoint
@@ -25,6 +25,8 @@ from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
+
+EXPLORER = "explore_representation"
 
 
 class Ensemblor:
@@ -52,7 +54,7 @@ class Ensemblor:
         self.checkpoints = [describe_checkpoint(path) for path in self.paths]
         self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
         self.post_processing = distinct(
-            build_calls(POST_PROCESSING, self.section.post_processing, "ensemblor.post_processing")
+            build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
         )
         self._dataset = cache(self._build_dataset)
 
@@ -159,6 +161,13 @@ class Ensemblor:
             "metrics": {},
             "baselines": {},
         }
+
+    def _steps(self) -> Any:
+        """The post-processing asked for, and last what the report needs."""
+        steps = self.section.post_processing
+        if not self.section.report or EXPLORER in dict(entries(steps)):
+            return steps
+        return [*({name: options} for name, options in entries(steps)), EXPLORER]
 
     def _find_checkpoints(self) -> list[Path]:
         ckpt = self.section.ckpt or self.config.ckpt

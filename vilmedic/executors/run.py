@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vilmedic.executors.ensemblor import Ensemblor
-from vilmedic.executors.log import LOGGER, start_console
+from vilmedic.executors.log import LOGGER, is_main_process, start_console
 from vilmedic.executors.trainor import Trainor
 
 if TYPE_CHECKING:
@@ -15,13 +16,44 @@ if TYPE_CHECKING:
 def run_training(config: Config) -> None:
     """Train a model."""
     _announce(config)
-    Trainor(config).start()
+    trainor = Trainor(config)
+    try:
+        trainor.start()
+    finally:
+        # a run that was interrupted or failed is the one whose curves are looked at first
+        write_pages(config.run_dir)
 
 
 def run_ensemble(config: Config) -> None:
     """Evaluate trained checkpoints."""
     _announce(config)
-    Ensemblor(config).start()
+    ensemblor = Ensemblor(config)
+    try:
+        ensemblor.start()
+    finally:
+        if config.ensemblor.report:
+            write_pages(config.run_dir)
+
+
+def write_pages(run_dir: Path) -> None:
+    """Draw the curves and make the report of a run.
+
+    What goes wrong here is a warning: the run itself is done, or has failed for another reason.
+    """
+    if not is_main_process():
+        return
+    # imported here: only the end of a run needs them
+    from vilmedic.report.draw_curves import write_curves
+    from vilmedic.report.page import write_report
+
+    for write in (write_curves, write_report):
+        try:
+            path = write(run_dir)
+        except Exception as error:
+            LOGGER.warning("%s failed: %s", write.__name__, error)
+        else:
+            if path is not None:
+                LOGGER.info("Written: %s", path)
 
 
 def _announce(config: Config) -> None:

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from vilmedic.config.build import build
+from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import CheckpointError, ConfigError, DataError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.device import pick_device
-from vilmedic.executors.log import LOGGER, MetricsLog
+from vilmedic.executors.log import LOGGER
+from vilmedic.executors.metrics_log import MetricsLog
 from vilmedic.executors.optimization import Schedule, make_optimizer
 from vilmedic.executors.random_state import random_state, restore_random_state, seed_everything
 from vilmedic.executors.run_directory import choose_seed, write_provenance
 from vilmedic.executors.score import improves
 from vilmedic.executors.training_step import StepResult, TrainingStep
 from vilmedic.executors.validator import Validator
-from vilmedic.registry import DATASETS, MODELS
+from vilmedic.loggers.contract import Run
+from vilmedic.registry import DATASETS, LOGGERS, MODELS
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -66,6 +68,7 @@ class Trainor:
         self.config = config
         self.section = config.trainor
         self.run_dir = config.run_dir
+        self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
         self.device = pick_device(self.section.device)
         state, self.seed = self._seed_and_state()
         seed_everything(self.seed)
@@ -106,7 +109,7 @@ class Trainor:
     def start(self) -> None:
         """Train until the last epoch or the early stop, then say where the best checkpoint is."""
         write_provenance(self.config, self.run_dir, self.seed, str(self.device))
-        self.log = MetricsLog(self.run_dir, self.seed, self.progress.step)
+        self.log = MetricsLog(self._run(), self.loggers)
         LOGGER.info(
             "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
             self.run_dir,
@@ -127,6 +130,16 @@ class Trainor:
         finally:
             self.log.close()
         self._report_end()
+
+    def _run(self) -> Run:
+        """The run as loggers know it."""
+        return Run(
+            name=self.config.name,
+            run_dir=self.run_dir,
+            seed=self.seed,
+            step=self.progress.step,
+            config=self.config.data,
+        )
 
     def _epoch(self, epoch: int) -> None:
         """Train on every batch once, evaluate, and save."""

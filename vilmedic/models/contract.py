@@ -76,6 +76,23 @@ class ContrastiveModel(Model):
     def contrast(self, features: Features) -> dict[str, Tensor]:
         """The scalar `loss` of a batch's features, and its parts: all interaction of samples."""
 
+    def chance_loss(self, size: int) -> float | None:
+        """The loss of a batch of `size` samples whose features tell nothing.
+
+        It is the ln(B) of a cross-entropy over the batch, and what training curves are compared
+        with. A model whose loss is another sum says so here; None when there is no such number.
+        """
+        return math.log(size)
+
+    def temperature(self, features: Features) -> float | None:
+        """The temperature by which cosine similarities are divided, fixed or learned.
+
+        Args:
+            features: of a batch; a learned temperature is among them.
+        """
+        tau = features.get("temperature", getattr(getattr(self, "loss", None), "tau", None))
+        return None if tau is None else float(tau)
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Encode, chunk by chunk where `forward_batch_size` says so, then contrast."""
         return self.contrast(join([self.encode(chunk) for chunk in self.chunks(batch)]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -139,6 +140,15 @@ class GLoRIA(ContrastiveModel):
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
         return self.loss(**{name: features[name] for name in self.contrast_needs})
+
+    def chance_loss(self, size: int) -> float:
+        """ln(B) for each direction of the global and of the local loss, weighted as these are."""
+        weights = self.loss.global_loss_weight + self.loss.local_loss_weight
+        return 2 * weights * math.log(size)
+
+    def temperature(self, features: Features) -> float:
+        """The temperature of the published form, which multiplies by `temp3`, as a divisor."""
+        return 1 / self.loss.temp3
 
     def local_similarity(
         self,

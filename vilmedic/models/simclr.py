@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from torch import Tensor
@@ -85,6 +86,10 @@ class SimCLR(ContrastiveModel):
                 "dataset.views=2 (dataset.proto=ImageDataset)."
             )
         return {"loss": self.loss(features["visual"], features["visual_second"])}
+
+    def chance_loss(self, size: int) -> float:
+        """ln(2B - 1): each view is told from all others but itself."""
+        return math.log(2 * size - 1)
 
     @staticmethod
     def _views(batch: Batch) -> Tensor:

@@ -1,0 +1,96 @@
+"""The curves of a run as one picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vilmedic.post_processing.scatter import COLOURS
+from vilmedic.report.curves import Line, Panel, arrange, read_curves
+
+COLUMNS = 3
+NOISY = 60  # points from which on a line is smoothed
+SEED_STYLES = ("-", "--", "-.", ":")
+
+
+def write_curves(run_dir: Path) -> Path | None:
+    """Draw `curves.png` from what a run directory's training logged.
+
+    Returns:
+        The picture; None when nothing was logged.
+    """
+    panels = arrange(read_curves(run_dir))
+    if not panels:
+        return None
+    path = run_dir / "curves.png"
+    rows = math.ceil(len(panels) / COLUMNS)
+    figure = Figure(figsize=(4.6 * COLUMNS, 2.9 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(run_dir.name, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw(axis, panel)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _draw(axis, panel: Panel) -> None:  # type: ignore[no-untyped-def]
+    names = list(dict.fromkeys(line.name for line in panel.lines))
+    seeds = list(dict.fromkeys(line.seed for line in panel.lines))
+    shown = shorter(names)
+    for line in panel.lines:
+        thin = line.thinned()
+        colour = COLOURS[names.index(line.name) % len(COLOURS)]
+        style = SEED_STYLES[seeds.index(line.seed) % len(SEED_STYLES)]
+        label = shown[names.index(line.name)]
+        label = f"{label}, seed {line.seed}" if len(seeds) > 1 else label
+        look = {"color": colour, "linestyle": style}
+        if len(thin.values) > NOISY:
+            axis.plot(thin.steps, thin.values, alpha=0.25, linewidth=0.8, **look)
+            axis.plot(thin.steps, smoothed(thin), linewidth=1.4, label=label, **look)
+        else:
+            few = {"marker": "o", "markersize": 3} if len(thin.values) < 20 else {}
+            axis.plot(thin.steps, thin.values, linewidth=1.4, label=label, **look, **few)
+    if panel.reference is not None:
+        axis.axhline(panel.reference, color="#888888", linestyle=":", linewidth=1)
+    if panel.logarithmic and all(value > 0 for line in panel.lines for value in line.values):
+        axis.set_yscale("log")
+    axis.set_title(panel.title, fontsize=10, loc="left")
+    axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.2)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    if len(names) * len(seeds) > 1:
+        axis.legend(fontsize=7, frameon=False, ncols=1 + (len(names) * len(seeds) > 6))
+
+
+def smoothed(line: Line, share: float = 0.05) -> list[float]:
+    """The mean of a window of a share of the points around each point."""
+    half = max(1, round(len(line.values) * share / 2))
+    sums = np.concatenate([[0.0], np.cumsum(line.values)])
+    count = len(line.values)
+    starts = np.maximum(np.arange(count) - half, 0)
+    ends = np.minimum(np.arange(count) + half + 1, count)
+    means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+    return means
+
+
+def shorter(names: Sequence[str]) -> list[str]:
+    """Names without the words that all of them begin with."""
+    if len(names) < 2:
+        return list(names)
+    parts = [name.split("_") for name in names]
+    common = 0
+    while all(len(part) > common + 1 for part in parts) and (
+        len({part[common] for part in parts}) == 1
+    ):
+        common += 1
+    return ["_".join(part[common:]) for part in parts]
