@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors.device import autocast, move
-from vilmedic.models.contract import Model
+from vilmedic.models.contract import ContrastiveModel, Model
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,8 @@ class TrainingStep:
         loss = torch.zeros((), device=self.device)
         for batch in group:
             share = len(batch["index"]) / samples
-            prepared = self.prepare(move(batch, self.device))
             with autocast(self.device, self.section.precision):
-                batch_loss = self.model(prepared)["loss"]
+                batch_loss = self._forward(move(batch, self.device))["loss"]
             (batch_loss * share).backward()
             loss += batch_loss.detach().float() * share
 
@@ -94,3 +93,9 @@ class TrainingStep:
             for buffer, value in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(value)
         return StepResult(loss.item(), norm.item(), taken, samples)
+
+    def _forward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The model's output; one that encodes in chunks also makes the floats of a chunk only."""
+        if isinstance(self.model, ContrastiveModel):
+            return self.model(batch, self.prepare)
+        return self.model(self.prepare(batch))

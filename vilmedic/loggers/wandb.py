@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import wandb
+
 from vilmedic.errors import ConfigError
 from vilmedic.loggers.contract import Logger, Run, remembered
 

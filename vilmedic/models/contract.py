@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vilmedic.errors import ConfigError
+from vilmedic.models.constant_memory import encode_in_constant_memory, join
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -35,7 +36,8 @@ class ContrastiveModel(Model):
 
     Args:
         forward_batch_size: largest number of samples encoded at once; None encodes the whole
-            batch. Batch normalisation sees a chunk, the loss sees all of the batch.
+            batch. The loss sees all of the batch in any case. In training the memory needed is
+            that of one chunk, and batch normalisation sees a chunk.
     """
 
     cross_sample: ClassVar[bool] = True
@@ -93,9 +95,25 @@ class ContrastiveModel(Model):
         tau = features.get("temperature", getattr(getattr(self, "loss", None), "tau", None))
         return None if tau is None else float(tau)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Encode, chunk by chunk where `forward_batch_size` says so, then contrast."""
-        return self.contrast(join([self.encode(chunk) for chunk in self.chunks(batch)]))
+    def forward(
+        self, batch: Batch, prepare: Callable[[Batch], Batch] | None = None
+    ) -> dict[str, Tensor]:
+        """Encode, chunk by chunk where `forward_batch_size` says so, then contrast.
+
+        Args:
+            batch: a batch as the loader gives it, on the device.
+            prepare: makes what `encode` takes of a part of it; None when that is done already.
+
+        Returns:
+            What `contrast` gives for the whole batch.
+        """
+        chunks = [
+            lambda chunk=chunk: self.encode(chunk if prepare is None else prepare(chunk))
+            for chunk in self.chunks(batch)
+        ]
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            return self.contrast(encode_in_constant_memory(self, chunks))
+        return self.contrast(join([encode() for encode in chunks]))
 
     def chunks(self, batch: Batch) -> Iterator[Batch]:
         """Split a batch into parts of nearly equal size, none above `forward_batch_size`.
@@ -110,16 +128,3 @@ class ContrastiveModel(Model):
         parts = {key: torch.tensor_split(value, count) for key, value in batch.items()}
         for i in range(count):
             yield {key: part[i] for key, part in parts.items()}
-
-
-def join(chunks: list[Features]) -> Features:
-    """Concatenate the features of consecutive chunks along the batch.
-
-    A scalar, such as a learned temperature, is the same in every chunk and is kept once.
-    """
-    if len(chunks) == 1:
-        return chunks[0]
-    return {
-        key: torch.cat([chunk[key] for chunk in chunks]) if value.ndim else value
-        for key, value in chunks[0].items()
-    }

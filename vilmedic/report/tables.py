@@ -138,7 +138,7 @@ def _is_number(value: Any) -> bool:
 def shown(value: Any) -> str:
     """A number as the page writes it; a dash for none."""
     if not _is_number(value) or not math.isfinite(value):
-        return "–"
+        return "-"
     if isinstance(value, int):
         return f"{value:,}"
     if value and abs(value) < 0.001:

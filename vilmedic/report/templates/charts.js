@@ -34,7 +34,9 @@ function drawPanel(place, panel) {
   }));
   const layout = baseLayout();
   const several = traces.length > 1;
-  const positive = panel.lines.every((line) => line.values.every((value) => value > 0));
+  const values = panel.lines.flatMap((line) => line.values);
+  const decades = Math.log10(Math.max(...values) / Math.min(...values));
+  const logarithmic = panel.logarithmic && Math.min(...values) > 0 && decades > 1.5;
   Object.assign(layout, {
     margin: { l: 48, r: 10, t: 8, b: 34 },
     hovermode: "x unified",
@@ -43,7 +45,9 @@ function drawPanel(place, panel) {
     legend: { orientation: "h", y: -0.18, font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
   });
   Object.assign(layout.xaxis, { nticks: 6, title: several ? undefined : { text: "step", font: { size: 11 } } });
-  Object.assign(layout.yaxis, { nticks: 6, type: panel.logarithmic && positive ? "log" : "linear", exponentformat: "power" });
+  Object.assign(layout.yaxis, logarithmic
+    ? { type: "log", dtick: 1, exponentformat: "power" }
+    : { type: "linear", nticks: 6, exponentformat: "power" });
   if (panel.reference !== null) {
     layout.shapes = [{
       type: "line", xref: "paper", x0: 0, x1: 1, y0: panel.reference, y1: panel.reference,

@@ -14,7 +14,7 @@ from vilmedic.executors.log import LOGGER, is_main_process
 T = TypeVar("T")
 
 
-class RunProgress:
+class RunBars:
     """Shows the epochs of a run and the steps of each epoch.
 
     On a terminal these are two bars. In a file, under Slurm say, it is a line after `every`
