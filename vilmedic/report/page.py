@@ -142,6 +142,5 @@ def _tiles(settings: list[Settings], lines: list[Line]) -> list[tuple[str, str, 
 
 
 def _epochs(trainor: dict[str, Any]) -> str:
-    keys = ("epochs", "batch_size")
-    known = [f"{trainor[key]} {key.replace('_', ' ')}" for key in keys if key in trainor]
-    return ", ".join(known)
+    known = {"epochs": "{} epochs", "batch_size": "batch size {}"}
+    return ", ".join(text.format(trainor[key]) for key, text in known.items() if key in trainor)

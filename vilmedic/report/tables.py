@@ -67,7 +67,8 @@ def _order(path: Path) -> tuple[int, str]:
 
 def _results(content: dict[str, Any]) -> Results:
     used = content["models_used"]
-    systems = {"model" if used == 1 else f"ensemble of {used}": content} | content["baselines"]
+    systems = {"model" if used == 1 else f"ensemble of {used}": content}
+    systems |= {name.replace("_", " "): one for name, one in content["baselines"].items()}
     tables = [_headline(systems)]
     for metric in content["metrics"]:
         values = {name: system["metrics"].get(metric) or {} for name, system in systems.items()}
@@ -143,4 +144,4 @@ def shown(value: Any) -> str:
         return f"{value:,}"
     if value and abs(value) < 0.001:
         return f"{value:.2e}"
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

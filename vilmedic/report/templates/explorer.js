@@ -57,7 +57,7 @@ function search() {
   const all = data.samples.line.length;
   const drawn = all < data.total ? ` (drawn at random from ${data.total.toLocaleString("en")})` : "";
   byId("count").textContent = `${found.toLocaleString("en")} of ${all.toLocaleString("en")} samples${drawn}`;
-  if (explorer.chosen === null) drawMap();
+  drawMap();
   choose(explorer.chosen);
 }
 
@@ -108,9 +108,8 @@ function drawMap() {
       marker: { size, color: colour, opacity: plain ? 0.55 : 0.85, line: { width: 0.5, color: css("--card") } },
     });
   });
-  traces.push(...chosenTraces(map, size));
   const layout = baseLayout();
-  const bare = { visible: true, showticklabels: false, ticks: "", zeroline: false, range: [-0.04, 1.04] };
+  const bare = { visible: true, showticklabels: false, ticks: "", zeroline: false, showgrid: false, range: [-0.04, 1.04] };
   Object.assign(layout.xaxis, bare);
   Object.assign(layout.yaxis, bare);
   Object.assign(layout, {
@@ -120,31 +119,38 @@ function drawMap() {
     dragmode: coarsePointer() ? false : "zoom",
     showlegend: order.length > 1,
     legend: { orientation: "h", y: -0.01, font: { size: 11 }, itemsizing: "constant" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--accent") },
+    shapes: chosenShapes(map),
     uirevision: `${data.split} ${map.key}`,
   });
   const place = byId("scatter");
   const first = !place.on;
   Plotly.react(place, traces, layout, {
     ...PLOT_OPTIONS,
-    modeBarButtonsToRemove: ["autoScale2d", "toImage"],
-    modeBarButtonsToAdd: ["select2d", "lasso2d"],
+    modeBarButtons: [["zoom2d", "pan2d", "select2d", "lasso2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]],
   });
   if (first) listen(place);
 }
 
-// A ring around the chosen sample and lines to its neighbours.
-function chosenTraces(map, size) {
+// A ring around the chosen sample, and lines to its neighbours. Shapes rather than traces: they are
+// drawn anew without the thousands of points under them.
+function chosenShapes(map) {
   const { chosen, data } = explorer;
   if (chosen === null) return [];
   const near = data.neighbours[byId("relation").value]?.index[chosen] ?? [];
-  const x = near.flatMap((i) => [map.x[chosen], map.x[i], null]);
-  const y = near.flatMap((i) => [map.y[chosen], map.y[i], null]);
-  const ring = (indices, width, scale) => ({
-    ...points(indices, map), type: "scatter", mode: "markers", hoverinfo: "none", showlegend: false,
-    marker: { size: size * scale, color: "rgba(0,0,0,0)", line: { width, color: css("--accent") } },
+  const ring = (i, radius, width) => ({
+    type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: map.x[i], yanchor: map.y[i],
+    x0: -radius, x1: radius, y0: -radius, y1: radius, line: { width, color: css("--accent") },
   });
-  const lines = { type: "scatter", mode: "lines", x, y, hoverinfo: "skip", showlegend: false, line: { width: 1, color: css("--accent") } };
-  return [lines, ring(near, 1.5, 1.8), ring([chosen], 3, 2.6)];
+  const line = (i) => ({
+    type: "line", x0: map.x[chosen], y0: map.y[chosen], x1: map.x[i], y1: map.y[i],
+    line: { width: 1, color: css("--accent") },
+  });
+  return [...near.map(line), ...near.map((i) => ring(i, 7, 1.5)), ring(chosen, 11, 3)];
+}
+
+function drawChosen() {
+  Plotly.relayout(byId("scatter"), { shapes: chosenShapes(explorer.data.maps[byId("map").value]) });
 }
 
 function listen(place) {
@@ -167,6 +173,7 @@ function listen(place) {
 // Show a sample and its neighbours at the side; null shows what can be done.
 function choose(i) {
   explorer.chosen = i;
+  drawChosen();
   const { data, query } = explorer;
   const side = byId("chosen");
   byId("side").classList.toggle("chosen", i !== null);
@@ -175,9 +182,9 @@ function choose(i) {
       + "list its neighbours. Box or lasso (upper right of the map) list what they hold."));
     return;
   }
-  drawMap();
   const relation = data.neighbours[byId("relation").value];
   side.replaceChildren(sampleCard(data, i, query));
+  if (innerWidth <= 900) side.scrollIntoView({ block: "nearest" });
   if (!relation) return;
   const found = relation.index[i];
   found.forEach((j, rank) => {
@@ -190,6 +197,7 @@ function choose(i) {
 function list(indices) {
   const { data, query } = explorer;
   explorer.chosen = null;
+  drawChosen();
   byId("side").classList.remove("chosen");
   const more = indices.length > SHOWN_AT_SIDE ? `, the first ${SHOWN_AT_SIDE}` : "";
   byId("chosen").replaceChildren(
