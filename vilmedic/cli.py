@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
-from vilmedic.errors import ConfigError, VilmedicError, nearest
+from vilmedic.errors import ConfigError, Interrupted, VilmedicError, nearest
 
 FAILED = 2
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -98,7 +98,8 @@ def command(
         run: does it, given the checked configuration.
 
     Returns:
-        The exit status: 0, 2 after a message on the standard error stream, or 130 after Ctrl-C.
+        The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
+        143 after SIGTERM.
     """
     try:
         line = parse(sys.argv[1:] if argv is None else argv, prog)
@@ -118,6 +119,9 @@ def command(
     except VilmedicError as error:
         _tell(error)
         return FAILED
+    except Interrupted as stop:
+        print(f"interrupted: {stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

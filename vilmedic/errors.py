@@ -34,6 +34,19 @@ class CheckpointError(VilmedicError):
     """A checkpoint that is missing, unreadable or does not fit the model."""
 
 
+class Interrupted(Exception):
+    """A run that was asked to stop, by Ctrl-C or by a cluster that takes the machine back.
+
+    Args:
+        message: what was saved and how to continue.
+        status: the exit status of the process: 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message)
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """The closing words of a message about an unknown name.
 

@@ -57,7 +57,7 @@ def test_accumulated_gradient_is_that_of_one_big_batch(sizes: list[int]) -> None
         model.norm.eval()
     result = make_step(model)(group)
 
-    assert result.loss == pytest.approx(expected_loss.item(), abs=1e-6)
+    assert result.loss.item() == pytest.approx(expected_loss.item(), abs=1e-6)
     assert result.samples == sum(sizes)
     torch.testing.assert_close(model.linear.weight.grad, weight.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(model.linear.bias.grad, bias.grad, rtol=0, atol=1e-12)

@@ -29,12 +29,22 @@ class TrainorSection:
         early_stop_start: first epoch whose evaluation counts for the early stop.
         keep: number of best checkpoints that stay on disk.
         seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
-        precision: arithmetic of the forward pass; bf16 keeps weights and optimizer in float32.
+        save_every: how often the newest state is saved besides the end of each epoch: a number of
+            steps (500) or of minutes (15min); null saves at the end of an epoch only.
+        precision: arithmetic of the forward pass; bf16 and fp16 keep weights and optimizer in
+            float32, and fp16 scales the loss.
+        ema: decay of an averaged copy of the weights (0.999), which is evaluated and saved beside
+            the weights themselves, as ema_validation_loss and so on; null keeps none.
+        compile: compile the repeated blocks of the model, which takes minutes at first.
+        activation_checkpointing: compute the inside of the repeated blocks of the model twice
+            rather than keep it, which needs less memory and changes no number.
         device: cpu, cuda or cuda:N; null takes a GPU when there is one.
         num_workers: processes that load data; null takes one a core, four at most.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
         log_every: steps between two lines in metrics.jsonl.
         loggers: where else numbers go, each with its options.
+        profile: number of steps, after the first three, whose trace and table of times are written
+            to the run directory; null writes none.
     """
 
     optimizer: Annotated[str, NameIn("torch.optim")] = "Adam"
@@ -57,12 +67,19 @@ class TrainorSection:
     early_stop_start: int = 0
     keep: Annotated[int, AtLeast(1)] = 3
     seed: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    save_every: (
+        Annotated[str, Matching("[1-9][0-9]*(min)?", "steps (500) or minutes (15min)")] | None
+    ) = "15min"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, AtLeast(0)] | None = None
+    compile: bool = False
+    activation_checkpointing: bool = False
     device: str | None = None
     num_workers: Annotated[int, AtLeast(0)] | None = None
     max_bad_steps: Annotated[int, AtLeast(1)] = 10
     log_every: Annotated[int, AtLeast(1)] = 10
     loggers: Annotated[list[Any], Calls("logger")] = field(default_factory=lambda: ["tensorboard"])
+    profile: Annotated[int, AtLeast(1)] | None = None
 
 
 @dataclass(kw_only=True)
@@ -86,7 +103,8 @@ class EnsemblorSection:
 
     Args:
         mode: which checkpoints of the run are used: best-1, best-N or all, over all its seeds.
-        ckpt: one checkpoint to evaluate instead, a path or a file in the run directory.
+        ckpt: one checkpoint to evaluate instead, a path or a file in the run directory, or last.
+        ema: evaluate the averaged weights that trainor.ema kept.
         splits: the splits that are evaluated.
         batch_size: samples a batch; a contrastive loss depends on it.
         metrics: protocols to compute besides the loss, each with its options.
@@ -103,6 +121,7 @@ class EnsemblorSection:
 
     mode: Annotated[str, Matching("best-[1-9][0-9]*|all", "best-1, best-N or all")] = "best-1"
     ckpt: str | None = None
+    ema: bool = False
     splits: list[str] = field(default_factory=lambda: ["validate", "test"])
     batch_size: Annotated[int, AtLeast(1)] = 32
     metrics: Annotated[dict[str, Any], Calls("metric")] = field(
@@ -114,7 +133,7 @@ class EnsemblorSection:
     )
     report: bool = True
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str | None = None
     num_workers: Annotated[int, AtLeast(0)] | None = None
 
@@ -128,8 +147,9 @@ class RunSection:
     Args:
         name: the run's name; null takes the stem of the configuration file.
         ckpt_dir: where runs are written: `<ckpt_dir>/<name>`.
-        ckpt: a checkpoint, a path or a file in the run directory: training continues from it,
-            evaluation uses it instead of the best ones.
+        ckpt: a checkpoint, a path or a file in the run directory, or last for its newest state:
+            training continues from it, evaluation uses it instead of the best ones. With auto,
+            training continues if there is something to continue and starts anew otherwise.
         plugins: modules to import first, so that what they register can be named.
         dataset: the data set.
         model: the model.

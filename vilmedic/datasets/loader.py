@@ -114,8 +114,13 @@ class EpochLoader(DataLoader[Any]):
 
     Samples that the data set tolerates as bad are left out of their batch, which gets smaller, and
     are listed in the log at the end of the pass (`dataset.skipped` holds them all).
+
+    Attributes:
+        position: batches of the pass that were asked for so far, those before `start_batch` and
+            those of which nothing was left included.
     """
 
+    position = 0
     _told_truncated = False
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -123,6 +128,7 @@ class EpochLoader(DataLoader[Any]):
         sampler = self.batch_sampler
         assert isinstance(sampler, EpochSampler)
         sampler.set_epoch(epoch, start_batch)
+        self.position = start_batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the batches of a pass.
@@ -134,6 +140,7 @@ class EpochLoader(DataLoader[Any]):
         dataset = self.dataset.dataset
         read = truncated = 0
         for batch, report in super().__iter__():
+            self.position += 1
             if (error := report.pop("error")) is not None:
                 try:
                     raise error
@@ -218,4 +225,6 @@ def _cores() -> int:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, and no warning about the fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process reports an interruption, once
+    # The main process ends an interrupted run, and needs its data to finish the step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 from vilmedic.executors.log import LOGGER, is_main_process
-
-T = TypeVar("T")
 
 
 class RunBars:
@@ -23,67 +20,72 @@ class RunBars:
 
     Args:
         epochs: number of epochs of the run.
-        done: epochs already done.
         every: seconds between two lines where there is no terminal.
         terminal: whether bars can be drawn; None asks the standard error stream.
     """
 
-    def __init__(
-        self, epochs: int, done: int = 0, *, every: float = 30.0, terminal: bool | None = None
-    ) -> None:
+    def __init__(self, epochs: int, *, every: float = 30.0, terminal: bool | None = None) -> None:
         self._main = is_main_process()
-        self._bars = self._main and (sys.stderr.isatty() if terminal is None else terminal)
+        self._terminal = self._main and (sys.stderr.isatty() if terminal is None else terminal)
         self._every = every
         self._epochs = epochs
-        self._outer = tqdm(
-            total=epochs, initial=done, desc="Epochs", unit="epoch", disable=not self._bars
-        )
-        self._inner: tqdm[object] | None = None
-        self._numbers: dict[str, str] = {}
+        self._outer: tqdm[Any] | None = None
+        self._inner: tqdm[Any] | None = None
 
-    def steps(self, steps: Iterable[T], *, epoch: int, total: int, done: int = 0) -> Iterator[T]:
-        """Pass on the steps of an epoch and show how many are done.
+    def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
+        """Begin an epoch.
 
         Args:
-            steps: what is passed on.
-            epoch: the epoch, counted from 0.
-            total: number of steps of the whole epoch.
-            done: steps of it done before.
+            epoch: counted from 0.
+            steps: its number of steps.
+            done: steps of it that were done before.
         """
-        title = f"Epoch {epoch} of {self._epochs}"
-        if self._bars:
-            self._inner = tqdm(
-                steps, total=total, initial=done, desc=title, unit="step", leave=False
-            )
-            yield from self._inner
-        else:
-            yield from self._with_lines(steps, title, total, done)
-        self._outer.update()
+        self._title = f"Epoch {epoch} of {self._epochs}"
+        self._steps, self._done, self._here = steps, done, 0
+        self._began = self._told = time.monotonic()
+        if not self._terminal:
+            return
+        if self._outer is None:
+            self._outer = tqdm(total=self._epochs, initial=epoch, desc="Epochs", unit="epoch")
+        self._inner = tqdm(
+            total=steps, initial=done, desc=self._title, unit="step", leave=False, position=1
+        )
+
+    def step(self) -> None:
+        """Count a step."""
+        self._here += 1
+        if self._inner is not None:
+            self._inner.update()
 
     def show(self, **numbers: str) -> None:
-        """The newest numbers, beside the bar or in the next line."""
-        self._numbers = numbers
+        """The newest numbers, beside the bar or, when it is time, in a line."""
         if self._inner is not None:
             self._inner.set_postfix(numbers)
+        now = time.monotonic()
+        if self._terminal or not self._main or now - self._told < self._every:
+            return
+        self._told = now
+        step = self._done + self._here
+        left = (now - self._began) / max(self._here, 1) * (self._steps - step)
+        text = "".join(f"  {name} {value}" for name, value in numbers.items())
+        LOGGER.info(
+            "%s  step %d of %d%s  %s left", self._title, step, self._steps, text, clock(left)
+        )
+
+    def end_epoch(self) -> None:
+        """End an epoch."""
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+        if self._outer is not None:
+            self._outer.update()
 
     def close(self) -> None:
         """Take the bars down."""
-        if self._inner is not None:
-            self._inner.close()
-        self._outer.close()
-
-    def _with_lines(self, steps: Iterable[T], title: str, total: int, done: int) -> Iterator[T]:
-        started = shown = time.monotonic()
-        for count, step in enumerate(steps, start=1):
-            yield step
-            now = time.monotonic()
-            if self._main and now - shown >= self._every:
-                shown = now
-                left = (now - started) / count * (total - done - count)
-                numbers = "".join(f"  {key} {value}" for key, value in self._numbers.items())
-                LOGGER.info(
-                    "%s  step %d of %d%s  %s left", title, done + count, total, numbers, clock(left)
-                )
+        for bar in (self._inner, self._outer):
+            if bar is not None:
+                bar.close()
+        self._inner = self._outer = None
 
 
 def clock(seconds: float) -> str:

@@ -95,12 +95,25 @@ def find_checkpoints(run_dir: Path, mode: str, metric: str) -> list[Path]:
     return ranked[:wanted]
 
 
-def locate(ckpt: str, run_dir: Path) -> Path:
-    """The file that `ckpt` names: a file of the run directory or a path.
+def newest(run_dir: Path, seed: int | None = None) -> Path | None:
+    """The newest state that a run left, of any seed or of the one given; None without any."""
+    names = "last_*.pth" if seed is None else last_name(seed)
+    return max(run_dir.glob(names), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
+    """The file that `ckpt` names: a file of the run directory, a path, or `last`.
+
+    Args:
+        ckpt: what the configuration says.
+        run_dir: the directory of the run.
+        seed: the seed whose newest state `last` means; None takes the newest of all.
 
     Raises:
-        CheckpointError: neither exists.
+        CheckpointError: there is no such file.
     """
+    if ckpt == "last" and (path := newest(run_dir, seed)) is not None:
+        return path
     for path in (run_dir / ckpt, Path(ckpt)):
         if path.is_file():
             return path
@@ -120,7 +133,8 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         state: tensors and plain values only.
         path: the file to write.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # One name for all attempts: what a killed one has left is overwritten by the next.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as stream:
             torch.save(state, stream)
@@ -156,18 +170,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
+def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bool = False) -> None:
     """Put the weights of a checkpoint into a model.
 
     Args:
         model: the module to fill.
         state: what `load_checkpoint` returned.
         path: the file it came from, for the message.
+        ema: take the averaged weights.
 
     Raises:
-        CheckpointError: names or shapes differ; lists the first of each kind.
+        CheckpointError: names or shapes differ; lists the first of each kind. Or the file holds no
+            averaged weights.
     """
-    own, given = model.state_dict(), state["model"]
+    if ema and not state.get("ema"):
+        raise CheckpointError(
+            f"{path}: holds no averaged weights, so ensemblor.ema cannot be true: the run was not "
+            "trained with trainor.ema."
+        )
+    own, given = model.state_dict(), state["ema" if ema else "model"]
     missing = sorted(own.keys() - given.keys())
     unexpected = sorted(given.keys() - own.keys())
     shapes = [

@@ -9,6 +9,8 @@ import torch
 
 from vilmedic.errors import ConfigError
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def pick_device(name: str | None) -> torch.device:
     """The device that a configuration names, or a GPU when there is one, or the CPU.
@@ -36,10 +38,10 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which a forward pass computes: bfloat16 where it is safe, or float32."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """The context in which a forward pass computes: 16 bits where it is safe, or float32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=HALF[precision])
 
 
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def observing(model: Any, wanted: bool) -> Iterator[Observed]:
 
 @torch.no_grad()
 def contrastive_diagnostics(
-    model: ContrastiveModel, features: Features, loss: float, batch: Mapping[str, Any]
+    model: Any, features: Features, loss: float, batch: Mapping[str, Any]
 ) -> dict[str, float]:
     """The numbers by which a stuck or collapsed run is told from a healthy one.
 

@@ -153,6 +153,7 @@ class Ensemblor:
             "samples": len(networks.split(split)),
             "checkpoints": self.checkpoints,
             "models_used": len(self.checkpoints),
+            "ema": self.section.ema,
             "seed": self.section.seed,
             "batch_size": self.section.batch_size,
             "precision": self.section.precision,
@@ -171,7 +172,7 @@ class Ensemblor:
 
     def _find_checkpoints(self) -> list[Path]:
         ckpt = self.section.ckpt or self.config.ckpt
-        if ckpt is not None:
+        if ckpt not in (None, "auto"):
             return [checkpoint.locate(ckpt, self.run_dir)]
         metric = self.config.trainor.early_stop_metric
         return checkpoint.find_checkpoints(self.run_dir, self.section.mode, metric)
@@ -193,7 +194,7 @@ class Ensemblor:
         def fill(path: Path) -> nn.Module:
             if held != [path]:
                 state = checkpoint.load_checkpoint(path)
-                checkpoint.load_weights(model, state, path)
+                checkpoint.load_weights(model, state, path, ema=self.section.ema)
                 held[:] = [path]
             return model
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl, timing.jsonl and loggers by name."""
+"""The files of a run's numbers, metrics.jsonl and timing.jsonl, and the loggers beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.executors.log import LOGGER
-from vilmedic.loggers.contract import Logger, Run
+from vilmedic.loggers.contract import Logger
 
 UNPLOTTED = ("epoch", "time")
 
@@ -21,58 +21,98 @@ class MetricsLog:
     `metrics.jsonl` holds what follows from configuration and seed alone, so that two runs with the
     same seed write the same lines; whatever depends on the clock or the machine goes to
     `timing.jsonl`. Each line carries the seed of its run, since runs of several seeds share a
-    directory. A logger that fails later on is left out with a warning: numbers are in the files.
+    directory. A logger that fails is left out from then on: the numbers are in the files.
 
     Args:
-        run: the run; lines of its seed beyond its step are cut off, which on resume removes what
-            was logged after the checkpoint was written.
-        loggers: name and logger of each further place that numbers go to.
+        run_dir: the directory of the run.
+        seed: the run's seed.
+        step: optimizer steps done; lines of this seed beyond it are cut off, which on resume
+            removes what was logged after the checkpoint was written.
+        lines: lines of this seed in `metrics.jsonl` then; those beyond are cut off as well, since
+            an evaluation adds a line to the last step of its epoch.
+        loggers: name and logger of each further place that numbers go to, opened before.
 
-    Raises:
-        ConfigError: a logger cannot be started.
+    Attributes:
+        lines: lines of this seed in `metrics.jsonl` by now.
     """
 
-    def __init__(self, run: Run, loggers: Iterable[tuple[str, Logger]] = ()) -> None:
-        self._seed = run.seed
-        self._paths = {name: run.run_dir / f"{name}.jsonl" for name in ("metrics", "timing")}
-        for path in self._paths.values():
-            _cut_back(path, run.seed, run.step)
-        self._loggers: dict[str, Logger] = {}
-        for name, logger in loggers:
-            logger.open(run)
-            self._loggers[name] = logger
+    def __init__(
+        self,
+        run_dir: Path,
+        seed: int,
+        step: int,
+        lines: int | None = None,
+        loggers: Iterable[tuple[str, Logger]] = (),
+    ) -> None:
+        self._seed = seed
+        self._paths = {name: run_dir / f"{name}.jsonl" for name in ("metrics", "timing")}
+        self._pending: dict[str, list[str]] = {name: [] for name in self._paths}
+        self.lines = _cut_back(self._paths["metrics"], seed, step, lines)
+        _cut_back(self._paths["timing"], seed, step)
+        self._loggers = list(loggers)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Add a line of numbers that do not depend on time."""
+        self.lines += 1
         self._write("metrics", step, values)
 
     def timing(self, step: int, values: dict[str, Any]) -> None:
-        """Add a line of numbers that depend on time or on the machine."""
+        """Add a line of numbers that depend on time."""
         self._write("timing", step, {"time": round(time.time(), 3), **values})
 
     def close(self) -> None:
         """Flush what is buffered."""
-        for name, logger in list(self._loggers.items()):
-            self._guarded(name, logger.close)
+        for one in list(self._loggers):
+            self._guarded(one, one[1].close)
 
-    def _write(self, file: str, step: int, values: dict[str, Any]) -> None:
-        line = json.dumps({"seed": self._seed, "step": step, **values})
-        with open(self._paths[file], "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+    def flush(self) -> None:
+        """Bring every line to the disk.
+
+        Raises:
+            OSError: the disk does not take them; they are kept and tried again with the next.
+        """
+        for name, path in self._paths.items():
+            self._append(name)
+            with open(path, "rb") as stream:
+                os.fsync(stream.fileno())
+
+    def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
+        self._pending[name].append(json.dumps({"seed": self._seed, "step": step, **values}) + "\n")
+        try:
+            self._append(name)
+        except OSError as error:
+            LOGGER.warning("The numbers of step %d wait for room on the disk: %s", step, error)
+        self._show(step, values)
+
+    def _append(self, name: str) -> None:
+        """Add the pending lines to a file, all of them or none."""
+        path = self._paths[name]
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a", encoding="utf-8") as stream:
+                stream.write("".join(self._pending[name]))
+        except OSError:
+            if path.exists():
+                os.truncate(path, before)
+            raise
+        self._pending[name].clear()
+
+    def _show(self, step: int, values: dict[str, Any]) -> None:
+        """Give the numbers to the loggers."""
         scalars = {
             key: float(value)
             for key, value in values.items()
             if isinstance(value, int | float) and key not in UNPLOTTED
         }
-        for name, logger in list(self._loggers.items()):
-            self._guarded(name, logger.scalars, step, scalars)
+        for one in list(self._loggers):
+            self._guarded(one, one[1].scalars, step, scalars)
 
-    def _guarded(self, name: str, call: Any, *arguments: Any) -> None:
+    def _guarded(self, one: tuple[str, Logger], call: Any, *arguments: Any) -> None:
         try:
             call(*arguments)
         except Exception as error:
-            LOGGER.warning("The logger %s is left out from here on: %s", name, error)
-            self._loggers.pop(name, None)
+            LOGGER.warning("The logger %s is left out from here on: %s", one[0], error)
+            self._loggers.remove(one)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -90,11 +130,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _cut_back(path: Path, seed: int, step: int) -> None:
-    """Drop the lines of a seed that were logged after a step, and a line cut short by a crash."""
+def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:
+    """Drop the lines of a seed that were logged after a checkpoint, and one cut short by a crash.
+
+    Returns:
+        How many lines of the seed are left.
+    """
     if not path.exists():
-        return
-    kept = [line for line in read_lines(path) if line["seed"] != seed or line["step"] <= step]
+        return 0
+    kept, own = [], 0
+    for entry in read_lines(path):
+        if entry["seed"] == seed:
+            if entry["step"] > step or (lines is not None and own >= lines):
+                continue
+            own += 1
+        kept.append(json.dumps(entry))
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(temporary, path)
+    return own

@@ -16,10 +16,12 @@ from vilmedic.executors.score import lower_is_better
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
+LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
+"""What a scheduler keeps of them."""
 
 
 def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
-    """The optimizer `section.optimizer` over the parameters that are trained.
+    """The optimizer `section.optimizer` over the parameters that are trained, fused if possible.
 
     Raises:
         ConfigError: torch refuses an option, or no parameter is left to train.
@@ -28,10 +30,56 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
     if not parameters:
         raise ConfigError("model: every parameter is frozen, so there is nothing to train.")
     cls = getattr(torch.optim, section.optimizer)
+    options = dict(section.optim_params)
+    if _can_be_fused(cls, parameters, options):
+        options["fused"] = True
     try:
-        return cls(parameters, **section.optim_params)
+        return cls(parameters, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
+
+
+def _can_be_fused(cls: type[Optimizer], parameters: list[Any], options: dict[str, Any]) -> bool:
+    """Whether torch has one kernel for the whole update, and the options leave the choice open."""
+    others = ("fused", "foreach", "capturable", "differentiable")
+    if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
+        return False
+    try:
+        cls(parameters, **options, fused=True)
+    except (RuntimeError, TypeError, ValueError):  # not on this device, or an option is wrong
+        return False
+    return True
+
+
+def restore_optimizer(
+    optimizer: Optimizer, state: dict[str, Any], saved: dict[str, Any], section: TrainorSection
+) -> None:
+    """Continue with the state of a checkpoint, and with the options of this configuration.
+
+    Args:
+        optimizer: made by `make_optimizer` for `section`.
+        state: what its `state_dict` gave then.
+        saved: the options `optim_params` of then; those that differ now are set to what they are
+            now, the learning rate in proportion where a schedule has changed it.
+        section: the section of now.
+
+    Raises:
+        ValueError: the state is that of other parameters.
+    """
+    kept = ("fused", "foreach")
+    choices = [{key: group.get(key) for key in kept} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, choice in zip(optimizer.param_groups, choices, strict=True):
+        group.update({key: value for key, value in choice.items() if key in group})
+        for key, value in section.optim_params.items():
+            if saved.get(key, value) == value or key not in group:
+                continue
+            if key == "lr":
+                group["lr"] *= value / saved["lr"]
+                if "initial_lr" in group:
+                    group["initial_lr"] = value
+            else:
+                group[key] = value
 
 
 class Schedule:
@@ -76,7 +124,7 @@ class Schedule:
         return self._name == "ReduceLROnPlateau"
 
     def after_step(self) -> None:
-        """Call after each optimizer step."""
+        """Call after each step, also one that was skipped: the schedule counts attempts."""
         if self._scheduler is not None and not self.on_plateau and self._name not in PER_EPOCH:
             self._scheduler.step()
 
@@ -95,6 +143,11 @@ class Schedule:
         return {} if self._scheduler is None else self._scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the checkpoint was written."""
+        """Continue where the checkpoint was written; the length of the run is that of now."""
         if self._scheduler is not None:
-            self._scheduler.load_state_dict(state)
+            own = self._scheduler.state_dict()
+            length = {key: own[key] for key in LENGTH_STATE if key in own}
+            base = [group.get("initial_lr") for group in self._scheduler.optimizer.param_groups]
+            self._scheduler.load_state_dict({**state, **length})
+            if hasattr(self._scheduler, "base_lrs") and None not in base:
+                self._scheduler.base_lrs = base

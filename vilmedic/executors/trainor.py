@@ -4,52 +4,41 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from torch.profiler import record_function
 
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import CheckpointError, ConfigError, DataError
-from vilmedic.executors import checkpoint
+from vilmedic.errors import ConfigError, Interrupted
+from vilmedic.executors import run_state
 from vilmedic.executors.device import pick_device
+from vilmedic.executors.ema import AveragedWeights
+from vilmedic.executors.interruption import Interruption
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.metrics_log import MetricsLog
 from vilmedic.executors.optimization import Schedule, make_optimizer
-from vilmedic.executors.random_state import random_state, restore_random_state, seed_everything
-from vilmedic.executors.run_directory import choose_seed, write_provenance
+from vilmedic.executors.preparation import (
+    check_batch_size,
+    prepare_network,
+    tell_what_batches_mean,
+)
+from vilmedic.executors.profiling import StepProfiler
+from vilmedic.executors.progress import Progress, Tally
+from vilmedic.executors.random_state import seed_everything
+from vilmedic.executors.resume import find_start
+from vilmedic.executors.run_directory import write_provenance
+from vilmedic.executors.saving import Saver
 from vilmedic.executors.score import improves
-from vilmedic.executors.training_step import StepResult, TrainingStep
+from vilmedic.executors.step_watch import StepWatch
+from vilmedic.executors.training_step import TrainingStep
 from vilmedic.executors.validator import Validator
 from vilmedic.loggers.contract import Run
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Args:
-        epoch: the next epoch to train, counted from 0.
-        step: optimizer steps taken or skipped.
-        best: the best score so far.
-        stale: evaluations in a row without improvement.
-        bad_steps: steps skipped because the loss or a gradient was not a number.
-        bad_in_a_row: how many of these came last, without a good step between.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best: float | None = None
-    stale: int = 0
-    bad_steps: int = 0
-    bad_in_a_row: int = 0
 
 
 class Trainor:
@@ -65,12 +54,11 @@ class Trainor:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.section = config.trainor
-        self.run_dir = config.run_dir
+        self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
         self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
         self.device = pick_device(self.section.device)
-        state, self.seed = self._seed_and_state()
+        start = find_start(config)
+        self.seed = start.seed
         seed_everything(self.seed)
         self.run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -84,8 +72,8 @@ class Trainor:
             run_dir=self.run_dir,
         )
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
-        self.model.to(self.device)
-        self._check_batch_size()
+        check_batch_size(self.model, len(self.data), self.section)
+        prepare_network(self.model, self.section, self.device)
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,
@@ -96,20 +84,26 @@ class Trainor:
         )
         self.steps_per_epoch = math.ceil(len(self.loader) / self.section.grad_accu)
         self.optimizer = make_optimizer(self.model, self.section)
-        total_steps = self.steps_per_epoch * self.section.epochs
-        self.schedule = Schedule(self.optimizer, self.section, total_steps)
-        self.validator = Validator(config, seed=self.seed, device=self.device)
+        self.total_steps = self.steps_per_epoch * self.section.epochs
+        self.schedule = Schedule(self.optimizer, self.section, self.total_steps)
         self.step = TrainingStep(
             self.model, self.data.prepare, self.optimizer, self.section, self.device
         )
+        decay = self.section.ema
+        self.ema = None if decay is None else AveragedWeights(self.model, decay)
+        self.validator = Validator(config, seed=self.seed, device=self.device)
         self.progress = Progress()
-        if state is not None:
-            self._restore(*state)
+        run_state.restore(self, start)
+        self.tally = Tally(self.device, self.progress.tally)
 
     def start(self) -> None:
-        """Train until the last epoch or the early stop, then say where the best checkpoint is."""
+        """Train until the last epoch or the early stop, then say where the best checkpoint is.
+
+        Raises:
+            Interrupted: a signal ended the run after its state was saved.
+        """
         write_provenance(self.config, self.run_dir, self.seed, str(self.device))
-        self.log = MetricsLog(self._run(), self.loggers)
+        tell_what_batches_mean(self.model, self.section)
         LOGGER.info(
             "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
             self.run_dir,
@@ -119,104 +113,99 @@ class Trainor:
             self.steps_per_epoch,
             f"{sum(p.numel() for p in self.step.parameters):,}",
         )
+        self.log = self._open_log()
+        self.saver = Saver(self.run_dir, self.seed, self.section, before=self.log.flush)
+        self.watch = StepWatch(self.section, self.model, self.data, self.log, self.tally)
+        self.profiler = StepProfiler(self.section.profile, self.run_dir, self.seed, self.device)
+        self.interruption = Interruption()
         try:
-            while self.progress.epoch < self.section.epochs and not self._stopped_early():
-                self._epoch(self.progress.epoch)
-        except KeyboardInterrupt:
-            if (self.run_dir / checkpoint.last_name(self.seed)).exists():
-                last = checkpoint.last_name(self.seed)
-                LOGGER.warning("Interrupted; ckpt=%s continues after the last whole epoch", last)
-            raise
+            with self.interruption, self.profiler:
+                while self.progress.epoch < self.section.epochs and not self._stopped_early():
+                    self._epoch(self.progress.epoch)
         finally:
+            self.watch.close()
             self.log.close()
         self._report_end()
 
-    def _run(self) -> Run:
-        """The run as loggers know it."""
-        return Run(
-            name=self.config.name,
-            run_dir=self.run_dir,
-            seed=self.seed,
-            step=self.progress.step,
-            config=self.config.data,
-        )
+    def _open_log(self) -> MetricsLog:
+        """Open the files of the run's numbers and the loggers."""
+        step = self.progress.step
+        run = Run(self.config.name, self.run_dir, self.seed, step, self.config.data)
+        for _, logger in self.loggers:
+            logger.open(run)
+        return MetricsLog(self.run_dir, self.seed, step, self.progress.lines, self.loggers)
 
     def _epoch(self, epoch: int) -> None:
         """Train on every batch once, evaluate, and save."""
-        train_loss = self._train_on_all_batches(epoch)
+        self._train_on_all_batches(epoch)
+        scores = self._evaluate(epoch)
+        # From here to the save nothing can interrupt: a checkpoint has all of it or nothing.
         self.schedule.after_epoch()
-        self.progress.epoch = epoch + 1
-        improved = False
-        if epoch >= self.section.eval_start:
-            scores = self.validator.score(self.model)
-            self.log.metrics(
-                self.progress.step, {"epoch": epoch, "train_loss": train_loss, **scores}
-            )
-            improved = self._judge(epoch, scores)
-            shown = "  ".join(f"{key} {value:.4g}" for key, value in scores.items())
-            mark = "  (best so far)" if improved else ""
-            LOGGER.info("Epoch %d  train_loss %.4g  %s%s", epoch, train_loss, shown, mark)
-        else:
-            self.log.metrics(self.progress.step, {"epoch": epoch, "train_loss": train_loss})
-            LOGGER.info("Epoch %d  train_loss %.4g", epoch, train_loss)
-        self._save(epoch, improved)
+        improved = self._judge(epoch, scores)
+        numbers = {"train_loss": self.tally.mean_loss(), **scores}
+        self.log.metrics(self.progress.step, {"epoch": epoch, **numbers})
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+        LOGGER.info("Epoch %d  %s%s", epoch, shown, "  (best so far)" if improved else "")
+        self.progress.epoch, self.progress.batch = epoch + 1, 0
+        self.tally.start_epoch()
+        self._save(improved)
 
-    def _train_on_all_batches(self, epoch: int) -> float:
-        """One pass over the training split; returns the mean loss of the steps that counted."""
+    def _train_on_all_batches(self, epoch: int) -> None:
+        """One pass over the training split, or the rest of one."""
         self.model.train()
-        self.loader.set_epoch(epoch)
-        losses: list[float] = []
-        started, samples = time.perf_counter(), 0
-        bar = tqdm(self._groups(), total=self.steps_per_epoch, desc=f"Epoch {epoch}", disable=None)
-        for group in bar:
+        self.loader.set_epoch(epoch, self.progress.batch)
+        done = self.progress.batch // self.section.grad_accu
+        self.watch.start_epoch(epoch, self.steps_per_epoch, done)
+        for group in self.watch.waiting_for(self._groups()):
             lr = self.optimizer.param_groups[0]["lr"]
-            result = self.step(group)
+            with self.watch.observing(self.progress.step + 1):
+                result = self.step(group)
             self.progress.step += 1
-            self._count_bad(result, group)
-            if not result.taken:
-                continue
+            self.progress.batch = self.loader.position
             self.schedule.after_step()
-            losses.append(result.loss)
-            samples += result.samples
-            rate = samples / (time.perf_counter() - started)
-            bar.set_postfix(loss=f"{result.loss:.4g}", lr=f"{lr:.2e}", samples_s=f"{rate:.1f}")
-            if self.progress.step % self.section.log_every == 0:
-                numbers = {"epoch": epoch, "loss": result.loss, "lr": lr}
-                numbers["grad_norm"] = result.grad_norm
-                self.log.metrics(self.progress.step, numbers)
-                self.log.timing(self.progress.step, {"samples_per_second": round(rate, 2)})
-        self.data.report_skipped()
-        return sum(losses) / len(losses) if losses else math.nan
+            self.tally.add(result)
+            if self.ema is not None:
+                self.ema.update(self.progress.step, result.taken)
+            self.watch.after_step(self.progress.step, result, lr, group)
+            self.profiler.after_step()
+            if self.interruption.received:
+                raise self._stop()
+            if self.saver.due(self.progress.step) and self.progress.batch < len(self.loader):
+                self._save()
+        self.watch.end_epoch()
 
     def _groups(self) -> Iterator[list[dict[str, Any]]]:
         """The batches of an epoch in groups of `grad_accu`, the last one possibly shorter."""
-        batches = iter(self.loader)
         smallest = 2 if self.model.cross_sample else 1
-        usable = (batch for batch in batches if len(batch["index"]) >= smallest)
-        while group := list(itertools.islice(usable, self.section.grad_accu)):
+        usable = (batch for batch in self.loader if len(batch["index"]) >= smallest)
+        while True:
+            with record_function("data"):
+                group = list(itertools.islice(usable, self.section.grad_accu))
+            if not group:
+                return
             yield group
 
-    def _count_bad(self, result: StepResult, group: list[dict[str, Any]]) -> None:
-        """Count a skipped step; stop the run after too many in a row."""
-        if result.taken:
-            self.progress.bad_in_a_row = 0
-            return
-        self.progress.bad_steps += 1
-        self.progress.bad_in_a_row += 1
-        what = f"loss {result.loss}, gradient norm {result.grad_norm}"
-        LOGGER.warning("Step %d skipped: %s", self.progress.step, what)
-        if self.progress.bad_in_a_row >= self.section.max_bad_steps:
-            lines = [line for batch in group for line in self.data.lines(batch["index"].tolist())]
-            raise DataError(
-                f"{self.progress.bad_in_a_row} steps in a row were skipped ({what}; "
-                f"trainor.max_bad_steps={self.section.max_bad_steps}). A smaller learning rate, "
-                "trainor.clip_grad_norm or trainor.precision=fp32 may help. Samples of the last "
-                "step:\n  " + "\n  ".join(lines)
-            )
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """The scores of the model and of its averaged copy; a signal may end this at once."""
+        scores: dict[str, float] = {}
+        if epoch < self.section.eval_start:
+            return scores
+        try:
+            with self.interruption.may_come_at_once():
+                scores |= self.validator.score(self.model)
+                if self.ema is not None:
+                    with self.ema.in_place():
+                        averaged = self.validator.score(self.model)
+                    scores |= {f"ema_{name}": value for name, value in averaged.items()}
+        except Interrupted:
+            raise self._stop() from None
+        return scores
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
         """Step a plateau schedule and the early stop; returns whether the score is the best."""
         metric = self.section.early_stop_metric
+        if epoch < self.section.eval_start:
+            return False
         if metric not in scores:
             raise ConfigError(
                 f"trainor.early_stop_metric: given '{metric}', but an evaluation gives "
@@ -237,79 +226,32 @@ class Trainor:
         patience = self.section.early_stop
         return patience is not None and self.progress.stale >= patience
 
-    def _save(self, epoch: int, improved: bool) -> None:
-        """Write the newest state, and on improvement the best one, keeping `keep` of them."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": random_state(),
-            "progress": asdict(self.progress),
-            "metric": self.section.early_stop_metric,
-            "score": self.progress.best if improved else None,
-            "epoch": epoch,
-            "seed": self.seed,
-            "config": self.config.data,
-        }
+    def _save(self, improved: bool = False) -> bool:
+        """Write the newest state, and on improvement the best one; returns whether that worked."""
+        state = run_state.capture(self, self.progress.best if improved else None)
         if improved:
             assert self.progress.best is not None
-            name = checkpoint.best_name(self.progress.best, epoch, self.seed)
-            checkpoint.save_checkpoint(state, self.run_dir / name)
-            ranked = checkpoint.list_best(self.run_dir, self.section.early_stop_metric)
-            for extra in [best for best in ranked if best.seed == self.seed][self.section.keep :]:
-                extra.path.unlink()
-        checkpoint.save_checkpoint(state, self.run_dir / checkpoint.last_name(self.seed))
+            if not self.saver.save_best(state, self.progress.best, state["epoch"]):
+                # The next evaluation is to beat what is on the disk, not what was lost.
+                kept = self.saver.best()
+                self.progress.best = kept[0].score if kept else None
+                state = run_state.capture(self, None)
+        return self.saver.save_last(state)
 
-    def _seed_and_state(self) -> tuple[tuple[Any, Any] | None, int]:
-        """The checkpoint to continue, if any, and the seed: its own, the given or a drawn one."""
-        if self.config.ckpt is None:
-            return None, choose_seed(self.run_dir, self.section.seed)
-        path = checkpoint.locate(self.config.ckpt, self.run_dir)
-        state = checkpoint.load_checkpoint(path)
-        if "progress" not in state:
-            raise CheckpointError(f"{path}: holds weights only, so training cannot continue.")
-        if self.section.seed not in (None, state["seed"]):
-            raise ConfigError(
-                f"trainor.seed: given {self.section.seed}, but {path} continues a run with seed "
-                f"{state['seed']}. Leave the key out."
-            )
-        return (path, state), state["seed"]
-
-    def _restore(self, path: Any, state: dict[str, Any]) -> None:
-        """Continue exactly where the checkpoint was written."""
-        checkpoint.load_weights(self.model, state, path)
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: optimizer state does not fit: {error}") from error
-        self.schedule.load_state_dict(state["schedule"])
-        self.progress = Progress(**state["progress"])
-        restore_random_state(state["random"])
-        LOGGER.info("Continuing %s after epoch %d", path, state["epoch"])
-
-    def _check_batch_size(self) -> None:
-        """A loss that compares samples needs full batches of at least two."""
-        if not self.model.cross_sample:
-            return
-        if self.section.batch_size < 2:
-            raise ConfigError(
-                f"trainor.batch_size: given {self.section.batch_size}, but this model compares the "
-                "samples of a batch and needs at least 2."
-            )
-        if len(self.data) < self.section.batch_size:
-            raise DataError(
-                f"The training split has {len(self.data)} samples, fewer than "
-                f"trainor.batch_size={self.section.batch_size}; this model trains on full batches "
-                f"only. Allowed: 2 to {len(self.data)}."
-            )
+    def _stop(self) -> Interrupted:
+        """Save because of a signal; returns the error that ends the run."""
+        if self._save():
+            what = f"{self.saver.last} holds the state; ckpt=last continues"
+        else:
+            what = "the state could not be saved; ckpt=last continues what was saved before"
+        return self.interruption.stop(f"after step {self.progress.step}, {what}")
 
     def _report_end(self) -> None:
         """Say why the run ended and where its best checkpoint is."""
-        done = self.progress.epoch
         reason = "early stop" if self._stopped_early() else "last epoch"
-        if self.progress.bad_steps:
-            LOGGER.warning("%d steps were skipped in this run", self.progress.bad_steps)
-        ranked = checkpoint.list_best(self.run_dir, self.section.early_stop_metric)
-        own = [best for best in ranked if best.seed == self.seed]
-        best = f"; best checkpoint {own[0].path}" if own else ""
-        LOGGER.info("Finished after %d epochs (%s)%s", done, reason, best)
+        bad, _ = self.tally.bad_steps()
+        if bad:
+            LOGGER.warning("%d steps were skipped in this run", bad)
+        best = self.saver.best()
+        where = f"; best checkpoint {best[0].path}" if best else ""
+        LOGGER.info("Finished after %d epochs (%s)%s", self.progress.epoch, reason, where)

@@ -7,7 +7,7 @@ function readQuery(text) {
     const term = phrase ?? word.replaceAll('"', "");
     if (term && term !== "-") (minus ? unwanted : wanted).push(term);
   }
-  return { wanted, unwanted };
+  return { text, wanted, unwanted };
 }
 
 function matches(query, text) {

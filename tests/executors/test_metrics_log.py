@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vilmedic.executors.metrics_log import MetricsLog, read_lines
+from vilmedic.loggers.contract import Logger, Run
+
+
+class Recorder(Logger):
+    """Remembers what it is given, and fails from a step on."""
+
+    def __init__(self, fails_at: int = 99) -> None:
+        self.seen: list[tuple[int, dict[str, float]]] = []
+        self.fails_at = fails_at
+        self.closed = False
+
+    def open(self, run: Run) -> None: ...
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if step >= self.fails_at:
+            raise ConnectionError("the server is gone")
+        self.seen.append((step, values))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_hold_no_time_and_timing_does(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path, seed=1, step=0)
+    log.metrics(1, {"loss": 2.0})
+    log.timing(1, {"samples_per_second": 3.5})
+    log.close()
+
+    assert read(tmp_path / "metrics.jsonl") == [{"seed": 1, "step": 1, "loss": 2.0}]
+    (timing,) = read(tmp_path / "timing.jsonl")
+    assert timing["samples_per_second"] == 3.5
+    assert timing["time"] > 0
+
+
+def test_resume_cuts_back_only_its_own_seed(tmp_path: Path) -> None:
+    lines = [
+        {"seed": 1, "step": 5, "loss": 1.0},
+        {"seed": 2, "step": 9, "loss": 2.0},
+        {"seed": 1, "step": 6, "loss": 3.0},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"seed": 1, "st'
+    (tmp_path / "metrics.jsonl").write_text(text)
+
+    MetricsLog(tmp_path, seed=1, step=5).close()
+
+    assert read(tmp_path / "metrics.jsonl") == lines[:2]
+
+
+def test_lines_of_the_same_step_beyond_the_checkpoint_are_cut_off_too(tmp_path: Path) -> None:
+    lines = [{"seed": 1, "step": 5, "loss": 1.0}, {"seed": 1, "step": 5, "train_loss": 1.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+    log = MetricsLog(tmp_path, seed=1, step=5, lines=1)
+
+    assert read(tmp_path / "metrics.jsonl") == lines[:1]
+    assert log.lines == 1
+
+
+def test_loggers_get_the_numbers_and_neither_epoch_nor_clock(tmp_path: Path) -> None:
+    recorder = Recorder()
+    log = MetricsLog(tmp_path, seed=1, step=0, loggers=[("recorder", recorder)])
+    log.metrics(1, {"epoch": 0, "loss": 2, "note": "x"})
+    log.timing(1, {"data_wait": 0.5})
+    log.close()
+
+    assert recorder.seen == [(1, {"loss": 2.0}), (1, {"data_wait": 0.5})]
+    assert recorder.closed
+
+
+def test_a_failing_logger_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = Recorder(), Recorder(fails_at=2)
+    log = MetricsLog(tmp_path, seed=1, step=0, loggers=[("bad", bad), ("good", good)])
+    for step in (1, 2, 3):
+        log.metrics(step, {"loss": 1.0})
+
+    assert [step for step, _ in good.seen] == [1, 2, 3]
+    assert [step for step, _ in bad.seen] == [1]
+    assert caplog.text.count("logger bad is left out from here on: the server is gone") == 1
+    assert len(read(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_reading_leaves_out_what_is_no_line_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_lines(path) == []
+    path.write_text('{"seed": 1, "step": 2}\n[1]\n{"step": 3}\nnonsense\n{"seed"')
+    assert read_lines(path) == [{"seed": 1, "step": 2}]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.report.browser import Page
+from tests.report.runs import EVIL, write_curves, write_explorer
+from vilmedic.report.page import write_report
+from vilmedic.report.thumbnails import EACH
+
+TIP = "document.getElementById('tip')"
+FOUND = "#scatter .trace .point"
+
+
+def test_it_opens_without_console_errors_and_draws_everything(page: Page) -> None:
+    assert page.errors() == []
+    charts = page.run("return document.querySelectorAll('#charts .js-plotly-plot').length")
+    assert charts == 8
+    assert page.run(f"return document.querySelectorAll('{FOUND}').length") == 40
+    assert page.text("#count") == "40 of 40 samples"
+    assert page.run("return document.getElementById('problem').hidden")
+
+
+def test_hovering_shows_the_image_and_the_report(page: Page) -> None:
+    assert page.run(f"return {TIP}.hidden")
+    page.pointed_at(4)
+    page.until(lambda: not page.run(f"return {TIP}.hidden"))
+
+    page.until(lambda: page.run(f"return {TIP}.querySelector('img').naturalWidth > 0"))
+    line = int(page.text("#tip small").removeprefix("line "))
+    expected = page.run(f"return explorer.data.samples.report[{line - 1}]")
+    assert page.text("#tip p") == expected
+    box = page.run(f"return {TIP}.getBoundingClientRect().toJSON()")
+    assert box["left"] >= 0
+    assert box["right"] <= 1360
+    assert box["bottom"] <= 900
+    assert page.errors() == []
+
+
+def test_search_narrows_the_points(page: Page) -> None:
+    page.search("pneumothorax")
+    assert page.text("#count") == "8 of 40 samples"
+    counts = page.run("return byId('scatter').data.map((t) => [t.name, t.x.length, t.hoverinfo])")
+    assert counts[0] == ["not found", 32, "skip"]
+    assert sum(count for _, count, _ in counts[1:]) == 8
+
+    page.search('pneumothorax -"small pneumothorax"')
+    assert page.text("#count") == "0 of 40 samples"
+    page.search("MASS")
+    assert page.text("#count") == "20 of 40 samples"
+    page.search("")
+    assert page.text("#count") == "40 of 40 samples"
+    assert page.errors() == []
+
+
+def test_a_click_lists_the_neighbours_and_one_of_them_can_be_followed(page: Page) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    page.pointed_at(2)
+    page.until(lambda: not page.run(f"return {TIP}.hidden"))
+    ActionChains(page.driver).click().perform()
+    page.until(lambda: page.run("return explorer.chosen !== null"))
+
+    chosen = page.run("return explorer.chosen")
+    near = page.run(f"return explorer.data.neighbours[0].index[{chosen}]")
+    shown = page.driver.find_elements("css selector", "#chosen .neighbour")
+    assert len(shown) == len(near) == 10
+    assert shown[0].text.startswith(f"line {near[0] + 1}, cosine 0.9")
+    assert page.run("return byId('scatter').layout.shapes.length") == 21
+    page.run("document.querySelector('#chosen .neighbour').click()")
+    assert page.run("return explorer.chosen") == near[0]
+    assert page.errors() == []
+
+
+def test_colours_and_features_can_be_changed(page: Page) -> None:
+    names = "return byId('scatter').data.slice(1).map((trace) => trace.name)"
+    several = ["Effusion (10)", "Mass (10)", "several labels (10)", "no label (10)"]
+    assert page.run(names) == several
+    page.run("byId('colour').value = '1'; byId('colour').dispatchEvent(new Event('change'))")
+    assert page.run(names) == ["Mass (20)", "no Mass (20)"]
+    before = page.run("return byId('scatter').data[1].x[0]")
+    page.run("byId('map').value = '1'; byId('map').dispatchEvent(new Event('change'))")
+    assert page.run("return byId('scatter').data[1].x[0]") != before
+
+
+def test_reports_are_text_and_never_run(page: Page) -> None:
+    page.run("choose(1)")
+    assert page.text("#chosen .sample p") == EVIL
+    assert page.run("return document.title") == "demo"
+    assert page.run("return document.querySelectorAll('[onerror]').length") == 0
+    assert page.errors() == []
+
+
+def test_light_and_dark(page: Page) -> None:
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    before = page.run(ground)
+    page.driver.find_element("id", "theme").click()
+    assert page.run(ground) != before
+    ink = page.run("return byId('scatter').layout.font.color")
+    assert ink == page.run("return css('--ink')")
+
+
+def test_it_is_readable_at_the_width_of_a_phone(browser: Any, report: Path) -> None:
+    page = Page(browser, report, 390, 844)
+
+    assert page.run("return document.documentElement.scrollWidth") <= 390
+    for css in ("#scatter", ".tile", "#charts .card", "#search", ".config", "#side", "figure"):
+        box = page.run(f"return document.querySelector('{css}').getBoundingClientRect().toJSON()")
+        assert box["left"] >= 0, css
+        assert box["right"] <= 390, css
+        assert box["width"] >= 150, css
+    assert page.run("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+    small = """return [...document.querySelectorAll('main *')].filter((e) => e.textContent.trim()
+        && !e.closest('svg') && parseFloat(getComputedStyle(e).fontSize) < 11).length"""
+    assert page.run(small) == 0
+    page.run("choose(0)")
+    assert page.text("#chosen strong") == "Line 1"
+    assert page.errors() == []
+
+
+@pytest.mark.slow
+def test_five_thousand_samples_fit_and_stay_quick(browser: Any, tmp_path: Path) -> None:
+    path = write_explorer(tmp_path, samples=5000, words=90)
+    content = json.loads(gzip.decompress(path.read_bytes()))
+    random = np.random.default_rng(0)
+    # The most that thumbnails may take, and nothing in them that could be packed any smaller.
+    content["samples"]["thumbnail"][40:] = [
+        base64.b64encode(random.bytes(EACH)).decode() for _ in range(40, 5000)
+    ]
+    path.write_bytes(gzip.compress(json.dumps(content).encode(), 6))
+    write_curves(tmp_path, seed=1)
+    report = write_report(tmp_path)
+    assert report.stat().st_size <= 20e6
+
+    page = Page(browser, report)
+    assert page.text("#count") == "5,000 of 5,000 samples"
+    hover = """const began = performance.now();
+        for (let i = 0; i < 50; i++) {
+          Plotly.Fx.hover(byId('scatter'), {xpx: 60 + 7 * i, ypx: 60 + 7 * i});
+          showTip(explorer.data, i, explorer.query, {clientX: 300, clientY: 300});
+        }
+        return (performance.now() - began) / 50;"""
+    assert page.run(hover) < 50  # milliseconds; a picture at 60 Hz lasts 17
+    page.search("pneumothorax")
+    assert page.text("#count") == "1,000 of 5,000 samples"
+    assert page.errors() == []

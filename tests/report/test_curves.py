@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.report.runs import write_curves
+from vilmedic.report.curves import Line, arrange, read_curves
+from vilmedic.report.draw_curves import shorter, smoothed
+from vilmedic.report.draw_curves import write_curves as draw
+
+
+def test_every_number_becomes_a_line_of_its_seed(tmp_path: Path) -> None:
+    write_curves(tmp_path, seed=1)
+    write_curves(tmp_path, seed=2, steps=4)
+
+    lines = {(line.name, line.seed): line for line in read_curves(tmp_path)}
+
+    assert lines["loss", 2].values == [2.0, 1.0, 2 / 3, 0.5]
+    assert lines["loss", 2].steps == [1, 2, 3, 4]
+    assert lines["validation_loss", 1].steps == [10, 20, 30]
+    assert ("epoch", 1) not in lines
+    assert ("time", 1) not in lines
+
+
+def test_values_that_are_no_numbers_leave_a_gap(tmp_path: Path) -> None:
+    entries = [{"seed": 1, "step": s, "loss": v} for s, v in ((1, 1.0), (2, None), (3, "x"))]
+    text = "".join(json.dumps(one) + "\n" for one in entries)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"seed": 1, "step": 4, "loss": NaN}\n')
+    [line] = read_curves(tmp_path)
+    assert line.steps == [1]
+
+
+def test_panels_hold_what_belongs_together_in_order(tmp_path: Path) -> None:
+    write_curves(tmp_path, seed=1)
+    panels = {p.title: [line.name for line in p.lines] for p in arrange(read_curves(tmp_path))}
+
+    assert list(panels) == [
+        "Loss",
+        "validation: retrieval",
+        "validation: retrieval, ranks",
+        "Loss over ln(batch), 1 is chance",
+        "Spread of the features, 0 is collapsed",
+        "Learning rate",
+        "Gradient norm",
+        "Samples a second",
+    ]
+    assert panels["Loss"] == ["loss", "train_loss", "validation_loss"]
+
+
+def test_thinning_keeps_the_mean() -> None:
+    values = np.random.default_rng(0).random(1000).tolist()
+    thin = Line("x", 1, list(range(1000)), values).thinned(100)
+    assert len(thin.values) == 100
+    assert thin.steps[-1] == 999
+    assert np.mean(thin.values) == pytest.approx(np.mean(values))
+
+
+def test_smoothing_is_the_mean_of_a_window() -> None:
+    values = np.random.default_rng(0).random(200)
+    line = Line("x", 1, list(range(200)), values.tolist())
+    expected = [values[max(0, i - 5) : i + 6].mean() for i in range(200)]
+    assert np.allclose(smoothed(line), expected)
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    assert draw(tmp_path) is None
+    write_curves(tmp_path, seed=1, steps=200)
+    write_curves(tmp_path, seed=2)
+    path = draw(tmp_path)
+    assert path == tmp_path / "curves.png"
+    assert min(Image.open(path).size) > 500
+
+
+def test_shorter() -> None:
+    assert shorter(["a_b_c", "a_b_d_e"]) == ["c", "d_e"]
+    assert shorter(["loss", "train_loss"]) == ["loss", "train_loss"]
+    assert shorter(["a_b"]) == ["a_b"]

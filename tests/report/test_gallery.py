@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vilmedic.report.gallery import MOST, read_gallery
+
+
+def paint(path: Path, size: tuple[int, int] = (30, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(path)
+
+
+def test_pictures_are_found_by_kind_once(tmp_path: Path) -> None:
+    for name in (
+        "curves.png",
+        "test_full_visual.png",
+        "test_attention_3.png",
+        "validate_reconstructions.png",
+        "generated/test/00001.png",
+        "note.png",
+        "wandb/run/media.png",
+    ):
+        paint(tmp_path / name)
+    (tmp_path / "generated/test/00001.json").write_text(json.dumps({"report": "No effusion."}))
+
+    found = {k.title: [p.name for p in k.pictures] for k in read_gallery(tmp_path)}
+
+    assert found == {
+        "Representations": ["test_full_visual.png"],
+        "Generated images": ["generated/test/00001.png"],
+        "Reconstructions": ["validate_reconstructions.png"],
+        "Attention": ["test_attention_3.png"],
+        "Other pictures": ["note.png"],
+    }
+    [generated] = [k for k in read_gallery(tmp_path) if k.title == "Generated images"]
+    assert generated.pictures[0].caption == "No effusion."
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    paint(tmp_path / "a.png", (4000, 1000))
+    [kind] = read_gallery(tmp_path)
+    [picture] = kind.pictures
+    assert (picture.width, picture.height) == (1500, 375)
+    data = base64.b64decode(picture.data.partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (1500, 375)
+
+
+def test_many_pictures_are_counted(tmp_path: Path) -> None:
+    for i in range(MOST + 3):
+        paint(tmp_path / f"attention_{i:02}.png")
+    [kind] = read_gallery(tmp_path)
+    assert len(kind.pictures) == MOST
+    assert kind.left_out == 3
+
+
+def test_a_damaged_picture_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    assert read_gallery(tmp_path) == []
+    assert "a.png is left out" in caplog.text

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.report.runs import EVIL, write_curves, write_run
+from vilmedic import cli
+from vilmedic.errors import ConfigError
+from vilmedic.report.page import write_report
+
+
+class Outline(HTMLParser):
+    """Tags and attributes of a page, scripts left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def outline(path: Path) -> Outline:
+    read = Outline()
+    read.feed(path.read_text())
+    return read
+
+
+def test_the_page_holds_every_part_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+    page = outline(write_report(write_run(tmp_path / "demo")))
+
+    sections = {attrs.get("id") for tag, attrs in page.tags if tag == "section"}
+    assert {"curves", "results", "explorer", "kind-1", "configuration"} <= sections
+    for tag, attrs in page.tags:
+        for name in ("src", "href", "action", "poster", "srcset"):
+            value = attrs.get(name)
+            assert not value or value.startswith(("data:", "#")), (tag, name, value[:80])
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert "default-src 'none'" in policy  # type: ignore[operator]
+    for expected in ("ConVIRT", "0.100", "validation_loss, step 30, seed 1", "0.900 to 0.950"):
+        assert expected in page.text
+
+
+def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path))
+    text = path.read_text()
+    assert "onerror" in text
+    assert EVIL not in text
+    assert "<img src=x" not in text
+    assert "alert(1)</script>" not in text
+    assert not [a for t, a in outline(path).tags if "onerror" in a]
+
+
+def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
+    write_curves(tmp_path, seed=1)
+    page = outline(write_report(tmp_path))
+    assert [a["id"] for t, a in page.tags if t == "section" and "id" in a] == ["curves"]
+
+
+def test_a_rebuilt_page_is_the_same(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    first = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such run directory"):
+        write_report(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"it has no config_<seed>\.yml"):
+        write_report(tmp_path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a")
+    assert cli.report([str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out.split() == [
+        "Written:",
+        f"{tmp_path}/a/curves.png",
+        "Written:",
+        f"{tmp_path}/a/report.html",
+    ]
+    assert cli.report([str(tmp_path / "b")]) == 2
+    assert re.match(r"error: .*/b: there is no such run directory", capsys.readouterr().err)
+    assert cli.report([]) == 2
+    assert "no run directory is given" in capsys.readouterr().err
+    assert cli.report(["--help"]) == 0
+    assert "ckpt/<name>" in capsys.readouterr().out

@@ -1,0 +1,65 @@
+"""What Ctrl-C and SIGTERM do to a run: it ends after the step, with its state saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from vilmedic.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Catches signals while it is entered, once; the second one acts as it always does.
+
+    Outside the main thread, where Python handles no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+    @contextmanager
+    def may_come_at_once(self) -> Iterator[None]:
+        """A stretch that changes nothing, an evaluation say, and may be left in the middle.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise self.stop("")
+            yield
+        finally:
+            self._at_once = False
+
+    def stop(self, message: str) -> Interrupted:
+        """The error that ends the run, with the status that shells give a process so ended."""
+        assert self.received is not None
+        return Interrupted(message, 128 + self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._let_go()
+        if self._at_once:
+            raise self.stop("")
+
+    def _let_go(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,72 @@
+"""What is refused and what is said before the first step: how batches and loss fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError, DataError
+from vilmedic.executors.blocks import checkpoint_blocks, compile_blocks
+from vilmedic.executors.log import LOGGER
+
+
+def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
+    """Refuse batches on which a loss that compares samples is not defined.
+
+    Raises:
+        ConfigError: the batch holds one sample.
+        DataError: there are fewer samples than one batch.
+    """
+    if not model.cross_sample:
+        return
+    if section.batch_size < 2:
+        raise ConfigError(
+            f"trainor.batch_size: given {section.batch_size}, but this model compares the "
+            "samples of a batch and needs at least 2."
+        )
+    if samples < section.batch_size:
+        raise DataError(
+            f"The training split has {samples} samples, fewer than "
+            f"trainor.batch_size={section.batch_size}; this model trains on full batches "
+            f"only. Allowed: 2 to {samples}."
+        )
+
+
+def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
+    """Say once what a configuration does not show: whose statistics and whose negatives count."""
+    chunk = getattr(model, "forward_batch_size", None)
+    norms = [m for m in model.train().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if chunk is not None and chunk < section.batch_size and any(m.training for m in norms):
+        LOGGER.info(
+            "model.forward_batch_size=%d: batch normalisation sees the statistics of chunks of at "
+            "most %d samples, the loss all %d of the batch. With "
+            "trainor.activation_checkpointing=true instead, it sees the whole batch.",
+            chunk,
+            chunk,
+            section.batch_size,
+        )
+    if section.grad_accu > 1 and model.cross_sample:
+        LOGGER.info(
+            "trainor.grad_accu=%d: each batch of %d is contrasted within itself, so a step has %d "
+            "samples but the negatives of %d. For more negatives raise trainor.batch_size and set "
+            "model.forward_batch_size, which keeps the memory needed as it is.",
+            section.grad_accu,
+            section.batch_size,
+            section.grad_accu * section.batch_size,
+            section.batch_size,
+        )
+
+
+def prepare_network(model: nn.Module, section: TrainorSection, device: torch.device) -> None:
+    """Move a model to its device and lay it out, in place, for how it is to be computed."""
+    # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
+    model.to(device, memory_format=torch.channels_last)
+    if section.compile:
+        LOGGER.info("Compiling %d blocks; the first steps take long", compile_blocks(model))
+    if section.activation_checkpointing:
+        count = checkpoint_blocks(model)
+        if not count:
+            LOGGER.warning("trainor.activation_checkpointing: this model has no repeated blocks")

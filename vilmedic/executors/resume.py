@@ -1,0 +1,103 @@
+"""What a run continues from, and how that differs from what it is asked to do now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors import checkpoint
+from vilmedic.executors.log import LOGGER
+from vilmedic.executors.run_directory import choose_seed
+
+if TYPE_CHECKING:
+    from vilmedic.config.load import Config
+
+UNTOLD = ("ckpt", "ckpt_dir", "name", "trainor.seed")
+"""Keys that say where a run is rather than what it does."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    Args:
+        seed: the run's seed.
+        path: the checkpoint to continue from; None at the very beginning.
+        state: its contents.
+    """
+
+    seed: int
+    path: Path | None = None
+    state: dict[str, Any] | None = None
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """The configuration of the checkpoint."""
+        return {} if self.state is None else self.state["config"]
+
+
+def find_start(config: Config) -> Start:
+    """The checkpoint that `ckpt` names and its seed, or a new run with the seed given or drawn.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or training cannot continue from it.
+        ConfigError: `trainor.seed` is that of another run.
+    """
+    wanted = config.trainor.seed
+    if config.ckpt is None:
+        return Start(choose_seed(config.run_dir, wanted))
+    if config.ckpt == "auto":
+        path = checkpoint.newest(config.run_dir, wanted)
+        if path is None:
+            LOGGER.info("ckpt=auto: nothing to continue in %s, a new run begins", config.run_dir)
+            return Start(choose_seed(config.run_dir, wanted))
+    else:
+        path = checkpoint.locate(config.ckpt, config.run_dir, wanted)
+    state = checkpoint.load_checkpoint(path)
+    if "progress" not in state:
+        raise CheckpointError(f"{path}: holds weights only, so training cannot continue.")
+    if wanted not in (None, state["seed"]):
+        raise ConfigError(
+            f"trainor.seed: given {wanted}, but {path} continues a run with seed "
+            f"{state['seed']}. Leave the key out."
+        )
+    return Start(state["seed"], path, state)
+
+
+def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Log and return the keys whose values differ, as `key: old -> new`."""
+    before, after = dict(_flat(saved)), dict(_flat(now))
+    keys = [key for key in [*before, *after] if key not in UNTOLD]
+    lines = [
+        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+        for key in dict.fromkeys(keys)
+        if before.get(key, "(absent)") != after.get(key, "(absent)")
+    ]
+    if lines:
+        LOGGER.info("The configuration has changed since:\n  %s", "\n  ".join(lines))
+    else:
+        LOGGER.info("The configuration is that of the checkpoint")
+    return lines
+
+
+def position(batch: int, saved: dict[str, Any], batch_size: int) -> int:
+    """Batches of this run that hold the samples which the epoch has seen.
+
+    Args:
+        batch: batches trained on when the checkpoint was written.
+        saved: the configuration of then.
+        batch_size: samples a batch now.
+    """
+    return batch * int(saved["trainor"]["batch_size"]) // batch_size
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings by their dotted keys; a list is one value."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node

@@ -1,0 +1,87 @@
+"""Everything that a run is, as one dictionary, and a run that goes on from it exactly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vilmedic.errors import CheckpointError
+from vilmedic.executors import checkpoint, resume
+from vilmedic.executors.ema import AveragedWeights
+from vilmedic.executors.log import LOGGER
+from vilmedic.executors.optimization import Schedule, restore_optimizer
+from vilmedic.executors.progress import Progress
+from vilmedic.executors.random_state import random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from vilmedic.executors.trainor import Trainor
+
+
+def capture(run: Trainor, score: float | None) -> dict[str, Any]:
+    """The state of a run between two steps: tensors and plain values, not copied.
+
+    Args:
+        run: the run.
+        score: the score of the evaluation that led to this; None when it was not the best.
+    """
+    run.progress.lines, run.progress.tally = run.log.lines, run.tally.read()
+    finished = run.progress.epoch - (run.progress.batch == 0)
+    return {
+        "model": run.model.state_dict(),
+        "ema": None if run.ema is None else run.ema.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "schedule": run.schedule.state_dict(),
+        "scale": run.step.scale.state_dict(),
+        "random": random_state(),
+        "progress": asdict(run.progress),
+        "metric": run.section.early_stop_metric,
+        "score": score,
+        "epoch": finished,
+        "seed": run.seed,
+        "config": run.config.data,
+    }
+
+
+def restore(run: Trainor, start: resume.Start) -> None:
+    """Make a run that was just built go on where a checkpoint was written.
+
+    What the configuration changes takes effect: another batch size goes on behind the samples
+    that were seen, other optimizer options are set, and another optimizer or schedule starts anew.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    state, path = start.state, start.path
+    if state is None or path is None:
+        return
+    LOGGER.info("Continuing %s after step %d", path, state["progress"]["step"])
+    resume.tell_changes(start.saved, run.config.data)
+    checkpoint.load_weights(run.model, state, path)
+    _restore_optimizer(run, state, start)
+    run.step.scale.load_state_dict(state["scale"])
+    if run.ema is not None and state["ema"] is not None:
+        run.ema.load_state_dict(state["ema"])
+    elif run.ema is not None:
+        run.ema = AveragedWeights(run.model, run.ema.decay)
+    run.progress = Progress(**state["progress"])
+    run.progress.batch = resume.position(run.progress.batch, start.saved, run.section.batch_size)
+    restore_random_state(state["random"])
+
+
+def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start) -> None:
+    saved, now = start.saved["trainor"], run.section
+    if saved["optimizer"] != now.optimizer:
+        LOGGER.warning("trainor.optimizer has changed: optimizer and schedule start anew")
+        return
+    try:
+        restore_optimizer(run.optimizer, state["optimizer"], saved["optim_params"], now)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
+    if (saved["lr_decay"], saved["lr_decay_params"]) == (now.lr_decay, now.lr_decay_params):
+        run.schedule.load_state_dict(state["schedule"])
+        return
+    LOGGER.warning("trainor.lr_decay or its options have changed: the schedule starts anew")
+    for group in run.optimizer.param_groups:
+        group["lr"] = now.optim_params.get("lr", group.pop("initial_lr", group["lr"]))
+        group.pop("initial_lr", None)
+    run.schedule = Schedule(run.optimizer, now, run.total_steps)

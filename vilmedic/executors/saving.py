@@ -1,0 +1,81 @@
+"""When the state of a run is written, and what happens when the disk does not take it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.executors import checkpoint
+from vilmedic.executors.log import LOGGER
+
+
+class Saver:
+    """Writes `last_<seed>.pth` and the best `keep` checkpoints of a run.
+
+    Args:
+        run_dir: the directory of the run.
+        seed: the run's seed.
+        section: `save_every`, `keep` and the metric that ranks.
+        before: brings to the disk what a checkpoint relies on.
+        clock: seconds that go by.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        seed: int,
+        section: TrainorSection,
+        before: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.last = run_dir / checkpoint.last_name(seed)
+        self._run_dir, self._seed, self._section = run_dir, seed, section
+        self._before, self._clock = before, clock
+        self._saved_at = clock()
+        amount = section.save_every or ""
+        minutes = amount.endswith("min")
+        self._steps = int(amount) if amount and not minutes else None
+        self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
+
+    def due(self, step: int) -> bool:
+        """Whether the state is to be saved after a step within an epoch."""
+        if self._steps is not None:
+            return step % self._steps == 0
+        return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
+
+    def save_last(self, state: dict[str, Any]) -> bool:
+        """Write the newest state; returns whether the disk took it."""
+        return self._write(state, self.last)
+
+    def save_best(self, state: dict[str, Any], score: float, epoch: int) -> bool:
+        """Write a checkpoint that carries its score, and remove the worst beyond `keep`."""
+        name = checkpoint.best_name(score, epoch, self._seed)
+        if not self._write(state, self._run_dir / name):
+            return False
+        for extra in self.best()[self._section.keep :]:
+            extra.path.unlink()
+        return True
+
+    def best(self) -> list[checkpoint.BestCheckpoint]:
+        """The checkpoints with a score that this run has left, best first."""
+        ranked = checkpoint.list_best(self._run_dir, self._section.early_stop_metric)
+        return [one for one in ranked if one.seed == self._seed]
+
+    def _write(self, state: dict[str, Any], path: Path) -> bool:
+        self._saved_at = self._clock()
+        try:
+            self._before()
+            checkpoint.save_checkpoint(state, path)
+        except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
+            reason = " ".join(str(error).split())
+            LOGGER.warning(
+                "%s could not be written (%s). What was there stays, training goes on, and the "
+                "next save tries again.",
+                path,
+                reason,
+            )
+            return False
+        return True
