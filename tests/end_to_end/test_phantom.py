@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -44,6 +46,7 @@ def test_training_leaves_what_a_run_needs(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {"last_5.pth", "config_5.yml", "environment_5.json", "metrics.jsonl"} <= names
     assert {"timing.jsonl", "tokenizer", "labels.json", "tensorboard"} <= names
+    assert {"curves.png", "report.html"} <= names
     best = [name for name in names if name.endswith("_5.pth") and not name.startswith("last")]
     assert best
 
@@ -51,6 +54,14 @@ def test_training_leaves_what_a_run_needs(trained: Path) -> None:
     evaluations = [line for line in lines if "validation_loss" in line]
     assert [line["epoch"] for line in evaluations] == [0, 1]
     assert [line["step"] for line in evaluations] == [6, 12]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 12
+    for line in steps:
+        assert line["loss_over_ln_batch"] == pytest.approx(line["loss"] / math.log(8))
+        assert 0 <= line["in_batch_r1"] <= 1
+        assert {"feature_std_visual", "feature_std_linguistic", "temperature"} <= line.keys()
+    timing = [json.loads(line) for line in (trained / "timing.jsonl").read_text().splitlines()]
+    assert all(0 <= line["data_wait"] <= 1 and line["memory_gib"] > 0 for line in timing)
     scores = {repr(line["validation_zero_shot_auroc"]) for line in evaluations}
     assert {name.split("_")[0] for name in best} <= scores
 
@@ -135,6 +146,11 @@ def test_evaluation_of_an_ensemble(run: Run, tiny: list[str], trained: Path) -> 
                 assert picture.with_suffix(".npz").exists()
                 assert picture.with_suffix(".csv").exists()
     assert "linear_probe auroc" in done.stdout
+    explorer = json.loads(gzip.decompress((trained / "test_explorer.json.gz").read_bytes()))
+    assert [one["key"] for one in explorer["maps"]] == ["visual", "linguistic"]
+    assert all(explorer["samples"]["thumbnail"])
+    assert all("." in report for report in explorer["samples"]["report"])
+    assert "data-explorer-1" in (trained / "report.html").read_text()
 
 
 def test_evaluation_without_labels_still_writes_its_numbers(

@@ -76,7 +76,9 @@ class Page:
 
     def search(self, words: str) -> None:
         """Type into the search box, and wait until it has been acted on."""
+        from selenium.webdriver.common.keys import Keys
+
         box = self.driver.find_element("id", "search")
-        box.clear()
-        box.send_keys(words)
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(Keys.BACKSPACE, words)
         self.until(lambda: self.run("return explorer.query.text") == words)

@@ -71,7 +71,8 @@ def test_a_click_lists_the_neighbours_and_one_of_them_can_be_followed(page: Page
     near = page.run(f"return explorer.data.neighbours[0].index[{chosen}]")
     shown = page.driver.find_elements("css selector", "#chosen .neighbour")
     assert len(shown) == len(near) == 10
-    assert shown[0].text.startswith(f"line {near[0] + 1}, cosine 0.9")
+    cosine = page.run(f"return explorer.data.neighbours[0].cosine[{chosen}][0]")
+    assert shown[0].text.startswith(f"line {near[0] + 1}, cosine {cosine:.3f}")
     assert page.run("return byId('scatter').layout.shapes.length") == 21
     page.run("document.querySelector('#chosen .neighbour').click()")
     assert page.run("return explorer.chosen") == near[0]

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vilmedic.errors import DataError
 from vilmedic.executors.device import autocast, move
+from vilmedic.executors.log import is_main_process
 from vilmedic.models.contract import ContrastiveModel
 
 
@@ -92,7 +93,8 @@ def collect(
     total, weight = torch.zeros((), dtype=torch.float64, device=device), 0
     rows = len(dataset)
     with evaluating(model):
-        for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=None):
+        hidden = None if is_main_process() else True  # None: where there is no terminal
+        for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=hidden):
             size = len(batch["index"])
             with torch.inference_mode():
                 produced, loss = _run(model, dataset, move(batch, device), device, precision)

@@ -63,8 +63,8 @@ def remembered(run: Run, logger: str) -> Path:
 
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; lists stay whole."""
-    if not isinstance(config, dict):
+    """The leaves of nested mappings by their dotted keys; a list is one value."""
+    if not isinstance(config, dict) or not config:
         yield prefix, config
         return
     for key, value in config.items():

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import AtLeast
-from vilmedic.datasets.image import image_part
 from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
@@ -160,9 +159,10 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
 
 def _thumbnails(evaluation: Evaluation, index: list[int]) -> list[str]:
     dataset = evaluation.dataset
-    if not any(hasattr(part, "picture") for part in getattr(dataset, "parts", ())):
+    parts = (part for part in getattr(dataset, "parts", ()) if hasattr(part, "picture"))
+    images = next(parts, None)
+    if images is None:
         return ["" for _ in index]
-    images = image_part(dataset)
     return thumbnails(lambda i: images.picture(dataset, i)[0], index)
 
 

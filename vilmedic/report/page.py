@@ -77,7 +77,7 @@ def write_report(run_dir: Path) -> Path:
 def plotly() -> str:
     """The plotting library that the installed package carries, packed."""
     source = resources.files("plotly") / "package_data" / "plotly.min.js"
-    return _encoded(gzip.compress(source.read_bytes(), 9, mtime=0))
+    return _encoded(gzip.compress(source.read_bytes(), 6, mtime=0))
 
 
 @cache
