@@ -36,7 +36,7 @@ def compile_blocks(model: nn.Module) -> int:
     """
     blocks = repeated_blocks(model)
     for block in blocks:
-        block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward)
     return len(blocks)
 
 
@@ -48,9 +48,7 @@ def checkpoint_blocks(model: nn.Module) -> int:
     """
     blocks = repeated_blocks(model)
     for block in blocks:
-        block.forward = partial(  # type: ignore[method-assign]
-            _computed_twice, block, block.forward
-        )
+        block.forward = partial(_computed_twice, block, block.forward)
     return len(blocks)
 
 

@@ -39,7 +39,7 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
         raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
 
 
-def _can_be_fused(cls: type[Optimizer], parameters: list[Any], options: dict[str, Any]) -> bool:
+def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
     """Whether torch has one kernel for the whole update, and the options leave the choice open."""
     others = ("fused", "foreach", "capturable", "differentiable")
     if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):

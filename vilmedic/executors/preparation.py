@@ -63,7 +63,7 @@ def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
 def prepare_network(model: nn.Module, section: TrainorSection, device: torch.device) -> None:
     """Move a model to its device and lay it out, in place, for how it is to be computed."""
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     if section.compile:
         LOGGER.info("Compiling %d blocks; the first steps take long", compile_blocks(model))
     if section.activation_checkpointing:

@@ -96,7 +96,7 @@ def position(batch: int, saved: dict[str, Any], batch_size: int) -> int:
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings by their dotted keys; a list is one value."""
-    if isinstance(node, dict) and node:
+    if isinstance(node, dict):
         for key, value in node.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:

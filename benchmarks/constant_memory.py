@@ -1,0 +1,275 @@
+"""Memory and time of large contrastive batches: graphs kept against constant memory.
+
+    python benchmarks/constant_memory.py                      # all three systems, 8 to 512
+    python benchmarks/constant_memory.py --systems SimCLR --batches 8 64
+
+One training step on random images and reports, encoded in chunks of 8 samples in both cases, with
+the graphs of all chunks kept or with `model.forward_batch_size`. Every figure comes from a process
+of its own. Memory is the highest resident size (on a GPU: allocated size) during a step above that
+with model, gradients and optimizer state in place; time is the median of steps that follow. Prints
+a table, writes a plot, and prints one line of JSON for each system; the last is ConVIRT's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.factories import tiny_spec
+from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
+from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.blocks.words import WordEncoder
+from vilmedic.config.sections import TrainorSection
+from vilmedic.executors.optimization import make_optimizer
+from vilmedic.executors.training_step import TrainingStep
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.losses.gloria import GLoRIALoss
+from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.models.constant_memory import join
+from vilmedic.models.contract import Batch, ContrastiveModel
+from vilmedic.models.convirt import ConVIRT
+from vilmedic.models.gloria import GLoRIA
+from vilmedic.models.simclr import SimCLR
+
+CHUNK = 8
+TOKENS = 32
+MIB = 2**20
+SYSTEMS = ("GLoRIA", "SimCLR", "ConVIRT")
+BERT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32, 128, 512])
+    parser.add_argument("--pixels", type=int, default=96, help="side of the images")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--plot", type=Path, default=Path("constant_memory.png"))
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveModel:
+    """A system with random weights: a residual network, and a BERT of two layers."""
+    spec = tiny_spec(max_len=TOKENS)
+    cnn = VisionEncoder(backbone=backbone, pretrained=False)
+    width = cnn.out_features
+    if system == "SimCLR":
+        head = VisualProjection(visual_embedding_dim=width, projection_dim=128)
+        return SimCLR(cnn=cnn, projection=head, loss=NTXentLoss(), forward_batch_size=chunk)
+    if system == "ConVIRT":
+        return ConVIRT(
+            spec=spec,
+            encoder=TextEncoder(spec=spec, **BERT),
+            cnn=cnn,
+            projection=PairedProjection(
+                visual_embedding_dim=width, textual_embedding_dim=128, projection_dim=128
+            ),
+            loss=ConVIRTLoss(),
+            forward_batch_size=chunk,
+        )
+    return GLoRIA(
+        spec=spec,
+        encoder=WordEncoder(spec=spec, last_n_layers=2, **BERT),
+        cnn=cnn,
+        visual_embedder=VisualEmbedder(
+            interm_feature_dim=cnn.width("layer3"), feature_dim=cnn.out_features
+        ),
+        loss=GLoRIALoss(),
+        upsample=None,
+        forward_batch_size=chunk,
+    )
+
+
+class KeptGraphs(ContrastiveModel):
+    """The same chunks with the graphs of all of them in memory until the loss is known.
+
+    Args:
+        model: the system; its `forward_batch_size` is the chunk.
+    """
+
+    def __init__(self, model: ContrastiveModel) -> None:
+        super().__init__(model.forward_batch_size)
+        self.model = model
+
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """See the system."""
+        return self.model.encode(batch)
+
+    def contrast(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See the system."""
+        return self.model.contrast(features)
+
+    def forward(self, batch: Batch, prepare: Any = None) -> dict[str, Tensor]:
+        """The loss of the batch."""
+        return self.contrast(join([self.encode(prepare(part)) for part in self.chunks(batch)]))
+
+
+def make_batch(system: str, size: int, pixels: int) -> Batch:
+    """Random grey images, as loaders give them, and reports of up to 32 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    views = (2,) if system == "SimCLR" else ()
+    shape = (size, *views, 1, pixels, pixels)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    batch = {"index": torch.arange(size), "images": images}
+    if system != "SimCLR":
+        lengths = torch.randint(8, TOKENS + 1, (size, 1), generator=generator)
+        mask = (torch.arange(TOKENS) < lengths).long()
+        ids = torch.randint(4, 15, (size, TOKENS), generator=generator) * mask
+        words = torch.arange(TOKENS).expand(size, TOKENS).masked_fill(mask == 0, -1)
+        batch |= {"input_ids": ids, "attention_mask": mask, "word_ids": words}
+    return batch
+
+
+def prepare(batch: Batch) -> Batch:
+    """Floats of three channels, as data sets make them."""
+    images = (batch["images"].float() / 255 - 0.5) / 0.25
+    return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """MiB at the peak, and seconds, of steps of one system and batch; run in a fresh process."""
+    system, kind, size = arguments.measure
+    device = torch.device(arguments.device)
+    torch.manual_seed(0)
+    model: ContrastiveModel = make_model(system, arguments.backbone, CHUNK).to(device)
+    if kind == "kept":
+        model = KeptGraphs(model)
+    section = TrainorSection(optimizer="AdamW", optim_params={"lr": 1e-4})
+    step = TrainingStep(model, prepare, make_optimizer(model, section), section, device)
+    step([make_batch(system, CHUNK, arguments.pixels)])  # libraries, gradients, optimizer state
+    batch = make_batch(system, int(size), arguments.pixels)
+    held = start_peak(device)
+    loss = step([batch]).loss.item()
+    peak = read_peak(device) - held
+    seconds = []
+    for _ in range(arguments.repetitions):
+        began = time.perf_counter()
+        step([batch]).loss.item()
+        seconds.append(time.perf_counter() - began)
+    return {"mib": peak, "seconds": statistics.median(seconds), "loss": loss}
+
+
+def start_peak(device: torch.device) -> float:
+    """Begin to look for the highest size; returns the size now, in MiB."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / MIB
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+    Path("/proc/self/clear_refs").write_text("5")
+    return read_status("VmRSS")
+
+
+def read_peak(device: torch.device) -> float:
+    """The highest size since then, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB
+    return read_status("VmHWM")
+
+
+def read_status(field: str) -> float:
+    """A size of this process in MiB, as Linux reports it."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
+    return int(found[1]) / 1024
+
+
+def run_child(system: str, kind: str, size: int) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, *sys.argv, "--measure", system, kind, str(size)]
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def summarize(system: str, batches: list[int], rows: dict[tuple[str, int], Any]) -> dict[str, Any]:
+    """The figures of a system: largest batch in constant memory against kept graphs."""
+    first, last = batches[0], batches[-1]
+    ours, peer = rows["constant", last], rows["kept", last]
+    grown = (ours["mib"] - rows["constant", first]["mib"]) * MIB / max(1, last - first)
+    return {
+        "name": f"constant_memory_{system.lower()}",
+        "ours": round(ours["seconds"], 3),
+        "peer": round(peer["seconds"], 3),
+        "unit": f"s a step of {last}",
+        "ratio": round(peer["seconds"] / ours["seconds"], 3),
+        "memory_ratio": round(rows["constant", first]["mib"] / ours["mib"], 3),
+        "memory_against_kept_graphs": round(peer["mib"] / ours["mib"], 1),
+        "bytes_a_sample": round(grown),
+    }
+
+
+def draw(path: Path, batches: list[int], tables: dict[str, dict[tuple[str, int], Any]]) -> None:
+    """Memory and time against the batch, a column for each system."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(tables), 6), layout="constrained")
+    axes = figure.subplots(2, len(tables), sharex=True, squeeze=False)
+    for column, (system, rows) in enumerate(tables.items()):
+        for row, (unit, label) in enumerate((("mib", "MiB"), ("seconds", "seconds a step"))):
+            at = axes[row, column]
+            for kind, name in (("kept", "graphs kept"), ("constant", f"chunks of {CHUNK}")):
+                values = [rows[kind, size][unit] for size in batches]
+                at.plot(batches, values, marker="o", label=name)
+            at.set(xscale="log", yscale="log", ylabel=label)
+        axes[0, column].set_title(system)
+        axes[1, column].set_xlabel("batch")
+        axes[0, column].set_xticks(batches, [str(size) for size in batches])
+        axes[0, column].legend()
+    figure.savefig(path, dpi=120)
+    print(f"written: {path}")
+
+
+def main() -> None:
+    """Measures, prints and plots."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    if arguments.measure:
+        print(json.dumps(measure(arguments)))
+        return
+    batches = sorted(arguments.batches)
+    tables: dict[str, dict[tuple[str, int], Any]] = {}
+    for system in arguments.systems:
+        rows = tables[system] = {}
+        print(f"{system}: batch, MiB and seconds with graphs kept, in constant memory", flush=True)
+        for size in batches:
+            for kind in ("kept", "constant"):
+                rows[kind, size] = run_child(system, kind, size)
+            kept, ours = rows["kept", size], rows["constant", size]
+            print(
+                f"{size:6d} {kept['mib']:9.1f} {kept['seconds']:8.2f} "
+                f"{ours['mib']:9.1f} {ours['seconds']:8.2f}   loss {kept['loss']:.5f} "
+                f"{ours['loss']:.5f}",
+                flush=True,
+            )
+    draw(arguments.plot, batches, tables)
+    for system in arguments.systems:
+        print(json.dumps(summarize(system, batches, tables[system])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Runs that are killed and continued, held against the one that was never killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.crash.systems import System
+
+ROOT = Path(__file__).parents[2]
+SEED = 3
+# Processes forked from a server that has loaded the libraries begin at once.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["vilmedic.executors.run", "torch.utils.tensorboard"])
+
+
+@dataclass
+class Killed:
+    """What happened to the runs of a system.
+
+    Args:
+        kills: how many processes were killed.
+        runs: how many runs these belonged to, each of which was continued to its end.
+        while_saving: how many were killed while a checkpoint was being written.
+    """
+
+    kills: int = 0
+    runs: int = 0
+    while_saving: int = 0
+
+
+def train(arguments: list[str], log: Path) -> None:
+    """The body of a process: the command, with what it prints in a file."""
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    from vilmedic.cli import train as command
+
+    sys.exit(command(arguments))
+
+
+def start(system: System, data: Path, ckpt_dir: Path, *more: str) -> Any:
+    """A process that trains a system, beginning or continuing as it finds."""
+    name = "run"
+    (ckpt_dir / name).mkdir(parents=True, exist_ok=True)
+    words = [*system.arguments(data), f"ckpt_dir={ckpt_dir}", f"name={name}", "ckpt=auto", *more]
+    process = PROCESSES.Process(target=train, args=(words, ckpt_dir / "output.txt"))
+    process.start()
+    return process
+
+
+def finish(process: Any, ckpt_dir: Path, status: int = 0) -> None:
+    """Wait for the end of a process that is to end with a status."""
+    process.join(200)
+    assert process.exitcode == status, (
+        f"exit status {process.exitcode}\n{(ckpt_dir / 'output.txt').read_text()}"
+    )
+
+
+def reference(system: System, data: Path, ckpt_dir: Path) -> float:
+    """Train without interruption; returns the seconds that it took."""
+    began = time.monotonic()
+    finish(start(system, data, ckpt_dir, "trainor.num_workers=0"), ckpt_dir)
+    return time.monotonic() - began
+
+
+def kill_at_random(system: System, data: Path, base: Path, kills: int, seed: int) -> Killed:
+    """Kill a system's process at random moments and continue it, until it is done.
+
+    Three in ten moments are put off until a checkpoint is being written, which takes so little
+    time that chance alone would seldom meet it. Runs that end before enough processes were killed
+    are followed by another run. Each is held against the uninterrupted one when it ends. The
+    number of workers changes with each start.
+
+    Args:
+        system: what is trained.
+        data: the data set.
+        base: an empty folder.
+        kills: processes to kill.
+        seed: seed of moments and numbers of workers.
+
+    Raises:
+        AssertionError: a run differs.
+    """
+    draws = random.Random(seed)
+    seconds = reference(system, data, base / "whole")
+    result = Killed()
+    while result.kills < kills:
+        ckpt_dir = base / f"killed{result.runs}"
+        killed = 0
+        while result.kills < kills:
+            workers = draws.choice([0, 0, 1, 2])
+            process = start(system, data, ckpt_dir, f"trainor.num_workers={workers}")
+            process.join(draws.uniform(0, seconds))
+            if draws.random() < 0.3:
+                _wait_for_save(process, ckpt_dir / "run")
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            killed += 1
+            result.kills += 1
+            result.while_saving += any((ckpt_dir / "run").glob(".*.tmp"))
+        if not killed:
+            shutil.rmtree(ckpt_dir)
+            continue
+        finish(start(system, data, ckpt_dir, "trainor.num_workers=0"), ckpt_dir)
+        assert_same_runs(ckpt_dir / "run", base / "whole" / "run")
+        result.runs += 1
+        shutil.rmtree(ckpt_dir)
+    return result
+
+
+def _wait_for_save(process: Any, run_dir: Path) -> None:
+    """Wait until a checkpoint is being written, or the process has ended."""
+    while process.exitcode is None and not any(run_dir.glob(".*.tmp")):
+        time.sleep(0.0005)
+
+
+def assert_same_runs(given: Path, expected: Path) -> None:
+    """Newest state, best checkpoints and metrics are equal bit by bit."""
+    names = sorted(path.name for path in expected.glob("*.pth"))
+    assert sorted(path.name for path in given.glob("*.pth")) == names
+    assert (given / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    assert not list(given.glob(".*.tmp"))
+    assert f"last_{SEED}.pth" in names
+    assert len(names) > 1
+    for name in names:
+        states = [torch.load(folder / name, weights_only=True) for folder in (given, expected)]
+        for state in states:
+            del state["config"]  # says where a run is and with how many workers it was continued
+        different = list(_differences(*states, name))
+        assert not different, f"differ: {', '.join(different[:5])}"
+
+
+def _differences(given: Any, expected: Any, where: str) -> Iterator[str]:
+    if isinstance(expected, torch.Tensor):
+        if not (isinstance(given, torch.Tensor) and torch.equal(given, expected)):
+            yield where
+    elif isinstance(expected, dict):
+        if given.keys() != expected.keys():
+            yield where
+        else:
+            for key, value in expected.items():
+                yield from _differences(given[key], value, f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        if len(given) != len(expected):
+            yield where
+        else:
+            for i, (one, other) in enumerate(zip(given, expected, strict=True)):
+                yield from _differences(one, other, f"{where}.{i}")
+    elif given != expected:
+        yield where

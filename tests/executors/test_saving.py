@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.executors.checkpoint import load_checkpoint
+from vilmedic.executors.saving import Saver
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(run_dir: Path, clock: Clock | None = None, **keys: Any) -> Saver:
+    return Saver(run_dir, 1, TrainorSection(**keys), lambda: None, clock or Clock())
+
+
+def state(value: float, size: int = 1) -> dict[str, Any]:
+    return {"model": {"w": torch.full((size,), value)}}
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 20 kB, which the system refuses as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_steps_between_saves(tmp_path: Path) -> None:
+    saver = make(tmp_path, save_every="3")
+    assert [step for step in range(1, 10) if saver.due(step)] == [3, 6, 9]
+
+
+def test_minutes_between_saves(tmp_path: Path) -> None:
+    clock = Clock()
+    saver = make(tmp_path, clock, save_every="2min")
+    clock.now = 119
+    assert not saver.due(1)
+    clock.now = 121
+    assert saver.due(2)
+    saver.save_last(state(0))
+    assert not saver.due(3)
+
+
+def test_no_saves_within_an_epoch(tmp_path: Path) -> None:
+    assert not make(tmp_path, save_every=None).due(1)
+
+
+def test_the_best_are_kept(tmp_path: Path) -> None:
+    saver = make(tmp_path, keep=2)
+    for epoch, score in enumerate([10.0, 9.0, 2.5]):
+        assert saver.save_best(state(score), score, epoch)
+    (tmp_path / "1.0_0_7.pth").touch()
+    assert [best.score for best in saver.best()] == [2.5, 9.0]
+    assert (tmp_path / "1.0_0_7.pth").exists(), "that of another seed stays"
+
+
+def test_full_disk_keeps_what_was_there(
+    tmp_path: Path, small_disk: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = make(tmp_path)
+    assert saver.save_last(state(1.0))
+    assert not saver.save_last(state(2.0, size=100_000))
+    assert not saver.save_best(state(2.0, size=100_000), 0.5, 1)
+
+    assert load_checkpoint(saver.last)["model"]["w"].item() == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["last_1.pth"]
+    assert caplog.text.count("training goes on") == 2
+    assert saver.save_last(state(3.0))
+    assert load_checkpoint(saver.last)["model"]["w"].item() == 3.0
+
+
+def test_checkpoint_waits_for_what_it_relies_on(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise OSError("no room for metrics.jsonl")
+
+    saver = Saver(tmp_path, 1, TrainorSection(), refuse)
+    assert not saver.save_last(state(1.0))
+    assert not list(tmp_path.iterdir())
