@@ -84,6 +84,8 @@ def test_chance_is_the_loss_of_features_that_tell_nothing(make) -> None:  # type
     }
     if "word_mask" in same:
         same["word_mask"] = same["word_mask"][:1].expand_as(same["word_mask"])
+    if "visual_second" in same:
+        same["visual_second"] = same["visual"]
     loss = model.contrast(same)["loss"].item()
     assert loss == pytest.approx(model.chance_loss(5), rel=1e-4)
 

@@ -74,4 +74,4 @@ class WandbLogger(Logger):
 
     def close(self) -> None:
         """Flush what is buffered."""
-        self._run.finish(quiet=True)
+        self._run.finish()

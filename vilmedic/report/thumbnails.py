@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-SIDES = (144, 128, 112, 96, 80, 64)
+FORMS = ((144, 60), (128, 60), (112, 60), (96, 60), (80, 55), (64, 50), (64, 30), (48, 25))
+"""Pixels of the long side and WebP quality, the best first."""
 EACH = 1500  # bytes a thumbnail may take where there are many
 AT_LEAST = 1_500_000  # bytes that all of a split may take in any case
 PILOT = 32
-QUALITY = 60
 
 Picture = Callable[[int], Any]
 """From a sample's number to its picture, uint8 [C, H, W]."""
@@ -33,12 +33,12 @@ def thumbnails(picture: Picture, indices: Sequence[int]) -> list[str]:
     if not indices:
         return []
     stride = max(1, len(indices) // PILOT)
-    pilot = [_read(picture, index, max(SIDES)) for index in indices[::stride][:PILOT]]
-    side = _fitting([image for image in pilot if image is not None], len(indices))
+    pilot = [_read(picture, index, FORMS[0][0]) for index in indices[::stride][:PILOT]]
+    side, quality = _fitting([image for image in pilot if image is not None], len(indices))
 
     def encoded(index: int) -> str:
         image = _read(picture, index, side)
-        return "" if image is None else base64.b64encode(webp(image, QUALITY)).decode("ascii")
+        return "" if image is None else base64.b64encode(webp(image, quality)).decode("ascii")
 
     with ThreadPoolExecutor(4) as threads:
         return list(threads.map(encoded, indices))
@@ -63,15 +63,15 @@ def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
     return image
 
 
-def _fitting(pilot: Sequence[Image.Image], count: int) -> int:
-    """The largest side at which all pictures fit, judged by some of them."""
+def _fitting(pilot: Sequence[Image.Image], count: int) -> tuple[int, int]:
+    """The best form in which all pictures fit, judged by some of them."""
     budget = max(EACH, AT_LEAST / count)
-    for side in SIDES:
+    for side, quality in FORMS:
         sizes = []
         for image in pilot:
             small = image.copy()
             small.thumbnail((side, side), Image.Resampling.LANCZOS)
-            sizes.append(len(webp(small, QUALITY)))
+            sizes.append(len(webp(small, quality)))
         if not sizes or sum(sizes) / len(sizes) <= budget:
-            return side
-    return SIDES[-1]
+            return side, quality
+    return FORMS[-1]
