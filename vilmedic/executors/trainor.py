@@ -105,6 +105,7 @@ class Trainor:
 
     def start(self) -> None:
         """Train until the last epoch or the early stop, then say where the best checkpoint is."""
+        self.validator.check(self.model)
         write_provenance(self.config, self.run_dir, self.seed, str(self.device))
         self.log = MetricsLog(self.run_dir, self.seed, self.progress.step)
         LOGGER.info(
