@@ -82,6 +82,7 @@ def test_simclr_on_real_xrays_with_several_labels(run: Run, tmp_path: Path) -> N
         "dataset.transforms=null",
         "dataset.preset=simclr",
         "trainor.batch_size=32",
+        "trainor.lr_decay=null",
         "trainor.epochs=2",
         "trainor.seed=1",
     )
@@ -94,7 +95,8 @@ def test_simclr_on_real_xrays_with_several_labels(run: Run, tmp_path: Path) -> N
         "dataset.image.resize=40",
         "dataset.image.crop=32",
         "ensemblor.metrics.knn={fractions: [0.1, 1.0]}",
-        "ensemblor.post_processing.plot_representation={keys: [visual_backbone], method: pca}",
+        "ensemblor.post_processing.plot_representation="
+        "{keys: [visual_backbone], labels_keep: null, method: pca}",
     )
 
     run_dir = tmp_path / "real"
@@ -142,13 +144,15 @@ def test_gloria_on_real_xrays_and_notes(run: Run, tmp_path: Path) -> None:
         "model.encoder.intermediate_size=32",
         "trainor.batch_size=16",
         "trainor.num_workers=0",
+        "trainor.lr_decay=null",
         "trainor.early_stop_metric=validation_loss",
         f"validator.metrics.zero_shot.prompts={prompts}",
         "ensemblor.num_workers=0",
         "ensemblor.metrics=[{retrieval: {similarity: both}}, "
         f"{{zero_shot: {{prompts: {prompts}, similarity: both}}}}, "
         "{linear_probe: {fractions: [0.1, 1.0]}}, {knn: {k: 5}}, representation]",
-        "ensemblor.post_processing.plot_representation={keys: [visual], method: pca}",
+        "ensemblor.post_processing.plot_representation="
+        "{keys: [visual], labels_keep: null, method: pca}",
         "ensemblor.post_processing.plot_attention={num_samples: 1}",
     ]
     run("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=2")
