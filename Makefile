@@ -7,7 +7,7 @@ PHANTOM := data/phantom
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check phantom clean
+.PHONY: setup demo demo-simclr demo-gloria test check phantom clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,14 @@ phantom: setup
 demo: phantom
 	$(BIN)/python bin/train.py config/phantom/convirt.yml name=demo-convirt trainor.seed=0
 	$(BIN)/python bin/ensemble.py config/phantom/convirt.yml name=demo-convirt
+
+demo-simclr: phantom
+	$(BIN)/python bin/train.py config/phantom/simclr.yml name=demo-simclr trainor.seed=0
+	$(BIN)/python bin/ensemble.py config/phantom/simclr-eval.yml name=demo-simclr
+
+demo-gloria: phantom
+	$(BIN)/python bin/train.py config/phantom/gloria.yml name=demo-gloria trainor.seed=0
+	$(BIN)/python bin/ensemble.py config/phantom/gloria.yml name=demo-gloria
 
 check: setup
 	$(BIN)/ruff check .

@@ -70,6 +70,12 @@ def test_refused_options_name_their_section() -> None:
         make(lr=-1.0)
 
 
+def test_a_run_too_short_for_its_schedule_is_refused() -> None:
+    options = {"max_lr": 1.0, "pct_start": 0.05, "total_steps": 20}
+    with pytest.raises(ConfigError, match=r"\(OneCycleLR\): the run has \d+ steps, too few"):
+        make(lr_decay="OneCycleLR", lr_decay_params=options)
+
+
 def test_frozen_model_is_refused() -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):

@@ -42,6 +42,18 @@ def test_the_table_sets_systems_side_by_side() -> None:
     assert "ensemble of 3" in table(results(models_used=3))
 
 
+def test_the_table_shows_what_few_labels_give() -> None:
+    parts = [
+        {"fit": {"fraction": share}, "auroc": value, "auroc_interval": None}
+        for share, value in ((0.001, 0.5), (0.1, 0.6), (1.0, 0.8))
+    ]
+    metrics = {"probe": {"auroc": 0.8, "fractions": parts}}
+    text = table(results(metrics=metrics))
+    assert "probe auroc, 0.1% of labels   0.500" in text
+    assert "probe auroc, 10% of labels    0.600" in text
+    assert "100% of labels" not in text
+
+
 def test_names_and_paths_are_told_apart() -> None:
     assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
     paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]

@@ -17,7 +17,7 @@ def test_votes_agree_with_a_slow_reference(monkeypatch: pytest.MonkeyPatch, bloc
     monkeypatch.setattr(knn, "BLOCK", block)
     queries, voters = random(9, 5), random(20, 5, seed=1)
     votes = (random(20, 3, seed=2) > 0).float()
-    shares = vote(queries, voters, votes, k=4, temperature=0.1, leave_out_itself=False)
+    shares = vote(queries, voters, votes, k=4, temperature=0.1)
     for query, share in zip(queries, shares, strict=True):
         similarity = functional.cosine_similarity(query[None], voters)
         nearest = sorted(range(20), key=lambda j: -similarity[j].item())[:4]
@@ -31,9 +31,14 @@ def test_votes_agree_with_a_slow_reference(monkeypatch: pytest.MonkeyPatch, bloc
 
 def test_a_sample_does_not_vote_for_itself() -> None:
     x, votes = random(6, 4), torch.eye(6)
-    shares = vote(x, x, votes, k=10, temperature=0.07, leave_out_itself=True)
+    shares = vote(x, x, votes, k=10, temperature=0.07, own=torch.arange(6))
     assert shares.diagonal().abs().max() == 0
     assert shares.sum(dim=1) == pytest.approx([1.0] * 6)
+    rows = torch.tensor([4, 1, 5])  # of a part of the split, whatever its order
+    part = vote(x, x[rows], votes[rows], k=10, temperature=0.07, own=rows)
+    assert part.diagonal().abs().max() == 0
+    assert part.sum(dim=1) == pytest.approx([1.0] * 6)
+    assert part[:, [0, 2, 3]].abs().max() == 0
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
@@ -49,6 +54,26 @@ def test_finds_clusters(multi_label: bool) -> None:
     assert result["accuracy"] == 1.0
     on_itself = NearestNeighbours(bootstrap=20)(evaluation(clusters(60, 2, "train")))
     assert on_itself["accuracy"] == 1.0
+
+
+def test_fractions_of_the_labels_vote() -> None:
+    def noisy(size: int, seed: int, split: str):  # type: ignore[no-untyped-def]
+        labels = (random(size, 3, seed=seed) > 0).float()
+        features = {"visual_backbone": labels @ random(3, 8) + random(size, 8, seed=seed + 1)}
+        return split_features(features, labels, names="abc", split=split)
+
+    train = noisy(400, 1, "train")
+    run = evaluation(noisy(100, 5, "test"), train)
+    result = NearestNeighbours(fractions=[1.0, 0.02, 0.2], bootstrap=10)(run)
+    fits = [part["fit"] for part in result["fractions"]]
+    assert [(fit["fraction"], fit["samples"]) for fit in fits] == [(0.02, 8), (0.2, 80), (1.0, 400)]
+    areas = [part["auroc"] for part in result["fractions"]]
+    assert areas[0] < areas[2] == result["auroc"]
+    assert NearestNeighbours(bootstrap=10)(run)["auroc"] == result["auroc"]
+    alone = NearestNeighbours(fractions=[0.2], bootstrap=10)(evaluation(train))
+    assert 0.5 < alone["auroc"] < 1
+    with pytest.raises(ConfigError, match=r"knn\.fractions: given 0"):
+        NearestNeighbours(fractions=[0.0])
 
 
 def test_null_without_labels_or_features() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from tests.evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
-from vilmedic.metrics.representation import Representation, effective_rank, uniformity
+from vilmedic.metrics.representation import Representation, effective_rank, spread, uniformity
 
 
 def test_uniformity_agrees_with_pairs() -> None:
@@ -35,6 +35,25 @@ def test_collapse_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     assert result["visual_effective_rank"] > 7
     assert result["linguistic_effective_rank"] < 2
     assert result["visual_uniformity"] < result["linguistic_uniformity"]
+
+
+def test_samples_that_differ_by_noise_alone_have_collapsed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    noise = torch.ones(50, 8) + 1e-3 * random(50, 8)
+    result = Representation()(evaluation(split_features({"visual": noise})))
+    assert result["visual_effective_rank"] > 6
+    assert result["visual_spread"] < 1e-5
+    assert "'visual' has collapsed: effective rank" in caplog.text
+    assert spread(torch.eye(4).double()) == pytest.approx(0.75)
+
+
+def test_alignment_of_two_views() -> None:
+    x, y = random(20, 4), random(20, 4, seed=1)
+    result = Representation()(evaluation(split_features({"visual": x, "visual_second": y})))
+    cosine = torch.nn.functional.cosine_similarity(x.double(), y.double())
+    assert result["alignment"] == pytest.approx((2 - 2 * cosine).mean().item())
+    assert not any(name.startswith("visual_second") for name in result)
 
 
 def test_alignment_is_zero_for_equal_pairs_and_null_without() -> None:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tests.evaluations import evaluation, random, split_features
-from vilmedic.metrics.retrieval import Retrieval, count_ahead
+from tests.reading import REPORTS, gloria_evaluation
+from vilmedic.errors import ConfigError
+from vilmedic.metrics.retrieval import Retrieval, cosines, count_ahead
 
 
 def slow(queries: Tensor, targets: Tensor) -> tuple[list[int], list[int]]:
@@ -23,7 +29,7 @@ def test_ranks_agree_with_a_slow_reference(block_size: int) -> None:
     visual = random(50, 6)
     linguistic = visual + 1.5 * random(50, 6, seed=1)
     linguistic[10:14] = linguistic[10]
-    above, beside = count_ahead(visual, linguistic, block_size=block_size)
+    above, beside = count_ahead(cosines(visual, linguistic), 50, block_size=block_size)
     expected = slow(visual, linguistic)
     assert above.tolist() == expected[0]
     assert beside.tolist() == expected[1]
@@ -78,6 +84,33 @@ def test_one_sample_is_found() -> None:
     assert result["image_to_text_r1"] == 1.0
 
 
+@pytest.mark.parametrize("aggregation", ["max", "sum"])
+@pytest.mark.parametrize("similarity", ["local", "both"])
+def test_words_and_regions_rank_the_candidates(
+    tmp_path: Path, similarity: Literal["local", "both"], aggregation: Literal["max", "sum"]
+) -> None:
+    run = gloria_evaluation(tmp_path)
+    metric = Retrieval(similarity=similarity, local_aggregation=aggregation, block_size=2)
+    metric.check(run)
+    scores = run.local_similarity(REPORTS, aggregation)
+    visual, linguistic = run.feature("visual"), run.feature("linguistic")
+    assert scores is not None
+    assert visual is not None
+    assert linguistic is not None
+    if similarity == "both":
+        whole = functional.cosine_similarity(visual[:, None], linguistic[None], dim=2)
+        scores = (whole + scores) / 2
+    result = metric(run)
+    for direction, table in (("image_to_text", scores), ("text_to_image", scores.T)):
+        ranks = 1 + (table > table.diagonal()[:, None]).sum(dim=1)
+        assert result[f"{direction}_r1"] == pytest.approx((ranks == 1).double().mean().item())
+        assert result[f"{direction}_median_rank"] == ranks.median().item()
+    plain = evaluation(split_features({"visual": random(2, 3)}))
+    plain.networks.members = [lambda: torch.nn.Linear(1, 1)]
+    with pytest.raises(ConfigError, match=rf"retrieval\.similarity: given {similarity}: Linear"):
+        metric.check(plain)
+
+
 def test_memory_stays_within_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
     matmul = Tensor.__matmul__
@@ -89,5 +122,5 @@ def test_memory_stays_within_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None
         return product
 
     monkeypatch.setattr(Tensor, "__matmul__", watched)
-    count_ahead(random(100, 4), random(100, 4), block_size=10)
+    count_ahead(cosines(random(100, 4), random(100, 4)), 100, block_size=10)
     assert largest == 100

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.evaluations import evaluation, random, split_features
+from tests.reading import gloria_evaluation
+from vilmedic.errors import ConfigError, DataError
 from vilmedic.metrics.zero_shot import ZeroShot
 
 NAMES = ("Effusion", "Mass", "Nodule")
@@ -71,6 +74,59 @@ def test_scores_are_positive_less_negative_similarity(prompts: str) -> None:
     assert other["auroc_interval"] != result["auroc_interval"]
 
 
+@pytest.mark.parametrize(("value", "count"), [(0, 0), (1, 80)])
+def test_a_class_without_positives_or_negatives_is_refused(
+    prompts: str, value: int, count: int
+) -> None:
+    visual, labels = labelled()
+    labels[:, 1] = value
+    run = evaluation(split_features({"visual": visual}, labels, names=NAMES), text=embed)
+    message = rf"prompts\.yml: the split 'test' lacks.*'Mass' \({count} of 80 samples\).*skip"
+    with pytest.raises(DataError, match=message):
+        ZeroShot(prompts=prompts)(run)
+
+
+def test_classes_are_counted_before_the_run(tmp_path: Path) -> None:
+    run = gloria_evaluation(tmp_path)
+    path = tmp_path / "prompts.yml"
+    path.write_text("Effusion: {positive: [effusion], negative: [no effusion]}")
+    ZeroShot(prompts=str(path)).check(run)
+    run.dataset.kept = run.dataset.kept[[0, 2]]  # both have it
+    with pytest.raises(DataError, match=r"'Effusion' \(2 of 2 samples\)"):
+        ZeroShot(prompts=str(path)).check(run)
+    ZeroShot(prompts=str(path), on_missing="skip").check(run)
+
+
+@pytest.mark.parametrize("similarity", ["local", "both"])
+def test_words_and_regions_score_classes(
+    tmp_path: Path, similarity: Literal["local", "both"]
+) -> None:
+    run = gloria_evaluation(tmp_path)
+    path = tmp_path / "prompts.yml"
+    path.write_text("Effusion: {positive: [left effusion, small], negative: [no effusion]}")
+    metric = ZeroShot(prompts=str(path), similarity=similarity, bootstrap=5)
+    metric.check(run)
+    local = run.local_similarity(["left effusion", "small", "no effusion"], "max")
+    visual = run.feature("visual")
+    text = run.encode_text(["left effusion", "small", "no effusion"])
+    assert local is not None
+    assert visual is not None
+    assert text is not None
+    scores = local
+    if similarity == "both":
+        scores = (local + functional.cosine_similarity(visual[:, None], text[None], dim=2)) / 2
+    difference = scores[:, :2].mean(dim=1) - scores[:, 2]
+    labels = run.features.labels
+    assert labels is not None
+    column = run.features.label_names.index("Effusion")
+    area = roc_auc_score(labels[:, column], difference)
+    assert metric(run)["auroc"] == pytest.approx(area)
+    plain = evaluation(split_features({"visual": random(2, 3)}))
+    plain.networks.members = [lambda: torch.nn.Linear(1, 1)]
+    with pytest.raises(ConfigError, match=rf"zero_shot\.similarity: given {similarity}: Linear"):
+        metric.check(plain)
+
+
 def test_a_class_without_positives_is_left_out_by_name(
     prompts: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,7 +134,8 @@ def test_a_class_without_positives_is_left_out_by_name(
     labels[:, 1] = 0
     split = split_features({"visual": visual}, labels, names=NAMES)
     with caplog.at_level(logging.WARNING):
-        result = ZeroShot(prompts=prompts, bootstrap=50)(evaluation(split, text=embed))
+        metric = ZeroShot(prompts=prompts, bootstrap=50, on_missing="skip")
+        result = metric(evaluation(split, text=embed))
     assert "Mass" in caplog.text
     assert result["excluded"] == ["Mass"]
     assert result["classes"]["Mass"]["auroc"] is None

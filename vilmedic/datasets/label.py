@@ -77,6 +77,15 @@ class LabelDataset(Part):
         return {"labels": self.names, "multi_label": self.multi_label}
 
 
+def label_counts(dataset: Any) -> dict[str, int] | None:
+    """How many samples of a data set have each label; None for data without this kind of labels."""
+    for part in getattr(dataset, "parts", ()):
+        if isinstance(part, LabelDataset):
+            counts = part.targets[dataset.kept].sum(axis=0, dtype=np.int64).tolist()
+            return dict(zip(part.names, counts, strict=True))
+    return None
+
+
 def _parse(texts: Lines) -> list[list[str]]:
     rows = [[name.strip() for name in text.split(",")] for text in texts]
     for line, row in enumerate(rows):

@@ -15,7 +15,6 @@ from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.baselines import RawPixels
-from vilmedic.executors.collect import collect
 from vilmedic.executors.device import pick_device
 from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.log import LOGGER
@@ -119,17 +118,8 @@ class Ensemblor:
         Everything that is wrong with names is known after a second rather than after the run.
         """
         for split in self.section.splits:
-            dataset = self._dataset(split)
-            loader = self._loader(dataset, num_workers=0)
-            preview = collect(
-                networks.members[0](),
-                dataset,
-                itertools.islice(loader, 1),
-                split=split,
-                device=self.device,
-                precision=self.section.precision,
-            )
-            evaluation = self._evaluation(networks, split, preview)
+            loader = self._loader(self._dataset(split), num_workers=0)
+            evaluation = self._evaluation(networks, split, networks.preview(split, loader))
             for _, step in [*self.metrics, *self.post_processing]:
                 step.check(evaluation)
 

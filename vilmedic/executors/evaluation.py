@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,22 @@ class Ensemble:
                 ]
             )
         return self._splits[name]
+
+    def preview(self, name: str, loader: Iterable[dict[str, Any]]) -> SplitFeatures:
+        """The features of a split's first batch, from the first network.
+
+        Args:
+            name: name of the split.
+            loader: its batches; only the first is taken.
+        """
+        return collect(
+            self.members[0](),
+            self.dataset(name),
+            itertools.islice(loader, 1),
+            split=name,
+            device=self.device,
+            precision=self.precision,
+        )
 
     def forget(self) -> None:
         """Drop the remembered features."""

@@ -117,6 +117,11 @@ class Schedule:
             self._scheduler = cls(optimizer, **options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"trainor.lr_decay_params ({self._name}): {error}") from error
+        except ZeroDivisionError as error:
+            raise ConfigError(
+                f"trainor.lr_decay_params ({self._name}): the run has {total_steps} steps, too few "
+                "for a phase of this schedule. Raise trainor.epochs, or set trainor.lr_decay=null."
+            ) from error
 
     @property
     def on_plateau(self) -> bool:

@@ -44,7 +44,7 @@ def write_results(results: dict[str, Any], run_dir: Path) -> Path:
 def table(results: dict[str, Any]) -> str:
     """The headline numbers of a split, the model beside the baselines.
 
-    Numbers below the first level of a metric (single classes, fractions) are in the file only.
+    Numbers of single classes are in the file only, and those of fractions but for the AUROC.
     """
     used = results["models_used"]
     systems = {"model" if used == 1 else f"ensemble of {used}": results} | results["baselines"]
@@ -86,9 +86,16 @@ def _headline(system: dict[str, Any]) -> Iterable[tuple[str, str]]:
         for key, value in values.items():
             if key.endswith("_interval") or isinstance(value, dict | list | str | bool):
                 continue
-            bounds = values.get(f"{key}_interval")
-            spread = "" if bounds is None else f" [{_show(bounds[0])}, {_show(bounds[1])}]"
-            yield f"{metric} {key}", _show(value) + spread
+            yield f"{metric} {key}", _with_interval(values, key)
+        for part in values.get("fractions", ())[:-1]:  # the last one is the headline
+            share = f"{100 * part['fit']['fraction']:.4g}%"
+            yield f"{metric} auroc, {share} of labels", _with_interval(part, "auroc")
+
+
+def _with_interval(values: dict[str, Any], key: str) -> str:
+    bounds = values.get(f"{key}_interval")
+    spread = "" if bounds is None else f" [{_show(bounds[0])}, {_show(bounds[1])}]"
+    return _show(values[key]) + spread
 
 
 def _show(value: Any) -> str:

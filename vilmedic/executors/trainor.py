@@ -102,6 +102,7 @@ class Trainor:
         Raises:
             Interrupted: a signal ended the run after its state was saved.
         """
+        self.validator.check(self.model)
         write_provenance(self.config, self.run_dir, self.seed, str(self.device))
         tell_what_batches_mean(self.model, self.section)
         LOGGER.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from torch import nn
 
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import make_loader
+from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.metrics.representation import Representation
 from vilmedic.registry import DATASETS, METRICS
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 PUBLISHED_NAMES = {"validate": "validation"}
 """Score names start with the split; `validate` gives the published name `validation_loss`."""
+
+WATCHED = 1000
+"""Samples of a split in which a collapse is looked for: enough to see it, and quickly."""
 
 
 class Validator:
@@ -40,12 +46,35 @@ class Validator:
         self._seed = seed
         self._device = device
         self._metrics = build_calls(METRICS, self._section.metrics, where="validator.metrics")
+        # Whether or not its numbers are asked for, a collapse is worth a line in the log.
+        named = any(isinstance(metric, Representation) for _, metric in self._metrics)
+        self._watch = None if named else Representation(max_samples=WATCHED)
         self._dataset = cache(self._build_dataset)
         for split in self._section.splits:
             self._dataset(split)
 
+    def check(self, model: nn.Module) -> None:
+        """Let the metrics refuse their options on the first batch of each split.
+
+        Args:
+            model: on the device; its mode and the random state are as before afterwards.
+
+        Raises:
+            ConfigError: an option does not fit the model or the data.
+            DataError: a file that an option names is not as it must be.
+        """
+        if not self._metrics:
+            return
+        networks = self._networks(model)
+        with self._random_state_kept():
+            for split in self._section.splits:
+                loader = self._loader(self._dataset(split), num_workers=0)
+                evaluation = self._evaluation(networks, split, networks.preview(split, loader))
+                for _, metric in self._metrics:
+                    metric.check(evaluation)
+
     def score(self, model: nn.Module) -> dict[str, float]:
-        """The loss and the metrics of every split.
+        """The loss and the metrics of every split; a collapsed representation is logged.
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
@@ -54,33 +83,44 @@ class Validator:
             `<split>_loss` and `<split>_<metric>_<number>`, with `validation` for the split
             `validate`; what is undefined on the data is left out.
         """
-        networks = Ensemble(
+        networks = self._networks(model)
+        scores: dict[str, float] = {}
+        with self._random_state_kept():
+            for split in self._section.splits:
+                prefix = PUBLISHED_NAMES.get(split, split)
+                features = networks.split(split)
+                if features.loss is not None:
+                    scores[f"{prefix}_loss"] = features.loss
+                evaluation = self._evaluation(networks, split, features)
+                for name, metric in self._metrics:
+                    scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
+                if self._watch is not None:
+                    self._watch(evaluation)
+        return scores
+
+    def _networks(self, model: nn.Module) -> Ensemble:
+        return Ensemble(
             members=[lambda: model],
             dataset=self._dataset,
             loader=self._loader,
             device=self._device,
             precision=self._config.trainor.precision,
         )
-        scores: dict[str, float] = {}
+
+    def _evaluation(self, networks: Ensemble, split: str, features: SplitFeatures) -> Evaluation:
+        return Evaluation(
+            name=self._config.name,
+            split=split,
+            features=features,
+            dataset=self._dataset(split),
+            networks=networks,
+            seed=self._seed,
+            out_dir=self._config.run_dir,
+        )
+
+    def _random_state_kept(self) -> AbstractContextManager[None]:
         cuda = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            for split in self._section.splits:
-                prefix = PUBLISHED_NAMES.get(split, split)
-                features = networks.split(split)
-                if features.loss is not None:
-                    scores[f"{prefix}_loss"] = features.loss
-                evaluation = Evaluation(
-                    name=self._config.name,
-                    split=split,
-                    features=features,
-                    dataset=self._dataset(split),
-                    networks=networks,
-                    seed=self._seed,
-                    out_dir=self._config.run_dir,
-                )
-                for name, metric in self._metrics:
-                    scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
-        return scores
+        return torch.random.fork_rng(devices=cuda)
 
     def _build_dataset(self, split: str) -> Any:
         return build(
@@ -93,14 +133,14 @@ class Validator:
             run_dir=self._config.run_dir,
         )
 
-    def _loader(self, dataset: Any) -> Any:
+    def _loader(self, dataset: Any, num_workers: int | None = None) -> Any:
         return make_loader(
             dataset,
             batch_size=self._section.batch_size,
             training=False,
             seed=self._seed,
             drop_last=False,
-            num_workers=self._config.trainor.num_workers,
+            num_workers=self._config.trainor.num_workers if num_workers is None else num_workers,
         )
 
 

@@ -14,6 +14,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
+from vilmedic.metrics.fractions import nested_subsets, read_fractions
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +28,15 @@ class NearestNeighbours(Metric):
     Neighbours are found by cosine similarity s and vote with weight exp(s / temperature); the
     score of a class is its share of the votes. A sample never votes for itself. Accuracy is the
     share of right decisions at one half of the votes, the mean over classes, or of right classes
-    when a sample has one label.
+    when a sample has one label. Fractions are prefixes of one seeded permutation, the same as those
+    of the linear probe.
 
     Args:
         features: the feature that is compared.
         k: number of neighbours; all samples when there are fewer.
         temperature: how fast votes fade with distance.
+        fractions: shares of the training labels that vote, such as 0.01, 0.1 and 1.0; the largest
+            gives the headline numbers.
         fit_split: the split that votes.
         bootstrap: resamples behind each 95% interval.
     """
@@ -43,6 +47,7 @@ class NearestNeighbours(Metric):
         features: str = "visual_backbone",
         k: int = 20,
         temperature: float = 0.07,
+        fractions: list[float] | None = None,
         fit_split: str = "train",
         bootstrap: int = 1000,
     ) -> None:
@@ -51,6 +56,7 @@ class NearestNeighbours(Metric):
         self.features = features
         self.k = k
         self.temperature = temperature
+        self.fractions = read_fractions(fractions, "knn.fractions")
         self.fit_split = fit_split
         self.bootstrap = bootstrap
 
@@ -59,7 +65,7 @@ class NearestNeighbours(Metric):
         evaluation.check_feature(self.features, "knn.features")
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
-        """`auroc`, `average_precision`, `accuracy` with intervals, and `classes`.
+        """`auroc`, `average_precision`, `accuracy` with intervals, `classes`, and `fractions`.
 
         All are None for features or data that do not allow them.
         """
@@ -70,38 +76,42 @@ class NearestNeighbours(Metric):
                 evaluation.split,
                 LABEL_OVERRIDES,
             )
-            return undefined(accuracy=True)
+            return undefined(accuracy=True) | {"fractions": []}
         queries = evaluation.feature(self.features)
         if queries is None:
-            return undefined(accuracy=True)
+            return undefined(accuracy=True) | {"fractions": []}
         voters = evaluation.feature(self.features, self.fit_split)
         votes = evaluation.other(self.fit_split).labels
-        itself = self.fit_split == evaluation.split
-        if voters is None or votes is None or len(voters) <= itself:
-            return undefined(accuracy=True)
-        scores = vote(
-            queries.flatten(1),
-            voters.flatten(1),
-            votes,
-            k=self.k,
-            temperature=self.temperature,
-            leave_out_itself=itself,
-        ).numpy()
+        if voters is None or votes is None or len(voters) < 2:
+            return undefined(accuracy=True) | {"fractions": []}
+        subsets = nested_subsets(len(voters), self.fractions, evaluation.seed)
         targets = split.labels.numpy().astype(np.bool_)
-        correct = (
-            (scores > 0.5) == targets
-            if split.multi_label
-            else np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)
-        )
-        return report_classes(
-            scores,
-            targets,
-            split.label_names,
-            correct=correct,
-            bootstrap=self.bootstrap,
-            seed=evaluation.seed,
-            context=f"knn, {evaluation.name}, split {evaluation.split}",
-        )
+        reports = []
+        for fraction, rows in zip(self.fractions, subsets, strict=True):
+            scores = vote(
+                queries.flatten(1),
+                voters.flatten(1)[rows],
+                votes[rows],
+                k=self.k,
+                temperature=self.temperature,
+                own=rows if self.fit_split == evaluation.split else None,
+            ).numpy()
+            correct = (
+                (scores > 0.5) == targets
+                if split.multi_label
+                else np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)
+            )
+            report = report_classes(
+                scores,
+                targets,
+                split.label_names,
+                correct=correct,
+                bootstrap=self.bootstrap,
+                seed=evaluation.seed,
+                context=f"knn, {evaluation.name}, split {evaluation.split}",
+            )
+            reports.append({"fit": {"fraction": fraction, "samples": len(rows)}} | report)
+        return reports[-1] | {"fractions": reports}
 
 
 def vote(
@@ -111,7 +121,7 @@ def vote(
     *,
     k: int,
     temperature: float,
-    leave_out_itself: bool,
+    own: Tensor | None = None,
 ) -> Tensor:
     """Share of the votes that each class gets from the nearest voters.
 
@@ -121,21 +131,22 @@ def vote(
         votes: labels of the voters, [M, L], zeros and ones.
         k: number of neighbours.
         temperature: weights are exp(similarity / temperature).
-        leave_out_itself: query i is voter i and does not count.
+        own: the query that each voter is, int64 [M], for which it does not vote; None when the
+            voters are other samples.
 
     Returns:
         [N, L], between 0 and 1.
     """
     queries = functional.normalize(queries, dim=1)
     voters = functional.normalize(voters, dim=1)
-    k = min(k, len(voters) - leave_out_itself)
+    k = min(k, len(voters) - (own is not None))
     rows = max(1, BLOCK // len(voters))
     shares = []
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ voters.T
-        if leave_out_itself:
-            own = torch.arange(len(similarity))
-            similarity[own, own + start] = -torch.inf
+        if own is not None:
+            numbers = torch.arange(start, start + len(similarity))
+            similarity.masked_fill_(numbers[:, None] == own, -torch.inf)
         nearest, neighbours = similarity.topk(k, dim=1)
         weights = (nearest / temperature).softmax(dim=1)
         shares.append((weights[:, None] @ votes[neighbours]).squeeze(1))

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vilmedic.errors import ConfigError
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
+from vilmedic.metrics.fractions import nested_subsets, read_fractions
 from vilmedic.metrics.logistic import LogisticRegression
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ class LinearProbe(Metric):
 
     Args:
         features: the feature that is probed.
-        fractions: shares of the training labels to fit; the largest gives the headline numbers.
+        fractions: shares of the training labels to fit, such as 0.01, 0.1 and 1.0; the largest
+            gives the headline numbers.
         fit_split: the split that is fitted.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
@@ -51,14 +52,9 @@ class LinearProbe(Metric):
         bootstrap: int = 1000,
     ) -> None:
         self.features = features
-        self.fractions = sorted(fractions or [1.0])
+        self.fractions = read_fractions(fractions, "linear_probe.fractions")
         self.fit_split = fit_split
         self.bootstrap = bootstrap
-        bad = [f for f in self.fractions if not 0 < f <= 1]
-        if bad:
-            raise ConfigError(
-                f"linear_probe.fractions: given {bad[0]}, allowed: above 0 and at most 1."
-            )
         self._fitted: tuple[SplitFeatures, list[Probe]] | None = None
 
     def check(self, evaluation: Evaluation) -> None:
@@ -113,8 +109,7 @@ class LinearProbe(Metric):
             if value is None or fit.labels is None:
                 return None
             x, y = value.flatten(1), fit.labels.bool()
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(evaluation.seed))
-            taken = [order[: max(2, round(f * len(x)))] for f in self.fractions]
+            taken = nested_subsets(len(x), self.fractions, evaluation.seed)
             self._fitted = (fit, [Probe(x[rows], y[rows], fit.multi_label) for rows in taken])
         return self._fitted[1]
 

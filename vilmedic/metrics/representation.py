@@ -17,20 +17,26 @@ from vilmedic.metrics.contract import Metric
 logger = logging.getLogger(__name__)
 
 
+FEATURES = ("visual", "linguistic", "visual_backbone")
+PARTNERS = ("linguistic", "visual_second")
+
+
 class Representation(Metric):
     """Alignment, uniformity and effective rank, with a warning when a representation collapses.
 
-    On features normalised to length 1: alignment is the mean squared distance of a pair, and
-    uniformity the logarithm of the mean of exp(-2 d^2) over all pairs of samples (Wang and Isola
-    2020); both are better when lower. Effective rank is the exponential of the entropy of the
-    normalised singular values (Roy and Vetterli 2007), of the features less their mean: between 1
-    and the width, 0 when all samples are alike.
+    On features normalised to length 1: alignment is the mean squared distance of a pair (image and
+    report, or two views), and uniformity the logarithm of the mean of exp(-2 d^2) over all pairs of
+    samples (Wang and Isola 2020); both are better when lower. Effective rank is the exponential of
+    the entropy of the normalised singular values (Roy and Vetterli 2007), of the features less
+    their mean: between 1 and the width, 0 when all samples are alike. Spread is the mean squared
+    distance from the mean: 0 when all samples are alike, 1 when they point everywhere.
 
     Args:
         features: the features to measure; null takes visual, linguistic and visual_backbone, as
             far as the model has them.
         max_samples: samples used, drawn with the evaluation's seed where a split has more.
         collapse_rank: an effective rank below this is reported as a collapse.
+        collapse_spread: a spread below this is reported as a collapse.
     """
 
     def __init__(
@@ -39,12 +45,14 @@ class Representation(Metric):
         features: list[str] | None = None,
         max_samples: int = 5000,
         collapse_rank: float = 2.0,
+        collapse_spread: float = 0.001,
     ) -> None:
         if max_samples < 2:
             raise ConfigError("representation.max_samples: must be at least 2.")
         self.features = features
         self.max_samples = max_samples
         self.collapse_rank = collapse_rank
+        self.collapse_spread = collapse_spread
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse features that the model does not give."""
@@ -52,38 +60,41 @@ class Representation(Metric):
             evaluation.check_feature(name, "representation.features")
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
-        """`alignment`, and for each feature `<name>_uniformity` and `<name>_effective_rank`."""
+        """`alignment`, and for each feature `<name>_{uniformity,effective_rank,spread}`."""
         size = len(evaluation.features)
         generator = torch.Generator().manual_seed(evaluation.seed)
         rows = torch.randperm(size, generator=generator)[: self.max_samples].sort().values
-        wanted = self.features or [
-            name
-            for name in ("visual", "linguistic", "visual_backbone")
-            if name in evaluation.features.features
-        ]
-        found = {name: evaluation.feature(name) for name in {*wanted, "visual", "linguistic"}}
+        there = evaluation.features.features
+        wanted = self.features or [name for name in FEATURES if name in there]
+        partner = next((name for name in PARTNERS if name in there), "linguistic")
+        found = {name: evaluation.feature(name) for name in {*wanted, "visual", partner}}
         unit = {
             name: functional.normalize(value.flatten(1)[rows].double(), dim=1)
             for name, value in found.items()
             if value is not None
         }
         results: dict[str, Any] = {"alignment": None}
-        if "visual" in unit and "linguistic" in unit:
-            distance = (unit["visual"] - unit["linguistic"]).square().sum(dim=1)
+        if "visual" in unit and partner in unit:
+            distance = (unit["visual"] - unit[partner]).square().sum(dim=1)
             results["alignment"] = distance.mean().item()
         for name in wanted:
             enough = name in unit and size > 1
             results[f"{name}_uniformity"] = uniformity(unit[name]) if enough else None
             rank = effective_rank(unit[name]) if enough else None
-            results[f"{name}_effective_rank"] = rank
-            if rank is not None and rank < self.collapse_rank:
+            extent = spread(unit[name]) if enough else None
+            results |= {f"{name}_effective_rank": rank, f"{name}_spread": extent}
+            if rank is None or extent is None:
+                continue
+            if rank < self.collapse_rank or extent < self.collapse_spread:
                 logger.warning(
-                    "%s, split %s: '%s' has collapsed: effective rank %.2f of %d.",
+                    "%s, split %s: '%s' has collapsed: effective rank %.2f of %d, spread %.2g. "
+                    "The samples are hardly told apart.",
                     evaluation.name,
                     evaluation.split,
                     name,
                     rank,
                     unit[name].shape[1],
+                    extent,
                 )
         return results
 
@@ -111,3 +122,8 @@ def effective_rank(unit: Tensor) -> float:
         return 0.0
     shares = values / values.sum()
     return math.exp(torch.special.entr(shares).sum().item())
+
+
+def spread(unit: Tensor) -> float:
+    """Mean squared distance of features of length 1, [N, D], from their mean."""
+    return (unit - unit.mean(dim=0)).square().sum(dim=1).mean().item()

@@ -69,7 +69,7 @@ class Retrieval(Metric):
                 results[f"{direction}_median_rank"] = None
                 continue
             block = compare if direction == "image_to_text" else transposed(compare)
-            above, beside = count_ahead_in_blocks(block, count, block_size=self.block_size)
+            above, beside = count_ahead(block, count, block_size=self.block_size)
             for k in RECALLS:
                 recall = ((k - above) / (beside + 1)).clamp(0, 1).mean()
                 results[f"{direction}_r{k}"] = recall.item()
@@ -106,12 +106,7 @@ def transposed(block: Block) -> Block:
     return lambda rows, columns: block(columns, rows).T
 
 
-def count_ahead(queries: Tensor, targets: Tensor, *, block_size: int) -> tuple[Tensor, Tensor]:
-    """`count_ahead_in_blocks` for the cosine similarities of embeddings, both [N, D]."""
-    return count_ahead_in_blocks(cosines(queries, targets), len(queries), block_size=block_size)
-
-
-def count_ahead_in_blocks(block: Block, count: int, *, block_size: int) -> tuple[Tensor, Tensor]:
+def count_ahead(block: Block, count: int, *, block_size: int) -> tuple[Tensor, Tensor]:
     """Count the candidates that rank above and beside the true one.
 
     Args:

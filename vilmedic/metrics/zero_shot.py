@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.datasets.label import label_counts
+from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
@@ -37,6 +39,8 @@ class ZeroShot(Metric):
             prompt), local (regions, words) or both, the mean of the two.
         local_aggregation: how the words of a prompt count together in the local similarity: max,
             as published evaluations have it, or sum, as in training.
+        on_missing: whether a class of the file without a positive or without a negative sample in
+            the split, of which no ranking can be judged, is an error or is reported as null.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
 
@@ -46,19 +50,25 @@ class ZeroShot(Metric):
         prompts: str,
         similarity: Literal["global", "local", "both"] = "global",
         local_aggregation: Literal["sum", "max"] = "max",
+        on_missing: Literal["raise", "skip"] = "raise",
         bootstrap: int = 1000,
     ) -> None:
         self.prompts = prompts
         self.similarity = similarity
         self.local_aggregation = local_aggregation
+        self.on_missing = on_missing
         self.bootstrap = bootstrap
 
     def check(self, evaluation: Evaluation) -> None:
         """Read the prompt file against the labels of the data, and look for the similarity."""
         if self.similarity != "global":
             evaluation.check_local(f"zero_shot.similarity: given {self.similarity}")
+        names = evaluation.features.label_names
         if evaluation.features.labels is not None:
-            load_prompts(self.prompts, evaluation.features.label_names)
+            classes = load_prompts(self.prompts, names)
+            counts = label_counts(evaluation.dataset)
+            if counts is not None:
+                self._check_counts(classes, counts, len(evaluation.dataset), evaluation.split)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`auroc` and `average_precision`, means over classes with intervals; `classes`."""
@@ -75,6 +85,9 @@ class ZeroShot(Metric):
         if scores is None:
             return undefined()
         columns = [features.label_names.index(c.name) for c in classes]
+        counts = features.labels.sum(dim=0).long().tolist()
+        present = dict(zip(features.label_names, counts, strict=True))
+        self._check_counts(classes, present, len(features), evaluation.split)
         return report_classes(
             scores.numpy(),
             features.labels[:, columns].numpy().astype(np.bool_),
@@ -82,6 +95,20 @@ class ZeroShot(Metric):
             bootstrap=self.bootstrap,
             seed=evaluation.seed,
             context=f"zero_shot, {evaluation.name}, split {evaluation.split}",
+        )
+
+    def _check_counts(
+        self, classes: list[ClassPrompts], counts: dict[str, int], samples: int, split: str
+    ) -> None:
+        """Refuse classes that every sample of a split has, or none."""
+        missing = [c.name for c in classes if counts[c.name] in (0, samples)]
+        if not missing or self.on_missing == "skip":
+            return
+        found = ", ".join(f"'{name}' ({counts[name]} of {samples} samples)" for name in missing)
+        raise DataError(
+            f"{self.prompts}: the split '{split}' lacks positive or negative samples of {found}, "
+            "so that no ranking can be judged. Leave these classes out of the file, or set "
+            "on_missing=skip beside zero_shot's prompts to report them as null."
         )
 
     def _scores(self, evaluation: Evaluation, classes: list[ClassPrompts]) -> Tensor | None:

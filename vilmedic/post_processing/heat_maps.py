@@ -101,7 +101,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
         row, column = divmod(number, COLUMNS)
         left, top = SIDE + 0.4 + column * PANEL, 0.65 + row * row_height
         axes = place(left, top + 0.2, PANEL - 0.08, (PANEL - 0.08) * aspect)
-        axes.imshow(_overlay(shown, times_even[number], sample.window, peak), aspect="auto")
+        axes.imshow(overlay(shown, times_even[number], sample.window, peak), aspect="auto")
         axes.set_title(_short(word), fontsize=9, pad=3)
 
     left = SIDE + 0.5 + COLUMNS * PANEL
@@ -130,7 +130,7 @@ def _shrink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return grey[::step, ::step]
 
 
-def _overlay(
+def overlay(
     grey: NDArray[np.float32], attention: Tensor, window: Window, peak: float
 ) -> NDArray[np.float32]:
     """The picture tinted by a map of its window: [H, W, 3]; outside the window it is faint."""

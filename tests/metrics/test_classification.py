@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from vilmedic.metrics.bootstrap import resamples
+from vilmedic.metrics.classification import report_classes, undefined
+
+NAMES = ("A", "B", "C")
+
+
+def made_up(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    targets = rng.random((samples, 3)) < (0.5, 0.3, 0.06)
+    scores = (rng.normal(size=(samples, 3)) + targets).round(1)  # with ties
+    return scores, targets
+
+
+def report(scores: np.ndarray, targets: np.ndarray, **options: object) -> dict:
+    settings = {"bootstrap": 300, "seed": 3, "context": "probe, run, split test"} | options
+    return report_classes(scores, targets, NAMES, **settings)  # type: ignore[arg-type]
+
+
+def test_numbers_and_intervals_agree_with_drawing_the_samples() -> None:
+    scores, targets = made_up()
+    found = report(scores, targets, correct=(scores > 0.5) == targets)
+    drawn = np.concatenate(list(resamples(60, number=300, seed=3))).astype(int)
+    for name, measure in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
+        every = np.full((300, 3), np.nan)
+        for r, counts in enumerate(drawn):
+            rows = np.repeat(np.arange(60), counts)
+            for k in range(3):
+                if 0 < targets[rows, k].sum() < 60:
+                    every[r, k] = measure(targets[rows, k], scores[rows, k])
+        for k, label in enumerate(NAMES):
+            entry = found["classes"][label]
+            assert entry[name] == pytest.approx(measure(targets[:, k], scores[:, k]))
+            expected = np.nanpercentile(every[:, k], [2.5, 97.5])
+            assert entry[f"{name}_interval"] == pytest.approx(expected)
+        assert found[name] == pytest.approx(np.mean([found["classes"][n][name] for n in NAMES]))
+        expected = np.percentile(np.nanmean(every, axis=1), [2.5, 97.5])
+        assert found[f"{name}_interval"] == pytest.approx(expected)
+    hits = ((scores > 0.5) == targets)[np.repeat(np.arange(60), drawn[0])]
+    assert found["accuracy"] == pytest.approx(((scores > 0.5) == targets).mean())
+    low, high = found["accuracy_interval"]
+    assert low < found["accuracy"] < high
+    assert low <= hits.mean() <= high
+    assert found["classes"]["B"]["positives"] == targets[:, 1].sum()
+    assert found["classes"]["B"]["negatives"] == 60 - targets[:, 1].sum()
+
+
+def test_classes_that_cannot_be_ranked_are_named_and_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scores, targets = made_up()
+    targets[:, 0] = False
+    targets[:, 1] = True
+    with caplog.at_level(logging.WARNING):
+        found = report(scores, targets)
+    assert found["excluded"] == ["A", "B"]
+    assert "probe, run, split test: left out of the means" in caplog.text
+    assert "A, B." in caplog.text
+    assert found["classes"]["A"]["auroc"] is None
+    assert found["classes"]["A"]["auroc_interval"] is None
+    assert found["auroc"] == found["classes"]["C"]["auroc"]
+    assert "accuracy" not in found
+    scores[4, 2] = np.nan
+    assert report(scores, targets)["auroc"] is None
+    assert report(scores, targets)["excluded"] == list(NAMES)
+
+
+def test_one_label_a_sample_has_one_accuracy() -> None:
+    scores, targets = made_up()
+    right = np.arange(60)[:, None] % 3 > 0
+    found = report(scores, targets, correct=right)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert "accuracy" not in found["classes"]["A"]
+    means = [counts @ right[:, 0] / 60 for counts in resamples(60, number=300, seed=3)]
+    expected = np.percentile(np.concatenate(means), [2.5, 97.5])
+    assert found["accuracy_interval"] == pytest.approx(expected)
+
+
+def test_no_resamples_give_no_intervals() -> None:
+    found = report(*made_up(), bootstrap=0)
+    assert found["auroc"] > 0.5
+    assert found["auroc_interval"] is None
+    assert found["classes"]["A"]["auroc_interval"] is None
+
+
+def test_undefined_has_the_shape_of_a_report() -> None:
+    scores, targets = made_up()
+    assert undefined().keys() == report(scores, targets).keys()
+    assert undefined(accuracy=True).keys() == report(scores, targets, correct=targets).keys()
+    assert all(not value for value in undefined(accuracy=True).values())
