@@ -66,6 +66,7 @@ class Ensemblor:
         Raises:
             VilmedicError: post-processing failed, after everything else was done.
         """
+        self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
         for split in self.section.splits:
             self._dataset(split)
         model = self._networks(self._trained_members())
