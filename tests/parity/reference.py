@@ -1,4 +1,4 @@
-"""dalle-pytorch for comparison: installed without its dependencies, two of which are stubbed."""
+"""dalle-pytorch for comparison: installed without its dependencies, of which a few are stubbed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ def load_reference() -> ModuleType:
     _stub("taming.models.vqgan", VQModel=object, GumbelVQ=object)
     if importlib.util.find_spec("pkg_resources") is None:
         _stub("pkg_resources", get_distribution=lambda name: None)
+    if importlib.util.find_spec("requests") is None:  # for downloads of other VAEs
+        _stub("requests")
     return importlib.import_module("dalle_pytorch.dalle_pytorch")
 
 
