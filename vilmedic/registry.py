@@ -186,6 +186,7 @@ MODELS = Registry(
         "ConVIRT": "vilmedic.models.convirt:ConVIRT",
         "GLoRIA": "vilmedic.models.gloria:GLoRIA",
         "SimCLR": "vilmedic.models.simclr:SimCLR",
+        "VAE": "vilmedic.models.vae:VAE",
     },
     group="vilmedic.models",
 )
@@ -227,6 +228,7 @@ METRICS = Registry(
         "knn": "vilmedic.metrics.knn:NearestNeighbours",
         "representation": "vilmedic.metrics.representation:Representation",
         "pointing_game": "vilmedic.metrics.pointing_game:PointingGame",
+        "reconstruction": "vilmedic.metrics.reconstruction:Reconstruction",
     },
     group="vilmedic.metrics",
 )
@@ -237,6 +239,7 @@ POST_PROCESSING = Registry(
             "vilmedic.post_processing.explore_representation:ExploreRepresentation"
         ),
         "plot_attention": "vilmedic.post_processing.plot_attention:PlotAttention",
+        "plot_reconstruction": "vilmedic.post_processing.plot_reconstruction:PlotReconstruction",
         "plot_representation": "vilmedic.post_processing.plot_representation:PlotRepresentation",
         "save_representation": "vilmedic.post_processing.save_representation:SaveRepresentation",
     },

@@ -14,6 +14,7 @@ class Recorder(Logger):
 
     def __init__(self, fails_at: int = 99) -> None:
         self.seen: list[tuple[int, dict[str, float]]] = []
+        self.pictures: list[tuple[int, str]] = []
         self.fails_at = fails_at
         self.closed = False
 
@@ -23,6 +24,9 @@ class Recorder(Logger):
         if step >= self.fails_at:
             raise ConnectionError("the server is gone")
         self.seen.append((step, values))
+
+    def picture(self, step: int, path: Path) -> None:
+        self.pictures.append((step, path.name))
 
     def close(self) -> None:
         self.closed = True
@@ -77,6 +81,19 @@ def test_loggers_get_the_numbers_and_neither_epoch_nor_clock(tmp_path: Path) -> 
 
     assert recorder.seen == [(1, {"loss": 2.0}), (1, {"data_wait": 0.5})]
     assert recorder.closed
+
+
+def test_loggers_get_the_pictures_of_a_folder(tmp_path: Path) -> None:
+    recorder = Recorder()
+    log = MetricsLog(tmp_path, seed=1, step=0, loggers=[("recorder", recorder)])
+    folder = tmp_path / "pictures"
+    log.pictures(3, folder)  # nothing was drawn
+    folder.mkdir()
+    for name in ("validate_grid.png", "validate_grid.json"):
+        (folder / name).touch()
+    log.pictures(7, folder)
+
+    assert recorder.pictures == [(7, "validate_grid.png")]
 
 
 def test_a_failing_logger_is_left_out_and_the_run_goes_on(

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vilmedic.config.build import build_calls
 from vilmedic.config.load import load
@@ -23,6 +24,9 @@ def use(logger: Logger, run: Run) -> None:
     logger.open(run)
     logger.scalars(run.step + 1, {"loss": 2.0, "lr": 0.1})
     logger.scalars(run.step + 2, {"loss": 1.0})
+    picture = run.run_dir / "validate_grid.png"
+    Image.new("L", (4, 2), 128).save(picture)
+    logger.picture(run.step + 2, picture)
     logger.close()
 
 
@@ -38,6 +42,8 @@ def test_tensorboard_events_can_be_read_back(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard" / "3"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
+    [picture] = events.Images("validate_grid")
+    assert (picture.step, picture.width, picture.height) == (2, 4, 2)
 
 
 def test_wandb_offline_writes_into_the_run_directory(
@@ -54,6 +60,7 @@ def test_wandb_offline_writes_into_the_run_directory(
     assert b"batch_size" in content
     assert b"demo-3" in content
     assert b"loss" in content
+    assert b"validate_grid" in content
 
     use(make("wandb", project="p"), run_in(tmp_path, step=2))
     assert (tmp_path / "wandb_3.id").read_text().strip() == known
@@ -75,6 +82,8 @@ def test_mlflow_writes_into_the_run_directory(
     assert sorted((m.step, m.value) for m in history) == [(1, 2.0), (2, 1.0), (3, 2.0), (4, 1.0)]
     assert found.data.params["trainor.batch_size"] == "4"
     assert found.info.status == "FINISHED"
+    pictures = client.list_artifacts(found.info.run_id, "pictures/validate_grid")
+    assert [entry.path for entry in pictures] == [f"pictures/validate_grid/{n}" for n in (2, 4)]
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])

@@ -60,6 +60,12 @@ class MetricsLog:
         """Add a line of numbers that depend on time."""
         self._write("timing", step, {"time": round(time.time(), 3), **values})
 
+    def pictures(self, step: int, folder: Path) -> None:
+        """Give the PNG files of a folder, if there is one, to the loggers."""
+        for path in sorted(folder.glob("*.png")):
+            for one in list(self._loggers):
+                self._guarded(one, one[1].picture, step, path)
+
     def close(self) -> None:
         """Flush what is buffered."""
         for one in list(self._loggers):

@@ -82,14 +82,18 @@ class StepWatch:
         self.bars.close()
 
     def after_step(
-        self, step: int, result: StepResult, lr: float, group: list[dict[str, Any]]
+        self,
+        step: int,
+        result: StepResult,
+        settings: dict[str, float],
+        group: list[dict[str, Any]],
     ) -> None:
         """Look at a step.
 
         Args:
             step: its number, from 1.
             result: what it did.
-            lr: its learning rate.
+            settings: its learning rate `lr`, and what the model schedules.
             group: its batches.
 
         Raises:
@@ -101,12 +105,14 @@ class StepWatch:
         if not logged and self.device.type != "cpu":
             return
         loss, rate = result.loss.item(), self.throughput.rate()
-        self.bars.show(**{"loss": f"{loss:.4g}", "lr": f"{lr:.2e}", "samples/s": f"{rate:.1f}"})
+        self.bars.show(
+            **{"loss": f"{loss:.4g}", "lr": f"{settings['lr']:.2e}", "samples/s": f"{rate:.1f}"}
+        )
         self._tell_bad_steps(step, result, group)
         if not logged:
             return
         if result.taken:
-            numbers = {"epoch": self._epoch, "loss": loss, "lr": lr}
+            numbers = {"epoch": self._epoch, "loss": loss, **settings}
             numbers["grad_norm"] = result.grad_norm.item()
             numbers |= {name: value.item() for name, value in result.parts.items()}
             diagnostics = self._diagnostics(loss, group[-1])

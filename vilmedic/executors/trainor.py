@@ -159,6 +159,7 @@ class Trainor:
         self.watch.start_epoch(epoch, self.steps_per_epoch, done)
         for group in self.watch.waiting_for(self._groups()):
             lr = self.optimizer.param_groups[0]["lr"]
+            scheduled = self.model.schedule(self.progress.step + 1)
             with self.watch.observing(self.progress.step + 1):
                 result = self.step(group)
             self.progress.step += 1
@@ -167,7 +168,7 @@ class Trainor:
             self.tally.add(result)
             if self.ema is not None:
                 self.ema.update(self.progress.step, result.taken)
-            self.watch.after_step(self.progress.step, result, lr, group)
+            self.watch.after_step(self.progress.step, result, {"lr": lr, **scheduled}, group)
             self.profiler.after_step()
             if self.interruption.received:
                 raise self._stop()
@@ -193,7 +194,9 @@ class Trainor:
             return scores
         try:
             with self.interruption.may_come_at_once():
-                scores |= self.validator.score(self.model)
+                pictures = self.run_dir / "pictures" / f"{self.seed}_{self.progress.step}"
+                scores |= self.validator.score(self.model, pictures)
+                self.log.pictures(self.progress.step, pictures)
                 if self.ema is not None:
                     with self.ema.in_place():
                         averaged = self.validator.score(self.model)

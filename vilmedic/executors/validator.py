@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +13,12 @@ from torch import nn
 
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import make_loader
+from vilmedic.errors import VilmedicError
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.executors.log import LOGGER
 from vilmedic.metrics.representation import Representation
-from vilmedic.registry import DATASETS, METRICS
+from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -46,6 +50,9 @@ class Validator:
         self._seed = seed
         self._device = device
         self._metrics = build_calls(METRICS, self._section.metrics, where="validator.metrics")
+        self._post_processing = build_calls(
+            POST_PROCESSING, self._section.post_processing, "validator.post_processing"
+        )
         # Whether or not its numbers are asked for, a collapse is worth a line in the log.
         named = any(isinstance(metric, Representation) for _, metric in self._metrics)
         self._watch = None if named else Representation(max_samples=WATCHED)
@@ -54,7 +61,7 @@ class Validator:
             self._dataset(split)
 
     def check(self, model: nn.Module) -> None:
-        """Let the metrics refuse their options on the first batch of each split.
+        """Let metrics and pictures refuse their options on the first batch of each split.
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
@@ -63,21 +70,23 @@ class Validator:
             ConfigError: an option does not fit the model or the data.
             DataError: a file that an option names is not as it must be.
         """
-        if not self._metrics:
+        steps = [step for _, step in (*self._metrics, *self._post_processing)]
+        if not steps:
             return
         networks = self._networks(model)
         with self._random_state_kept():
             for split in self._section.splits:
                 loader = self._loader(self._dataset(split), num_workers=0)
                 evaluation = self._evaluation(networks, split, networks.preview(split, loader))
-                for _, metric in self._metrics:
-                    metric.check(evaluation)
+                for step in steps:
+                    step.check(evaluation)
 
-    def score(self, model: nn.Module) -> dict[str, float]:
+    def score(self, model: nn.Module, pictures: Path | None = None) -> dict[str, float]:
         """The loss and the metrics of every split; a collapsed representation is logged.
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
+            pictures: folder for what post-processing makes; None makes none.
 
         Returns:
             `<split>_loss` and `<split>_<metric>_<number>`, with `validation` for the split
@@ -96,6 +105,8 @@ class Validator:
                     scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
                 if self._watch is not None:
                     self._watch(evaluation)
+                if pictures is not None:
+                    self._draw(evaluation, pictures)
         return scores
 
     def _networks(self, model: nn.Module) -> Ensemble:
@@ -121,6 +132,17 @@ class Validator:
     def _random_state_kept(self) -> AbstractContextManager[None]:
         cuda = [self._device] if self._device.type == "cuda" else []
         return torch.random.fork_rng(devices=cuda)
+
+    def _draw(self, evaluation: Evaluation, folder: Path) -> None:
+        """Make the pictures of a split; one that fails is logged and does not end the training."""
+        for name, action in self._post_processing:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                action(replace(evaluation, out_dir=folder))
+            except VilmedicError:
+                raise
+            except Exception:
+                LOGGER.exception("%s failed on the split %s", name, evaluation.split)
 
     def _build_dataset(self, split: str) -> Any:
         return build(

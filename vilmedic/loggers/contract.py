@@ -53,6 +53,10 @@ class Logger(ABC):
         """Log numbers of an optimizer step."""
 
     @abstractmethod
+    def picture(self, step: int, path: Path) -> None:
+        """Show a PNG file that was made at an optimizer step, under its stem."""
+
+    @abstractmethod
     def close(self) -> None:
         """Flush what is buffered."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -65,6 +66,10 @@ class MLflowLogger(Logger):
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, step) for key, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Keep a PNG file that was made at an optimizer step, under its stem and the step."""
+        self._client.log_artifact(self._id, str(path), f"pictures/{path.stem}/{step}")
 
     def close(self) -> None:
         """Mark the run as finished."""

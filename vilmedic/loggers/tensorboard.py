@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from vilmedic.loggers.contract import Logger, Run
@@ -21,6 +25,12 @@ class TensorBoardLogger(Logger):
         """Log numbers of an optimizer step."""
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show a PNG file that was made at an optimizer step, under its stem."""
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._writer.add_image(path.stem, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush what is buffered."""

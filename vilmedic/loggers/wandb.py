@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import wandb
@@ -71,6 +72,10 @@ class WandbLogger(Logger):
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log numbers of an optimizer step."""
         self._run.log({"step": step, **values})
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show a PNG file that was made at an optimizer step, under its stem."""
+        self._run.log({"step": step, path.stem: wandb.Image(str(path))})
 
     def close(self) -> None:
         """Flush what is buffered."""
