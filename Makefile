@@ -7,7 +7,7 @@ PHANTOM := data/phantom
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo demo-simclr demo-gloria test check phantom reference clean
+.PHONY: setup demo demo-simclr demo-gloria test test-crash check phantom reference clean
 
 setup: $(VENV)/.installed
 
@@ -48,3 +48,7 @@ $(VENV)/.reference: $(VENV)/.installed
 
 test: setup reference
 	$(BIN)/python -m pytest tests
+
+# Kills every system at 20 random moments and compares what it became with the run never killed.
+test-crash: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --kills 20
