@@ -79,7 +79,7 @@ def contrastive_diagnostics(
     numbers["in_batch_r1"] = in_batch_r1(one, other)
     for name, unit in zip(model.contrast_needs, (one, other), strict=False):
         numbers[f"feature_std_{name}"] = spread(unit)
-    temperature = model.temperature(features)
+    temperature = model.temperature_of(features)
     if temperature is not None:
         numbers["temperature"] = temperature
     if "input_ids" in batch:

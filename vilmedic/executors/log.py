@@ -11,7 +11,7 @@ from tqdm import tqdm
 LOGGER = logging.getLogger("vilmedic")
 
 
-class _Console(logging.StreamHandler):  # type: ignore[type-arg]
+class _Console(logging.StreamHandler):
     """Writes lines above progress bars instead of through them."""
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.run_directory import choose_seed
+from vilmedic.loggers.contract import flat
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -69,7 +69,7 @@ def find_start(config: Config) -> Start:
 
 def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Log and return the keys whose values differ, as `key: old -> new`."""
-    before, after = dict(_flat(saved)), dict(_flat(now))
+    before, after = dict(flat(saved)), dict(flat(now))
     keys = [key for key in [*before, *after] if key not in UNTOLD]
     lines = [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
@@ -92,12 +92,3 @@ def position(batch: int, saved: dict[str, Any], batch_size: int) -> int:
         batch_size: samples a batch now.
     """
     return batch * int(saved["trainor"]["batch_size"]) // batch_size
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings by their dotted keys; a list is one value."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node

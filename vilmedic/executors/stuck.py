@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from vilmedic.executors.log import LOGGER
 
 CHANCE = 0.97  # of the loss of features that tell nothing
-COLLAPSED = 0.1  # of the spread of features that fill the sphere
+COLLAPSED = 0.03  # of the spread of features that fill the sphere
 DUPLICATES = 0.25
 PATIENCE = 200  # steps
 FEWEST = 5  # logged steps

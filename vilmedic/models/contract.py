@@ -104,7 +104,7 @@ class ContrastiveModel(Model):
         """
         return math.log(size)
 
-    def temperature(self, features: Features) -> float | None:
+    def temperature_of(self, features: Features) -> float | None:
         """The temperature by which cosine similarities are divided, fixed or learned.
 
         Args:

@@ -146,7 +146,7 @@ class GLoRIA(ContrastiveModel):
         weights = self.loss.global_loss_weight + self.loss.local_loss_weight
         return 2 * weights * math.log(size)
 
-    def temperature(self, features: Features) -> float:
+    def temperature_of(self, features: Features) -> float:
         """The temperature of the published form, which multiplies by `temp3`, as a divisor."""
         return 1 / self.loss.temp3
 

@@ -64,7 +64,7 @@ def _draw(axis, panel: Panel) -> None:  # type: ignore[no-untyped-def]
         axis.set_yscale("log")
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.2)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
