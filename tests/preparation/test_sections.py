@@ -127,7 +127,9 @@ def test_without_headings_the_description_is_found() -> None:
     assert find_sections(plain).rest == plain
 
 
-@pytest.mark.parametrize("text", ["", " \n", "                FINAL REPORT\n", " IMPRESSION:\n ___\n"])
+@pytest.mark.parametrize(
+    "text", ["", " \n", "                FINAL REPORT\n", " IMPRESSION:\n ___\n"]
+)
 def test_reports_with_nothing_to_say(text: str) -> None:
     assert find_sections(text) == Sections()
 
