@@ -78,7 +78,7 @@ def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> 
     parser.add_argument(
         "--split",
         type=shares,
-        default=parse_shares(default),
+        default=default,
         metavar="TRAIN,VALIDATE,TEST",
         help="shares of the splits",
     )

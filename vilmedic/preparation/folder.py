@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.splitting import SPLITS
+from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 
 CARD = "data_card.json"
 VERSION = 1  # of what the builders write; another one means that the same input gives other lines
@@ -81,6 +81,21 @@ class Origin:
             "options": self.options,
             "inputs": self.inputs,
         }
+
+
+def split_by_patient(
+    samples: Sequence[Sample], shares: Shares, seed: int
+) -> dict[str, list[Sample]]:
+    """Deal samples out at random, all of a patient to one split; see `random_split`."""
+    split = random_split(Counter(sample.patient for sample in samples), shares, seed)
+    return gather(samples, split)
+
+
+def gather(samples: Sequence[Sample], split: Mapping[str, str]) -> dict[str, list[Sample]]:
+    """The samples of each split, in their order, by the split of their patient."""
+    return {
+        name: [sample for sample in samples if split[sample.patient] == name] for name in SPLITS
+    }
 
 
 def is_built(root: Path, origin: Origin, *, force: bool) -> bool:
@@ -197,9 +212,11 @@ def _facts(build: Build, folder: Path) -> dict[str, Any]:
 
 
 def _check(build: Build) -> None:
-    for split in list(build.samples):
-        if not build.samples[split]:
-            del build.samples[split]
+    empty = [split for split, samples in build.samples.items() if not samples]
+    for split in empty:
+        del build.samples[split]
+    if empty:
+        build.notes["splits without a sample"] = ", ".join(empty)
     if not build.samples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in build.dropped.items())
         raise DataError(f"Nothing is left to train on. Left out: {reasons or 'nothing'}.")
@@ -229,9 +246,3 @@ def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def order_splits(samples: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
-    """The usual splits first, in their order."""
-    known = [split for split in SPLITS if split in samples]
-    return {split: samples[split] for split in [*known, *(s for s in samples if s not in known)]}

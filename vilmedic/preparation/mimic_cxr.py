@@ -17,7 +17,7 @@ from typing import Any
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, Origin, Sample, order_splits
+from vilmedic.preparation.folder import Build, Origin, Sample, gather
 from vilmedic.preparation.labels import CHEXPERT_LABELS, present_labels
 from vilmedic.preparation.report_files import Reports, locate_reports, read_reports
 from vilmedic.preparation.splitting import (
@@ -91,7 +91,7 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) 
     texts = read_reports(
         reports, paths, section=given.section, unheaded=given.unheaded, workers=given.workers
     )
-    samples: dict[str, list[Sample]] = defaultdict(list)
+    samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     unheaded = 0
     for study, found in zip(studies, texts, strict=True):
         if found.missing:
@@ -106,7 +106,7 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) 
             samples[study.split].extend(
                 Sample(images, found.text, study.labels, study.patient) for images in lines
             )
-    made = Build(order_splits(samples), dropped)
+    made = Build(samples, dropped)
     if given.section == "both" and given.unheaded:
         made.notes["reports without headings, taken from their text"] = unheaded
     return _balance(made, given) if given.balanced else made
@@ -142,7 +142,8 @@ def _run(given: argparse.Namespace) -> int:
 
 def _studies(given: argparse.Namespace, tables: dict[str, Path], dropped: Counter[str]) -> Any:
     rank = {view: number for number, view in enumerate(given.views)}
-    views = dict(read_table(tables["metadata"], ["dicom_id", "ViewPosition"]))
+    rows = read_table(tables["metadata"], ["dicom_id", "ViewPosition"])
+    views = {dicom: view for dicom, view in rows}  # noqa: C416  (dict() loses the types)
     labels = _labels(tables["chexpert"], given.uncertain)
     members: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     columns = ["subject_id", "study_id", "split", "dicom_id"]
@@ -192,10 +193,7 @@ def _balance(made: Build, given: argparse.Namespace) -> Build:
         labels[sample.patient].update(sample.labels)
         sizes[sample.patient] += 1
     split = stratified_split(labels, sizes, given.split, given.seed)
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    for sample in everything:
-        samples[split[sample.patient]].append(sample)
-    balanced = replace(made, samples=order_splits(samples))
+    balanced = replace(made, samples=gather(everything, split))
     for when, builds in (("before", made), ("after", balanced)):
         rows = {s: [sample.labels for sample in lines] for s, lines in builds.samples.items()}
         share = label_shares(rows)
@@ -242,6 +240,10 @@ def _views(text: str) -> tuple[str, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = command.make_parser(__doc__ or "", "")
     parser.set_defaults(root=None)
+    parser.epilog = "Folders built by default: " + "; ".join(
+        f"{root} (--section {section}{' --balanced' if balanced else ''})"
+        for (section, balanced), root in ROOTS.items()
+    )
     raw = Path("data/raw/mimic-cxr")
     parser.add_argument(
         "--reports", type=Path, default=raw, help="mimic-cxr-reports.zip, or a folder that holds it"
@@ -251,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--views",
         type=_views,
-        default=VIEWS,
+        default="all",
         metavar="VIEW,...",
         help="views to keep, in the order in which a line lists them: names of ViewPosition, "
         "frontal, lateral or all",

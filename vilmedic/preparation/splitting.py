@@ -13,6 +13,7 @@ from vilmedic.errors import DataError
 
 SPLITS = ("train", "validate", "test")
 Shares = tuple[float, float, float]
+CANDIDATES = 64  # patients that one is offered in exchange
 
 
 def parse_shares(text: str) -> Shares:
@@ -69,7 +70,9 @@ def stratified_split(
 
     Iterative stratification (Sechidis et al. 2011), with patients in place of samples: the label
     with the fewest samples left is dealt out first, each of its patients to the split that still
-    lacks most of that label, then most samples, then at random.
+    lacks most of that label, then most samples, then at random. As patients bring several labels,
+    what was dealt out last is uneven still; patients are then moved and exchanged as long as that
+    lowers Pearson's chi-square of labels by splits.
 
     Args:
         labels: of each patient, the number of samples with each label.
@@ -96,7 +99,7 @@ def stratified_split(
 
     def deal(row: int, key: np.ndarray) -> None:
         best = np.flatnonzero(usable & np.isclose(key, key[usable].max()))
-        place = best[np.argmax(room[best])]
+        place = int(best[np.argmax(room[best])])
         split[row] = place
         wanted[place] -= counts[row]
         room[place] -= size[row]
@@ -106,15 +109,64 @@ def stratified_split(
         rarest = int(np.argmin(np.where(left > 0, left, np.inf)))
         rows = np.flatnonzero((split < 0) & (counts[:, rarest] > 0))
         # Patients with many such samples first: the small ones even out what is left.
-        for row in rows[np.argsort(-counts[rows, rarest], kind="stable")]:
-            deal(int(row), wanted[:, rarest])
+        for row in rows[np.argsort(-counts[rows, rarest], kind="stable")].tolist():
+            deal(row, wanted[:, rarest])
             left -= counts[row]
         left[rarest] = 0
-    for row in np.flatnonzero(split < 0):
-        deal(int(row), room)
+    for row in np.flatnonzero(split < 0).tolist():
+        deal(row, room)
+    _refine(split, np.column_stack([counts, size]), share, seed)
     chosen = {group: SPLITS[split[row]] for row, group in enumerate(groups)}
     _check_filled(chosen, shares)
     return chosen
+
+
+def _refine(
+    split: np.ndarray, counts: np.ndarray, share: np.ndarray, seed: int, passes: int = 10
+) -> None:
+    """Move patients between splits, in place, while that makes the splits more alike.
+
+    Each patient in turn is offered a place in every other split, and an exchange with each of some
+    patients drawn at random; the best of these is taken when it is better than staying.
+
+    Args:
+        split: number of the split of each patient [P].
+        counts: samples of each patient with each label, and, last, all of its samples [P, L + 1].
+        share: of each split [S].
+        seed: of the drawing.
+        passes: over all patients, at most.
+    """
+    draw = np.random.default_rng(seed)
+    target = share[:, None] * counts.sum(axis=0)
+    weight = 1 / np.maximum(target, 1e-9)
+    weight[:, -1] *= counts.shape[1]  # the size of a split matters as much as all its labels
+    excess = -target
+    np.add.at(excess, split, counts)
+    places = np.flatnonzero(share > 0)
+    counts = np.vstack([counts, np.zeros_like(counts[: len(places)])])  # "nobody" of each split
+    split_of = np.concatenate([split, places])
+    nobody = np.arange(len(split), len(split_of))
+    for _ in range(passes):
+        moved = False
+        for row in range(len(split)):
+            here = split_of[row]
+            others = np.concatenate([nobody, draw.integers(len(split), size=CANDIDATES)])
+            there = split_of[others]
+            net = counts[row] - counts[others]
+            change = ((net - 2 * excess[here]) * net * weight[here]).sum(axis=1)
+            change += ((net + 2 * excess[there]) * net * weight[there]).sum(axis=1)
+            change[there == here] = np.inf
+            best = int(np.argmin(change))
+            if change[best] < -1e-9:
+                excess[here] -= net[best]
+                excess[there[best]] += net[best]
+                split_of[row] = there[best]
+                if others[best] < len(split):
+                    split_of[others[best]] = here
+                moved = True
+        if not moved:
+            break
+    split[:] = split_of[: len(split)]
 
 
 def label_shares(rows: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, dict[str, float]]:
