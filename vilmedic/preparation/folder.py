@@ -181,11 +181,15 @@ def read_card(root: Path) -> dict[str, Any]:
 def _files(samples: Sequence[Sample], report_file: str) -> dict[str, list[str]]:
     files = {
         "image.tok": [",".join(sample.images) for sample in samples],
-        report_file: [sample.report for sample in samples],
-        "label.tok": [",".join(sample.labels) for sample in samples],
-        "patient.tok": [sample.patient for sample in samples],
+        report_file: [_one_line(sample.report) for sample in samples],
+        "label.tok": [_one_line(",".join(sample.labels)) for sample in samples],
+        "patient.tok": [_one_line(sample.patient) for sample in samples],
     }
     return {name: lines for name, lines in files.items() if all(lines)}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _facts(build: Build, folder: Path) -> dict[str, Any]:
@@ -223,9 +227,10 @@ def _check(build: Build) -> None:
     for samples in build.samples.values():
         for sample in samples:
             for name in (*sample.images, *sample.labels):
-                if "," in name:
+                if "," in name or "\n" in name:
                     raise DataError(
-                        f"'{name}' holds a comma, which separates names in the files. Rename it."
+                        f"'{name}' holds a comma or a line end, which separate names in the files. "
+                        "Rename it."
                     )
 
 

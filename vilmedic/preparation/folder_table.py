@@ -103,7 +103,7 @@ def _read_header(folder: Path, keywords: Sequence[str], path: str) -> Row:
     for name in keywords:
         value = header.get(name)
         several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
-        row[name] = [text for one in several if (text := _one_line(one))]
+        row[name] = [text for one in several if (text := _text(one))]
     return row
 
 
@@ -149,8 +149,8 @@ def _texts(value: Any, where: str, name: str) -> list[str]:
     if isinstance(value, dict):
         raise DataError(f"{where}: '{name}' holds an object; a text, number or list is expected.")
     several = value if isinstance(value, list) else [value]
-    return [text for one in several if (text := _one_line(one))]
+    return [text for one in several if (text := _text(one))]
 
 
-def _one_line(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
