@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vilmedic.datasets.lines import Lines, check_aligned, listed
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.sample import SampleKey, stable_seed
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import DataError
 
@@ -66,6 +66,20 @@ class AlignedDataset(Dataset[Sample]):
         for part in self.parts:
             batch |= part.stack(samples)
         return batch
+
+    def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor:
+        """The order of the samples in a pass of training, as a function of the arguments alone.
+
+        Args:
+            seed: seed of the order.
+            epoch: the pass over the data.
+            batch_size: samples that are taken together.
+
+        Returns:
+            int64 [len(self)], each sample once.
+        """
+        generator = torch.Generator().manual_seed(stable_seed("shuffle", seed, epoch))
+        return torch.randperm(len(self), generator=generator)
 
     def prepare(self, batch: Batch) -> Batch:
         """The part of the processing that runs batched, on the device that holds the batch."""

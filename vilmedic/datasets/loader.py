@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
-from vilmedic.datasets.sample import SampleKey, stable_seed
+from vilmedic.datasets.sample import SampleKey
 from vilmedic.errors import DataError, VilmedicError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of sample keys, as a function of seed and epoch alone.
 
     Args:
-        size: number of samples in the data set.
+        dataset: what is loaded; it says the order of training.
         batch_size: samples a batch.
         training: shuffle, anew in each epoch; otherwise the order is that of the file.
         seed: seed of the order.
@@ -33,7 +33,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     def __init__(
         self,
-        size: int,
+        dataset: AlignedDataset,
         *,
         batch_size: int,
         training: bool,
@@ -42,7 +42,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         epoch: int = 0,
         start_batch: int = 0,
     ) -> None:
-        self.size, self.batch_size = size, batch_size
+        self.dataset, self.size, self.batch_size = dataset, len(dataset), batch_size
         self.training, self.seed, self.drop_last = training, seed, drop_last
         self.set_epoch(epoch, start_batch)
 
@@ -62,8 +62,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch if self.training else 0
         if self.training:
-            generator = torch.Generator().manual_seed(stable_seed("shuffle", self.seed, epoch))
-            order = torch.randperm(self.size, generator=generator)
+            order = self.dataset.order(seed=self.seed, epoch=epoch, batch_size=self.batch_size)
         else:
             order = torch.arange(self.size)
         for batch in range(self.start_batch, len(self)):
@@ -187,7 +186,7 @@ def make_loader(
             f"batch of batch_size={batch_size}, and a shorter one is left out. Lower batch_size."
         )
     sampler = EpochSampler(
-        len(dataset),
+        dataset,
         batch_size=batch_size,
         training=training,
         seed=seed,
