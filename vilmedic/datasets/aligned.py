@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vilmedic.datasets.lines import Lines, check_aligned, listed
-from vilmedic.datasets.sample import SampleKey, stable_seed
+from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import DataError
 
@@ -67,8 +67,8 @@ class AlignedDataset(Dataset[Sample]):
             batch |= part.stack(samples)
         return batch
 
-    def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor:
-        """The order of the samples in a pass of training, as a function of the arguments alone.
+    def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor | None:
+        """The order of the samples in a pass of training, where this data set has one of its own.
 
         Args:
             seed: seed of the order.
@@ -76,10 +76,9 @@ class AlignedDataset(Dataset[Sample]):
             batch_size: samples that are taken together.
 
         Returns:
-            int64 [len(self)], each sample once.
+            int64 [len(self)], each sample once; None when any random order will do.
         """
-        generator = torch.Generator().manual_seed(stable_seed("shuffle", seed, epoch))
-        return torch.randperm(len(self), generator=generator)
+        return None
 
     def prepare(self, batch: Batch) -> Batch:
         """The part of the processing that runs batched, on the device that holds the batch."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.sample import SampleKey, stable_seed
 from vilmedic.errors import DataError, VilmedicError
 
 logger = logging.getLogger(__name__)
@@ -22,18 +22,19 @@ class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of sample keys, as a function of seed and epoch alone.
 
     Args:
-        dataset: what is loaded; it says the order of training.
+        size: number of samples in the data set.
         batch_size: samples a batch.
         training: shuffle, anew in each epoch; otherwise the order is that of the file.
         seed: seed of the order.
         drop_last: leave out a last batch that is shorter than the others.
         epoch: see `set_epoch`.
         start_batch: see `set_epoch`.
+        order: the data set's own order of training, if it has one; see `AlignedDataset.order`.
     """
 
     def __init__(
         self,
-        dataset: AlignedDataset,
+        size: int,
         *,
         batch_size: int,
         training: bool,
@@ -41,8 +42,10 @@ class EpochSampler(Sampler[list[SampleKey]]):
         drop_last: bool,
         epoch: int = 0,
         start_batch: int = 0,
+        order: Callable[..., torch.Tensor | None] | None = None,
     ) -> None:
-        self.dataset, self.size, self.batch_size = dataset, len(dataset), batch_size
+        self.order = order
+        self.size, self.batch_size = size, batch_size
         self.training, self.seed, self.drop_last = training, seed, drop_last
         self.set_epoch(epoch, start_batch)
 
@@ -61,13 +64,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch if self.training else 0
-        if self.training:
-            order = self.dataset.order(seed=self.seed, epoch=epoch, batch_size=self.batch_size)
-        else:
-            order = torch.arange(self.size)
+        order = self._shuffled(epoch) if self.training else torch.arange(self.size)
         for batch in range(self.start_batch, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(index, epoch) for index in chosen.tolist()]
+
+    def _shuffled(self, epoch: int) -> torch.Tensor:
+        own = self.order and self.order(seed=self.seed, epoch=epoch, batch_size=self.batch_size)
+        if own is not None:
+            return own
+        generator = torch.Generator().manual_seed(stable_seed("shuffle", self.seed, epoch))
+        return torch.randperm(self.size, generator=generator)
 
 
 class _Guarded(Dataset[Any]):
@@ -186,13 +193,14 @@ def make_loader(
             f"batch of batch_size={batch_size}, and a shorter one is left out. Lower batch_size."
         )
     sampler = EpochSampler(
-        dataset,
+        len(dataset),
         batch_size=batch_size,
         training=training,
         seed=seed,
         drop_last=drop_last,
         epoch=epoch,
         start_batch=start_batch,
+        order=dataset.order,
     )
     guarded = _Guarded(dataset)
     return EpochLoader(
