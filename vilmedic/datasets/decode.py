@@ -56,9 +56,18 @@ def decode_image(
     Raises:
         UndecodableImage: the file cannot be read; the message holds the path and the reason.
     """
+    with open_image(path) as file:
+        return decode_file(file, str(path), color, short_side=short_side)
+
+
+def open_image(path: str | Path) -> IO[bytes]:
+    """Open a file to read an image from.
+
+    Raises:
+        UndecodableImage: that cannot be done.
+    """
     try:
-        with open(path, "rb") as file:
-            return decode_file(file, str(path), color, short_side=short_side)
+        return open(path, "rb")
     except FileNotFoundError:
         raise UndecodableImage(f"{path} does not exist.") from None
     except OSError as error:

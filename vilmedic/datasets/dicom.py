@@ -44,7 +44,7 @@ def dicom_pixels(file: IO[bytes]) -> np.ndarray:
     values = _stored_values(data)
     interpretation = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
     if interpretation == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         values = np.asarray(apply_color_lut(values, data))
         return _high_byte(values, 8 * values.dtype.itemsize)[..., :3]
@@ -79,7 +79,8 @@ def _read(file: IO[bytes]) -> Any:
 
 def _stored_values(data: Any) -> np.ndarray:
     """The pixels of the first frame: [H, W] (integers of 16 bits as int32) or RGB [H, W, 3]."""
-    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.utils import pixel_array
 
     syntax = data.file_meta.TransferSyntaxUID
     if syntax.is_compressed and syntax.is_encapsulated:

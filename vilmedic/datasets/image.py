@@ -13,12 +13,10 @@ from torchvision.transforms import v2
 from vilmedic.config.types import AtLeast, Calls, Runtime
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.lines import listed, read_lines
 from vilmedic.datasets.picture_cache import PictureCache
-from vilmedic.datasets.pictures import PictureFiles, Pictures
+from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.sample import seeded, stable_seed
-from vilmedic.datasets.shard_store import ShardStore
-from vilmedic.datasets.shards import INDEX, PictureShards, ShardIndex
 from vilmedic.datasets.transforms import (
     build_transforms,
     crop_square,
@@ -119,15 +117,18 @@ class ImageDataset(Part):
             self.transforms = preset_transforms(preset, crop, self.channels)
 
         texts = read_lines(root, split, file)
-        index = Path(root) / f"{split}.{INDEX}"
-        if index.is_file():
-            place = Path(spool) if spool is not None else Path(root) / "spool"
-            store = ShardStore(str(image_path or root), place, int(spool_gib * 2**30))
-            self.pictures: Pictures = PictureShards(
-                texts, ShardIndex.load(index), store, color, resize, multi_image
-            )
-        else:
-            self.pictures = self._files(texts, Path(root), image_path, ext)
+        self.pictures = open_pictures(
+            texts,
+            root=root,
+            split=split,
+            image_path=image_path,
+            ext=ext,
+            color=color,
+            resize=resize,
+            most=multi_image,
+            spool=spool,
+            spool_gib=spool_gib,
+        )
         missing = self.pictures.missing()
         if missing and on_error == "raise":
             raise DataError(
@@ -224,12 +225,6 @@ class ImageDataset(Part):
     def tolerates(self, error: Exception) -> bool:
         """Undecodable images are left out when `on_error` is skip."""
         return self.on_error == "skip" and isinstance(error, UndecodableImage)
-
-    def _files(self, texts: Lines, root: Path, folder: str | None, ext: str | None) -> Pictures:
-        images = root / "images"
-        start = Path(folder) if folder is not None else images if images.is_dir() else root
-        suffix = f".{ext.lstrip('.')}" if ext else ""
-        return PictureFiles(texts, start, suffix, self.color, self.resize, self.multi_image)
 
     def _use_cache(self, cache: PictureCache) -> None:
         """Read pictures from a cache from now on; what it could not decode is known already."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ class PictureCache(Pictures):
     def __init__(self, source: Pictures, folder: Path, split: str, skipped: set[int]) -> None:
         super().__init__(source.texts, source.color, source.resize, source.most)
         self.source = source
+        self._pixels: torch.Tensor | None = None
         self.channels = 1 if source.color == "grey" else 3
         numbers: dict[str, int] = {}
         wanted: list[tuple[int, int]] = []  # line and place of the first mention of each picture
@@ -93,9 +94,9 @@ class PictureCache(Pictures):
         """What a line calls its pictures."""
         return self.source.names(line)
 
-    def decode(self, line: int, number: int, *, whole: bool = False) -> torch.Tensor:
-        """One picture of a line, from its own file."""
-        return self.source.decode(line, number, whole=whole)
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The file that a picture was made from."""
+        return self.source.open(line, number)
 
     def places(self, line: int) -> list[str]:
         """Where each picture of a line was read from."""
@@ -164,7 +165,7 @@ class PictureCache(Pictures):
 
     def _open(self) -> bool:
         """Read the index; False when there is no cache, or one that something has damaged."""
-        self._pixels: torch.Tensor | None = None
+        self._pixels = None
         try:
             with np.load(self.path / INDEX, allow_pickle=False) as index:
                 self._offsets, self._sizes = index["offsets"], index["sizes"]

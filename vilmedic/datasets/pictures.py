@@ -6,10 +6,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 
-from vilmedic.datasets.decode import SUFFIXES, Color, decode_image
+from vilmedic.datasets.decode import SUFFIXES, Color, decode_file, open_image
 from vilmedic.datasets.dicom import DICOM_REMEDY, DICOM_SUFFIXES, dicom_available
 from vilmedic.datasets.lines import Lines
 from vilmedic.datasets.transforms import resize_short_side
@@ -47,15 +48,24 @@ class Pictures(ABC):
         """
         return [self._resized(self.decode(line, n)) for n in range(len(self.names(line)))]
 
-    @abstractmethod
     def decode(self, line: int, number: int, *, whole: bool = False) -> torch.Tensor:
-        """One picture of a line, before it is resized.
+        """One picture of a line, before it is resized: uint8 [C, H, W].
 
         Args:
             line: number of the line.
             number: number of the picture in its line.
             whole: never take the short cut to fewer pixels (see `decode_image`).
+
+        Raises:
+            UndecodableImage: it cannot be decoded.
         """
+        name = self.places(line)[number]
+        with self.open(line, number) as file:
+            return decode_file(file, name, self.color, short_side=None if whole else self.resize)
+
+    @abstractmethod
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The file of a picture, or what would be in it."""
 
     @abstractmethod
     def places(self, line: int) -> list[str]:
@@ -108,10 +118,9 @@ class PictureFiles(Pictures):
             for name in self.names(line)
         ]
 
-    def decode(self, line: int, number: int, *, whole: bool = False) -> torch.Tensor:
-        """One picture of a line; see `Pictures`."""
-        path = self.paths(line)[number]
-        return decode_image(path, self.color, short_side=None if whole else self.resize)
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The file of a picture."""
+        return open_image(self.paths(line)[number])
 
     def places(self, line: int) -> list[str]:
         """The paths of a line's pictures."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
-from vilmedic.datasets.decode import Color, decode_file
+from vilmedic.datasets.decode import Color
 from vilmedic.datasets.lines import Lines
 from vilmedic.datasets.pictures import Pictures
 from vilmedic.datasets.sample import stable_seed
@@ -116,14 +117,12 @@ class PictureShards(Pictures):
             )
         store.check(index.shards)
 
-    def decode(self, line: int, number: int, *, whole: bool = False) -> torch.Tensor:
-        """One picture of a line; see `Pictures`."""
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The bytes of a picture's file."""
         image = int(self.index.starts[line]) + number
         shard = self.index.shards[int(self.index.shard[image])]
-        content = self.store.read(shard, int(self.index.offset[image]), int(self.index.size[image]))
-        name = self.places(line)[number]
-        short_side = None if whole else self.resize
-        return decode_file(io.BytesIO(content), name, self.color, short_side=short_side)
+        offset, size = int(self.index.offset[image]), int(self.index.size[image])
+        return io.BytesIO(self.store.read(shard, offset, size))
 
     def places(self, line: int) -> list[str]:
         """Shard and name of each picture of a line."""
