@@ -69,13 +69,13 @@ def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
     status = response.status_code
     host = response.url.host
     if status == 401:
-        who = f"does not accept the password of '{login.user}'" if login else "wants a password"
-        raise WrongPassword(f"{host} {who}. Check user and password, and try to log in there.")
+        what = "does not accept user and password" if login else "wants a user and a password"
+        raise WrongPassword(f"{host} {what}. Check both, and try to log in there with them.")
     if status == 403:
-        who = f"'{login.user}'" if login else "you"
         raise NoAccess(
-            f"{host} knows {who}, and gives no access to {job.url}. Complete the training and sign "
-            f"the data use agreement{' at ' + job.page if job.page else ''}; then run this again."
+            f"{host} gives this account no access to {job.url}. Complete the required training and "
+            f"sign the data use agreement{' at ' + job.page if job.page else ''}, then run this "
+            "again."
         )
     if status in (404, 410):
         raise NotThere(

@@ -23,7 +23,6 @@ from vilmedic.preparation.download.errors import (
 )
 from vilmedic.preparation.tables import sha256_of
 
-CHUNK = 2**16
 LONGEST_WAIT = 60.0  # seconds
 SPOILT = 3  # times that wrong content is fetched anew before it is reported
 AGENT = "vilmedic-download"
@@ -103,7 +102,7 @@ class Transfer:
                     ) from None
                 self._pause(trouble.wait, failed)
             except OSError as error:
-                raise _disk_error(job.path, error) from error
+                raise disk_error(job.path, error) from error
             else:
                 os.replace(part, job.path)
                 _tag_of(part).unlink(missing_ok=True)
@@ -205,7 +204,8 @@ def _tag_of(part: Path) -> Path:
 
 def _chunks(response: httpx2.Response) -> Any:
     try:
-        yield from response.iter_raw(CHUNK)
+        # As they come: a fixed size of chunks would lose the last ones when the connection is cut.
+        yield from response.iter_raw()
     except httpx2.RequestError as error:
         raise Again(reason_of(error)) from None
 
@@ -216,8 +216,8 @@ def _check(job: Job, path: Path) -> None:
         raise WrongContent(f"{job.url} gave {size:,} bytes; {job.bytes:,} are published.")
     if job.sha256 is not None and (got := sha256_of(path)) != job.sha256.lower():
         raise WrongContent(
-            f"{job.url} gave a file of the SHA-256 {got}; {job.sha256.lower()} is published. It was "
-            f"thrown away {SPOILT} times: something changes it on the way, or the published sum is "
+            f"{job.url} gave a file of the SHA-256 {got}; {job.sha256.lower()} is published. It "
+            f"was thrown away {SPOILT} times: something changes it on the way, or the sum is that "
             "of another release."
         )
 
@@ -240,7 +240,8 @@ def _remember(response: httpx2.Response, part: Path) -> None:
         _tag_of(part).unlink(missing_ok=True)
 
 
-def _disk_error(path: Path, error: OSError) -> NoSpace | OSError:
+def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
+    """What to raise for an error of the disk: that it is full is said in its own words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(
             f"The disk of {path.parent} is full. What was fetched is kept: make room and run the "
