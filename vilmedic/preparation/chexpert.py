@@ -188,8 +188,7 @@ def _run(given: argparse.Namespace) -> int:
     options = {name: getattr(given, name) for name in names}
     if given.reports is not None:
         options["section"] = given.section
-    if given.images is not None:
-        options["images"] = "those in a folder"
+    inputs |= command.images_facts(given.images)
     release = "CheXpert-v1.0" + ("" if given.reports is None else ", CheXpert Plus 240401")
     origin = Origin(SCRIPT, "CheXpert", release, options, inputs)
 

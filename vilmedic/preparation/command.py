@@ -14,7 +14,7 @@ from vilmedic.errors import DataError, VilmedicError
 from vilmedic.preparation.folder import CARD, Build, Origin, is_built, write_folder
 from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
-from vilmedic.preparation.tables import sha256_of
+from vilmedic.preparation.tables import list_facts, sha256_of
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
 
@@ -164,6 +164,19 @@ def input_facts(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     }
 
 
+def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """What is in the folder of images that limits a build, for the card.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} (given with --images).")
+    return {"images": list_facts(folder)}
+
+
 def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[str]]) -> list[str]:
     """Those of some images that are in a folder; all of them without one.
 
@@ -174,8 +187,6 @@ def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[
     """
     if folder is None:
         return images
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder} (given with --images).")
     return [name for name in images if is_present(folder / name, listed)]
 
 

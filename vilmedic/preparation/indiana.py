@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
@@ -21,7 +22,7 @@ from vilmedic.errors import DataError
 from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
 from vilmedic.preparation.sections import Sections, choose_text
-from vilmedic.preparation.tables import read_table, sha256_of
+from vilmedic.preparation.tables import list_facts, read_table, sha256_of
 
 SCRIPT = "make_indiana"
 ARCHIVE, TABLE, PROJECTIONS = (
@@ -132,9 +133,7 @@ def _run(given: argparse.Namespace) -> int:
     options = {
         name: getattr(given, name) for name in ("section", "line", "projection", "split", "seed")
     }
-    if given.images is not None:
-        options["images"] = "those in a folder"
-    inputs = {source.name: {"sha256": _sum(source)}}
+    inputs = {source.name: _facts(source)} | command.images_facts(given.images)
     if has_views:
         inputs |= command.input_facts({projections.name: projections})
     release = "tables of uid and projection" if is_table else "NLMCXR_reports.tgz of Open-i"
@@ -217,10 +216,10 @@ def _one_line(*texts: str) -> str:
     return " ".join(" ".join(texts).split())
 
 
-def _sum(source: Path) -> str:
-    if source.is_file():
-        return sha256_of(source)
-    return " ".join(sha256_of(path)[:8] for path in sorted(source.glob("*.xml")))
+def _facts(source: Path) -> dict[str, Any]:
+    if source.is_dir():
+        return list_facts(source)
+    return {"sha256": sha256_of(source), "bytes": source.stat().st_size}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -120,10 +120,8 @@ def _run(given: argparse.Namespace) -> int:
     }
     if given.balanced:
         options |= {"balanced": True, "split": given.split, "seed": given.seed}
-    if given.images is not None:
-        options["images"] = "those in a folder"
     inputs = command.input_facts({path.name: path for path in tables.values()})
-    inputs |= reports.facts()
+    inputs |= reports.facts() | command.images_facts(given.images)
     origin = Origin(
         SCRIPT, "MIMIC-CXR", "reports of 2.1.0, tables of MIMIC-CXR-JPG 2.1.0", options, inputs
     )

@@ -23,7 +23,7 @@ SCRIPT = "make_padchest"
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 PROJECTIONS = ("PA", "L", "AP", "AP_horizontal", "COSTAL", "EXCLUDE")
 KEPT = PROJECTIONS[:-1]  # the release marks images that are of no use as EXCLUDE
-COLUMNS = ["ImageID", "PatientID", "Projection", "Report", "Labels", "MethodLabel"]
+COLUMNS = ["ImageID", "ImageDir", "PatientID", "Projection", "Report", "Labels", "MethodLabel"]
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 
@@ -45,7 +45,10 @@ def build(given: argparse.Namespace, table: Path) -> Build:
     dropped: Counter[str] = Counter()
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []
-    for image, patient, projection, report, names, method in read_table(table, COLUMNS):
+    for image, place, patient, projection, report, names, method in read_table(table, COLUMNS):
+        # The release has folders 0 to 54; without a folder to look into, one folder is assumed.
+        either = [image, f"{place}/{image}"] if given.images else [image]
+        present = command.only_present(either, given.images, listed)
         labels = parse_labels(names)
         text = " ".join(report.split())
         if projection not in given.projection:
@@ -60,10 +63,10 @@ def build(given: argparse.Namespace, table: Path) -> Build:
             dropped["images without labels"] += 1
         elif not patient:
             dropped["images without a patient"] += 1
-        elif not command.only_present([image], given.images, listed):
+        elif not present:
             dropped["images that are not in the folder of images"] += 1
         else:
-            kept.append(Sample((image,), text, labels, patient))
+            kept.append(Sample((present[0],), text, labels, patient))
     samples = split_by_patient(kept, given.split, given.seed) if kept else {}
     return Build(samples, dropped)
 
@@ -71,9 +74,7 @@ def build(given: argparse.Namespace, table: Path) -> Build:
 def _run(given: argparse.Namespace) -> int:
     table = given.table if given.table.is_file() else find_table(given.table, TABLE)
     options = {name: getattr(given, name) for name in ("projection", "physician", "split", "seed")}
-    if given.images is not None:
-        options["images"] = "those in a folder"
-    inputs = command.input_facts({table.name: table})
+    inputs = command.input_facts({table.name: table}) | command.images_facts(given.images)
     origin = Origin(SCRIPT, "PadChest", "table of 160K images, 01.02.19", options, inputs)
     command.make(given.root, origin, lambda: build(given, table), force=given.force)
     return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from typing import Any
 from vilmedic.errors import DataError
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.sections import choose_text, find_sections
-from vilmedic.preparation.tables import sha256_of
+from vilmedic.preparation.tables import list_facts, sha256_of
 
 ARCHIVE = "mimic-cxr-reports.zip"
 CHUNK = 500
@@ -44,14 +42,7 @@ class Reports:
                     "bytes": self.path.stat().st_size,
                 }
             }
-        total, digest = 0, hashlib.sha256()
-        for folder, folders, files in os.walk(self.path):
-            folders.sort()
-            for name in sorted(files):
-                size = os.stat(os.path.join(folder, name)).st_size
-                total += size
-                digest.update(f"{os.path.relpath(folder, self.path)}/{name}\t{size}\n".encode())
-        return {"reports": {"sha256_of_list": digest.hexdigest(), "bytes": total}}
+        return {"reports": list_facts(self.path)}
 
 
 @dataclass(frozen=True)

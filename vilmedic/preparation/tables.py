@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from vilmedic.errors import DataError, nearest
 
@@ -89,6 +90,18 @@ def sha256_of(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def list_facts(folder: Path) -> dict[str, Any]:
+    """Number, size and sum of the list of a folder's files: a different file, a different sum."""
+    files, total, digest = 0, 0, hashlib.sha256()
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            size = os.stat(os.path.join(place, name)).st_size
+            files, total = files + 1, total + size
+            digest.update(f"{os.path.relpath(place, folder)}/{name}\t{size}\n".encode())
+    return {"files": files, "bytes": total, "sha256_of_list": digest.hexdigest()}
 
 
 def _positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
