@@ -60,7 +60,7 @@ class Progress:
 
 
 def run_all(
-    work: Callable[[T], None], jobs: Iterable[T], parallel: int, stop: threading.Event
+    work: Callable[[T], object], jobs: Iterable[T], parallel: int, stop: threading.Event
 ) -> dict[str, str]:
     """Work on many files, so many at a time.
 
@@ -78,9 +78,9 @@ def run_all(
     """
     failed: dict[str, str] = {}
     fatal: list[BaseException] = []
-    pending: dict[Future[None], T] = {}
+    pending: dict[Future[object], T] = {}
 
-    def settle(done: Iterable[Future[None]]) -> None:
+    def settle(done: Iterable[Future[object]]) -> None:
         for future in done:
             job = pending.pop(future)
             error = future.exception()
