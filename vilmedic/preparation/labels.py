@@ -22,7 +22,7 @@ CHEXPERT_LABELS = (
     "Support Devices",
 )
 UNCERTAIN = ("negative", "positive", "mixed", "drop")
-# The best policy for each of the five competition labels (Irvin et al. 2019), as GLoRIA uses them.
+# Of the five competition labels, those that GLoRIA counts as present, after Irvin et al. 2019.
 MIXED_POSITIVE = frozenset({"Atelectasis", "Edema", "Pleural Effusion"})
 
 

@@ -190,7 +190,7 @@ def test_a_killed_run_is_taken_up(server: Server, made: Mimic, run: Run, tmp_pat
     server.pace = 0.05
     process = start(server, tmp_path, "--parallel", "2")
     deadline = time.monotonic() + 60
-    while len(server.gets(".jpg")) < 6 and time.monotonic() < deadline:
+    while len(server.gets(".jpg")) < 6 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vilmedic.errors import ConfigError, DataError, nearest
+from vilmedic.preparation.command import is_present
 from vilmedic.preparation.download.answers import Job
 from vilmedic.preparation.download.table import Images
 from vilmedic.preparation.download.transfer import Transfer, disk_error
@@ -53,15 +54,15 @@ def parse_subset(text: str) -> Subset:
     Raises:
         ConfigError: it is none of these.
     """
-    split, _, number = text.rpartition(":") if ":" in text else ("", "", text)
-    if not number.isdecimal():
-        split, number = (text, "") if not split else (split, number)
+    split, colon, number = text.rpartition(":")
+    if not colon and not number.isdecimal():
+        split, number = text, ""
     if split and split not in SPLITS:
         raise ConfigError(
             f"--subset {text}: '{split}' is no split; allowed are a number of studies, "
             f"{', '.join(SPLITS)}, or both such as validate:500.{nearest(split, SPLITS)}"
         )
-    if (number and not number.isdecimal()) or number == "0":
+    if (number or colon) and (not number.isdecimal() or int(number) == 0):
         raise ConfigError(f"--subset {text}: '{number}' is no number of studies.")
     return Subset(split, int(number) if number else None)
 
@@ -101,7 +102,7 @@ def read_sums(path: Path, wanted: set[str]) -> dict[str, str]:
 def image_jobs(
     images: Images, names: list[str], sums: dict[str, str], data: Path, target: Path, page: str
 ) -> Iterator[ImageJob]:
-    """What is to be done for each image.
+    """What is to be done for each image, made one by one: there are hundreds of thousands.
 
     Raises:
         DataError: an image has no published sum.
@@ -114,9 +115,19 @@ def image_jobs(
         yield ImageJob(name, job, target / name)
 
 
-def is_done(job: ImageJob, *, keep: bool) -> bool:
-    """Whether an image was fetched and made smaller before."""
-    return job.target.is_file() and (not keep or job.original.path.is_file())
+def not_done(names: list[str], target: Path, originals: Path | None) -> list[str]:
+    """The images that were not fetched and made smaller before.
+
+    Args:
+        names: paths in the release.
+        target: folder of the smaller images.
+        originals: folder of the originals, when these are to be kept.
+    """
+    listed: dict[Path, set[str]] = {}
+    folders = [target] if originals is None else [target, originals]
+    return [
+        name for name in names if not all(is_present(place / name, listed) for place in folders)
+    ]
 
 
 def fetch_image(transfer: Transfer, images: Images, job: ImageJob, *, keep: bool) -> None:

@@ -16,8 +16,8 @@ from vilmedic.preparation.download.images import (
     Subset,
     fetch_image,
     image_jobs,
-    is_done,
     list_images,
+    not_done,
     read_sums,
 )
 from vilmedic.preparation.download.progress import Progress, run_all
@@ -155,26 +155,25 @@ class _Server:
         """
         target, keep = self.data / resource.target, self.options.keep_originals
         names = list_images(self.data / images.split, self.options.subset or Subset())
-        sums = read_sums(self._sums_path(images.sums), set(names))
-        everything = image_jobs(images, names, sums, self.data, target, resource.page)
-        jobs = [job for job in everything if not is_done(job, keep=keep)]
-        print(
-            f"{target}: {len(names) - len(jobs):,} of {len(names):,} images are there", flush=True
-        )
+        missing = not_done(names, target, self.data / images.originals if keep else None)
+        there = len(names) - len(missing)
+        print(f"{target}: {there:,} of {len(names):,} images are there", flush=True)
         note = target / FAILED
         note.unlink(missing_ok=True)
-        if not jobs:
+        if not missing:
             return {}
-        passing = len(jobs) if keep else min(len(jobs), self.options.parallel)
+        sums = read_sums(self._sums_path(images.sums), set(missing))
+        jobs = image_jobs(images, missing, sums, self.data, target, resource.page)
+        passing = len(missing) if keep else min(len(missing), self.options.parallel)
         check_space(
             {
-                target: len(jobs) * images.kept_each,
+                target: len(missing) * images.kept_each,
                 self.data / images.originals: passing * images.bytes_each,
             }
         )
         each = images.bytes_each
         transfer = self._open()
-        progress = Progress("images", len(jobs) * each, each)
+        progress = Progress("images", len(missing) * each, each)
         transfer.on_bytes, transfer.on_size = progress.arrived, progress.sized
         work = partial(fetch_image, transfer, images, keep=keep)
         try:
