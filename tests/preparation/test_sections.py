@@ -100,6 +100,16 @@ def test_a_sentence_with_a_colon_is_no_heading() -> None:
     assert got == "Two changes since yesterday: 1. Smaller effusion. 2. New tube."
 
 
+def test_sentences_that_begin_like_headings() -> None:
+    text = " Findings\n Clear lungs.\n Note: the apices are cut off.\n Views: two.\n"
+    text += "\n Impression\n Fine."
+    assert find_sections(text) == Sections(
+        "Clear lungs. Note: the apices are cut off. Views: two.", "Fine."
+    )
+    wrapped = " IMPRESSION: No other\n findings\n of note."
+    assert find_sections(wrapped) == Sections("", "No other findings of note.")
+
+
 def test_recommendations_and_wet_reads_are_not_trained_on() -> None:
     text = """ WET READ: ___ 10:10 PM
   Large effusion.

@@ -61,6 +61,13 @@ _NAMES = {
     "note": ["note", "dictated by", "signed by", "attending", "date", "accession number"],
 }
 _KNOWN = {name: section for section, names in _NAMES.items() for name in names}
+# Headings that are one in small letters too; "Note:" and "Views:" begin sentences as often.
+_ANY_CASE = frozenset(
+    name
+    for section in (FINDINGS, IMPRESSION, "comparison", "indication", "history", "recommendation")
+    for name in _NAMES[section]
+    if name not in ("report", "description", "opinion", "summary", "prior")
+) | {"technique", "examination", "notification"}
 _LONG = [name for name in _KNOWN if len(name) >= 7]  # short words are near each other by chance
 _VIEWS = re.compile(
     r"\b(chest|portable|views?|pa and lat\w*|lateral and pa|ap and lateral|frontal|cxr|"
@@ -159,18 +166,26 @@ def _headings(text: str) -> list[_Heading]:
         if match["colon"] is not None:
             name = match["colon"]
             section, known = _classify(_normal(name))
-            # A word in small letters and a colon is a heading only when it is one by name.
-            if known or name.upper() == name:
+            if name.upper() == name or _in_small_letters(name):
                 headings.append(_Heading(section, match.start(), match.end(), known))
         else:
             name = match["alone"].strip()
             section = _KNOWN.get(_normal(name), "")
-            if section and name.upper() == name:
+            capitals = name.upper() == name
+            if section and (capitals or name in ("Findings", "Impression", "Conclusion")):
                 headings.append(_Heading(section, match.start(), match.end(), True))
     for match in _INLINE.finditer(text):
         section, _ = _classify(_normal(match["inline"]))
         headings.append(_Heading(section, match.start(), match.end(), True))
     return sorted(headings, key=lambda heading: heading.start)
+
+
+@lru_cache(maxsize=4096)
+def _in_small_letters(name: str) -> bool:
+    """Whether a name that is not in capitals is a heading all the same, even a misspelt one."""
+    if not name[0].isupper():
+        return False
+    return bool(difflib.get_close_matches(_normal(name), _ANY_CASE, n=1, cutoff=0.85))
 
 
 def _normal(name: str) -> str:
