@@ -8,6 +8,7 @@ tables of MIMIC-CXR-JPG 2.1.0 (`mimic-cxr-2.0.0-split`, `-metadata` and `-chexpe
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ ROOTS = {
     ("impression", False): "data/CLIP/mimic-cxr",
 }
 TABLES = {kind: f"mimic-cxr-2.0.0-{kind}.csv" for kind in ("split", "metadata", "chexpert")}
+_LETTER = re.compile("[A-Za-z]")  # cleaning keeps these, so most reports need not be cleaned here
 # Frontal views first: a model of one image sees the first one of a study.
 VIEWS = (
     "PA",
@@ -98,7 +100,7 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) 
             dropped["studies without a report file"] += 1
         elif not found.text:
             dropped[f"studies whose report has no {_section_name(given.section)}"] += 1
-        elif not r2gen_clean_report(found.text):
+        elif not _LETTER.search(found.text) and not r2gen_clean_report(found.text):
             dropped["studies whose report is empty after cleaning"] += 1
         else:
             unheaded += found.unheaded

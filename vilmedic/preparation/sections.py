@@ -73,11 +73,7 @@ _VIEWS = re.compile(
     r"\b(chest|portable|views?|pa and lat\w*|lateral and pa|ap and lateral|frontal|cxr|"
     r"radiographs?|upright|semi-upright|babygram)\b"
 )
-_LINE = re.compile(
-    r"^[ \t]*(?:(?P<colon>[A-Za-z][A-Za-z0-9 ()/,.&'-]{0,70}?)[ \t]*:"
-    r"|(?P<alone>[A-Za-z][A-Za-z /&-]{3,30})[ \t]*$)",
-    re.MULTILINE,
-)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ()/,.&'-]{0,70}")
 _INLINE = re.compile(
     r"(?<=[.!?;)])[ \t]+(?P<inline>FINDINGS?(?: AND IMPRESSION)?|IMPRESSIONS?|CONCLUSIONS?)[ \t]*:"
 )
@@ -161,23 +157,29 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _headings(text: str) -> list[_Heading]:
-    headings = []
-    for match in _LINE.finditer(text):
-        if match["colon"] is not None:
-            name = match["colon"]
-            section, known = _classify(_normal(name))
-            if name.upper() == name or _in_small_letters(name):
-                headings.append(_Heading(section, match.start(), match.end(), known))
-        else:
-            name = match["alone"].strip()
-            section = _KNOWN.get(_normal(name), "")
-            capitals = name.upper() == name
-            if section and (capitals or name in ("Findings", "Impression", "Conclusion")):
-                headings.append(_Heading(section, match.start(), match.end(), True))
+    headings = list(_line_headings(text))
     for match in _INLINE.finditer(text):
         section, _ = _classify(_normal(match["inline"]))
         headings.append(_Heading(section, match.start(), match.end(), True))
     return sorted(headings, key=lambda heading: heading.start)
+
+
+def _line_headings(text: str) -> Iterator[_Heading]:
+    """Headings at the start of a line, or alone on one."""
+    start = 0
+    for line in text.split("\n"):
+        colon = line.find(":", 0, 80)
+        name = (line if colon < 0 else line[:colon]).strip()
+        if colon > 0 and _NAME.fullmatch(name):
+            if name.upper() == name or _in_small_letters(name):
+                section, known = _classify(_normal(name))
+                yield _Heading(section, start, start + colon + 1, known)
+        elif colon < 0 and 0 < len(name) < 32 and name[0].isupper():
+            alone = _KNOWN.get(_normal(name), "")
+            capitals = name.upper() == name
+            if alone and (capitals or name in ("Findings", "Impression", "Conclusion")):
+                yield _Heading(alone, start, start + len(line), True)
+        start += len(line) + 1
 
 
 @lru_cache(maxsize=4096)

@@ -97,10 +97,11 @@ def list_facts(folder: Path) -> dict[str, Any]:
     files, total, digest = 0, 0, hashlib.sha256()
     for place, folders, names in os.walk(folder):
         folders.sort()
+        inside = os.path.relpath(place, folder)
         for name in sorted(names):
             size = os.stat(os.path.join(place, name)).st_size
             files, total = files + 1, total + size
-            digest.update(f"{os.path.relpath(place, folder)}/{name}\t{size}\n".encode())
+            digest.update(f"{inside}/{name}\t{size}\n".encode())
     return {"files": files, "bytes": total, "sha256_of_list": digest.hexdigest()}
 
 
