@@ -24,6 +24,7 @@ CHEXPERT_LABELS = (
 UNCERTAIN = ("negative", "positive", "mixed", "drop")
 # Of the five competition labels, those that GLoRIA counts as present, after Irvin et al. 2019.
 MIXED_POSITIVE = frozenset({"Atelectasis", "Edema", "Pleural Effusion"})
+_NUMBERS = {"": 0, "1.0": 1, "1": 1, "0.0": 0, "0": 0, "-1.0": -1, "-1": -1}
 
 
 def present_labels(
@@ -58,12 +59,7 @@ def present_labels(
 
 
 def _number(value: str) -> int:
-    if not value:
-        return 0
     try:
-        number = float(value)
-    except ValueError:
-        number = 9
-    if number not in (1, 0, -1):
-        raise ValueError(f"'{value}' is no label value; allowed are 1, 0, -1 and blank")
-    return int(number)
+        return _NUMBERS[value]
+    except KeyError:
+        raise ValueError(f"'{value}' is no label value; allowed are 1, 0, -1 and blank") from None
