@@ -198,6 +198,7 @@ DATASETS = Registry(
         "LabelDataset": "vilmedic.datasets.label:LabelDataset",
         "ImSeq": "vilmedic.datasets.pairs:ImSeq",
         "ImSeqLabel": "vilmedic.datasets.pairs:ImSeqLabel",
+        "ImSeqShards": "vilmedic.datasets.im_seq_shards:ImSeqShards",
         "ImLabel": "vilmedic.datasets.pairs:ImLabel",
     },
     group="vilmedic.datasets",

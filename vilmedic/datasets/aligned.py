@@ -67,6 +67,19 @@ class AlignedDataset(Dataset[Sample]):
             batch |= part.stack(samples)
         return batch
 
+    def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor | None:
+        """The order of the samples in a pass of training, where this data set has one of its own.
+
+        Args:
+            seed: seed of the order.
+            epoch: the pass over the data.
+            batch_size: samples that are taken together.
+
+        Returns:
+            int64 [len(self)], each sample once; None when any random order will do.
+        """
+        return None
+
     def prepare(self, batch: Batch) -> Batch:
         """The part of the processing that runs batched, on the device that holds the batch."""
         for part in self.parts:

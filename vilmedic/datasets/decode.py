@@ -9,38 +9,46 @@ Rules, the same for every format:
   largest value to 0 and 255. Such files hold 10 to 16 bits in an unstated window, and dividing all
   of them by 65535 would turn 12-bit exports black. An image of one single value becomes black.
   (16-bit colour, which Pillow reduces itself, keeps its high byte.)
+- DICOM files are shown as they say themselves (see `dicom`).
+- A large JPEG can be decoded at a half, a quarter or an eighth of its size where that leaves twice
+  the pixels that are asked for a side: scaling the rest gives the same picture within rounding.
 - Files that end too early are errors; they are never filled up with grey.
 """
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vilmedic.datasets.dicom import DICOM_SUFFIXES, UnreadableDicom, dicom_pixels
 from vilmedic.errors import DataError
 
 Color = Literal["grey", "rgb"]
-SUFFIXES = frozenset(Image.registered_extensions()) | {".npy"}
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
-DICOM_REMEDY = "DICOM files are not supported; convert them to PNG or JPEG."
+SUFFIXES = frozenset(Image.registered_extensions()) | DICOM_SUFFIXES | {".npy"}
 _EXIF_ORIENTATION = 0x0112
+_MARGIN = 2  # a JPEG keeps this times the pixels that it is then scaled to
 
 
 class UndecodableImage(DataError):
     """An image file that is missing, truncated, corrupt or of an unknown format."""
 
 
-def decode_image(path: str | Path, color: Color = "grey") -> torch.Tensor:
+def decode_image(
+    path: str | Path, color: Color = "grey", *, short_side: int | None = None
+) -> torch.Tensor:
     """Read one image.
 
     Args:
-        path: a PNG or JPEG file, any other format that Pillow reads, or a `.npy` array of shape
-            [H, W], [H, W, 1] or [H, W, 3].
+        path: a PNG, JPEG or DICOM file, any other format that Pillow reads, or a `.npy` array of
+            shape [H, W], [H, W, 1] or [H, W, 3].
         color: what the result holds: one grey channel or three colour channels.
+        short_side: pixels that the short side will be scaled to; a JPEG may then come out smaller
+            than its file says, with at least twice that. None keeps the size of the file.
 
     Returns:
         uint8 tensor [C, H, W]; C is 1 for `grey` and 3 for `rgb`.
@@ -48,40 +56,82 @@ def decode_image(path: str | Path, color: Color = "grey") -> torch.Tensor:
     Raises:
         UndecodableImage: the file cannot be read; the message holds the path and the reason.
     """
-    path = Path(path)
-    if path.suffix.lower() in DICOM_SUFFIXES:
-        raise UndecodableImage(f"{path}: {DICOM_REMEDY}")
+    with open_image(path) as file:
+        return decode_file(file, str(path), color, short_side=short_side)
+
+
+def open_image(path: str | Path) -> IO[bytes]:
+    """Open a file to read an image from.
+
+    Raises:
+        UndecodableImage: that cannot be done.
+    """
     try:
-        if path.stat().st_size == 0:
-            raise UndecodableImage(f"{path} is an empty file.")
-        image = _from_array(path) if path.suffix.lower() == ".npy" else _open(path, color)
-        pixels = np.array(image.convert("L" if color == "grey" else "RGB"))
-    except (MemoryError, UndecodableImage):
-        raise
+        return open(path, "rb")
     except FileNotFoundError:
         raise UndecodableImage(f"{path} does not exist.") from None
+    except OSError as error:
+        raise UndecodableImage(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def decode_file(
+    file: IO[bytes], name: str, color: Color = "grey", *, short_side: int | None = None
+) -> torch.Tensor:
+    """Read one image from an open file; see `decode_image`.
+
+    Args:
+        file: open for reading and for moving in it.
+        name: what messages call it; its suffix tells formats apart that their content does not.
+        color: see `decode_image`.
+        short_side: see `decode_image`.
+    """
+    suffix = Path(name).suffix.lower()
+    try:
+        if file.seek(0, io.SEEK_END) == 0:
+            raise UndecodableImage(f"{name} is an empty file.")
+        file.seek(128)
+        marked = file.read(4) == b"DICM"
+        file.seek(0)
+        if suffix in DICOM_SUFFIXES or marked:
+            pixels = _converted(Image.fromarray(dicom_pixels(file)), color)
+        elif suffix == ".npy":
+            pixels = _converted(_from_array(file, name), color)
+        else:
+            pixels = _open(file, name, color, short_side)
+    except (MemoryError, UndecodableImage):
+        raise
+    except UnreadableDicom as error:
+        raise UndecodableImage(f"{name}{'' if str(error)[0] == ':' else ' '}{error}") from None
     except UnidentifiedImageError:
-        raise UndecodableImage(_unidentified(path)) from None
+        raise UndecodableImage(
+            f"{name} is not an image in a known format, or its header is damaged."
+        ) from None
     except Exception as error:  # decoders raise all sorts of things on corrupt files
-        raise UndecodableImage(f"{path} cannot be decoded: {error}.") from error
+        raise UndecodableImage(f"{name} cannot be decoded: {error}.") from error
     tensor = torch.from_numpy(pixels)
     return tensor[None] if color == "grey" else tensor.permute(2, 0, 1).contiguous()
 
 
-def _open(path: Path, color: Color) -> Image.Image:
-    """The upright, opaque 8-bit image in a file that Pillow reads."""
-    with Image.open(path) as image:
-        if color == "grey":
-            image.draft("L", image.size)  # a colour JPEG decodes its luma only
+def _open(file: IO[bytes], name: str, color: Color, short_side: int | None) -> np.ndarray:
+    """The upright, opaque 8-bit pixels in a file that Pillow reads."""
+    with Image.open(file) as image:
+        asked = image.size if short_side is None else (_MARGIN * short_side,) * 2
+        # A colour JPEG decodes its luma only, a large one at reduced size; others ignore it.
+        image.draft("L" if color == "grey" else None, asked)
         image.load()
         upright = image
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
             upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith(("I", "F")):
-            return Image.fromarray(_to_bytes(np.asarray(upright), path))
+            return _converted(Image.fromarray(_to_bytes(np.asarray(upright), name)), color)
         if upright.has_transparency_data:
-            return _over_black(upright)
-        return upright.copy() if upright is image else upright
+            upright = _over_black(upright)
+        return _converted(upright, color)
+
+
+def _converted(image: Image.Image, color: Color) -> np.ndarray:
+    mode = "L" if color == "grey" else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _over_black(image: Image.Image) -> Image.Image:
@@ -91,38 +141,29 @@ def _over_black(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
 
 
-def _from_array(path: Path) -> Image.Image:
-    array = np.load(path, allow_pickle=False)
+def _from_array(file: IO[bytes], name: str) -> Image.Image:
+    array = np.load(file, allow_pickle=False)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise UndecodableImage(
-            f"{path} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, 3]."
+            f"{name} holds an array of shape {list(array.shape)}; an image is [H, W] or [H, W, 3]."
         )
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
     if array.dtype != np.uint8:
         if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-            raise UndecodableImage(f"{path} holds {array.dtype} values, which are no image.")
-        array = _to_bytes(array, path)
+            raise UndecodableImage(f"{name} holds {array.dtype} values, which are no image.")
+        array = _to_bytes(array, name)
     return Image.fromarray(array)
 
 
-def _to_bytes(values: np.ndarray, path: Path) -> np.ndarray:
+def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
     """Map the range of the values linearly to 0..255 (see the head of this file)."""
     wide = values.astype(np.float64)
     if not np.isfinite(wide).all():
-        raise UndecodableImage(f"{path} holds values that are not finite numbers.")
+        raise UndecodableImage(f"{name} holds values that are not finite numbers.")
     low, high = wide.min(), wide.max()
     if low == high:
         return np.zeros(values.shape, np.uint8)
     return np.rint((wide - low) * (255.0 / (high - low))).astype(np.uint8)
-
-
-def _unidentified(path: Path) -> str:
-    """What to say of a file that no decoder recognises."""
-    with open(path, "rb") as file:
-        head = file.read(132)
-    if head[128:] == b"DICM":
-        return f"{path}: {DICOM_REMEDY}"
-    return f"{path} is not an image in a known format, or its header is damaged."

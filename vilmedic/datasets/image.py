@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,14 +12,10 @@ from torchvision.transforms import v2
 
 from vilmedic.config.types import AtLeast, Calls, Runtime
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
-from vilmedic.datasets.decode import (
-    DICOM_REMEDY,
-    DICOM_SUFFIXES,
-    SUFFIXES,
-    UndecodableImage,
-    decode_image,
-)
-from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.decode import UndecodableImage
+from vilmedic.datasets.lines import listed, read_lines
+from vilmedic.datasets.picture_cache import PictureCache
+from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.sample import seeded, stable_seed
 from vilmedic.datasets.transforms import (
     build_transforms,
@@ -49,7 +44,8 @@ class ImageDataset(Part):
         root: folder that holds the line files.
         file: name of the line files after the split.
         image_path: folder that the paths start from; null takes the folder `images` in root when
-            there is one, else root.
+            there is one, else root. Where root holds an index of shards (see data/make_shards.py):
+            the folder or the http(s) URL of the shards; null takes root.
         ext: file extension of paths that are written without one, such as jpg.
         resize: pixels of the short side after resizing; null keeps the size of the file.
         crop: side of the square cut out last, at a random place in training and in the middle in
@@ -66,6 +62,10 @@ class ImageDataset(Part):
             of training.
         mean: mean of each colour channel, subtracted after scaling to 0..1 (default: ImageNet).
         std: standard deviation of each colour channel (default: ImageNet).
+        cache: folder in which decoded and resized images are kept, one memory-mapped file a split;
+            null decodes the files in every epoch.
+        spool: folder for shards that come from a URL; null takes the folder `spool` in root.
+        spool_gib: most GiB of shards that it holds; the ones unused for longest make room.
         on_error: whether a missing or undecodable image ends the run or is left out and listed;
             more than one in a hundred ends it in any case.
     """
@@ -92,6 +92,9 @@ class ImageDataset(Part):
         eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
         std: list[float] = [0.229, 0.224, 0.225],  # noqa: B006
+        cache: str | None = None,
+        spool: str | None = None,
+        spool_gib: Annotated[float, AtLeast(0)] = 64.0,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         _check_numbers(resize=resize, crop=crop, multi_image=multi_image, views=views)
@@ -121,17 +124,26 @@ class ImageDataset(Part):
             self.transforms = preset_transforms(preset, crop, self.channels)
 
         texts = read_lines(root, split, file)
-        images = Path(root) / "images"
-        default = images if images.is_dir() else Path(root)
-        self.folder = Path(image_path) if image_path is not None else default
-        self.ext = f".{ext.lstrip('.')}" if ext else ""
-        missing = self._missing(texts)
+        self.pictures = open_pictures(
+            texts,
+            root=root,
+            split=split,
+            image_path=image_path,
+            ext=ext,
+            color=color,
+            resize=resize,
+            most=multi_image,
+            spool=spool,
+            spool_gib=spool_gib,
+        )
+        missing = self.pictures.missing()
         if missing and on_error == "raise":
             raise DataError(
-                f"{listed(list(missing.values()), 'missing image')}. Paths start from "
-                f"image_path={self.folder}; set that, or ext for paths without an extension, or "
+                f"{listed(list(missing.values()), 'missing image')}. {self.pictures.remedy}, or "
                 "on_error=skip to leave a few samples out."
             )
+        if cache is not None:
+            self._use_cache(PictureCache(self.pictures, Path(cache), split, set(missing)))
         super().__init__(texts, missing)
 
     def keep_sides(self) -> None:
@@ -154,11 +166,9 @@ class ImageDataset(Part):
             UndecodableImage: a file cannot be decoded; the message names the line.
         """
         try:
-            images = [decode_image(path, self.color) for path in self._paths(self.texts[line])]
+            images = self.pictures.read(line)
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
-        if self.resize is not None:
-            images = [resize_short_side(image, self.resize) for image in images]
         if self.views > 1:
             images = images * self.views
         numbers = (self.seed, epoch if self.training else 0, line)
@@ -177,8 +187,9 @@ class ImageDataset(Part):
         """
         self._check_sizes(samples)
         if self.multi_image == 1:
-            stacked = torch.stack([torch.stack(sample["images"]) for sample in samples])
-            return {"images": stacked if self.views > 1 else stacked[:, 0]}
+            every = torch.stack([image for sample in samples for image in sample["images"]])
+            several = (len(samples), self.views, *every.shape[1:])
+            return {"images": every.view(several) if self.views > 1 else every}
         counts = torch.tensor([len(sample["images"]) for sample in samples])
         first = samples[0]["images"][0]
         images = first.new_zeros((len(samples), self.multi_image, *first.shape))
@@ -193,12 +204,13 @@ class ImageDataset(Part):
             return batch
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        images = (pixels.float() / 255 - mean) / std
+        # (pixels / 255 - mean) / std, in one pass over the result
+        images = torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std))
         return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
 
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
-        return {"image": [str(path) for path in self._paths(self.texts[line])]}
+        return {"image": self.pictures.places(line)}
 
     def picture(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
         """The first image of a sample as its file has it, and the part that evaluation cuts out.
@@ -211,7 +223,7 @@ class ImageDataset(Part):
             uint8 [C, H, W], and the window that a model sees of it.
         """
         line = int(whole.kept[index])
-        image = decode_image(self._paths(self.texts[line])[0], self.color)
+        image = self.pictures.decode(line, 0, whole=True)
         height, width = resize_short_side(image, self.resize or min(image.shape[-2:])).shape[-2:]
         across, down = (self.crop or width) / width, (self.crop or height) / height
         left, top = (1 - across) / 2, (1 - down) / 2
@@ -221,35 +233,19 @@ class ImageDataset(Part):
         """Undecodable images are left out when `on_error` is skip."""
         return self.on_error == "skip" and isinstance(error, UndecodableImage)
 
-    def _paths(self, text: str) -> list[Path]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        with_ext = (
-            name
-            if os.path.splitext(name)[1].lower() in SUFFIXES | DICOM_SUFFIXES
-            else name + self.ext
-            for name in names[: self.multi_image]
-        )
-        return [self.folder / name for name in with_ext]
-
-    def _missing(self, texts: Lines) -> dict[int, str]:
-        """Lines with an image that is not there, found by listing each folder once."""
-        present: dict[Path, set[str]] = {}
-        missing: dict[int, str] = {}
-        for line, text in enumerate(texts):
-            paths = self._paths(text)
-            if not paths:
-                raise DataError(f"{texts.where(line)} names no image: '{text}'.")
-            for path in paths:
-                if path.suffix.lower() in DICOM_SUFFIXES:
-                    raise DataError(f"{texts.where(line)}: {path}: {DICOM_REMEDY}")
-                if path.parent not in present:
-                    folder = path.parent
-                    present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-                if path.name not in present[path.parent]:
-                    missing.setdefault(line, f"{texts.where(line)}: {path} does not exist")
-        return missing
+    def _use_cache(self, cache: PictureCache) -> None:
+        """Read pictures from a cache from now on; what it could not decode is known already."""
+        failed = [f"{cache.texts.where(line)}: {e}" for line, e in cache.failures().items()]
+        if failed and self.on_error == "raise":
+            raise UndecodableImage(
+                f"{listed(failed, 'undecodable image')} Mend them, or set on_error=skip to leave "
+                "a few samples out."
+            )
+        self.pictures = cache
 
     def _transform(self, image: torch.Tensor, seed: int, epoch: int, line: int, view: int) -> Any:
+        if self.pictures.shared and (self.transforms or self.crop is None):
+            image = image.clone()
         if not self.random and not self.transforms:
             return image if self.crop is None else crop_square(image, self.crop, random=False)
         with seeded(stable_seed("image", seed, epoch, line, view)):

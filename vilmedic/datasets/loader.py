@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         drop_last: leave out a last batch that is shorter than the others.
         epoch: see `set_epoch`.
         start_batch: see `set_epoch`.
+        order: the data set's own order of training, if it has one; see `AlignedDataset.order`.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class EpochSampler(Sampler[list[SampleKey]]):
         drop_last: bool,
         epoch: int = 0,
         start_batch: int = 0,
+        order: Callable[..., torch.Tensor | None] | None = None,
     ) -> None:
+        self.order = order
         self.size, self.batch_size = size, batch_size
         self.training, self.seed, self.drop_last = training, seed, drop_last
         self.set_epoch(epoch, start_batch)
@@ -61,14 +64,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch if self.training else 0
-        if self.training:
-            generator = torch.Generator().manual_seed(stable_seed("shuffle", self.seed, epoch))
-            order = torch.randperm(self.size, generator=generator)
-        else:
-            order = torch.arange(self.size)
+        order = self._shuffled(epoch) if self.training else torch.arange(self.size)
         for batch in range(self.start_batch, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(index, epoch) for index in chosen.tolist()]
+
+    def _shuffled(self, epoch: int) -> torch.Tensor:
+        own = self.order and self.order(seed=self.seed, epoch=epoch, batch_size=self.batch_size)
+        if own is not None:
+            return own
+        generator = torch.Generator().manual_seed(stable_seed("shuffle", self.seed, epoch))
+        return torch.randperm(self.size, generator=generator)
 
 
 class _Guarded(Dataset[Any]):
@@ -201,6 +207,7 @@ def make_loader(
         drop_last=drop_last,
         epoch=epoch,
         start_batch=start_batch,
+        order=dataset.order,
     )
     guarded = _Guarded(dataset)
     return EpochLoader(

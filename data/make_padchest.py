@@ -1,0 +1,11 @@
+"""Build a training folder from PadChest: python data/make_padchest.py [--help]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vilmedic.preparation.padchest import main
+
+if __name__ == "__main__":
+    sys.exit(main())

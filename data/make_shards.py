@@ -1,0 +1,67 @@
+"""Writes the images of a folder of line files into tar shards, which ImSeqShards reads.
+
+    python data/make_shards.py data/SELFSUP/mimic-cxr data/SELFSUP/mimic-cxr-shards \
+        --image-path data/images/mimic-cxr-images-512 --ext jpg
+
+Run again after an interruption, it goes on where it stopped. Copy the shards anywhere, also to a
+web server; line files and indices stay in a folder here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vilmedic.errors import VilmedicError
+from vilmedic.preparation.shards import write_shards
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        written = write_shards(
+            given.root,
+            given.target,
+            image_path=given.image_path,
+            ext=given.ext,
+            samples=given.samples,
+            force=given.force,
+            workers=given.workers,
+        )
+    except (VilmedicError, OSError) as error:
+        print(f"make_shards: {error}", file=sys.stderr)
+        return 2
+    for split, counts in written.items():
+        gib = counts["bytes"] / 2**30
+        print(
+            f"{split}: {counts['lines']:,} lines with {counts['images']:,} images in "
+            f"{counts['shards']:,} shards, {gib:.2f} GiB"
+        )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").strip().splitlines()
+    parser = argparse.ArgumentParser(
+        description=lines[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("root", type=Path, help="folder with train.image.tok and so on")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("--image-path", type=Path, help="folder that the paths start from")
+    parser.add_argument("--ext", help="extension of paths without one, such as jpg")
+    parser.add_argument("--samples", type=_positive, default=1000, help="lines a shard")
+    parser.add_argument("--workers", type=int, default=0, help="shards at a time, 0 for one a core")
+    parser.add_argument("--force", action="store_true", help="replace the shards that are there")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

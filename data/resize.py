@@ -1,0 +1,79 @@
+"""Makes a folder of JPEG, PNG or DICOM images smaller, with the same tree of folders.
+
+    python data/resize.py archive/images data/images/my-images-512 --size 512
+
+Run again after an interruption, it goes on where it stopped. Images that cannot be read are listed
+in unreadable.txt in the new folder, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vilmedic.datasets.lines import SHOWN
+from vilmedic.errors import VilmedicError
+from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        found = resize_tree(
+            given.source,
+            given.target,
+            given.size,
+            suffix=f".{given.format}",
+            quality=given.quality,
+            workers=given.workers,
+            force=given.force,
+        )
+    except (VilmedicError, OSError) as error:
+        print(f"resize: {error}", file=sys.stderr)
+        return 2
+    other = sum(found.other.values())
+    print(
+        f"{given.target}: {found.written:,} images written, {found.present:,} were there already, "
+        f"{len(found.unreadable):,} unreadable, {other:,} files of other kinds left out"
+    )
+    for kind, count in found.other.most_common(SHOWN):
+        print(f"  left out: {count:,} {kind}")
+    for reason in list(found.unreadable.values())[:SHOWN]:
+        print(f"  unreadable: {reason}", file=sys.stderr)
+    if found.unreadable:
+        print(f"  all of them: {given.target / UNREADABLE}", file=sys.stderr)
+    return 1 if found.unreadable else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").strip().splitlines()
+    parser = argparse.ArgumentParser(
+        description=lines[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="folder of images")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("--size", type=_positive, default=512, help="pixels of the short side")
+    parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="what to write")
+    parser.add_argument(
+        "--quality",
+        type=int,
+        default=95,
+        choices=range(1, 101),
+        metavar="1..100",
+        help="of JPEG files",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--force", action="store_true", help="write again what is there")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from tests.preparation.archives import lines, write_csv, write_images
+from vilmedic.preparation.any_folder import main
+
+HEADER = ["file", "text", "diagnosis", "who", "mass", "nodule"]
+SPLITS = ("train", "validate", "test")
+
+
+def rows(number: int = 40) -> list[list[str]]:
+    return [
+        [
+            f"deep/{n}.png",
+            f"Report {n},\n second line.",
+            "mass|nodule" if n % 2 else "normal",
+            f"person {n // 2}",
+            str(n % 2),
+            "1.0" if n % 4 == 0 else "",
+        ]
+        for n in range(number)
+    ]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_csv(tmp_path / "table.csv", HEADER, rows())
+    write_images(tmp_path / "images", [row[0] for row in rows()])
+    return tmp_path
+
+
+def run(source: Path, *options: str, table: str = "table.csv", status: int = 0) -> Path:
+    root = source / "out"
+    arguments = ["--root", str(root), "--images", str(source / "images"), "--image-column", "file"]
+    assert main([*arguments, "--table", str(source / table), *options]) == status
+    return root
+
+
+def every(root: Path, name: str) -> list[str]:
+    return [x for split in SPLITS for x in lines(root / f"{split}.{name}")]
+
+
+def test_images_reports_labels_and_groups(source: Path) -> None:
+    options = ["--report-column", "text", "--label-columns", "diagnosis", "--group-column", "who"]
+    root = run(source, *options, "--split", "0.5,0.25,0.25")
+    assert [len(lines(root / f"{s}.image.tok")) for s in SPLITS] == [20, 10, 10]
+    table = zip(
+        every(root, "image.tok"),
+        every(root, "report.tok"),
+        every(root, "label.tok"),
+        every(root, "patient.tok"),
+        strict=True,
+    )
+    for image, report, labels, patient in table:
+        number = int(Path(image).stem)
+        assert report == f"Report {number}, second line."
+        assert labels == ("mass,nodule" if number % 2 else "normal")
+        assert patient == f"person {number // 2}"
+    groups = [set(lines(root / f"{s}.patient.tok")) for s in SPLITS]
+    assert not groups[0] & groups[1]
+    assert not groups[1] & groups[2]
+
+
+def test_columns_of_zeros_and_ones(source: Path) -> None:
+    root = run(source, "--label-columns", "mass,nodule")
+    for image, labels in zip(every(root, "image.tok"), every(root, "label.tok"), strict=True):
+        number = int(Path(image).stem)
+        wanted = ["mass"] * (number % 2 == 1) + ["nodule"] * (number % 4 == 0)
+        assert labels == (",".join(wanted) or "No Finding")
+    assert not list(root.glob("*.report.tok"))
+    card = json.loads((root / "data_card.json").read_text())
+    assert card["notes"]["splits"].startswith("by row")
+
+
+def test_a_column_of_splits(source: Path) -> None:
+    names = ["train", "Val", "test", "training"]
+    table = [[*row, names[n % 4]] for n, row in enumerate(rows())]
+    write_csv(source / "table.csv", [*HEADER, "fold"], table)
+    root = run(source, "--split-column", "fold", "--group-column", "who")
+    assert [len(lines(root / f"{s}.image.tok")) for s in SPLITS] == [20, 10, 10]
+    card = json.loads((root / "data_card.json").read_text())
+    assert card["notes"]["groups that are in several splits"] == 20
+
+
+def test_what_is_left_out(source: Path) -> None:
+    spoilt = [
+        ["", "Text.", "a", "p", "", ""],
+        ["gone.png", "Text.", "a", "p", "", ""],
+        ["deep/1.png", " . ", "a", "p", "", ""],
+        ["deep/1.png", "Text.", "", "p", "", ""],
+        ["deep/1.png", "Text.", "a", "", "", ""],
+        ["deep/1.png,gone.png", "Text.", "a", "p", "", ""],
+    ]
+    write_csv(source / "table.csv", HEADER, rows() + spoilt)
+    root = run(
+        source, "--report-column", "text", "--label-columns", "diagnosis", "--group-column", "who"
+    )
+    assert json.loads((root / "data_card.json").read_text())["dropped"] == {
+        "images that are not in the folder": 1,
+        "rows without a group": 1,
+        "rows without a report": 1,
+        "rows without an image": 1,
+        "rows without labels": 1,
+        "rows whose image is not in the folder": 1,
+    }
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_json_lines(source: Path, packed: bool) -> None:
+    objects = [
+        {"file": [f"deep/{n}", f"deep/{n + 1}"], "text": f"Report {n}.", "tags": ["a", f"b{n % 2}"]}
+        for n in range(0, 40, 2)
+    ]
+    text = "\n".join(json.dumps(one) for one in objects)
+    name = "table.jsonl.gz" if packed else "table.jsonl"
+    (source / name).write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    options = ["--report-column", "text", "--label-columns", "tags", "--ext", ".png"]
+    root = run(source, *options, table=name)
+    assert set(every(root, "label.tok")) == {"a,b0"}
+    assert "deep/0.png,deep/1.png" in every(root, "image.tok")
+    assert len(every(root, "report.tok")) == 20
+
+
+def write_dicom(path: Path, **fields: str) -> None:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.Rows, data.Columns = 8, 8
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.PixelData = np.zeros((8, 8), np.uint16).tobytes()
+    for name, value in fields.items():
+        setattr(data, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(path, data)
+
+
+def test_dicom_headers(tmp_path: Path) -> None:
+    for n in range(30):
+        write_dicom(
+            tmp_path / "images" / f"p{n // 2}" / f"{n}.dcm",
+            PatientID=f"id{n // 2}",
+            ImageComments=f"Clear lungs {n}.",
+            ViewPosition="PA" if n % 2 else "AP",
+        )
+    (tmp_path / "images" / "p0" / "torn.dcm").write_bytes(b"no header")
+    (tmp_path / "images" / "p0" / "notes.txt").write_text("not an image")
+    root = tmp_path / "out"
+    arguments = ["--root", str(root), "--images", str(tmp_path / "images"), "--dicom"]
+    arguments += ["--report-column", "ImageComments", "--label-columns", "ViewPosition"]
+    assert main([*arguments, "--group-column", "PatientID", "--workers", "1"]) == 0
+    for image, report, label, patient in zip(
+        *(every(root, f"{k}.tok") for k in ("image", "report", "label", "patient")), strict=True
+    ):
+        number = int(Path(image).stem)
+        assert image == f"p{number // 2}/{number}.dcm"
+        assert report == f"Clear lungs {number}."
+        assert label == ("PA" if number % 2 else "AP")
+        assert patient == f"id{number // 2}"
+    card = json.loads((root / "data_card.json").read_text())
+    assert card["dropped"] == {"DICOM files that cannot be read": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--report-column", "texts"], "has no column 'texts'"),
+        (["--label-columns", "diagnoses"], "Did you mean 'diagnosis'?"),
+        (["--split-column", "who"], "says 'person 0'; allowed are train"),
+        (["--split", "0.99,0.005,0.005"], "No patient is left for the split 'validate'"),
+    ],
+)
+def test_mistakes_are_explained(
+    source: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    run(source, *options, status=2)
+    assert message in capsys.readouterr().err
+    assert not (source / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png"])
+def test_paths_outside_the_folder(
+    source: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    write_csv(source / "table.csv", HEADER, [[name, "Text.", "a", "p", "", ""]])
+    run(source, status=2)
+    assert "does not lie in" in capsys.readouterr().err
+
+
+def test_an_unknown_header_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dicom(tmp_path / "images" / "a.dcm", PatientID="1")
+    arguments = ["--root", str(tmp_path / "out"), "--images", str(tmp_path / "images"), "--dicom"]
+    assert main([*arguments, "--group-column", "PatientId"]) == 2
+    assert "'PatientId' is no DICOM field. Did you mean 'PatientID'?" in capsys.readouterr().err
+
+
+def test_every_script_runs_on_its_own(tmp_path: Path) -> None:
+    scripts = sorted((Path(__file__).parents[2] / "data").glob("make_*.py"))
+    assert len(scripts) >= 6
+    for script in scripts:
+        command = [sys.executable, str(script), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "--root" in done.stdout

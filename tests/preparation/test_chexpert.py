@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.preparation.archives import lines, write_csv
+from vilmedic.preparation.chexpert import FIVE, PLUS, main
+from vilmedic.preparation.labels import CHEXPERT_LABELS
+
+# The order of the columns in the release differs from that in MIMIC-CXR.
+LABELS = ["No Finding", *[name for name in reversed(CHEXPERT_LABELS) if name != "No Finding"]]
+HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
+
+
+def row(patient: int, view: str = "frontal", split: str = "train", **labels: str) -> list[str]:
+    given = {name.replace("_", " "): value for name, value in labels.items()}
+    path = f"CheXpert-v1.0-small/{split}/patient{patient:05d}/study1/view1_{view}.jpg"
+    values = [given.get(name, "") for name in LABELS]
+    return [path, "Female", "68", view.capitalize(), "AP" if view == "frontal" else "", *values]
+
+
+def training() -> list[list[str]]:
+    rows = []
+    for index, name in enumerate(FIVE):
+        key = name.replace(" ", "_")
+        for n in range(20):
+            patient = 1000 * (index + 1) + n
+            rows.append(row(patient, **{key: "1.0", "No_Finding": "", "Fracture": "0.0"}))
+            rows.append(row(patient, "lateral", **{key: "1.0"}))
+    for n in range(30):
+        rows.append(row(9000 + n, Edema="1.0", Pneumonia="-1.0"))
+        rows.append(row(9100 + n, Edema="-1.0"))
+        rows.append(row(9200 + n, Fracture="1.0"))
+    return rows
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    write_csv(folder / "train.csv", HEADER, training())
+    valid = [row(n, split="valid", Edema="1.0") for n in range(64541, 64551)]
+    write_csv(folder / "valid.csv", HEADER, valid)
+    columns = [
+        "path_to_image",
+        "frontal_lateral",
+        "section_findings",
+        "section_impression",
+        "split",
+    ]
+    reports = [
+        [line[0].split("/", 1)[1], line[3], "", f"Report of {line[0].split('/')[2]}.", "train"]
+        for line in training() + valid
+    ]
+    write_csv(folder / PLUS, columns, reports)
+    return folder
+
+
+def run(raw: Path, root: Path, *options: str, status: int = 0) -> Path:
+    arguments = ["--tables", str(raw), "--root", str(root), "--validate", "20", *options]
+    assert main(arguments) == status
+    return root
+
+
+def test_splits_without_reports(raw: Path, tmp_path: Path) -> None:
+    root = run(raw, tmp_path / "out", "--keep-5x200")
+    assert not list(root.glob("*.impression.tok"))
+    frontal = [line[0].split("/", 1)[1] for line in training() if line[3] == "Frontal"]
+    names = lines(root / "train.image.tok") + lines(root / "validate.image.tok")
+    assert sorted(names) == sorted(frontal)
+    assert len(lines(root / "validate.image.tok")) == 20
+    assert len(lines(root / "test.image.tok")) == 10
+    assert all(name.startswith("valid/patient645") for name in lines(root / "test.image.tok"))
+    labels = Counter(lines(root / "train.label.tok") + lines(root / "validate.label.tok"))
+    assert labels["Edema"] == 50
+    assert labels["No Finding"] == 30  # edema that is uncertain counts as absent
+    train = set(lines(root / "train.patient.tok"))
+    assert not train & set(lines(root / "validate.patient.tok"))
+
+
+def test_the_five_by_200_set_is_as_published(raw: Path, tmp_path: Path) -> None:
+    root = run(raw, tmp_path / "five", "--five-by-200", "--each", "15")
+    labels = lines(root / "test.label.tok")
+    assert Counter(labels) == dict.fromkeys(FIVE, 15)
+    by_path = {line[0].split("/", 1)[1]: line for line in training()}
+    for name, label in zip(lines(root / "test.image.tok"), labels, strict=True):
+        line = by_path[name]
+        assert line[3] == "Frontal"
+        stated = {n: v for n, v in zip(LABELS, line[5:], strict=True) if v not in ("", "0.0")}
+        assert stated == {label: "1.0"}
+    other = run(raw, tmp_path / "seed", "--five-by-200", "--each", "15", "--seed", "1")
+    assert lines(other / "test.image.tok") != lines(root / "test.image.tok")
+    rest = run(raw, tmp_path / "rest", "--each", "15")
+    used = set(lines(rest / "train.patient.tok")) | set(lines(rest / "validate.patient.tok"))
+    assert not used & set(lines(root / "test.patient.tok"))
+    card = json.loads((rest / "data_card.json").read_text())
+    assert card["dropped"]["images of patients in the 5 x 200 set"] == 75
+
+
+def test_reports_of_chexpert_plus(raw: Path, tmp_path: Path) -> None:
+    root = run(raw, tmp_path / "out", "--reports", str(raw / PLUS), "--each", "15")
+    for split in ("train", "validate", "test"):
+        reports = lines(root / f"{split}.impression.tok")
+        patients = lines(root / f"{split}.patient.tok")
+        assert reports == [f"Report of {patient}." for patient in patients]
+    five = run(raw, tmp_path / "five", "--reports", str(raw), "--five-by-200", "--each", "15")
+    assert len(lines(five / "test.impression.tok")) == 75
+
+
+def test_too_few_of_a_finding(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(raw, tmp_path / "out", "--five-by-200", status=2)
+    assert "Only 20 training images have Atelectasis alone; 200 are" in capsys.readouterr().err
+
+
+def test_views(raw: Path, tmp_path: Path) -> None:
+    root = run(raw, tmp_path / "out", "--view", "all", "--keep-5x200")
+    names = lines(root / "train.image.tok") + lines(root / "validate.image.tok")
+    assert len(names) == len(training())

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pytest
+
+from vilmedic.preparation.sections import Sections, choose_text, find_sections
+
+PLAIN = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___ year old with cough  // pneumonia?
+
+ TECHNIQUE:  Two views of the chest.
+
+ COMPARISON:  None.
+
+ FINDINGS:
+
+ The lungs are clear.  No effusion
+ is seen.
+
+ IMPRESSION:
+
+ No acute process.
+"""
+
+
+def test_a_report_in_the_usual_form() -> None:
+    assert find_sections(PLAIN) == Sections(
+        "The lungs are clear. No effusion is seen.", "No acute process."
+    )
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        " FINDINGS:",
+        " FINDING:",
+        "FINDINGS :",
+        "\tFindings:",
+        " FINDNIGS:",
+        " FINDIGS:",
+        " FINDINGS",
+        " PORTABLE CHEST:",
+        " CHEST, TWO VIEWS:",
+        " AP AND LATERAL VIEWS OF THE CHEST:",
+        " REFERENCE FINDINGS:",
+    ],
+)
+def test_spellings_of_findings(heading: str) -> None:
+    text = f" HISTORY:  Fever.\n{heading}\n The heart is large.\n\n IMPRESSION:  Cardiomegaly."
+    assert find_sections(text) == Sections("The heart is large.", "Cardiomegaly.")
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        " IMPRESSION:",
+        "Impression:",
+        " IMPRESSOIN:",
+        " IMRPESSION:",
+        " MPRESSION:",
+        " IMPRESSIONS:",
+        " CONCLUSION:",
+        " IMPRESSION",
+        " FINAL IMPRESSION:",
+    ],
+)
+def test_spellings_of_impression(heading: str) -> None:
+    text = f" FINDINGS:  The heart is large.\n\n{heading}\n Cardiomegaly.\n"
+    assert find_sections(text) == Sections("The heart is large.", "Cardiomegaly.")
+
+
+def test_a_joint_heading_is_an_impression() -> None:
+    for heading in ("FINDINGS AND IMPRESSION", "FINDINGS/IMPRESSION", "FINDINGS / IMPRESSION"):
+        assert find_sections(f" {heading}:  Clear lungs.") == Sections("", "Clear lungs.")
+
+
+def test_a_heading_in_the_middle_of_a_line() -> None:
+    text = " FINDINGS: Clear lungs. IMPRESSION: Normal chest."
+    assert find_sections(text) == Sections("Clear lungs.", "Normal chest.")
+
+
+def test_parts_of_the_findings_stay_in_them() -> None:
+    text = """ FINDINGS:
+ LUNGS: Clear.
+ HEART AND MEDIASTINUM: Normal size.
+ Lines: none.
+
+ IMPRESSION: Normal.
+
+ NOTIFICATION:  Told to the nurse by telephone."""
+    assert find_sections(text) == Sections(
+        "LUNGS: Clear. HEART AND MEDIASTINUM: Normal size. Lines: none.", "Normal."
+    )
+
+
+def test_a_sentence_with_a_colon_is_no_heading() -> None:
+    text = " IMPRESSION:\n Two changes since yesterday:\n 1. Smaller effusion.\n 2. New tube."
+    got = find_sections(text).impression
+    assert got == "Two changes since yesterday: 1. Smaller effusion. 2. New tube."
+
+
+def test_sentences_that_begin_like_headings() -> None:
+    text = " Findings\n Clear lungs.\n Note: the apices are cut off.\n Views: two.\n"
+    text += "\n Impression\n Fine."
+    assert find_sections(text) == Sections(
+        "Clear lungs. Note: the apices are cut off. Views: two.", "Fine."
+    )
+    wrapped = " IMPRESSION: No other\n findings\n of note."
+    assert find_sections(wrapped) == Sections("", "No other findings of note.")
+
+
+def test_recommendations_and_wet_reads_are_not_trained_on() -> None:
+    text = """ WET READ: ___ 10:10 PM
+  Large effusion.
+ ______________________________________________________________________________
+                                 FINAL REPORT
+ INDICATION:  Pain.
+
+ IMPRESSION:  Small effusion.
+
+ RECOMMENDATION(S):  Follow up in a month."""
+    assert find_sections(text) == Sections("", "Small effusion.")
+
+
+def test_the_last_section_that_is_not_empty_counts() -> None:
+    text = " FINDINGS: First.\n IMPRESSION: One.\n FINDINGS: Second.\n IMPRESSION:\n"
+    assert find_sections(text) == Sections("Second.", "One.")
+
+
+def test_without_headings_the_description_is_found() -> None:
+    after = " HISTORY:  Fever.\n\n The lungs are clear. The heart is normal.\n"
+    assert find_sections(after) == Sections(rest="The lungs are clear. The heart is normal.")
+    in_comparison = " COMPARISON:  The heart is larger than it was last week.\n"
+    assert find_sections(in_comparison).rest == "The heart is larger than it was last week."
+    plain = "The lungs are clear and the heart is normal."
+    assert find_sections(plain).rest == plain
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \n", "                FINAL REPORT\n", " IMPRESSION:\n ___\n"]
+)
+def test_reports_with_nothing_to_say(text: str) -> None:
+    assert find_sections(text) == Sections()
+
+
+def test_line_ends_of_other_systems() -> None:
+    assert find_sections(PLAIN.replace("\n", "\r\n")) == find_sections(PLAIN)
+
+
+def test_what_is_trained_on() -> None:
+    both = Sections("Seen.", "Meant.")
+    assert choose_text(both, "both") == "Meant. Seen."
+    assert choose_text(both, "findings") == "Seen."
+    assert choose_text(both, "impression") == "Meant."
+    assert choose_text(Sections("Seen."), "both") == "Seen."
+    assert choose_text(Sections("Seen."), "impression") == ""
+    assert choose_text(Sections(rest="Text."), "both") == "Text."
+    assert choose_text(Sections(rest="Text."), "both", unheaded=False) == ""
+    assert choose_text(Sections(rest="Text."), "findings") == ""

@@ -1,0 +1,58 @@
+"""Images and reports of data sets that are larger than a disk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+
+from vilmedic.config.types import AtLeast
+from vilmedic.datasets.aligned import AlignedDataset
+from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.pairs import ImSeq
+from vilmedic.datasets.shards import PictureShards, shard_order
+from vilmedic.datasets.text import TextDataset
+
+
+class ImSeqShards(ImSeq):
+    """Images in tar shards and their reports, read a few shards at a time.
+
+    The samples are those of `ImSeq` on the folder that the shards were made from; the random order
+    of training is another one, which stays within some shards before it goes on to the next.
+
+    Args:
+        image: the images; their root holds line files and an index of shards.
+        seq: the reports.
+        label: the labels, where there are some.
+        mixed: shards whose samples are mixed at a time; from a URL, about as many are held.
+    """
+
+    def __init__(
+        self,
+        *,
+        image: ImageDataset,
+        seq: TextDataset,
+        label: LabelDataset | None = None,
+        mixed: Annotated[int, AtLeast(1)] = 16,
+    ) -> None:
+        pictures = getattr(image.pictures, "source", image.pictures)
+        if not isinstance(pictures, PictureShards):
+            raise ValueError(
+                f"{image.texts.path.parent} holds no index of shards; data/make_shards.py makes "
+                "such a folder from a folder of line files"
+            )
+        image.keep_sides()
+        self.seq, self.mixed = seq, mixed
+        self._shards = pictures.index.of_lines
+        AlignedDataset.__init__(self, *(part for part in (image, seq, label) if part is not None))
+
+    def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor:
+        """The order of the samples in a pass of training; see `shard_order`."""
+        return shard_order(
+            self._shards[self.kept],
+            seed=seed,
+            epoch=epoch,
+            batch_size=batch_size,
+            mixed=self.mixed,
+        )

@@ -1,0 +1,257 @@
+"""Decoded pictures of a split in one memory-mapped file.
+
+`<folder>/<split>-<key>/` holds `pixels.u8` (all pictures in a row, each [C, H, W] in its own size),
+`index.npz` (where each one starts and how large it is) and `card.json`. The key is a hash of what
+the pictures are made from: path, size and time of change of every file, and the settings that
+decoding depends on. A cache is built beside its place, under a lock, and renamed when it is whole:
+what is under its name can be used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from vilmedic.datasets.decode import UndecodableImage
+from vilmedic.datasets.pictures import Pictures, first_numbers
+from vilmedic.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # to be raised when decoding or the layout changes
+PIXELS, INDEX, CARD = "pixels.u8", "index.npz", "card.json"
+
+
+class PictureCache(Pictures):
+    """Pictures that were decoded and resized once.
+
+    Pictures that several lines name are kept once. Those that cannot be decoded are known from the
+    first pass on, and reading them raises the same error as without a cache.
+
+    Args:
+        source: where the pictures come from.
+        folder: folder of the caches.
+        split: name of the split.
+        skipped: lines that are never read, as a picture of theirs is missing.
+
+    Raises:
+        DataError: the folder cannot be written to, or is full.
+    """
+
+    shared = True
+
+    def __init__(self, source: Pictures, folder: Path, split: str, skipped: set[int]) -> None:
+        super().__init__(source.texts, source.color, source.resize, source.most)
+        self.source = source
+        self._pixels: torch.Tensor | None = None
+        self.channels = 1 if source.color == "grey" else 3
+        numbers: dict[str, int] = {}
+        wanted: list[tuple[int, int]] = []  # line and place of the first mention of each picture
+        rows: list[list[int]] = []
+        for line in range(len(source.texts)):
+            rows.append([])
+            for place, stamp in enumerate([] if line in skipped else source.stamps(line)):
+                if stamp not in numbers:
+                    numbers[stamp] = len(wanted)
+                    wanted.append((line, place))
+                rows[-1].append(numbers[stamp])
+        self._starts = np.array(first_numbers([len(row) for row in rows]))
+        self._numbers = np.array([number for row in rows for number in row], dtype=np.int64)
+        settings = {
+            "version": VERSION,
+            "split": split,
+            "color": source.color,
+            "resize": source.resize,
+            "pillow": _pillow(),
+        }
+        self.path = folder / f"{split}-{_key(settings, numbers)}"
+        try:
+            self._open_or_build(wanted, settings)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full" if full else error.strerror or str(error)
+            raise DataError(
+                f"The image cache {self.path} cannot be made: {reason}. Give another folder with "
+                "image.cache, lower image.resize, or leave image.cache out."
+            ) from error
+
+    def names(self, line: int) -> list[str]:
+        """What a line calls its pictures."""
+        return self.source.names(line)
+
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The file that a picture was made from."""
+        return self.source.open(line, number)
+
+    def places(self, line: int) -> list[str]:
+        """Where each picture of a line was read from."""
+        return self.source.places(line)
+
+    def missing(self) -> dict[int, str]:
+        """Lines of which a picture was not there when the cache was made."""
+        return self.source.missing()
+
+    def stamps(self, line: int) -> list[str]:
+        """What the pictures of a line were made from."""
+        return self.source.stamps(line)
+
+    def read(self, line: int) -> list[torch.Tensor]:
+        """The pictures of a line, as views of the file: uint8 [C, H, W], not to be written to."""
+        pixels, images = self._mapped(), []
+        for number in self._numbers[self._starts[line] : self._starts[line + 1]].tolist():
+            if number in self.failed:
+                raise UndecodableImage(self.failed[number])
+            start, end = self._offsets[number : number + 2].tolist()
+            height, width = self._sizes[number].tolist()
+            images.append(pixels[start:end].view(self.channels, height, width))
+        return images
+
+    def failures(self) -> dict[int, str]:
+        """Lines with a picture that cannot be decoded, each with the reason."""
+        if not self.failed:
+            return {}
+        bad = np.isin(self._numbers, list(self.failed))
+        lines = np.searchsorted(self._starts, np.flatnonzero(bad), side="right") - 1
+        return {
+            int(line): self.failed[int(number)]
+            for line, number in zip(lines, self._numbers[bad], strict=True)
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes map the file themselves; the map would be sent as its content.
+        return {**self.__dict__, "_pixels": None}
+
+    def _mapped(self) -> torch.Tensor:
+        if self._pixels is None:
+            path = self.path / PIXELS
+            empty = path.stat().st_size == 0
+            content = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is not writable is intended
+                self._pixels = torch.from_numpy(content)
+        return self._pixels
+
+    def _open_or_build(self, wanted: list[tuple[int, int]], settings: dict[str, Any]) -> None:
+        if not self._open():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.info("Waiting for another process that builds %s", self.path)
+                lock.acquire()
+            try:
+                if not self._open():
+                    self._build(wanted, settings)
+                    if not self._open():
+                        raise DataError(f"The image cache {self.path} changed while it was built.")
+            finally:
+                lock.release()
+
+    def _open(self) -> bool:
+        """Read the index; False when there is no cache, or one that something has damaged."""
+        self._pixels = None
+        try:
+            with np.load(self.path / INDEX, allow_pickle=False) as index:
+                self._offsets, self._sizes = index["offsets"], index["sizes"]
+            card = json.loads((self.path / CARD).read_text(encoding="utf-8"))
+            self.failed = {int(number): text for number, text in card["failed"].items()}
+            return (self.path / PIXELS).stat().st_size == int(self._offsets[-1])
+        except FileNotFoundError:
+            return False
+        except (ValueError, KeyError, OSError) as error:
+            logger.warning("The image cache %s is damaged (%s) and is built anew", self.path, error)
+            return False
+
+    def _build(self, wanted: list[tuple[int, int]], settings: dict[str, Any]) -> None:
+        """Decode everything and write it, with the lock held."""
+        for left in self.path.parent.glob(f".{self.path.name}.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was ended
+        shutil.rmtree(self.path, ignore_errors=True)
+        draft = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        draft.mkdir()
+        offsets, sizes, failed = [0], [], {}
+        try:
+            with open(draft / PIXELS, "wb") as file:
+                for number, result in enumerate(self._decoded(wanted)):
+                    if isinstance(result, UndecodableImage):
+                        failed[number] = str(result)
+                        offsets.append(offsets[-1])
+                        sizes.append((0, 0))
+                        continue
+                    file.write(result.numpy().data)
+                    offsets.append(offsets[-1] + result.numel())
+                    sizes.append((result.shape[1], result.shape[2]))
+                _to_disk(file)
+            with open(draft / INDEX, "wb") as file:
+                shape = np.array(sizes, dtype=np.int32).reshape(-1, 2)
+                np.savez(file, offsets=np.array(offsets, dtype=np.int64), sizes=shape)
+                _to_disk(file)
+            card = {**settings, "images": len(wanted), "bytes": offsets[-1], "failed": failed}
+            with open(draft / CARD, "w", encoding="utf-8") as text:
+                text.write(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+                _to_disk(text)
+            os.rename(draft, self.path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        gib = offsets[-1] / 2**30
+        logger.info("Image cache %s: %d images, %.2f GiB", self.path, len(wanted), gib)
+
+    def _decoded(self, wanted: list[tuple[int, int]]) -> Iterator[torch.Tensor | UndecodableImage]:
+        """The pictures in order; threads decode them, as decoders let other threads run."""
+
+        def work(item: tuple[int, int]) -> torch.Tensor | UndecodableImage:
+            try:
+                image = self.source.decode(*item)
+            except UndecodableImage as error:
+                return UndecodableImage(str(error))
+            return self._resized(image).contiguous()
+
+        threads = min(32, os.cpu_count() or 1)
+        jobs = iter(wanted)
+        bar = tqdm(total=len(wanted), desc=f"Caching {self.path.name}", unit="image", disable=None)
+        with bar, ThreadPoolExecutor(threads) as pool:
+            running: list[Future[torch.Tensor | UndecodableImage]]
+            running = [pool.submit(work, job) for job in islice(jobs, 4 * threads)]
+            try:
+                while running:
+                    yield running.pop(0).result()
+                    running += [pool.submit(work, job) for job in islice(jobs, 1)]
+                    bar.update()
+            finally:
+                for future in running:
+                    future.cancel()
+
+
+def _key(settings: dict[str, Any], stamps: dict[str, int]) -> str:
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
+    for stamp in stamps:
+        digest.update(f"{stamp}\n".encode())
+    return digest.hexdigest()
+
+
+def _pillow() -> str:
+    """Decoders differ between versions in the last bit."""
+    from PIL import __version__
+
+    return str(__version__)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,171 @@
+"""Where the pictures of a split come from: files in a folder, as their lines name them."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from vilmedic.datasets.decode import SUFFIXES, Color, decode_file, open_image
+from vilmedic.datasets.dicom import DICOM_REMEDY, DICOM_SUFFIXES, dicom_available
+from vilmedic.datasets.lines import Lines
+from vilmedic.datasets.transforms import resize_short_side
+from vilmedic.errors import DataError
+
+
+class Pictures(ABC):
+    """The pictures of the lines of a split, decoded and resized.
+
+    Args:
+        texts: the lines, each with the names of its pictures.
+        color: grey or colour.
+        resize: pixels of the short side; None keeps the size of the file.
+        most: pictures of a line that are used, from its first one on.
+    """
+
+    shared = False
+    """Whether what `read` returns is memory that others see, which must not be written to."""
+    remedy = ""
+    """What to do when pictures are missing."""
+
+    def __init__(self, texts: Lines, color: Color, resize: int | None, most: int) -> None:
+        self.texts, self.color, self.resize, self.most = texts, color, resize, most
+
+    def names(self, line: int) -> list[str]:
+        """What a line calls its pictures."""
+        names = [name.strip() for name in self.texts[line].split(",") if name.strip()]
+        return names[: self.most]
+
+    def read(self, line: int) -> list[torch.Tensor]:
+        """The pictures of a line, uint8 [C, H, W] each.
+
+        Raises:
+            UndecodableImage: one of them cannot be decoded.
+        """
+        return [self._resized(self.decode(line, n)) for n in range(len(self.names(line)))]
+
+    def decode(self, line: int, number: int, *, whole: bool = False) -> torch.Tensor:
+        """One picture of a line, before it is resized: uint8 [C, H, W].
+
+        Args:
+            line: number of the line.
+            number: number of the picture in its line.
+            whole: never take the short cut to fewer pixels (see `decode_image`).
+
+        Raises:
+            UndecodableImage: it cannot be decoded.
+        """
+        name = self.places(line)[number]
+        with self.open(line, number) as file:
+            return decode_file(file, name, self.color, short_side=None if whole else self.resize)
+
+    @abstractmethod
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The file of a picture, or what would be in it."""
+
+    @abstractmethod
+    def places(self, line: int) -> list[str]:
+        """Where each picture of a line is, as messages and descriptions say it."""
+
+    @abstractmethod
+    def missing(self) -> dict[int, str]:
+        """Lines of which a picture is not there, each with what is missing.
+
+        Raises:
+            DataError: a line names no picture, or one that cannot be read on this machine.
+        """
+
+    @abstractmethod
+    def stamps(self, line: int) -> list[str]:
+        """For each picture of a line a text that changes when its content does."""
+
+    def _resized(self, image: torch.Tensor) -> torch.Tensor:
+        return image if self.resize is None else resize_short_side(image, self.resize)
+
+    def _no_names(self, line: int) -> DataError:
+        return DataError(f"{self.texts.where(line)} names no image: '{self.texts[line]}'.")
+
+
+class PictureFiles(Pictures):
+    """Pictures in files of their own.
+
+    Args:
+        texts: the lines, each with paths.
+        folder: where the paths start.
+        ext: added to paths without a known extension, such as `.jpg`.
+        color: see `Pictures`.
+        resize: see `Pictures`.
+        most: see `Pictures`.
+    """
+
+    def __init__(
+        self, texts: Lines, folder: Path, ext: str, color: Color, resize: int | None, most: int
+    ) -> None:
+        super().__init__(texts, color, resize, most)
+        self.folder, self.ext = folder, ext
+        self.remedy = (
+            f"Paths start from image_path={folder}; set that, or ext for paths without an extension"
+        )
+
+    def paths(self, line: int) -> list[Path]:
+        """The file of each picture of a line."""
+        return [
+            self.folder / (name if _suffix(name) in SUFFIXES else name + self.ext)
+            for name in self.names(line)
+        ]
+
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The file of a picture."""
+        return open_image(self.paths(line)[number])
+
+    def places(self, line: int) -> list[str]:
+        """The paths of a line's pictures."""
+        return [str(path) for path in self.paths(line)]
+
+    def missing(self) -> dict[int, str]:
+        """Lines with a file that is not there, found by listing each folder once."""
+        present: dict[Path, set[str]] = {}
+        missing: dict[int, str] = {}
+        readable = dicom_available()
+        for line in range(len(self.texts)):
+            where = self.texts.where(line)
+            paths = self.paths(line)
+            if not paths:
+                raise self._no_names(line)
+            for path in paths:
+                if not readable and path.suffix.lower() in DICOM_SUFFIXES:
+                    raise DataError(f"{where}: {path}: {DICOM_REMEDY}")
+                folder = path.parent
+                if folder not in present:
+                    present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+                if path.name not in present[folder]:
+                    missing.setdefault(line, f"{where}: {path} does not exist")
+        return missing
+
+    def stamps(self, line: int) -> list[str]:
+        """Path, size and time of the last change of each file."""
+        return [_stamp(path) for path in self.paths(line)]
+
+
+def first_numbers(counts: Sequence[int]) -> list[int]:
+    """Where the pictures of each line start when those of all lines stand in a row."""
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + count)
+    return starts
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _stamp(path: Path) -> str:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return f"{path.absolute()} missing"
+    return f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"

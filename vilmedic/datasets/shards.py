@@ -1,0 +1,201 @@
+"""Samples out of tar shards: the index that finds them, and the order that reads them well.
+
+A folder of shards is a folder of line files with one more file a split, `<split>.shards.npz`, which
+says in which shard and at which byte each image is. With it any sample can be read by itself, so
+batches are a function of seed, epoch and position as they are for files, whatever the number of
+loading processes and ranks, and a run continues exactly. `data/make_shards.py` writes such folders.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from vilmedic.datasets.decode import Color
+from vilmedic.datasets.lines import Lines
+from vilmedic.datasets.pictures import Pictures
+from vilmedic.datasets.sample import stable_seed
+from vilmedic.datasets.shard_store import Shard, ShardStore
+from vilmedic.errors import DataError
+
+INDEX = "shards.npz"
+LANES = 8
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the images of a split are.
+
+    Args:
+        shards: the tar files.
+        starts: int64 [N + 1], number of the first image of each of the N lines.
+        shard: int32 [M], the shard of each of the M images.
+        offset: int64 [M], the byte at which its file begins.
+        size: int64 [M], the bytes of its file.
+    """
+
+    shards: list[Shard]
+    starts: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+
+    @property
+    def of_lines(self) -> np.ndarray:
+        """int32 [N], the shard of each line."""
+        return self.shard[self.starts[:-1]]
+
+    def save(self, path: Path) -> None:
+        """Write the index."""
+        np.savez_compressed(
+            path,
+            names=np.array([shard.name for shard in self.shards]),
+            sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
+            sha256=np.array([shard.sha256 for shard in self.shards]),
+            starts=self.starts,
+            shard=self.shard,
+            offset=self.offset,
+            size=self.size,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> ShardIndex:
+        """Read an index.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                found = {name: saved[name] for name in saved.files}
+            columns = (found[name].tolist() for name in ("names", "sizes", "sha256"))
+            shards = [Shard(*row) for row in zip(*columns, strict=True)]
+            return cls(shards, *(found[name] for name in ("starts", "shard", "offset", "size")))
+        except FileNotFoundError:
+            raise DataError(
+                f"{path} does not exist: shards need an index. data/make_shards.py writes both."
+            ) from None
+        except Exception as error:  # a damaged file raises errors of zip, of numpy and others
+            raise DataError(f"{path} is no index of shards, or damaged: {error}.") from error
+
+
+class PictureShards(Pictures):
+    """Pictures in tar shards.
+
+    Args:
+        texts: the lines, each with the names that its pictures had.
+        index: where they are.
+        store: reads the shards.
+        color: see `Pictures`.
+        resize: see `Pictures`.
+        most: see `Pictures`.
+
+    Raises:
+        DataError: lines and index do not belong together, or a shard is not there.
+    """
+
+    def __init__(
+        self,
+        texts: Lines,
+        index: ShardIndex,
+        store: ShardStore,
+        color: Color,
+        resize: int | None,
+        most: int,
+    ) -> None:
+        super().__init__(texts, color, resize, most)
+        self.index, self.store = index, store
+        if len(texts) != len(index.starts) - 1:
+            raise DataError(
+                f"{texts.path} has {len(texts)} lines, and the index of the shards beside it "
+                f"{len(index.starts) - 1}. Copy both from the same folder."
+            )
+        store.check(index.shards)
+
+    def open(self, line: int, number: int) -> IO[bytes]:
+        """The bytes of a picture's file."""
+        image = int(self.index.starts[line]) + number
+        shard = self.index.shards[int(self.index.shard[image])]
+        offset, size = int(self.index.offset[image]), int(self.index.size[image])
+        return io.BytesIO(self.store.read(shard, offset, size))
+
+    def places(self, line: int) -> list[str]:
+        """Shard and name of each picture of a line."""
+        names = self.names(line)
+        first = int(self.index.starts[line])
+        numbers = self.index.shard[first : first + len(names)].tolist()
+        shards = [self.store.where(self.index.shards[number]) for number in numbers]
+        return [f"{shard}:{name}" for shard, name in zip(shards, names, strict=True)]
+
+    def missing(self) -> dict[int, str]:
+        """No lines: the index lists what the shards have."""
+        for line in range(len(self.texts)):
+            names = len([name for name in self.texts[line].split(",") if name.strip()])
+            if names != self.index.starts[line + 1] - self.index.starts[line] or not names:
+                raise DataError(
+                    f"{self.texts.where(line)} names {names} images, which is not what the index "
+                    "of the shards beside it has. Copy both from the same folder."
+                )
+        return {}
+
+    def stamps(self, line: int) -> list[str]:
+        """The shard's digest and the byte at which each picture begins."""
+        first = int(self.index.starts[line])
+        images = range(first, first + len(self.names(line)))
+        digests = [self.index.shards[int(self.index.shard[image])].sha256 for image in images]
+        offsets = self.index.offset[first : first + len(digests)].tolist()
+        return [f"{digest} {offset}" for digest, offset in zip(digests, offsets, strict=True)]
+
+
+def shard_order(
+    of_samples: np.ndarray, *, seed: int, epoch: int, batch_size: int, mixed: int
+) -> torch.Tensor:
+    """A random order of samples that reads a few shards at a time.
+
+    The shards, in random order, are dealt out to lanes (the largest divisor of the batch size up to
+    8, and no more than there are shards). A batch takes the same number of samples from each lane,
+    lane after lane, so that ranks that split a batch into equal pieces read shards of their own. A
+    lane mixes the samples of `mixed / lanes` of its shards at a time. What the longer lanes have
+    left at the end is mixed altogether.
+
+    Args:
+        of_samples: int [N], the shard of each sample.
+        seed: seed of the order.
+        epoch: the pass over the data.
+        batch_size: samples a batch, over all ranks.
+        mixed: shards whose samples are mixed at a time.
+
+    Returns:
+        int64 [N], each number from 0 to N - 1 once.
+    """
+    generator = np.random.default_rng(stable_seed("shards", seed, epoch))
+    shards, counts = np.unique(of_samples, return_counts=True)
+    most = min(LANES, len(shards))
+    lanes = next(lane for lane in range(most, 0, -1) if batch_size % lane == 0)
+    by_shard = np.split(np.argsort(of_samples, kind="stable"), np.cumsum(counts)[:-1])
+    dealt: list[list[np.ndarray]] = [[] for _ in range(lanes)]
+    totals = [0] * lanes
+    for shard in generator.permutation(len(shards)):
+        lane = totals.index(min(totals))
+        dealt[lane].append(by_shard[shard])
+        totals[lane] += len(by_shard[shard])
+    window = max(1, mixed // lanes)
+    rows = [
+        np.concatenate(
+            [
+                generator.permutation(np.concatenate(parts[start : start + window]))
+                for start in range(0, len(parts), window)
+            ]
+        )
+        for parts in dealt
+    ]
+    share = batch_size // lanes
+    batches = min(totals) // share
+    even = np.stack([row[: batches * share].reshape(batches, share) for row in rows], axis=1)
+    rest = generator.permutation(np.concatenate([row[batches * share :] for row in rows]))
+    return torch.from_numpy(np.concatenate([even.ravel(), rest]).astype(np.int64))

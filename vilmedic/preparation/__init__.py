@@ -1,0 +1,1 @@
+"""From published archives to a folder that a configuration trains on."""

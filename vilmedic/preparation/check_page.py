@@ -1,0 +1,224 @@
+"""The result of a check as a table, as plain values and as a page of histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vilmedic.post_processing.scatter import COLOURS
+from vilmedic.preparation.checking import Findings, SplitFacts
+from vilmedic.preparation.near_duplicates import repeated_share
+
+MOST_LABELS = 20
+BINS = 40
+
+
+def as_values(findings: Findings) -> dict[str, Any]:
+    """All figures of a check as plain values, for a JSON file."""
+    return {
+        "errors": findings.errors,
+        "warnings": findings.warnings,
+        "splits": {name: _figures(facts) for name, facts in findings.splits.items()},
+    }
+
+
+def as_table(findings: Findings) -> str:
+    """The figures in lines of text, a column a split."""
+    columns = {name: _flat(_figures(facts)) for name, facts in findings.splits.items()}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    rows = [["", *columns]]
+    rows += [[name, *(column.get(name, "-") for column in columns.values())] for name in names]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for row in rows
+    )
+
+
+def draw_page(findings: Findings, path: Path, title: str) -> None:
+    """Write a page of histograms as PNG: sizes, brightness, report lengths, labels, duplicates."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    axes = figure.subplots(2, 3).ravel()
+    draw: list[Callable[[Axes, dict[str, SplitFacts]], bool]]
+    draw = [_short_sides, _aspects, _means, _lengths, _labels, _duplicates]
+    for axis, plot in zip(axes, draw, strict=True):
+        if not plot(axis, findings.splits):
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "none", ha="center", color="#888888", transform=axis.transAxes)
+    handles, names = next(
+        (h for h in (a.get_legend_handles_labels() for a in axes) if h[0]), ([], [])
+    )
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, len(names)))
+    figure.savefig(path, dpi=110)
+
+
+def _figures(facts: SplitFacts) -> dict[str, Any]:
+    figures: dict[str, Any] = {"lines": max(facts.lines.values(), default=0)}
+    if facts.patients is not None:
+        figures["patients"] = len(set(facts.patients))
+    if facts.images is not None:
+        images = facts.images
+        figures |= {
+            "images": len(facts.named),
+            "missing images": facts.missing,
+            "decoded": images.looked_at,
+            "unreadable": len(images.unreadable),
+            "blank": len(images.blank),
+        }
+        if images.sizes:
+            short = [min(size) for size in images.sizes]
+            figures["short side"] = [min(short), int(np.median(short)), max(short)]
+        figures["modes"] = dict(images.modes.most_common())
+    if facts.reports is not None:
+        exact, near = facts.reports
+        figures |= {
+            "repeated reports": round(repeated_share(exact), 4),
+            "nearly repeated": round(repeated_share(near), 4),
+        }
+        if facts.lines.get("seq"):
+            text, count = facts.most_frequent
+            figures["most frequent"] = {text[:60]: count}
+    if facts.lengths is not None and len(facts.lengths):
+        middle, high = np.percentile(facts.lengths, [50, 95])
+        figures["ids a report"] = [int(middle), int(high), int(facts.lengths.max())]
+        figures[f"over {facts.max_len} ids"] = round(
+            float((facts.lengths > facts.max_len).mean()), 4
+        )
+    if facts.labels:
+        figures["labels"] = dict(facts.labels.most_common())
+    return figures
+
+
+def _flat(figures: dict[str, Any]) -> dict[str, str]:
+    """Figures as a column of the table; nested ones get rows of their own."""
+    shares = ("repeated reports", "nearly repeated")
+    column: dict[str, str] = {}
+    for name, value in figures.items():
+        if name == "most frequent":
+            column["most frequent report"] = f"{max(value.values()):,}"
+        elif name == "short side":
+            column["short side: min, median, max"] = " ".join(str(n) for n in value)
+        elif name == "ids a report":
+            column["ids a report: median, 95%, max"] = " ".join(str(n) for n in value)
+        elif isinstance(value, dict):
+            column |= {f"{name.rstrip('s')} {key}": f"{count:,}" for key, count in value.items()}
+        elif name in shares or name.startswith("over "):
+            column[name] = f"{value:.1%}"
+        else:
+            column[name] = f"{value:,}"
+    return column
+
+
+def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str) -> bool:
+    """Histograms of all splits over each other, each with its samples as shares."""
+    shown = {name: array for name, array in values.items() if len(array)}
+    if not shown:
+        axis.set_title(title)
+        return False
+    every = np.concatenate(list(shown.values()))
+    low, high = float(every.min()), float(np.percentile(every, 99.5))
+    edges = np.linspace(low, max(high, low + 1e-3 + abs(low) * 0.02), BINS + 1)
+    for place, (name, array) in enumerate(values.items()):
+        if len(array):
+            axis.hist(
+                np.clip(array, edges[0], edges[-1]),
+                bins=edges,
+                weights=np.full(len(array), 1 / len(array)),
+                histtype="step",
+                linewidth=1.6,
+                color=COLOURS[place % len(COLOURS)],
+                label=name,
+            )
+    axis.set(title=title, xlabel=unit, ylabel="share of the split")
+    return True
+
+
+def _sizes(splits: dict[str, SplitFacts]) -> dict[str, np.ndarray]:
+    return {
+        name: np.array(facts.images.sizes if facts.images else [], dtype=float).reshape(-1, 2)
+        for name, facts in splits.items()
+    }
+
+
+def _short_sides(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
+    values = {
+        name: sizes.min(axis=1) if len(sizes) else sizes for name, sizes in _sizes(splits).items()
+    }
+    return _histograms(axis, values, "Short side of the images", "pixels")
+
+
+def _aspects(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
+    values = {name: sizes[:, 1] / sizes[:, 0] for name, sizes in _sizes(splits).items()}
+    return _histograms(axis, values, "Width over height", "ratio")
+
+
+def _means(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
+    values = {n: np.array(f.images.means if f.images else []) for n, f in splits.items()}
+    return _histograms(axis, values, "Mean brightness", "grey level, 0 to 255")
+
+
+def _lengths(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
+    values = {
+        name: facts.lengths.astype(float) if facts.lengths is not None else np.zeros(0)
+        for name, facts in splits.items()
+    }
+    drawn = _histograms(axis, values, "Length of the reports", "ids, special tokens included")
+    longest = max((facts.max_len for facts in splits.values()), default=0)
+    if drawn and longest:
+        axis.axvline(longest, color="#555555", linestyle="--", linewidth=1)
+        axis.text(
+            longest,
+            0.98,
+            " tokenizer_max_len",
+            va="top",
+            fontsize=8,
+            color="#555555",
+            transform=axis.get_xaxis_transform(),
+        )
+    return drawn
+
+
+def _labels(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
+    axis.set_title("Labels")
+    total = sum((facts.labels for facts in splits.values()), start=type(SplitFacts().labels)())
+    names = [name for name, _ in total.most_common(MOST_LABELS)][::-1]
+    if not names:
+        return False
+    height = 0.8 / len(splits)
+    for place, (split, facts) in enumerate(splits.items()):
+        lines = max(1, facts.lines.get("label", 1))
+        shares = [facts.labels[name] / lines for name in names]
+        at = np.arange(len(names)) + 0.4 - height * (place + 0.5)
+        axis.barh(at, shares, height, color=COLOURS[place % len(COLOURS)], label=split)
+    axis.set_yticks(np.arange(len(names)), names, fontsize=7)
+    axis.set_xlabel("share of the split")
+    return True
+
+
+def _duplicates(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
+    axis.set_title("Reports that repeat another one")
+    known = {name: facts.reports for name, facts in splits.items() if facts.reports is not None}
+    if not known:
+        return False
+    for place, (name, groups) in enumerate(known.items()):
+        shares = [repeated_share(group) for group in groups]
+        at = np.arange(2) + 0.8 * ((place + 0.5) / len(known) - 0.5)
+        colour = COLOURS[list(splits).index(name) % len(COLOURS)]
+        bars = axis.bar(at, shares, 0.8 / len(known), color=colour, label=name)
+        axis.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=8)
+    axis.set_xticks([0, 1], ["word for word", "nearly"])
+    axis.set(ylabel="share of the split", ylim=(0, 1))
+    return True

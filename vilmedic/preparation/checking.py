@@ -1,0 +1,266 @@
+"""Everything about a data set that is better known before training than in the middle of it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vilmedic.config.load import Config
+from vilmedic.datasets.aligned import TOLERATED
+from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.picture_sources import open_pictures
+from vilmedic.datasets.text import TextDataset
+from vilmedic.errors import ConfigError, DataError, VilmedicError
+from vilmedic.preparation.image_facts import ImageFacts, examine_images
+from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
+from vilmedic.registry import DATASETS
+
+PARTS: dict[str, type] = {"image": ImageDataset, "seq": TextDataset, "label": LabelDataset}
+PATIENT_FILE = "patient.tok"
+MANY_DUPLICATES = 0.2  # near-duplicates in a split that a contrastive loss suffers from
+MANY_CUT = 0.05
+_PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and of CheXpert
+
+
+@dataclass
+class SplitFacts:
+    """What was found out about a split.
+
+    Attributes:
+        lines: of each part's file; a part that cannot be read is missing.
+        images: what the images are like.
+        named: paths of the images, with the line of each.
+        reports: exact and near duplicate group of each report.
+        lengths: ids of each report.
+        max_len: most ids that a report may have.
+        labels: how many lines have each label.
+        patients: who each line is of; None when that is not known.
+    """
+
+    lines: dict[str, int] = field(default_factory=dict)
+    images: ImageFacts | None = None
+    missing: int = 0
+    named: dict[str, int] = field(default_factory=dict)
+    reports: tuple[np.ndarray, np.ndarray] | None = None
+    most_frequent: tuple[str, int] = ("", 0)
+    lengths: np.ndarray | None = None
+    max_len: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    patients: list[str] | None = None
+
+
+@dataclass
+class Findings:
+    """The result of a check.
+
+    Attributes:
+        splits: what was found out, by split.
+        errors: what keeps a run from starting, stops it or spoils its result.
+        warnings: what a user should know.
+    """
+
+    splits: dict[str, SplitFacts] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> Findings:
+    """Look at all that a configuration would train and evaluate on.
+
+    Args:
+        config: the checked configuration.
+        most: images of a split to decode, evenly over it; None takes all.
+        workers: threads that decode, 0 for one a core.
+
+    Raises:
+        ConfigError: the data set is of a kind that has neither images, reports nor labels.
+    """
+    parts = _parts(config)
+    names = ["train", *config.validator.splits, *config.ensemblor.splits]
+    findings = Findings()
+    with tempfile.TemporaryDirectory() as run_dir:
+        for split in dict.fromkeys(names):
+            check = _SplitCheck(split, parts, findings, Path(run_dir))
+            findings.splits[split] = check.facts
+            check.run(most, workers)
+    _compare_splits(findings)
+    return findings
+
+
+def _parts(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings of images, reports and labels, with their defaults."""
+    node = dict(config.dataset)
+    cls = DATASETS.get(node["proto"])
+    nodes = {name: node for name, part in PARTS.items() if issubclass(cls, part)}
+    nodes = nodes or {name: node[name] for name in PARTS if isinstance(node.get(name), dict)}
+    if not nodes:
+        raise ConfigError(
+            f"dataset.proto: {node['proto']} has none of the sections {', '.join(PARTS)}, which "
+            "are what can be checked."
+        )
+    return {name: _defaults(PARTS[name]) | dict(given) for name, given in nodes.items()}
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    found = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in found if p.default is not inspect.Parameter.empty}
+
+
+class _SplitCheck:
+    """Checks one split and notes what it finds."""
+
+    def __init__(
+        self, split: str, parts: dict[str, dict[str, Any]], findings: Findings, run_dir: Path
+    ) -> None:
+        self.split, self.parts, self.findings, self.run_dir = split, parts, findings, run_dir
+        self.facts = SplitFacts()
+
+    def run(self, most: int | None, workers: int) -> None:
+        lines: dict[str, Lines] = {}
+        for name, given in self.parts.items():
+            try:
+                lines[name] = read_lines(given["root"], self.split, given["file"])
+            except DataError as error:
+                self.error(str(error))
+        self.facts.lines = {name: len(texts) for name, texts in lines.items()}
+        if len(set(self.facts.lines.values())) > 1:
+            counts = ", ".join(f"{texts.path} {len(texts)}" for texts in lines.values())
+            self.error(f"The files have different numbers of lines: {counts}.")
+        if "image" in lines:
+            self.images(lines["image"], most, workers)
+        if "seq" in lines:
+            self.reports(lines["seq"])
+        if "label" in lines:
+            self.facts.labels.update(
+                name.strip() for text in lines["label"] for name in set(text.split(","))
+            )
+        self.facts.patients = self.patients(lines)
+
+    def images(self, texts: Lines, most: int | None, workers: int) -> None:
+        given = self.parts["image"]
+        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib")
+        try:
+            pictures = open_pictures(
+                texts,
+                split=self.split,
+                most=given["multi_image"],
+                **{name: given[name] for name in names},
+            )
+            missing = pictures.missing()
+        except DataError as error:
+            self.error(str(error))
+            return
+        self.facts.missing = len(missing)
+        for line in range(len(texts)):
+            for place in pictures.places(line):
+                self.facts.named.setdefault(place, line)
+        repeated = sum(len(pictures.names(n)) for n in range(len(texts))) - len(self.facts.named)
+        if repeated:
+            self.warning(f"{repeated} images stand on more than one line.")
+        facts = examine_images(
+            pictures, set(missing), most=most, workers=workers, title=f"Images of {self.split}"
+        )
+        self.facts.images = facts
+        bad = len(missing) + len(facts.unreadable)
+        tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
+        note = self.warning if tolerated else self.error
+        if missing:
+            note(f"{listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
+        if facts.unreadable:
+            note(listed(facts.unreadable, "unreadable image"))
+        if facts.blank:
+            self.warning(f"{listed(facts.blank, 'blank image')}, all pixels of one value.")
+        crop = given["crop"]
+        if given["resize"] is None and crop is not None:
+            small = sum(min(size) < crop for size in facts.sizes)
+            if small:
+                self.error(f"{small} images are smaller than crop={crop}, and resize is null.")
+
+    def reports(self, texts: Lines) -> None:
+        given = {key: value for key, value in self.parts["seq"].items() if key != "proto"}
+        cleaned: list[str] = list(texts)
+        try:
+            data = TextDataset(
+                split=self.split,
+                training=self.split == "train",
+                seed=0,
+                run_dir=self.run_dir,
+                **given,
+            )
+        except (VilmedicError, ValueError) as error:
+            self.error(str(error))
+        else:
+            cleaned = list(data.cleaned)
+            encoded = data.tokenizer([text or " " for text in cleaned], truncation=False)
+            self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+            self.facts.max_len = data.tokenizer_max_len
+            cut = float((self.facts.lengths > data.tokenizer_max_len).mean())
+            if cut > MANY_CUT:
+                self.warning(
+                    f"{cut:.1%} of the reports are longer than "
+                    f"tokenizer_max_len={data.tokenizer_max_len} and are cut."
+                )
+            if data.dropped:
+                self.warning(listed(list(data.dropped.values()), "report empty after cleaning"))
+        self.facts.reports = duplicate_groups(cleaned)
+        exact, near = self.facts.reports
+        if len(exact):
+            group, count = Counter(exact.tolist()).most_common(1)[0]
+            self.facts.most_frequent = (texts[int(np.argmax(exact == group))], count)
+        if repeated_share(near) > MANY_DUPLICATES:
+            self.warning(
+                f"{repeated_share(near):.1%} of the reports nearly repeat another one, so a batch "
+                "holds pairs that a contrastive loss pushes apart though they belong together."
+            )
+
+    def patients(self, lines: dict[str, Lines]) -> list[str] | None:
+        """Who each line is of, by a file of ids beside the others or by the paths of images."""
+        for given in self.parts.values():
+            if (Path(given["root"]) / f"{self.split}.{PATIENT_FILE}").is_file():
+                try:
+                    found = read_lines(given["root"], self.split, PATIENT_FILE)
+                except DataError as error:
+                    self.error(str(error))
+                    return None
+                if len(found) not in self.facts.lines.values():
+                    self.error(f"{found.path} has {len(found)} lines, unlike the other files.")
+                return list(found)
+        matches = [_PATIENT.search(text) for text in lines.get("image", ())]
+        if not matches or None in matches:
+            return None
+        return [match[1] for match in matches if match]
+
+    def error(self, text: str) -> None:
+        self.findings.errors.append(f"{self.split}: {text}")
+
+    def warning(self, text: str) -> None:
+        self.findings.warnings.append(f"{self.split}: {text}")
+
+
+def _compare_splits(findings: Findings) -> None:
+    """What no split shows by itself: patients and images in two of them, labels in one only."""
+    known = list(findings.splits.items())
+    for place, (name, facts) in enumerate(known):
+        for other_name, other in known[place + 1 :]:
+            pair = f"{name} and {other_name}"
+            if facts.patients is not None and other.patients is not None:
+                shared = sorted(set(facts.patients) & set(other.patients))
+                if shared:
+                    findings.errors.append(f"{pair}: {listed(shared, 'patient')} in both.")
+            images = sorted(facts.named.keys() & other.named.keys())
+            if images:
+                findings.errors.append(f"{pair}: {listed(images, 'image')} in both.")
+    trained = findings.splits["train"].labels
+    for name, facts in known[1:]:
+        unseen = sorted(facts.labels.keys() - trained.keys()) if trained else []
+        if unseen:
+            findings.warnings.append(f"{name}: {listed(unseen, 'label')} not in train.")

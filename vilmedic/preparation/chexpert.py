@@ -1,0 +1,257 @@
+"""Builds a folder to train on from CheXpert, and the 5 x 200 evaluation set.
+
+Written for `train.csv` and `valid.csv` of CheXpert-v1.0 (or -small), whose paths start with the
+name of the release, and for `df_chexpert_plus_240401.csv` of CheXpert Plus, which has the reports
+of the training images. The published test set is not given out with them, so `valid.csv` becomes
+the test split, and training patients become the validation split.
+
+CheXpert 5 x 200 (Huang et al. 2021, GLoRIA): frontal training images of which exactly one of five
+findings is certainly present and no other finding present or uncertain, 200 of each. The original
+draw was not published, so every such set is another one; this one depends on the seed alone. Its
+patients are kept out of the other splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
+from vilmedic.errors import DataError
+from vilmedic.preparation import command
+from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
+from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, present_labels
+from vilmedic.preparation.sections import Sections, choose_text
+from vilmedic.preparation.tables import find_table, read_table
+
+SCRIPT = "make_chexpert"
+PLUS = "df_chexpert_plus_240401.csv"
+FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+FIVE_ROOT = "data/SELFSUP/chexpert-5x200"
+_PATIENT = re.compile(r"patient\d+")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A row of a label table; the path starts from the folder that holds `train` and `valid`."""
+
+    path: str
+    patient: str
+    view: str
+    values: tuple[str, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    given = _parser().parse_args(arguments)
+    return command.guarded(SCRIPT, lambda: _run(given))
+
+
+def read_images(table: Path) -> list[Image]:
+    """The rows of `train.csv` or `valid.csv`.
+
+    Raises:
+        DataError: a path names no patient.
+    """
+    images = []
+    columns = ["Path", "Frontal/Lateral", *CHEXPERT_LABELS]
+    for path, view, *values in read_table(table, columns):
+        found = _PATIENT.search(path)
+        if found is None:
+            raise DataError(f"{table}: the path '{path}' names no patient such as patient00001.")
+        images.append(Image(_below_release(path), found[0], view, tuple(values)))
+    return images
+
+
+def five_by_200(images: Iterable[Image], each: int, seed: int) -> dict[str, list[Image]]:
+    """Draw the images of the 5 x 200 set, of each of the five findings.
+
+    Raises:
+        DataError: there are fewer than `each` of a finding.
+    """
+    candidates: dict[str, list[Image]] = defaultdict(list)
+    for image in images:
+        if image.view == "Frontal":
+            stated = {
+                name: float(value)
+                for name, value in zip(CHEXPERT_LABELS, image.values, strict=True)
+                if value and name != NO_FINDING and float(value) != 0
+            }
+            if len(stated) == 1:
+                [(name, value)] = stated.items()
+                if value == 1 and name in FIVE:
+                    candidates[name].append(image)
+    chosen = {}
+    for name in FIVE:
+        if len(candidates[name]) < each:
+            raise DataError(
+                f"Only {len(candidates[name])} training images have {name} alone; {each} are "
+                "needed. Is train.csv complete? --each takes fewer."
+            )
+        ranked = sorted(candidates[name], key=lambda image: _rank(image.path, seed))
+        chosen[name] = sorted(ranked[:each], key=lambda image: image.path)
+    return chosen
+
+
+def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, str]) -> Build:
+    """Make the samples of training, validation and test, or of the 5 x 200 set.
+
+    Args:
+        given: the options.
+        tables: `train` and `valid`.
+        texts: report of each image by path without extension; empty for a set without reports.
+    """
+    train = read_images(tables["train"])
+    dropped: Counter[str] = Counter()
+    with_reports = given.reports is not None
+    taken: set[str] = set()
+    if given.five_by_200 or not given.keep_5x200:
+        usable = [image for image in train if not with_reports or _stem(image.path) in texts]
+        drawn = five_by_200(usable, given.each, given.seed)
+        if given.five_by_200:
+            samples = [
+                Sample((image.path,), texts.get(_stem(image.path), ""), (name,), image.patient)
+                for name in FIVE
+                for image in drawn[name]
+            ]
+            return Build({"test": samples})
+        taken = {image.patient for images in drawn.values() for image in images}
+    pool = _samples(given, train, texts, dropped, with_reports=with_reports)
+    inside = [sample for sample in pool if sample.patient in taken]
+    dropped["images of patients in the 5 x 200 set"] += len(inside)
+    pool = [sample for sample in pool if sample.patient not in taken]
+    valid = read_images(tables["valid"])
+    share = min(given.validate / max(1, len(pool)), 0.5)
+    samples_of = split_by_patient(pool, (1 - share, share, 0.0), given.seed) if pool else {}
+    samples_of["test"] = _samples(given, valid, texts, dropped, with_reports=with_reports)
+    return Build(samples_of, +dropped)
+
+
+def read_plus(table: Path, section: str) -> dict[str, str]:
+    """Reports of CheXpert Plus, by the path of their image without extension."""
+    columns = ["path_to_image", "section_findings", "section_impression"]
+    texts = {}
+    for path, findings, impression in read_table(table, columns):
+        sections = Sections(" ".join(findings.split()), " ".join(impression.split()))
+        text = choose_text(sections, section)
+        if text and gloria_clean_report_chexpert(text):
+            texts[_stem(path)] = text
+    return texts
+
+
+def _samples(
+    given: argparse.Namespace,
+    images: Iterable[Image],
+    texts: dict[str, str],
+    dropped: Counter[str],
+    *,
+    with_reports: bool,
+) -> list[Sample]:
+    samples = []
+    listed: dict[Path, set[str]] = {}
+    for image in images:
+        try:
+            labels = present_labels(image.values, CHEXPERT_LABELS, given.uncertain)
+        except ValueError as error:
+            raise DataError(f"{image.path}: {error}.") from None
+        text = texts.get(_stem(image.path), "")
+        if given.view != "all" and image.view.lower() != given.view:
+            dropped["images of another view"] += 1
+        elif labels is None:
+            dropped["images with uncertain labels"] += 1
+        elif with_reports and not text:
+            dropped["images without a report"] += 1
+        elif not command.only_present([image.path], given.images, listed):
+            dropped["images that are not in the folder of images"] += 1
+        else:
+            samples.append(Sample((image.path,), text, labels, image.patient))
+    return samples
+
+
+def _run(given: argparse.Namespace) -> int:
+    tables = {name: find_table(given.tables, f"{name}.csv") for name in ("train", "valid")}
+    inputs = command.input_facts({path.name: path for path in tables.values()})
+    if given.reports is not None:
+        if given.reports.is_dir():
+            given = argparse.Namespace(**{**vars(given), "reports": given.reports / PLUS})
+        if not given.reports.is_file():
+            raise DataError(f"There is no file {given.reports} (given with --reports).")
+        inputs |= command.input_facts({given.reports.name: given.reports})
+    names = ["five_by_200", "each", "seed"]
+    if not given.five_by_200:
+        names += ["view", "uncertain", "validate", "keep_5x200"]
+    options = {name: getattr(given, name) for name in names}
+    if given.reports is not None:
+        options["section"] = given.section
+    inputs |= command.images_facts(given.images)
+    release = "CheXpert-v1.0" + ("" if given.reports is None else ", CheXpert Plus 240401")
+    origin = Origin(SCRIPT, "CheXpert", release, options, inputs)
+
+    def make() -> Build:
+        texts = {} if given.reports is None else read_plus(given.reports, given.section)
+        return _named(build(given, tables, texts))
+
+    root = given.root or Path(FIVE_ROOT if given.five_by_200 else "data/SELFSUP/chexpert")
+    report_file = command.REPORT_FILES[given.section]
+    command.make(root, origin, make, force=given.force, report_file=report_file)
+    return 0
+
+
+def _named(made: Build) -> Build:
+    """The files of a split hold a line for each sample: with some reports only, none is written."""
+    with_text = {bool(sample.report) for lines in made.samples.values() for sample in lines}
+    if with_text != {True, False}:
+        return made
+    samples = {
+        split: [replace(sample, report="") for sample in lines]
+        for split, lines in made.samples.items()
+    }
+    return replace(made, samples=samples)
+
+
+def _below_release(path: str) -> str:
+    parts = Path(path).parts
+    return "/".join(parts[1:]) if parts[0].lower().startswith("chexpert") else path
+
+
+def _stem(path: str) -> str:
+    return _below_release(path).rpartition(".")[0]
+
+
+def _rank(path: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{path}".encode()).digest()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.make_parser(__doc__ or "", "")
+    parser.set_defaults(root=None)
+    parser.epilog = f"Folders built by default: data/SELFSUP/chexpert; {FIVE_ROOT} (--five-by-200)"
+    raw = Path("data/raw/chexpert")
+    parser.add_argument("--tables", type=Path, default=raw, help="folder of train.csv, valid.csv")
+    parser.add_argument(
+        "--reports", type=Path, metavar="FILE", help=f"{PLUS}: keep images with a report only"
+    )
+    command.add_section(parser, default="impression")
+    parser.add_argument("--view", choices=["frontal", "lateral", "all"], default="frontal")
+    command.add_uncertain(parser)
+    parser.add_argument(
+        "--validate", type=command.count, default=5000, help="training images to validate on"
+    )
+    parser.add_argument(
+        "--five-by-200", action="store_true", help="build the 5 x 200 set as the test split"
+    )
+    parser.add_argument(
+        "--each", type=command.count, default=200, help="images of each finding in that set"
+    )
+    parser.add_argument(
+        "--keep-5x200",
+        action="store_true",
+        help="leave the patients of the 5 x 200 set in the training data",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
+    return parser

@@ -1,0 +1,211 @@
+"""What the command lines of all builders share: options, messages, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vilmedic.errors import DataError, VilmedicError
+from vilmedic.preparation.folder import CARD, Build, Origin, is_built, write_folder
+from vilmedic.preparation.labels import UNCERTAIN
+from vilmedic.preparation.splitting import Shares, parse_shares
+from vilmedic.preparation.tables import list_facts, sha256_of
+
+REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
+
+
+def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
+    """A parser with the options that every builder has.
+
+    Args:
+        doc: the builder's description, its first paragraph being shown.
+        root: folder that is built by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=" ".join(doc.strip().split("\n\n")[0].split()),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--root", type=Path, default=Path(root), help="folder to build")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="leave out images that are not in this folder (none: list all)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the build that is there")
+    return parser
+
+
+def add_section(parser: argparse.ArgumentParser, default: str = "both") -> None:
+    """The option that says which text of a report is taken."""
+    parser.add_argument(
+        "--section",
+        choices=list(REPORT_FILES),
+        default=default,
+        help="which text: both goes to <split>.report.tok (impression first), findings and "
+        "impression to files of their names",
+    )
+
+
+def add_line(parser: argparse.ArgumentParser) -> None:
+    """The option that says what a line is."""
+    parser.add_argument(
+        "--line",
+        choices=["study", "image"],
+        default="study",
+        help="one line a study with all its images, or one line an image",
+    )
+
+
+def add_uncertain(parser: argparse.ArgumentParser) -> None:
+    """The option that says what becomes of uncertain labels."""
+    parser.add_argument(
+        "--uncertain",
+        choices=list(UNCERTAIN),
+        default="negative",
+        help="what labels of -1 count as; mixed: present for atelectasis, edema and pleural "
+        "effusion; drop: leave such studies out",
+    )
+
+
+def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> None:
+    """The options of a random split."""
+    parser.add_argument(
+        "--split",
+        type=shares,
+        default=default,
+        metavar="TRAIN,VALIDATE,TEST",
+        help="shares of the splits",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The number of processes; what is built does not depend on it."""
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+
+
+def shares(text: str) -> Shares:
+    """An argument such as `0.8,0.1,0.1`."""
+    try:
+        return parse_shares(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An argument of names separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def guarded(script: str, call: Callable[[], int]) -> int:
+    """Run a command; an error that the user can mend is printed and gives the exit code 2."""
+    try:
+        return call()
+    except VilmedicError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        return 130
+
+
+def make(
+    root: Path,
+    origin: Origin,
+    build: Callable[[], Build],
+    *,
+    force: bool,
+    report_file: str = "report.tok",
+) -> None:
+    """Build a folder unless it is there, and print what was kept and what was left out."""
+    started = time.monotonic()
+    if is_built(root, origin, force=force):
+        print(f"{root}: the same build is there already, nothing to do")
+        return
+    made = build()
+    card = write_folder(root, made, origin, report_file=report_file)
+    for line in made.tables:
+        print(line)
+    print(summary(root, card))
+    print(f"{root}: written in {time.monotonic() - started:.0f} s; see {root / CARD}")
+
+
+def summary(root: Path, card: Mapping[str, Any]) -> str:
+    """What a card says was kept and left out, in lines of text."""
+    lines = [f"{root}: {card['source']}, {card['release']}"]
+    for split, kept in card["kept"].items():
+        lines.append(
+            f"  kept {kept['lines']:>9,} {split} lines "
+            f"({kept['images']:,} images of {kept['patients']:,} patients)"
+        )
+    lines += [f"  left out {number:>5,} {reason}" for reason, number in card["dropped"].items()]
+    lines += [f"  {name}: {value}" for name, value in card["notes"].items() if _short(value)]
+    return "\n".join(lines)
+
+
+def input_facts(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Size and sum of input files, for the card."""
+    return {
+        name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        for name, path in paths.items()
+    }
+
+
+def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """What is in the folder of images that limits a build, for the card.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder} (given with --images).")
+    return {"images": list_facts(folder)}
+
+
+def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[str]]) -> list[str]:
+    """Those of some images that are in a folder; all of them without one.
+
+    Args:
+        images: paths relative to the folder.
+        folder: where they should be.
+        listed: names in the folders looked at so far; each is listed once.
+    """
+    if folder is None:
+        return images
+    return [name for name in images if is_present(folder / name, listed)]
+
+
+def is_present(path: Path, listed: dict[Path, set[str]]) -> bool:
+    """Whether a file is there, found by listing each folder once."""
+    parent = path.parent
+    if parent not in listed:
+        listed[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
+    return path.name in listed[parent]
+
+
+def cores(workers: int) -> int:
+    """The number of processes to use: the one given, or one a core."""
+    if workers:
+        return workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _short(value: Any) -> bool:
+    return not isinstance(value, dict | list)

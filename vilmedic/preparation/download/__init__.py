@@ -1,0 +1,1 @@
+"""Fetches what a configuration trains on: restartable, verified, with clear messages."""

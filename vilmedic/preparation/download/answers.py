@@ -1,0 +1,105 @@
+"""What a server answers, and what that means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from vilmedic.preparation.download.credentials import Login
+from vilmedic.preparation.download.errors import NoAccess, NotAFile, NotThere, WrongPassword
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to fetch.
+
+    Attributes:
+        url: where it is.
+        path: where it goes.
+        bytes: its size, when known.
+        sha256: its sum, when known.
+        page: where one gets access to it, for messages.
+    """
+
+    url: str
+    path: Path
+    bytes: int | None = None
+    sha256: str | None = None
+    page: str = ""
+
+
+class Again(Exception):
+    """A trouble that may pass."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Answer:
+    """A response as a context; troubles of the network become `Again`."""
+
+    def __init__(
+        self,
+        client: httpx2.Client,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        auth: httpx2.Auth | None,
+    ) -> None:
+        self.context = client.stream(method, url, headers=headers, auth=auth)
+
+    def __enter__(self) -> httpx2.Response:
+        try:
+            return self.context.__enter__()
+        except httpx2.TooManyRedirects:
+            raise NotAFile("The server redirects in circles.") from None
+        except httpx2.RequestError as error:
+            raise Again(reason_of(error)) from None
+
+    def __exit__(self, *raised: Any) -> None:
+        self.context.__exit__(*raised)
+
+
+def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
+    """Turn the answers that are no file into errors."""
+    status = response.status_code
+    host = response.url.host
+    if status == 401:
+        what = "does not accept user and password" if login else "wants a user and a password"
+        raise WrongPassword(f"{host} {what}. Check both, and try to log in there with them.")
+    if status == 403:
+        raise NoAccess(
+            f"{host} gives this account no access to {job.url}. Complete the required training and "
+            f"sign the data use agreement{' at ' + job.page if job.page else ''}, then run this "
+            "again."
+        )
+    if status in (404, 410):
+        raise NotThere(
+            f"{job.url} does not exist. The release may have moved: see "
+            f"{job.page or 'its web page'}, and correct the table of resources."
+        )
+    if status in (408, 425, 429) or status >= 500:
+        wait = whole_number(response.headers.get("Retry-After"))
+        raise Again(f"the server answers {status} {response.reason_phrase}", wait)
+    if status not in (200, 206):
+        raise NotAFile(f"{job.url}: the server answers {status} {response.reason_phrase}.")
+    html = response.headers.get("Content-Type", "").startswith("text/html")
+    if html and not job.path.name.endswith((".html", ".htm")):
+        raise NotAFile(
+            f"{job.url}: the server sent a web page instead ({response.url.path}), most likely a "
+            "login form or a notice. Open the address in a browser to see what it wants."
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """Why a request failed, in a few words."""
+    return str(error).strip() or type(error).__name__
+
+
+def whole_number(text: str | None) -> int | None:
+    """A header that holds a number, or None."""
+    return int(text) if text and text.isdecimal() else None

@@ -1,0 +1,81 @@
+"""Archives, unpacked without letting a member out of its folder."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from vilmedic.errors import DataError
+from vilmedic.preparation.download.transfer import disk_error
+
+
+def unpack(archive: Path, folder: Path) -> bool:
+    """Unpack a `.tgz`, `.tar` or `.zip` into a folder, which appears when it is complete.
+
+    Only plain files are taken. A member whose name leads out of the folder, or that is a link or a
+    device, ends it: no published archive of images has any.
+
+    Args:
+        archive: the file.
+        folder: where its members go; left alone when it is there.
+
+    Returns:
+        Whether anything was unpacked.
+
+    Raises:
+        DataError: the archive is damaged or has such a member.
+        NoSpace: the disk is full.
+    """
+    if folder.is_dir():
+        return False
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        members = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
+        for name, content in members:
+            target = draft / _safe(archive, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, open(target, "wb") as file:
+                shutil.copyfileobj(content, file)
+        draft.rename(folder)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{archive} is damaged: {error}. Remove it and run this again.") from None
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return True
+
+
+def _safe(archive: Path, name: str) -> PurePosixPath:
+    path = PurePosixPath(name.replace("\\", "/"))
+    drive = len(path.parts) > 0 and ":" in path.parts[0]
+    if path.is_absolute() or ".." in path.parts or not path.name or drive:
+        raise DataError(f"{archive}: the member '{name}' would be written outside its folder.")
+    return path
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            if member.isdir():
+                continue
+            content = opened.extractfile(member) if member.isreg() else None
+            if content is None:
+                raise DataError(f"{archive}: the member '{member.name}' is no plain file.")
+            yield member.name, content
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            if member.is_dir():
+                continue
+            if (member.external_attr >> 28) not in (0, 0o10):  # the kind of file, by Unix
+                raise DataError(f"{archive}: the member '{member.filename}' is no plain file.")
+            yield member.filename, opened.open(member)

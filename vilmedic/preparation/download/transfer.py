@@ -1,0 +1,254 @@
+"""One file over HTTP, as often interrupted as it may be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from vilmedic.preparation.download.answers import Again, Answer, Job, judge, reason_of, whole_number
+from vilmedic.preparation.download.credentials import Login
+from vilmedic.preparation.download.errors import (
+    Interrupted,
+    NoSpace,
+    Unreachable,
+    WrongContent,
+)
+from vilmedic.preparation.tables import sha256_of
+
+LONGEST_WAIT = 60.0  # seconds
+SPOILT = 3  # times that wrong content is fetched anew before it is reported
+AGENT = "vilmedic-download"
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class Transfer:
+    """Fetches files, resuming, retrying and verifying each.
+
+    A file grows under the name `<name>.part` and gets its own name when size and sum are right, so
+    whatever bears its own name is complete.
+
+    Args:
+        login: user and password, for the files that need them.
+        retries: attempts in a row without a single new byte before giving up.
+        wait: seconds before the first of them; each wait doubles the one before.
+        timeout: seconds without any byte after which a connection counts as dead.
+        on_bytes: told how many bytes arrived; a negative number when some are thrown away.
+        on_size: told how large a file is, once that is known.
+    """
+
+    def __init__(
+        self,
+        login: Login | None = None,
+        *,
+        retries: int = 8,
+        wait: float = 1.0,
+        timeout: float = 60.0,
+        on_bytes: Callable[[int], None] = lambda _: None,
+        on_size: Callable[[Job, int], None] = lambda _job, _size: None,
+    ) -> None:
+        self.login, self.retries, self.wait = login, retries, wait
+        self.on_bytes, self.on_size = on_bytes, on_size
+        self.stop = threading.Event()
+        agent = login.account.user_agent if login and login.account.user_agent else AGENT
+        self.client = httpx2.Client(
+            timeout=timeout,
+            follow_redirects=True,
+            headers={"User-Agent": agent, "Accept-Encoding": "identity"},
+            limits=httpx2.Limits(max_connections=64, max_keepalive_connections=64),
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.client.close()
+
+    def fetch(self, job: Job) -> bool:
+        """Fetch a file unless it is there.
+
+        Returns:
+            Whether it had to be fetched.
+
+        Raises:
+            DataError: one of the kinds in `vilmedic.preparation.download.errors`.
+        """
+        if is_there(job):
+            return False
+        part = part_of(job.path)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        failed = spoilt = 0
+        while True:
+            before = _size(part)
+            try:
+                self._receive(job, part)
+                _check(job, part)
+            except WrongContent:
+                spoilt += 1
+                self._discard(part)
+                if spoilt >= SPOILT:
+                    raise
+            except Again as trouble:
+                failed = 0 if _size(part) > before else failed + 1
+                if failed > self.retries:
+                    raise Unreachable(
+                        f"{job.url}: {trouble}; gave up after {failed} attempts. Run the same "
+                        "command again to go on from here."
+                    ) from None
+                self._pause(trouble.wait, failed)
+            except OSError as error:
+                raise disk_error(job.path, error) from error
+            else:
+                os.replace(part, job.path)
+                _tag_of(part).unlink(missing_ok=True)
+                return True
+
+    def size_of(self, job: Job) -> int | None:
+        """The size of a file as the server says it, or None when it does not.
+
+        Raises:
+            DataError: the server refuses.
+        """
+        failed = 0
+        while True:
+            try:
+                with self._request("HEAD", job, {}) as response:
+                    if response.status_code not in (405, 501):
+                        judge(response, job, self.login)
+                        return whole_number(response.headers.get("Content-Length"))
+                    return None
+            except Again as trouble:
+                failed += 1
+                if failed > self.retries:
+                    raise Unreachable(f"{job.url}: {trouble}; gave up.") from None
+                self._pause(trouble.wait, failed)
+
+    def _receive(self, job: Job, part: Path) -> None:
+        start = _size(part)
+        if job.bytes is not None and start >= job.bytes:
+            if start == job.bytes:
+                return
+            self._discard(part)
+            start = 0
+        headers = {}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+            if _tag_of(part).is_file():
+                headers["If-Range"] = _tag_of(part).read_text()
+        with self._request("GET", job, headers) as response:
+            if response.status_code == 416:
+                if response.headers.get("Content-Range", "") == f"bytes */{start}":
+                    return  # it had arrived whole
+                self._discard(part)
+                raise Again("the server has less than was fetched before, so it starts anew")
+            judge(response, job, self.login)
+            total = whole_number(response.headers.get("Content-Length"))
+            if response.status_code == 206:
+                total = _resumed_total(response, start)
+            elif start:
+                self._discard(part)  # the whole file comes again: it changed, or ranges are unknown
+                start = 0
+            if total is not None:
+                self.on_size(job, total)
+            _remember(response, part)
+            with open(part, "ab" if start else "wb") as file:
+                for chunk in _chunks(response):
+                    if self.stop.is_set():
+                        raise Interrupted(f"{job.url}: stopped.")
+                    file.write(chunk)
+                    self.on_bytes(len(chunk))
+        if total is not None and _size(part) < total:
+            raise Again("the connection was cut")
+
+    def _request(self, method: str, job: Job, headers: dict[str, str]) -> Any:
+        auth = self.login.auth_for(job.url) if self.login else None
+        return Answer(self.client, method, job.url, headers, auth)
+
+    def _discard(self, part: Path) -> None:
+        self.on_bytes(-_size(part))
+        part.unlink(missing_ok=True)
+        _tag_of(part).unlink(missing_ok=True)
+
+    def _pause(self, asked: float | None, failed: int) -> None:
+        seconds = min(self.wait * 2 ** max(0, failed - 1), LONGEST_WAIT) * random.uniform(
+            0.75, 1.25
+        )
+        if self.stop.wait(max(seconds, min(asked or 0, 10 * LONGEST_WAIT))):
+            raise Interrupted("Stopped.")
+
+
+def is_there(job: Job) -> bool:
+    """Whether a file is there in its published size and with its published sum."""
+    if not job.path.is_file():
+        return False
+    try:
+        _check(job, job.path)
+    except WrongContent:
+        return False
+    return True
+
+
+def part_of(path: Path) -> Path:
+    """The name of a file while it grows."""
+    return path.with_name(f"{path.name}.part")
+
+
+def _tag_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+def _chunks(response: httpx2.Response) -> Any:
+    try:
+        # As they come: a fixed size of chunks would lose the last ones when the connection is cut.
+        yield from response.iter_raw()
+    except httpx2.RequestError as error:
+        raise Again(reason_of(error)) from None
+
+
+def _check(job: Job, path: Path) -> None:
+    size = path.stat().st_size
+    if job.bytes is not None and size != job.bytes:
+        raise WrongContent(f"{job.url} gave {size:,} bytes; {job.bytes:,} are published.")
+    if job.sha256 is not None and (got := sha256_of(path)) != job.sha256.lower():
+        raise WrongContent(
+            f"{job.url} gave a file of the SHA-256 {got}; {job.sha256.lower()} is published. It "
+            f"was thrown away {SPOILT} times: something changes it on the way, or the sum is that "
+            "of another release."
+        )
+
+
+def _resumed_total(response: httpx2.Response, start: int) -> int | None:
+    found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    if found is None or int(found[1]) != start:
+        raise Again("the server sent another part than the one asked for")
+    return None if found[3] == "*" else int(found[3])
+
+
+def _remember(response: httpx2.Response, part: Path) -> None:
+    """Note which version of the file is being fetched, so that no two are mixed."""
+    tag = response.headers.get("ETag", "")
+    if not tag or tag.startswith("W/"):
+        tag = response.headers.get("Last-Modified", "")
+    if tag:
+        _tag_of(part).write_text(tag)
+    else:
+        _tag_of(part).unlink(missing_ok=True)
+
+
+def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
+    """What to raise for an error of the disk: that it is full is said in its own words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"The disk of {path.parent} is full. What was fetched is kept: make room and run the "
+            "same command again."
+        )
+    return error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

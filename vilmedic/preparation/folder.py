@@ -1,0 +1,253 @@
+"""A training-ready folder: line files of each split and a card that says how they came about."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vilmedic.errors import DataError
+from vilmedic.preparation.splitting import SPLITS, Shares, random_split
+
+CARD = "data_card.json"
+VERSION = 1  # of what the builders write; another one means that the same input gives other lines
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of each file of a split.
+
+    Attributes:
+        images: paths, the first one being what a model of one image sees.
+        report: the text, on one line; empty when the data set has none.
+        labels: names; none when the data set has none.
+        patient: who it is of, so that no patient is in two splits.
+    """
+
+    images: tuple[str, ...]
+    report: str
+    labels: tuple[str, ...]
+    patient: str
+
+
+@dataclass
+class Build:
+    """What a builder made.
+
+    Attributes:
+        samples: of each split, in the order of the lines.
+        dropped: how much was left out, by reason.
+        notes: other counts and figures worth knowing.
+        tables: lines to print, such as a distribution of labels.
+    """
+
+    samples: dict[str, list[Sample]]
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, Any] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a folder comes from; the same origin gives the same folder.
+
+    Attributes:
+        builder: the script.
+        source: the data set.
+        release: which published release of it the builder was written for.
+        options: what was asked for.
+        inputs: the files it was made from, by name, each with `sha256` and `bytes`.
+    """
+
+    builder: str
+    source: str
+    release: str
+    options: dict[str, Any]
+    inputs: dict[str, dict[str, Any]]
+
+    def describe(self) -> dict[str, Any]:
+        """The part of the card that a later run is compared with."""
+        return {
+            "builder": self.builder,
+            "version": VERSION,
+            "source": self.source,
+            "release": self.release,
+            "options": self.options,
+            "inputs": self.inputs,
+        }
+
+
+def split_by_patient(
+    samples: Sequence[Sample], shares: Shares, seed: int
+) -> dict[str, list[Sample]]:
+    """Deal samples out at random, all of a patient to one split; see `random_split`."""
+    split = random_split(Counter(sample.patient for sample in samples), shares, seed)
+    return gather(samples, split)
+
+
+def gather(samples: Sequence[Sample], split: Mapping[str, str]) -> dict[str, list[Sample]]:
+    """The samples of each split, in their order, by the split of their patient."""
+    return {
+        name: [sample for sample in samples if split[sample.patient] == name] for name in SPLITS
+    }
+
+
+def is_built(root: Path, origin: Origin, *, force: bool) -> bool:
+    """Whether `root` holds this very build already, complete and unchanged.
+
+    Raises:
+        DataError: it holds something else and `force` is not set.
+    """
+    if force or not root.exists():
+        return False
+    present = sorted(path.name for path in root.iterdir() if path.suffix == ".tok")
+    card = read_card(root)
+    if not present and not card:
+        return False
+    if not card:
+        raise DataError(
+            f"{root}: holds {present[0]} without a {CARD}, so it was not made by this script or "
+            "was interrupted. Replace it with --force or give another folder with --root."
+        )
+    wanted = json.loads(json.dumps(origin.describe()))
+    differs = _differences(card, wanted)
+    if differs:
+        raise DataError(
+            f"{root}: was made with {'; '.join(differs)}. Replace it with --force or give another "
+            "folder with --root."
+        )
+    for name, facts in card.get("files", {}).items():
+        path = root / name
+        if not path.is_file() or _sha256(path.read_bytes()) != facts["sha256"]:
+            raise DataError(f"{path}: is missing or was changed. Build it anew with --force.")
+    return True
+
+
+def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) -> dict[str, Any]:
+    """Write the line files and then the card, which marks the folder as complete.
+
+    Files of an earlier build go first, so that no mixture of two builds remains.
+
+    Args:
+        root: the folder.
+        build: what to write.
+        origin: where it comes from.
+        report_file: name of the file of reports after the split, such as `report.tok`.
+
+    Returns:
+        The card.
+
+    Raises:
+        DataError: nothing is left to write, or a name holds a comma, which separates names.
+    """
+    _check(build)
+    draft = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        for split, samples in build.samples.items():
+            for name, lines in _files(samples, report_file).items():
+                text = "".join(f"{line}\n" for line in lines)
+                (draft / f"{split}.{name}").write_text(text, encoding="utf-8", newline="\n")
+        card = origin.describe() | _facts(build, draft)
+        (draft / CARD).write_text(
+            json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        root.mkdir(parents=True, exist_ok=True)
+        for old in [root / CARD, *root.glob("*.tok")]:
+            old.unlink(missing_ok=True)
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == CARD):
+            os.replace(path, root / path.name)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return card
+
+
+def read_card(root: Path) -> dict[str, Any]:
+    """The card of a folder; empty when it has none."""
+    try:
+        card = json.loads((root / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def _files(samples: Sequence[Sample], report_file: str) -> dict[str, list[str]]:
+    files = {
+        "image.tok": [",".join(sample.images) for sample in samples],
+        report_file: [_one_line(sample.report) for sample in samples],
+        "label.tok": [_one_line(",".join(sample.labels)) for sample in samples],
+        "patient.tok": [_one_line(sample.patient) for sample in samples],
+    }
+    return {name: lines for name, lines in files.items() if all(lines)}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _facts(build: Build, folder: Path) -> dict[str, Any]:
+    kept, labels = {}, {}
+    for split, samples in build.samples.items():
+        kept[split] = {
+            "lines": len(samples),
+            "images": sum(len(sample.images) for sample in samples),
+            "patients": len({sample.patient for sample in samples}),
+        }
+        seen = Counter(name for sample in samples for name in sample.labels)
+        labels[split] = dict(sorted(seen.items()))
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        files[path.name] = {"lines": content.count(b"\n"), "sha256": _sha256(content)}
+    return {
+        "kept": kept,
+        "dropped": dict(sorted(build.dropped.items())),
+        "notes": build.notes,
+        "labels": labels,
+        "files": files,
+    }
+
+
+def _check(build: Build) -> None:
+    empty = [split for split, samples in build.samples.items() if not samples]
+    for split in empty:
+        del build.samples[split]
+    if empty:
+        build.notes["splits without a sample"] = ", ".join(empty)
+    if not build.samples:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in build.dropped.items())
+        raise DataError(f"Nothing is left to train on. Left out: {reasons or 'nothing'}.")
+    for samples in build.samples.values():
+        for sample in samples:
+            for name in (*sample.images, *sample.labels):
+                if "," in name or "\n" in name:
+                    raise DataError(
+                        f"'{name}' holds a comma or a line end, which separate names in the files. "
+                        "Rename it."
+                    )
+
+
+def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    differs = []
+    for key, value in wanted.items():
+        given = card.get(key)
+        if isinstance(value, dict) and isinstance(given, dict):
+            for name in sorted(value.keys() | given.keys()):
+                if value.get(name) != given.get(name):
+                    what = "another " + name if key == "inputs" else f"{name} {given.get(name)}"
+                    instead = "" if key == "inputs" else f" instead of {value.get(name)}"
+                    differs.append(what + instead)
+        elif given != value:
+            differs.append(f"{key} {given} instead of {value}")
+    return differs
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,145 @@
+"""The reports of MIMIC-CXR, out of their archive or a folder, by many processes."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from vilmedic.errors import DataError
+from vilmedic.preparation.command import cores
+from vilmedic.preparation.sections import choose_text, find_sections
+from vilmedic.preparation.tables import list_facts, sha256_of
+
+ARCHIVE = "mimic-cxr-reports.zip"
+CHUNK = 500
+_MEMBER = re.compile(r"^(?P<prefix>.*?)p\d\d/p\d+/s\d+\.txt$")
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where reports are.
+
+    Attributes:
+        path: an archive, or the folder that holds `p10` to `p19`.
+        prefix: what stands before `p10/` in the archive.
+    """
+
+    path: Path
+    prefix: str = ""
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Size and sum of the archive, or of the list of a folder's files and their sizes."""
+        if self.path.is_file():
+            return {
+                self.path.name: {
+                    "sha256": sha256_of(self.path),
+                    "bytes": self.path.stat().st_size,
+                }
+            }
+        return {"reports": list_facts(self.path)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of one report."""
+
+    text: str
+    missing: bool = False
+    unheaded: bool = False
+
+
+def locate_reports(given: Path) -> Reports:
+    """Find the reports in what the user named.
+
+    Args:
+        given: the archive, a folder that holds it, or a folder that holds `files` or `p10`.
+
+    Raises:
+        DataError: nothing of that kind is there.
+    """
+    archive = given / ARCHIVE if given.is_dir() else given
+    if archive.is_file():
+        return Reports(archive, _prefix(archive))
+    folders = (given, given / "files", given / "mimic-cxr-reports" / "files")
+    for folder in folders:
+        if folder.is_dir() and any(folder.glob("p1[0-9]")):
+            return Reports(folder)
+    raise DataError(
+        f"{given} is neither {ARCHIVE} nor a folder that holds it, nor one that holds files/p10 to "
+        "files/p19. Get it with `python data/download.py SELFSUP`, or say where it is with "
+        "--reports."
+    )
+
+
+def read_reports(
+    reports: Reports, paths: Sequence[str], *, section: str, unheaded: bool, workers: int = 0
+) -> list[Found]:
+    """The chosen text of each report, in the order of the paths.
+
+    Args:
+        reports: where they are.
+        paths: below `files`, such as `p10/p10000032/s50414267.txt`.
+        section: see `choose_text`.
+        unheaded: see `choose_text`.
+        workers: processes, 0 for one a core; the result does not depend on it.
+    """
+    read = partial(_read_chunk, reports, section, unheaded)
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    workers = min(cores(workers), len(chunks))
+    if workers <= 1:
+        return [found for chunk in chunks for found in read(chunk)]
+    # Fresh processes rather than forks: the caller may be running threads.
+    with get_context("spawn").Pool(workers) as pool:
+        return [found for chunk in pool.imap(read, chunks) for found in chunk]
+
+
+_archives: dict[Path, zipfile.ZipFile] = {}  # of this process: reading the directory takes seconds
+
+
+def _read_chunk(
+    reports: Reports, section: str, unheaded: bool, paths: Sequence[str]
+) -> list[Found]:
+    found = []
+    for path in paths:
+        text = _text(reports, path)
+        if text is None:
+            found.append(Found("", missing=True))
+            continue
+        sections = find_sections(text)
+        chosen = choose_text(sections, section, unheaded=unheaded)
+        has_heading = bool(sections.findings or sections.impression)
+        found.append(Found(chosen, unheaded=bool(chosen) and not has_heading))
+    return found
+
+
+def _text(reports: Reports, path: str) -> str | None:
+    try:
+        if reports.path.is_dir():
+            with open(reports.path / path, "rb") as file:
+                content = file.read()
+        else:
+            if reports.path not in _archives:
+                _archives[reports.path] = zipfile.ZipFile(reports.path)
+            content = _archives[reports.path].read(reports.prefix + path)
+    except (FileNotFoundError, KeyError):
+        return None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{reports.path}: {path} cannot be read: {error}.") from None
+    return content.decode("utf-8", errors="replace")
+
+
+def _prefix(archive: Path) -> str:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for name in opened.namelist():
+                if match := _MEMBER.match(name):
+                    return match["prefix"]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive} is no complete archive: {error}. Get it anew.") from None
+    raise DataError(f"{archive} holds no report such as files/p10/p10000032/s50414267.txt.")

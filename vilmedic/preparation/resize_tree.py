@@ -1,0 +1,165 @@
+"""A whole folder of images made smaller."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vilmedic.datasets.decode import SUFFIXES
+from vilmedic.datasets.lines import listed
+from vilmedic.errors import DataError
+from vilmedic.preparation.resize import resize_short_side_file
+
+UNREADABLE = "unreadable.txt"
+SETTINGS = "resize.txt"
+
+
+@dataclass
+class Resized:
+    """What became of the files of a folder.
+
+    Attributes:
+        written: images written now.
+        present: images that were there from an earlier run.
+        unreadable: path and reason of each image that could not be read.
+        other: how many files of other kinds there are, by suffix.
+    """
+
+    written: int = 0
+    present: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    other: Counter[str] = field(default_factory=Counter)
+
+
+def resize_tree(
+    source: Path,
+    target: Path,
+    short_side: int,
+    *,
+    suffix: str = ".jpg",
+    quality: int = 95,
+    workers: int = 0,
+    force: bool = False,
+) -> Resized:
+    """Write every image below a folder with a short side of `short_side` pixels.
+
+    The tree keeps its shape. An image that is in `target` and not older than its source is left as
+    it is, so an interrupted run goes on. `unreadable.txt` in `target` lists what could not be read.
+
+    Args:
+        source: folder of JPEG, PNG, DICOM or other images that training reads.
+        target: folder to write.
+        short_side: pixels.
+        suffix: `.jpg` or `.png`.
+        quality: of a JPEG, 1 to 100.
+        workers: processes, 0 for one a core.
+        force: write again what is there.
+
+    Raises:
+        DataError: there are no images, two of them would get the same name, or `target` holds
+            images that were made with other settings.
+    """
+    if not source.is_dir():
+        raise DataError(f"There is no folder {source}.")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{target} lies within {source}; its own images would be taken as well.")
+    found = Resized()
+    jobs = list(_jobs(source, target, suffix, found))
+    if not jobs:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in found.other.items()) or "no files"
+        raise DataError(f"{source} holds no images, but {kinds}.")
+    _check_names(jobs)
+    since = _note_settings(target, f"short side {short_side}, {suffix}, quality {quality}\n", force)
+    work = partial(_resize, short_side=short_side, quality=quality, since=since)
+    for job, result in zip(jobs, _results(work, jobs, workers), strict=True):
+        if result is None:
+            found.present += 1
+        elif result:
+            found.unreadable[str(job[0])] = result
+        else:
+            found.written += 1
+    text = "".join(f"{path}\t{reason}\n" for path, reason in found.unreadable.items())
+    (target / UNREADABLE).write_text(text, encoding="utf-8")
+    return found
+
+
+def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[tuple[Path, Path]]:
+    for folder, folders, names in os.walk(source):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            # DICOM files often have no suffix, or a number after the last dot of an identifier
+            if path.suffix.lower() in SUFFIXES or _is_dicom(path):
+                kept = name.removesuffix(path.suffix) if path.suffix.lower() in SUFFIXES else name
+                relative = path.parent.relative_to(source)
+                yield path, target / relative / f"{kept}{suffix}"
+            else:
+                found.other[path.suffix or name] += 1
+
+
+def _is_dicom(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _check_names(jobs: list[tuple[Path, Path]]) -> None:
+    seen: dict[Path, Path] = {}
+    clashes = []
+    for path, goal in jobs:
+        if goal in seen:
+            clashes.append(f"{seen[goal]} and {path}")
+        seen[goal] = path
+    if clashes:
+        raise DataError(f"Pairs of images that would get the same name: {listed(clashes, 'pair')}.")
+
+
+def _note_settings(target: Path, settings: str, force: bool) -> int:
+    """Refuse to mix images of different settings in a folder.
+
+    Returns:
+        The time in ns from which on images count: `force` makes it now, also for a later run that
+        goes on after an interruption.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / SETTINGS
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    if before not in (None, settings) and not force:
+        raise DataError(
+            f"{target} holds images made with {str(before).strip()}, not {settings.strip()}. Give "
+            "another folder, or --force to make them again."
+        )
+    if before is None or force:
+        path.write_text(settings, encoding="utf-8")
+    return path.stat().st_mtime_ns
+
+
+def _results(
+    work: partial[str | None], jobs: list[tuple[Path, Path]], workers: int
+) -> Iterator[str | None]:
+    workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 20))
+    bar = partial(tqdm, total=len(jobs), desc="Resizing", unit="image", disable=None)
+    if workers == 1:
+        yield from bar(map(work, jobs))
+        return
+    with get_context("spawn").Pool(workers) as pool:
+        yield from bar(pool.imap(work, jobs, chunksize=8))
+
+
+def _resize(job: tuple[Path, Path], *, short_side: int, quality: int, since: int) -> str | None:
+    """None when the image is there, an empty text when it was written, else why it was not."""
+    source, target = job
+    try:
+        oldest = max(since, source.stat().st_mtime_ns)
+        if target.exists() and target.stat().st_mtime_ns >= oldest:
+            return None
+        resize_short_side_file(source, target, short_side, quality)
+    except DataError as error:
+        return " ".join(str(error).split())
+    return ""

@@ -1,0 +1,232 @@
+"""The sections of a radiology report, as radiologists write them.
+
+Headings stand at the start of a line in capitals with a colon (`FINDINGS:`), in small letters when
+the word is well known (`Findings:`), alone on a line without a colon, or after a full stop in the
+middle of one. They are misspelt now and then (`IMPRESSOIN:`). The conventions about which text is
+taken are those of the sections published with MIMIC-CXR (Johnson et al. 2019): the last section of
+a name that is not empty counts, a joint heading of findings and impression is an impression, and a
+heading that names the examination (`PORTABLE CHEST:`) opens the findings when no other does.
+
+Beyond them, a heading that is no administrative one and stands inside findings or impression
+(`LUNGS:`) belongs to their text instead of ending it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+FINDINGS, IMPRESSION = "findings", "impression"
+
+_NAMES = {
+    FINDINGS: ["findings", "finding", "findings in detail", "report", "description"],
+    IMPRESSION: [
+        "impression",
+        "impressions",
+        "conclusion",
+        "conclusions",
+        "opinion",
+        "summary",
+        "findings and impression",
+        "findings/impression",
+        "impression and findings",
+        "final impression",
+    ],
+    "comparison": ["comparison", "comparisons", "comparison exam", "comparison film", "prior"],
+    "indication": [
+        "indication",
+        "indications",
+        "clinical indication",
+        "reason for exam",
+        "reason for examination",
+        "reason for study",
+    ],
+    "history": [
+        "history",
+        "clinical history",
+        "clinical information",
+        "patient history",
+        "clinical data",
+    ],
+    "technique": ["technique", "procedure", "views", "protocol"],
+    "examination": ["examination", "exam", "type of examination", "study", "date of exam"],
+    "recommendation": ["recommendation", "recommendations"],
+    "notification": ["notification", "notifications", "communication"],
+    "addendum": ["addendum", "final addendum"],
+    "wet read": ["wet read", "wetread", "preliminary report"],
+    "title": ["final report", "end of impression", "narrative"],
+    "note": ["note", "dictated by", "signed by", "attending", "date", "accession number"],
+}
+_KNOWN = {name: section for section, names in _NAMES.items() for name in names}
+# Headings that are one in small letters too; "Note:" and "Views:" begin sentences as often.
+_ANY_CASE = frozenset(
+    name
+    for section in (FINDINGS, IMPRESSION, "comparison", "indication", "history", "recommendation")
+    for name in _NAMES[section]
+    if name not in ("report", "description", "opinion", "summary", "prior")
+) | {"technique", "examination", "notification"}
+_LONG = [name for name in _KNOWN if len(name) >= 7]  # short words are near each other by chance
+_VIEWS = re.compile(
+    r"\b(chest|portable|views?|pa and lat\w*|lateral and pa|ap and lateral|frontal|cxr|"
+    r"radiographs?|upright|semi-upright|babygram)\b"
+)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ()/,.&'-]{0,70}")
+_INLINE = re.compile(
+    r"(?<=[.!?;)])[ \t]+(?P<inline>FINDINGS?(?: AND IMPRESSION)?|IMPRESSIONS?|CONCLUSIONS?)[ \t]*:"
+)
+_RULE = re.compile(r"^[ \t]*[_=*-]{5,}[ \t]*$", re.MULTILINE)
+_PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The texts of a report, each on one line; empty where the report has none.
+
+    Attributes:
+        findings: what is seen.
+        impression: what it means.
+        rest: of a report with neither heading, the text that describes the image.
+    """
+
+    findings: str = ""
+    impression: str = ""
+    rest: str = ""
+
+
+@dataclass(frozen=True)
+class _Heading:
+    section: str
+    start: int
+    end: int
+    known: bool
+
+
+def find_sections(report: str) -> Sections:
+    """Find the findings and the impression of a report.
+
+    Args:
+        report: the whole text, with its line ends.
+
+    Returns:
+        The sections, with white space run together.
+    """
+    text = _RULE.sub("", report.replace("\r\n", "\n").replace("\r", "\n"))
+    pieces = list(_pieces(text))
+    found = {
+        name: [body for section, body in pieces if section == name and _WORD.search(body)]
+        for name in (FINDINGS, IMPRESSION)
+    }
+    last = {name: _one_line(bodies[-1]) if bodies else "" for name, bodies in found.items()}
+    rest = "" if any(last.values()) else _unheaded(pieces)
+    return Sections(last[FINDINGS], last[IMPRESSION], rest)
+
+
+def choose_text(sections: Sections, section: str, *, unheaded: bool = True) -> str:
+    """The text that is trained on.
+
+    Args:
+        sections: of one report.
+        section: `findings`, `impression`, or `both`: the impression, then the findings, whichever
+            there are (a text encoder that cuts long reports then keeps the conclusion).
+        unheaded: with `both`, take the text of a report that has neither.
+
+    Returns:
+        The text on one line, empty when there is none.
+    """
+    if section == FINDINGS:
+        return sections.findings
+    if section == IMPRESSION:
+        return sections.impression
+    both = " ".join(part for part in (sections.impression, sections.findings) if part)
+    return both or (sections.rest if unheaded else "")
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Sections in their order, each with its text; the first one has no heading."""
+    current, start = "", 0
+    for heading in _headings(text):
+        if not heading.known and current in (FINDINGS, IMPRESSION):
+            continue
+        yield current, text[start : heading.start]
+        current, start = heading.section, heading.end
+    yield current, text[start:]
+
+
+def _headings(text: str) -> list[_Heading]:
+    headings = list(_line_headings(text))
+    for match in _INLINE.finditer(text):
+        section, _ = _classify(_normal(match["inline"]))
+        headings.append(_Heading(section, match.start(), match.end(), True))
+    return sorted(headings, key=lambda heading: heading.start)
+
+
+def _line_headings(text: str) -> Iterator[_Heading]:
+    """Headings at the start of a line, or alone on one."""
+    start = 0
+    for line in text.split("\n"):
+        colon = line.find(":", 0, 80)
+        name = (line if colon < 0 else line[:colon]).strip()
+        if colon > 0 and _NAME.fullmatch(name):
+            if name.upper() == name or _in_small_letters(name):
+                section, known = _classify(_normal(name))
+                yield _Heading(section, start, start + colon + 1, known)
+        elif colon < 0 and 0 < len(name) < 32 and name[0].isupper():
+            alone = _KNOWN.get(_normal(name), "")
+            capitals = name.upper() == name
+            if alone and (capitals or name in ("Findings", "Impression", "Conclusion")):
+                yield _Heading(alone, start, start + len(line), True)
+        start += len(line) + 1
+
+
+@lru_cache(maxsize=4096)
+def _in_small_letters(name: str) -> bool:
+    """Whether a name that is not in capitals is a heading all the same, even a misspelt one."""
+    if not name[0].isupper():
+        return False
+    return bool(difflib.get_close_matches(_normal(name), _ANY_CASE, n=1, cutoff=0.85))
+
+
+def _normal(name: str) -> str:
+    return " ".join(name.lower().replace("(s)", "").replace(" / ", "/").split()).strip(" .-")
+
+
+@lru_cache(maxsize=4096)
+def _classify(name: str) -> tuple[str, bool]:
+    """The section that a heading opens, and whether it is known by name."""
+    if name in _KNOWN:
+        return _KNOWN[name], True
+    near = difflib.get_close_matches(name, _LONG, n=1, cutoff=0.82)
+    if near:
+        return _KNOWN[near[0]], True
+    for word, section in (("impression", IMPRESSION), ("comparison", "comparison")):
+        if word in name:
+            return section, True
+    if "findings" in name and len(name) < 25:
+        return FINDINGS, True
+    return (FINDINGS if _VIEWS.search(name) else "other"), False
+
+
+def _unheaded(pieces: list[tuple[str, str]]) -> str:
+    """Of a report without findings or impression, the text that most likely describes the image.
+
+    It is what follows the first paragraph of the last section (that paragraph belongs to its
+    heading), else the last section that reads like a description, else the text before any heading.
+    """
+    section, body = pieces[-1]
+    paragraphs = [part for part in _PARAGRAPH.split(body.strip("\n")) if _WORD.search(part)]
+    if section and len(paragraphs) > 1:
+        return _one_line(" ".join(paragraphs[1:]))
+    for section, body in reversed(pieces):
+        if section in ("", "title", "other", "comparison", "technique", "examination"):
+            text = _one_line(body)
+            if len(_WORD.findall(text)) >= 5:
+                return text
+    return ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,128 @@
+"""Published tables: CSV, plain or compressed, with columns that must be there."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from vilmedic.errors import DataError, nearest
+
+BLOCK = 2**20
+csv.field_size_limit(2**24)  # a whole report with its history fits in a field
+
+
+def find_table(folder: Path, name: str) -> Path:
+    """The table `name` in a folder, compressed or not.
+
+    Args:
+        folder: where it lies.
+        name: its published name, with or without `.gz`.
+
+    Raises:
+        DataError: neither form is there.
+    """
+    plain = name.removesuffix(".gz")
+    for candidate in (folder / f"{plain}.gz", folder / plain):
+        if candidate.is_file():
+            return candidate
+    raise DataError(
+        f"{folder} holds neither {plain}.gz nor {plain}.{_near_files(folder, plain)} "
+        "Get it with data/download.py, or say where it is."
+    )
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The rows of a CSV file, as the values of some of its columns.
+
+    Args:
+        path: the file; `.gz` is uncompressed on the way.
+        columns: names of the columns to read, in the order of the result.
+
+    Yields:
+        One tuple of stripped texts a row.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or has a row of another width.
+    """
+    try:
+        with open_text(path) as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            picked = _positions(path, header, columns)
+            width = len(header)
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != width:
+                    raise DataError(
+                        f"{path}:{reader.line_num} has {len(row)} fields; the header has {width}."
+                    )
+                yield tuple(row[position].strip() for position in picked)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from None
+
+
+def table_columns(path: Path) -> list[str]:
+    """The names of the columns of a CSV file."""
+    try:
+        with open_text(path) as file:
+            return [name.strip() for name in next(csv.reader(file), [])]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {_reason(error)}.") from None
+
+
+def open_text(path: Path) -> IO[str]:
+    """A text file, plain or `.gz`, as UTF-8 with or without a byte order mark."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_facts(folder: Path) -> dict[str, Any]:
+    """Number, size and sum of the list of a folder's files: a different file, a different sum."""
+    files, total, digest = 0, 0, hashlib.sha256()
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        inside = os.path.relpath(place, folder)
+        for name in sorted(names):
+            size = os.stat(os.path.join(place, name)).st_size
+            files, total = files + 1, total + size
+            digest.update(f"{inside}/{name}\t{size}\n".encode())
+    return {"files": files, "bytes": total, "sha256_of_list": digest.hexdigest()}
+
+
+def _positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
+    places = {name: position for position, name in enumerate(header)}
+    for name in columns:
+        if name not in places:
+            raise DataError(
+                f"{path} has no column '{name}'. It has {', '.join(header) or 'no header at all'}."
+                f"{nearest(name, header)}"
+            )
+    return [places[name] for name in columns]
+
+
+def _near_files(folder: Path, name: str) -> str:
+    if not folder.is_dir():
+        return f" There is no folder {folder}."
+    return nearest(name, [path.name for path in folder.iterdir()])
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
