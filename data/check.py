@@ -43,9 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     for kind, texts in (("warning", findings.warnings), ("error", findings.errors)):
         for text in texts:
             print(f"{kind}: {text}")
-    print(
-        f"{len(findings.errors)} errors, {len(findings.warnings)} warnings; see {folder}/data_check.png"
-    )
+    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+    print(f"{counts}; see {folder / 'data_check.png'}")
     return 1 if findings.errors else 0
 
 
