@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the files")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files")
-    parser.add_argument("--mode", choices=["L", "RGB"], default="L", help="of the JPEG files")
+    parser.add_argument("--mode", choices=["L", "RGB"], default="RGB", help="of the JPEG files")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
