@@ -141,7 +141,7 @@ def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str
         if len(array):
             axis.hist(
                 np.clip(array, edges[0], edges[-1]),
-                bins=edges,
+                bins=edges.tolist(),
                 weights=np.full(len(array), 1 / len(array)),
                 histtype="step",
                 linewidth=1.6,
