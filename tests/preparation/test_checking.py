@@ -102,7 +102,10 @@ def test_every_fault_is_found_at_once(checked: Check, root: Path) -> None:
     change(root / "test.patient.tok", 3, "train1")
     label = root / "test.label.tok"
     label.write_text("\n".join(label.read_text().splitlines()[:2]) + "\n")
-    errors = checked().errors
+    findings = checked()
+    errors = findings.errors
+    assert findings.splits["validate"].empty == 1
+    assert findings.splits["validate"].reports is not None
     for expected in (
         "train: 1 missing image: ",
         "train.image.tok:1: ",
@@ -158,6 +161,14 @@ def test_patients_are_known_from_the_paths_of_mimic(checked: Check, root: Path) 
     errors = checked().errors
     assert len(errors) == 3
     assert any("train and validate: 3 patients: p10000030, p1000003" in e for e in errors)
+
+
+def test_reports_that_cleaning_empties(checked: Check, root: Path) -> None:
+    change(root / "train.report.tok", 3, "___")
+    cleaned = "dataset.seq.processing=r2gen_clean_report"
+    findings = checked(cleaned)
+    assert any("train: 1 report: " in error for error in findings.errors)
+    assert checked().errors == []
 
 
 def test_images_alone(checked: Check, root: Path) -> None:

@@ -84,6 +84,7 @@ def _figures(facts: SplitFacts) -> dict[str, Any]:
     if facts.reports is not None:
         exact, near = facts.reports
         figures |= {
+            "empty reports": facts.empty,
             "repeated reports": round(repeated_share(exact), 4),
             "nearly repeated": round(repeated_share(near), 4),
         }
