@@ -55,6 +55,7 @@ def server(shards: Path) -> Iterator[ThreadingHTTPServer]:
         def do_GET(self) -> None:
             name = self.path.strip("/")
             here.seen.append((name, self.headers.get("Range")))
+            here.logins.append(self.headers.get("Authorization"))
             fault = here.faults.pop(0) if here.faults else None
             if isinstance(fault, int) and fault >= 400:
                 self.send_error(fault)
@@ -77,7 +78,7 @@ def server(shards: Path) -> Iterator[ThreadingHTTPServer]:
             pass
 
     here: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    here.seen, here.faults = [], []
+    here.seen, here.faults, here.logins = [], [], []
     thread = threading.Thread(target=partial(here.serve_forever, poll_interval=0.01), daemon=True)
     thread.start()
     yield here
@@ -213,6 +214,39 @@ def test_fetching_survives_what_networks_do(make: Make, server: Any, tmp_path: P
     ranges = [given for _, given in server.seen]
     assert ranges[:3] == [None, "bytes=300-", "bytes=300-"]
     assert not list((tmp_path / "spool").glob(".*partial"))
+
+
+def test_shard_that_another_process_removes_is_fetched_again(
+    make: Make, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = shard_store.os.utime, []
+
+    def removed(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            path.unlink()
+        whole(path)
+
+    monkeypatch.setattr(shard_store.os, "utime", removed)
+    data = make(image_path=url(server), spool=str(tmp_path / "spool"))
+    expected = make()[SampleKey(0)]["images"][0]
+    assert torch.equal(data[SampleKey(0)]["images"][0], expected)
+    assert [name for name, _ in server.seen] == ["train-000000.tar"] * 2
+
+
+def test_password_comes_from_netrc_alone(
+    make: Make, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    remote = {"image_path": url(server), "spool": str(tmp_path / "spool")}
+    make(**remote)[SampleKey(0)]
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ada password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    make(**remote)[SampleKey(3)]
+    assert server.logins == [None, "Basic YWRhOnNlY3JldA=="]
+    with pytest.raises(DataError, match=r"into ~/\.netrc") as caught:
+        make(image_path="http://ada:secret@127.0.0.1/")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("quick")
