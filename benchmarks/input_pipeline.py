@@ -40,9 +40,10 @@ LEVELS = 2  # grey levels by which the pictures may differ
 def parse_arguments() -> argparse.Namespace:
     """The command line, with the setting of the published configurations as default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the files")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files")
+    parser.add_argument("--mode", choices=["L", "RGB"], default="RGB", help="of the JPEG files")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -51,12 +52,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_images(root: Path, arguments: argparse.Namespace) -> list[Path]:
-    """Phantom X-rays as grey JPEG files, and their line file."""
+    """Phantom X-rays, rendered at twice the size and scaled down as archives are; a line file."""
     (root / "images").mkdir()
     paths = [root / "images" / f"{number}.jpg" for number in range(arguments.images)]
     for number, path in enumerate(paths):
-        pixels = render(draw_case(0, "train", number), arguments.size).pixels
-        Image.fromarray(pixels).save(path, quality=arguments.quality)
+        large = Image.fromarray(render(draw_case(0, "train", number), 2 * arguments.size).pixels)
+        image = large.resize((arguments.size, arguments.size), Image.Resampling.LANCZOS)
+        image.convert(arguments.mode).save(path, quality=arguments.quality)
     (root / "train.image.tok").write_text("".join(f"{path.name}\n" for path in paths))
     return paths
 
@@ -119,6 +121,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         paths = write_images(root, arguments)
+        mean = statistics.mean(path.stat().st_size for path in paths) / 1024
+        print(f"{len(paths)} files ({arguments.mode}) of {mean:.0f} KiB on average", flush=True)
 
         def dataset(training: bool, **settings: str) -> ImageDataset:
             return ImageDataset(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vilmedic.config.load import load
 from vilmedic.errors import VilmedicError
+from vilmedic.preparation.arguments import whole
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,9 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     for kind, texts in (("warning", findings.warnings), ("error", findings.errors)):
         for text in texts:
             print(f"{kind}: {text}")
-    print(
-        f"{len(findings.errors)} errors, {len(findings.warnings)} warnings; see {folder}/data_check.png"
-    )
+    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+    print(f"{counts}; see {folder / 'data_check.png'}")
     return 1 if findings.errors else 0
 
 
@@ -54,16 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=lines[0])
     parser.add_argument("config", help="configuration file")
     parser.add_argument("overrides", nargs="*", help="key=value, as for training")
-    parser.add_argument("--images", type=_count, help="decode at most this many images of a split")
-    parser.add_argument("--workers", type=_count, default=0, help="threads, 0 for one a core")
+    parser.add_argument("--images", type=whole, help="decode at most this many images of a split")
+    parser.add_argument("--workers", type=whole, default=0, help="threads, 0 for one a core")
     parser.add_argument("--out", type=Path, help="folder for the files instead of the run's")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

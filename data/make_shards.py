@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from vilmedic.errors import VilmedicError
+from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.shards import write_shards
 
 
@@ -51,16 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--image-path", type=Path, help="folder that the paths start from")
     parser.add_argument("--ext", help="extension of paths without one, such as jpg")
-    parser.add_argument("--samples", type=_positive, default=1000, help="lines a shard")
-    parser.add_argument("--workers", type=int, default=0, help="shards at a time, 0 for one a core")
+    parser.add_argument("--samples", type=positive, default=1000, help="lines a shard")
+    parser.add_argument(
+        "--workers", type=whole, default=0, help="shards at a time, 0 for one a core"
+    )
     parser.add_argument("--force", action="store_true", help="replace the shards that are there")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

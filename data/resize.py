@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import VilmedicError
+from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
 
 
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", type=Path, help="folder of images")
     parser.add_argument("target", type=Path, help="folder to write")
-    parser.add_argument("--size", type=_positive, default=512, help="pixels of the short side")
+    parser.add_argument("--size", type=positive, default=512, help="pixels of the short side")
     parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="what to write")
     parser.add_argument(
         "--quality",
@@ -64,15 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1..100",
         help="of JPEG files",
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--workers", type=whole, default=0, help="processes, 0 for one a core")
     parser.add_argument("--force", action="store_true", help="write again what is there")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.datasets.dicom_files import make_dicom
+from vilmedic.datasets import pictures
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.sample import SampleKey
@@ -135,9 +137,23 @@ def test_missing_images_are_found_at_construction(image_args: Args, root: Path) 
         ImageDataset(**image_args())
 
 
-def test_dicom_is_refused_at_construction(image_args: Args, write: Write) -> None:
+def test_dicom_is_read(image_args: Args, write: Write, root: Path) -> None:
+    write("train.image.tok", ["train_0", "scan"])
+    ramp = np.linspace(0, 4000, 320).reshape(20, 16).astype(np.uint16)
+    for name in ("train_0", "scan"):
+        make_dicom(root / "images" / f"{name}.dcm", ramp)
+    dataset = ImageDataset(**image_args(ext=".dcm", training=False))
+    images = load(dataset, 0, 1)["images"]
+    assert images.shape == (2, 1, 12, 12)
+    assert images.max() > images.min() + 100
+
+
+def test_dicom_without_its_package_is_refused_at_construction(
+    image_args: Args, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "dicom_available", lambda: False)
     write("train.image.tok", ["train_0.png", "scan.dcm"])
-    with pytest.raises(DataError, match=r"tok:2: \S+scan\.dcm: DICOM files are not supported"):
+    with pytest.raises(DataError, match=r"tok:2: \S+scan\.dcm: DICOM files need pydicom"):
         ImageDataset(**image_args(on_error="skip"))
 
 

@@ -106,6 +106,19 @@ def test_resize_sets_the_short_side() -> None:
     assert resize_short_side(image, 20) is image
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (37, 90), (90, 37), (33, 34), (40, 41), (8, 300)])
+@pytest.mark.parametrize("size", [16, 27, 32, 61])
+def test_grey_resize_equals_that_of_torchvision_to_the_bit(
+    shape: tuple[int, int], size: int
+) -> None:
+    random = torch.Generator().manual_seed(size)
+    image = torch.randint(0, 256, (1, *shape), generator=random, dtype=torch.uint8)
+    expected = v2.functional.resize(image, [size], antialias=True)
+    result = resize_short_side(image, size)
+    assert torch.equal(result, expected)
+    assert result.is_contiguous()
+
+
 def test_crop() -> None:
     image = torch.arange(35, dtype=torch.uint8).reshape(1, 5, 7)
     assert torch.equal(crop_square(image, 3, random=False), image[:, 1:4, 2:5])

@@ -10,8 +10,6 @@ Rules, the same for every format:
   of them by 65535 would turn 12-bit exports black. An image of one single value becomes black.
   (16-bit colour, which Pillow reduces itself, keeps its high byte.)
 - DICOM files are shown as they say themselves (see `dicom`).
-- A large JPEG can be decoded at a half, a quarter or an eighth of its size where that leaves twice
-  the pixels that are asked for a side: scaling the rest gives the same picture within rounding.
 - Files that end too early are errors; they are never filled up with grey.
 """
 
@@ -31,24 +29,19 @@ from vilmedic.errors import DataError
 Color = Literal["grey", "rgb"]
 SUFFIXES = frozenset(Image.registered_extensions()) | DICOM_SUFFIXES | {".npy"}
 _EXIF_ORIENTATION = 0x0112
-_MARGIN = 2  # a JPEG keeps this times the pixels that it is then scaled to
 
 
 class UndecodableImage(DataError):
     """An image file that is missing, truncated, corrupt or of an unknown format."""
 
 
-def decode_image(
-    path: str | Path, color: Color = "grey", *, short_side: int | None = None
-) -> torch.Tensor:
+def decode_image(path: str | Path, color: Color = "grey") -> torch.Tensor:
     """Read one image.
 
     Args:
         path: a PNG, JPEG or DICOM file, any other format that Pillow reads, or a `.npy` array of
             shape [H, W], [H, W, 1] or [H, W, 3].
         color: what the result holds: one grey channel or three colour channels.
-        short_side: pixels that the short side will be scaled to; a JPEG may then come out smaller
-            than its file says, with at least twice that. None keeps the size of the file.
 
     Returns:
         uint8 tensor [C, H, W]; C is 1 for `grey` and 3 for `rgb`.
@@ -57,7 +50,7 @@ def decode_image(
         UndecodableImage: the file cannot be read; the message holds the path and the reason.
     """
     with open_image(path) as file:
-        return decode_file(file, str(path), color, short_side=short_side)
+        return decode_file(file, str(path), color)
 
 
 def open_image(path: str | Path) -> IO[bytes]:
@@ -74,16 +67,13 @@ def open_image(path: str | Path) -> IO[bytes]:
         raise UndecodableImage(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def decode_file(
-    file: IO[bytes], name: str, color: Color = "grey", *, short_side: int | None = None
-) -> torch.Tensor:
+def decode_file(file: IO[bytes], name: str, color: Color = "grey") -> torch.Tensor:
     """Read one image from an open file; see `decode_image`.
 
     Args:
         file: open for reading and for moving in it.
         name: what messages call it; its suffix tells formats apart that their content does not.
         color: see `decode_image`.
-        short_side: see `decode_image`.
     """
     suffix = Path(name).suffix.lower()
     try:
@@ -97,7 +87,7 @@ def decode_file(
         elif suffix == ".npy":
             pixels = _converted(_from_array(file, name), color)
         else:
-            pixels = _open(file, name, color, short_side)
+            pixels = _open(file, name, color)
     except (MemoryError, UndecodableImage):
         raise
     except UnreadableDicom as error:
@@ -112,12 +102,11 @@ def decode_file(
     return tensor[None] if color == "grey" else tensor.permute(2, 0, 1).contiguous()
 
 
-def _open(file: IO[bytes], name: str, color: Color, short_side: int | None) -> np.ndarray:
+def _open(file: IO[bytes], name: str, color: Color) -> np.ndarray:
     """The upright, opaque 8-bit pixels in a file that Pillow reads."""
     with Image.open(file) as image:
-        asked = image.size if short_side is None else (_MARGIN * short_side,) * 2
-        # A colour JPEG decodes its luma only, a large one at reduced size; others ignore it.
-        image.draft("L" if color == "grey" else None, asked)
+        if color == "grey":
+            image.draft("L", image.size)  # a colour JPEG decodes its luma only
         image.load()
         upright = image
         if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:

@@ -83,26 +83,13 @@ def _stored_values(data: Any) -> np.ndarray:
     from pydicom.pixels.utils import pixel_array
 
     syntax = data.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and syntax.is_encapsulated:
+    if syntax.is_encapsulated:
         decoder = get_decoder(syntax)
         if not decoder.is_available:
             raise UnreadableDicom(f"is compressed as {syntax.name}. {DICOM_REMEDY}")
     values = np.asarray(pixel_array(data, index=0))
     if values.ndim == 2 and np.issubdtype(values.dtype, np.integer) and values.itemsize <= 2:
-        values = values.astype(np.int32)
-        if not syntax.is_encapsulated:
-            values = _own_bits(values, data)
-    return values
-
-
-def _own_bits(values: np.ndarray, data: Any) -> np.ndarray:
-    """Cut off what else a cell of a pixel may hold, such as overlays in its unused bits."""
-    stored = int(data.BitsStored)
-    values = values >> (int(data.get("HighBit", stored - 1)) + 1 - stored)
-    values = values & ((1 << stored) - 1)
-    if int(data.get("PixelRepresentation", 0)):
-        sign = 1 << (stored - 1)
-        values = (values ^ sign) - sign
+        return values.astype(np.int32)
     return values
 
 

@@ -223,7 +223,7 @@ class ImageDataset(Part):
             uint8 [C, H, W], and the window that a model sees of it.
         """
         line = int(whole.kept[index])
-        image = self.pictures.decode(line, 0, whole=True)
+        image = self.pictures.decode(line, 0)
         height, width = resize_short_side(image, self.resize or min(image.shape[-2:])).shape[-2:]
         across, down = (self.crop or width) / width, (self.crop or height) / height
         left, top = (1 - across) / 2, (1 - down) / 2

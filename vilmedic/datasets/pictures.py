@@ -48,20 +48,19 @@ class Pictures(ABC):
         """
         return [self._resized(self.decode(line, n)) for n in range(len(self.names(line)))]
 
-    def decode(self, line: int, number: int, *, whole: bool = False) -> torch.Tensor:
+    def decode(self, line: int, number: int) -> torch.Tensor:
         """One picture of a line, before it is resized: uint8 [C, H, W].
 
         Args:
             line: number of the line.
             number: number of the picture in its line.
-            whole: never take the short cut to fewer pixels (see `decode_image`).
 
         Raises:
             UndecodableImage: it cannot be decoded.
         """
         name = self.places(line)[number]
         with self.open(line, number) as file:
-            return decode_file(file, name, self.color, short_side=None if whole else self.resize)
+            return decode_file(file, name, self.color)
 
     @abstractmethod
     def open(self, line: int, number: int) -> IO[bytes]:

@@ -8,8 +8,10 @@ crosses the network once for each time that training comes to it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
+import netrc
 import os
 import time
 import urllib.error
@@ -54,7 +56,7 @@ class ShardStore:
     Args:
         place: folder, or http(s) URL of one.
         spool: folder for shards that come from a URL.
-        spool_bytes: most that it holds, or one shard where that is more.
+        spool_bytes: most that it holds, apart from shards that are being fetched.
 
     Raises:
         DataError: the URL is of another kind.
@@ -67,6 +69,11 @@ class ShardStore:
             raise DataError(
                 f"Shards cannot be read from '{place}'. Allowed: a folder, or a URL that starts "
                 "with http:// or https://."
+            )
+        if "@" in urllib.parse.urlsplit(place).netloc:
+            raise DataError(
+                "The URL of the shards holds a user name. Put user and password into ~/.netrc, "
+                "where no configuration, log or run directory repeats them."
             )
         self.remote = bool(scheme)
         self._open: OrderedDict[str, int] = OrderedDict()
@@ -122,13 +129,17 @@ class ShardStore:
         """An open shard of the spool, fetched first where need be; one process fetches it."""
         self.spool.mkdir(parents=True, exist_ok=True)
         path = self.spool / f"{shard.sha256[:16]}-{shard.name}"
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.exists():
-                with FileLock(self.spool / ".room.lock"):
-                    self._make_room(shard.size)
-                self._fetch(shard, path)
-            os.utime(path)
-            return os.open(path, os.O_RDONLY)  # stays readable when another process removes it
+        while True:
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not path.exists():
+                    with FileLock(self.spool / ".room.lock"):
+                        self._make_room(shard.size)
+                    self._fetch(shard, path)
+                try:
+                    os.utime(path)
+                    return os.open(path, os.O_RDONLY)  # stays readable when it is removed
+                except FileNotFoundError:
+                    continue  # another process has just made room with it
 
     def _make_room(self, size: int) -> None:
         held = sorted(self.spool.glob("*.tar"), key=lambda path: path.stat().st_mtime)
@@ -178,6 +189,8 @@ def _receive(url: str, partial: Path, size: int) -> None:
     if have >= size:
         have = 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    if login := _login(urllib.parse.urlsplit(url).hostname or ""):
+        request.add_unredirected_header("Authorization", login)  # for this server alone
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         goes_on = have and answer.status == 206
         with open(partial, "ab" if goes_on else "wb") as file:
@@ -186,6 +199,18 @@ def _receive(url: str, partial: Path, size: int) -> None:
             arrived = file.tell()
     if arrived < size:
         raise HTTPException(f"the connection ended after {arrived} of {size} bytes")
+
+
+def _login(host: str) -> str | None:
+    """The header for a server that `~/.netrc` knows; None for others."""
+    try:
+        found = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    if found is None:
+        return None
+    user, _, password = found
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
 
 
 def file_sha256(path: Path) -> str:

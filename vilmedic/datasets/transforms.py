@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from vilmedic.datasets.sample import seeded
@@ -124,10 +125,45 @@ def _odd(crop: int) -> int:
 
 
 def resize_short_side(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale [C, H, W] so that its short side has `size` pixels; antialiased bilinear."""
-    if min(image.shape[-2:]) == size:
+    """Scale uint8 [C, H, W] so that its short side has `size` pixels; antialiased bilinear."""
+    height, width = image.shape[-2:]
+    short, long = min(height, width), max(height, width)
+    if short == size:
         return image
-    return v2.functional.resize(image, [size], antialias=True)
+    other = int(size * long / short)
+    new = (size, other) if height == short else (other, size)
+    if len(image) == 1 and image.dtype == torch.uint8:
+        return _resize_grey(image[0], *new)[None]
+    return v2.functional.resize(image, list(new), antialias=True)
+
+
+def _resize_grey(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What `v2.functional.resize` makes of uint8 [H, W], to the bit, in half the time.
+
+    torch scales four channels in the time of one. Rows are independent of each other while their
+    width is scaled, and columns while their height is: a quarter of them makes up a channel.
+    """
+    rows, columns = image.shape
+    image = _padded(image, -rows % 4, 0)
+    wide = _scaled(image.view(1, 4, -1, columns), len(image) // 4, width).view(-1, width)
+    wide = _padded(wide[:rows], 0, -width % 4)
+    stacked = wide.view(1, rows, -1, 4).permute(0, 3, 1, 2)  # neighbours are channels, no copy
+    high = _scaled(stacked, height, wide.shape[1] // 4)
+    return high.permute(0, 2, 3, 1).reshape(height, -1)[:, :width].contiguous()
+
+
+def _scaled(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return interpolate(image, [height, width], mode="bilinear", antialias=True)
+
+
+def _padded(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """[H, W] with some more rows and columns, which may hold anything."""
+    if not rows and not columns:
+        return image
+    height, width = image.shape
+    larger = image.new_zeros(height + rows, width + columns)
+    larger[:height, :width] = image
+    return larger
 
 
 def crop_square(image: torch.Tensor, size: int, *, random: bool) -> torch.Tensor:

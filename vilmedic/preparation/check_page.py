@@ -67,8 +67,7 @@ def draw_page(findings: Findings, path: Path, title: str) -> None:
 
 def _figures(facts: SplitFacts) -> dict[str, Any]:
     figures: dict[str, Any] = {"lines": max(facts.lines.values(), default=0)}
-    if facts.patients is not None:
-        figures["patients"] = len(set(facts.patients))
+    figures["patients"] = None if facts.patients is None else len(set(facts.patients))
     if facts.images is not None:
         images = facts.images
         figures |= {
@@ -85,6 +84,7 @@ def _figures(facts: SplitFacts) -> dict[str, Any]:
     if facts.reports is not None:
         exact, near = facts.reports
         figures |= {
+            "empty reports": facts.empty,
             "repeated reports": round(repeated_share(exact), 4),
             "nearly repeated": round(repeated_share(near), 4),
         }
@@ -104,18 +104,25 @@ def _figures(facts: SplitFacts) -> dict[str, Any]:
 
 def _flat(figures: dict[str, Any]) -> dict[str, str]:
     """Figures as a column of the table; nested ones get rows of their own."""
-    shares = ("repeated reports", "nearly repeated")
     column: dict[str, str] = {}
     for name, value in figures.items():
-        if name == "most frequent":
+        if value is None:
+            column[name] = "unknown"
+        elif name == "most frequent":
             column["most frequent report"] = f"{max(value.values()):,}"
         elif name == "short side":
             column["short side: min, median, max"] = " ".join(str(n) for n in value)
         elif name == "ids a report":
             column["ids a report: median, 95%, max"] = " ".join(str(n) for n in value)
+        elif name == "labels":
+            lines = max(1, figures["lines"])
+            shown = list(value.items())[:MOST_LABELS]
+            column |= {f"label {key}": f"{n:,} ({n / lines:.1%})" for key, n in shown}
+            if len(value) > len(shown):
+                column["further labels"] = f"{len(value) - len(shown):,}"
         elif isinstance(value, dict):
             column |= {f"{name.rstrip('s')} {key}": f"{count:,}" for key, count in value.items()}
-        elif name in shares or name.startswith("over "):
+        elif isinstance(value, float):
             column[name] = f"{value:.1%}"
         else:
             column[name] = f"{value:,}"
@@ -135,7 +142,7 @@ def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str
         if len(array):
             axis.hist(
                 np.clip(array, edges[0], edges[-1]),
-                bins=edges,
+                bins=edges.tolist(),
                 weights=np.full(len(array), 1 / len(array)),
                 histtype="step",
                 linewidth=1.6,

@@ -39,7 +39,10 @@ class SplitFacts:
         lines: of each part's file; a part that cannot be read is missing.
         images: what the images are like.
         named: paths of the images, with the line of each.
-        reports: exact and near duplicate group of each report.
+        missing: lines with an image that is not there.
+        empty: reports without a text, before or after cleaning.
+        reports: exact and near duplicate group of each report that is not empty.
+        most_frequent: a report that is there most often, and how often that is.
         lengths: ids of each report.
         max_len: most ids that a report may have.
         labels: how many lines have each label.
@@ -50,6 +53,7 @@ class SplitFacts:
     images: ImageFacts | None = None
     missing: int = 0
     named: dict[str, int] = field(default_factory=dict)
+    empty: int = 0
     reports: tuple[np.ndarray, np.ndarray] | None = None
     most_frequent: tuple[str, int] = ("", 0)
     lengths: np.ndarray | None = None
@@ -123,6 +127,7 @@ class _SplitCheck:
     ) -> None:
         self.split, self.parts, self.findings, self.run_dir = split, parts, findings, run_dir
         self.facts = SplitFacts()
+        self.faulty: dict[str, Lines] = {}
 
     def run(self, most: int | None, workers: int) -> None:
         lines: dict[str, Lines] = {}
@@ -131,17 +136,20 @@ class _SplitCheck:
                 lines[name] = read_lines(given["root"], self.split, given["file"])
             except DataError as error:
                 self.error(str(error))
+                # What is left of a file with faulty lines still tells something of the others.
+                self.faulty |= _whatever_lines(given["root"], self.split, given["file"], name)
+        lines |= self.faulty
         self.facts.lines = {name: len(texts) for name, texts in lines.items()}
         if len(set(self.facts.lines.values())) > 1:
             counts = ", ".join(f"{texts.path} {len(texts)}" for texts in lines.values())
             self.error(f"The files have different numbers of lines: {counts}.")
-        if "image" in lines:
+        if "image" in lines and "image" not in self.faulty:
             self.images(lines["image"], most, workers)
         if "seq" in lines:
             self.reports(lines["seq"])
         if "label" in lines:
             self.facts.labels.update(
-                name.strip() for text in lines["label"] for name in set(text.split(","))
+                name.strip() for text in lines["label"] if text for name in set(text.split(","))
             )
         self.facts.patients = self.patients(lines)
 
@@ -188,17 +196,19 @@ class _SplitCheck:
     def reports(self, texts: Lines) -> None:
         given = {key: value for key, value in self.parts["seq"].items() if key != "proto"}
         cleaned: list[str] = list(texts)
+        data: TextDataset | None = None
         try:
-            data = TextDataset(
-                split=self.split,
-                training=self.split == "train",
-                seed=0,
-                run_dir=self.run_dir,
-                **given,
-            )
+            if "seq" not in self.faulty:
+                data = TextDataset(
+                    split=self.split,
+                    training=self.split == "train",
+                    seed=0,
+                    run_dir=self.run_dir,
+                    **given,
+                )
         except (VilmedicError, ValueError) as error:
             self.error(str(error))
-        else:
+        if data is not None:
             cleaned = list(data.cleaned)
             encoded = data.tokenizer([text or " " for text in cleaned], truncation=False)
             self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
@@ -211,11 +221,13 @@ class _SplitCheck:
                 )
             if data.dropped:
                 self.warning(listed(list(data.dropped.values()), "report empty after cleaning"))
-        self.facts.reports = duplicate_groups(cleaned)
+        self.facts.empty = cleaned.count("")
+        self.facts.reports = duplicate_groups([text for text in cleaned if text])
         exact, near = self.facts.reports
         if len(exact):
             group, count = Counter(exact.tolist()).most_common(1)[0]
-            self.facts.most_frequent = (texts[int(np.argmax(exact == group))], count)
+            kept = [raw for raw, text in zip(texts, cleaned, strict=True) if text]
+            self.facts.most_frequent = (kept[int(np.argmax(exact == group))], count)
         if repeated_share(near) > MANY_DUPLICATES:
             self.warning(
                 f"{repeated_share(near):.1%} of the reports nearly repeat another one, so a batch "
@@ -244,6 +256,15 @@ class _SplitCheck:
 
     def warning(self, text: str) -> None:
         self.findings.warnings.append(f"{self.split}: {text}")
+
+
+def _whatever_lines(root: str, split: str, file: str, name: str) -> dict[str, Lines]:
+    """The lines of a faulty file under the name of its part; nothing when there are none."""
+    path = Path(root) / f"{split}.{file}"
+    if not path.is_file():
+        return {}
+    content = path.read_bytes().decode(errors="replace").removesuffix("\n")
+    return {name: Lines([line.strip() for line in content.split("\n")], path)} if content else {}
 
 
 def _compare_splits(findings: Findings) -> None:

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import check
+from vilmedic.config.load import load
+from vilmedic.preparation.checking import Findings, check_data
+
+Check = Callable[..., Findings]
+REPORTS = [
+    "Small left pleural effusion in the lower zone of the left lung today.",
+    "The heart is enlarged and the lungs are clear on both sides now.",
+    "No pneumothorax, no effusion and no consolidation can be seen here.",
+    "Right upper lobe pneumonia with consolidation that was not there before.",
+    "Normal chest without any finding that would need to be followed up.",
+]
+CONFIG = """
+dataset:
+  proto: ImSeqLabel
+  image: {{root: {root}, resize: 16, crop: 16}}
+  seq: {{root: {root}, tokenizer_max_len: 20}}
+  label: {{root: {root}}}
+model:
+  proto: ConVIRT
+  encoder: {{proto: null}}
+  cnn: {{proto: CNN, backbone: resnet18, output_layer: avgpool, pretrained: False}}
+  projection: {{visual_embedding_dim: 512, textual_embedding_dim: 128, projection_dim: 128}}
+  loss: {{proto: ConVIRTLoss}}
+ckpt_dir: {root}/ckpt
+name: checked
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Five lines of training, three of validation and three of test, without a fault."""
+    folder = tmp_path / "set"
+    (folder / "images").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for split, size in (("train", 5), ("validate", 3), ("test", 3)):
+        names = [f"{split}_{number}.png" for number in range(size)]
+        for number, name in enumerate(names):
+            pixels = random.integers(0, 256, (20 + number, 30), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name)
+        rows = {
+            "image": names,
+            "report": [f"{report} {split}" for report in REPORTS[:size]],
+            "label": ["Effusion", "Cardiomegaly", "No Finding", "Pneumonia", "No Finding"][:size],
+            "patient": [f"{split}{number // 2}" for number in range(size)],
+        }
+        for kind, lines in rows.items():
+            (folder / f"{split}.{kind}.tok").write_text("\n".join(lines) + "\n")
+    (folder / "config.yml").write_text(CONFIG.format(root=folder))
+    return folder
+
+
+@pytest.fixture
+def checked(root: Path) -> Check:
+    def run(*overrides: str, most: int | None = None) -> Findings:
+        return check_data(load(root / "config.yml", overrides), most=most, workers=2)
+
+    return run
+
+
+def change(path: Path, line: int, text: str) -> None:
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_faultless_data(checked: Check) -> None:
+    findings = checked()
+    assert findings.errors == []
+    assert findings.warnings == []
+    assert list(findings.splits) == ["train", "validate", "test"]
+    train = findings.splits["train"]
+    assert train.lines == {"image": 5, "seq": 5, "label": 5}
+    assert train.images is not None
+    assert train.images.sizes == [(20 + number, 30) for number in range(5)]
+    assert dict(train.images.modes) == {"PNG L": 5}
+    assert train.labels["No Finding"] == 2
+    assert set(train.patients or []) == {"train0", "train1", "train2"}
+    assert train.lengths is not None
+    words = [len(re.findall(r"\w+|[^\w\s]", f"{report} train")) for report in REPORTS]
+    assert train.lengths.tolist() == [count + 2 for count in words]  # and one at either end
+    assert checked(most=2).splits["train"].images.looked_at == 2  # type: ignore[union-attr]
+
+
+def test_every_fault_is_found_at_once(checked: Check, root: Path) -> None:
+    images = root / "images"
+    (images / "train_0.png").unlink()
+    (images / "train_1.png").write_bytes((images / "train_1.png").read_bytes()[:60])
+    change(root / "validate.report.tok", 2, "")
+    change(root / "test.image.tok", 1, "validate_0.png")
+    change(root / "test.patient.tok", 3, "train1")
+    label = root / "test.label.tok"
+    label.write_text("\n".join(label.read_text().splitlines()[:2]) + "\n")
+    findings = checked()
+    errors = findings.errors
+    assert findings.splits["validate"].empty == 1
+    assert findings.splits["validate"].reports is not None
+    for expected in (
+        "train: 1 missing image: ",
+        "train.image.tok:1: ",
+        "train: 1 unreadable image: ",
+        "train.image.tok:2: ",
+        "validate: 1 empty line: ",
+        "validate.report.tok:2",
+        "test: The files have different numbers of lines: ",
+        "train and test: 1 patient: train1 in both.",
+        "validate and test: 1 image: ",
+    ):
+        assert any(expected in error for error in errors), expected
+    assert len(errors) == 6
+
+
+def test_skipped_images_are_warnings_while_they_are_few(checked: Check, root: Path) -> None:
+    for kind in ("image", "report", "label", "patient"):
+        path = root / f"train.{kind}.tok"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines, *[lines[0]] * 200]) + "\n")
+    change(root / "train.image.tok", 5, "gone.png")
+    findings = checked("dataset.image.on_error=skip")
+    assert findings.errors == []
+    assert any("1 missing image" in text for text in findings.warnings)
+    assert any("200 images stand on more than one line" in text for text in findings.warnings)
+    assert any("of the reports nearly repeat another" in text for text in findings.warnings)
+    assert any("missing image" in error for error in checked().errors)
+
+
+def test_warnings(checked: Check, root: Path) -> None:
+    Image.new("L", (30, 30), 9).save(root / "images" / "train_2.png")
+    change(root / "test.label.tok", 2, "Hernia")
+    change(root / "train.report.tok", 1, "word " * 40)
+    warnings = checked().warnings
+    assert any("train: 1 blank image: " in text for text in warnings)
+    assert any("test: 1 label: Hernia not in train" in text for text in warnings)
+    assert any("20.0% of the reports are longer than tokenizer_max_len=20" in t for t in warnings)
+
+
+def test_patients_are_known_from_the_paths_of_mimic(checked: Check, root: Path) -> None:
+    for split in ("train", "validate", "test"):
+        (root / f"{split}.patient.tok").unlink()
+    assert checked().splits["train"].patients is None
+    for split, size in (("train", 5), ("validate", 3), ("test", 3)):
+        names = []
+        for number in range(size):
+            folder = f"p10/p1000003{number}/s5{number}"
+            (root / "images" / folder).mkdir(parents=True, exist_ok=True)
+            name = f"{split}_{number}.png"
+            (root / "images" / name).rename(root / "images" / folder / name)
+            names.append(f"{folder}/{name}")
+        (root / f"{split}.image.tok").write_text("\n".join(names) + "\n")
+    errors = checked().errors
+    assert len(errors) == 3
+    assert any("train and validate: 3 patients: p10000030, p1000003" in e for e in errors)
+
+
+def test_reports_that_cleaning_empties(checked: Check, root: Path) -> None:
+    change(root / "train.report.tok", 3, "___")
+    cleaned = "dataset.seq.processing=r2gen_clean_report"
+    findings = checked(cleaned)
+    assert any("train: 1 report: " in error for error in findings.errors)
+    assert checked().errors == []
+
+
+def test_images_alone(checked: Check, root: Path) -> None:
+    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", "dataset.resize=16")
+    assert findings.errors == []
+    assert findings.splits["train"].reports is None
+    assert findings.splits["train"].lines == {"image": 5}
+
+
+def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(root / "config.yml")
+    assert check.main([config]) == 0
+    shown = capsys.readouterr().out
+    assert "0 errors, 0 warnings" in shown
+    rows = {line.split("  ")[0].strip(): line.split() for line in shown.splitlines()}
+    assert rows["images"][-3:] == ["5", "3", "3"]
+    assert rows["label Effusion"][-2:] == ["1", "(33.3%)"]
+    folder = root / "ckpt" / "checked"
+    assert min(Image.open(folder / "data_check.png").size) > 600
+    values = json.loads((folder / "data_check.json").read_text())
+    assert values["splits"]["train"]["labels"]["No Finding"] == 2
+
+    (root / "images" / "test_1.png").unlink()
+    assert check.main([config, "--out", str(tmp_path / "out")]) == 1
+    assert "error: test: 1 missing image" in capsys.readouterr().out
+    assert (tmp_path / "out" / "data_check.json").is_file()
+
+    assert check.main([config, "dataset.image.croop=3"]) == 2
+    assert "dataset.image.croop" in capsys.readouterr().err

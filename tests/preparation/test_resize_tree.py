@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import resize
+from tests.datasets.dicom_files import make_dicom
+from vilmedic.errors import DataError
+from vilmedic.preparation.resize_tree import resize_tree
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    (folder / "p10" / "s1").mkdir(parents=True)
+    ramp = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
+    Image.fromarray(ramp).save(folder / "p10" / "a.jpg")
+    Image.fromarray(ramp.astype(np.uint16) * 200).save(folder / "p10" / "b.PNG")
+    make_dicom(folder / "p10" / "s1" / "c.dcm", ramp.astype(np.uint16) * 20)
+    make_dicom(folder / "p10" / "s1" / "1.2.840.99", ramp)
+    (folder / "p10" / "report.txt").write_text("No effusion.")
+    return folder
+
+
+def test_tree_keeps_its_shape(source: Path, tmp_path: Path) -> None:
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert (found.written, found.present, found.unreadable) == (4, 0, {})
+    assert dict(found.other) == {".txt": 1}
+    names = ["p10/a.jpg", "p10/b.jpg", "p10/s1/1.2.840.99.jpg", "p10/s1/c.jpg"]
+    for name in names:
+        image = Image.open(tmp_path / "small" / name)
+        assert image.size == (40, 30)
+        assert image.mode == "L"
+        pixels = np.asarray(image).astype(float)
+        assert pixels[-1, -1] > pixels[0, 0] + 100
+    assert resize_tree(source, tmp_path / "png", 30, suffix=".png").written == 4
+    assert Image.open(tmp_path / "png" / "p10" / "b.png").size == (40, 30)
+
+
+def test_a_second_run_writes_what_is_missing_or_changed(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small"
+    resize_tree(source, target, 30)
+    (target / "p10" / "a.jpg").unlink()
+    newer = (target / "p10" / "b.jpg").stat().st_mtime_ns + 10**9
+    os.utime(source / "p10" / "b.PNG", ns=(newer, newer))
+    os.utime(target / "resize.txt", ns=(0, 0))
+    found = resize_tree(source, target, 30)
+    assert (found.written, found.present) == (2, 2)
+    with pytest.raises(DataError, match=r"made with short side 30.*not short side 20.*--force"):
+        resize_tree(source, target, 20)
+    assert resize_tree(source, target, 20, force=True).written == 4
+    assert Image.open(target / "p10" / "a.jpg").size == (27, 20)
+
+
+def test_processes_give_the_same(source: Path, tmp_path: Path) -> None:
+    for number in range(50):
+        (source / f"{number}.jpg").write_bytes((source / "p10" / "a.jpg").read_bytes())
+    one = resize_tree(source, tmp_path / "one", 30, workers=1)
+    two = resize_tree(source, tmp_path / "two", 30, workers=2)
+    assert one.written == two.written == 54
+    for path in (tmp_path / "one").rglob("*.jpg"):
+        other = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert other.read_bytes() == path.read_bytes()
+
+
+def test_unreadable_files_are_listed(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (source / "p10" / "a.jpg").read_bytes()
+    (source / "bad.jpg").write_bytes(whole[: len(whole) // 2])
+    (source / "empty.png").write_bytes(b"")
+    target = tmp_path / "small"
+    assert resize.main([str(source), str(target), "--size", "30"]) == 1
+    shown = capsys.readouterr()
+    assert "4 images written, 0 were there already, 2 unreadable, 1 files of other" in shown.out
+    assert "bad.jpg" in shown.err
+    listed = (target / "unreadable.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in listed] == [
+        str(source / "bad.jpg"),
+        str(source / "empty.png"),
+    ]
+    assert not list(target.glob("bad*"))
+    (source / "bad.jpg").write_bytes(whole)
+    (source / "empty.png").unlink()
+    assert resize.main([str(source), str(target), "--size", "30"]) == 0
+    assert (target / "unreadable.txt").read_text() == ""
+
+
+def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="lies within"):
+        resize_tree(source, source / "small", 30)
+    (source / "p10" / "a.png").write_bytes((source / "p10" / "b.PNG").read_bytes())
+    with pytest.raises(DataError, match=r"1 pair: \S+a\.jpg and \S+a\.png"):
+        resize_tree(source, tmp_path / "small", 30)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"holds no images, but 1 \.txt"):
+        resize_tree(tmp_path / "texts", tmp_path / "small", 30)
+    assert resize.main([str(tmp_path / "nowhere"), str(tmp_path / "small")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
