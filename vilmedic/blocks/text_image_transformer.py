@@ -1,0 +1,335 @@
+"""The causal transformer over a report and the image tokens that follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from vilmedic.blocks.rotary import rotary_angles, rotation, turn
+from vilmedic.blocks.token_shift import TokenShift
+from vilmedic.blocks.transformer_cache import TransformerCache
+
+AttentionType = Literal["full", "axial_row", "axial_col"]
+
+
+class Nested(nn.Module):
+    """Gives a module one more `fn.` in its name, as published checkpoints have it.
+
+    Args:
+        fn: the module.
+        norm: a normalisation beside it, called `norm`.
+    """
+
+    def __init__(self, fn: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        if norm is not None:
+            self.norm = norm
+        self.fn = fn
+
+
+class _GatedGelu(torch.autograd.Function):
+    """Keeps its input alone; what lies between is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        values, gates = x.chunk(2, dim=-1)
+        return values * functional.gelu(gates)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        [x] = ctx.saved_tensors
+        values, gates = x.chunk(2, dim=-1)
+        grad_values = gradients[0] * functional.gelu(gates)
+        grad_gates = torch.ops.aten.gelu_backward(gradients[0] * values, gates)
+        return torch.cat((grad_values, grad_gates), dim=-1)
+
+
+class GatedGelu(nn.Module):
+    """The first half of the channels times the GELU of the second (arXiv:2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 2 d] to [..., d]."""
+        gated: Tensor = _GatedGelu.apply(x)
+        return gated
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward part of a layer, four times as wide inside.
+
+    Args:
+        dim: width of the layer.
+        dropout: of the gated channels.
+    """
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, 8 * dim), GatedGelu(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n, dim] to the same."""
+        result: Tensor = self.net(x)
+        return result
+
+
+class Attention(nn.Module):
+    """Causal attention whose queries, keys and values are all turned by their positions.
+
+    Args:
+        dim: width of the layer.
+        heads: number of heads.
+        dim_head: channels of a head.
+        dropout: of the result.
+        kind: which positions an image position sees.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, dropout: float, kind: AttentionType
+    ) -> None:
+        super().__init__()
+        self.heads, self.kind = heads, kind
+        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim), nn.Dropout(dropout))
+
+    def project(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of positions [B, n, dim], each [B, heads, n, dim_head]."""
+        heads = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
+        if factors is not None:
+            heads = turn(heads, factors)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The result for each query, [B, n, dim]; without a mask, all before it and itself."""
+        found = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None
+        )
+        result: Tensor = self.to_out(found.transpose(1, 2).flatten(2))
+        return result
+
+
+class Branch(nn.Module):
+    """One residual branch: normalise, shift, apply, scale (LayerScale, arXiv:2103.17239).
+
+    Args:
+        dim: width.
+        number: the layer's number from 1, on which the first scale depends.
+        inner: what is applied.
+        shift: the token shift; None leaves it out.
+        depth: how deep published checkpoints nest `inner` below the normalisation.
+    """
+
+    def __init__(
+        self, dim: int, number: int, inner: nn.Module, shift: TokenShift | None, depth: int
+    ) -> None:
+        super().__init__()
+        first = 0.1 if number <= 18 else 1e-5 if number <= 24 else 1e-6
+        self.scale = nn.Parameter(torch.full((1, 1, dim), first))
+        self.depth, self.shift = depth, shift
+        for _ in range(depth):
+            inner = Nested(inner)
+        self.fn = Nested(inner, nn.LayerNorm(dim))
+
+    @property
+    def inner(self) -> Any:
+        """What is applied."""
+        module: Any = self.fn
+        for _ in range(self.depth + 1):
+            module = module.fn
+        return module
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The normalised input, not shifted yet."""
+        normed: Tensor = self.fn.norm(x)
+        return normed
+
+
+class _Stack(nn.Module):
+    def __init__(self, layers: list[nn.ModuleList]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class TextImageTransformer(nn.Module):
+    """Pre-norm layers of attention and gated feed-forward, each position seeing those before it.
+
+    Parameters have the names and shapes of dalle-pytorch's `Transformer`. Image positions of axial
+    layers see the text, and of the image their own row or column.
+
+    Args:
+        dim: width.
+        depth: number of layers.
+        heads: attention heads.
+        dim_head: channels of a head.
+        text_len: text positions, the begin token included.
+        side: image positions along a side.
+        attn_types: the attention of the layers, repeated as often as needed.
+        attn_dropout: dropout of what attention gives.
+        ff_dropout: dropout inside the feed-forward part.
+        rotary_emb: turn queries, keys and values by their positions.
+        shift_tokens: shift channels between positions.
+        activation_checkpointing: in training, keep the inputs of layers only and compute the rest
+            again for the gradient.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        dim_head: int,
+        text_len: int,
+        side: int,
+        attn_types: Sequence[AttentionType] = ("full",),
+        attn_dropout: float = 0.0,
+        ff_dropout: float = 0.0,
+        rotary_emb: bool = True,
+        shift_tokens: bool = True,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.heads, self.dim_head = dim, heads, dim_head
+        self.text_len, self.side = text_len, side
+        self.length = text_len - 1 + side**2
+        self.activation_checkpointing = activation_checkpointing
+        shift = TokenShift(text_len, side) if shift_tokens else None
+        layers = []
+        for number in range(1, depth + 1):
+            kind = attn_types[(number - 1) % len(attn_types)]
+            attention = Attention(dim, heads, dim_head, attn_dropout, kind)
+            feed_forward = FeedForward(dim, ff_dropout)
+            around = (3, 2) if shift_tokens else (1, 0)
+            branches = (
+                Branch(dim, number, inner, shift, nested)
+                for inner, nested in zip((attention, feed_forward), around, strict=True)
+            )
+            layers.append(nn.ModuleList(branches))
+        self.layers = _Stack(layers)
+        angles = rotary_angles(text_len, side, dim_head) if rotary_emb else None
+        self.register_buffer("pos_emb", angles)
+        self.pos_emb: Tensor | None
+        for kind in sorted(set(attn_types) - {"full"}):
+            self.register_buffer(f"{kind}_mask", self._axial_mask(kind), persistent=False)
+
+    def forward(self, x: Tensor, cache: TransformerCache | None = None) -> Tensor:
+        """The states of a sequence from its start.
+
+        Args:
+            x: embedded tokens, all of the text and any part of the image, [B, n, dim].
+            cache: is filled with what later positions need, if given.
+
+        Returns:
+            [B, n, dim].
+        """
+        length = x.shape[1]
+        factors = self._factors(slice(length))
+        masks = {kind: mask[:length, :length] for kind, mask in self._masks().items()}
+        for number, layer in enumerate(self.layers.layers):
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(  # type: ignore[assignment]
+                    self._layer, layer, number, x, factors, masks, None, use_reentrant=False
+                )
+            else:
+                x = self._layer(layer, number, x, factors, masks, cache)
+        return x
+
+    def step(self, x: Tensor, position: Tensor, cache: TransformerCache) -> Tensor:
+        """The state of one image position, given the cache of all before it.
+
+        Args:
+            x: the embedded token, [B, 1, dim].
+            position: its number in the sequence, int64 [1].
+            cache: what `forward` and earlier steps left; this position is added.
+
+        Returns:
+            [B, 1, dim].
+        """
+        factors = self._factors(position)
+        masks = {"full": cache.places <= position}
+        for kind, mask in self._masks().items():
+            masks[kind] = mask.index_select(0, position)
+        sources = cache.sources.index_select(1, position)
+        for number, layer in enumerate(self.layers.layers):
+            for half, branch in enumerate(layer):
+                inner, normed = branch.inner, branch.normalise(x)
+                if branch.shift is not None:
+                    memory = cache.shifted[2 * number + half]
+                    normed = branch.shift.one(normed, memory, position, sources)
+                if isinstance(inner, Attention):
+                    query, key, value = inner.project(normed, factors)
+                    keys, values = cache.store(number, position, key, value)
+                    result = inner.attend(query, keys, values, masks[inner.kind])
+                else:
+                    result = inner(normed)
+                x = torch.addcmul(x, result, branch.scale)
+        return x
+
+    def make_cache(self, batch: int) -> TransformerCache:
+        """An empty cache for sequences of full length, in the dtype of the weights."""
+        weight = self.layers.layers[0][0].scale
+        return TransformerCache(
+            depth=len(self.layers.layers),
+            batch=batch,
+            heads=self.heads,
+            length=self.length,
+            dim_head=self.dim_head,
+            dim=self.dim,
+            sources=TokenShift(self.text_len, self.side).sources(),
+            like=weight,
+        )
+
+    def _layer(
+        self,
+        layer: nn.ModuleList,
+        number: int,
+        x: Tensor,
+        factors: Tensor | None,
+        masks: dict[str, Tensor],
+        cache: TransformerCache | None,
+    ) -> Tensor:
+        for half, branch in enumerate(layer):
+            inner: Any = branch.inner
+            normed = branch.normalise(x)  # type: ignore[operator]
+            if branch.shift is not None:
+                if cache is not None:
+                    cache.fill_shift(2 * number + half, normed)
+                normed = branch.shift(normed)  # type: ignore[operator]
+            if isinstance(inner, Attention):
+                query, key, value = inner.project(normed, factors)
+                if cache is not None:
+                    cache.fill(number, key, value)
+                result = inner.attend(query, key, value, masks.get(inner.kind))
+            else:
+                result = inner(normed)
+            x = torch.addcmul(x, result, branch.scale)  # type: ignore[arg-type]
+        return x
+
+    def _factors(self, positions: slice | Tensor) -> Tensor | None:
+        """Rotation factors of positions for queries, keys and values: [2, n, 1, 1, D]."""
+        if self.pos_emb is None:
+            return None
+        return rotation(self.pos_emb[0, positions], self.dim_head)[:, :, None, None]
+
+    def _masks(self) -> dict[str, Tensor]:
+        return {
+            kind: getattr(self, f"{kind}_mask")
+            for kind in ("axial_row", "axial_col")
+            if hasattr(self, f"{kind}_mask")
+        }
+
+    def _axial_mask(self, kind: str) -> Tensor:
+        """Which positions (columns) each position (row) sees, bool [length, length]."""
+        place = torch.arange(self.length)
+        image = place - self.text_len
+        line = image // self.side if kind == "axial_row" else image % self.side
+        text = place < self.text_len
+        same_line = (line[:, None] == line) & ~text[:, None] & ~text
+        return (place[:, None] >= place) & (text | same_line)
