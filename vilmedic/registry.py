@@ -186,6 +186,7 @@ MODELS = Registry(
         "ConVIRT": "vilmedic.models.convirt:ConVIRT",
         "GLoRIA": "vilmedic.models.gloria:GLoRIA",
         "SimCLR": "vilmedic.models.simclr:SimCLR",
+        "VAE": "vilmedic.models.vae:VAE",
     },
     group="vilmedic.models",
 )

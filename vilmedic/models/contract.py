@@ -24,10 +24,26 @@ class Model(nn.Module, ABC):
 
     cross_sample: ClassVar[bool] = False
     """Whether the loss compares the samples of a batch, so that its size changes the loss."""
+    keep: ClassVar[tuple[str, ...]] = ()
+    """Outputs, besides vectors of floats, that an evaluation keeps for every sample."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The scalar `loss` of a batch, and other scalars worth logging."""
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Set what changes as training goes on, such as a temperature.
+
+        Called before each optimizer step, and when a checkpoint is evaluated. What is set follows
+        from the step alone, so that a run that is continued does as one that never stopped.
+
+        Args:
+            step: number of the step that comes, counted from 1.
+
+        Returns:
+            Names and values for the log.
+        """
+        return {}
 
 
 class ContrastiveModel(Model):

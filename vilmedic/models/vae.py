@@ -1,0 +1,279 @@
+"""VAE: a discrete variational autoencoder that turns an image into a grid of tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vilmedic.blocks.autoencoder import PixelScale, make_decoder, make_encoder
+from vilmedic.blocks.codebook import at_least_float32, likeliest_codes, relaxed_lookup
+from vilmedic.config.types import AtLeast
+from vilmedic.errors import ConfigError, DataError
+from vilmedic.models.contract import Batch, Model
+
+
+class VAE(Model):
+    """The first stage of text-to-image: images as grids of codes, and codes as images.
+
+    "Zero-Shot Text-to-Image Generation" (Ramesh et al. 2021, arXiv:2102.12092, section 2.1). The
+    encoder halves the image `num_layers` times and gives each position logits over the codebook;
+    in training a code is drawn by Gumbel softmax, the decoder makes an image of the vectors, and
+    the loss is the mean error of a pixel (in normalised units) plus the weighted divergence of the
+    codes from the uniform distribution, KL(q || uniform), summed over positions and averaged
+    over images. Weights have the names and shapes of dalle-pytorch's `DiscreteVAE`.
+
+    Args:
+        image_size: side of the square images in pixels; a multiple of 2 ** num_layers.
+        num_tokens: number of codes in the codebook.
+        codebook_dim: width of a code's vector.
+        num_layers: times the sides are halved: 256 pixels and 3 layers give 32 x 32 positions.
+        num_resnet_blocks: residual blocks at the end of the encoder and at the start of the
+            decoder.
+        hidden_dim: channels of the convolutions.
+        channels: channels of an image: 3, or 1 for the mean of the channels that the data set
+            gives.
+        smooth_l1_loss: measure the error as smooth L1 instead of the squared difference.
+        temperature: of the Gumbel softmax, at the first step.
+        temperature_rate: rate of its exponential decay: at step n (from 0) it is
+            temperature * exp(-rate * n).
+        temperature_end: the temperature below which it does not fall.
+        straight_through: decode the one drawn code instead of the mixture, with the mixture's
+            gradient.
+        reinmax: with straight_through, a gradient of second order.
+        kl_div_loss_weight: weight of the divergence.
+        normalization: mean and standard deviation of each channel, for pixels in 0..1; the images
+            that come out are put back. null leaves pixels as they are.
+    """
+
+    keep: ClassVar[tuple[str, ...]] = ("codes",)
+
+    def __init__(
+        self,
+        *,
+        image_size: Annotated[int, AtLeast(1)] = 256,
+        num_tokens: Annotated[int, AtLeast(1)] = 512,
+        codebook_dim: Annotated[int, AtLeast(1)] = 512,
+        num_layers: Annotated[int, AtLeast(1)] = 3,
+        num_resnet_blocks: Annotated[int, AtLeast(0)] = 0,
+        hidden_dim: Annotated[int, AtLeast(1)] = 64,
+        channels: Annotated[int, AtLeast(1)] = 3,
+        smooth_l1_loss: bool = False,
+        temperature: float = 0.9,
+        temperature_rate: Annotated[float, AtLeast(0)] = 0.0,
+        temperature_end: Annotated[float, AtLeast(0)] = 0.0,
+        straight_through: bool = False,
+        reinmax: bool = False,
+        kl_div_loss_weight: float = 0.0,
+        normalization: list[list[float]] | None = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],  # noqa: B006
+    ) -> None:
+        super().__init__()
+        _check_image_size(image_size, num_layers)
+        _check_temperature(temperature, temperature_end)
+        if reinmax and not straight_through:
+            raise ConfigError("model.reinmax: is a gradient of model.straight_through; set both.")
+        self.image_size, self.num_tokens, self.channels = image_size, num_tokens, channels
+        self.codebook_dim, self.hidden_dim = codebook_dim, hidden_dim
+        self.num_layers, self.num_resnet_blocks = num_layers, num_resnet_blocks
+        self.smooth_l1_loss, self.kl_div_loss_weight = smooth_l1_loss, kl_div_loss_weight
+        self.straight_through, self.reinmax = straight_through, reinmax
+        self.temperature = self.temperature_start = temperature
+        self.temperature_rate, self.temperature_end = temperature_rate, temperature_end
+        self.pixels = PixelScale(normalization, channels)
+        self.codebook = nn.Embedding(num_tokens, codebook_dim)
+        self.encoder = make_encoder(channels, hidden_dim, num_layers, num_resnet_blocks, num_tokens)
+        self.decoder = make_decoder(
+            channels, hidden_dim, num_layers, num_resnet_blocks, codebook_dim
+        )
+
+    @property
+    def grid(self) -> int:
+        """Positions along a side of the grid of codes."""
+        return self.image_size // 2**self.num_layers
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Set the temperature of a training step, counted from 1, and tell it for the log."""
+        decayed = self.temperature_start * math.exp(-self.temperature_rate * (step - 1))
+        self.temperature = max(self.temperature_end, decayed)
+        return {"temperature": self.temperature}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch of images.
+
+        Args:
+            batch: `images` [B, C, H, W] in 0..1.
+
+        Returns:
+            The scalar `loss`; outside training also, for each image, `reconstruction_loss` [B, 1]
+            with codes drawn as in training, `hard_reconstruction_loss` [B, 1] with the likeliest
+            codes, and these `codes`, int64 [B, N].
+
+        Raises:
+            ConfigError: the data set gives no images, or of another size or number.
+        """
+        images = self._images(batch)
+        loss, errors = self.objective(images)
+        if self.training:
+            return {"loss": loss}
+        codes = self.get_codebook_indices(images)
+        hard = self._errors(self.pixels.normalize(images), self._decode(codes))
+        return {
+            "loss": loss,
+            "reconstruction_loss": errors[:, None],
+            "hard_reconstruction_loss": hard[:, None],
+            "codes": codes,
+        }
+
+    def objective(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss that is trained on.
+
+        Args:
+            images: in 0..1, [B, C, H, W].
+            noise: Gumbel noise to use instead of drawing it, [B, N, K].
+
+        Returns:
+            The scalar loss and the reconstruction error of each image, [B].
+        """
+        target = self.pixels.normalize(images)
+        features = self._features(target)
+        vectors, decoder = self._fold_decoder()
+        found, spread = relaxed_lookup(
+            features.flatten(0, 1),
+            *_linear(self.encoder[-1]),
+            vectors,
+            temperature=self.temperature,
+            hard=self.straight_through,
+            reinmax=self.reinmax,
+            divergence=self.kl_div_loss_weight != 0,
+            noise=None if noise is None else noise.flatten(0, 1),
+        )
+        output = decoder(self._to_grid(found.unflatten(0, features.shape[:2])))
+        errors = self._errors(target, output)
+        divergence = spread / len(images)
+        return errors.mean() + self.kl_div_loss_weight * divergence, errors
+
+    @torch.no_grad()
+    def get_codebook_indices(self, images: Tensor) -> Tensor:
+        """The likeliest code at each position, rows from the top.
+
+        Args:
+            images: in 0..1, [B, C, H, W].
+
+        Returns:
+            int64 [B, N], N positions.
+        """
+        features = self._features(self.pixels.normalize(images))
+        codes = likeliest_codes(features.flatten(0, 1), *_linear(self.encoder[-1]))
+        return codes.unflatten(0, features.shape[:2])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The images of codes, ready to be shown: the normalisation is undone.
+
+        Args:
+            codes: int64 [B, N], rows from the top; N is a square number.
+
+        Returns:
+            Images in 0..1, [B, C, H, W].
+
+        Raises:
+            DataError: a code is not in the codebook, or N is no square number.
+        """
+        lowest, highest = int(codes.min()), int(codes.max())
+        if lowest < 0 or highest >= self.num_tokens:
+            raise DataError(
+                f"Codes from {lowest} to {highest} cannot be decoded: the codebook has "
+                f"{self.num_tokens}, numbered from 0. They are of another VAE."
+            )
+        return self.pixels.restore(at_least_float32(self._decode(codes)))
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Images in 0..1 [B, C, H, W] through their likeliest codes and back."""
+        return self.decode(self.get_codebook_indices(images))
+
+    def _images(self, batch: Batch) -> Tensor:
+        if "images" not in batch or batch["images"].ndim != 4:
+            raise ConfigError(
+                "VAE takes one image a sample. Use dataset.proto=ImageDataset with views=1 and "
+                "multi_image=1."
+            )
+        images = batch["images"]
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            height, width = images.shape[-2:]
+            raise ConfigError(
+                f"model.image_size: given {self.image_size}, but the images are {height} x {width} "
+                "pixels. Set the resize and crop of the images to the same number."
+            )
+        if images.shape[1] != self.channels and self.channels == 1:
+            images = images.mean(dim=1, keepdim=True)
+        if images.shape[1] != self.channels:
+            raise ConfigError(
+                f"model.channels: given {self.channels}, but the images have {images.shape[1]}."
+            )
+        return images
+
+    def _features(self, normalized: Tensor) -> Tensor:
+        """What the logits are a linear map of: [B, N, H]."""
+        features: Tensor = self.encoder[:-1](normalized)
+        return features.flatten(2).transpose(1, 2)
+
+    def _fold_decoder(self) -> tuple[Tensor, nn.Module]:
+        """The vectors of the codebook after the linear map that the decoder starts with, if any.
+
+        Mapping the K vectors instead of the mixtures at all positions gives the same and
+        costs a fraction, since the mixtures then have the width of the convolutions.
+
+        Returns:
+            Vectors [K, D'], and the part of the decoder that is left.
+        """
+        if not self.num_resnet_blocks:
+            return self.codebook.weight, self.decoder
+        vectors = functional.linear(self.codebook.weight, *_linear(self.decoder[0]))
+        return vectors, self.decoder[1:]
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        output: Tensor = self.decoder(self._to_grid(self.codebook(codes)))
+        return output
+
+    def _to_grid(self, vectors: Tensor) -> Tensor:
+        """Vectors [B, N, D] of square grids as [B, D, side, side]."""
+        side = math.isqrt(vectors.shape[1])
+        if side**2 != vectors.shape[1]:
+            raise DataError(f"{vectors.shape[1]} codes do not fill a square grid.")
+        return vectors.transpose(1, 2).unflatten(2, (side, side))
+
+    def _errors(self, target: Tensor, output: Tensor) -> Tensor:
+        """The mean error over the pixels of each image: float32 [B] in reduced precision."""
+        measure = functional.smooth_l1_loss if self.smooth_l1_loss else functional.mse_loss
+        output = at_least_float32(output)
+        return measure(output, target, reduction="none").flatten(1).mean(dim=1)
+
+
+def _linear(convolution: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution of one pixel as those of a linear map."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.bias is not None
+    return convolution.weight.flatten(1), convolution.bias
+
+
+def _check_image_size(image_size: int, num_layers: int) -> None:
+    factor = 2**num_layers
+    if image_size % factor:
+        below = image_size // factor * factor
+        allowed = [size for size in (below, below + factor) if size]
+        raise ConfigError(
+            f"model.image_size: given {image_size}, but model.num_layers={num_layers} halves "
+            f"the image {num_layers} times, so the size must be a multiple of {factor}. Nearest: "
+            f"{' or '.join(map(str, allowed))}."
+        )
+
+
+def _check_temperature(start: float, end: float) -> None:
+    if start <= 0:
+        raise ConfigError(f"model.temperature: given {start}, must be above 0.")
+    if end > start:
+        raise ConfigError(
+            f"model.temperature_end: given {end}, must not be above model.temperature={start}."
+        )
