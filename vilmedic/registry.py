@@ -184,6 +184,7 @@ MODELS = Registry(
     "model",
     {
         "ConVIRT": "vilmedic.models.convirt:ConVIRT",
+        "DALLE": "vilmedic.models.dalle:DALLE",
         "GLoRIA": "vilmedic.models.gloria:GLoRIA",
         "SimCLR": "vilmedic.models.simclr:SimCLR",
         "VAE": "vilmedic.models.vae:VAE",

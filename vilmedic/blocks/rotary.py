@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 BASE = 10000.0
 FAR_FROM_TEXT = 8192.0  # the text position of every image token
@@ -31,7 +32,7 @@ def rotary_angles(text_len: int, side: int, dim_head: int) -> Tensor:
     """
     third = dim_head // 3
     pairs = third // 2
-    language = BASE ** -(torch.arange(0, third, 2)[:pairs].float() / third)
+    language = 1.0 / BASE ** (torch.arange(0, third, 2)[:pairs].float() / third)
     pixel = torch.linspace(1.0, MOST_TURNS, pairs) * math.pi
     image_len = side**2
     order = torch.cat((torch.arange(text_len).float(), torch.full((image_len,), FAR_FROM_TEXT)))
@@ -47,51 +48,59 @@ def rotation(angles: Tensor, dim_head: int) -> Tensor:
     """Angles as factors of whole heads.
 
     Args:
-        angles: [n, R].
+        angles: [n, R], each angle twice.
         dim_head: channels of a head, D.
 
     Returns:
-        Cosines, and sines with the sign that they have in the rotation, [2, n, D].
+        Cosine and sine of each pair of channels, [n, D // 2, 2].
     """
-    still = dim_head - angles.shape[-1]
-    cosines = torch.nn.functional.pad(angles.cos(), (0, still), value=1.0)
-    sines = torch.nn.functional.pad(angles.sin(), (0, still))
-    signs = sines.new_ones(dim_head)
-    signs[::2] = -1
-    return torch.stack((cosines, sines * signs))
+    angles = functional.pad(angles[:, ::2], (0, dim_head // 2 - angles.shape[-1] // 2))
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def turn(heads: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn queries, keys and values by the angles of their positions, and take them apart.
+
+    Args:
+        heads: of each position queries, keys and values of all heads, [B, n, 3, heads, D].
+        factors: what `rotation` gives for the n positions; the precision to compute in.
+
+    Returns:
+        Queries, keys and values like the input, each [B, heads, n, D].
+    """
+    query, key, value = _Turn.apply(heads, factors[:, None, None])
+    return query, key, value
 
 
 class _Turn(torch.autograd.Function):
     """Keeps nothing of its input: the gradient turns back by the same angles."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        ctx.save_for_backward(cosines, sines)
-        return _turned(x, cosines, sines)
+    def forward(ctx: Any, heads: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(factors)
+        query, key, value = _turned(heads, factors).permute(2, 0, 3, 1, 4)
+        return query, key, value
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        cosines, sines = ctx.saved_tensors
-        return _turned(gradients[0], cosines, -sines), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        [factors] = ctx.saved_tensors
+        joined = torch.stack([gradient.transpose(1, 2) for gradient in gradients], dim=2)
+        return _turned(joined, factors * factors.new_tensor([1.0, -1.0])), None
 
 
-def turn(x: Tensor, factors: Tensor) -> Tensor:
-    """Turn heads by the angles of their positions.
-
-    Args:
-        x: heads, [B, n, ..., D]; computed in the precision of `factors`.
-        factors: what `rotation` gives, with as many axes after n as `x` has: [2, n, ..., D].
-
-    Returns:
-        Like `x`.
-    """
-    turned: Tensor = _Turn.apply(x, factors[0], factors[1])
-    return turned
-
-
-def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    paired = x.shape[-1] // 2 * 2
-    swapped = x[..., :paired].unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+def _turned(x: Tensor, factors: Tensor) -> Tensor:
+    """Turn each pair of channels of [B, n, 3, heads, D]; a last one without a partner stays."""
+    paired = factors.shape[-2] * 2
     if paired < x.shape[-1]:
-        swapped = torch.cat((swapped, x[..., paired:]), dim=-1)  # its sine is zero
-    return torch.addcmul(x * cosines, swapped, sines).to(x.dtype)
+        return torch.cat((_turned(x[..., :paired], factors), x[..., paired:]), dim=-1)
+    pairs = x.to(factors.dtype).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # which makes one loop of this, but not of complex numbers
+        (first, second), (cosine, sine) = pairs.unbind(-1), factors.unbind(-1)
+        turned = torch.stack(
+            (first * cosine - second * sine, second * cosine + first * sine), dim=-1
+        )
+    else:
+        pairs = pairs.contiguous()
+        product = torch.view_as_complex(pairs) * torch.view_as_complex(factors.contiguous())
+        turned = torch.view_as_real(product)
+    return turned.flatten(-2).to(x.dtype)

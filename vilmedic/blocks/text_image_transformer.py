@@ -102,7 +102,7 @@ class Attention(nn.Module):
         """Queries, keys and values of positions [B, n, dim], each [B, heads, n, dim_head]."""
         heads = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
         if factors is not None:
-            heads = turn(heads, factors)
+            return turn(heads, factors)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         return query, key, value
 
@@ -313,10 +313,10 @@ class TextImageTransformer(nn.Module):
         return x
 
     def _factors(self, positions: slice | Tensor) -> Tensor | None:
-        """Rotation factors of positions for queries, keys and values: [2, n, 1, 1, D]."""
+        """Rotation factors of n positions, [n, D // 2, 2]."""
         if self.pos_emb is None:
             return None
-        return rotation(self.pos_emb[0, positions], self.dim_head)[:, :, None, None]
+        return rotation(self.pos_emb[0, positions], self.dim_head)
 
     def _masks(self) -> dict[str, Tensor]:
         return {

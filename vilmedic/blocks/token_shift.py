@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 class TokenShift:
@@ -24,20 +26,8 @@ class TokenShift:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Shift a sequence from its start, [B, n, d]: all of the text and any part of the image."""
-        quarter = x.shape[-1] // 4
-        text, image = x[:, : self.text_len], x[:, self.text_len :]
-        before = functional.pad(text[:, :-1, : 2 * quarter], (0, 0, 1, 0))
-        shifted = torch.cat((before, text[..., 2 * quarter :]), dim=-1)
-        length = image.shape[1]
-        if not length:
-            return shifted
-        inside = max(length - self.side, 0)
-        above = functional.pad(image[:, :inside, :quarter], (0, 0, length - inside, 0))
-        left = functional.pad(image[:, :-1, quarter : 2 * quarter], (0, 0, 1, 0))
-        first = torch.arange(length, device=x.device) % self.side == 0
-        left = left.masked_fill(first[:, None], 0.0)
-        image = torch.cat((above, left, image[..., 2 * quarter :]), dim=-1)
-        return torch.cat((shifted, image), dim=1)
+        shifted: Tensor = _Shift.apply(x, self.text_len, self.side)
+        return shifted
 
     def sources(self) -> Tensor:
         """Where each position finds its first and its second quarter: int64 [2, n].
@@ -67,3 +57,53 @@ class TokenShift:
         above = memory.index_select(1, sources[0])[..., : half // 2]
         left = memory.index_select(1, sources[1])[..., half // 2 :]
         return torch.cat((above, left, x[..., half:]), dim=-1)
+
+
+class _Shift(torch.autograd.Function):
+    """One copy in either direction, where slices and concatenations would take several."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, text_len: int, side: int) -> Tensor:
+        ctx.text_len, ctx.side = text_len, side
+        shifted = x.clone()
+        for target, source in _moves(shifted, x, text_len, side):
+            target.copy_(source)
+        return shifted
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        [gradient] = gradients
+        moved = gradient.clone()
+        # The other way round: what went from source to target comes back.
+        for target, source in _moves(moved, gradient, ctx.text_len, ctx.side, back=True):
+            target.copy_(source)
+        return moved, None, None
+
+
+def _moves(
+    to: Tensor, of: Tensor, text_len: int, side: int, *, back: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What goes where: parts of `to`, each with the part of `of` that is written there.
+
+    The parts of `to` that nothing reaches are zero.
+    """
+    quarter, zero = to.shape[-1] // 4, of.new_zeros(())
+    text = slice(0, min(text_len, to.shape[1]))
+    image = slice(text_len, to.shape[1])
+    for place, channels, distance in (
+        (text, slice(2 * quarter), 1),
+        (image, slice(quarter), side),
+        (image, slice(quarter, 2 * quarter), 1),
+    ):
+        target, source = to[:, place, channels], of[:, place, channels]
+        length = target.shape[1]
+        late, early = slice(distance, None), slice(max(length - distance, 0))
+        if back:
+            yield target[:, early], source[:, late]
+            yield target[:, early.stop :], zero
+        else:
+            yield target[:, late], source[:, early]
+            yield target[:, :distance], zero
+    # Nothing lies to the left of the first column, so nothing came from the last one.
+    column = slice(text_len + (side - 1 if back else 0), None, side)
+    yield to[:, column, quarter : 2 * quarter], zero

@@ -86,13 +86,12 @@ class DALLE(Model):
         text = self.text_tokens(batch["input_ids"], mask)
         image = self.image_tokens(batch)
         hidden = self.to_logits[0](self.states(text, image))
-        text_hidden, image_hidden = hidden.split((self.text_seq_len, self.image_seq_len), dim=1)
-        text_loss = linear_cross_entropy(
-            text_hidden.flatten(0, 1), *self._output(image=False), text.flatten()
+        hidden = hidden.split((self.text_seq_len, self.image_seq_len), dim=1)
+        losses = (
+            linear_cross_entropy(states.flatten(0, 1), *output, tokens.flatten())
+            for states, output, tokens in zip(hidden, self._outputs(), (text, image), strict=True)
         )
-        image_loss = linear_cross_entropy(
-            image_hidden.flatten(0, 1), *self._output(image=True), image.flatten()
-        )
+        text_loss, image_loss = losses
         weight = self.loss_img_weight
         loss = (text_loss + weight * image_loss) / (1 + weight)
         return {"loss": loss, "text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
@@ -182,7 +181,7 @@ class DALLE(Model):
 
     def image_logits(self, states: Tensor) -> Tensor:
         """Logits of the next image token, [..., num_image_tokens], of states [..., dim]."""
-        return functional.linear(self.to_logits[0](states), *self._output(image=True))
+        return functional.linear(self.to_logits[0](states), *self._outputs()[1])
 
     def begin_image(self, text: Tensor, image: Tensor, cache: TransformerCache) -> Tensor:
         """Read a text and the first n image tokens into a cache: logits of the next, [B, K]."""
@@ -201,12 +200,12 @@ class DALLE(Model):
         position = place + self.text_seq_len + 1
         return self.image_logits(self.transformer.step(embedded, position, cache)[:, 0])
 
-    def _output(self, *, image: bool) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the output layer for image or for text tokens."""
+    def _outputs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight and bias of the output layer for text tokens, and those for image tokens."""
         layer: Any = self.to_logits[1]
-        border = self.num_text_tokens
-        part = slice(border, None) if image else slice(border)
-        return layer.weight[part], layer.bias[part]
+        sizes = (self.num_text_tokens, self.num_image_tokens)
+        text, image = zip(layer.weight.split(sizes), layer.bias.split(sizes), strict=True)
+        return text, image
 
     def _attention_mask(self, batch: Batch) -> Tensor:
         if "input_ids" not in batch:
