@@ -19,6 +19,7 @@ from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.gloria import GLoRIA
 from vilmedic.models.simclr import SimCLR
+from vilmedic.models.vae import VAE
 
 WORDS = [
     "no",
@@ -128,3 +129,22 @@ def tiny_batch(size: int = 4, image_size: int = 32, seed: int = 0) -> dict[str, 
         "attention_mask": mask,
         "word_ids": words,
     }
+
+
+TINY_VAE: dict[str, Any] = {
+    "image_size": 16,
+    "num_tokens": 12,
+    "codebook_dim": 6,
+    "num_layers": 2,
+    "num_resnet_blocks": 1,
+    "hidden_dim": 8,
+}
+
+
+def tiny_vae(seed: int = 0, **settings: Any) -> VAE:
+    """A VAE with 4 x 4 positions, whose weights are large enough for codes to differ."""
+    torch.manual_seed(seed)
+    model = VAE(**{**TINY_VAE, **settings})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from vilmedic.errors import CheckpointError, ConfigError, nearest
+from vilmedic.executors.older_formats import older_names, unify
+from vilmedic.executors.safe_load import load_plain
 from vilmedic.executors.score import lower_is_better
 
 NAME = re.compile(r"^(?P<score>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth$")
@@ -139,21 +141,13 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in the file is run as code.
 
+    Files of the original vilmedic and of dalle-pytorch are brought into the shape of this project.
+
     Raises:
         CheckpointError: the file is missing, cut short, or holds other things than tensors and
             plain values.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint.") from None
-    except Exception as error:
-        # torch raises anything from RuntimeError to UnpicklingError for a damaged file.
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({first}).") from error
-    if not isinstance(state, dict) or "model" not in state:
-        raise CheckpointError(f"{path}: not a checkpoint of this project: it has no 'model'.")
-    return state
+    return unify(load_plain(path), path)
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
@@ -167,7 +161,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: names or shapes differ; lists the first of each kind.
     """
-    own, given = model.state_dict(), state["model"]
+    own = model.state_dict()
+    given = older_names(state["model"], list(own), getattr(model, "prefixes", ("",)))
     missing = sorted(own.keys() - given.keys())
     unexpected = sorted(given.keys() - own.keys())
     shapes = [

@@ -26,6 +26,8 @@ class Model(nn.Module, ABC):
     """Whether the loss compares the samples of a batch, so that its size changes the loss."""
     keep: ClassVar[tuple[str, ...]] = ()
     """Outputs, besides vectors of floats, that an evaluation keeps for every sample."""
+    prefixes: ClassVar[tuple[str, ...]] = ("",)
+    """What may stand before the names of all weights in files of older formats, if anything."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -50,6 +50,7 @@ class VAE(Model):
     """
 
     keep: ClassVar[tuple[str, ...]] = ("codes",)
+    prefixes: ClassVar[tuple[str, ...]] = ("", "vae.", "vae.vae.", "dalle.vae.")
 
     def __init__(
         self,

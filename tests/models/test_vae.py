@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.factories import tiny_vae
+from vilmedic.errors import ConfigError, DataError
+from vilmedic.models.vae import VAE
+from vilmedic.registry import MODELS
+
+
+def images(size: int = 3, side: int = 16, channels: int = 3) -> torch.Tensor:
+    return torch.rand(size, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_published_name_is_registered() -> None:
+    assert MODELS.get("VAE") is VAE
+
+
+def test_training_gives_a_loss_and_gradients_for_all_weights() -> None:
+    model = tiny_vae(kl_div_loss_weight=0.1)
+    outputs = model({"images": images()})
+    assert set(outputs) == {"loss"}
+    outputs["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_evaluation_gives_numbers_of_each_image() -> None:
+    model = tiny_vae(num_resnet_blocks=0).eval()
+    batch = {"images": images()}
+    with torch.no_grad():
+        outputs = model(batch)
+    assert outputs["codes"].shape == (3, 16)
+    assert outputs["loss"].item() == pytest.approx(outputs["reconstruction_loss"].mean().item())
+    for row in range(3):
+        one = batch["images"][row : row + 1]
+        codes = model.get_codebook_indices(one)
+        assert torch.equal(outputs["codes"][row], codes[0])
+        decoded = model.decoder(model.codebook(codes).transpose(1, 2).unflatten(2, (4, 4)))
+        error = (decoded - (one - 0.5) / 0.5).square().mean()
+        torch.testing.assert_close(outputs["hard_reconstruction_loss"][row, 0], error)
+
+
+def test_the_divergence_is_a_mean_over_images() -> None:
+    """Twice the images of the same batch do not double the loss, as they would in dalle-pytorch."""
+    model = tiny_vae(kl_div_loss_weight=1.0)
+    noise = torch.randn(3, 16, model.num_tokens)
+    once, _ = model.objective(images(), noise)
+    twice, _ = model.objective(images().repeat(2, 1, 1, 1), noise.repeat(2, 1, 1))
+    torch.testing.assert_close(once, twice)
+    without, _ = tiny_vae().objective(images(), noise)
+    assert once > without + 0.1
+
+
+def test_decoded_images_have_the_grey_levels_of_the_originals() -> None:
+    """A decoder that returns its input unchanged: 0.8 goes in and 0.8 has to come out."""
+    model = tiny_vae(num_layers=1, num_resnet_blocks=0, codebook_dim=1, hidden_dim=1, channels=1)
+    level = 0.8
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+        model.decoder[-1].bias.fill_((level - 0.5) / 0.5)
+    decoded = model.decode(torch.zeros(2, 64, dtype=torch.int64))
+    assert decoded.shape == (2, 1, 16, 16)
+    torch.testing.assert_close(decoded, torch.full_like(decoded, level))
+    with torch.no_grad():
+        model.decoder[-1].bias.fill_(3.0)
+    assert model.decode(torch.zeros(1, 64, dtype=torch.int64)).unique().tolist() == [1.0]
+
+
+def test_codes_run_along_rows_from_the_top() -> None:
+    model = tiny_vae(num_resnet_blocks=0)
+    codes = torch.zeros(1, 16, dtype=torch.int64)
+    plain = model.decode(codes)
+    codes[0, 2] = 5  # first row, third column of 4 x 4
+    rows, columns = torch.where((model.decode(codes) != plain)[0].any(dim=0))
+    assert (int(rows.min()), int(columns.min())) == (0, 5)
+    assert (int(rows.max()), int(columns.max())) == (6, 14)
+
+
+def test_a_reconstruction_is_made_of_the_codes() -> None:
+    model = tiny_vae()
+    expected = model.decode(model.get_codebook_indices(images()))
+    assert torch.equal(model.reconstruct(images()), expected)
+
+
+def test_one_channel_takes_the_mean_of_three() -> None:
+    model = tiny_vae(channels=1, normalization=None).eval()
+    grey = images(channels=1)
+    with torch.no_grad():
+        three = model({"images": grey.expand(-1, 3, -1, -1)})
+        one = model({"images": grey})
+    assert torch.equal(three["codes"], one["codes"])
+
+
+def test_the_temperature_falls_to_its_end_as_a_function_of_the_step() -> None:
+    model = tiny_vae(temperature=1.0, temperature_rate=0.01, temperature_end=0.5)
+    assert model.schedule(1) == {"temperature": 1.0}
+    assert model.schedule(51)["temperature"] == pytest.approx(math.exp(-0.5))
+    assert model.schedule(1000) == {"temperature": 0.5}
+    assert model.temperature == 0.5
+    assert model.schedule(1) == {"temperature": 1.0}  # whatever came before
+    assert tiny_vae().schedule(10**6) == {"temperature": 0.9}
+
+
+def test_the_temperature_is_used() -> None:
+    model = tiny_vae(temperature=1.0, temperature_rate=1.0, temperature_end=0.01)
+    noise = torch.randn(3, 16, model.num_tokens)
+    warm, _ = model.objective(images(), noise)
+    model.schedule(100)
+    cold, _ = model.objective(images(), noise)
+    expected, _ = tiny_vae(temperature=0.01).objective(images(), noise)
+    assert warm != cold
+    torch.testing.assert_close(cold, expected)
+
+
+def test_reduced_precision_has_a_loss_in_float32() -> None:
+    model = tiny_vae()
+    torch.manual_seed(0)
+    exact = model({"images": images()})["loss"]
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model({"images": images()})["loss"]
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 60, "num_layers": 3}, r"image_size: given 60.*multiple of 8.*56 or 64"),
+        ({"image_size": 4, "num_layers": 3}, r"image_size: given 4.*Nearest: 8"),
+        ({"temperature": 0.0}, r"temperature: given 0"),
+        ({"temperature_end": 1.5}, r"temperature_end: given 1\.5.*temperature=0\.9"),
+        ({"reinmax": True}, r"reinmax.*straight_through"),
+        ({"normalization": [[0.5], [0.5]]}, r"normalization: given.*two lists of 3 numbers"),
+        ({"normalization": [[0.5] * 3, [0.5, 0.5, 0]]}, r"normalization: given"),
+    ],
+)
+def test_settings_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_vae(**settings)
+
+
+def test_images_that_do_not_fit_are_refused_by_name() -> None:
+    model = tiny_vae()
+    with pytest.raises(ConfigError, match=r"image_size: given 16.*are 32 x 32 pixels"):
+        model({"images": images(side=32)})
+    with pytest.raises(ConfigError, match=r"dataset\.proto=ImageDataset"):
+        model({"input_ids": torch.zeros(1, 2)})
+    with pytest.raises(ConfigError, match=r"views=1"):
+        model({"images": torch.zeros(2, 2, 3, 16, 16)})
+    with pytest.raises(ConfigError, match=r"channels: given 3, but the images have 4"):
+        model({"images": torch.zeros(2, 4, 16, 16)})
+
+
+def test_codes_of_another_codebook_are_refused() -> None:
+    with pytest.raises(DataError, match=r"0 to 12.*has 12"):
+        tiny_vae().decode(torch.arange(16)[None].clamp(max=12))
+    with pytest.raises(DataError, match="15 codes do not fill a square"):
+        tiny_vae().decode(torch.zeros(1, 15, dtype=torch.int64))
