@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
 from vilmedic.models.vae_checkpoint import load_vae
 
 BEGIN = 0  # the begin token shares its vector with the first word of the vocabulary
+_LAYER = re.compile(r"(transformer\.layers\.layers\.\d+\.[01]\.)(?:fn\.)+(.*)")
 
 
 class DALLE(Model):
@@ -36,12 +38,14 @@ class DALLE(Model):
         dalle: the transformer.
     """
 
+    prefixes: ClassVar[tuple[str, ...]] = ("", "dalle.")
+
     def __init__(
         self, *, spec: Runtime[DataSpec], vae: FrozenVAE, dalle: TransformerSettings
     ) -> None:
         super().__init__()
         words = _vocabulary_size(spec, dalle)
-        self.vae = load_vae(Path(vae.ckpt), vae.given()).requires_grad_(False)
+        self.vae = load_vae(vae.ckpt, vae.given())
         side = self.vae.image_size // 2**self.vae.num_layers
         self.text_seq_len, self.image_seq_len = dalle.text_seq_len, side**2
         # each text position has a token of its own for where a report has ended
@@ -183,8 +187,8 @@ class DALLE(Model):
         """Logits of the next image token, [..., num_image_tokens], of states [..., dim]."""
         return functional.linear(self.to_logits[0](states), *self._outputs()[1])
 
-    def begin_image(self, text: Tensor, image: Tensor, cache: TransformerCache) -> Tensor:
-        """Read a text and the first n image tokens into a cache: logits of the next, [B, K]."""
+    def begin_image(self, text: Tensor, image: Tensor, cache: TransformerCache | None) -> Tensor:
+        """Read a text and the first n image tokens, into a cache: logits of the next, [B, K]."""
         states = self.transformer(self.embed(text, image), cache)
         return self.image_logits(states[:, -1])
 
@@ -199,6 +203,21 @@ class DALLE(Model):
         embedded = self.embed_image(token[:, None], place)
         position = place + self.text_seq_len + 1
         return self.image_logits(self.transformer.step(embedded, position, cache)[:, 0])
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of dalle-pytorch before version 1.1, which nests layers less, under our names.
+
+        The positions that such files hold follow from the sizes, and are those of this model.
+        """
+        names = {_LAYER.sub(r"\1\2", name): name for name in self.state_dict()}
+        translated = {}
+        for name, value in weights.items():
+            before, found, after = name.partition("transformer.layers.")
+            own = names.get(_LAYER.sub(r"\1\2", found + after), found + after)
+            translated[before + own] = value
+            if name.endswith("transformer.pos_emb") and self.transformer.pos_emb is not None:
+                translated[name] = self.transformer.pos_emb
+        return translated
 
     def _outputs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Weight and bias of the output layer for text tokens, and those for image tokens."""
