@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +22,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measure import in_fresh_process, peak_memory, seconds
 from tests.losses.reference import local_loss_report_by_report
 from vilmedic.losses.gloria import gloria_local_loss
-
-MIB = 2**20
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,45 +77,20 @@ def make_steps(block_size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]
     return {"ours": ours, "peer": peer}
 
 
-def measure_time(step: Callable[..., Tensor], features: list[Tensor]) -> float:
-    """Seconds of one step."""
-    for feature in features:
-        feature.grad = None
-    if features[0].is_cuda:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step(*features)
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
-    began = time.perf_counter()
-    step(*features)
-    return time.perf_counter() - began
-
-
 def measure_memory(arguments: argparse.Namespace) -> float:
     """MiB that one step takes at its peak above what was held before; run in a fresh process."""
     step = make_steps(arguments.block_size)[arguments.memory_of]
     small = argparse.Namespace(**{**vars(arguments), "images": 2, "reports": 2, "width": 32})
     step(*make_features(small))  # loads the libraries
     features = make_features(arguments)
-    if features[0].is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated() / MIB
-        step(*features)
-        return torch.cuda.max_memory_allocated() / MIB - held
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
-    held = read_status("VmRSS")
-    step(*features)
-    return read_status("VmHWM") - held
+    return peak_memory(lambda: step(*features), arguments.device)
 
 
-def read_status(field: str) -> float:
-    """A size of this process in MiB, as Linux reports it."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
-    return int(found[1]) / 1024
+def timed(step: Callable[..., Tensor], features: list[Tensor], device: str) -> float:
+    """Seconds of one step without gradients of the one before."""
+    for feature in features:
+        feature.grad = None
+    return seconds(lambda: step(*features), device)
 
 
 def main() -> None:
@@ -132,9 +103,7 @@ def main() -> None:
 
     memory = {}
     for name in ("ours", "peer"):
-        command = [sys.executable, *sys.argv, "--memory-of", name]
-        child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        memory[name] = float(child.stdout.split()[-1])
+        memory[name] = in_fresh_process("--memory-of", name)
         print(f"{name}: peak memory {memory[name]:.1f} MiB", flush=True)
 
     features = make_features(arguments)
@@ -154,9 +123,9 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(arguments.repetitions):
         for name, step in steps.items():
-            times[name].append(measure_time(step, features))
-    for name, seconds in times.items():
-        print(f"{name}: seconds", *(f"{second:.3f}" for second in seconds))
+            times[name].append(timed(step, features, arguments.device))
+    for name, took in times.items():
+        print(f"{name}: seconds", *(f"{second:.3f}" for second in took))
     ours_time, peer_time = (statistics.median(times[name]) for name in ("ours", "peer"))
     result = {
         "name": "gloria_loss",

@@ -229,6 +229,7 @@ METRICS = Registry(
         "knn": "vilmedic.metrics.knn:NearestNeighbours",
         "representation": "vilmedic.metrics.representation:Representation",
         "pointing_game": "vilmedic.metrics.pointing_game:PointingGame",
+        "reconstruction": "vilmedic.metrics.reconstruction:Reconstruction",
     },
     group="vilmedic.metrics",
 )
@@ -236,6 +237,7 @@ POST_PROCESSING = Registry(
     "post_processing",
     {
         "plot_attention": "vilmedic.post_processing.plot_attention:PlotAttention",
+        "plot_reconstruction": "vilmedic.post_processing.plot_reconstruction:PlotReconstruction",
         "plot_representation": "vilmedic.post_processing.plot_representation:PlotRepresentation",
         "save_representation": "vilmedic.post_processing.save_representation:SaveRepresentation",
     },

@@ -46,6 +46,17 @@ def test_evaluation_takes_the_middle_of_the_resized_image(image_args: Args, root
     assert dataset.lines(torch.tensor([3])) == [f"{root}/train.image.tok:4"]
 
 
+def test_a_centre_crop_is_the_same_in_training_and_evaluation(image_args: Args) -> None:
+    plain = {"preset": "center_crop", "mean": [0.0], "std": [1.0]}
+    training = ImageDataset(**image_args(training=True, **plain))
+    evaluation = ImageDataset(**image_args(training=False))
+    batch = load(training, *range(5), epoch=3)
+    assert torch.equal(batch["images"], load(evaluation, *range(5))["images"])
+    images = training.prepare(batch)["images"]
+    assert images.shape[1] == 3
+    torch.testing.assert_close(images[:, 2], batch["images"][:, 0] / 255, rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("preset", ["resize_crop", "convirt", "simclr", "simclr_xray"])
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(image_args: Args, preset: str) -> None:
     dataset = ImageDataset(**image_args(preset=preset))
@@ -176,6 +187,7 @@ def test_skip_stops_above_one_percent(image_args: Args, write: Write) -> None:
         ({"transforms": [], "preset": "convirt"}, "exclude each other"),
         ({"multi_image": 2, "views": 2}, "cannot both"),
         ({"views": 0}, "views must be at least 1"),
+        ({"views": 2, "preset": "center_crop"}, "makes all views alike"),
         ({"resize": 0}, "resize must be at least 1"),
         ({"mean": [0.5, 0.5]}, "one or three numbers"),
         ({"std": [0.0]}, "positive"),

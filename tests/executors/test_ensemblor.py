@@ -228,3 +228,14 @@ def test_without_labels_and_reports_numbers_are_null_and_plots_skipped(
 def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         Ensemblor(config(tmp_path))
+
+
+def test_what_a_schedule_set_in_training_is_set_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    monkeypatch.setattr(ToyModel, "schedule", lambda self, step: steps.append(step))
+    state = {"model": ToyModel().state_dict(), "progress": {"step": 7}}
+    save_checkpoint(state, tmp_path / "last_1.pth")
+    Ensemblor(config(tmp_path, ckpt="last_1.pth", splits=["test"])).start()
+    assert steps == [7]

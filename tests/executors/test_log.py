@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from vilmedic.executors.log import MetricsLog
 
 
@@ -35,3 +38,19 @@ def test_resume_cuts_back_only_its_own_seed(tmp_path: Path) -> None:
     MetricsLog(tmp_path, seed=1, step=5).close()
 
     assert read(tmp_path / "metrics.jsonl") == lines[:2]
+
+
+def test_pictures_reach_tensorboard(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    log = MetricsLog(tmp_path, seed=1, step=0)
+    log.pictures(3, folder)  # nothing was drawn
+    folder.mkdir()
+    Image.new("L", (4, 2), 128).save(folder / "validate_grid.png")
+    log.pictures(7, folder)
+    log.close()
+
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "1"))
+    board.Reload()
+    assert board.Tags()["images"] == ["validate_grid"]
+    (event,) = board.Images("validate_grid")
+    assert (event.step, event.width, event.height) == (7, 4, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.factories import tiny_vae
 from vilmedic.blocks import codebook
 from vilmedic.models.vae import VAE
+from vilmedic.models.vae_checkpoint import SHAPE, load_vae
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -108,6 +111,24 @@ def test_codes_and_decoded_images_are_the_same(peer: Any, ours: VAE, images: Ten
     mean, std = (torch.tensor(values).double()[:, None, None] for values in peer.normalization)
     expected = (peer.decode(codes) * std + mean).clamp(0, 1)
     torch.testing.assert_close(ours.decode(codes), expected.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_checkpoint_goes_there_and_back(reference: ModuleType, tmp_path: Path) -> None:
+    """As docs/vae.md says it."""
+    path = tmp_path / "vae.pt"
+    trained = tiny_vae()
+    hparams = {name: getattr(trained, name) for name in ("image_size", *SHAPE)}
+    torch.save({"hparams": hparams, "weights": trained.state_dict()}, path)
+
+    saved = torch.load(path, weights_only=True)
+    peer = reference.DiscreteVAE(**saved["hparams"])
+    peer.load_state_dict(saved["weights"])
+    back = load_vae(path, {})
+
+    images = torch.rand(2, 3, 16, 16)
+    codes = trained.get_codebook_indices(images)
+    assert torch.equal(peer.get_codebook_indices(images), codes)
+    assert torch.equal(back.get_codebook_indices(images), codes)
 
 
 def gumbel_softmax_of(noise: Tensor) -> Any:

@@ -71,11 +71,15 @@ class ValidatorSection:
         batch_size: samples a batch; a contrastive loss depends on it.
         splits: the splits that are scored; the first one decides on improvement.
         metrics: protocols to compute besides the loss, each with its options.
+        post_processing: pictures to make at each evaluation, each with its options.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 32
     splits: list[str] = field(default_factory=lambda: ["validate"])
     metrics: Annotated[dict[str, Any], Calls("metric")] = field(default_factory=dict)
+    post_processing: Annotated[dict[str, Any], Calls("post_processing")] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(kw_only=True)

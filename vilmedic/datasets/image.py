@@ -57,8 +57,9 @@ class ImageDataset(Part):
         multi_image: most images a sample may have; with 1 the first image of a line is taken.
         views: differently augmented copies of the image that a sample has.
         color: decode to one grey channel or to three colour channels; models get three either way.
-        preset: augmentation in training. resize_crop is the random crop alone, convirt, simclr and
-            simclr_xray are the published sets (their flip is left out next to reports).
+        preset: augmentation in training. resize_crop is the random crop alone, center_crop is no
+            augmentation at all, convirt, simclr and simclr_xray are the published sets (their flip
+            is left out next to reports).
         transforms: augmentation in training as a list of torchvision v2 transforms, instead of a
             preset.
         eval_transforms: transforms in evaluation; null applies none, or with several views those
@@ -84,7 +85,9 @@ class ImageDataset(Part):
         multi_image: Annotated[int, AtLeast(1)] = 1,
         views: Annotated[int, AtLeast(1)] = 1,
         color: Literal["grey", "rgb"] = "grey",
-        preset: Literal["resize_crop", "convirt", "simclr", "simclr_xray"] = "resize_crop",
+        preset: Literal[
+            "resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"
+        ] = "resize_crop",
         transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
@@ -105,6 +108,10 @@ class ImageDataset(Part):
         self.mean, self.std = list(mean), list(std)
         # Views are differences between random draws: evaluation needs the random transforms too.
         self.random = training or (views > 1 and eval_transforms is None)
+        if preset == "center_crop":
+            if views > 1:
+                raise ValueError("preset=center_crop makes all views alike; choose another one.")
+            self.random = False
         self.own_list = transforms if self.random else eval_transforms
         self.transforms: list[v2.Transform] = []
         if self.own_list is not None:

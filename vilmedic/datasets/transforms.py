@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from vilmedic.datasets.sample import seeded
 from vilmedic.errors import nearest
 
-Preset = Literal["resize_crop", "convirt", "simclr", "simclr_xray"]
+Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"]
 _BILINEAR = v2.InterpolationMode.BILINEAR
 
 
@@ -79,6 +79,7 @@ def preset_transforms(preset: Preset, crop: int | None, channels: int) -> list[v
     """The random part of a preset, which runs between resizing and the final crop.
 
     - `resize_crop`: nothing; the crop at a random place is the augmentation.
+    - `center_crop`: nothing, and the crop is the one in the middle.
     - `convirt`: Zhang et al. 2020 (arXiv:2010.00747), section 3: crop of 0.6 to 1.0 of the area,
       horizontal flip, rotation up to 20 degrees, translation up to 0.1, scale 0.95 to 1.05,
       brightness and contrast 0.6 to 1.4, Gaussian blur with sigma 0.1 to 3.0.
@@ -90,7 +91,7 @@ def preset_transforms(preset: Preset, crop: int | None, channels: int) -> list[v
     Raises:
         ValueError: the preset crops and there is no `crop`.
     """
-    if preset == "resize_crop":
+    if preset in ("resize_crop", "center_crop"):
         return []
     flip = v2.RandomHorizontalFlip(p=0.5)
     if preset == "simclr_xray":

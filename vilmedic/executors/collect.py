@@ -78,7 +78,8 @@ def collect(
         split: name of the split, for messages and the result.
         device: where the model runs.
         precision: `fp32` or `bf16`.
-        keep: outputs of more dimensions to keep as well, [B, ...] of one shape in all batches.
+        keep: outputs of more dimensions to keep as well, [B, ...] of one shape in all batches,
+            besides those that the model names itself.
 
     Returns:
         The features of the split. The loss leaves out a batch of one for models that compare
@@ -103,7 +104,8 @@ def collect(
                     total += loss.double() * size
                     weight += size
             if not outputs:
-                wanted = [k for k, v in produced.items() if _one_row_a_sample(k, v, size, keep)]
+                names = (*keep, *getattr(model, "keep", ()))
+                wanted = [k for k, v in produced.items() if _one_row_a_sample(k, v, size, names)]
                 # Allocated outside inference mode, so that callers may use it anywhere.
                 outputs = {k: _buffer(produced[k], rows) for k in wanted}
             for key, buffer in outputs.items():

@@ -21,6 +21,7 @@ from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.results import distinct, grouped, table, write_results
+from vilmedic.models.contract import Model
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Ensemblor:
         Raises:
             VilmedicError: post-processing failed, after everything else was done.
         """
+        self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
         for split in self.section.splits:
             self._dataset(split)
         model = self._networks(self._trained_members())
@@ -181,10 +183,12 @@ class Ensemblor:
         model = self._build_model()
         held: list[Path] = []
 
-        def fill(path: Path) -> nn.Module:
+        def fill(path: Path) -> Model:
             if held != [path]:
                 state = checkpoint.load_checkpoint(path)
                 checkpoint.load_weights(model, state, path)
+                if step := state.get("progress", {}).get("step"):
+                    model.schedule(step)
                 held[:] = [path]
             return model
 
@@ -194,11 +198,11 @@ class Ensemblor:
         network = RawPixels() if name == "raw_pixels" else self._build_model()
         return lambda: network
 
-    def _build_model(self) -> nn.Module:
+    def _build_model(self) -> Model:
         """The model with the weights that the seed gives, before any training."""
         seed_everything(self.section.seed)
         spec = self._dataset(self.section.splits[0]).spec
-        model: nn.Module = build(MODELS, self.config.model, spec=spec)
+        model: Model = build(MODELS, self.config.model, spec=spec)
         return model.to(self.device)
 
     def _build_dataset(self, split: str) -> Any:

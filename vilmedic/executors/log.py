@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 LOGGER = logging.getLogger("vilmedic")
 
 
@@ -55,6 +58,13 @@ class MetricsLog:
     def timing(self, step: int, values: dict[str, Any]) -> None:
         """Add a line of numbers that depend on time."""
         self._write("timing", step, {"time": round(time.time(), 3), **values})
+
+    def pictures(self, step: int, folder: Path) -> None:
+        """Show the PNG files of a folder, if there is one, in TensorBoard."""
+        for path in sorted(folder.glob("*.png")):
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._board.add_image(path.stem, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush what is buffered."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 LOWER_IS_BETTER = ("loss", "median_rank", "perplexity", "error", "alignment", "uniformity")
+HIGHER_IS_BETTER = ("codebook_perplexity",)
+"""Exceptions: many codes in even use are what a codebook is for."""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -13,7 +15,7 @@ def lower_is_better(metric: str) -> bool:
     Args:
         metric: a score's name, such as `validation_loss` or `validation_retrieval_median_rank`.
     """
-    return metric.endswith(LOWER_IS_BETTER)
+    return metric.endswith(LOWER_IS_BETTER) and not metric.endswith(HIGHER_IS_BETTER)
 
 
 def improves(score: float, best: float | None, metric: str) -> bool:

@@ -135,7 +135,9 @@ class Trainor:
         self.progress.epoch = epoch + 1
         improved = False
         if epoch >= self.section.eval_start:
-            scores = self.validator.score(self.model)
+            pictures = self.run_dir / "pictures" / f"{self.seed}_{self.progress.step}"
+            scores = self.validator.score(self.model, pictures)
+            self.log.pictures(self.progress.step, pictures)
             self.log.metrics(
                 self.progress.step, {"epoch": epoch, "train_loss": train_loss, **scores}
             )
@@ -157,6 +159,7 @@ class Trainor:
         bar = tqdm(self._groups(), total=self.steps_per_epoch, desc=f"Epoch {epoch}", disable=None)
         for group in bar:
             lr = self.optimizer.param_groups[0]["lr"]
+            scheduled = self.model.schedule(self.progress.step + 1)
             result = self.step(group)
             self.progress.step += 1
             self._count_bad(result, group)
@@ -170,7 +173,7 @@ class Trainor:
             if self.progress.step % self.section.log_every == 0:
                 numbers = {"epoch": epoch, "loss": result.loss, "lr": lr}
                 numbers["grad_norm"] = result.grad_norm
-                self.log.metrics(self.progress.step, numbers)
+                self.log.metrics(self.progress.step, {**numbers, **scheduled})
                 self.log.timing(self.progress.step, {"samples_per_second": round(rate, 2)})
         self.data.report_skipped()
         return sum(losses) / len(losses) if losses else math.nan

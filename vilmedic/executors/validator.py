@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +12,10 @@ from torch import nn
 
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import make_loader
+from vilmedic.errors import VilmedicError
 from vilmedic.executors.evaluation import Ensemble, Evaluation
-from vilmedic.registry import DATASETS, METRICS
+from vilmedic.executors.log import LOGGER
+from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -40,15 +44,19 @@ class Validator:
         self._seed = seed
         self._device = device
         self._metrics = build_calls(METRICS, self._section.metrics, where="validator.metrics")
+        self._post_processing = build_calls(
+            POST_PROCESSING, self._section.post_processing, "validator.post_processing"
+        )
         self._dataset = cache(self._build_dataset)
         for split in self._section.splits:
             self._dataset(split)
 
-    def score(self, model: nn.Module) -> dict[str, float]:
+    def score(self, model: nn.Module, pictures: Path | None = None) -> dict[str, float]:
         """The loss and the metrics of every split.
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
+            pictures: folder for what post-processing makes; None makes none.
 
         Returns:
             `<split>_loss` and `<split>_<metric>_<number>`, with `validation` for the split
@@ -80,7 +88,21 @@ class Validator:
                 )
                 for name, metric in self._metrics:
                     scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
+                if pictures is not None:
+                    self._draw(evaluation, pictures)
         return scores
+
+    def _draw(self, evaluation: Evaluation, folder: Path) -> None:
+        """Make the pictures of a split; one that fails is logged and does not end the training."""
+        for name, action in self._post_processing:
+            folder.mkdir(parents=True, exist_ok=True)
+            action.check(evaluation)
+            try:
+                action(replace(evaluation, out_dir=folder))
+            except VilmedicError:
+                raise
+            except Exception:
+                LOGGER.exception("%s failed on the split %s", name, evaluation.split)
 
     def _build_dataset(self, split: str) -> Any:
         return build(

@@ -1,0 +1,168 @@
+"""Memory and time of a training step of the discrete VAE against dalle-pytorch's.
+
+    python benchmarks/vae_step.py
+
+Both compute one forward and backward pass on the same images with the same weights. Memory is the
+highest resident size (on a GPU: allocated size) above that before the step, measured in a fresh
+process each. Times are medians of steps that alternate in one process, after a first one of each.
+With the same noise, on one image, losses and gradients are compared as well. Needs the reference,
+which `make test` installs. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import in_fresh_process, peak_memory, seconds
+from tests.parity.reference import load_reference
+from vilmedic.models.vae import VAE
+
+SHAPE = ("image_size", "num_layers", "num_tokens", "codebook_dim", "hidden_dim")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, with the configuration for MIMIC-CXR as default."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--num-layers", type=int, default=3)
+    parser.add_argument("--num-tokens", type=int, default=8192)
+    parser.add_argument("--codebook-dim", type=int, default=1024)
+    parser.add_argument("--hidden-dim", type=int, default=64)
+    parser.add_argument("--num-resnet-blocks", type=int, default=1)
+    parser.add_argument("--kl-div-loss-weight", type=float, default=0.0)
+    parser.add_argument("--straight-through", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--memory-of", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def make_models(arguments: argparse.Namespace) -> dict[str, nn.Module]:
+    """Both models with the same weights."""
+    settings = {name: getattr(arguments, name) for name in SHAPE}
+    settings["num_resnet_blocks"] = arguments.num_resnet_blocks
+    settings["straight_through"] = arguments.straight_through
+    weight = arguments.kl_div_loss_weight
+    torch.manual_seed(0)
+    # dalle-pytorch does not divide the divergence by the number of images
+    peer = load_reference().DiscreteVAE(
+        **settings, kl_div_loss_weight=weight / arguments.batch_size
+    )
+    ours = VAE(**settings, kl_div_loss_weight=weight)
+    ours.load_state_dict(peer.state_dict())
+    return {"ours": ours.to(arguments.device), "peer": peer.to(arguments.device)}
+
+
+def make_step(name: str, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """One forward and backward pass; the gradients are left in the model."""
+
+    def step() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        loss: Tensor
+        loss = model({"images": images})["loss"] if name == "ours" else model(images, True)
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def make_images(arguments: argparse.Namespace, count: int) -> Tensor:
+    """Random images in 0..1."""
+    side = arguments.image_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, side, side, generator=generator).to(arguments.device)
+
+
+def measure_memory(arguments: argparse.Namespace) -> float:
+    """MiB that a step takes; run in a fresh process."""
+    model = make_models(arguments)[arguments.memory_of]
+    make_step(arguments.memory_of, model, make_images(arguments, 1))()  # loads the libraries
+    model.zero_grad(set_to_none=True)
+    images = make_images(arguments, arguments.batch_size)
+    return peak_memory(make_step(arguments.memory_of, model, images), arguments.device)
+
+
+def compare(models: dict[str, nn.Module], images: Tensor) -> None:
+    """Print how far losses and gradients are apart when both get the same noise."""
+    ours, peer = models["ours"], models["peer"]
+    assert isinstance(ours, VAE)
+    positions = (len(images), ours.num_tokens, ours.grid, ours.grid)
+    noise = -torch.empty(positions, device=images.device).exponential_().log()
+
+    def given_noise(logits: Tensor, tau: float, dim: int, hard: bool) -> Tensor:
+        shares = ((logits + noise) / tau).softmax(dim)
+        if not hard:
+            return shares
+        chosen = torch.zeros_like(shares).scatter_(dim, shares.argmax(dim, keepdim=True), 1.0)
+        return chosen - shares.detach() + shares
+
+    ours.zero_grad(set_to_none=True)
+    peer.zero_grad(set_to_none=True)
+    loss, _ = ours.objective(images, noise.flatten(2).transpose(1, 2))
+    loss.backward()
+    with mock.patch.object(functional, "gumbel_softmax", given_noise):
+        expected = peer(images, True)
+    expected.backward()
+    print(f"one image, same noise: loss {loss.item():.7f} (ours), {expected.item():.7f} (peer)")
+    gradients = dict(peer.named_parameters())
+    apart = max(
+        ((p.grad - gradients[name].grad).norm() / gradients[name].grad.norm()).item()  # type: ignore[operator,union-attr]
+        for name, p in ours.named_parameters()
+    )
+    print(f"largest relative difference of a gradient: {apart:.1e}", flush=True)
+
+
+def main() -> None:
+    """Measures both and prints the comparison."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(measure_memory(arguments))
+        return
+
+    memory = {}
+    for name in ("peer", "ours"):
+        memory[name] = in_fresh_process("--memory-of", name)
+        print(f"{name}: peak memory {memory[name]:.1f} MiB", flush=True)
+
+    models = make_models(arguments)
+    compare(models, make_images(arguments, 1))
+    images = make_images(arguments, arguments.batch_size)
+    steps = {name: make_step(name, model, images) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repetition in range(arguments.repetitions + 1):
+        for name, step in steps.items():
+            took = seconds(step, arguments.device)
+            if repetition:
+                times[name].append(took)
+            models[name].zero_grad(set_to_none=True)
+    for name, took in times.items():
+        print(f"{name}: seconds", *(f"{second:.3f}" for second in took))
+    ours, peer = (statistics.median(times[name]) for name in ("ours", "peer"))
+    result = {
+        "name": "vae_step",
+        "ours": round(ours, 4),
+        "peer": round(peer, 4),
+        "unit": "s",
+        "ratio": round(peer / ours, 2),
+        "memory_ratio": round(memory["peer"] / memory["ours"], 2),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

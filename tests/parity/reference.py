@@ -1,0 +1,34 @@
+"""dalle-pytorch for comparison: installed without its dependencies, of which a few are stubbed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+PACKAGES = ("dalle_pytorch", "einops", "axial_positional_embedding", "rotary_embedding_torch")
+
+
+def missing_packages() -> list[str]:
+    """What is needed and not installed."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def load_reference() -> ModuleType:
+    """The module `dalle_pytorch.dalle_pytorch`, with its classes `DiscreteVAE` and `DALLE`."""
+    for name in ("taming", "taming.models"):
+        _stub(name, __path__=[])
+    _stub("taming.models.vqgan", VQModel=object, GumbelVQ=object)
+    if importlib.util.find_spec("pkg_resources") is None:
+        _stub("pkg_resources", get_distribution=lambda name: None)
+    if importlib.util.find_spec("requests") is None:  # for downloads of other VAEs
+        _stub("requests")
+    return importlib.import_module("dalle_pytorch.dalle_pytorch")
+
+
+def _stub(name: str, **attributes: object) -> None:
+    """Put an empty module where an import of it that is never used will find it."""
+    module = ModuleType(name)
+    vars(module).update(attributes)
+    sys.modules.setdefault(name, module)

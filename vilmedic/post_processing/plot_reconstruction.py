@@ -1,0 +1,112 @@
+"""Originals beside what a discrete VAE makes of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vilmedic.config.types import AtLeast
+from vilmedic.datasets.sample import SampleKey
+from vilmedic.errors import ConfigError
+from vilmedic.executors.collect import evaluating
+from vilmedic.executors.device import autocast, move
+from vilmedic.executors.evaluation import Evaluation
+from vilmedic.metrics.reconstruction import check_single_vae
+from vilmedic.post_processing.contract import PostProcessing
+
+PAIRS_A_ROW = 4
+SIDE = 128  # smaller images are enlarged by a whole number, so that pixels stay as they are
+GAP = 16
+HEAD = 48
+INK, PAPER = (34, 34, 34), (255, 255, 255)
+
+
+class PlotReconstruction(PostProcessing):
+    """Draws `<split>_reconstruction.png`: images, each beside its reconstruction.
+
+    Reconstructions are made of the likeliest codes, as generated images will be. The samples are
+    spread evenly over the split and the same in every evaluation.
+
+    Args:
+        num_samples: number of images.
+    """
+
+    def __init__(self, *, num_samples: Annotated[int, AtLeast(1)] = 8) -> None:
+        if num_samples < 1:
+            raise ConfigError(
+                f"plot_reconstruction.num_samples: given {num_samples}, allowed: at least 1."
+            )
+        self.num_samples = num_samples
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Refuse models without codes, and several models at once."""
+        check_single_vae(evaluation, "plot_reconstruction")
+
+    def __call__(self, evaluation: Evaluation) -> list[Path]:
+        """Draw the picture of a split."""
+        dataset, networks = evaluation.dataset, evaluation.networks
+        count = min(self.num_samples, len(dataset))
+        chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+        batch = dataset.collate([dataset[SampleKey(index)] for index in chosen])
+        model = networks.members[0]()
+        with (
+            evaluating(model),
+            torch.inference_mode(),
+            autocast(networks.device, networks.precision),
+        ):
+            images = dataset.prepare(move(batch, networks.device))["images"]
+            made = model.reconstruct(images)
+        lines = evaluation.line_numbers(chosen)
+        path = evaluation.out_dir / f"{evaluation.split}_reconstruction.png"
+        title = f"{evaluation.name}, {evaluation.split}"
+        if evaluation.checkpoints:
+            title += f", {evaluation.checkpoints[0]}"
+        draw_pairs(path, images, made, lines, title=title)
+        return [path]
+
+
+def draw_pairs(
+    path: Path, originals: Tensor, made: Tensor, lines: list[int], *, title: str
+) -> None:
+    """Draw images beside their reconstructions, pixel by pixel.
+
+    Args:
+        path: the PNG file to write.
+        originals: in 0..1, [B, C, H, W].
+        made: in 0..1, of the same size; one channel is grey.
+        lines: the line number of each image in the files of its split.
+        title: what they are.
+    """
+    left, right = _pixels(originals), _pixels(made)
+    height, width = left.shape[1:3]
+    across, down = 2 * width + GAP, height + GAP + 14
+    columns = min(PAIRS_A_ROW, len(left))
+    rows = math.ceil(len(left) / columns)
+    sheet = Image.new("RGB", (GAP + columns * across, HEAD + rows * down), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    small = ImageFont.load_default(11)
+    draw.text((GAP, 6), title, INK, ImageFont.load_default(14))
+    draw.text((GAP, 26), "left: original, right: reconstruction", INK, small)
+    for number, pair in enumerate(zip(left, right, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = GAP + column * across, HEAD + row * down
+        sheet.paste(Image.fromarray(np.concatenate(pair, axis=1)), (x, y))
+        draw.text((x, y + height + 2), f"line {lines[number]}", INK, small)
+    sheet.save(path)
+
+
+def _pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Images as uint8 [B, H, W, 3], enlarged by a whole number when they are small."""
+    times = max(1, SIDE // images.shape[-1])
+    levels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    levels = levels.expand(-1, 3, -1, -1) if levels.shape[1] == 1 else levels[:, :3]
+    large = levels.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    pixels: NDArray[np.uint8] = large.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
