@@ -228,6 +228,7 @@ METRICS = Registry(
         "linear_probe": "vilmedic.metrics.linear_probe:LinearProbe",
         "knn": "vilmedic.metrics.knn:NearestNeighbours",
         "representation": "vilmedic.metrics.representation:Representation",
+        "prompted_findings": "vilmedic.metrics.prompted_findings:PromptedFindings",
         "pointing_game": "vilmedic.metrics.pointing_game:PointingGame",
         "reconstruction": "vilmedic.metrics.reconstruction:Reconstruction",
     },

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from vilmedic.config.build import build
+from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import CheckpointError, ConfigError, DataError
 from vilmedic.executors import checkpoint
@@ -82,6 +83,7 @@ class Trainor:
         )
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
         self.model.to(self.device)
+        cache_tokens(self.data, self.model, self.device, self.section.num_workers)
         self._check_batch_size()
         self.loader = make_loader(
             self.data,

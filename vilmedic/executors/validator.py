@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vilmedic.config.build import build, build_calls
+from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
 from vilmedic.executors.evaluation import Ensemble, Evaluation
@@ -73,6 +74,8 @@ class Validator:
         cuda = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             for split in self._section.splits:
+                workers = self._config.trainor.num_workers
+                cache_tokens(self._dataset(split), model, self._device, workers)
                 prefix = PUBLISHED_NAMES.get(split, split)
                 features = networks.split(split)
                 if features.loss is not None:
