@@ -59,11 +59,12 @@ def test_pairs_of_channels_turn_by_their_angles(dim_head: int) -> None:
     for which, turned in enumerate((query, key, value)):
         assert turned.shape == (2, 2, len(angles), dim_head)
         for pair in range(dim_head // 2):
-            angle = angles[:, 2 * pair] if 2 * pair < angles.shape[1] else torch.zeros(len(angles))
+            still = torch.zeros(len(angles), dtype=torch.float64)
+            angle = angles[:, 2 * pair] if 2 * pair < angles.shape[1] else still
             numbers = torch.view_as_complex(
                 heads[:, :, which, :, 2 * pair : 2 * pair + 2].detach().contiguous()
             )
-            wanted = numbers * torch.polar(torch.ones_like(angle), angle.double())[:, None]
+            wanted = numbers * torch.polar(torch.ones_like(angle), angle)[:, None]
             found = torch.view_as_complex(turned[..., 2 * pair : 2 * pair + 2].contiguous())
             torch.testing.assert_close(found.transpose(1, 2), wanted)
     assert torch.autograd.gradcheck(
