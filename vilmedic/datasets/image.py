@@ -218,12 +218,6 @@ class ImageDataset(Part):
         images = (pixels.float() / 255 - mean) / std
         return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
 
-    def preparation(self) -> list[Any]:
-        """What, besides the files, decides how an image comes out, as plain values."""
-        transforms = [repr(transform) for transform in self.transforms]
-        sizes = [str(self.folder.resolve()), self.ext, self.resize, self.crop, self.color]
-        return [*sizes, self.mean, self.std, transforms]
-
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
         return {"image": [str(path) for path in self._paths(self.texts[line])]}
