@@ -11,8 +11,6 @@ process each. The last line printed is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import in_fresh_process, peak_memory, seconds
+from benchmarks.measure import alternate, peak_memories, peak_memory, print_result
 from tests.losses.reference import local_loss_report_by_report
 from vilmedic.losses.gloria import gloria_local_loss
 
@@ -86,11 +84,11 @@ def measure_memory(arguments: argparse.Namespace) -> float:
     return peak_memory(lambda: step(*features), arguments.device)
 
 
-def timed(step: Callable[..., Tensor], features: list[Tensor], device: str) -> float:
-    """Seconds of one step without gradients of the one before."""
+def fresh(step: Callable[..., Tensor], features: list[Tensor]) -> Tensor:
+    """One step without gradients of the one before."""
     for feature in features:
         feature.grad = None
-    return seconds(lambda: step(*features), device)
+    return step(*features)
 
 
 def main() -> None:
@@ -101,10 +99,7 @@ def main() -> None:
         print(measure_memory(arguments))
         return
 
-    memory = {}
-    for name in ("ours", "peer"):
-        memory[name] = in_fresh_process("--memory-of", name)
-        print(f"{name}: peak memory {memory[name]:.1f} MiB", flush=True)
+    memory = peak_memories()
 
     features = make_features(arguments)
     steps = make_steps(arguments.block_size)
@@ -120,22 +115,8 @@ def main() -> None:
         print(f"gradient of the {label}: relative difference {difference.item():.1e}")
     gradients.clear()
 
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.repetitions):
-        for name, step in steps.items():
-            times[name].append(timed(step, features, arguments.device))
-    for name, took in times.items():
-        print(f"{name}: seconds", *(f"{second:.3f}" for second in took))
-    ours_time, peer_time = (statistics.median(times[name]) for name in ("ours", "peer"))
-    result = {
-        "name": "gloria_loss",
-        "ours": round(ours_time, 4),
-        "peer": round(peer_time, 4),
-        "unit": "s",
-        "ratio": round(peer_time / ours_time, 2),
-        "memory_ratio": round(memory["peer"] / memory["ours"], 2),
-    }
-    print(json.dumps(result))
+    bound = {name: lambda step=step: fresh(step, features) for name, step in steps.items()}
+    print_result("gloria_loss", alternate(bound, arguments.repetitions, arguments.device), memory)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -46,6 +48,49 @@ def in_fresh_process(*arguments: str) -> float:
     command = [sys.executable, *sys.argv, *arguments]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(child.stdout.split()[-1])
+
+
+def peak_memories() -> dict[str, float]:
+    """What `--memory-of ours` and `--memory-of peer` print, each in a process of its own."""
+    memory = {}
+    for name in ("ours", "peer"):
+        memory[name] = in_fresh_process("--memory-of", name)
+        print(f"{name}: peak memory {memory[name]:.1f} MiB", flush=True)
+    return memory
+
+
+def alternate(
+    steps: dict[str, Callable[[], object]], repetitions: int, device: str = "cpu"
+) -> dict[str, float]:
+    """The median time of each step; they take turns, after a first one of each.
+
+    Args:
+        steps: `ours` and `peer`.
+        repetitions: steps of each that count.
+        device: where they compute.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repetition in range(repetitions + 1):
+        for name, step in steps.items():
+            took = seconds(step, device)
+            if repetition:
+                times[name].append(took)
+    for name, all_of_them in times.items():
+        print(f"{name}: seconds", *(f"{second:.3f}" for second in all_of_them))
+    return {name: statistics.median(all_of_them) for name, all_of_them in times.items()}
+
+
+def print_result(name: str, times: dict[str, float], memory: dict[str, float]) -> None:
+    """The last line: one JSON object in which ratios above 1 are in our favour."""
+    result = {
+        "name": name,
+        "ours": round(times["ours"], 4),
+        "peer": round(times["peer"], 4),
+        "unit": "s",
+        "ratio": round(times["peer"] / times["ours"], 2),
+        "memory_ratio": round(memory["peer"] / memory["ours"], 2),
+    }
+    print(json.dumps(result))
 
 
 def _status(field: str) -> float:

@@ -12,8 +12,6 @@ which `make test` installs. The last line printed is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import in_fresh_process, peak_memory, seconds
+from benchmarks.measure import alternate, peak_memories, peak_memory, print_result
 from tests.parity.reference import load_reference
 from vilmedic.models.vae import VAE
 
@@ -68,13 +66,13 @@ def make_models(arguments: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def make_step(name: str, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """One forward and backward pass; the gradients are left in the model."""
+    """One forward and backward pass, from a model without gradients."""
 
     def step() -> Tensor:
-        model.zero_grad(set_to_none=True)
         loss: Tensor
         loss = model({"images": images})["loss"] if name == "ours" else model(images, True)
         loss.backward()
+        model.zero_grad(set_to_none=True)
         return loss.detach()
 
     return step
@@ -91,7 +89,6 @@ def measure_memory(arguments: argparse.Namespace) -> float:
     """MiB that a step takes; run in a fresh process."""
     model = make_models(arguments)[arguments.memory_of]
     make_step(arguments.memory_of, model, make_images(arguments, 1))()  # loads the libraries
-    model.zero_grad(set_to_none=True)
     images = make_images(arguments, arguments.batch_size)
     return peak_memory(make_step(arguments.memory_of, model, images), arguments.device)
 
@@ -110,8 +107,6 @@ def compare(models: dict[str, nn.Module], images: Tensor) -> None:
         chosen = torch.zeros_like(shares).scatter_(dim, shares.argmax(dim, keepdim=True), 1.0)
         return chosen - shares.detach() + shares
 
-    ours.zero_grad(set_to_none=True)
-    peer.zero_grad(set_to_none=True)
     loss, _ = ours.objective(images, noise.flatten(2).transpose(1, 2))
     loss.backward()
     with mock.patch.object(functional, "gumbel_softmax", given_noise):
@@ -124,6 +119,8 @@ def compare(models: dict[str, nn.Module], images: Tensor) -> None:
         for name, p in ours.named_parameters()
     )
     print(f"largest relative difference of a gradient: {apart:.1e}", flush=True)
+    for model in models.values():
+        model.zero_grad(set_to_none=True)
 
 
 def main() -> None:
@@ -134,34 +131,12 @@ def main() -> None:
         print(measure_memory(arguments))
         return
 
-    memory = {}
-    for name in ("peer", "ours"):
-        memory[name] = in_fresh_process("--memory-of", name)
-        print(f"{name}: peak memory {memory[name]:.1f} MiB", flush=True)
-
+    memory = peak_memories()
     models = make_models(arguments)
     compare(models, make_images(arguments, 1))
     images = make_images(arguments, arguments.batch_size)
     steps = {name: make_step(name, model, images) for name, model in models.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repetition in range(arguments.repetitions + 1):
-        for name, step in steps.items():
-            took = seconds(step, arguments.device)
-            if repetition:
-                times[name].append(took)
-            models[name].zero_grad(set_to_none=True)
-    for name, took in times.items():
-        print(f"{name}: seconds", *(f"{second:.3f}" for second in took))
-    ours, peer = (statistics.median(times[name]) for name in ("ours", "peer"))
-    result = {
-        "name": "vae_step",
-        "ours": round(ours, 4),
-        "peer": round(peer, 4),
-        "unit": "s",
-        "ratio": round(peer / ours, 2),
-        "memory_ratio": round(memory["peer"] / memory["ours"], 2),
-    }
-    print(json.dumps(result))
+    print_result("vae_step", alternate(steps, arguments.repetitions, arguments.device), memory)
 
 
 if __name__ == "__main__":

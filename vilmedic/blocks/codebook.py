@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-BLOCK = 2**22
-"""Logits that exist at a time: 16 MiB of float32, several times over while a block is computed."""
+BLOCK = 2**23
+"""Logits that exist at a time: 32 MiB of float32, several times over while a block is computed.
+
+From this size on the C library maps memory for each tensor and gives it back at once. Smaller ones
+it takes from its heap, where what is kept of each block lies between the holes of the blocks.
+"""
 
 
 def relaxed_lookup(

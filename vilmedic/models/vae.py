@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vilmedic.blocks.autoencoder import PixelScale, make_decoder, make_encoder
 from vilmedic.blocks.codebook import at_least_float32, likeliest_codes, relaxed_lookup
 from vilmedic.config.types import AtLeast
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.models.contract import Batch, Model
+
+PART = 2**24
+"""Numbers in the largest maps of the decoder that exist at a time: 64 MiB of float32."""
 
 
 class VAE(Model):
@@ -151,8 +156,8 @@ class VAE(Model):
             divergence=self.kl_div_loss_weight != 0,
             noise=None if noise is None else noise.flatten(0, 1),
         )
-        output = decoder(self._to_grid(found.unflatten(0, features.shape[:2])))
-        errors = self._errors(target, output)
+        maps = decoder[:-2](self._to_grid(found.unflatten(0, features.shape[:2])))
+        errors = self._errors_in_parts(target, maps)
         divergence = spread / len(images)
         return errors.mean() + self.kl_div_loss_weight * divergence, errors
 
@@ -220,7 +225,7 @@ class VAE(Model):
         features: Tensor = self.encoder[:-1](normalized)
         return features.flatten(2).transpose(1, 2)
 
-    def _fold_decoder(self) -> tuple[Tensor, nn.Module]:
+    def _fold_decoder(self) -> tuple[Tensor, nn.Sequential]:
         """The vectors of the codebook after the linear map that the decoder starts with, if any.
 
         Mapping the K vectors instead of the mixtures at all positions gives the same and
@@ -244,6 +249,19 @@ class VAE(Model):
         if side**2 != vectors.shape[1]:
             raise DataError(f"{vectors.shape[1]} codes do not fill a square grid.")
         return vectors.transpose(1, 2).unflatten(2, (side, side))
+
+    def _errors_in_parts(self, target: Tensor, maps: Tensor) -> Tensor:
+        """The errors [B] after the last doubling, whose large maps exist for a few images only."""
+
+        def measure(some: Tensor, wanted: Tensor) -> Tensor:
+            return self._errors(wanted, self.decoder[-2:](some))
+
+        size = max(1, PART // (self.hidden_dim * self.image_size**2))
+        parts = list(zip(maps.split(size), target.split(size), strict=True))
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([measure(*part) for part in parts])
+        again = partial(checkpoint, measure, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(*part) for part in parts])
 
     def _errors(self, target: Tensor, output: Tensor) -> Tensor:
         """The mean error over the pixels of each image: float32 [B] in reduced precision."""
