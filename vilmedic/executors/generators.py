@@ -41,8 +41,7 @@ def load_generators(
     models: list[DALLE] = []
     for path in paths:
         state = load_checkpoint(path)
-        # A copy before it is filled: the first one's weights must not be overwritten.
-        one = copy.deepcopy(model)
+        one = copy.deepcopy(model) if models else model
         load_weights(one, state, path)
         if models and not _same(models[0].vae, one.vae):
             raise CheckpointError(

@@ -150,7 +150,9 @@ class DALLE(Model):
             )
         if images.shape[1] != self.vae.channels and self.vae.channels == 1:
             images = images.mean(dim=1, keepdim=True)
-        tokens = self.vae.get_codebook_indices(images)
+        # Not in reduced precision, so that tokens are those that a cache holds.
+        with torch.autocast(images.device.type, enabled=False):
+            tokens = self.vae.get_codebook_indices(images)
         # Out of inference mode's tensors, which autograd does not save.
         return tokens.clone() if tokens.is_inference() else tokens
 
