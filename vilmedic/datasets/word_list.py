@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from vilmedic.datasets.vocabulary import FOLDER
+from vilmedic.datasets.vocabulary import FOLDER, with_special_tokens
 from vilmedic.errors import DataError
 
 NAME = "vocab.src"
@@ -46,10 +46,4 @@ def read_word_list(path: Path) -> PreTrainedTokenizerFast:
         )
     tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
+    return with_special_tokens(tokenizer)
