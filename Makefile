@@ -7,7 +7,7 @@ PHANTOM := data/phantom
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo demo-simclr demo-gloria test test-crash check phantom reference clean
+.PHONY: setup demo demo-simclr demo-gloria demo-dalle test test-crash check phantom reference clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,15 @@ demo-simclr: phantom
 demo-gloria: phantom
 	$(BIN)/python bin/train.py config/phantom/gloria.yml name=demo-gloria trainor.seed=0
 	$(BIN)/python bin/ensemble.py config/phantom/gloria.yml name=demo-gloria
+
+# A VAE, then DALLE on its tokens, images for four prompts, and what a classifier sees in them.
+demo-dalle: phantom
+	$(BIN)/python bin/train.py config/phantom/dalle-vae.yml name=demo-dalle-vae trainor.seed=0
+	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0
+	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae
+	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae \
+		ensemblor.generate_images=True ensemblor.prompt='[The lungs are clear. No acute disease of the chest., \
+		There is a large left pleural effusion., There is severe cardiomegaly., There is a large right pneumothorax.]'
 
 check: setup
 	$(BIN)/ruff check .

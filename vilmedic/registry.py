@@ -184,6 +184,7 @@ MODELS = Registry(
     "model",
     {
         "ConVIRT": "vilmedic.models.convirt:ConVIRT",
+        "DALLE": "vilmedic.models.dalle:DALLE",
         "GLoRIA": "vilmedic.models.gloria:GLoRIA",
         "SimCLR": "vilmedic.models.simclr:SimCLR",
         "VAE": "vilmedic.models.vae:VAE",
@@ -228,6 +229,7 @@ METRICS = Registry(
         "linear_probe": "vilmedic.metrics.linear_probe:LinearProbe",
         "knn": "vilmedic.metrics.knn:NearestNeighbours",
         "representation": "vilmedic.metrics.representation:Representation",
+        "prompted_findings": "vilmedic.metrics.prompted_findings:PromptedFindings",
         "pointing_game": "vilmedic.metrics.pointing_game:PointingGame",
         "reconstruction": "vilmedic.metrics.reconstruction:Reconstruction",
     },

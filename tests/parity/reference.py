@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import cache
 from types import ModuleType
 
 PACKAGES = ("dalle_pytorch", "einops", "axial_positional_embedding", "rotary_embedding_torch")
@@ -15,6 +16,7 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
+@cache
 def load_reference() -> ModuleType:
     """The module `dalle_pytorch.dalle_pytorch`, with its classes `DiscreteVAE` and `DALLE`."""
     for name in ("taming", "taming.models"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from vilmedic.config.generation import GenerationSection
 from vilmedic.config.types import AtLeast, Calls, Matching, NameIn, OptionsOf
 
 
@@ -102,8 +103,8 @@ class ValidatorSection:
 
 
 @dataclass(kw_only=True)
-class EnsemblorSection:
-    """How trained checkpoints are evaluated.
+class EnsemblorSection(GenerationSection):
+    """How trained checkpoints are evaluated, or images generated.
 
     Args:
         mode: which checkpoints of the run are used: best-1, best-N or all, over all its seeds.

@@ -13,12 +13,14 @@ from torchvision.transforms import v2
 from vilmedic.config.types import AtLeast, Calls, Runtime
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import UndecodableImage
+from vilmedic.datasets.image_tokens import TokenFile
 from vilmedic.datasets.lines import listed, read_lines
 from vilmedic.datasets.picture_cache import PictureCache
 from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.sample import seeded, stable_seed
 from vilmedic.datasets.transforms import (
     build_transforms,
+    check_sizes,
     crop_square,
     flips,
     preset_transforms,
@@ -66,6 +68,8 @@ class ImageDataset(Part):
             null decodes the files in every epoch.
         spool: folder for shards that come from a URL; null takes the folder `spool` in root.
         spool_gib: most GiB of shards that it holds; the ones unused for longest make room.
+        tokens: cache gives the tokens that the frozen VAE of the model makes of images, computed
+            once for all epochs and kept in the run directory; null gives images.
         on_error: whether a missing or undecodable image ends the run or is left out and listed;
             more than one in a hundred ends it in any case.
     """
@@ -76,6 +80,7 @@ class ImageDataset(Part):
         split: Runtime[str],
         training: Runtime[bool],
         seed: Runtime[int],
+        run_dir: Runtime[Path] = Path(),
         root: str,
         file: str = "image.tok",
         image_path: str | None = None,
@@ -95,6 +100,7 @@ class ImageDataset(Part):
         cache: str | None = None,
         spool: str | None = None,
         spool_gib: Annotated[float, AtLeast(0)] = 64.0,
+        tokens: Literal["cache"] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         _check_numbers(resize=resize, crop=crop, multi_image=multi_image, views=views)
@@ -105,6 +111,8 @@ class ImageDataset(Part):
         if len(mean) not in (1, 3) or len(std) not in (1, 3) or min(std) <= 0:
             raise ValueError("mean and std hold one or three numbers, and std positive ones.")
         self.training, self.seed = training, seed
+        self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
+        self.token_file: TokenFile | None = None
         self.resize, self.crop, self.color = resize, crop, color
         self.multi_image, self.views, self.on_error = multi_image, views, on_error
         self.channels = 1 if color == "grey" else 3
@@ -160,11 +168,20 @@ class ImageDataset(Part):
             )
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The images of a line: uint8 [C, H, W], or a list of them with several images or views.
+        """The images of a line as a list of uint8 [C, H, W], or its `image_tokens` int64 [N].
 
         Raises:
             UndecodableImage: a file cannot be decoded; the message names the line.
         """
+        if self.token_file is not None:
+            found = self.token_file[line]
+            if found is None:
+                raise UndecodableImage(f"{self.texts.where(line)}: the image cannot be decoded")
+            return {"image_tokens": found}
+        return {"images": self.images(line, epoch)}
+
+    def images(self, line: int, epoch: int = 0) -> list[torch.Tensor]:
+        """The images of a line, uint8 [C, H, W] each, whether or not tokens are cached."""
         try:
             images = self.pictures.read(line)
         except UndecodableImage as error:
@@ -176,16 +193,19 @@ class ImageDataset(Part):
             images = [self._transform(image, *numbers, n) for n, image in enumerate(images)]
         except ValueError as error:
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
-        return {"images": images}
+        return images
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
         """Batch the images.
 
         Returns:
             `images` uint8 [B, C, H, W]; with several views [B, V, C, H, W]; with several images
-            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N].
+            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]. Of tokens
+            `image_tokens` int64 [B, N].
         """
-        self._check_sizes(samples)
+        if "image_tokens" in samples[0]:
+            return {"image_tokens": torch.stack([sample["image_tokens"] for sample in samples])}
+        check_sizes(samples)
         if self.multi_image == 1:
             every = torch.stack([image for sample in samples for image in sample["images"]])
             several = (len(samples), self.views, *every.shape[1:])
@@ -199,6 +219,8 @@ class ImageDataset(Part):
 
     def finish(self, batch: Batch) -> Batch:
         """Make normalised float32 images of three channels, [..., 3, H, W], on their device."""
+        if "images" not in batch:
+            return batch
         pixels = batch["images"]
         if pixels.dtype != torch.uint8:
             return batch
@@ -254,17 +276,6 @@ class ImageDataset(Part):
             if self.crop is not None:
                 image = crop_square(image, self.crop, random=self.random)
         return image
-
-    def _check_sizes(self, samples: Sequence[Sample]) -> None:
-        shapes = {tuple(image.shape): s["index"] for s in samples for image in s["images"]}
-        if len(shapes) > 1:
-            found = ", ".join(
-                f"{shape[1]} x {shape[2]} (sample {index})" for shape, index in shapes.items()
-            )
-            raise DataError(
-                f"The images of a batch must have one size; found {found}. Set crop, or end "
-                "the transforms with one that gives a fixed size."
-            )
 
 
 def image_part(dataset: AlignedDataset) -> ImageDataset:

@@ -18,6 +18,7 @@ from vilmedic.datasets.report_cleaning import CLEANERS
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
+from vilmedic.datasets.word_list import read_word_list, word_list
 from vilmedic.datasets.words import NO_WORD, word_numbers, word_texts
 from vilmedic.errors import DataError, nearest
 
@@ -34,7 +35,8 @@ class TextDataset(Part):
         root: folder that holds the line files.
         file: name of the line files after the split.
         tokenizer: hub name or local folder of a transformers tokenizer; null builds a vocabulary of
-            words from the training split and keeps it in the run directory.
+            words from the training split and keeps it in the run directory. A word list `vocab.src`
+            of the original vilmedic is read from the run directory, or where this says.
         tokenizer_max_len: most ids of a report, special tokens included; the rest is cut off.
         processing: published way of cleaning the reports; null leaves them as they are.
         sample_sentence: in training, draw sentences of the report anew at each step.
@@ -93,6 +95,9 @@ class TextDataset(Part):
         self.tokenizer = self._make_tokenizer(
             tokenizer, run_dir, split, training, vocab_min_frequency
         )
+        # Runs with a word list learned padding as a word among others.
+        listed_words = word_list(tokenizer, Path(run_dir)) is not None
+        self.filler = self.tokenizer.pad_token_id if listed_words else None
         super().__init__(texts, empty)
 
     def clean(self, report: str) -> str:
@@ -136,7 +141,11 @@ class TextDataset(Part):
 
     def properties(self) -> dict[str, Any]:
         """The tokenizer and its longest output."""
-        return {"tokenizer": self.tokenizer, "tokenizer_max_len": self.tokenizer_max_len}
+        return {
+            "tokenizer": self.tokenizer,
+            "tokenizer_max_len": self.tokenizer_max_len,
+            "filler": self.filler,
+        }
 
     def _sentence(self, line: int, epoch: int) -> str:
         # Cleaning may remove what ends a sentence, so sentences are found before it.
@@ -173,6 +182,9 @@ class TextDataset(Part):
     def _make_tokenizer(
         self, name: str | None, run_dir: Path, split: str, training: bool, min_frequency: int
     ) -> PreTrainedTokenizerFast:
+        path = word_list(name, Path(run_dir))
+        if path is not None:
+            return read_word_list(path)
         if name is not None:
             return load_tokenizer(name)
         from_reports = training and split == "train"

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from vilmedic.datasets.sample import seeded
-from vilmedic.errors import nearest
+from vilmedic.errors import DataError, nearest
 
 Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"]
 _BILINEAR = v2.InterpolationMode.BILINEAR
@@ -230,3 +230,20 @@ def flips(transform: v2.Transform) -> bool:
     """Whether a transform, or one inside it, may swap left and right."""
     inside = getattr(transform, "transforms", ())  # a plain list, which `modules()` does not see
     return isinstance(transform, v2.RandomHorizontalFlip) or any(flips(one) for one in inside)
+
+
+def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse `images` of several sizes in the samples of a batch.
+
+    Raises:
+        DataError: there are several; each is named with a sample.
+    """
+    shapes = {tuple(image.shape): s["index"] for s in samples for image in s["images"]}
+    if len(shapes) > 1:
+        found = ", ".join(
+            f"{shape[1]} x {shape[2]} (sample {index})" for shape, index in shapes.items()
+        )
+        raise DataError(
+            f"The images of a batch must have one size; found {found}. Set crop, or end "
+            "the transforms with one that gives a fixed size."
+        )

@@ -186,6 +186,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
     given = older_names(
         state["ema" if ema else "model"], list(own), getattr(model, "prefixes", ("",))
     )
+    if hasattr(model, "translate"):
+        given = older_names(model.translate(given), list(own), model.prefixes)
     missing = sorted(own.keys() - given.keys())
     unexpected = sorted(given.keys() - own.keys())
     shapes = [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vilmedic.config.build import build, build_calls, entries
+from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
 from vilmedic.executors import checkpoint
@@ -62,7 +63,7 @@ class Ensemblor:
         """Evaluate, and write `results_<split>.json` and what post-processing makes.
 
         Returns:
-            The contents of the results file of each split.
+            The contents of the results file of each split; nothing when images are generated.
 
         Raises:
             VilmedicError: post-processing failed, after everything else was done.
@@ -70,7 +71,14 @@ class Ensemblor:
         self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
         for split in self.section.splits:
             self._dataset(split)
+        if self.section.generate_images:
+            self._generate()
+            return {}
         model = self._networks(self._trained_members())
+        for split in self.section.splits:
+            cache_tokens(
+                self._dataset(split), model.members[0](), self.device, self.section.num_workers
+            )
         self._check(model)
         names = ", ".join(path.name for path in self.paths)
         LOGGER.info("Evaluating %d checkpoint(s) of %s: %s", len(self.paths), self.run_dir, names)
@@ -95,6 +103,26 @@ class Ensemblor:
                 f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
             )
         return results
+
+    def _generate(self) -> None:
+        """Make images of reports with all checkpoints together."""
+        from vilmedic.executors.generation import ImageGeneration
+        from vilmedic.executors.generators import load_generators
+
+        models = load_generators(self._build_model(), self.paths, self.section)
+        generation = ImageGeneration(
+            models=models,
+            section=self.section,
+            seed=self.section.seed,
+            batch_size=self.section.batch_size,
+            device=self.device,
+            precision=self.section.precision,
+            origin={"run": self.config.name, "checkpoints": [path.name for path in self.paths]},
+            out_dir=self.run_dir,
+        )
+        datasets = {split: self._dataset(split) for split in self.section.splits}
+        for folder in generation.start(datasets):
+            LOGGER.info("Written: %s", folder / "sheet.png")
 
     def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
         """The loss and every metric of a split."""

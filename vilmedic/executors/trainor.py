@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch.profiler import record_function
 
 from vilmedic.config.build import build, build_calls
+from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import ConfigError, Interrupted
 from vilmedic.executors import run_state
@@ -74,6 +75,7 @@ class Trainor:
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
         check_batch_size(self.model, len(self.data), self.section)
         prepare_network(self.model, self.section, self.device)
+        cache_tokens(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,

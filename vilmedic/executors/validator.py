@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vilmedic.config.build import build, build_calls
+from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
 from vilmedic.executors.collect import SplitFeatures
@@ -76,7 +77,7 @@ class Validator:
         networks = self._networks(model)
         with self._random_state_kept():
             for split in self._section.splits:
-                loader = self._loader(self._dataset(split), num_workers=0)
+                loader = self._loader(self._ready(split, model), num_workers=0)
                 evaluation = self._evaluation(networks, split, networks.preview(split, loader))
                 for step in steps:
                     step.check(evaluation)
@@ -96,6 +97,7 @@ class Validator:
         scores: dict[str, float] = {}
         with self._random_state_kept():
             for split in self._section.splits:
+                self._ready(split, model)
                 prefix = PUBLISHED_NAMES.get(split, split)
                 features = networks.split(split)
                 if features.loss is not None:
@@ -143,6 +145,12 @@ class Validator:
                 raise
             except Exception:
                 LOGGER.exception("%s failed on the split %s", name, evaluation.split)
+
+    def _ready(self, split: str, model: nn.Module) -> Any:
+        """The data set of a split, which gives image tokens from now on if it is to."""
+        dataset = self._dataset(split)
+        cache_tokens(dataset, model, self._device, self._config.trainor.num_workers)
+        return dataset
 
     def _build_dataset(self, split: str) -> Any:
         return build(

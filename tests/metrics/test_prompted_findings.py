@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vilmedic.errors import ConfigError
+from vilmedic.metrics.findings import Finding
+from vilmedic.metrics.image_classifier import ImageClassifier
+from vilmedic.metrics.prompted_findings import PromptedFindings, _read_prompt
+
+PROMPTS: dict[str, dict[str, str | None]] = {
+    "clear": {"prompt": "The lungs are clear."},
+    "left": {"prompt": "Left effusion.", "finding": "Effusion", "side": "left"},
+}
+
+
+def test_what_a_real_image_shows() -> None:
+    left, right = (Finding("Effusion", side, ()) for side in ("left", "right"))
+    both, heart = Finding("Effusion", None, ()), Finding("Cardiomegaly", None, ())
+    clear, effusion = (_read_prompt(name, given) for name, given in PROMPTS.items())
+
+    assert clear.shown_by([])
+    assert not clear.shown_by([heart])
+    assert effusion.shown_by([heart, left])
+    assert effusion.shown_by([both])
+    assert not effusion.shown_by([right])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ({"a": PROMPTS["clear"]}, "at least two"),
+        ({**PROMPTS, "b": {"prompt": "x", "sides": "left"}}, "'sides' is not known"),
+        ({**PROMPTS, "b": {"finding": "x"}}, "no 'prompt'"),
+        ({**PROMPTS, "b": {"prompt": "x", "side": "up"}}, "allowed: left, right"),
+    ],
+)
+def test_prompts_that_say_nothing_are_refused(prompts: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        PromptedFindings(root="data", prompts=prompts)
+
+
+def test_the_classifier_learns_where_something_is() -> None:
+    """A bright spot on the left, on the right, or both; exposure varies."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.rand(240, 2, generator=random) > 0.5
+    images = torch.rand(240, 1, 32, 32, generator=random) * 40
+    for column, place in enumerate((4, 20)):
+        images[labels[:, column], :, 10:18, place : place + 8] += 60
+    images *= 0.5 + torch.rand(240, 1, 1, 1, generator=random)
+    pixels = images.clamp(max=255).byte()
+    state = torch.get_rng_state()
+
+    classifier = ImageClassifier(pixels[:200], labels[:200], epochs=6, seed=0)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    correct = (classifier.logits(pixels[200:]) > 0) == labels[200:]
+    assert correct.float().mean() > 0.9

@@ -1,0 +1,122 @@
+"""Image tokens of a split, computed once by a frozen VAE and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from vilmedic.datasets.aligned import AlignedDataset
+from vilmedic.datasets.loader import make_loader
+from vilmedic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vilmedic.datasets.image import ImageDataset
+
+FOLDER = "tokens"  # in the run directory
+
+
+class TokenFile:
+    """The tokens of all lines of a split.
+
+    Args:
+        path: a NumPy file of unsigned integers [lines, N]; the largest integer marks lines whose
+            image cannot be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: NDArray[Any] | None = None
+
+    def __getitem__(self, line: int) -> torch.Tensor | None:
+        """int64 [N]; None for an image that cannot be decoded."""
+        if self._rows is None:  # opened by each process that loads data
+            self._rows = np.load(self.path, mmap_mode="r")
+        row = self._rows[line]
+        if row[0] == np.iinfo(row.dtype).max:
+            return None
+        return torch.from_numpy(row.astype(np.int64))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_rows": None}
+
+
+def cache_tokens(
+    dataset: AlignedDataset, model: Any, device: torch.device, num_workers: int | None = None
+) -> None:
+    """Let a data set give image tokens instead of images, if `tokens: cache` asks for it.
+
+    They are computed unless the run directory has them, for the same images, the same preparation
+    and the same VAE.
+
+    Args:
+        dataset: the data set of a split; left as it is without `tokens: cache`.
+        model: holds the frozen `vae`, on `device`.
+        device: where to compute.
+        num_workers: processes that load images.
+
+    Raises:
+        ConfigError: the model has no frozen VAE, or the images are changed at random.
+    """
+    from vilmedic.datasets.image import ImageDataset
+
+    for part in dataset.parts:
+        if isinstance(part, ImageDataset) and part.tokens == "cache" and part.token_file is None:
+            vae = getattr(getattr(model, "module", model), "vae", None)
+            if vae is None:
+                raise ConfigError(
+                    f"dataset.image.tokens: given cache, but {type(model).__name__} makes no "
+                    "tokens of images. Allowed: null, or model.proto=DALLE."
+                )
+            if part.random or part.views > 1 or part.multi_image > 1:
+                raise ConfigError(
+                    "dataset.image.tokens: given cache, but tokens are computed once, and these "
+                    "images are several or differ from epoch to epoch. Set "
+                    "dataset.image.preset=center_crop, without transforms, views and multi_image."
+                )
+            path = part.run_dir / FOLDER / f"{part.split}_{_key(part, vae)}.npy"
+            if not path.is_file():
+                _write(path, part, vae, device, num_workers)
+            part.token_file = TokenFile(path)
+
+
+def _key(part: ImageDataset, vae: Any) -> str:
+    """A hash of everything that the tokens depend on, except for the contents of image files."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    how = [part.resize, part.crop, part.color, part.mean, part.std]
+    how += [[repr(transform) for transform in part.transforms]]
+    how += [part.pictures.places(line) for line in range(len(part.texts))]
+    digest.update(json.dumps(how).encode())
+    return digest.hexdigest()[:16]
+
+
+def _write(
+    path: Path, part: ImageDataset, vae: Any, device: torch.device, num_workers: int | None
+) -> None:
+    """Compute the tokens of a split, and write them whole or not at all."""
+    length = (vae.image_size // 2**vae.num_layers) ** 2
+    kind = np.dtype(np.uint16 if vae.num_tokens < np.iinfo(np.uint16).max else np.uint32)
+    rows = np.full((len(part.texts), length), np.iinfo(kind).max, kind)
+    loader = make_loader(part, batch_size=32, training=False, seed=0, num_workers=num_workers)
+    bar = tqdm(loader, desc=f"Image tokens, {part.split}", unit="batch", disable=None, leave=False)
+    for batch in bar:
+        images = part.finish({"images": batch["images"].to(device)})["images"]
+        if images.shape[1] != vae.channels and vae.channels == 1:
+            images = images.mean(dim=1, keepdim=True)
+        codes = vae.get_codebook_indices(images).cpu().numpy()
+        rows[part.kept[batch["index"].numpy()]] = codes.astype(kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(draft, "wb") as stream:
+        np.save(stream, rows)
+    os.replace(draft, path)

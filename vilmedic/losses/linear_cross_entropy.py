@@ -1,0 +1,90 @@
+"""Cross-entropy of a linear layer's output, without ever holding that output as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 2**22
+"""Logits that are held at once: 16 MiB in float32."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, *, block: int = BLOCK
+) -> Tensor:
+    """Mean cross-entropy of `hidden @ weight.T + bias` and the classes of its rows.
+
+    Logits are made for a block of rows at a time; their gradient is known as soon as they are, so
+    it is carried on to the inputs at once and nothing is computed twice. The products are in the
+    precision of autocast, all else in that of the weight.
+
+    Args:
+        hidden: rows, [N, d].
+        weight: [V, d].
+        bias: [V].
+        targets: int64 [N].
+        block: largest number of logits that are held at once.
+
+    Returns:
+        A scalar.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        compute = torch.get_autocast_dtype(hidden.device.type)
+    else:
+        compute = weight.dtype
+    differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    rows = max(1, block // len(weight))
+    loss: Tensor = _LinearCrossEntropy.apply(
+        hidden, weight, bias, targets, rows, compute, differentiate
+    )
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        rows: int,
+        compute: torch.dtype,
+        differentiate: bool,
+    ) -> Tensor:
+        total = weight.new_zeros(())
+        narrow = weight.to(compute)
+        if differentiate:
+            grad_hidden = torch.empty_like(hidden)
+            grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        share = 1 / len(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), rows):
+                part = hidden[start : start + rows].to(compute)
+                wanted = targets[start : start + rows, None]
+                logits = (part @ narrow.T).to(weight.dtype) + bias
+                normaliser = logits.logsumexp(dim=1, keepdim=True)
+                total += (normaliser - logits.gather(1, wanted)).sum()
+                if not differentiate:
+                    continue
+                slope = logits.sub_(normaliser).exp_()
+                slope.scatter_add_(1, wanted, slope.new_full((), -1.0).expand_as(wanted))
+                slope.mul_(share)
+                grad_bias += slope.sum(dim=0)
+                slope = slope.to(compute)
+                grad_hidden[start : start + rows] = slope @ narrow
+                if compute == weight.dtype:
+                    grad_weight.addmm_(slope.T, part)
+                else:
+                    grad_weight += slope.T @ part
+        if differentiate:
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total * share
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        [scale] = gradients
+        scaled = [gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors]
+        return (*scaled, None, None, None, None)

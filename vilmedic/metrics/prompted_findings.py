@@ -1,0 +1,236 @@
+"""Do generated images show what their prompts say, as a classifier of real images sees it?"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from vilmedic.config.types import AtLeast
+from vilmedic.datasets.image import image_part
+from vilmedic.datasets.sample import stable_seed
+from vilmedic.errors import ConfigError
+from vilmedic.executors.device import autocast
+from vilmedic.executors.evaluation import Evaluation
+from vilmedic.metrics.contract import Metric
+from vilmedic.metrics.findings import SIDES, Finding, read_findings
+from vilmedic.metrics.image_classifier import ImageClassifier
+from vilmedic.models.dalle import DALLE
+from vilmedic.models.generation import Sampling, generate_tokens
+
+logger = logging.getLogger(__name__)
+KEY = "prompted_findings"
+FIELDS = ("prompt", "finding", "side")
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    name: str
+    text: str
+    finding: str | None
+    side: str | None
+
+    def shown_by(self, findings: list[Finding]) -> bool:
+        """Whether a real image with these findings has what the prompt asks for."""
+        if self.finding is None:
+            return not findings
+        return any(
+            found.name == self.finding and (self.side is None or found.side in (self.side, None))
+            for found in findings
+        )
+
+
+class PromptedFindings(Metric):
+    """How well a classifier of real images finds in generated ones what their prompts ask for.
+
+    A small convolutional network learns on the real images of the training split to tell, for each
+    prompt on its own, images that show its finding. It then judges images that are generated from
+    the prompts. `auroc` is the mean over prompts of the area under the curve that tells the images
+    of a prompt from those of the others; guessing gives 0.5. `accuracy` is the share of images for
+    which the class of their prompt stands out most among the classes, guessing gives
+    `accuracy_chance`. What the classifier can do at all is `real_auroc`, on real images of the
+    split, and `reconstruction_auroc`, on these after they went through the VAE.
+
+    Args:
+        root: folder that holds the line files of findings, as phantom data sets have them.
+        prompts: what to generate: a name for each prompt, and under it `prompt` (the report),
+            `finding` (its name; none for images without any) and `side` (left or right of the
+            patient; none for either).
+        file: name of the line files after the split.
+        train_split: the split whose real images the classifier learns from.
+        num_images: images generated for each prompt.
+        epochs: passes of the classifier over the real images.
+        temperature: of the draws, as ensemblor.temperature.
+        filter_thres: of the draws, as ensemblor.filter_thres.
+        cond_scale: of the draws, as ensemblor.cond_scale.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        prompts: dict[str, dict[str, str | None]],
+        file: str = "finding.jsonl",
+        train_split: str = "train",
+        num_images: Annotated[int, AtLeast(2)] = 16,
+        epochs: Annotated[int, AtLeast(1)] = 8,
+        temperature: float = 1.0,
+        filter_thres: float = 0.9,
+        cond_scale: float = 1.0,
+    ) -> None:
+        self.root, self.prompts, self.file = root, prompts, file
+        self.train_split, self.num_images, self.epochs = train_split, num_images, epochs
+        self.temperature, self.filter_thres = temperature, filter_thres
+        self.cond_scale = cond_scale
+        self._wanted = [_read_prompt(name, given) for name, given in prompts.items()]
+        if len(self._wanted) < 2:
+            raise ConfigError(f"{KEY}.prompts: needs at least two prompts to tell apart.")
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Refuse models that make no images, and findings that no training image has."""
+        model = evaluation.networks.members[0]()
+        if not isinstance(model, DALLE):
+            raise ConfigError(f"{KEY}: {type(model).__name__} makes no images of reports.")
+        findings = read_findings(self.root, self.train_split, self.file)
+        for prompt in self._wanted:
+            if not any(prompt.shown_by(found) for found in findings):
+                known = sorted({one.name for found in findings for one in found})
+                raise ConfigError(
+                    f"{KEY}.prompts.{prompt.name}: no image of {self.root} shows "
+                    f"'{prompt.finding}' there. Findings: {', '.join(known)}."
+                )
+
+    def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The numbers above, and `probabilities`: of each class in the images of each prompt."""
+        learned_from, labels = self._real(evaluation, self.train_split)
+        classifier = ImageClassifier(learned_from, labels, epochs=self.epochs, seed=evaluation.seed)
+        real, real_labels = self._real(evaluation, evaluation.split)
+        models = [copy.deepcopy(member()).eval() for member in evaluation.networks.members]
+        through = _reconstruct(models[0], real, evaluation)
+        generated = torch.stack([self._generate(models, p, evaluation) for p in self._wanted])
+        count = len(self._wanted)
+        logits = classifier.logits(generated.flatten(0, 1)).view(count, self.num_images, count)
+        usual = torch.logit(labels.float().mean(dim=0), eps=1e-4)
+        chosen = (logits - usual).argmax(dim=2)
+        probabilities = logits.sigmoid().mean(dim=1)
+        own = torch.arange(count)
+        areas = {
+            prompt.name: _auroc(
+                logits[..., column].flatten(),
+                (own == column).repeat_interleave(self.num_images),
+            )
+            for column, prompt in enumerate(self._wanted)
+        }
+        names = [prompt.name for prompt in self._wanted]
+        logger.info("%s", _table(names, probabilities, areas))
+        return {
+            "auroc": _mean(list(areas.values())),
+            "accuracy": (chosen == own[:, None]).float().mean().item(),
+            "accuracy_chance": 1 / count,
+            "real_auroc": _mean(_areas(classifier, real, real_labels)),
+            "reconstruction_auroc": _mean(_areas(classifier, through, real_labels)),
+            "classes": areas,
+            "probabilities": {
+                name: dict(zip(names, row, strict=True))
+                for name, row in zip(names, probabilities.tolist(), strict=True)
+            },
+        }
+
+    def _real(self, evaluation: Evaluation, split: str) -> tuple[Tensor, Tensor]:
+        """The real images of a split, uint8 [N, 1, H, W], and what they show, [N, prompts]."""
+        dataset = evaluation.networks.dataset(split)
+        part = image_part(dataset)
+        findings = read_findings(self.root, split, self.file)
+        lines = dataset.kept.tolist()
+        images = torch.stack([_grey(part.images(line)[0]) for line in lines])
+        shown = [[prompt.shown_by(findings[line]) for prompt in self._wanted] for line in lines]
+        return images, torch.tensor(shown)
+
+    def _generate(self, models: list[DALLE], prompt: _Prompt, evaluation: Evaluation) -> Tensor:
+        networks = evaluation.networks
+        encoded = evaluation.dataset.encode_text([prompt.text])
+        random = torch.Generator().manual_seed(stable_seed(prompt.text, evaluation.seed))
+        shape = (self.num_images, models[0].image_seq_len)
+        numbers = torch.rand(shape, generator=random, dtype=torch.float64)
+        sampling = Sampling(self.temperature, self.filter_thres, 1.0, self.cond_scale)
+        with autocast(networks.device, networks.precision):
+            tokens = generate_tokens(
+                models,
+                encoded["input_ids"].expand(self.num_images, -1).to(networks.device),
+                encoded["attention_mask"].expand(self.num_images, -1).to(networks.device),
+                numbers.to(networks.device),
+                sampling,
+            )
+        with torch.inference_mode():
+            return _pixels(models[0].vae.decode(tokens))
+
+
+def _read_prompt(name: str, given: dict[str, str | None]) -> _Prompt:
+    unknown = [key for key in given if key not in FIELDS]
+    if unknown or not given.get("prompt"):
+        what = f"'{unknown[0]}' is not known" if unknown else "it has no 'prompt'"
+        raise ConfigError(f"{KEY}.prompts.{name}: {what}. Allowed: {', '.join(FIELDS)}.")
+    side = given.get("side")
+    if side not in (None, *SIDES):
+        raise ConfigError(f"{KEY}.prompts.{name}.side: given {side}, allowed: left, right.")
+    return _Prompt(name, str(given["prompt"]), given.get("finding"), side)
+
+
+def _reconstruct(model: DALLE, images: Tensor, evaluation: Evaluation) -> Tensor:
+    """Images after the VAE made tokens and then images of them again."""
+    part, device = image_part(evaluation.dataset), evaluation.networks.device
+    found = []
+    with torch.inference_mode():
+        for chunk in images.split(64):
+            batch = part.finish({"images": chunk.to(device)})
+            found.append(_pixels(model.vae.decode(model.image_tokens(batch))))
+    return torch.cat(found)
+
+
+def _areas(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> list[float | None]:
+    logits = classifier.logits(images)
+    return [_auroc(logits[:, column], labels[:, column]) for column in range(labels.shape[1])]
+
+
+def _auroc(scores: Tensor, targets: Tensor) -> float | None:
+    """Area under the curve of scores [N] for targets [N]; None without both kinds."""
+    if not 0 < int(targets.sum()) < len(targets):
+        return None
+    return float(roc_auc_score(targets.numpy(), scores.numpy()))
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """Images in 0..1 [B, C, H, W] as grey uint8 [B, 1, H, W] on the CPU."""
+    return (images.mean(dim=1, keepdim=True) * 255).round().byte().cpu()
+
+
+def _grey(image: Tensor) -> Tensor:
+    return image.float().mean(dim=0, keepdim=True).round().byte()
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _table(names: list[str], probabilities: Tensor, areas: dict[str, float | None]) -> str:
+    """Prompts down, what the classifier sees across."""
+    corner = "prompt, seen as"
+    width = max(map(len, [*names, corner]))
+    head = corner.ljust(width) + "  " + "  ".join(n.rjust(12) for n in names)
+    lines = [
+        f"{name.ljust(width)}  "
+        + "  ".join(
+            f"{value:.2f}".rjust(max(12, len(column)))
+            for column, value in zip(names, row, strict=True)
+        )
+        + (f"   AUROC {areas[name]:.2f}" if areas[name] is not None else "")
+        for name, row in zip(names, probabilities.tolist(), strict=True)
+    ]
+    title = "Mean probability of each finding in the images of each prompt:"
+    return "\n".join(["", title, head, *lines])

@@ -1,0 +1,189 @@
+"""The nested sections of the DALLE model: its transformer, and the frozen VAE in front of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from vilmedic.config.types import AtLeast
+from vilmedic.errors import ConfigError, nearest
+
+ATTENTION_TYPES = ("full", "axial_row", "axial_col")
+REFUSED = {
+    "reversible": (
+        "reversible layers are not offered. model.dalle.activation_checkpointing=True saves "
+        "memory instead, and leaves the result as it is"
+    ),
+    "stable": "the stabilised softmax is not offered; attention is computed in a stable form as is",
+    "sandwich_norm": "normalisation behind a branch is not offered",
+    "shared_attn_ids": "layers that share their attention are not offered",
+    "shared_ff_ids": "layers that share their feed-forward part are not offered",
+    "sparse_attn": "sparse attention is not offered; model.dalle.attn_types has axial layers",
+    "optimize_for_inference": "generation always caches, axial layers included; leave this out",
+}
+"""Options of dalle-pytorch that this model does not have, and why they cannot be turned on."""
+
+
+class TransformerSettings:
+    """The transformer of DALLE.
+
+    Args:
+        dim: width.
+        depth: number of layers.
+        num_text_tokens: size of the text vocabulary; null takes that of the tokenizer.
+        text_seq_len: text positions; shorter reports are filled up, none may be longer.
+        heads: attention heads.
+        dim_head: channels of a head.
+        attn_types: attention of the layers, repeated as often as needed: full, axial_row (image
+            positions see the text and their row) or axial_col (the text and their column).
+        attn_dropout: dropout of what attention gives.
+        ff_dropout: dropout inside the feed-forward part.
+        loss_img_weight: weight of the image loss; the text loss has weight 1, and the sum is
+            divided by both.
+        share_input_output_emb: use the weights of the output layer as embeddings.
+        rotary_emb: positions turn queries, keys and values; otherwise they are learned vectors.
+        shift_tokens: positions take part of their channels from those before them.
+        activation_checkpointing: less memory in training for a third more time.
+        null_cond_prob: share of samples whose text is dropped in training, which guidance
+            (ensemblor.cond_scale) needs.
+        reversible: not offered; only false.
+        stable: not offered; only false.
+        sandwich_norm: not offered; only false.
+        sparse_attn: not offered; only false.
+        optimize_for_inference: not offered; only false.
+        shared_attn_ids: not offered; only null.
+        shared_ff_ids: not offered; only null.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: Annotated[int, AtLeast(4)],
+        depth: Annotated[int, AtLeast(1)],
+        num_text_tokens: Annotated[int, AtLeast(1)] | None = None,
+        text_seq_len: Annotated[int, AtLeast(1)] = 256,
+        heads: Annotated[int, AtLeast(1)] = 8,
+        dim_head: Annotated[int, AtLeast(1)] = 64,
+        attn_types: list[str] | str | None = None,
+        attn_dropout: Annotated[float, AtLeast(0)] = 0.0,
+        ff_dropout: Annotated[float, AtLeast(0)] = 0.0,
+        loss_img_weight: Annotated[float, AtLeast(0)] = 7.0,
+        share_input_output_emb: bool = False,
+        rotary_emb: bool = True,
+        shift_tokens: bool = True,
+        activation_checkpointing: bool = False,
+        null_cond_prob: Annotated[float, AtLeast(0)] = 0.0,
+        reversible: bool = False,
+        stable: bool = False,
+        sandwich_norm: bool = False,
+        sparse_attn: bool | list[bool] = False,
+        optimize_for_inference: bool = False,
+        shared_attn_ids: list[int] | None = None,
+        shared_ff_ids: list[int] | None = None,
+    ) -> None:
+        given = {
+            "reversible": reversible,
+            "stable": stable,
+            "sandwich_norm": sandwich_norm,
+            "sparse_attn": sparse_attn if isinstance(sparse_attn, bool) else any(sparse_attn),
+            "optimize_for_inference": optimize_for_inference,
+            "shared_attn_ids": shared_attn_ids,
+            "shared_ff_ids": shared_ff_ids,
+        }
+        problems = [
+            f"model.dalle.{name}: given {value}, but {REFUSED[name]}."
+            for name, value in given.items()
+            if value
+        ]
+        types = [attn_types] if isinstance(attn_types, str) else attn_types or ["full"]
+        problems += [_unknown_attention(kind) for kind in types if kind not in ATTENTION_TYPES]
+        if dim % 4:
+            problems.append(
+                f"model.dalle.dim: given {dim}, allowed: multiples of 4, as the token shift moves "
+                "quarters."
+            )
+        if rotary_emb and dim_head < 6:
+            problems.append(
+                f"model.dalle.dim_head: given {dim_head}, but rotary embeddings need at least 6."
+            )
+        for name, share in (
+            ("attn_dropout", attn_dropout),
+            ("ff_dropout", ff_dropout),
+            ("null_cond_prob", null_cond_prob),
+        ):
+            if share > 1:
+                problems.append(f"model.dalle.{name}: given {share}, allowed: 0 to 1.")
+        if problems:
+            raise ConfigError(problems)
+        self.dim, self.depth, self.heads, self.dim_head = dim, depth, heads, dim_head
+        self.num_text_tokens, self.text_seq_len = num_text_tokens, text_seq_len
+        self.attn_types = types
+        self.attn_dropout, self.ff_dropout = attn_dropout, ff_dropout
+        self.loss_img_weight, self.null_cond_prob = loss_img_weight, null_cond_prob
+        self.share_input_output_emb = share_input_output_emb
+        self.rotary_emb, self.shift_tokens = rotary_emb, shift_tokens
+        self.activation_checkpointing = activation_checkpointing
+
+    def layers(self) -> dict[str, Any]:
+        """The arguments that the transformer itself takes."""
+        names = (
+            *("dim", "depth", "heads", "dim_head", "attn_types", "attn_dropout", "ff_dropout"),
+            *("rotary_emb", "shift_tokens", "activation_checkpointing"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(kw_only=True)
+class FrozenVAE:
+    """The trained VAE that makes tokens of images, and images of tokens.
+
+    What is left out is taken from the checkpoint; what is given has to agree with it.
+
+    Args:
+        ckpt: its checkpoint: a file, or a run directory, of which the best one is taken.
+        image_size: side of the images in pixels.
+        num_tokens: number of codes in its codebook.
+        codebook_dim: width of a code's vector.
+        num_layers: times the sides are halved.
+        num_resnet_blocks: residual blocks on either side.
+        hidden_dim: channels of the convolutions.
+        channels: channels of an image.
+        smooth_l1_loss: how it was trained; has no effect here.
+        temperature: how it was trained; has no effect here.
+        straight_through: how it was trained; has no effect here.
+        kl_div_loss_weight: how it was trained; has no effect here.
+        normalization: mean and standard deviation of each channel.
+    """
+
+    ckpt: str
+    image_size: int | None = None
+    num_tokens: int | None = None
+    codebook_dim: int | None = None
+    num_layers: int | None = None
+    num_resnet_blocks: int | None = None
+    hidden_dim: int | None = None
+    channels: int | None = None
+    smooth_l1_loss: bool | None = None
+    temperature: float | None = None
+    straight_through: bool | None = None
+    kl_div_loss_weight: float | None = None
+    normalization: list[list[float]] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are given, without the checkpoint."""
+        settings = asdict(self)
+        settings.pop("ckpt")
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+def _unknown_attention(kind: str) -> str:
+    offered = ", ".join(ATTENTION_TYPES)
+    if kind in ("conv_like", "sparse", "mlp"):
+        return (
+            f"model.dalle.attn_types: the attention '{kind}' of dalle-pytorch is not offered. "
+            f"Allowed: {offered}."
+        )
+    return (
+        f"model.dalle.attn_types: given '{kind}', allowed: {offered}."
+        f"{nearest(kind, ATTENTION_TYPES)}"
+    )
