@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.blocks.rotary import turn
+from vilmedic.blocks.rotary import turn, turn_one
 from vilmedic.blocks.token_shift import TokenShift
 
 AttentionType = Literal["full", "axial_row", "axial_col"]
@@ -52,6 +52,9 @@ class GatedGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., 2 d] to [..., d]."""
+        if not torch.is_grad_enabled():
+            values, gates = x.chunk(2, dim=-1)
+            return values * functional.gelu(gates)
         gated: Tensor = _GatedGelu.apply(x)
         return gated
 
@@ -103,6 +106,11 @@ class Attention(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         return query, key, value
 
+    def project_one(self, x: Tensor, factors: Tensor | None) -> Tensor:
+        """The same for one position [B, 1, dim] without a gradient, [3, B, heads, 1, dim_head]."""
+        heads = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
+        return heads.permute(2, 0, 3, 1, 4) if factors is None else turn_one(heads, factors)
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """The result for each query, [B, n, dim]; without a mask, all before it and itself."""
         found = functional.scaled_dot_product_attention(
@@ -129,7 +137,8 @@ class Branch(nn.Module):
         super().__init__()
         first = 0.1 if number <= 18 else 1e-5 if number <= 24 else 1e-6
         self.scale = nn.Parameter(torch.full((1, 1, dim), first))
-        self.depth, self.shift = depth, shift
+        self.shift = shift
+        self._inner = (inner,)  # a tuple, so that it is not registered under a second name
         for _ in range(depth):
             inner = Nested(inner)
         self.fn = Nested(inner, nn.LayerNorm(dim))
@@ -137,10 +146,7 @@ class Branch(nn.Module):
     @property
     def inner(self) -> Any:
         """What is applied."""
-        module: Any = self.fn
-        for _ in range(self.depth + 1):
-            module = module.fn
-        return module
+        return self._inner[0]
 
     def normalise(self, x: Tensor) -> Tensor:
         """The normalised input, not shifted yet."""
