@@ -136,9 +136,9 @@ class TextImageTransformer(nn.Module):
                     projected = inner.project_one(normed, factors)
                     keys, values = cache.store(number, position, projected[1:])
                     mask = added[inner.kind].to(keys.dtype)
-                    result = inner.attend(projected[0], keys, values, mask)
+                    result = inner.attend_one(projected[0], keys, values, mask)
                 else:
-                    result = inner(normed)
+                    result = inner.one(normed)
                 x = torch.addcmul(x, result, branch.scale)
         return x
 
