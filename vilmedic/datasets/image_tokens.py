@@ -93,7 +93,7 @@ def _key(part: ImageDataset, vae: Any) -> str:
     for name, value in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    how = [str(part.folder.resolve()), part.ext, part.resize, part.crop, part.color]
+    how: list[Any] = [str(part.folder.resolve()), part.ext, part.resize, part.crop, part.color]
     how += [part.mean, part.std, [repr(transform) for transform in part.transforms]]
     digest.update(json.dumps([*how, *part.texts]).encode())
     return digest.hexdigest()[:16]
