@@ -64,7 +64,9 @@ def test_temperature_and_reconstruction_are_logged(trained: Path) -> None:
     evaluations = [line for line in lines if "validation_loss" in line]
     assert len(evaluations) == 2
     for line in evaluations:
-        assert line["validation_reconstruction_loss"] == pytest.approx(line["validation_loss"])
+        # the loss has a divergence of little weight besides
+        assert line["validation_reconstruction_loss"] < line["validation_loss"]
+        assert line["validation_reconstruction_loss"] > 0.99 * line["validation_loss"]
         assert line["validation_reconstruction_hard_loss"] > 0
         assert 1 <= line["validation_reconstruction_codebook_perplexity"] <= 32
         assert 1 / 32 <= line["validation_reconstruction_codes_used"] <= 1

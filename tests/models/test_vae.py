@@ -127,6 +127,15 @@ def test_reduced_precision_has_a_loss_in_float32() -> None:
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
 
 
+def test_codes_and_their_images_do_not_depend_on_the_precision_of_training() -> None:
+    model, batch = tiny_vae(num_tokens=300), images(8)
+    codes = model.get_codebook_indices(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.get_codebook_indices(batch), codes)
+        decoded = model.decode(codes)
+    torch.testing.assert_close(decoded, model.decode(codes), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

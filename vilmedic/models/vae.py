@@ -163,7 +163,7 @@ class VAE(Model):
 
     @torch.no_grad()
     def get_codebook_indices(self, images: Tensor) -> Tensor:
-        """The likeliest code at each position, rows from the top.
+        """The likeliest code at each position, rows from the top, whatever the autocast.
 
         Args:
             images: in 0..1, [B, C, H, W].
@@ -171,8 +171,9 @@ class VAE(Model):
         Returns:
             int64 [B, N], N positions.
         """
-        features = self._features(self.pixels.normalize(images))
-        codes = likeliest_codes(features.flatten(0, 1), *_linear(self.encoder[-1]))
+        with torch.autocast(images.device.type, enabled=False):
+            features = self._features(self.pixels.normalize(images))
+            codes = likeliest_codes(features.flatten(0, 1), *_linear(self.encoder[-1]))
         return codes.unflatten(0, features.shape[:2])
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ class VAE(Model):
                 f"Codes from {lowest} to {highest} cannot be decoded: the codebook has "
                 f"{self.num_tokens}, numbered from 0. They are of another VAE."
             )
-        return self.pixels.restore(at_least_float32(self._decode(codes)))
+        return self.pixels.restore(self._decode(codes))
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images in 0..1 [B, C, H, W] through their likeliest codes and back."""
@@ -240,7 +241,8 @@ class VAE(Model):
         return vectors, self.decoder[1:]
 
     def _decode(self, codes: Tensor) -> Tensor:
-        output: Tensor = self.decoder(self._to_grid(self.codebook(codes)))
+        with torch.autocast(codes.device.type, enabled=False):
+            output: Tensor = self.decoder(self._to_grid(self.codebook(codes)))
         return output
 
     def _to_grid(self, vectors: Tensor) -> Tensor:
