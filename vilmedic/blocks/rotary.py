@@ -72,6 +72,11 @@ def turn(heads: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
+def turn_one(heads: Tensor, factors: Tensor) -> Tensor:
+    """The same for one position without a gradient: [B, 1, 3, heads, D] to [3, B, heads, 1, D]."""
+    return _turned(heads, factors[:, None, None]).permute(2, 0, 3, 1, 4)
+
+
 class _Turn(torch.autograd.Function):
     """Keeps nothing of its input: the gradient turns back by the same angles."""
 

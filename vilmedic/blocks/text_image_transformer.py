@@ -96,9 +96,9 @@ class TextImageTransformer(nn.Module):
         length = x.shape[1]
         factors = self._factors(slice(length))
         masks = {kind: mask[:length, :length] for kind, mask in self._masks().items()}
-        for number, layer in enumerate(self.layers.layers):
+        for number, layer in enumerate(self._layers()):
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(  # type: ignore[assignment]
+                x = checkpoint(
                     self._layer, layer, number, x, factors, masks, None, use_reentrant=False
                 )
             else:
@@ -116,43 +116,50 @@ class TextImageTransformer(nn.Module):
         Returns:
             [B, 1, dim].
         """
-        factors = self._factors(position)
+        factors = None if cache.factors is None else cache.factors.index_select(0, position)
         masks = {"full": cache.places <= position}
         for kind, mask in self._masks().items():
             masks[kind] = mask.index_select(0, position)
-        sources = cache.sources.index_select(1, position)
-        for number, layer in enumerate(self.layers.layers):
+        # As numbers to add: attention would make them of truth values in every layer.
+        added = {
+            kind: x.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+            for kind, mask in masks.items()
+        }
+        sources = cache.sources.index_select(1, position)[:, 0]
+        for number, layer in enumerate(self._layers()):
             for half, branch in enumerate(layer):
                 inner, normed = branch.inner, branch.normalise(x)
                 if branch.shift is not None:
                     memory = cache.shifted[2 * number + half]
                     normed = branch.shift.one(normed, memory, position, sources)
                 if isinstance(inner, Attention):
-                    query, key, value = inner.project(normed, factors)
-                    keys, values = cache.store(number, position, key, value)
-                    result = inner.attend(query, keys, values, masks[inner.kind])
+                    projected = inner.project_one(normed, factors)
+                    keys, values = cache.store(number, position, projected[1:])
+                    mask = added[inner.kind].to(keys.dtype)
+                    result = inner.attend_one(projected[0], keys, values, mask)
                 else:
-                    result = inner(normed)
+                    result = inner.one(normed)
                 x = torch.addcmul(x, result, branch.scale)
         return x
 
     def make_cache(self, batch: int) -> TransformerCache:
         """An empty cache for sequences of full length, in the dtype of the weights."""
-        weight = self.layers.layers[0][0].scale
+        layers = self._layers()
         return TransformerCache(
-            depth=len(self.layers.layers),
+            depth=len(layers),
             batch=batch,
             heads=self.heads,
             length=self.length,
             dim_head=self.dim_head,
             dim=self.dim,
             sources=TokenShift(self.text_len, self.side).sources(),
-            like=weight,
+            factors=self._factors(slice(self.length)),
+            like=layers[0][0].scale,
         )
 
     def _layer(
         self,
-        layer: nn.ModuleList,
+        layer: Any,
         number: int,
         x: Tensor,
         factors: Tensor | None,
@@ -160,12 +167,11 @@ class TextImageTransformer(nn.Module):
         cache: TransformerCache | None,
     ) -> Tensor:
         for half, branch in enumerate(layer):
-            inner: Any = branch.inner
-            normed = branch.normalise(x)  # type: ignore[operator]
+            inner, normed = branch.inner, branch.normalise(x)
             if branch.shift is not None:
                 if cache is not None:
                     cache.fill_shift(2 * number + half, normed)
-                normed = branch.shift(normed)  # type: ignore[operator]
+                normed = branch.shift(normed)
             if isinstance(inner, Attention):
                 query, key, value = inner.project(normed, factors)
                 if cache is not None:
@@ -173,10 +179,14 @@ class TextImageTransformer(nn.Module):
                 result = inner.attend(query, key, value, masks.get(inner.kind))
             else:
                 result = inner(normed)
-            x = torch.addcmul(x, result, branch.scale)  # type: ignore[arg-type]
+            x = torch.addcmul(x, result, branch.scale)
         return x
 
-    def _factors(self, positions: slice | Tensor) -> Tensor | None:
+    def _layers(self) -> Any:
+        """The layers, each a pair of branches."""
+        return self.layers.layers
+
+    def _factors(self, positions: slice) -> Tensor | None:
         """Rotation factors of n positions, [n, D // 2, 2]."""
         if self.pos_emb is None:
             return None

@@ -50,12 +50,12 @@ class TokenShift:
             x: the position, [B, 1, d]; its first half is written to the memory.
             memory: the first half of all positions and a row of zeros, [B, n + 1, d / 2].
             position: its number, int64 [1].
-            sources: what `sources` gives, for this position: [2, 1].
+            sources: what `sources` gives, for this position: [2].
         """
         half = memory.shape[-1]
         memory.index_copy_(1, position, x[..., :half])
-        above = memory.index_select(1, sources[0])[..., : half // 2]
-        left = memory.index_select(1, sources[1])[..., half // 2 :]
+        found = memory.index_select(1, sources)
+        above, left = found[:, :1, : half // 2], found[:, 1:, half // 2 :]
         return torch.cat((above, left, x[..., half:]), dim=-1)
 
 

@@ -93,7 +93,7 @@ def _key(part: ImageDataset, vae: Any) -> str:
     for name, value in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    how = [part.resize, part.crop, part.color, part.mean, part.std]
+    how: list[Any] = [part.resize, part.crop, part.color, part.mean, part.std]
     how += [[repr(transform) for transform in part.transforms]]
     how += [part.pictures.places(line) for line in range(len(part.texts))]
     digest.update(json.dumps(how).encode())

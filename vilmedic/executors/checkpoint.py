@@ -183,11 +183,11 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
             "trained with trainor.ema."
         )
     own = model.state_dict()
-    given = older_names(
-        state["ema" if ema else "model"], list(own), getattr(model, "prefixes", ("",))
-    )
-    if hasattr(model, "translate"):
-        given = older_names(model.translate(given), list(own), model.prefixes)
+    prefixes: Any = getattr(model, "prefixes", ("",))
+    given = older_names(state["ema" if ema else "model"], list(own), prefixes)
+    translate: Any = getattr(model, "translate", None)
+    if translate is not None:
+        given = older_names(translate(given), list(own), prefixes)
     missing = sorted(own.keys() - given.keys())
     unexpected = sorted(given.keys() - own.keys())
     shapes = [

@@ -13,6 +13,7 @@ from torch.nn import functional
 from vilmedic.blocks.axial_positions import AxialPositions
 from vilmedic.blocks.text_image_transformer import TextImageTransformer
 from vilmedic.blocks.transformer_cache import TransformerCache
+from vilmedic.blocks.transformer_parts import linear_of_few
 from vilmedic.config.types import Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, DataError
@@ -186,8 +187,8 @@ class DALLE(Model):
         return embedded + self.image_pos_emb(places) if self.learned_positions else embedded
 
     def image_logits(self, states: Tensor) -> Tensor:
-        """Logits of the next image token, [..., num_image_tokens], of states [..., dim]."""
-        return functional.linear(self.to_logits[0](states), *self._outputs()[1])
+        """Logits of the next image token, [B, num_image_tokens], of states [B, dim]."""
+        return linear_of_few(self.to_logits[0](states), *self._outputs()[1])
 
     def begin_image(self, text: Tensor, image: Tensor, cache: TransformerCache | None) -> Tensor:
         """Read a text and the first n image tokens, into a cache: logits of the next, [B, K]."""
