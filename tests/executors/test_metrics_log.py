@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,24 @@ def test_reading_leaves_out_what_is_no_line_of_a_run(tmp_path: Path) -> None:
     assert read_lines(path) == []
     path.write_text('{"seed": 1, "step": 2}\n[1]\n{"step": 3}\nnonsense\n{"seed"')
     assert read_lines(path) == [{"seed": 1, "step": 2}]
+
+
+def test_lines_wait_for_room_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = MetricsLog(tmp_path, seed=1, step=0)
+    log.metrics(1, {"loss": 1.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        log.metrics(2, {"loss": 2.0})
+        with pytest.raises(OSError, match="too large"):
+            log.flush()
+        assert len(read(tmp_path / "metrics.jsonl")) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.metrics(3, {"loss": 3.0})
+    log.flush()
+    log.close()
+
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert "wait for room" in caplog.text
