@@ -68,7 +68,7 @@ def remembered(run: Run, logger: str) -> Path:
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings by their dotted keys; a list is one value."""
-    if not isinstance(config, dict) or not config:
+    if not isinstance(config, dict):
         yield prefix, config
         return
     for key, value in config.items():
