@@ -6,8 +6,9 @@ The published pipeline opens each file with Pillow, converts it to RGB and appli
 transforms (`Resize`, `RandomCrop`, `ToTensor`, `Normalize`); its samples are stacked to batches.
 Ours is the training loader followed by `prepare`, from the JPEGs and from the cache. All end with
 normalised float batches on the processor. Times are medians of rounds that alternate in one
-process on one thread, after a first one of each. The pictures are compared with a crop from the
-middle, in grey levels. The last line printed is one JSON object.
+process on one thread, after a first one of each: processor time, which other programs on the
+machine do not add to. The pictures are compared with a crop from the middle, in grey levels. The
+last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -145,13 +146,13 @@ def main() -> None:
         rates: dict[str, list[float]] = {"peer": [], "ours": [], "cache": []}
         for number in range(arguments.rounds + 1):
             for name, seen in rates.items():
-                began = time.perf_counter()
+                began = time.process_time()
                 if name == "peer":
                     count = peer_round(paths, arguments)
                 else:
                     count = own_round(sets[name], arguments, number)
                 if number:
-                    seen.append(count / (time.perf_counter() - began))
+                    seen.append(count / (time.process_time() - began))
     for name, seen in rates.items():
         print(f"{name}: images/s", *(f"{rate:.0f}" for rate in seen))
     peer, ours, cached = (statistics.median(rates[name]) for name in ("peer", "ours", "cache"))

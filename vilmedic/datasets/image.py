@@ -226,8 +226,8 @@ class ImageDataset(Part):
             return batch
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        # (pixels / 255 - mean) / std, in one pass over the result
-        images = torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std))
+        # (pixels / 255 - mean) / std, without a further copy of the batch for each operation
+        images = (pixels * (1 / (255 * std))).sub_(mean / std)
         return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
 
     def show(self, line: int) -> dict[str, Any]:
