@@ -176,7 +176,7 @@ def test_block_size_bounds_what_is_kept_for_backward() -> None:
             local_similarity(regions, words, mask, **TEMPERATURES, block_size=block_size)
         return sum(size for place, size in kept.items() if place not in inputs)
 
-    pair = 4 * 4 * 4 * 12  # scores, projections and two softmaxes, four bytes, words, regions
+    pair = 2 * 4 * 4 * 12  # scores and projections, four bytes, words, regions
     assert kept_bytes(4096) == 256 * pair
     assert kept_bytes(100) == 96 * pair
     assert kept_bytes(1) == pair

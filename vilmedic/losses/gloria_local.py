@@ -15,7 +15,6 @@ with G the Gram matrix of the image's regions.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -134,8 +133,9 @@ class _LocalSimilarity(torch.autograd.Function):
             images = regions[start : start + images_size].to(dtype)
             gram = multiply(images.mT, images)
             for reports in groups:
-                block = compute_block(images, gram, reports, settings.temp1)
-                scores, projected, _, attention = block
+                scores, projected, _, attention = compute_block(
+                    images, gram, reports, settings.temp1
+                )
                 cosine, _ = cosine_of(attention, scores, projected, reports.norms)
                 logits = logits_of(cosine, reports, settings.temp2)
                 similarity[start : start + images_size, reports.places] = (
@@ -143,7 +143,7 @@ class _LocalSimilarity(torch.autograd.Function):
                 )
                 room -= len(images) * len(reports.places)
                 if room >= 0:
-                    kept += block
+                    kept += [scores, projected]
         ctx.settings = settings
         ctx.save_for_backward(regions, words, mask, *kept)
         return similarity
@@ -178,11 +178,15 @@ def _gradients(
         grad_images = torch.zeros_like(images)
         grad_gram = images.new_zeros(len(images), images.shape[2], images.shape[2])
         for place, reports in enumerate(groups):
-            block = tuple(itertools.islice(saved, 4))
-            if not block:
+            scores = next(saved, None)
+            if scores is not None:
+                projected = next(saved)
+                over_words, attention = attend(scores, settings.temp1)
+            else:
                 gram = multiply(images.mT, images) if gram is None else gram
-                block = compute_block(images, gram, reports, settings.temp1)
-            scores, projected, over_words, attention = block
+                scores, projected, over_words, attention = compute_block(
+                    images, gram, reports, settings.temp1
+                )
             cosine, context = cosine_of(attention, scores, projected, reports.norms)
             logits = logits_of(cosine, reports, settings.temp2)
             share = (
