@@ -66,8 +66,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32, 128, 512])
-    parser.add_argument("--pixels", type=int, default=96, help="side of the images")
-    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--pixels", type=int, default=64, help="side of the images")
+    parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -82,6 +82,7 @@ def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveMode
     spec = tiny_spec(max_len=TOKENS)
     cnn = VisionEncoder(backbone=backbone, pretrained=False)
     width = cnn.out_features
+    regions = "features.13" if backbone == "mobilenet_v2" else "layer3"  # 16 pixels apart
     if system == "SimCLR":
         head = VisualProjection(visual_embedding_dim=width, projection_dim=128)
         return SimCLR(cnn=cnn, projection=head, loss=NTXentLoss(), forward_batch_size=chunk)
@@ -101,8 +102,9 @@ def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveMode
         encoder=WordEncoder(spec=spec, last_n_layers=2, **BERT),
         cnn=cnn,
         visual_embedder=VisualEmbedder(
-            interm_feature_dim=cnn.width("layer3"), feature_dim=cnn.out_features
+            interm_feature_dim=cnn.width(regions), feature_dim=cnn.out_features
         ),
+        local_layer=regions,
         loss=GLoRIALoss(),
         upsample=None,
         forward_batch_size=chunk,

@@ -87,8 +87,9 @@ class TextEncoder(nn.Module):
         Returns:
             One vector a report, [B, hidden_size].
         """
-        mask = attention_mask if attention_mask.device.type == "cpu" else expand(attention_mask)
-        output = self.network(input_ids=input_ids, attention_mask=mask)
+        output = self.network(
+            input_ids=input_ids, attention_mask=mask_for(self.network, attention_mask)
+        )
         if self.pooling == "pooler":
             return output.pooler_output
         states = output.last_hidden_state
@@ -133,16 +134,6 @@ class TextEncoder(nn.Module):
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
         return f"proto={self.proto}, pooling={self.pooling}, freeze={self.freeze}"
-
-
-def expand(attention_mask: Tensor) -> Tensor:
-    """A mask [B, T] as attention applies it, bool [B, 1, T, T].
-
-    Transformers looks whether a mask [B, T] hides anything at all, for which a GPU has to be waited
-    for in every pass; one of this shape it takes as it is.
-    """
-    batch, tokens = attention_mask.shape
-    return attention_mask.bool()[:, None, None, :].expand(batch, 1, tokens, tokens)
 
 
 def mask_for(network: PreTrainedModel, attention_mask: Tensor) -> Tensor:
