@@ -14,10 +14,8 @@ line of JSON for each system; the last is ConVIRT's.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.peak_memory import MIB, read_peak, start_peak
 from tests.factories import tiny_spec
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
 from vilmedic.blocks.text import TextEncoder
@@ -50,7 +49,6 @@ from vilmedic.models.simclr import SimCLR
 
 CHUNK = 8
 TOKENS = 32
-MIB = 2**20
 KINDS = ("kept", "constant")
 SYSTEMS = ("GLoRIA", "SimCLR", "ConVIRT")
 BERT: dict[str, Any] = {
@@ -199,31 +197,6 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
             step([batch]).loss.item()
             seconds[kind].append(time.perf_counter() - began)
     return {kind: statistics.median(values) for kind, values in seconds.items()}
-
-
-def start_peak(device: torch.device) -> float:
-    """Begin to look for the highest size; returns the size now, in MiB."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / MIB
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return read_status("VmRSS")
-
-
-def read_peak(device: torch.device) -> float:
-    """The highest size since then, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / MIB
-    return read_status("VmHWM")
-
-
-def read_status(field: str) -> float:
-    """A size of this process in MiB, as Linux reports it."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
-    return int(found[1]) / 1024
 
 
 def run_child(option: str, *values: object) -> dict[str, float]:
