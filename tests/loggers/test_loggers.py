@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,12 @@ def test_wandb_offline_writes_into_the_run_directory(
     use(make("wandb", project="p", tags=["x"]), run_in(tmp_path))
     known = (tmp_path / "wandb_3.id").read_text().strip()
     [written] = (tmp_path / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb")
-    content = written.read_bytes()
-    assert b"batch_size" in content
-    assert b"demo-3" in content
-    assert b"loss" in content
-    assert b"validate_grid" in content
+    # The service of wandb writes behind the back of the process.
+    words = (b"batch_size", b"demo-3", b"loss", b"validate_grid")
+    deadline = time.monotonic() + 60
+    while not all(word in written.read_bytes() for word in words):
+        assert time.monotonic() < deadline, written.read_bytes()
+        time.sleep(0.1)
 
     use(make("wandb", project="p"), run_in(tmp_path, step=2))
     assert (tmp_path / "wandb_3.id").read_text().strip() == known
