@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vilmedic.errors import CheckpointError, ConfigError, nearest
+from vilmedic.executors.parallel import like
 from vilmedic.executors.score import lower_is_better
 
 NAME = re.compile(r"^(?P<score>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth$")
@@ -209,4 +210,4 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
         raise CheckpointError(
             f"{path}: does not fit the model of this configuration. " + "; ".join(complaints) + "."
         )
-    model.load_state_dict(given)
+    model.load_state_dict({key: like(given[key], value) for key, value in own.items()})

@@ -10,17 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vilmedic.launch import is_main_process
+
 LOGGER = logging.getLogger("vilmedic")
 
 
 def start_console() -> None:
-    """Send the project's messages to standard output, one line each."""
+    """Send the project's messages to standard output, one line each, from the main process."""
     if LOGGER.handlers:
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     LOGGER.propagate = False
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
+from vilmedic.executors.parallel import like
 from vilmedic.executors.score import lower_is_better
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
@@ -69,6 +70,8 @@ def restore_optimizer(
     kept = ("fused", "foreach")
     choices = [{key: group.get(key) for key in kept} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        moments.update({name: like(value, parameter) for name, value in moments.items()})
     for group, choice in zip(optimizer.param_groups, choices, strict=True):
         group.update({key: value for key, value in choice.items() if key in group})
         for key, value in section.optim_params.items():

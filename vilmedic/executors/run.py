@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vilmedic import distributed
+from vilmedic.executors.device import pick_device
 from vilmedic.executors.ensemblor import Ensemblor
 from vilmedic.executors.log import LOGGER, start_console
 from vilmedic.executors.trainor import Trainor
@@ -15,13 +17,15 @@ if TYPE_CHECKING:
 def run_training(config: Config) -> None:
     """Train a model."""
     _announce(config)
-    Trainor(config).start()
+    with distributed.process_group(pick_device(config.trainor.device)):
+        Trainor(config).start()
 
 
 def run_ensemble(config: Config) -> None:
     """Evaluate trained checkpoints."""
     _announce(config)
-    Ensemblor(config).start()
+    with distributed.process_group(pick_device(config.ensemblor.device)):
+        Ensemblor(config).start()
 
 
 def _announce(config: Config) -> None:

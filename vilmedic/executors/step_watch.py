@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import DataError
 from vilmedic.executors.log import LOGGER, MetricsLog
+from vilmedic.executors.no_log import NoLog
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.training_step import StepResult
+from vilmedic.launch import is_main_process
 
 
 class StepWatch:
@@ -33,7 +36,7 @@ class StepWatch:
         section: TrainorSection,
         device: torch.device,
         data: Any,
-        log: MetricsLog,
+        log: MetricsLog | NoLog,
         tally: Tally,
     ) -> None:
         self.section, self.device, self.data = section, device, data
@@ -43,12 +46,19 @@ class StepWatch:
     def start_epoch(self, epoch: int, steps: int, done: int) -> None:
         """Open the progress bar of an epoch of `steps` steps, of which some were done before."""
         self._epoch = epoch
-        self._bar = tqdm(total=steps, initial=done, desc=f"Epoch {epoch}", disable=None)
+        self._bar = tqdm(
+            total=steps,
+            initial=done,
+            desc=f"Epoch {epoch}",
+            disable=None if is_main_process() else True,
+        )
         self._began, self._samples = time.perf_counter(), 0
 
     def end_epoch(self) -> None:
         """Close the progress bar and say which samples were left out."""
         self._bar.close()
+        for skipped in distributed.gather(self.data.skipped):
+            self.data.skip(skipped)
         self.data.report_skipped()
 
     def after_step(

@@ -11,6 +11,7 @@ from torch import nn
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import make_loader
 from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.executors.parallel import gathered
 from vilmedic.registry import DATASETS, METRICS
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Validator:
         )
         scores: dict[str, float] = {}
         cuda = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
+        with torch.random.fork_rng(devices=cuda), gathered(model):
             for split in self._section.splits:
                 prefix = PUBLISHED_NAMES.get(split, split)
                 features = networks.split(split)
