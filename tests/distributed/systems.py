@@ -82,13 +82,26 @@ def build(system: str, *, norm: bool = False, **settings: Any) -> Model:
     """A model that is the same in every process, without dropout; batch statistics on wish."""
     torch.manual_seed(0)
     model = SYSTEMS[system][0](**settings)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not norm:
-            module.eval()
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    if norms:
+        _set_statistics(model, norms, make_batches(system, [16])[0])
+    for module in norms if not norm else []:
+        module.eval()
+        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
     return model
+
+
+def _set_statistics(model: Any, norms: list[Any], batch: Batch) -> None:
+    """Make running statistics those of a batch: what is normalised by others fades away."""
+    for module in norms:
+        module.momentum = 1.0
+    with torch.no_grad():
+        model.encode(batch)
+    for module in norms:
+        module.momentum = 0.1
 
 
 def make_batches(system: str, sizes: Sequence[int] = SIZES) -> Batches:

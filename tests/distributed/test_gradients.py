@@ -49,11 +49,11 @@ def gloria_in_chunks() -> Any:
 
 
 def any_loss_with_learned_temperature() -> Any:
-    return compare("Pairs", steps=3)
+    return compare("Pairs", steps=3, **CLIPPED)
 
 
 def any_loss_with_learned_temperature_in_chunks() -> Any:
-    return compare("Pairs", steps=3, settings={"forward_batch_size": 2})
+    return compare("Pairs", steps=3, settings={"forward_batch_size": 2}, **CLIPPED)
 
 
 def no_interaction() -> Any:
@@ -107,7 +107,9 @@ def wrong_gradients() -> dict[str, Tensor]:
         return both / 2
 
     def averaged(loss: Tensor, model: nn.Module) -> Tensor:
-        grads = torch.autograd.grad(loss, [model.image.weight, model.text[0].weight])
+        grads = torch.autograd.grad(
+            loss, [model.image.weight, model.text[0].weight], retain_graph=True
+        )
         flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
         return flat / distributed.world_size()

@@ -9,8 +9,8 @@ from vilmedic import distributed
 from vilmedic.gather import Part
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm`, on the CPU as well, where torch has none.
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """`torch.nn.SyncBatchNorm` for CPUs, where torch has none.
 
     Every position counts once, whichever process it is in, so the result and its gradient are
     those of one process on the whole batch.
@@ -18,7 +18,7 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, C, ...] by the mean and the variance of each channel."""
-        if input.is_cuda or not self.training or distributed.world_size() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(input)
         dims = [dim for dim in range(input.ndim) if dim != 1]
         variance, mean = torch.var_mean(input.float(), dims, correction=0)
@@ -37,6 +37,9 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
             result = result * self.weight.view(shape) + self.bias.view(shape)
         return result.to(input.dtype)
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions behind the channels will do."""
+
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics towards those of this batch."""
@@ -50,8 +53,10 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance * count / (count - 1), move)
 
 
-def synchronize_batch_norm(module: nn.Module) -> nn.Module:
+def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with each of its batch normalisations replaced, weights and names kept."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         synced = SyncedBatchNorm(
             module.num_features,
@@ -64,5 +69,5 @@ def synchronize_batch_norm(module: nn.Module) -> nn.Module:
             setattr(synced, name, value)
         return synced.train(module.training)
     for name, child in module.named_children():
-        setattr(module, name, synchronize_batch_norm(child))
+        setattr(module, name, synchronize_batch_norm(child, device))
     return module

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
@@ -15,6 +16,8 @@ from vilmedic.executors.parallel import like
 from vilmedic.executors.score import lower_is_better
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
+FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
+"""The fused updates that torch has for weights of which each process holds a part."""
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
 LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
@@ -44,6 +47,8 @@ def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> b
     """Whether torch has one kernel for the whole update, and the options leave the choice open."""
     others = ("fused", "foreach", "capturable", "differentiable")
     if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
+        return False
+    if isinstance(parameters[0], DTensor) and cls not in FUSED_WHEN_SHARDED:
         return False
     try:
         cls(parameters, **options, fused=True)

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vilmedic import distributed
 from vilmedic.datasets.sample import stable_seed
+from vilmedic.errors import ConfigError
 from vilmedic.executors.blocks import repeated_blocks
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.gather import Part
@@ -37,9 +38,21 @@ def seed_this_process(seed: int) -> None:
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Leave each process its part of every weight, in place; whole blocks are gathered at once."""
+    """Leave each process its part of every weight, in place; whole blocks are gathered at once.
+
+    Raises:
+        ConfigError: a weight is a single number without a dimension, which cannot be parted.
+    """
     if distributed.world_size() == 1:
         return
+    single = [name for name, value in model.named_parameters() if value.ndim == 0]
+    if single:
+        raise ConfigError(
+            f"trainor.parallel: given 'fsdp', but the weight '{single[0]}' has no dimension to be "
+            "parted along. Make it a vector of one number, or use ddp."
+        )
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # parts are cut from memory as it lies
     copy_from_main([*model.parameters(), *model.buffers()])
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in repeated_blocks(model):

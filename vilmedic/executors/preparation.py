@@ -91,7 +91,7 @@ def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> Non
 def prepare_network(model: nn.Module, section: TrainorSection, device: torch.device) -> None:
     """Move a model to its device and lay it out, in place, for how it is to be computed."""
     if section.sync_bn and distributed.world_size() > 1:
-        synchronize_batch_norm(model)
+        synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
     if section.compile:
