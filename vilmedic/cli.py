@@ -104,6 +104,9 @@ def command(
         143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
         the end of another process.
     """
+    if processes() > 1:
+        # Before torch is loaded: every process would warn of the same things.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         line = parse(sys.argv[1:] if argv is None else argv, prog)
         if line.option == "--help":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,10 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)
 """How long a process waits for another, which may be measuring or drawing for all of them."""
+
+# Newer torch has other names for the same collectives, and warns of the old ones.
+all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 _alone = False
 
@@ -41,6 +46,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     # Both kinds of tensor are exchanged: what is computed, and on the CPUs what is agreed on.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+    if not is_main():
+        warnings.simplefilter("ignore")  # the main process gives the same ones
     yield
     # Not after an error: parting would wait for processes that may never come.
     wait()
@@ -104,7 +111,7 @@ def exchange(numbers: Sequence[int]) -> list[list[int]]:
         return [list(numbers)]
     own = torch.tensor(numbers, dtype=torch.int64)
     table = torch.empty(world_size() * len(own), dtype=torch.int64)
-    dist.all_gather_into_tensor(table, own)
+    all_gather(table, own)
     return table.view(world_size(), -1).tolist()
 
 
@@ -120,9 +127,7 @@ def gather(value: T) -> list[T]:
     sizes = [size for (size,) in exchange([len(packed)])]
     largest = max(sizes)
     everything = torch.empty(world_size() * largest, dtype=torch.uint8)
-    dist.all_gather_into_tensor(
-        everything, torch.cat([packed, packed.new_zeros(largest - len(packed))])
-    )
+    all_gather(everything, torch.cat([packed, packed.new_zeros(largest - len(packed))]))
     return [
         _unpack(part[:size]) for part, size in zip(everything.split(largest), sizes, strict=True)
     ]

@@ -131,7 +131,7 @@ def gather_rows(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
     rows = value.byte() if value.dtype == torch.bool else value
     rows = _filled(rows.contiguous(), largest)
     everything = rows.new_empty(len(sizes) * largest, *rows.shape[1:])
-    dist.all_gather_into_tensor(everything, rows)
+    distributed.all_gather(everything, rows)
     if min(sizes) < largest:
         parts = everything.split(largest)
         everything = torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
@@ -144,7 +144,7 @@ def _add_up_rows(value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
     if min(sizes) < largest:
         value = torch.cat([_filled(part, largest) for part in value.split(list(sizes))])
     own = value.new_empty(largest, *value.shape[1:])
-    dist.reduce_scatter_tensor(own, value.contiguous())
+    distributed.reduce_scatter(own, value.contiguous())
     return own[: sizes[rank]]
 
 

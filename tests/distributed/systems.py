@@ -78,7 +78,7 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
 }
 
 
-def build(system: str, *, norm: bool = False, **settings: Any) -> Model:
+def build(system: str, *, norm: bool = False, double: bool = False, **settings: Any) -> Model:
     """A model that is the same in every process, without dropout; batch statistics on wish."""
     torch.manual_seed(0)
     model = SYSTEMS[system][0](**settings)
@@ -91,7 +91,7 @@ def build(system: str, *, norm: bool = False, **settings: Any) -> Model:
     for module in norms if not norm else []:
         module.eval()
         module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
-    return model
+    return model.double() if double else model
 
 
 def _set_statistics(model: Any, norms: list[Any], batch: Batch) -> None:
@@ -161,13 +161,19 @@ def compare(
     sizes: Sequence[int] = SIZES,
     *,
     norm: bool = False,
+    double: bool = False,
     settings: Any = None,
     **keys: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same steps in all processes together, and in each alone on the whole batches."""
     batches = make_batches(system, sizes)
-    settings = settings or {}
+    settings = {"norm": norm, "double": double, **(settings or {})}
+    if double:
+        batches = [
+            {k: v.double() if v.is_floating_point() else v for k, v in one.items()}
+            for one in batches
+        ]
     with distributed.alone():
-        expected = outcome(*train(build(system, norm=norm, **settings), batches, **keys))
-    given = outcome(*train(build(system, norm=norm, **settings), batches, **keys))
+        expected = outcome(*train(build(system, **settings), batches, **keys))
+    given = outcome(*train(build(system, **settings), batches, **keys))
     return given, expected

@@ -61,16 +61,16 @@ def no_interaction() -> Any:
 
 
 def synchronized_statistics() -> Any:
-    return compare("ConVIRT", norm=True, sync_bn=True)
+    return compare("ConVIRT", norm=True, double=True, sync_bn=True, **CLIPPED)
 
 
 def sharded_convirt() -> Any:
-    return compare("ConVIRT", parallel="fsdp", steps=2, **CLIPPED)
+    return compare("ConVIRT", double=True, parallel="fsdp", steps=2, **CLIPPED)
 
 
 def sharded_gloria_in_chunks() -> Any:
     settings = {"forward_batch_size": 2}
-    return compare("GLoRIA", parallel="fsdp", steps=2, settings=settings, **CLIPPED)
+    return compare("GLoRIA", double=True, parallel="fsdp", steps=2, settings=settings, **CLIPPED)
 
 
 def sharded_autoencoder() -> Any:
@@ -101,8 +101,8 @@ def wrong_gradients() -> dict[str, Tensor]:
     (own,), (part,) = parts_of(batches)
 
     def loss_of(first: Tensor, second: Tensor, target: Tensor) -> Tensor:
-        forth = first @ everyone["linguistic"].T / 0.2
-        back = second @ everyone["visual"].T / 0.2
+        forth = first @ everyone["linguistic"].T / 0.1
+        back = second @ everyone["visual"].T / 0.1
         both = functional.cross_entropy(forth, target) + functional.cross_entropy(back, target)
         return both / 2
 

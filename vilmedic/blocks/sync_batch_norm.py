@@ -21,7 +21,8 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or distributed.world_size() == 1:
             return super().forward(input)
         dims = [dim for dim in range(input.ndim) if dim != 1]
-        variance, mean = torch.var_mean(input.float(), dims, correction=0)
+        wide = torch.promote_types(input.dtype, torch.float32)
+        variance, mean = torch.var_mean(input.to(wide), dims, correction=0)
         count = mean.new_full((1,), input.numel() / input.shape[1])
         part = Part((1,) * distributed.world_size(), distributed.rank())
         table = part.gather(torch.cat([mean, variance, count]).unsqueeze(0))
@@ -48,9 +49,9 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         momentum = self.momentum
-        move = 1 / self.num_batches_tracked.float() if momentum is None else torch.tensor(momentum)
+        move = 1 / self.num_batches_tracked.item() if momentum is None else momentum
         self.running_mean.lerp_(mean, move)
-        self.running_var.lerp_(variance * count / (count - 1), move)
+        self.running_var.lerp_(variance * (count / (count - 1)), move)
 
 
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:

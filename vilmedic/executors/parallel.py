@@ -7,6 +7,7 @@ and of its optimizer state, and gathers a block's weights while it computes with
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +30,8 @@ from vilmedic.models.contract import ContrastiveModel, Model
 
 BUCKET = 25 * 2**20
 """Bytes of gradients or weights that are exchanged at once."""
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = next(k for k in ("forward_sync_buffers", "broadcast_buffers") if k in _KNOWN)
 
 
 def seed_this_process(seed: int) -> None:
@@ -58,6 +61,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     for block in repeated_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if isinstance(model, ContrastiveModel):
+        register_fsdp_forward_method(model, "encode")
 
 
 class Parallel:
@@ -83,7 +88,7 @@ class Parallel:
             if not self._by_hand:
                 self._network = DistributedDataParallel(
                     model,
-                    broadcast_buffers=False,
+                    **{_SYNC_BUFFERS: False},
                     find_unused_parameters=True,
                     gradient_as_bucket_view=True,
                 )
@@ -100,8 +105,13 @@ class Parallel:
         A model that encodes in chunks also makes the floats of a chunk only.
         """
         if isinstance(self.model, ContrastiveModel):
-            return self._network(batch, prepare, part if self.world > 1 else None)
-        output: dict[str, Tensor] = self._network(prepare(batch))
+            share = part if self.world > 1 else None
+            if self.sharded:
+                # Weights are gathered by `encode`, whose second pass comes in the backward pass.
+                return self.model.forward(batch, prepare, share)
+            output: dict[str, Tensor] = self._network(batch, prepare, share)
+            return output
+        output = self._network(prepare(batch))
         if self.world == 1:
             return output
         return {k: v * part.weight if v.ndim == 0 else v for k, v in output.items()}
