@@ -77,7 +77,7 @@ def test_killed_runs_continue_exactly(data: Path, reference: Path, tmp_path: Pat
         for rank in killed:
             running[rank].kill()
         for rank, process in enumerate(running):
-            process.join(60)
+            process.join(200)
             expected = -signal.SIGKILL if rank in killed else 1
             assert process.exitcode == expected
     assert "another process of this run has ended" in (tmp_path / "output_0.txt").read_text()
@@ -191,7 +191,7 @@ def test_torchrun_shows_the_first_error(data: Path, tmp_path: Path) -> None:
 
 
 def _wait_for_step(metrics: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
             return
