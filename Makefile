@@ -7,7 +7,7 @@ PHANTOM := data/phantom
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check phantom clean
+.PHONY: setup demo test test-crash check phantom clean
 
 setup: $(VENV)/.installed
 
@@ -32,3 +32,7 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest tests
+
+# Kills every system at 20 random moments and compares what it became with the run never killed.
+test-crash: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --kills 20

@@ -4,10 +4,11 @@
     python benchmarks/constant_memory.py --systems SimCLR --batches 8 64
 
 One training step on random images and reports, encoded in chunks of 8 samples in both cases, with
-the graphs of all chunks kept or with `model.forward_batch_size`. Every figure comes from a process
-of its own. Memory is the highest resident size (on a GPU: allocated size) during a step above that
-with model, gradients and optimizer state in place; time is the median of steps that follow. Prints
-a table, writes a plot, and prints one line of JSON for each system; the last is ConVIRT's.
+the graphs of all chunks kept or with `model.forward_batch_size`. Memory is the highest resident
+size (on a GPU: allocated size) of a process of its own during a step, above that with model,
+gradients and optimizer state in place; what the process frees counts as free. Time is the median
+of steps of both kinds by turns in another process. Prints a table, writes a plot, and prints one
+line of JSON for each system; the last is ConVIRT's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -35,6 +37,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors.optimization import make_optimizer
+from vilmedic.executors.preparation import prepare_network
 from vilmedic.executors.training_step import TrainingStep
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
@@ -48,6 +51,7 @@ from vilmedic.models.simclr import SimCLR
 CHUNK = 8
 TOKENS = 32
 MIB = 2**20
+KINDS = ("kept", "constant")
 SYSTEMS = ("GLoRIA", "SimCLR", "ConVIRT")
 BERT: dict[str, Any] = {
     "hidden_size": 128,
@@ -68,7 +72,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plot", type=Path, default=Path("constant_memory.png"))
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--time", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -150,27 +155,48 @@ def prepare(batch: Batch) -> Batch:
     return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB at the peak, and seconds, of steps of one system and batch; run in a fresh process."""
-    system, kind, size = arguments.measure
-    device = torch.device(arguments.device)
+def make_step(
+    arguments: argparse.Namespace, system: str, kind: str, device: torch.device
+) -> TrainingStep:
+    """The step of the training engine, after a first one on a batch of one chunk.
+
+    From then on libraries, gradients and optimizer state are there.
+    """
     torch.manual_seed(0)
-    model: ContrastiveModel = make_model(system, arguments.backbone, CHUNK).to(device)
+    model: ContrastiveModel = make_model(system, arguments.backbone, CHUNK)
     if kind == "kept":
         model = KeptGraphs(model)
     section = TrainorSection(optimizer="AdamW", optim_params={"lr": 1e-4})
+    prepare_network(model, section, device)
     step = TrainingStep(model, prepare, make_optimizer(model, section), section, device)
-    step([make_batch(system, CHUNK, arguments.pixels)])  # libraries, gradients, optimizer state
+    step([make_batch(system, CHUNK, arguments.pixels)])
+    return step
+
+
+def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """MiB at the peak of one step, and its loss; run in a fresh process."""
+    system, kind, size = arguments.memory
+    device = torch.device(arguments.device)
+    step = make_step(arguments, system, kind, device)
     batch = make_batch(system, int(size), arguments.pixels)
     held = start_peak(device)
     loss = step([batch]).loss.item()
-    peak = read_peak(device) - held
-    seconds = []
+    return {"mib": read_peak(device) - held, "loss": loss}
+
+
+def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of steps of both kinds, taken by turns; run in a fresh process."""
+    system, size = arguments.time
+    device = torch.device(arguments.device)
+    steps = {kind: make_step(arguments, system, kind, device) for kind in KINDS}
+    batch = make_batch(system, int(size), arguments.pixels)
+    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(arguments.repetitions):
-        began = time.perf_counter()
-        step([batch]).loss.item()
-        seconds.append(time.perf_counter() - began)
-    return {"mib": peak, "seconds": statistics.median(seconds), "loss": loss}
+        for kind, step in steps.items():
+            began = time.perf_counter()
+            step([batch]).loss.item()
+            seconds[kind].append(time.perf_counter() - began)
+    return {kind: statistics.median(values) for kind, values in seconds.items()}
 
 
 def start_peak(device: torch.device) -> float:
@@ -178,7 +204,7 @@ def start_peak(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MIB
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return read_status("VmRSS")
 
@@ -198,10 +224,14 @@ def read_status(field: str) -> float:
     return int(found[1]) / 1024
 
 
-def run_child(system: str, kind: str, size: int) -> dict[str, float]:
+def run_child(option: str, *values: object) -> dict[str, float]:
     """Measure in a process of its own."""
-    command = [sys.executable, *sys.argv, "--measure", system, kind, str(size)]
-    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, *sys.argv, option, *map(str, values)]
+    # Blocks above 64 kB go back to the system at once when they are freed; by default the C
+    # library keeps up to 32 MB blocks, and the resident size would show that habit instead.
+    trim = {"MALLOC_MMAP_THRESHOLD_": "65536"} if option == "--memory" else {}
+    environment = {**os.environ, **trim}
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
     return found
 
@@ -248,8 +278,9 @@ def main() -> None:
     """Measures, prints and plots."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    if arguments.measure:
-        print(json.dumps(measure(arguments)))
+    if arguments.memory or arguments.time:
+        found = measure_memory(arguments) if arguments.memory else measure_time(arguments)
+        print(json.dumps(found))
         return
     batches = sorted(arguments.batches)
     tables: dict[str, dict[tuple[str, int], Any]] = {}
@@ -257,8 +288,10 @@ def main() -> None:
         rows = tables[system] = {}
         print(f"{system}: batch, MiB and seconds with graphs kept, in constant memory", flush=True)
         for size in batches:
-            for kind in ("kept", "constant"):
-                rows[kind, size] = run_child(system, kind, size)
+            seconds = run_child("--time", system, size)
+            for kind in KINDS:
+                memory = run_child("--memory", system, kind, size)
+                rows[kind, size] = memory | {"seconds": seconds[kind]}
             kept, ours = rows["kept", size], rows["constant", size]
             print(
                 f"{size:6d} {kept['mib']:9.1f} {kept['seconds']:8.2f} "

@@ -46,6 +46,8 @@ def train(arguments: list[str], log: Path) -> None:
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.chdir(ROOT)
+    # As for a command: workers are forks of this process, and end when it is killed.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     from vilmedic.cli import train as command
 

@@ -125,3 +125,31 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     assert "weights that the file lacks (1): bias" in text
     assert "weights that the model does not have (1): scale" in text
     assert "weight is (2, 4), the model wants (2, 3)" in text
+
+
+def test_newest_state_and_its_name(tmp_path: Path) -> None:
+    write(tmp_path, "last_1.pth", "last_2.pth", "0.5_9_3.pth")
+    os.utime(tmp_path / "last_1.pth", (9, 9))
+    os.utime(tmp_path / "last_2.pth", (5, 5))
+    assert checkpoint.newest(tmp_path) == tmp_path / "last_1.pth"
+    assert checkpoint.newest(tmp_path, seed=2) == tmp_path / "last_2.pth"
+    assert checkpoint.newest(tmp_path, seed=7) is None
+    assert checkpoint.locate("last", tmp_path).name == "last_1.pth"
+    with pytest.raises(CheckpointError, match="there is no file 'last'"):
+        checkpoint.locate("last", tmp_path / "empty")
+
+
+def test_what_a_killed_write_left_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "last_1.pth"
+    (tmp_path / ".last_1.pth.tmp").write_bytes(b"half")
+    checkpoint.save_checkpoint({"model": {}}, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last_1.pth"]
+
+
+def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    state = {"model": {"weight": torch.ones(1, 1)}, "ema": {"weight": torch.full((1, 1), 2.0)}}
+    checkpoint.load_weights(model, state, tmp_path / "x.pth", ema=True)
+    assert model.weight.item() == 2
+    with pytest.raises(CheckpointError, match="holds no averaged weights"):
+        checkpoint.load_weights(model, {**state, "ema": None}, tmp_path / "x.pth", ema=True)

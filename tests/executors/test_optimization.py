@@ -8,7 +8,7 @@ from torch import nn
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
-from vilmedic.executors.optimization import Schedule, make_optimizer
+from vilmedic.executors.optimization import Schedule, make_optimizer, restore_optimizer
 
 
 def make(lr: float = 1.0, total_steps: int = 10, **keys: object) -> tuple:
@@ -74,3 +74,59 @@ def test_frozen_model_is_refused() -> None:
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing to train"):
         make_optimizer(model, TrainorSection())
+
+
+def test_longer_run_stretches_its_schedule() -> None:
+    keys = {"lr_decay": "OneCycleLR", "lr_decay_params": {"max_lr": 1.0}}
+    optimizer, short = make(total_steps=4, **keys)
+    for _ in range(4):
+        optimizer.step()
+        short.after_step()
+    other, long = make(total_steps=8, **keys)
+    other.load_state_dict(optimizer.state_dict())
+    long.load_state_dict(short.state_dict())
+    rates = []
+    for _ in range(3):
+        long.after_step()
+        rates.append(rate(other))
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.1
+
+
+@pytest.mark.parametrize("lr_decay", [None, "CosineAnnealingLR"])
+def test_changed_options_take_effect_on_resume(lr_decay: str | None) -> None:
+    optimizer, schedule = make(lr=1.0, lr_decay=lr_decay)
+    optimizer.step()
+    schedule.after_step()
+    before = rate(optimizer)
+
+    section = TrainorSection(
+        optimizer="SGD", optim_params={"lr": 0.5, "weight_decay": 0.1}, lr_decay=lr_decay
+    )
+    other = make_optimizer(nn.Linear(2, 2), section)
+    continued = Schedule(other, section, 10)
+    saved = {"lr": 1.0, "weight_decay": 0.0}
+    restore_optimizer(other, optimizer.state_dict(), saved, section)
+    continued.load_state_dict(schedule.state_dict())
+
+    assert rate(other) == pytest.approx(before / 2)
+    assert other.param_groups[0]["weight_decay"] == 0.1
+    if lr_decay is not None:
+        schedule.after_step()
+        continued.after_step()
+        assert rate(other) == pytest.approx(rate(optimizer) / 2)
+
+
+def test_unchanged_options_are_those_of_the_checkpoint() -> None:
+    optimizer, _ = make(lr=1.0)
+    optimizer.param_groups[0]["lr"] = 0.3
+    section = TrainorSection(optimizer="SGD", optim_params={"lr": 1.0})
+    other = make_optimizer(nn.Linear(2, 2), section)
+    restore_optimizer(other, optimizer.state_dict(), {"lr": 1.0}, section)
+    assert rate(other) == 0.3
+
+
+def test_choice_of_a_kernel_is_the_users() -> None:
+    section = TrainorSection(optimizer="AdamW", optim_params={"foreach": True})
+    assert not make_optimizer(nn.Linear(2, 2), section).param_groups[0]["fused"]
+    assert make_optimizer(nn.Linear(2, 2), TrainorSection(optimizer="AdamW")).defaults["fused"]
