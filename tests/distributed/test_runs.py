@@ -107,7 +107,8 @@ def test_number_of_processes_changes_in_the_middle(
         "model.encoder.hidden_dropout_prob=0",
         "model.encoder.attention_probs_dropout_prob=0",
         "model.cnn.freeze=true",
-        "trainor.optimizer=AdamW",
+        "trainor.optimizer=SGD",
+        "trainor.optim_params={lr: 0.01, momentum: 0.9}",
         "ckpt=auto",
         f"trainor.parallel={parallel}",
     )
@@ -133,7 +134,7 @@ def test_evaluation_in_two_processes_gives_the_same_results(data: Path, tmp_path
     train(GLORIA, data, tmp_path, world=1)
     more = (
         "ensemblor.splits=[validate,test]",
-        "ensemblor.metrics={retrieval: {similarity: both}, knn: {ks: [3]}}",
+        "ensemblor.metrics={retrieval: {similarity: both}, knn: {k: 3}}",
         "ensemblor.batch_size=4",
         "ensemblor.baselines=[raw_pixels]",
         "ensemblor.post_processing={plot_attention: {num_samples: 1}}",
@@ -187,7 +188,7 @@ def test_torchrun_shows_the_first_error(data: Path, tmp_path: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, done.stderr
     assert "train.image.tok:6" in errors[0]
-    assert 'File "/' not in done.stderr.split("torch.distributed.elastic", 1)[0]
+    assert "/vilmedic/executors/" not in done.stderr, "no traceback of the project"
 
 
 def _wait_for_step(metrics: Path, step: int) -> None:
