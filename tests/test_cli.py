@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
+from tests.together import environment, free_port
 from vilmedic import cli
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, DataError
@@ -66,9 +68,16 @@ def test_errors_of_the_run_are_texts_as_well(capsys: pytest.CaptureFixture[str])
 def test_one_process_of_a_distributed_run_tells(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", "1")
+    port = free_port()
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    for name, value in environment(1, 2, port).items():
+        monkeypatch.setenv(name, value)
+    assert run("no.yml") == 2
+    assert "no.yml" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
     assert run("no.yml") == 2
     assert capsys.readouterr().err == ""
+    del store
 
 
 def test_a_good_configuration_is_run() -> None:

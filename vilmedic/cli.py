@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, nearest
+from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, processes
 
 FAILED = 2
+BROKEN = 1
 INTERRUPTED = 130  # what shells report after Ctrl-C
 _OPTIONS = ("--help", "--print-config", "--check")
 
@@ -99,8 +102,12 @@ def command(
 
     Returns:
         The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
-        143 after SIGTERM.
+        143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
+        the end of another process.
     """
+    if processes() > 1:
+        # Before torch is loaded: every process would warn of the same things.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         line = parse(sys.argv[1:] if argv is None else argv, prog)
         if line.option == "--help":
@@ -120,11 +127,17 @@ def command(
         _tell(error)
         return FAILED
     except Interrupted as stop:
-        print(f"interrupted: {stop}", file=sys.stderr)
+        if is_main_process():
+            print(f"interrupted: {stop}", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        if processes() == 1:
+            raise
+        _tell_of_defect(error)
+        return BROKEN
     return 0
 
 
@@ -189,8 +202,7 @@ def _print(text: str) -> None:
 
 
 def _tell(error: VilmedicError) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        # every process of a distributed run finds the same fault; one of them says so
+    if not first_to_fail():
         return
     sys.stdout.flush()
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
@@ -198,3 +210,20 @@ def _tell(error: VilmedicError) -> None:
         print(f"{len(problems)} problems:", file=sys.stderr)
     for problem in problems:
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
+
+
+def _tell_of_defect(error: Exception) -> None:
+    """Tell of what is no fault of the user, if no other process has told of the reason."""
+    if not first_to_fail():
+        return
+    sys.stdout.flush()
+    if is_lost_connection(error):
+        rank = os.environ.get("RANK", "0")
+        print(
+            f"error: another process of this run has ended without a message, as process {rank} "
+            "found when it waited for it; the launcher says below how. Killed without a reason "
+            "often means out of memory.",
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)

@@ -173,3 +173,24 @@ def test_dataset_can_be_sent_to_spawned_workers(dataset: ImSeq) -> None:
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.lines([3]) == dataset.lines([3])
     assert copy.parts[0].parts[0] is copy.parts[0]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_each_batch_in_training(world: int) -> None:
+    whole = order(sampler(epoch=1))
+    parts = [order(sampler(epoch=1, rank=rank, world=world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for number, batch in enumerate(whole):
+        assert [index for part in parts for index in part[number]] == batch
+    rest = order(sampler(epoch=1, start_batch=1, rank=1, world=world))
+    assert rest == parts[1][1:]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_take_whole_batches_in_evaluation(world: int) -> None:
+    whole = order(sampler(training=False))
+    parts = [order(sampler(training=False, rank=rank, world=world)) for rank in range(world)]
+    for number, batch in enumerate(whole):
+        assert parts[number % world][number // world] == batch
+    assert sum(map(len, parts)) == len(whole)
+    assert len(sampler(training=False, rank=1, world=world)) == len(parts[1])

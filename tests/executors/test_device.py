@@ -27,3 +27,17 @@ def test_only_tensors_move() -> None:
     moved = move({"index": torch.arange(2), "names": ["a", "b"]}, torch.device("meta"))
     assert moved["index"].device.type == "meta"
     assert moved["names"] == ["a", "b"]
+
+
+def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device(None) == pick_device("cuda") == torch.device("cuda", 1)
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="takes the GPU of its own number"):
+        pick_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="Lower --nproc-per-node"):
+        pick_device(None)

@@ -60,7 +60,7 @@ def test_each_system_gives_its_numbers(make, batch, temperature, names) -> None:
     with observing(model, wanted=True) as observed:
         loss = model(data)["loss"].item()
 
-    numbers = contrastive_diagnostics(model, observed.features, loss, data)
+    numbers = contrastive_diagnostics(model, observed.features, loss, data, len(data["index"]))
 
     assert numbers["loss_over_ln_batch"] == pytest.approx(loss / model.chance_loss(6))
     assert 0 <= numbers["in_batch_r1"] <= 1

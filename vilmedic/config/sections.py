@@ -16,7 +16,8 @@ class TrainorSection:
     Args:
         optimizer: a class of torch.optim.
         optim_params: its options.
-        batch_size: samples a step takes from the data, before accumulation.
+        batch_size: samples a step takes from the data, before accumulation, in all processes
+            together.
         grad_accu: batches whose gradients are averaged into one step.
         clip_grad_norm: largest norm of the gradient; null leaves it as it is.
         lr_decay: a class of torch.optim.lr_scheduler; null keeps the learning rate.
@@ -39,6 +40,9 @@ class TrainorSection:
         compile: compile the repeated blocks of the model, which takes minutes at first.
         activation_checkpointing: compute the inside of the repeated blocks of the model twice
             rather than keep it, which needs less memory and changes no number.
+        parallel: how several processes share the model: ddp gives each the whole of it, fsdp a
+            part of each weight, for models that do not fit.
+        sync_bn: batch normalisation over the samples of all processes instead of those of each.
         device: cpu, cuda or cuda:N; null takes a GPU when there is one.
         num_workers: processes that load data; null takes one a core, four at most.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
@@ -75,6 +79,8 @@ class TrainorSection:
     ema: Annotated[float, AtLeast(0)] | None = None
     compile: bool = False
     activation_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    sync_bn: bool = False
     device: str | None = None
     num_workers: Annotated[int, AtLeast(0)] | None = None
     max_bad_steps: Annotated[int, AtLeast(1)] = 10

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vilmedic import distributed
 from vilmedic.datasets.aligned import AlignedDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import ConfigError
@@ -82,8 +83,10 @@ def cache_tokens(
                     "dataset.image.preset=center_crop, without transforms, views and multi_image."
                 )
             path = part.run_dir / FOLDER / f"{part.split}_{_key(part, vae)}.npy"
-            if not path.is_file():
-                _write(path, part, vae, device, num_workers)
+            with distributed.main_first():
+                if not path.is_file():
+                    with distributed.alone():
+                        _write(path, part, vae, device, num_workers)
             part.token_file = TokenFile(path)
 
 

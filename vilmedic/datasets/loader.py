@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vilmedic import distributed
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
 from vilmedic.datasets.sample import SampleKey, stable_seed
 from vilmedic.errors import DataError, VilmedicError
@@ -21,12 +22,17 @@ logger = logging.getLogger(__name__)
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of sample keys, as a function of seed and epoch alone.
 
+    Several processes share them: in training each takes its part of every batch, and in evaluation
+    every so many-th batch as a whole, since the loss of a batch may depend on all of it.
+
     Args:
         size: number of samples in the data set.
         batch_size: samples a batch.
         training: shuffle, anew in each epoch; otherwise the order is that of the file.
         seed: seed of the order.
         drop_last: leave out a last batch that is shorter than the others.
+        rank: number of the process.
+        world: number of processes.
         epoch: see `set_epoch`.
         start_batch: see `set_epoch`.
         order: the data set's own order of training, if it has one; see `AlignedDataset.order`.
@@ -40,6 +46,8 @@ class EpochSampler(Sampler[list[SampleKey]]):
         training: bool,
         seed: int,
         drop_last: bool,
+        rank: int = 0,
+        world: int = 1,
         epoch: int = 0,
         start_batch: int = 0,
         order: Callable[..., torch.Tensor | None] | None = None,
@@ -47,6 +55,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.order = order
         self.size, self.batch_size = size, batch_size
         self.training, self.seed, self.drop_last = training, seed, drop_last
+        self.rank, self.world = rank, world
         self.set_epoch(epoch, start_batch)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -59,14 +68,16 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, whatever `start_batch` is."""
-        return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
+        """Batches of a whole epoch, whatever `start_batch` is; in evaluation the own ones."""
+        return self._count() if self.training else len(self._own(0))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch if self.training else 0
         order = self._shuffled(epoch) if self.training else torch.arange(self.size)
-        for batch in range(self.start_batch, len(self)):
+        for batch in self._own(self.start_batch):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            if self.training:
+                chosen = torch.tensor_split(chosen, self.world)[self.rank]
             yield [SampleKey(index, epoch) for index in chosen.tolist()]
 
     def _shuffled(self, epoch: int) -> torch.Tensor:
@@ -75,6 +86,15 @@ class EpochSampler(Sampler[list[SampleKey]]):
             return own
         generator = torch.Generator().manual_seed(stable_seed("shuffle", self.seed, epoch))
         return torch.randperm(self.size, generator=generator)
+
+    def _count(self) -> int:
+        return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
+
+    def _own(self, start: int) -> range:
+        """The batches of which this process has something."""
+        if self.training:
+            return range(start, self._count())
+        return range(start + self.rank, self._count(), self.world)
 
 
 class _Guarded(Dataset[Any]):
@@ -136,8 +156,15 @@ class EpochLoader(DataLoader[Any]):
         sampler.set_epoch(epoch, start_batch)
         self.position = start_batch
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    @property
+    def _shared(self) -> bool:
+        sampler = self.batch_sampler
+        return isinstance(sampler, EpochSampler) and sampler.training and sampler.world > 1
+
+    def __iter__(self) -> Iterator[Any]:
         """Yield the batches of a pass.
+
+        Where processes share batches, None stands for one of which this process has no sample.
 
         Raises:
             DataError: a sample is bad; raised here with its own text, whichever process read it.
@@ -155,7 +182,7 @@ class EpochLoader(DataLoader[Any]):
                     del error
             dataset.skip(report["skipped"])
             read, truncated = read + report["read"], truncated + report["truncated"]
-            if batch is not None:
+            if batch is not None or self._shared:
                 yield batch
         dataset.report_skipped()
         if truncated and not self._told_truncated:
@@ -180,7 +207,7 @@ def make_loader(
 
     Args:
         dataset: what to load.
-        batch_size: samples a batch.
+        batch_size: samples a batch, those of all processes together.
         training: shuffle; evaluation keeps the order of the file.
         seed: seed of the order.
         epoch: first pass; `set_epoch` chooses the later ones.
@@ -193,7 +220,7 @@ def make_loader(
         DataError: `drop_last` leaves no batch at all.
     """
     if num_workers is None:
-        num_workers = min(_cores(), 4)
+        num_workers = min(max(1, _cores() // distributed.on_this_machine()), 4)
     if drop_last and len(dataset) < batch_size:
         raise DataError(
             f"{dataset.parts[0].texts.path} gives {len(dataset)} samples, which is not one full "
@@ -205,6 +232,8 @@ def make_loader(
         training=training,
         seed=seed,
         drop_last=drop_last,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
         epoch=epoch,
         start_batch=start_batch,
         order=dataset.order,

@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vilmedic.executors.log import LOGGER, is_main_process
+from vilmedic.executors.log import LOGGER
+from vilmedic.launch import is_main_process
 
 
 class RunBars:

@@ -13,6 +13,7 @@ from torch import nn
 
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.executors.older_formats import older_names, unify
+from vilmedic.executors.parallel import like
 from vilmedic.executors.safe_load import load_plain
 from vilmedic.executors.score import lower_is_better
 
@@ -208,4 +209,4 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
         raise CheckpointError(
             f"{path}: does not fit the model of this configuration. " + "; ".join(complaints) + "."
         )
-    model.load_state_dict(given)
+    model.load_state_dict({key: like(given[key], value) for key, value in own.items()})

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic import distributed
 from vilmedic.errors import DataError
 from vilmedic.executors.device import autocast, move
-from vilmedic.executors.log import is_main_process
+from vilmedic.gather import gather_rows, widened
+from vilmedic.launch import is_main_process
 from vilmedic.models.contract import ContrastiveModel
 
 
@@ -68,6 +70,9 @@ def collect(
 ) -> SplitFeatures:
     """Run a model once over a split, without gradients and in evaluation mode.
 
+    Several processes share the batches of the split; each of them gets the whole result, which is
+    the same, in the same order, as that of one process.
+
     Contrastive models are asked for `encode` and `contrast`, others for `forward`. Every output of
     one vector a sample is kept. Larger ones (feature maps, reconstructions) would fill the memory
     on a large split and are kept only when named.
@@ -91,10 +96,11 @@ def collect(
     """
     outputs: dict[str, Tensor] = {}
     filled = 0
-    total, weight = torch.zeros((), dtype=torch.float64, device=device), 0
+    losses: list[Tensor] = []
+    weights: list[tuple[int, int]] = []
     rows = len(dataset)
+    hidden = None if is_main_process() else True
     with evaluating(model):
-        hidden = None if is_main_process() else True  # None: where there is no terminal
         for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=hidden):
             size = len(batch["index"])
             with torch.inference_mode():
@@ -103,8 +109,8 @@ def collect(
                 if "labels" in batch:
                     produced["labels"] = _multi_hot(batch["labels"], len(dataset.spec.labels))
                 if loss is not None:
-                    total += loss.double() * size
-                    weight += size
+                    losses.append(loss.double())
+                    weights.append((int(batch["index"][0]), size))
             if not outputs:
                 names = (*keep, *getattr(model, "keep", ()))
                 wanted = [k for k, v in produced.items() if _one_row_a_sample(k, v, size, names)]
@@ -113,9 +119,17 @@ def collect(
             for key, buffer in outputs.items():
                 buffer[filled : filled + size].copy_(produced[key])
             filled += size
-    if not filled:
-        raise DataError(f"The split '{split}' has no samples to evaluate.")
     outputs = {key: buffer[:filled] for key, buffer in outputs.items()}
+    values = torch.stack(losses).tolist() if losses else []
+    if distributed.world_size() > 1:
+        for skipped in distributed.gather(dataset.skipped):
+            dataset.skip(skipped)
+        outputs = _from_all(outputs)
+        values, weights = _losses_of_all(values, weights)
+    if not outputs:
+        raise DataError(f"The split '{split}' has no samples to evaluate.")
+    weight = sum(size for _, size in weights)
+    total = sum(value * size for value, (_, size) in zip(values, weights, strict=True))
     return SplitFeatures(
         split=split,
         index=outputs.pop("index"),
@@ -123,7 +137,7 @@ def collect(
         features=outputs,
         label_names=tuple(dataset.spec.labels),
         multi_label=dataset.spec.multi_label,
-        loss=(total / weight).item() if weight else None,
+        loss=total / weight if weight else None,
     )
 
 
@@ -180,6 +194,35 @@ def _run(
     # Outside autocast: the loss of a reduced-precision model is still summed up in float32.
     exact = {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
     return features, model.contrast(exact)["loss"]
+
+
+def _from_all(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of all processes, in the order of the split."""
+    tables = distributed.gather({k: (v.dtype, list(v.shape)) for k, v in own.items()})
+    known = next((table for table in tables if table), {})
+    result = {}
+    for key, (dtype, shape) in known.items():
+        shapes = [table[key][1] if table else [0, *shape[1:]] for table in tables]
+        rows = own[key] if own else torch.empty(0, *shape[1:], dtype=dtype)
+        widths = [max(sides) for sides in zip(*(one[1:] for one in shapes), strict=True)]
+        result[key] = gather_rows(widened(rows, widths), tuple(one[0] for one in shapes))
+    if not result:
+        return {}
+    order = result["index"].argsort()
+    return {key: value[order] for key, value in result.items()}
+
+
+def _losses_of_all(
+    values: list[float], weights: list[tuple[int, int]]
+) -> tuple[list[float], list[tuple[int, int]]]:
+    """The losses of the batches of all processes, in the order of the split, as one adds them."""
+    everything = [
+        pair
+        for values, weights in distributed.gather((values, weights))
+        for pair in zip(values, weights, strict=True)
+    ]
+    everything.sort(key=lambda pair: pair[1][0])
+    return [value for value, _ in everything], [weight for _, weight in everything]
 
 
 def _one_row_a_sample(key: str, value: Any, size: int, keep: Sequence[str]) -> bool:

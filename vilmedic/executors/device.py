@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 from vilmedic.errors import ConfigError
+from vilmedic.launch import processes
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -16,7 +18,8 @@ def pick_device(name: str | None) -> torch.device:
     """The device that a configuration names, or a GPU when there is one, or the CPU.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:N` or None.
+        name: `cpu`, `cuda`, `cuda:N` or None. Of several processes on a machine, each takes the
+            GPU of its own number.
 
     Returns:
         A device that exists on this machine.
@@ -25,7 +28,7 @@ def pick_device(name: str | None) -> torch.device:
         ConfigError: the name is not a device, or this machine does not have it.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise ConfigError(f"device: given '{name}', allowed: cpu, cuda, cuda:N or null.")
@@ -34,6 +37,19 @@ def pick_device(name: str | None) -> torch.device:
             f"device: given '{name}', but this machine has {torch.cuda.device_count()} CUDA "
             "devices. Leave the key out to take what there is."
         )
+    if kind == "cuda" and processes() > 1:
+        if number:
+            raise ConfigError(
+                f"device: given '{name}', but each of several processes takes the GPU of its own "
+                "number. Allowed: cpu, cuda or null."
+            )
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if own >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device: this machine has {torch.cuda.device_count()} CUDA devices, but more "
+                "processes were started. Lower --nproc-per-node, or set device to cpu."
+            )
+        return torch.device("cuda", own)
     return torch.device(name)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.gather import Part
 from vilmedic.models.contract import ContrastiveModel, Features
 
 
@@ -35,30 +36,37 @@ def observing(model: Any, wanted: bool) -> Iterator[Observed]:
     if not wanted or not isinstance(model, ContrastiveModel):
         yield observed
         return
-    contrast = model.contrast
+    contrast, contrast_part = model.contrast, model.contrast_part
 
     def keep(features: Features) -> dict[str, Tensor]:
         observed.features = {key: value.detach() for key, value in features.items()}
         return contrast(features)
 
-    model.contrast = keep  # type: ignore[method-assign]
+    def keep_part(features: Features, part: Part) -> dict[str, Tensor]:
+        result = contrast_part(features, part)
+        observed.features = {key: value.detach() for key, value in features.items()}
+        return result
+
+    model.contrast, model.contrast_part = keep, keep_part  # type: ignore[method-assign]
     try:
         yield observed
     finally:
-        del model.contrast
+        del model.contrast, model.contrast_part
 
 
 @torch.no_grad()
 def contrastive_diagnostics(
-    model: Any, features: Features, loss: float, batch: Mapping[str, Any]
+    model: Any, features: Features, loss: float, batch: Mapping[str, Any], size: int
 ) -> dict[str, float]:
     """The numbers by which a stuck or collapsed run is told from a healthy one.
 
     Args:
         model: says which features are compared, and what a loss of no information is.
-        features: those of one batch, as `contrast` got them.
+        features: those of one batch, as `contrast` got them; of a batch that is spread over
+            processes those of this process.
         loss: the loss of the batch.
         batch: the batch; `input_ids` [B, T] are looked through for duplicates.
+        size: samples of the whole batch.
 
     Returns:
         `loss_over_ln_batch`: the loss over that of features that tell nothing, ln(B) for a
@@ -72,7 +80,7 @@ def contrastive_diagnostics(
     numbers: dict[str, float] = {}
     if first is None or second is None or first.ndim != 2 or first.shape != second.shape:
         return numbers
-    chance = model.chance_loss(len(first))
+    chance = model.chance_loss(size)
     if chance:
         numbers["loss_over_ln_batch"] = loss / chance
     one, other = (functional.normalize(value.float(), dim=1) for value in (first, second))

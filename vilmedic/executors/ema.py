@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.errors import ConfigError
+from vilmedic.executors.parallel import like, local
 
 
 class AveragedWeights:
@@ -42,7 +43,7 @@ class AveragedWeights:
         """
         move = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, value in self._tensors().items():
-            average = self._average[name]
+            average, value = local(self._average[name]), local(value)
             if value.is_floating_point():
                 average.lerp_(value, (taken * move).to(value.dtype))
             else:
@@ -66,7 +67,7 @@ class AveragedWeights:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue with the average of a checkpoint."""
         for name, value in self._average.items():
-            value.copy_(state[name])
+            value.copy_(like(state[name], value))
 
     @torch.no_grad()
     def _swap(self) -> None:

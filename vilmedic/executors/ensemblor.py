@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from vilmedic import distributed
 from vilmedic.config.build import build, build_calls, entries
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
@@ -32,6 +33,8 @@ EXPLORER = "explore_representation"
 
 class Ensemblor:
     """Evaluates the best checkpoints of a run as its configuration says.
+
+    Several processes share the passes over the splits; one of them writes and draws.
 
     One pass over each split gives the features that all metrics and post-processing share. The
     numbers of the model are written before baselines are measured and pictures drawn, so that
@@ -69,32 +72,36 @@ class Ensemblor:
             VilmedicError: post-processing failed, after everything else was done.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
-        for split in self.section.splits:
-            self._dataset(split)
+        with distributed.main_first():
+            for split in self.section.splits:
+                self._dataset(split)
         if self.section.generate_images:
-            self._generate()
+            if distributed.is_main():
+                with distributed.alone():
+                    self._generate()
             return {}
         model = self._networks(self._trained_members())
         for split in self.section.splits:
             cache_tokens(
                 self._dataset(split), model.members[0](), self.device, self.section.num_workers
             )
-        self._check(model)
+        with distributed.alone():
+            self._check(model)
         names = ", ".join(path.name for path in self.paths)
         LOGGER.info("Evaluating %d checkpoint(s) of %s: %s", len(self.paths), self.run_dir, names)
 
         results = {}
         for split in self.section.splits:
             results[split] = self._header(split, model) | self._measure(model, split)
-            write_results(results[split], self.run_dir)
+            self._write(results[split])
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
             baseline = self._networks([self._baseline(name)])
             for split in self.section.splits:
                 results[split]["baselines"][name] = self._measure(baseline, split)
-                write_results(results[split], self.run_dir)
+                self._write(results[split])
             baseline.forget()
-        failures = self._post_process(model)
+        failures = distributed.on_main(lambda: self._post_process(model))
         for split in self.section.splits:
             LOGGER.info("%s", table(results[split]))
             LOGGER.info("Written: %s", self.run_dir / f"results_{split}.json")
@@ -124,6 +131,10 @@ class Ensemblor:
         for folder in generation.start(datasets):
             LOGGER.info("Written: %s", folder / "sheet.png")
 
+    def _write(self, results: dict[str, Any]) -> None:
+        if distributed.is_main():
+            write_results(results, self.run_dir)
+
     def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
         """The loss and every metric of a split."""
         evaluation = self._evaluation(networks, split)
@@ -135,7 +146,9 @@ class Ensemblor:
         failures = []
         for (name, action), split in itertools.product(self.post_processing, self.section.splits):
             try:
-                for line in grouped(action(self._evaluation(networks, split))):
+                with distributed.alone():
+                    written = action(self._evaluation(networks, split))
+                for line in grouped(written):
                     LOGGER.info("Written: %s", line)
             except Exception as error:
                 LOGGER.exception("%s failed on the split %s", name, split)

@@ -10,12 +10,16 @@ from types import FrameType
 from typing import Any
 
 from vilmedic.errors import Interrupted
+from vilmedic.launch import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
     """Catches signals while it is entered, once; the second one acts as it always does.
+
+    A launcher of several processes passes signals on, and repeats them: those of its processes are
+    caught as often as they come, and the launcher itself ends what takes too long.
 
     Outside the main thread, where Python handles no signals, it does nothing.
     """
@@ -37,9 +41,14 @@ class Interruption:
     def may_come_at_once(self) -> Iterator[None]:
         """A stretch that changes nothing, an evaluation say, and may be left in the middle.
 
+        With several processes it is not left, since the others would wait.
+
         Raises:
             Interrupted: a signal came.
         """
+        if processes() > 1:
+            yield
+            return
         self._at_once = True
         try:
             if self.received is not None:
@@ -50,12 +59,13 @@ class Interruption:
 
     def stop(self, message: str) -> Interrupted:
         """The error that ends the run, with the status that shells give a process so ended."""
-        assert self.received is not None
-        return Interrupted(message, 128 + self.received)
+        # Where another process was told to stop, this one may hear of it from that.
+        return Interrupted(message, 128 + (self.received or signal.SIGTERM))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._let_go()
+        self.received = self.received or signal.Signals(number)
+        if processes() == 1:
+            self._let_go()
         if self._at_once:
             raise self.stop("")
 

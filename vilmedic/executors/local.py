@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vilmedic import distributed
 from vilmedic.datasets.sample import SampleKey
 from vilmedic.executors.collect import evaluating
 from vilmedic.executors.device import autocast, move
+from vilmedic.gather import gather_rows
 
 if TYPE_CHECKING:
     from vilmedic.executors.evaluation import Ensemble
@@ -43,7 +45,7 @@ class LocalFeatures:
 
     def __init__(self, networks: Ensemble) -> None:
         self._networks = networks
-        self._kept: dict[tuple[str, int], list[Tensor]] = {}
+        self._kept: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         self._bytes = 0
 
     def forget(self) -> None:
@@ -74,8 +76,10 @@ class LocalFeatures:
             if not hasattr(model, "local_similarity"):
                 return None
             encoded = self._encode_texts(model, dataset, list(unique))
-            parts = []
-            for regions in self._regions(split, number, model):
+            parts: list[Tensor] = [torch.empty(0, len(unique))]
+            index: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+            for rows, regions in self._regions(split, number, model):
+                index.append(rows)
                 part = torch.empty(len(regions), len(unique))
                 for block in encoded:
                     words, mask = block.words.to(networks.device), block.mask.to(networks.device)
@@ -85,7 +89,7 @@ class LocalFeatures:
                         )
                     part[:, block.places] = found.cpu()
                 parts.append(part)
-            similarity = torch.cat(parts) / len(networks.members)
+            similarity = _in_order(torch.cat(parts), torch.cat(index)) / len(networks.members)
             total = similarity if total is None else total + similarity
         return None if total is None else total[:, [unique[text] for text in texts]]
 
@@ -122,23 +126,25 @@ class LocalFeatures:
             total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
         return total
 
-    def _regions(self, split: str, number: int, model: nn.Module) -> Iterator[Tensor]:
-        """The regions of a split, [B, D, h, w] a batch, on the device of the networks."""
+    def _regions(
+        self, split: str, number: int, model: nn.Module
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Sample numbers [B] and regions [B, D, h, w] of the batches that this process has."""
         networks = self._networks
         if (split, number) in self._kept:
-            for regions in self._kept[split, number]:
-                yield regions.to(networks.device)
+            for index, regions in self._kept[split, number]:
+                yield index, regions.to(networks.device)
             return
         dataset = networks.dataset(split)
-        kept: list[Tensor] = []
+        kept: list[tuple[Tensor, Tensor]] = []
         size = 0
         for batch in networks.loader(dataset):
             images = move({"images": batch["images"]}, networks.device)
             regions = self._run(model, "encode", dataset.prepare(images))["regions"]
             size += regions.numel() * regions.element_size()
             if self._bytes + size <= MEMORY:
-                kept.append(regions.cpu())
-            yield regions
+                kept.append((batch["index"], regions.cpu()))
+            yield batch["index"], regions
         if self._bytes + size <= MEMORY:
             self._kept[split, number] = kept
             self._bytes += size
@@ -163,3 +169,9 @@ class LocalFeatures:
             words = features["words"][:, :longest].cpu()
             encoded.append(_Texts(torch.tensor(places), words, mask[:, :longest]))
         return encoded
+
+
+def _in_order(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of all processes in the order of the split."""
+    sizes = tuple(count for (count,) in distributed.exchange([len(index)]))
+    return gather_rows(rows, sizes)[gather_rows(index, sizes).argsort()]

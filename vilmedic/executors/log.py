@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 from tqdm import tqdm
+
+from vilmedic.launch import is_main_process
 
 LOGGER = logging.getLogger("vilmedic")
 
@@ -17,11 +18,6 @@ class _Console(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one of a distributed run that writes and tells."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def start_console() -> None:

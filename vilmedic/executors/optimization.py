@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
+from vilmedic.executors.parallel import like
 from vilmedic.executors.score import lower_is_better
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
+FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
+"""The fused updates that torch has for weights of which each process holds a part."""
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
 LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
@@ -44,6 +48,8 @@ def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> b
     others = ("fused", "foreach", "capturable", "differentiable")
     if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
         return False
+    if isinstance(parameters[0], DTensor) and cls not in FUSED_WHEN_SHARDED:
+        return False
     try:
         cls(parameters, **options, fused=True)
     except (RuntimeError, TypeError, ValueError):  # not on this device, or an option is wrong
@@ -69,6 +75,8 @@ def restore_optimizer(
     kept = ("fused", "foreach")
     choices = [{key: group.get(key) for key in kept} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        moments.update({name: like(value, parameter) for name, value in moments.items()})
     for group, choice in zip(optimizer.param_groups, choices, strict=True):
         group.update({key: value for key, value in choice.items() if key in group})
         for key, value in section.optim_params.items():

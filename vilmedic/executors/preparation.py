@@ -9,19 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from vilmedic import distributed
+from vilmedic.blocks.sync_batch_norm import synchronize_batch_norm
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.blocks import checkpoint_blocks, compile_blocks
 from vilmedic.executors.log import LOGGER
+from vilmedic.executors.parallel import shard
 
 
 def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
     """Refuse batches on which a loss that compares samples is not defined.
 
     Raises:
-        ConfigError: the batch holds one sample.
+        ConfigError: the batch holds one sample, or fewer samples than there are processes.
         DataError: there are fewer samples than one batch.
     """
+    world = distributed.world_size()
+    if section.batch_size < world:
+        raise ConfigError(
+            f"trainor.batch_size: given {section.batch_size}, but the batch is shared by {world} "
+            f"processes, each of which needs a sample. Allowed: {world} or more."
+        )
     if not model.cross_sample:
         return
     if section.batch_size < 2:
@@ -50,6 +59,7 @@ def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
             chunk,
             section.batch_size,
         )
+    _tell_what_processes_share(norms, section)
     if section.grad_accu > 1 and model.cross_sample:
         LOGGER.info(
             "trainor.grad_accu=%d: each batch of %d is contrasted within itself, so a step has %d "
@@ -62,12 +72,32 @@ def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
         )
 
 
+def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> None:
+    world = distributed.world_size()
+    if world == 1:
+        return
+    LOGGER.info(
+        "%d processes (%s): each takes about %d of the %d samples of a batch",
+        world,
+        section.parallel,
+        section.batch_size // world,
+        section.batch_size,
+    )
+    if any(m.training for m in norms) and not section.sync_bn:
+        LOGGER.info(
+            "Batch normalisation sees the samples of its own process; with trainor.sync_bn=true it "
+            "sees those of all"
+        )
+
+
 def prepare_network(model: nn.Module, section: TrainorSection, device: torch.device) -> None:
     """Move a model to its device and lay it out, in place, for how it is to be computed.
 
     Raises:
         ConfigError: it is to be compiled, and there is no compiler.
     """
+    if section.sync_bn and distributed.world_size() > 1:
+        synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
     if section.compile:
@@ -82,3 +112,5 @@ def prepare_network(model: nn.Module, section: TrainorSection, device: torch.dev
         count = checkpoint_blocks(model)
         if not count:
             LOGGER.warning("trainor.activation_checkpointing: this model has no repeated blocks")
+    if section.parallel == "fsdp":
+        shard(model, device)

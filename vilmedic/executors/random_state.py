@@ -29,7 +29,7 @@ def random_state() -> dict[str, Any]:
             float(cached),
         ],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": _cuda_states(),
     }
 
 
@@ -40,5 +40,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if len(state["cuda"]) == 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"][0])
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    """The state of the GPU in use: looking at those of other processes would open them as well."""
+    return [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vilmedic import distributed
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
@@ -65,6 +66,21 @@ def find_start(config: Config) -> Start:
             f"{state['seed']}. Leave the key out."
         )
     return Start(state["seed"], path, state)
+
+
+def agree_on_start(config: Config) -> Start:
+    """What `find_start` gives in the main process, in every process."""
+    if distributed.world_size() == 1:
+        return find_start(config)
+    found = find_start(config) if distributed.is_main() else None
+    seed, path = distributed.on_main(
+        lambda: [found.seed, None if found.path is None else str(found.path)] if found else []
+    )
+    if found is not None:
+        return found
+    if path is None:
+        return Start(seed)
+    return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)))
 
 
 def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

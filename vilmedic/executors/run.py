@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vilmedic import distributed
+from vilmedic.executors.device import pick_device
 from vilmedic.executors.ensemblor import Ensemblor
-from vilmedic.executors.log import LOGGER, is_main_process, start_console
+from vilmedic.executors.log import LOGGER, start_console
 from vilmedic.executors.trainor import Trainor
+from vilmedic.launch import is_main_process
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -16,23 +19,25 @@ if TYPE_CHECKING:
 def run_training(config: Config) -> None:
     """Train a model."""
     _announce(config)
-    trainor = Trainor(config)
-    try:
-        trainor.start()
-    finally:
-        # a run that was interrupted or failed is the one whose curves are looked at first
-        write_pages(config.run_dir)
+    with distributed.process_group(pick_device(config.trainor.device)):
+        trainor = Trainor(config)
+        try:
+            trainor.start()
+        finally:
+            # a run that was interrupted or failed is the one whose curves are looked at first
+            write_pages(config.run_dir)
 
 
 def run_ensemble(config: Config) -> None:
     """Evaluate trained checkpoints."""
     _announce(config)
-    ensemblor = Ensemblor(config)
-    try:
-        ensemblor.start()
-    finally:
-        if config.ensemblor.report:
-            write_pages(config.run_dir)
+    with distributed.process_group(pick_device(config.ensemblor.device)):
+        ensemblor = Ensemblor(config)
+        try:
+            ensemblor.start()
+        finally:
+            if config.ensemblor.report:
+                write_pages(config.run_dir)
 
 
 def write_pages(run_dir: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vilmedic import distributed
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint, resume
 from vilmedic.executors.ema import AveragedWeights
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.optimization import Schedule, restore_optimizer
+from vilmedic.executors.parallel import whole
 from vilmedic.executors.progress import Progress
 from vilmedic.executors.random_state import random_state, restore_random_state
 
@@ -20,19 +22,23 @@ if TYPE_CHECKING:
 def capture(run: Trainor, score: float | None) -> dict[str, Any]:
     """The state of a run between two steps: tensors and plain values, not copied.
 
+    All processes take part; whole is what the main one gets.
+
     Args:
         run: the run.
         score: the score of the evaluation that led to this; None when it was not the best.
     """
     run.progress.lines, run.progress.tally = run.log.lines, run.tally.read()
     finished = run.progress.epoch - (run.progress.batch == 0)
+    random, *others = distributed.gather(random_state())
     return {
-        "model": run.model.state_dict(),
-        "ema": None if run.ema is None else run.ema.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "model": whole(run.model.state_dict()),
+        "ema": None if run.ema is None else whole(run.ema.state_dict()),
+        "optimizer": whole(run.optimizer.state_dict()),
         "schedule": run.schedule.state_dict(),
         "scale": run.step.scale.state_dict(),
-        "random": random_state(),
+        "random": random,
+        "random_of_others": others,
         "progress": asdict(run.progress),
         "metric": run.section.early_stop_metric,
         "score": score,
@@ -65,7 +71,9 @@ def restore(run: Trainor, start: resume.Start) -> None:
         run.ema = AveragedWeights(run.model, run.ema.decay)
     run.progress = Progress(**state["progress"])
     run.progress.batch = resume.position(run.progress.batch, start.saved, run.section.batch_size)
-    restore_random_state(state["random"])
+    states = [state["random"], *state.get("random_of_others", [])]
+    if distributed.rank() < len(states):
+        restore_random_state(states[distributed.rank()])
 
 
 def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start) -> None:

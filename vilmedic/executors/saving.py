@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
@@ -14,6 +15,8 @@ from vilmedic.executors.log import LOGGER
 
 class Saver:
     """Writes `last_<seed>.pth` and the best `keep` checkpoints of a run.
+
+    Of several processes the main one writes, and all learn whether that worked.
 
     Args:
         run_dir: the directory of the run.
@@ -48,16 +51,24 @@ class Saver:
 
     def save_last(self, state: dict[str, Any]) -> bool:
         """Write the newest state; returns whether the disk took it."""
-        return self._write(state, self.last)
+        return distributed.on_main(lambda: self._write(state, self.last))
 
     def save_best(self, state: dict[str, Any], score: float, epoch: int) -> bool:
         """Write a checkpoint that carries its score, and remove the worst beyond `keep`."""
-        name = checkpoint.best_name(score, epoch, self._seed)
-        if not self._write(state, self._run_dir / name):
-            return False
-        for extra in self.best()[self._section.keep :]:
-            extra.path.unlink()
-        return True
+
+        def save() -> bool:
+            name = checkpoint.best_name(score, epoch, self._seed)
+            if not self._write(state, self._run_dir / name):
+                return False
+            for extra in self.best()[self._section.keep :]:
+                extra.path.unlink()
+            return True
+
+        return distributed.on_main(save)
+
+    def best_score(self) -> float | None:
+        """The best score on the disk, as the main process sees it."""
+        return distributed.on_main(lambda: next((one.score for one in self.best()), None))
 
     def best(self) -> list[checkpoint.BestCheckpoint]:
         """The checkpoints with a score that this run has left, best first."""

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import DataError
 from vilmedic.executors.bars import RunBars
 from vilmedic.executors.diagnostics import Observed, contrastive_diagnostics, observing
+from vilmedic.executors.groups import Group
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.metrics_log import MetricsLog
+from vilmedic.executors.no_log import NoLog
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.stuck import StuckWarning
 from vilmedic.executors.throughput import Throughput
@@ -40,7 +43,7 @@ class StepWatch:
         section: TrainorSection,
         model: nn.Module,
         data: Any,
-        log: MetricsLog,
+        log: MetricsLog | NoLog,
         tally: Tally,
     ) -> None:
         self.section, self.model, self.data = section, model, data
@@ -75,6 +78,8 @@ class StepWatch:
     def end_epoch(self) -> None:
         """Close the progress bar and say which samples were left out."""
         self.bars.end_epoch()
+        for skipped in distributed.gather(self.data.skipped):
+            self.data.skip(skipped)
         self.data.report_skipped()
 
     def close(self) -> None:
@@ -86,7 +91,7 @@ class StepWatch:
         step: int,
         result: StepResult,
         settings: dict[str, float],
-        group: list[dict[str, Any]],
+        group: Group,
     ) -> None:
         """Look at a step.
 
@@ -115,19 +120,21 @@ class StepWatch:
             numbers = {"epoch": self._epoch, "loss": loss, **settings}
             numbers["grad_norm"] = result.grad_norm.item()
             numbers |= {name: value.item() for name, value in result.parts.items()}
-            diagnostics = self._diagnostics(loss, group[-1])
+            diagnostics = self._diagnostics(loss, group)
             self.stuck.look(step, diagnostics)
             self.log.metrics(step, numbers | diagnostics)
         self.log.timing(step, self.throughput.numbers())
 
-    def _diagnostics(self, loss: float, batch: dict[str, Any]) -> dict[str, float]:
+    def _diagnostics(self, loss: float, group: Group) -> dict[str, float]:
         """The health of contrastive training, judged by the last batch of the step."""
         features, self._observed.features = self._observed.features, {}
         if not features:
             return {}
-        return contrastive_diagnostics(self.model, features, loss, batch)
+        return contrastive_diagnostics(
+            self.model, features, loss, group.batches[-1], group.parts[-1].total
+        )
 
-    def _tell_bad_steps(self, step: int, result: StepResult, group: list[dict[str, Any]]) -> None:
+    def _tell_bad_steps(self, step: int, result: StepResult, group: Group) -> None:
         """Tell of steps skipped since the last look; end the run after too many in a row."""
         bad, in_a_row = self.tally.bad_steps()
         what = f"loss {result.loss.item()}, gradient norm {result.grad_norm.item()}"
@@ -135,7 +142,9 @@ class StepWatch:
             LOGGER.warning("Skipped %d of the steps up to %d: %s", bad - self._bad_told, step, what)
             self._bad_told = bad
         if in_a_row >= self.section.max_bad_steps:
-            lines = [line for batch in group for line in self.data.lines(batch["index"].tolist())]
+            lines = [
+                line for batch in group.batches for line in self.data.lines(batch["index"].tolist())
+            ]
             raise DataError(
                 f"{in_a_row} steps in a row were skipped ({what}; "
                 f"trainor.max_bad_steps={self.section.max_bad_steps}). A smaller learning rate, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch.profiler import record_function
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors.device import autocast, move
 from vilmedic.executors.loss_scale import LossScale
-from vilmedic.models.contract import ContrastiveModel, Model
+from vilmedic.executors.parallel import Parallel, local
+from vilmedic.gather import Part
+from vilmedic.models.contract import Model
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class StepResult:
         taken: False when loss or gradient was not a number and the step was skipped, bool scalar.
         bad: whether that was the fault of model or data, rather than of a loss scale that now
             backs off, bool scalar.
-        samples: number of samples in the group.
+        samples: number of samples in the group, those of other processes included.
         parts: means over the samples of the other scalars that the model gave.
     """
 
@@ -71,8 +73,11 @@ class TrainingStep:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.statistics = [b for b in model.buffers() if b.is_floating_point()]
         self.scale = LossScale(section.precision, device)
+        self.parallel = Parallel(model, self.parameters)
 
-    def __call__(self, group: list[dict[str, Any]]) -> StepResult:
+    def __call__(
+        self, group: list[dict[str, Any]], parts: Sequence[Part] | None = None
+    ) -> StepResult:
         """Accumulate the gradient of a group of batches, clip it and update the weights.
 
         The loss of the group is the mean over its samples, so the gradient is that of one big
@@ -81,10 +86,13 @@ class TrainingStep:
 
         Args:
             group: at most `grad_accu` batches as the loader gives them.
+            parts: what each batch is of the batch of all processes; None when it is all of it.
         """
+        if parts is None:
+            parts = [Part((len(batch["index"]),)) for batch in group]
         statistics = [buffer.clone() for buffer in self.statistics]
         self.optimizer.zero_grad(set_to_none=True)
-        means = self._accumulate(group)
+        means = self._accumulate(group, parts)
         loss = means.pop("loss")
         with record_function("update"):
             norm = self._unscale_and_clip()
@@ -92,49 +100,47 @@ class TrainingStep:
             self._update_if(finite)
             for buffer, value in zip(self.statistics, statistics, strict=True):
                 torch.where(finite, buffer, value, out=buffer)
+            self.parallel.share_buffers()
             bad = ~finite & ~(torch.isfinite(loss) & self.scale.can_shrink())
             self.scale.update(finite)
-        samples = sum(len(batch["index"]) for batch in group)
+        samples = sum(part.total for part in parts)
         return StepResult(loss, norm, finite, bad, samples, means)
 
-    def _accumulate(self, group: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _accumulate(self, group: list[dict[str, Any]], parts: Sequence[Part]) -> dict[str, Tensor]:
         """Add up the gradients of a group; returns the means of loss and other scalars."""
-        samples = sum(len(batch["index"]) for batch in group)
+        samples = sum(part.total for part in parts)
         means: dict[str, Tensor] = {}
-        for batch in group:
-            share = len(batch["index"]) / samples
-            with record_function("forward"), autocast(self.device, self.section.precision):
-                output = self._forward(move(batch, self.device))
-            with record_function("backward"):
-                self.scale.scale(output["loss"] * share).backward()
+        for number, (batch, part) in enumerate(zip(group, parts, strict=True), start=1):
+            share = part.total / samples
+            with self.parallel.accumulating(last=number == len(group)):
+                with record_function("forward"), autocast(self.device, self.section.precision):
+                    batch = move(batch, self.device)
+                    output = self.parallel.forward(batch, self.prepare, part)
+                with record_function("backward"):
+                    self.scale.scale(output["loss"] * share).backward()
             for name, value in output.items():
                 if value.ndim == 0:
                     means[name] = means.get(name, 0.0) + value.detach().float() * share
-        return means
-
-    def _forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The model's output; one that encodes in chunks also makes the floats of a chunk only."""
-        if isinstance(self.model, ContrastiveModel):
-            return self.model(batch, self.prepare)
-        return self.model(self.prepare(batch))
+        self.parallel.finish_gradients()
+        return self.parallel.average(means)
 
     def _unscale_and_clip(self) -> Tensor:
         """Bring the gradient to its size in one pass over it; returns its norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) / self.scale.value
+        norm = self.parallel.norm(gradients) / self.scale.value
         factor = 1 / self.scale.value
         if self.section.clip_grad_norm is not None:
             factor = factor * (self.section.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         elif not self.scale.used:
             return norm
-        torch._foreach_mul_(gradients, factor)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
         return norm
 
     def _update_if(self, finite: Tensor) -> None:
         """Update the weights unless the gradient is not a number."""
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # Fused kernels read this themselves and leave weights, moments and counts alone.
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = self.parallel.flag((~finite).float())  # type: ignore[attr-defined]
             self.optimizer.step()
             del self.optimizer.found_inf  # type: ignore[attr-defined]
         elif finite.item():

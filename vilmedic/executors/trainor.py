@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from torch.profiler import record_function
-
+from vilmedic import distributed
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
@@ -16,10 +13,13 @@ from vilmedic.errors import ConfigError, Interrupted
 from vilmedic.executors import run_state
 from vilmedic.executors.device import pick_device
 from vilmedic.executors.ema import AveragedWeights
+from vilmedic.executors.groups import groups
 from vilmedic.executors.interruption import Interruption
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.metrics_log import MetricsLog
+from vilmedic.executors.no_log import NoLog
 from vilmedic.executors.optimization import Schedule, make_optimizer
+from vilmedic.executors.parallel import seed_this_process
 from vilmedic.executors.preparation import (
     check_batch_size,
     prepare_network,
@@ -28,7 +28,7 @@ from vilmedic.executors.preparation import (
 from vilmedic.executors.profiling import StepProfiler
 from vilmedic.executors.progress import Progress, Tally
 from vilmedic.executors.random_state import seed_everything
-from vilmedic.executors.resume import find_start
+from vilmedic.executors.resume import agree_on_start
 from vilmedic.executors.run_directory import write_provenance
 from vilmedic.executors.saving import Saver
 from vilmedic.executors.score import improves
@@ -58,20 +58,21 @@ class Trainor:
         self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
         self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
         self.device = pick_device(self.section.device)
-        start = find_start(config)
+        start = agree_on_start(config)
         self.seed = start.seed
         seed_everything(self.seed)
         self.run_dir.mkdir(parents=True, exist_ok=True)
 
-        self.data = build(
-            DATASETS,
-            config.dataset,
-            where="dataset",
-            split="train",
-            training=True,
-            seed=self.seed,
-            run_dir=self.run_dir,
-        )
+        with distributed.main_first():
+            self.data = build(
+                DATASETS,
+                config.dataset,
+                where="dataset",
+                split="train",
+                training=True,
+                seed=self.seed,
+                run_dir=self.run_dir,
+            )
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
         check_batch_size(self.model, len(self.data), self.section)
         prepare_network(self.model, self.section, self.device)
@@ -95,6 +96,7 @@ class Trainor:
         self.ema = None if decay is None else AveragedWeights(self.model, decay)
         self.validator = Validator(config, seed=self.seed, device=self.device)
         self.progress = Progress()
+        seed_this_process(self.seed)
         run_state.restore(self, start)
         self.tally = Tally(self.device, self.progress.tally)
 
@@ -105,7 +107,9 @@ class Trainor:
             Interrupted: a signal ended the run after its state was saved.
         """
         self.validator.check(self.model)
-        write_provenance(self.config, self.run_dir, self.seed, str(self.device))
+        main = distributed.is_main()
+        if main:
+            write_provenance(self.config, self.run_dir, self.seed, str(self.device))
         tell_what_batches_mean(self.model, self.section)
         LOGGER.info(
             "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
@@ -116,10 +120,11 @@ class Trainor:
             self.steps_per_epoch,
             f"{sum(p.numel() for p in self.step.parameters):,}",
         )
-        self.log = self._open_log()
+        self.log: MetricsLog | NoLog = self._open_log() if main else NoLog()
         self.saver = Saver(self.run_dir, self.seed, self.section, before=self.log.flush)
         self.watch = StepWatch(self.section, self.model, self.data, self.log, self.tally)
-        self.profiler = StepProfiler(self.section.profile, self.run_dir, self.seed, self.device)
+        traced = self.section.profile if main else None
+        self.profiler = StepProfiler(traced, self.run_dir, self.seed, self.device)
         self.interruption = Interruption()
         try:
             with self.interruption, self.profiler:
@@ -159,11 +164,15 @@ class Trainor:
         self.loader.set_epoch(epoch, self.progress.batch)
         done = self.progress.batch // self.section.grad_accu
         self.watch.start_epoch(epoch, self.steps_per_epoch, done)
-        for group in self.watch.waiting_for(self._groups()):
+        smallest = 2 if self.model.cross_sample else 1
+        accu = self.section.grad_accu
+        found = groups(self.loader, self.data, accu, smallest, self._signals)
+        for group in self.watch.waiting_for(found):
+            stop, due = group.signals
             lr = self.optimizer.param_groups[0]["lr"]
             scheduled = self.model.schedule(self.progress.step + 1)
             with self.watch.observing(self.progress.step + 1):
-                result = self.step(group)
+                result = self.step(group.batches, group.parts)
             self.progress.step += 1
             self.progress.batch = self.loader.position
             self.schedule.after_step()
@@ -172,22 +181,20 @@ class Trainor:
                 self.ema.update(self.progress.step, result.taken)
             self.watch.after_step(self.progress.step, result, {"lr": lr, **scheduled}, group)
             self.profiler.after_step()
-            if self.interruption.received:
+            if stop or self._told_to_stop():
                 raise self._stop()
-            if self.saver.due(self.progress.step) and self.progress.batch < len(self.loader):
+            if due and self.progress.batch < len(self.loader):
                 self._save()
         self.watch.end_epoch()
 
-    def _groups(self) -> Iterator[list[dict[str, Any]]]:
-        """The batches of an epoch in groups of `grad_accu`, the last one possibly shorter."""
-        smallest = 2 if self.model.cross_sample else 1
-        usable = (batch for batch in self.loader if len(batch["index"]) >= smallest)
-        while True:
-            with record_function("data"):
-                group = list(itertools.islice(usable, self.section.grad_accu))
-            if not group:
-                return
-            yield group
+    def _signals(self) -> tuple[bool, bool]:
+        """Whether this process was told to stop, and whether it would save after the next step."""
+        due = distributed.is_main() and self.saver.due(self.progress.step + 1)
+        return self.interruption.received is not None, due
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal came during the step; of several processes all have to know it."""
+        return distributed.world_size() == 1 and self.interruption.received is not None
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """The scores of the model and of its averaged copy; a signal may end this at once."""
@@ -205,7 +212,8 @@ class Trainor:
                     scores |= {f"ema_{name}": value for name, value in averaged.items()}
         except Interrupted:
             raise self._stop() from None
-        return scores
+        # One process's rounding decides for all: they must not go separate ways.
+        return distributed.on_main(lambda: scores)
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
         """Step a plateau schedule and the early stop; returns whether the score is the best."""
@@ -239,8 +247,7 @@ class Trainor:
             assert self.progress.best is not None
             if not self.saver.save_best(state, self.progress.best, state["epoch"]):
                 # The next evaluation is to beat what is on the disk, not what was lost.
-                kept = self.saver.best()
-                self.progress.best = kept[0].score if kept else None
+                self.progress.best = self.saver.best_score()
                 state = run_state.capture(self, None)
         return self.saver.save_last(state)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from vilmedic import distributed
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
@@ -18,6 +19,7 @@ from vilmedic.errors import VilmedicError
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.log import LOGGER
+from vilmedic.executors.parallel import gathered
 from vilmedic.metrics.representation import Representation
 from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
 
@@ -75,7 +77,7 @@ class Validator:
         if not steps:
             return
         networks = self._networks(model)
-        with self._random_state_kept():
+        with self._random_state_kept(), gathered(model), distributed.alone():
             for split in self._section.splits:
                 loader = self._loader(self._ready(split, model), num_workers=0)
                 evaluation = self._evaluation(networks, split, networks.preview(split, loader))
@@ -95,7 +97,7 @@ class Validator:
         """
         networks = self._networks(model)
         scores: dict[str, float] = {}
-        with self._random_state_kept():
+        with self._random_state_kept(), gathered(model):
             for split in self._section.splits:
                 self._ready(split, model)
                 prefix = PUBLISHED_NAMES.get(split, split)
@@ -107,8 +109,9 @@ class Validator:
                     scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
                 if self._watch is not None:
                     self._watch(evaluation)
-                if pictures is not None:
-                    self._draw(evaluation, pictures)
+                if pictures is not None and distributed.is_main():
+                    with distributed.alone():
+                        self._draw(evaluation, pictures)
         return scores
 
     def _networks(self, model: nn.Module) -> Ensemble:

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part
+from vilmedic.losses.pairs import contrast_pairs
 
 
 def convirt_loss(
-    visual: Tensor, linguistic: Tensor, tau: float, lambda_: float
+    visual: Tensor, linguistic: Tensor, tau: float, lambda_: float, part: Part | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Contrast every image with every report of the batch, and every report with every image.
 
@@ -25,6 +27,8 @@ def convirt_loss(
         linguistic: embeddings of their reports, [B, D], in the same order.
         tau: temperature, above 0.
         lambda_: weight of the image-to-text term, from 0 to 1.
+        part: which pairs of a batch that is spread over processes these are; the others are
+            gathered, and the averages of the results over the processes are those of the batch.
 
     Returns:
         The loss, the image-to-text term and the text-to-image term, three scalars.
@@ -37,7 +41,7 @@ def convirt_loss(
             "convirt_loss takes two tensors [B, D] of the same shape, "
             f"not {list(visual.shape)} and {list(linguistic.shape)}."
         )
-    if len(visual) < 2:
+    if (len(visual) if part is None else part.total) < 2:
         raise ValueError(
             "A contrastive loss needs at least two pairs in a batch, because the other pairs are "
             "what each one is contrasted with: raise the batch size or drop a last batch of one."
@@ -46,10 +50,13 @@ def convirt_loss(
     with torch.autocast(visual.device.type, enabled=False):
         images = functional.normalize(visual.to(wide), dim=1)
         reports = functional.normalize(linguistic.to(wide), dim=1)
-        logits = images @ reports.T / tau
-        target = torch.arange(len(logits), device=logits.device)
-        image_to_text = functional.cross_entropy(logits, target)
-        text_to_image = functional.cross_entropy(logits.T, target)
+        if part is None:
+            logits = images @ reports.T / tau
+            target = torch.arange(len(logits), device=logits.device)
+            image_to_text = functional.cross_entropy(logits, target)
+            text_to_image = functional.cross_entropy(logits.T, target)
+        else:
+            image_to_text, text_to_image = contrast_pairs(images, reports, 1 / tau, part)
         loss = lambda_ * image_to_text + (1 - lambda_) * text_to_image
     return loss, image_to_text, text_to_image
 
@@ -74,18 +81,21 @@ class ConVIRTLoss(nn.Module):
         self.tau = tau
         self.lambda_ = lambda_
 
-    def forward(self, visual: Tensor, linguistic: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, visual: Tensor, linguistic: Tensor, part: Part | None = None
+    ) -> dict[str, Tensor]:
         """The loss and its two terms.
 
         Args:
             visual: embeddings of the images, [B, D].
             linguistic: embeddings of the reports, [B, D].
+            part: see `convirt_loss`.
 
         Returns:
             Scalars `loss`, and without gradient `image_to_text` and `text_to_image`.
         """
         loss, image_to_text, text_to_image = convirt_loss(
-            visual, linguistic, self.tau, self.lambda_
+            visual, linguistic, self.tau, self.lambda_, part
         )
         return {
             "loss": loss,

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vilmedic import distributed
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part, widened
 from vilmedic.losses.gloria_local import local_similarity
+from vilmedic.losses.pairs import contrast_pairs, contrast_rows
 
 
 def cross_entropy_both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +27,9 @@ def cross_entropy_both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
     return functional.cross_entropy(logits, target), functional.cross_entropy(logits.T, target)
 
 
-def gloria_global_loss(visual: Tensor, linguistic: Tensor, temp3: float) -> tuple[Tensor, Tensor]:
+def gloria_global_loss(
+    visual: Tensor, linguistic: Tensor, temp3: float, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """Contrast of whole images with whole reports.
 
     Half precision is widened to float32, under autocast as well.
@@ -33,6 +38,8 @@ def gloria_global_loss(visual: Tensor, linguistic: Tensor, temp3: float) -> tupl
         visual: features of the images, [B, D].
         linguistic: features of their reports, [B, D], in the same order.
         temp3: scale of the cosine similarities.
+        part: which pairs of a batch that is spread over processes these are; the others are
+            gathered, and the averages of the results over the processes are those of the batch.
 
     Returns:
         The image-to-text and the text-to-image term, scalars.
@@ -45,11 +52,13 @@ def gloria_global_loss(visual: Tensor, linguistic: Tensor, temp3: float) -> tupl
             "gloria_global_loss takes two tensors [B, D] of the same shape, "
             f"not {list(visual.shape)} and {list(linguistic.shape)}."
         )
-    _check_pairs(len(visual), len(linguistic))
+    _check_pairs(len(visual), len(linguistic), part)
     wide = torch.promote_types(torch.promote_types(visual.dtype, linguistic.dtype), torch.float32)
     with torch.autocast(visual.device.type, enabled=False):
         images = functional.normalize(visual.to(wide), dim=1, eps=1e-8)
         reports = functional.normalize(linguistic.to(wide), dim=1, eps=1e-8)
+        if part is not None:
+            return contrast_pairs(images, reports, temp3, part)
         return cross_entropy_both_ways(temp3 * images @ reports.T)
 
 
@@ -62,6 +71,7 @@ def gloria_local_loss(
     temp2: float,
     temp3: float,
     block_size: int = 4096,
+    part: Part | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of image regions with report words.
 
@@ -73,6 +83,10 @@ def gloria_local_loss(
         temp2: sharpness of the aggregation over the words.
         temp3: scale of the similarities.
         block_size: number of image-report pairs whose attention may be held in memory.
+        part: which pairs of a batch that is spread over processes these are; the others are
+            gathered, and the averages of the results over the processes are those of the batch.
+            Words travel and regions stay: there are fewer words in a report than regions in an
+            image.
 
     Returns:
         The image-to-text and the text-to-image term, scalars.
@@ -80,11 +94,17 @@ def gloria_local_loss(
     Raises:
         ValueError: if the shapes do not fit, or the batch holds fewer than two pairs.
     """
-    _check_pairs(len(regions), len(words))
+    _check_pairs(len(regions), len(words), part)
+    if part is not None:
+        longest = max(width for (width,) in distributed.exchange([words.shape[1]]))
+        words = part.gather(widened(words, [longest, words.shape[2]]))
+        mask = part.gather(widened(mask, [longest]))
     similarity = local_similarity(
         regions, words, mask, temp1=temp1, temp2=temp2, block_size=block_size
     )
     with torch.autocast(similarity.device.type, enabled=False):
+        if part is not None:
+            return contrast_rows(temp3 * similarity, part)
         return cross_entropy_both_ways(temp3 * similarity)
 
 
@@ -145,6 +165,7 @@ class GLoRIALoss(nn.Module):
         word_mask: Tensor,
         visual: Tensor,
         linguistic: Tensor,
+        part: Part | None = None,
     ) -> dict[str, Tensor]:
         """The loss and its four terms.
 
@@ -155,6 +176,7 @@ class GLoRIALoss(nn.Module):
                 padding, bool [B, L].
             visual: global image features, [B, D].
             linguistic: report features, [B, D].
+            part: see `gloria_local_loss`.
 
         Returns:
             Scalars: `loss`, and without gradient and unweighted `local_image_to_text`,
@@ -168,8 +190,9 @@ class GLoRIALoss(nn.Module):
             temp2=self.temp2,
             temp3=self.temp3,
             block_size=self.block_size,
+            part=part,
         )
-        global_terms = gloria_global_loss(visual, linguistic, self.temp3)
+        global_terms = gloria_global_loss(visual, linguistic, self.temp3, part)
         local = local_terms[0] + local_terms[1]
         whole = global_terms[0] + global_terms[1]
         loss = self.local_loss_weight * local + self.global_loss_weight * whole
@@ -190,15 +213,16 @@ class GLoRIALoss(nn.Module):
         )
 
 
-def _check_pairs(images: int, reports: int) -> None:
+def _check_pairs(images: int, reports: int, part: Part | None) -> None:
     if images != reports:
         raise ValueError(
             f"Given {images} images and {reports} reports; each image is contrasted with the "
             "reports of the others, so give one report for each image, in the same order."
         )
-    if images < 2:
+    total = images if part is None else part.total
+    if total < 2:
         raise ValueError(
-            f"Given a batch of {images}; a contrastive loss needs at least two pairs, because the "
+            f"Given a batch of {total}; a contrastive loss needs at least two pairs, because the "
             "other pairs are what each one is contrasted with. Raise the batch size or drop a "
             "last batch of one."
         )

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part
 
 
-def ntxent_loss(first: Tensor, second: Tensor, tau: float) -> Tensor:
+def ntxent_loss(first: Tensor, second: Tensor, tau: float, part: Part | None = None) -> Tensor:
     """Normalised, temperature-scaled cross-entropy between two views of a batch of images.
 
     With s_ij the cosine similarity of views i and j, the term of a view i whose other view is j is
@@ -24,6 +25,8 @@ def ntxent_loss(first: Tensor, second: Tensor, tau: float) -> Tensor:
         first: embeddings of one view of each image, [B, D], of any length.
         second: embeddings of the other view, [B, D], in the same order.
         tau: temperature, above 0.
+        part: which images of a batch that is spread over processes these are; the others are
+            gathered, and the average of the result over the processes is that of the batch.
 
     Returns:
         The loss, a scalar.
@@ -37,9 +40,10 @@ def ntxent_loss(first: Tensor, second: Tensor, tau: float) -> Tensor:
             "ntxent_loss takes two tensors [B, D] of the same shape, "
             f"not {list(first.shape)} and {list(second.shape)}."
         )
-    if len(first) < 2:
+    size = len(first) if part is None else part.total
+    if size < 2:
         raise ValueError(
-            f"ntxent_loss was given a batch of {len(first)} and needs at least two images: the "
+            f"ntxent_loss was given a batch of {size} and needs at least two images: the "
             "views of the other images are what each view is contrasted with. Raise the batch "
             "size or drop a last batch of one."
         )
@@ -49,12 +53,25 @@ def ntxent_loss(first: Tensor, second: Tensor, tau: float) -> Tensor:
     with torch.autocast(first.device.type, enabled=False):
         one = functional.normalize(first.to(wide), dim=1)
         other = functional.normalize(second.to(wide), dim=1)
+        if part is not None:
+            return _share(one, other, tau, part)
         views = torch.cat([one, other])
         logits = (views / tau) @ views.T
         logits.fill_diagonal_(-torch.inf)
         # Both views of an image have the same positive, so the mean over B is that over 2B.
         positives = (one * other).sum(1) / tau
         return logits.logsumexp(1).mean() - positives.mean()
+
+
+def _share(one: Tensor, other: Tensor, tau: float, part: Part) -> Tensor:
+    """The terms of this process's views among those of all processes."""
+    everything = torch.cat([part.gather(one), part.gather(other)])
+    logits = (torch.cat([one, other]) / tau) @ everything.T
+    places = part.places(logits.device)
+    itself = torch.cat([places, places + part.total])
+    logits.scatter_(1, itself.unsqueeze(1), -torch.inf)
+    positives = (one * other).sum(1) / tau
+    return part.mean(logits.logsumexp(1)) / 2 - part.mean(positives)
 
 
 class NTXentLoss(nn.Module):
@@ -70,17 +87,18 @@ class NTXentLoss(nn.Module):
             raise ConfigError(f"model.loss.tau must be above 0, not {tau}.")
         self.tau = tau
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, part: Part | None = None) -> Tensor:
         """The loss.
 
         Args:
             first: embeddings of one view of each image, [B, D].
             second: embeddings of the other view, [B, D].
+            part: see `ntxent_loss`.
 
         Returns:
             The loss, a scalar.
         """
-        return ntxent_loss(first, second, self.tau)
+        return ntxent_loss(first, second, self.tau, part)
 
     def extra_repr(self) -> str:
         """The setting, as `print(model)` shows it."""

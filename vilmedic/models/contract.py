@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part
 from vilmedic.models.constant_memory import encode_in_constant_memory, join
 
 Batch = dict[str, Tensor]
@@ -113,33 +114,63 @@ class ContrastiveModel(Model):
         tau = features.get("temperature", getattr(getattr(self, "loss", None), "tau", None))
         return None if tau is None else float(tau)
 
+    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
+        """What `contrast` gives, of a batch that is spread over processes.
+
+        Here every process gathers all features and contrasts the whole batch, which is right for
+        any loss. A model that knows better computes the terms of its own samples only.
+
+        Args:
+            features: of the own samples.
+            part: which samples these are.
+
+        Returns:
+            Scalars whose averages over the processes are those of the whole batch.
+        """
+        return self.contrast(part.gather_features(features))
+
     def forward(
-        self, batch: Batch, prepare: Callable[[Batch], Batch] | None = None
+        self,
+        batch: Batch,
+        prepare: Callable[[Batch], Batch] | None = None,
+        part: Part | None = None,
     ) -> dict[str, Tensor]:
         """Encode, chunk by chunk where `forward_batch_size` says so, then contrast.
 
         Args:
             batch: a batch as the loader gives it, on the device.
             prepare: makes what `encode` takes of a part of it; None when that is done already.
+            part: which samples of a batch of several processes these are; None when all of it. A
+                process without any is given one that is not counted.
 
         Returns:
-            What `contrast` gives for the whole batch.
+            What `contrast` gives for the whole batch, or `contrast_part` for a part of it.
         """
         chunks = [
             lambda chunk=chunk: self.encode(chunk if prepare is None else prepare(chunk))
-            for chunk in self.chunks(batch)
+            for chunk in self.chunks(batch, None if part is None else max(part.sizes))
         ]
         if len(chunks) > 1 and torch.is_grad_enabled():
-            return self.contrast(encode_in_constant_memory(self, chunks))
-        return self.contrast(join([encode() for encode in chunks]))
+            features = encode_in_constant_memory(self, chunks)
+        else:
+            features = join([encode() for encode in chunks])
+        if part is None:
+            return self.contrast(features)
+        counted = {k: v[: part.own] if v.ndim else v for k, v in features.items()}
+        return self.contrast_part(counted, part)
 
-    def chunks(self, batch: Batch) -> Iterator[Batch]:
+    def chunks(self, batch: Batch, largest: int | None = None) -> Iterator[Batch]:
         """Split a batch into parts of nearly equal size, none above `forward_batch_size`.
 
         Equal parts rather than full ones and a rest: a rest of one sample has no batch statistics.
+
+        Args:
+            batch: the batch.
+            largest: samples of the process that has most; all make the same number of chunks.
         """
         size = len(next(iter(batch.values())))
-        count = math.ceil(size / self.forward_batch_size) if self.forward_batch_size else 1
+        limit = self.forward_batch_size
+        count = min(size, math.ceil((largest or size) / limit)) if limit else 1
         if count <= 1:
             yield batch
             return

@@ -10,6 +10,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.types import Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part, takes_part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
 
@@ -90,6 +91,18 @@ class ConVIRT(ContrastiveModel):
             ConfigError: if the data set gave no images or no reports.
             ValueError: if there is a single pair.
         """
+        self._check(features)
+        return self.loss(features["visual"], features["linguistic"])
+
+    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
+        """The terms of the own pairs; `visual` and `linguistic` of all are gathered."""
+        self._check(features)
+        if not takes_part(self.loss):
+            return super().contrast_part(features, part)
+        return self.loss(features["visual"], features["linguistic"], part)
+
+    @staticmethod
+    def _check(features: Features) -> None:
         missing = [name for name in ("visual", "linguistic") if name not in features]
         if missing:
             what = {"visual": "images", "linguistic": "reports"}[missing[0]]
@@ -97,7 +110,6 @@ class ConVIRT(ContrastiveModel):
                 f"ConVIRT compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        return self.loss(features["visual"], features["linguistic"])
 
     def _encode_images(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """One vector a sample, [B, F]; only images that exist are encoded, then averaged."""

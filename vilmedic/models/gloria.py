@@ -16,6 +16,7 @@ from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.types import Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part, takes_part
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -132,6 +133,15 @@ class GLoRIA(ContrastiveModel):
             ConfigError: if the data set gave no images or no reports.
             ValueError: if there is a single pair.
         """
+        return self._loss(features)
+
+    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
+        """The terms of the own pairs; of others the words and the whole features are gathered."""
+        if not takes_part(self.loss):
+            return super().contrast_part(features, part)
+        return self._loss(features, part)
+
+    def _loss(self, features: Features, part: Part | None = None) -> dict[str, Tensor]:
         missing = [name for name in self.contrast_needs if name not in features]
         if missing:
             what = "images" if missing[0] == "visual" else "reports"
@@ -139,7 +149,8 @@ class GLoRIA(ContrastiveModel):
                 f"GLoRIA compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        return self.loss(**{name: features[name] for name in self.contrast_needs})
+        needed = {name: features[name] for name in self.contrast_needs}
+        return self.loss(**needed) if part is None else self.loss(**needed, part=part)
 
     def chance_loss(self, size: int) -> float:
         """ln(B) for each direction of the global and of the local loss, weighted as these are."""

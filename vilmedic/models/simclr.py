@@ -10,6 +10,7 @@ from torch import Tensor
 from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.errors import ConfigError
+from vilmedic.gather import Part, takes_part
 from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
 
@@ -80,12 +81,22 @@ class SimCLR(ContrastiveModel):
             ConfigError: if the data set gave one view of each image.
             ValueError: if there is a single sample.
         """
+        return {"loss": self._loss(features)}
+
+    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
+        """The terms of the own images; both views of all images are gathered."""
+        if not takes_part(self.loss):
+            return super().contrast_part(features, part)
+        return {"loss": self._loss(features, part)}
+
+    def _loss(self, features: Features, part: Part | None = None) -> Tensor:
         if "visual_second" not in features:
             raise ConfigError(
                 "SimCLR compares two views of each image, but the data set gives one. Set "
                 "dataset.views=2 (dataset.proto=ImageDataset)."
             )
-        return {"loss": self.loss(features["visual"], features["visual_second"])}
+        pair = (features["visual"], features["visual_second"])
+        return self.loss(*pair) if part is None else self.loss(*pair, part)
 
     def chance_loss(self, size: int) -> float:
         """ln(2B - 1): each view is told from all others but itself."""

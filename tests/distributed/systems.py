@@ -1,0 +1,179 @@
+"""Models whose gradient in two processes is held against that of one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.together import CPU
+from vilmedic import distributed
+from vilmedic.config.sections import TrainorSection
+from vilmedic.executors.optimization import make_optimizer
+from vilmedic.executors.parallel import whole
+from vilmedic.executors.preparation import prepare_network
+from vilmedic.executors.training_step import StepResult, TrainingStep
+from vilmedic.gather import Part
+from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
+
+Batches = list[dict[str, Tensor]]
+SIZES = (8, 8, 5)
+"""An accumulation group whose last batch is short, and of which two processes have 3 and 2."""
+
+
+class Pairs(ContrastiveModel):
+    """Linear maps and a learned temperature, with the loss that any model of a user may have."""
+
+    def __init__(self, forward_batch_size: int | None = None) -> None:
+        super().__init__(forward_batch_size)
+        self.image = nn.Linear(6, 4)
+        self.text = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))
+        self.log_temperature = nn.Parameter(torch.tensor(-1.0))
+        self.unused = nn.Linear(2, 2)
+
+    def encode(self, batch: Batch) -> Features:
+        return {
+            "temperature": self.log_temperature.exp(),
+            "visual": self.image(batch["images"]),
+            "linguistic": self.text(batch["words"]),
+            "mask": batch["images"][:, 0] > -1,
+        }
+
+    def contrast(self, features: Features) -> dict[str, Tensor]:
+        logits = features["visual"] @ features["linguistic"].T / features["temperature"]
+        logits = logits.masked_fill(~features["mask"], -9.0)
+        loss = functional.cross_entropy(logits, torch.arange(len(logits)))
+        return {"loss": loss, "temperature": features["temperature"].detach()}
+
+
+class Autoencoder(Model):
+    """A loss of each sample alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        error = (self.layers(batch["images"]) - batch["images"]).square().mean(1)
+        return {"loss": error.mean(), "largest": error.mean().detach()}
+
+
+def pairs_batch(size: int, seed: int = 1) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    index = {"index": torch.arange(size)}
+    return index | {name: torch.randn(size, 6, generator=random) for name in ("images", "words")}
+
+
+SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
+    "ConVIRT": (tiny_convirt, tiny_batch),
+    "SimCLR": (tiny_simclr, tiny_views),
+    "GLoRIA": (tiny_gloria, tiny_batch),
+    "Pairs": (Pairs, pairs_batch),
+    "Autoencoder": (Autoencoder, pairs_batch),
+}
+
+
+def build(system: str, *, norm: bool = False, double: bool = False, **settings: Any) -> Model:
+    """A model that is the same in every process, without dropout; batch statistics on wish."""
+    torch.manual_seed(0)
+    model = SYSTEMS[system][0](**settings)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if norms:
+        _set_statistics(model, norms, make_batches(system, [16])[0])
+    for module in norms if not norm else []:
+        module.eval()
+        module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    return model.double() if double else model
+
+
+def _set_statistics(model: Any, norms: list[Any], batch: Batch) -> None:
+    """Make running statistics those of a batch: what is normalised by others fades away."""
+    for module in norms:
+        module.momentum = 1.0
+    with torch.no_grad():
+        model.encode(batch)
+    for module in norms:
+        module.momentum = 0.1
+
+
+def make_batches(system: str, sizes: Sequence[int] = SIZES) -> Batches:
+    return [SYSTEMS[system][1](size, seed=seed) for seed, size in enumerate(sizes)]
+
+
+def parts_of(batches: Batches) -> tuple[Batches, list[Part]]:
+    """What the loader gives this process; reports are padded to the longest of its own."""
+    rank, world = distributed.rank(), distributed.world_size()
+    own, parts = [], []
+    for batch in batches:
+        pieces = {key: torch.tensor_split(value, world) for key, value in batch.items()}
+        sizes = tuple(len(piece) for piece in pieces["index"])
+        part = Part(sizes, rank)
+        if not part.own:
+            mine = {key: value[:2] for key, value in batch.items()}
+        else:
+            mine = {key: piece[rank] for key, piece in pieces.items()}
+        if "attention_mask" in mine:
+            width = int(mine["attention_mask"].sum(1).max())
+            texts = ("input_ids", "attention_mask", "word_ids")
+            mine |= {key: mine[key][:, :width] for key in texts}
+        own.append(mine)
+        parts.append(part)
+    return own, parts
+
+
+def train(
+    model: Model, batches: Batches, steps: int = 1, **keys: Any
+) -> tuple[TrainingStep, StepResult]:
+    """Steps on a group of batches, of which this process has its part."""
+    section = TrainorSection(**{"optimizer": "SGD", "optim_params": {"lr": 0.01}, **keys})
+    prepare_network(model, section, CPU)
+    model.train()
+    step = TrainingStep(model, lambda batch: batch, make_optimizer(model, section), section, CPU)
+    own, parts = parts_of(batches)
+    for _ in range(steps):
+        result = step(own, parts)
+    return step, result
+
+
+def outcome(step: TrainingStep, result: StepResult) -> dict[str, Any]:
+    """What a step leaves: gradients, weights, running statistics, loss and norm."""
+    named = dict(step.model.named_parameters())
+    return {
+        "gradients": whole({k: p.grad.clone() for k, p in named.items() if p.grad is not None}),
+        "state": copy.deepcopy(whole(step.model.state_dict())),
+        "loss": result.loss,
+        "norm": result.grad_norm,
+        "parts": result.parts,
+        "samples": result.samples,
+    }
+
+
+def compare(
+    system: str,
+    sizes: Sequence[int] = SIZES,
+    *,
+    norm: bool = False,
+    double: bool = False,
+    settings: Any = None,
+    **keys: Any,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same steps in all processes together, and in each alone on the whole batches."""
+    batches = make_batches(system, sizes)
+    settings = {"norm": norm, "double": double, **(settings or {})}
+    if double:
+        batches = [
+            {k: v.double() if v.is_floating_point() else v for k, v in one.items()}
+            for one in batches
+        ]
+    with distributed.alone():
+        expected = outcome(*train(build(system, **settings), batches, **keys))
+    given = outcome(*train(build(system, **settings), batches, **keys))
+    return given, expected

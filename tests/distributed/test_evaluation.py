@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.factories import tiny_gloria
+from tests.together import CPU, run_checks
+from tests.toys import ToyAutoencoder, ToyData, ToyModel
+from vilmedic import distributed
+from vilmedic.executors.collect import SplitFeatures, collect
+from vilmedic.executors.evaluation import Ensemble
+
+SIZE, BATCH = 11, 4
+TEXTS = ["no effusion", "large left pleural effusion", "heart normal ."]
+
+
+class SharedToys(ToyData):
+    """A toy data set whose batches the processes share as a loader shares them."""
+
+    def __init__(self, size: int = SIZE) -> None:
+        super().__init__("test", size)
+        self.skipped: dict[int, str] = {}
+
+    def skip(self, reasons: dict[int, str]) -> None:
+        self.skipped |= reasons
+
+    def loader(self) -> Any:
+        for number, batch in enumerate(self.batches(BATCH)):
+            if number % distributed.world_size() == distributed.rank():
+                yield batch
+
+
+def _plain(found: SplitFeatures) -> dict[str, Any]:
+    return {"index": found.index, "loss": found.loss, "labels": found.labels, **found.features}
+
+
+def _both(model: Any, data: SharedToys) -> list[dict[str, Any]]:
+    def run() -> dict[str, Any]:
+        return _plain(
+            collect(model, data, data.loader(), split="test", device=CPU, precision="fp32")
+        )
+
+    with distributed.alone():
+        expected = run()
+    return [run(), expected]
+
+
+def contrastive() -> Any:
+    torch.manual_seed(0)
+    data = SharedToys()
+    if distributed.rank() == 1:
+        data.skipped[3] = "bad"
+    result = _both(ToyModel(), data)
+    return [*result, list(data.skipped)]
+
+
+def autoencoder() -> Any:
+    return _both(ToyAutoencoder(), SharedToys())
+
+
+def fewer_batches_than_processes() -> Any:
+    return _both(ToyAutoencoder(), SharedToys(3))
+
+
+def words_and_regions() -> Any:
+    """The local similarity of GLoRIA over a split whose batches are shared."""
+    torch.manual_seed(0)
+    model = tiny_gloria().eval()
+    images = torch.randn(SIZE, 3, 32, 32)
+
+    class Data(SharedToys):
+        def batches(self, batch_size: int) -> Any:
+            for rows in torch.arange(SIZE).split(batch_size):
+                yield {"index": rows, "images": images[rows]}
+
+        def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return batch
+
+        def encode_text(self, texts: Any) -> dict[str, torch.Tensor]:
+            ids = torch.tensor([[2, len(text) % 10 + 4, 6, 3] for text in texts])
+            places = torch.arange(4).expand(len(texts), 4)
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "word_ids": places}
+
+    data = Data()
+
+    def run() -> Any:
+        networks = Ensemble(
+            members=[lambda: model],
+            dataset=lambda name: data,
+            loader=lambda dataset: data.loader(),
+            device=CPU,
+            precision="fp32",
+        )
+        once = networks.local.similarity("test", TEXTS, "sum")
+        assert torch.equal(once, networks.local.similarity("test", TEXTS, "sum"))
+        return {"similarity": once}
+
+    with distributed.alone():
+        expected = run()
+    return [run(), expected]
+
+
+def agreements() -> Any:
+    from vilmedic.executors.parallel import seed_this_process
+
+    torch.manual_seed(0)
+    seed_this_process(3)
+    return {
+        "gathered": distributed.gather({"rank": distributed.rank(), "t": torch.arange(2)}),
+        "from_main": distributed.on_main(lambda: [distributed.rank(), "text", None]),
+        "drawn": torch.rand(3),
+    }
+
+
+EQUAL = [contrastive, autoencoder, fewer_batches_than_processes, words_and_regions]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    return run_checks([*EQUAL, agreements], tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
+def test_shared_split_is_that_of_one_process(check: Any, results: dict[str, list[Any]]) -> None:
+    for result in results[check.__name__]:
+        assert not isinstance(result, str), result
+        given, expected, *_ = result
+        assert given.keys() == expected.keys()
+        for name, value in expected.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(given[name], value), name
+            else:
+                assert given[name] == value, name
+
+
+def test_samples_left_out_by_one_process_are_known_to_all(results: dict[str, list[Any]]) -> None:
+    assert [result[2] for result in results["contrastive"]] == [[3], [3]]
+
+
+def test_processes_agree_and_draw_their_own_numbers(results: dict[str, list[Any]]) -> None:
+    one, other = results["agreements"]
+    for result in (one, other):
+        assert [found["rank"] for found in result["gathered"]] == [0, 1]
+        assert result["from_main"] == [0, "text", None]
+    torch.manual_seed(0)
+    assert torch.equal(one["drawn"], torch.rand(3))
+    assert not torch.equal(one["drawn"], other["drawn"])
