@@ -146,7 +146,8 @@ def on_main(work: Callable[[], T]) -> T:
     if not is_main():
         packed = torch.empty(size, dtype=torch.uint8)
     dist.broadcast(packed, 0)
-    return _unpack(packed)  # type: ignore[no-any-return]
+    found: T = _unpack(packed)
+    return found
 
 
 def _pack(value: Any) -> Tensor:

@@ -27,7 +27,7 @@ def first_to_fail() -> bool:
         return True
     from datetime import timedelta
 
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     key = f"vilmedic/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:

@@ -107,6 +107,7 @@ def test_number_of_processes_changes_in_the_middle(
         "model.encoder.hidden_dropout_prob=0",
         "model.encoder.attention_probs_dropout_prob=0",
         "model.cnn.freeze=true",
+        "trainor.lr_decay=null",  # its length follows from the number of epochs
         "trainor.optimizer=SGD",
         "trainor.optim_params={lr: 0.01, momentum: 0.9}",
         "ckpt=auto",

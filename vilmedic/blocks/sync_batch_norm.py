@@ -57,7 +57,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with each of its batch normalisations replaced, weights and names kept."""
     if device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return]
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         synced = SyncedBatchNorm(
             module.num_features,

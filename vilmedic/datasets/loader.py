@@ -161,7 +161,7 @@ class EpochLoader(DataLoader[Any]):
         sampler = self.batch_sampler
         return isinstance(sampler, EpochSampler) and sampler.training and sampler.world > 1
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of a pass.
 
         Where processes share batches, None stands for one of which this process has no sample.

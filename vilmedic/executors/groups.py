@@ -71,7 +71,7 @@ def groups(
         kept = [n for n, part in enumerate(parts) if part.total >= smallest]
         if kept:
             yield Group(
-                [filled[n] for n in kept],
+                [batch for n, batch in enumerate(filled) if n in kept and batch is not None],
                 [parts[n] for n in kept],
                 [any(row) for row in table[len(own) :]],
             )

@@ -86,11 +86,12 @@ class Parallel:
         if self.world > 1 and not self.sharded:
             copy_from_main([*model.parameters(), *model.buffers()])
             if not self._by_hand:
+                buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
                 self._network = DistributedDataParallel(
                     model,
-                    **{_SYNC_BUFFERS: False},
                     find_unused_parameters=True,
                     gradient_as_bucket_view=True,
+                    **buffers,
                 )
 
     def forward(
@@ -121,8 +122,9 @@ class Parallel:
 
         Sharded gradients are averaged in each: whole ones would not fit.
         """
-        wrapped = isinstance(self._network, DistributedDataParallel)
-        return self._network.no_sync() if wrapped and not last else nullcontext()
+        if isinstance(self._network, DistributedDataParallel) and not last:
+            return self._network.no_sync()
+        return nullcontext()
 
     def finish_gradients(self) -> None:
         """Average what was not averaged during the backward pass."""

@@ -73,11 +73,12 @@ def agree_on_start(config: Config) -> Start:
     if distributed.world_size() == 1:
         return find_start(config)
     found = find_start(config) if distributed.is_main() else None
-    seed, path = distributed.on_main(
+    told: list[Any] = distributed.on_main(
         lambda: [found.seed, None if found.path is None else str(found.path)] if found else []
     )
     if found is not None:
         return found
+    seed, path = told
     if path is None:
         return Start(seed)
     return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)))
