@@ -17,6 +17,8 @@ LABELS = ("Effusion", "Mass")
 class ToyData:
     """Images of 4 x 4 pixels whose first two show the labels, and reports that repeat them."""
 
+    parts = ()
+
     def __init__(
         self,
         split: str = "test",

@@ -45,7 +45,7 @@ class System:
             f"{image}.resize=32",
             f"{image}.crop=32",
             *self.small,
-            "validator.metrics={}",
+            "~validator.metrics",
             "validator.batch_size=8",
             "trainor.early_stop_metric=validation_loss",
             "trainor.precision=fp32",

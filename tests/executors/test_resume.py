@@ -22,7 +22,7 @@ def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:
 def run_dir(tmp_path: Path) -> Path:
     """Runs of the seeds 4 and 5, the latter newer."""
     for seed in (4, 5):
-        state = {"model": {}, "progress": {}, "seed": seed, "config": {}}
+        state = {"model": {"weight": torch.zeros(1)}, "progress": {}, "seed": seed, "config": {}}
         save_checkpoint(state, tmp_path / f"last_{seed}.pth")
         os.utime(tmp_path / f"last_{seed}.pth", (seed, seed))
     return tmp_path

@@ -22,11 +22,15 @@ def load_reference() -> ModuleType:
     for name in ("taming", "taming.models"):
         _stub(name, __path__=[])
     _stub("taming.models.vqgan", VQModel=object, GumbelVQ=object)
-    if importlib.util.find_spec("pkg_resources") is None:
+    without = importlib.util.find_spec("pkg_resources") is None
+    if without:
         _stub("pkg_resources", get_distribution=lambda name: None)
     if importlib.util.find_spec("requests") is None:  # for downloads of other VAEs
         _stub("requests")
-    return importlib.import_module("dalle_pytorch.dalle_pytorch")
+    reference = importlib.import_module("dalle_pytorch.dalle_pytorch")
+    if without:
+        del sys.modules["pkg_resources"]  # others ask whether it is there, and then use it
+    return reference
 
 
 def _stub(name: str, **attributes: object) -> None:
