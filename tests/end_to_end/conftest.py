@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from vilmedic import cli
+from vilmedic.executors.log import LOGGER
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,6 +36,35 @@ def run() -> Run:
         return done
 
     return run_script
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Run:
+    """As `run`, in this process: without the seconds that a new one takes to load torch.
+
+    At least one test of each script has to use `run`; this is for the others.
+    """
+    commands = {"bin/train.py": cli.train, "bin/ensemble.py": cli.ensemble}
+
+    def run_command(script: str, *arguments: object, status: int = 0) -> Run:
+        words = list(map(str, arguments))
+        out, err = io.StringIO(), io.StringIO()
+        before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+        LOGGER.handlers.clear()  # so that the command opens its console, on what is read here
+        folder = Path.cwd()
+        os.chdir(ROOT)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = commands[script](words)
+        finally:
+            os.chdir(folder)
+            LOGGER.handlers[:], LOGGER.level, LOGGER.propagate = before
+        done = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+        shown = f"{script} {' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == status, shown
+        return done
+
+    return run_command
 
 
 @pytest.fixture(scope="session")

@@ -72,10 +72,10 @@ def test_training_learns_and_keeps_the_tokens(trained: Path) -> None:
 
 
 def test_without_the_cache_a_run_is_the_same(
-    run: Run, small: list[str], trained: Path, tmp_path: Path
+    run_here: Run, small: list[str], trained: Path, tmp_path: Path
 ) -> None:
     options = ["name=again", "trainor.seed=5", "trainor.epochs=2", "dataset.image.tokens=null"]
-    run("bin/train.py", *small, f"ckpt_dir={tmp_path}", *options)
+    run_here("bin/train.py", *small, f"ckpt_dir={tmp_path}", *options)
     again = evaluations(tmp_path / "again")
     for found, expected in zip(again, evaluations(trained), strict=True):
         assert found["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-3)
@@ -83,10 +83,10 @@ def test_without_the_cache_a_run_is_the_same(
 
 @pytest.mark.slow
 def test_evaluation_asks_a_classifier_of_real_images(
-    run: Run, small: list[str], trained: Path
+    run_here: Run, small: list[str], trained: Path
 ) -> None:
     metric = "ensemblor.metrics.prompted_findings"
-    done = run(
+    done = run_here(
         "bin/ensemble.py",
         *small,
         f"ckpt_dir={trained.parent}",
@@ -122,11 +122,11 @@ def test_images_of_reports(run: Run, small: list[str], trained: Path) -> None:
 
 
 def test_images_of_prompts_do_not_depend_on_their_company(
-    run: Run, small: list[str], trained: Path
+    run_here: Run, small: list[str], trained: Path
 ) -> None:
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
     prompt = "There is a large zebra on the left."
-    done = run(
+    done = run_here(
         "bin/ensemble.py",
         *arguments,
         f"ensemblor.prompt=[Heart size is normal., {prompt}]",
@@ -136,7 +136,7 @@ def test_images_of_prompts_do_not_depend_on_their_company(
     [folder] = (trained / "generated").glob("prompt_there-is-a-large-zebra*")
     first = (folder / "1.png").read_bytes()
 
-    run(
+    run_here(
         "bin/ensemble.py",
         *arguments,
         f"ensemblor.prompt={prompt}",
@@ -148,11 +148,11 @@ def test_images_of_prompts_do_not_depend_on_their_company(
 
 
 def test_priming_keeps_the_top_of_the_real_image(
-    run: Run, small: list[str], trained: Path, phantom: Path
+    run_here: Run, small: list[str], trained: Path, phantom: Path
 ) -> None:
     image = phantom / "images" / (phantom / "test.image.tok").read_text().split()[0]
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
-    run(
+    run_here(
         "bin/ensemble.py",
         *arguments,
         "ensemblor.prompt=Heart size is normal.",
@@ -163,16 +163,16 @@ def test_priming_keeps_the_top_of_the_real_image(
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["primed_tokens"] == 8
 
-    refused = run(
+    refused = run_here(
         "bin/ensemble.py", *arguments, "ensemblor.prompt=x", "ensemblor.prime=0.5", status=2
     )
     assert "ensemblor.prime_image" in refused.stderr
 
 
 def test_a_convirt_puts_images_in_order(
-    run: Run, small: list[str], trained: Path, tiny: list[str], tmp_path: Path
+    run_here: Run, small: list[str], trained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
-    run(
+    run_here(
         "bin/train.py",
         *tiny,
         f"ckpt_dir={tmp_path}",
@@ -181,7 +181,7 @@ def test_a_convirt_puts_images_in_order(
         "trainor.epochs=1",
     )
     ranker = tmp_path / "convirt" / "last_0.pth"
-    run(
+    run_here(
         "bin/ensemble.py",
         *small,
         f"ckpt_dir={trained.parent}",
@@ -208,22 +208,24 @@ def test_a_convirt_puts_images_in_order(
     ],
 )
 def test_bad_input_is_named_before_training(
-    run: Run, small: list[str], tmp_path: Path, changes: list[str], words: str
+    run_here: Run, small: list[str], tmp_path: Path, changes: list[str], words: str
 ) -> None:
-    done = run("bin/train.py", *small, f"ckpt_dir={tmp_path}", "trainor.seed=0", *changes, status=2)
+    done = run_here(
+        "bin/train.py", *small, f"ckpt_dir={tmp_path}", "trainor.seed=0", *changes, status=2
+    )
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_checkpoint_of_another_vae_is_not_averaged(
-    run: Run, small: list[str], trained: Path, tmp_path: Path
+    run_here: Run, small: list[str], trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "two")
     [path, *_] = sorted((tmp_path / "two").glob("[0-9]*_5.pth"))
     state = torch.load(path, weights_only=True)
     state["model"]["vae.codebook.weight"] += 1
     torch.save(state, path.with_name("0.5_9_7.pth"))
-    done = run(
+    done = run_here(
         "bin/ensemble.py",
         *small,
         f"ckpt_dir={tmp_path}",
@@ -237,7 +239,7 @@ def test_a_checkpoint_of_another_vae_is_not_averaged(
 
 @needs_covid
 @pytest.mark.slow
-def test_an_epoch_on_real_xrays_and_notes(run: Run, small: list[str], tmp_path: Path) -> None:
+def test_an_epoch_on_real_xrays_and_notes(run_here: Run, small: list[str], tmp_path: Path) -> None:
     arguments = [
         *small,
         f"dataset.image.root={COVID}",
@@ -246,8 +248,8 @@ def test_an_epoch_on_real_xrays_and_notes(run: Run, small: list[str], tmp_path: 
         f"ckpt_dir={tmp_path}",
         "name=real",
     ]
-    done = run("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=1")
+    done = run_here("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=1")
     assert "were longer than tokenizer_max_len and were cut" in done.stdout
     assert evaluations(tmp_path / "real")[0]["validation_loss"] > 0
-    run("bin/ensemble.py", *arguments, "ensemblor.generate_images=True", "ckpt=last_1.pth")
+    run_here("bin/ensemble.py", *arguments, "ensemblor.generate_images=True", "ckpt=last_1.pth")
     assert (tmp_path / "real" / "generated" / "test_1" / "sheet.png").exists()
