@@ -178,7 +178,7 @@ def count_all() -> dict[str, Any]:
 def check() -> float:
     """Print counted bytes beside the formulas; returns the largest relative error."""
     with tempfile.TemporaryDirectory() as folder:
-        per_process = run_checks([count_all], Path(folder))["count_all"]
+        per_process = run_checks([count_all], Path(folder), seconds=1800)["count_all"]
     for result in per_process:
         if isinstance(result, str):
             raise RuntimeError(result)
