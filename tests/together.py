@@ -42,7 +42,7 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 
 def run_checks(
-    checks: Sequence[Callable[[], Any]], folder: Path, world: int = 2
+    checks: Sequence[Callable[[], Any]], folder: Path, world: int = 2, seconds: float = 280
 ) -> dict[str, list[Any]]:
     """Run functions one after the other in processes of one group.
 
@@ -50,6 +50,7 @@ def run_checks(
         checks: functions of a module, each returning tensors and plain values.
         folder: an empty folder.
         world: number of processes.
+        seconds: how long they may take.
 
     Returns:
         What each function returned, by its name, one result a process; a text with the traceback
@@ -62,11 +63,13 @@ def run_checks(
         process = PROCESSES.Process(target=_work, args=target)
         process.start()
         running.append(process)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + seconds
     for process in running:
         process.join(max(1, deadline - time.monotonic()))
         if process.exitcode is None:
             process.kill()
+            process.join()
+    assert all(process.exitcode == 0 for process in running), [p.exitcode for p in running]
     results = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
     return {check.__name__: [one[check.__name__] for one in results] for check in checks}
 

@@ -54,9 +54,9 @@ class Pairs(ContrastiveModel):
 class Autoencoder(Model):
     """A loss of each sample alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 5) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6))
+        self.layers = nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 6))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         error = (self.layers(batch["images"]) - batch["images"]).square().mean(1)
