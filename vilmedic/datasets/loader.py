@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -161,6 +163,10 @@ class EpochLoader(DataLoader[Any]):
         sampler = self.batch_sampler
         return isinstance(sampler, EpochSampler) and sampler.training and sampler.world > 1
 
+    def close(self) -> None:
+        """End the loading processes; a later pass starts new ones."""
+        self._iterator = None
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of a pass.
 
@@ -256,6 +262,13 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End loading processes that are left at exit: they ignore the signal that Python would send."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _start_worker(_: int) -> None:

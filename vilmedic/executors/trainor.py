@@ -131,6 +131,7 @@ class Trainor:
                 while self.progress.epoch < self.section.epochs and not self._stopped_early():
                     self._epoch(self.progress.epoch)
         finally:
+            self.loader.close()
             self.watch.close()
             self.log.close()
         self._report_end()
