@@ -266,7 +266,7 @@ def _cores() -> int:
 
 @atexit.register
 def _end_workers() -> None:
-    """End loading processes that are left at exit: they ignore the signal that Python would send."""
+    """End loading processes that are left at exit; they ignore the signal Python would send."""
     for child in multiprocessing.active_children():
         child.kill()
 
