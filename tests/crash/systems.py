@@ -45,7 +45,6 @@ class System:
             f"{image}.resize=32",
             f"{image}.crop=32",
             *self.small,
-            "~validator.metrics",
             "validator.batch_size=8",
             "trainor.early_stop_metric=validation_loss",
             "trainor.precision=fp32",
@@ -68,6 +67,7 @@ CONVIRT = System(
     (
         *CNN,
         *BERT,
+        "~validator.metrics",
         "model.projection.visual_embedding_dim=1024",
         "model.projection.textual_embedding_dim=16",
         "model.projection.projection_dim=8",
@@ -92,6 +92,7 @@ GLORIA = System(
     (
         *CNN,
         *BERT,
+        "~validator.metrics",
         "model.encoder.last_n_layers=1",
         "model.local_layer=stage2",
         "model.visual_embedder.interm_feature_dim=48",
