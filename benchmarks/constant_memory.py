@@ -14,10 +14,8 @@ line of JSON for each system; the last is ConVIRT's.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.peak_memory import MIB, read_peak, start_peak
 from tests.factories import tiny_spec
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
 from vilmedic.blocks.text import TextEncoder
@@ -50,7 +49,6 @@ from vilmedic.models.simclr import SimCLR
 
 CHUNK = 8
 TOKENS = 32
-MIB = 2**20
 KINDS = ("kept", "constant")
 SYSTEMS = ("GLoRIA", "SimCLR", "ConVIRT")
 BERT: dict[str, Any] = {
@@ -66,8 +64,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32, 128, 512])
-    parser.add_argument("--pixels", type=int, default=96, help="side of the images")
-    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--pixels", type=int, default=64, help="side of the images")
+    parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -82,6 +80,7 @@ def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveMode
     spec = tiny_spec(max_len=TOKENS)
     cnn = VisionEncoder(backbone=backbone, pretrained=False)
     width = cnn.out_features
+    regions = "features.13" if backbone == "mobilenet_v2" else "layer3"  # 16 pixels apart
     if system == "SimCLR":
         head = VisualProjection(visual_embedding_dim=width, projection_dim=128)
         return SimCLR(cnn=cnn, projection=head, loss=NTXentLoss(), forward_batch_size=chunk)
@@ -101,8 +100,9 @@ def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveMode
         encoder=WordEncoder(spec=spec, last_n_layers=2, **BERT),
         cnn=cnn,
         visual_embedder=VisualEmbedder(
-            interm_feature_dim=cnn.width("layer3"), feature_dim=cnn.out_features
+            interm_feature_dim=cnn.width(regions), feature_dim=cnn.out_features
         ),
+        local_layer=regions,
         loss=GLoRIALoss(),
         upsample=None,
         forward_batch_size=chunk,
@@ -197,31 +197,6 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
             step([batch]).loss.item()
             seconds[kind].append(time.perf_counter() - began)
     return {kind: statistics.median(values) for kind, values in seconds.items()}
-
-
-def start_peak(device: torch.device) -> float:
-    """Begin to look for the highest size; returns the size now, in MiB."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated() / MIB
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return read_status("VmRSS")
-
-
-def read_peak(device: torch.device) -> float:
-    """The highest size since then, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / MIB
-    return read_status("VmHWM")
-
-
-def read_status(field: str) -> float:
-    """A size of this process in MiB, as Linux reports it."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
-    return int(found[1]) / 1024
 
 
 def run_child(option: str, *values: object) -> dict[str, float]:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tests.factories import TINY_BERT, tiny_encoder, tiny_spec
+from vilmedic.blocks import text
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
@@ -215,3 +216,23 @@ def test_unknown_pooling() -> None:
 def test_data_without_reports() -> None:
     with pytest.raises(ConfigError, match=r"model\.encoder needs reports"):
         tiny_encoder(DataSpec())
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", None])
+def test_expanded_mask_gives_the_same_without_a_look_at_it(
+    name: str | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of the mask on a GPU, tried on a CPU."""
+    proto = None if name is None else str(request.getfixturevalue(name))
+    settings = {} if proto else TINY_BERT
+    encoder = TextEncoder(spec=tiny_spec(), proto=proto, pooling="mean", **settings).eval()
+    expected = encoder(**report())
+
+    monkeypatch.setattr(text, "mask_for", lambda network, mask: text.expanded(mask))
+    looks = []
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: looks.append(self) or True)
+    found = encoder(**report())
+    monkeypatch.undo()
+
+    assert looks == []
+    torch.testing.assert_close(found, expected)

@@ -87,7 +87,9 @@ class TextEncoder(nn.Module):
         Returns:
             One vector a report, [B, hidden_size].
         """
-        output = self.network(input_ids=input_ids, attention_mask=attention_mask)
+        output = self.network(
+            input_ids=input_ids, attention_mask=mask_for(self.network, attention_mask)
+        )
         if self.pooling == "pooler":
             return output.pooler_output
         states = output.last_hidden_state
@@ -132,6 +134,23 @@ class TextEncoder(nn.Module):
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
         return f"proto={self.proto}, pooling={self.pooling}, freeze={self.freeze}"
+
+
+def mask_for(network: PreTrainedModel, attention_mask: Tensor) -> Tensor:
+    """A mask [B, T] in the form in which a network takes it without a look at its contents.
+
+    Transformers looks whether a mask [B, T] hides anything at all, for which a GPU has to be waited
+    for in every pass; one that is expanded to [B, 1, T, T] it takes as it is.
+    """
+    if attention_mask.device.type == "cpu" or network.config._attn_implementation != "sdpa":
+        return attention_mask
+    return expanded(attention_mask)
+
+
+def expanded(attention_mask: Tensor) -> Tensor:
+    """Which token sees which: bool [B, 1, T, T] of a mask [B, T]."""
+    batch, tokens = attention_mask.shape
+    return attention_mask.bool()[:, None, None, :].expand(batch, 1, tokens, tokens)
 
 
 def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, mask_for
 from vilmedic.config.types import ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.words import has_word_boundaries, special_tokens_around
@@ -87,8 +87,11 @@ class WordEncoder(nn.Module):
             word_ids: the word of each token, counted from 0, special tokens included; -1 for
                 padding, [B, T].
         """
-        output = self.text.network(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
+        network = self.text.network
+        output = network(
+            input_ids=input_ids,
+            attention_mask=mask_for(network, attention_mask),
+            output_hidden_states=True,
         )
         states = torch.stack(output.hidden_states[-self.last_n_layers :]).sum(dim=0)
         padding = (word_ids < 0).unsqueeze(-1)

@@ -34,7 +34,12 @@ def compile_blocks(model: nn.Module) -> int:
     Blocks rather than the whole: equal ones are compiled once, and what lies between them may do
     as it likes. The names of parameters stay.
     """
+    import torch._dynamo  # takes a second, which other runs need not wait
+
     blocks = repeated_blocks(model)
+    # Each width of a residual network and each length of report counts as a compilation.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
     for block in blocks:
         block.forward = torch.compile(block.forward)
     return len(blocks)

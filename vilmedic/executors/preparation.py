@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import Any
 
 import torch
@@ -89,12 +91,22 @@ def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> Non
 
 
 def prepare_network(model: nn.Module, section: TrainorSection, device: torch.device) -> None:
-    """Move a model to its device and lay it out, in place, for how it is to be computed."""
+    """Move a model to its device and lay it out, in place, for how it is to be computed.
+
+    Raises:
+        ConfigError: it is to be compiled, and there is no compiler.
+    """
     if section.sync_bn and distributed.world_size() > 1:
         synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
     if section.compile:
+        compilers = [os.environ.get("CXX") or "g++", "clang++"]
+        if not any(shutil.which(name) for name in compilers):
+            raise ConfigError(
+                "trainor.compile: torch needs a C++ compiler, and none of "
+                f"{', '.join(compilers)} is installed. Install one or leave the key out."
+            )
         LOGGER.info("Compiling %d blocks; the first steps take long", compile_blocks(model))
     if section.activation_checkpointing:
         count = checkpoint_blocks(model)
