@@ -124,7 +124,7 @@ def collect(
             dataset.skip(skipped)
         outputs = _from_all(outputs)
         values, weights = _losses_of_all(values, weights)
-    if not outputs:
+    if not len(outputs.get("index", ())):
         raise DataError(f"The split '{split}' has no samples to evaluate.")
     weight = sum(size for _, size in weights)
     total = sum(value * size for value, (_, size) in zip(values, weights, strict=True))
