@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
 
+from tests.disk import no_file_beyond
 from vilmedic.executors.metrics_log import MetricsLog, read_lines
 from vilmedic.loggers.contract import Logger, Run
 
@@ -121,16 +121,12 @@ def test_reading_leaves_out_what_is_no_line_of_a_run(tmp_path: Path) -> None:
 def test_lines_wait_for_room_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = MetricsLog(tmp_path, seed=1, step=0)
     log.metrics(1, {"loss": 1.0})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (tmp_path / "metrics.jsonl").stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
-    try:
+    with no_file_beyond(size + 10):
         log.metrics(2, {"loss": 2.0})
         with pytest.raises(OSError, match="too large"):
             log.flush()
-        assert len(read(tmp_path / "metrics.jsonl")) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(read(tmp_path / "metrics.jsonl")) == 1
     log.metrics(3, {"loss": 3.0})
     log.flush()
     log.close()

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.disk import no_file_beyond
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors.checkpoint import load_checkpoint
 from vilmedic.executors.saving import Saver
@@ -26,15 +25,6 @@ def make(run_dir: Path, clock: Clock | None = None, **keys: Any) -> Saver:
 
 def state(value: float, size: int = 1) -> dict[str, Any]:
     return {"model": {"w": torch.full((size,), value)}}
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow beyond 20 kB, which the system refuses as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_steps_between_saves(tmp_path: Path) -> None:
@@ -66,13 +56,15 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "1.0_0_7.pth").exists(), "that of another seed stays"
 
 
-def test_full_disk_keeps_what_was_there(
-    tmp_path: Path, small_disk: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saver = make(tmp_path)
     assert saver.save_last(state(1.0))
-    assert not saver.save_last(state(2.0, size=100_000))
-    assert not saver.save_best(state(2.0, size=100_000), 0.5, 1)
+    with no_file_beyond(20_000):
+        last = saver.save_last(state(2.0, size=100_000))
+        best = saver.save_best(state(2.0, size=100_000), 0.5, 1)
+
+    assert not last
+    assert not best
 
     assert load_checkpoint(saver.last)["model"]["w"].item() == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["last_1.pth"]
