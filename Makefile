@@ -55,8 +55,9 @@ $(VENV)/.reference: $(VENV)/.installed
 		einops==0.8.2 axial-positional-embedding==0.3.12 rotary-embedding-torch==0.9.1
 	touch $@
 
+# One file of tests goes to one of two processes, each with one thread.
 test: setup reference
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests
 
 # Kills every system at 20 random moments and compares what it became with the run never killed.
 test-crash: setup

@@ -22,7 +22,7 @@ def run() -> Run:
     """Run a script of bin/ as a user would and return what it printed."""
 
     def run_script(script: str, *arguments: object, status: int = 0) -> Run:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=ROOT,

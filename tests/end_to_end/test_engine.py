@@ -9,7 +9,7 @@ from tests.end_to_end.conftest import Run
 
 
 def test_everything_at_once_and_a_changed_configuration(
-    run: Run, tiny: list[str], tmp_path: Path
+    run_here: Run, tiny: list[str], tmp_path: Path
 ) -> None:
     """bfloat16, averaged weights, blocks computed twice, chunks, accumulation and a profile."""
     arguments = [
@@ -26,7 +26,7 @@ def test_everything_at_once_and_a_changed_configuration(
         "model.forward_batch_size=4",
         "ckpt=auto",
     ]
-    done = run("bin/train.py", *arguments, "trainor.seed=5", "trainor.epochs=2")
+    done = run_here("bin/train.py", *arguments, "trainor.seed=5", "trainor.epochs=2")
 
     folder = tmp_path / "all"
     assert "nothing to continue" in done.stdout
@@ -48,7 +48,7 @@ def test_everything_at_once_and_a_changed_configuration(
     assert state["progress"]["step"] == 6
 
     more = ["trainor.epochs=3", "trainor.optim_params.lr=5e-4", "trainor.lr_decay=null"]
-    done = run("bin/train.py", *arguments, *more)
+    done = run_here("bin/train.py", *arguments, *more)
     assert "Continuing" in done.stdout
     assert "trainor.epochs: 2 -> 3" in done.stdout
     assert "trainor.optim_params.lr: 0.001 -> 0.0005" in done.stdout
@@ -60,7 +60,7 @@ def test_everything_at_once_and_a_changed_configuration(
     plain = ["ensemblor.splits=[test]", "ensemblor.post_processing={}", "ensemblor.metrics={}"]
     losses = []
     for ema in ("false", "true"):
-        run("bin/ensemble.py", *arguments[:-1], *plain, "ckpt=last", f"ensemblor.ema={ema}")
+        run_here("bin/ensemble.py", *arguments[:-1], *plain, "ckpt=last", f"ensemblor.ema={ema}")
         results = json.loads((folder / "results_test.json").read_text())
         assert results["ema"] is (ema == "true")
         losses.append(results["loss"])

@@ -25,7 +25,7 @@ needs_covid = pytest.mark.skipif(
 
 @needs_covid
 @pytest.mark.slow
-def test_convirt_on_real_xrays_and_notes(run: Run, tiny: list[str], tmp_path: Path) -> None:
+def test_convirt_on_real_xrays_and_notes(run_here: Run, tiny: list[str], tmp_path: Path) -> None:
     arguments = [
         *tiny,
         f"dataset.image.root={COVID}",
@@ -39,9 +39,9 @@ def test_convirt_on_real_xrays_and_notes(run: Run, tiny: list[str], tmp_path: Pa
         "trainor.early_stop_metric=validation_loss",
         "~validator.metrics.zero_shot",
     ]
-    run("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=1")
-    run("bin/train.py", *arguments, "trainor.epochs=2", "ckpt=last_1.pth")
-    run(
+    run_here("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=1")
+    run_here("bin/train.py", *arguments, "trainor.epochs=2", "ckpt=last_1.pth")
+    run_here(
         "bin/ensemble.py",
         *arguments,
         "~ensemblor.metrics.zero_shot",
@@ -63,7 +63,7 @@ def test_convirt_on_real_xrays_and_notes(run: Run, tiny: list[str], tmp_path: Pa
 
 @needs_nih
 @pytest.mark.slow
-def test_simclr_on_real_xrays_with_several_labels(run: Run, tmp_path: Path) -> None:
+def test_simclr_on_real_xrays_with_several_labels(run_here: Run, tmp_path: Path) -> None:
     arguments = [
         f"ckpt_dir={tmp_path}",
         "name=real",
@@ -72,7 +72,7 @@ def test_simclr_on_real_xrays_with_several_labels(run: Run, tmp_path: Path) -> N
         "trainor.num_workers=0",
         "ensemblor.num_workers=0",
     ]
-    run(
+    run_here(
         "bin/train.py",
         "config/phantom/simclr.yml",
         *arguments,
@@ -86,7 +86,7 @@ def test_simclr_on_real_xrays_with_several_labels(run: Run, tmp_path: Path) -> N
         "trainor.epochs=2",
         "trainor.seed=1",
     )
-    run(
+    run_here(
         "bin/ensemble.py",
         "config/phantom/simclr-eval.yml",
         *arguments,
@@ -125,7 +125,7 @@ def test_simclr_on_real_xrays_with_several_labels(run: Run, tmp_path: Path) -> N
 
 @needs_covid
 @pytest.mark.slow
-def test_gloria_on_real_xrays_and_notes(run: Run, tmp_path: Path) -> None:
+def test_gloria_on_real_xrays_and_notes(run_here: Run, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.yml"
     prompts.write_text(
         "COVID-19:\n"
@@ -155,8 +155,8 @@ def test_gloria_on_real_xrays_and_notes(run: Run, tmp_path: Path) -> None:
         "{keys: [visual], labels_keep: null, method: pca}",
         "ensemblor.post_processing.plot_attention={num_samples: 1}",
     ]
-    run("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=2")
-    run("bin/ensemble.py", *arguments)
+    run_here("bin/train.py", *arguments, "trainor.seed=1", "trainor.epochs=2")
+    run_here("bin/ensemble.py", *arguments)
 
     run_dir = tmp_path / "real"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
