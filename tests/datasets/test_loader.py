@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from vilmedic.errors import DataError
 
 Args = Callable[..., dict[str, Any]]
 Write = Callable[[str, Sequence[str]], Path]
+
+
+held: list[object] = []
 
 
 def order(sampler: EpochSampler) -> list[list[int]]:
@@ -194,3 +198,21 @@ def test_processes_take_whole_batches_in_evaluation(world: int) -> None:
         assert parts[number % world][number // world] == batch
     assert sum(map(len, parts)) == len(whole)
     assert len(sampler(training=False, rank=1, world=world)) == len(parts[1])
+
+
+def hold_an_iterator(dataset: ImSeq) -> None:
+    loader = make_loader(dataset, batch_size=2, training=True, seed=0, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    held.append(batches)  # as the traceback of an error does
+
+
+def test_a_process_ends_though_something_holds_its_workers(dataset: ImSeq) -> None:
+    process = multiprocessing.get_context("fork").Process(target=hold_an_iterator, args=(dataset,))
+    process.start()
+    process.join(60)
+    if ended := process.exitcode is not None:
+        assert process.exitcode == 0
+    else:
+        process.kill()
+    assert ended

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -245,6 +245,7 @@ def make_loader(
         order=dataset.order,
     )
     guarded = _Guarded(dataset)
+    Finalize(None, _end_workers, exitpriority=100)
     return EpochLoader(
         guarded,
         batch_sampler=sampler,
@@ -264,9 +265,12 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-@atexit.register
 def _end_workers() -> None:
-    """End loading processes that are left at exit; they ignore the signal Python would send."""
+    """End loading processes that are left at exit; they ignore the signal Python would send.
+
+    Python sends it and waits for them, in a command as well as in a process started by another:
+    this is to be done before, so it is one of the finalizers that are called first.
+    """
     for child in multiprocessing.active_children():
         child.kill()
 
