@@ -3,11 +3,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from vilmedic.errors import Interrupted
 from vilmedic.executors.interruption import Interruption
+
+
+@pytest.fixture(autouse=True)
+def python_handles_ctrl_c() -> Iterator[None]:
+    """Started in the background, a process ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_signal_is_noted_and_the_next_one_acts_as_always() -> None:
