@@ -57,6 +57,15 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
     return found
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _short(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
