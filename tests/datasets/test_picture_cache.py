@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,6 +122,69 @@ def test_other_content_or_settings_give_another_cache(
     )
     assert all(torch.equal(one, other) for one, other in pairs)
     assert len(caches(tmp_path)) == 2
+
+
+def test_equal_files_elsewhere_and_of_another_time_are_not_decoded_again(
+    cached: Callable[..., ImageDataset],
+    write: Write,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many(write, root, bad=1)
+    changes: dict[str, Any] = {"on_error": "skip"}
+    first = cached(**changes)
+    expected = batches(first)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("vilmedic.datasets.pictures.decode_file", refuse)
+    os.utime(root / "images" / "train_0.png", (1, 1))
+    assert all(map(torch.equal, expected, batches(cached(**changes))))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(root / "images", moved)
+    second = cached(image_path=str(moved), **changes)
+    assert all(map(torch.equal, expected, batches(second)))
+    [(line, old)], [(other, new)] = first.skipped.items(), second.skipped.items()
+    assert line == other
+    assert new == old.replace(str(root / "images"), str(moved))
+    assert len(caches(tmp_path)) == 1
+
+
+def test_other_content_of_the_same_size_and_time_is_decoded(
+    cached: Callable[..., ImageDataset], image_args: Args, root: Path, tmp_path: Path
+) -> None:
+    """Also when what the files hold is remembered from an earlier time."""
+    path = root / "images" / "train_0.png"
+    pixels = np.zeros((20, 16), np.uint8)
+    kept = []
+    for number in (7, 9):
+        pixels[3, 3] = number
+        Image.fromarray(pixels).save(path, compress_level=0)
+        os.utime(path, ns=(10**18, 10**18))
+        kept.append((path.stat().st_size, path.stat().st_mtime_ns))
+        assert all(map(torch.equal, batches(ImageDataset(**image_args())), batches(cached())))
+    assert kept[0] == kept[1]
+    assert len(caches(tmp_path)) == 2
+
+
+def test_files_that_change_while_they_are_decoded(
+    cached: Callable[..., ImageDataset],
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    to_disk = picture_cache._to_disk
+
+    def change(file: Any) -> None:
+        to_disk(file)
+        Image.fromarray(np.full((20, 16), 77, np.uint8)).save(root / "images" / "train_0.png")
+
+    monkeypatch.setattr(picture_cache, "_to_disk", change)
+    with pytest.raises(DataError, match="changed while the image cache"):
+        cached()
+    assert caches(tmp_path) == []
 
 
 def test_damaged_or_half_built_caches_are_not_used(

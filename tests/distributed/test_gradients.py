@@ -73,6 +73,12 @@ def sharded_gloria_in_chunks() -> Any:
     return compare("GLoRIA", double=True, parallel="fsdp", steps=2, settings=settings, **CLIPPED)
 
 
+def sharded_gloria_one_by_one() -> Any:
+    """Of the last batch one process has a sample, and so a chunk, more than the other."""
+    settings = {"forward_batch_size": 1}
+    return compare("GLoRIA", (8, 5), double=True, parallel="fsdp", settings=settings, **CLIPPED)
+
+
 def sharded_autoencoder() -> Any:
     keys = {"optimizer": "AdamW", "optim_params": {"lr": 1e-3}}
     return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=3, **keys)
@@ -91,6 +97,7 @@ EQUAL = [
     synchronized_statistics,
     sharded_convirt,
     sharded_gloria_in_chunks,
+    sharded_gloria_one_by_one,
     sharded_autoencoder,
 ]
 

@@ -98,27 +98,34 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     assert_same_runs(tmp_path / "run", reference)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_number_of_processes_changes_in_the_middle(
-    data: Path, tmp_path: Path, parallel: str
+STILL = (
+    "model.encoder.hidden_dropout_prob=0",
+    "model.encoder.attention_probs_dropout_prob=0",
+    "model.cnn.freeze=true",
+    "trainor.lr_decay=null",  # its length follows from the number of epochs
+    "trainor.optimizer=SGD",
+    "trainor.optim_params={lr: 0.01, momentum: 0.9}",
+    "ckpt=auto",
+)
+"""Without dropout and batch statistics, so that the number of processes makes no difference."""
+
+
+@pytest.fixture(scope="module")
+def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    return train(CONVIRT, data, folder, *STILL, "trainor.epochs=3", world=1)
+
+
+@pytest.mark.parametrize(("parallel", "worlds"), [("ddp", (1, 2, 1)), ("fsdp", (2, 1, 2))])
+def test_number_of_processes_changes_with_every_epoch(
+    data: Path, one_process: Path, tmp_path: Path, parallel: str, worlds: tuple[int, ...]
 ) -> None:
-    """Two, one and two processes in turn train as one does, with the samples in the same order."""
-    more = (
-        "model.encoder.hidden_dropout_prob=0",
-        "model.encoder.attention_probs_dropout_prob=0",
-        "model.cnn.freeze=true",
-        "trainor.lr_decay=null",  # its length follows from the number of epochs
-        "trainor.optimizer=SGD",
-        "trainor.optim_params={lr: 0.01, momentum: 0.9}",
-        "ckpt=auto",
-        f"trainor.parallel={parallel}",
-    )
-    expected = train(CONVIRT, data, tmp_path / "one", *more, world=1)
-    for epochs, world in ((0, 2), (1, 2), (2, 1), (3, 2)):
-        given = train(
-            CONVIRT, data, tmp_path / "mixed", *more, f"trainor.epochs={epochs}", world=world
-        )
-    train(CONVIRT, data, tmp_path / "one", *more, "trainor.epochs=3", world=1)
+    """Each continues what the other has saved, and all train as one does."""
+    expected = one_process
+    for epochs, world in enumerate(worlds, start=1):
+        more = (*STILL, f"trainor.parallel={parallel}", f"trainor.epochs={epochs}")
+        given = train(CONVIRT, data, tmp_path, *more, world=world)
     one, other = losses(expected), losses(given)
     assert [step for step, _ in one] == [step for step, _ in other]
     torch.testing.assert_close(

@@ -180,3 +180,21 @@ def test_published_configuration(tmp_path: Path) -> None:
     features = model.encode(tiny_batch(2))
     assert features["visual"].shape == features["linguistic"].shape == (2, 768)
     assert model.contrast(features)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 8])
+@pytest.mark.parametrize("sizes", [(4, 3), (5, 1), (1, 5), (7, 0), (2, 2)])
+def test_all_processes_encode_equally_many_chunks(limit: int, sizes: tuple[int, ...]) -> None:
+    """Also those with fewer samples; one without any has a batch that is not counted."""
+    model = tiny_convirt(forward_batch_size=limit)
+    found = []
+    for size in sizes:
+        chunks = list(model.chunks(tiny_batch(size or 9), max(sizes)))
+        found.append(len(chunks))
+        lengths = [len(chunk["images"]) for chunk in chunks]
+        assert min(lengths) > 0
+        assert max(lengths) <= limit
+        index = torch.cat([chunk["index"] for chunk in chunks]).tolist()
+        assert index[:size] == list(range(size))
+        assert len(index) <= max(sizes)
+    assert set(found) == {-(-max(sizes) // limit)}

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import write_csv
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
-from vilmedic.preparation.tables import find_table, read_table, sha256_of, table_columns
+from vilmedic.preparation.tables import find_table, read_table, table_columns
 
 
 def test_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:

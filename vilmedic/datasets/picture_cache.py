@@ -2,9 +2,9 @@
 
 `<folder>/<split>-<key>/` holds `pixels.u8` (all pictures in a row, each [C, H, W] in its own size),
 `index.npz` (where each one starts and how large it is) and `card.json`. The key is a hash of what
-the pictures are made from: path, size and time of change of every file, and the settings that
-decoding depends on. A cache is built beside its place, under a lock, and renamed when it is whole:
-what is under its name can be used.
+the pictures are made from: the content of every file, and the settings that decoding depends on.
+Names, places and times of files are not part of it. A cache is built beside its place, under a
+lock, and renamed when it is whole: what is under its name can be used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from vilmedic.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # to be raised when decoding or the layout changes
+VERSION = 2  # to be raised when decoding or the layout changes
 PIXELS, INDEX, CARD = "pixels.u8", "index.npz", "card.json"
 
 
@@ -60,16 +60,17 @@ class PictureCache(Pictures):
         self.source = source
         self._pixels: torch.Tensor | None = None
         self.channels = 1 if source.color == "grey" else 3
+        lines = [line for line in range(len(source.texts)) if line not in skipped]
+        contents = source.contents(lines, folder)
         numbers: dict[str, int] = {}
         wanted: list[tuple[int, int]] = []  # line and place of the first mention of each picture
-        rows: list[list[int]] = []
-        for line in range(len(source.texts)):
-            rows.append([])
-            for place, stamp in enumerate([] if line in skipped else source.stamps(line)):
-                if stamp not in numbers:
-                    numbers[stamp] = len(wanted)
+        rows: list[list[int]] = [[] for _ in range(len(source.texts))]
+        for line, row in zip(lines, contents, strict=True):
+            for place, content in enumerate(row):
+                if content not in numbers:
+                    numbers[content] = len(wanted)
                     wanted.append((line, place))
-                rows[-1].append(numbers[stamp])
+                rows[line].append(numbers[content])
         self._starts = np.array(first_numbers([len(row) for row in rows]))
         self._numbers = np.array([number for row in rows for number in row], dtype=np.int64)
         settings = {
@@ -81,7 +82,9 @@ class PictureCache(Pictures):
         }
         self.path = folder / f"{split}-{_key(settings, numbers)}"
         try:
-            self._open_or_build(wanted, settings)
+            self._open_or_build(
+                wanted, settings, lambda: source.contents(lines, folder) == contents
+            )
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full" if full else error.strerror or str(error)
@@ -106,16 +109,17 @@ class PictureCache(Pictures):
         """Lines of which a picture was not there when the cache was made."""
         return self.source.missing()
 
-    def stamps(self, line: int) -> list[str]:
-        """What the pictures of a line were made from."""
-        return self.source.stamps(line)
+    def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
+        """What the pictures of some lines were made from."""
+        return self.source.contents(lines, folder)
 
     def read(self, line: int) -> list[torch.Tensor]:
         """The pictures of a line, as views of the file: uint8 [C, H, W], not to be written to."""
         pixels, images = self._mapped(), []
-        for number in self._numbers[self._starts[line] : self._starts[line + 1]].tolist():
+        numbers = self._numbers[self._starts[line] : self._starts[line + 1]].tolist()
+        for place, number in enumerate(numbers):
             if number in self.failed:
-                raise UndecodableImage(self.failed[number])
+                raise UndecodableImage(self._failure(line, place))
             start, end = self._offsets[number : number + 2].tolist()
             height, width = self._sizes[number].tolist()
             images.append(pixels[start:end].view(self.channels, height, width))
@@ -125,12 +129,18 @@ class PictureCache(Pictures):
         """Lines with a picture that cannot be decoded, each with the reason."""
         if not self.failed:
             return {}
-        bad = np.isin(self._numbers, list(self.failed))
-        lines = np.searchsorted(self._starts, np.flatnonzero(bad), side="right") - 1
+        bad = np.flatnonzero(np.isin(self._numbers, list(self.failed)))
+        lines = np.searchsorted(self._starts, bad, side="right") - 1
+        places = bad - self._starts[lines]
         return {
-            int(line): self.failed[int(number)]
-            for line, number in zip(lines, self._numbers[bad], strict=True)
+            line: self._failure(line, place)
+            for line, place in zip(lines.tolist(), places.tolist(), strict=True)
         }
+
+    def _failure(self, line: int, place: int) -> str:
+        """Why a picture cannot be decoded, behind the place where it is now."""
+        number = int(self._numbers[self._starts[line] + place])
+        return f"{self.source.places(line)[place]}{self.failed[number]}"
 
     def __getstate__(self) -> dict[str, Any]:
         # Other processes map the file themselves; the map would be sent as its content.
@@ -146,7 +156,12 @@ class PictureCache(Pictures):
                 self._pixels = torch.from_numpy(content)
         return self._pixels
 
-    def _open_or_build(self, wanted: list[tuple[int, int]], settings: dict[str, Any]) -> None:
+    def _open_or_build(
+        self,
+        wanted: list[tuple[int, int]],
+        settings: dict[str, Any],
+        unchanged: Callable[[], bool],
+    ) -> None:
         if not self._open():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
@@ -157,7 +172,7 @@ class PictureCache(Pictures):
                 lock.acquire()
             try:
                 if not self._open():
-                    self._build(wanted, settings)
+                    self._build(wanted, settings, unchanged)
                     if not self._open():
                         raise DataError(f"The image cache {self.path} changed while it was built.")
             finally:
@@ -178,8 +193,17 @@ class PictureCache(Pictures):
             logger.warning("The image cache %s is damaged (%s) and is built anew", self.path, error)
             return False
 
-    def _build(self, wanted: list[tuple[int, int]], settings: dict[str, Any]) -> None:
-        """Decode everything and write it, with the lock held."""
+    def _build(
+        self,
+        wanted: list[tuple[int, int]],
+        settings: dict[str, Any],
+        unchanged: Callable[[], bool],
+    ) -> None:
+        """Decode everything and write it, with the lock held.
+
+        Raises:
+            DataError: files were written to in the meantime.
+        """
         for left in self.path.parent.glob(f".{self.path.name}.partial-*"):
             shutil.rmtree(left, ignore_errors=True)  # of a process that was ended
         shutil.rmtree(self.path, ignore_errors=True)
@@ -190,7 +214,8 @@ class PictureCache(Pictures):
             with open(draft / PIXELS, "wb") as file:
                 for number, result in enumerate(self._decoded(wanted)):
                     if isinstance(result, UndecodableImage):
-                        failed[number] = str(result)
+                        line, place = wanted[number]
+                        failed[number] = str(result).removeprefix(self.source.places(line)[place])
                         offsets.append(offsets[-1])
                         sizes.append((0, 0))
                         continue
@@ -206,6 +231,11 @@ class PictureCache(Pictures):
             with open(draft / CARD, "w", encoding="utf-8") as text:
                 text.write(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
                 _to_disk(text)
+            if not unchanged():
+                raise DataError(
+                    f"Images were changed while the image cache {self.path} was built from them. "
+                    "Start again when they are complete."
+                )
             os.rename(draft, self.path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -238,10 +268,10 @@ class PictureCache(Pictures):
                     future.cancel()
 
 
-def _key(settings: dict[str, Any], stamps: dict[str, int]) -> str:
+def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
-    for stamp in stamps:
-        digest.update(f"{stamp}\n".encode())
+    for content in contents:
+        digest.update(f"{content}\n".encode())
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ import torch
 
 from vilmedic.datasets.decode import SUFFIXES, Color, decode_file, open_image
 from vilmedic.datasets.dicom import DICOM_REMEDY, DICOM_SUFFIXES, dicom_available
+from vilmedic.datasets.file_contents import file_contents
 from vilmedic.datasets.lines import Lines
 from vilmedic.datasets.transforms import resize_short_side
 from vilmedic.errors import DataError
@@ -79,8 +80,13 @@ class Pictures(ABC):
         """
 
     @abstractmethod
-    def stamps(self, line: int) -> list[str]:
-        """For each picture of a line a text that changes when its content does."""
+    def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
+        """For each picture of some lines a text that is another one for another content.
+
+        Args:
+            lines: numbers of the lines.
+            folder: where may be kept what makes this faster the next time.
+        """
 
     def _resized(self, image: torch.Tensor) -> torch.Tensor:
         return image if self.resize is None else resize_short_side(image, self.resize)
@@ -145,9 +151,11 @@ class PictureFiles(Pictures):
                     missing.setdefault(line, f"{where}: {path} does not exist")
         return missing
 
-    def stamps(self, line: int) -> list[str]:
-        """Path, size and time of the last change of each file."""
-        return [_stamp(path) for path in self.paths(line)]
+    def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
+        """A digest of each file, and its suffix, which some formats are known by."""
+        rows = [self.paths(line) for line in lines]
+        digests = file_contents((path for row in rows for path in row), folder)
+        return [[f"{digests[path]} {path.suffix.lower()}" for path in row] for row in rows]
 
 
 def first_numbers(counts: Sequence[int]) -> list[int]:
@@ -160,11 +168,3 @@ def first_numbers(counts: Sequence[int]) -> list[int]:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
-
-
-def _stamp(path: Path) -> str:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return f"{path.absolute()} missing"
-    return f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"

@@ -9,7 +9,6 @@ crosses the network once for each time that training comes to it.
 from __future__ import annotations
 
 import base64
-import hashlib
 import logging
 import netrc
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class ShardStore:
                     raise
                 reason = str(error) or type(error).__name__
                 continue
-            if file_sha256(partial) == shard.sha256:
+            if sha256_of(partial) == shard.sha256:
                 os.replace(partial, path)
                 return
             reason = "what came is not what the index expects (SHA-256 differs)"
@@ -211,12 +211,3 @@ def _login(host: str) -> str | None:
         return None
     user, _, password = found
     return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

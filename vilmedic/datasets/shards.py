@@ -9,6 +9,7 @@ loading processes and ranks, and a run continues exactly. `data/make_shards.py` 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -143,8 +144,11 @@ class PictureShards(Pictures):
                 )
         return {}
 
-    def stamps(self, line: int) -> list[str]:
-        """The shard's digest and the byte at which each picture begins."""
+    def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
+        """The shard's digest and the byte at which each picture begins, out of the index."""
+        return [self._contents(line) for line in lines]
+
+    def _contents(self, line: int) -> list[str]:
         first = int(self.index.starts[line])
         images = range(first, first + len(self.names(line)))
         digests = [self.index.shards[int(self.index.shard[image])].sha256 for image in images]

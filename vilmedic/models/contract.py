@@ -166,11 +166,17 @@ class ContrastiveModel(Model):
 
         Args:
             batch: the batch.
-            largest: samples of the process that has most; all make the same number of chunks.
+            largest: samples of the process that has most. All make the same number of chunks, as
+                each may wait for the others while it encodes one: a process with fewer samples than
+                chunks repeats some, at the end, where they are not counted.
         """
         size = len(next(iter(batch.values())))
         limit = self.forward_batch_size
-        count = min(size, math.ceil((largest or size) / limit)) if limit else 1
+        count = math.ceil((largest or size) / limit) if limit else 1
+        wanted = min(max(size, count), largest) if limit and largest else size
+        if wanted != size:
+            rows = [n % size for n in range(wanted)]
+            batch = {key: value[rows] for key, value in batch.items()}
         if count <= 1:
             yield batch
             return

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError, VilmedicError
 from vilmedic.preparation.folder import CARD, Build, Origin, is_built, write_folder
 from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
-from vilmedic.preparation.tables import list_facts, sha256_of
+from vilmedic.preparation.tables import list_facts
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
 from vilmedic.preparation.sections import Sections, choose_text
-from vilmedic.preparation.tables import list_facts, read_table, sha256_of
+from vilmedic.preparation.tables import list_facts, read_table
 
 SCRIPT = "make_indiana"
 ARCHIVE, TABLE, PROJECTIONS = (

@@ -11,10 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.sections import choose_text, find_sections
-from vilmedic.preparation.tables import list_facts, sha256_of
+from vilmedic.preparation.tables import list_facts
 
 ARCHIVE = "mimic-cxr-reports.zip"
 CHUNK = 500

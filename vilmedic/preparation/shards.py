@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
 from vilmedic.datasets.pictures import PictureFiles, first_numbers
-from vilmedic.datasets.shard_store import Shard, file_sha256
+from vilmedic.datasets.shard_store import Shard
 from vilmedic.datasets.shards import INDEX, ShardIndex
 from vilmedic.errors import DataError
 
@@ -174,7 +175,7 @@ def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int
         for member, (_, offset, size) in zip(members, found, strict=True)
         if member.image
     ]
-    return Shard(path.name, path.stat().st_size, file_sha256(path)), images
+    return Shard(path.name, path.stat().st_size, sha256_of(path)), images
 
 
 def _add(tar: tarfile.TarFile, member: Member) -> None:

@@ -83,15 +83,6 @@ def open_text(path: Path) -> IO[str]:
     return open(path, encoding="utf-8-sig", newline="")
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def list_facts(folder: Path) -> dict[str, Any]:
     """Number, size and sum of the list of a folder's files: a different file, a different sum."""
     files, total, digest = 0, 0, hashlib.sha256()

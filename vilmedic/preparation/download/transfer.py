@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.preparation.download.answers import Again, Answer, Job, judge, reason_of, whole_number
 from vilmedic.preparation.download.credentials import Login
 from vilmedic.preparation.download.errors import (
@@ -21,7 +22,6 @@ from vilmedic.preparation.download.errors import (
     Unreachable,
     WrongContent,
 )
-from vilmedic.preparation.tables import sha256_of
 
 LONGEST_WAIT = 60.0  # seconds
 SPOILT = 3  # times that wrong content is fetched anew before it is reported
