@@ -77,11 +77,12 @@ def decode_file(file: IO[bytes], name: str, color: Color = "grey") -> torch.Tens
     """
     suffix = Path(name).suffix.lower()
     try:
-        if file.seek(0, io.SEEK_END) == 0:
-            raise UndecodableImage(f"{name} is an empty file.")
-        file.seek(128)
-        marked = file.read(4) == b"DICM"
         file.seek(0)
+        content = file.read()  # at once: decoders ask for many small pieces
+        if not content:
+            raise UndecodableImage(f"{name} is an empty file.")
+        marked = content[128:132] == b"DICM"
+        file = io.BytesIO(content)
         if suffix in DICOM_SUFFIXES or marked:
             pixels = _converted(Image.fromarray(dicom_pixels(file)), color)
         elif suffix == ".npy":
