@@ -32,7 +32,7 @@ class Reports(NamedTuple):
 
     places: Tensor  # [J], their places in the batch
     words: Tensor  # [J * L, D]
-    norms: Tensor  # [J, L], of the words, at least EPS
+    norms: Tensor  # [J, L], of the words, at least EPS; 1 where none counts
     mask: Tensor  # [J, L]
     padded: bool  # whether any of the mask is False
 
@@ -48,6 +48,8 @@ def group_reports(words: Tensor, mask: Tensor, settings: Settings, size: int) ->
         index = torch.tensor(members, device=words.device)
         rows = words[index, :longest]
         norms = torch.linalg.vector_norm(rows, dim=2).clamp(min=EPS)
+        # Their scores are MASKED: divided by the norm of an empty vector they would be infinite.
+        norms = norms.masked_fill(~mask[index, :longest], 1.0)
         padded = any(counts[member] < longest for member in members)
         groups.append(Reports(index, rows.flatten(0, 1), norms, mask[index, :longest], padded))
     return groups
