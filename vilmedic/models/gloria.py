@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -69,12 +68,6 @@ class GLoRIA(ContrastiveModel):
         self.encoder = encoder
         self.global_embedder = nn.Linear(visual_embedder.feature_dim, width)
         self.local_embedder = nn.Conv2d(visual_embedder.interm_feature_dim, width, 1, bias=False)
-        with torch.no_grad():
-            # The states of a text encoder are normalised, so a word is about sqrt(width) long, and
-            # the dot products with it that go into the softmax over the words would start tens
-            # apart: one word would take every region and the others would learn nothing. Scaled
-            # like this they start about 1 apart; cosines, the other use of regions, stay the same.
-            self.local_embedder.weight.mul_(width**-0.5)
         self.loss = loss
         self.upsample = upsample
         self.local_layer = local_layer
