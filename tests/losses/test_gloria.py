@@ -274,3 +274,18 @@ def test_bad_input() -> None:
         gloria_global_loss(torch.zeros(4, 8), torch.zeros(5, 8), 10.0)
     with pytest.raises(ValueError, match="batch of 1"):
         gloria_global_loss(torch.zeros(1, 8), torch.zeros(1, 8), 10.0)
+
+
+def test_small_regions_and_empty_places_give_finite_gradients() -> None:
+    """A masked score over the norm of nothing and of a short context must stay a number."""
+    regions, words, mask = features(dtype=torch.float32)
+    small = (regions.detach() * 0.01).requires_grad_()
+    empty = (words.detach() * mask.unsqueeze(2)).requires_grad_()
+    given = similarity_and_gradients(small, empty, mask)
+
+    slow = reference.local_similarity(
+        small.double().flatten(2), empty.double(), mask, **TEMPERATURES
+    )
+    expected = [slow, *weighted_gradients(slow, small, empty)]
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=1e-3, atol=1e-5)
