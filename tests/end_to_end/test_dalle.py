@@ -45,10 +45,10 @@ def small(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(run: Run, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(run_here: Run, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of two epochs with seed 5."""
     ckpt = tmp_path_factory.mktemp("dalle")
-    run(
+    run_here(
         "bin/train.py",
         *small,
         f"ckpt_dir={ckpt}",
@@ -103,9 +103,9 @@ def test_evaluation_asks_a_classifier_of_real_images(
     assert results["loss"] > 0
 
 
-def test_images_of_reports(run: Run, small: list[str], trained: Path) -> None:
+def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> None:
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
-    done = run("bin/ensemble.py", *arguments, "ensemblor.num_samples=2", "ensemblor.mode=all")
+    done = run_here("bin/ensemble.py", *arguments, "ensemblor.num_samples=2", "ensemblor.mode=all")
 
     for line in (1, 2):
         folder = trained / "generated" / f"test_{line}"

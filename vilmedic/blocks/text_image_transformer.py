@@ -117,12 +117,15 @@ class TextImageTransformer(nn.Module):
             [B, 1, dim].
         """
         factors = None if cache.factors is None else cache.factors.index_select(0, position)
-        masks = {"full": cache.places <= position}
-        for kind, mask in self._masks().items():
-            masks[kind] = mask.index_select(0, position)
+        masks = {kind: mask.index_select(0, position) for kind, mask in self._masks().items()}
+        end = self.length
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            end = int(position) + 1  # reading it costs nothing here, attending to the rest does
+        else:
+            masks["full"] = cache.places <= position
         # As numbers to add: attention would make them of truth values in every layer.
         added = {
-            kind: x.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+            kind: x.new_zeros(1, end).masked_fill_(~mask[:, :end], -torch.inf)
             for kind, mask in masks.items()
         }
         sources = cache.sources.index_select(1, position)[:, 0]
@@ -134,8 +137,10 @@ class TextImageTransformer(nn.Module):
                     normed = branch.shift.one(normed, memory, position, sources)
                 if isinstance(inner, Attention):
                     projected = inner.project_one(normed, factors)
-                    keys, values = cache.store(number, position, projected[1:])
-                    mask = added[inner.kind].to(keys.dtype)
+                    seen = cache.store(number, position, projected[1:])
+                    keys, values = (some[:, :, :end] for some in seen)
+                    mask = added.get(inner.kind)
+                    mask = None if mask is None else mask.to(keys.dtype)
                     result = inner.attend_one(projected[0], keys, values, mask)
                 else:
                     result = inner.one(normed)

@@ -133,8 +133,11 @@ class Attention(nn.Module):
         heads = linear_of_few(x, self.to_qkv.weight, None).unflatten(-1, (3, self.heads, -1))
         return heads.permute(2, 0, 3, 1, 4) if factors is None else turn_one(heads, factors)
 
-    def attend_one(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """The result for one query [B, heads, 1, dim_head], without dropout: [B, 1, dim]."""
+    def attend_one(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The result for one query [B, heads, 1, dim_head], without dropout: [B, 1, dim].
+
+        Without a mask it sees all keys.
+        """
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         layer: Any = self.to_out[0]
         return linear_of_few(found.transpose(1, 2).flatten(2), layer.weight, layer.bias)
