@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.dalles import TINY_VAE, save_vae
+
 CNN = ("model.cnn.backbone=shufflenet_v2_x0_5",)
 BERT = (
     "model.encoder.hidden_size=16",
@@ -27,18 +29,22 @@ class System:
         config: the configuration file.
         parts: sections of `dataset` that have a `root`; none when `dataset` itself has it.
         small: overrides that make it small.
+        behind_vae: it takes a trained VAE, and gets one with random weights.
     """
 
     name: str
     config: str
     parts: tuple[str, ...]
     small: tuple[str, ...]
+    behind_vae: bool = False
 
     def arguments(self, data: Path) -> list[str]:
         """The words of the command that trains it on a data set."""
         sections = [f"dataset.{part}" for part in self.parts] or ["dataset"]
         roots = [f"{section}.root={data}" for section in sections]
         image = "dataset.image" if "image" in self.parts else "dataset"
+        if self.behind_vae:
+            roots.append(f"model.vae.ckpt={save_vae(data.with_name('vae.pth'))}")
         return [
             self.config,
             *roots,
@@ -100,4 +106,30 @@ GLORIA = System(
         "model.forward_batch_size=2",
     ),
 )
-SYSTEMS = (CONVIRT, SIMCLR, GLORIA)
+VAE = System(
+    "VAE",
+    "config/phantom/vae.yml",
+    (),
+    (
+        *(f"model.{name}={value}" for name, value in TINY_VAE.items()),
+        "model.image_size=32",
+        "~validator.metrics",
+        "~validator.post_processing",
+    ),
+)
+DALLE = System(
+    "DALLE",
+    "config/phantom/dalle.yml",
+    ("image", "seq"),
+    (
+        "dataset.image.resize=16",
+        "dataset.image.crop=16",
+        *(f"model.vae.{name}={value}" for name, value in TINY_VAE.items()),
+        "model.dalle.dim=16",
+        "model.dalle.depth=1",
+        "model.dalle.heads=2",
+        "model.dalle.dim_head=12",
+    ),
+    behind_vae=True,
+)
+SYSTEMS = (CONVIRT, SIMCLR, GLORIA, VAE, DALLE)

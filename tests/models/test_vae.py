@@ -93,6 +93,7 @@ def test_one_channel_takes_the_mean_of_three() -> None:
         three = model({"images": grey.expand(-1, 3, -1, -1)})
         one = model({"images": grey})
     assert torch.equal(three["codes"], one["codes"])
+    assert torch.equal(model.reconstruct(grey.expand(-1, 3, -1, -1)), model.reconstruct(grey))
 
 
 def test_the_temperature_falls_to_its_end_as_a_function_of_the_step() -> None:

@@ -114,8 +114,6 @@ def _write(
     bar = tqdm(loader, desc=f"Image tokens, {part.split}", unit="batch", disable=None, leave=False)
     for batch in bar:
         images = part.finish({"images": batch["images"].to(device)})["images"]
-        if images.shape[1] != vae.channels and vae.channels == 1:
-            images = images.mean(dim=1, keepdim=True)
         codes = vae.get_codebook_indices(images).cpu().numpy()
         rows[part.kept[batch["index"].numpy()]] = codes.astype(kind)
     path.parent.mkdir(parents=True, exist_ok=True)

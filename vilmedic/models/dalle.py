@@ -149,8 +149,6 @@ class DALLE(Model):
                 f"gives {list(images.shape)}. Set the resize and crop of dataset.image to {size}, "
                 "and leave out multi_image and views."
             )
-        if images.shape[1] != self.vae.channels and self.vae.channels == 1:
-            images = images.mean(dim=1, keepdim=True)
         # Not in reduced precision, so that tokens are those that a cache holds.
         with torch.autocast(images.device.type, enabled=False):
             tokens = self.vae.get_codebook_indices(images)

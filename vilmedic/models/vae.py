@@ -172,7 +172,7 @@ class VAE(Model):
             int64 [B, N], N positions.
         """
         with torch.autocast(images.device.type, enabled=False):
-            features = self._features(self.pixels.normalize(images))
+            features = self._features(self.pixels.normalize(self.own_channels(images)))
             codes = likeliest_codes(features.flatten(0, 1), *_linear(self.encoder[-1]))
         return codes.unflatten(0, features.shape[:2])
 
@@ -213,8 +213,16 @@ class VAE(Model):
                 f"model.image_size: given {self.image_size}, but the images are {height} x {width} "
                 "pixels. Set the resize and crop of the images to the same number."
             )
+        return self.own_channels(images)
+
+    def own_channels(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] with the channels that the model takes: the mean of them for one.
+
+        Raises:
+            ConfigError: images have another number of channels.
+        """
         if images.shape[1] != self.channels and self.channels == 1:
-            images = images.mean(dim=1, keepdim=True)
+            return images.mean(dim=1, keepdim=True)
         if images.shape[1] != self.channels:
             raise ConfigError(
                 f"model.channels: given {self.channels}, but the images have {images.shape[1]}."
