@@ -8,7 +8,7 @@ import yaml
 
 from vilmedic.phantom import FINDINGS
 from vilmedic.phantom.case import Case, draw_case
-from vilmedic.phantom.report import Statement, state, write_report
+from vilmedic.phantom.report import Statement, state, write_impression, write_report
 from vilmedic.phantom.write import label_names
 
 # A reader of reports that knows nothing of the templates: a keyword without a word that denies.
@@ -113,3 +113,18 @@ def test_prompts_cover_every_finding_and_say_what_they_should() -> None:
             assert len(set(group)) == len(group) >= 5
         assert all(asserted(text) == {name} for text in groups["positive"])
         assert all(asserted(text) == set() for text in groups["negative"])
+
+
+def test_an_impression_names_what_there_is_and_nothing_else(cases: list[Case]) -> None:
+    for case in cases:
+        text = write_impression(case)
+        assert text == write_impression(case)
+        for name in FINDINGS:
+            named = re.search(rf"\b{name}\b", text, re.IGNORECASE) is not None
+            assert named == (name in label_names(case)), text
+        for finding in case.findings:
+            said = next(part for part in text.split(".") if finding.name.lower() in part.lower())
+            assert finding.side in said
+        if not case.findings:
+            assert re.search(r"no acute|clear|normal", text, re.IGNORECASE)
+    assert len({write_impression(case) for case in cases}) > 150

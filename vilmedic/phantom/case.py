@@ -13,7 +13,7 @@ import numpy as np
 from vilmedic.phantom import SPLITS
 from vilmedic.phantom.findings import Finding, draw_findings
 
-STREAMS = ("case", "pixels", "patches", "report")
+STREAMS = ("case", "pixels", "patches", "report", "impression")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,24 @@ def write_report(case: Case) -> str:
     return " ".join(statement.text for statement in state(case))
 
 
+def write_impression(case: Case) -> str:
+    """The conclusion of a report on one line: each finding in a few words, or that there is none.
+
+    As in real impressions nothing is denied one by one, and the words vary less.
+    """
+    rng = case.stream("impression")
+    said = [
+        fill(
+            wording.IMPRESSION[finding.name],
+            _severity(finding, rng),
+            finding.side,
+            finding.parts[0].zone,
+        )
+        for finding in case.findings
+    ]
+    return " ".join(said) or _pick(rng, wording.NORMAL_IMPRESSION)
+
+
 def state(case: Case) -> list[Statement]:
     """The sentences of a case's report, in the order in which they are written."""
     rng = case.stream("report")
@@ -70,11 +88,15 @@ def _assert_all(findings: Sequence[Finding], rng: np.random.Generator) -> list[S
 
 
 def _word(templates: Sequence[str], finding: Finding, rng: np.random.Generator) -> str:
+    template, severity = _pick(rng, templates), _severity(finding, rng)
+    return fill(template, severity, finding.side, finding.parts[0].zone)
+
+
+def _severity(finding: Finding, rng: np.random.Generator) -> str:
     words = wording.SEVERITY_WORDS[finding.severity]
     if finding.severity == "moderate" and finding.name not in _SIZED:
         words = wording.PLAIN_MODERATE
-    template, severity = _pick(rng, templates), _pick(rng, words)
-    return fill(template, severity, finding.side, finding.parts[0].zone)
+    return _pick(rng, words)
 
 
 def fill(template: str, severity: str, side: str, zone: str) -> str:

@@ -243,3 +243,18 @@ LEADS = (
     "ECG leads project over the thorax.",
     "External leads are noted.",
 )
+
+IMPRESSION: dict[str, str] = {
+    "Pleural Effusion": "{Sev} {side} pleural effusion.",
+    "Pneumonia": "{Sev} {side} {zone} zone pneumonia.",
+    "Pneumothorax": "{Sev} {side} pneumothorax.",
+    "Cardiomegaly": "{Sev} cardiomegaly.",
+    "Atelectasis": "{Sev} {side} {zone} zone atelectasis.",
+}
+"""How an impression names each finding; one on both sides is bilateral."""
+
+NORMAL_IMPRESSION = (
+    "No acute disease of the chest.",
+    "Clear lungs and a heart of normal size.",
+    "Normal chest.",
+)

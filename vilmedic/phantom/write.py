@@ -20,7 +20,7 @@ from vilmedic.errors import DataError
 from vilmedic.phantom import FINDINGS, NO_FINDING, SPLITS, VERSION
 from vilmedic.phantom.case import Case, draw_case
 from vilmedic.phantom.render import Place, render
-from vilmedic.phantom.report import write_report
+from vilmedic.phantom.report import write_impression, write_report
 
 GENERATOR = "vilmedic.phantom"
 CARD = "card.json"
@@ -56,6 +56,7 @@ class Row:
 
     image: str
     report: str
+    impression: str
     labels: str
     finding: str
 
@@ -148,6 +149,7 @@ def _write_split(root: Path, split: str, plan: Plan, workers: int) -> list[Row]:
     for name, lines in (
         ("image.tok", [row.image for row in rows]),
         ("report.tok", [row.report for row in rows]),
+        ("impression.tok", [row.impression for row in rows]),
         ("label.tok", [row.labels for row in rows]),
         ("finding.jsonl", [row.finding for row in rows]),
     ):
@@ -174,7 +176,8 @@ def make_row(root: Path, split: str, plan: Plan, index: int) -> Row:
     name = f"{split}/{index:05d}.png"
     Image.fromarray(picture.pixels).save(root / "images" / name, compress_level=4)
     labels = ",".join(label_names(case))
-    return Row(name, write_report(case), labels, describe(case, picture.places))
+    texts = write_report(case), write_impression(case)
+    return Row(name, *texts, labels, describe(case, picture.places))
 
 
 def label_names(case: Case) -> tuple[str, ...]:
