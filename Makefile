@@ -39,8 +39,8 @@ demo-dalle: phantom
 	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae \
-		ensemblor.generate_images=True ensemblor.prompt='[The lungs are clear. No acute disease of the chest., \
-		There is a large left pleural effusion., There is severe cardiomegaly., There is a large right pneumothorax.]'
+		ensemblor.generate_images=True ensemblor.prompt='[Clear lungs and a heart of normal size., \
+		Large left pleural effusion., Severe cardiomegaly., Large right pneumothorax.]'
 
 check: setup
 	$(BIN)/ruff check .
