@@ -244,6 +244,7 @@ def test_an_epoch_on_real_xrays_and_notes(run_here: Run, small: list[str], tmp_p
         *small,
         f"dataset.image.root={COVID}",
         f"dataset.seq.root={COVID}",
+        "dataset.seq.file=report.tok",
         "dataset.seq.sample_sentence=False",
         f"ckpt_dir={tmp_path}",
         "name=real",
