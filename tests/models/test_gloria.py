@@ -186,14 +186,3 @@ def test_resnet_has_the_published_layers() -> None:
     model = tiny_gloria(cnn=cnn, visual_embedder=embedder, local_layer="layer3", upsample=299)
     features = model.eval().encode({"images": torch.zeros(1, 3, 32, 32)})
     assert features["regions"].shape == (1, 16, 19, 19)
-
-
-def test_regions_are_scaled_and_cosines_stay() -> None:
-    plain, scaled = tiny_gloria().eval(), tiny_gloria(region_scale=0.25).eval()
-    scaled.load_state_dict(plain.state_dict())
-    batch = tiny_batch()
-    given, expected = scaled.encode(batch), plain.encode(batch)
-    torch.testing.assert_close(given["regions"], 0.25 * expected["regions"])
-    torch.testing.assert_close(given["visual"], expected["visual"])
-    with pytest.raises(ConfigError, match=r"model\.region_scale must be above 0, not 0"):
-        tiny_gloria(region_scale=0)

@@ -35,9 +35,6 @@ class GLoRIA(ContrastiveModel):
         visual_embedder: widths of the image features that are mapped into the space of the text.
         loss: how the embeddings are compared.
         upsample: pixels a side to which images are enlarged first; null leaves them as they are.
-        region_scale: factor on the regions. Only the softmax over the words sees it, since all else
-            takes cosines; 1 is the published form. Where the encoders start untrained, 1 lets one
-            word take every region within a few steps, and the others learn nothing any more.
         local_layer: the layer of the image encoder whose positions are the regions.
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
@@ -59,15 +56,12 @@ class GLoRIA(ContrastiveModel):
         visual_embedder: VisualEmbedder,
         loss: GLoRIALoss,
         upsample: int | None = 299,
-        region_scale: float = 1.0,
         local_layer: str = "layer3",
         forward_batch_size: int | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
         if upsample is not None and upsample < 1:
             raise ConfigError(f"model.upsample must be at least 1 or null, not {upsample}.")
-        if not region_scale > 0:
-            raise ConfigError(f"model.region_scale must be above 0, not {region_scale}.")
         _check_visual(cnn, local_layer, visual_embedder)
         width = encoder.hidden_size
         self.cnn = cnn
@@ -76,7 +70,6 @@ class GLoRIA(ContrastiveModel):
         self.local_embedder = nn.Conv2d(visual_embedder.interm_feature_dim, width, 1, bias=False)
         self.loss = loss
         self.upsample = upsample
-        self.region_scale = region_scale
         self.local_layer = local_layer
 
     def encode(self, batch: Batch) -> Features:
@@ -109,8 +102,7 @@ class GLoRIA(ContrastiveModel):
             layers = self.cnn.features(images, [self.local_layer, self.cnn.output_layer])
             backbone = self.cnn.dropout(pool(layers[self.cnn.output_layer]))
             features["visual"] = self.global_embedder(backbone)
-            regions = self.local_embedder(layers[self.local_layer])
-            features["regions"] = self.region_scale * regions
+            features["regions"] = self.local_embedder(layers[self.local_layer])
             if not self.training:
                 features["visual_backbone"] = backbone
         if "input_ids" in batch:
