@@ -109,11 +109,13 @@ def kill_at_random(system: System, data: Path, base: Path, kills: int, seed: int
             process.join(draws.uniform(0, seconds))
             if draws.random() < 0.3:
                 _wait_for_save(process, ckpt_dir / "run")
-            if process.exitcode is not None:
-                break
             process.kill()
             process.join()
-            assert process.exitcode == -signal.SIGKILL
+            if process.exitcode == 0:  # it came to its end first
+                break
+            assert process.exitcode == -signal.SIGKILL, (
+                f"exit status {process.exitcode}\n{(ckpt_dir / 'output.txt').read_text()}"
+            )
             killed += 1
             result.kills += 1
             result.while_saving += any((ckpt_dir / "run").glob(".*.tmp"))
