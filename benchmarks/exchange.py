@@ -1,0 +1,160 @@
+"""What processes exchange in a step: the formulas, and bytes counted in two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.distributed.systems import build, make_batches, parts_of, train
+from tests.together import run_checks
+
+BYTES = 4
+TCP_INFO = 11
+BYTES_SENT = 200  # where Linux has tcpi_bytes_sent in struct tcp_info
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a system has to exchange.
+
+    Args:
+        parameters: trained numbers.
+        buffers: bytes of running statistics.
+        floats: floats of a sample that all processes gather, and whose gradients come back.
+        fixed: bytes of a sample that are gathered without a gradient.
+        swapped: floats of a sample that each process sends to the one that has the sample.
+        scalars: numbers that are averaged for the log.
+    """
+
+    parameters: int
+    buffers: int
+    floats: int
+    fixed: int = 0
+    swapped: int = 0
+    scalars: int = 1
+
+
+def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> dict[str, float]:
+    """Bytes that a process sends in a step without accumulation, by what they are.
+
+    Args:
+        costs: of the system.
+        batch: samples of all processes.
+        world: number of processes.
+        parallel: `ddp` or `fsdp`.
+        ring: whether sums that are scattered travel once, as with NCCL; gloo adds them up
+            everywhere.
+    """
+    others = (world - 1) / world
+    scatter = others if ring else 2 * others
+    weights = BYTES * costs.parameters
+    features = BYTES * costs.floats * batch
+    gradient = 2 * others if parallel == "ddp" else 2 * others + scatter
+    return {
+        "gradients": weights * gradient,
+        "features": features * (others + scatter) + costs.fixed * batch * others,
+        # Forward and backward, each process the others' share of what it has.
+        "swapped": 2 * BYTES * costs.swapped * batch * others,
+        # From the main process down a line: all but the last pass it on.
+        "statistics": costs.buffers * others,
+        "scalars": 2 * BYTES * costs.scalars * others,
+    }
+
+
+def costs_of(model: nn.Module, floats: int, **more: int) -> Costs:
+    """The costs of a model, of which the floats of a sample are known."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    statistics = sum(b.numel() * b.element_size() for b in model.buffers())
+    return Costs(trained, statistics, floats, **more)
+
+
+# The check: what two processes send
+
+
+def sent_by_this_process() -> int:
+    """Bytes that the kernel has sent on the TCP connections of this process."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as one:
+                if one.family in (socket.AF_INET, socket.AF_INET6):
+                    info = one.getsockopt(socket.IPPROTO_TCP, TCP_INFO, BYTES_SENT + 8)
+                    total += struct.unpack_from("=Q", info, BYTES_SENT)[0]
+        except OSError:
+            continue
+    return total
+
+
+def count(system: str, parallel: str, batches: tuple[int, ...] = (64, 256)) -> dict[str, Any]:
+    """Bytes of one step at each batch size, counted and by the formulas."""
+    result: dict[str, Any] = {}
+    for batch in batches:
+        # Wide enough that what is agreed on between the CPUs does not count.
+        model = build(system, **({"hidden": 20_000} if system == "Autoencoder" else {}))
+        floats, more = gathered_by(system, model)
+        costs = costs_of(model, floats, **more)
+        data = make_batches(system, [batch])
+        step, _ = train(model, data, parallel=parallel)
+        own, parts = parts_of(data)
+        step(own, parts)
+        before, steps = sent_by_this_process(), 3
+        for _ in range(steps):
+            step(own, parts)
+        counted = (sent_by_this_process() - before) / steps
+        formula = sum(sent(costs, batch, 2, parallel=parallel, ring=False).values())
+        result[str(batch)] = {"counted": counted, "formula": formula}
+    return result
+
+
+def gathered_by(system: str, model: Any) -> tuple[int, dict[str, int]]:
+    """Floats of a sample of the small models, and what else they exchange."""
+    if system == "ConVIRT":
+        return 2 * 8, {"scalars": 3}
+    if system == "SimCLR":
+        return 2 * 8, {}
+    if system == "GLoRIA":
+        return 2 * 16 + 16 * 16, {"fixed": 16, "swapped": 1, "scalars": 5}
+    return 0, {"scalars": 2}
+
+
+def count_all() -> dict[str, Any]:
+    """What `count` gives for every system, by its name and how it is shared."""
+    return {
+        f"{system} {parallel}": count(system, parallel)
+        for system in ("ConVIRT", "SimCLR", "GLoRIA", "Autoencoder")
+        for parallel in ("ddp", "fsdp")
+    }
+
+
+def check() -> float:
+    """Print counted bytes beside the formulas; returns the largest relative error."""
+    with tempfile.TemporaryDirectory() as folder:
+        per_process = run_checks([count_all], Path(folder), seconds=1800)["count_all"]
+    for result in per_process:
+        if isinstance(result, str):
+            raise RuntimeError(result)
+    worst = 0.0
+    print("Bytes that one of two processes sends in a step (gloo)\n")
+    print(f"{'':18s}{'batch':>6s}{'counted':>12s}{'formula':>12s}{'error':>8s}")
+    for name, batches in per_process[0].items():
+        for batch in batches:
+            # Which process relays what differs; the formulas are for the mean of both.
+            values = [one[name][batch] for one in per_process]
+            counted = sum(value["counted"] for value in values) / len(values)
+            formula = values[0]["formula"]
+            error = abs(counted - formula) / formula
+            worst = max(worst, error)
+            print(f"{name:18s}{batch:>6s}{counted:12,.0f}{formula:12,.0f}{error:8.2%}")
+    return worst
