@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vilmedic.blocks.linear import Linear
 from vilmedic.blocks.rotary import turn, turn_one
 from vilmedic.blocks.token_shift import TokenShift
 
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(dim, 8 * dim), GatedGelu(), nn.Dropout(dropout), nn.Linear(4 * dim, dim)
+            Linear(dim, 8 * dim), GatedGelu(), nn.Dropout(dropout), Linear(4 * dim, dim)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,8 +118,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.kind = heads, kind
-        self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim), nn.Dropout(dropout))
+        self.to_qkv = Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(Linear(heads * dim_head, dim), nn.Dropout(dropout))
 
     def project(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of positions [B, n, dim], each [B, heads, n, dim_head]."""
