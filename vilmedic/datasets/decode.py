@@ -27,6 +27,7 @@ from vilmedic.datasets.dicom import DICOM_SUFFIXES, UnreadableDicom, dicom_pixel
 from vilmedic.errors import DataError
 
 Color = Literal["grey", "rgb"]
+Image.preinit()  # the usual formats first: Pillow tries all in the order in which they were loaded
 SUFFIXES = frozenset(Image.registered_extensions()) | DICOM_SUFFIXES | {".npy"}
 _EXIF_ORIENTATION = 0x0112
 
