@@ -42,6 +42,7 @@ def local_similarity(
     temp1: float,
     temp2: float,
     aggregation: str = "sum",
+    temp0: float = 1.0,
 ) -> Tensor:
     """GLoRIA's local similarity, one image, one report and one word at a time.
 
@@ -52,6 +53,7 @@ def local_similarity(
         temp1: sharpness of the attention over regions.
         temp2: sharpness of the aggregation over words.
         aggregation: `sum` or `max` over the words.
+        temp0: sharpness of the choice of a region among the words.
 
     Returns:
         Similarities, [I, J].
@@ -61,7 +63,7 @@ def local_similarity(
         row = []
         for report, valid in zip(words, mask, strict=True):
             kept = report[valid]
-            over_words = torch.softmax(image.T @ kept.T, dim=1)
+            over_words = torch.softmax(temp0 * image.T @ kept.T, dim=1)
             attention = torch.softmax(temp1 * over_words, dim=0)
             relevance = torch.stack(
                 [

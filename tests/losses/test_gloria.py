@@ -66,6 +66,18 @@ def test_local_similarity_equals_the_reference(images: int, aggregation: str) ->
             torch.testing.assert_close(value, slow, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("temp0", [0.1, 3.0])
+def test_choice_among_the_words_has_its_sharpness(temp0: float) -> None:
+    regions, words, mask = features()
+    expected = reference.local_similarity(
+        regions.flatten(2), words, mask, **TEMPERATURES, temp0=temp0
+    )
+    got = local_similarity(regions, words, mask, **TEMPERATURES, temp0=temp0)
+    wanted = [expected, *weighted_gradients(expected, regions, words)]
+    for value, slow in zip([got, *weighted_gradients(got, regions, words)], wanted, strict=True):
+        torch.testing.assert_close(value, slow, rtol=0, atol=1e-10)
+
+
 def test_blocks_of_several_images_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator."""
     regions, words, mask = features()
@@ -192,12 +204,13 @@ def test_second_derivatives_are_refused() -> None:
         gradient.sum().backward()
 
 
-def test_attention_maps_are_those_of_matched_pairs() -> None:
+@pytest.mark.parametrize("temp0", [1.0, 0.1])
+def test_attention_maps_are_those_of_matched_pairs(temp0: float) -> None:
     regions, words, mask = features()
-    maps = attention_maps(regions, words, mask, temp1=4.0)
+    maps = attention_maps(regions, words, mask, temp0=temp0, temp1=4.0)
     assert maps.shape == (7, 6, 12)
     for weights, image, report, valid in zip(maps, regions.flatten(2), words, mask, strict=True):
-        over_words = torch.softmax(report[valid] @ image, dim=0)
+        over_words = torch.softmax(temp0 * report[valid] @ image, dim=0)
         expected = torch.softmax(4.0 * over_words, dim=1)
         torch.testing.assert_close(weights[valid], expected, rtol=0, atol=1e-12)
         assert not weights[~valid].any()
@@ -222,9 +235,11 @@ def test_loss_is_the_weighted_sum_of_its_terms() -> None:
     regions, words, mask = features()
     generator = torch.Generator().manual_seed(3)
     whole = torch.randn(2, 7, 8, generator=generator, dtype=torch.float64)
-    loss = GLoRIALoss(local_loss_weight=0.3, global_loss_weight=2.0, block_size=9)
+    loss = GLoRIALoss(local_loss_weight=0.3, global_loss_weight=2.0, temp0=0.5, block_size=9)
     terms = loss(regions, words, mask, *whole)
-    similarity = reference.local_similarity(regions.flatten(2), words, mask, **TEMPERATURES)
+    similarity = reference.local_similarity(
+        regions.flatten(2), words, mask, **TEMPERATURES, temp0=0.5
+    )
     local = reference.cross_entropy_both_ways(10.0 * similarity)
     torch.testing.assert_close(
         (terms["local_image_to_text"], terms["local_text_to_image"]), local, rtol=0, atol=1e-10
@@ -240,9 +255,10 @@ def test_loss_is_the_weighted_sum_of_its_terms() -> None:
 
 def test_bad_settings_are_reported_together() -> None:
     with pytest.raises(ConfigError) as error:
-        GLoRIALoss(local_loss_weight=-1.0, temp1=0.0, temp3=float("nan"), block_size=0)
+        GLoRIALoss(local_loss_weight=-1.0, temp0=0.0, temp1=0.0, temp3=float("nan"), block_size=0)
     assert [re.split(" must", text)[0] for text in error.value.problems] == [
         "model.loss.local_loss_weight",
+        "model.loss.temp0",
         "model.loss.temp1",
         "model.loss.temp3",
         "model.loss.block_size",
@@ -265,7 +281,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="batch of 1"):
         gloria_local_loss(regions[:1], words[:1], mask[:1], **call)
     with pytest.raises(ValueError, match="matched"):
-        attention_maps(regions[:3], words, mask, 4.0)
+        attention_maps(regions[:3], words, mask, temp1=4.0)
     with pytest.raises(ValueError, match="'sum' and 'max'"):
         local_similarity(regions, words, mask, **TEMPERATURES, aggregation="mean")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="block_size is 0"):

@@ -67,6 +67,7 @@ def gloria_local_loss(
     words: Tensor,
     mask: Tensor,
     *,
+    temp0: float = 1.0,
     temp1: float,
     temp2: float,
     temp3: float,
@@ -79,6 +80,7 @@ def gloria_local_loss(
         regions: local image features, [B, D, H, W] or [B, D, N].
         words: word features, [B, L, D], in the same order.
         mask: True where a word counts, bool [B, L].
+        temp0: sharpness of the choice that a region makes among the words.
         temp1: sharpness of the attention over the regions.
         temp2: sharpness of the aggregation over the words.
         temp3: scale of the similarities.
@@ -100,7 +102,13 @@ def gloria_local_loss(
         words = part.gather(widened(words, [longest, words.shape[2]]))
         mask = part.gather(widened(mask, [longest]))
     similarity = local_similarity(
-        regions, words, mask, temp1=temp1, temp2=temp2, block_size=block_size
+        regions,
+        words,
+        mask,
+        temp0=temp0,
+        temp1=temp1,
+        temp2=temp2,
+        block_size=block_size,
     )
     with torch.autocast(similarity.device.type, enabled=False):
         if part is not None:
@@ -114,6 +122,10 @@ class GLoRIALoss(nn.Module):
     Args:
         local_loss_weight: weight of the two local terms.
         global_loss_weight: weight of the two global terms.
+        temp0: sharpness of the choice that a region makes among the words; 1 as published. With
+            encoders that start from random weights the products of words and regions are so large
+            that one word, mostly the opening token, takes every region, and no other word learns
+            where to look; a few hundredths let them share.
         temp1: sharpness of the attention of a word over the image regions.
         temp2: sharpness of the aggregation over the words of a report.
         temp3: scale of the similarities that are contrasted.
@@ -126,6 +138,7 @@ class GLoRIALoss(nn.Module):
         *,
         local_loss_weight: float = 1.0,
         global_loss_weight: float = 1.0,
+        temp0: float = 1.0,
         temp1: float = 4.0,
         temp2: float = 5.0,
         temp3: float = 10.0,
@@ -136,7 +149,7 @@ class GLoRIALoss(nn.Module):
             "local_loss_weight": local_loss_weight,
             "global_loss_weight": global_loss_weight,
         }
-        temperatures = {"temp1": temp1, "temp2": temp2, "temp3": temp3}
+        temperatures = {"temp0": temp0, "temp1": temp1, "temp2": temp2, "temp3": temp3}
         problems = [
             f"model.loss.{name} must be 0 or above, not {value}."
             for name, value in weights.items()
@@ -153,6 +166,7 @@ class GLoRIALoss(nn.Module):
             raise ConfigError(problems)
         self.local_loss_weight = local_loss_weight
         self.global_loss_weight = global_loss_weight
+        self.temp0 = temp0
         self.temp1 = temp1
         self.temp2 = temp2
         self.temp3 = temp3
@@ -186,6 +200,7 @@ class GLoRIALoss(nn.Module):
             regions,
             words,
             word_mask,
+            temp0=self.temp0,
             temp1=self.temp1,
             temp2=self.temp2,
             temp3=self.temp3,
@@ -208,8 +223,9 @@ class GLoRIALoss(nn.Module):
         """The settings, as `print(model)` shows them."""
         return (
             f"local_loss_weight={self.local_loss_weight}, "
-            f"global_loss_weight={self.global_loss_weight}, temp1={self.temp1}, "
-            f"temp2={self.temp2}, temp3={self.temp3}, block_size={self.block_size}"
+            f"global_loss_weight={self.global_loss_weight}, temp0={self.temp0}, "
+            f"temp1={self.temp1}, temp2={self.temp2}, temp3={self.temp3}, "
+            f"block_size={self.block_size}"
         )
 
 

@@ -19,6 +19,7 @@ _PAIRS_PER_BLOCK = 512  # on an accelerator; on a CPU one image at a time stays 
 class Settings(NamedTuple):
     """What a similarity is computed with, tensors apart."""
 
+    temp0: float
     temp1: float
     temp2: float
     aggregation: Aggregation
@@ -31,7 +32,7 @@ class Reports(NamedTuple):
     """Reports of similar length, cut to the longest of them."""
 
     places: Tensor  # [J], their places in the batch
-    words: Tensor  # [J * L, D]
+    words: Tensor  # [J * L, D], times temp0: the cosines do not depend on their lengths
     norms: Tensor  # [J, L], of the words, at least EPS; 1 where none counts
     mask: Tensor  # [J, L]
     padded: bool  # whether any of the mask is False
@@ -46,7 +47,7 @@ def group_reports(words: Tensor, mask: Tensor, settings: Settings, size: int) ->
         members = order[start : start + size]
         longest = lengths[members[-1]]
         index = torch.tensor(members, device=words.device)
-        rows = words[index, :longest]
+        rows = words[index, :longest] * settings.temp0
         norms = torch.linalg.vector_norm(rows, dim=2).clamp(min=EPS)
         # Their scores are MASKED: divided by the norm of an empty vector they would be infinite.
         norms = norms.masked_fill(~mask[index, :longest], 1.0)

@@ -3,14 +3,14 @@
 The local part of Huang et al. 2021, "GLoRIA: A Multimodal Global-Local Representation Learning
 Framework for Label-efficient Medical Image Recognition" (ICCV). With regions c_n and words w_l:
 
-    s_nl = c_n . w_l        b_nl = softmax of s_nl over the words of the report
+    s_nl = c_n . w_l        b_nl = softmax of temp0 * s_nl over the words of the report
     a_nl = softmax of temp1 * b_nl over the regions
     v_l = sum_n a_nl c_n    r_l = cos(w_l, v_l)
 
     similarity = log sum_l exp(temp2 r_l)
 
 No v_l is ever formed. Its product with w_l is sum_n a_nl s_nl, and its squared norm is a_l^T G a_l
-with G the Gram matrix of the image's regions.
+with G the Gram matrix of the image's regions. The published form has no temp0, which is 1.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def local_similarity(
     words: Tensor,
     mask: Tensor,
     *,
+    temp0: float = 1.0,
     temp1: float,
     temp2: float,
     aggregation: Aggregation = "sum",
@@ -59,6 +60,7 @@ def local_similarity(
         regions: local image features, [I, D, H, W] or [I, D, N].
         words: word features, [J, L, D].
         mask: True where a word counts, bool [J, L], at least one in every report.
+        temp0: sharpness of the choice that a region makes among the words.
         temp1: sharpness of the attention over the regions.
         temp2: sharpness of the aggregation over the words.
         aggregation: `sum` over the words, as in training, or `max`, as in published evaluation.
@@ -82,18 +84,21 @@ def local_similarity(
             f"Report {counts.index(0)} of the batch has no word: its mask is False everywhere. "
             "Every report needs at least one; keep its opening token."
         )
-    settings = Settings(temp1, temp2, aggregation, block_size, lengths, counts)
+    settings = Settings(temp0, temp1, temp2, aggregation, block_size, lengths, counts)
     with torch.autocast(regions.device.type, enabled=False):
         return _LocalSimilarity.apply(regions.flatten(2), words, mask, settings)
 
 
-def attention_maps(regions: Tensor, words: Tensor, mask: Tensor, temp1: float) -> Tensor:
+def attention_maps(
+    regions: Tensor, words: Tensor, mask: Tensor, *, temp0: float = 1.0, temp1: float
+) -> Tensor:
     """Attention of every word over the regions of its own image: a_nl of matched pairs.
 
     Args:
         regions: local image features, [B, D, H, W] or [B, D, N].
         words: word features, [B, L, D].
         mask: True where a word counts, bool [B, L].
+        temp0: sharpness of the choice that a region makes among the words.
         temp1: sharpness of the attention over the regions.
 
     Returns:
@@ -110,7 +115,7 @@ def attention_maps(regions: Tensor, words: Tensor, mask: Tensor, temp1: float) -
         )
     dtype = compute_dtype(regions, words)
     with torch.autocast(regions.device.type, enabled=False):
-        scores = torch.bmm(words.to(dtype), regions.flatten(2).to(dtype))
+        scores = torch.bmm(words.to(dtype) * temp0, regions.flatten(2).to(dtype))
         scores = scores.masked_fill(~mask.unsqueeze(2), MASKED)
         _, attention = attend(scores, temp1)
     return attention * mask.unsqueeze(2)
@@ -219,6 +224,7 @@ def _gradients(
     gathered = torch.zeros_like(words)
     for reports, part, along in zip(groups, grad_words, radial, strict=True):
         part += reports.words * (along / reports.norms.square()).view(-1, 1)
+        part *= settings.temp0
         count, longest = reports.mask.shape
         gathered[reports.places, :longest] = part.reshape(count, longest, -1).to(words.dtype)
     return grad_regions, gathered

@@ -184,6 +184,7 @@ class GLoRIA(ContrastiveModel):
             regions,
             words,
             word_mask,
+            temp0=self.loss.temp0,
             temp1=self.loss.temp1,
             temp2=self.loss.temp2,
             aggregation=aggregation,
@@ -201,7 +202,9 @@ class GLoRIA(ContrastiveModel):
             Weights of the regions for each word, which add up to 1; zero for words that do not
             count, [B, L, h, w].
         """
-        weights = attention_maps(regions, words, word_mask, self.loss.temp1)
+        weights = attention_maps(
+            regions, words, word_mask, temp0=self.loss.temp0, temp1=self.loss.temp1
+        )
         return weights.unflatten(2, regions.shape[2:])
 
 
