@@ -56,24 +56,24 @@ def test_truncated_image_names_file_and_line(run: Run, broken: tuple[Path, list[
 
 def test_mismatched_counts_name_both_files(run: Run, broken: tuple[Path, list[str]]) -> None:
     root, arguments = broken
-    lines = (root / "train.report.tok").read_text().splitlines()
-    (root / "train.report.tok").write_text("\n".join(lines[:-1]) + "\n")
+    lines = (root / "train.impression.tok").read_text().splitlines()
+    (root / "train.impression.tok").write_text("\n".join(lines[:-1]) + "\n")
 
     text = complaint(run, arguments)
 
     assert "train.image.tok" in text
-    assert "train.report.tok" in text
+    assert "train.impression.tok" in text
     assert "48" in text
     assert "47" in text
 
 
 def test_empty_report_names_file_and_line(run: Run, broken: tuple[Path, list[str]]) -> None:
     root, arguments = broken
-    lines = (root / "validate.report.tok").read_text().splitlines()
+    lines = (root / "validate.impression.tok").read_text().splitlines()
     lines[2] = ""
-    (root / "validate.report.tok").write_text("\n".join(lines) + "\n")
+    (root / "validate.impression.tok").write_text("\n".join(lines) + "\n")
 
-    assert "validate.report.tok:3" in complaint(run, arguments)
+    assert "validate.impression.tok:3" in complaint(run, arguments)
 
 
 def test_loss_that_is_not_a_number_stops_with_the_samples(
