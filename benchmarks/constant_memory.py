@@ -38,6 +38,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.executors.optimization import make_optimizer
 from vilmedic.executors.preparation import prepare_network
 from vilmedic.executors.training_step import TrainingStep
+from vilmedic.gather import Part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss
@@ -128,8 +129,10 @@ class KeptGraphs(ContrastiveModel):
         """See the system."""
         return self.model.contrast(features)
 
-    def forward(self, batch: Batch, prepare: Any = None) -> dict[str, Tensor]:
-        """The loss of the batch."""
+    def forward(
+        self, batch: Batch, prepare: Any = None, part: Part | None = None
+    ) -> dict[str, Tensor]:
+        """The loss of the batch, which one process has as a whole."""
         return self.contrast(join([self.encode(prepare(part)) for part in self.chunks(batch)]))
 
 

@@ -18,7 +18,13 @@ def missing_packages() -> list[str]:
 
 @cache
 def load_reference() -> ModuleType:
-    """The module `dalle_pytorch.dalle_pytorch`, with its classes `DiscreteVAE` and `DALLE`."""
+    """The module `dalle_pytorch.dalle_pytorch`, with its classes `DiscreteVAE` and `DALLE`.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    if missing := missing_packages():
+        raise ModuleNotFoundError(f"{', '.join(missing)}: run `make reference`, which installs it.")
     for name in ("taming", "taming.models"):
         _stub(name, __path__=[])
     _stub("taming.models.vqgan", VQModel=object, GumbelVQ=object)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.report.runs import write_curves
-from vilmedic.report.curves import Line, arrange, read_curves
-from vilmedic.report.draw_curves import shorter, smoothed
+from vilmedic.report.curves import Line, Panel, arrange, read_curves
+from vilmedic.report.draw_curves import draw_panel, shorter, smoothed
 from vilmedic.report.draw_curves import write_curves as draw
 
 
@@ -79,3 +80,11 @@ def test_shorter() -> None:
     assert shorter(["a_b_c", "a_b_d_e"]) == ["c", "d_e"]
     assert shorter(["loss", "train_loss"]) == ["loss", "train_loss"]
     assert shorter(["a_b"]) == ["a_b"]
+
+
+@pytest.mark.parametrize(("value", "limits"), [(0.1, (0.09, 0.11)), (0.0, (-1.0, 1.0))])
+def test_a_constant_is_a_line_in_the_middle(value: float, limits: tuple[float, float]) -> None:
+    axis = Figure().subplots()
+    line = Line("temperature", 1, list(range(100)), [value] * 100)
+    draw_panel(axis, Panel("Temperature", [line], logarithmic=True))
+    assert axis.get_ylim() == pytest.approx(limits)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -34,14 +36,15 @@ def write_curves(run_dir: Path) -> Path | None:
     figure.suptitle(run_dir.name, x=0.01, ha="left", fontsize=13, fontweight="bold")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
-        _draw(axis, panel)
+        draw_panel(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=110)
     return path
 
 
-def _draw(axis, panel: Panel) -> None:  # type: ignore[no-untyped-def]
+def draw_panel(axis: Axes, panel: Panel) -> None:
+    """Draw the lines of a panel, one colour a name and one style a seed."""
     names = list(dict.fromkeys(line.name for line in panel.lines))
     seeds = list(dict.fromkeys(line.seed for line in panel.lines))
     shown = shorter(names)
@@ -51,16 +54,21 @@ def _draw(axis, panel: Panel) -> None:  # type: ignore[no-untyped-def]
         style = SEED_STYLES[seeds.index(line.seed) % len(SEED_STYLES)]
         label = shown[names.index(line.name)]
         label = f"{label}, seed {line.seed}" if len(seeds) > 1 else label
-        look = {"color": colour, "linestyle": style}
+        look: dict[str, Any] = {"color": colour, "linestyle": style}
         if len(thin.values) > NOISY:
             axis.plot(thin.steps, thin.values, alpha=0.25, linewidth=0.8, **look)
             axis.plot(thin.steps, smoothed(thin), linewidth=1.4, label=label, **look)
         else:
-            few = {"marker": "o", "markersize": 3} if len(thin.values) < 20 else {}
+            few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(thin.values) < 20 else {}
             axis.plot(thin.steps, thin.values, linewidth=1.4, label=label, **look, **few)
     if panel.reference is not None:
         axis.axhline(panel.reference, color="#888888", linestyle=":", linewidth=1)
-    if panel.logarithmic and all(value > 0 for line in panel.lines for value in line.values):
+    values = [value for line in panel.lines for value in line.values]
+    low, high = min(values), max(values)
+    if high - low <= 1e-6 * abs(high):  # a constant, which the axis would enlarge to its rounding
+        room = 0.1 * abs(high) or 1.0
+        axis.set_ylim(low - room, high + room)
+    elif panel.logarithmic and low > 0:
         axis.set_yscale("log")
     axis.set_title(panel.title, fontsize=10, loc="left")
     axis.set_xlabel("step", fontsize=8)
