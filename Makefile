@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PHANTOM := data/phantom
+PROMPTS := [Clear lungs and a heart of normal size., Large left pleural effusion., Severe cardiomegaly., \
+	Large right pneumothorax.]
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -39,8 +41,7 @@ demo-dalle: phantom
 	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae \
-		ensemblor.generate_images=True ensemblor.prompt='[Clear lungs and a heart of normal size., \
-		Large left pleural effusion., Severe cardiomegaly., Large right pneumothorax.]'
+		ensemblor.generate_images=True ensemblor.prompt='$(PROMPTS)'
 
 check: setup
 	$(BIN)/ruff check .
