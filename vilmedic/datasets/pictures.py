@@ -118,18 +118,18 @@ class PictureFiles(Pictures):
 
     def paths(self, line: int) -> list[Path]:
         """The file of each picture of a line."""
-        return [
-            self.folder / (name if _suffix(name) in SUFFIXES else name + self.ext)
-            for name in self.names(line)
-        ]
+        return [Path(place) for place in self.places(line)]
 
     def open(self, line: int, number: int) -> IO[bytes]:
         """The file of a picture."""
-        return open_image(self.paths(line)[number])
+        return open_image(self.places(line)[number])
 
     def places(self, line: int) -> list[str]:
         """The paths of a line's pictures."""
-        return [str(path) for path in self.paths(line)]
+        return [
+            os.path.join(self.folder, name if _suffix(name) in SUFFIXES else name + self.ext)
+            for name in self.names(line)
+        ]
 
     def missing(self) -> dict[int, str]:
         """Lines with a file that is not there, found by listing each folder once."""
