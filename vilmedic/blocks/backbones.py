@@ -124,11 +124,12 @@ def find_layer(network: nn.Module, layer: str, key: str = "model.cnn.output_laye
         return named[layer]
     top = [name for name, child in network.named_children() if not isinstance(child, Removed)]
     top += ["avgpool"] if "avgpool" not in named else []
+    kept = [name for name, module in named.items() if not isinstance(module, Removed)]
     why = "lies behind output_layer" if layer in named else "does not exist"
     raise ConfigError(
         f"{key}: the layer '{layer}' of {type(network).__name__} {why}. "
         f"Allowed: {', '.join(top)}, or a layer inside one of them by its dotted name."
-        f"{nearest(layer, [*named, 'avgpool'])}"
+        f"{nearest(layer, [*kept, 'avgpool'])}"
     )
 
 

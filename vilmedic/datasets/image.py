@@ -120,8 +120,6 @@ class ImageDataset(Part):
         # Views are differences between random draws: evaluation needs the random transforms too.
         self.random = training or (views > 1 and eval_transforms is None)
         if preset == "center_crop":
-            if views > 1:
-                raise ValueError("preset=center_crop makes all views alike; choose another one.")
             self.random = False
         self.own_list = transforms if self.random else eval_transforms
         self.transforms: list[v2.Transform] = []
@@ -152,6 +150,8 @@ class ImageDataset(Part):
             )
         if cache is not None:
             self._use_cache(PictureCache(self.pictures, Path(cache), split, set(missing)))
+        if views > 1:
+            self._check_views()
         super().__init__(texts, missing)
 
     def keep_sides(self) -> None:
@@ -264,6 +264,21 @@ class ImageDataset(Part):
                 "a few samples out."
             )
         self.pictures = cache
+
+    def _check_views(self) -> None:
+        """Refuse settings under which all views of an image are the same."""
+        short = max(self.resize or 64, self.crop or 0)
+        image = torch.arange(short * (short + short // 4)) % 251
+        image = image.to(torch.uint8).view(1, short, -1).expand(self.channels, -1, -1)
+        made = {
+            self._transform(image.clone(), 0, 0, 0, view).numpy().tobytes() for view in range(9)
+        }
+        if len(made) == 1:
+            raise ValueError(
+                f"views={self.views}, but these settings make all views of an image alike: there "
+                "is neither a random transform nor a random crop. Choose a preset (simclr_xray), "
+                "name transforms, or set crop below resize."
+            )
 
     def _transform(self, image: torch.Tensor, seed: int, epoch: int, line: int, view: int) -> Any:
         if self.pictures.shared and (self.transforms or self.crop is None):

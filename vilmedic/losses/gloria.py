@@ -160,6 +160,8 @@ class GLoRIALoss(nn.Module):
             for name, value in temperatures.items()
             if not value > 0
         ]
+        if not any(weights.values()):
+            problems.append("model.loss.local_loss_weight and global_loss_weight are both 0.")
         if block_size < 1:
             problems.append(f"model.loss.block_size must be 1 or above, not {block_size}.")
         if problems:

@@ -61,8 +61,10 @@ class NearestNeighbours(Metric):
         self.bootstrap = bootstrap
 
     def check(self, evaluation: Evaluation) -> None:
-        """Refuse a feature that the model does not give."""
+        """Refuse a feature that the model does not give, and a split that is not there."""
         evaluation.check_feature(self.features, "knn.features")
+        if self.fit_split != evaluation.split:
+            evaluation.networks.dataset(self.fit_split)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`auroc`, `average_precision`, `accuracy` with intervals, `classes`, and `fractions`.

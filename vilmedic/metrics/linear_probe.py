@@ -58,8 +58,10 @@ class LinearProbe(Metric):
         self._fitted: tuple[SplitFeatures, list[Probe]] | None = None
 
     def check(self, evaluation: Evaluation) -> None:
-        """Refuse a feature that the model does not give."""
+        """Refuse a feature that the model does not give, and a split that is not there."""
         evaluation.check_feature(self.features, "linear_probe.features")
+        if self.fit_split != evaluation.split:
+            evaluation.networks.dataset(self.fit_split)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`auroc`, `average_precision`, `accuracy` with intervals, `classes`, and `fractions`.

@@ -22,8 +22,8 @@ class _Hit(NamedTuple):
 
     sample: int
     finding: str
-    side: bool | None  # None for a finding without one
-    inside: bool
+    side: float | None  # share that is on it; None for a finding without one
+    inside: float
     area: float  # of the boxes, as a share of the picture that the model sees
 
 
@@ -115,20 +115,22 @@ class PointingGame(Metric):
 
 
 def _point(sample: int, finding: Finding, attention: Tensor, window: Window) -> _Hit:
-    """What the hottest region of a map [h, w] hits."""
+    """What the hottest region of a map [h, w] hits; the mean over regions that are equally hot."""
     height, width = attention.shape
-    row, column = divmod(int(attention.argmax()), width)
     left, top, right, bottom = window
-    x = left + (column + 0.5) / width * (right - left)
-    y = top + (row + 0.5) / height * (bottom - top)
-    half = None if finding.image_half is None else finding.image_half == ("left", "right")[x > 0.5]
-    inside = [b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in finding.boxes]
+    sides, inside = [], []
+    for row, column in (attention == attention.max()).nonzero().tolist():
+        x = left + (column + 0.5) / width * (right - left)
+        y = top + (row + 0.5) / height * (bottom - top)
+        sides.append(0.5 if x == 0.5 else float(finding.image_half == ("left", "right")[x > 0.5]))
+        inside.append(any(b[0] <= x <= b[2] and b[1] <= y <= b[3] for b in finding.boxes))
+    side = None if finding.image_half is None else sum(sides) / len(sides)
     seen = (right - left) * (bottom - top)
     area = sum(
         max(0.0, min(b[2], right) - max(b[0], left)) * max(0.0, min(b[3], bottom) - max(b[1], top))
         for b in finding.boxes
     )
-    return _Hit(sample, finding.name, half, any(inside), area / seen)
+    return _Hit(sample, finding.name, side, sum(inside) / len(inside), area / seen)
 
 
 def _report(hits: list[_Hit], bootstrap: int, seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -48,6 +48,7 @@ class Sample:
     attention: Tensor
 
 
+@rc_context({"text.parse_math": False})  # a report may hold dollar signs
 def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> None:
     """Draw an X-ray with its report, and beside them the X-ray under the heat map of each word.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ def pixels(image: Tensor) -> NDArray[np.uint8]:
     return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
 
 
+@rc_context({"text.parse_math": False})  # a report may hold dollar signs
 def draw_image_sheet(
     path: Path,
     images: Sequence[Tensor],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,6 +19,7 @@ SHAPES = ("o", "^", "s", "D", "P", "v", "X", "*")
 LONGEST_COLUMN = 16
 
 
+@rc_context({"text.parse_math": False})  # labels may hold dollar signs
 def draw_scatter(
     path: Path,
     points: NDArray[np.float32],

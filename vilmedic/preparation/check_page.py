@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -46,6 +47,7 @@ def as_table(findings: Findings) -> str:
     )
 
 
+@rc_context({"text.parse_math": False})  # labels may hold dollar signs
 def draw_page(findings: Findings, path: Path, title: str) -> None:
     """Write a page of histograms as PNG: sizes, brightness, report lengths, labels, duplicates."""
     figure = Figure(figsize=(13, 8), layout="constrained")
