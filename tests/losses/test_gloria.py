@@ -265,6 +265,11 @@ def test_bad_settings_are_reported_together() -> None:
     ]
 
 
+def test_a_loss_of_no_term_is_refused() -> None:
+    with pytest.raises(ConfigError, match="local_loss_weight and global_loss_weight are both 0"):
+        GLoRIALoss(local_loss_weight=0.0, global_loss_weight=0.0)
+
+
 def test_bad_input() -> None:
     regions, words, mask = features()
     call = {**TEMPERATURES, "temp3": 10.0}

@@ -55,6 +55,22 @@ def test_counts_the_words_that_look_to_their_finding(tmp_path: Path) -> None:
     assert "side_interval" not in result
 
 
+def test_maps_that_do_not_decide_count_as_chance(tmp_path: Path) -> None:
+    """An even map, and the middle column of three, are on neither side."""
+    run = gloria_evaluation(tmp_path)
+
+    def attention(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
+        even = torch.full((20, 4, 4), 1 / 16)
+        middle = torch.zeros(20, 3, 3)
+        middle[:, :, 1] = 1.0
+        return [even if index == 0 else middle for index in indices]
+
+    run.networks.local = SimpleNamespace(attention=attention)  # type: ignore[assignment]
+    result = PointingGame(root=str(tmp_path), bootstrap=0)(run)
+    assert result["words_with_side"] == 2
+    assert result["side"] == 0.5
+
+
 def test_chance_is_the_area_of_the_boxes_in_what_the_model_sees(tmp_path: Path) -> None:
     """Of 40 rows the middle 32 are seen, so a box that covers the lower half covers 16 of them."""
     run = looking(gloria_evaluation(tmp_path), {0: (0, 0), 2: (0, 0), 4: (0, 0)})

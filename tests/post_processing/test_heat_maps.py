@@ -37,6 +37,19 @@ def test_the_map_covers_what_the_model_saw() -> None:
     assert tinted[40, 20].std() > 0.05  # coloured
 
 
+def test_dollar_signs_are_no_formula(tmp_path: Path) -> None:
+    words = ["a", "${", "$b$"]
+    sample = Sample(
+        picture=torch.zeros(1, 8, 8, dtype=torch.uint8),
+        window=WHOLE,
+        report="a ${ b $c$",
+        words=words,
+        attention=torch.full((3, 2, 2), 0.25),
+    )
+    draw_heat_maps(tmp_path / "map.png", sample, title="$x{", caption="of $ y {")
+    assert Image.open(tmp_path / "map.png").size[0] > 100
+
+
 def test_draws_any_number_of_words(tmp_path: Path) -> None:
     sizes = []
     for words in (1, 7, 30):
