@@ -190,7 +190,8 @@ def test_crops_that_images_are_too_small_for(checked: Check) -> None:
 
 
 def test_images_alone(checked: Check, root: Path) -> None:
-    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", "dataset.resize=16")
+    sizes = ("dataset.resize=16", "dataset.crop=16")
+    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", *sizes)
     assert findings.errors == []
     assert findings.splits["train"].reports is None
     assert findings.splits["train"].lines == {"image": 5}

@@ -146,7 +146,8 @@ class _SplitCheck:
             if small:
                 self.error(f"{small} images are smaller than crop={crop}, and resize is null.")
                 return
-        self.made_image(given, set(missing))
+        if len(missing) <= TOLERATED * len(texts):  # with more, no data set can be made
+            self.made_image(given, set(missing))
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
         """Make an image as a run would: resized, transformed and cropped."""
