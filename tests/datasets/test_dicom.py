@@ -92,6 +92,51 @@ def test_window_that_the_standard_forbids_counts_as_none(tmp_path: Path, width: 
     assert np.abs(decode_image(path)[0].numpy() - shown(RAMP)).max() <= 0.5
 
 
+def test_padding_of_signed_pixels_written_as_unsigned(tmp_path: Path) -> None:
+    pixels = SIGNED.copy()
+    pixels[:, :3] = -2000
+    path = make_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=0)
+    data = pydicom.dcmread(path)
+    data["PixelPaddingValue"] = pydicom.DataElement("PixelPaddingValue", "US", 63536)
+    data.save_as(path)
+    expected = shown(pixels, PixelPaddingValue=-2000)
+    assert np.abs(decode_image(path)[0].numpy() - expected).max() <= 0.5
+
+
+def raw_element(path: Path, name: str, value: bytes) -> None:
+    """Put bytes that are no number into an element of a file."""
+    data = pydicom.dcmread(path)
+    tag = pydicom.tag.Tag(name)
+    data[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(value), value, 0, False, True)
+    data.save_as(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth", "RescaleSlope"])
+@pytest.mark.parametrize("value", [b"1,5 ", b"nan ", b"auto"])
+def test_values_that_are_no_numbers_count_as_none(tmp_path: Path, name: str, value: bytes) -> None:
+    elements = {"WindowCenter": 900, "WindowWidth": 700, "RescaleSlope": 2}
+    path = make_dicom(tmp_path / "a.dcm", RAMP, **elements)
+    raw_element(path, name, value)
+    if name == "RescaleSlope":
+        del elements[name]
+    else:
+        del elements["WindowCenter"], elements["WindowWidth"]
+    assert np.abs(decode_image(path)[0].numpy() - shown(RAMP, **elements)).max() <= 0.5
+
+
+@pytest.mark.parametrize("lacking", ["LUTData", "LUTDescriptor", "half"])
+def test_table_without_data_gives_way_to_the_window(tmp_path: Path, lacking: str) -> None:
+    window = {"WindowCenter": 900, "WindowWidth": 700}
+    item = table(CURVE, 0, 12)
+    if lacking == "half":
+        item.LUTData = CURVE[:100]
+    else:
+        delattr(item, lacking)
+    path = make_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[item], **window)
+    assert np.abs(decode_image(path)[0].numpy() - shown(RAMP, **window)).max() <= 0.5
+
+
 def test_one_single_value_is_black(tmp_path: Path) -> None:
     assert decode_image(make_dicom(tmp_path / "a.dcm", RAMP * 0 + 900)).sum() == 0
     path = make_dicom(tmp_path / "b.dcm", RAMP * 0 + 900, PixelPaddingValue=900)

@@ -249,6 +249,18 @@ def test_password_comes_from_netrc_alone(
     assert "secret" not in str(caught.value)
 
 
+def test_password_goes_to_its_host_and_encrypted_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "machine data.org login ada password secret\ndefault login any password thing\n"
+    (tmp_path / ".netrc").write_text(text)
+    (tmp_path / ".netrc").chmod(0o600)
+    assert shard_store._login("https://data.org/a.tar") == "Basic YWRhOnNlY3JldA=="
+    for url in ("http://data.org/a.tar", "https://other.org/a.tar", "http://127.0.0.1/a.tar"):
+        assert shard_store._login(url) is None
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("faults", "message"),

@@ -132,6 +132,78 @@ def test_json_lines(source: Path, packed: bool) -> None:
     assert len(every(root, "report.tok")) == 20
 
 
+def card_of(root: Path) -> dict:
+    return json.loads((root / "data_card.json").read_text())
+
+
+def test_a_build_knows_what_its_input_was(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "images" / "deep" / "0.png").rename(source / "kept.png")
+    root = run(source)
+    (source / "images" / "unnamed.png").write_bytes(b"")
+    run(source)
+    assert "nothing to do" in capsys.readouterr().out
+    (source / "kept.png").rename(source / "images" / "deep" / "0.png")
+    run(source, status=2)
+    assert "was made with another list of images" in capsys.readouterr().err
+    run(source, "--force")
+    assert "deep/0.png" in every(root, "image.tok")
+    run(source, "--ext", ".png", status=2)
+    assert "ext  instead of .png" in capsys.readouterr().err
+
+
+def test_a_column_of_zeros_alone(source: Path) -> None:
+    write_csv(source / "table.csv", HEADER, [[*row[:4], "0", row[5]] for row in rows()])
+    root = run(source, "--label-columns", "mass,nodule")
+    assert set(every(root, "label.tok")) == {"nodule", "No Finding"}
+
+
+def test_rows_of_one_image_stay_together(source: Path) -> None:
+    table = [[f"deep/{n}.png,deep/{n + 1}.png", *rows()[n][1:]] for n in range(0, 40, 2)]
+    again = [[f"./deep//{n}.png", *rows()[n][1:]] for n in range(1, 40, 2)]
+    write_csv(source / "table.csv", HEADER, table + again)
+    root = run(source, "--split", "0.5,0.25,0.25")
+    held = [
+        {name for line in lines(root / f"{s}.image.tok") for name in line.split(",")}
+        for s in SPLITS
+    ]
+    assert [len(names) for names in held] == [20, 10, 10]
+    assert len(set.union(*held)) == 40
+    assert card_of(root)["notes"]["images in several rows, which stay together"] == 20
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_tables_as_spreadsheets_write_them(source: Path, mark: str) -> None:
+    text = "\r\n".join(mark.join([row[0], row[3], row[4]]) for row in rows())
+    (source / "table.csv").write_text(f"file{mark}who{mark}mass\r\n{text}\r\n  \r\n")
+    root = run(source, "--group-column", "who", "--label-columns", "mass")
+    assert len(every(root, "image.tok")) == 40
+    assert set(every(root, "label.tok")) == {"mass", "No Finding"}
+
+
+@pytest.mark.parametrize("ext", ["png", ".png"])
+def test_extension_with_and_without_its_dot(source: Path, ext: str) -> None:
+    bare = [[row[0].removesuffix(".png"), *row[1:]] for row in rows()]
+    write_csv(source / "table.csv", HEADER, bare)
+    assert "deep/0.png" in every(run(source, "--ext", ext), "image.tok")
+
+
+def test_absolute_paths_within_the_folder(source: Path) -> None:
+    table = [[str(source / "images" / row[0]), *row[1:]] for row in rows()]
+    write_csv(source / "table.csv", HEADER, table)
+    assert "deep/0.png" in every(run(source), "image.tok")
+
+
+def test_names_in_other_letters_are_told_apart(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = [[row[0].replace("deep", "Deep").upper(), *row[1:]] for row in rows()]
+    write_csv(source / "table.csv", HEADER, [*table, ["gone.png", *rows()[0][1:]]])
+    run(source, status=2)
+    shown = capsys.readouterr().err
+    assert "40 rows whose image has a name in other small and capital letters" in shown
+    assert "1 rows whose image is not in the folder" in shown
+
+
 def write_dicom(path: Path, **fields: str) -> None:
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -171,6 +243,34 @@ def test_dicom_headers(tmp_path: Path) -> None:
         assert patient == f"id{number // 2}"
     card = json.loads((root / "data_card.json").read_text())
     assert card["dropped"] == {"DICOM files that cannot be read": 1}
+
+
+def dicom(tmp_path: Path, *options: str, status: int = 0) -> Path:
+    root = tmp_path / "out"
+    arguments = ["--root", str(root), "--images", str(tmp_path / "images"), "--dicom"]
+    arguments += ["--report-column", "ImageComments", "--workers", "1"]
+    assert main([*arguments, *options]) == status
+    return root
+
+
+def test_dicom_files_by_their_mark_and_without_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    for n in range(30):
+        write_dicom(images / f"IM{n:06}", ImageComments=f"Clear lungs {n}.")
+    write_dicom(images / "report.dcm", ImageComments="No picture.")
+    data = pydicom.dcmread(images / "report.dcm")
+    del data.PixelData
+    data.save_as(images / "report.dcm")
+    root = dicom(tmp_path)
+    assert sorted(every(root, "image.tok")) == [f"IM{n:06}" for n in range(30)]
+    assert card_of(root)["dropped"] == {"DICOM files without a picture": 1}
+    dicom(tmp_path)
+    assert "nothing to do" in capsys.readouterr().out
+    write_dicom(images / "IM000000", ImageComments="Other lungs 0.")
+    dicom(tmp_path, status=2)
+    assert "was made with another headers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

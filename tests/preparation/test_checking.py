@@ -171,8 +171,27 @@ def test_reports_that_cleaning_empties(checked: Check, root: Path) -> None:
     assert checked().errors == []
 
 
+def test_labels_that_training_refuses(checked: Check, root: Path) -> None:
+    change(root / "validate.label.tok", 2, "Effusion,Pneumonia")
+    assert checked().errors == []
+    [error] = checked("dataset.label.multi_label=false").errors
+    assert re.search(r"validate: .*validate\.label\.tok:2 has 2 labels", error)
+    change(root / "validate.label.tok", 2, "Effusion,,Pneumonia")
+    [error] = checked().errors
+    assert "validate.label.tok:2 has an empty label between commas" in error
+
+
+def test_crops_that_images_are_too_small_for(checked: Check) -> None:
+    errors = checked("dataset.image.resize=16", "dataset.image.crop=20").errors
+    assert [error.split(":")[0] for error in errors] == ["train", "validate", "test"]
+    assert all("too small for crop=20; lower crop or set resize" in error for error in errors)
+    errors = checked("dataset.image.preset=convirt", "dataset.image.crop=null").errors
+    assert any("train: The preset convirt crops" in error for error in errors)
+
+
 def test_images_alone(checked: Check, root: Path) -> None:
-    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", "dataset.resize=16")
+    sizes = ("dataset.resize=16", "dataset.crop=16")
+    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", *sizes)
     assert findings.errors == []
     assert findings.splits["train"].reports is None
     assert findings.splits["train"].lines == {"image": 5}

@@ -90,7 +90,7 @@ def test_the_five_by_200_set_is_as_published(raw: Path, tmp_path: Path) -> None:
         assert line[3] == "Frontal"
         stated = {n: v for n, v in zip(LABELS, line[5:], strict=True) if v not in ("", "0.0")}
         assert stated == {label: "1.0"}
-    other = run(raw, tmp_path / "seed", "--five-by-200", "--each", "15", "--seed", "1")
+    other = run(raw, tmp_path / "seed", "--five-by-200", "--each", "15", "--draw-seed", "1")
     assert lines(other / "test.image.tok") != lines(root / "test.image.tok")
     rest = run(raw, tmp_path / "rest", "--each", "15")
     used = set(lines(rest / "train.patient.tok")) | set(lines(rest / "validate.patient.tok"))
@@ -107,6 +107,31 @@ def test_reports_of_chexpert_plus(raw: Path, tmp_path: Path) -> None:
         assert reports == [f"Report of {patient}." for patient in patients]
     five = run(raw, tmp_path / "five", "--reports", str(raw), "--five-by-200", "--each", "15")
     assert len(lines(five / "test.impression.tok")) == 75
+
+
+def test_no_patient_of_the_five_by_200_set_is_trained_on(raw: Path, tmp_path: Path) -> None:
+    some = lines(raw / PLUS)[::3]  # every third image has a report
+    (raw / PLUS).write_text("\n".join([lines(raw / PLUS)[0], *some[1:]]) + "\n")
+    names = [line[0].split("/", 1)[1] for line in training()]
+    for name in names[20:] + [
+        row(n, split="valid")[0].split("/", 1)[1] for n in range(64541, 64551)
+    ]:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"")
+    shared = ["--each", "8", "--images", str(tmp_path / "images")]
+    five = run(raw, tmp_path / "five", "--five-by-200", *shared)
+    assert not set(lines(five / "test.image.tok")) & set(names[:20])
+    taken = set(lines(five / "test.patient.tok"))
+    reports = ["--reports", str(raw / PLUS)]
+    for number, options in enumerate((["--seed", "1"], reports, ["--view", "all", *reports])):
+        root = run(raw, tmp_path / f"rest{number}", *shared, *options)
+        used = set(lines(root / "train.patient.tok")) | set(lines(root / "validate.patient.tok"))
+        assert used
+        assert not used & taken
+    told = run(raw, tmp_path / "told", "--five-by-200", *shared, *reports)
+    assert set(lines(told / "test.image.tok")) < set(lines(five / "test.image.tok"))
+    missing = json.loads((told / "data_card.json").read_text())["dropped"]
+    assert missing == {"images without a report": 40 - len(lines(told / "test.impression.tok"))}
 
 
 def test_too_few_of_a_finding(

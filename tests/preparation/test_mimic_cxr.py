@@ -144,6 +144,23 @@ def test_views_and_lines(raw: Path, tmp_path: Path) -> None:
     assert sorted(names) == sorted(made.images)
 
 
+def test_views_that_the_list_does_not_know_come_last(tmp_path: Path) -> None:
+    made = make_mimic()
+    for row in made.metadata:
+        if row[4] == "PA":
+            row[4] = "ODD VIEW"
+    write_mimic(tmp_path / "raw", made)
+    views = {row[0]: row[4] for row in made.metadata}
+    root = run(tmp_path / "raw", tmp_path / "out")
+    rows = [line.split(",") for s in SPLITS for line in lines(root / f"{s}.image.tok")]
+    assert sorted(name for names in rows for name in names) == sorted(made.images)
+    orders = {tuple(views[Path(name).stem] for name in names) for names in rows}
+    assert orders == {("LATERAL", "ODD VIEW"), ("AP",)}
+    root = run(tmp_path / "raw", tmp_path / "front", "--views", "frontal")
+    names = [name for s in SPLITS for name in lines(root / f"{s}.image.tok")]
+    assert {views[Path(name).stem] for name in names} == {"AP"}
+
+
 @pytest.mark.parametrize("uncertain", ["negative", "positive", "mixed", "drop"])
 def test_uncertain_labels(raw: Path, tmp_path: Path, uncertain: str) -> None:
     # With so few studies, leaving the uncertain ones out leaves no test data; the card says so.

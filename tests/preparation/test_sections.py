@@ -44,6 +44,8 @@ def test_a_report_in_the_usual_form() -> None:
         " CHEST, TWO VIEWS:",
         " AP AND LATERAL VIEWS OF THE CHEST:",
         " REFERENCE FINDINGS:",
+        " FINDINGS;",
+        " FINDINGS -",
     ],
 )
 def test_spellings_of_findings(heading: str) -> None:
@@ -63,6 +65,9 @@ def test_spellings_of_findings(heading: str) -> None:
         " CONCLUSION:",
         " IMPRESSION",
         " FINAL IMPRESSION:",
+        " IMPRESSION;",
+        " IMPRESSION - ",
+        "IMPRESSION- ",
     ],
 )
 def test_spellings_of_impression(heading: str) -> None:
@@ -78,6 +83,14 @@ def test_a_joint_heading_is_an_impression() -> None:
 def test_a_heading_in_the_middle_of_a_line() -> None:
     text = " FINDINGS: Clear lungs. IMPRESSION: Normal chest."
     assert find_sections(text) == Sections("Clear lungs.", "Normal chest.")
+
+
+def test_semicolons_and_dashes_after_headings() -> None:
+    text = " FINDINGS; Clear lungs; no effusion - as before.\n\n IMPRESSION - Normal.\n"
+    expected = Sections("Clear lungs; no effusion - as before.", "Normal.")
+    assert find_sections(text) == expected
+    one_line = " FINDINGS; Clear lungs; no effusion - as before. IMPRESSION - Normal."
+    assert find_sections(one_line) == expected
 
 
 def test_parts_of_the_findings_stay_in_them() -> None:

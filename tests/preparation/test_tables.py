@@ -49,8 +49,16 @@ def test_damage_is_reported_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         list(read_table(tmp_path / "none.csv", ["x"]))
     (tmp_path / "latin.csv").write_bytes(b"x\n\xe9\n")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"UTF-8 text \(byte 0xe9\)\. Convert the file to UTF-8"):
         list(read_table(tmp_path / "latin.csv", ["x"]))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_what_separates_fields_is_known_from_the_header(tmp_path: Path, mark: str) -> None:
+    text = f'x{mark}"y, z; w"\n1{mark}"a,b;c\td"\n   \n\n'
+    (tmp_path / "a.csv").write_text(text)
+    assert table_columns(tmp_path / "a.csv") == ["x", "y, z; w"]
+    assert list(read_table(tmp_path / "a.csv", ["y, z; w", "x"])) == [("a,b;c\td", "1")]
 
 
 def test_the_sum_of_a_file(tmp_path: Path) -> None:

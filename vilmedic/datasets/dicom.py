@@ -3,7 +3,8 @@
 Grey values take the way that the standard prescribes (PS3.3 C.11, C.7.6.3.1.2): stored values, the
 modality table or rescale slope and intercept, the VOI table or the first window, and inversion of
 MONOCHROME1, so that bones are bright on dark. A file with neither table nor window shows its whole
-range of values. Padding around the picture is black. Of several frames the first one is taken.
+range of values, and so does one whose table or window cannot be read. Padding around the picture is
+black. Of several frames the first one is taken.
 
 pydicom and the decoders of compressed files are the optional dependency `dicom`.
 """
@@ -123,10 +124,10 @@ class _Grey:
         return np.rint(share * 255).astype(np.uint8)
 
     def _padding(self, stored: np.ndarray) -> np.ndarray:
-        first = self.data.get("PixelPaddingValue")
+        first = self._stored("PixelPaddingValue")
         if first is None:
             return np.zeros(stored.shape, bool)
-        last = self.data.get("PixelPaddingRangeLimit")
+        last = self._stored("PixelPaddingRangeLimit")
         last = first if last is None else last
         return (stored >= min(first, last)) & (stored <= max(first, last))
 
@@ -135,18 +136,18 @@ class _Grey:
         if tables:
             signed = bool(self.data.get("PixelRepresentation", 0))
             return _looked_up(stored, tables[0], signed)[0]
-        slope = self.data.get("RescaleSlope")
-        intercept = self.data.get("RescaleIntercept")
-        slope = 1.0 if slope is None else float(slope)
-        return stored * (slope or 1.0) + (0.0 if intercept is None else float(intercept))
+        slope = self._number("RescaleSlope") or 1.0
+        return stored * slope + (self._number("RescaleIntercept") or 0.0)
 
     def _voi(self, values: np.ndarray) -> np.ndarray | None:
         """Values as shares of white; None when the file does not say how to show them."""
-        tables = self.data.get("VOILUTSequence")
-        if tables:
-            output, top = _looked_up(values, tables[0], bool(values.size and values.min() < 0))
+        for table in self.data.get("VOILUTSequence") or ():
+            try:
+                output, top = _looked_up(values, table, bool(values.size and values.min() < 0))
+            except Exception:  # an item without data, or with too little of it
+                continue
             return output / top
-        centre, width = (_first(self.data.get(name)) for name in ("WindowCenter", "WindowWidth"))
+        centre, width = self._number("WindowCenter"), self._number("WindowWidth")
         function = str(self.data.get("VOILUTFunction") or "LINEAR")
         if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
             return None  # such windows occur, and the standard forbids them
@@ -157,6 +158,20 @@ class _Grey:
         if width == 1:
             return (values > centre - 0.5).astype(np.float64)
         return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+    def _stored(self, name: str) -> float | None:
+        """An element that is a stored value; those of signed pixels are often written unsigned."""
+        value = self._number(name)
+        signed = bool(self.data.get("PixelRepresentation", 0))
+        return value - 2**16 if signed and value is not None and value >= 2**15 else value
+
+    def _number(self, name: str) -> float | None:
+        """The first number of an element; None without one that can be read."""
+        try:
+            value = _first(self.data.get(name))
+        except Exception:  # pydicom decodes an element when it is asked for
+            return None
+        return value if value is not None and np.isfinite(value) else None
 
 
 def _range_share(values: np.ndarray, counted: np.ndarray) -> np.ndarray:

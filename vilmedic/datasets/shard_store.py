@@ -33,6 +33,7 @@ OPEN_FILES = 64
 TRIES = 6
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 2**20
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _receive(url: str, partial: Path, size: int) -> None:
     if have >= size:
         have = 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    if login := _login(urllib.parse.urlsplit(url).hostname or ""):
+    if login := _login(url):
         request.add_unredirected_header("Authorization", login)  # for this server alone
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         goes_on = have and answer.status == 206
@@ -201,10 +202,14 @@ def _receive(url: str, partial: Path, size: int) -> None:
         raise HTTPException(f"the connection ended after {arrived} of {size} bytes")
 
 
-def _login(host: str) -> str | None:
-    """The header for a server that `~/.netrc` knows; None for others."""
+def _login(url: str) -> str | None:
+    """The header for a server that `~/.netrc` names; None for others and for unencrypted ways."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "https" and host not in LOOPBACK:
+        return None
     try:
-        found = netrc.netrc().authenticators(host)
+        found = netrc.netrc().hosts.get(host)  # `authenticators` gives any host those of `default`
     except (OSError, netrc.NetrcParseError):
         return None
     if found is None:

@@ -9,16 +9,27 @@ Columns of DICOM headers are the standard's keywords, such as `PatientID` or `Im
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
-from vilmedic.preparation.folder_table import Row, columns_of, read_headers, read_rows
+from vilmedic.preparation.folder_images import ImageFolder, groups_of_images, repeated_images
+from vilmedic.preparation.folder_table import (
+    NO_PICTURE,
+    UNREADABLE,
+    Row,
+    columns_of,
+    read_headers,
+    read_rows,
+)
 from vilmedic.preparation.labels import NO_FINDING
 from vilmedic.preparation.splitting import SPLITS
 
@@ -52,34 +63,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.guarded(SCRIPT, lambda: _run(given))
 
 
-def build(given: argparse.Namespace, rows: Sequence[Row]) -> Build:
-    """Make the samples of all splits."""
+def build(
+    given: argparse.Namespace,
+    folder: ImageFolder,
+    rows: Sequence[Row],
+    images: Sequence[Sequence[str]],
+) -> Build:
+    """Make the samples of all splits.
+
+    Args:
+        given: the options.
+        folder: where the images are.
+        rows: of the table or of the headers.
+        images: paths that each row names.
+    """
     dropped: Counter[str] = Counter()
-    listed: dict[Path, set[str]] = {}
     binary = _binary_columns(given.label_columns, rows)
     kept: list[tuple[Sample, str]] = []
-    for number, row in enumerate(rows):
-        paths = _paths(given, row)
+    for row, paths in zip(rows, images, strict=True):
         report = " ".join(row[given.report_column]) if given.report_column else ""
         labels = _labels(given, row, binary)
-        group = " ".join(row[given.group_column]) if given.group_column else f"row {number + 1}"
-        present = [path for path in paths if command.is_present(given.images / path, listed)]
-        if "unreadable" in row:
+        group = " ".join(row[given.group_column]) if given.group_column else ""
+        present = [path for path in paths if folder.holds(path)]
+        if UNREADABLE in row:
             dropped["DICOM files that cannot be read"] += 1
+        elif NO_PICTURE in row:
+            dropped["DICOM files without a picture"] += 1
         elif not paths:
             dropped["rows without an image"] += 1
+        elif not present and any(folder.holds_in_other_case(path) for path in paths):
+            dropped["rows whose image has a name in other small and capital letters"] += 1
         elif not present:
             dropped["rows whose image is not in the folder"] += 1
         elif given.report_column and not _WORD.search(report):
             dropped["rows without a report"] += 1
         elif given.label_columns and not labels:
             dropped["rows without labels"] += 1
-        elif not group:
+        elif given.group_column and not group:
             dropped["rows without a group"] += 1
         else:
             dropped["images that are not in the folder"] += len(paths) - len(present)
             split = _split_name(given, row) if given.split_column else ""
             kept.append((Sample(tuple(present), report, labels, group), split))
+    if not given.group_column:
+        groups = groups_of_images([sample.images for sample, _ in kept])
+        kept = [
+            (replace(sample, patient=group), split)
+            for (sample, split), group in zip(kept, groups, strict=True)
+        ]
     if given.split_column:
         samples = {name: [s for s, split in kept if split == name] for name in SPLITS}
     elif kept:
@@ -96,6 +127,7 @@ def _run(given: argparse.Namespace) -> int:
         name: getattr(given, name)
         for name in (
             "image_column",
+            "ext",
             "report_column",
             "label_columns",
             "group_column",
@@ -105,14 +137,22 @@ def _run(given: argparse.Namespace) -> int:
     }
     if not given.split_column:
         options |= {"split": given.split, "seed": given.seed}
-    inputs = {}
-    if given.table is not None:
-        if not given.table.is_file():
-            raise DataError(f"There is no file {given.table} (given with --table).")
-        inputs = command.input_facts({given.table.name: given.table})
-    source = "DICOM headers" if given.table is None else given.table.name
+    if given.table is not None and not given.table.is_file():
+        raise DataError(f"There is no file {given.table} (given with --table).")
+    folder = ImageFolder(given.images, given.ext)
+    rows = list(_rows(given))
+    if given.table is None:
+        source = "DICOM headers"
+        images = [row[""] for row in rows]
+        content = json.dumps(rows).encode()
+        inputs = {"headers": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
+    else:
+        source = given.table.name
+        images = [folder.paths(row[given.image_column]) for row in rows]
+        inputs = command.input_facts({source: given.table})
+    inputs["list of images"] = folder.facts(images)
     origin = Origin(SCRIPT, source, "any folder of images", options, inputs)
-    command.make(given.root, origin, lambda: build(given, list(_rows(given))), force=given.force)
+    command.make(given.root, origin, lambda: build(given, folder, rows, images), force=given.force)
     return 0
 
 
@@ -133,30 +173,12 @@ def _rows(given: argparse.Namespace) -> Iterator[Row]:
     yield from read_rows(given.table, columns)
 
 
-def _paths(given: argparse.Namespace, row: Row) -> list[str]:
-    values = row[""] if given.table is None else row[given.image_column]
-    paths = []
-    for value in values:
-        for name in value.split(","):
-            name = name.strip()
-            if not name:
-                continue
-            if given.ext and not name.lower().endswith(given.ext.lower()):
-                name += given.ext
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise DataError(
-                    f"The image '{name}' does not lie in {given.images}: paths are relative to it."
-                )
-            paths.append(name)
-    return paths
-
-
 def _binary_columns(columns: Sequence[str], rows: Sequence[Row]) -> set[str]:
     """Columns that hold yes or no; their names are the labels."""
     binary = set()
     for name in columns:
         values = {value.lower() for row in rows for value in row[name] or [""]}
-        if values & _TRUE and values <= _TRUE | _FALSE:
+        if values != {""} and values <= _TRUE | _FALSE:
             binary.add(name)
     return binary
 
@@ -189,12 +211,19 @@ def _notes(given: argparse.Namespace, samples: dict[str, list[Sample]]) -> dict[
     notes: dict[str, Any] = {}
     if not given.group_column:
         notes["splits"] = "by row, as no --group-column says which rows are of one patient"
+        rows = [sample.images for lines in samples.values() for sample in lines]
+        if repeated := repeated_images(rows):
+            notes["images in several rows, which stay together"] = repeated
     of_split = {split: {sample.patient for sample in lines} for split, lines in samples.items()}
     seen = Counter(patient for patients in of_split.values() for patient in patients)
     shared = sum(number > 1 for number in seen.values())
     if shared:
         notes["groups that are in several splits"] = shared
     return notes
+
+
+def _extension(text: str) -> str:
+    return f".{text.removeprefix('.')}" if text else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -209,7 +238,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--table", type=Path, help="CSV or JSONL file (.gz is fine), one row a sample")
     add("--dicom", action="store_true", help="take the columns from the headers of DICOM files")
     add("--image-column", default="", help="path of the image in --images, several with commas")
-    add("--ext", default="", help="extension of paths that are written without, such as .png")
+    add(
+        "--ext",
+        type=_extension,
+        default="",
+        help="extension of paths that are written without, such as .png",
+    )
     add("--report-column", default="", help="the report")
     add(
         "--label-columns",

@@ -6,7 +6,6 @@ import inspect
 import re
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ import numpy as np
 
 from vilmedic.config.load import Config
 from vilmedic.datasets.aligned import TOLERATED
+from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
-from vilmedic.preparation.image_facts import ImageFacts, examine_images
+from vilmedic.preparation.findings import Findings, SplitFacts
+from vilmedic.preparation.image_facts import examine_images
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
 from vilmedic.registry import DATASETS
 
@@ -29,52 +30,6 @@ PATIENT_FILE = "patient.tok"
 MANY_DUPLICATES = 0.2  # near-duplicates in a split that a contrastive loss suffers from
 MANY_CUT = 0.05
 _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and of CheXpert
-
-
-@dataclass
-class SplitFacts:
-    """What was found out about a split.
-
-    Attributes:
-        lines: of each part's file; a part that cannot be read is missing.
-        images: what the images are like.
-        named: paths of the images, with the line of each.
-        missing: lines with an image that is not there.
-        empty: reports without a text, before or after cleaning.
-        reports: exact and near duplicate group of each report that is not empty.
-        most_frequent: a report that is there most often, and how often that is.
-        lengths: ids of each report.
-        max_len: most ids that a report may have.
-        labels: how many lines have each label.
-        patients: who each line is of; None when that is not known.
-    """
-
-    lines: dict[str, int] = field(default_factory=dict)
-    images: ImageFacts | None = None
-    missing: int = 0
-    named: dict[str, int] = field(default_factory=dict)
-    empty: int = 0
-    reports: tuple[np.ndarray, np.ndarray] | None = None
-    most_frequent: tuple[str, int] = ("", 0)
-    lengths: np.ndarray | None = None
-    max_len: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-    patients: list[str] | None = None
-
-
-@dataclass
-class Findings:
-    """The result of a check.
-
-    Attributes:
-        splits: what was found out, by split.
-        errors: what keeps a run from starting, stops it or spoils its result.
-        warnings: what a user should know.
-    """
-
-    splits: dict[str, SplitFacts] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> Findings:
@@ -148,9 +103,7 @@ class _SplitCheck:
         if "seq" in lines:
             self.reports(lines["seq"])
         if "label" in lines:
-            self.facts.labels.update(
-                name.strip() for text in lines["label"] if text for name in set(text.split(","))
-            )
+            self.labels(lines["label"])
         self.facts.patients = self.patients(lines)
 
     def images(self, texts: Lines, most: int | None, workers: int) -> None:
@@ -192,6 +145,42 @@ class _SplitCheck:
             small = sum(min(size) < crop for size in facts.sizes)
             if small:
                 self.error(f"{small} images are smaller than crop={crop}, and resize is null.")
+                return
+        if len(missing) <= TOLERATED * len(texts):  # with more, no data set can be made
+            self.made_image(given, set(missing))
+
+    def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
+        """Make an image as a run would: resized, transformed and cropped."""
+        settings = {key: value for key, value in given.items() if key != "proto"}
+        settings |= self.runtime() | {"cache": None, "tokens": None, "on_error": "skip"}
+        try:
+            data = ImageDataset(**settings)
+            for line in sorted(set(range(len(data.texts))) - missing):
+                try:
+                    data.images(line)
+                except UndecodableImage:
+                    continue  # has been reported
+                break
+        except (VilmedicError, ValueError) as error:
+            self.error(str(error))
+
+    def labels(self, texts: Lines) -> None:
+        names = (name.strip() for text in texts for name in set(text.split(",")))
+        self.facts.labels.update(filter(None, names))
+        if "label" in self.faulty:
+            return
+        given = {key: value for key, value in self.parts["label"].items() if key != "proto"}
+        try:
+            LabelDataset(**given | {"split": self.split, "run_dir": self.run_dir})
+        except (VilmedicError, ValueError) as error:
+            # Each split reads the labels of all of them, and one mention of a fault is enough.
+            if not any(known.endswith(str(error)) for known in self.findings.errors):
+                self.error(str(error))
+
+    def runtime(self) -> dict[str, Any]:
+        """What a run tells a data set beside its settings."""
+        training = self.split == "train"
+        return {"split": self.split, "training": training, "seed": 0, "run_dir": self.run_dir}
 
     def reports(self, texts: Lines) -> None:
         given = {key: value for key, value in self.parts["seq"].items() if key != "proto"}
@@ -199,13 +188,7 @@ class _SplitCheck:
         data: TextDataset | None = None
         try:
             if "seq" not in self.faulty:
-                data = TextDataset(
-                    split=self.split,
-                    training=self.split == "train",
-                    seed=0,
-                    run_dir=self.run_dir,
-                    **given,
-                )
+                data = TextDataset(**given | self.runtime())
         except (VilmedicError, ValueError) as error:
             self.error(str(error))
         if data is not None:

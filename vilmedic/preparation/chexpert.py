@@ -7,8 +7,8 @@ the test split, and training patients become the validation split.
 
 CheXpert 5 x 200 (Huang et al. 2021, GLoRIA): frontal training images of which exactly one of five
 findings is certainly present and no other finding present or uncertain, 200 of each. The original
-draw was not published, so every such set is another one; this one depends on the seed alone. Its
-patients are kept out of the other splits.
+draw was not published, so every such set is another one; this one depends on --draw-seed and on the
+images that are there alone. Its patients are kept out of the other splits.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def five_by_200(images: Iterable[Image], each: int, seed: int) -> dict[str, list
         if len(candidates[name]) < each:
             raise DataError(
                 f"Only {len(candidates[name])} training images have {name} alone; {each} are "
-                "needed. Is train.csv complete? --each takes fewer."
+                "needed. Are train.csv and the folder of images complete? --each takes fewer; "
+                "--keep-5x200 builds the training data without such a set."
             )
         ranked = sorted(candidates[name], key=lambda image: _rank(image.path, seed))
         chosen[name] = sorted(ranked[:each], key=lambda image: image.path)
@@ -108,27 +109,33 @@ def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, s
     """
     train = read_images(tables["train"])
     dropped: Counter[str] = Counter()
+    listed: dict[Path, set[str]] = {}
     with_reports = given.reports is not None
     taken: set[str] = set()
     if given.five_by_200 or not given.keep_5x200:
-        usable = [image for image in train if not with_reports or _stem(image.path) in texts]
-        drawn = five_by_200(usable, given.each, given.seed)
+        # Without a look at reports or --seed: each build must find the same set.
+        usable = (
+            image for image in train if command.only_present([image.path], given.images, listed)
+        )
+        drawn = five_by_200(usable, given.each, given.draw_seed)
         if given.five_by_200:
             samples = [
                 Sample((image.path,), texts.get(_stem(image.path), ""), (name,), image.patient)
                 for name in FIVE
                 for image in drawn[name]
             ]
-            return Build({"test": samples})
+            kept = [sample for sample in samples if sample.report or not with_reports]
+            dropped["images without a report"] += len(samples) - len(kept)
+            return Build({"test": kept}, +dropped)
         taken = {image.patient for images in drawn.values() for image in images}
-    pool = _samples(given, train, texts, dropped, with_reports=with_reports)
+    pool = _samples(given, train, texts, dropped, listed)
     inside = [sample for sample in pool if sample.patient in taken]
     dropped["images of patients in the 5 x 200 set"] += len(inside)
     pool = [sample for sample in pool if sample.patient not in taken]
     valid = read_images(tables["valid"])
     share = min(given.validate / max(1, len(pool)), 0.5)
     samples_of = split_by_patient(pool, (1 - share, share, 0.0), given.seed) if pool else {}
-    samples_of["test"] = _samples(given, valid, texts, dropped, with_reports=with_reports)
+    samples_of["test"] = _samples(given, valid, texts, dropped, listed)
     return Build(samples_of, +dropped)
 
 
@@ -149,11 +156,9 @@ def _samples(
     images: Iterable[Image],
     texts: dict[str, str],
     dropped: Counter[str],
-    *,
-    with_reports: bool,
+    listed: dict[Path, set[str]],
 ) -> list[Sample]:
     samples = []
-    listed: dict[Path, set[str]] = {}
     for image in images:
         try:
             labels = present_labels(image.values, CHEXPERT_LABELS, given.uncertain)
@@ -164,7 +169,7 @@ def _samples(
             dropped["images of another view"] += 1
         elif labels is None:
             dropped["images with uncertain labels"] += 1
-        elif with_reports and not text:
+        elif given.reports is not None and not text:
             dropped["images without a report"] += 1
         elif not command.only_present([image.path], given.images, listed):
             dropped["images that are not in the folder of images"] += 1
@@ -182,9 +187,9 @@ def _run(given: argparse.Namespace) -> int:
         if not given.reports.is_file():
             raise DataError(f"There is no file {given.reports} (given with --reports).")
         inputs |= command.input_facts({given.reports.name: given.reports})
-    names = ["five_by_200", "each", "seed"]
+    names = ["five_by_200", "each", "draw_seed"]
     if not given.five_by_200:
-        names += ["view", "uncertain", "validate", "keep_5x200"]
+        names += ["seed", "view", "uncertain", "validate", "keep_5x200"]
     options = {name: getattr(given, name) for name in names}
     if given.reports is not None:
         options["section"] = given.section
@@ -253,5 +258,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the patients of the 5 x 200 set in the training data",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn")
+    parser.add_argument(
+        "--draw-seed",
+        type=int,
+        default=0,
+        help="seed of the 5 x 200 set; give both builds the same --draw-seed, --each and --images",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training split")
     return parser

@@ -16,7 +16,7 @@ from vilmedic.errors import DataError
 from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 
 CARD = "data_card.json"
-VERSION = 1  # of what the builders write; another one means that the same input gives other lines
+VERSION = 2  # of what the builders write; another one means that the same input gives other lines
 
 
 @dataclass(frozen=True)

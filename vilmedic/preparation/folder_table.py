@@ -11,15 +11,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from vilmedic.datasets.dicom import DICOM_SUFFIXES
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation.command import cores
-from vilmedic.preparation.tables import open_text, read_table, table_columns
+from vilmedic.preparation.tables import open_text, read_table, table_columns, unreadable
 
 Row = dict[str, list[str]]
 """Of each column, its values in a row: one, or several out of a list in JSONL or a header."""
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
+# Keys of a row of a DICOM file that gives no sample.
+UNREADABLE, NO_PICTURE = "unreadable", "no picture"
 CHUNK = 200
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
 
 def columns_of(path: Path) -> list[str]:
@@ -57,10 +60,13 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 def read_headers(folder: Path, keywords: Sequence[str], workers: int = 0) -> Iterator[Row]:
     """The header fields of every DICOM file below a folder, in the order of their paths.
 
+    DICOM files are those that are named so and those that bear the mark of the format.
+
     Args:
         folder: where to look.
         keywords: standard names of fields, such as `PatientID`; the key "" of each row holds the
-            path of the file, and the key "unreadable" the reason when its header cannot be read.
+            path of the file, `UNREADABLE` the reason when its header cannot be read, and
+            `NO_PICTURE` is there when the file holds none.
         workers: processes, 0 for one a core.
 
     Raises:
@@ -71,10 +77,10 @@ def read_headers(folder: Path, keywords: Sequence[str], workers: int = 0) -> Ite
         os.path.relpath(os.path.join(place, name), folder)
         for place, folders, files in _walk(folder)
         for name in sorted(files)
-        if name.lower().endswith(DICOM_SUFFIXES)
+        if _is_dicom(os.path.join(place, name))
     ]
     if not paths:
-        raise DataError(f"{folder} holds no file that ends in {' or '.join(DICOM_SUFFIXES)}.")
+        raise DataError(f"{folder} holds no DICOM file.")
     read = partial(_read_header, folder, tuple(keywords))
     workers = min(cores(workers), -(-len(paths) // CHUNK))
     if workers <= 1:
@@ -90,20 +96,39 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield place, folders, files
 
 
+def _is_dicom(path: str) -> bool:
+    if Path(path).suffix.lower() in DICOM_SUFFIXES:
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # to be counted as a file that cannot be read
+
+
 def _read_header(folder: Path, keywords: Sequence[str], path: str) -> Row:
     pydicom = _pydicom()
+    pixels = []
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag in _PIXELS:
+            pixels.append(length)
+        return tag in _PIXELS
+
+    tags = [pydicom.tag.Tag(name) for name in (*keywords, "Rows")]
+    row: Row = {"": [path], **{name: [] for name in keywords}}
     try:
-        header = pydicom.dcmread(
-            folder / path, stop_before_pixels=True, specific_tags=list(keywords)
-        )
+        with open(folder / path, "rb") as file:
+            header = pydicom.filereader.read_partial(file, at_pixels, specific_tags=tags)
+        for name in keywords:
+            value = header.get(name)
+            several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
+            row[name] = [text for one in several if (text := _text(one))]
     except Exception as error:  # damaged files raise all sorts of things
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
-        return {"": [path], "unreadable": [reason], **{name: [] for name in keywords}}
-    row: Row = {"": [path]}
-    for name in keywords:
-        value = header.get(name)
-        several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
-        row[name] = [text for one in several if (text := _text(one))]
+        return row | {UNREADABLE: [reason]}
+    if not any(pixels) or "Rows" not in header:
+        row[NO_PICTURE] = []
     return row
 
 
@@ -142,7 +167,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise DataError(f"{where} is not a JSON object but {type(row).__name__}.")
                 yield where, row
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
+        raise unreadable(path, error) from None
 
 
 def _texts(value: Any, where: str, name: str) -> list[str]:

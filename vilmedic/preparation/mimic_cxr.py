@@ -142,6 +142,7 @@ def _run(given: argparse.Namespace) -> int:
 
 def _studies(given: argparse.Namespace, tables: dict[str, Path], dropped: Counter[str]) -> Any:
     rank = {view: number for number, view in enumerate(given.views)}
+    every = set(VIEWS) <= rank.keys()  # then also those that the list does not know, as the last
     rows = read_table(tables["metadata"], ["dicom_id", "ViewPosition"])
     views = {dicom: view for dicom, view in rows}  # noqa: C416  (dict() loses the types)
     labels = _labels(tables["chexpert"], given.uncertain)
@@ -156,9 +157,9 @@ def _studies(given: argparse.Namespace, tables: dict[str, Path], dropped: Counte
         members[patient, study, split].append(dicom)
     listed: dict[Path, set[str]] = {}
     for (patient, study, split), dicoms in members.items():
-        seen = [dicom for dicom in dicoms if views.get(dicom, "") in rank]
+        seen = [dicom for dicom in dicoms if every or views.get(dicom, "") in rank]
         dropped["images of other views"] += len(dicoms) - len(seen)
-        seen.sort(key=lambda dicom: rank[views.get(dicom, "")])
+        seen.sort(key=lambda dicom: rank.get(views.get(dicom, ""), len(rank)))
         paths = [image_path(patient, study, dicom) for dicom in seen]
         present = command.only_present(paths, given.images, listed)
         dropped["images that are not in the folder of images"] += len(paths) - len(present)

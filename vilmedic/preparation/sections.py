@@ -2,10 +2,11 @@
 
 Headings stand at the start of a line in capitals with a colon (`FINDINGS:`), in small letters when
 the word is well known (`Findings:`), alone on a line without a colon, or after a full stop in the
-middle of one. They are misspelt now and then (`IMPRESSOIN:`). The conventions about which text is
-taken are those of the sections published with MIMIC-CXR (Johnson et al. 2019): the last section of
-a name that is not empty counts, a joint heading of findings and impression is an impression, and a
-heading that names the examination (`PORTABLE CHEST:`) opens the findings when no other does.
+middle of one. They are misspelt now and then (`IMPRESSOIN:`), and a semicolon or a dash stands in
+place of the colon (`FINDINGS;`, `IMPRESSION - `). The conventions about which text is taken are
+those of the sections published with MIMIC-CXR (Johnson et al. 2019): the last section of a name
+that is not empty counts, a joint heading of findings and impression is an impression, and a heading
+that names the examination (`PORTABLE CHEST:`) opens the findings when no other does.
 
 Beyond them, a heading that is no administrative one and stands inside findings or impression
 (`LUNGS:`) belongs to their text instead of ending it.
@@ -74,8 +75,10 @@ _VIEWS = re.compile(
     r"radiographs?|upright|semi-upright|babygram)\b"
 )
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ()/,.&'-]{0,70}")
-_INLINE = re.compile(
-    r"(?<=[.!?;)])[ \t]+(?P<inline>FINDINGS?(?: AND IMPRESSION)?|IMPRESSIONS?|CONCLUSIONS?)[ \t]*:"
+_TITLE = r"(?P<title>FINDINGS?(?: AND IMPRESSION)?|IMPRESSIONS?|CONCLUSIONS?)[ \t]*"
+_TITLES = (
+    re.compile(rf"^[ \t]*{_TITLE}(?:;|-[ \t])", re.MULTILINE),
+    re.compile(rf"(?<=[.!?;)])[ \t]+{_TITLE}(?::|;|-[ \t])"),
 )
 _RULE = re.compile(r"^[ \t]*[_=*-]{5,}[ \t]*$", re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
@@ -158,9 +161,10 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 def _headings(text: str) -> list[_Heading]:
     headings = list(_line_headings(text))
-    for match in _INLINE.finditer(text):
-        section, _ = _classify(_normal(match["inline"]))
-        headings.append(_Heading(section, match.start(), match.end(), True))
+    for pattern in _TITLES:
+        for match in pattern.finditer(text):
+            section, _ = _classify(_normal(match["title"]))
+            headings.append(_Heading(section, match.start(), match.end(), True))
     return sorted(headings, key=lambda heading: heading.start)
 
 

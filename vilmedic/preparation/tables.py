@@ -6,13 +6,16 @@ import csv
 import gzip
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from vilmedic.errors import DataError, nearest
 
 BLOCK = 2**20
+_QUOTED = re.compile('"[^"]*"')
 csv.field_size_limit(2**24)  # a whole report with its history fits in a field
 
 
@@ -39,6 +42,9 @@ def find_table(folder: Path, name: str) -> Path:
 def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The rows of a CSV file, as the values of some of its columns.
 
+    Fields are separated by commas, or by semicolons or tabs when the header is. Blank lines are
+    passed over.
+
     Args:
         path: the file; `.gz` is uncompressed on the way.
         columns: names of the columns to read, in the order of the result.
@@ -51,12 +57,12 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """
     try:
         with open_text(path) as file:
-            reader = csv.reader(file)
+            reader = _reader(file)
             header = [name.strip() for name in next(reader, [])]
             picked = _positions(path, header, columns)
             width = len(header)
             for row in reader:
-                if not row:
+                if len(row) < 2 and not "".join(row).strip():
                     continue
                 if len(row) != width:
                     raise DataError(
@@ -64,16 +70,16 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                     )
                 yield tuple(row[position].strip() for position in picked)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {_reason(error)}.") from None
+        raise unreadable(path, error) from None
 
 
 def table_columns(path: Path) -> list[str]:
     """The names of the columns of a CSV file."""
     try:
         with open_text(path) as file:
-            return [name.strip() for name in next(csv.reader(file), [])]
+            return [name.strip() for name in next(_reader(file), [])]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {_reason(error)}.") from None
+        raise unreadable(path, error) from None
 
 
 def open_text(path: Path) -> IO[str]:
@@ -81,6 +87,17 @@ def open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return open(path, encoding="utf-8-sig", newline="")
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """What to raise when reading a text file has failed."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        reason = f"it is not UTF-8 text (byte {byte:#04x}). Convert the file to UTF-8"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    return DataError(f"{path} cannot be read: {reason}.")
 
 
 def list_facts(folder: Path) -> dict[str, Any]:
@@ -113,7 +130,8 @@ def _near_files(folder: Path, name: str) -> str:
     return nearest(name, [path.name for path in folder.iterdir()])
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+def _reader(file: IO[str]) -> Any:
+    """The rows of a file; its header tells whether commas, semicolons or tabs separate fields."""
+    first = file.readline()
+    mark = max(",;\t", key=_QUOTED.sub("", first).count)
+    return csv.reader(chain([first], file), delimiter=mark)

@@ -1,0 +1,56 @@
+"""What a check of a data set has found out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vilmedic.preparation.image_facts import ImageFacts
+
+
+@dataclass
+class SplitFacts:
+    """What was found out about a split.
+
+    Attributes:
+        lines: of each part's file; a part that cannot be read is missing.
+        images: what the images are like.
+        named: paths of the images, with the line of each.
+        missing: lines with an image that is not there.
+        empty: reports without a text, before or after cleaning.
+        reports: exact and near duplicate group of each report that is not empty.
+        most_frequent: a report that is there most often, and how often that is.
+        lengths: ids of each report.
+        max_len: most ids that a report may have.
+        labels: how many lines have each label.
+        patients: who each line is of; None when that is not known.
+    """
+
+    lines: dict[str, int] = field(default_factory=dict)
+    images: ImageFacts | None = None
+    missing: int = 0
+    named: dict[str, int] = field(default_factory=dict)
+    empty: int = 0
+    reports: tuple[np.ndarray, np.ndarray] | None = None
+    most_frequent: tuple[str, int] = ("", 0)
+    lengths: np.ndarray | None = None
+    max_len: int = 0
+    labels: Counter[str] = field(default_factory=Counter)
+    patients: list[str] | None = None
+
+
+@dataclass
+class Findings:
+    """The result of a check.
+
+    Attributes:
+        splits: what was found out, by split.
+        errors: what keeps a run from starting, stops it or spoils its result.
+        warnings: what a user should know.
+    """
+
+    splits: dict[str, SplitFacts] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
