@@ -95,7 +95,7 @@ def write_table(server: Server, folder: Path, change: Callable[[str], str] = str
         text = text.replace(f"https://{host}/files", f"{server.url}/files")
         text = text.replace(f"https://{host}/imgs", f"{server.url}/imgs")
     text = text.replace("host: physionet.org", "host: 127.0.0.1")
-    text = text.replace("bytes: 1500000000", "bytes: 1000").replace("000000000", "000")
+    text = text.replace("bytes: 1500000000", "bytes: 1000").replace("0000000", "0")
     path = folder / "resources.yml"
     path.write_text(change(text))
     return path
@@ -362,6 +362,53 @@ def test_padchest_once_it_is_in_place(
     for name in names:
         with Image.open(folder / name) as image:
             assert (image.mode, image.size) == ("L", (30, 40))
+
+
+def test_images_behind_links_are_in_place(run: Run, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "raw" / "padchest"
+    write_csv(raw / TABLE, PADCHEST_HEADER, padchest_rows())
+    write_images(tmp_path / "disk", [row[1] for row in padchest_rows()])
+    (raw / "images").mkdir()
+    (raw / "images" / "0").symlink_to(tmp_path / "disk")
+    run("padchest-images-512")
+    assert len(lines(tmp_path / "data" / "SELFSUP" / "padchest" / "train.image.tok")) == 72
+
+
+def only_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+
+
+def test_room_is_asked_for_what_is_not_there_yet(
+    server: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "data" / "raw" / "padchest"
+    write_csv(raw / TABLE, PADCHEST_HEADER, padchest_rows())
+    write_images(raw / "images", [row[1] for row in padchest_rows()])
+    only_free(monkeypatch, 2_500)  # the table asks for 3,000
+    run("padchest-images-512", status=2)
+    only_free(monkeypatch, 10**6)
+    run("padchest-images-512")
+    only_free(monkeypatch, 0)
+    run("padchest-images-512")
+    only_free(monkeypatch, 10**6)
+    change = indiana_release(server, tmp_path)
+    run("indiana-images-512", "--keep-originals", change=change)
+    (tmp_path / "data" / "images" / "indiana-images-512" / ".complete").unlink()
+    only_free(monkeypatch, 0)
+    run("indiana-images-512", change=change)  # as after an interruption
+
+
+@pytest.mark.usefixtures("account", "made")
+def test_room_is_asked_for_models(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("SELFSUP")
+    only_free(monkeypatch, 0)
+    run("SELFSUP")  # all is there
+    shutil.rmtree(tmp_path / "data" / "SELFSUP" / "huggingface")
+    run("SELFSUP", status=2)
+    assert "1.4 kB will be written" in capsys.readouterr().err
 
 
 def test_chexpert_once_it_is_in_place(run: Run, tmp_path: Path) -> None:
