@@ -224,6 +224,12 @@ def test_subsets(server: Server, made: Mimic, run: Run, tmp_path: Path) -> None:
     listed = [n for f in root.glob("*.image.tok") for line in lines(f) for n in line.split(",")]
     assert sorted(listed) == sorted(expected)
     assert list(root.glob("*.impression.tok"))
+    run("CLIP", "mimic-cxr-images-512", "--subset", "6")
+    listed = [n for f in root.glob("*.image.tok") for line in lines(f) for n in line.split(",")]
+    assert set(listed) > set(expected)
+    run("CLIP")
+    listed = [n for f in root.glob("*.image.tok") for line in lines(f) for n in line.split(",")]
+    assert sorted(listed) == sorted(made.images)
 
 
 @pytest.mark.usefixtures("made")
@@ -442,6 +448,14 @@ def test_phantom(run: Run, tmp_path: Path) -> None:
     assert len(lines(tmp_path / "data" / "phantom" / "train.report.tok")) == 3
 
 
+def test_a_file_in_place_of_the_data_folder(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").write_text("")
+    run("phantom", status=2)
+    assert "data is a file" in capsys.readouterr().err
+
+
 def test_the_list_says_what_there_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     text = capsys.readouterr().out
@@ -467,8 +481,10 @@ def test_bad_requests(
     assert message in capsys.readouterr().err
 
 
-def test_a_card_records_the_images_of_a_subset(tmp_path: Path) -> None:
-    """With more images there, the same command is no longer the same build."""
+def test_a_card_records_the_images_of_a_subset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With more images there, the same command is another build, to be asked for."""
     from vilmedic.preparation.mimic_cxr import main as make
 
     mimic = make_mimic()
@@ -479,6 +495,14 @@ def test_a_card_records_the_images_of_a_subset(tmp_path: Path) -> None:
     assert make([*arguments, "--workers", "1"]) == 0
     write_images(tmp_path / "images", mimic.images)
     assert make([*arguments, "--workers", "1"]) == 2
-    assert make([*arguments, "--workers", "1", "--force"]) == 0
+    assert "was made with images of other content. Replace it" in capsys.readouterr().err
+    report_lines = tmp_path / "out" / "train.report.tok"
+    before = report_lines.read_text()
+    report_lines.write_text("mine\n")
+    assert make([*arguments, "--workers", "1", "--force", "images"]) == 2
+    assert "was changed" in capsys.readouterr().err
+    report_lines.write_text(before)
+    assert make([*arguments, "--workers", "1", "--force", "images", "--line", "image"]) == 2
+    assert make([*arguments, "--workers", "1", "--force", "images"]) == 0
     card = json.loads((tmp_path / "out" / "data_card.json").read_text())
     assert card["inputs"]["images"]["files"] == len(mimic.images)
