@@ -17,24 +17,24 @@ import sys
 from pathlib import Path
 
 from vilmedic.config.load import load
-from vilmedic.errors import VilmedicError
 from vilmedic.preparation.arguments import whole
+from vilmedic.preparation.command import guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     given = _parser().parse_args(arguments)
-    try:
-        config = load(given.config, given.overrides)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
-        from vilmedic.preparation.check_page import as_table, as_values, draw_page
-        from vilmedic.preparation.checking import check_data
+    return guarded("check", lambda: _run(given))
 
-        findings = check_data(config, most=given.images, workers=given.workers)
-    except VilmedicError as error:
-        print(f"check: {error}", file=sys.stderr)
-        return 2
+
+def _run(given: argparse.Namespace) -> int:
+    config = load(given.config, given.overrides)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
+    from vilmedic.preparation.check_page import as_table, as_values, draw_page
+    from vilmedic.preparation.checking import check_data
+
+    findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     values = json.dumps(as_values(findings), indent=2, ensure_ascii=False)

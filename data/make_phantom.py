@@ -14,21 +14,21 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from vilmedic.errors import DataError
 from vilmedic.phantom.sheet import write_sheet
 from vilmedic.phantom.write import SIZES, Plan, build
+from vilmedic.preparation.command import guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     given = _parser().parse_args(arguments)
+    return guarded("make_phantom", lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
     plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
     started = time.monotonic()
-    try:
-        built = build(given.root, plan, force=given.force, workers=given.workers)
-    except DataError as error:
-        print(f"make_phantom: {error}", file=sys.stderr)
-        return 2
+    built = build(given.root, plan, force=given.force, workers=given.workers)
     total = plan.train + plan.validate + plan.test
     if built:
         seconds = time.monotonic() - started

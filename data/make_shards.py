@@ -13,27 +13,27 @@ import argparse
 import sys
 from pathlib import Path
 
-from vilmedic.errors import VilmedicError
 from vilmedic.preparation.arguments import positive, whole
+from vilmedic.preparation.command import guarded
 from vilmedic.preparation.shards import write_shards
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     given = _parser().parse_args(arguments)
-    try:
-        written = write_shards(
-            given.root,
-            given.target,
-            image_path=given.image_path,
-            ext=given.ext,
-            samples=given.samples,
-            force=given.force,
-            workers=given.workers,
-        )
-    except (VilmedicError, OSError) as error:
-        print(f"make_shards: {error}", file=sys.stderr)
-        return 2
+    return guarded("make_shards", lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    written = write_shards(
+        given.root,
+        given.target,
+        image_path=given.image_path,
+        ext=given.ext,
+        samples=given.samples,
+        force=given.force,
+        workers=given.workers,
+    )
     for split, counts in written.items():
         gib = counts["bytes"] / 2**30
         print(

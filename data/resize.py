@@ -13,27 +13,27 @@ import sys
 from pathlib import Path
 
 from vilmedic.datasets.lines import SHOWN
-from vilmedic.errors import VilmedicError
 from vilmedic.preparation.arguments import positive, whole
+from vilmedic.preparation.command import guarded
 from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     given = _parser().parse_args(arguments)
-    try:
-        found = resize_tree(
-            given.source,
-            given.target,
-            given.size,
-            suffix=f".{given.format}",
-            quality=given.quality,
-            workers=given.workers,
-            force=given.force,
-        )
-    except (VilmedicError, OSError) as error:
-        print(f"resize: {error}", file=sys.stderr)
-        return 2
+    return guarded("resize", lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    found = resize_tree(
+        given.source,
+        given.target,
+        given.size,
+        suffix=f".{given.format}",
+        quality=given.quality,
+        workers=given.workers,
+        force=given.force,
+    )
     other = sum(found.other.values())
     print(
         f"{given.target}: {found.written:,} images written, {found.present:,} were there already, "

@@ -144,7 +144,7 @@ def test_a_build_knows_what_its_input_was(source: Path, capsys: pytest.CaptureFi
     assert "nothing to do" in capsys.readouterr().out
     (source / "kept.png").rename(source / "images" / "deep" / "0.png")
     run(source, status=2)
-    assert "was made with another list of images" in capsys.readouterr().err
+    assert "was made with list of images of other content" in capsys.readouterr().err
     run(source, "--force")
     assert "deep/0.png" in every(root, "image.tok")
     run(source, "--ext", ".png", status=2)
@@ -270,7 +270,7 @@ def test_dicom_files_by_their_mark_and_without_a_picture(
     assert "nothing to do" in capsys.readouterr().out
     write_dicom(images / "IM000000", ImageComments="Other lungs 0.")
     dicom(tmp_path, status=2)
-    assert "was made with another headers" in capsys.readouterr().err
+    assert "was made with headers of other content" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

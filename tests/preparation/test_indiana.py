@@ -103,6 +103,26 @@ def test_archive_and_folder_give_the_same_lines(tmp_path: Path) -> None:
         assert path.read_bytes() == (second / path.name).read_bytes()
 
 
+def test_a_changed_byte_in_the_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_reports(tmp_path, many())
+    archive = tmp_path / "NLMCXR_reports.tgz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(folder, "ecgen-radiology")
+    content = archive.read_bytes()
+    for place in range(100, len(content), len(content) // 9):
+        archive.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        run(archive, tmp_path / "out", status=2)
+        assert "is no complete archive" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_is_an_archive_and_what_a_table(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "reports.tar.gz", "w:gz") as archive:
+        archive.add(write_reports(tmp_path, many()), "ecgen-radiology")
+    root = run(tmp_path / "reports.tar.gz", tmp_path / "out")
+    assert len(every(root, "image.tok")) == 30
+
+
 def test_what_is_left_out(tmp_path: Path) -> None:
     reports = many()
     reports[3] = xml(3, "Seen.", "", images=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -88,6 +89,40 @@ def test_unreadable_files_are_listed(
     (source / "empty.png").unlink()
     assert resize.main([str(source), str(target), "--size", "30"]) == 0
     assert (target / "unreadable.txt").read_text() == ""
+
+
+def test_links(source: Path, tmp_path: Path) -> None:
+    """Folders on other disks count; what leads nowhere is listed, and the rest is written."""
+    (source / "p10").rename(tmp_path / "disk")
+    (source / "p10").symlink_to(tmp_path / "disk")
+    (source / "gone.png").symlink_to(tmp_path / "gone")
+    (source / "gone").symlink_to(tmp_path / "gone")
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert found.written == 4
+    assert (tmp_path / "small" / "p10" / "s1" / "c.jpg").is_file()
+    listed = (tmp_path / "small" / "unreadable.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in listed) == [
+        str(source / "gone"),
+        str(source / "gone.png"),
+    ]
+    assert all("cannot be read: No such file or directory" in line for line in listed)
+
+
+def test_a_folder_that_cannot_be_listed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = os.scandir
+
+    def refused(path: str) -> object:
+        if str(path).endswith("s1"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert found.written == 2
+    folder = source / "p10" / "s1"
+    assert found.unreadable == {str(folder): f"{folder} cannot be read: Permission denied."}
 
 
 def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,30 @@ def test_same_input_gives_the_same_bytes_and_an_interruption_goes_on(
     assert 0 < len(calls) - before < 18  # whole shards were kept
     for path in (tmp_path / "one").iterdir():
         assert (target / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_changed_files_of_equal_size_are_written_again(root: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        np.save(root / "images" / f"{number}.npy", np.full((4, 4), number, np.uint8))
+    (root / "test.image.tok").write_text("2.npy\n0.npy\n")
+    target = tmp_path / "out"
+    write_shards(root, target, ext="npy", samples=2)
+    kept = (target / "train-000001.tar").stat().st_mtime_ns
+    changed = root / "images" / "5.npy"
+    np.save(changed, np.full((4, 4), 200, np.uint8))
+    reports = root / "train.report.tok"
+    reports.write_text(reports.read_text().replace("No effusion.", "An effusion."))
+    write_shards(root, target, ext="npy", samples=2)
+    assert contents(target / "train-000002.tar")["000000004.npy"] == changed.read_bytes()
+    assert contents(target / "train-000000.tar")["000000000.txt"] == b"An effusion."
+    assert (target / "train-000001.tar").stat().st_mtime_ns == kept
+
+
+def test_other_images_under_the_same_names_are_refused(root: Path, tmp_path: Path) -> None:
+    write_shards(root, tmp_path / "out", ext="png")
+    shutil.copytree(root / "images", tmp_path / "other")
+    with pytest.raises(DataError, match=r"image_path.*--force"):
+        write_shards(root, tmp_path / "out", ext="png", image_path=tmp_path / "other")
 
 
 def test_what_is_refused(root: Path, tmp_path: Path) -> None:

@@ -257,5 +257,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--split-column", default="", help="the split, where the table has one")
     command.add_split(parser)
     command.add_workers(parser)
-    add("--force", action="store_true", help="replace the build that is there")
+    add("--force", action="store_const", const="all", help="replace the build that is there")
     return parser

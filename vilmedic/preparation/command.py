@@ -12,7 +12,8 @@ from typing import Any
 
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError, VilmedicError
-from vilmedic.preparation.folder import CARD, Build, Origin, is_built, write_folder
+from vilmedic.preparation.disk import disk_trouble
+from vilmedic.preparation.folder import CARD, Build, Origin, Replaced, is_built, write_folder
 from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
 from vilmedic.preparation.tables import list_facts
@@ -38,7 +39,14 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="leave out images that are not in this folder (none: list all)",
     )
-    parser.add_argument("--force", action="store_true", help="replace the build that is there")
+    parser.add_argument(
+        "--force",
+        nargs="?",
+        const="all",
+        choices=["all", "images"],
+        help="replace the build that is there; images: only one that differs in nothing but the "
+        "content of the folder of images",
+    )
     return parser
 
 
@@ -112,11 +120,17 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def guarded(script: str, call: Callable[[], int]) -> int:
-    """Run a command; an error that the user can mend is printed and gives the exit code 2."""
+    """Run a command; an error that the user can mend is printed and gives the exit code 2.
+
+    So is one of the disk, as that it is full or that a folder cannot be made.
+    """
     try:
         return call()
     except VilmedicError as error:
         print(f"{script}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{script}: {disk_trouble(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -128,7 +142,7 @@ def make(
     origin: Origin,
     build: Callable[[], Build],
     *,
-    force: bool,
+    force: Replaced,
     report_file: str = "report.tok",
 ) -> None:
     """Build a folder unless it is there, and print what was kept and what was left out."""

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vilmedic.errors import DataError
 from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 
 CARD = "data_card.json"
+Replaced = Literal["all", "images"] | None
 VERSION = 2  # of what the builders write; another one means that the same input gives other lines
 
 
@@ -98,13 +99,19 @@ def gather(samples: Sequence[Sample], split: Mapping[str, str]) -> dict[str, lis
     }
 
 
-def is_built(root: Path, origin: Origin, *, force: bool) -> bool:
+def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
     """Whether `root` holds this very build already, complete and unchanged.
 
+    Args:
+        root: the folder.
+        origin: where the build comes from.
+        force: which other builds are to be replaced: `all`, or those that differ in nothing but
+            the content of the folder of `images`, to which more may have been fetched.
+
     Raises:
-        DataError: it holds something else and `force` is not set.
+        DataError: it holds something that is not to be replaced.
     """
-    if force or not root.exists():
+    if force == "all" or not root.exists():
         return False
     present = sorted(path.name for path in root.iterdir() if path.suffix == ".tok")
     card = read_card(root)
@@ -117,16 +124,16 @@ def is_built(root: Path, origin: Origin, *, force: bool) -> bool:
         )
     wanted = json.loads(json.dumps(origin.describe()))
     differs = _differences(card, wanted)
-    if differs:
+    if differs and not (force == "images" and differs.keys() == {"images"}):
         raise DataError(
-            f"{root}: was made with {'; '.join(differs)}. Replace it with --force or give another "
-            "folder with --root."
+            f"{root}: was made with {'; '.join(differs.values())}. Replace it with --force or give "
+            "another folder with --root."
         )
     for name, facts in card.get("files", {}).items():
         path = root / name
         if not path.is_file() or _sha256(path.read_bytes()) != facts["sha256"]:
             raise DataError(f"{path}: is missing or was changed. Build it anew with --force.")
-    return True
+    return not differs
 
 
 def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) -> dict[str, Any]:
@@ -234,18 +241,21 @@ def _check(build: Build) -> None:
                     )
 
 
-def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    differs = []
+def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between a card and the wanted one, in words, by the name of what differs."""
+    differs = {}
     for key, value in wanted.items():
         given = card.get(key)
         if isinstance(value, dict) and isinstance(given, dict):
             for name in sorted(value.keys() | given.keys()):
-                if value.get(name) != given.get(name):
-                    what = "another " + name if key == "inputs" else f"{name} {given.get(name)}"
-                    instead = "" if key == "inputs" else f" instead of {value.get(name)}"
-                    differs.append(what + instead)
+                if value.get(name) == given.get(name):
+                    continue
+                if key == "inputs":
+                    differs[name] = f"{name} of other content"
+                else:
+                    differs[name] = f"{name} {given.get(name)} instead of {value.get(name)}"
         elif given != value:
-            differs.append(f"{key} {given} instead of {value}")
+            differs[key] = f"{key} {given} instead of {value}"
     return differs
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
+from vilmedic.preparation.damage import DAMAGE, open_tar
 from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.preparation.tables import list_facts, read_table
@@ -124,7 +124,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.projections is not None and not projections.is_file():
         raise DataError(f"There is no file {projections} (given with --projections).")
     has_views = projections.is_file()
-    is_table = source.suffix in (".csv", ".gz")
+    is_table = source.name.endswith((".csv", ".csv.gz"))
     if not has_views and (is_table or given.projection != "all"):
         why = "the images of each report" if is_table else "which images are frontal"
         raise DataError(
@@ -175,12 +175,12 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
             yield str(file), file.read_bytes()
         return
     try:
-        with tarfile.open(path) as archive:
+        with open_tar(path) as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.name.endswith(".xml") else None
                 if content is not None:
                     yield f"{path}: {member.name}", content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, *DAMAGE) as error:
         raise DataError(f"{path} is no complete archive: {error}. Get it anew.") from None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
 from vilmedic.preparation.command import cores
+from vilmedic.preparation.damage import DAMAGE
 from vilmedic.preparation.sections import choose_text, find_sections
 from vilmedic.preparation.tables import list_facts
 
@@ -130,7 +131,7 @@ def _text(reports: Reports, path: str) -> str | None:
             content = _archives[reports.path].read(reports.prefix + path)
     except (FileNotFoundError, KeyError):
         return None
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGE) as error:
         raise DataError(f"{reports.path}: {path} cannot be read: {error}.") from None
     return content.decode("utf-8", errors="replace")
 

@@ -16,6 +16,7 @@ from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.datasets.lines import listed
 from vilmedic.errors import DataError
 from vilmedic.preparation.resize import resize_short_side_file
+from vilmedic.preparation.walk import walk_files
 
 UNREADABLE = "unreadable.txt"
 SETTINGS = "resize.txt"
@@ -28,7 +29,7 @@ class Resized:
     Attributes:
         written: images written now.
         present: images that were there from an earlier run.
-        unreadable: path and reason of each image that could not be read.
+        unreadable: path and reason of each image, or folder, that could not be read.
         other: how many files of other kinds there are, by suffix.
     """
 
@@ -50,8 +51,9 @@ def resize_tree(
 ) -> Resized:
     """Write every image below a folder with a short side of `short_side` pixels.
 
-    The tree keeps its shape. An image that is in `target` and not older than its source is left as
-    it is, so an interrupted run goes on. `unreadable.txt` in `target` lists what could not be read.
+    The tree keeps its shape, and links to folders are followed. An image that is in `target` and
+    not older than its source is left as it is, so an interrupted run goes on. `unreadable.txt` in
+    `target` lists what could not be read.
 
     Args:
         source: folder of JPEG, PNG, DICOM or other images that training reads.
@@ -91,22 +93,29 @@ def resize_tree(
 
 
 def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[tuple[Path, Path]]:
-    for folder, folders, names in os.walk(source):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(folder, name)
+    def failed(error: OSError) -> None:
+        found.unreadable[str(error.filename)] = _reason(error.filename, error)
+
+    for path in walk_files(source, failed):
+        known = path.suffix.lower() in SUFFIXES
+        try:
             # DICOM files often have no suffix, or a number after the last dot of an identifier
-            if path.suffix.lower() in SUFFIXES or _is_dicom(path):
-                kept = name.removesuffix(path.suffix) if path.suffix.lower() in SUFFIXES else name
-                relative = path.parent.relative_to(source)
-                yield path, target / relative / f"{kept}{suffix}"
+            if known or _is_dicom(path):
+                name = path.stem if known else path.name
+                yield path, target / path.parent.relative_to(source) / f"{name}{suffix}"
             else:
-                found.other[path.suffix or name] += 1
+                found.other[path.suffix or path.name] += 1
+        except OSError as error:
+            found.unreadable[str(path)] = _reason(path, error)
 
 
 def _is_dicom(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def _reason(path: str | Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror}."
 
 
 def _check_names(jobs: list[tuple[Path, Path]]) -> None:
@@ -157,6 +166,9 @@ def _resize(job: tuple[Path, Path], *, short_side: int, quality: int, since: int
     source, target = job
     try:
         oldest = max(since, source.stat().st_mtime_ns)
+    except OSError as error:  # a link that leads nowhere
+        return _reason(source, error)
+    try:
         if target.exists() and target.stat().st_mtime_ns >= oldest:
             return None
         resize_short_side_file(source, target, short_side, quality)

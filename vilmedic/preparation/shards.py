@@ -60,8 +60,8 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write the shards of all splits of a folder of line files, and the line files beside them.
 
-    Shards that are there already, as after an interruption, are kept when they hold the right
-    files in the right sizes. The index of a split comes last.
+    Shards that are there already, as after an interruption, are kept when they hold these very
+    files, which are compared with them. The index of a split comes last.
 
     Args:
         root: folder with `<split>.image.tok` and other line files.
@@ -84,10 +84,16 @@ def write_shards(
         raise DataError(f"{root} holds no line files of images, such as train.image.tok.")
     if target.resolve() == root.resolve():
         raise DataError(f"Shards go to another folder than the line files in {root}.")
-    _claim(target, {"source": str(root.resolve()), "samples": samples}, force)
     images = root / "images"
     folder = image_path or (images if images.is_dir() else root)
     suffix = f".{ext.lstrip('.')}" if ext else ""
+    plan = {
+        "source": str(root.resolve()),
+        "image_path": str(folder.resolve()),
+        "ext": suffix,
+        "samples": samples,
+    }
+    _claim(target, plan, force)
     return {
         split: _write_split(root, target, split, folder, suffix, samples, workers)
         for split in splits
@@ -103,7 +109,7 @@ def _claim(target: Path, plan: dict[str, Any], force: bool) -> None:
         if not card.is_file():
             raise DataError(f"{target} is not empty and holds no shards. Give another folder.")
         found = json.loads(card.read_text(encoding="utf-8"))
-        if found != plan:
+        if found != plan and any(target.glob("*.tar")):
             raise DataError(
                 f"{target} holds shards made with {found}, not with {plan}. Replace them with "
                 "--force or give another folder."
@@ -163,7 +169,7 @@ def _write_split(
 def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int, int]]]:
     """Write a shard unless it is there, and find its images: first byte and size of each."""
     found = list(_members(path)) if path.is_file() else []
-    if [(name, size) for name, _, size in found] != [(m.name, _size(m)) for m in members]:
+    if not _holds(path, found, members):
         draft = path.with_name(f".{path.name}.partial")
         with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
             for member in members:
@@ -176,6 +182,23 @@ def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int
         if member.image
     ]
     return Shard(path.name, path.stat().st_size, sha256_of(path)), images
+
+
+def _holds(path: Path, found: Sequence[tuple[str, int, int]], members: Sequence[Member]) -> bool:
+    """Whether a shard, in which some files were found, holds just these members."""
+    if [(name, size) for name, _, size in found] != [(m.name, _size(m)) for m in members]:
+        return False
+    with open(path, "rb") as shard:
+        for (_, offset, size), member in zip(found, members, strict=True):
+            shard.seek(offset)
+            if shard.read(size) != _content(member):
+                return False
+    return True
+
+
+def _content(member: Member) -> bytes:
+    content = member.content
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def _add(tar: tarfile.TarFile, member: Member) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vilmedic.errors import DataError, nearest
+from vilmedic.preparation.damage import DAMAGE
 
 BLOCK = 2**20
 _QUOTED = re.compile('"[^"]*"')
@@ -69,7 +70,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                         f"{path}:{reader.line_num} has {len(row)} fields; the header has {width}."
                     )
                 yield tuple(row[position].strip() for position in picked)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, *DAMAGE) as error:
         raise unreadable(path, error) from None
 
 
@@ -78,7 +79,7 @@ def table_columns(path: Path) -> list[str]:
     try:
         with open_text(path) as file:
             return [name.strip() for name in next(_reader(file), [])]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, *DAMAGE) as error:
         raise unreadable(path, error) from None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import random
 import stat
 import tarfile
 import zipfile
@@ -78,6 +79,36 @@ def test_a_link_in_a_zip(tmp_path: Path) -> None:
         archive.writestr(info, "../evil")
     with pytest.raises(DataError, match="no plain file"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_changed_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    whole = tmp_path / "whole.tgz"
+    with tarfile.open(whole, "w:gz") as archive:
+        for number in range(20):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = 2000
+            archive.addfile(info, io.BytesIO(draw.randbytes(info.size)))
+    content = whole.read_bytes()
+    for _ in range(30):
+        spoilt = bytearray(content)
+        spoilt[draw.randrange(50, len(content))] ^= draw.randrange(1, 256)
+        (tmp_path / "a.tgz").write_bytes(spoilt)
+        with pytest.raises(DataError, match=r"a\.tgz is damaged"):
+            unpack(tmp_path / "a.tgz", tmp_path / "in" / "out")
+        assert list((tmp_path / "in").iterdir()) == []
+
+
+def test_a_changed_byte_in_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("x.txt", "content " * 1000)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for place in range(35, 50):
+        spoilt = content.copy()
+        spoilt[place] ^= 255
+        (tmp_path / "a.zip").write_bytes(spoilt)
+        with pytest.raises(DataError, match=r"a\.zip is damaged"):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_a_torn_archive_leaves_nothing(tmp_path: Path) -> None:

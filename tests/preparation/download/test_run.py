@@ -95,7 +95,7 @@ def write_table(server: Server, folder: Path, change: Callable[[str], str] = str
         text = text.replace(f"https://{host}/files", f"{server.url}/files")
         text = text.replace(f"https://{host}/imgs", f"{server.url}/imgs")
     text = text.replace("host: physionet.org", "host: 127.0.0.1")
-    text = text.replace("bytes: 1500000000", "bytes: 1000").replace("000000000", "000")
+    text = text.replace("bytes: 1500000000", "bytes: 1000").replace("0000000", "0")
     path = folder / "resources.yml"
     path.write_text(change(text))
     return path
@@ -224,6 +224,12 @@ def test_subsets(server: Server, made: Mimic, run: Run, tmp_path: Path) -> None:
     listed = [n for f in root.glob("*.image.tok") for line in lines(f) for n in line.split(",")]
     assert sorted(listed) == sorted(expected)
     assert list(root.glob("*.impression.tok"))
+    run("CLIP", "mimic-cxr-images-512", "--subset", "6")
+    listed = [n for f in root.glob("*.image.tok") for line in lines(f) for n in line.split(",")]
+    assert set(listed) > set(expected)
+    run("CLIP")
+    listed = [n for f in root.glob("*.image.tok") for line in lines(f) for n in line.split(",")]
+    assert sorted(listed) == sorted(made.images)
 
 
 @pytest.mark.usefixtures("made")
@@ -364,6 +370,53 @@ def test_padchest_once_it_is_in_place(
             assert (image.mode, image.size) == ("L", (30, 40))
 
 
+def test_images_behind_links_are_in_place(run: Run, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "raw" / "padchest"
+    write_csv(raw / TABLE, PADCHEST_HEADER, padchest_rows())
+    write_images(tmp_path / "disk", [row[1] for row in padchest_rows()])
+    (raw / "images").mkdir()
+    (raw / "images" / "0").symlink_to(tmp_path / "disk")
+    run("padchest-images-512")
+    assert len(lines(tmp_path / "data" / "SELFSUP" / "padchest" / "train.image.tok")) == 72
+
+
+def only_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - free, free)  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+
+
+def test_room_is_asked_for_what_is_not_there_yet(
+    server: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "data" / "raw" / "padchest"
+    write_csv(raw / TABLE, PADCHEST_HEADER, padchest_rows())
+    write_images(raw / "images", [row[1] for row in padchest_rows()])
+    only_free(monkeypatch, 2_500)  # the table asks for 3,000
+    run("padchest-images-512", status=2)
+    only_free(monkeypatch, 10**6)
+    run("padchest-images-512")
+    only_free(monkeypatch, 0)
+    run("padchest-images-512")
+    only_free(monkeypatch, 10**6)
+    change = indiana_release(server, tmp_path)
+    run("indiana-images-512", "--keep-originals", change=change)
+    (tmp_path / "data" / "images" / "indiana-images-512" / ".complete").unlink()
+    only_free(monkeypatch, 0)
+    run("indiana-images-512", change=change)  # as after an interruption
+
+
+@pytest.mark.usefixtures("account", "made")
+def test_room_is_asked_for_models(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("SELFSUP")
+    only_free(monkeypatch, 0)
+    run("SELFSUP")  # all is there
+    shutil.rmtree(tmp_path / "data" / "SELFSUP" / "huggingface")
+    run("SELFSUP", status=2)
+    assert "1.4 kB will be written" in capsys.readouterr().err
+
+
 def test_chexpert_once_it_is_in_place(run: Run, tmp_path: Path) -> None:
     raw = tmp_path / "data" / "raw" / "chexpert"
     valid = [chexpert_row(n, split="valid", Edema="1.0") for n in range(64541, 64544)]
@@ -395,6 +448,14 @@ def test_phantom(run: Run, tmp_path: Path) -> None:
     assert len(lines(tmp_path / "data" / "phantom" / "train.report.tok")) == 3
 
 
+def test_a_file_in_place_of_the_data_folder(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").write_text("")
+    run("phantom", status=2)
+    assert "data is a file" in capsys.readouterr().err
+
+
 def test_the_list_says_what_there_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     text = capsys.readouterr().out
@@ -420,8 +481,10 @@ def test_bad_requests(
     assert message in capsys.readouterr().err
 
 
-def test_a_card_records_the_images_of_a_subset(tmp_path: Path) -> None:
-    """With more images there, the same command is no longer the same build."""
+def test_a_card_records_the_images_of_a_subset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With more images there, the same command is another build, to be asked for."""
     from vilmedic.preparation.mimic_cxr import main as make
 
     mimic = make_mimic()
@@ -432,6 +495,14 @@ def test_a_card_records_the_images_of_a_subset(tmp_path: Path) -> None:
     assert make([*arguments, "--workers", "1"]) == 0
     write_images(tmp_path / "images", mimic.images)
     assert make([*arguments, "--workers", "1"]) == 2
-    assert make([*arguments, "--workers", "1", "--force"]) == 0
+    assert "was made with images of other content. Replace it" in capsys.readouterr().err
+    report_lines = tmp_path / "out" / "train.report.tok"
+    before = report_lines.read_text()
+    report_lines.write_text("mine\n")
+    assert make([*arguments, "--workers", "1", "--force", "images"]) == 2
+    assert "was changed" in capsys.readouterr().err
+    report_lines.write_text(before)
+    assert make([*arguments, "--workers", "1", "--force", "images", "--line", "image"]) == 2
+    assert make([*arguments, "--workers", "1", "--force", "images"]) == 0
     card = json.loads((tmp_path / "out" / "data_card.json").read_text())
     assert card["inputs"]["images"]["files"] == len(mimic.images)

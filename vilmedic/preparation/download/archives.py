@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vilmedic.errors import DataError
+from vilmedic.preparation.damage import DAMAGE, open_tar
 from vilmedic.preparation.download.transfer import disk_error
 
 
@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path) -> bool:
             with content, open(target, "wb") as file:
                 shutil.copyfileobj(content, file)
         draft.rename(folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{archive} is damaged: {error}. Remove it and run this again.") from None
     except OSError as error:
         raise disk_error(folder, error) from error
@@ -61,7 +61,7 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(archive) as opened:
+    with open_tar(archive) as opened:
         for member in opened:
             if member.isdir():
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.preparation.download.answers import Job
 from vilmedic.preparation.download.credentials import Login, find_login
-from vilmedic.preparation.download.hub import fetch_model
+from vilmedic.preparation.download.hub import fetch_model, has_model
 from vilmedic.preparation.download.images import (
     Subset,
     fetch_image,
@@ -23,6 +24,7 @@ from vilmedic.preparation.download.images import (
 from vilmedic.preparation.download.progress import Progress, run_all
 from vilmedic.preparation.download.space import check_space, readable
 from vilmedic.preparation.download.steps import (
+    DONE,
     check_expected,
     is_unpacked,
     run_script,
@@ -30,6 +32,7 @@ from vilmedic.preparation.download.steps import (
 )
 from vilmedic.preparation.download.table import File, Images, Resource, Table
 from vilmedic.preparation.download.transfer import Transfer, is_there, part_of
+from vilmedic.preparation.walk import walk_files
 
 FAILED = "failed.txt"
 
@@ -248,11 +251,23 @@ def _by_account(resources: dict[str, Resource]) -> dict[str, dict[str, Resource]
 
 
 def _later(resource: Resource, data: Path) -> int:
-    """Room that unpacking will take once the files are there."""
-    step = resource.unpack
-    if step is None or (data / resource.target / ".complete").is_file():
+    """Room that models and unpacking will take beside the files; what is there already counts."""
+    later = 0
+    for model in resource.models:
+        if not has_model(data / model.path):
+            later += _still(model.bytes, data / model.path)
+    step, target = resource.unpack, data / resource.target
+    if step and not (target / DONE).is_file():
+        later += _still(step.bytes, data / step.folder) + _still(step.kept_bytes, target)
+    return later
+
+
+def _still(size: int, folder: Path) -> int:
+    """Of the bytes that a folder will hold, those that it does not hold yet."""
+    if not size:
         return 0
-    return step.bytes + step.kept_bytes
+    held = sum(os.path.getsize(path) for path in walk_files(folder) if path.is_file())
+    return max(0, size - held)
 
 
 def _arrived(job: Job) -> int:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from vilmedic.errors import DataError
 from vilmedic.preparation.download.errors import NoSpace
 
 SPARE = 2**29  # bytes left over for what runs beside
@@ -19,10 +20,13 @@ def check_space(needed: Mapping[Path, int]) -> None:
 
     Raises:
         NoSpace: a disk has too little.
+        DataError: a file is where a folder is to be.
     """
     by_disk: dict[int, tuple[Path, int]] = {}
     for folder, size in needed.items():
         place = _existing(folder)
+        if not place.is_dir():
+            raise DataError(f"{place} is a file; {folder} cannot be written there.")
         disk = place.stat().st_dev
         by_disk[disk] = (place, by_disk.get(disk, (place, 0))[1] + size)
     for place, size in by_disk.values():

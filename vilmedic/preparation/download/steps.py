@@ -15,6 +15,7 @@ from vilmedic.errors import ConfigError, DataError
 from vilmedic.preparation.download.archives import unpack
 from vilmedic.preparation.download.table import Expected, Resource, Unpack
 from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
+from vilmedic.preparation.walk import walk_files
 
 DONE = ".complete"
 _SCRIPT = re.compile(r"make_\w+")
@@ -111,7 +112,10 @@ def run_script(command: tuple[str, ...], scripts: Path, data: Path) -> None:
 
 
 def _matches(data: Path, expected: Expected) -> bool:
-    return next(iter(data.glob(expected.path)), None) is not None
+    folder, deep, name = expected.path.partition("/**/")
+    if deep:
+        return any(path.match(name) for path in walk_files(data / folder))
+    return any(True for _ in data.glob(expected.path))
 
 
 def _image_root(folder: Path) -> Path:

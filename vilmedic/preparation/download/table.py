@@ -106,7 +106,8 @@ class Expected:
     """What the user has to put in place, as it can be fetched after registration only.
 
     Attributes:
-        path: where it must lie, in the data folder; `*` stands for anything.
+        path: where it must lie, in the data folder; `*` stands for anything, `**` for folders at
+            any depth, also behind links.
         what: what it is.
     """
 
@@ -122,11 +123,13 @@ class Model:
         repo: its name.
         path: folder it goes to, in the data folder.
         patterns: files to take; empty for all.
+        bytes: room that they take.
     """
 
     repo: str
     path: str
     patterns: tuple[str, ...] = ()
+    bytes: int = 0
 
 
 @dataclass(frozen=True)

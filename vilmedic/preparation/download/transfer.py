@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import re
@@ -14,6 +13,7 @@ from typing import Any
 import httpx2
 
 from vilmedic.datasets.file_contents import sha256_of
+from vilmedic.preparation.disk import FULL, disk_trouble
 from vilmedic.preparation.download.answers import Again, Answer, Job, judge, reason_of, whole_number
 from vilmedic.preparation.download.credentials import Login
 from vilmedic.preparation.download.errors import (
@@ -242,11 +242,8 @@ def _remember(response: httpx2.Response, part: Path) -> None:
 
 def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
     """What to raise for an error of the disk: that it is full is said in its own words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(
-            f"The disk of {path.parent} is full. What was fetched is kept: make room and run the "
-            "same command again."
-        )
+    if error.errno in FULL:
+        return NoSpace(disk_trouble(error, str(path.parent)))
     return error
 
 
