@@ -34,8 +34,11 @@ class CheckpointError(VilmedicError):
     """A checkpoint that is missing, unreadable or does not fit the model."""
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """A run that was asked to stop, by Ctrl-C or by a cluster that takes the machine back.
+
+    Like `KeyboardInterrupt` it may come between any two instructions, so it is no `Exception`:
+    whoever handles those of a decoder or of a logger must not take this for one.
 
     Args:
         message: what was saved and how to continue.

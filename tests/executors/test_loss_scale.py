@@ -45,6 +45,11 @@ def test_state_goes_on() -> None:
     second.load_state_dict(first.state_dict())
     second.update(YES)
     assert second.value == FIRST_SCALE
-    plain = LossScale("fp32", CPU)
-    plain.load_state_dict(first.state_dict())
-    assert plain.value == 1
+
+
+def test_a_scale_that_has_fallen_to_one_stays_there() -> None:
+    first, second = LossScale("fp16", CPU), LossScale("fp16", CPU)
+    for _ in range(20):
+        first.update(NO)
+    second.load_state_dict(first.state_dict())
+    assert second.value == 1

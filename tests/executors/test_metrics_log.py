@@ -133,3 +133,18 @@ def test_lines_wait_for_room_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptu
 
     assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert "wait for room" in caplog.text
+
+
+def test_full_disk_cuts_back_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [{"seed": 1, "step": step, "loss": 1.0} for step in (4, 5, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    log = MetricsLog(tmp_path, seed=1, step=5)
+
+    assert read(tmp_path / "metrics.jsonl") == lines[:2]
+    assert log.lines == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

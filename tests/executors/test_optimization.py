@@ -136,3 +136,47 @@ def test_choice_of_a_kernel_is_the_users() -> None:
     section = TrainorSection(optimizer="AdamW", optim_params={"foreach": True})
     assert not make_optimizer(nn.Linear(2, 2), section).param_groups[0]["fused"]
     assert make_optimizer(nn.Linear(2, 2), TrainorSection(optimizer="AdamW")).defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "expected"),
+    [
+        ({}, {"weight_decay": 0.3}, {"weight_decay": 0.3}),
+        (
+            {"weight_decay": 0.3, "betas": [0.5, 0.6]},
+            {},
+            {"weight_decay": 0.01, "betas": [0.9, 0.999]},
+        ),
+        ({}, {"lr": 2e-3}, {"lr": 2e-3}),
+        ({"lr": 0.0}, {"lr": 0.5}, {"lr": 0.5}),
+    ],
+)
+def test_options_added_and_removed_take_effect(
+    saved: dict[str, object], now: dict[str, object], expected: dict[str, object]
+) -> None:
+    model = nn.Linear(2, 2)
+    before, after = (
+        make_optimizer(model, TrainorSection(optimizer="AdamW", optim_params=options))
+        for options in (saved, now)
+    )
+    section = TrainorSection(optimizer="AdamW", optim_params=now)
+    restore_optimizer(after, before.state_dict(), saved, section)
+    group = after.param_groups[0]
+    given = {key: group[key] for key in expected}
+    assert given | {"betas": list(group["betas"])} == {"betas": [0.9, 0.999]} | expected
+
+
+def test_finished_cosine_rises_again_in_a_longer_run() -> None:
+    keys = {"lr_decay": "CosineAnnealingLR"}
+    optimizer, short = make(total_steps=4, **keys)
+    for _ in range(4):
+        optimizer.step()
+        short.after_step()
+    assert rate(optimizer) == pytest.approx(0)
+    other, long = make(total_steps=8, **keys)
+    other.load_state_dict(optimizer.state_dict())
+    long.load_state_dict(short.state_dict())
+    assert rate(other) == pytest.approx(0.5)
+    for _ in range(4):
+        long.after_step()
+    assert rate(other) == pytest.approx(0)

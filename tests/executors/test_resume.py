@@ -69,3 +69,24 @@ def test_position_is_that_of_the_samples() -> None:
     assert position(6, saved, 32) == 6
     assert position(6, saved, 64) == 3
     assert position(6, saved, 50) == 3
+
+
+def test_a_run_killed_before_its_first_save_is_begun_again(tmp_path: Path) -> None:
+    for seed in (4, 7, 5):
+        (tmp_path / f"config_{seed}.yml").touch()
+        os.utime(tmp_path / f"config_{seed}.yml", (seed, seed))
+    start = find_start(config(tmp_path, "auto"))
+    assert (start.seed, start.path) == (7, None)
+    assert find_start(config(tmp_path, "auto", seed=2)).seed == 2
+    assert find_start(config(tmp_path, None)).seed not in (4, 5, 7)
+
+
+def test_a_checkpoint_of_another_directory_joins_no_run_of_its_seed(
+    run_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    given, other = str(run_dir / "last_4.pth"), tmp_path_factory.mktemp("other")
+    assert not find_start(config(run_dir, given)).moved
+    assert find_start(config(other, given)).moved
+    (other / "last_4.pth").touch()
+    with pytest.raises(ConfigError, match="already holds a run with seed 4"):
+        find_start(config(other, given))

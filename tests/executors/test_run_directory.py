@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.disk import no_file_beyond
 from vilmedic.errors import ConfigError
-from vilmedic.executors.run_directory import choose_seed, git_commit, used_seeds
+from vilmedic.executors.run_directory import choose_seed, git_commit, used_seeds, write_provenance
 
 
 def test_seeds_of_earlier_runs_are_known(tmp_path: Path) -> None:
@@ -34,3 +37,17 @@ def test_drawn_seed_is_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_commit_is_a_hash_or_unknown() -> None:
     commit = git_commit()
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_full_disk_keeps_the_configuration_of_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config: Any = SimpleNamespace(to_yaml=lambda: "epochs: 3\n" * 1000, overrides=[])
+    (tmp_path / "config_3.yml").write_text("epochs: 2\n")
+    with no_file_beyond(100):
+        write_provenance(config, tmp_path, 3, "cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["config_3.yml"]
+    assert (tmp_path / "config_3.yml").read_text() == "epochs: 2\n"
+    assert caplog.text.count("could not be written") == 2
+    write_provenance(config, tmp_path, 3, "cpu")
+    assert len((tmp_path / "config_3.yml").read_text()) == 10_000

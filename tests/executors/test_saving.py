@@ -9,6 +9,7 @@ import torch
 from tests.disk import no_file_beyond
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors.checkpoint import load_checkpoint
+from vilmedic.executors.progress import Progress
 from vilmedic.executors.saving import Saver
 
 
@@ -80,3 +81,26 @@ def test_checkpoint_waits_for_what_it_relies_on(tmp_path: Path) -> None:
     saver = Saver(tmp_path, 1, TrainorSection(), refuse)
     assert not saver.save_last(state(1.0))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_just_written_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "0.5_9_1.pth").touch()
+    assert make(tmp_path, keep=1).save_best(state(1.0), 2.0, 3)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["2.0_3_1.pth"]
+
+
+@pytest.mark.parametrize(
+    ("best", "kept"),
+    [(0.7, ["0.4_5_7.pth", "0.7_1_1.pth"]), (None, ["0.4_5_7.pth"])],
+    ids=["epoch 2 again", "nothing counts"],
+)
+def test_what_a_run_has_left_behind_is_set_aside(
+    tmp_path: Path, best: float | None, kept: list[str]
+) -> None:
+    names = ["0.7_1_1.pth", "0.5_2_1.pth", "0.4_5_7.pth"]
+    for name in names:
+        (tmp_path / name).touch()
+    make(tmp_path).set_aside(Progress(epoch=2, best=best))
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == kept
+    aside = [path.name for path in (tmp_path / "set_aside").iterdir()]
+    assert sorted([*aside, *kept]) == sorted(names)

@@ -24,3 +24,9 @@ def test_not_a_number_never_improves() -> None:
     assert not improves(math.nan, None, "validation_loss")
     assert not improves(math.nan, 1.0, "validation_loss")
     assert improves(1.0, None, "validation_loss")
+
+
+@pytest.mark.parametrize("score", [math.inf, -math.inf, math.nan])
+def test_only_finite_scores_improve(score: float) -> None:
+    assert not improves(score, None, "validation_loss")
+    assert not improves(score, 0.5, "validation_auroc")

@@ -219,3 +219,27 @@ def test_loss_that_is_not_a_number_is_a_bad_step_in_float16_too() -> None:
     group = batches([8])
     group[0]["y"][0] = float("nan")
     assert step(group).bad
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_first_step_that_is_skipped_leaves_no_momentum(fused: bool | None) -> None:
+    torch.manual_seed(0)
+    model = Embedding()
+    peer = copy.deepcopy(model)
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9}
+    section = TrainorSection(optim_params=options | ({"fused": True} if fused else {}))
+    section.optimizer = "SGD"
+    steps = [
+        TrainingStep(one, lambda batch: batch, make_optimizer(one, section), section, CPU)
+        for one in (model, peer)
+    ]
+    damaged = batches([8])
+    damaged[0]["y"][0] = float("nan")
+    assert not steps[0](damaged).taken
+    assert not steps[0].optimizer.state, "memory that nobody has written would be its momentum"
+    for number in range(3):
+        for step in steps:
+            torch.manual_seed(number)
+            assert step(batches([8])).taken
+    for one, other in zip(model.parameters(), peer.parameters(), strict=True):
+        assert torch.equal(one, other)

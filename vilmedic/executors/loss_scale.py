@@ -53,7 +53,6 @@ class LossScale:
         return {"value": self.value.item(), "good": self._good.item()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue with the scale of a checkpoint, if this run scales at all."""
-        if self.used and state["value"] > 1:
-            self.value.fill_(state["value"])
-            self._good.fill_(state["good"])
+        """Continue with the scale of a run of the same precision."""
+        self.value.fill_(state["value"])
+        self._good.fill_(state["good"])

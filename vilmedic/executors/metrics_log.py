@@ -151,7 +151,18 @@ def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int
                 continue
             own += 1
         kept.append(json.dumps(entry))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    text = "".join(line + "\n" for line in kept)
+    if text == path.read_text(encoding="utf-8"):
+        return own
+    # Runs of other seeds may be at the same place.
+    temporary = path.with_name(f"{path.stem}_{seed}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        LOGGER.warning("%s is cut back in place: %s", path, error)
+        temporary.unlink(missing_ok=True)
+        with open(path, "r+", encoding="utf-8") as stream:  # shorter, so there is room for it
+            stream.write(text)
+            stream.truncate()
     return own

@@ -65,8 +65,9 @@ def restore_optimizer(
     Args:
         optimizer: made by `make_optimizer` for `section`.
         state: what its `state_dict` gave then.
-        saved: the options `optim_params` of then; those that differ now are set to what they are
-            now, the learning rate in proportion where a schedule has changed it.
+        saved: the options `optim_params` of then; those that differ now, torch's defaults for what
+            is left out, are set to what they are now, the learning rate in proportion where a
+            schedule has changed it.
         section: the section of now.
 
     Raises:
@@ -77,17 +78,29 @@ def restore_optimizer(
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         moments.update({name: like(value, parameter) for name, value in moments.items()})
+    changed = _changed_options(optimizer, saved, section.optim_params)
     for group, choice in zip(optimizer.param_groups, choices, strict=True):
         group.update({key: value for key, value in choice.items() if key in group})
-        for key, value in section.optim_params.items():
-            if saved.get(key, value) == value or key not in group:
-                continue
+        for key, (old, new) in changed.items():
             if key == "lr":
-                group["lr"] *= value / saved["lr"]
+                group["lr"] = group["lr"] * (new / old) if old else new
                 if "initial_lr" in group:
-                    group["initial_lr"] = value
-            else:
-                group[key] = value
+                    group["initial_lr"] = new
+            elif key in group and key not in kept:
+                group[key] = new
+
+
+def _changed_options(
+    optimizer: Optimizer, saved: dict[str, Any], options: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Then and now of the options that differ."""
+    parameters = inspect.signature(type(optimizer)).parameters
+    both = {
+        key: tuple(given.get(key, parameters[key].default) for given in (saved, options))
+        for key in dict.fromkeys([*saved, *options])
+        if key in parameters
+    }
+    return {key: (old, new) for key, (old, new) in both.items() if old != new}
 
 
 class Schedule:
@@ -102,7 +115,8 @@ class Schedule:
         optimizer: whose learning rate is changed.
         section: `lr_decay` and its options. `T_max` and `total_steps` are the steps of the run
             unless given; a plateau's `mode` follows the direction of `early_stop_metric`.
-        total_steps: number of optimizer steps of the run.
+        total_steps: number of optimizer steps from the first to the last of the schedule; of a
+            run that goes on, those done and those left, whatever a step was before.
 
     Raises:
         ConfigError: torch refuses an option.
@@ -160,7 +174,13 @@ class Schedule:
         if self._scheduler is not None:
             own = self._scheduler.state_dict()
             length = {key: own[key] for key in LENGTH_STATE if key in own}
+            stretched = any(state.get(key) != value for key, value in length.items())
             base = [group.get("initial_lr") for group in self._scheduler.optimizer.param_groups]
             self._scheduler.load_state_dict({**state, **length})
             if hasattr(self._scheduler, "base_lrs") and None not in base:
                 self._scheduler.base_lrs = base
+            if stretched and hasattr(self._scheduler, "_get_closed_form_lr"):
+                # The cosine steps from the rate before: one that has come to zero stays there.
+                rates = self._scheduler._get_closed_form_lr()
+                for group, lr in zip(self._scheduler.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = lr

@@ -61,7 +61,10 @@ class StepProfiler:
         self._left -= 1
         if self._left == 0:
             self._profiler.stop()
-            self._write(self._profiler)
+            try:
+                self._write(self._profiler)
+            except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
+                LOGGER.warning("The trace of trainor.profile could not be written: %s", error)
             self._profiler = None
         else:
             self._profiler.step()

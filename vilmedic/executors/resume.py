@@ -10,7 +10,7 @@ from vilmedic import distributed
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
-from vilmedic.executors.run_directory import choose_seed
+from vilmedic.executors.run_directory import choose_seed, unsaved_seed
 from vilmedic.loggers.contract import flat
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ class Start:
         seed: the run's seed.
         path: the checkpoint to continue from; None at the very beginning.
         state: its contents.
+        moved: it comes from another directory than the run's.
     """
 
     seed: int
     path: Path | None = None
     state: dict[str, Any] | None = None
+    moved: bool = False
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def find_start(config: Config) -> Start:
 
     Raises:
         CheckpointError: there is no such checkpoint, or training cannot continue from it.
-        ConfigError: `trainor.seed` is that of another run.
+        ConfigError: `trainor.seed` is that of another run, or the checkpoint comes from another
+            directory and a run with its seed is already here.
     """
     wanted = config.trainor.seed
     if config.ckpt is None:
@@ -54,7 +57,9 @@ def find_start(config: Config) -> Start:
         path = checkpoint.newest(config.run_dir, wanted)
         if path is None:
             LOGGER.info("ckpt=auto: nothing to continue in %s, a new run begins", config.run_dir)
-            return Start(choose_seed(config.run_dir, wanted))
+            # One that was killed before its first save is begun again, not joined by another.
+            begun = unsaved_seed(config.run_dir) if wanted is None else wanted
+            return Start(choose_seed(config.run_dir, begun))
     else:
         path = checkpoint.locate(config.ckpt, config.run_dir, wanted)
     state = checkpoint.load_checkpoint(path)
@@ -65,7 +70,10 @@ def find_start(config: Config) -> Start:
             f"trainor.seed: given {wanted}, but {path} continues a run with seed "
             f"{state['seed']}. Leave the key out."
         )
-    return Start(state["seed"], path, state)
+    moved = path.parent.resolve() != config.run_dir.resolve()
+    if moved:
+        choose_seed(config.run_dir, state["seed"])
+    return Start(state["seed"], path, state, moved)
 
 
 def agree_on_start(config: Config) -> Start:
@@ -74,14 +82,18 @@ def agree_on_start(config: Config) -> Start:
         return find_start(config)
     found = find_start(config) if distributed.is_main() else None
     told: list[Any] = distributed.on_main(
-        lambda: [found.seed, None if found.path is None else str(found.path)] if found else []
+        lambda: (
+            [found.seed, None if found.path is None else str(found.path), found.moved]
+            if found
+            else []
+        )
     )
     if found is not None:
         return found
-    seed, path = told
+    seed, path, moved = told
     if path is None:
         return Start(seed)
-    return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)))
+    return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)), moved)
 
 
 def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

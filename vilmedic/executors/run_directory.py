@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import secrets
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic.errors import ConfigError
 from vilmedic.executors.checkpoint import last_name
+from vilmedic.executors.log import LOGGER
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -26,6 +28,18 @@ def used_seeds(run_dir: Path) -> set[int]:
     names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
     found = [re.fullmatch(r"(?:config|last)_(\d+)\.(?:yml|pth)", name) for name in names]
     return {int(match[1]) for match in found if match is not None}
+
+
+def unsaved_seed(run_dir: Path) -> int | None:
+    """The seed of the newest run that ended before it saved anything; None without one."""
+    begun = [
+        path
+        for path in run_dir.glob("config_*.yml")
+        if (match := re.fullmatch(r"config_(\d+)\.yml", path.name))
+        and not (run_dir / last_name(int(match[1]))).exists()
+    ]
+    newest = max(begun, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return None if newest is None else int(newest.stem.removeprefix("config_"))
 
 
 def choose_seed(run_dir: Path, wanted: int | None) -> int:
@@ -84,7 +98,21 @@ def git_commit() -> str | None:
 
 
 def write_provenance(config: Config, run_dir: Path, seed: int, device: str) -> None:
-    """Write `config_<seed>.yml` and `environment_<seed>.json` into the run directory."""
-    (run_dir / f"config_{seed}.yml").write_text(config.to_yaml(), encoding="utf-8")
+    """Write `config_<seed>.yml` and `environment_<seed>.json` into the run directory.
+
+    A disk that is full is a warning; the files of before stay.
+    """
     environment = json.dumps(describe_environment(config, seed, device), indent=2)
-    (run_dir / f"environment_{seed}.json").write_text(environment + "\n", encoding="utf-8")
+    _write(run_dir / f"config_{seed}.yml", config.to_yaml())
+    _write(run_dir / f"environment_{seed}.json", environment + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file such that it is either the old one or the whole new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        LOGGER.warning("%s could not be written: %s", path, error)
+        temporary.unlink(missing_ok=True)

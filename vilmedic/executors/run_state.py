@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vilmedic import distributed
+from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint, resume
 from vilmedic.executors.ema import AveragedWeights
@@ -64,32 +65,63 @@ def restore(run: Trainor, start: resume.Start) -> None:
     resume.tell_changes(start.saved, run.config.data)
     checkpoint.load_weights(run.model, state, path)
     _restore_optimizer(run, state, start)
-    run.step.scale.load_state_dict(state["scale"])
+    if start.saved["trainor"]["precision"] == run.section.precision:
+        run.step.scale.load_state_dict(state["scale"])
     if run.ema is not None and state["ema"] is not None:
         run.ema.load_state_dict(state["ema"])
     elif run.ema is not None:
         run.ema = AveragedWeights(run.model, run.ema.decay)
-    run.progress = Progress(**state["progress"])
-    run.progress.batch = resume.position(run.progress.batch, start.saved, run.section.batch_size)
+    if run.progress.step:
+        run.model.schedule(run.progress.step)  # an evaluation may be what comes first
     states = [state["random"], *state.get("random_of_others", [])]
     if distributed.rank() < len(states):
         restore_random_state(states[distributed.rank()])
+
+
+def restore_progress(start: resume.Start, section: TrainorSection) -> Progress:
+    """How far the run has come, in batches of now, with the best score that still counts.
+
+    Checkpoints of another directory were not the best ones of this, and scores of another metric
+    cannot be compared: then nothing has been the best yet.
+    """
+    state, path = start.state, start.path
+    if state is None or path is None:
+        return Progress()
+    progress = Progress(**state["progress"])
+    progress.batch = resume.position(progress.batch, start.saved, section.batch_size)
+    changed = state["metric"] != section.early_stop_metric
+    if changed:
+        LOGGER.warning(
+            "trainor.early_stop_metric has changed: what was the best by %s no longer counts",
+            state["metric"],
+        )
+    if changed or start.moved:
+        progress.best, progress.stale = None, 0
+    return progress
 
 
 def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start) -> None:
     saved, now = start.saved["trainor"], run.section
     if saved["optimizer"] != now.optimizer:
         LOGGER.warning("trainor.optimizer has changed: optimizer and schedule start anew")
+        _start_schedule_anew(run)
         return
     try:
         restore_optimizer(run.optimizer, state["optimizer"], saved["optim_params"], now)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
     if (saved["lr_decay"], saved["lr_decay_params"]) == (now.lr_decay, now.lr_decay_params):
-        run.schedule.load_state_dict(state["schedule"])
+        # A plateau of another score is none of this one; the learning rate stays where it is.
+        if state["metric"] == now.early_stop_metric or not run.schedule.on_plateau:
+            run.schedule.load_state_dict(state["schedule"])
         return
     LOGGER.warning("trainor.lr_decay or its options have changed: the schedule starts anew")
+    _start_schedule_anew(run)
+
+
+def _start_schedule_anew(run: Trainor) -> None:
+    """A schedule over the steps that are left."""
     for group in run.optimizer.param_groups:
-        group["lr"] = now.optim_params.get("lr", group.pop("initial_lr", group["lr"]))
-        group.pop("initial_lr", None)
-    run.schedule = Schedule(run.optimizer, now, run.total_steps)
+        initial = group.pop("initial_lr", group["lr"])
+        group["lr"] = run.section.optim_params.get("lr", initial)
+    run.schedule = Schedule(run.optimizer, run.section, run.steps_left())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,10 @@ from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
+from vilmedic.executors.progress import Progress
+
+SET_ASIDE = "set_aside"
+"""Folder of a run directory for checkpoints that continuing a run has left behind."""
 
 
 class Saver:
@@ -57,14 +62,36 @@ class Saver:
         """Write a checkpoint that carries its score, and remove the worst beyond `keep`."""
 
         def save() -> bool:
-            name = checkpoint.best_name(score, epoch, self._seed)
-            if not self._write(state, self._run_dir / name):
+            written = self._run_dir / checkpoint.best_name(score, epoch, self._seed)
+            if not self._write(state, written):
                 return False
-            for extra in self.best()[self._section.keep :]:
-                extra.path.unlink()
+            others = [one.path for one in self.best() if one.path != written]
+            for extra in others[self._section.keep - 1 :]:
+                extra.unlink()
             return True
 
         return distributed.on_main(save)
+
+    def set_aside(self, progress: Progress) -> None:
+        """Move what this run did not lead to into the folder `set_aside`, where nothing ranks it.
+
+        That is what its seed left in epochs that are now trained again, from a checkpoint that is
+        not the newest say, and everything when nothing has been the best yet.
+        """
+        first = 0 if progress.best is None else progress.epoch
+
+        def move() -> None:
+            folder = self._run_dir / SET_ASIDE
+            for one in [one for one in self.best() if one.epoch >= first]:
+                try:
+                    folder.mkdir(exist_ok=True)
+                    os.replace(one.path, folder / one.path.name)
+                except OSError as error:
+                    LOGGER.warning("%s could not be set aside: %s", one.path, error)
+                else:
+                    LOGGER.info("Set aside: %s", folder / one.path.name)
+
+        distributed.on_main(move)
 
     def best_score(self) -> float | None:
         """The best score on the disk, as the main process sees it."""

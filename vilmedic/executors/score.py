@@ -19,8 +19,8 @@ def lower_is_better(metric: str) -> bool:
 
 
 def improves(score: float, best: float | None, metric: str) -> bool:
-    """Whether a score beats the best one so far; one that is not a number never does."""
-    if math.isnan(score):
+    """Whether a score beats the best one so far; one that is not finite never does."""
+    if not math.isfinite(score):
         return False
     if best is None:
         return True

@@ -48,7 +48,7 @@ class TrainingStep:
         model: the model; called through `forward`.
         prepare: the batched step on the device that makes floats of images.
         optimizer: updates the parameters it holds. A fused one skips a step on the device; for
-            others the step is read back before they are called.
+            others, and for SGD with momentum, the step is read back before they are called.
         section: accumulation, clipping and precision.
         device: where the model is.
 
@@ -74,6 +74,11 @@ class TrainingStep:
         self.statistics = [b for b in model.buffers() if b.is_floating_point()]
         self.scale = LossScale(section.precision, device)
         self.parallel = Parallel(model, self.parameters)
+        # A first step that the fused SGD skips leaves its momentum in memory nobody has written.
+        self._skips = bool(
+            getattr(optimizer, "_step_supports_amp_scaling", False)
+            and not optimizer.defaults.get("momentum")
+        )
 
     def __call__(
         self, group: list[dict[str, Any]], parts: Sequence[Part] | None = None
@@ -138,7 +143,7 @@ class TrainingStep:
 
     def _update_if(self, finite: Tensor) -> None:
         """Update the weights unless the gradient is not a number."""
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        if self._skips:
             # Fused kernels read this themselves and leave weights, moments and counts alone.
             self.optimizer.found_inf = self.parallel.flag((~finite).float())  # type: ignore[attr-defined]
             self.optimizer.step()

@@ -26,7 +26,7 @@ from vilmedic.executors.preparation import (
     tell_what_batches_mean,
 )
 from vilmedic.executors.profiling import StepProfiler
-from vilmedic.executors.progress import Progress, Tally
+from vilmedic.executors.progress import Tally
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.resume import agree_on_start
 from vilmedic.executors.run_directory import write_provenance
@@ -86,19 +86,25 @@ class Trainor:
             num_workers=self.section.num_workers,
         )
         self.steps_per_epoch = math.ceil(len(self.loader) / self.section.grad_accu)
+        self.progress = run_state.restore_progress(start, self.section)
         self.optimizer = make_optimizer(self.model, self.section)
-        self.total_steps = self.steps_per_epoch * self.section.epochs
-        self.schedule = Schedule(self.optimizer, self.section, self.total_steps)
+        total = self.progress.step + self.steps_left()
+        self.schedule = Schedule(self.optimizer, self.section, total)
         self.step = TrainingStep(
             self.model, self.data.prepare, self.optimizer, self.section, self.device
         )
         decay = self.section.ema
         self.ema = None if decay is None else AveragedWeights(self.model, decay)
         self.validator = Validator(config, seed=self.seed, device=self.device)
-        self.progress = Progress()
         seed_this_process(self.seed)
         run_state.restore(self, start)
         self.tally = Tally(self.device, self.progress.tally)
+
+    def steps_left(self) -> int:
+        """Optimizer steps from here to the end of the last epoch."""
+        further = self.section.epochs - self.progress.epoch - 1
+        rest = math.ceil((len(self.loader) - self.progress.batch) / self.section.grad_accu)
+        return max(0, rest + further * self.steps_per_epoch)
 
     def start(self) -> None:
         """Train until the last epoch or the early stop, then say where the best checkpoint is.
@@ -122,6 +128,10 @@ class Trainor:
         )
         self.log: MetricsLog | NoLog = self._open_log() if main else NoLog()
         self.saver = Saver(self.run_dir, self.seed, self.section, before=self.log.flush)
+        self.saver.set_aside(self.progress)
+        if self.progress.best is not None:
+            # What was set aside may have replaced it: the next is to beat what is on the disk.
+            self.progress.best = self.saver.best_score()
         self.watch = StepWatch(self.section, self.model, self.data, self.log, self.tally)
         traced = self.section.profile if main else None
         self.profiler = StepProfiler(traced, self.run_dir, self.seed, self.device)
@@ -207,25 +217,33 @@ class Trainor:
                 pictures = self.run_dir / "pictures" / f"{self.seed}_{self.progress.step}"
                 scores |= self.validator.score(self.model, pictures)
                 self.log.pictures(self.progress.step, pictures)
-                if self.ema is not None:
-                    with self.ema.in_place():
-                        averaged = self.validator.score(self.model)
-                    scores |= {f"ema_{name}": value for name, value in averaged.items()}
+            if self.ema is not None:
+                # Never between two tensors: what is saved then would be half the average.
+                with self.ema.in_place(), self.interruption.may_come_at_once():
+                    averaged = self.validator.score(self.model)
+                scores |= {f"ema_{name}": value for name, value in averaged.items()}
         except Interrupted:
             raise self._stop() from None
         # One process's rounding decides for all: they must not go separate ways.
-        return distributed.on_main(lambda: scores)
+        scores = distributed.on_main(lambda: scores)
+        self._check_metric(scores)
+        return scores
+
+    def _check_metric(self, scores: dict[str, float]) -> None:
+        """Save the epoch, and refuse a metric by which it cannot be judged."""
+        metric = self.section.early_stop_metric
+        if metric not in scores:
+            saved = f" {self.saver.last} holds the epoch: go on with ckpt=last." * self._save()
+            raise ConfigError(
+                f"trainor.early_stop_metric: given '{metric}', but an evaluation gives "
+                f"{', '.join(scores) or 'no score'}.{saved}"
+            )
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
         """Step a plateau schedule and the early stop; returns whether the score is the best."""
         metric = self.section.early_stop_metric
         if epoch < self.section.eval_start:
             return False
-        if metric not in scores:
-            raise ConfigError(
-                f"trainor.early_stop_metric: given '{metric}', but an evaluation gives "
-                f"{', '.join(scores) or 'no score'}."
-            )
         score = scores[metric]
         if epoch >= self.section.decay_metric_start:
             self.schedule.after_evaluation(score)

@@ -141,8 +141,8 @@ class Validator:
     def _draw(self, evaluation: Evaluation, folder: Path) -> None:
         """Make the pictures of a split; one that fails is logged and does not end the training."""
         for name, action in self._post_processing:
-            folder.mkdir(parents=True, exist_ok=True)
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 action(replace(evaluation, out_dir=folder))
             except VilmedicError:
                 raise
