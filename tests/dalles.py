@@ -34,6 +34,7 @@ def save_vae(path: Path, **settings: Any) -> Path:
     torch.manual_seed(0)
     settings = TINY_VAE | settings
     vae = VAE(**settings)
+    vae.decoder[-1].weight.data *= 40  # so that images of different tokens look different
     config = {"model": {"proto": "VAE", **settings}}
     torch.save({"model": vae.state_dict(), "config": config, "settings": settings}, path)
     return path

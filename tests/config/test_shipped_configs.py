@@ -26,3 +26,10 @@ def test_every_shipped_configuration_passes_the_check(
     monkeypatch.chdir(ROOT)
     config = load(path)
     assert config.model["proto"]
+
+
+def test_dalle_takes_what_published_checkpoints_hold() -> None:
+    """A VAE of any width, and the lower-case words that their reports were cleaned to."""
+    data = load(ROOT / "config/CLIP/dalle.yml").data
+    assert set(data["model"]["vae"]) == {"image_size", "ckpt"}
+    assert data["dataset"]["seq"]["processing"] == "r2gen_clean_report"

@@ -63,6 +63,10 @@ def test_tokens_are_computed_once_for_a_vae(
     cache_tokens(images(runtime), Model(seed=1), CPU, 0)
     cache_tokens(images(runtime, mean=[0.1]), model, CPU, 0)
     assert len(list(path.parent.iterdir())) == 3
+    model.vae = VAE(**TINY_VAE, normalization=[[0.2] * 3, [0.1] * 3]).eval()
+    model.vae.load_state_dict(Model().vae.state_dict())
+    cache_tokens(images(runtime), model, CPU, 0)
+    assert len(list(path.parent.iterdir())) == 4
 
 
 def test_an_undecodable_image_stays_one(

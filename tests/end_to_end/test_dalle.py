@@ -6,13 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.dalles import TINY_VAE, save_vae
 from tests.end_to_end.conftest import Run
 from tests.end_to_end.test_real import COVID, needs_covid
+from tests.older_files import write_dalle_pytorch_dalle
+from tests.parity.reference import load_reference, missing_packages
+from vilmedic.datasets.decode import decode_image
+from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.text import load_tokenizer
+from vilmedic.datasets.transforms import crop_square, resize_short_side
+from vilmedic.executors.rerank import Reranker
+from vilmedic.models.vae_checkpoint import load_vae
 
 TRANSFORMER = {
     "dim": 16,
@@ -114,7 +124,7 @@ def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> No
         assert len({path.read_bytes() for path in pictures}) == 3
         assert min(Image.open(folder / "sheet.png").size) > 300
         settings = json.loads((folder / "settings.json").read_text())
-        assert settings["filter_thres"] == 0.9
+        assert settings["filter_thres"] == 0.97
         assert settings["report"]
         assert [image["number"] for image in settings["images"]] == [1, 2, 3]
         assert len(settings["checkpoints"]) == len(list(trained.glob("[0-9]*_5.pth")))
@@ -156,12 +166,27 @@ def test_priming_keeps_the_top_of_the_real_image(
         "bin/ensemble.py",
         *arguments,
         "ensemblor.prompt=Heart size is normal.",
-        "ensemblor.prime=0.5",
+        "ensemblor.prime=0.75",
         f"ensemblor.prime_image={image}",
     )
     [folder] = (trained / "generated").glob("prompt_heart-size*")
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["primed_tokens"] == 8
+    assert settings["primed_tokens"] == 12
+    assert settings["ema"] is False
+
+    pixels = decode_image(image, "grey")
+    pixels = crop_square(resize_short_side(pixels, 16), 16, random=False)
+    vae = load_vae(next(word[15:] for word in small if word.startswith("model.vae.ckpt=")), {})
+    codes = vae.get_codebook_indices(pixels[None].expand(-1, 3, -1, -1) / 255)
+    changed = codes.clone()
+    changed[:, 12:] = (codes[:, 12:] + 1) % 24
+    first, second = vae.decode(codes).mean(1)[0], vae.decode(changed).mean(1)[0]
+    # rows of pixels that no token of the last quarter has a say in
+    rows = int((first == second).all(dim=1).sum())
+    assert 1 <= rows < 16
+    for number in (1, 2, 3):
+        made = torch.from_numpy(np.array(Image.open(folder / f"{number}.png").convert("L"))).float()
+        torch.testing.assert_close(made[:rows], (first[:rows] * 255).round(), atol=1.0, rtol=0)
 
     refused = run_here(
         "bin/ensemble.py", *arguments, "ensemblor.prompt=x", "ensemblor.prime=0.5", status=2
@@ -181,18 +206,24 @@ def test_a_convirt_puts_images_in_order(
         "trainor.epochs=1",
     )
     ranker = tmp_path / "convirt" / "last_0.pth"
-    run_here(
-        "bin/ensemble.py",
-        *small,
-        f"ckpt_dir={trained.parent}",
-        "name=two",
-        "ensemblor.generate_images=True",
-        f"ensemblor.rerank.ckpt={ranker}",
-    )
-    settings = json.loads((trained / "generated" / "test_1" / "settings.json").read_text())
+    arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
+    folder = trained / "generated" / "test_1"
+    run_here("bin/ensemble.py", *arguments)
+    unordered = {number: (folder / f"{number}.png").read_bytes() for number in (1, 2, 3)}
+    run_here("bin/ensemble.py", *arguments, f"ensemblor.rerank.ckpt={ranker}")
+    settings = json.loads((folder / "settings.json").read_text())
     agreement = [image["agreement"] for image in settings["images"]]
     assert agreement == sorted(agreement, reverse=True)
     assert sorted(image["number"] for image in settings["images"]) == [1, 2, 3]
+    for place, image in enumerate(settings["images"], start=1):
+        assert image["file"] == f"{place}.png"
+        assert (folder / image["file"]).read_bytes() == unordered[image["number"]]
+    pictures = [Image.open(folder / f"{n}.png").convert("L") for n in (1, 2, 3)]
+    pixels = (
+        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))[:, None] / 255
+    )
+    scores = Reranker(str(ranker), torch.device("cpu")).scores(settings["report"], pixels)
+    assert scores == pytest.approx(agreement, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +266,137 @@ def test_a_checkpoint_of_another_vae_is_not_averaged(
         status=2,
     )
     assert re.search(r"its VAE is another one", done.stderr)
+
+
+def test_a_run_does_not_continue_with_another_vae(
+    run_here: Run, small: list[str], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained, tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "tokens")
+    vae = save_vae(tmp_path / "other.pth")
+    state = torch.load(vae, weights_only=True)
+    state["model"]["codebook.weight"] += 1
+    torch.save(state, vae)
+    arguments = [*small, f"ckpt_dir={tmp_path}", "name=two", f"model.vae.ckpt={vae}"]
+    for script in ("bin/train.py", "bin/ensemble.py"):
+        done = run_here(script, *arguments, "ckpt=last_5.pth", status=2)
+        assert re.search(rf"last_5\.pth: .*VAE is another one .*{vae}", done.stderr)
+    assert not (tmp_path / "two" / "tokens").exists()  # of the wrong one
+
+    changed = [*arguments, "model.dalle.heads=3", "model.dalle.dim_head=8", "ckpt=last_5.pth"]
+    done = run_here("bin/train.py", *changed, status=2)
+    assert "heads is 2, the configuration says 3" in done.stderr
+
+
+needs_reference = pytest.mark.skipif(
+    bool(missing_packages()), reason="dalle-pytorch is not installed (make reference)"
+)
+OLD = {name: TRANSFORMER[name] for name in ("dim", "depth", "heads", "dim_head", "text_seq_len")}
+
+
+def reference_dalle(words: int, **options: Any) -> Any:
+    """A DALLE of dalle-pytorch with weights that make something of its text."""
+    reference = load_reference()
+    torch.manual_seed(0)
+    model = reference.DALLE(
+        vae=reference.DiscreteVAE(**TINY_VAE), num_text_tokens=words, **OLD, **options
+    )
+    for name, parameter in model.named_parameters():
+        if not name.startswith("vae."):
+            parameter.data = torch.randn_like(parameter) * 0.5
+    return model.eval()
+
+
+def likeliest_image(model: Any, ids: list[int]) -> Any:
+    """The image that the reference makes of a text when it takes the likeliest tokens."""
+    text, tokens = torch.tensor([ids]), torch.empty(1, 0, dtype=torch.int64)
+    with torch.no_grad():
+        for _ in range(16):
+            best = model(text, tokens)[:, -1].argmax(dim=1, keepdim=True)
+            tokens = torch.cat((tokens, best - model.num_text_tokens), dim=1)
+        pixels = model.vae.decode(tokens) * 0.5 + 0.5
+    return pixels.clamp(0, 1).mean(dim=1)[0].mul(255).round().numpy()
+
+
+GREEDY = [
+    "ensemblor.generate_images=True",
+    "ensemblor.num_images=1",
+    "ensemblor.filter_thres=0.999",
+    "ensemblor.cond_scale=1",
+]
+
+
+@needs_reference
+def test_an_old_run_with_its_word_list(
+    run_here: Run, small: list[str], phantom: Path, tmp_path: Path
+) -> None:
+    """What the original vilmedic left: weights under two names, and `vocab.src`."""
+    run_dir = tmp_path / "old"
+    run_dir.mkdir()
+    lines = (phantom / "test.impression.tok").read_text().splitlines()
+    reports = [r2gen_clean_report(line).strip() for line in lines]
+    words = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", *sorted({w for r in reports for w in r.split()})]
+    (run_dir / "vocab.src").write_text("\n".join(words))
+    model = reference_dalle(len(words))
+    weights = {f"dalle.{name}": value for name, value in model.state_dict().items()}
+    weights |= {f"vae.vae.{name}": value for name, value in model.vae.state_dict().items()}
+    config = OmegaConf.create(
+        {"model": {"proto": "DALLE", "vae": {**TINY_VAE, "ckpt": "x"}, "dalle": OLD}}
+    )
+    path = run_dir / "1.66_4_406122.pth"
+    torch.save({"model": weights, "config": config, "__version__": "1.2"}, path)
+    arguments = [
+        *small,
+        f"ckpt_dir={tmp_path}",
+        "name=old",
+        f"ckpt={path.name}",
+        f"model.vae.ckpt={path}",
+        "dataset.seq.processing=r2gen_clean_report",
+        "ensemblor.metrics={}",
+    ]
+    done = run_here("bin/ensemble.py", *arguments, *GREEDY)
+    assert "does not have" not in done.stdout  # the report was cleaned as its words were
+    assert "write_report" not in done.stdout  # nothing was trained here, so there is no page
+    ids = [words.index(word) for word in reports[0].split()][:24]
+    expected = likeliest_image(model, ids + [words.index("[PAD]")] * (24 - len(ids)))
+    found = np.asarray(Image.open(run_dir / "generated" / "test_1" / "1.png").convert("L"))
+    np.testing.assert_allclose(found, expected, atol=1)
+
+    run_here("bin/ensemble.py", *arguments)
+    assert json.loads((run_dir / "results_test.json").read_text())["loss"] > 0
+
+
+@needs_reference
+def test_a_file_of_dalle_pytorch(
+    run_here: Run, small: list[str], trained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    tokenizer = trained / "tokenizer"
+    words = json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]
+    model = reference_dalle(len(words), shift_tokens=False, rotary_emb=False)
+    path = tmp_path / "dalle.pt"
+    hparams = {**OLD, "num_text_tokens": len(words), "attn_types": ("full",), "stable": False}
+    hparams |= {"shift_tokens": False, "rotary_emb": False}
+    write_dalle_pytorch_dalle(path, model.state_dict(), hparams=hparams, vae_params=TINY_VAE)
+    arguments = [
+        *small,
+        f"ckpt_dir={tmp_path}",
+        "name=theirs",
+        f"ckpt={path}",
+        f"model.vae.ckpt={path}",
+        f"dataset.seq.tokenizer={tokenizer}",
+        *GREEDY,
+    ]
+    done = run_here("bin/ensemble.py", *arguments, status=2)
+    assert "shift_tokens is False, the configuration says True" in done.stderr
+    assert "rotary_emb is False, the configuration says True" in done.stderr
+
+    switches = ["model.dalle.shift_tokens=False", "model.dalle.rotary_emb=False"]
+    run_here("bin/ensemble.py", *arguments, *switches)
+    report = (phantom / "test.impression.tok").read_text().splitlines()[0]
+    ids = load_tokenizer(str(tokenizer))(report)["input_ids"][:24]
+    expected = likeliest_image(model, ids + [0] * (24 - len(ids)))
+    picture = tmp_path / "theirs" / "generated" / "test_1" / "1.png"
+    np.testing.assert_allclose(np.asarray(Image.open(picture).convert("L")), expected, atol=1)
 
 
 @needs_covid

@@ -49,7 +49,9 @@ def test_a_file_without_weights_is_refused(contents: Any, message: str) -> None:
         unify(contents, PATH)
 
 
-@pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "wrapper", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
 @pytest.mark.parametrize("prefix", ["", "vae.", "vae.vae."])
 def test_names_lose_what_stands_before_them(wrapper: str, prefix: str) -> None:
     given = {f"{wrapper}{prefix}{name}": W + i for i, name in enumerate(("a.weight", "b.bias"))}

@@ -79,6 +79,9 @@ def test_tensors_keep_their_type_and_order(tmp_path: Path) -> None:
         (functools.partial(int), "functools.partial"),
         (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
         (Path("x"), "pathlib"),
+        (np.uint8(3), "numpy.dtypes.UInt8DType"),
+        (np.float16(3), "numpy.dtypes.Float16DType"),
+        (np.str_("x"), "numpy.dtypes.StrDType"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -96,6 +99,22 @@ def test_a_program_in_a_file_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"bad\.pth: holds a '\w+\.system'"):
         load_plain(path)
     assert not mark.exists()
+
+
+def test_a_file_learns_nothing_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "open sesame")
+    config = OmegaConf.create(
+        {"a": "${oc.env:SECRET}", "b": "${.a}", "c": "${${.d}:SECRET}", "d": "oc.env"}
+    )
+    contents = load_plain(saved(tmp_path / "a.pth", {"config": config}))
+    assert contents["config"] == {
+        "a": "${oc.env:SECRET}",
+        "b": "${.a}",
+        "c": "${${.d}:SECRET}",
+        "d": "oc.env",
+    }
 
 
 @pytest.mark.parametrize("kept", [0, 10, 300, -40])

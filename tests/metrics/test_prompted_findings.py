@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tests.dalles import save_vae, tiny_dalle
 from vilmedic.errors import ConfigError
 from vilmedic.metrics.findings import Finding
 from vilmedic.metrics.image_classifier import ImageClassifier
@@ -40,6 +44,22 @@ def test_what_a_real_image_shows() -> None:
 def test_prompts_that_say_nothing_are_refused(prompts: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         PromptedFindings(root="data", prompts=prompts)
+
+
+def test_guidance_without_training_for_it_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
+    lines = '{"Effusion": {"side": "left"}}\n{}\n'
+    (tmp_path / "train.finding.jsonl").write_text(lines)
+    vae = save_vae(tmp_path / "vae.pth")
+    metric = PromptedFindings(root=str(tmp_path), prompts=PROMPTS, cond_scale=3.0)
+    for dropped in (0.1, 0.0):
+        assert "guidance has nothing" not in caplog.text
+        model = tiny_dalle(vae, null_cond_prob=dropped)
+        networks = SimpleNamespace(members=[lambda model=model: model])
+        metric.check(SimpleNamespace(networks=networks, checkpoints=["a.pth"]))  # type: ignore[arg-type]
+    assert "prompted_findings.cond_scale is 3, but a.pth was trained with" in caplog.text
 
 
 def test_the_classifier_learns_where_something_is() -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dalles import TINY_TRANSFORMER, dalle_batch, save_vae, tiny_dalle
+from tests.dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
 from tests.factories import tiny_spec
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import CheckpointError, ConfigError, DataError
 from vilmedic.executors.checkpoint import load_weights
-from vilmedic.models.dalle_settings import TransformerSettings
+from vilmedic.models.dalle import DALLE
+from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
+from vilmedic.models.vae import VAE
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +83,25 @@ def test_compiled_model_gives_the_same(vae: Path, options: dict[str, Any]) -> No
     torch.testing.assert_close(torch.autograd.grad(loss, model.image_emb.weight), wanted)
 
 
+def changed(model: DALLE) -> DALLE:
+    """A model after some training."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(1.0)
+    return model
+
+
+def in_old_names(model: DALLE) -> dict[str, torch.Tensor]:
+    """The weights of a model that shifts, as versions before 1.4 named them."""
+    deep = re.compile(r"(layers\.\d+\.[01]\.)(?:fn\.){4,5}")
+    return {deep.sub(r"\1fn.fn.fn.", name): value for name, value in model.state_dict().items()}
+
+
 def test_checkpoints_of_older_versions_get_todays_names(vae: Path) -> None:
     """Version 1.0 nested layers less, and named what vilmedic trained `dalle.`."""
-    model, other = tiny_dalle(vae), tiny_dalle(vae, dim_head=12)
-    for parameter in other.parameters():
-        parameter.data.add_(1.0)
+    model, other = tiny_dalle(vae), changed(tiny_dalle(vae))
     old = {}
-    for name, value in other.state_dict().items():
-        name = re.sub(r"(layers\.\d+\.0\.)fn\.fn\.fn\.fn\.fn\.", r"\1fn.fn.fn.", name)
-        name = re.sub(r"(layers\.\d+\.1\.)fn\.fn\.fn\.fn\.", r"\1fn.fn.fn.", name)
+    for name, value in in_old_names(other).items():
         old[f"module.dalle.{name}"] = value[:, None, :-1] if name.endswith("pos_emb") else value
         if name.startswith("vae."):
             old[f"module.vae.{name}"] = value
@@ -98,6 +110,99 @@ def test_checkpoints_of_older_versions_get_todays_names(vae: Path) -> None:
 
     for name, value in other.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_older_names_do_not_hide_whether_a_model_shifts(vae: Path) -> None:
+    shifting, still = tiny_dalle(vae), tiny_dalle(vae, shift_tokens=False)
+    files = {
+        "shifts": shifting.state_dict(),
+        "shifts, old": in_old_names(shifting),
+        "still": still.state_dict(),
+        "still, old": {
+            k.replace(".0.fn.fn.fn.", ".0.fn.fn."): v for k, v in still.state_dict().items()
+        },
+    }
+    fits = {"shifts": shifting, "shifts, old": shifting, "still": still, "still, old": still}
+    for name, weights in files.items():
+        for model in (shifting, still):
+            if fits[name] is model:
+                load_weights(model, {"model": weights}, Path("x.pth"))
+                continue
+            with pytest.raises(CheckpointError, match="does not fit"):
+                load_weights(model, {"model": weights}, Path("x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("options", "stated", "words"),
+    [
+        ({"heads": 3, "dim_head": 8}, {}, ["heads is 2, the configuration says 3", "dim_head is"]),
+        ({"attn_types": ["axial_row"]}, {}, ["attn_types is ['full', 'full'], the"]),
+        ({"shift_tokens": False}, {"shift_tokens": True}, ["shift_tokens is True"]),
+        ({}, {"shift_tokens": False}, ["shift_tokens is False"]),
+        ({"rotary_emb": False}, {"rotary_emb": True}, ["rotary_emb is True"]),
+        ({"text_seq_len": 8}, {}, ["text_seq_len is 6, the configuration says 8"]),
+        ({"num_text_tokens": 17}, {"num_text_tokens": 15}, ["num_text_tokens is 15"]),
+        ({"share_input_output_emb": True}, {"share_input_output_emb": False}, ["share_input"]),
+        ({}, {"stable": True}, ["stable is True, but the stabilised softmax"]),
+        ({}, {"attn_types": ["full", "conv_like"]}, ["['full', 'conv_like']"]),
+    ],
+)
+def test_a_checkpoint_of_another_transformer_is_refused(
+    vae: Path, options: dict[str, Any], stated: dict[str, Any], words: list[str]
+) -> None:
+    weights = tiny_dalle(vae).state_dict()
+    state = {"model": weights, "config": {"model": {"dalle": TINY_TRANSFORMER | stated}}}
+    model = tiny_dalle(vae, **options)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, state, Path("dalle.pth"))
+    for text in ("dalle.pth: is of another model", *words):
+        assert text in str(caught.value)
+
+
+def test_what_a_file_states_in_other_words_is_no_difference(vae: Path) -> None:
+    stated = {"attn_types": ("full",), "num_text_tokens": None, "stable": False, "depth": 2}
+    config = {"model": {"dalle": TINY_TRANSFORMER | stated}}
+    other = changed(tiny_dalle(vae))
+    model = tiny_dalle(vae)
+    load_weights(model, {"model": other.state_dict(), "config": config}, Path("x.pth"))
+    assert torch.equal(model.text_emb.weight, other.text_emb.weight)
+
+
+@pytest.mark.parametrize(
+    "options", [{"heads": 3, "dim_head": 8}, {"text_seq_len": 4, "num_text_tokens": 17}]
+)
+def test_weights_alone_tell_by_their_positions(vae: Path, options: dict[str, Any]) -> None:
+    longest = options.get("text_seq_len", 6)
+    model = tiny_dalle(vae, spec=tiny_spec(longest), **options)
+    with pytest.raises(CheckpointError, match="pos_emb"):
+        load_weights(model, {"model": tiny_dalle(vae).state_dict()}, Path("x.pth"))
+    weights = tiny_dalle(vae).state_dict()
+    weights["transformer.pos_emb"] = weights["transformer.pos_emb"] + 1
+    with pytest.raises(CheckpointError, match=r"the positions .* are others"):
+        load_weights(tiny_dalle(vae), {"model": weights}, Path("x.pth"))
+
+
+def test_a_checkpoint_with_another_vae_is_refused(vae: Path, tmp_path: Path) -> None:
+    trained = tiny_dalle(vae)
+    state = {"model": trained.state_dict()}
+    torch.manual_seed(9)
+    torch.save({"model": VAE(**TINY_VAE).state_dict()}, tmp_path / "other.pth")
+    torch.save(state, tmp_path / "dalle.pth")
+    settings = FrozenVAE(ckpt=str(tmp_path / "other.pth"), image_size=16)
+    model = DALLE(spec=tiny_spec(6), vae=settings, dalle=trained.settings)
+    with pytest.raises(CheckpointError, match=r"dalle\.pth: .*VAE is another one.*other\.pth"):
+        load_weights(model, state, tmp_path / "dalle.pth")
+
+    settings = FrozenVAE(ckpt=str(tmp_path / "dalle.pth"), image_size=16)
+    model = DALLE(spec=tiny_spec(6), vae=settings, dalle=trained.settings)
+    load_weights(model, state, tmp_path / "dalle.pth")
+
+
+def test_normalised_images_are_refused(vae: Path) -> None:
+    spec = tiny_spec(6, normalization=([0.485], [0.229]))
+    with pytest.raises(ConfigError, match=r"given \[0\.485\].*DALLE takes pixels in 0\.\.1"):
+        tiny_dalle(vae, spec=spec)
+    tiny_dalle(vae, spec=tiny_spec(6, normalization=([0.0], [1.0])))
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,10 @@ class ImageDataset(Part):
         images = (pixels * (1 / (255 * std))).sub_(mean / std)
         return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
 
+    def properties(self) -> dict[str, Any]:
+        """How pixels are normalised."""
+        return {"normalization": (self.mean, self.std)}
+
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
         return {"image": self.pictures.places(line)}

@@ -96,7 +96,8 @@ def _key(part: ImageDataset, vae: Any) -> str:
     for name, value in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    how: list[Any] = [part.resize, part.crop, part.color, part.mean, part.std]
+    how: list[Any] = [vae.pixels.mean_and_std]
+    how += [part.resize, part.crop, part.color, part.mean, part.std]
     how += [[repr(transform) for transform in part.transforms]]
     how += [part.pictures.places(line) for line in range(len(part.texts))]
     digest.update(json.dumps(how).encode())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vilmedic.errors import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +22,8 @@ class DataSpec:
         multi_label: whether a sample may have several labels.
         filler: the word that reports are filled up with, for models that give every text position a
             token; None, the rule, leaves it to them to mark what lies behind a report's end.
+        normalization: mean and standard deviation of the colour channels that images are brought
+            to after scaling to 0..1; None when the data set has no images.
     """
 
     tokenizer: PreTrainedTokenizerFast | None = None
@@ -27,8 +31,28 @@ class DataSpec:
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     filler: int | None = None
+    normalization: tuple[list[float], list[float]] | None = None
 
     @property
     def vocab_size(self) -> int | None:
-        """Number of ids that the tokenizer can produce, added tokens included."""
-        return None if self.tokenizer is None else len(self.tokenizer)
+        """The largest id that the tokenizer can produce plus one: ids may have gaps."""
+        return None if self.tokenizer is None else max(self.tokenizer.get_vocab().values()) + 1
+
+    def check_pixels(self, model: str) -> None:
+        """Refuse normalised images, for a model that takes pixels in 0..1.
+
+        Args:
+            model: its name, for the message.
+
+        Raises:
+            ConfigError: the data set normalises its images.
+        """
+        if self.normalization is None:
+            return
+        mean, std = self.normalization
+        if any(mean) or set(std) != {1}:
+            raise ConfigError(
+                f"mean and std of the images: given {mean} and {std}, but {model} takes pixels in "
+                "0..1 and normalises them itself. Set mean=[0] and std=[1] where the data set says "
+                "how images are read."
+            )

@@ -175,8 +175,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
         ema: take the averaged weights.
 
     Raises:
-        CheckpointError: names or shapes differ; lists the first of each kind. Or the file holds no
-            averaged weights.
+        CheckpointError: names or shapes differ; lists the first of each kind. Or the file says that
+            it is of another model, or holds no averaged weights.
     """
     if ema and not state.get("ema"):
         raise CheckpointError(
@@ -189,6 +189,11 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
     translate: Any = getattr(model, "translate", None)
     if translate is not None:
         given = older_names(translate(given), list(own), prefixes)
+    differences: Any = getattr(model, "differences", None)
+    if differences is not None and (found := differences(given, state.get("config"))):
+        raise CheckpointError(
+            f"{path}: is of another model than this configuration describes: {'; '.join(found)}."
+        )
     missing = sorted(own.keys() - given.keys())
     unexpected = sorted(given.keys() - own.keys())
     shapes = [

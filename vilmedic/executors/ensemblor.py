@@ -116,7 +116,8 @@ class Ensemblor:
         from vilmedic.executors.generation import ImageGeneration
         from vilmedic.executors.generators import load_generators
 
-        models = load_generators(self._build_model(), self.paths, self.section)
+        ema = self.section.ema
+        models = load_generators(self._build_model(), self.paths, self.section, ema=ema)
         generation = ImageGeneration(
             models=models,
             section=self.section,
@@ -124,7 +125,11 @@ class Ensemblor:
             batch_size=self.section.batch_size,
             device=self.device,
             precision=self.section.precision,
-            origin={"run": self.config.name, "checkpoints": [path.name for path in self.paths]},
+            origin={
+                "run": self.config.name,
+                "checkpoints": [path.name for path in self.paths],
+                "ema": ema,
+            },
             out_dir=self.run_dir,
         )
         datasets = {split: self._dataset(split) for split in self.section.splits}

@@ -65,7 +65,7 @@ class ImageGeneration:
         batch_size: images made at once.
         device: where the models are.
         precision: `fp32` or `bf16`.
-        origin: what `settings.json` says of the models: run, checkpoints.
+        origin: what `settings.json` says of the models: run, checkpoints, ema.
         out_dir: the run directory.
     """
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vilmedic.config.generation import GenerationSection
-from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.errors import ConfigError
 from vilmedic.executors.checkpoint import load_checkpoint, load_weights
 from vilmedic.models.dalle import DALLE
 
@@ -20,7 +19,7 @@ LOGGER = logging.getLogger("vilmedic")
 
 
 def load_generators(
-    model: nn.Module, paths: Sequence[Path], section: GenerationSection
+    model: nn.Module, paths: Sequence[Path], section: GenerationSection, *, ema: bool = False
 ) -> list[DALLE]:
     """A model for each checkpoint, all with one VAE.
 
@@ -28,10 +27,11 @@ def load_generators(
         model: what the configuration describes, on its device.
         paths: the checkpoints.
         section: what is to be made, for a warning about guidance without training for it.
+        ema: take the averaged weights.
 
     Raises:
         ConfigError: the model makes no images.
-        CheckpointError: a checkpoint does not fit, or the VAEs in them differ.
+        CheckpointError: a checkpoint does not fit, or holds another VAE.
     """
     if not isinstance(model, DALLE):
         raise ConfigError(
@@ -42,30 +42,32 @@ def load_generators(
     for path in paths:
         state = load_checkpoint(path)
         one = copy.deepcopy(model) if models else model
-        load_weights(one, state, path)
-        if models and not _same(models[0].vae, one.vae):
-            raise CheckpointError(
-                f"{path}: its VAE is another one than that of {paths[0]}, so their tokens mean "
-                "different things and cannot be averaged. Choose checkpoints with one VAE."
-            )
+        load_weights(one, state, path, ema=ema)
         if models:
             one.vae = models[0].vae
         dropped = _trained_without_text(state, one)
-        if section.cond_scale != 1 and not dropped:
-            LOGGER.warning(
-                "ensemblor.cond_scale is %g, but %s was trained with "
-                "model.dalle.null_cond_prob=0: it never saw an image without its text, so "
-                "guidance has nothing to go by.",
-                section.cond_scale,
-                path.name,
-            )
+        warn_of_guidance("ensemblor.cond_scale", section.cond_scale, dropped, path.name)
         models.append(one.eval())
     return models
 
 
-def _same(first: nn.Module, second: nn.Module) -> bool:
-    own, other = first.state_dict(), second.state_dict()
-    return own.keys() == other.keys() and all(torch.equal(own[k], other[k]) for k in own)
+def warn_of_guidance(key: str, cond_scale: float, dropped: float, name: str) -> None:
+    """Say that a model was not trained for the guidance that it is to draw with.
+
+    Args:
+        key: the key of the guidance.
+        cond_scale: its value.
+        dropped: the share of samples whose text was dropped in training.
+        name: the checkpoint.
+    """
+    if cond_scale != 1 and not dropped:
+        LOGGER.warning(
+            "%s is %g, but %s was trained with model.dalle.null_cond_prob=0: it never saw an image "
+            "without its text, so guidance has nothing to go by.",
+            key,
+            cond_scale,
+            name,
+        )
 
 
 def _trained_without_text(state: dict[str, Any], model: DALLE) -> float:

@@ -62,9 +62,8 @@ def older_names(
         weights without what training wrapped around them.
     """
     bare = dict(weights)
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in bare):
-            bare = {name.removeprefix(wrapper): value for name, value in bare.items()}
+    while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in bare)), None):
+        bare = {name.removeprefix(wrapper): value for name, value in bare.items()}
     for prefix in prefixes:
         if all(prefix + name in bare for name in wanted):
             return {name: bare[prefix + name] for name in wanted}

@@ -15,6 +15,9 @@ from vilmedic.launch import is_main_process
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
+RUN_FILES = ("config_*.yml", "metrics.jsonl", "results_*.json")
+"""What a run leaves that a page can show."""
+
 
 def run_training(config: Config) -> None:
     """Train a model."""
@@ -41,11 +44,13 @@ def run_ensemble(config: Config) -> None:
 
 
 def write_pages(run_dir: Path) -> None:
-    """Draw the curves and make the report of a run.
+    """Draw the curves and make the report of a run, if the directory is one.
 
-    What goes wrong here is a warning: the run itself is done, or has failed for another reason.
+    Images may be generated from a checkpoint that lies in any directory. What goes wrong here is a
+    warning: the run itself is done, or has failed for another reason.
     """
-    if not is_main_process():
+    written = (path for pattern in RUN_FILES for path in run_dir.glob(pattern))
+    if not is_main_process() or next(written, None) is None:
         return
     # imported here: only the end of a run needs them
     from vilmedic.report.draw_curves import write_curves

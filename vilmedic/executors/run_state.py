@@ -9,7 +9,6 @@ from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint, resume
-from vilmedic.executors.ema import AveragedWeights
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.optimization import Schedule, restore_optimizer
 from vilmedic.executors.parallel import whole
@@ -49,28 +48,38 @@ def capture(run: Trainor, score: float | None) -> dict[str, Any]:
     }
 
 
+def restore_weights(run: Trainor, start: resume.Start) -> None:
+    """Give a model that was just built the weights of a checkpoint.
+
+    Before anything is made of the model: tokens of images, say, or an average of its weights.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    if start.state is None or start.path is None:
+        return
+    LOGGER.info("Continuing %s after step %d", start.path, start.state["progress"]["step"])
+    resume.tell_changes(start.saved, run.config.data)
+    checkpoint.load_weights(run.model, start.state, start.path)
+
+
 def restore(run: Trainor, start: resume.Start) -> None:
-    """Make a run that was just built go on where a checkpoint was written.
+    """Make a run that has its weights go on where their checkpoint was written.
 
     What the configuration changes takes effect: another batch size goes on behind the samples
     that were seen, other optimizer options are set, and another optimizer or schedule starts anew.
 
     Raises:
-        CheckpointError: the checkpoint does not fit the model.
+        CheckpointError: the state of the optimizer does not fit.
     """
-    state, path = start.state, start.path
-    if state is None or path is None:
+    state = start.state
+    if state is None:
         return
-    LOGGER.info("Continuing %s after step %d", path, state["progress"]["step"])
-    resume.tell_changes(start.saved, run.config.data)
-    checkpoint.load_weights(run.model, state, path)
     _restore_optimizer(run, state, start)
     if start.saved["trainor"]["precision"] == run.section.precision:
         run.step.scale.load_state_dict(state["scale"])
     if run.ema is not None and state["ema"] is not None:
         run.ema.load_state_dict(state["ema"])
-    elif run.ema is not None:
-        run.ema = AveragedWeights(run.model, run.ema.decay)
     if run.progress.step:
         run.model.schedule(run.progress.step)  # an evaluation may be what comes first
     states = [state["random"], *state.get("random_of_others", [])]

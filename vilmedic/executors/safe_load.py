@@ -44,6 +44,9 @@ ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 """What a file may hold besides tensors and plain values, with the name it has in old files."""
 
+_FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>")
+"""How torch names what it refuses."""
+
 
 def load_plain(path: Path) -> Any:
     """The contents of a checkpoint file on the CPU: tensors and plain values.
@@ -65,10 +68,10 @@ def load_plain(path: Path) -> Any:
     except Exception as error:
         # torch raises anything from RuntimeError to UnpicklingError for a damaged file.
         message = str(error).strip()
-        if found := re.search(r"GLOBAL ([\w.]+)", message):
+        if found := _FORBIDDEN.search(message):
             raise CheckpointError(
-                f"{path}: holds a '{found[1]}', which is neither a tensor nor a plain value. "
-                "Nothing of such a file is read: it could run any program."
+                f"{path}: holds a '{found[1] or found[2]}', which is neither a tensor nor a plain "
+                "value. Nothing of such a file is read: it could run any program."
             ) from error
         first = re.split(r"\.\s|\n", f"{type(error).__name__}: {message}".strip(": "))[0]
         raise CheckpointError(
@@ -80,6 +83,8 @@ def load_plain(path: Path) -> Any:
 def _plain(value: Any) -> Any:
     """A value with configurations as dicts and lists, and NumPy numbers as those of Python."""
     if isinstance(value, DictConfig | ListConfig):
+        if _calls(OmegaConf.to_container(value._get_root(), resolve=False)):
+            return OmegaConf.to_container(value, resolve=False)
         try:
             return OmegaConf.to_container(value, resolve=True)
         except Exception:  # an interpolation of something that is not in the file
@@ -91,3 +96,12 @@ def _plain(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_plain(inner) for inner in value)
     return value
+
+
+def _calls(value: Any) -> bool:
+    """Whether an interpolation calls a function, `${oc.env:HOME}`, which could tell anything."""
+    if isinstance(value, dict):
+        return any(map(_calls, value.values()))
+    if isinstance(value, list):
+        return any(map(_calls, value))
+    return isinstance(value, str) and "${" in value and ":" in value

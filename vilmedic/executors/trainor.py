@@ -74,6 +74,7 @@ class Trainor:
                 run_dir=self.run_dir,
             )
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
+        run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
         prepare_network(self.model, self.section, self.device)
         cache_tokens(self.data, self.model, self.device, self.section.num_workers)

@@ -17,6 +17,7 @@ from vilmedic.datasets.sample import stable_seed
 from vilmedic.errors import ConfigError
 from vilmedic.executors.device import autocast
 from vilmedic.executors.evaluation import Evaluation
+from vilmedic.executors.generators import warn_of_guidance
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.findings import SIDES, Finding, read_findings
 from vilmedic.metrics.image_classifier import ImageClassifier
@@ -92,10 +93,15 @@ class PromptedFindings(Metric):
             raise ConfigError(f"{KEY}.prompts: needs at least two prompts to tell apart.")
 
     def check(self, evaluation: Evaluation) -> None:
-        """Refuse models that make no images, and findings that no training image has."""
+        """Refuse models that make no images, and findings that no training image has.
+
+        Guidance that the model was not trained for is a warning.
+        """
         model = evaluation.networks.members[0]()
         if not isinstance(model, DALLE):
             raise ConfigError(f"{KEY}: {type(model).__name__} makes no images of reports.")
+        names = ", ".join(evaluation.checkpoints)
+        warn_of_guidance(f"{KEY}.cond_scale", self.cond_scale, model.null_cond_prob, names)
         findings = read_findings(self.root, self.train_split, self.file)
         for prompt in self._wanted:
             if not any(prompt.shown_by(found) for found in findings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,11 +18,16 @@ from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 from vilmedic.models.contract import Batch, Model
+from vilmedic.models.dalle_checkpoint import (
+    is_other_vae,
+    position_differences,
+    setting_differences,
+    todays_names,
+)
 from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
 from vilmedic.models.vae_checkpoint import load_vae
 
 BEGIN = 0  # the begin token shares its vector with the first word of the vocabulary
-_LAYER = re.compile(r"(transformer\.layers\.layers\.\d+\.[01]\.)(?:fn\.)+(.*)")
 
 
 class DALLE(Model):
@@ -46,6 +50,8 @@ class DALLE(Model):
     ) -> None:
         super().__init__()
         words = _vocabulary_size(spec, dalle)
+        spec.check_pixels("DALLE")
+        self.settings, self.vae_ckpt = dalle, vae.ckpt
         self.vae = load_vae(vae.ckpt, vae.given())
         side = self.vae.image_size // 2**self.vae.num_layers
         self.text_seq_len, self.image_seq_len = dalle.text_seq_len, side**2
@@ -206,19 +212,30 @@ class DALLE(Model):
         return self.image_logits(self.transformer.step(embedded, position, cache)[:, 0])
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of dalle-pytorch before version 1.1, which nests layers less, under our names.
+        """Weights of older versions of dalle-pytorch under our names."""
+        shift = self.settings.shift_tokens
+        own = self.state_dict()
+        return todays_names(weights, own, self.transformer.pos_emb, shift_tokens=shift)
 
-        The positions that such files hold follow from the sizes, and are those of this model.
+    def differences(self, weights: Mapping[str, Tensor], config: Any) -> list[str]:
+        """Why weights that fit by name and shape would mean something else in this model.
+
+        Args:
+            weights: of a checkpoint, under our names.
+            config: the configuration in it, if there is one.
+
+        Returns:
+            A line for each reason.
         """
-        names = {_LAYER.sub(r"\1\2", name): name for name in self.state_dict()}
-        translated = {}
-        for name, value in weights.items():
-            before, found, after = name.partition("transformer.layers.")
-            own = names.get(_LAYER.sub(r"\1\2", found + after), found + after)
-            translated[before + own] = value
-            if name.endswith("transformer.pos_emb") and self.transformer.pos_emb is not None:
-                translated[name] = self.transformer.pos_emb
-        return translated
+        words = self.num_text_tokens - self.text_seq_len
+        found = setting_differences(config, self.settings, words)
+        found += position_differences(weights, self.transformer.pos_emb)
+        if is_other_vae(weights, self.vae.state_dict()):
+            found.append(
+                f"its VAE is another one than that of model.vae.ckpt={self.vae_ckpt}, whose tokens "
+                "mean other things (as model.vae.ckpt the checkpoint itself gives its own)"
+            )
+        return found
 
     def _outputs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Weight and bias of the output layer for text tokens, and those for image tokens."""

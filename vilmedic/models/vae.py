@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vilmedic.blocks.autoencoder import PixelScale, make_decoder, make_encoder
 from vilmedic.blocks.codebook import at_least_float32, likeliest_codes, relaxed_lookup
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import AtLeast, Runtime
+from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.models.contract import Batch, Model
 
@@ -32,6 +33,7 @@ class VAE(Model):
     over images. Weights have the names and shapes of dalle-pytorch's `DiscreteVAE`.
 
     Args:
+        spec: what is to be known of the data; None for a model without any.
         image_size: side of the square images in pixels; a multiple of 2 ** num_layers.
         num_tokens: number of codes in the codebook.
         codebook_dim: width of a code's vector.
@@ -60,6 +62,7 @@ class VAE(Model):
     def __init__(
         self,
         *,
+        spec: Runtime[DataSpec | None] = None,
         image_size: Annotated[int, AtLeast(1)] = 256,
         num_tokens: Annotated[int, AtLeast(1)] = 512,
         codebook_dim: Annotated[int, AtLeast(1)] = 512,
@@ -77,6 +80,8 @@ class VAE(Model):
         normalization: list[list[float]] | None = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],  # noqa: B006
     ) -> None:
         super().__init__()
+        if spec is not None:
+            spec.check_pixels("VAE")
         _check_image_size(image_size, num_layers)
         _check_temperature(temperature, temperature_end)
         if reinmax and not straight_through:
