@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def same_weights() -> None:
-    """Random weights are those of one seed: with some, a tiny network gives all images one vector."""
-    torch.manual_seed(1)
+    """Random weights are those of one seed: with some, a tiny network sees no difference."""
+    torch.manual_seed(0)
