@@ -1,4 +1,4 @@
-"""A linear layer that is as fast as a processor allows."""
+"""Linear maps that are as fast as a processor allows."""
 
 from __future__ import annotations
 
@@ -30,6 +30,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels last: no copy
     found = functional.conv2d(pixels, weight[:, :, None, None], bias)
     return found.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map of few rows, a small multiple faster than `functional.linear` on a processor.
+
+    The weight stands on the left, so that it is read in the order in which it lies.
+
+    Args:
+        x: [B, 1, d] or [B, d].
+        weight: [D, d].
+        bias: [D].
+
+    Returns:
+        [B, 1, D] or [B, D].
+    """
+    rows = x.flatten(0, -2).t()
+    found = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
+    return found.t().unflatten(0, x.shape[:-1])
 
 
 class Linear(nn.Linear):

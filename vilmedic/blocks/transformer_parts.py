@@ -8,29 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.blocks.linear import Linear
+from vilmedic.blocks.linear import Linear, linear_of_few
 from vilmedic.blocks.rotary import turn, turn_one
 from vilmedic.blocks.token_shift import TokenShift
 
 AttentionType = Literal["full", "axial_row", "axial_col"]
-
-
-def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map of few rows, a small multiple faster than `functional.linear` on a processor.
-
-    The weight stands on the left, so that it is read in the order in which it lies.
-
-    Args:
-        x: [B, 1, d] or [B, d].
-        weight: [D, d].
-        bias: [D].
-
-    Returns:
-        [B, 1, D] or [B, D].
-    """
-    rows = x.flatten(0, -2).t()
-    found = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
-    return found.t().unflatten(0, x.shape[:-1])
 
 
 class Nested(nn.Module):

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vilmedic.datasets.dicom import DICOM_SUFFIXES, UnreadableDicom, dicom_pixels
+from vilmedic.datasets.dicom import DICOM_SUFFIXES, UnreadableDicom, dicom_pixels, is_marked
 from vilmedic.errors import DataError
 
 Color = Literal["grey", "rgb"]
@@ -82,7 +82,7 @@ def decode_file(file: IO[bytes], name: str, color: Color = "grey") -> torch.Tens
         content = file.read()  # at once: decoders ask for many small pieces
         if not content:
             raise UndecodableImage(f"{name} is an empty file.")
-        marked = content[128:132] == b"DICM"
+        marked = is_marked(content)
         file = io.BytesIO(content)
         if suffix in DICOM_SUFFIXES or marked:
             pixels = _converted(Image.fromarray(dicom_pixels(file)), color)

@@ -11,17 +11,38 @@ pydicom and the decoders of compressed files are the optional dependency `dicom`
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+HEAD = 132
+"""Bytes at the start of a file that hold the mark of the format."""
 DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install 'vilmedic[dicom]'."
 
 
 class UnreadableDicom(Exception):
     """What a DICOM file lacks, in words that follow its name."""
+
+
+def is_marked(head: bytes) -> bool:
+    """Whether the first `HEAD` bytes of a file bear the mark of the format."""
+    return head[128:HEAD] == b"DICM"
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is named as DICOM or marked so: many have no suffix, or a number for one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if os.path.splitext(path)[1].lower() in DICOM_SUFFIXES:
+        return True
+    with open(path, "rb") as file:
+        return is_marked(file.read(HEAD))
 
 
 def dicom_available() -> bool:
@@ -162,8 +183,10 @@ class _Grey:
     def _stored(self, name: str) -> float | None:
         """An element that is a stored value; those of signed pixels are often written unsigned."""
         value = self._number(name)
-        signed = bool(self.data.get("PixelRepresentation", 0))
-        return value - 2**16 if signed and value is not None and value >= 2**15 else value
+        if value is None or not self.data.get("PixelRepresentation", 0):
+            return value
+        bits = int(self.data.get("BitsAllocated", 16))
+        return value - 2**bits if value >= 2 ** (bits - 1) else value
 
     def _number(self, name: str) -> float | None:
         """The first number of an element; None without one that can be read."""

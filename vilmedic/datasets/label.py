@@ -15,6 +15,7 @@ from vilmedic.config.types import Runtime
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, read_lines
 from vilmedic.errors import DataError, nearest
+from vilmedic.files import replace_text
 
 LABELS_FILE = "labels.json"  # in the run directory
 
@@ -123,6 +124,5 @@ def _check_single(rows: list[list[str]], texts: Lines) -> None:
 
 def _save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    os.replace(draft, path)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace_text(path, text, writer=f".{os.getpid()}")  # every process may be making it

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.executors.log import LOGGER
+from vilmedic.files import replace_text
 from vilmedic.loggers.contract import Logger
 
 UNPLOTTED = ("epoch", "time")
@@ -154,14 +155,10 @@ def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int
     text = "".join(line + "\n" for line in kept)
     if text == path.read_text(encoding="utf-8"):
         return own
-    # Runs of other seeds may be at the same place.
-    temporary = path.with_name(f"{path.stem}_{seed}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        replace_text(path, text, writer=f"_{seed}")  # runs of other seeds may be at the same place
     except OSError as error:
         LOGGER.warning("%s is cut back in place: %s", path, error)
-        temporary.unlink(missing_ok=True)
         with open(path, "r+", encoding="utf-8") as stream:  # shorter, so there is room for it
             stream.write(text)
             stream.truncate()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from vilmedic.files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,8 @@ def write_results(results: dict[str, Any], run_dir: Path) -> Path:
         run_dir: where to.
     """
     path = run_dir / f"results_{results['split']}.json"
-    temporary = path.with_name(f".{path.name}.tmp")
     text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, text + "\n")
     return path
 
 

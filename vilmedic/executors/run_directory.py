@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import secrets
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic.errors import ConfigError
 from vilmedic.executors.checkpoint import last_name
 from vilmedic.executors.log import LOGGER
+from vilmedic.files import replace_text
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -103,16 +103,9 @@ def write_provenance(config: Config, run_dir: Path, seed: int, device: str) -> N
     A disk that is full is a warning; the files of before stay.
     """
     environment = json.dumps(describe_environment(config, seed, device), indent=2)
-    _write(run_dir / f"config_{seed}.yml", config.to_yaml())
-    _write(run_dir / f"environment_{seed}.json", environment + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file such that it is either the old one or the whole new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        LOGGER.warning("%s could not be written: %s", path, error)
-        temporary.unlink(missing_ok=True)
+    texts = {f"config_{seed}.yml": config.to_yaml(), f"environment_{seed}.json": environment + "\n"}
+    for name, text in texts.items():
+        try:
+            replace_text(run_dir / name, text)
+        except OSError as error:
+            LOGGER.warning("%s could not be written: %s", run_dir / name, error)

@@ -233,12 +233,15 @@ class Trainor:
     def _check_metric(self, scores: dict[str, float]) -> None:
         """Save the epoch, and refuse a metric by which it cannot be judged."""
         metric = self.section.early_stop_metric
-        if metric not in scores:
-            saved = f" {self.saver.last} holds the epoch: go on with ckpt=last." * self._save()
-            raise ConfigError(
-                f"trainor.early_stop_metric: given '{metric}', but an evaluation gives "
-                f"{', '.join(scores) or 'no score'}.{saved}"
-            )
+        if metric in scores:
+            return
+        problem = (
+            f"trainor.early_stop_metric: given '{metric}', but an evaluation gives "
+            f"{', '.join(scores) or 'no score'}."
+        )
+        if self._save():
+            problem += f" {self.saver.last} holds the epoch: go on with ckpt=last."
+        raise ConfigError(problem)
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
         """Step a plateau schedule and the early stop; returns whether the score is the best."""

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from vilmedic.blocks.linear import linear
 
 Aggregation = Literal["sum", "max"]
 
@@ -99,14 +100,10 @@ def logits_of(cosine: Tensor, reports: Reports, temp2: float) -> Tensor:
 
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
-    """Batched matrix product, [I, M, K] times [I, K, N].
-
-    On a CPU a single float32 product goes through a 1x1 convolution. PyTorch computes that with
-    oneDNN, which uses AVX-512 on processors where the default matrix product does not.
-    """
-    if len(right) > 1 or right.device.type != "cpu" or right.dtype != torch.float32:
+    """Batched matrix product, [I, M, K] times [I, K, N]."""
+    if len(right) > 1:
         return torch.bmm(left, right)
-    return functional.conv2d(right.unsqueeze(2), left[0, :, :, None, None]).squeeze(2)
+    return linear(left[0], right[0].mT, None)[None]  # faster than `bmm` on a processor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

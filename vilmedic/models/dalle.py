@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.blocks.axial_positions import AxialPositions
+from vilmedic.blocks.linear import linear_of_few
 from vilmedic.blocks.text_image_transformer import TextImageTransformer
 from vilmedic.blocks.transformer_cache import TransformerCache
-from vilmedic.blocks.transformer_parts import linear_of_few
 from vilmedic.config.types import Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vilmedic.post_processing.scatter import COLOURS
-from vilmedic.preparation.findings import Findings, SplitFacts
+from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.near_duplicates import repeated_share
 
 MOST_LABELS = 20

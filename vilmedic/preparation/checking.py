@@ -20,7 +20,7 @@ from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
-from vilmedic.preparation.findings import Findings, SplitFacts
+from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.image_facts import examine_images
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
 from vilmedic.registry import DATASETS

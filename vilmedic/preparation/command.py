@@ -207,10 +207,14 @@ def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[
 
 def is_present(path: Path, listed: dict[Path, set[str]]) -> bool:
     """Whether a file is there, found by listing each folder once."""
-    parent = path.parent
-    if parent not in listed:
-        listed[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
-    return path.name in listed[parent]
+    return path.name in names_in(path.parent, listed)
+
+
+def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
+    """The names in a folder, none if it is not there, found by listing it once."""
+    if folder not in listed:
+        listed[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+    return listed[folder]
 
 
 def cores(workers: int) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vilmedic.errors import DataError
+from vilmedic.preparation.command import is_present, names_in
 
 
 class ImageFolder:
@@ -23,8 +24,8 @@ class ImageFolder:
     def __init__(self, root: Path, ext: str) -> None:
         self.root, self.ext = root, ext
         self._bases = list(dict.fromkeys([os.path.abspath(root), os.path.realpath(root)]))
-        self._names: dict[str, set[str]] = {}
-        self._lowered: dict[str, dict[str, str]] = {}
+        self._listed: dict[Path, set[str]] = {}
+        self._lowered: dict[Path, dict[str, str]] = {}
 
     def paths(self, values: Iterable[str]) -> list[str]:
         """The images that a row names, each relative to the folder and written in one way.
@@ -37,19 +38,19 @@ class ImageFolder:
 
     def holds(self, path: str) -> bool:
         """Whether an image is there."""
-        place = PurePosixPath(path)
-        return place.name in self._listed(os.path.join(self.root, place.parent))
+        return is_present(self.root / path, self._listed)
 
     def holds_in_other_case(self, path: str) -> bool:
         """Whether it is there under a name that differs in small and capital letters alone."""
-        place = str(self.root)
+        place = self.root
         for part in PurePosixPath(path).parts:
+            names = names_in(place, self._listed)
             if place not in self._lowered:
-                self._lowered[place] = {name.lower(): name for name in self._listed(place)}
+                self._lowered[place] = {name.lower(): name for name in names}
             found = self._lowered[place].get(part.lower())
             if found is None:
                 return False
-            place = os.path.join(place, part if part in self._listed(place) else found)
+            place = place / (part if part in names else found)
         return True
 
     def facts(self, rows: Iterable[Sequence[str]]) -> dict[str, Any]:
@@ -70,11 +71,6 @@ class ImageFolder:
                 f"The image '{name}' does not lie in {self.root}: paths start from it, or from /."
             )
         return str(path)
-
-    def _listed(self, place: str) -> set[str]:
-        if place not in self._names:
-            self._names[place] = set(os.listdir(place)) if os.path.isdir(place) else set()
-        return self._names[place]
 
 
 def groups_of_images(rows: Sequence[Sequence[str]]) -> list[str]:

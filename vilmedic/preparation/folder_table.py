@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.dicom import DICOM_SUFFIXES
+from vilmedic.datasets.dicom import is_dicom
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.tables import open_text, read_table, table_columns, unreadable
+from vilmedic.preparation.walk import walk_files
 
 Row = dict[str, list[str]]
 """Of each column, its values in a row: one, or several out of a list in JSONL or a header."""
@@ -73,12 +73,7 @@ def read_headers(folder: Path, keywords: Sequence[str], workers: int = 0) -> Ite
         DataError: pydicom is not installed, a keyword is not in the standard, or nothing is there.
     """
     _check_keywords(keywords)
-    paths = [
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, folders, files in _walk(folder)
-        for name in sorted(files)
-        if _is_dicom(os.path.join(place, name))
-    ]
+    paths = [str(path.relative_to(folder)) for path in walk_files(folder) if _is_dicom(path)]
     if not paths:
         raise DataError(f"{folder} holds no DICOM file.")
     read = partial(_read_header, folder, tuple(keywords))
@@ -90,18 +85,9 @@ def read_headers(folder: Path, keywords: Sequence[str], workers: int = 0) -> Ite
         yield from pool.imap(read, paths, chunksize=CHUNK)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        yield place, folders, files
-
-
-def _is_dicom(path: str) -> bool:
-    if Path(path).suffix.lower() in DICOM_SUFFIXES:
-        return True
+def _is_dicom(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return is_dicom(path)
     except OSError:
         return True  # to be counted as a file that cannot be read
 

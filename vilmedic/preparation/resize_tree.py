@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vilmedic.datasets.decode import SUFFIXES
+from vilmedic.datasets.dicom import is_dicom
 from vilmedic.datasets.lines import listed
 from vilmedic.errors import DataError
 from vilmedic.preparation.resize import resize_short_side_file
@@ -99,19 +100,13 @@ def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[t
     for path in walk_files(source, failed):
         known = path.suffix.lower() in SUFFIXES
         try:
-            # DICOM files often have no suffix, or a number after the last dot of an identifier
-            if known or _is_dicom(path):
+            if known or is_dicom(path):
                 name = path.stem if known else path.name
                 yield path, target / path.parent.relative_to(source) / f"{name}{suffix}"
             else:
                 found.other[path.suffix or path.name] += 1
         except OSError as error:
             found.unreadable[str(path)] = _reason(path, error)
-
-
-def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _reason(path: str | Path, error: OSError) -> str:

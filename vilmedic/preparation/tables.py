@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation.damage import DAMAGE
+from vilmedic.preparation.walk import walk_files
 
 BLOCK = 2**20
 _QUOTED = re.compile('"[^"]*"')
@@ -104,13 +104,10 @@ def unreadable(path: Path, error: Exception) -> DataError:
 def list_facts(folder: Path) -> dict[str, Any]:
     """Number, size and sum of the list of a folder's files: a different file, a different sum."""
     files, total, digest = 0, 0, hashlib.sha256()
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        inside = os.path.relpath(place, folder)
-        for name in sorted(names):
-            size = os.stat(os.path.join(place, name)).st_size
-            files, total = files + 1, total + size
-            digest.update(f"{inside}/{name}\t{size}\n".encode())
+    for path in walk_files(folder):
+        size = path.stat().st_size
+        files, total = files + 1, total + size
+        digest.update(f"{path.relative_to(folder)}\t{size}\n".encode())
     return {"files": files, "bytes": total, "sha256_of_list": digest.hexdigest()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import os
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -16,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vilmedic.errors import ConfigError
 from vilmedic.executors.score import improves
+from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
 from vilmedic.report.draw_curves import shorter
 from vilmedic.report.gallery import read_gallery
@@ -67,9 +67,7 @@ def write_report(run_dir: Path) -> Path:
         )
     )
     path = run_dir / PAGE
-    temporary = path.with_name(f".{PAGE}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, page)
     return path
 
 
