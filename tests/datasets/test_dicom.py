@@ -92,6 +92,18 @@ def test_window_that_the_standard_forbids_counts_as_none(tmp_path: Path, width: 
     assert np.abs(decode_image(path)[0].numpy() - shown(RAMP)).max() <= 0.5
 
 
+def test_padding_counts_the_bits_that_are_stored(tmp_path: Path) -> None:
+    """-56 written as an unsigned byte, 200."""
+    pixels = np.array([[-56, -56, 0, 10], [-56, 20, 30, 40]], dtype=np.int8)
+    path = make_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=0)
+    data = pydicom.dcmread(path)
+    data["PixelPaddingValue"] = pydicom.DataElement("PixelPaddingValue", "US", 200)
+    data.save_as(path)
+    found = decode_image(path)[0].numpy()
+    assert not found[pixels == -56].any()
+    assert found[0].tolist()[2:] == [0, 64]  # a quarter of the range of what is no padding
+
+
 def test_padding_of_signed_pixels_written_as_unsigned(tmp_path: Path) -> None:
     pixels = SIGNED.copy()
     pixels[:, :3] = -2000
