@@ -60,3 +60,30 @@ def replace_text(path: Path, text: str, writer: str = "") -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def spreadsheet_text(text: str) -> str:
+    """A text cell of a CSV file that is written, so that no spreadsheet runs it as a formula.
+
+    Spreadsheets take what begins with one of `= + - @` (or a tab or a return before it) for a
+    formula. An apostrophe in front marks it as text; numbers stay as they are.
+    """
+    if not text.startswith(_FORMULA) or _is_number(text):
+        return text
+    return f"'{text}"
+
+
+def from_spreadsheet(text: str) -> str:
+    """A text cell of a CSV file that is read, without the mark of `spreadsheet_text`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -32,6 +32,8 @@ INDEX = "shards.npz"
 LANES = 8
 MOST_BYTES = 2**30
 """Of an index in memory: that of about 35 million images."""
+ROOM_FOR_MORE = "-" * 32
+"""As long as what a shard's name gets in front and behind while it is fetched."""
 _SUM = re.compile(r"[0-9a-f]{64}")
 
 
@@ -101,7 +103,7 @@ class ShardIndex:
         names = [shard.name for shard in self.shards]
         for shard in self.shards:
             try:
-                plain_name(f"{shard.name}.partial")
+                plain_name(f"{plain_name(shard.name)}{ROOM_FOR_MORE}")
             except ValueError as error:
                 raise ValueError(
                     f"the shard name {shard.name[:60]!r} is no file name: {error}"
