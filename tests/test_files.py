@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from vilmedic.files import replace_text
+from vilmedic.files import (
+    confined,
+    from_spreadsheet,
+    plain_name,
+    replace_text,
+    spreadsheet_text,
+)
 
 
 def test_replaces_a_file_as_a_whole(tmp_path: Path) -> None:
@@ -30,3 +36,49 @@ def test_the_old_file_stays_when_the_new_one_cannot_be_written(
         replace_text(path, "after\n")
     assert path.read_text(encoding="utf-8") == "before\n"
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../x", "outside"),
+        ("a/../../x", "outside"),
+        ("/etc/x", "outside"),
+        ("a\\..\\..\\x", "outside"),
+        ("C:\\x", "outside"),
+        ("C:x", "outside"),
+        ("", "empty"),
+        (".", "empty"),
+        ("a\0b", "control"),
+        ("a\nb", "control"),
+        ("\x1b[31mred", "control"),
+        ("\ud800", "control"),
+        ("a" * 256, "longer"),
+        ("ä" * 128, "longer"),
+    ],
+)
+def test_names_from_outside_stay_in_their_folder(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        confined(tmp_path, name)
+    with pytest.raises(ValueError, match=why):
+        plain_name(name)
+
+
+def test_harmless_names_are_taken(tmp_path: Path) -> None:
+    assert confined(tmp_path, "a/b c..png") == tmp_path / "a" / "b c..png"
+    assert confined(tmp_path, "a\\b.png") == tmp_path / "a" / "b.png"
+    assert plain_name("Röntgen\u00a0bild..tar") == "Röntgen\u00a0bild..tar"
+    for name in ("a/b", "a\\b", "./a", "a/"):
+        with pytest.raises(ValueError, match="folder"):
+            plain_name(name)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "- effusion"])
+def test_formulas_are_marked_as_text_and_come_back(text: str) -> None:
+    assert spreadsheet_text(text) == f"'{text}"
+    assert from_spreadsheet(spreadsheet_text(text)) == text
+
+
+@pytest.mark.parametrize("text", ["-1", "+1.5e3", "a=b", "", "'quoted'", "'-", "No Finding"])
+def test_other_cells_stay_as_they_are(text: str) -> None:
+    assert spreadsheet_text(text) == text

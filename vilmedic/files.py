@@ -1,9 +1,45 @@
-"""Files that are whole at any moment."""
+"""Files that are whole at any moment, and names from outside that stay in their folder."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+LONGEST_NAME = 255  # bytes of a file name on the usual file systems
+
+
+def confined(folder: Path, name: str) -> Path:
+    """The path in a folder of a name that comes from outside: an archive, an index, a label.
+
+    Args:
+        folder: the folder that must not be left.
+        name: a relative path, with `/` or `\\` between its parts.
+
+    Raises:
+        ValueError: the name leads out of the folder, or is none that a file can have; says why.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+        raise ValueError("it holds control characters")
+    if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive:
+        raise ValueError("it would be written outside its folder")
+    if not path.name:
+        raise ValueError("it is empty")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"a part of it is longer than {LONGEST_NAME} bytes")
+    return folder / path
+
+
+def plain_name(name: str) -> str:
+    """A name from outside that is that of a file in a folder, not of one further down.
+
+    Raises:
+        ValueError: it is not; says why.
+    """
+    if len(confined(Path(), name).parts) != 1 or set(name) & {"/", "\\"}:
+        raise ValueError("it holds a folder")
+    return name
 
 
 def replace_text(path: Path, text: str, writer: str = "") -> None:
@@ -24,3 +60,30 @@ def replace_text(path: Path, text: str, writer: str = "") -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def spreadsheet_text(text: str) -> str:
+    """A text cell of a CSV file that is written, so that no spreadsheet runs it as a formula.
+
+    Spreadsheets take what begins with one of `= + - @` (or a tab or a return before it) for a
+    formula. An apostrophe in front marks it as text; numbers stay as they are.
+    """
+    if not text.startswith(_FORMULA) or _is_number(text):
+        return text
+    return f"'{text}"
+
+
+def from_spreadsheet(text: str) -> str:
+    """A text cell of a CSV file that is read, without the mark of `spreadsheet_text`."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

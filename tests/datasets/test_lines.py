@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -74,3 +75,17 @@ def test_different_numbers_of_lines_name_both_files_and_counts(tmp_path: Path) -
 def test_listed() -> None:
     assert listed(["a"], "line") == "1 line: a"
     assert listed(list("abcdefg"), "line") == "7 lines: a, b, c, d, e and 2 more"
+
+
+@pytest.mark.parametrize("split", ["../train", "a/../../train", "/train", "", "a\x00b"])
+def test_a_split_is_a_plain_name(tmp_path: Path, split: str) -> None:
+    with pytest.raises(DataError, match="no name of a split"):
+        read_lines(tmp_path, split, "report.tok")
+
+
+def test_a_pipe_or_a_folder_holds_no_lines(tmp_path: Path) -> None:
+    (tmp_path / "train.report.tok").mkdir()
+    os.mkfifo(tmp_path / "test.report.tok")
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match="not a file"):
+            read_lines(tmp_path, split, "report.tok")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import pickle
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,13 +15,14 @@ import pytest
 import torch
 
 from vilmedic.datasets import shard_store
+from vilmedic.datasets import shards as shards_module
 from vilmedic.datasets.im_seq_shards import ImSeqShards
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.pairs import ImSeq
 from vilmedic.datasets.sample import SampleKey
-from vilmedic.datasets.shards import shard_order
+from vilmedic.datasets.shards import ShardIndex, shard_order
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
 from vilmedic.preparation.shards import write_shards
@@ -306,3 +309,92 @@ def test_truncated_shard(make: Make, shards: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train-000001\.tar has \d+ bytes, and the index expects"):
         make()
+
+
+INDEX = {
+    "names": np.array(["train-000000.tar"]),
+    "sizes": np.array([1000]),
+    "sha256": np.array(["0" * 64]),
+    "starts": np.array([0, 1, 2]),
+    "shard": np.array([0, 0]),
+    "offset": np.array([512, 700]),
+    "size": np.array([100, 300]),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"names": np.array(["x/../../../evil.tar"])}, "no file name"),
+        ({"names": np.array(["/tmp/evil.tar"])}, "no file name"),
+        ({"names": np.array(["a/b.tar"])}, "no file name"),
+        ({"names": np.array([""])}, "no file name"),
+        ({"sha256": np.array(["../" * 20 + "evil"])}, "64 hex digits"),
+        ({"sha256": np.array(["0" * 63])}, "64 hex digits"),
+        ({"sizes": np.array([-1])}, "the size of"),
+        ({"offset": np.array([-512, 700])}, "outside its shard"),
+        ({"offset": np.array([512, 701])}, "outside its shard"),
+        ({"size": np.array([100, 2**62])}, "outside its shard"),
+        ({"offset": np.array([512, 2**63 - 10])}, "outside its shard"),
+        ({"shard": np.array([0, 1])}, "in none of its 1 shards"),
+        ({"shard": np.array([0, -1])}, "in none of its 1 shards"),
+        ({"starts": np.array([0, 2, 1])}, "do not rise"),
+        ({"starts": np.array([1, 1, 2])}, "do not rise"),
+        ({"starts": np.array([], dtype=np.int64)}, "do not rise"),
+        ({"starts": np.array([0.0, 1.0, 2.0])}, "not lists of whole numbers"),
+        ({"size": np.array([100])}, "different lengths"),
+        ({"offset": np.array([[512, 700]])}, "not lists of whole numbers"),
+    ],
+)
+def test_an_index_that_cannot_be_right_is_refused(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    path = tmp_path / "train.shards.npz"
+    np.savez(path, **INDEX)
+    assert len(ShardIndex.load(path).shards) == 1
+    np.savez(path, **(INDEX | changes))
+    with pytest.raises(DataError, match=why):
+        ShardIndex.load(path)
+
+
+def test_an_index_that_claims_more_than_it_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.shards.npz"
+    np.savez(path, **INDEX)
+    stream = io.BytesIO()
+    claim = {"descr": "<i8", "fortran_order": False, "shape": (2**40,)}
+    np.lib.format.write_array_header_1_0(stream, claim)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more.npy", stream.getvalue() + bytes(8))
+    with pytest.raises(DataError, match="claims"):
+        ShardIndex.load(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(11):
+            archive.writestr(f"{number}.npy", bytes(10**6))
+    monkeypatch.setattr(shards_module, "MOST_BYTES", 10**7)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        ShardIndex.load(path)
+
+
+def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
+    make: Make, server: ThreadingHTTPServer, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_store, "TRIES", 1)
+    dataset = make(image_path=url(server), spool=str(shards.parent / "spool"))
+    first = sorted(shards.glob("train-*.tar"))[0]
+    first.write_bytes(first.read_bytes() + bytes(3 * shard_store.CHUNK))
+    with pytest.raises(DataError, match="sends more than"):
+        dataset[SampleKey(0, 0)]
+    held = [path.stat().st_size for path in (shards.parent / "spool").iterdir()]
+    assert max(held) < first.stat().st_size
+
+
+def test_a_server_that_has_less_than_was_fetched_is_asked_anew(
+    make: Make, server: Any, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_store.time, "sleep", lambda _: None)
+    dataset = make(image_path=url(server), spool=str(shards.parent / "spool"))
+    server.faults = [100, 416]
+    assert dataset[SampleKey(0, 0)]["images"]
+    assert [part for _, part in server.seen] == [None, "bytes=100-", None]

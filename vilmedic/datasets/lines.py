@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vilmedic.errors import DataError, nearest
+from vilmedic.files import plain_name
 
 SHOWN = 5  # problems of one kind that a message lists before it only counts
 
@@ -53,7 +54,13 @@ def read_lines(root: str | Path, split: str, file: str) -> Lines:
     Raises:
         DataError: the file is missing, empty, not UTF-8 or has empty lines.
     """
+    try:
+        plain_name(split)
+    except ValueError as error:
+        raise DataError(f"The split {split[:60]!r} is no name of a split: {error}.") from None
     path = Path(root) / f"{split}.{file}"
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a file: a folder, a pipe or a device holds no lines.")
     try:
         content = path.read_bytes()
     except OSError as error:

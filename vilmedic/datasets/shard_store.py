@@ -26,6 +26,7 @@ from filelock import FileLock
 
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
+from vilmedic.files import confined, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ OPEN_FILES = 64
 TRIES = 6
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 2**20
+SLOWEST = 1000  # bytes a second over TIMEOUT, below which a connection is dead
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -129,7 +131,7 @@ class ShardStore:
     def _fetched(self, shard: Shard) -> int:
         """An open shard of the spool, fetched first where need be; one process fetches it."""
         self.spool.mkdir(parents=True, exist_ok=True)
-        path = self.spool / f"{shard.sha256[:16]}-{shard.name}"
+        path = confined(self.spool, f"{shard.sha256[:16]}-{plain_name(shard.name)}")
         while True:
             with FileLock(path.with_name(f".{path.name}.lock")):
                 if not path.exists():
@@ -168,7 +170,9 @@ class ShardStore:
                 _receive(url, partial, shard.size)
             except urllib.error.HTTPError as error:
                 reason = f"the server answers {error.code} {error.reason}"
-                if error.code < 500 and error.code not in (408, 429):
+                if error.code == 416:  # it has less than was fetched before
+                    partial.unlink(missing_ok=True)
+                elif error.code < 500 and error.code not in (408, 429):
                     break
                 continue
             except (OSError, HTTPException) as error:
@@ -194,9 +198,17 @@ def _receive(url: str, partial: Path, size: int) -> None:
         request.add_unredirected_header("Authorization", login)  # for this server alone
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         goes_on = have and answer.status == 206
+        since, fresh = time.monotonic(), 0
         with open(partial, "ab" if goes_on else "wb") as file:
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):
                 file.write(chunk)
+                fresh += len(chunk)
+                if file.tell() > size:
+                    raise HTTPException(f"the server sends more than the {size} bytes expected")
+                if time.monotonic() - since > TIMEOUT:
+                    if fresh < SLOWEST * TIMEOUT:
+                        raise HTTPException(f"only {fresh} bytes came in {TIMEOUT:.0f} seconds")
+                    since, fresh = time.monotonic(), 0
             arrived = file.tell()
     if arrived < size:
         raise HTTPException(f"the connection ended after {arrived} of {size} bytes")

@@ -9,6 +9,9 @@ loading processes and ranks, and a run continues exactly. `data/make_shards.py` 
 from __future__ import annotations
 
 import io
+import math
+import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +26,15 @@ from vilmedic.datasets.pictures import Pictures
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.shard_store import Shard, ShardStore
 from vilmedic.errors import DataError
+from vilmedic.files import plain_name
 
 INDEX = "shards.npz"
 LANES = 8
+MOST_BYTES = 2**30
+"""Of an index in memory: that of about 35 million images."""
+ROOM_FOR_MORE = "-" * 32
+"""As long as what a shard's name gets in front and behind while it is fetched."""
+_SUM = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -66,23 +75,88 @@ class ShardIndex:
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
-        """Read an index.
+        """Read an index, which may come from anybody.
 
         Raises:
-            DataError: the file is missing or damaged.
+            DataError: the file is missing or damaged, or its numbers and names cannot be right.
         """
         try:
-            with np.load(path, allow_pickle=False) as saved:
-                found = {name: saved[name] for name in saved.files}
+            found = _arrays(path)
             columns = (found[name].tolist() for name in ("names", "sizes", "sha256"))
             shards = [Shard(*row) for row in zip(*columns, strict=True)]
-            return cls(shards, *(found[name] for name in ("starts", "shard", "offset", "size")))
+            index = cls(shards, *(found[name] for name in ("starts", "shard", "offset", "size")))
+            index.validate()
+            return index
         except FileNotFoundError:
             raise DataError(
                 f"{path} does not exist: shards need an index. data/make_shards.py writes both."
             ) from None
         except Exception as error:  # a damaged file raises errors of zip, of numpy and others
             raise DataError(f"{path} is no index of shards, or damaged: {error}.") from error
+
+    def validate(self) -> None:
+        """Refuse names that would be written elsewhere and numbers that contradict each other.
+
+        Raises:
+            ValueError: says what is wrong.
+        """
+        names = [shard.name for shard in self.shards]
+        for shard in self.shards:
+            try:
+                plain_name(f"{plain_name(shard.name)}{ROOM_FOR_MORE}")
+            except ValueError as error:
+                raise ValueError(
+                    f"the shard name {shard.name[:60]!r} is no file name: {error}"
+                ) from None
+            if not _SUM.fullmatch(str(shard.sha256)):
+                raise ValueError(f"the SHA-256 of {shard.name} is not 64 hex digits")
+            if shard.size < 0:
+                raise ValueError(f"the size of {shard.name} is {shard.size}")
+        if len(set(names)) < len(names):
+            raise ValueError("two shards have one name")
+        columns = (self.starts, self.shard, self.offset, self.size)
+        if any(column.ndim != 1 or column.dtype.kind not in "iu" for column in columns):
+            raise ValueError("its columns are not lists of whole numbers")
+        images = len(self.shard)
+        if len(self.offset) != images or len(self.size) != images:
+            raise ValueError("its columns have different lengths")
+        starts = self.starts
+        if (
+            not len(starts)
+            or starts[0] != 0
+            or starts[-1] != images
+            or (starts[1:] < starts[:-1]).any()
+        ):
+            raise ValueError(f"the first images of the lines do not rise from 0 to {images}")
+        if not images:
+            return
+        if self.shard.min() < 0 or self.shard.max() >= len(names):
+            raise ValueError(f"an image is in none of its {len(names)} shards")
+        room = np.array([shard.size for shard in self.shards], dtype=np.int64)[self.shard]
+        # compared without a sum, which could pass the largest number
+        if self.offset.min() < 0 or self.size.min() < 0 or (self.size > room - self.offset).any():
+            raise ValueError("an image lies outside its shard")
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` whose claims were compared with what the file holds."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        for member in members:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read(file)
+                claimed = math.prod(shape) * dtype.itemsize
+                if claimed != member.file_size - file.tell():
+                    raise ValueError(f"{member.filename} claims {claimed:,} bytes, and has others")
+    with np.load(path, allow_pickle=False) as saved:
+        return {name: saved[name] for name in saved.files}
 
 
 class PictureShards(Pictures):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, project, spread
 from vilmedic.post_processing.scatter import draw_scatter
@@ -129,7 +130,7 @@ class PlotRepresentation(PostProcessing):
             writer.writerow(["line", "x", "y", "label"])
             lines = evaluation.line_numbers(index)
             for line, (x, y), label in zip(lines, points.tolist(), labels, strict=True):
-                writer.writerow([line, f"{x:.6g}", f"{y:.6g}", label])
+                writer.writerow([line, f"{x:.6g}", f"{y:.6g}", spreadsheet_text(str(label))])
         method = NAMES[self.method]
         used = evaluation.checkpoints
         source = used[0] if len(used) == 1 else f"ensemble of {len(used)} checkpoints"

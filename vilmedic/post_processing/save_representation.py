@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vilmedic.executors.evaluation import Evaluation
+from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
 
 
@@ -48,5 +49,6 @@ class SaveRepresentation(PostProcessing):
             for line, i in zip(evaluation.line_numbers(index), index, strict=True):
                 shown = evaluation.dataset.describe(i)
                 images = ",".join(str(path) for path in shown.get("image", ()))
-                writer.writerow([line, images, ",".join(shown.get("labels", ()))])
+                labels = ",".join(shown.get("labels", ()))
+                writer.writerow([line, *map(spreadsheet_text, (images, labels))])
         return [npz, table]

@@ -20,6 +20,7 @@ from vilmedic.preparation.tables import list_facts
 
 ARCHIVE = "mimic-cxr-reports.zip"
 CHUNK = 500
+LONGEST = 2**24  # bytes of a report
 _MEMBER = re.compile(r"^(?P<prefix>.*?)p\d\d/p\d+/s\d+\.txt$")
 
 
@@ -128,7 +129,10 @@ def _text(reports: Reports, path: str) -> str | None:
         else:
             if reports.path not in _archives:
                 _archives[reports.path] = zipfile.ZipFile(reports.path)
-            content = _archives[reports.path].read(reports.prefix + path)
+            member = _archives[reports.path].getinfo(reports.prefix + path)
+            if member.file_size > LONGEST:
+                raise zipfile.BadZipFile(f"{member.file_size:,} bytes are no report")
+            content = _archives[reports.path].read(member)
     except (FileNotFoundError, KeyError):
         return None
     except (OSError, *DAMAGE) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vilmedic.errors import DataError, nearest
+from vilmedic.files import from_spreadsheet
 from vilmedic.preparation.damage import DAMAGE
 from vilmedic.preparation.walk import walk_files
 
@@ -69,7 +70,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
                     raise DataError(
                         f"{path}:{reader.line_num} has {len(row)} fields; the header has {width}."
                     )
-                yield tuple(row[position].strip() for position in picked)
+                yield tuple(from_spreadsheet(row[position].strip()) for position in picked)
     except (OSError, UnicodeDecodeError, csv.Error, *DAMAGE) as error:
         raise unreadable(path, error) from None
 

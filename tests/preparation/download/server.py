@@ -27,6 +27,9 @@ class Fault:
         slow: seconds of silence before the content.
         html: a login page in place of the file.
         redirect: another address.
+        body: other content.
+        replaced: headers that the answer has in place of its own; None leaves one out.
+        trickle: seconds between the single bytes of the content.
     """
 
     status: int = 0
@@ -36,6 +39,9 @@ class Fault:
     slow: float = 0.0
     html: bool = False
     redirect: str = ""
+    body: bytes | None = None
+    replaced: dict[str, str | None] = field(default_factory=dict)
+    trickle: float = 0.0
 
 
 @dataclass
@@ -143,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, b"<html>log in</html>", {"Content-Type": "text/html"}, fault)
         if content is None:
             return self._empty(404)
+        if fault.body is not None:
+            content = fault.body
         tag = f'"{hashlib.md5(content).hexdigest()}"'
         extra = {"ETag": tag, "Content-Type": "application/octet-stream"}
         unchanged = self.headers.get("If-Range", tag) == tag
@@ -172,9 +180,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], fault: Fault) -> None:
         self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
+        sent = {**headers, "Content-Length": str(len(content)), **fault.replaced}
+        for name, value in sent.items():
+            if value is not None:
+                self.send_header(name, value)
+        if sent["Content-Length"] is None:
+            self.send_header("Connection", "close")
+            self.close_connection = True
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -185,7 +197,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.cut is not None:
             content = content[: fault.cut % (len(content) + 1)]
             self.close_connection = True
-        self.wfile.write(content)
+        if not fault.trickle:
+            self.wfile.write(content)
+        for place in range(len(content) if fault.trickle else 0):
+            self.wfile.write(content[place : place + 1])
+            self.wfile.flush()
+            time.sleep(fault.trickle)
 
 
 @contextmanager

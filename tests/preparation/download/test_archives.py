@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import random
 import stat
@@ -117,3 +118,71 @@ def test_a_torn_archive_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is damaged"):
         unpack(whole, tmp_path / "in" / "out")
     assert list((tmp_path / "in").iterdir()) == []
+
+
+def test_more_than_is_expected_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.png", bytes(10_000_000))
+    with pytest.raises(DataError, match=r"unpacks to more than 5\.0 MB"):
+        unpack(tmp_path / "a.zip", tmp_path / "out", most=5_000_000)
+    assert not (tmp_path / "out").exists()
+    assert unpack(tmp_path / "a.zip", tmp_path / "out", most=10_000_000)
+
+
+def test_a_bomb_of_zeros_is_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilmedic.preparation.damage.MOST_PACKED", 10)
+    with gzip.open(tmp_path / "a.tgz", "wb") as stream:
+        for _ in range(11):
+            stream.write(bytes(2**20))
+    with pytest.raises(DataError, match="10 times its size"):
+        unpack(tmp_path / "a.tgz", tmp_path / "out")
+
+
+def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
+    """A sparse member of a few hundred bytes that unpacks to a terabyte."""
+    info = tarfile.TarInfo("sparse.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398] = header[398:410] = b"%011o\0" % 0
+    header[483:495] = b"\x80" + (2**40).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.raises(DataError, match="no plain file"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+
+
+def _with_password(content: bytes) -> bytes:
+    """A zip whose only member claims to be encrypted, in both of its headers."""
+    changed = bytearray(content)
+    changed[6] |= 1
+    changed[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(changed)
+
+
+def _of_method(content: bytes, method: int) -> bytes:
+    changed = bytearray(content)
+    changed[8:10] = method.to_bytes(2, "little")
+    place = content.index(b"PK\x01\x02") + 10
+    changed[place : place + 2] = method.to_bytes(2, "little")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["password", "method", "lzma"])
+def test_what_cannot_be_unpacked_is_a_sentence(tmp_path: Path, kind: str) -> None:
+    method = zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr("a.png", b"content" * 100)
+    content = stream.getvalue()
+    if kind == "password":
+        content = _with_password(content)
+    elif kind == "method":
+        content = _of_method(content, 97)
+    else:
+        start = 30 + len("a.png") + 9
+        content = content[:start] + bytes(20) + content[start + 20 :]
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
+import io
 import random
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -340,3 +343,170 @@ def test_a_part_that_is_whole_already(server: Server, make: Any) -> None:
     part_of(job.path).write_bytes(CONTENT)
     transfer.fetch(Job(job.url, job.path))  # its size is not known beforehand
     check_whole(job)
+
+
+# -- files whose sum and size nobody publishes
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.fixture
+def unknown(server: Server, make: Any, tmp_path: Path) -> Any:
+    """A transfer and a job of which nothing is known but the address."""
+
+    def build(name: str = "archive.zip", **options: Any) -> tuple[Transfer, Job]:
+        transfer, _ = make(**options)
+        server.files[f"/free/{name}"] = CONTENT
+        return transfer, Job(f"{server.url}/free/{name}", tmp_path / "free" / name)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(body=PAGE, replaced={"Content-Type": "Text/HTML; charset=utf-8"}),
+        Fault(body=PAGE, replaced={"Content-Type": None}),
+        Fault(body=b"\n " + PAGE.lower(), replaced={"Content-Type": "application/octet-stream"}),
+        Fault(body=b"\xef\xbb\xbf<HTML><title>notice</title>", replaced={"Content-Type": None}),
+    ],
+)
+def test_a_page_in_place_of_a_file_is_no_file(server: Server, unknown: Any, fault: Fault) -> None:
+    transfer, job = unknown()
+    server.faults = lambda _seen, _number: fault
+    with pytest.raises(NotAFile, match="web page"):
+        transfer.fetch(job)
+    assert not job.path.exists()
+
+
+def test_a_packed_answer_is_no_file_unless_the_file_is_packed(server: Server, unknown: Any) -> None:
+    packed = gzip.compress(b"a,b\n1,2\n")
+    server.faults = lambda _seen, _number: Fault(body=packed, replaced={"Content-Encoding": "gzip"})
+    transfer, job = unknown("table.csv")
+    with pytest.raises(NotAFile, match=r"packed \(gzip\)"):
+        transfer.fetch(job)
+    transfer, job = unknown("table.csv.gz")
+    transfer.fetch(job)
+    assert job.path.read_bytes() == packed
+
+
+def test_an_empty_file_is_an_error(server: Server, unknown: Any) -> None:
+    transfer, job = unknown()
+    server.faults = lambda _seen, _number: Fault(body=b"")
+    with pytest.raises(WrongContent, match="empty"):
+        transfer.fetch(job)
+    assert not job.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["gz", "zip"])
+def test_a_cut_answer_without_a_length_is_fetched_again(
+    server: Server, unknown: Any, kind: str
+) -> None:
+    whole = gzip.compress(CONTENT)
+    if kind == "zip":
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a.txt", CONTENT)
+        whole = stream.getvalue()
+    closing = {"Content-Length": None}
+    server.faults = only(
+        Fault(body=whole[:200_000], replaced=closing), Fault(body=whole, replaced=closing)
+    )
+    transfer, job = unknown(f"reports.{kind}")
+    server.ranges = False
+    transfer.fetch(job)
+    assert job.path.read_bytes() == whole
+    assert len(server.gets("/free/")) == 2
+
+
+def test_a_file_without_length_and_end_is_refused(server: Server, unknown: Any) -> None:
+    server.faults = lambda _seen, _number: Fault(replaced={"Content-Length": None})
+    transfer, job = unknown("model.bin")
+    with pytest.raises(NotAFile, match="does not say how large"):
+        transfer.fetch(job)
+    assert not job.path.exists()
+
+
+@pytest.mark.parametrize("tag", [None, '"new"'])
+def test_two_versions_are_never_mixed(server: Server, unknown: Any, tag: str | None) -> None:
+    """The file changes while it is fetched; with a tag the server even ignores If-Range."""
+    old, new = CONTENT, CONTENT[::-1]
+    transfer, job = unknown()
+
+    def answer(seen: Seen, number: int) -> Fault:
+        if not number:
+            first = {"ETag": tag and '"old"'}
+            return Fault(body=old, cut=100_000, replaced=first)
+        if seen.range and tag:
+            rest = {"ETag": tag, "Content-Range": f"bytes 100000-{len(new) - 1}/{len(new)}"}
+            return Fault(body=new, replaced=rest)
+        return Fault(body=new, replaced={"ETag": tag})
+
+    server.faults = answer
+    transfer.fetch(job)
+    assert job.path.read_bytes() == new
+
+
+# -- servers that never come to an end
+
+
+def test_an_answer_that_starts_anew_for_ever_is_given_up(server: Server, make: Any) -> None:
+    """Half of the file, then 416 to the rest: what is thrown away is no progress."""
+    transfer, job = make()
+
+    def answer(seen: Seen, _number: int) -> Fault:
+        if seen.range:
+            return Fault(status=416, headers={"Content-Range": "bytes */5"})
+        return Fault(cut=150_000)
+
+    server.faults = answer
+    with pytest.raises(Unreachable, match="gave up after"):
+        transfer.fetch(job)
+    assert len(server.gets()) <= 12
+
+
+def test_a_server_that_cuts_and_knows_no_ranges_is_given_up(server: Server, make: Any) -> None:
+    transfer, job = make()
+    server.ranges = False
+    server.faults = lambda _seen, number: Fault(cut=150_000 - number)
+    with pytest.raises(Unreachable, match="gave up after"):
+        transfer.fetch(job)
+
+
+def test_a_trickle_is_a_dead_connection(server: Server, make: Any) -> None:
+    transfer, job = make(timeout=0.3, retries=0)
+    server.faults = lambda _seen, _number: Fault(trickle=0.02)
+    with pytest.raises(Unreachable, match="bytes came in"):
+        transfer.fetch(job)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [
+        ("7", 7.0),
+        ("9" * 5000, 600.0),
+        ("Fri, 01 Jan 2100 00:00:00 GMT", 600.0),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", None),
+        ("soon", None),
+        ("-5", None),
+    ],
+)
+def test_a_wait_that_is_asked_for_is_bounded_and_said(
+    server: Server,
+    make: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: str,
+    waited: float | None,
+) -> None:
+    transfer, job = make()
+    waits: list[float] = []
+    monkeypatch.setattr(transfer.stop, "wait", lambda seconds: waits.append(seconds))
+    server.faults = only(Fault(status=503, headers={"Retry-After": asked}))
+    transfer.fetch(job)
+    assert len(waits) == 1
+    if waited is None:
+        assert waits[0] < 1
+    else:
+        assert waits[0] == waited
+        assert "asks to wait" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import httpx2
 
 from vilmedic.preparation.download.credentials import Login
 from vilmedic.preparation.download.errors import NoAccess, NotAFile, NotThere, WrongPassword
+
+MOST_DIGITS = 18
+"""Of a number in a header: more bytes or seconds than there are."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,17 @@ class Job:
 
 
 class Again(Exception):
-    """A trouble that may pass."""
+    """A trouble that may pass.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    Args:
+        reason: what happened.
+        wait: seconds that the server asks to wait.
+        dead: whether the connection was of no use, whatever came over it.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, *, dead: bool = False) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.dead = wait, dead
 
 
 class Answer:
@@ -83,16 +94,46 @@ def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
             f"{job.page or 'its web page'}, and correct the table of resources."
         )
     if status in (408, 425, 429) or status >= 500:
-        wait = whole_number(response.headers.get("Retry-After"))
+        wait = _seconds(response.headers.get("Retry-After"))
         raise Again(f"the server answers {status} {response.reason_phrase}", wait)
     if status not in (200, 206):
         raise NotAFile(f"{job.url}: the server answers {status} {response.reason_phrase}.")
-    html = response.headers.get("Content-Type", "").startswith("text/html")
-    if html and not job.path.name.endswith((".html", ".htm")):
+    kind = response.headers.get("Content-Type", "").strip().lower()
+    if kind.startswith(("text/html", "application/xhtml")) and not _is_page(job.path):
+        raise web_page(job, response.url.path)
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed not in ("", "identity") and job.sha256 is None and not _is_gzip(job.path):
         raise NotAFile(
-            f"{job.url}: the server sent a web page instead ({response.url.path}), most likely a "
-            "login form or a notice. Open the address in a browser to see what it wants."
+            f"{job.url}: the server sends it packed ({packed}) although the file as it is was "
+            f"asked for, so that it cannot be compared with anything. Fetch it with a browser and "
+            f"put it at {job.path}."
         )
+
+
+def web_page(job: Job, where: str) -> NotAFile:
+    """What to raise when a login form or a notice came in place of a file."""
+    return NotAFile(
+        f"{job.url}: the server sent a web page instead ({where}), most likely a "
+        "login form or a notice. Open the address in a browser to see what it wants."
+    )
+
+
+def looks_like_page(job: Job, start: bytes) -> bool:
+    """Whether the first bytes of a file are markup, whatever the server calls them."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
+    return text.startswith(_MARKUP) and not _is_page(job.path)
+
+
+_MARKUP = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta", b"<title")
+
+
+def _is_page(path: Path) -> bool:
+    return path.name.lower().endswith((".html", ".htm", ".xhtml"))
+
+
+def _is_gzip(path: Path) -> bool:
+    """Servers call files packed that are so by themselves."""
+    return path.name.lower().endswith((".gz", ".tgz"))
 
 
 def reason_of(error: Exception) -> str:
@@ -102,4 +143,16 @@ def reason_of(error: Exception) -> str:
 
 def whole_number(text: str | None) -> int | None:
     """A header that holds a number, or None."""
-    return int(text) if text and text.isdecimal() else None
+    return int(text) if text and text.isdecimal() and len(text) <= MOST_DIGITS else None
+
+
+def _seconds(text: str | None) -> float | None:
+    """How long to wait, out of a number or a date; None when the header says neither."""
+    if text and text.isdecimal():
+        return float(text[:MOST_DIGITS])
+    try:
+        then = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    zoned = then if then.tzinfo else then.replace(tzinfo=timezone.utc)
+    return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())

@@ -5,23 +5,27 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.damage import DAMAGE, open_tar
+from vilmedic.files import confined
+from vilmedic.preparation.damage import BLOCK, DAMAGE, open_tar
+from vilmedic.preparation.download.space import readable
 from vilmedic.preparation.download.transfer import disk_error
 
 
-def unpack(archive: Path, folder: Path) -> bool:
+def unpack(archive: Path, folder: Path, most: int = 0) -> bool:
     """Unpack a `.tgz`, `.tar` or `.zip` into a folder, which appears when it is complete.
 
-    Only plain files are taken. A member whose name leads out of the folder, or that is a link or a
-    device, ends it: no published archive of images has any.
+    Only plain files are taken. A member whose name leads out of the folder, or that is a link, a
+    device or a file with holes, ends it: no published archive of images has any. So does an
+    archive that unpacks to more than is expected of it, before it fills the disk.
 
     Args:
         archive: the file.
         folder: where its members go; left alone when it is there.
+        most: bytes that it may unpack to; 0 for any number.
 
     Returns:
         Whether anything was unpacked.
@@ -35,13 +39,27 @@ def unpack(archive: Path, folder: Path) -> bool:
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
+    unpacked = 0
     try:
         members = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
         for name, content in members:
-            target = draft / _safe(archive, name)
+            try:
+                target = confined(draft, name)
+            except ValueError as error:
+                raise DataError(
+                    f"{archive}: the member {name[:100]!r} is refused: {error}."
+                ) from None
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, open(target, "wb") as file:
-                shutil.copyfileobj(content, file)
+                while chunk := content.read(BLOCK):
+                    unpacked += len(chunk)
+                    if most and unpacked > most:
+                        raise DataError(
+                            f"{archive} unpacks to more than {readable(most)}, which is more than "
+                            "can be expected of it, so nothing of it is kept. Remove it and fetch "
+                            "it again."
+                        )
+                    file.write(chunk)
         draft.rename(folder)
     except DAMAGE as error:
         raise DataError(f"{archive} is damaged: {error}. Remove it and run this again.") from None
@@ -52,20 +70,13 @@ def unpack(archive: Path, folder: Path) -> bool:
     return True
 
 
-def _safe(archive: Path, name: str) -> PurePosixPath:
-    path = PurePosixPath(name.replace("\\", "/"))
-    drive = len(path.parts) > 0 and ":" in path.parts[0]
-    if path.is_absolute() or ".." in path.parts or not path.name or drive:
-        raise DataError(f"{archive}: the member '{name}' would be written outside its folder.")
-    return path
-
-
 def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with open_tar(archive) as opened:
         for member in opened:
             if member.isdir():
                 continue
-            content = opened.extractfile(member) if member.isreg() else None
+            plain = member.isreg() and not member.issparse()
+            content = opened.extractfile(member) if plain else None
             if content is None:
                 raise DataError(f"{archive}: the member '{member.name}' is no plain file.")
             yield member.name, content

@@ -104,7 +104,7 @@ def _parser(scripts: Path) -> argparse.ArgumentParser:
         help="attempts without a new byte before giving up (default: 8)",
     )
     add("--wait", type=float, default=1.0, help="seconds before the first retry (default: 1)")
-    add("--timeout", type=float, default=60.0, help="seconds of silence (default: 60)")
+    add("--timeout", type=float, default=60.0, help="seconds below 1 kB a second (default: 60)")
     shared.add_workers(parser)
     add(
         "--resources",

@@ -13,6 +13,7 @@ from pathlib import Path
 from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.preparation.download.archives import unpack
+from vilmedic.preparation.download.space import SPARE
 from vilmedic.preparation.download.table import Expected, Resource, Unpack
 from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
 from vilmedic.preparation.walk import walk_files
@@ -62,7 +63,7 @@ def unpack_and_resize(step: Unpack, target: Path, data: Path, *, keep: bool, wor
     folder = data / step.folder
     if step.archive:
         print(f"Unpacking {data / step.archive}", flush=True)
-        unpack(data / step.archive, folder)
+        unpack(data / step.archive, folder, most=2 * step.bytes + SPARE)  # the table rounds
     found = resize_tree(
         _image_root(folder) if step.archive else folder,
         target,
