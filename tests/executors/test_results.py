@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vilmedic.executors.results import distinct, grouped, table, write_results
+from vilmedic.executors.results import grouped, table, write_results
 
 
 def results(**changes: Any) -> dict[str, Any]:
@@ -54,7 +54,6 @@ def test_the_table_shows_what_few_labels_give() -> None:
     assert "100% of labels" not in text
 
 
-def test_names_and_paths_are_told_apart() -> None:
-    assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
+def test_paths_are_grouped() -> None:
     paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]
     assert grouped(paths) == ["x/a.{png,csv}", "x/b.png"]

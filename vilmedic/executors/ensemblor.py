@@ -12,6 +12,7 @@ from torch import nn
 
 from vilmedic import distributed
 from vilmedic.config.build import build, build_calls, entries
+from vilmedic.config.scores import distinct
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
@@ -21,7 +22,7 @@ from vilmedic.executors.device import pick_device
 from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.random_state import seed_everything
-from vilmedic.executors.results import distinct, grouped, table, write_results
+from vilmedic.executors.results import grouped, table, write_results
 from vilmedic.models.contract import Model
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
@@ -212,8 +213,12 @@ class Ensemblor:
         ckpt = self.section.ckpt or self.config.ckpt
         if ckpt not in (None, "auto"):
             return [checkpoint.locate(ckpt, self.run_dir)]
-        metric = self.config.trainor.early_stop_metric
-        return checkpoint.find_checkpoints(self.run_dir, self.section.mode, metric)
+        return checkpoint.find_checkpoints(
+            self.run_dir,
+            self.section.mode,
+            metric=self.config.trainor.early_stop_metric,
+            rank_by=self.section.rank_by,
+        )
 
     def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
         return Ensemble(

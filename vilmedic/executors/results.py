@@ -7,23 +7,11 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vilmedic.files import replace_text
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
-    """The calls with a number after each name that came before: `knn`, `knn_2`."""
-    seen: dict[str, int] = {}
-    named = []
-    for name, call in calls:
-        seen[name] = seen.get(name, 0) + 1
-        named.append((name if seen[name] == 1 else f"{name}_{seen[name]}", call))
-    return named
 
 
 def write_results(results: dict[str, Any], run_dir: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -70,6 +70,14 @@ class PromptedFindings(Metric):
         filter_thres: of the draws, as ensemblor.filter_thres.
         cond_scale: of the draws, as ensemblor.cond_scale.
     """
+
+    numbers: ClassVar = {
+        "auroc": "higher",
+        "accuracy": "higher",
+        "accuracy_chance": "neither",
+        "real_auroc": "higher",
+        "reconstruction_auroc": "higher",
+    }
 
     def __init__(
         self,

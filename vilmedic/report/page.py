@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -13,7 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.scores import known_better
+from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors.score import improves
 from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
@@ -57,7 +59,7 @@ def write_report(run_dir: Path) -> Path:
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
-            tiles=_tiles(settings, lines),
+            tiles=_tiles(run_dir, settings, lines),
             panels=_panels(lines),
             results=results,
             kinds=read_gallery(run_dir),
@@ -110,7 +112,23 @@ def _panels(lines: list[Line]) -> str:
     return _encoded(gzip.compress(json.dumps(panels).encode(), 9, mtime=0)) if panels else ""
 
 
-def _tiles(settings: list[Settings], lines: list[Line]) -> list[tuple[str, str, str]]:
+def _better(run_dir: Path, settings: list[Settings], metric: str | None) -> str | None:
+    """Whether a higher or a lower value of a score is better; None when nobody says."""
+    better = known_better(str(metric))
+    newest = run_dir / f"last_{settings[0].seed}.pth" if settings else None
+    if better is None and newest is not None and newest.is_file():
+        # A metric of a plugin: the run itself knows. Imported here, as it brings torch.
+        from vilmedic.executors.checkpoint import better_of, read_header
+
+        with suppress(CheckpointError):
+            state = read_header(newest)
+            better = better_of(state) if state.get("metric") == metric else None
+    return better
+
+
+def _tiles(
+    run_dir: Path, settings: list[Settings], lines: list[Line]
+) -> list[tuple[str, str, str]]:
     """What a reader wants to know first: label, value and small print."""
     tiles = []
     trainor = (settings[0].data.get("trainor") or {}) if settings else {}
@@ -119,10 +137,11 @@ def _tiles(settings: list[Settings], lines: list[Line]) -> list[tuple[str, str, 
         tiles.append(("model", str(model["proto"]), ""))
     metric = trainor.get("early_stop_metric")
     best, where = None, ""
+    better = _better(run_dir, settings, metric)
     for line in lines:
-        if line.name == metric:
+        if line.name == metric and better is not None:
             for step, value in zip(line.steps, line.values, strict=True):
-                if improves(value, best, metric):
+                if improves(value, best, better):
                     best, where = value, f"{metric}, step {step:,}, seed {line.seed}"
     if best is not None:
         tiles.append(("best score", shown(best), where))
