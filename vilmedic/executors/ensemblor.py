@@ -13,6 +13,7 @@ from torch import nn
 from vilmedic import distributed
 from vilmedic.config.build import build, build_calls, entries
 from vilmedic.config.scores import distinct
+from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
@@ -56,7 +57,9 @@ class Ensemblor:
         self.run_dir = config.run_dir
         self.device = pick_device(self.section.device)
         self.paths = self._find_checkpoints()
-        self.checkpoints = [describe_checkpoint(path) for path in self.paths]
+        headers = {path: checkpoint.read_header(path) for path in self.paths}
+        self.checkpoints = [describe_checkpoint(*one) for one in headers.items()]
+        self.changed = self._follow(headers)
         self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
         self.post_processing = distinct(
             build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
@@ -118,7 +121,7 @@ class Ensemblor:
         from vilmedic.executors.generators import load_generators
 
         ema = self.section.ema
-        models = load_generators(self._build_model(), self.paths, self.section, ema=ema)
+        models = load_generators(self._build_model(filled=True), self.paths, self.section, ema=ema)
         generation = ImageGeneration(
             models=models,
             section=self.section,
@@ -196,6 +199,7 @@ class Ensemblor:
             "seed": self.section.seed,
             "batch_size": self.section.batch_size,
             "precision": self.section.precision,
+            "changed": self.changed,
             "protocols": {name: metric.options() for name, metric in self.metrics},
             "loss": None,
             "metrics": {},
@@ -220,6 +224,29 @@ class Ensemblor:
             rank_by=self.section.rank_by,
         )
 
+    def _follow(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """Let the checkpoints decide on the model, the tokenizer and the pixels.
+
+        Those of other projects do not say enough for that; the configuration has to.
+
+        Returns:
+            What the command line changes all the same, for the results.
+        """
+        saved = {
+            path: state["config"]
+            for path, state in headers.items()
+            if "progress" in state and state.get("config")
+        }
+        if len(saved) < len(headers):
+            return {}
+        found = as_trained(self.config, saved, allow=self.section.changed == "allow")
+        self.config = found.config
+        if found.taken:
+            LOGGER.info("As the checkpoint was trained:\n  %s", "\n  ".join(found.taken))
+        for key, values in found.changed.items():
+            LOGGER.warning("%s: not as in training: %s", key, values)
+        return found.changed
+
     def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
         return Ensemble(
             members=members,
@@ -231,7 +258,7 @@ class Ensemblor:
 
     def _trained_members(self) -> list[Callable[[], nn.Module]]:
         """A function for each checkpoint that fills the one model with its weights."""
-        model = self._build_model()
+        model = self._build_model(filled=True)
         held: list[Path] = []
 
         def fill(path: Path) -> Model:
@@ -249,11 +276,15 @@ class Ensemblor:
         network = RawPixels() if name == "raw_pixels" else self._build_model()
         return lambda: network
 
-    def _build_model(self) -> Model:
-        """The model with the weights that the seed gives, before any training."""
+    def _build_model(self, *, filled: bool = False) -> Model:
+        """The model with the weights that the seed gives, before any training.
+
+        Args:
+            filled: whether a checkpoint fills it, so that published weights are not looked for.
+        """
         seed_everything(self.section.seed)
         spec = self._dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec)
+        model: Model = build(MODELS, self.config.model, spec=spec, filled=filled)
         return model.to(self.device)
 
     def _build_dataset(self, split: str) -> Any:
@@ -277,9 +308,8 @@ class Ensemblor:
         )
 
 
-def describe_checkpoint(path: Path) -> dict[str, Any]:
+def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What the results say of a checkpoint: file, epoch, score, its metric and seed."""
-    state = checkpoint.load_checkpoint(path)
     return {"file": path.name} | {
         key: state.get(key) for key in ("epoch", "metric", "score", "seed")
     }

@@ -73,7 +73,8 @@ class Trainor:
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
-        self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
+        filled = start.state is not None
+        self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
         prepare_network(self.model, self.section, self.device)
