@@ -80,7 +80,7 @@ def evaluation(
         dataset=Lines(),
         networks=networks,
         seed=seed,
-        checkpoints=["0.5_1_2.pth"],
+        source="ConVIRT, epoch 1, seed 2",
         out_dir=out_dir,
     )
 

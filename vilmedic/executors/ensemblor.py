@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from torch import nn
 
 from vilmedic import distributed
 from vilmedic.config.build import build, build_calls, entries
+from vilmedic.config.generation import GenerationSection
 from vilmedic.config.scores import distinct
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
@@ -21,9 +24,10 @@ from vilmedic.executors import checkpoint
 from vilmedic.executors.baselines import RawPixels
 from vilmedic.executors.device import pick_device
 from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.executors.evaluations import EvaluationFolder
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.random_state import seed_everything
-from vilmedic.executors.results import grouped, table, write_results
+from vilmedic.executors.results import grouped, results_name, source, table
 from vilmedic.models.contract import Model
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 EXPLORER = "explore_representation"
+CACHES = ("cache", "spool", "spool_gib")
+"""Keys of a data set that change nothing but the time it takes."""
+WHAT_IS_MADE = ("generate_images", "num_images", "num_samples", "prompt")
+"""Keys that say which images are generated and not how: each has a folder of its own."""
 
 
 class Ensemblor:
@@ -60,14 +68,29 @@ class Ensemblor:
         headers = {path: checkpoint.read_header(path) for path in self.paths}
         self.checkpoints = [describe_checkpoint(*one) for one in headers.items()]
         self.changed = self._follow(headers)
+        self.system = str(self.config.model.get("proto", "model"))
+        self.source = source(self.system, self.checkpoints, ema=self.section.ema)
         self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
         self.post_processing = distinct(
             build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
+        )
+        self.folder = EvaluationFolder(
+            self.run_dir,
+            self.section.mode if self._ckpt is None else self.paths[0].stem,
+            ema=self.section.ema,
+            settings=self._settings(headers),
+            about={
+                "system": self.system,
+                "checkpoints": self.checkpoints,
+                "generated": self.section.generate_images,
+            },
         )
         self._dataset = cache(self._build_dataset)
 
     def start(self) -> dict[str, dict[str, Any]]:
         """Evaluate, and write `results_<split>.json` and what post-processing makes.
+
+        Both go to the folder of this evaluation (see `vilmedic.executors.evaluations`).
 
         Returns:
             The contents of the results file of each split; nothing when images are generated.
@@ -108,7 +131,7 @@ class Ensemblor:
         failures = distributed.on_main(lambda: self._post_process(model))
         for split in self.section.splits:
             LOGGER.info("%s", table(results[split]))
-            LOGGER.info("Written: %s", self.run_dir / f"results_{split}.json")
+            LOGGER.info("Written: %s", self.folder.path / results_name(split))
         if failures:
             raise VilmedicError(
                 f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
@@ -131,18 +154,21 @@ class Ensemblor:
             precision=self.section.precision,
             origin={
                 "run": self.config.name,
+                "model": self.source,
                 "checkpoints": [path.name for path in self.paths],
                 "ema": ema,
+                "changed": self.changed,
             },
-            out_dir=self.run_dir,
+            out_dir=self.folder.path,
         )
         datasets = {split: self._dataset(split) for split in self.section.splits}
         for folder in generation.start(datasets):
             LOGGER.info("Written: %s", folder / "sheet.png")
+        self.folder.note()
 
     def _write(self, results: dict[str, Any]) -> None:
         if distributed.is_main():
-            write_results(results, self.run_dir)
+            self.folder.write(results)
 
     def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
         """The loss and every metric of a split."""
@@ -183,14 +209,16 @@ class Ensemblor:
             dataset=self._dataset(split),
             networks=networks,
             seed=self.section.seed,
-            checkpoints=[path.name for path in self.paths],
-            out_dir=self.run_dir,
+            source=self.source,
+            out_dir=self.folder.path,
         )
 
     def _header(self, split: str, networks: Ensemble) -> dict[str, Any]:
         """What a number needs to be cited: where it comes from and how it was made."""
         return {
             "run": self.config.name,
+            "evaluation": self.folder.name,
+            "system": self.system,
             "split": split,
             "samples": len(networks.split(split)),
             "checkpoints": self.checkpoints,
@@ -213,10 +241,15 @@ class Ensemblor:
             return steps
         return [*({name: options} for name, options in entries(steps)), EXPLORER]
 
-    def _find_checkpoints(self) -> list[Path]:
+    @property
+    def _ckpt(self) -> str | None:
+        """The checkpoint that is asked for; None for the mode."""
         ckpt = self.section.ckpt or self.config.ckpt
-        if ckpt not in (None, "auto"):
-            return [checkpoint.locate(ckpt, self.run_dir)]
+        return None if ckpt == "auto" else ckpt
+
+    def _find_checkpoints(self) -> list[Path]:
+        if self._ckpt is not None:
+            return [checkpoint.locate(self._ckpt, self.run_dir)]
         return checkpoint.find_checkpoints(
             self.run_dir,
             self.section.mode,
@@ -246,6 +279,35 @@ class Ensemblor:
         for key, values in found.changed.items():
             LOGGER.warning("%s: not as in training: %s", key, values)
         return found.changed
+
+    def _settings(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """Everything that the numbers and the pictures of this evaluation depend on."""
+        section, where = self.section, self.run_dir.resolve()
+        settings: dict[str, Any] = {
+            "checkpoints": [
+                {
+                    **one,
+                    "folder": "" if path.parent.resolve() == where else str(path.parent.resolve()),
+                    "step": headers[path].get("progress", {}).get("step"),
+                }
+                for one, path in zip(self.checkpoints, self.paths, strict=True)
+            ],
+            "model": dict(self.config.model),
+            "dataset": without(dict(self.config.dataset), CACHES),
+            "ema": section.ema,
+            "seed": section.seed,
+            "precision": section.precision,
+        }
+        if section.generate_images:
+            names = [one.name for one in fields(GenerationSection) if one.name not in WHAT_IS_MADE]
+            own = asdict(section)
+            return settings | {"generation": {name: own[name] for name in names}}
+        return settings | {
+            "batch_size": section.batch_size,
+            "protocols": {name: with_contents(one.options()) for name, one in self.metrics},
+            "baselines": sorted(set(section.baselines)),
+            "post_processing": [list(one) for one in entries(section.post_processing)],
+        }
 
     def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
         return Ensemble(
@@ -306,6 +368,27 @@ class Ensemblor:
             drop_last=False,
             num_workers=self.section.num_workers if num_workers is None else num_workers,
         )
+
+
+def without(value: Any, keys: Sequence[str]) -> Any:
+    """Nested mappings without some keys."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without(one, keys) for key, one in value.items() if key not in keys}
+
+
+def with_contents(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a protocol, with a hash of each file that they name, such as of prompts."""
+    files = {
+        key: Path(value)
+        for key, value in options.items()
+        if isinstance(value, str) and Path(value).is_file()
+    }
+    hashes = {
+        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in files.items()
+    }
+    return options | hashes
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:

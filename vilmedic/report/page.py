@@ -16,16 +16,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vilmedic.config.scores import known_better
 from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors.evaluations import shown_folders
 from vilmedic.executors.score import improves
 from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
 from vilmedic.report.draw_curves import shorter
 from vilmedic.report.gallery import read_gallery
 from vilmedic.report.settings import Settings, read_settings
-from vilmedic.report.tables import read_results, shown
+from vilmedic.report.tables import read_evaluations, read_results, shown
 
 CURVES = "curves.png"
 PAGE = "report.html"
+EXPLORER = "_explorer.json.gz"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -51,8 +53,8 @@ def write_report(run_dir: Path) -> Path:
             "results_<split>.json. Give a folder that bin/train.py wrote, such as ckpt/<name>."
         )
     explorers = [
-        {"split": path.name.removesuffix("_explorer.json.gz"), "data": _encoded(path.read_bytes())}
-        for path in sorted(run_dir.glob("*_explorer.json.gz"), key=_order)
+        {"split": path.name.removesuffix(EXPLORER), "data": _encoded(path.read_bytes())}
+        for path in sorted(_explorers(run_dir), key=_order)
     ]
     page = (
         _environment()
@@ -62,6 +64,7 @@ def write_report(run_dir: Path) -> Path:
             tiles=_tiles(run_dir, settings, lines),
             panels=_panels(lines),
             results=results,
+            evaluations=read_evaluations(run_dir),
             kinds=read_gallery(run_dir),
             explorers=explorers,
             settings=settings,
@@ -95,6 +98,12 @@ def _environment() -> Environment:
 
 def _encoded(packed: bytes) -> str:
     return base64.b64encode(packed).decode("ascii")
+
+
+def _explorers(run_dir: Path) -> list[Path]:
+    """The file of the embedding explorer of each split, of its newest results."""
+    folders = [run_dir, *shown_folders(run_dir)]
+    return list({path.name: path for one in folders for path in one.glob(f"*{EXPLORER}")}.values())
 
 
 def _order(path: Path) -> tuple[bool, str]:
