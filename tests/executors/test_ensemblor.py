@@ -225,6 +225,23 @@ def test_a_new_best_checkpoint_is_another_evaluation(
     assert json.loads(kept.read_text()) == first
 
 
+def test_published_weights_are_for_the_untrained_baseline_alone(
+    tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[bool] = []
+    build = ensemblor.build
+
+    def watched(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
+        if "filled" in runtime:
+            filled.append(runtime["filled"])
+        return build(registry, node, **runtime)
+
+    monkeypatch.setattr(ensemblor, "build", watched)
+    section = {"mode": "all", "splits": ["test"], "baselines": ["untrained", "raw_pixels"]}
+    Ensemblor(config(tmp_path, **section)).start()
+    assert filled == [True, False]
+
+
 def test_other_prompts_in_the_same_file_are_another_protocol(
     tmp_path: Path, models: dict[float, ToyModel]
 ) -> None:

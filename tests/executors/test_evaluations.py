@@ -45,6 +45,17 @@ def test_results_are_kept_and_the_newest_are_copied(tmp_path: Path) -> None:
     assert copy.read_bytes() == (first.path / "results_test.json").read_bytes()
 
 
+def test_results_of_earlier_versions_are_kept(tmp_path: Path) -> None:
+    older = json.dumps(results(loss=9.0))
+    (tmp_path / "results_test.json").write_text(older)
+    for loss in (1.0, 2.0):
+        one = folder(tmp_path, loss=loss)
+        one.write(results(loss=loss, evaluation=one.name))
+    assert (tmp_path / "evaluations/earlier/results_test.json").read_text() == older
+    assert json.loads((tmp_path / "results_test.json").read_text())["loss"] == 2.0
+    assert len(read_index(tmp_path)) == 2
+
+
 def test_the_index_lists_every_evaluation_and_what_sets_it_apart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

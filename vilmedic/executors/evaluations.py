@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "evaluations"
 INDEX = "index.json"
 RECORD = "evaluation.json"
+EARLIER = "earlier"
 
 
 class EvaluationFolder:
@@ -72,6 +74,7 @@ class EvaluationFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = write_results(results, self.path)
+        _keep_earlier(self.run_dir, path.name)
         replace_text(self.run_dir / path.name, path.read_text(encoding="utf-8"))
         self.note()
         return path
@@ -82,6 +85,20 @@ class EvaluationFolder:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _write_json(self.path / RECORD, {**self._record, "date": date})
         write_index(self.run_dir)
+
+
+def _keep_earlier(run_dir: Path, name: str) -> None:
+    """Move results that were written before evaluations had folders to `evaluations/earlier`."""
+    path = run_dir / name
+    try:
+        known = "evaluation" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return
+    kept = run_dir / FOLDER / EARLIER / name
+    if not known and not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, kept)
+        logger.info("Kept: %s", kept)
 
 
 def write_index(run_dir: Path) -> Path:
@@ -146,4 +163,5 @@ def _numbers(folder: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    replace_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    replace_text(path, text, writer=f".{os.getpid()}")  # of two evaluations at a time, say
