@@ -136,9 +136,10 @@ def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> li
     """
     found = list(_compare(_kind("model"), saved["model"], now["model"], ("model",)))
     before, after = (dict(_parts(config["dataset"])) for config in (saved, now))
-    for cls in before.keys() & after.keys():
+    for cls, keys in _PARTS.items():
+        if cls not in before or cls not in after:
+            continue
         (_, old), (path, new) = before[cls], after[cls]
-        keys = _PARTS[cls]
         if cls == _IMAGES and all((node.get("views") or 1) > 1 for node in (old, new)):
             keys += _VIEWS  # then evaluations draw views as training does
         inside = _keys(Target(read_signature(cls), cls), old, new, path)
