@@ -151,9 +151,9 @@ def _kept(
             reason = ""
             kept.append(Kept(row, Sample(present, report, named, group), split))
         if reason:
-            dropped.add(reason, ", ".join(one.name for one in found), where=row.where)
+            dropped.add(reason, ", ".join(one.name for one in found), where=row.place)
         for one in absent if present and not reason else ():
-            dropped.add(f"images of a list: {_ABSENT[one.state]}", one.name, where=row.where)
+            dropped.add(f"images of a list: {_ABSENT[one.state]}", one.name, where=row.place)
         if absent:
             about = reason or f"images of a list: {_ABSENT[absent[0].state]}"
             if about not in dropped.hints:
@@ -212,7 +212,7 @@ def _without_leaks(kept: Sequence[Kept], same: dict[str, str], dropped: LeftOut)
         dropped.add(
             f"rows whose {what} is in a later split as well",
             ", ".join(one.sample.images),
-            where=one.row.where,
+            where=one.row.place,
             hint="--leaks keep keeps them in both.",
         )
     return clean

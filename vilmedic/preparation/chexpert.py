@@ -63,17 +63,17 @@ def read_images(table: Path, missing: Missing) -> list[Image]:
     images = []
     columns = ["Path", "Frontal/Lateral", *CHEXPERT_LABELS]
     for line, (path, view, *values) in read_numbered(table, columns, missing):
-        where = f"{table}:{line}"
+        where = f"{table.name}:{line}"
         found = _PATIENT.search(path)
         if found is None:
             raise DataError(
-                f"{where}: the path '{brief(path)}' names no patient such as patient00001."
+                f"{table}:{line}: the path '{brief(path)}' names no patient such as patient00001."
             )
         for name, value in zip(CHEXPERT_LABELS, values, strict=True):
             try:
                 label_number(value)
             except ValueError as error:
-                raise DataError(f"{where}: {name}: {error}.") from None
+                raise DataError(f"{table}:{line}: {name}: {error}.") from None
         images.append(Image(_below_release(path), found[0], view, tuple(values), where))
     return images
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +45,11 @@ class Row:
     values: Mapping[str, list[str]] = field(default_factory=dict)
     path: str = ""
     split: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it is, without the folder of the file: the same wherever that lies."""
+        return "" if self.path else os.path.basename(self.where)
 
     def text(self, column: str) -> str:
         """The values of a column as one text; empty without a column or a value."""

@@ -81,7 +81,7 @@ def read_table_reports(table: Path, projections: Path, missing: Missing) -> Iter
         uid = _uid(uid, table, line)
         sections = Sections(_one_line(findings), _one_line(impression))
         labels = _labels([name for name in problems.split(";") if not missing.is_missing(name)])
-        yield Report(uid, sections, labels, tuple(images[uid]), f"{table}:{line}")
+        yield Report(uid, sections, labels, tuple(images[uid]), f"{table.name}:{line}")
 
 
 def build(
@@ -221,7 +221,7 @@ def _parse(name: str, content: bytes) -> Report:
     sections = Sections(_one_line(*texts["findings"]), _one_line(*texts["impression"]))
     terms = [(node.text or "").split("/")[0] for node in root.findall("MeSH/major")]
     images = tuple(f"{node.attrib['id']}.png" for node in root.iter("parentImage"))
-    return Report(uid, sections, _labels(terms), images, name)
+    return Report(uid, sections, _labels(terms), images, name.rpartition("/")[2])
 
 
 def _labels(terms: Sequence[str]) -> tuple[str, ...]:

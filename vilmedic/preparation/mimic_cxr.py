@@ -163,7 +163,9 @@ def _studies(
                 f"{', '.join(SPLITS)}.{nearest(split, SPLITS)}"
             )
         if not (patient and study and split and dicom):
-            dropped.add("rows without a patient, study, split or image", dicom, where=where)
+            dropped.add(
+                "rows without a patient, study, split or image", dicom, where=Path(where).name
+            )
             continue
         members[plain_number(patient), plain_number(study), split].append(dicom)
     listed: dict[Path, set[str]] = {}

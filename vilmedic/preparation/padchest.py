@@ -72,7 +72,7 @@ def build(given: argparse.Namespace, table: Path) -> Build:
         else:
             kept.append(Sample((present[0],), text, labels, plain_number(patient)))
         if reason:
-            dropped.add(reason, image, where=f"{table}:{line}")
+            dropped.add(reason, image, where=f"{table.name}:{line}")
     samples = split_by_patient(kept, given.split, given.seed) if kept else {}
     return Build(samples, dropped, missing=missing.counts)
 
