@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +88,18 @@ def test_a_column_of_splits(source: Path) -> None:
     names = ["train", "Val", "test", "training"]
     table = [[*row, names[n % 4]] for n, row in enumerate(rows())]
     write_csv(source / "table.csv", [*HEADER, "fold"], table)
-    root = run(source, "--split-column", "fold", "--group-column", "who")
+    root = run(source, "--split-column", "fold", "--group-column", "who", "--leaks", "keep")
     assert [len(lines(root / f"{s}.image.tok")) for s in SPLITS] == [20, 10, 10]
     card = json.loads((root / "data_card.json").read_text())
     assert card["notes"]["groups that are in several splits"] == 20
+    assert card["notes"]["groups that are in several splits, by name"][:2] == [
+        "person 0",
+        "person 1",
+    ]
+    root = run(source, "--split-column", "fold", "--group-column", "who", "--force")
+    assert [len(lines(root / f"{s}.image.tok")) for s in ("validate", "test")] == [10, 10]
+    assert not (root / "train.image.tok").exists()
+    assert card_of(root)["dropped"] == {"rows whose group is in a later split as well": 20}
 
 
 def test_what_is_left_out(source: Path) -> None:
@@ -100,20 +109,27 @@ def test_what_is_left_out(source: Path) -> None:
         ["deep/1.png", " . ", "a", "p", "", ""],
         ["deep/1.png", "Text.", "", "p", "", ""],
         ["deep/1.png", "Text.", "a", "", "", ""],
-        ["deep/1.png,gone.png", "Text.", "a", "p", "", ""],
     ]
     write_csv(source / "table.csv", HEADER, rows() + spoilt)
     root = run(
         source, "--report-column", "text", "--label-columns", "diagnosis", "--group-column", "who"
     )
     assert json.loads((root / "data_card.json").read_text())["dropped"] == {
-        "images that are not in the folder": 1,
         "rows without a group": 1,
         "rows without a report": 1,
         "rows without an image": 1,
         "rows without labels": 1,
         "rows whose image is not in the folder": 1,
     }
+    table = [line.split("\t") for line in lines(root / "left_out.tsv")]
+    assert table == [
+        ["path", "reason", "detail"],
+        ["", "rows without an image", "table.csv:82"],
+        ["gone.png", "rows whose image is not in the folder", "table.csv:83"],
+        ["deep/1.png", "rows without a report", "table.csv:84"],
+        ["deep/1.png", "rows without labels", "table.csv:85"],
+        ["deep/1.png", "rows without a group", "table.csv:86"],
+    ]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -193,15 +209,16 @@ def test_absolute_paths_within_the_folder(source: Path) -> None:
     assert "deep/0.png" in every(run(source), "image.tok")
 
 
-def test_names_in_other_letters_are_told_apart(
+def test_names_in_other_letters_are_found_and_counted(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = [[row[0].replace("deep", "Deep").upper(), *row[1:]] for row in rows()]
     write_csv(source / "table.csv", HEADER, [*table, ["gone.png", *rows()[0][1:]]])
-    run(source, status=2)
-    shown = capsys.readouterr().err
-    assert "40 rows whose image has a name in other small and capital letters" in shown
-    assert "1 rows whose image is not in the folder" in shown
+    root = run(source, "--report-column", "text")
+    assert sorted(every(root, "image.tok")) == sorted(row[0] for row in rows())
+    shown = capsys.readouterr().out
+    assert "images found under a name that differs in letter case: 40" in shown
+    assert "1 rows whose image is not in the folder, such as gone.png (table.csv:82)" in shown
 
 
 def write_dicom(path: Path, **fields: str) -> None:
@@ -212,7 +229,9 @@ def write_dicom(path: Path, **fields: str) -> None:
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
     data.PhotometricInterpretation = "MONOCHROME2"
-    data.PixelData = np.zeros((8, 8), np.uint16).tobytes()
+    seed = zlib.crc32(str(path).encode())  # each file holds another picture
+    pixels = np.random.default_rng(seed).integers(0, 4096, (8, 8), dtype=np.uint16)
+    data.PixelData = pixels.tobytes()
     for name, value in fields.items():
         setattr(data, name, value)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +261,7 @@ def test_dicom_headers(tmp_path: Path) -> None:
         assert label == ("PA" if number % 2 else "AP")
         assert patient == f"id{number // 2}"
     card = json.loads((root / "data_card.json").read_text())
-    assert card["dropped"] == {"DICOM files that cannot be read": 1}
+    assert card["dropped"] == {"DICOM files that cannot be read": 1, "files that are no DICOM": 1}
 
 
 def dicom(tmp_path: Path, *options: str, status: int = 0) -> Path:

@@ -287,3 +287,31 @@ def test_missing_files_are_explained(
     (raw / "mimic-cxr-2.0.0-split.csv.gz").rename(raw / "mimic-cxr-2.0.0-splits.csv")
     run(raw, tmp_path / "out", status=2)
     assert "Did you mean 'mimic-cxr-2.0.0-splits.csv'?" in capsys.readouterr().err
+
+
+def test_reports_of_other_character_sets(raw: Path, tmp_path: Path) -> None:
+    made = make_mimic()
+    write_mimic(raw, made)
+    names = sorted(made.reports)[:3]
+    folder = tmp_path / "files"
+    for name, text in made.reports.items():
+        content = text.encode()
+        if name == names[0]:
+            content = text.replace("FINDINGS:", "FINDINGS: The patient’s heart – 37 °C –").encode(
+                "cp1252"
+            )
+        elif name == names[1]:
+            content = ("FINDINGS: " + "两肺纹理清晰，心影不大。" * 3).encode("gb18030")
+        elif name == names[2]:
+            content = ("﻿" + text).encode("utf-16-le")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    root = tmp_path / "out"
+    arguments = ["--reports", str(folder), "--tables", str(raw), "--root", str(root)]
+    assert main([*arguments, "--workers", "1"]) == 0
+    reports = [text for split in SPLITS for text in lines(root / f"{split}.report.tok")]
+    assert sum("The patient’s heart – 37 °C –" in text for text in reports) == 1
+    assert not any("\ufffd" in text or "\0" in text for text in reports)
+    card = card_of(root)
+    assert card["notes"]["files of reports read as cp1252"] == [names[0]]
+    assert card["dropped"]["studies whose report is neither UTF-8 nor cp1252 text"] == 1

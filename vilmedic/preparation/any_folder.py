@@ -12,15 +12,16 @@ import argparse
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.lines import brief
+from vilmedic.datasets.lines import brief, listed
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
+from vilmedic.preparation.encodings import known_encoding
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
 from vilmedic.preparation.folder_images import (
     Found,
@@ -91,7 +92,7 @@ def build(
         f"images found under a name that differs in {how}": number
         for how, number in differences(images).items()
     }
-    notes |= labels.notes
+    notes |= labels.notes | _character_sets(rows)
     same = same_content(folder, [path for one in kept for path in one.sample.images])
     kept, together = _together(given, kept, same, notes)
     if own_splits(given, rows):
@@ -102,7 +103,11 @@ def build(
             samples = {}
     elif kept:
         shares = given.split or parse_shares(SPLIT)
-        samples = split_by_patient([one.sample for one in kept], shares, given.seed, together)
+        try:
+            samples = split_by_patient([one.sample for one in kept], shares, given.seed, together)
+        except DataError as error:
+            held = f" {listed(_alike(same), 'image')} of the same content stay together."
+            raise DataError(f"{error}{held if same else ''}") from None
     else:
         samples = {}
     _note_shared(samples, same, notes)
@@ -233,9 +238,23 @@ def _alike(same: dict[str, str]) -> list[str]:
     return sorted(" = ".join(sorted(paths)) for paths in groups.values())
 
 
+def _character_sets(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many headers do not say their character set, and which of them leave it open."""
+    notes: dict[str, Any] = {}
+    found = Counter(row.encoding for row in rows if row.encoding and not row.doubtful)
+    for name, number in sorted(found.items()):
+        notes[f"headers in {name}, which they do not declare"] = number
+    doubtful = {row.path: row.encoding for row in rows if row.doubtful}
+    if doubtful:
+        notes["headers in a doubtful character set, which --encoding sets"] = len(doubtful)
+        notes["the doubtful ones, and what they were read as"] = doubtful
+    return notes
+
+
 def _run(given: argparse.Namespace) -> int:
     if not given.images.is_dir():
         raise DataError(f"There is no folder {given.images} (given with --images).")
+    given.encoding = known_encoding(given.encoding) if given.encoding else ""
     if given.table is not None and not given.table.is_file():
         raise DataError(f"There is no file {given.table} (given with --table).")
     missing, dropped = Missing(given.missing), LeftOut()
@@ -261,6 +280,7 @@ def _run(given: argparse.Namespace) -> int:
             "group_column",
             "split_column",
             "no_label",
+            "encoding",
             "uncertain",
             "leaks",
         )
@@ -271,8 +291,10 @@ def _run(given: argparse.Namespace) -> int:
 
     def make() -> Build:
         made = build(given, folder, rows, images, missing, dropped)
-        if given.table is not None and not encoding_of(given.table).startswith("utf-8"):
-            made.notes["encoding of the table"] = encoding_of(given.table)
+        if given.table is not None:
+            encoding = encoding_of(given.table, given.encoding)
+            if not encoding.startswith("utf-8"):
+                made.notes["encoding of the table"] = encoding
         return made
 
     origin = Origin(SCRIPT, source, "any folder of images", options, inputs)
@@ -285,8 +307,8 @@ def _rows(given: argparse.Namespace, missing: Missing, dropped: LeftOut) -> list
     wanted += [given.group_column, given.split_column]
     columns = list(dict.fromkeys(name for name in wanted if name))
     if given.table is None:
-        return read_headers(given.images, columns, missing, dropped, given.workers)
-    return read_rows(given.table, columns, missing)
+        return read_headers(given.images, columns, missing, dropped, given.workers, given.encoding)
+    return read_rows(given.table, columns, missing, given.encoding)
 
 
 def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[Found]]:
@@ -381,6 +403,13 @@ def _parser() -> argparse.ArgumentParser:
         default="uncertain",
         help="what -1 in a column of 0 and 1 counts as: a label of its own such as 'uncertain "
         "edema', absent, or an error",
+    )
+    add(
+        "--encoding",
+        default="",
+        metavar="NAME",
+        help="character set of the table, or of texts in DICOM headers outside ASCII whatever the "
+        "headers declare, such as gb18030 (none: found from the texts)",
     )
     add("--no-label", default=NO_FINDING, help="label of a row with 0 in all label columns")
     add("--group-column", default="", help="what must not be in two splits: the patient")

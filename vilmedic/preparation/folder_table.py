@@ -18,7 +18,9 @@ from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.damage import DAMAGE
+from vilmedic.preparation.encodings import decode_all
 from vilmedic.preparation.folder import LeftOut
+from vilmedic.preparation.header_text import header_texts, split_values
 from vilmedic.preparation.splitting import SPLIT_NAMES
 from vilmedic.preparation.tables import Missing, no_column, read_numbered
 from vilmedic.preparation.text_file import open_text, unreadable
@@ -39,12 +41,16 @@ class Row:
             a header.
         path: of the DICOM file, relative to its folder.
         split: in which the table itself lists it; empty when it lists no splits.
+        encoding: character set of a header that does not say it, found from the texts of all.
+        doubtful: whether another character set is as likely.
     """
 
     where: str
     values: Mapping[str, list[str]] = field(default_factory=dict)
     path: str = ""
     split: str = ""
+    encoding: str = ""
+    doubtful: bool = False
 
     @property
     def place(self) -> str:
@@ -97,7 +103,12 @@ def read_rows(
 
 
 def read_headers(
-    folder: Path, keywords: Sequence[str], missing: Missing, left_out: LeftOut, workers: int = 0
+    folder: Path,
+    keywords: Sequence[str],
+    missing: Missing,
+    left_out: LeftOut,
+    workers: int = 0,
+    encoding: str = "",
 ) -> list[Row]:
     """The header fields of every DICOM file with a picture below a folder, in the order of paths.
 
@@ -110,6 +121,7 @@ def read_headers(
         missing: which values count as missing; counts them.
         left_out: is told of the files that give no row.
         workers: processes, 0 for one a core.
+        encoding: character set of all texts outside ASCII, whatever the headers declare.
 
     Raises:
         DataError: pydicom is not installed, a keyword is not in the standard, or nothing is there.
@@ -128,23 +140,31 @@ def read_headers(
             paths.append(name)
     if not paths:
         raise DataError(f"{folder} holds no DICOM file.")
-    read = partial(_read_header, folder, tuple(keywords))
+    read = partial(_read_header, folder, tuple(keywords), encoding)
     workers = min(cores(workers), -(-len(paths) // CHUNK))
     if workers <= 1:
         headers = list(map(read, paths))
     else:
         with get_context("spawn").Pool(workers) as pool:
             headers = list(pool.imap(read, paths, chunksize=CHUNK))
+    # Texts whose character set is not known are told by the texts of all files together.
+    unclear = [content for header in headers for content in header.unclear.values()]
+    decoded = iter(decode_all(unclear) if unclear else ())
     rows = []
-    for name, (values, reason, detail) in zip(paths, headers, strict=True):
-        if reason:
-            left_out.add(reason, name, where=detail)
+    for name, header in zip(paths, headers, strict=True):
+        values, found, doubtful = dict(header.values), "", False
+        for keyword in header.unclear:
+            one = next(decoded)
+            values[keyword] = split_values(one.text, keyword)
+            found, doubtful = one.encoding, doubtful or one.doubtful
+        if header.reason:
+            left_out.add(header.reason, name, where=header.detail)
             continue
         kept = {
-            field: [text for one in several or [""] if (text := missing.text(one, field))]
-            for field, several in values.items()
+            keyword: [text for one in several or [""] if (text := missing.text(one, keyword))]
+            for keyword, several in values.items()
         }
-        rows.append(Row(str(folder / name), kept, path=name))
+        rows.append(Row(str(folder / name), kept, name, encoding=found, doubtful=doubtful))
     return rows
 
 
@@ -155,10 +175,17 @@ def _is_dicom(path: Path) -> bool:
         return True  # to be named as a file that cannot be read
 
 
-def _read_header(
-    folder: Path, keywords: Sequence[str], path: str
-) -> tuple[dict[str, list[str]], str, str]:
-    """The fields of a file, and why it is left out with a detail: empty texts when it is not."""
+@dataclass(frozen=True)
+class _Header:
+    """The fields of a file, those of an unknown character set as bytes; or why it is left out."""
+
+    values: dict[str, list[str]] = field(default_factory=dict)
+    unclear: dict[str, bytes] = field(default_factory=dict)
+    reason: str = ""
+    detail: str = ""
+
+
+def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str) -> _Header:
     pydicom = _pydicom()
     pixels = []
 
@@ -169,6 +196,7 @@ def _read_header(
 
     tags = [pydicom.tag.Tag(name) for name in (*keywords, "Rows")]
     values: dict[str, list[str]] = {}
+    unclear: dict[str, bytes] = {}
     try:
         with open(folder / path, "rb") as file:
             marked = is_marked(file.read(132))
@@ -177,17 +205,19 @@ def _read_header(
                 file, at_pixels, force=not marked, specific_tags=tags
             )
         for name in keywords:
-            value = header.get(name)
-            several = value if isinstance(value, pydicom.multival.MultiValue) else [value]
-            values[name] = [str(one) for one in several if one is not None]
+            values[name], content = header_texts(header, name, encoding)
+            if content is not None:
+                unclear[name] = content
     except Exception as error:  # damaged files raise all sorts of things
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {}, "DICOM files that cannot be read", brief(lines[0])
+        return _Header(reason="DICOM files that cannot be read", detail=brief(lines[0]))
     if any(pixels) and "Rows" in header:
-        return values, "", ""
+        return _Header(values, unclear)
     if marked:
-        return {}, "DICOM files without a picture", ""
-    return {}, "DICOM files that cannot be read", "no picture in it, or it ends too early"
+        return _Header(reason="DICOM files without a picture")
+    return _Header(
+        reason="DICOM files that cannot be read", detail="no picture in it, or it ends too early"
+    )
 
 
 def _check_keywords(keywords: Sequence[str]) -> None:

@@ -96,23 +96,30 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) 
     )
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     unheaded = 0
-    for study, found in zip(studies, texts, strict=True):
+    western: list[str] = []
+    for study, path, found in zip(studies, paths, texts, strict=True):
         reason = ""
         if found.missing:
             reason = "studies without a report file"
+        elif found.undecodable:
+            reason = "studies whose report is neither UTF-8 nor cp1252 text"
         elif not found.text:
             reason = f"studies whose report has no {_section_name(given.section)}"
         elif not _LETTER.search(found.text) and not r2gen_clean_report(found.text):
             reason = "studies whose report is empty after cleaning"
         else:
             unheaded += found.unheaded
+            western += [path] if found.encoding else []
             lines = [study.images] if given.line == "study" else [(one,) for one in study.images]
             samples[study.split].extend(
                 Sample(images, found.text, study.labels, study.patient) for images in lines
             )
         if reason:
-            dropped.add(reason, f"files/{report_path(study.patient, study.study)}")
+            dropped.add(reason, f"files/{path}")
     made = Build(samples, dropped, missing=missing.counts)
+    if western:
+        made.notes["reports read as cp1252, as they are not UTF-8"] = len(western)
+        made.notes["files of reports read as cp1252"] = western
     if given.section == "both" and given.unheaded:
         made.notes["reports without headings, taken from their text"] = unheaded
     return _balance(made, given) if given.balanced else made
