@@ -42,9 +42,16 @@ SCRIPT = "make_folder"
 SPLIT = "0.8,0.1,0.1"
 _WORD = re.compile(r"\w")
 _GROUP = "group "
+# Why an image that a row names is not taken, for a row without another one and with others.
 _ABSENT = {
-    "missing": "is not in the folder",
-    "ambiguous": "could be several files by its name",
+    "missing": (
+        "rows whose image is not in the folder",
+        "images of a list that are not in the folder",
+    ),
+    "ambiguous": (
+        "rows whose image could be several files by its name",
+        "images of a list that could be several files by their names",
+    ),
 }
 
 
@@ -141,7 +148,7 @@ def _kept(
         if not found:
             reason = "rows without an image"
         elif not present:
-            reason = f"rows whose image {_ABSENT[absent[0].state]}"
+            reason = _ABSENT[absent[0].state][0]
         elif any("\n" in path or not _is_text(path) for path in present):
             reason = "rows whose image has a name with a line end or bytes that are not UTF-8"
         elif given.report_column and not _WORD.search(report):
@@ -158,9 +165,9 @@ def _kept(
         if reason:
             dropped.add(reason, ", ".join(one.name for one in found), where=row.place)
         for one in absent if present and not reason else ():
-            dropped.add(f"images of a list: {_ABSENT[one.state]}", one.name, where=row.place)
+            dropped.add(_ABSENT[one.state][1], one.name, where=row.place)
         if absent:
-            about = reason or f"images of a list: {_ABSENT[absent[0].state]}"
+            about = reason or _ABSENT[absent[0].state][1]
             if about not in dropped.hints:
                 dropped.hints[about] = folder.hint(absent[0])
     return kept

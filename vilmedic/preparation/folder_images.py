@@ -139,7 +139,7 @@ class ImageFolder:
                     f"Paths start from the folder {self.root} (--images), and a file of that name "
                     f"is at {path.relative_to(self.root)}."
                 )
-        near = nearest(name, sorted(names_in(place, self._listed))[:1000])
+        near = nearest(name, sorted(names_in(place, self._listed) - {name})[:1000])
         return f"Paths start from the folder {self.root} (--images).{near}"
 
     def facts(self, rows: Iterable[Sequence[Found]]) -> dict[str, Any]:

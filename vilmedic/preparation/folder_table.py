@@ -96,6 +96,8 @@ def read_rows(
         known |= dict.fromkeys(content)
         values = {name: _texts(content.get(name), where, name, missing) for name in columns}
         rows.append(Row(where, values, split=split))
+    if not rows:
+        raise DataError(f"{path} holds no objects.")
     for name in columns:
         if name not in known:
             raise no_column(path, name, list(known))
@@ -249,7 +251,7 @@ def _objects(path: Path, encoding: str) -> Iterator[tuple[str, str, dict[str, An
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         where = f"{path}:{number}"
-                        yield where, "", _object(_parsed(line, path, number), where)
+                        yield where, "", _object(_parsed(line.rstrip("\r\n"), path, number), where)
                 return
             content = _parsed(file.read(), path, 1)
     except (OSError, UnicodeDecodeError, *DAMAGE) as error:

@@ -1,4 +1,4 @@
-"""Text files of others: plain or compressed, in UTF-8, UTF-16 or a Western European encoding."""
+"""Text files of others, plain or compressed, in UTF-8, UTF-16 or an older encoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import IO
 
 from vilmedic.errors import DataError
 from vilmedic.preparation.damage import BLOCK, DAMAGE
+from vilmedic.preparation.encodings import SAMPLES, decode_all
 
+_NUL = "a NUL character"
 GZIP = b"\x1f\x8b"
 _WESTERN = "cp1252"  # Latin-1 with what Windows adds to it
 # What a file is that is no text, by its first bytes, and what to do about it.
@@ -41,6 +43,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_WITHIN = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
+_JOINING = "\u2019\xb4\u2013\u2014\xb7\xad"  # apostrophes, dashes, a middle dot, a soft hyphen
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
@@ -63,9 +67,9 @@ def open_text(path: Path, encoding: str = "") -> IO[str]:
 def encoding_of(path: Path, encoding: str = "") -> str:
     """The encoding of a text file, all of which is read.
 
-    UTF-8 and UTF-16 with and without a byte order mark are told for certain. What is neither is
-    taken for Western European (cp1252, which holds Latin-1) when its letters stand between ASCII
-    ones as accents do, and refused otherwise.
+    UTF-8 and UTF-16 with and without a byte order mark are told for certain. Anything else is
+    what `encodings.decode_all` is sure of, or Western European (cp1252, which holds Latin-1) when its
+    letters stand between ASCII ones as accents do; else it is refused.
 
     Args:
         path: the file, plain or compressed with gzip.
@@ -107,15 +111,22 @@ def _encoding_of(path: Path, given: str, size: int, changed: int) -> str:
         fault = _first_fault(path, name)
         if fault is None:
             return name
+        if _NUL in fault:
+            raise DataError(
+                f"{path}:{fault}, which no text does: the file is damaged. Get it anew."
+            )
         if given:
             raise DataError(f"{path}:{fault}, so it is not {given} text. Give another --encoding.")
-        if name == "utf-8" and _is_western(path) and _first_fault(path, _WESTERN) is None:
-            return _WESTERN
+        if name == "utf-8":
+            name = _legacy_encoding(path)
+            if name and _first_fault(path, name) is None:
+                return name
     except DAMAGE as error:
         raise unreadable(path, error) from None
     raise DataError(
-        f"{path}:{fault}, which is not UTF-8 text, nor is the file Latin-1 or UTF-16. Convert the "
-        "file to UTF-8."
+        f"{path}:{fault}, which is not UTF-8 text, and its encoding cannot be told. Correct the "
+        "line if the rest is UTF-8, or convert the file (data/make_folder.py: or say which it is "
+        "with --encoding)."
     )
 
 
@@ -171,25 +182,44 @@ def _first_fault(path: Path, encoding: str) -> str | None:
                 line += error.object[: error.start].count(b"\n")
                 return f"{line} holds the byte {error.object[error.start]:#04x}"
             if "\0" in text:
-                return f"{line + text[: text.index(chr(0))].count(chr(10))} holds the byte 0x00"
+                return f"{line + text[: text.index(chr(0))].count(chr(10))} holds {_NUL}"
             line += text.count("\n")
             if not block:
                 return None
 
 
-def _is_western(path: Path) -> bool:
-    """Whether bytes above ASCII stand as in Western European text.
+def _legacy_encoding(path: Path) -> str:
+    """The encoding of a text that is not UTF-8; empty when it cannot be told.
 
-    Accented letters stand alone or in pairs between ASCII ones, while the letters of other scripts
-    follow each other; and where most bytes above ASCII are UTF-8, the file is UTF-8 with damage.
+    Where most bytes above ASCII are UTF-8, the file is UTF-8 with damage. A few accented letters
+    leave the encoding open; they stand alone or in pairs between ASCII letters, while those of
+    other scripts follow each other.
     """
-    single = long = utf8 = 0
+    alone = long = utf8 = 0
+    lines: list[bytes] = []
     with _open_bytes(path) as file:
-        while block := file.read(BLOCK):
-            for run in _HIGH.findall(block):
+        for line in file:
+            if line.isascii():
+                continue
+            if len(lines) < SAMPLES:
+                lines.append(line)
+            for run in _HIGH.findall(line):
                 if len(run) > 2:
                     long += len(run)
                 else:
-                    single += len(run)
-            utf8 += sum(map(len, _UTF8.findall(block)))
-    return single > 3 * long and utf8 < (single + long) / 2
+                    alone += len(run)
+            utf8 += sum(map(len, _UTF8.findall(line)))
+    if 2 * utf8 > alone + long:
+        return ""
+    found = {(one.encoding, one.doubtful) for one in decode_all(lines)}
+    if len(found) == 1 and not next(iter(found))[1]:
+        return next(iter(found))[0]
+    return _WESTERN if alone > 3 * long and _is_western(b"".join(lines)) else ""
+
+
+def _is_western(content: bytes) -> bool:
+    """Whether what stands within words is letters when it is taken for Western European."""
+    text = content.decode(_WESTERN, errors="replace")
+    within = _WITHIN.findall(text)
+    odd = sum(not letter.isalpha() and letter not in _JOINING for letter in within)
+    return 10 * odd <= len(within)
