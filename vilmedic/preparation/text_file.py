@@ -68,8 +68,8 @@ def encoding_of(path: Path, encoding: str = "") -> str:
     """The encoding of a text file, all of which is read.
 
     UTF-8 and UTF-16 with and without a byte order mark are told for certain. Anything else is
-    what `encodings.decode_all` is sure of, or Western European (cp1252, which holds Latin-1) when its
-    letters stand between ASCII ones as accents do; else it is refused.
+    what `encodings.decode_all` is sure of, or Western European (cp1252, which holds Latin-1) when
+    its letters stand between ASCII ones as accents do; else it is refused.
 
     Args:
         path: the file, plain or compressed with gzip.
