@@ -101,10 +101,11 @@ def build(
     }
     notes |= labels.notes | _character_sets(rows)
     same = same_content(folder, [path for one in kept for path in one.sample.images])
+    own = own_splits(given, rows)
+    if own and given.leaks == "leave-out":
+        kept = _without_leaks(kept, same, dropped)
     kept, together = _together(given, kept, same, notes)
-    if own_splits(given, rows):
-        if given.leaks == "leave-out":
-            kept = _without_leaks(kept, same, dropped)
+    if own:
         samples = {name: [one.sample for one in kept if one.split == name] for name in SPLITS}
         if not kept:
             samples = {}
