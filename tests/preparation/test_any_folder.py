@@ -499,7 +499,7 @@ def test_a_split_that_is_missing_or_unknown(
     assert card_of(root)["dropped"] == {"rows without a split": 1}
     table[5][-1] = "fold 7 " * 99
     write_csv(source / "table.csv", [*HEADER, "fold"], table)
-    run(source, "--split-column", "fold", status=2)
+    run(source, "--split-column", "fold", "--force", status=2)
     shown = capsys.readouterr().err
     assert "table.csv:12: the column 'fold' says 'fold 7 fold 7" in shown
     assert len(shown) < 900

@@ -37,6 +37,7 @@ def folder(root: Path, *names: str, ext: str = "") -> ImageFolder:
         (NFC, NFD, (UNICODE,)),
         ("sub/a.png", "sub\\a.png", (BACKSLASHES,)),
         ("sub\\a.png", "sub\\a.png", ()),
+        ("sub\\A.png", "sub\\a.png", (CASE,)),
         ("sub/a.png", "Sub/A.PNG", (CASE,)),
         (NFD, NFC.upper().replace("SS", "ß"), (CASE, UNICODE)),
         ("sub/a.png", ".\\SUB\\a.png", (BACKSLASHES, CASE)),

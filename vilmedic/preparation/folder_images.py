@@ -97,9 +97,8 @@ class ImageFolder:
         """
         if self.ext and not name.lower().endswith(self.ext.lower()):
             name += self.ext
-        if "\\" not in name or self._holds(name):
-            path, differs = self._inside(name, where), []
-        else:
+        path, differs = self._inside(name, where), []
+        if "\\" in name and not self._alike(path):  # a backslash may be part of a name
             path, differs = self._inside(name.replace("\\", "/"), where), [BACKSLASHES]
         if self._holds(path):
             return Found(name, path, "there", tuple(differs))
