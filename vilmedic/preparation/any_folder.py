@@ -24,9 +24,11 @@ from vilmedic.preparation import command
 from vilmedic.preparation.encodings import known_encoding
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
 from vilmedic.preparation.folder_images import (
+    COPIES,
     Found,
     ImageFolder,
     connected,
+    copies,
     differences,
     repeated_images,
     same_content,
@@ -100,7 +102,7 @@ def build(
         for how, number in differences(images).items()
     }
     notes |= labels.notes | _character_sets(rows)
-    same = same_content(folder, [path for one in kept for path in one.sample.images])
+    same = same_content(folder.root, [path for one in kept for path in one.sample.images])
     own = own_splits(given, rows)
     if own and given.leaks == "leave-out":
         kept = _without_leaks(kept, same, dropped)
@@ -114,13 +116,13 @@ def build(
         try:
             samples = split_by_patient([one.sample for one in kept], shares, given.seed, together)
         except DataError as error:
-            held = f" {listed(_alike(same), 'image')} of the same content stay together."
+            held = f" {listed(copies(same), 'image')} of the same content stay together."
             raise DataError(f"{error}{held if same else ''}") from None
     else:
         samples = {}
     _note_shared(samples, same, notes)
     if same:
-        notes["images of the same content as another one"] = _alike(same)
+        notes[COPIES] = copies(same)
     return Build(samples, dropped, notes, missing=missing.counts)
 
 
@@ -237,13 +239,6 @@ def _keys(one: Kept, same: dict[str, str]) -> list[str]:
     images = [f"image {path}" for path in one.sample.images]
     contents = [f"content {same[path]}" for path in one.sample.images if path in same]
     return [*group, *images, *contents]
-
-
-def _alike(same: dict[str, str]) -> list[str]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for path, digest in same.items():
-        groups[digest].append(path)
-    return sorted(" = ".join(sorted(paths)) for paths in groups.values())
 
 
 def _character_sets(rows: Sequence[Row]) -> dict[str, Any]:

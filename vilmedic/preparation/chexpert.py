@@ -20,12 +20,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, label_number, present_labels
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.preparation.tables import Missing, find_table, read_numbered, read_table
@@ -146,9 +148,12 @@ def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, s
     pool = [sample for sample in pool if sample.patient not in taken]
     valid = read_images(tables["valid"], missing)
     share = min(given.validate / max(1, len(pool)), 0.5)
-    samples_of = split_by_patient(pool, (1 - share, share, 0.0), given.seed) if pool else {}
+    notes: dict[str, Any] = {}
+    together = patients_together(pool, given.images, notes)
+    shares = (1 - share, share, 0.0)
+    samples_of = split_by_patient(pool, shares, given.seed, together) if pool else {}
     samples_of["test"] = _samples(given, valid, texts, dropped, listed)
-    return Build(samples_of, dropped, missing=missing.counts)
+    return Build(samples_of, dropped, notes, missing=missing.counts)
 
 
 def read_plus(table: Path, section: str, missing: Missing) -> dict[str, str]:

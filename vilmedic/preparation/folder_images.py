@@ -8,7 +8,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -17,9 +17,12 @@ from vilmedic.datasets.file_contents import file_digests
 from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation.command import is_present, names_in
+from vilmedic.preparation.folder import Sample
 from vilmedic.preparation.walk import walk_files
 
 SEARCHED = 100_000  # files that are looked at for the place of a missing image
+LAST = 2048  # bytes at the end of a file by which copies are looked for first
+COPIES = "images of the same content as another one"  # a note of the card
 BACKSLASHES, UNICODE, CASE = "backslashes", "Unicode form", "letter case"
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
@@ -52,7 +55,7 @@ class ImageFolder:
 
     def __init__(self, root: Path, ext: str) -> None:
         self.root, self.ext = root, ext
-        self.sizes: dict[str, int] = {}  # bytes of the files that were found
+        self._files: dict[str, bool] = {}  # whether a name that is there is a file
         self._bases = list(dict.fromkeys([os.path.abspath(root), os.path.realpath(root)]))
         self._listed: dict[Path, set[str]] = {}
         self._keyed: dict[Path, dict[str, list[str]]] = {}
@@ -151,15 +154,12 @@ class ImageFolder:
         """Whether a file is there under this very name."""
         if not path or not is_present(self.root / path, self._listed):
             return False
-        if path not in self.sizes:
+        if path not in self._files:
             try:
-                state = os.stat(self.root / path)
+                self._files[path] = stat.S_ISREG(os.stat(self.root / path).st_mode)
             except OSError:  # a link that leads nowhere
-                return False
-            if not stat.S_ISREG(state.st_mode):
-                return False
-            self.sizes[path] = state.st_size
-        return True
+                self._files[path] = False
+        return self._files[path]
 
     def _alike(self, path: str) -> list[str]:
         """Files whose paths differ in letter case and Unicode form alone."""
@@ -218,24 +218,67 @@ def differences(rows: Iterable[Sequence[Found]]) -> dict[str, int]:
     return dict(Counter(how for row in rows for one in row for how in one.differs))
 
 
-def same_content(folder: ImageFolder, paths: Iterable[str]) -> dict[str, str]:
+def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     """Images that are the same byte for byte as another one, each with a digest of its content.
 
-    Files of a size that no other has are not read.
+    Only files of one size whose last bytes are the same are read as a whole.
 
     Args:
-        folder: where they were found.
+        folder: where the paths start.
         paths: of images that are there.
     """
     sizes: dict[int, list[str]] = defaultdict(list)
     for path in dict.fromkeys(paths):
-        if folder.sizes[path]:
-            sizes[folder.sizes[path]].append(path)
-    several = [path for group in sizes.values() if len(group) > 1 for path in group]
-    digests = file_digests([folder.root / path for path in several])
+        sizes[os.path.getsize(folder / path)].append(path)
+    ends: dict[tuple[int, bytes], list[str]] = defaultdict(list)
+    for size, group in sizes.items():
+        for path in group if size and len(group) > 1 else ():
+            ends[size, _last_bytes(folder / path, size)].append(path)
+    several = [path for group in ends.values() if len(group) > 1 for path in group]
+    digests = file_digests([folder / path for path in several])
     found = {path: digest for path, digest in zip(several, digests, strict=True) if digest}
     seen = Counter(found.values())
     return {path: digest for path, digest in found.items() if seen[digest] > 1}
+
+
+def patients_together(
+    samples: Sequence[Sample], folder: Path | None, notes: dict[str, Any]
+) -> list[str]:
+    """For each sample a name that those share whose patients have an image of one content.
+
+    Args:
+        samples: all of them.
+        folder: of the images; without one they cannot be compared.
+        notes: is told which images these are.
+    """
+    patients = [sample.patient for sample in samples]
+    if folder is None:
+        return patients
+    same = same_content(folder, [path for sample in samples for path in sample.images])
+    if not same:
+        return patients
+    notes[COPIES] = copies(same)
+    contents = [[same[path] for path in sample.images if path in same] for sample in samples]
+    units = connected([[f"patient {p}", *c] for p, c in zip(patients, contents, strict=True)])
+    names: dict[str, str] = {}
+    for patient, unit in zip(patients, units, strict=True):
+        names.setdefault(unit, patient)
+    return [names[unit] for unit in units]
+
+
+def copies(same: Mapping[str, str]) -> list[str]:
+    """`a.png = b.png` for the images of each content."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path, digest in same.items():
+        groups[digest].append(path)
+    return sorted(" = ".join(sorted(paths)) for paths in groups.values())
+
+
+def _last_bytes(path: Path, size: int) -> bytes:
+    """The end of a file, which differs between compressed images even of one size."""
+    with open(path, "rb") as file:
+        file.seek(max(0, size - LAST))
+        return file.read(LAST)
 
 
 def connected(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -22,6 +22,7 @@ from vilmedic.errors import DataError
 from vilmedic.preparation import command
 from vilmedic.preparation.damage import DAMAGE, open_tar
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.preparation.splitting import plain_number
 from vilmedic.preparation.tables import Missing, list_facts, read_numbered, read_table
@@ -125,12 +126,13 @@ def build(
             kept += [Sample(names, text, report.labels, report.uid) for names in lines]
         if reason:
             dropped.add(reason, f"report {report.uid}", where=report.where)
-    notes = {
+    notes: dict[str, Any] = {
         "reports": len(reports),
         "reports with findings": sum(bool(report.sections.findings) for report in reports),
         "reports with an impression": sum(bool(report.sections.impression) for report in reports),
     }
-    samples = split_by_patient(kept, given.split, given.seed) if kept else {}
+    together = patients_together(kept, given.images, notes)
+    samples = split_by_patient(kept, given.split, given.seed, together) if kept else {}
     return Build(samples, dropped, notes, missing=missing.counts)
 
 

@@ -11,11 +11,13 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
 from vilmedic.errors import nearest
 from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.splitting import plain_number
 from vilmedic.preparation.tables import Missing, find_table, read_numbered
 
@@ -73,8 +75,10 @@ def build(given: argparse.Namespace, table: Path) -> Build:
             kept.append(Sample((present[0],), text, labels, plain_number(patient)))
         if reason:
             dropped.add(reason, image, where=f"{table.name}:{line}")
-    samples = split_by_patient(kept, given.split, given.seed) if kept else {}
-    return Build(samples, dropped, missing=missing.counts)
+    notes: dict[str, Any] = {}
+    together = patients_together(kept, given.images, notes)
+    samples = split_by_patient(kept, given.split, given.seed, together) if kept else {}
+    return Build(samples, dropped, notes, missing=missing.counts)
 
 
 def _run(given: argparse.Namespace) -> int:
