@@ -29,6 +29,19 @@ CELL = st.one_of(TEXT, st.sampled_from([*MISSING, "NaN ", " N/A", "", " ", "Lung
 NUMBERS = ("0", "1", "y", "n", "yes", "no", "true", "false")  # and 1.0, -1 and others like them
 
 
+def plain(text: str) -> str:
+    """A text as one line, without blanks and invisible characters at its ends."""
+    return " ".join(" ".join(text.split()).strip("\ufeff\u200b ").split())
+
+
+def is_no_number(text: str) -> bool:
+    """Whether a cell does not belong into a column of 0 and 1, whose name is the label."""
+    try:
+        return plain(text).lower() not in NUMBERS and float(plain(text)) not in (0, 1, -1)
+    except ValueError:
+        return True
+
+
 @dataclass(frozen=True)
 class Line:
     """A row of a table.
@@ -50,14 +63,6 @@ class Line:
     form: str
 
 
-def is_no_number(text: str) -> bool:
-    """Whether a cell does not belong into a column of 0 and 1, whose name is the label."""
-    try:
-        return text.strip().lower() not in NUMBERS and float(text) not in (0, 1, -1)
-    except ValueError:
-        return True
-
-
 LINES = st.lists(
     st.builds(
         Line,
@@ -72,11 +77,6 @@ LINES = st.lists(
     max_size=6,
 )
 ORDINARY = Line("a", "Clear.", "1", "mass", True, "")
-
-
-def plain(text: str) -> str:
-    """A text as one line, without blanks and invisible characters at its ends."""
-    return " ".join(" ".join(text.split()).strip("\ufeff\u200b ").split())
 
 
 def is_missing(text: str) -> bool:
