@@ -31,7 +31,10 @@ NUMBERS = ("0", "1", "y", "n", "yes", "no", "true", "false")  # and 1.0, -1 and 
 
 def plain(text: str) -> str:
     """A text as one line, without blanks and invisible characters at its ends."""
-    return " ".join(" ".join(text.split()).strip("\ufeff\u200b ").split())
+    before = None
+    while text != before:
+        before, text = text, " ".join(text.split()).strip("\ufeff\u200b ")
+    return text
 
 
 def is_no_number(text: str) -> bool:

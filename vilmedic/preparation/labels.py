@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic.datasets.lines import brief
 from vilmedic.errors import DataError
-from vilmedic.preparation.tables import Missing
+from vilmedic.preparation.tables import Missing, trimmed
 
 if TYPE_CHECKING:
     from vilmedic.preparation.folder_table import Row
@@ -136,7 +136,7 @@ class LabelColumns:
         for name in self.columns:
             values = row.values[name]
             if name not in self.numbers:
-                parts = [part.strip() for value in values for part in _BETWEEN.split(value)]
+                parts = [trimmed(part) for value in values for part in _BETWEEN.split(value)]
                 found += [part for part in parts if not self.missing.is_missing(part)]
                 continue
             numbers = {_cell_number(value) for value in values}

@@ -44,9 +44,7 @@ class Missing:
 
     def text(self, value: str, column: str) -> str:
         """A cell without blanks around it; empty, and counted, when it is missing."""
-        text = value.strip()
-        if text[:1] in _INVISIBLE or text[-1:] in _INVISIBLE:
-            text = text.strip(_INVISIBLE).strip()
+        text = trimmed(value)
         if not text or text.lower() in self._known:
             self.counts[column] += 1
             return ""
@@ -54,7 +52,15 @@ class Missing:
 
     def is_missing(self, part: str) -> bool:
         """Whether one of several names in a cell is missing; it is not counted."""
-        return part.strip().lower() in {"", *self._known}
+        return trimmed(part).lower() in {"", *self._known}
+
+
+def trimmed(text: str) -> str:
+    """A text without blanks and invisible characters around it."""
+    text = text.strip()
+    while text and (text[0] in _INVISIBLE or text[-1] in _INVISIBLE):
+        text = text.strip(_INVISIBLE).strip()
+    return text
 
 
 def find_table(folder: Path, name: str) -> Path:
