@@ -44,11 +44,13 @@ class Missing:
 
     def text(self, value: str, column: str) -> str:
         """A cell without blanks around it; empty, and counted, when it is missing."""
-        text = trimmed(value)
-        if not text or text.lower() in self._known:
-            self.counts[column] += 1
-            return ""
-        return text
+        text = value.strip()
+        if text and not text.isascii():
+            text = trimmed(text)
+        if text and text.lower() not in self._known:
+            return text
+        self.counts[column] += 1
+        return ""
 
     def is_missing(self, part: str) -> bool:
         """Whether one of several names in a cell is missing; it is not counted."""
@@ -127,8 +129,10 @@ def read_numbered(
                         raise DataError(
                             f"{path}:{line} has {len(row)} fields; the header has {width}."
                         )
-                    cells = [(from_spreadsheet(row[place].strip()), name) for place, name in named]
-                    yield line, tuple(missing.text(cell, name) for cell, name in cells)
+                    yield (
+                        line,
+                        tuple([missing.text(from_spreadsheet(row[n]), name) for n, name in named]),
+                    )
                 line = before + reader.line_num + 1
     except csv.Error as error:
         raise DataError(
