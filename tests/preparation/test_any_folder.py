@@ -460,6 +460,15 @@ def test_copies_stay_in_one_split_and_are_named(
         assert "and 5 more" in shown
 
 
+def test_one_image_of_two_groups(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = [[row[0], "Again.", "a", f"other {n}", "", ""] for n, row in enumerate(rows()[:10])]
+    write_csv(source / "table.csv", HEADER, rows() + again)
+    root = run(source, "--group-column", "who", "--split", "0.5,0.25,0.25")
+    held = [set(lines(root / f"{s}.image.tok")) for s in SPLITS]
+    assert sum(map(len, held)) == len(set.union(*held)) == 40
+    assert "sharing an image: 'person 0' and 'other 0' and 'other 1', " in capsys.readouterr().out
+
+
 def test_copies_in_the_splits_of_the_table(source: Path) -> None:
     (source / "images" / "copy.png").write_bytes(
         (source / "images" / "deep" / "0.png").read_bytes()

@@ -9,6 +9,7 @@ from vilmedic.errors import DataError
 from vilmedic.preparation.folder_images import (
     BACKSLASHES,
     CASE,
+    NUMBER,
     UNICODE,
     Found,
     ImageFolder,
@@ -50,6 +51,13 @@ def test_a_name_that_differs_in_form(
     assert (found.path, found.state) == (on_disk, "there")
     assert set(found.differs) == set(differs)
     assert differences([[found], [found]]) == dict.fromkeys(differs, 2)
+
+
+def test_the_number_of_an_image(tmp_path: Path) -> None:
+    images = folder(tmp_path, "12.png", "13.0.png", "13.png", ext=".png")
+    assert images.find("12.0") == Found("12.0.png", "12.png", "there", (NUMBER,))
+    assert images.find("13.0") == Found("13.0.png", "13.0.png", "there")
+    assert images.find("14.0").state == "missing"
 
 
 def test_a_name_that_fits_several_files_is_none_of_them(tmp_path: Path) -> None:

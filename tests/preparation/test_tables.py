@@ -79,6 +79,7 @@ def test_the_sum_of_a_file(tmp_path: Path) -> None:
         "SEP=|\nx|y\n1|a,b\n",
         "\n  \nx;y\n1;a,b\n",
         'x|y\n1|"a,b"\n',
+        "x;y\r1;a,b\r",
         'x, y\n1, "a,b"\n',
     ],
 )

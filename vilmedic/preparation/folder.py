@@ -319,9 +319,10 @@ def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
                 if key == "inputs":
                     differs[name] = f"{name} of other content"
                 else:
-                    differs[name] = f"{name} {given.get(name)} instead of {value.get(name)}"
+                    before, now = brief(str(given.get(name))), brief(str(value.get(name)))
+                    differs[name] = f"{name} {before} instead of {now}"
         elif given != value:
-            differs[key] = f"{key} {given} instead of {value}"
+            differs[key] = f"{key} {brief(str(given))} instead of {brief(str(value))}"
     return differs
 
 

@@ -18,12 +18,14 @@ from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation.command import is_present, names_in
 from vilmedic.preparation.folder import Sample
+from vilmedic.preparation.splitting import plain_number
 from vilmedic.preparation.walk import walk_files
 
 SEARCHED = 100_000  # files that are looked at for the place of a missing image
 LAST = 2048  # bytes at the end of a file by which copies are looked for first
 COPIES = "images of the same content as another one"  # a note of the card
 BACKSLASHES, UNICODE, CASE = "backslashes", "Unicode form", "letter case"
+NUMBER = "the .0 of a number"
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
 
@@ -36,7 +38,7 @@ class Found:
         path: relative to the folder, as it is on disk when it is there.
         state: `there`, `missing`, or `ambiguous` when it could be several files.
         differs: in what the names in table and folder differ: nothing, or some of `BACKSLASHES`,
-            `UNICODE` and `CASE`.
+            `UNICODE`, `CASE` and `NUMBER`.
     """
 
     name: str
@@ -98,6 +100,7 @@ class ImageFolder:
         Raises:
             DataError: it does not lie in the folder.
         """
+        bare = name
         if self.ext and not name.lower().endswith(self.ext.lower()):
             name += self.ext
         path, differs = self._inside(name, where), []
@@ -107,6 +110,10 @@ class ImageFolder:
             return Found(name, path, "there", tuple(differs))
         alike = self._alike(path)
         same_letters = [other for other in alike if _composed(other) == _composed(path)]
+        if not alike and plain_number(bare) != bare:  # the number of an image, as 12.0 for 12
+            found = self.find(plain_number(bare), where)
+            if found.state == "there":
+                return replace(found, name=name, differs=(*found.differs, NUMBER))
         if len(alike) > 1 and len(same_letters) == 1:
             alike = same_letters
         if len(alike) != 1:

@@ -79,7 +79,7 @@ def resize_tree(
     found = Resized()
     jobs = list(_jobs(source, target, suffix, found))
     if not jobs:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in found.other.items()) or "no files"
+        kinds = shown([f"{n} {kind}" for kind, n in found.other.most_common()]) or "no files"
         raise DataError(f"{source} holds no images, but {kinds}.")
     jobs = _without_clashes(jobs, found)
     since = _note_settings(target, f"short side {short_side}, {suffix}, quality {quality}\n", force)
