@@ -372,6 +372,24 @@ def every_train(root: Path) -> list[tuple[str, ...]]:
     return list(zip(*(lines(root / f"train.{kind}.tok") for kind in kinds), strict=True))
 
 
+def test_a_build_with_nothing_left_names_all_of_it(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_csv(source / "table.csv", HEADER, [[f"elsewhere/{row[0]}", *row[1:]] for row in rows()])
+    run(source, status=2)
+    shown = capsys.readouterr().err
+    assert (
+        "left out 40 rows whose image is not in the folder, such as elsewhere/deep/0.png" in shown
+    )
+    assert f"a file of that name is at {Path('deep', '0.png')}." in shown
+    beside = source / "out.left_out.tsv"
+    assert f"all that is left out, with reasons: {beside}" in shown
+    assert len(lines(beside)) == 41
+    write_csv(source / "table.csv", HEADER, rows())
+    run(source)
+    assert not beside.exists()
+
+
 def test_an_option_tells_what_minus_one_is(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -214,7 +214,8 @@ def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) 
     Raises:
         DataError: nothing is left to write, or a label holds a comma, which separates labels.
     """
-    _check(build)
+    beside = root.with_name(f"{root.name}.{LEFT_OUT}")
+    _check(build, beside)
     draft = root.with_name(f".{root.name}.partial-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -224,9 +225,7 @@ def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) 
                 text = "".join(f"{line}\n" for line in lines)
                 (draft / f"{split}.{name}").write_text(text, encoding="utf-8", newline="\n")
         if build.dropped.rows:
-            (draft / LEFT_OUT).write_text(
-                build.dropped.text(), encoding="utf-8", errors="backslashreplace", newline="\n"
-            )
+            _write_left_out(draft / LEFT_OUT, build.dropped)
         card = origin.describe() | _facts(build, draft)
         (draft / CARD).write_text(
             json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -236,6 +235,7 @@ def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) 
             old.unlink(missing_ok=True)
         for path in sorted(draft.iterdir(), key=lambda path: path.name == CARD):
             os.replace(path, root / path.name)
+        beside.unlink(missing_ok=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return card
@@ -288,15 +288,22 @@ def _facts(build: Build, folder: Path) -> dict[str, Any]:
     }
 
 
-def _check(build: Build) -> None:
+def _check(build: Build, beside: Path) -> None:
+    """Refuse what cannot be written; when nothing is left, `beside` names all that is left out."""
     empty = [split for split, samples in build.samples.items() if not samples]
     for split in empty:
         del build.samples[split]
     if empty:
         build.notes["splits without a sample"] = ", ".join(empty)
     if not build.samples:
+        if not build.dropped.rows:
+            raise DataError("Nothing is left to train on: there was nothing at all.")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        _write_left_out(beside, build.dropped)
         reasons = "".join(f"\n  left out {line}" for line in build.dropped.summary())
-        raise DataError(f"Nothing is left to train on.{reasons or ' There was nothing at all.'}")
+        raise DataError(
+            f"Nothing is left to train on.{reasons}\n  all that is left out, with reasons: {beside}"
+        )
     for samples in build.samples.values():
         for sample in samples:
             for name in sample.labels:
@@ -305,6 +312,11 @@ def _check(build: Build) -> None:
                         f"The label '{brief(name)}' of {shown(sample.images)} holds a comma, which "
                         "separates labels in the files. Rename it."
                     )
+
+
+def _write_left_out(path: Path, dropped: LeftOut) -> None:
+    # Names may hold bytes that are no UTF-8.
+    path.write_text(dropped.text(), encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
