@@ -454,6 +454,7 @@ def test_the_splits_of_an_annotation_file(source: Path) -> None:
     for split, first, last in (("train", 0, 6), ("validate", 6, 9), ("test", 9, 12)):
         wanted = [f"Report {n}." for n in range(first, last)]
         assert lines(source / "out" / f"{split}.report.tok") == wanted
+    assert card_of(source / "out")["notes"] == {"splits": "those of the table"}
     assert main([*arguments, "--split", "0.25,0.25,0.5", "--force"]) == 0
     assert len(lines(source / "out" / "test.image.tok")) == 6
 

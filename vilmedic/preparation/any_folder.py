@@ -106,8 +106,9 @@ def build(
     own = own_splits(given, rows)
     if own and given.leaks == "leave-out":
         kept = _without_leaks(kept, same, dropped)
-    kept, together = _together(given, kept, same, notes)
+    kept, together = _together(given, kept, same, own, notes)
     if own:
+        notes["splits"] = "those of the table"
         samples = {name: [one.sample for one in kept if one.split == name] for name in SPLITS}
         if not kept:
             samples = {}
@@ -177,14 +178,20 @@ def _kept(
 
 
 def _together(
-    given: argparse.Namespace, kept: Sequence[Kept], same: dict[str, str], notes: dict[str, Any]
+    given: argparse.Namespace,
+    kept: Sequence[Kept],
+    same: dict[str, str],
+    own: bool,
+    notes: dict[str, Any],
 ) -> tuple[list[Kept], list[str]]:
     """The rows with their groups, and of each the name of what must be in one split."""
     keys = [_keys(one, same) for one in kept]
     units = connected(keys)
     if not given.group_column:
-        notes["splits"] = "by row, as no --group-column says which rows are of one patient"
-        if repeated := repeated_images([one.sample.images for one in kept]):
+        repeated = repeated_images([one.sample.images for one in kept])
+        if not own:
+            notes["splits"] = "by row, as no --group-column says which rows are of one patient"
+        if repeated and not own:
             notes["images in several rows, which stay together"] = repeated
         names: dict[str, str] = {}
         for one, unit in zip(kept, units, strict=True):
@@ -202,7 +209,7 @@ def _together(
         for names in members.values()
         if len(names) > 1
     ]
-    if joined:
+    if joined and not own:
         notes["groups that stay together, being one number or sharing an image"] = joined
     # The name of a unit is that of its first group, so that units of one group are dealt as ever.
     return list(kept), [next(iter(members[unit])) for unit in units]
