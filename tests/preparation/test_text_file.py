@@ -54,6 +54,13 @@ def test_the_same_text_in_any_encoding(
         assert file.read() == TEXT
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_of_a_script_without_ascii(tmp_path: Path, encoding: str) -> None:
+    text = "image_file,report\na.png," + "两肺纹理清晰，心影不大。" * 2000 + "\n"
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    assert encoding_of(tmp_path / "t.csv") == encoding
+
+
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [

@@ -9,6 +9,7 @@ import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -234,13 +235,19 @@ def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
         folder: where the paths start.
         paths: of images that are there.
     """
-    sizes: dict[int, list[str]] = defaultdict(list)
-    for path in dict.fromkeys(paths):
-        sizes[os.path.getsize(folder / path)].append(path)
+    every = list(dict.fromkeys(paths))
+
+    def size(path: str) -> int:
+        return os.path.getsize(folder / path)
+
+    with ThreadPoolExecutor(32) as pool:  # most of the time is spent waiting for the disk
+        sizes = dict(zip(every, pool.map(size, every), strict=True))
+        common = Counter(sizes.values())
+        alike = [path for path in every if sizes[path] and common[sizes[path]] > 1]
+        last = list(pool.map(lambda path: _last_bytes(folder / path, sizes[path]), alike))
     ends: dict[tuple[int, bytes], list[str]] = defaultdict(list)
-    for size, group in sizes.items():
-        for path in group if size and len(group) > 1 else ():
-            ends[size, _last_bytes(folder / path, size)].append(path)
+    for path, end in zip(alike, last, strict=True):
+        ends[sizes[path], end].append(path)
     several = [path for group in ends.values() if len(group) > 1 for path in group]
     digests = file_digests([folder / path for path in several])
     found = {path: digest for path, digest in zip(several, digests, strict=True) if digest}

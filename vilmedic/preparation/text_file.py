@@ -160,12 +160,13 @@ def _first_guess(head: bytes) -> str:
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    few, many = len(head) / 40, len(head) / 8
-    if odd > many and even < few:
-        return "utf-16-le"
-    if even > many and odd < few:
-        return "utf-16-be"
+    for part in (head[:64], head):  # a header of ASCII names, or text of many ASCII letters
+        even, odd = part[::2].count(0), part[1::2].count(0)
+        few, many = len(part) / 40, len(part) / 8
+        if odd > many and even <= few:
+            return "utf-16-le"
+        if even > many and odd <= few:
+            return "utf-16-be"
     return "utf-8"
 
 
