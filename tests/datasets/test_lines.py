@@ -130,4 +130,5 @@ def test_any_names_come_out_of_a_line_as_they_went_in(names: list[str]) -> None:
 def test_long_texts_are_cut_in_messages() -> None:
     assert brief("one\n two\tthree") == "one two three"
     assert len(brief("word " * 999)) == 400
+    assert brief(b"scan\xe9.png".decode(errors="surrogateescape")) == "scan\\udce9.png"
     assert shown([f"c{n}" for n in range(99)]) == "c0, c1, c2, c3, c4 and 94 more"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -554,6 +555,17 @@ def test_dicom_files_as_training_reads_them(tmp_path: Path) -> None:
         ["00.dcm", "rows without a report"],
     ]
     assert card_of(root)["missing"] == {"ImageComments": 1}
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for n in range(3):
+        write_dicom(tmp_path / "images" / f"{n}.dcm", ImageComments=f"Clear lungs {n}.")
+    os.rename(tmp_path / "images" / "0.dcm", os.fsencode(tmp_path / "images") + b"/\xe9.dcm")
+    root = dicom(tmp_path, "--split", "1,0,0")
+    assert lines(root / "train.image.tok") == ["1.dcm", "2.dcm"]
+    reason = "rows whose image has a name with a line end or bytes that are not UTF-8"
+    assert lines(root / "left_out.tsv")[1:] == [f"\\udce9.dcm\t{reason}\t"]
+    assert rf"1 {reason}, such as \udce9.dcm" in capfd.readouterr().out
 
 
 def test_a_table_of_another_encoding_is_noted(source: Path) -> None:

@@ -114,8 +114,9 @@ def shown(items: Sequence[str], most: int = SHOWN) -> str:
 
 
 def brief(text: str) -> str:
-    """A text for a message: on one line, and cut when it is as long as a report."""
-    text = " ".join(text.split(None))
+    """A text for a message: on one line, cut when it is as long as a report, and printable."""
+    # A file name may hold bytes that are not UTF-8.
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 

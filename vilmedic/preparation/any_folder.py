@@ -168,12 +168,12 @@ def _kept(
             kept.append(Kept(row, Sample(present, report, named, group), split))
         if reason:
             dropped.add(reason, ", ".join(one.name for one in found), where=row.place)
-        for one in absent if present and not reason else ():
-            dropped.add(_ABSENT[one.state][1], one.name, where=row.place)
-        if absent:
-            about = reason or _ABSENT[absent[0].state][1]
-            if about not in dropped.hints:
-                dropped.hints[about] = folder.hint(absent[0])
+        elif absent:
+            reason = _ABSENT[absent[0].state][1]
+            for one in absent:
+                dropped.add(_ABSENT[one.state][1], one.name, where=row.place)
+        if absent and reason in _ABSENT[absent[0].state] and reason not in dropped.hints:
+            dropped.hints[reason] = folder.hint(absent[0])
     return kept
 
 
