@@ -89,3 +89,10 @@ def test_samples_are_drawn_once_each_in_order() -> None:
     assert sorted(set(some.tolist())) == some.tolist()
     assert len(some) == 10
     assert sampled(100, 10, 1).tolist() != some.tolist()
+
+
+def test_labels_and_reports_hold_no_control_characters(tmp_path: Path) -> None:
+    names = ("A\x1b[31m", "B\u202e")
+    features = split_features({"visual": random(12, 4)}, torch.eye(12, 2), names=names)
+    [path] = ExploreRepresentation()(evaluation(features, out_dir=tmp_path))
+    assert content(path)["labels"] == ["A\\x1b[31m", "B\\u202e"]

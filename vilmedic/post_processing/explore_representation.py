@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import AtLeast
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ConfigError, escaped
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, Method, project, spread
@@ -73,11 +73,11 @@ class ExploreRepresentation(PostProcessing):
             logger.info("explore_representation: nothing to map on '%s'.", evaluation.split)
             return []
         content = {
-            "run": evaluation.name,
+            "run": escaped(evaluation.name),
             "split": evaluation.split,
             "total": len(split),
             "source": evaluation.source,
-            "labels": list(split.label_names),
+            "labels": [escaped(name) for name in split.label_names],
             "samples": _samples(evaluation, rows),
             "maps": [self._map(key, value, evaluation.seed) for key, value in features.items()],
             "neighbours": self._neighbours(features),
@@ -146,8 +146,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
     described = [evaluation.dataset.describe(i) for i in index]
     columns: dict[str, list[Any]] = {
         "line": evaluation.line_numbers(index),
-        "report": [_cut(str(one.get("report", ""))) for one in described],
-        "image": [", ".join(Path(path).name for path in one.get("image", ())) for one in described],
+        "report": [_cut(escaped(str(one.get("report", "")))) for one in described],
+        "image": [
+            escaped(", ".join(Path(path).name for path in one.get("image", ())))
+            for one in described
+        ],
         "thumbnail": _thumbnails(evaluation, index),
     }
     labels = evaluation.features.labels
