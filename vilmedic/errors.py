@@ -63,3 +63,22 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     names = {name.lower(): name for name in allowed}
     matches = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
     return f" Did you mean '{names[matches[0]]}'?" if matches else ""
+
+
+LONGEST = 200
+"""Letters of a value that a message quotes."""
+
+
+def visible(text: str) -> str:
+    """Text that a message quotes: control characters as escapes, and a long one cut."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} letters)"
+    return "".join(one if one.isprintable() else _escape(one) for one in cut)
+
+
+def escaped(text: str) -> str:
+    """Text as a terminal may show it: control characters but for line breaks and tabs escaped."""
+    return "".join(one if one.isprintable() or one in "\n\t" else _escape(one) for one in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
