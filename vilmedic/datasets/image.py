@@ -72,8 +72,9 @@ class ImageDataset(Part):
             preset.
         eval_transforms: transforms in evaluation; null applies none, or with several views those
             of training.
-        mean: mean of each colour channel, subtracted after scaling to 0..1 (default: ImageNet).
-        std: standard deviation of each colour channel (default: ImageNet).
+        mean: mean of each colour channel, or one number for all, subtracted after scaling to 0..1
+            (default: ImageNet); as many numbers as std has.
+        std: standard deviation of each colour channel, or one number for all (default: ImageNet).
         cache: folder in which decoded and resized images are kept, one memory-mapped file a split;
             null decodes the files in every epoch.
         spool: folder for shards that come from a URL; null takes the folder `spool` in root.
