@@ -16,6 +16,7 @@ from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, 
 
 FAILED = 2
 BROKEN = 1
+MOST_TOLD = 200  # problems
 INTERRUPTED = 130  # what shells report after Ctrl-C
 _OPTIONS = ("--help", "--print-config", "--check")
 
@@ -208,7 +209,7 @@ def _tell(error: VilmedicError) -> None:
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
-    for problem in map(escaped, problems):
+    for problem in map(escaped, problems[:MOST_TOLD]):
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
 
 

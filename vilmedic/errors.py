@@ -81,3 +81,13 @@ def escaped(text: str) -> str:
     if _HIDDEN.search(text) is None:
         return text
     return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+LONGEST = 200
+"""Letters of a value that a message quotes."""
+
+
+def visible(text: str) -> str:
+    """A value that a message quotes, on one line: escaped, and a long one cut."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} letters)"
+    return escaped(cut).replace("\n", "\\n").replace("\t", "\\t")

@@ -79,8 +79,6 @@ def test_options_are_checked() -> None:
     run = evaluation(split_features({"visual": random(9, 3)}))
     with pytest.raises(ConfigError, match=r"explore_representation\.keys.*Allowed: visual"):
         ExploreRepresentation(keys=["visuel"]).check(run)
-    with pytest.raises(ConfigError, match="given 2, allowed: 3 or more"):
-        ExploreRepresentation(max_samples=2)
 
 
 def test_samples_are_drawn_once_each_in_order() -> None:

@@ -13,6 +13,11 @@ from vilmedic.config.resolve import guard
 from vilmedic.config.yaml_source import read_file
 from vilmedic.errors import ConfigError, nearest
 
+MOST_FILES = 32
+"""Files that a configuration may be made of, a file that is included twice counted twice."""
+MOST_TOGETHER = 20_000
+"""Keys and values of files that include each other."""
+
 
 def read_layers(path: str) -> list[Tree]:
     """A configuration file and everything that it includes, the weakest first.
@@ -23,17 +28,24 @@ def read_layers(path: str) -> list[Tree]:
     Raises:
         ConfigError: a file is missing, not readable, or includes itself.
     """
-    return _read(path, chain=[], origin="")
+    return _read(path, chain=[], origin="", sizes=[])
 
 
-def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
+def _read(path: str, chain: list[str], origin: str, sizes: list[int]) -> list[Tree]:
     where = f"includes ({origin}): " if origin else ""
+    if len(sizes) >= MOST_FILES:
+        raise ConfigError(f"{where}more than {MOST_FILES} files are included.")
+    if "\0" in path:
+        raise ConfigError(f"{where}no file can have the name {path!r}.")
     real = os.path.realpath(path)
     if real in [os.path.realpath(one) for one in chain]:
         raise ConfigError(f"{where}the files include each other: {' -> '.join([*chain, path])}.")
     if not os.path.isfile(path):
         raise ConfigError(f"{where}{_absent(path)}")
     tree = read_file(path)
+    sizes.append(len(tree.marks))
+    if len(sizes) > 1 and sum(sizes) > MOST_TOGETHER:
+        raise ConfigError(f"{where}the files hold more than {MOST_TOGETHER:,} values together.")
     guard(tree)
     layers: list[Tree] = []
     if "includes" in tree.data:
@@ -44,7 +56,7 @@ def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
             raise ConfigError(f"includes ({line}): given {given!r}; allowed: a list of file names.")
         for index, name in enumerate(names):
             found = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
-            layers += _read(found, [*chain, path], tree.origin(("includes", index)))
+            layers += _read(found, [*chain, path], tree.origin(("includes", index)), sizes)
         tree.remove(("includes",))
     return [*layers, tree]
 
@@ -72,8 +84,7 @@ def merge(lower: Tree, upper: Tree) -> Tree:
     """
     weaker = Tree(_copy(lower.data), dict(lower.marks))
     _make_way(weaker, upper, ())
-    merged = OmegaConf.merge(OmegaConf.create(weaker.data), OmegaConf.create(upper.data))
-    data: Any = OmegaConf.to_container(merged, resolve=False)
+    data = _together(weaker.data, upper.data)
     marks = {**weaker.marks, **upper.marks}
     for path, mark in upper.marks.items():
         # a mapping that the command line adds to still stands where the file has it
@@ -94,9 +105,34 @@ def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:
             _make_way(lower, upper, where)
         elif isinstance(value, dict) and isinstance(below, str):
             # an interpolation may stand for a mapping, which the merge then looks up
-            lower.forget(where)
+            lower.marks.pop(where, None)
         else:
             lower.remove(where)
+
+
+def _together(below: dict[str, Any], above: dict[str, Any]) -> Any:
+    """Two mappings as one, the second over the first."""
+    if _looks_up(below, above):
+        merged = OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above))
+        return OmegaConf.to_container(merged, resolve=False)
+    return _over(below, above)
+
+
+def _looks_up(below: dict[str, Any], above: dict[str, Any]) -> bool:
+    """Whether a mapping goes over text, which may refer to another mapping."""
+    pairs = [(below[key], value) for key, value in above.items() if key in below]
+    return any(
+        isinstance(value, dict)
+        and (isinstance(one, str) or (isinstance(one, dict) and _looks_up(one, value)))
+        for one, value in pairs
+    )
+
+
+def _over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return _copy(above)
+    both = {key: _over(below.get(key), value) for key, value in above.items()}
+    return {**_copy(below), **both}
 
 
 def _copy(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from vilmedic.config.check import Checker
 from vilmedic.config.layers import merge, read_layers
 from vilmedic.config.marks import KeyPath, Tree
 from vilmedic.config.nodes import schema_keys
+from vilmedic.config.optimizers import check_optimizer
 from vilmedic.config.overrides import Override, apply_overrides, parse_override
 from vilmedic.config.replaced import drop_replaced
-from vilmedic.config.resolve import guard, resolve
+from vilmedic.config.resolve import MOST_PROBLEMS, guard, resolve
+from vilmedic.config.scalars import wrong_folder_name
 from vilmedic.config.scores import read_scores
 from vilmedic.config.sections import (
     EnsemblorSection,
@@ -27,6 +30,7 @@ from vilmedic.config.sections import (
     ValidatorSection,
 )
 from vilmedic.config.signature import Signature, read_signature
+from vilmedic.config.wording import shown
 from vilmedic.config.yaml_source import PlainDumper
 from vilmedic.errors import ConfigError
 from vilmedic.registry import import_plugins
@@ -150,14 +154,18 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     draft = read(os.fspath(path), overrides)
     root = root_signature()
     tree = draft.tree
-    checker = Checker(tree, lambda: schema_keys(root, tree.data))
+    checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
     judged = checker.section(root, tree.data, ())
+    check_optimizer(checker, judged)
     if not (draft.problems or checker.problems):
         _check_score(judged, checker)
     problems = [*draft.problems, *checker.problems]
     if problems:
         raise ConfigError(problems)
     judged["name"] = judged.get("name") or Path(path).stem
+    wrong = wrong_folder_name(judged["name"])
+    if wrong:
+        raise ConfigError(f"name: given {shown(judged['name'])}, that of the file; {wrong}")
     sections = {"trainor": TrainorSection, "validator": ValidatorSection}
     for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
         judged[key] = cls(**judged.get(key) or {})
@@ -239,6 +247,8 @@ def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     given = found.data.get("plugins")
     names = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     origin = found.origin(("plugins",))
+    if len(names) > MOST_PROBLEMS:
+        return [f"plugins ({origin}): given {len(names)}; allowed: at most {MOST_PROBLEMS}."]
     return [f"plugins ({origin}): {problem}" for problem in import_plugins(names)]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from vilmedic.config.types import AtLeast, Runtime
+from vilmedic.config.types import AtLeast, Between, Runtime
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_cleaning import CLEANERS
@@ -56,7 +56,7 @@ class TextDataset(Part):
         root: str,
         file: str = "report.tok",
         tokenizer: str | None = None,
-        tokenizer_max_len: Annotated[int, AtLeast(3)] = 128,
+        tokenizer_max_len: Annotated[int, Between(3, 65536)] = 128,
         processing: Literal[
             "r2gen_clean_report",
             "ifcc_clean_report",
@@ -69,8 +69,6 @@ class TextDataset(Part):
         vocab_min_frequency: Annotated[int, AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if tokenizer_max_len < 3:
-            raise ValueError(f"tokenizer_max_len must be at least 3, not {tokenizer_max_len}.")
         if processing is not None and processing not in CLEANERS:
             raise ValueError(
                 f"There is no processing named '{processing}'. Allowed: {', '.join(CLEANERS)}."

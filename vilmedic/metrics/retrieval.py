@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.config.types import Between
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
@@ -55,7 +56,7 @@ class Retrieval(Metric):
         *,
         similarity: Literal["global", "local", "both"] = "global",
         local_aggregation: Literal["sum", "max"] = "max",
-        block_size: int = 1024,
+        block_size: Annotated[int, Between(1, 16384)] = 1024,
     ) -> None:
         self.similarity = similarity
         self.local_aggregation = local_aggregation

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.config.types import Resamples
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
@@ -53,7 +54,7 @@ class ZeroShot(Metric):
         similarity: Literal["global", "local", "both"] = "global",
         local_aggregation: Literal["sum", "max"] = "max",
         on_missing: Literal["raise", "skip"] = "raise",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.prompts = prompts
         self.similarity = similarity

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.config.types import Runtime
+from vilmedic.config.types import AtLeast, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
 from vilmedic.gather import Part, takes_part
@@ -38,7 +40,7 @@ class ConVIRT(ContrastiveModel):
         cnn: VisionEncoder,
         projection: PairedProjection,
         loss: ConVIRTLoss,
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(

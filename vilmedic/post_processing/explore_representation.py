@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vilmedic.config.types import AtLeast
-from vilmedic.errors import ConfigError, escaped
+from vilmedic.config.types import Between
+from vilmedic.errors import escaped
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, Method, project, spread
@@ -47,15 +47,10 @@ class ExploreRepresentation(PostProcessing):
         self,
         *,
         keys: list[str] | None = None,
-        max_samples: Annotated[int, AtLeast(3)] = 2500,
+        max_samples: Annotated[int, Between(3, 1000000)] = 2500,
         method: Method | None = None,
-        neighbours: Annotated[int, AtLeast(1)] = 10,
+        neighbours: Annotated[int, Between(1, 10000)] = 10,
     ) -> None:
-        if max_samples < FEWEST:
-            raise ConfigError(
-                f"explore_representation.max_samples: given {max_samples}, allowed: {FEWEST} or "
-                "more."
-            )
         self.keys, self.max_samples = keys, max_samples
         self.method, self.neighbours = method, neighbours
 
