@@ -2,9 +2,9 @@
 
     python data/check.py config/SELFSUP/convirt-mimic.yml [key=value ...]
 
-Prints a table, errors and warnings, and writes data_check.json and data_check.png (a page of
-histograms) into the run's folder. Exit status: 0, 1 when there are errors in the data, 2 when the
-configuration cannot be used.
+Prints a table, errors and warnings, and writes data_check.json, data_check.png (a page of
+histograms) and data_samples.png (images with their reports) into the run's folder. Exit status: 0,
+1 when there are errors in the data, 2 when the configuration cannot be used.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def _run(given: argparse.Namespace) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
     from vilmedic.preparation.check_page import as_table, as_values, draw_page
     from vilmedic.preparation.checking import check_data
+    from vilmedic.preparation.sample_page import draw_samples
 
     findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
@@ -40,12 +41,15 @@ def _run(given: argparse.Namespace) -> int:
     values = json.dumps(as_values(findings), indent=2, ensure_ascii=False)
     (folder / "data_check.json").write_text(values + "\n", encoding="utf-8")
     draw_page(findings, folder / "data_check.png", f"Data of {given.config}")
+    sampled = draw_samples(findings, folder / "data_samples.png", f"Samples of {given.config}")
     print(as_table(findings))
     for kind, texts in (("warning", findings.warnings), ("error", findings.errors)):
         for text in texts:
             print(f"{kind}: {text}")
     counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
     print(f"{counts}; see {folder / 'data_check.png'}")
+    if sampled:
+        print(f"Images with their reports: {folder / 'data_samples.png'}")
     return 1 if findings.errors else 0
 
 

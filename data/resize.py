@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vilmedic.datasets.decode import MAX_PIXELS
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
@@ -34,6 +35,7 @@ def _run(given: argparse.Namespace) -> int:
         quality=given.quality,
         workers=given.workers,
         force=given.force,
+        max_pixels=given.max_pixels,
     )
     other = sum(found.other.values())
     print(
@@ -44,6 +46,10 @@ def _run(given: argparse.Namespace) -> int:
         print(f"  left out: {count:,} {kind}")
     if found.left_out:
         print(f"  all of them: {given.target / LEFT_OUT}")
+    for path, note in list(found.noted.items())[:SHOWN]:
+        print(f"  shown by what it holds: {path}: {note}")
+    if len(found.noted) > SHOWN:
+        print(f"  and {len(found.noted) - SHOWN:,} more that contradict their headers")
     for reason in list(found.unreadable.values())[:SHOWN]:
         print(f"  unreadable: {reason}", file=sys.stderr)
     if found.unreadable:
@@ -67,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=range(1, 101),
         metavar="1..100",
         help="of JPEG files",
+    )
+    parser.add_argument(
+        "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
     )
     parser.add_argument("--workers", type=whole, default=0, help="processes, 0 for one a core")
     parser.add_argument("--force", action="store_true", help="write again what is there")

@@ -22,7 +22,7 @@ from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.check_facts import Findings, SplitFacts
-from vilmedic.preparation.image_facts import examine_images
+from vilmedic.preparation.image_facts import ImageFacts, examine_images, negatives_by_split
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
 from vilmedic.preparation.splitting import group_key
 from vilmedic.registry import DATASETS
@@ -31,6 +31,7 @@ PARTS: dict[str, type] = {"image": ImageDataset, "seq": TextDataset, "label": La
 PATIENT_FILE = "patient.tok"
 MANY_DUPLICATES = 0.2  # near-duplicates in a split that a contrastive loss suffers from
 MANY_CUT = 0.05
+SAMPLES = 12  # small images of the training split to look at, and half as many of each other one
 _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and of CheXpert
 
 
@@ -54,6 +55,7 @@ def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> 
             findings.splits[split] = check.facts
             check.run(most, workers)
     _compare_splits(findings)
+    _find_negatives(findings)
     return findings
 
 
@@ -103,6 +105,7 @@ class _SplitCheck:
         if "image" in lines and "image" not in self.faulty:
             self.images(lines["image"], most, workers)
         if "seq" in lines:
+            self.facts.texts = lines["seq"]
             self.reports(lines["seq"])
         if "label" in lines:
             self.labels(lines["label"])
@@ -110,7 +113,7 @@ class _SplitCheck:
 
     def images(self, texts: Lines, most: int | None, workers: int) -> None:
         given = self.parts["image"]
-        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib")
+        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib", "max_pixels")
         try:
             pictures = open_pictures(
                 texts,
@@ -130,7 +133,12 @@ class _SplitCheck:
         if repeated:
             self.warning(f"{repeated} images stand on more than one line.")
         facts = examine_images(
-            pictures, set(missing), most=most, workers=workers, title=f"Images of {self.split}"
+            pictures,
+            set(missing),
+            most=most,
+            workers=workers,
+            title=f"Images of {self.split}",
+            samples=SAMPLES if self.split == "train" else SAMPLES // 2,
         )
         self.facts.images = facts
         bad = len(missing) + len(facts.unreadable)
@@ -142,6 +150,7 @@ class _SplitCheck:
             note(listed(facts.unreadable, "unreadable image"))
         if facts.blank:
             self.warning(f"{listed(facts.blank, 'blank image')}, all pixels of one value.")
+        self.doubtful_images(facts)
         crop = given["crop"]
         if given["resize"] is None and crop is not None:
             small = sum(min(size) < crop for size in facts.sizes)
@@ -150,6 +159,14 @@ class _SplitCheck:
                 return
         if len(missing) <= TOLERATED * len(texts):  # with more, no data set can be made
             self.made_image(given, set(missing))
+
+    def doubtful_images(self, facts: ImageFacts) -> None:
+        """Name what can be decoded and is hardly as it should be."""
+        for fault, places in facts.doubtful.items():
+            self.warning(f"{listed(places, 'image')}, {fault}.")
+        if facts.noted:
+            text = listed(facts.noted, "note on images that contradict their headers")
+            self.warning(f"{text}. Each is shown by what it holds.")
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
         """Make an image as a run would: resized, transformed and cropped."""
@@ -250,6 +267,15 @@ def _whatever_lines(root: str, split: str, file: str, name: str) -> dict[str, Li
         return {}
     content = path.read_bytes().decode(errors="replace").removesuffix("\n")
     return {name: Lines([line.strip() for line in content.split("\n")], path)} if content else {}
+
+
+def _find_negatives(findings: Findings) -> None:
+    """Images that are dark where most of the others of all splits are bright."""
+    known = {name: facts.images for name, facts in findings.splits.items() if facts.images}
+    for name, places in negatives_by_split(known).items():
+        if places:
+            text = f"{listed(places, 'image')}, a negative of what most images look like."
+            findings.warnings.append(f"{name}: {text}")
 
 
 def _compare_splits(findings: Findings) -> None:
