@@ -3,9 +3,10 @@
     python data/check.py config/SELFSUP/convirt-mimic.yml [key=value ...]
 
 Prints a table, errors, warnings and advice, and writes data_check.json, data_check.png (a page of
-histograms) and data_check.txt (all files of which a message lists the first five) into the run's
-folder. Exit status: 0 when a run would see what the files show; 1 when it could not start, or would
-see something else (errors and warnings); 2 when the configuration cannot be used.
+histograms), data_samples.png (images with their reports) and data_check.txt (all files of which a
+message lists the first five) into the run's folder. Exit status: 0 when a run would see what the
+files show; 1 when it could not start, or would see something else (errors and warnings); 2 when the
+configuration cannot be used.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def _run(given: argparse.Namespace) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
     from vilmedic.preparation.check_page import as_lists, as_table, as_values, draw_page
     from vilmedic.preparation.checking import check_data
+    from vilmedic.preparation.sample_page import draw_samples
 
     findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
@@ -49,6 +51,7 @@ def _run(given: argparse.Namespace) -> int:
     (folder / "data_check.json").write_text(values + "\n", encoding="utf-8")
     draw_page(findings, folder / "data_check.png", f"Data of {given.config}")
     (folder / LISTS).write_text(as_lists(findings), encoding="utf-8", errors="backslashreplace")
+    sampled = draw_samples(findings, folder / "data_samples.png", f"Samples of {given.config}")
     print(escaped(as_table(findings)))
     kinds = {"advice": findings.advice, "warning": findings.warnings, "error": findings.errors}
     for kind, texts in kinds.items():
@@ -58,6 +61,8 @@ def _run(given: argparse.Namespace) -> int:
         print(f"all of what is more than {SHOWN}: {folder / LISTS}")
     counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
     print(f"{counts}; see {folder / 'data_check.png'}")
+    if sampled:
+        print(f"Images with their reports: {folder / 'data_samples.png'}")
     return 1 if findings.errors or findings.warnings else 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
+from vilmedic.datasets.decode import MAX_PIXELS
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
 from vilmedic.preparation.arguments import positive, whole
@@ -38,6 +39,7 @@ def _run(given: argparse.Namespace) -> int:
         quality=given.quality,
         workers=given.workers,
         force=given.force,
+        max_pixels=given.max_pixels,
     )
     other = sum(found.other.values())
     print(
@@ -48,6 +50,10 @@ def _run(given: argparse.Namespace) -> int:
         print(escaped(f"  left out: {count:,} {kind}"))
     if found.left_out:
         print(f"  all of them: {given.target / LEFT_OUT}")
+    for path, note in list(found.noted.items())[:SHOWN]:
+        print(escaped(f"  shown by what it holds: {path}: {note}"))
+    if len(found.noted) > SHOWN:
+        print(f"  and {len(found.noted) - SHOWN:,} more that contradict their headers")
     for reason in list(found.unreadable.values())[:SHOWN]:
         print(escaped(f"  unreadable: {reason}"), file=sys.stderr)
     if found.unreadable:
@@ -71,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=range(1, 101),
         metavar="1..100",
         help="of JPEG files",
+    )
+    parser.add_argument(
+        "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
     )
     parser.add_argument("--workers", type=whole, default=0, help="processes, 0 for one a core")
     parser.add_argument("--force", action="store_true", help="write again what is there")

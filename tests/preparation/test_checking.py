@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from data import check
+from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.config.load import load
+from vilmedic.phantom.case import draw_case
+from vilmedic.phantom.render import render
 from vilmedic.preparation.checking import Findings, check_data
 
 Check = Callable[..., Findings]
@@ -322,3 +325,79 @@ def test_one_patient_in_two_ways_of_writing(checked: Check, root: Path) -> None:
     change(root / "test.patient.tok", 2, "12.0")
     change(root / "validate.patient.tok", 2, "1.2")
     assert checked().errors == ["train and test: 1 patient: 12 (also 12.0) in both."]
+
+
+def phantoms(root: Path, count: int) -> None:
+    """Radiographs instead of noise, on `count` lines of training."""
+    names = [f"x{number}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        pixels = render(draw_case(0, "train", number), 64).pixels
+        Image.fromarray(pixels).save(root / "images" / name)
+    (root / "train.image.tok").write_text("".join(f"{name}\n" for name in names))
+    for kind in ("report", "label"):
+        lines = (root / f"train.{kind}.tok").read_text().splitlines()
+        texts = [f"{lines[number % len(lines)]} {number}" for number in range(count)]
+        (root / f"train.{kind}.tok").write_text("".join(f"{text}\n" for text in texts))
+    patients = "".join(f"train{number}\n" for number in range(count))
+    (root / "train.patient.tok").write_text(patients)
+
+
+def test_implausible_images_are_named(checked: Check, root: Path) -> None:
+    phantoms(root, 24)
+    images = root / "images"
+    assert not any("image" in text for text in checked().warnings)
+
+    def changed(number: int, change: Callable[[np.ndarray], object]) -> None:
+        pixels = np.array(Image.open(images / f"x{number}.png"))
+        Image.fromarray(np.asarray(change(pixels), np.uint8)).save(images / f"x{number}.png")
+
+    changed(1, lambda pixels: pixels // 20)
+    changed(2, lambda pixels: 255 - pixels // 20)
+    changed(3, lambda pixels: 255 - pixels)
+    changed(4, lambda pixels: np.concatenate([pixels[:40], np.full((24, 64), 128)]))
+    changed(5, lambda pixels: np.where(np.arange(4096).reshape(64, 64) == 99, 255, pixels // 20))
+    make_dicom(images / "x6.dcm", np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    lut = table(list(range(4096)), 0, 16)
+    make_dicom(
+        images / "x6.dcm", np.arange(4096, dtype=np.uint16).reshape(64, 64), VOILUTSequence=[lut]
+    )
+    change(root / "train.image.tok", 7, "x6.dcm")
+    findings = checked()
+    for number, expected in (
+        (1, "near-black"),
+        (2, "near-white"),
+        (3, "a negative of what most images look like"),
+        (4, "torn or empty rows"),
+        (5, "flattened by single pixels"),
+        (6, "its VOI table states 16 bits and holds 12"),
+    ):
+        [warning] = [text for text in findings.warnings if expected in text]
+        assert re.search(rf"train: 1 .*train\.image\.tok:{number + 1}: \S+x{number}\.", warning)
+
+
+def test_damaged_jpeg_is_an_error(checked: Check, root: Path) -> None:
+    pixels = render(draw_case(0, "train", 0), 256).pixels
+    Image.fromarray(pixels).save(root / "images" / "a.jpg", quality=95)
+    content = (root / "images" / "a.jpg").read_bytes()
+    middle = len(content) // 2
+    damaged = content[:middle] + bytes(300) + content[middle + 300 :]
+    (root / "images" / "a.jpg").write_bytes(damaged)
+    change(root / "train.image.tok", 2, "a.jpg")
+    [error] = checked().errors
+    assert re.search(r"train: 1 unreadable image: \S+tok:2: \S+a\.jpg cannot be decoded", error)
+
+
+def test_samples_with_their_reports(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(root / "config.yml")
+    assert check.main([config, "--out", str(tmp_path)]) == 0
+    assert f"Images with their reports: {tmp_path / 'data_samples.png'}" in capsys.readouterr().out
+    with Image.open(tmp_path / "data_samples.png") as page:
+        assert min(page.size) > 600
+    facts = check_data(load(config, ())).splits["train"]
+    assert facts.images is not None
+    assert [sample.line for sample in facts.images.samples] == [0, 1, 2, 3, 4]
+    first = np.asarray(Image.open(root / "images" / "train_0.png"))
+    assert np.array_equal(facts.images.samples[0].pixels, first)
+    assert facts.texts[0].startswith("Small left pleural effusion")

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vilmedic.files import open_regular
+
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
 CHUNK = 2**20
@@ -91,7 +93,7 @@ def _state(path: Path, now: int) -> tuple[bytes, bool] | None:
 def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST)
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     except FileNotFoundError:

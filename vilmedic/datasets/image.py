@@ -34,7 +34,7 @@ from vilmedic.datasets.transforms import (
     crop_square,
     flips,
     preset_transforms,
-    resize_short_side,
+    resized_shape,
     try_transforms,
     without_flips,
 )
@@ -81,6 +81,8 @@ class ImageDataset(Part):
         spool_gib: most GiB of shards that it holds; the ones unused for longest make room.
         tokens: cache gives the tokens that the frozen VAE of the model makes of images, computed
             once for all epochs and kept in the run directory; null gives images.
+        max_pixels: height times width of the largest image, in its file and after resizing; a
+            larger one counts as undecodable.
         on_error: whether a missing or undecodable image ends the run or is left out and listed;
             more than one in a hundred ends it in any case.
     """
@@ -112,6 +114,7 @@ class ImageDataset(Part):
         spool: str | None = None,
         spool_gib: Annotated[float, Above(0), AtMost(1048576)] = 64.0,
         tokens: Literal["cache"] | None = None,
+        max_pixels: Annotated[int, Between(1, 2147483647)] = 134217728,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         if multi_image > 1 and views > 1:
@@ -155,6 +158,7 @@ class ImageDataset(Part):
             most=multi_image,
             spool=spool,
             spool_gib=spool_gib,
+            max_pixels=max_pixels,
         )
         missing = self.pictures.missing()
         if missing and on_error == "raise":
@@ -262,7 +266,8 @@ class ImageDataset(Part):
         """
         line = int(whole.kept[index])
         image = self.pictures.decode(line, 0)
-        height, width = resize_short_side(image, self.resize or min(image.shape[-2:])).shape[-2:]
+        short = self.resize or min(image.shape[-2:])
+        height, width = resized_shape(image.shape[1], image.shape[2], short)
         across, down = (self.crop or width) / width, (self.crop or height) / height
         left, top = (1 - across) / 2, (1 - down) / 2
         return image, (left, top, left + across, top + down)

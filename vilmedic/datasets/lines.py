@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vilmedic.errors import DataError, nearest
-from vilmedic.files import plain_name
+from vilmedic.files import open_regular, plain_name
 
 SHOWN = 5  # problems of one kind that a message lists before it only counts
 LONGEST = 400  # letters of a text in a message
@@ -63,10 +63,9 @@ def read_lines(root: str | Path, split: str, file: str) -> Lines:
     except ValueError as error:
         raise DataError(f"The split {split[:60]!r} is no name of a split: {error}.") from None
     path = Path(root) / f"{split}.{file}"
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} is not a file: a folder, a pipe or a device holds no lines.")
     try:
-        content = path.read_bytes()
+        with open_regular(path) as stream:
+            content = stream.read()
     except OSError as error:
         raise DataError(_unreadable(path, error)) from None
     # Only "\n" ends a line: str.splitlines would also cut at form feeds and other rare characters.

@@ -169,6 +169,7 @@ class PictureShards(Pictures):
         color: see `Pictures`.
         resize: see `Pictures`.
         most: see `Pictures`.
+        max_pixels: see `Pictures`.
 
     Raises:
         DataError: lines and index do not belong together, or a shard is not there.
@@ -182,8 +183,9 @@ class PictureShards(Pictures):
         color: Color,
         resize: int | None,
         most: int,
+        max_pixels: int,
     ) -> None:
-        super().__init__(texts, color, resize, most)
+        super().__init__(texts, color, resize, most, max_pixels)
         self.index, self.store = index, store
         if len(texts) != len(index.starts) - 1:
             raise DataError(

@@ -17,10 +17,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vilmedic.config.generation import GenerationSection
-from vilmedic.datasets.decode import UndecodableImage, decode_image
+from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.sample import stable_seed
-from vilmedic.datasets.transforms import crop_square, resize_short_side
+from vilmedic.datasets.transforms import crop_square, resize_short_side, resized_shape
 from vilmedic.errors import ConfigError
 from vilmedic.executors.device import autocast
 from vilmedic.executors.rerank import Reranker
@@ -172,6 +172,8 @@ class ImageGeneration:
             path = Path(self.section.prime_image)
             try:
                 image = decode_image(path, part.color)
+                size = resized_shape(image.shape[1], image.shape[2], vae.image_size)
+                check_size(*size, MAX_PIXELS, f"{path}, resized to {vae.image_size},")
             except (UndecodableImage, OSError) as error:
                 raise ConfigError(f"ensemblor.prime_image: {error}.") from None
             image = crop_square(

@@ -20,6 +20,7 @@ class SplitFacts:
     Attributes:
         lines: of each part's file; a part that cannot be read is missing.
         images: what the images are like.
+        texts: the reports as they are in their file.
         named: paths of the images, with the line of each.
         missing: lines with an image that is not there.
         empty: reports without a text, before or after cleaning.
@@ -35,6 +36,7 @@ class SplitFacts:
 
     lines: dict[str, int] = field(default_factory=dict)
     images: ImageFacts | None = None
+    texts: Sequence[str] = ()
     missing: int = 0
     named: dict[str, int] = field(default_factory=dict)
     empty: int = 0

@@ -88,6 +88,7 @@ def _figures(facts: SplitFacts) -> dict[str, Any]:
             "decoded": images.looked_at,
             "unreadable": len(images.unreadable),
             "blank": len(images.blank),
+            "doubtful": sum(map(len, images.doubtful.values())),
         }
         if images.sizes:
             short = [min(size) for size in images.sizes]

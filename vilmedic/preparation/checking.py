@@ -22,7 +22,7 @@ from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.check_facts import Findings, SplitFacts
-from vilmedic.preparation.image_facts import examine_images
+from vilmedic.preparation.image_facts import ImageFacts, examine_images, negatives_by_split
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
 from vilmedic.preparation.report_facts import (
     lost_letters,
@@ -38,6 +38,7 @@ PATIENT_FILE = "patient.tok"
 MANY_DUPLICATES = 0.2  # near-duplicates in a split that a contrastive loss suffers from
 MANY_CUT = 0.05
 MANY_UNKNOWN = 0.05  # words that a tokenizer does not know
+SAMPLES = 12  # small images of the training split to look at, and half as many of each other one
 _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and of CheXpert
 
 
@@ -61,6 +62,7 @@ def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> 
             findings.splits[split] = check.facts
             check.run(most, workers)
     _compare_splits(findings)
+    _find_negatives(findings)
     return findings
 
 
@@ -110,6 +112,7 @@ class _SplitCheck:
         if "image" in lines and "image" not in self.faulty:
             self.images(lines["image"], most, workers)
         if "seq" in lines:
+            self.facts.texts = lines["seq"]
             self.reports(lines["seq"])
         if "label" in lines:
             self.labels(lines["label"])
@@ -117,7 +120,7 @@ class _SplitCheck:
 
     def images(self, texts: Lines, most: int | None, workers: int) -> None:
         given = self.parts["image"]
-        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib")
+        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib", "max_pixels")
         try:
             pictures = open_pictures(
                 texts,
@@ -143,7 +146,12 @@ class _SplitCheck:
             what = "on more than one line"
             self.advice(f"{self.listed(repeated, 'image', what)}, {what}.")
         facts = examine_images(
-            pictures, set(missing), most=most, workers=workers, title=f"Images of {self.split}"
+            pictures,
+            set(missing),
+            most=most,
+            workers=workers,
+            title=f"Images of {self.split}",
+            samples=SAMPLES if self.split == "train" else SAMPLES // 2,
         )
         self.facts.images = facts
         known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
@@ -161,6 +169,7 @@ class _SplitCheck:
             note(self.listed(facts.unreadable, "unreadable image"))
         if facts.blank:
             self.warning(f"{self.listed(facts.blank, 'blank image')}, all pixels of one value.")
+        self.doubtful_images(facts)
         crop = given["crop"]
         if given["resize"] is None and crop is not None:
             small = sum(min(size) < crop for size in facts.sizes)
@@ -169,6 +178,15 @@ class _SplitCheck:
                 return
         if len(missing) <= TOLERATED * len(texts):  # with more, no data set can be made
             self.made_image(given, set(missing))
+
+    def doubtful_images(self, facts: ImageFacts) -> None:
+        """Name what can be decoded and is hardly as it should be."""
+        for fault, places in facts.doubtful.items():
+            self.warning(f"{self.listed(places, 'image', fault)}, {fault}.")
+        if facts.noted:
+            kind = "note on images that contradict their headers"
+            text = self.listed(facts.noted, kind)
+            self.advice(f"{text}. Each is shown by what it holds.")
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
         """Make an image as a run would: resized, transformed and cropped."""
@@ -322,6 +340,16 @@ def _whatever_lines(root: str, split: str, file: str, name: str) -> dict[str, Li
         return {}
     content = path.read_bytes().decode(errors="replace").removesuffix("\n")
     return {name: Lines([line.strip() for line in content.split("\n")], path)} if content else {}
+
+
+def _find_negatives(findings: Findings) -> None:
+    """Images that are dark where most of the others of all splits are bright."""
+    known = {name: facts.images for name, facts in findings.splits.items() if facts.images}
+    for name, places in negatives_by_split(known).items():
+        if places:
+            what = "a negative of what most images look like"
+            text = f"{findings.listed(name, places, 'image', what)}, {what}."
+            findings.warnings.append(f"{name}: {text}")
 
 
 def _compare_splits(findings: Findings) -> None:

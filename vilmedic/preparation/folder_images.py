@@ -17,6 +17,7 @@ from typing import Any, Literal
 from vilmedic.datasets.file_contents import file_digests
 from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
+from vilmedic.files import open_regular
 from vilmedic.preparation.command import is_present, names_in
 from vilmedic.preparation.folder import Sample
 from vilmedic.preparation.splitting import plain_number
@@ -290,7 +291,7 @@ def copies(same: Mapping[str, str]) -> list[str]:
 
 def _last_bytes(path: Path, size: int) -> bytes:
     """The end of a file, which differs between compressed images even of one size."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, size - LAST))
         return file.read(LAST)
 

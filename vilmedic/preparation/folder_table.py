@@ -16,6 +16,7 @@ from typing import Any
 from vilmedic.datasets.dicom import is_dicom, is_marked
 from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
+from vilmedic.files import open_regular
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.damage import DAMAGE
 from vilmedic.preparation.encodings import decode_all
@@ -200,7 +201,7 @@ def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str
     values: dict[str, list[str]] = {}
     unclear: dict[str, bytes] = {}
     try:
-        with open(folder / path, "rb") as file:
+        with open_regular(folder / path) as file:
             marked = is_marked(file.read(132))
             file.seek(0)
             header = pydicom.filereader.read_partial(

@@ -13,6 +13,7 @@ from typing import Any
 
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
+from vilmedic.files import open_regular
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.damage import DAMAGE
 from vilmedic.preparation.encodings import Decoded, decode_unicode, is_credible
@@ -156,7 +157,7 @@ def decode_report(content: bytes) -> Decoded | None:
 def _content(reports: Reports, path: str) -> bytes | None:
     try:
         if reports.path.is_dir():
-            with open(reports.path / path, "rb") as file:
+            with open_regular(reports.path / path) as file:
                 return file.read()
         if reports.path not in _archives:
             _archives[reports.path] = zipfile.ZipFile(reports.path)

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import SUFFIXES
+from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES
 from vilmedic.datasets.dicom import is_dicom
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError
@@ -32,6 +33,7 @@ class Resized:
         written: images written now.
         present: images that were there from an earlier run.
         unreadable: path and reason of each image, or folder, that could not be read.
+        noted: path and note of each image that contradicts its header, and was written.
         other: how many files of other kinds there are, by suffix.
         left_out: path and reason of each file that is no image.
     """
@@ -39,6 +41,7 @@ class Resized:
     written: int = 0
     present: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -52,6 +55,7 @@ def resize_tree(
     quality: int = 95,
     workers: int = 0,
     force: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Resized:
     """Write every image below a folder with a short side of `short_side` pixels.
 
@@ -68,6 +72,7 @@ def resize_tree(
         quality: of a JPEG, 1 to 100.
         workers: processes, 0 for one a core.
         force: write again what is there.
+        max_pixels: height times width of the largest image that is read.
 
     Raises:
         DataError: there are no images, or `target` holds images that were made with other settings.
@@ -83,14 +88,18 @@ def resize_tree(
         raise DataError(f"{source} holds no images, but {kinds}.")
     jobs = _without_clashes(jobs, found)
     since = _note_settings(target, f"short side {short_side}, {suffix}, quality {quality}\n", force)
-    work = partial(_resize, short_side=short_side, quality=quality, since=since)
-    for job, result in zip(jobs, _results(work, jobs, workers), strict=True):
-        if result is None:
+    work = partial(
+        _resize, short_side=short_side, quality=quality, max_pixels=max_pixels, since=since
+    )
+    for (path, _), (state, text) in zip(jobs, _results(work, jobs, workers), strict=True):
+        if state == "present":
             found.present += 1
-        elif result:
-            found.unreadable[str(job[0])] = result
+        elif state == "unreadable":
+            found.unreadable[str(path)] = text
         else:
             found.written += 1
+            if text:
+                found.noted[str(path)] = text
     for name, reasons in ((UNREADABLE, found.unreadable), (LEFT_OUT, found.left_out)):
         text = "".join(f"{path}\t{reason}\n" for path, reason in reasons.items())
         (target / name).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -156,8 +165,8 @@ def _note_settings(target: Path, settings: str, force: bool) -> int:
 
 
 def _results(
-    work: partial[str | None], jobs: list[tuple[Path, Path]], workers: int
-) -> Iterator[str | None]:
+    work: partial[tuple[str, str]], jobs: list[tuple[Path, Path]], workers: int
+) -> Iterator[tuple[str, str]]:
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 20))
     bar = partial(tqdm, total=len(jobs), desc="Resizing", unit="image", disable=None)
     if workers == 1:
@@ -167,17 +176,21 @@ def _results(
         yield from bar(pool.imap(work, jobs, chunksize=8))
 
 
-def _resize(job: tuple[Path, Path], *, short_side: int, quality: int, since: int) -> str | None:
-    """None when the image is there, an empty text when it was written, else why it was not."""
+def _resize(
+    job: tuple[Path, Path], *, short_side: int, quality: int, max_pixels: int, since: int
+) -> tuple[str, str]:
+    """What became of an image: present, unreadable with the reason, or written with notes on it."""
     source, target = job
+    notes: list[str] = []
     try:
         oldest = max(since, source.stat().st_mtime_ns)
     except OSError as error:  # a link that leads nowhere
-        return _reason(source, error)
+        return "unreadable", _reason(source, error)
     try:
         if target.exists() and target.stat().st_mtime_ns >= oldest:
-            return None
-        resize_short_side_file(source, target, short_side, quality)
+            return "present", ""
+        limits: dict[str, Any] = {"max_pixels": max_pixels, "notes": notes}
+        resize_short_side_file(source, target, short_side, quality, **limits)
     except DataError as error:
-        return " ".join(str(error).split())
-    return ""
+        return "unreadable", " ".join(str(error).split())
+    return "written", "; ".join(notes)

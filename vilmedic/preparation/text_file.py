@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from vilmedic.errors import DataError
+from vilmedic.files import open_regular
 from vilmedic.preparation.damage import BLOCK, DAMAGE
 from vilmedic.preparation.encodings import SAMPLES, decode_all
 
@@ -96,7 +97,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 def _open_bytes(path: Path) -> IO[bytes]:
     """The bytes of a file, uncompressed when it holds gzip, whatever its name says."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         packed = file.read(2) == GZIP
     return gzip.open(path) if packed else open(path, "rb")  # type: ignore[return-value]
 
@@ -148,7 +149,7 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
             f"{path} is a web page, such as one that asks to log in, not a table. Get the file "
             "itself."
         )
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if path.suffix.lower() == ".gz" and file.read(2) != GZIP:
             raise DataError(
                 f"{path} is not gzipped, though its name ends in .gz: some programs unpack what "
