@@ -36,7 +36,8 @@ class Retrieval(Metric):
         similarity: what ranks the candidates: global (whole image, whole report), local (regions,
             words) or both, the mean of the two.
         local_aggregation: how the words of a report count together in the local similarity: max,
-            as published evaluations have it, or sum, as in training.
+            the best word without the opening special token, as published evaluations have it, or
+            sum, over all words and that token, as in training.
         block_size: similarities are computed in squares of this many samples a side.
     """
 

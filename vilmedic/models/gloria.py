@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -169,6 +170,10 @@ class GLoRIA(ContrastiveModel):
     ) -> Tensor:
         """How well the words of every report find themselves in every image.
 
+        With `sum`, the similarity of the loss, the opening special token is a word among the
+        others. Published evaluations, whose aggregation is `max`, leave it out, of the choice that
+        regions make among the words too; it stays where a report has no other word.
+
         Args:
             regions: [I, D, h, w].
             words: [J, L, D].
@@ -178,10 +183,15 @@ class GLoRIA(ContrastiveModel):
         Returns:
             [I, J].
         """
+        mask = word_mask
+        if aggregation == "max":
+            mask = word_mask.clone()
+            mask[:, : self.encoder.opening] = False
+            mask = torch.where(mask.any(dim=1, keepdim=True), mask, word_mask)
         return local_similarity(
             regions,
             words,
-            word_mask,
+            mask,
             temp0=self.loss.temp0,
             temp1=self.loss.temp1,
             temp2=self.loss.temp2,
