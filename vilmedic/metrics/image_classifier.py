@@ -47,7 +47,7 @@ class ImageClassifier:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of the classes, [N, C], of uint8 images [N, 1, H, W]; equal ones of equal images."""
+        """Logits of the classes, [N, C], of uint8 images [N, 1, H, W]; equal of equal ones."""
         # In batches of different size an image gets logits that differ by rounding.
         distinct, places = images.unique(dim=0, return_inverse=True)
         return torch.cat([self.network(_normalise(part)) for part in distinct.split(256)])[places]

@@ -17,7 +17,6 @@ from vilmedic.metrics.bootstrap import interval, resamples
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.findings import Finding, read_findings
 
-
 TIE = 1e-5
 """Regions whose attention is that share below the largest are as hot: float32 rounds a sum by its
 place in the map."""

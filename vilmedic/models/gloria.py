@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -17,6 +18,7 @@ from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names, without_pooler
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
@@ -159,6 +161,11 @@ class GLoRIA(ContrastiveModel):
     def temperature_of(self, features: Features) -> float:
         """The temperature of the published form, which multiplies by `temp3`, as a divisor."""
         return 1 / self.loss.temp3
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic and of the official repository under today's names."""
+        text = "encoder.text.network."
+        return without_pooler(original_names(weights, self, text=text), text)
 
     def local_similarity(
         self,
