@@ -78,7 +78,7 @@ class PictureCache(Pictures):
             "split": split,
             "color": source.color,
             "resize": source.resize,
-            "pillow": _pillow(),
+            "pillow": pillow_version(),
         }
         self.path = folder / f"{split}-{_key(settings, numbers)}"
         try:
@@ -275,8 +275,8 @@ def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _pillow() -> str:
-    """Decoders differ between versions in the last bit."""
+def pillow_version() -> str:
+    """What decoded pictures depend on besides files: decoders differ in the last bit."""
     from PIL import __version__
 
     return str(__version__)
