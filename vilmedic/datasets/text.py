@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from vilmedic.blocks.pretrained import OWN_CODE, own_code, quiet
 from vilmedic.config.types import AtLeast, Between, Runtime
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
@@ -20,8 +22,17 @@ from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
 from vilmedic.datasets.words import NO_WORD, word_numbers, word_texts
-from vilmedic.errors import DataError, nearest
+from vilmedic.errors import ConfigError, DataError, nearest
 
+logger = logging.getLogger(__name__)
+
+USUAL_TOKENS = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
 PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 
 
@@ -200,11 +211,16 @@ class TextDataset(Part):
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A ready tokenizer, from a local folder or from the hub.
 
+    Python that comes with a tokenizer is never executed: its tokenizer.json is read without it.
+
     Raises:
         ValueError: there is none of that name, or it lacks what batches need.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with quiet():
+            tokenizer = _read_tokenizer(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     except Exception as error:  # the hub client raises errors of many libraries
         kind = "the folder holds no tokenizer" if Path(name).is_dir() else "there is no such folder"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -217,4 +233,33 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         raise ValueError(f"The tokenizer '{name}' has no fast version (tokenizer.json).")
     if tokenizer.pad_token_id is None:
         raise ValueError(f"The tokenizer '{name}' has no padding token, which batches need.")
+    return tokenizer
+
+
+def _read_tokenizer(name: str) -> Any:
+    """The tokenizer of a name; of one that brings Python of its own, what tokenizer.json says."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if OWN_CODE not in str(error):
+            raise
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        usable = "Without it a tokenizer needs tokenizer.json, which is not there."
+        raise ConfigError(own_code("dataset.seq.tokenizer", name, usable)) from error
+    # Roles that its class would have given to tokens by their usual names.
+    special = {
+        str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
+    }
+    for role, names in USUAL_TOKENS.items():
+        found = [token for token in names if token in special]
+        if found and getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, found[0])
+    logger.warning(
+        "%s brings Python code of its own, which is not executed; its tokenizer.json is used, with "
+        "%s",
+        name,
+        ", ".join(f"{role} {token}" for role, token in tokenizer.special_tokens_map.items()),
+    )
     return tokenizer

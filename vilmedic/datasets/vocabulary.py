@@ -89,7 +89,7 @@ def run_vocabulary(
         settings = {"processing": processing, "min_frequency": min_frequency, "reports": digest}
     if folder.is_dir():
         _check_settings(folder, settings)
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     if reports is None:
         raise DataError(
             f"There is no vocabulary in {folder}: with tokenizer=null it is built from the "
@@ -106,7 +106,7 @@ def run_vocabulary(
         shutil.rmtree(draft)
         if not folder.is_dir():
             raise
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
 
 
 def _check_settings(folder: Path, settings: dict[str, str | int | None]) -> None:
