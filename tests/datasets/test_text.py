@@ -179,3 +179,12 @@ def test_a_tokenizer_with_python_of_its_own_is_read_without_it(
     with pytest.raises(ValueError, match=r"never executed\. Without it a tokenizer needs"):
         load_tokenizer(str(tmp_path))
     assert not trace.exists()
+
+
+def test_reports_without_anything_left_leave_no_vocabulary(
+    text_args: Args, write: Write, tmp_path: Path
+) -> None:
+    write("train.report.tok", ["No effusion.", "...", "Lungs are clear."])
+    with pytest.raises(DataError, match=r"1 report.* with nothing left after processing"):
+        TextDataset(**text_args(processing="gloria_clean_report_chexpert"))
+    assert not (tmp_path / "run" / "tokenizer").exists()

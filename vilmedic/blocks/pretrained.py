@@ -6,21 +6,18 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
+from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
-OWN_CODE = "trust_remote_code"  # what transformers names when it refuses Python of a folder
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -134,20 +131,6 @@ def _encoder(model: PreTrainedModel) -> PreTrainedModel:
     return encodes.float()
 
 
-def own_code(key: str, name: str, usable: str) -> str:
-    """What to say of a model or tokenizer that needs Python of its own.
-
-    Args:
-        key: the configuration key that holds the name.
-        name: a local folder or a hub name.
-        usable: what of it can be used all the same.
-    """
-    return (
-        f"{key}: {name} needs Python code that comes with it, which could do anything and is never "
-        f"executed. {usable}"
-    )
-
-
 def _not_found(key: str, name: str, error: Exception) -> str:
     if OWN_CODE in str(error):
         usable = "Without it nothing of it can be used."
@@ -181,15 +164,3 @@ def _section(key: str) -> str:
 def first_line(error: Exception) -> str:
     """The first line of a message of transformers, whose others are advice of its own."""
     return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing what its callers say themselves, if it matters."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

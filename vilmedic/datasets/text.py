@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
-from vilmedic.blocks.pretrained import OWN_CODE, own_code, quiet
 from vilmedic.config.types import AtLeast, Between, Runtime
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
@@ -26,6 +27,7 @@ from vilmedic.errors import ConfigError, DataError, nearest
 
 logger = logging.getLogger(__name__)
 
+OWN_CODE = "trust_remote_code"  # what transformers names when it refuses Python of a folder
 USUAL_TOKENS = {
     "pad_token": ("[PAD]", "<pad>"),
     "unk_token": ("[UNK]", "<unk>"),
@@ -89,23 +91,17 @@ class TextDataset(Part):
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.tokenizer_max_len, self.processing = tokenizer_max_len, processing
         texts = read_lines(root, split, file)
-        self.cleaned = texts
+        self.cleaned: Sequence[str] = (
+            texts if processing is None else CleanedLines(texts, self.clean)
+        )
         empty: dict[int, str] = {}
-        if processing is not None:
-            self.cleaned = Lines([self.clean(text) for text in texts], texts.path)
-            empty = {
-                line: f"{texts.where(line)}: '{texts[line][:40]}'"
-                for line, text in enumerate(self.cleaned)
-                if not text
-            }
-        if empty and on_error == "raise":
-            raise DataError(
-                f"{listed(list(empty.values()), 'report')} with nothing left after "
-                f"processing={processing}. Mend the lines, or set on_error=skip for the reports "
-                "to leave a few samples out."
-            )
+        reports = self._usable(texts, empty, on_error)
         self.tokenizer = self._make_tokenizer(
-            tokenizer, run_dir, split, training, vocab_min_frequency
+            tokenizer,
+            run_dir,
+            reports,
+            training and split == "train",
+            vocab_min_frequency,
         )
         # Runs with a word list learned padding as a word among others.
         listed_words = word_list(tokenizer, Path(run_dir)) is not None
@@ -191,21 +187,67 @@ class TextDataset(Part):
             words[row, used] = torch.tensor(sample["words"])
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
 
+    def _usable(self, texts: Lines, empty: dict[int, str], on_error: str) -> Iterator[str]:
+        """The cleaned reports with something left, each cleaned once; the others go to `empty`.
+
+        Raises:
+            DataError: at the end, if there are such and `on_error` does not skip them.
+        """
+        for line, text in enumerate(self.cleaned):
+            if text:
+                yield text
+            else:
+                empty[line] = f"{texts.where(line)}: '{texts[line][:40]}'"
+        if empty and on_error == "raise":
+            raise DataError(
+                f"{listed(list(empty.values()), 'report')} with nothing left after "
+                f"processing={self.processing}. Mend the lines, or set on_error=skip for the "
+                "reports to leave a few samples out."
+            )
+
     def _make_tokenizer(
-        self, name: str | None, run_dir: Path, split: str, training: bool, min_frequency: int
+        self,
+        name: str | None,
+        run_dir: Path,
+        reports: Iterator[str],
+        from_reports: bool,
+        min_frequency: int,
     ) -> PreTrainedTokenizerFast:
         path = word_list(name, Path(run_dir))
+        if name is None and path is None and from_reports:
+            return run_vocabulary(
+                Path(run_dir), reports, processing=self.processing, min_frequency=min_frequency
+            )
+        if self.processing is not None:
+            for _ in reports:  # finds those with nothing left
+                pass
         if path is not None:
             return read_word_list(path)
         if name is not None:
             return load_tokenizer(name)
-        from_reports = training and split == "train"
         return run_vocabulary(
-            Path(run_dir),
-            (text for text in self.cleaned if text) if from_reports else None,
-            processing=self.processing,
-            min_frequency=min_frequency,
+            Path(run_dir), None, processing=self.processing, min_frequency=min_frequency
         )
+
+
+class CleanedLines(Sequence[str]):
+    """Lines as they are after cleaning, which is done anew for each that is asked for.
+
+    To hold them beside the lines would double the memory of a large data set.
+
+    Args:
+        texts: the lines.
+        clean: what is done to each.
+    """
+
+    def __init__(self, texts: Lines, clean: Callable[[str], str]) -> None:
+        self.texts, self.clean = texts, clean
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, line: int) -> str:  # type: ignore[override]
+        return self.clean(self.texts[line])
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -263,3 +305,29 @@ def _read_tokenizer(name: str) -> Any:
         ", ".join(f"{role} {token}" for role, token in tokenizer.special_tokens_map.items()),
     )
     return tokenizer
+
+
+def own_code(key: str, name: str, usable: str) -> str:
+    """What to say of a model or tokenizer that needs Python of its own.
+
+    Args:
+        key: the configuration key that holds the name.
+        name: a local folder or a hub name.
+        usable: what of it can be used all the same.
+    """
+    return (
+        f"{key}: {name} needs Python code that comes with it, which could do anything and is never "
+        f"executed. {usable}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing what its callers say themselves, if it matters."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
