@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,32 @@ def test_long_texts_are_cut_in_messages() -> None:
     assert len(brief("word " * 999)) == 400
     assert brief(b"scan\xe9.png".decode(errors="surrogateescape")) == "scan\\udce9.png"
     assert shown([f"c{n}" for n in range(99)]) == "c0, c1, c2, c3, c4 and 94 more"
+
+
+def test_a_file_is_not_in_memory_more_than_once(tmp_path: Path) -> None:
+    text = "No focal consolidation, effusion or pneumothorax; the heart is of normal size.\n"
+    (tmp_path / "train.report.tok").write_text(text * 70_000)
+    tracemalloc.start()
+    lines = read_lines(tmp_path, "train", "report.tok")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(lines) == 70_000
+    assert sum(line == text.strip() for line in lines) == 70_000
+    assert lines[69_999] == text.strip()
+    assert peak < 1.6 * len(text) * 70_000
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [(b"\xef\xbb\xbfa\nb", 2), (b"a\x0cb\x85c\n", 1), (b"a\nb\n", 2), (b" a \r\nb\r\n", 2)],
+)
+def test_lines_end_where_a_line_feed_is(tmp_path: Path, content: bytes, count: int) -> None:
+    (tmp_path / "train.a").write_bytes(content.replace(b"\x85", "\x85".encode()))
+    assert len(read_lines(tmp_path, "train", "a")) == count
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_nothing_is_an_empty_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train.a").write_bytes(content)
+    with pytest.raises(DataError, match="is empty: one line a sample"):
+        read_lines(tmp_path, "train", "a")

@@ -51,6 +51,19 @@ def load_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Mo
     return network
 
 
+def image_size(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width that a model of transformers was made for; None where none is stated."""
+    size = (
+        getattr(network.config, "image_size", None)
+        if isinstance(network, PreTrainedModel)
+        else None
+    )
+    if not size:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
+
+
 @contextmanager
 def capture(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of layers while the network runs inside this context.

@@ -48,6 +48,8 @@ class WordEncoder(nn.Module):
 
     Attributes:
         hidden_size: width of the output.
+        opening: special tokens in front of a report.
+        closing: special tokens behind it.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class WordEncoder(nn.Module):
                 "into words first, as those of BERT, RoBERTa and T5 do, or null to build a "
                 "vocabulary of words."
             )
-        self.closing = special_tokens_around(spec.tokenizer)[1]
+        self.opening, self.closing = special_tokens_around(spec.tokenizer)
         self.last_n_layers = last_n_layers
         self.hidden_size: int = self.text.hidden_size
 

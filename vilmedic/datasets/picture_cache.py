@@ -81,7 +81,7 @@ class PictureCache(Pictures):
             "color": source.color,
             "resize": source.resize,
             "max_pixels": source.max_pixels,
-            "decoders": _decoders(),
+            "decoders": decoders(),
         }
         self.path = folder / f"{split}-{_key(settings, numbers)}"
         try:
@@ -277,9 +277,9 @@ def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _decoders() -> dict[str, str]:
-    """Decoders differ between versions in the last bit."""
-    return {name: version(name) for name in ("pillow", "simplejpeg")}
+def decoders() -> dict[str, str]:
+    """What decoded pictures depend on besides files: versions differ in the last bit."""
+    return {name: version(name) for name in ("pillow", "simplejpeg", "tifffile")}
 
 
 def _to_disk(file: Any) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.types import AtLeast, Between, Runtime
 from vilmedic.datasets.aligned import Batch, Part, Sample
@@ -20,8 +23,18 @@ from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
 from vilmedic.datasets.words import NO_WORD, word_numbers, word_texts
-from vilmedic.errors import DataError, nearest
+from vilmedic.errors import ConfigError, DataError, nearest
 
+logger = logging.getLogger(__name__)
+
+OWN_CODE = "trust_remote_code"  # what transformers names when it refuses Python of a folder
+USUAL_TOKENS = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
 PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 
 
@@ -78,23 +91,17 @@ class TextDataset(Part):
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.tokenizer_max_len, self.processing = tokenizer_max_len, processing
         texts = read_lines(root, split, file)
-        self.cleaned = texts
+        self.cleaned: Sequence[str] = (
+            texts if processing is None else CleanedLines(texts, self.clean)
+        )
         empty: dict[int, str] = {}
-        if processing is not None:
-            self.cleaned = Lines([self.clean(text) for text in texts], texts.path)
-            empty = {
-                line: f"{texts.where(line)}: '{texts[line][:40]}'"
-                for line, text in enumerate(self.cleaned)
-                if not text
-            }
-        if empty and on_error == "raise":
-            raise DataError(
-                f"{listed(list(empty.values()), 'report')} with nothing left after "
-                f"processing={processing}. Mend the lines, or set on_error=skip for the reports "
-                "to leave a few samples out."
-            )
+        reports = self._usable(texts, empty, on_error)
         self.tokenizer = self._make_tokenizer(
-            tokenizer, run_dir, split, training, vocab_min_frequency
+            tokenizer,
+            run_dir,
+            reports,
+            training and split == "train",
+            vocab_min_frequency,
         )
         # Runs with a word list learned padding as a word among others.
         listed_words = word_list(tokenizer, Path(run_dir)) is not None
@@ -180,31 +187,82 @@ class TextDataset(Part):
             words[row, used] = torch.tensor(sample["words"])
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
 
+    def _usable(self, texts: Lines, empty: dict[int, str], on_error: str) -> Iterator[str]:
+        """The cleaned reports with something left, each cleaned once; the others go to `empty`.
+
+        Raises:
+            DataError: at the end, if there are such and `on_error` does not skip them.
+        """
+        for line, text in enumerate(self.cleaned):
+            if text:
+                yield text
+            else:
+                empty[line] = f"{texts.where(line)}: '{texts[line][:40]}'"
+        if empty and on_error == "raise":
+            raise DataError(
+                f"{listed(list(empty.values()), 'report')} with nothing left after "
+                f"processing={self.processing}. Mend the lines, or set on_error=skip for the "
+                "reports to leave a few samples out."
+            )
+
     def _make_tokenizer(
-        self, name: str | None, run_dir: Path, split: str, training: bool, min_frequency: int
+        self,
+        name: str | None,
+        run_dir: Path,
+        reports: Iterator[str],
+        from_reports: bool,
+        min_frequency: int,
     ) -> PreTrainedTokenizerFast:
         path = word_list(name, Path(run_dir))
+        if name is None and path is None and from_reports:
+            return run_vocabulary(
+                Path(run_dir), reports, processing=self.processing, min_frequency=min_frequency
+            )
+        if self.processing is not None:
+            for _ in reports:  # finds those with nothing left
+                pass
         if path is not None:
             return read_word_list(path)
         if name is not None:
             return load_tokenizer(name)
-        from_reports = training and split == "train"
         return run_vocabulary(
-            Path(run_dir),
-            (text for text in self.cleaned if text) if from_reports else None,
-            processing=self.processing,
-            min_frequency=min_frequency,
+            Path(run_dir), None, processing=self.processing, min_frequency=min_frequency
         )
+
+
+class CleanedLines(Sequence[str]):
+    """Lines as they are after cleaning, which is done anew for each that is asked for.
+
+    To hold them beside the lines would double the memory of a large data set.
+
+    Args:
+        texts: the lines.
+        clean: what is done to each.
+    """
+
+    def __init__(self, texts: Lines, clean: Callable[[str], str]) -> None:
+        self.texts, self.clean = texts, clean
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, line: int) -> str:  # type: ignore[override]
+        return self.clean(self.texts[line])
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A ready tokenizer, from a local folder or from the hub.
 
+    Python that comes with a tokenizer is never executed: its tokenizer.json is read without it.
+
     Raises:
         ValueError: there is none of that name, or it lacks what batches need.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with quiet():
+            tokenizer = _read_tokenizer(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     except Exception as error:  # the hub client raises errors of many libraries
         kind = "the folder holds no tokenizer" if Path(name).is_dir() else "there is no such folder"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -218,3 +276,58 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         raise ValueError(f"The tokenizer '{name}' has no padding token, which batches need.")
     return tokenizer
+
+
+def _read_tokenizer(name: str) -> Any:
+    """The tokenizer of a name; of one that brings Python of its own, what tokenizer.json says."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if OWN_CODE not in str(error):
+            raise
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        usable = "Without it a tokenizer needs tokenizer.json, which is not there."
+        raise ConfigError(own_code("dataset.seq.tokenizer", name, usable)) from error
+    # Roles that its class would have given to tokens by their usual names.
+    special = {
+        str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
+    }
+    for role, names in USUAL_TOKENS.items():
+        found = [token for token in names if token in special]
+        if found and getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, found[0])
+    logger.warning(
+        "%s brings Python code of its own, which is not executed; its tokenizer.json is used, with "
+        "%s",
+        name,
+        ", ".join(f"{role} {token}" for role, token in tokenizer.special_tokens_map.items()),
+    )
+    return tokenizer
+
+
+def own_code(key: str, name: str, usable: str) -> str:
+    """What to say of a model or tokenizer that needs Python of its own.
+
+    Args:
+        key: the configuration key that holds the name.
+        name: a local folder or a hub name.
+        usable: what of it can be used all the same.
+    """
+    return (
+        f"{key}: {name} needs Python code that comes with it, which could do anything and is never "
+        f"executed. {usable}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing what its callers say themselves, if it matters."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

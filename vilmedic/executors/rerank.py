@@ -62,7 +62,7 @@ class Reranker:
 
     @torch.inference_mode()
     def scores(self, report: str, images: Tensor) -> list[float]:
-        """The agreement of images with a report, -1 to 1 each.
+        """The agreement of images with a report, -1 to 1 each; the same for equal images.
 
         Args:
             report: the text.
@@ -76,9 +76,11 @@ class Reranker:
             return_tensors="pt",
         )
         batch = {key: encoded[key].to(self.device) for key in ("input_ids", "attention_mask")}
-        wanted = self.model.encode_text(batch)["linguistic"].float()
-        found = self.model.encode({"images": self._prepare(images)})["visual"].float()
-        agreement: list[float] = functional.cosine_similarity(found, wanted).tolist()
+        wanted = self.model.encode_text(batch)["linguistic"]
+        distinct, places = images.unique(dim=0, return_inverse=True)
+        found = self.model.encode({"images": self._prepare(distinct)})["visual"]
+        scores = functional.cosine_similarity(found.double(), wanted.double())
+        agreement: list[float] = scores[places].tolist()
         return agreement
 
     def _prepare(self, images: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ from vilmedic.metrics.bootstrap import interval, resamples
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.findings import Finding, read_findings
 
+TIE = 1e-5
+"""Regions whose attention is that share below the largest are as hot: float32 rounds a sum by its
+place in the map."""
+
 
 class _Hit(NamedTuple):
     """What one word that names a finding points at."""
@@ -128,7 +132,7 @@ def _point(sample: int, finding: Finding, attention: Tensor, window: Window) -> 
     height, width = attention.shape
     left, top, right, bottom = window
     sides, inside = [], []
-    for row, column in (attention == attention.max()).nonzero().tolist():
+    for row, column in (attention >= attention.max() * (1 - TIE)).nonzero().tolist():
         x = left + (column + 0.5) / width * (right - left)
         y = top + (row + 0.5) / height * (bottom - top)
         sides.append(0.5 if x == 0.5 else float(finding.image_half == ("left", "right")[x > 0.5]))

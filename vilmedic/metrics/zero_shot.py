@@ -39,7 +39,8 @@ class ZeroShot(Metric):
         similarity: what an image and a prompt are compared by: global (whole image, whole
             prompt), local (regions, words) or both, the mean of the two.
         local_aggregation: how the words of a prompt count together in the local similarity: max,
-            as published evaluations have it, or sum, as in training.
+            the best word without the opening special token, as published evaluations have it, or
+            sum, over all words and that token, as in training.
         on_missing: whether a class of the file without a positive or without a negative sample in
             the split, of which no ranking can be judged, is an error or is reported as null.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
@@ -92,7 +93,7 @@ class ZeroShot(Metric):
         present = dict(zip(features.label_names, counts, strict=True))
         self._check_counts(classes, present, len(features), evaluation.split)
         return report_classes(
-            scores.numpy(),
+            scores[evaluation.repeats("image")].numpy(),
             features.labels[:, columns].numpy().astype(np.bool_),
             [c.name for c in classes],
             bootstrap=self.bootstrap,

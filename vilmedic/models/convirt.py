@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.types import AtLeast, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -102,6 +104,10 @@ class ConVIRT(ContrastiveModel):
         if not takes_part(self.loss):
             return super().contrast_part(features, part)
         return self.loss(features["visual"], features["linguistic"], part)
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic under the names of today."""
+        return original_names(weights, self, text="encoder.network.")
 
     @staticmethod
     def _check(features: Features) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -16,6 +18,7 @@ from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names, without_pooler
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
@@ -159,6 +162,11 @@ class GLoRIA(ContrastiveModel):
         """The temperature of the published form, which multiplies by `temp3`, as a divisor."""
         return 1 / self.loss.temp3
 
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic and of the official repository under today's names."""
+        text = "encoder.text.network."
+        return without_pooler(original_names(weights, self, text=text), text)
+
     def local_similarity(
         self,
         regions: Tensor,
@@ -169,6 +177,10 @@ class GLoRIA(ContrastiveModel):
     ) -> Tensor:
         """How well the words of every report find themselves in every image.
 
+        With `sum`, the similarity of the loss, the opening special token is a word among the
+        others. Published evaluations, whose aggregation is `max`, leave it out, of the choice that
+        regions make among the words too; it stays where a report has no other word.
+
         Args:
             regions: [I, D, h, w].
             words: [J, L, D].
@@ -178,10 +190,15 @@ class GLoRIA(ContrastiveModel):
         Returns:
             [I, J].
         """
+        mask = word_mask
+        if aggregation == "max":
+            mask = word_mask.clone()
+            mask[:, : self.encoder.opening] = False
+            mask = torch.where(mask.any(dim=1, keepdim=True), mask, word_mask)
         return local_similarity(
             regions,
             words,
-            word_mask,
+            mask,
             temp0=self.loss.temp0,
             temp1=self.loss.temp1,
             temp2=self.loss.temp2,

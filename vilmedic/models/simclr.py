@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.types import AtLeast
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -102,6 +104,10 @@ class SimCLR(ContrastiveModel):
     def chance_loss(self, size: int) -> float:
         """ln(2B - 1): each view is told from all others but itself."""
         return math.log(2 * size - 1)
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic under the names of today."""
+        return original_names(weights, self)
 
     @staticmethod
     def _views(batch: Batch) -> Tensor:
