@@ -41,7 +41,8 @@ def usage(prog: str, purpose: str) -> str:
 
 usage: {prog} config.yml [key=value ...] [~key ...] [--help | --print-config | --check]
 
-  key=value       sets a key, with dots between nested ones: trainor.batch_size=32
+  key=value       sets a key, with dots between nested ones: trainor.batch_size=32; a section given
+                  whole, validator.metrics={{retrieval: }}, replaces that of the file
   ~key            removes a key that the file sets
   --help          lists every key with its type, its default and what it means
   --print-config  prints the resolved configuration and where each value comes from

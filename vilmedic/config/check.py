@@ -253,8 +253,13 @@ class Checker:
     ) -> Any:
         """Judge a value by its type and by its mark."""
         mark = kind.mark
+        if given is None and isinstance(mark, types.Calls | types.OptionsOf):
+            given = _empty(kind)
         if isinstance(mark, types.Calls) and isinstance(given, dict | list):
-            return check_calls(self, mark, given, path)
+            calls = check_calls(self, mark, given, path)
+            if isinstance(calls, dict) and not _is_map(kind):
+                return [{name: one} for name, one in calls.items()]
+            return calls
         if isinstance(mark, types.AtLeast | types.Matching):
             trial = self.trial()
             trial.value(kind.base, given, path)
@@ -308,3 +313,13 @@ class Checker:
     def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
         """What a judged node becomes."""
         return arguments
+
+
+def _is_map(kind: Marked) -> bool:
+    return any(isinstance(plain(one), MapOf) for one in options(plain(kind)))
+
+
+def _empty(kind: Marked) -> Any:
+    """What null stands for in a section of names or options: nothing in it, or null itself."""
+    empty: dict[type[Type], Any] = {MapOf: {}, ListOf: []}
+    return empty.get(type(plain(kind)))

@@ -66,6 +66,8 @@ def _absent(path: str) -> str:
 def merge(lower: Tree, upper: Tree) -> Tree:
     """Two layers as one: mappings are merged, everything else of the upper one replaces.
 
+    A mapping that the command line gives whole replaces as well.
+
     Args:
         lower: the weaker layer.
         upper: the stronger layer.
@@ -74,13 +76,19 @@ def merge(lower: Tree, upper: Tree) -> Tree:
     _make_way(weaker, upper, ())
     merged = OmegaConf.merge(OmegaConf.create(weaker.data), OmegaConf.create(upper.data))
     data: Any = OmegaConf.to_container(merged, resolve=False)
-    marks = {**weaker.marks, **upper.marks}
+    result = Tree(data, {**weaker.marks, **upper.marks})
     for path, mark in upper.marks.items():
-        # a mapping that the command line adds to still stands where the file has it
-        adds = mark.origin == COMMAND_LINE and isinstance(upper.get(path), dict)
-        if adds and path in weaker.marks:
-            marks[path] = weaker.marks[path]
-    return Tree(data, marks)
+        if not isinstance(upper.get(path), dict):
+            continue
+        if mark.whole:
+            result.get(path[:-1])[path[-1]] = _copy(upper.get(path))
+            result.forget(path)
+            inside = (one for one in upper.marks if one[: len(path)] == path)
+            result.marks.update({one: upper.marks[one] for one in inside})
+        elif mark.origin == COMMAND_LINE and path in weaker.marks:
+            # a mapping that the command line adds to still stands where the file has it
+            result.marks[path] = weaker.marks[path]
+    return result
 
 
 def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from vilmedic.config.annotations import instance_of
+from vilmedic.config.annotations import Marked, Type, instance_of, options
 from vilmedic.config.check import Checker
 from vilmedic.config.layers import merge, read_layers
-from vilmedic.config.marks import KeyPath, Tree
+from vilmedic.config.marks import KeyPath, Mark, Tree
 from vilmedic.config.nodes import schema_keys
 from vilmedic.config.overrides import Override, apply_overrides, parse_override
 from vilmedic.config.replaced import drop_replaced
@@ -25,6 +26,7 @@ from vilmedic.config.sections import (
     ValidatorSection,
 )
 from vilmedic.config.signature import Signature, read_signature
+from vilmedic.config.types import Calls
 from vilmedic.config.yaml_source import PlainDumper
 from vilmedic.errors import ConfigError
 from vilmedic.registry import import_plugins
@@ -186,6 +188,7 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
     for layer in layers[1:]:
         notes += drop_replaced(tree, layer, root, defaults)
         tree = merge(tree, layer)
+    _start_from_defaults(tree, overrides, defaults)
     last, wrong = apply_overrides(overrides, tree)
     guard(last)
     problems += wrong
@@ -208,6 +211,34 @@ def root_signature() -> Signature:
     if root is None or instance_of(root.params["trainor"].type) is None:
         raise RuntimeError(f"the source text of {ROOT} cannot be read")
     return root
+
+
+def _start_from_defaults(tree: Tree, overrides: list[Override], defaults: dict[str, Any]) -> None:
+    """Put defaults that are sections of names into the files' values where a word goes inside one.
+
+    `ensemblor.metrics.knn=null` adds to the protocols of the files, or to the default one.
+    """
+    for override in overrides:
+        if len(override.path) < 3 or tree.has(override.path[:2]):
+            continue
+        section, key = override.path[:2]
+        kind = _section_type(section, key)
+        calls = kind is not None and any(
+            isinstance(one, Marked) and isinstance(one.mark, Calls) for one in options(kind)
+        )
+        default = defaults[section][key] if calls else None
+        values = tree.data.setdefault(section, {}) if default else None
+        if isinstance(values, dict):
+            values[key] = copy.deepcopy(default)
+            tree.marks[section, key] = Mark("default")
+
+
+def _section_type(section: str, key: str) -> Type | None:
+    """The type of a key of one of the framework's own sections; None for other keys."""
+    param = root_signature().params.get(section)
+    instance = instance_of(param.type) if param is not None else None
+    read = read_signature(instance.path) if instance is not None else None
+    return read.params[key].type if read is not None and key in read.params else None
 
 
 def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:

@@ -17,11 +17,15 @@ class Mark:
         origin: `file:line` or `command line`.
         raw: the text as typed, where reading it as a number, a truth value or null loses it.
         note: what is wrong with the text; told when the value turns out to be unusable.
+        layer: number of the layer that gives it, the weakest 0; the command line is the last one.
+        whole: whether it is a mapping that replaces that of lower layers instead of adding to it.
     """
 
     origin: str
     raw: str | None = None
     note: str = ""
+    layer: int = 0
+    whole: bool = False
 
 
 @dataclass

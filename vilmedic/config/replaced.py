@@ -1,4 +1,4 @@
-"""Drops the keys of lower layers that a newly chosen class, optimizer or schedule does not know."""
+"""Drops the keys of lower layers that an upper one replaces: new classes, sections given whole."""
 
 from __future__ import annotations
 
@@ -43,8 +43,27 @@ class _Dropper:
         self.lines: list[str] = []
 
     def run(self, root: Signature) -> list[str]:
+        for path, mark in list(self.upper.marks.items()):
+            if mark.whole:
+                self.replaced(path)
         self.arguments(root, ())
         return self.lines
+
+    def replaced(self, path: KeyPath) -> None:
+        """Drop what a section given whole does not name again."""
+        given = self.mapping(self.upper, path)
+        below = self.mapping(self.lower, path)
+        if given is None or below is None:
+            return
+        gone = [(*path, key) for key in below if key not in given]
+        origins = {one: self.lower.origin(one) for one in gone}
+        self.lower.remove(path)
+        if gone:
+            listed = ", ".join(f"{dotted(one)} ({origins[one]})" for one in gone)
+            self.lines.append(
+                f"{dotted(path)} is given whole ({self.upper.origin(path)}), which leaves out: "
+                f"{listed}. A key inside, such as {dotted(gone[0])}=..., changes nothing else."
+            )
 
     def mapping(self, tree: Tree, path: KeyPath) -> dict[str, Any] | None:
         found = tree.get(path) if tree.has(path) else None
