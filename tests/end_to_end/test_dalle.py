@@ -50,7 +50,6 @@ def small(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "ensemblor.num_workers=0",
         "trainor.log_every=1",
         "trainor.lr_decay=null",
-        "ensemblor.num_images=3",
     ]
 
 
@@ -115,7 +114,8 @@ def test_evaluation_asks_a_classifier_of_real_images(
 
 def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> None:
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
-    done = run_here("bin/ensemble.py", *arguments, "ensemblor.num_samples=2", "ensemblor.mode=all")
+    options = ["ensemblor.num_images=3", "ensemblor.num_samples=2", "ensemblor.mode=all"]
+    done = run_here("bin/ensemble.py", *arguments, *options)
 
     for line in (1, 2):
         folder = trained / "generated" / f"test_{line}"

@@ -76,7 +76,15 @@ class Marked:
 
 Type = Basic | Choice | ListOf | TupleOf | MapOf | AnyOf | Instance | Marked
 Mark = (
-    types.NameIn | types.OptionsOf | types.Calls | types.ConfigOf | types.AtLeast | types.Matching
+    types.NameIn
+    | types.OptionsOf
+    | types.Calls
+    | types.ConfigOf
+    | types.AtLeast
+    | types.Matching
+    | types.UsedWith
+    | types.Within
+    | types.Overruled
 )
 
 ANY = Basic("any")
@@ -89,6 +97,9 @@ _MARKS = {
         types.ConfigOf,
         types.AtLeast,
         types.Matching,
+        types.UsedWith,
+        types.Within,
+        types.Overruled,
     )
 }
 _RUNTIME = f"{types.__name__}.Runtime"

@@ -21,6 +21,7 @@ from vilmedic.config.annotations import (
     options,
     plain,
 )
+from vilmedic.config.idle import idle_keys
 from vilmedic.config.marks import KeyPath, Tree, dotted
 from vilmedic.config.named import check_calls, check_options
 from vilmedic.config.namespaces import signature
@@ -42,12 +43,15 @@ class Checker:
 
     Attributes:
         problems: one complete text for each problem found.
+        notes: one line for each key that was left out.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
         self.tree = tree
         self.elsewhere = elsewhere
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.trying = False
 
     def report(self, path: KeyPath, text: str) -> None:
         """Note a problem of the value at a path."""
@@ -81,6 +85,7 @@ class Checker:
         """
         result: dict[str, Any] = {}
         settable = read.settable
+        self.idle(read, given, path)
         extras, open_ended = self.extras(read, given)
         for key, value in given.items():
             where = (*path, key)
@@ -103,6 +108,19 @@ class Checker:
             if param.required and name not in given and name not in filled:
                 self.missing(param, path, result)
         return result
+
+    def idle(self, read: Signature, given: dict[str, Any], path: KeyPath) -> None:
+        """Refuse the keys of a section that have no effect, or take them out of it."""
+        for one in [] if self.trying else list(idle_keys(self.tree, read, given, path)):
+            if not one.dropped:
+                self.report(one.path, one.why)
+                continue
+            origin = self.tree.origin(one.path)
+            self.notes.append(f"{dotted(one.path)} ({origin}) is left out: it {one.why}.")
+            Tree(given).remove(one.path[len(path) :])
+            if self.tree.has(one.path):
+                self.tree.remove(one.path)
+            self.tree.forget(one.path)
 
     def extras(self, read: Signature, given: dict[str, Any]) -> tuple[dict[str, Param], bool]:
         """What `**settings` may hold: its keys, and whether any other key is fine as well."""
@@ -223,7 +241,9 @@ class Checker:
 
     def trial(self) -> Checker:
         """A checker of the same tree whose problems do not count."""
-        return Checker(self.tree)
+        trial = Checker(self.tree)
+        trial.trying = True
+        return trial
 
     @staticmethod
     def fits(option: Type, given: Any) -> bool:

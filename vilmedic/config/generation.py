@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import AtLeast, UsedWith
 from vilmedic.errors import ConfigError
 
 
@@ -41,16 +41,22 @@ class GenerationSection:
     """
 
     generate_images: bool = False
-    num_images: Annotated[int, AtLeast(1)] = 4
-    num_samples: Annotated[int, AtLeast(1)] = 1
-    prompt: str | list[str] | None = None
-    temperature: Annotated[float, AtLeast(0)] = 1.0
-    filter_thres: Annotated[float, AtLeast(0)] = 0.9
-    top_p: Annotated[float, AtLeast(0)] = 1.0
-    cond_scale: Annotated[float, AtLeast(0)] = 1.0
-    prime: Annotated[float, AtLeast(0)] = 0.0
-    prime_image: str | None = None
-    rerank: RerankSection = field(default_factory=RerankSection)
+    num_images: Annotated[int, UsedWith("generate_images", mode=True), AtLeast(1)] = 4
+    num_samples: Annotated[
+        int, UsedWith("generate_images", mode=True), UsedWith("prompt", (None,)), AtLeast(1)
+    ] = 1
+    prompt: Annotated[str | list[str] | None, UsedWith("generate_images", mode=True)] = None
+    temperature: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0)] = 1.0
+    filter_thres: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0)] = 0.9
+    top_p: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0)] = 1.0
+    cond_scale: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0)] = 1.0
+    prime: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0)] = 0.0
+    prime_image: Annotated[
+        str | None, UsedWith("generate_images", mode=True), UsedWith("prime")
+    ] = None
+    rerank: Annotated[RerankSection, UsedWith("generate_images", mode=True)] = field(
+        default_factory=RerankSection
+    )
 
     def __post_init__(self) -> None:
         """Read the nested section, and refuse what cannot be drawn from.

@@ -73,10 +73,11 @@ def merge(lower: Tree, upper: Tree) -> Tree:
         upper: the stronger layer.
     """
     weaker = Tree(_copy(lower.data), dict(lower.marks))
+    removed = {**lower.removed, **upper.removed}
     _make_way(weaker, upper, ())
     merged = OmegaConf.merge(OmegaConf.create(weaker.data), OmegaConf.create(upper.data))
     data: Any = OmegaConf.to_container(merged, resolve=False)
-    result = Tree(data, {**weaker.marks, **upper.marks})
+    result = Tree(data, {**weaker.marks, **upper.marks}, removed)
     for path, mark in upper.marks.items():
         if not isinstance(upper.get(path), dict):
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
         judged[key] = cls(**judged.get(key) or {})
     run = RunSection(**judged)
-    return Config(run, asdict(run), tree, tuple(overrides), tuple(draft.notes), os.fspath(path))
+    notes = (*draft.notes, *checker.notes)
+    return Config(run, asdict(run), tree, tuple(overrides), notes, os.fspath(path))
 
 
 def read(path: str, words: Iterable[str] = ()) -> Draft:
@@ -184,15 +185,19 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
     root = root_signature()
     defaults = default_values(path)
     notes: list[str] = []
+    for number, layer in enumerate(layers):
+        layer.stamp(number)
     tree = layers[0]
     for layer in layers[1:]:
         notes += drop_replaced(tree, layer, root, defaults)
         tree = merge(tree, layer)
     _start_from_defaults(tree, overrides, defaults)
     last, wrong = apply_overrides(overrides, tree)
+    last.stamp(len(layers))
+    last.removed = {key: replace(mark, layer=len(layers)) for key, mark in last.removed.items()}
     guard(last)
     problems += wrong
-    if last.data:
+    if last.data or last.removed:
         notes += drop_replaced(tree, last, root, defaults)
         tree = merge(tree, last)
     tree, broken = resolve(tree, defaults)

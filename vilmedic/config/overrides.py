@@ -112,6 +112,7 @@ def _remove(override: Override, layer: Tree, lower: Tree) -> None:
         if tree.has(path):
             tree.remove(path)
             found = True
+    layer.removed[override.path] = Mark(COMMAND_LINE)
     if not found:
         key = dotted(override.path)
         known = {dotted(path) for tree in (layer, lower) for path in tree.marks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,6 +15,8 @@ from omegaconf.errors import (
 
 from vilmedic.config.marks import KeyPath, Mark, Tree, dotted
 from vilmedic.errors import nearest
+
+_REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 
 class _Broken:
@@ -91,7 +94,18 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
             return result
         return value
 
-    return Tree(visit(config, ()), tree.marks), problems
+    values = visit(config, ())
+    return Tree(values, tree.marks, tree.removed, references(tree.data)), problems
+
+
+def references(value: Any, path: KeyPath = ()) -> frozenset[str]:
+    """The dotted keys that the interpolations in a value refer to."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return frozenset().union(*(references(one, (*path, key)) for key, one in items))
+    found = _REFERENCE.findall(value) if isinstance(value, str) else []
+    # each leading dot of a relative one goes up a level
+    return frozenset(dotted((*path[: -len(dots)], name)) if dots else name for dots, name in found)
 
 
 def _with_defaults(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torchvision.transforms import v2
 
-from vilmedic.config.types import AtLeast, Calls, Runtime
+from vilmedic.config.types import AtLeast, Calls, Runtime, UsedWith
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image_tokens import TokenFile
@@ -90,8 +90,9 @@ class ImageDataset(Part):
         multi_image: Annotated[int, AtLeast(1)] = 1,
         views: Annotated[int, AtLeast(1)] = 1,
         color: Literal["grey", "rgb"] = "grey",
-        preset: Literal[
-            "resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"
+        preset: Annotated[
+            Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"],
+            UsedWith("transforms", (None,)),
         ] = "resize_crop",
         transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from vilmedic.config.types import AtLeast, Runtime
+from vilmedic.config.types import AtLeast, Runtime, UsedWith
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_cleaning import CLEANERS
@@ -62,8 +62,8 @@ class TextDataset(Part):
         ]
         | None = None,
         sample_sentence: bool = False,
-        max_sentences: Annotated[int, AtLeast(1)] = 1,
-        vocab_min_frequency: Annotated[int, AtLeast(1)] = 1,
+        max_sentences: Annotated[int, UsedWith("sample_sentence"), AtLeast(1)] = 1,
+        vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         if tokenizer_max_len < 3:

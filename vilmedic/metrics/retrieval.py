@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.config.types import UsedWith
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
@@ -43,7 +44,9 @@ class Retrieval(Metric):
         self,
         *,
         similarity: Literal["global", "local", "both"] = "global",
-        local_aggregation: Literal["sum", "max"] = "max",
+        local_aggregation: Annotated[
+            Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
+        ] = "max",
         block_size: int = 1024,
     ) -> None:
         self.similarity = similarity

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.config.types import UsedWith
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
@@ -49,7 +50,9 @@ class ZeroShot(Metric):
         *,
         prompts: str,
         similarity: Literal["global", "local", "both"] = "global",
-        local_aggregation: Literal["sum", "max"] = "max",
+        local_aggregation: Annotated[
+            Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
+        ] = "max",
         on_missing: Literal["raise", "skip"] = "raise",
         bootstrap: int = 1000,
     ) -> None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vilmedic.blocks.autoencoder import PixelScale, make_decoder, make_encoder
 from vilmedic.blocks.codebook import at_least_float32, likeliest_codes, relaxed_lookup
-from vilmedic.config.types import AtLeast, Runtime
+from vilmedic.config.types import AtLeast, Runtime, UsedWith
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.models.contract import Batch, Model
@@ -73,9 +73,9 @@ class VAE(Model):
         smooth_l1_loss: bool = False,
         temperature: float = 0.9,
         temperature_rate: Annotated[float, AtLeast(0)] = 0.0,
-        temperature_end: Annotated[float, AtLeast(0)] = 0.0,
+        temperature_end: Annotated[float, UsedWith("temperature_rate"), AtLeast(0)] = 0.0,
         straight_through: bool = False,
-        reinmax: bool = False,
+        reinmax: Annotated[bool, UsedWith("straight_through")] = False,
         kl_div_loss_weight: float = 0.0,
         normalization: list[list[float]] | None = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],  # noqa: B006
     ) -> None:
