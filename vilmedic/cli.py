@@ -91,7 +91,12 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
 
 
 def command(
-    argv: Sequence[str] | None, prog: str, purpose: str, run: Callable[[Config], object]
+    argv: Sequence[str] | None,
+    prog: str,
+    purpose: str,
+    run: Callable[[Config], object],
+    *,
+    training: bool = False,
 ) -> int:
     """Run a command and turn what a user can mend into a message.
 
@@ -100,6 +105,7 @@ def command(
         prog: the command's name.
         purpose: what it does, as `--help` says it.
         run: does it, given the checked configuration.
+        training: whether that is training, which asks more of a configuration.
 
     Returns:
         The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
@@ -115,7 +121,7 @@ def command(
             draft = read(line.config, line.overrides) if line.config else None
             _print(help_text(usage(prog, purpose), draft))
             return 0
-        config = load(line.config or "", line.overrides)
+        config = load(line.config or "", line.overrides, training=training)
         if line.option == "--print-config":
             _print(print_config(config))
         elif line.option == "--check":
@@ -150,7 +156,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
         run_training(config)
 
-    return command(argv, _prog("train.py"), "Trains a model.", run)
+    return command(argv, _prog("train.py"), "Trains a model.", run, training=True)
 
 
 def ensemble(argv: Sequence[str] | None = None) -> int:

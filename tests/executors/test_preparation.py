@@ -7,10 +7,11 @@ import torch
 
 from tests.factories import tiny_convirt
 from tests.toys import ToyAutoencoder
-from vilmedic.config.sections import TrainorSection
+from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.preparation import (
     check_batch_size,
+    check_validation_batches,
     prepare_network,
     tell_what_batches_mean,
 )
@@ -63,3 +64,10 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match=r"trainor\.compile: torch needs a C\+\+ compiler"):
         prepare_network(tiny_convirt(), TrainorSection(compile=True), CPU)
+
+
+def test_validation_batches_of_one_have_no_contrastive_loss() -> None:
+    with pytest.raises(ConfigError, match=r"validator\.batch_size: given 1, but this model"):
+        check_validation_batches(tiny_convirt(), ValidatorSection(batch_size=1))
+    check_validation_batches(tiny_convirt(), ValidatorSection(batch_size=2))
+    check_validation_batches(ToyAutoencoder(), ValidatorSection(batch_size=1))

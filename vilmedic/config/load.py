@@ -13,6 +13,7 @@ import yaml
 
 from vilmedic.config.annotations import Marked, Type, instance_of, options
 from vilmedic.config.check import Checker
+from vilmedic.config.fit import misfits
 from vilmedic.config.layers import merge, read_layers
 from vilmedic.config.marks import KeyPath, Mark, Tree
 from vilmedic.config.nodes import schema_keys
@@ -134,12 +135,15 @@ class Draft:
     notes: list[str]
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, training: bool = False
+) -> Config:
     """Read, merge and check a configuration.
 
     Args:
         path: the YAML file.
         overrides: words as on the command line, `key=value` and `~key`.
+        training: whether it is to be trained with: refuses what an evaluation alone can do with.
 
     Returns:
         The configuration.
@@ -153,6 +157,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     checker = Checker(tree, lambda: schema_keys(root, tree.data))
     judged = checker.section(root, tree.data, ())
     problems = [*draft.problems, *checker.problems]
+    if not problems:
+        problems += misfits(tree, judged, training=training)
     if problems:
         raise ConfigError(problems)
     judged["name"] = judged.get("name") or Path(path).stem

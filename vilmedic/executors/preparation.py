@@ -11,7 +11,7 @@ from torch import nn
 
 from vilmedic import distributed
 from vilmedic.blocks.sync_batch_norm import synchronize_batch_norm
-from vilmedic.config.sections import TrainorSection
+from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.blocks import checkpoint_blocks, compile_blocks
 from vilmedic.executors.log import LOGGER
@@ -43,6 +43,19 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
             f"The training split has {samples} samples, fewer than "
             f"trainor.batch_size={section.batch_size}; this model trains on full batches "
             f"only. Allowed: 2 to {samples}."
+        )
+
+
+def check_validation_batches(model: Any, section: ValidatorSection) -> None:
+    """Refuse validation batches without a loss, by which no checkpoint could be the best.
+
+    Raises:
+        ConfigError: a batch holds one sample, and the loss compares samples.
+    """
+    if model.cross_sample and section.batch_size < 2:
+        raise ConfigError(
+            f"validator.batch_size: given {section.batch_size}, but this model compares the "
+            "samples of a batch and has no loss for one alone. Allowed: 2 or more."
         )
 
 

@@ -22,6 +22,7 @@ from vilmedic.executors.optimization import Schedule, make_optimizer
 from vilmedic.executors.parallel import seed_this_process
 from vilmedic.executors.preparation import (
     check_batch_size,
+    check_validation_batches,
     prepare_network,
     tell_what_batches_mean,
 )
@@ -76,6 +77,7 @@ class Trainor:
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
+        check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
         cache_tokens(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from vilmedic.blocks.projection import PairedProjection, check_width
@@ -29,6 +31,9 @@ class ConVIRT(ContrastiveModel):
         loss: how the two sets of embeddings are compared.
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
+
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
+    reads_reports: ClassVar[bool] = True
 
     def __init__(
         self,

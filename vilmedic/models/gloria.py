@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,6 +39,8 @@ class GLoRIA(ContrastiveModel):
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,), "multi_image": (1,)}
+    reads_reports: ClassVar[bool] = True
     contrast_needs: ClassVar[tuple[str, ...]] = (
         "visual",
         "linguistic",

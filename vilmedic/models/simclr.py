@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class SimCLR(ContrastiveModel):
             the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1, 2), "multi_image": (1,)}
+    training_image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (2,)}
     contrast_needs: ClassVar[tuple[str, ...]] = ("visual", "visual_second")
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,12 @@ class VAE(Model):
             that come out are put back. null leaves pixels as they are.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "mean": ([0], [0, 0, 0]),
+        "std": ([1], [1, 1, 1]),
+        "views": (1,),
+        "multi_image": (1,),
+    }
     keep: ClassVar[tuple[str, ...]] = ("codes",)
     prefixes: ClassVar[tuple[str, ...]] = ("", "vae.", "vae.vae.", "dalle.vae.")
 
