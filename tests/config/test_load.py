@@ -83,6 +83,38 @@ def test_a_file_may_be_included_twice(project: Project) -> None:
     assert project.load(path="c.yml").name == "c"
 
 
+def test_an_included_file_is_looked_for_beside_the_file_and_then_from_here(
+    project: Project,
+) -> None:
+    project.write("parts/low.yml", "includes: [../base.yml]\ntrainor: {epochs: 1}\n")
+    project.write("parts/top.yml", "includes:\n  - parts/low.yml\n")
+    config = project.load(path="parts/top.yml")
+    assert config.trainor.epochs == 1
+    assert config.notes == (
+        "includes (parts/top.yml:2): 'parts/low.yml' is not beside the file; it is taken from the "
+        "working directory.",
+    )
+    project.write("parts/parts/low.yml", "includes: [../../base.yml]\ntrainor: {epochs: 2}\n")
+    config = project.load(path="parts/top.yml")
+    assert (config.trainor.epochs, config.notes) == (2, ())
+
+
+def test_an_included_file_that_is_nowhere_names_the_nearest(project: Project) -> None:
+    project.write("parts/low.yml", "trainor: {epochs: 1}\n")
+    project.write("parts/top.yml", "includes:\n  - parts/lwo.yml\n")
+    assert project.problem(path="parts/top.yml") == (
+        "includes (parts/top.yml:2): there is no file 'parts/lwo.yml'. Did you mean 'low.yml'?"
+    )
+
+
+def test_files_that_include_each_other_from_here_are_a_chain(project: Project) -> None:
+    project.write("parts/a.yml", "includes: [parts/b.yml]\n")
+    project.write("parts/b.yml", "includes: [parts/a.yml]\n")
+    assert "the files include each other: parts/a.yml -> parts/b.yml" in project.problem(
+        path="parts/a.yml"
+    )
+
+
 def test_a_missing_file_names_the_nearest(project: Project) -> None:
     assert project.problem(path="bas.yml") == (
         "there is no file 'bas.yml'. Did you mean 'base.yml'?"

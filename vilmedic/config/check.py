@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from vilmedic.config.marks import KeyPath, Tree, dotted
 from vilmedic.config.named import check_calls, check_options
 from vilmedic.config.namespaces import signature
 from vilmedic.config.nodes import Target, registry_of, target
+from vilmedic.config.older_keys import find_older, judge_older
 from vilmedic.config.resolve import BROKEN
 from vilmedic.config.scalars import UNFIT, read_scalar
 from vilmedic.config.signature import Param, Signature
@@ -87,11 +89,11 @@ class Checker:
         settable = read.settable
         self.idle(read, given, path)
         extras, open_ended = self.extras(read, given)
-        for key, value in given.items():
+        for key, value in list(given.items()):
             where = (*path, key)
             if key in consumed:
                 result[key] = value
-            elif value is BROKEN:
+            elif value is BROKEN or self.older(read, where, value, given, open_ended):
                 continue
             elif key in settable:
                 result[key] = self.value(settable[key].type, value, where, read, given)
@@ -115,12 +117,32 @@ class Checker:
             if not one.dropped:
                 self.report(one.path, one.why)
                 continue
-            origin = self.tree.origin(one.path)
-            self.notes.append(f"{dotted(one.path)} ({origin}) is left out: it {one.why}.")
-            Tree(given).remove(one.path[len(path) :])
-            if self.tree.has(one.path):
-                self.tree.remove(one.path)
-            self.tree.forget(one.path)
+            self.leave_out(one.path, given, len(path), f"it {one.why}")
+
+    def older(
+        self, read: Signature, path: KeyPath, value: Any, given: dict[str, Any], open_ended: bool
+    ) -> bool:
+        """Deal with a key of published configurations that the schema does not have."""
+        key = str(path[-1])
+        known = key in read.params or key in self.extras(read, given)[0]
+        found = None if known else find_older(path, open_ended=open_ended)
+        if found is None:
+            return False
+        accepted, text = judge_older(found, value, path)
+        if not accepted:
+            quoted = textwrap.shorten(shown(value), 60, placeholder=" ...")
+            self.report(path, f"given {quoted}; {text}.")
+        elif not self.trying:
+            self.leave_out(path, given, len(path) - 1, text)
+        return True
+
+    def leave_out(self, path: KeyPath, given: dict[str, Any], depth: int, why: str) -> None:
+        """Take a key out of a section, `depth` keys deep, with a line that says so."""
+        self.notes.append(f"{dotted(path)} ({self.tree.origin(path)}) is left out: {why}.")
+        Tree(given).remove(path[depth:])
+        if self.tree.has(path):
+            self.tree.remove(path)
+        self.tree.forget(path)
 
     def extras(self, read: Signature, given: dict[str, Any]) -> tuple[dict[str, Param], bool]:
         """What `**settings` may hold: its keys, and whether any other key is fine as well."""

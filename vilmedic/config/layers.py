@@ -14,19 +14,23 @@ from vilmedic.config.yaml_source import read_file
 from vilmedic.errors import ConfigError, nearest
 
 
-def read_layers(path: str) -> list[Tree]:
+def read_layers(path: str) -> tuple[list[Tree], list[str]]:
     """A configuration file and everything that it includes, the weakest first.
 
     Args:
         path: the file.
 
+    Returns:
+        The layers, and one line for each file that was not found where it was looked for first.
+
     Raises:
         ConfigError: a file is missing, not readable, or includes itself.
     """
-    return _read(path, chain=[], origin="")
+    notes: list[str] = []
+    return _read(path, [], "", notes), notes
 
 
-def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
+def _read(path: str, chain: list[str], origin: str, notes: list[str]) -> list[Tree]:
     where = f"includes ({origin}): " if origin else ""
     real = os.path.realpath(path)
     if real in [os.path.realpath(one) for one in chain]:
@@ -43,10 +47,29 @@ def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"includes ({line}): given {given!r}; allowed: a list of file names.")
         for index, name in enumerate(names):
-            found = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
-            layers += _read(found, [*chain, path], tree.origin(("includes", index)))
+            origin = tree.origin(("includes", index))
+            found = _included(name, path, origin, notes)
+            layers += _read(found, [*chain, path], origin, notes)
         tree.remove(("includes",))
     return [*layers, tree]
+
+
+def _included(name: str, path: str, origin: str, notes: list[str]) -> str:
+    """The file that another one includes: beside it, or else from the working directory."""
+    name = os.path.expanduser(name)
+    beside = os.path.normpath(os.path.join(os.path.dirname(path), name))
+    here = os.path.normpath(name)
+    if os.path.exists(beside) or beside == here:
+        return beside
+    if os.path.isfile(here):
+        notes.append(
+            f"includes ({origin}): '{name}' is not beside the file; it is taken from the working "
+            "directory."
+        )
+        return here
+    # the one whose folder is there is likelier meant
+    likelier = not os.path.isdir(os.path.dirname(beside)) and os.path.isdir(os.path.dirname(here))
+    return here if likelier else beside
 
 
 def _absent(path: str) -> str:

@@ -184,13 +184,12 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
         except ConfigError as error:
             problems += error.problems
     try:
-        layers = read_layers(path)
+        layers, notes = read_layers(path)
     except ConfigError as error:
         raise ConfigError([*error.problems, *problems]) from None
     problems += _plugins(layers, overrides)
     root = root_signature()
     defaults = default_values(path)
-    notes: list[str] = []
     for number, layer in enumerate(layers):
         layer.stamp(number)
     tree = layers[0]
