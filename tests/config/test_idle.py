@@ -152,6 +152,13 @@ def test_a_file_that_names_both_is_refused(project: Project) -> None:
     assert project.load("~trainor.early_stop", path="d.yml").trainor.early_stop_start == 0
 
 
+def test_a_length_that_another_one_overrules_is_told(project: Project) -> None:
+    words = ["trainor.lr_decay=OneCycleLR", "trainor.lr_decay_params={epochs: 3, total_steps: 50}"]
+    assert project.problem(*words).startswith(
+        "trainor.lr_decay_params.epochs (command line): given"
+    )
+
+
 def test_options_of_a_schedule_need_one(project: Project) -> None:
     problem = project.problem("trainor.lr_decay=null", "trainor.lr_decay_params.factor=0.1")
     assert "no option is allowed while 'trainor.lr_decay' is null" in problem
@@ -182,6 +189,13 @@ def test_generation_keys_need_generate_images(project: Project, word: str) -> No
 def test_evaluation_keys_need_an_evaluation(project: Project) -> None:
     problem = project.problem("ensemblor.generate_images=true", "ensemblor.baselines=[untrained]")
     assert problem.startswith("ensemblor.baselines (command line): given [untrained], which has no")
+
+
+@pytest.mark.parametrize("empty", ["null", "{}", "[]"])
+def test_asking_for_nothing_is_no_fault(project: Project, empty: str) -> None:
+    words = ["ensemblor.generate_images=true", f"ensemblor.metrics={empty}"]
+    assert not project.load(*words).ensemblor.metrics
+    assert project.load("ensemblor.prompt=null").ensemblor.prompt is None
 
 
 def test_a_file_may_hold_what_is_for_either_command(project: Project) -> None:

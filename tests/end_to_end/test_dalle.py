@@ -208,6 +208,7 @@ def test_a_convirt_puts_images_in_order(
     ranker = tmp_path / "convirt" / "last_0.pth"
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
     folder = trained / "generated" / "test_1"
+    arguments += ["ensemblor.num_images=3"]
     run_here("bin/ensemble.py", *arguments)
     unordered = {number: (folder / f"{number}.png").read_bytes() for number in (1, 2, 3)}
     run_here("bin/ensemble.py", *arguments, f"ensemblor.rerank.ckpt={ranker}")

@@ -71,3 +71,15 @@ def test_validation_batches_of_one_have_no_contrastive_loss() -> None:
         check_validation_batches(tiny_convirt(), ValidatorSection(batch_size=1))
     check_validation_batches(tiny_convirt(), ValidatorSection(batch_size=2))
     check_validation_batches(ToyAutoencoder(), ValidatorSection(batch_size=1))
+
+
+def test_settings_that_this_run_cannot_use_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    text = told(caplog, tiny_convirt(forward_batch_size=17), batch_size=16)
+    assert "model.forward_batch_size=17 has no effect in training: a batch has 16" in text
+    assert "trainor.sync_bn has no effect" in told(caplog, ToyAutoencoder(), sync_bn=True)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="vilmedic"):
+        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 4)
+        assert caplog.text == ""
+        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 3)
+    assert "trainor.grad_accu=4, but an epoch has 3 batches" in caplog.text

@@ -83,6 +83,8 @@ class _Section:
         value, other = self.given[name], self.value(mark.key)
         if BROKEN in (value, other) or not self.is_idle(mark, value, other):
             return None
+        if value in (None, {}, []):
+            return None  # asks for nothing
         path, key = (*self.path, name), (*self.path, mark.key)
         typed = self.is_typed(path)
         if not typed and (value == self.read.params[name].default or self.is_mode(mark)):

@@ -38,7 +38,7 @@ class TrainorSection:
         early_stop: evaluations without improvement after which the run ends; null never ends it.
         early_stop_metric: the score that decides on improvement: validation_loss or the dotted
             name of a validator metric.
-        early_stop_start: first epoch whose evaluation counts for the early stop.
+        early_stop_start: first epoch whose evaluation counts for the early stop, and as the best.
         keep: number of best checkpoints that stay on disk.
         seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
         save_every: how often the newest state is saved besides the end of each epoch: a number of
@@ -83,6 +83,10 @@ class TrainorSection:
     lr_decay: Annotated[str | None, NameIn("torch.optim.lr_scheduler")] = None
     lr_decay_params: Annotated[
         dict[str, Any],
+        Overruled("epochs", by="lr_decay_params.total_steps", instead="leave one of them out"),
+        Overruled(
+            "steps_per_epoch", by="lr_decay_params.total_steps", instead="leave one of them out"
+        ),
         OptionsOf(
             "torch.optim.lr_scheduler", "lr_decay", filled=("T_max", "total_steps", "max_lr")
         ),

@@ -119,7 +119,7 @@ class Trainor:
         main = distributed.is_main()
         if main:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device))
-        tell_what_batches_mean(self.model, self.section)
+        tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
             "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
             self.run_dir,
