@@ -179,6 +179,8 @@ def _in_yaml(code: str) -> list[str]:
     found: dict[str, ast.Call] = {}
     for name, node in calls:
         found.setdefault(name, node)
+    if not {"Compose", "ToTensor", "Resize"} & set(found):
+        return []
     size, crop = _side(found.get("Resize")), _side(found.get("RandomCrop"))
     middle = _side(found.get("CenterCrop"))
     lines = [f"resize: {size}"] if size else []
