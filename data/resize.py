@@ -2,8 +2,9 @@
 
     python data/resize.py archive/images data/images/my-images-512 --size 512
 
-Run again after an interruption, it goes on where it stopped. Images that cannot be read are listed
-in unreadable.txt in the new folder, and the exit status is then 1.
+Run again after an interruption, it goes on where it stopped. Images that cannot be read, and those
+that would get the same name, are listed in unreadable.txt in the new folder, and the exit status is
+then 1. Files that are no images are listed in left_out.txt.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
-from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
+from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,8 @@ def _run(given: argparse.Namespace) -> int:
     )
     for kind, count in found.other.most_common(SHOWN):
         print(f"  left out: {count:,} {kind}")
+    if found.left_out:
+        print(f"  all of them: {given.target / LEFT_OUT}")
     for reason in list(found.unreadable.values())[:SHOWN]:
         print(f"  unreadable: {reason}", file=sys.stderr)
     if found.unreadable:

@@ -217,3 +217,29 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     assert check.main([config, "dataset.image.croop=3"]) == 2
     assert "dataset.image.croop" in capsys.readouterr().err
+
+
+def test_one_image_under_two_names_in_two_splits(checked: Check, root: Path) -> None:
+    """By what it shows: also when a file was written again in another format."""
+    images = root / "images"
+    (images / "test_0.png").write_bytes((images / "train_3.png").read_bytes())
+    with Image.open(images / "validate_1.png") as image:
+        image.save(images / "test_1.bmp")
+    change(root / "test.image.tok", 2, "test_1.bmp")
+    errors = checked().errors
+    assert errors == [
+        f"train and test: 1 image: {images / 'train_3.png'} = {images / 'test_0.png'} in both, "
+        "under names of their own.",
+        f"validate and test: 1 image: {images / 'validate_1.png'} = {images / 'test_1.bmp'} in "
+        "both, under names of their own.",
+    ]
+    Image.new("L", (30, 30), 9).save(images / "train_0.png")  # two blank images are no leak
+    Image.new("L", (30, 30), 9).save(images / "test_2.png")
+    assert len(checked().errors) == 2
+
+
+def test_one_patient_in_two_ways_of_writing(checked: Check, root: Path) -> None:
+    change(root / "train.patient.tok", 1, "12")
+    change(root / "test.patient.tok", 2, "12.0")
+    change(root / "validate.patient.tok", 2, "1.2")
+    assert checked().errors == ["train and test: 1 patient: 12 (also 12.0) in both."]

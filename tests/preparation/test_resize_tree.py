@@ -125,12 +125,41 @@ def test_a_folder_that_cannot_be_listed(
     assert found.unreadable == {str(folder): f"{folder} cannot be read: Permission denied."}
 
 
+def test_images_that_would_get_one_name_do_not_stop_the_others(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "p10" / "a.png").write_bytes((source / "p10" / "b.PNG").read_bytes())
+    target = tmp_path / "small"
+    assert resize.main([str(source), str(target), "--size", "30"]) == 1
+    assert not (target / "p10" / "a.jpg").exists()
+    assert all((target / "p10" / name).is_file() for name in ("b.jpg", "s1/c.jpg"))
+    listed = dict(line.split("\t") for line in (target / "unreadable.txt").read_text().splitlines())
+    assert list(listed) == [str(source / "p10" / "a.jpg"), str(source / "p10" / "a.png")]
+    assert listed[str(source / "p10" / "a.png")].endswith(
+        f"would be written to a.jpg, as would {source / 'p10' / 'a.jpg'}. Rename one of them."
+    )
+    assert "unreadable.txt" in capsys.readouterr().err
+
+
+def test_files_that_are_no_images_are_listed(source: Path, tmp_path: Path) -> None:
+    """`report.pdf` has a name that Pillow writes, and macOS keeps `._x.jpg` beside `x.jpg`."""
+    (source / "report.pdf").write_bytes(b"%PDF-1.4")
+    (source / "p10" / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2")
+    (source / "p10" / "s1" / "._c.dcm").write_bytes(b"\0\5\x16\7\0\2")
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert (found.written, found.unreadable) == (4, {})
+    assert dict(found.other) == {".pdf": 1, ".txt": 1, "._*": 2}
+    listed = (tmp_path / "small" / "left_out.txt").read_text().splitlines()
+    assert {line.split("\t")[0] for line in listed} == {
+        str(source / name)
+        for name in ("report.pdf", "p10/._a.jpg", "p10/report.txt", "p10/s1/._c.dcm")
+    }
+    assert all(line.split("\t")[1] for line in listed)
+
+
 def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="lies within"):
         resize_tree(source, source / "small", 30)
-    (source / "p10" / "a.png").write_bytes((source / "p10" / "b.PNG").read_bytes())
-    with pytest.raises(DataError, match=r"1 pair: \S+a\.jpg and \S+a\.png"):
-        resize_tree(source, tmp_path / "small", 30)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"holds no images, but 1 \.txt"):

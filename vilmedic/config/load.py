@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vilmedic.config.annotations import Marked, Type, instance_of, options
+from vilmedic.config.build import entries
 from vilmedic.config.check import Checker
 from vilmedic.config.fit import misfits
 from vilmedic.config.layers import merge, read_layers
@@ -20,6 +21,7 @@ from vilmedic.config.nodes import schema_keys
 from vilmedic.config.overrides import Override, apply_overrides, parse_override
 from vilmedic.config.replaced import drop_replaced
 from vilmedic.config.resolve import guard, resolve
+from vilmedic.config.scores import read_scores
 from vilmedic.config.sections import (
     EnsemblorSection,
     RunSection,
@@ -156,6 +158,8 @@ def load(
     tree = draft.tree
     checker = Checker(tree, lambda: schema_keys(root, tree.data))
     judged = checker.section(root, tree.data, ())
+    if not (draft.problems or checker.problems):
+        _check_score(judged, checker)
     problems = [*draft.problems, *checker.problems]
     if not problems:
         problems += misfits(tree, judged, training=training)
@@ -249,6 +253,18 @@ def _section_type(section: str, key: str) -> Type | None:
     instance = instance_of(param.type) if param is not None else None
     read = read_signature(instance.path) if instance is not None else None
     return read.params[key].type if read is not None and key in read.params else None
+
+
+def _check_score(judged: dict[str, Any], checker: Checker) -> None:
+    """Refuse a score to judge a run by that no evaluation of it gives."""
+    trainor = TrainorSection(**judged.get("trainor") or {})
+    validator = ValidatorSection(**judged.get("validator") or {})
+    metrics = [name for name, _ in entries(validator.metrics)]
+    try:
+        scores = read_scores(validator.splits, metrics, ema=trainor.ema is not None)
+        scores.better(trainor.early_stop_metric)
+    except ConfigError as error:
+        checker.report(("trainor", "early_stop_metric"), str(error))
 
 
 def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:

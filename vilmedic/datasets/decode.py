@@ -28,7 +28,11 @@ from vilmedic.errors import DataError
 
 Color = Literal["grey", "rgb"]
 Image.preinit()  # the usual formats first: Pillow tries all in the order in which they were loaded
-SUFFIXES = frozenset(Image.registered_extensions()) | DICOM_SUFFIXES | {".npy"}
+_NOT_READ = frozenset(  # what Pillow writes only, or opens with programs of others only
+    {".pdf", ".palm", ".eps", ".ps", ".wmf", ".emf", ".bufr", ".grib", ".h5", ".hdf", ".mpg"}
+    | {".mpeg"}
+)
+SUFFIXES = (frozenset(Image.registered_extensions()) - _NOT_READ) | DICOM_SUFFIXES | {".npy"}
 _EXIF_ORIENTATION = 0x0112
 
 

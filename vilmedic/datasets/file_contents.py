@@ -57,6 +57,13 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
     return found
 
 
+def file_digests(paths: Sequence[Path]) -> list[str]:
+    """A digest of the content of each file, read now; an empty text for one that is unreadable."""
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(_digest, paths))
+    return [digest if len(digest) == 2 * DIGEST else "" for digest in found]
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()

@@ -13,7 +13,7 @@ import torch
 
 from vilmedic.config.types import Runtime
 from vilmedic.datasets.aligned import Batch, Part, Sample
-from vilmedic.datasets.lines import Lines, read_lines
+from vilmedic.datasets.lines import Lines, brief, read_lines, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import replace_text
 
@@ -109,8 +109,8 @@ def _targets(rows: list[list[str]], texts: Lines, names: Sequence[str], source: 
         for name in row:
             if name not in columns:
                 raise DataError(
-                    f"{texts.where(line)} has the label '{name}', which {source} does not "
-                    f"list: {', '.join(names)}.{nearest(name, names)}"
+                    f"{texts.where(line)} has the label '{brief(name)}', which {source} does not "
+                    f"list: {shown(names)}.{nearest(name, names)}"
                 )
             targets[line, columns[name]] = 1
     return targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from vilmedic.errors import DataError, nearest
 from vilmedic.files import plain_name
 
 SHOWN = 5  # problems of one kind that a message lists before it only counts
+LONGEST = 400  # letters of a text in a message
+# A name in quotation marks, or one without; up to the comma behind it or the end.
+_NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|\Z)')
 
 
 class Lines(Sequence[str]):
@@ -100,9 +104,44 @@ def check_aligned(files: Sequence[Lines]) -> None:
 
 def listed(items: Sequence[str], kind: str) -> str:
     """`2 empty lines: a, b`, or the first few of many."""
-    shown = ", ".join(items[:SHOWN])
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown}{more}"
+    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown(items)}"
+
+
+def shown(items: Sequence[str], most: int = SHOWN) -> str:
+    """`a, b`, or the first few of many; of a very long text its beginning."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(brief(item) for item in items[:most]) + more
+
+
+def brief(text: str) -> str:
+    """A text for a message: on one line, cut when it is as long as a report, and printable."""
+    # A file name may hold bytes that are not UTF-8.
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def split_names(line: str) -> list[str]:
+    """The names on a line, separated by commas.
+
+    A name that holds a comma stands in quotation marks, as in CSV: `"scan, left.png",b.png`.
+    """
+    if '"' not in line:
+        return [name for part in line.split(",") if (name := part.strip())]
+    names = []
+    for quoted, plain in _NAME.findall(line):
+        names.append(quoted.replace('""', '"') or plain.strip())
+    return [name for name in names if name]
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Names as one line that `split_names` takes apart again."""
+    return ",".join(_quoted(name) for name in names)
+
+
+def _quoted(name: str) -> str:
+    if "," in name or name[:1] == '"' or name != name.strip():
+        return '"' + name.replace('"', '""') + '"'
+    return name
 
 
 def _unreadable(path: Path, error: OSError) -> str:

@@ -13,7 +13,7 @@ import torch
 from vilmedic.datasets.decode import SUFFIXES, Color, decode_file, open_image
 from vilmedic.datasets.dicom import DICOM_REMEDY, DICOM_SUFFIXES, dicom_available
 from vilmedic.datasets.file_contents import file_contents
-from vilmedic.datasets.lines import Lines
+from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.datasets.transforms import resize_short_side
 from vilmedic.errors import DataError
 
@@ -38,8 +38,7 @@ class Pictures(ABC):
 
     def names(self, line: int) -> list[str]:
         """What a line calls its pictures."""
-        names = [name.strip() for name in self.texts[line].split(",") if name.strip()]
-        return names[: self.most]
+        return split_names(self.texts[line])[: self.most]
 
     def read(self, line: int) -> list[torch.Tensor]:
         """The pictures of a line, uint8 [C, H, W] each.

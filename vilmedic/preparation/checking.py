@@ -6,6 +6,7 @@ import inspect
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.image_facts import examine_images
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
+from vilmedic.preparation.splitting import group_key
 from vilmedic.registry import DATASETS
 
 PARTS: dict[str, type] = {"image": ImageDataset, "seq": TextDataset, "label": LabelDataset}
@@ -257,14 +259,44 @@ def _compare_splits(findings: Findings) -> None:
         for other_name, other in known[place + 1 :]:
             pair = f"{name} and {other_name}"
             if facts.patients is not None and other.patients is not None:
-                shared = sorted(set(facts.patients) & set(other.patients))
+                shared = _shared_patients(facts.patients, other.patients)
                 if shared:
                     findings.errors.append(f"{pair}: {listed(shared, 'patient')} in both.")
             images = sorted(facts.named.keys() & other.named.keys())
             if images:
                 findings.errors.append(f"{pair}: {listed(images, 'image')} in both.")
+            copies = _copies(facts, other)
+            if copies:
+                findings.errors.append(
+                    f"{pair}: {listed(copies, 'image')} in both, under names of their own."
+                )
     trained = findings.splits["train"].labels
     for name, facts in known[1:]:
         unseen = sorted(facts.labels.keys() - trained.keys()) if trained else []
         if unseen:
             findings.warnings.append(f"{name}: {listed(unseen, 'label')} not in train.")
+
+
+def _shared_patients(patients: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Who is in both splits; `1 (also 1.0)` where the two name one patient in two ways."""
+    named = {group_key(name): name for name in patients}
+    found = {}
+    for name in others:
+        known = named.get(group_key(name))
+        if known is not None:
+            found[known] = known if known == name else f"{known} (also {name})"
+    return sorted(found.values())
+
+
+def _copies(facts: SplitFacts, other: SplitFacts) -> list[str]:
+    """Images of the same pixels in both splits, where their paths differ."""
+    if facts.images is None or other.images is None:
+        return []
+    known: dict[str, str] = {}
+    for place, content in facts.images.contents.items():
+        known.setdefault(content, place)
+    return sorted(
+        f"{known[content]} = {place}"
+        for place, content in other.images.contents.items()
+        if content in known and place not in facts.named
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,6 +31,7 @@ class ImageFacts:
         sizes: height and width of each one decoded.
         means: mean grey level of each one decoded.
         modes: how many are of each format and mode, such as `JPEG L`.
+        contents: a digest of the pixels of each that is not blank, by its path.
     """
 
     looked_at: int = 0
@@ -37,6 +40,7 @@ class ImageFacts:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     means: list[float] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class _Look:
     mean: float = 0.0
     blank: bool = False
     reason: str = ""
+    content: str = ""
 
 
 def examine_images(
@@ -80,6 +85,8 @@ def examine_images(
             facts.modes[look.mode] += 1
             facts.sizes.append(look.size)
             facts.means.append(look.mean)
+            if look.content:
+                facts.contents[pictures.places(line)[number]] = look.content
             if look.blank:
                 facts.blank.append(f"{where}: {pictures.places(line)[number]}")
     return facts
@@ -95,7 +102,16 @@ def _look(pictures: Pictures, line: int, number: int) -> _Look:
     except UndecodableImage as error:
         return _Look(reason=str(error))
     size = (int(image.shape[1]), int(image.shape[2]))
-    return _Look(mode, size, float(image.float().mean()), bool(image.min() == image.max()))
+    blank = bool(image.min() == image.max())
+    content = "" if blank else _digest(image)
+    return _Look(mode, size, float(image.float().mean()), blank, content=content)
+
+
+def _digest(image: torch.Tensor) -> str:
+    """The same text for the same pixels, in whatever format a file holds them."""
+    digest = hashlib.blake2b(str(tuple(image.shape)).encode(), digest_size=16)
+    digest.update(image.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _mode(file: IO[bytes], name: str) -> str:
