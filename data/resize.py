@@ -13,7 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vilmedic import script
 from vilmedic.datasets.lines import SHOWN
+from vilmedic.errors import escaped
 from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
@@ -41,11 +45,11 @@ def _run(given: argparse.Namespace) -> int:
         f"{len(found.unreadable):,} unreadable, {other:,} files of other kinds left out"
     )
     for kind, count in found.other.most_common(SHOWN):
-        print(f"  left out: {count:,} {kind}")
+        print(escaped(f"  left out: {count:,} {kind}"))
     if found.left_out:
         print(f"  all of them: {given.target / LEFT_OUT}")
     for reason in list(found.unreadable.values())[:SHOWN]:
-        print(f"  unreadable: {reason}", file=sys.stderr)
+        print(escaped(f"  unreadable: {reason}"), file=sys.stderr)
     if found.unreadable:
         print(f"  all of them: {given.target / UNREADABLE}", file=sys.stderr)
     return 1 if found.unreadable else 0
@@ -74,4 +78,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,29 @@ def test_loggers_are_those_that_the_line_names(line: str, monkeypatch: pytest.Mo
 
 def named_loggers(word: str) -> list[object]:
     return load("config/phantom/convirt.yml", [word]).trainor.loggers
+
+
+def test_nobody_is_sent_to_the_project_of_the_same_name_on_the_public_index() -> None:
+    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
+    for folder, kind in (("docs", "md"), ("vilmedic", "py"), ("data", "py"), ("benchmarks", "py")):
+        places += ROOT.glob(f"{folder}/**/*.{kind}")
+    told = {str(path): re.findall(r"install [^`\n]*vilmedic", path.read_text()) for path in places}
+    assert {path: found for path, found in told.items() if found} == {}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() -> None:
+    shown = [
+        line.strip()
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("    .venv/bin/python ")
+    ]
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True
+    )
+    run = [line for line in done.stdout.splitlines() if line.startswith(".venv/bin/python ")]
+    assert shown == [line for line in run if "pip install" not in line]
+    recipes = (ROOT / "Makefile").read_text().splitlines()
+    trained = [line for line in recipes if "bin/train.py" in line]
+    assert len(trained) == 5
+    assert all(line.endswith(" trainor.seed=0 ckpt=auto") for line in trained)

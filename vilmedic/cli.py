@@ -11,11 +11,12 @@ from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
-from vilmedic.errors import ConfigError, Interrupted, VilmedicError, nearest
+from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
 from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, processes
 
 FAILED = 2
 BROKEN = 1
+MOST_TOLD = 200  # problems
 INTERRUPTED = 130  # what shells report after Ctrl-C
 _OPTIONS = ("--help", "--print-config", "--check")
 
@@ -135,7 +136,7 @@ def command(
         return FAILED
     except Interrupted as stop:
         if is_main_process():
-            print(f"interrupted: {stop}", file=sys.stderr)
+            print(escaped(f"interrupted: {stop}"), file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -202,7 +203,7 @@ def _prog(fallback: str) -> str:
 
 def _print(text: str) -> None:
     try:
-        print(text, flush=True)
+        print(escaped(text), flush=True)
     except BrokenPipeError:
         # the reader, `head` say, has seen enough; Python would complain again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -215,7 +216,7 @@ def _tell(error: VilmedicError) -> None:
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
-    for problem in problems:
+    for problem in map(escaped, problems[:MOST_TOLD]):
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
 
 

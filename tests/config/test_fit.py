@@ -75,9 +75,12 @@ def test_an_evaluation_does_with_one_view_and_a_batch_of_one() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_pixels_and_reports_are_needed_either_way(training: bool) -> None:
-    assert problems("config/phantom/vae.yml", "~dataset.mean", training=training) == [
+    found = problems("config/phantom/vae.yml", "~dataset.mean", "~dataset.std", training=training)
+    assert found == [
         "dataset.mean (default): given [0.485, 0.456, 0.406], but VAE works with [0] or [0, 0, 0] "
-        "only. Set dataset.mean=[0]."
+        "only. Set dataset.mean=[0].",
+        "dataset.std (default): given [0.229, 0.224, 0.225], but VAE works with [1] or [1, 1, 1] "
+        "only. Set dataset.std=[1].",
     ]
     words = ["dataset.image.mean=[0,0,0]", "dataset.image.std=[1,1,1]"]
     assert problems("config/phantom/dalle.yml", *words, training=training) == []

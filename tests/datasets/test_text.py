@@ -122,7 +122,6 @@ def test_reports_with_nothing_left_after_cleaning(text_args: Args, write: Write)
     ("changes", "message"),
     [
         ({"processing": "r2gen_clean_reports"}, "Did you mean 'r2gen_clean_report'"),
-        ({"tokenizer_max_len": 2}, "at least 3"),
         ({"tokenizer": "no/such-tokenizer"}, "there is no such folder, and the hub gave none"),
     ],
 )

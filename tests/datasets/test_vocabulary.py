@@ -40,3 +40,10 @@ def test_vocabulary_of_another_training_is_refused(tmp_path: Path) -> None:
         run_vocabulary(tmp_path, REPORTS, processing="ifcc_clean_report", min_frequency=2)
     with pytest.raises(DataError, match="other reports than"):
         run_vocabulary(tmp_path, REPORTS[:2], processing=None, min_frequency=1)
+
+
+def test_a_language_without_spaces_has_words_too() -> None:
+    tokenizer = train_vocabulary(["两肺清晰，心影不大。", "左肺炎症。"], min_frequency=1)
+    unseen = tokenizer("心影清晰，两肺大。")["input_ids"]
+    assert tokenizer.unk_token_id not in unseen
+    assert len(unseen) == 9 + 2

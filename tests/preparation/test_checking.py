@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
             Image.fromarray(pixels).save(folder / "images" / name)
         rows = {
             "image": names,
-            "report": [f"{report} {split}" for report in REPORTS[:size]],
+            "report": [f"{report} Again" for report in REPORTS[:size]],
             "label": ["Effusion", "Cardiomegaly", "No Finding", "Pneumonia", "No Finding"][:size],
             "patient": [f"{split}{number // 2}" for number in range(size)],
         }
@@ -88,7 +88,7 @@ def test_faultless_data(checked: Check) -> None:
     assert train.labels["No Finding"] == 2
     assert set(train.patients or []) == {"train0", "train1", "train2"}
     assert train.lengths is not None
-    words = [len(re.findall(r"\w+|[^\w\s]", f"{report} train")) for report in REPORTS]
+    words = [len(re.findall(r"\w+|[^\w\s]", f"{report} Again")) for report in REPORTS]
     assert train.lengths.tolist() == [count + 2 for count in words]  # and one at either end
     assert checked(most=2).splits["train"].images.looked_at == 2  # type: ignore[union-attr]
 
@@ -130,8 +130,9 @@ def test_skipped_images_are_warnings_while_they_are_few(checked: Check, root: Pa
     findings = checked("dataset.image.on_error=skip")
     assert findings.errors == []
     assert any("1 missing image" in text for text in findings.warnings)
-    assert any("200 images stand on more than one line" in text for text in findings.warnings)
-    assert any("of the reports nearly repeat another" in text for text in findings.warnings)
+    assert any("200 images: " in text for text in findings.advice)
+    assert any("of the reports nearly repeat another" in text for text in findings.advice)
+    assert len(findings.named["train: 200 images on more than one line"]) == 200
     assert any("missing image" in error for error in checked().errors)
 
 
@@ -139,10 +140,53 @@ def test_warnings(checked: Check, root: Path) -> None:
     Image.new("L", (30, 30), 9).save(root / "images" / "train_2.png")
     change(root / "test.label.tok", 2, "Hernia")
     change(root / "train.report.tok", 1, "word " * 40)
-    warnings = checked().warnings
+    findings = checked()
+    warnings = findings.warnings
     assert any("train: 1 blank image: " in text for text in warnings)
-    assert any("test: 1 label: Hernia not in train" in text for text in warnings)
+    assert any("test: 1 label: Hernia not in train" in text for text in findings.advice)
     assert any("20.0% of the reports are longer than tokenizer_max_len=20" in t for t in warnings)
+    assert any(
+        text.endswith("are cut: 1 line: " + f"{root}/train.report.tok:1.") for text in warnings
+    )
+
+
+def test_letters_that_cleaning_drops(checked: Check, root: Path) -> None:
+    for line in range(1, 6):
+        text = f"Neumotórax pequeño número {line} en el pulmón."
+        change(root / "train.report.tok", line, text)
+    for split in ("validate", "test"):
+        for line in range(1, 4):
+            change(root / f"{split}.report.tok", line, "Neumotórax pequeño en el pulmón.")
+    findings = checked("dataset.seq.processing=gloria_clean_report_chexpert")
+    assert len(findings.warnings) == 3
+    assert (
+        "train: processing=gloria_clean_report_chexpert drops 20 letters that it never keeps, most "
+        "often ó (10), ñ (5), ú (5);" in findings.warnings[0]
+    )
+    train = findings.splits["train"].lost
+    assert train is not None
+    assert train.share == pytest.approx(20 / 165)  # 4 of 33 in each
+    assert checked("dataset.seq.processing=multilingual_clean_report").warnings == []
+
+
+def test_unknown_words(checked: Check, root: Path) -> None:
+    change(root / "validate.report.tok", 2, "Widened mediastinum, unfolded aorta.")
+    findings = checked()
+    [warning] = findings.warnings
+    # 4 of the words of validation: 13 of the first report, 4 of this one and 13 of the third
+    assert warning.startswith("validate: 13.3% of the words are unknown to the tokenizer")
+    assert "aorta (1)" in warning
+    assert warning.endswith("validate.report.tok:2.")
+
+
+def test_reports_that_were_spoilt_before(checked: Check, root: Path) -> None:
+    change(root / "train.report.tok", 1, "NeumotÃ³rax in the left lung as on the first film.")
+    change(root / "train.report.tok", 2, "Heart \x1b[31mis enlarged and both lungs are clear.")
+    change(root / "train.report.tok", 3, "Fever of 37\ufffd and no consolidation, no effusion.")
+    misread, control = checked().warnings[:2]
+    assert "train: 2 misread reports: " in misread
+    assert "train.report.tok:3, with signs of a wrong character set" in misread
+    assert "train.report.tok:2, with control characters." in control
 
 
 def test_patients_are_known_from_the_paths_of_mimic(checked: Check, root: Path) -> None:
@@ -215,8 +259,43 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "error: test: 1 missing image" in capsys.readouterr().out
     assert (tmp_path / "out" / "data_check.json").is_file()
 
+    for path in (root / "images").glob("*_*.png"):
+        Image.new("L", (30, 30), 9).save(path)
+    change(root / "train.label.tok", 1, "\x1b[2JEffusion")
+    assert check.main([config, "--out", str(tmp_path / "out"), "dataset.image.on_error=skip"]) == 1
+    shown = capsys.readouterr().out
+    assert "label \\x1b[2JEffusion" in shown
+    assert "\x1b" not in shown
+
     assert check.main([config, "dataset.image.croop=3"]) == 2
     assert "dataset.image.croop" in capsys.readouterr().err
+
+
+def test_any_warning_changes_the_status_and_advice_does_not(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(root / "config.yml"), "--out", str(tmp_path / "out")]
+    change(root / "test.label.tok", 2, "Hernia")
+    assert check.main(command) == 0
+    assert "advice: test: 1 label: Hernia not in train." in capsys.readouterr().out
+    assert check.main([*command, "--images", "2"]) == 0
+    assert "advice: train: 2 of 5 images were decoded" in capsys.readouterr().out
+    for kind in ("image", "report", "label", "patient"):
+        path = root / f"train.{kind}.tok"
+        path.write_text(path.read_text() * 2)
+    names = [f"train_{number}.png" for number in range(10)]
+    for name in names:
+        Image.new("L", (30, 30), 9).save(root / "images" / name)
+    (root / "train.image.tok").write_text("\n".join(names) + "\n")
+    assert check.main(command) == 1
+    shown = capsys.readouterr().out
+    assert "warning: train: 10 blank images: " in shown
+    assert "train_4.png and 5 more, all pixels of one value." in shown
+    lists = tmp_path / "out" / "data_check.txt"
+    assert f"all of what is more than 5: {lists}" in shown
+    heading = lists.read_text().splitlines().index("train: 10 blank images")
+    listed = lists.read_text().splitlines()[heading + 1 : heading + 11]
+    assert [line.rpartition("/")[-1] for line in listed] == names
 
 
 def test_one_image_under_two_names_in_two_splits(checked: Check, root: Path) -> None:

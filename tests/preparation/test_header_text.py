@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import lines
-from tests.preparation.test_any_folder import dicom, every, write_dicom
+from tests.preparation.test_any_folder import dicom, write_dicom
 
 CHINESE = ["两肺纹理清晰，心影不大。", "左侧胸腔积液。", "右肺下叶肺炎，建议复查。", "心影增大。"]
 RUSSIAN = ["Без очаговых изменений.", "Легкие чистые.", "Сердце не увеличено.", "Норма."]
@@ -22,8 +22,11 @@ def write(folder: Path, texts: list[str], encoding: str, declared: str | None, c
 
 
 def read(root: Path) -> dict[str, str]:
-    pairs = zip(every(root, "image.tok"), every(root, "report.tok"), strict=True)
-    return dict(pairs)
+    found: dict[str, str] = {}
+    for path in sorted(root.glob("*.image.tok")):
+        reports = lines(path.with_name(path.name.replace("image", "report")))
+        found |= zip(lines(path), reports, strict=True)
+    return found
 
 
 @pytest.mark.parametrize("declared", [None, "ISO_IR 100"])
@@ -50,6 +53,7 @@ def test_missing_and_wrong_character_sets(
         ("ISO_IR 144", "Легкие чистые"),
         ("ISO_IR 192", "两肺 чистые"),
         ("GB18030", "两肺纹理清晰"),
+        ("ISO 2022 IR 6\\ISO 2022 IR 87", "Yamada^Tarou=山田"),
     ],
 )
 def test_declared_character_sets(tmp_path: Path, declared: str, text: str) -> None:
@@ -60,6 +64,16 @@ def test_declared_character_sets(tmp_path: Path, declared: str, text: str) -> No
     root = dicom(tmp_path, "--split", "0.5,0.25,0.25")
     assert set(read(root).values()) == {text}
     assert "headers" not in str(json.loads((root / "data_card.json").read_text())["notes"])
+
+
+@pytest.mark.parametrize("declared", [None, "ISO_IR 100", "ISO_IR 192"])
+def test_an_escape_character_that_changes_no_character_set(
+    tmp_path: Path, declared: str | None
+) -> None:
+    fields = {"SpecificCharacterSet": declared} if declared else {}
+    write_dicom(tmp_path / "images" / "0.dcm", ImageComments="clear \x1b[1mlungs", **fields)
+    root = dicom(tmp_path, "--split", "1,0,0")
+    assert read(root) == {"0.dcm": "clear \x1b[1mlungs"}
 
 
 def test_what_stays_open_is_counted_and_named(

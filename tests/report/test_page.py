@@ -90,6 +90,15 @@ def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
     assert not [a for t, a in outline(path).tags if "onerror" in a]
 
 
+def test_control_characters_are_written_out(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path)
+    for path in run_dir.glob("results_*.json"):
+        path.write_text(path.read_text().replace('"Mass"', '"Mass\\u001b[2J\\u009b"'))
+    text = write_report(run_dir).read_text()
+    assert "Mass\\x1b[2J\\x9b" in text
+    assert not {"\x1b", "\x9b"} & set(text)
+
+
 def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
     write_curves(tmp_path, seed=1)
     page = outline(write_report(tmp_path))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vilmedic.blocks.backbones import capture, load_backbone, pool
-from vilmedic.config.types import Runtime
+from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ConfigError, nearest
 
 PERMUTATIONS = ("batch_first", "spatial_first", "no_permute")
@@ -45,7 +45,7 @@ class VisionEncoder(nn.Module):
         *,
         backbone: str,
         output_layer: str = "avgpool",
-        dropout_out: float = 0.0,
+        dropout_out: Dropout = 0.0,
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
         freeze: bool = False,
         pretrained: bool | str = True,

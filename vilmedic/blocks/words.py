@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.blocks.text import TextEncoder, mask_for
-from vilmedic.config.types import ConfigOf, Runtime
+from vilmedic.config.types import Between, ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.words import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ConfigError
@@ -55,7 +55,7 @@ class WordEncoder(nn.Module):
         *,
         spec: Runtime[DataSpec],
         proto: str | None = None,
-        last_n_layers: int = 4,
+        last_n_layers: Annotated[int, Between(1, 1024)] = 4,
         freeze: bool = False,
         filled: Runtime[bool] = False,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],

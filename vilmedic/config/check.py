@@ -10,6 +10,7 @@ from typing import Any
 from vilmedic.config import types
 from vilmedic.config.annotations import (
     ANY,
+    NUMBERS,
     AnyOf,
     Basic,
     Instance,
@@ -19,6 +20,7 @@ from vilmedic.config.annotations import (
     TupleOf,
     Type,
     instance_of,
+    is_number,
     options,
     plain,
 )
@@ -28,8 +30,8 @@ from vilmedic.config.named import check_calls, check_options
 from vilmedic.config.namespaces import signature
 from vilmedic.config.nodes import Target, registry_of, target
 from vilmedic.config.older_keys import find_older, judge_older
-from vilmedic.config.resolve import BROKEN
-from vilmedic.config.scalars import UNFIT, read_scalar
+from vilmedic.config.resolve import BROKEN, MOST_PROBLEMS
+from vilmedic.config.scalars import UNFIT, read_scalar, wrong_folder_name
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, model_type_of
 from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
@@ -55,8 +57,17 @@ class Checker:
         self.notes: list[str] = []
         self.trying = False
 
+    @property
+    def full(self) -> bool:
+        """Whether there are so many problems that no more are told."""
+        return len(self.problems) >= MOST_PROBLEMS
+
     def report(self, path: KeyPath, text: str) -> None:
-        """Note a problem of the value at a path."""
+        """Note a problem of the value at a path; of very many, the first ones."""
+        if self.full:
+            if len(self.problems) == MOST_PROBLEMS:
+                self.problems.append(f"there are more problems than these {MOST_PROBLEMS}.")
+            return
         origin = self.tree.origin(path)
         note = self.tree.mark(path).note
         where = f"{dotted(path)} ({origin})" if origin else dotted(path)
@@ -104,6 +115,9 @@ class Checker:
             elif open_ended:
                 result[key] = value
             else:
+                if self.full:
+                    self.report(where, "unknown key")
+                    break
                 known = [*settable, *(["proto"] if "proto" in consumed else []), *extras]
                 self.report(where, unknown_key(where, value, known, self.elsewhere()))
         for name, param in settable.items():
@@ -245,7 +259,7 @@ class Checker:
         """Judge a value by the first alternative that it fits, text last."""
         known = [one for one in options(kind) if one != Basic("foreign")]
         if all(one == Basic("null") for one in known):
-            return given
+            return self.value(ANY, given, path)
         texts = (Basic("text"), Basic("path"), ANY)
         # a whole number stays one where both kinds are allowed
         ordered = sorted(known, key=lambda one: (plain(one) in texts, plain(one) == Basic("float")))
@@ -255,7 +269,7 @@ class Checker:
             if not trial.problems:
                 return self.value(option, given, path, read, siblings)
         fitting = [option for option in ordered if self.fits(option, given)]
-        if len(fitting) == 1:
+        if len(fitting) == 1 and not is_number(given):
             # what is wrong inside says more than that nothing fits
             return self.value(fitting[0], given, path, read, siblings)
         self.report(path, mismatch(kind, given))
@@ -279,9 +293,7 @@ class Checker:
             return isinstance(base, ListOf | TupleOf)
         if isinstance(given, str):
             return isinstance(option, Marked) and base == Basic("text")
-        numbers = (Basic("int"), Basic("float"))
-        is_number = isinstance(given, int | float) and not isinstance(given, bool)
-        return isinstance(option, Marked) and is_number and base in numbers
+        return isinstance(option, Marked) and is_number(given) and base in NUMBERS
 
     # -- marks
 
@@ -302,7 +314,7 @@ class Checker:
             if isinstance(calls, dict) and not _is_map(kind):
                 return [{name: one} for name, one in calls.items()]
             return calls
-        if isinstance(mark, types.AtLeast | types.Matching):
+        if isinstance(mark, (*types.BOUNDS, types.Matching, types.FolderName)):
             trial = self.trial()
             trial.value(kind.base, given, path)
             if trial.problems:
@@ -312,10 +324,25 @@ class Checker:
         value = self.value(kind.base, given, path, read, siblings)
         if len(self.problems) > before or given is None:
             return value
-        if isinstance(mark, types.AtLeast):
-            numeric = isinstance(given, int | float) and not isinstance(given, bool)
-            if numeric and not given >= mark.minimum:
+        if isinstance(mark, types.BOUNDS):
+            if is_number(given) and not mark.allows(given):
                 self.report(path, mismatch(kind, given))
+        elif isinstance(mark, types.Lengths):
+            if len(given) not in mark.allowed:
+                self.report(path, mismatch(kind, given))
+        elif isinstance(mark, types.AsLongAs):
+            default = read.params[mark.key].default if read and mark.key in read.params else None
+            other = (siblings or {}).get(mark.key, default)
+            if isinstance(other, list | tuple) and len(other) != len(given):
+                self.report(
+                    path,
+                    f"given {shown(given)}; allowed: as many entries as "
+                    f"{dotted((*path[:-1], mark.key))} has, {len(other)}.",
+                )
+        elif isinstance(mark, types.FolderName):
+            problem = wrong_folder_name(str(value))
+            if problem:
+                self.report(path, f"given {shown(value)}; {problem}")
         elif isinstance(mark, types.Matching):
             if not re.fullmatch(mark.pattern, str(value)):
                 self.report(path, mismatch(kind, given))

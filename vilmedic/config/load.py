@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from vilmedic.config.fit import misfits
 from vilmedic.config.layers import merge, read_layers
 from vilmedic.config.marks import KeyPath, Mark, Tree
 from vilmedic.config.nodes import schema_keys
+from vilmedic.config.optimizers import check_optimizer
 from vilmedic.config.overrides import Override, apply_overrides, parse_override
 from vilmedic.config.replaced import drop_replaced
-from vilmedic.config.resolve import guard, resolve
+from vilmedic.config.resolve import MOST_PROBLEMS, guard, resolve
+from vilmedic.config.scalars import wrong_folder_name
 from vilmedic.config.scores import read_scores
 from vilmedic.config.sections import (
     EnsemblorSection,
@@ -30,6 +33,7 @@ from vilmedic.config.sections import (
 )
 from vilmedic.config.signature import Signature, read_signature
 from vilmedic.config.types import Calls
+from vilmedic.config.wording import shown
 from vilmedic.config.yaml_source import PlainDumper
 from vilmedic.errors import ConfigError
 from vilmedic.registry import import_plugins
@@ -156,8 +160,9 @@ def load(
     draft = read(os.fspath(path), overrides)
     root = root_signature()
     tree = draft.tree
-    checker = Checker(tree, lambda: schema_keys(root, tree.data))
+    checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
     judged = checker.section(root, tree.data, ())
+    check_optimizer(checker, judged)
     if not (draft.problems or checker.problems):
         _check_score(judged, checker)
     problems = [*draft.problems, *checker.problems]
@@ -166,6 +171,9 @@ def load(
     if problems:
         raise ConfigError(problems)
     judged["name"] = judged.get("name") or Path(path).stem
+    wrong = wrong_folder_name(judged["name"])
+    if wrong:
+        raise ConfigError(f"name: given {shown(judged['name'])}, that of the file; {wrong}")
     sections = {"trainor": TrainorSection, "validator": ValidatorSection}
     for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
         judged[key] = cls(**judged.get(key) or {})
@@ -280,6 +288,8 @@ def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     given = found.data.get("plugins")
     names = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     origin = found.origin(("plugins",))
+    if len(names) > MOST_PROBLEMS:
+        return [f"plugins ({origin}): given {len(names)}; allowed: at most {MOST_PROBLEMS}."]
     return [f"plugins ({origin}): {problem}" for problem in import_plugins(names)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,8 +89,10 @@ class Tree:
 
     def remove(self, path: KeyPath) -> None:
         """Take out a value that exists, and the marks of everything in it."""
+        value = self.get(path)
         del self.get(path[:-1])[path[-1]]
-        self.forget(path)
+        for inside in _places(value, path):
+            self.marks.pop(inside, None)
 
     def forget(self, path: KeyPath) -> None:
         """Take out the marks of a value and of everything in it."""
@@ -99,6 +102,14 @@ class Tree:
     def stamp(self, layer: int) -> None:
         """Note the number of the layer that all values are of."""
         self.marks = {path: replace(mark, layer=layer) for path, mark in self.marks.items()}
+
+
+def _places(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The path of a value and of everything in it."""
+    yield path
+    items: Any = enumerate(value) if isinstance(value, list) else ()
+    for key, one in value.items() if isinstance(value, dict) else items:
+        yield from _places(one, (*path, key))
 
 
 def dotted(path: KeyPath) -> str:

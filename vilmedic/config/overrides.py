@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
-from vilmedic.config.yaml_source import read_yaml
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.config.yaml_source import DEEPEST, check_characters, read_yaml
+from vilmedic.errors import ConfigError, nearest, visible
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _SYNTAX = "Allowed: key=value, with dots between nested keys, or ~key to remove one."
@@ -40,12 +41,15 @@ def parse_override(word: str) -> Override:
     Raises:
         ConfigError: it is neither form.
     """
+    check_characters(word, lambda line: COMMAND_LINE)
     removes = word.startswith("~")
     key, equals, text = word.removeprefix("~").partition("=")
     if removes == bool(equals):
         problem = "takes no value" if removes else "has no '='"
         raise ConfigError(f"'{word}' ({COMMAND_LINE}): {problem}. {_SYNTAX}")
     path = tuple(key.split("."))
+    if len(path) > DEEPEST:
+        raise ConfigError(f"'{visible(word)}' ({COMMAND_LINE}): more than {DEEPEST} nested keys.")
     if any(not part or part != part.strip() or part.startswith(("+", "-")) for part in path):
         raise ConfigError(f"'{word}' ({COMMAND_LINE}): '{key}' is not a key. {_SYNTAX}")
     if path[0] == "includes":
@@ -164,7 +168,7 @@ def _indexed(path: tuple[str, ...], tree: Tree) -> KeyPath:
     node: Any = tree.data
     for part in path:
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
                 allowed = f"0 to {len(node) - 1}" if node else "none, it is empty"
                 raise ConfigError(
                     f"{dotted(path)} ({COMMAND_LINE}): '{part}' is no index of the list "

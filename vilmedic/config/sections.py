@@ -7,12 +7,19 @@ from typing import Annotated, Any, Literal
 
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.types import (
+    Above,
     AtLeast,
+    AtMost,
+    Below,
+    Between,
     Calls,
+    Device,
+    FolderName,
     Matching,
     NameIn,
     OptionsOf,
     Overruled,
+    Seed,
     UsedWith,
     Within,
 )
@@ -79,7 +86,7 @@ class TrainorSection:
     ] = field(default_factory=dict)
     batch_size: Annotated[int, AtLeast(1)] = 32
     grad_accu: Annotated[int, AtLeast(1)] = 1
-    clip_grad_norm: Annotated[float, AtLeast(0)] | None = None
+    clip_grad_norm: Annotated[float, Above(0), AtMost(1000000)] | None = None
     lr_decay: Annotated[str | None, NameIn("torch.optim.lr_scheduler")] = None
     lr_decay_params: Annotated[
         dict[str, Any],
@@ -92,26 +99,26 @@ class TrainorSection:
         ),
     ] = field(default_factory=dict)
     decay_metric_start: Annotated[
-        int, UsedWith("lr_decay", ("ReduceLROnPlateau",)), Within("epochs")
+        int, UsedWith("lr_decay", ("ReduceLROnPlateau",)), Within("epochs"), AtLeast(0)
     ] = 0
     epochs: Annotated[int, AtLeast(0)] = 99
-    eval_start: Annotated[int, Within("epochs")] = 0
+    eval_start: Annotated[int, Within("epochs"), AtLeast(0)] = 0
     early_stop: Annotated[int, AtLeast(1)] | None = None
     early_stop_metric: str = "validation_loss"
-    early_stop_start: Annotated[int, UsedWith("early_stop"), Within("epochs")] = 0
+    early_stop_start: Annotated[int, UsedWith("early_stop"), Within("epochs"), AtLeast(0)] = 0
     keep: Annotated[int, AtLeast(1)] = 3
-    seed: int | None = None
+    seed: Seed | None = None
     save_every: (
         Annotated[str, Matching("[1-9][0-9]*(min)?", "steps (500) or minutes (15min)")] | None
     ) = "15min"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: Annotated[float, AtLeast(0)] | None = None
+    ema: Annotated[float, AtLeast(0), Below(1)] | None = None
     compile: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     sync_bn: bool = False
-    device: str | None = None
-    num_workers: Annotated[int, AtLeast(0)] | None = None
+    device: Device | None = None
+    num_workers: Annotated[int, Between(0, 256)] | None = None
     max_bad_steps: Annotated[int, AtLeast(1)] = 10
     log_every: Annotated[int, AtLeast(1)] = 10
     loggers: Annotated[list[Any], Calls("logger")] = field(default_factory=lambda: ["tensorboard"])
@@ -182,10 +189,10 @@ class EnsemblorSection(GenerationSection):
         dict[str, Any], UsedWith("generate_images", (False,), mode=True), Calls("post_processing")
     ] = field(default_factory=dict)
     report: bool = True
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: str | None = None
-    num_workers: Annotated[int, AtLeast(0)] | None = None
+    device: Device | None = None
+    num_workers: Annotated[int, Between(0, 256)] | None = None
 
 
 @dataclass(kw_only=True)
@@ -208,7 +215,7 @@ class RunSection:
         ensemblor: how trained checkpoints are evaluated.
     """
 
-    name: str | None = None
+    name: Annotated[str, FolderName()] | None = None
     ckpt_dir: str = "ckpt"
     ckpt: str | None = None
     plugins: list[str] = field(default_factory=list)

@@ -21,7 +21,7 @@ import numpy as np
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 HEAD = 132
 """Bytes at the start of a file that hold the mark of the format."""
-DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install 'vilmedic[dicom]'."
+DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install '.[dicom]' in the clone."
 
 
 class UnreadableDicom(Exception):

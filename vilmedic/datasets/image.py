@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 import torch
 from torchvision.transforms import v2
 
-from vilmedic.config.types import AtLeast, Calls, Runtime, UsedWith
+from vilmedic.config.types import (
+    Above,
+    AsLongAs,
+    AtMost,
+    Between,
+    Calls,
+    Means,
+    Runtime,
+    Side,
+    Spreads,
+    UsedWith,
+)
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image_tokens import TokenFile
@@ -62,8 +73,9 @@ class ImageDataset(Part):
             preset.
         eval_transforms: transforms in evaluation; null applies none, or with several views those
             of training.
-        mean: mean of each colour channel, subtracted after scaling to 0..1 (default: ImageNet).
-        std: standard deviation of each colour channel (default: ImageNet).
+        mean: mean of each colour channel, or one number for all, subtracted after scaling to 0..1
+            (default: ImageNet); as many numbers as std has.
+        std: standard deviation of each colour channel, or one number for all (default: ImageNet).
         cache: folder in which decoded and resized images are kept, one memory-mapped file a split;
             null decodes the files in every epoch.
         spool: folder for shards that come from a URL; null takes the folder `spool` in root.
@@ -85,10 +97,10 @@ class ImageDataset(Part):
         file: str = "image.tok",
         image_path: str | None = None,
         ext: str | None = None,
-        resize: Annotated[int | None, AtLeast(1)] = 256,
-        crop: Annotated[int | None, AtLeast(1)] = 224,
-        multi_image: Annotated[int, AtLeast(1)] = 1,
-        views: Annotated[int, AtLeast(1)] = 1,
+        resize: Side | None = 256,
+        crop: Side | None = 224,
+        multi_image: Annotated[int, Between(1, 256)] = 1,
+        views: Annotated[int, Between(1, 256)] = 1,
         color: Literal["grey", "rgb"] = "grey",
         preset: Annotated[
             Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"],
@@ -96,21 +108,18 @@ class ImageDataset(Part):
         ] = "resize_crop",
         transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
-        mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
-        std: list[float] = [0.229, 0.224, 0.225],  # noqa: B006
+        mean: Annotated[Means, AsLongAs("std")] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
+        std: Annotated[Spreads, AsLongAs("mean")] = [0.229, 0.224, 0.225],  # noqa: B006
         cache: str | None = None,
         spool: str | None = None,
-        spool_gib: Annotated[float, AtLeast(0)] = 64.0,
+        spool_gib: Annotated[float, Above(0), AtMost(1048576)] = 64.0,
         tokens: Literal["cache"] | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        _check_numbers(resize=resize, crop=crop, multi_image=multi_image, views=views)
         if multi_image > 1 and views > 1:
             raise ValueError("multi_image and views cannot both be above 1.")
         if transforms is not None and preset != "resize_crop":
             raise ValueError(f"preset={preset} and a list of transforms exclude each other.")
-        if len(mean) not in (1, 3) or len(std) not in (1, 3) or min(std) <= 0:
-            raise ValueError("mean and std hold one or three numbers, and std positive ones.")
         self.training, self.seed = training, seed
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
         self.token_file: TokenFile | None = None
@@ -297,9 +306,3 @@ def image_part(dataset: AlignedDataset) -> ImageDataset:
         if isinstance(part, ImageDataset):
             return part
     raise DataError("This data set has no images.")
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,11 +10,12 @@ from typing import Annotated, Any, Literal
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from vilmedic.config.types import AtLeast, Runtime, UsedWith
+from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_cleaning import CLEANERS
 from vilmedic.datasets.sample import stable_seed
+from vilmedic.datasets.scripts import words
 from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
@@ -23,7 +23,6 @@ from vilmedic.datasets.words import NO_WORD, word_numbers, word_texts
 from vilmedic.errors import DataError, nearest
 
 PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
-_WORD = re.compile(r"\w+")
 
 
 class TextDataset(Part):
@@ -38,7 +37,8 @@ class TextDataset(Part):
             words from the training split and keeps it in the run directory. A word list `vocab.src`
             of the original vilmedic is read from the run directory, or where this says.
         tokenizer_max_len: most ids of a report, special tokens included; the rest is cut off.
-        processing: published way of cleaning the reports; null leaves them as they are.
+        processing: way of cleaning the reports, published ones but for multilingual_clean_report,
+            which keeps letters of any language; null leaves them as they are.
         sample_sentence: in training, draw sentences of the report anew at each step.
         max_sentences: with sample_sentence, draw one to this many, in order; 1 is the paper's way.
         vocab_min_frequency: occurrences that a word needs to get into a vocabulary that is built.
@@ -56,9 +56,12 @@ class TextDataset(Part):
         root: str,
         file: str = "report.tok",
         tokenizer: str | None = None,
-        tokenizer_max_len: Annotated[int, AtLeast(3)] = 128,
+        tokenizer_max_len: Annotated[int, Between(3, 65536)] = 128,
         processing: Literal[
-            "r2gen_clean_report", "ifcc_clean_report", "gloria_clean_report_chexpert"
+            "r2gen_clean_report",
+            "ifcc_clean_report",
+            "gloria_clean_report_chexpert",
+            "multilingual_clean_report",
         ]
         | None = None,
         sample_sentence: bool = False,
@@ -66,8 +69,6 @@ class TextDataset(Part):
         vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if tokenizer_max_len < 3:
-            raise ValueError(f"tokenizer_max_len must be at least 3, not {tokenizer_max_len}.")
         if processing is not None and processing not in CLEANERS:
             raise ValueError(
                 f"There is no processing named '{processing}'. Allowed: {', '.join(CLEANERS)}."
@@ -150,7 +151,7 @@ class TextDataset(Part):
     def _sentence(self, line: int, epoch: int) -> str:
         # Cleaning may remove what ends a sentence, so sentences are found before it.
         sentences = [self.clean(sentence) for sentence in split_sentences(self.texts[line])]
-        usable = [text for text in sentences if len(_WORD.findall(text)) >= MIN_WORDS]
+        usable = [text for text in sentences if len(words(text)) >= MIN_WORDS]
         usable = usable or [self.cleaned[line]]
         draw = random.Random(stable_seed("sentence", self.seed, epoch, line))
         count = draw.randint(1, min(self.max_sentences, len(usable)))

@@ -46,7 +46,7 @@ def _build_transform(name: str, arguments: dict[str, Any]) -> v2.Transform:
         arguments["transforms"] = build_transforms(arguments["transforms"])
     try:
         return transform(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"The transform {name} does not take {arguments}: {error}.") from None
 
 

@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
 
+from vilmedic.datasets.scripts import UNSPACED
 from vilmedic.errors import DataError
 
 FOLDER = "tokenizer"  # in the run directory
@@ -25,6 +26,8 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTrainedTokenizerFast:
     """A tokenizer of lower-case words and punctuation, most frequent first.
 
+    Scripts that put no spaces between words are split as `vilmedic.datasets.scripts` says.
+
     Args:
         reports: cleaned reports of the training split.
         min_frequency: a word needs at least that many occurrences to get an id of its own.
@@ -34,7 +37,9 @@ def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTraine
     """
     tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Split(Regex(UNSPACED), "isolated")]
+    )
     trainer = WordLevelTrainer(
         vocab_size=2**31 - 1,
         min_frequency=min_frequency,

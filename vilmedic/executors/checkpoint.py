@@ -137,6 +137,7 @@ def find_checkpoints(
     match = re.fullmatch(r"all|best-([1-9]\d*)", mode)
     if match is None:
         raise ConfigError(f"ensemblor.mode: given '{mode}', allowed: best-1, best-N or all.")
+    require_directory(run_dir)
     found = [read_best(path, metric) for path in scored(run_dir)]
     if not found:
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
@@ -180,6 +181,18 @@ def _of_one_metric(
     return next(iter(groups.values()))
 
 
+def require_directory(run_dir: Path) -> None:
+    """Raise a `CheckpointError` unless there is such a run directory."""
+    if run_dir.is_dir():
+        return
+    folder = run_dir.parent
+    runs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    raise CheckpointError(
+        f"{run_dir}: there is no such run directory, as name and ckpt_dir say it."
+        f"{nearest(run_dir.name, runs)}"
+    )
+
+
 def newest(run_dir: Path, seed: int | None = None) -> Path | None:
     """The newest state that a run left, of any seed or of the one given; None without any."""
     names = "last_*.pth" if seed is None else last_name(seed)
@@ -202,6 +215,7 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     for path in (run_dir / ckpt, Path(ckpt)):
         if path.is_file():
             return path
+    require_directory(run_dir)
     there = sorted(path.name for path in run_dir.glob("*.pth"))
     raise CheckpointError(
         f"ckpt: there is no file '{ckpt}', neither as a path nor in {run_dir}, which holds "

@@ -28,6 +28,7 @@ from vilmedic.executors.evaluations import EvaluationFolder
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.results import grouped, results_name, source, table
+from vilmedic.executors.run_directory import make_run_directory
 from vilmedic.models.contract import Model
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
@@ -98,7 +99,7 @@ class Ensemblor:
         Raises:
             VilmedicError: post-processing failed, after everything else was done.
         """
-        self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
+        make_run_directory(self.run_dir)  # a checkpoint may come from elsewhere
         with distributed.main_first():
             for split in self.section.splits:
                 self._dataset(split)

@@ -30,7 +30,7 @@ from vilmedic.executors.profiling import StepProfiler
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.resume import agree_on_start
-from vilmedic.executors.run_directory import write_provenance
+from vilmedic.executors.run_directory import make_run_directory, write_provenance
 from vilmedic.executors.saving import Saver
 from vilmedic.executors.score import improves
 from vilmedic.executors.step_watch import StepWatch
@@ -62,7 +62,7 @@ class Trainor:
         start = agree_on_start(config)
         self.seed = start.seed
         seed_everything(self.seed)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        make_run_directory(self.run_dir)
 
         with distributed.main_first():
             self.data = build(

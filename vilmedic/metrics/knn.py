@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import AtLeast, Portion, Resamples, Temperature
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
@@ -47,18 +47,16 @@ class NearestNeighbours(Metric):
         self,
         *,
         features: str = "visual_backbone",
-        k: int = 20,
-        temperature: float = 0.07,
-        fractions: list[float] | None = None,
+        k: Annotated[int, AtLeast(1)] = 20,
+        temperature: Temperature = 0.07,
+        fractions: list[Portion] | None = None,
         fit_split: str = "train",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
-        if k < 1 or temperature <= 0:
-            raise ConfigError("knn: k must be at least 1 and temperature above 0.")
         self.features = features
         self.k = k
         self.temperature = temperature
-        self.fractions = read_fractions(fractions, "knn.fractions")
+        self.fractions = read_fractions(fractions)
         self.fit_split = fit_split
         self.bootstrap = bootstrap
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vilmedic.config.types import Portion, Resamples
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
@@ -49,12 +50,12 @@ class LinearProbe(Metric):
         self,
         *,
         features: str = "visual_backbone",
-        fractions: list[float] | None = None,
+        fractions: list[Portion] | None = None,
         fit_split: str = "train",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.features = features
-        self.fractions = read_fractions(fractions, "linear_probe.fractions")
+        self.fractions = read_fractions(fractions)
         self.fit_split = fit_split
         self.bootstrap = bootstrap
         self._fitted: tuple[SplitFeatures, list[Probe]] | None = None

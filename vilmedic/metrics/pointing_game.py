@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vilmedic.config.types import Resamples
 from vilmedic.datasets.image import Window, image_part
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import Evaluation
@@ -61,7 +62,7 @@ class PointingGame(Metric):
         root: str,
         file: str = "finding.jsonl",
         words: dict[str, list[str]] | None = None,
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.root = root
         self.file = file

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from vilmedic.config.yaml_source import compose
 from vilmedic.errors import ConfigError, DataError, nearest
 
 SIDES = ("positive", "negative")
@@ -45,13 +46,13 @@ def load_prompts(path: str, labels: Sequence[str]) -> list[ClassPrompts]:
     """
     file = Path(path)
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = compose(file.read_text(encoding="utf-8"), lambda line: f"{path}:{line}")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         beside = [str(p) for p in sorted(file.parent.glob("*.y*ml"))]
         raise ConfigError(
             f"zero_shot.prompts: there is no file '{path}'.{nearest(path, beside)}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ConfigError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable YAML file: {error}") from None
     if root is None:
         raise DataError(f"{path}: the file is empty. {_form()}")

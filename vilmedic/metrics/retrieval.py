@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.config.types import UsedWith
+from vilmedic.config.types import Between, UsedWith
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
@@ -58,7 +58,7 @@ class Retrieval(Metric):
         local_aggregation: Annotated[
             Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
         ] = "max",
-        block_size: int = 1024,
+        block_size: Annotated[int, Between(1, 16384)] = 1024,
     ) -> None:
         self.similarity = similarity
         self.local_aggregation = local_aggregation

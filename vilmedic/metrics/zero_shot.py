@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.config.types import UsedWith
+from vilmedic.config.types import Resamples, UsedWith
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
@@ -56,7 +56,7 @@ class ZeroShot(Metric):
             Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
         ] = "max",
         on_missing: Literal["raise", "skip"] = "raise",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.prompts = prompts
         self.similarity = similarity

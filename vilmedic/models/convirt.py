@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.config.types import Runtime
+from vilmedic.config.types import AtLeast, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
 from vilmedic.gather import Part, takes_part
@@ -43,7 +43,7 @@ class ConVIRT(ContrastiveModel):
         cnn: VisionEncoder,
         projection: PairedProjection,
         loss: ConVIRTLoss,
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(

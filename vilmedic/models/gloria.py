@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,7 +13,7 @@ from vilmedic.blocks.backbones import find_layer, pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
-from vilmedic.config.types import Runtime
+from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
 from vilmedic.gather import Part, takes_part
@@ -57,13 +57,11 @@ class GLoRIA(ContrastiveModel):
         cnn: VisionEncoder,
         visual_embedder: VisualEmbedder,
         loss: GLoRIALoss,
-        upsample: int | None = 299,
+        upsample: Side | None = 299,
         local_layer: str = "layer3",
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
-        if upsample is not None and upsample < 1:
-            raise ConfigError(f"model.upsample must be at least 1 or null, not {upsample}.")
         _check_visual(cnn, local_layer, visual_embedder)
         width = encoder.hidden_size
         self.cnn = cnn

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.types import AtLeast
 from vilmedic.errors import ConfigError
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.ntxent import NTXentLoss
@@ -39,7 +40,7 @@ class SimCLR(ContrastiveModel):
         cnn: VisionEncoder,
         projection: VisualProjection,
         loss: NTXentLoss,
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(

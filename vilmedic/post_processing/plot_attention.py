@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 
-from vilmedic.config.types import UsedWith
+from vilmedic.config.types import AtLeast, UsedWith
 from vilmedic.datasets.image import image_part
 from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import Evaluation
@@ -33,13 +33,9 @@ class PlotAttention(PostProcessing):
     def __init__(
         self,
         *,
-        num_samples: Annotated[int, UsedWith("samples", (None,))] = 4,
-        samples: list[int] | None = None,
+        num_samples: Annotated[int, UsedWith("samples", (None,)), AtLeast(1)] = 4,
+        samples: list[Annotated[int, AtLeast(0)]] | None = None,
     ) -> None:
-        if num_samples < 1:
-            raise ConfigError(
-                f"plot_attention.num_samples: given {num_samples}, allowed: 1 or more."
-            )
         self.num_samples = num_samples
         self.samples = samples
 

@@ -17,13 +17,19 @@ from vilmedic.datasets.aligned import TOLERATED
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
-from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.lines import SHOWN, Lines, read_lines
 from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.image_facts import examine_images
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
+from vilmedic.preparation.report_facts import (
+    lost_letters,
+    misread,
+    unknown_words,
+    with_control_characters,
+)
 from vilmedic.preparation.splitting import group_key
 from vilmedic.registry import DATASETS
 
@@ -31,6 +37,7 @@ PARTS: dict[str, type] = {"image": ImageDataset, "seq": TextDataset, "label": La
 PATIENT_FILE = "patient.tok"
 MANY_DUPLICATES = 0.2  # near-duplicates in a split that a contrastive loss suffers from
 MANY_CUT = 0.05
+MANY_UNKNOWN = 0.05  # words that a tokenizer does not know
 _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and of CheXpert
 
 
@@ -126,22 +133,34 @@ class _SplitCheck:
         for line in range(len(texts)):
             for place in pictures.places(line):
                 self.facts.named.setdefault(place, line)
-        repeated = sum(len(pictures.names(n)) for n in range(len(texts))) - len(self.facts.named)
+        repeated = [
+            f"{texts.where(line)}: {place}"
+            for line in range(len(texts))
+            for place in pictures.places(line)
+            if self.facts.named[place] != line
+        ]
         if repeated:
-            self.warning(f"{repeated} images stand on more than one line.")
+            what = "on more than one line"
+            self.advice(f"{self.listed(repeated, 'image', what)}, {what}.")
         facts = examine_images(
             pictures, set(missing), most=most, workers=workers, title=f"Images of {self.split}"
         )
         self.facts.images = facts
+        known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
+        if facts.looked_at < known:
+            self.advice(
+                f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; nothing "
+                "is known of the pixels of the others."
+            )
         bad = len(missing) + len(facts.unreadable)
         tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
         note = self.warning if tolerated else self.error
         if missing:
-            note(f"{listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
+            note(f"{self.listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
         if facts.unreadable:
-            note(listed(facts.unreadable, "unreadable image"))
+            note(self.listed(facts.unreadable, "unreadable image"))
         if facts.blank:
-            self.warning(f"{listed(facts.blank, 'blank image')}, all pixels of one value.")
+            self.warning(f"{self.listed(facts.blank, 'blank image')}, all pixels of one value.")
         crop = given["crop"]
         if given["resize"] is None and crop is not None:
             small = sum(min(size) < crop for size in facts.sizes)
@@ -195,28 +214,75 @@ class _SplitCheck:
             self.error(str(error))
         if data is not None:
             cleaned = list(data.cleaned)
-            encoded = data.tokenizer([text or " " for text in cleaned], truncation=False)
-            self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-            self.facts.max_len = data.tokenizer_max_len
-            cut = float((self.facts.lengths > data.tokenizer_max_len).mean())
-            if cut > MANY_CUT:
-                self.warning(
-                    f"{cut:.1%} of the reports are longer than "
-                    f"tokenizer_max_len={data.tokenizer_max_len} and are cut."
-                )
+            self.tokens(data, texts, cleaned)
             if data.dropped:
-                self.warning(listed(list(data.dropped.values()), "report empty after cleaning"))
+                dropped = list(data.dropped.values())
+                self.warning(self.listed(dropped, "report empty after cleaning"))
+        if data is not None and data.processing is not None:
+            self.letters(data.processing, texts, cleaned)
+        for lines, kind, what in (
+            (misread(texts), "misread report", "with signs of a wrong character set (\ufffd, Ã³)"),
+            (with_control_characters(texts), "report", "with control characters"),
+        ):
+            if lines:
+                where = [texts.where(line) for line in lines]
+                self.warning(f"{self.listed(where, kind, what)}, {what}.")
         self.facts.empty = cleaned.count("")
         self.facts.reports = duplicate_groups([text for text in cleaned if text])
         exact, near = self.facts.reports
+        kept = [line for line, text in enumerate(cleaned) if text]
         if len(exact):
             group, count = Counter(exact.tolist()).most_common(1)[0]
-            kept = [raw for raw, text in zip(texts, cleaned, strict=True) if text]
-            self.facts.most_frequent = (kept[int(np.argmax(exact == group))], count)
+            self.facts.most_frequent = (texts[kept[int(np.argmax(exact == group))]], count)
         if repeated_share(near) > MANY_DUPLICATES:
-            self.warning(
+            again = np.setdiff1d(np.arange(len(near)), np.unique(near, return_index=True)[1])
+            where = [texts.where(kept[place]) for place in again]
+            self.advice(
                 f"{repeated_share(near):.1%} of the reports nearly repeat another one, so a batch "
-                "holds pairs that a contrastive loss pushes apart though they belong together."
+                "holds pairs that a contrastive loss pushes apart though they belong together: "
+                f"{self.listed(where, 'line', 'that nearly repeat another one')}."
+            )
+
+    def tokens(self, data: TextDataset, texts: Lines, cleaned: list[str]) -> None:
+        """What the tokenizer makes of the reports: how many ids, and which words it lacks."""
+        tokenizer = data.tokenizer
+        encoded = tokenizer([text or " " for text in cleaned], truncation=False)
+        self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        self.facts.max_len = data.tokenizer_max_len
+        cut = np.flatnonzero(self.facts.lengths > data.tokenizer_max_len)
+        if len(cut) > MANY_CUT * len(cleaned):
+            where = self.listed(
+                [texts.where(line) for line in cut.tolist()], "line", "that are cut"
+            )
+            self.warning(
+                f"{len(cut) / len(cleaned):.1%} of the reports are longer than "
+                f"tokenizer_max_len={data.tokenizer_max_len} and are cut: {where}."
+            )
+        unknown = unknown_words(encoded.encodings, tokenizer, cleaned)
+        self.facts.unknown = unknown
+        if unknown.share > MANY_UNKNOWN:
+            often = ", ".join(f"{word} ({n})" for word, n in unknown.words.most_common(SHOWN))
+            where = self.listed(
+                [texts.where(line) for line in unknown.lines], "line", "with unknown words"
+            )
+            self.warning(
+                f"{unknown.share:.1%} of the words are unknown to the tokenizer, most often "
+                f"{often}; {where}."
+            )
+
+    def letters(self, processing: str, texts: Lines, cleaned: list[str]) -> None:
+        """Which letters the cleaning of reports drops."""
+        lost = lost_letters(texts, cleaned)
+        self.facts.lost = lost
+        if lost.never:
+            often = ", ".join(f"{letter} ({n})" for letter, n in lost.never.most_common(SHOWN))
+            where = self.listed(
+                [texts.where(line) for line in lost.lines], "line", "with letters that are dropped"
+            )
+            self.warning(
+                f"processing={processing} drops {lost.never.total():,} letters that it never "
+                f"keeps, most often {often}; processing=multilingual_clean_report keeps all. "
+                f"{where}."
             )
 
     def patients(self, lines: dict[str, Lines]) -> list[str] | None:
@@ -242,6 +308,12 @@ class _SplitCheck:
     def warning(self, text: str) -> None:
         self.findings.warnings.append(f"{self.split}: {text}")
 
+    def advice(self, text: str) -> None:
+        self.findings.advice.append(f"{self.split}: {text}")
+
+    def listed(self, items: Sequence[str], kind: str, what: str = "") -> str:
+        return self.findings.listed(self.split, items, kind, what)
+
 
 def _whatever_lines(root: str, split: str, file: str, name: str) -> dict[str, Lines]:
     """The lines of a faulty file under the name of its part; nothing when there are none."""
@@ -261,20 +333,22 @@ def _compare_splits(findings: Findings) -> None:
             if facts.patients is not None and other.patients is not None:
                 shared = _shared_patients(facts.patients, other.patients)
                 if shared:
-                    findings.errors.append(f"{pair}: {listed(shared, 'patient')} in both.")
+                    names = findings.listed(pair, shared, "patient", "in both")
+                    findings.errors.append(f"{pair}: {names} in both.")
             images = sorted(facts.named.keys() & other.named.keys())
             if images:
-                findings.errors.append(f"{pair}: {listed(images, 'image')} in both.")
+                names = findings.listed(pair, images, "image", "in both")
+                findings.errors.append(f"{pair}: {names} in both.")
             copies = _copies(facts, other)
             if copies:
-                findings.errors.append(
-                    f"{pair}: {listed(copies, 'image')} in both, under names of their own."
-                )
+                names = findings.listed(pair, copies, "image", "in both, under names of their own")
+                findings.errors.append(f"{pair}: {names} in both, under names of their own.")
     trained = findings.splits["train"].labels
     for name, facts in known[1:]:
         unseen = sorted(facts.labels.keys() - trained.keys()) if trained else []
         if unseen:
-            findings.warnings.append(f"{name}: {listed(unseen, 'label')} not in train.")
+            names = findings.listed(name, unseen, "label", "not in train")
+            findings.advice.append(f"{name}: {names} not in train.")
 
 
 def _shared_patients(patients: Sequence[str], others: Sequence[str]) -> list[str]:

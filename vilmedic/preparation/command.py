@@ -12,7 +12,7 @@ from typing import Any
 
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
-from vilmedic.errors import DataError, VilmedicError
+from vilmedic.errors import DataError, VilmedicError, escaped
 from vilmedic.preparation.disk import disk_trouble
 from vilmedic.preparation.folder import (
     CARD,
@@ -148,10 +148,10 @@ def guarded(script: str, call: Callable[[], int]) -> int:
     try:
         return call()
     except VilmedicError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(escaped(f"{script}: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{script}: {disk_trouble(error)}", file=sys.stderr)
+        print(escaped(f"{script}: {disk_trouble(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -174,8 +174,8 @@ def make(
     made = build()
     card = write_folder(root, made, origin, report_file=report_file)
     for line in made.tables:
-        print(line)
-    print(summary(root, card, made.dropped.summary()))
+        print(escaped(line))
+    print(escaped(summary(root, card, made.dropped.summary())))
     print(f"{root}: written in {time.monotonic() - started:.0f} s; see {root / CARD}")
 
 

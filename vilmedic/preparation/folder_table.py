@@ -234,7 +234,7 @@ def _pydicom() -> Any:
         return importlib.import_module("pydicom")
     except ImportError:
         raise DataError(
-            "Reading DICOM headers needs pydicom: pip install 'vilmedic[dicom]'."
+            "Reading DICOM headers needs pydicom: pip install '.[dicom]' in the clone."
         ) from None
 
 

@@ -10,7 +10,7 @@ from vilmedic.preparation.encodings import as_utf8, is_credible
 
 _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _SEVERAL = frozenset({"LO", "PN", "SH", "UC"})  # a backslash separates values of these
-_ESCAPE = b"\x1b"  # begins a change of the character set within a text
+_ESCAPE = b"\x1b"  # begins a change of the character set in texts by ISO 2022, nothing elsewhere
 
 
 def header_texts(header: Any, keyword: str, encoding: str = "") -> tuple[list[str], bytes | None]:
@@ -63,7 +63,7 @@ def _declared_text(content: bytes, header: Any, keyword: str) -> str | None:
     encodings = _declared(header)
     if not encodings:
         return utf8
-    if _ESCAPE in content:
+    if _ESCAPE in content and "2022" in str(header.get("SpecificCharacterSet")):
         return _with_escapes(content, encodings, keyword)
     try:
         text = content.decode(encodings[0])
