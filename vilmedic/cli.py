@@ -42,7 +42,8 @@ def usage(prog: str, purpose: str) -> str:
 
 usage: {prog} config.yml [key=value ...] [~key ...] [--help | --print-config | --check]
 
-  key=value       sets a key, with dots between nested ones: trainor.batch_size=32
+  key=value       sets a key, with dots between nested ones: trainor.batch_size=32; a section given
+                  whole, validator.metrics={{retrieval: }}, replaces that of the file
   ~key            removes a key that the file sets
   --help          lists every key with its type, its default and what it means
   --print-config  prints the resolved configuration and where each value comes from
@@ -91,7 +92,12 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
 
 
 def command(
-    argv: Sequence[str] | None, prog: str, purpose: str, run: Callable[[Config], object]
+    argv: Sequence[str] | None,
+    prog: str,
+    purpose: str,
+    run: Callable[[Config], object],
+    *,
+    training: bool = False,
 ) -> int:
     """Run a command and turn what a user can mend into a message.
 
@@ -100,6 +106,7 @@ def command(
         prog: the command's name.
         purpose: what it does, as `--help` says it.
         run: does it, given the checked configuration.
+        training: whether that is training, which asks more of a configuration.
 
     Returns:
         The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
@@ -115,7 +122,7 @@ def command(
             draft = read(line.config, line.overrides) if line.config else None
             _print(help_text(usage(prog, purpose), draft))
             return 0
-        config = load(line.config or "", line.overrides)
+        config = load(line.config or "", line.overrides, training=training)
         if line.option == "--print-config":
             _print(print_config(config))
         elif line.option == "--check":
@@ -150,7 +157,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
         run_training(config)
 
-    return command(argv, _prog("train.py"), "Trains a model.", run)
+    return command(argv, _prog("train.py"), "Trains a model.", run, training=True)
 
 
 def ensemble(argv: Sequence[str] | None = None) -> int:

@@ -90,6 +90,9 @@ Mark = (
     | types.AsLongAs
     | types.FolderName
     | types.Matching
+    | types.UsedWith
+    | types.Within
+    | types.Overruled
 )
 
 ANY = Basic("any")
@@ -108,6 +111,9 @@ _MARKS = {
         types.AsLongAs,
         types.FolderName,
         types.Matching,
+        types.UsedWith,
+        types.Within,
+        types.Overruled,
     )
 }
 _RUNTIME = f"{types.__name__}.Runtime"

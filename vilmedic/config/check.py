@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -23,10 +24,12 @@ from vilmedic.config.annotations import (
     options,
     plain,
 )
+from vilmedic.config.idle import idle_keys
 from vilmedic.config.marks import KeyPath, Tree, dotted
 from vilmedic.config.named import check_calls, check_options
 from vilmedic.config.namespaces import signature
 from vilmedic.config.nodes import Target, registry_of, target
+from vilmedic.config.older_keys import find_older, judge_older
 from vilmedic.config.resolve import BROKEN, MOST_PROBLEMS
 from vilmedic.config.scalars import UNFIT, read_scalar, wrong_folder_name
 from vilmedic.config.signature import Param, Signature
@@ -44,12 +47,15 @@ class Checker:
 
     Attributes:
         problems: one complete text for each problem found.
+        notes: one line for each key that was left out.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
         self.tree = tree
         self.elsewhere = elsewhere
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.trying = False
 
     @property
     def full(self) -> bool:
@@ -92,12 +98,13 @@ class Checker:
         """
         result: dict[str, Any] = {}
         settable = read.settable
+        self.idle(read, given, path)
         extras, open_ended = self.extras(read, given)
-        for key, value in given.items():
+        for key, value in list(given.items()):
             where = (*path, key)
             if key in consumed:
                 result[key] = value
-            elif value is BROKEN:
+            elif value is BROKEN or self.older(read, where, value, given, open_ended):
                 continue
             elif key in settable:
                 result[key] = self.value(settable[key].type, value, where, read, given)
@@ -117,6 +124,39 @@ class Checker:
             if param.required and name not in given and name not in filled:
                 self.missing(param, path, result)
         return result
+
+    def idle(self, read: Signature, given: dict[str, Any], path: KeyPath) -> None:
+        """Refuse the keys of a section that have no effect, or take them out of it."""
+        for one in [] if self.trying else list(idle_keys(self.tree, read, given, path)):
+            if not one.dropped:
+                self.report(one.path, one.why)
+                continue
+            self.leave_out(one.path, given, len(path), f"it {one.why}")
+
+    def older(
+        self, read: Signature, path: KeyPath, value: Any, given: dict[str, Any], open_ended: bool
+    ) -> bool:
+        """Deal with a key of published configurations that the schema does not have."""
+        key = str(path[-1])
+        known = key in read.params or key in self.extras(read, given)[0]
+        found = None if known else find_older(path, open_ended=open_ended)
+        if found is None:
+            return False
+        accepted, text = judge_older(found, value, path)
+        if not accepted:
+            quoted = textwrap.shorten(shown(value), 60, placeholder=" ...")
+            self.report(path, f"given {quoted}; {text}.")
+        elif not self.trying:
+            self.leave_out(path, given, len(path) - 1, text)
+        return True
+
+    def leave_out(self, path: KeyPath, given: dict[str, Any], depth: int, why: str) -> None:
+        """Take a key out of a section, `depth` keys deep, with a line that says so."""
+        self.notes.append(f"{dotted(path)} ({self.tree.origin(path)}) is left out: {why}.")
+        Tree(given).remove(path[depth:])
+        if self.tree.has(path):
+            self.tree.remove(path)
+        self.tree.forget(path)
 
     def extras(self, read: Signature, given: dict[str, Any]) -> tuple[dict[str, Param], bool]:
         """What `**settings` may hold: its keys, and whether any other key is fine as well."""
@@ -237,7 +277,9 @@ class Checker:
 
     def trial(self) -> Checker:
         """A checker of the same tree whose problems do not count."""
-        return Checker(self.tree)
+        trial = Checker(self.tree)
+        trial.trying = True
+        return trial
 
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
@@ -265,8 +307,13 @@ class Checker:
     ) -> Any:
         """Judge a value by its type and by its mark."""
         mark = kind.mark
+        if given is None and isinstance(mark, types.Calls | types.OptionsOf):
+            given = _empty(kind)
         if isinstance(mark, types.Calls) and isinstance(given, dict | list):
-            return check_calls(self, mark, given, path)
+            calls = check_calls(self, mark, given, path)
+            if isinstance(calls, dict) and not _is_map(kind):
+                return [{name: one} for name, one in calls.items()]
+            return calls
         if isinstance(mark, (*types.BOUNDS, types.Matching, types.FolderName)):
             trial = self.trial()
             trial.value(kind.base, given, path)
@@ -335,3 +382,13 @@ class Checker:
     def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
         """What a judged node becomes."""
         return arguments
+
+
+def _is_map(kind: Marked) -> bool:
+    return any(isinstance(plain(one), MapOf) for one in options(plain(kind)))
+
+
+def _empty(kind: Marked) -> Any:
+    """What null stands for in a section of names or options: nothing in it, or null itself."""
+    empty: dict[type[Type], Any] = {MapOf: {}, ListOf: []}
+    return empty.get(type(plain(kind)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vilmedic.config.types import AtLeast, Below, Between, Portion, Temperature
+from vilmedic.config.types import AtLeast, Below, Between, Portion, Temperature, UsedWith
 from vilmedic.errors import ConfigError
 
 
@@ -42,16 +42,24 @@ class GenerationSection:
     """
 
     generate_images: bool = False
-    num_images: Annotated[int, Between(1, 65536)] = 4
-    num_samples: Annotated[int, AtLeast(1)] = 1
-    prompt: str | list[str] | None = None
-    temperature: Temperature = 1.0
-    filter_thres: Annotated[float, AtLeast(0), Below(1)] = 0.9
-    top_p: Portion = 1.0
-    cond_scale: Annotated[float, Between(0, 1000)] = 1.0
-    prime: Annotated[float, AtLeast(0), Below(1)] = 0.0
-    prime_image: str | None = None
-    rerank: RerankSection = field(default_factory=RerankSection)
+    num_images: Annotated[int, UsedWith("generate_images", mode=True), Between(1, 65536)] = 4
+    num_samples: Annotated[
+        int, UsedWith("generate_images", mode=True), UsedWith("prompt", (None,)), AtLeast(1)
+    ] = 1
+    prompt: Annotated[str | list[str] | None, UsedWith("generate_images", mode=True)] = None
+    temperature: Annotated[Temperature, UsedWith("generate_images", mode=True)] = 1.0
+    filter_thres: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0), Below(1)] = (
+        0.9
+    )
+    top_p: Annotated[Portion, UsedWith("generate_images", mode=True)] = 1.0
+    cond_scale: Annotated[float, UsedWith("generate_images", mode=True), Between(0, 1000)] = 1.0
+    prime: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0), Below(1)] = 0.0
+    prime_image: Annotated[
+        str | None, UsedWith("generate_images", mode=True), UsedWith("prime")
+    ] = None
+    rerank: Annotated[RerankSection, UsedWith("generate_images", mode=True)] = field(
+        default_factory=RerankSection
+    )
 
     def __post_init__(self) -> None:
         """Read the nested section, and refuse what cannot be drawn from.

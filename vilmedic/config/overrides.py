@@ -11,6 +11,7 @@ from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
 from vilmedic.config.yaml_source import DEEPEST, check_characters, read_yaml
 from vilmedic.errors import ConfigError, nearest, visible
 
+_NULL = ("", "~", "null", "Null", "NULL")
 _SYNTAX = "Allowed: key=value, with dots between nested keys, or ~key to remove one."
 
 
@@ -66,7 +67,13 @@ def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
     except ConfigError as error:
         note = str(error).removeprefix(COMMAND_LINE).lstrip(":0123456789 ")
         return text, {(): Mark(COMMAND_LINE, note=note)}
+    if value is None and text not in _NULL:
+        # nothing but a comment or an anchor to YAML
+        value = text
     raw = None if value is None else text
+    if isinstance(value, list) and not text.startswith("["):
+        # "- No effusion." is a list to YAML; a list is written [a, b] here
+        value, marks = text, {}
     if isinstance(value, str):
         raw = None
         if text[:1] not in ("'", '"'):
@@ -78,6 +85,9 @@ def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
 
 def apply_overrides(overrides: list[Override], lower: Tree) -> tuple[Tree, list[str]]:
     """The layer that a command line makes over the files.
+
+    A section given whole, `a={b: 1}`, replaces that of the files; a dotted key, `a.b=1`, changes
+    it inside.
 
     Args:
         overrides: the words, in their order.
@@ -106,6 +116,7 @@ def _remove(override: Override, layer: Tree, lower: Tree) -> None:
         if tree.has(path):
             tree.remove(path)
             found = True
+    layer.removed[override.path] = Mark(COMMAND_LINE)
     if not found:
         key = dotted(override.path)
         known = {dotted(path) for tree in (layer, lower) for path in tree.marks}
@@ -128,20 +139,19 @@ def _set(override: Override, layer: Tree, lower: Tree) -> None:
                 {known: mark for known, mark in lower.marks.items() if known[:depth] == here}
             )
         elif not isinstance(inside, dict | list):
+            # what an earlier word put here is gone, and with it what the files have
+            whole = _holds(node, part)
             inside = {}
             layer.forget(here)
+            layer.marks[here] = Mark(COMMAND_LINE, whole=whole)
         layer.marks.setdefault(here, Mark(COMMAND_LINE))
         node[part] = inside
         node = inside
     layer.forget(path)
-    if isinstance(override.value, dict) and isinstance(node, dict):
-        # a mapping adds to what the words before it said
-        existing = node.get(path[-1])
-        kept = existing if isinstance(existing, dict) else {}
-        node[path[-1]] = {**kept, **override.value}
-    else:
-        node[path[-1]] = override.value
+    node[path[-1]] = override.value
     layer.marks.update({(*path, *inner): mark for inner, mark in override.marks.items()})
+    if isinstance(override.value, dict):
+        layer.marks[path] = replace(layer.marks[path], whole=True)
 
 
 def _holds(node: Any, part: str | int) -> bool:

@@ -17,6 +17,8 @@ from omegaconf.errors import (
 from vilmedic.config.marks import KeyPath, Mark, Tree, dotted
 from vilmedic.errors import ConfigError, nearest, visible
 
+_NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
+
 
 class _Broken:
     """Stands for a value that was reported already."""
@@ -92,7 +94,7 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
         The resolved tree, in which an unusable value is `BROKEN`, and one text a problem.
     """
     if not _has_special(tree.data):
-        return Tree(_copy(tree.data), tree.marks), []
+        return Tree(_copy(tree.data), tree.marks, tree.removed), []
     known = _with_defaults(tree.data, defaults)
     _Size(known, tree).check()
     config = OmegaConf.create(known)
@@ -132,7 +134,18 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
             return result
         return value
 
-    return Tree(visit(config, ()), tree.marks), problems
+    values = visit(config, ())
+    return Tree(values, tree.marks, tree.removed, references(tree.data)), problems
+
+
+def references(value: Any, path: KeyPath = ()) -> frozenset[str]:
+    """The dotted keys that the interpolations in a value refer to."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return frozenset().union(*(references(one, (*path, key)) for key, one in items))
+    found = _NAMED.findall(value) if isinstance(value, str) else []
+    # each leading dot of a relative one goes up a level
+    return frozenset(dotted((*path[: -len(dots)], name)) if dots else name for dots, name in found)
 
 
 def _referring(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:

@@ -9,7 +9,7 @@ nested section that is built into an instance of that class. The marks below cov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -217,6 +217,57 @@ class Matching:
 
     pattern: str
     words: str
+
+
+@dataclass(frozen=True)
+class UsedWith:
+    """The value has an effect only while a sibling key says so.
+
+    `Annotated[int, UsedWith("early_stop")]`. Where it has none, a key of the command line or of the
+    same file is refused, and one of a weaker file is left out with a line. Written first among the
+    marks.
+
+    Args:
+        key: the sibling key.
+        values: its values with which this one is used; by default any but null, false and 0.
+        mode: whether the sibling key chooses what a command does, which is mostly done on the
+            command line: files may then hold what is for either, and only the command line is
+            judged.
+    """
+
+    key: str
+    values: tuple[Any, ...] = ()
+    mode: bool = False
+
+
+@dataclass(frozen=True)
+class Within:
+    """The value is a number counted from 0 of which a sibling key says how many there are.
+
+    Handled as `UsedWith` where it is larger.
+
+    Args:
+        key: the sibling key.
+    """
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Overruled:
+    """An option in the mapping has no effect while another key is set to something else.
+
+    Handled as `UsedWith`. A mapping may have several of these marks.
+
+    Args:
+        option: the option.
+        by: the sibling key that is used instead, or `key.option` for an option in its mapping.
+        instead: what to do, for messages; `{section}` is where the mapping stands.
+    """
+
+    option: str
+    by: str
+    instead: str
 
 
 Width = Annotated[int, Between(1, 65536)]

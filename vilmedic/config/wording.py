@@ -73,8 +73,11 @@ def describe(kind: Type) -> str:
 def _bounded(kind: Type, *, one: bool) -> str:
     """A number with all of its bounds in words, or several such numbers; empty for other types."""
     bounds: list[str] = []
-    while isinstance(kind, Marked) and isinstance(kind.mark, types.BOUNDS):
-        bounds.insert(0, kind.mark.words())
+    while isinstance(kind, Marked) and isinstance(
+        kind.mark, (*types.BOUNDS, types.UsedWith, types.Within)
+    ):
+        if isinstance(kind.mark, types.BOUNDS):
+            bounds.insert(0, kind.mark.words())
         kind = kind.base
     if kind not in (*NUMBERS, ANY) or not isinstance(kind, Basic):
         return ""

@@ -20,6 +20,7 @@ from vilmedic.config.types import (
     Runtime,
     Side,
     Spreads,
+    UsedWith,
 )
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import UndecodableImage
@@ -103,8 +104,9 @@ class ImageDataset(Part):
         multi_image: Annotated[int, Between(1, 256)] = 1,
         views: Annotated[int, Between(1, 256)] = 1,
         color: Literal["grey", "rgb"] = "grey",
-        preset: Literal[
-            "resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"
+        preset: Annotated[
+            Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"],
+            UsedWith("transforms", (None,)),
         ] = "resize_crop",
         transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,

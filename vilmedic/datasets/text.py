@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from vilmedic.config.types import AtLeast, Between, Runtime
+from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_cleaning import CLEANERS
@@ -78,8 +78,8 @@ class TextDataset(Part):
         ]
         | None = None,
         sample_sentence: bool = False,
-        max_sentences: Annotated[int, AtLeast(1)] = 1,
-        vocab_min_frequency: Annotated[int, AtLeast(1)] = 1,
+        max_sentences: Annotated[int, UsedWith("sample_sentence"), AtLeast(1)] = 1,
+        vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         if processing is not None and processing not in CLEANERS:

@@ -22,6 +22,7 @@ from vilmedic.executors.optimization import Schedule, make_optimizer
 from vilmedic.executors.parallel import seed_this_process
 from vilmedic.executors.preparation import (
     check_batch_size,
+    check_validation_batches,
     prepare_network,
     tell_what_batches_mean,
 )
@@ -77,6 +78,7 @@ class Trainor:
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
+        check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
         cache_tokens(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
@@ -120,7 +122,7 @@ class Trainor:
         main = distributed.is_main()
         if main:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device))
-        tell_what_batches_mean(self.model, self.section)
+        tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
             "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
             self.run_dir,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from vilmedic.config.types import Between
+from vilmedic.config.types import Between, UsedWith
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.launch import is_main_process
 from vilmedic.metrics.contract import Metric
@@ -86,7 +86,9 @@ class Retrieval(Metric):
         self,
         *,
         similarity: Literal["global", "local", "both"] = "global",
-        local_aggregation: Literal["sum", "max"] = "max",
+        local_aggregation: Annotated[
+            Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
+        ] = "max",
         block_size: Annotated[int, Between(1, 16384)] = 1024,
     ) -> None:
         self.similarity = similarity

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.config.types import Resamples
+from vilmedic.config.types import Resamples, UsedWith
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
@@ -53,7 +53,9 @@ class ZeroShot(Metric):
         *,
         prompts: str,
         similarity: Literal["global", "local", "both"] = "global",
-        local_aggregation: Literal["sum", "max"] = "max",
+        local_aggregation: Annotated[
+            Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
+        ] = "max",
         on_missing: Literal["raise", "skip"] = "raise",
         bootstrap: Resamples = 1000,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -33,6 +33,9 @@ class ConVIRT(ContrastiveModel):
         loss: how the two sets of embeddings are compared.
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
+
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
+    reads_reports: ClassVar[bool] = True
 
     def __init__(
         self,

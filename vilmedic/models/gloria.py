@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class GLoRIA(ContrastiveModel):
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,), "multi_image": (1,)}
+    reads_reports: ClassVar[bool] = True
     contrast_needs: ClassVar[tuple[str, ...]] = (
         "visual",
         "linguistic",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -32,6 +32,8 @@ class SimCLR(ContrastiveModel):
             the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1, 2), "multi_image": (1,)}
+    training_image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (2,)}
     contrast_needs: ClassVar[tuple[str, ...]] = ("visual", "visual_second")
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from vilmedic.config.types import (
     Share,
     Side,
     Temperature,
+    UsedWith,
     Weight,
     Width,
 )
@@ -66,6 +67,12 @@ class VAE(Model):
             that come out are put back. null leaves pixels as they are.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "mean": ([0], [0, 0, 0]),
+        "std": ([1], [1, 1, 1]),
+        "views": (1,),
+        "multi_image": (1,),
+    }
     keep: ClassVar[tuple[str, ...]] = ("codes",)
     prefixes: ClassVar[tuple[str, ...]] = ("", "vae.", "vae.vae.", "dalle.vae.")
 
@@ -83,9 +90,9 @@ class VAE(Model):
         smooth_l1_loss: bool = False,
         temperature: Temperature = 0.9,
         temperature_rate: Share = 0.0,
-        temperature_end: Annotated[float, Between(0, 1000)] = 0.0,
+        temperature_end: Annotated[float, UsedWith("temperature_rate"), Between(0, 1000)] = 0.0,
         straight_through: bool = False,
-        reinmax: bool = False,
+        reinmax: Annotated[bool, UsedWith("straight_through")] = False,
         kl_div_loss_weight: Weight = 0.0,
         normalization: Normalization | None = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import AtLeast, UsedWith
 from vilmedic.datasets.image import image_part
 from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import Evaluation
@@ -33,7 +33,7 @@ class PlotAttention(PostProcessing):
     def __init__(
         self,
         *,
-        num_samples: Annotated[int, AtLeast(1)] = 4,
+        num_samples: Annotated[int, UsedWith("samples", (None,)), AtLeast(1)] = 4,
         samples: list[Annotated[int, AtLeast(0)]] | None = None,
     ) -> None:
         self.num_samples = num_samples
