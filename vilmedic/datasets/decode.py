@@ -241,7 +241,7 @@ def _jpeg_pixels(image: Image.Image, content: bytes, color: Color, thorough: boo
     if plain:
         return pixels[:, :, 0] if space == "GRAY" else pixels
     image.load()
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 def _check_jpeg(content: bytes) -> None:
