@@ -47,8 +47,7 @@ class LabelDataset(Part):
         every = [row for other in _all_splits(root, file) for row in _parse(other)]
         path = Path(run_dir) / LABELS_FILE
         if path.is_file():
-            saved = json.loads(path.read_text())
-            names, several = saved["labels"], saved["multi_label"]
+            names, several = _read_saved(path)
         else:
             names = sorted({name for row in every for name in row})
             several = any(len(row) > 1 for row in every)
@@ -120,6 +119,26 @@ def _check_single(rows: list[list[str]], texts: Lines) -> None:
     for line, row in enumerate(rows):
         if len(row) > 1:
             raise DataError(f"{texts.where(line)} has {len(row)} labels; set multi_label=true.")
+
+
+def _read_saved(path: Path) -> tuple[list[str], bool]:
+    """The labels of a run, and whether a sample may have several.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        names, several = saved["labels"], saved["multi_label"]
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError("labels are no list of names")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: is damaged ({type(error).__name__}: {error}). It lists the labels of the "
+            "run in the order that its model knows. If the line files are those of its training, "
+            "delete the file: it is made again from them."
+        ) from None
+    return names, bool(several)
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
