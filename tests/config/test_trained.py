@@ -169,6 +169,20 @@ def test_places_are_those_of_the_training_unless_they_are_gone(tmp_path: Path) -
     assert follow(trained, path=str(own)).config.model["vae"]["ckpt"] == str(other)
 
 
+def test_a_vae_that_is_gone_is_taken_from_the_checkpoint_itself(tmp_path: Path) -> None:
+    path = "config/phantom/dalle.yml"
+    gone = tmp_path / "gone"
+    own = tmp_path / "own.yml"
+    own.write_text(f"includes: [{Path(path).absolute()}]\nmodel:\n  vae:\n    ckpt: {gone}\n")
+    found = follow(load(str(own)), path=str(own))
+    assert found.config.model["vae"]["ckpt"] == "ckpt/phantom-convirt/0.pth"
+    assert found.taken == [
+        f"model.vae.ckpt: 'ckpt/phantom-convirt/0.pth' (there is no '{gone}' any more)"
+    ]
+    said = follow(load(str(own)), f"model.vae.ckpt={gone}", path=path)
+    assert said.config.model["vae"]["ckpt"] == str(gone)
+
+
 def write_tokenizer(folder: Path, words: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(words)

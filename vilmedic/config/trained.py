@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vilmedic.config.annotations import ANY, Basic, MapOf, Marked, Type, options
+from vilmedic.config.annotations import ANY, Basic, MapOf, Marked, Type, instance_of, options
 from vilmedic.config.check import Checker
 from vilmedic.config.load import Config, read
 from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
@@ -28,6 +28,7 @@ Keys = dict[str, tuple[str, ...]]
 
 _IMAGES = "vilmedic.datasets.image.ImageDataset"
 _REPORTS = "vilmedic.datasets.text.TextDataset"
+_FROZEN_VAE = "vilmedic.models.dalle_settings.FrozenVAE"
 _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
     _IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
@@ -44,7 +45,7 @@ _PLACES: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("backbone",),
     "vilmedic.blocks.text.TextEncoder": ("proto",),
     "vilmedic.blocks.words.WordEncoder": ("proto",),
-    "vilmedic.models.dalle_settings.FrozenVAE": ("ckpt",),
+    _FROZEN_VAE: ("ckpt",),
     _REPORTS: ("tokenizer",),
 }
 """The keys that say where something lies, which may be elsewhere by now."""
@@ -124,7 +125,13 @@ def as_trained(config: Config, saved: Mapping[Path, dict[str, Any]], *, allow: b
         for one in replaced
     ]
     changed = {dotted(one.path): {"checkpoint": one.trained, "used": one.now} for one in wrong}
-    return Trained(_apply(config, replaced, str(source)), taken, changed)
+    followed = _apply(config, replaced, str(source))
+    if (held := _held_vae(followed, source)) is not None and not commanded(held.path):
+        followed = _apply(followed, [held], str(source))
+        taken.append(
+            f"{dotted(held.path)}: {shown(held.trained)} (there is no {shown(held.now)} any more)"
+        )
+    return Trained(followed, taken, changed)
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> list[Difference]:
@@ -289,6 +296,20 @@ def _vocabulary(saved: dict[str, Any], config: Config, source: Path) -> list[Dif
     if before[1].get("tokenizer") is not None or after[1].get("tokenizer") is not None:
         return []
     return [Difference((*after[0], "tokenizer"), str(folder), None, given=True)]
+
+
+def _held_vae(config: Config, source: Path) -> Difference | None:
+    """The frozen VAE as a checkpoint holds it, if there is nothing where it was trained."""
+    read, node = target(_kind("model"), config.model).signature, config.model.get("vae")
+    if read is None or "vae" not in read.params or not isinstance(node, dict):
+        return None
+    kind = instance_of(read.params["vae"].type)
+    if kind is None or not derives_from(kind.path, _FROZEN_VAE):
+        return None
+    place = node.get("ckpt")
+    if not isinstance(place, str) or Path(place).exists():
+        return None
+    return Difference(("model", "vae", "ckpt"), str(source), place, given=True, place=True)
 
 
 class _Commanded:
