@@ -206,7 +206,13 @@ def test_images_without_a_usual_suffix_are_known_by_their_content(
     source: Path, tmp_path: Path
 ) -> None:
     ramp = Image.fromarray(np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8))
-    kinds = {"IM000012": "PNG", "1.2.840.7": "JPEG", "scan.1": "TIFF", "x.img": "BMP", "y": "JPEG2000"}
+    kinds = {
+        "IM000012": "PNG",
+        "1.2.840.7": "JPEG",
+        "scan.1": "TIFF",
+        "x.img": "BMP",
+        "y": "JPEG2000",
+    }
     for name, kind in kinds.items():
         ramp.save(source / name, kind)
     np.save(source / "array.npy", np.asarray(ramp))
