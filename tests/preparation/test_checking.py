@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -402,3 +403,15 @@ def test_samples_with_their_reports(
     first = np.asarray(Image.open(root / "images" / "train_0.png"))
     assert np.array_equal(facts.images.samples[0].pixels, first)
     assert facts.texts[0].startswith("Small left pleural effusion")
+
+
+def test_letters_that_no_font_has_are_no_warnings(root: Path, tmp_path: Path) -> None:
+    for split in ("train", "validate", "test"):
+        for name, text in (("report", "两肺纹理清晰 ქართული $x_"), ("label", "肺炎")):
+            path = root / f"{split}.{name}.tok"
+            path.write_text(f"{text}\n" * len(path.read_text().splitlines()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check.main([str(root / "config.yml"), "--out", str(tmp_path)])
+    for name in ("data_check.png", "data_samples.png"):
+        assert min(Image.open(tmp_path / name).size) > 600
