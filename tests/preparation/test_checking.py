@@ -17,6 +17,7 @@ from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
 from vilmedic.preparation.checking import Findings, check_data
 
+SIMCLR = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
 Check = Callable[..., Findings]
 REPORTS = [
     "Small left pleural effusion in the lower zone of the left lung today.",
@@ -237,9 +238,9 @@ def test_crops_that_images_are_too_small_for(checked: Check) -> None:
     assert any("train: The preset convirt crops" in error for error in errors)
 
 
-def test_images_alone(checked: Check, root: Path) -> None:
-    sizes = ("dataset.resize=16", "dataset.crop=16")
-    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", *sizes)
+def test_images_alone(root: Path) -> None:
+    given = ("dataset.resize=16", "dataset.crop=16", f"dataset.root={root}")
+    findings = check_data(load(SIMCLR, given))
     assert findings.errors == []
     assert findings.splits["train"].reports is None
     assert findings.splits["train"].lines == {"image": 5}
