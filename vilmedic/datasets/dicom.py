@@ -239,6 +239,7 @@ class _Grey:
                 output = table.looked_up(values, values[counted], signed, self._signed_bits())
                 share = table.share(output)
             except Exception:  # an item without data, or with too little of it
+                self.notes.append("its VOI table cannot be read and does not count")
                 continue
             self._note("VOI", table)
             return share

@@ -7,7 +7,7 @@ block must not run beyond its 64 coefficients or hold more than pixels of 8 bits
 interval must end where the file says. This costs about as much as decoding.
 
 Baseline, extended and progressive files with Huffman codes and 8 bits are read; of others (with
-arithmetic codes) nothing is said.
+arithmetic codes, lossless ones, JPEG-LS) nothing is said.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _RESTARTS = range(0xD0, 0xD8)
 _BARE = {0x01, *range(0xD0, 0xDA)}  # markers without a length: TEM, RSTn, SOI, EOI
 _SOF, _DHT, _DQT, _DRI, _SOS, _EOI = {0xC0, 0xC1, 0xC2}, 0xC4, 0xDB, 0xDD, 0xDA, 0xD9
-_OTHER_SOF = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
+_OTHER_SOF = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7}
 _LARGEST = 1100  # pixels of 8 bits give 1024; encoders that choose how to round give a little more
 _BLOCK = 64
 
