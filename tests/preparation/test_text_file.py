@@ -102,6 +102,7 @@ def test_an_encoding_that_cannot_be_told_from_a_few_words(
         ("cp1252", "Ingen pleuravæske, hjertet er ikke forstørret på højre side."),
         ("cp1252", "Ingen pleuravätska, hjärtat är ej förstorat på bilden."),
         ("cp1252", "Engin vökvasöfnun í fleiðruholi, hjartað er ekki stækkað, Þykkni."),
+        ("cp1252", "The patient\u2019s \u201cmass\u201d \u2013 3 cm\xb2 at 37 \xb0C, 5 \xb5m"),
         ("cp1252", "Épanchement à droite. Pleuraerguß, vergrößert. Pequeño, corazón. På højre."),
     ],
 )

@@ -198,18 +198,18 @@ def latin_encoding(content: bytes) -> str | None:
     Returns:
         Its name; empty when several fit, and None when the letters are of no one language.
     """
-    fits = {
-        name: _fit(content.decode(name, errors="replace"), alphabets)
-        for name, alphabets in _ALPHABETS.items()
-    }
+    texts = {name: content.decode(name, errors="replace") for name in _ALPHABETS}
+    fits = {name: _fit(texts[name], alphabets) for name, alphabets in _ALPHABETS.items()}
     western = fits.pop("cp1252")
     best = max(fits, key=lambda name: fits[name])
     if western >= _FITTING and western >= fits[best] - _BETTER:
         return "cp1252"
-    rivals = [name for name in fits if fits[name] > fits[best] - _BETTER]
     if fits[best] < _FITTING or fits[best] <= western + _BETTER:
         return None
-    return best if len(rivals) == 1 else ""
+    if texts[best] == texts["cp1252"]:
+        return "cp1252"
+    near = [name for name in fits if fits[name] > fits[best] - _BETTER]
+    return best if all(texts[name] == texts[best] for name in near) else ""
 
 
 def is_western(content: bytes) -> bool:
@@ -223,8 +223,8 @@ def _fit(text: str, alphabets: Sequence[str]) -> float:
     letters = Counter(c for c in text if not c.isascii() and c.isalpha() and c not in _SIGNS)
     letters.update(c for c in _WITHIN.findall(text) if not c.isalpha() and c not in _JOINING)
     total = letters.total()
-    if not total:
-        return 0.0
+    if not total:  # quotation marks and signs alone
+        return 1.0
     letters.subtract(c for c in _AFTER_SMALL.findall(text) if c.isupper())  # no language does so
     return max(
         sum(count for c, count in letters.items() if c in known or c.lower() in known) / total
