@@ -141,6 +141,7 @@ def test_utf8_with_a_damaged_line_is_not_taken_for_latin_1(tmp_path: Path) -> No
         ("t.csv", b"\n<!DOCTYPE html><html>Log in</html>", "is a web page"),
         ("t.csv.gz", gzip.compress(TEXT.encode() * 99)[:-12], "cannot be read: "),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_text_is_named_with_a_remedy(
     tmp_path: Path, name: str, content: bytes, message: str
