@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.executors.log import LOGGER
-from vilmedic.files import replace_text
+from vilmedic.files import open_regular, replace_text
 from vilmedic.loggers.contract import Logger
 
 UNPLOTTED = ("epoch", "time")
@@ -123,18 +123,36 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; none without a file, and none that a crash cut short."""
+    """The lines of a metrics file; none without a file, and none that are damaged."""
+    return [entry for _, entry in read_entries(path) if entry is not None]
+
+
+def read_entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a metrics file as they are, each with what it says; None if that is no line.
+
+    Args:
+        path: the file; there may be none.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
     if not path.exists():
         return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    found = []
+    with open_regular(path) as stream:
+        lines = stream.readlines()
+    for line in lines:
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and "seed" in entry and "step" in entry:
-            entries.append(entry)
-    return entries
+        except (ValueError, RecursionError):  # not JSON or not UTF-8; lists without end
+            entry = None
+        whole = isinstance(entry, dict) and all(
+            type(entry.get(key)) is int and 0 <= entry[key] < 2**63 for key in ("seed", "step")
+        )
+        found.append((line, entry if whole else None))
+    return found
 
 
 def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:
