@@ -28,6 +28,7 @@ INDEX = "evaluations/index.json"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = write_run(tmp_path_factory.mktemp("ckpt") / "demo")
+    write(run_dir / "metrics.jsonl", LINE)  # one panel: drawing takes most of the time
     (run_dir / "results_validate.json").write_text(json.dumps(results() | {"split": "validate"}))
     about = {"system": "ConVIRT", "checkpoints": results()["checkpoints"], "generated": False}
     one = EvaluationFolder(run_dir, "best-1", ema=False, settings={}, about=about)
