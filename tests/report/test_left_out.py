@@ -19,6 +19,8 @@ from PIL import Image
 from tests.report.runs import results, write_explorer, write_run
 from vilmedic import cli
 from vilmedic.executors.evaluations import EvaluationFolder
+from vilmedic.report import curves
+from vilmedic.report.curves import read_curves
 from vilmedic.report.left_out import MOST_TOLD, LeftOut
 from vilmedic.report.page import write_report
 
@@ -108,11 +110,6 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "3 of 4 lines",
     ),
     "metrics: deep": ("metrics.jsonl", lambda p: write(p, DEEP.encode() + b"\n" + LINE), "1 of 2"),
-    "metrics: many numbers": (
-        "metrics.jsonl",
-        lambda p: write(p, json.dumps({"seed": 1, "step": 1} | {f"n{n}": n for n in range(3000)})),
-        "of its 3,000 numbers all but 200",
-    ),
     "timing: cut and zeros": ("timing.jsonl", lambda p: write(p, bytes(99) + b"\n"), "1 of 1"),
     "timing: a folder": ("timing.jsonl", folder, "it is a folder, not a file"),
     "timing: a pipe": ("timing.jsonl", pipe, "it is a named pipe"),
@@ -332,6 +329,22 @@ def test_names_are_text_on_the_console_and_on_the_curves(
     assert "\x1b" not in captured.out + captured.err
     assert "curves.png" not in captured.err
     assert "a\\x1b[31m.png" in captured.err
+
+
+def test_numbers_without_end_are_not_drawn(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "MOST_NAMES", 3)
+    many = {f"n{number}": number for number in range(3000)}
+    lines = [{"seed": seed, "step": 1} | many for seed in range(5)]
+    write(run_dir / "metrics.jsonl", "\n".join(map(json.dumps, lines)))
+    (run_dir / "timing.jsonl").unlink()
+    drawn = read_curves(run_dir, left_out := LeftOut(run_dir))
+    assert {(line.name, line.seed) for line in drawn} == {
+        (f"n{number}", seed) for number in range(3) for seed in range(3)
+    }
+    assert left_out.reasons == [
+        ("metrics.jsonl", "of its 3,000 numbers all but 3"),
+        ("metrics.jsonl", "of its 5 seeds all but 3"),
+    ]
 
 
 def test_odd_sections_of_a_configuration_are_shown(run_dir: Path) -> None:

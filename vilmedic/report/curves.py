@@ -101,12 +101,14 @@ def read_curves(run_dir: Path, left_out: LeftOut | None = None) -> list[Line]:
                 left_out.add(path, text)
             for _, entry in entries:
                 _add(lines, entry or {})
-            for position, what in enumerate(("numbers", "seeds")):
-                known = dict.fromkeys(key[position] for key in lines)
-                if len(known) > MOST_NAMES:
-                    left_out.add(path, f"of its {len(known):,} {what} all but {MOST_NAMES}")
-                    kept = set(list(known)[:MOST_NAMES])
-                    lines = {key: line for key, line in lines.items() if key[position] in kept}
+    for position, what in enumerate(("numbers", "seeds")):
+        known = dict.fromkeys(key[position] for key in lines)
+        if len(known) > MOST_NAMES:
+            left_out.add(
+                run_dir / "metrics.jsonl", f"of its {len(known):,} {what} all but {MOST_NAMES}"
+            )
+            kept = set(list(known)[:MOST_NAMES])
+            lines = {key: line for key, line in lines.items() if key[position] in kept}
     return list(lines.values())
 
 
