@@ -96,7 +96,7 @@ def test_a_page_of_every_run(whole: Path, tmp_path: Path, number: int, table: Ta
         assert bool(status) == bool(err.getvalue())
         return err.getvalue() or None
 
-    message = table.attempt("run directories", f"number {number}", report, seconds=30)
+    message = table.attempt("run directories, reported", f"number {number}", report, seconds=30)
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert ("Left out, as it cannot be read" in page) == bool(message)
     assert not {"\x1b", "\0"} & set(page + out.getvalue() + err.getvalue())

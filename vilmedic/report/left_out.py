@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vilmedic.errors import VilmedicError
+from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.files import open_regular
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,21 @@ class LeftOut:
 def is_run(run_dir: Path) -> bool:
     """Whether there is anything in a directory that a run leaves, damaged or not."""
     return any(next(run_dir.glob(pattern), None) is not None for pattern in RUN_FILES)
+
+
+def check_run(run_dir: Path) -> None:
+    """Refuse what is not the directory of a run.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not run_dir.is_dir():
+        raise ConfigError(f"{run_dir}: there is no such run directory.")
+    if not is_run(run_dir):
+        raise ConfigError(
+            f"{run_dir}: not the directory of a run: it has no config_<seed>.yml, metrics.jsonl or "
+            "results_<split>.json. Give a folder that bin/train.py wrote, such as ckpt/<name>."
+        )
 
 
 def read_bytes(path: Path) -> bytes:

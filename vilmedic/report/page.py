@@ -16,14 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vilmedic.config.scores import known_better
-from vilmedic.errors import ConfigError, escaped
+from vilmedic.errors import escaped
 from vilmedic.executors.evaluations import shown_folders
 from vilmedic.executors.score import improves
 from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
 from vilmedic.report.draw_curves import shorter
 from vilmedic.report.gallery import read_gallery
-from vilmedic.report.left_out import MOST_TOLD, LeftOut, is_run, read_bytes
+from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
 from vilmedic.report.settings import Settings, read_settings
 from vilmedic.report.tables import read_evaluations, read_results, shown
 
@@ -31,21 +31,6 @@ CURVES = "curves.png"
 PAGE = "report.html"
 EXPLORER = "_explorer.json.gz"
 MOST_UNPACKED = 400_000_000  # bytes of an explorer's data
-
-
-def check_run(run_dir: Path) -> None:
-    """Refuse what is not the directory of a run.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not run_dir.is_dir():
-        raise ConfigError(f"{run_dir}: there is no such run directory.")
-    if not is_run(run_dir):
-        raise ConfigError(
-            f"{run_dir}: not the directory of a run: it has no config_<seed>.yml, metrics.jsonl or "
-            "results_<split>.json. Give a folder that bin/train.py wrote, such as ckpt/<name>."
-        )
 
 
 def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
