@@ -150,7 +150,7 @@ def command(
     except OSError as error:
         if error.errno not in REFUSED_BY_SYSTEM:
             raise
-        _tell(VilmedicError(f"{error.filename or 'a file'}: {error.strerror}."))
+        _tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
         return FAILED
     except Exception as error:
         if processes() == 1:

@@ -16,6 +16,8 @@ from vilmedic.config.foreign_bounds import bounded
 from vilmedic.config.signature import Param, Signature, field_params, function_params
 from vilmedic.config.sources import bases, find_class, read_module
 from vilmedic.config.types import ConfigOf
+from vilmedic.config.yaml_source import read_file_text
+from vilmedic.errors import ConfigError
 
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
@@ -33,9 +35,9 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
         return mark.default
     file = Path(str(source)) / "config.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(read_file_text(str(file)))["model_type"]
+    except (ConfigError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # what is wrong with it is said when the model is loaded
     return found if isinstance(found, str) else None
 
 

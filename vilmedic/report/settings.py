@@ -10,7 +10,6 @@ from typing import Any
 from vilmedic.config.overrides import parse_override
 from vilmedic.config.yaml_source import read_file_text, read_yaml
 from vilmedic.errors import ConfigError
-from vilmedic.files import open_regular
 from vilmedic.report.left_out import LeftOut, read_json
 
 
@@ -59,7 +58,6 @@ def read_settings(run_dir: Path, left_out: LeftOut | None = None) -> list[Settin
 
 
 def _read_configuration(path: Path, settings: Settings) -> None:
-    open_regular(path).close()
     text = read_file_text(str(path))
     try:
         data, marks = read_yaml(text, lambda line: f"line {line}")
