@@ -16,6 +16,8 @@ from vilmedic.config.foreign_bounds import bounded
 from vilmedic.config.signature import Param, Signature, field_params, function_params
 from vilmedic.config.sources import bases, find_class, read_module
 from vilmedic.config.types import ConfigOf
+from vilmedic.config.yaml_source import read_file_text
+from vilmedic.errors import ConfigError
 
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
@@ -45,9 +47,9 @@ def stated_fields(folder: str) -> dict[str, Any] | None:
         None when there is no such file, as for the name of a model on the hub.
     """
     try:
-        found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        found = json.loads(read_file_text(str(Path(folder) / "config.json")))
+    except (ConfigError, ValueError, RecursionError):
+        return None  # what is wrong with it is said when the model is loaded
     return found if isinstance(found, dict) else None
 
 
