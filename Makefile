@@ -39,8 +39,8 @@ demo-gloria: phantom
 demo-dalle: phantom
 	$(BIN)/python bin/train.py config/phantom/dalle-vae.yml name=demo-dalle-vae trainor.seed=0
 	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0
-	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae
-	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae \
+	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle
+	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle \
 		ensemblor.generate_images=True ensemblor.prompt='$(PROMPTS)'
 
 check: setup

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,17 @@ def evaluation(
         dataset=Lines(),
         networks=networks,
         seed=seed,
-        checkpoints=["0.5_1_2.pth"],
+        source="ConVIRT, epoch 1, seed 2",
         out_dir=out_dir,
     )
+
+
+def undeclared(metric: Any, values: dict[str, Any]) -> list[str]:
+    """The numbers that a metric gives and does not declare."""
+    numbers = [name for name, value in values.items() if type(value) in (int, float)]
+    assert numbers
+    declared = type(metric).numbers
+    return [n for n in numbers if not any(fnmatchcase(n, pattern) for pattern in declared)]
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

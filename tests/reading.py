@@ -93,6 +93,6 @@ def gloria_evaluation(root: Path, models: int = 1, batch_size: int = 2) -> Evalu
         features=networks.split("test"),
         dataset=dataset,
         networks=networks,
-        checkpoints=[f"{seed}.pth" for seed in range(models)],
+        source=f"GLoRIA, of {models}",
         out_dir=root,
     )

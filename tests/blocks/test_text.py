@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
 from tests.factories import TINY_BERT, tiny_encoder, tiny_spec
 from vilmedic.blocks import text
 from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.words import WordEncoder
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
 
@@ -236,3 +238,14 @@ def test_expanded_mask_gives_the_same_without_a_look_at_it(
 
     assert looks == []
     torch.testing.assert_close(found, expected)
+
+
+def test_no_weights_are_read_that_a_checkpoint_fills(bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    for build in (TextEncoder, WordEncoder):
+        options: dict[str, Any] = {"last_n_layers": 1} if build is WordEncoder else {}
+        with pytest.raises(ConfigError, match="does not hold a transformers model"):
+            build(spec=tiny_spec(), proto=str(folder), **options)
+        filled = build(spec=tiny_spec(), proto=str(folder), filled=True, **options)
+        assert filled.hidden_size == 16

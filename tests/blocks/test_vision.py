@@ -164,6 +164,8 @@ def test_missing_network_names_the_remedies(
     assert "no route to host" in message
     assert "model.cnn.pretrained=false" in message
     assert str(tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth") in message
+    # a checkpoint fills it
+    assert VisionEncoder(backbone="resnet18", filled=True).out_features == 512
 
 
 @pytest.mark.parametrize("classifier", [None, 1000, 14])

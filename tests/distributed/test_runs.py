@@ -155,7 +155,7 @@ def test_evaluation_in_two_processes_gives_the_same_results(data: Path, tmp_path
         finish(start_command(arguments, folder, script="ensemble", world=world), folder)
         texts = [tmp_path / "run" / f"results_{split}.json" for split in ("validate", "test")]
         found.append([path.read_text() for path in texts])
-        assert len(list((tmp_path / "run").glob("*attention*.png"))) > 1
+        assert len(list((tmp_path / "run").glob("evaluations/*/*attention*.png"))) > 1
     assert found[0] == found[1]
     assert silent((tmp_path / "ensemble2" / "output_1.txt").read_text())
 

@@ -93,9 +93,10 @@ def test_another_metric_has_no_best_yet(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.ema=0.5"]
-    wrong = "trainor.early_stop_metric=validation_los"
-    done = run_here("bin/train.py", *words, "trainor.epochs=2", wrong, status=2)
-    assert "given 'validation_los', but an evaluation gives validation_loss" in done.stderr
+    never = "validation_representation_visual_spread"  # a VAE has no such feature
+    wrong = ["validator.metrics={representation: null}", f"trainor.early_stop_metric={never}"]
+    done = run_here("bin/train.py", *words, "trainor.epochs=2", *wrong, status=2)
+    assert f"given '{never}', but an evaluation gives validation_loss" in done.stderr
     assert "go on with ckpt=last" in done.stderr
     run_here("bin/train.py", *words, "trainor.epochs=2")
     before = scored(tmp_path / "run")

@@ -69,6 +69,12 @@ def trained(run_here: Run, small: list[str], tmp_path_factory: pytest.TempPathFa
     return ckpt / "two"
 
 
+def generated(run_dir: Path, pattern: str) -> Path:
+    """The folder of the images that were made last of a report."""
+    found = run_dir.glob(f"evaluations/*/generated/{pattern}")
+    return max(found, key=lambda folder: (folder / "settings.json").stat().st_mtime_ns)
+
+
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "validation_loss" in line]
@@ -118,7 +124,7 @@ def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> No
     done = run_here("bin/ensemble.py", *arguments, "ensemblor.num_samples=2", "ensemblor.mode=all")
 
     for line in (1, 2):
-        folder = trained / "generated" / f"test_{line}"
+        folder = generated(trained, f"test_{line}")
         pictures = [folder / f"{n}.png" for n in (1, 2, 3)]
         assert [Image.open(path).size for path in pictures] == [(16, 16)] * 3
         assert len({path.read_bytes() for path in pictures}) == 3
@@ -143,7 +149,7 @@ def test_images_of_prompts_do_not_depend_on_their_company(
         "ensemblor.num_images=2",
     )
     assert "does not have: zebra" in done.stdout
-    [folder] = (trained / "generated").glob("prompt_large-left-zebra*")
+    folder = generated(trained, "prompt_large-left-zebra*")
     first = (folder / "1.png").read_bytes()
 
     run_here(
@@ -169,7 +175,7 @@ def test_priming_keeps_the_top_of_the_real_image(
         "ensemblor.prime=0.75",
         f"ensemblor.prime_image={image}",
     )
-    [folder] = (trained / "generated").glob("prompt_heart-size*")
+    folder = generated(trained, "prompt_heart-size*")
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["primed_tokens"] == 12
     assert settings["ema"] is False
@@ -207,10 +213,12 @@ def test_a_convirt_puts_images_in_order(
     )
     ranker = tmp_path / "convirt" / "last_0.pth"
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
-    folder = trained / "generated" / "test_1"
     run_here("bin/ensemble.py", *arguments)
+    folder = generated(trained, "test_1")
     unordered = {number: (folder / f"{number}.png").read_bytes() for number in (1, 2, 3)}
     run_here("bin/ensemble.py", *arguments, f"ensemblor.rerank.ckpt={ranker}")
+    assert generated(trained, "test_1") != folder, "another protocol"
+    folder = generated(trained, "test_1")
     settings = json.loads((folder / "settings.json").read_text())
     agreement = [image["agreement"] for image in settings["images"]]
     assert agreement == sorted(agreement, reverse=True)
@@ -359,7 +367,7 @@ def test_an_old_run_with_its_word_list(
     assert "write_report" not in done.stdout  # nothing was trained here, so there is no page
     ids = [words.index(word) for word in reports[0].split()][:24]
     expected = likeliest_image(model, ids + [words.index("[PAD]")] * (24 - len(ids)))
-    found = np.asarray(Image.open(run_dir / "generated" / "test_1" / "1.png").convert("L"))
+    found = np.asarray(Image.open(generated(run_dir, "test_1") / "1.png").convert("L"))
     np.testing.assert_allclose(found, expected, atol=1)
 
     run_here("bin/ensemble.py", *arguments)
@@ -395,7 +403,7 @@ def test_a_file_of_dalle_pytorch(
     report = (phantom / "test.impression.tok").read_text().splitlines()[0]
     ids = load_tokenizer(str(tokenizer))(report)["input_ids"][:24]
     expected = likeliest_image(model, ids + [0] * (24 - len(ids)))
-    picture = tmp_path / "theirs" / "generated" / "test_1" / "1.png"
+    picture = generated(tmp_path / "theirs", "test_1") / "1.png"
     np.testing.assert_allclose(np.asarray(Image.open(picture).convert("L")), expected, atol=1)
 
 
@@ -415,4 +423,4 @@ def test_an_epoch_on_real_xrays_and_notes(run_here: Run, small: list[str], tmp_p
     assert "were longer than tokenizer_max_len and were cut" in done.stdout
     assert evaluations(tmp_path / "real")[0]["validation_loss"] > 0
     run_here("bin/ensemble.py", *arguments, "ensemblor.generate_images=True", "ckpt=last_1.pth")
-    assert (tmp_path / "real" / "generated" / "test_1" / "sheet.png").exists()
+    assert (generated(tmp_path / "real", "test_1") / "sheet.png").exists()

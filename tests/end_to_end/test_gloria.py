@@ -67,7 +67,8 @@ def test_trains_and_is_evaluated(run: Run, arguments: list[str]) -> None:
         assert pixels["linear_probe"]["auroc"] > 0
         assert pixels["zero_shot"]["auroc"] is pixels["pointing_game"]["side"] is None
         for name in ("attention_0", "full_visual", "full_linguistic"):
-            with Image.open(run_dir / f"{split}_{name}.png") as picture:
+            folder = run_dir / "evaluations" / results["evaluation"]
+            with Image.open(folder / f"{split}_{name}.png") as picture:
                 assert min(picture.size) > 300
     assert "pointing_game side" in done.stdout
 

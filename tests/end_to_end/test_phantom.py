@@ -131,6 +131,8 @@ def test_evaluation_of_an_ensemble(run: Run, tiny: list[str], trained: Path) -> 
     used = len([path for path in trained.glob("*.pth") if not path.name.startswith("last")])
     for split, samples in (("validate", 17), ("test", 16)):
         results = json.loads((trained / f"results_{split}.json").read_text())
+        folder = trained / "evaluations" / results["evaluation"]
+        assert json.loads((folder / f"results_{split}.json").read_text()) == results
         assert results["samples"] == samples
         assert results["models_used"] == used
         assert 0 < results["loss"] < 10
@@ -141,16 +143,53 @@ def test_evaluation_of_an_ensemble(run: Run, tiny: list[str], trained: Path) -> 
         assert results["baselines"]["raw_pixels"]["metrics"]["zero_shot"]["auroc"] is None
         for key in ("linguistic", "visual"):
             for kind in ("full", "sampled"):
-                picture = trained / f"{split}_{kind}_{key}.png"
+                picture = folder / f"{split}_{kind}_{key}.png"
                 assert min(Image.open(picture).size) > 300
                 assert picture.with_suffix(".npz").exists()
                 assert picture.with_suffix(".csv").exists()
     assert "linear_probe auroc" in done.stdout
-    explorer = json.loads(gzip.decompress((trained / "test_explorer.json.gz").read_bytes()))
+    explorer = json.loads(gzip.decompress((folder / "test_explorer.json.gz").read_bytes()))
     assert [one["key"] for one in explorer["maps"]] == ["visual", "linguistic"]
     assert all(explorer["samples"]["thumbnail"])
     assert all("." in report for report in explorer["samples"]["report"])
     assert "data-explorer-1" in (trained / "report.html").read_text()
+
+
+def test_evaluation_needs_no_word_on_the_model(
+    run: Run, tiny: list[str], phantom: Path, trained: Path, tmp_path: Path
+) -> None:
+    """What training was told of the model, the tokenizer and the pixels is in the checkpoint."""
+    shutil.copytree(trained, tmp_path / "two", ignore=shutil.ignore_patterns("evaluations"))
+    places = [word for word in tiny if ".root=" in word]
+    more = [
+        f"ckpt_dir={tmp_path}",
+        "name=two",
+        "ckpt=last_5.pth",
+        "ensemblor.splits=[test]",
+        "ensemblor.metrics={retrieval: null}",
+        "ensemblor.post_processing={}",
+        "ensemblor.baselines=[untrained]",
+        "ensemblor.num_workers=0",
+        "ensemblor.report=False",
+    ]
+    run("bin/ensemble.py", *tiny, *more)
+    told = json.loads((tmp_path / "two/results_test.json").read_text())
+
+    done = run("bin/ensemble.py", tiny[0], *places, *more)
+    found = json.loads((tmp_path / "two/results_test.json").read_text())
+    assert found == told
+    assert "model.encoder.hidden_size: 32 (the configuration says 128)" in done.stdout
+    assert "dataset.image.crop: 32 (the configuration says 64)" in done.stdout
+
+    other = "dataset.image.crop=16"
+    done = run("bin/ensemble.py", tiny[0], *places, *more, other, status=2)
+    assert "dataset.image.crop (command line): given 16, but " in done.stderr
+    assert "was trained with 32" in done.stderr
+    run("bin/ensemble.py", tiny[0], *places, *more, other, "ensemblor.changed=allow")
+    changed = json.loads((tmp_path / "two/results_test.json").read_text())
+    assert changed["changed"] == {"dataset.image.crop": {"checkpoint": 32, "used": 16}}
+    assert changed["loss"] != told["loss"]
+    assert len(list((tmp_path / "two/evaluations").glob("last_5-*"))) == 2
 
 
 def test_evaluation_without_labels_still_writes_its_numbers(
@@ -172,4 +211,4 @@ def test_evaluation_without_labels_still_writes_its_numbers(
     results = json.loads((tmp_path / "two" / "results_test.json").read_text())
     assert results["checkpoints"][0]["file"] == "last_5.pth"
     assert "dataset.proto=ImSeqLabel" in done.stdout
-    assert not list((tmp_path / "two").glob("test_*.png"))
+    assert not list((tmp_path / "two").rglob("test_*.png"))

@@ -59,7 +59,14 @@ def test_convirt_on_real_xrays_and_notes(run_here: Run, tiny: list[str], tmp_pat
         results = json.loads((run_dir / f"results_{split}.json").read_text())
         assert results["samples"] == samples
         assert results["metrics"]["retrieval"]["image_to_text_median_rank"] <= samples
-        assert min(Image.open(run_dir / f"{split}_full_visual.png").size) > 300
+        assert (
+            min(
+                Image.open(
+                    run_dir / "evaluations" / results["evaluation"] / f"{split}_full_visual.png"
+                ).size
+            )
+            > 300
+        )
 
 
 @needs_nih
@@ -121,7 +128,17 @@ def test_simclr_on_real_xrays_with_several_labels(run_here: Run, tmp_path: Path)
                     if entry["positives"] == 0 or entry["negatives"] == 0
                 ]
                 assert set(unusable) <= set(report["excluded"])
-        assert min(Image.open(run_dir / f"{split}_full_visual_backbone.png").size) > 300
+        assert (
+            min(
+                Image.open(
+                    run_dir
+                    / "evaluations"
+                    / results["evaluation"]
+                    / f"{split}_full_visual_backbone.png"
+                ).size
+            )
+            > 300
+        )
 
 
 @needs_covid
@@ -178,4 +195,11 @@ def test_gloria_on_real_xrays_and_notes(run_here: Run, tmp_path: Path) -> None:
             assert "No Finding" in metrics[name]["excluded"]  # neither split has it
         assert metrics["representation"]["alignment"] > 0
         for name in ("attention_0", "full_visual"):
-            assert min(Image.open(run_dir / f"{split}_{name}.png").size) > 300
+            assert (
+                min(
+                    Image.open(
+                        run_dir / "evaluations" / results["evaluation"] / f"{split}_{name}.png"
+                    ).size
+                )
+                > 300
+            )

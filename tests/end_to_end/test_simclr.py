@@ -52,8 +52,6 @@ def test_trains_and_is_evaluated(
         *arguments,
         f"dataset.image.root={phantom}",
         f"dataset.label.root={phantom}",
-        "dataset.image.resize=32",
-        "dataset.image.crop=32",
         "ensemblor.post_processing.plot_representation.method=pca",
     ]
     done = run("bin/ensemble.py", "config/phantom/simclr-eval.yml", *evaluation)
@@ -80,9 +78,12 @@ def test_trains_and_is_evaluated(
                 assert 0 <= low <= metrics[name]["auroc"] <= high <= 1
             assert metrics["representation"]["visual_backbone_effective_rank"] > 1
         assert list(results["baselines"]) == ["untrained", "raw_pixels"]
-        with Image.open(run_dir / f"{split}_full_visual_backbone.png") as picture:
+        folder = run_dir / "evaluations" / results["evaluation"]
+        with Image.open(folder / f"{split}_full_visual_backbone.png") as picture:
             assert min(picture.size) > 300
     assert "linear_probe auroc, 10% of labels" in done.stdout
+    for line in ("resize: 40 (the configuration says 64)", "crop: 32 (the configuration says 64)"):
+        assert f"dataset.image.{line}" in done.stdout
     assert "untrained" in done.stdout
 
 

@@ -112,7 +112,8 @@ def test_evaluation_gives_the_numbers_of_the_training_run(
     assert results["loss"] == pytest.approx(during["validation_loss"], rel=0.05)
     assert results["baselines"]["untrained"]["loss"] != results["loss"]
     for split in ("validate", "test"):
-        assert min(Image.open(trained / f"{split}_reconstruction.png").size) > 300
+        folder = trained / "evaluations" / results["evaluation"]
+        assert min(Image.open(folder / f"{split}_reconstruction.png").size) > 300
 
 
 def test_a_checkpoint_of_the_original_vilmedic_is_evaluated(

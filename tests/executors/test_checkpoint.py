@@ -17,47 +17,110 @@ def write(run_dir: Path, *names: str) -> None:
         (run_dir / name).touch()
 
 
+def save_best(
+    run_dir: Path,
+    score: float,
+    epoch: int,
+    seed: int = 1,
+    *,
+    metric: str = "validation_loss",
+    **more: object,
+) -> Path:
+    path = run_dir / checkpoint.best_name(score, epoch, seed)
+    state = {"model": {"w": torch.ones(1)}, "metric": metric, "score": score}
+    checkpoint.save_checkpoint({**state, "epoch": epoch, "seed": seed, **more}, path)
+    return path
+
+
+def found(run_dir: Path, mode: str = "all", **more: str) -> list[str]:
+    return [path.name for path in checkpoint.find_checkpoints(run_dir, mode, **more)]
+
+
 def test_best_is_ranked_by_number_not_as_text(tmp_path: Path) -> None:
-    write(tmp_path, "10.0_3_1.pth", "9.0_2_1.pth", "1e-05_7_2.pth", "last_1.pth")
+    for score, epoch, seed in ((10.0, 3, 1), (9.0, 2, 1), (1e-05, 7, 2)):
+        save_best(tmp_path, score, epoch, seed)
+    write(tmp_path, "last_1.pth")
+    assert found(tmp_path) == ["1e-05_7_2.pth", "9.0_2_1.pth", "10.0_3_1.pth"]
+    assert found(tmp_path, "best-2") == ["1e-05_7_2.pth", "9.0_2_1.pth"]
+    with pytest.raises(CheckpointError, match="holds 3 checkpoints"):
+        found(tmp_path, "best-4")
+    with pytest.raises(ConfigError, match="allowed: best-1, best-N or all"):
+        found(tmp_path, "best")
 
-    lowest_first = checkpoint.list_best(tmp_path, "validation_loss")
-    highest_first = checkpoint.list_best(tmp_path, "validation_zero_shot_auroc")
 
-    assert [best.score for best in lowest_first] == [1e-05, 9.0, 10.0]
-    assert [best.score for best in highest_first] == [10.0, 9.0, 1e-05]
-    assert lowest_first[0].seed == 2
-    assert lowest_first[0].epoch == 7
+def test_the_direction_in_the_file_decides(tmp_path: Path) -> None:
+    """Whatever the name of the metric sounds like, and whatever a file is called."""
+    save_best(tmp_path, 3.0, 0, metric="validation_fid", better="lower")
+    save_best(tmp_path, 2.0, 1, metric="validation_fid", better="lower")
+    save_best(tmp_path, 2.0, 4, metric="validation_fid", better="lower", seed=2)
+    renamed = save_best(tmp_path, 1.5, 2, metric="validation_fid", better="lower")
+    renamed.rename(tmp_path / "9.5_2_1.pth")
+    assert found(tmp_path) == ["9.5_2_1.pth", "2.0_1_1.pth", "2.0_4_2.pth", "3.0_0_1.pth"]
+
+
+def test_files_without_a_direction_go_by_their_metric(tmp_path: Path) -> None:
+    save_best(tmp_path, 0.5, 0, metric="validation_retrieval_image_to_text_median_rank")
+    save_best(tmp_path, 0.7, 1, metric="validation_retrieval_image_to_text_median_rank")
+    assert found(tmp_path, "best-1") == ["0.5_0_1.pth"]
+    (tmp_path / "auroc").mkdir()
+    save_best(tmp_path / "auroc", 0.5, 0, metric="ema_validation_zero_shot_auroc")
+    save_best(tmp_path / "auroc", 0.7, 1, metric="ema_validation_zero_shot_auroc")
+    assert found(tmp_path / "auroc", "best-1") == ["0.7_1_1.pth"]
+    (tmp_path / "unknown").mkdir()
+    save_best(tmp_path / "unknown", 0.5, 0, metric="validation_fid")
+    with pytest.raises(CheckpointError, match=r"validation_fid, but it does not say.*ckpt=<file>"):
+        found(tmp_path / "unknown")
+
+
+def test_files_of_the_original_project_go_by_their_names(tmp_path: Path) -> None:
+    for name in ("0.0023_32_951498.pth", "0.0107_3_951498.pth"):
+        torch.save({"model": {"w": torch.ones(1)}, "config": {}}, tmp_path / name)
+    assert found(tmp_path, "best-1") == ["0.0023_32_951498.pth"]
+    assert found(tmp_path, "best-1", metric="validation_knn_auroc") == ["0.0107_3_951498.pth"]
+
+
+def test_scores_of_several_metrics_are_not_compared(tmp_path: Path) -> None:
+    save_best(tmp_path, 2.5, 0)
+    save_best(tmp_path, 0.7, 1, metric="validation_zero_shot_auroc", better="higher")
+    with pytest.raises(CheckpointError) as caught:
+        found(tmp_path)
+    for part in (
+        "validation_loss (lower is better): 2.5_0_1.pth",
+        "validation_zero_shot_auroc (higher is better): 0.7_1_1.pth",
+        "ensemblor.rank_by",
+    ):
+        assert part in str(caught.value)
+    assert found(tmp_path, rank_by="validation_zero_shot_auroc") == ["0.7_1_1.pth"]
+    with pytest.raises(CheckpointError, match=r"Did you mean 'validation_loss'\?"):
+        found(tmp_path, rank_by="validation_los")
+
+
+def test_ranking_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_best(tmp_path, 0.5, 1)
+    mapped: list[object] = []
+    load = torch.load
+
+    def watched(*arguments: object, **options: object) -> object:
+        mapped.append(options["mmap"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    assert checkpoint.read_best(path).score == 0.5
+    assert mapped == [True]
 
 
 @pytest.mark.parametrize("score", [1.661213994026184, 1e-07, 123456789.25, -0.5, 3e20])
-def test_name_holds_the_score_exactly(tmp_path: Path, score: float) -> None:
-    write(tmp_path, checkpoint.best_name(score, epoch=4, seed=406122))
-
-    (best,) = checkpoint.list_best(tmp_path, "loss")
-
-    assert (best.score, best.epoch, best.seed) == (score, 4, 406122)
-
-
-def test_modes(tmp_path: Path) -> None:
-    write(tmp_path, "3.0_0_1.pth", "2.0_1_1.pth", "2.5_0_2.pth", "last_1.pth")
-
-    def names(mode: str) -> list[str]:
-        return [p.name for p in checkpoint.find_checkpoints(tmp_path, mode, "validation_loss")]
-
-    assert names("best-1") == ["2.0_1_1.pth"]
-    assert names("best-2") == ["2.0_1_1.pth", "2.5_0_2.pth"]
-    assert names("all") == ["2.0_1_1.pth", "2.5_0_2.pth", "3.0_0_1.pth"]
-    with pytest.raises(CheckpointError, match="holds 3 checkpoints"):
-        names("best-4")
-    with pytest.raises(ConfigError, match="allowed: best-1, best-N or all"):
-        names("best")
+def test_name_holds_the_score_exactly(score: float) -> None:
+    match = checkpoint.NAME.match(checkpoint.best_name(score, epoch=4, seed=406122))
+    assert match is not None
+    assert (float(match["score"]), match["epoch"], match["seed"]) == (score, "4", "406122")
 
 
 def test_no_scored_checkpoint_names_the_last_one(tmp_path: Path) -> None:
     write(tmp_path, "last_7.pth")
 
     with pytest.raises(CheckpointError, match=r"ckpt=last_7\.pth"):
-        checkpoint.find_checkpoints(tmp_path, "best-1", "validation_loss")
+        found(tmp_path, "best-1")
 
 
 def test_locate_prefers_the_run_directory_and_suggests_a_near_name(tmp_path: Path) -> None:

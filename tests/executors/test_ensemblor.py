@@ -103,7 +103,8 @@ def test_an_ensemble_uses_all_its_models(
     losses = [features(model, "test").loss for model in models.values()]
     assert result["loss"] == pytest.approx(sum(losses) / 3)
     assert result["models_used"] == 3
-    assert "3 models used (9.0_1_7.pth, 9.5_2_7.pth, 10.0_0_7.pth)" in caplog.text
+    used = "epoch 1, seed 7; epoch 2, seed 7; epoch 0, seed 7"
+    assert f"split test: 21 samples, model, ensemble of 3 ({used})" in caplog.text
     for model in models.values():
         alone = Ensemblor(config(tmp_path, splits=["test"]))
         assert alone.paths[0].name == "9.0_1_7.pth"
@@ -166,7 +167,90 @@ def test_each_checkpoint_sees_each_split_once(
     assert seen.count("test") == 2 + previews
     assert seen.count("validate") == 2 + previews
     assert seen.count("train") == 2
-    assert (tmp_path / "test_representation.npz").exists()
+    [folder] = (tmp_path / "evaluations").glob("best-2-*")
+    assert (folder / "test_representation.npz").exists()
+
+
+def folders(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "evaluations").iterdir() if path.is_dir())
+
+
+def test_no_evaluation_overwrites_another(tmp_path: Path, models: dict[float, ToyModel]) -> None:
+    """Another checkpoint, mode, protocol, baseline or seed has a folder of its own."""
+    base: dict[str, Any] = {"splits": ["test"], "metrics": {"knn": {"k": 3, "bootstrap": 5}}}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"ckpt": "10.0_0_7.pth"},
+        {"mode": "best-2"},
+        {"metrics": {"knn": {"k": 5, "bootstrap": 5}}},
+        {"baselines": ["raw_pixels"]},
+        {"seed": 1},
+        {"batch_size": 7},
+    ]
+    written = []
+    for number, change in enumerate(changes, start=1):
+        result = Ensemblor(config(tmp_path, **{**base, **change})).start()["test"]
+        written.append(result)
+        assert len(folders(tmp_path)) == number
+        copy = json.loads((tmp_path / "results_test.json").read_text())
+        assert copy == result
+    assert sum(name.startswith("best-1-") for name in folders(tmp_path)) == 5
+    for result in written:
+        path = tmp_path / "evaluations" / result["evaluation"] / "results_test.json"
+        assert json.loads(path.read_text()) == result
+    index = json.loads((tmp_path / "evaluations/index.json").read_text())
+    assert {entry["folder"] for entry in index} == set(folders(tmp_path))
+    [measured] = [entry for entry in index if len(entry["numbers"]["test"]) == 2]
+    assert "raw_pixels" in measured["numbers"]["test"]
+
+    # the same again, another split or another machine: no further folder
+    same = [{}, {"splits": ["validate"]}, {"num_workers": 0}, {"report": False}]
+    same.append({"metrics": {"knn": {"k": 3, "bootstrap": 5, "temperature": 0.07}}})
+    for change in same:
+        Ensemblor(config(tmp_path, **{**base, **change})).start()
+    assert len(folders(tmp_path)) == len(changes)
+    best = next(name for name in folders(tmp_path) if name == written[0]["evaluation"])
+    assert (tmp_path / "evaluations" / best / "results_validate.json").exists()
+
+
+def test_a_new_best_checkpoint_is_another_evaluation(
+    tmp_path: Path, models: dict[float, ToyModel]
+) -> None:
+    first = Ensemblor(config(tmp_path, splits=["test"])).start()["test"]
+    state = {"model": ToyModel().state_dict(), "epoch": 3, "seed": 7, "score": 1.0}
+    save_checkpoint(state | {"metric": "validation_loss"}, tmp_path / best_name(1.0, 3, 7))
+    second = Ensemblor(config(tmp_path, splits=["test"])).start()["test"]
+    assert first["evaluation"] != second["evaluation"]
+    kept = tmp_path / "evaluations" / first["evaluation"] / "results_test.json"
+    assert json.loads(kept.read_text()) == first
+
+
+def test_published_weights_are_for_the_untrained_baseline_alone(
+    tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[bool] = []
+    build = ensemblor.build
+
+    def watched(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
+        if "filled" in runtime:
+            filled.append(runtime["filled"])
+        return build(registry, node, **runtime)
+
+    monkeypatch.setattr(ensemblor, "build", watched)
+    section = {"mode": "all", "splits": ["test"], "baselines": ["untrained", "raw_pixels"]}
+    Ensemblor(config(tmp_path, **section)).start()
+    assert filled == [True, False]
+
+
+def test_other_prompts_in_the_same_file_are_another_protocol(
+    tmp_path: Path, models: dict[float, ToyModel]
+) -> None:
+    prompts = tmp_path / "prompts.yml"
+    for word in ("a", "bb"):
+        prompts.write_text(f"Effusion: {{positive: [{word}], negative: [ccc]}}")
+        metrics = {"zero_shot": {"prompts": str(prompts), "bootstrap": 0}}
+        Ensemblor(config(tmp_path, splits=["test"], metrics=metrics)).start()
+    assert len(folders(tmp_path)) == 2
 
 
 def test_the_same_metric_twice_keeps_both(tmp_path: Path, models: dict[float, ToyModel]) -> None:
@@ -183,7 +267,8 @@ def test_names_are_refused_before_the_run(tmp_path: Path, models: dict[float, To
     plot = {"plot_representation": {"keys": ["visual"], "labels_keep": ["Mas"]}}
     with pytest.raises(ConfigError, match=r"'Mas'.*Did you mean 'Mass'"):
         Ensemblor(config(tmp_path, post_processing=plot)).start()
-    assert not list(tmp_path.glob("results_*"))
+    assert not list(tmp_path.rglob("results_*"))
+    assert not (tmp_path / "evaluations").exists()
 
 
 def test_failing_post_processing_loses_no_numbers(
@@ -202,7 +287,8 @@ def test_failing_post_processing_loses_no_numbers(
     with pytest.raises(VilmedicError, match="plot_representation on test: no ink"):
         Ensemblor(config(tmp_path, **section)).start()
     assert json.loads((tmp_path / "results_test.json").read_text())["loss"] is not None
-    assert (tmp_path / "test_representation.csv").exists()
+    [folder] = (tmp_path / "evaluations").glob("best-1-*")
+    assert (folder / "test_representation.csv").exists()
 
 
 def test_without_labels_and_reports_numbers_are_null_and_plots_skipped(
@@ -218,7 +304,7 @@ def test_without_labels_and_reports_numbers_are_null_and_plots_skipped(
     result = Ensemblor(settings).start()["test"]
     assert result["loss"] is None
     assert result["metrics"]["linear_probe"]["auroc"] is None
-    assert not list(tmp_path.glob("*.png"))
+    assert not list(tmp_path.rglob("*.png"))
     lines = [r.message for r in caplog.records if "no plot is drawn" in r.message]
     assert len(lines) == 1
     for override in ("dataset.proto=ImSeqLabel", "dataset.label.root=", "dataset.label.file="):

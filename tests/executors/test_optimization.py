@@ -11,10 +11,10 @@ from vilmedic.errors import ConfigError
 from vilmedic.executors.optimization import Schedule, make_optimizer, restore_optimizer
 
 
-def make(lr: float = 1.0, total_steps: int = 10, **keys: object) -> tuple:
+def make(lr: float = 1.0, total_steps: int = 10, better: str = "lower", **keys: object) -> tuple:
     section = TrainorSection(optimizer="SGD", optim_params={"lr": lr}, **keys)
     optimizer = make_optimizer(nn.Linear(2, 2), section)
-    return optimizer, Schedule(optimizer, section, total_steps)
+    return optimizer, Schedule(optimizer, section, total_steps, better=better)
 
 
 def rate(optimizer: torch.optim.Optimizer) -> float:
@@ -33,8 +33,8 @@ def test_cosine_steps_with_the_optimizer_and_spans_the_run() -> None:
 
 def test_plateau_follows_the_direction_of_its_metric() -> None:
     keys = {"lr_decay": "ReduceLROnPlateau", "lr_decay_params": {"factor": 0.5, "patience": 0}}
-    for metric, worse in (("validation_loss", 2.0), ("validation_zero_shot_auroc", 0.5)):
-        optimizer, schedule = make(early_stop_metric=metric, **keys)
+    for better, worse in (("lower", 2.0), ("higher", 0.5)):
+        optimizer, schedule = make(better=better, **keys)
         schedule.after_evaluation(1.0)
         schedule.after_step()
         schedule.after_epoch()
@@ -110,7 +110,7 @@ def test_changed_options_take_effect_on_resume(lr_decay: str | None) -> None:
         optimizer="SGD", optim_params={"lr": 0.5, "weight_decay": 0.1}, lr_decay=lr_decay
     )
     other = make_optimizer(nn.Linear(2, 2), section)
-    continued = Schedule(other, section, 10)
+    continued = Schedule(other, section, 10, better="lower")
     saved = {"lr": 1.0, "weight_decay": 0.0}
     restore_optimizer(other, optimizer.state_dict(), saved, section)
     continued.load_state_dict(schedule.state_dict())

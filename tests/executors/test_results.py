@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vilmedic.executors.results import distinct, grouped, table, write_results
+from vilmedic.executors.results import grouped, headline, source, table, write_results
 
 
 def results(**changes: Any) -> dict[str, Any]:
     return {
         "run": "r",
+        "system": "ConVIRT",
+        "ema": False,
         "split": "test",
         "samples": 5,
-        "checkpoints": [{"file": "a.pth"}],
+        "checkpoints": [{"file": "a.pth", "epoch": 3, "seed": 7}],
         "models_used": 1,
         "loss": 1.25,
         "metrics": {"probe": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "classes": {"A": 1}}},
@@ -35,11 +37,29 @@ def test_the_table_sets_systems_side_by_side() -> None:
     lines = table(results()).splitlines()
     rows = [line.split() for line in lines if line and not line.startswith("-")]
     assert rows[0][:4] == ["r,", "split", "test:", "5"]
-    assert rows[1] == ["test", "model", "raw"]
+    assert lines[1] == "r, split test: 5 samples, ConVIRT, epoch 3, seed 7"
+    assert rows[1] == ["test", "ConVIRT", "raw"]
     assert rows[2] == ["loss", "1.250", "-"]
     assert rows[3] == ["probe", "auroc", "0.800", "[0.700,", "0.900]", "-"]
     assert len(rows) == 4
     assert "ensemble of 3" in table(results(models_used=3))
+
+
+def test_what_was_evaluated_in_words() -> None:
+    first, second = (
+        {"file": "a.pth", "epoch": 3, "seed": 7},
+        {"file": "b.pth", "epoch": 0, "seed": 1},
+    )
+    assert source("VAE", [first]) == "VAE, epoch 3, seed 7"
+    assert source("VAE", [first], ema=True) == "VAE, epoch 3, seed 7, averaged weights"
+    assert source("VAE", [second, first]) == (
+        "VAE, ensemble of 2 (epoch 0, seed 1; epoch 3, seed 7)"
+    )
+    assert source("VAE", [{"file": "vae.pt", "epoch": None, "seed": None}]) == "VAE, vae.pt"
+
+
+def test_headline_numbers_leave_out_intervals_and_classes() -> None:
+    assert headline(results()) == {"loss": 1.25, "probe auroc": 0.8}
 
 
 def test_the_table_shows_what_few_labels_give() -> None:
@@ -49,12 +69,12 @@ def test_the_table_shows_what_few_labels_give() -> None:
     ]
     metrics = {"probe": {"auroc": 0.8, "fractions": parts}}
     text = table(results(metrics=metrics))
-    assert "probe auroc, 0.1% of labels   0.500" in text
-    assert "probe auroc, 10% of labels    0.600" in text
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "probe auroc, 0.1% of labels 0.500 -" in rows
+    assert "probe auroc, 10% of labels 0.600 -" in rows
     assert "100% of labels" not in text
 
 
-def test_names_and_paths_are_told_apart() -> None:
-    assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
+def test_paths_are_grouped() -> None:
     paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]
     assert grouped(paths) == ["x/a.{png,csv}", "x/b.png"]

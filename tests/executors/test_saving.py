@@ -8,7 +8,7 @@ import torch
 
 from tests.disk import no_file_beyond
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.checkpoint import load_checkpoint
+from vilmedic.executors.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.executors.progress import Progress
 from vilmedic.executors.saving import Saver
 
@@ -20,12 +20,18 @@ class Clock:
         return self.now
 
 
-def make(run_dir: Path, clock: Clock | None = None, **keys: Any) -> Saver:
-    return Saver(run_dir, 1, TrainorSection(**keys), lambda: None, clock or Clock())
+def make(run_dir: Path, clock: Clock | None = None, *, better: str = "lower", **keys: Any) -> Saver:
+    return Saver(run_dir, 1, TrainorSection(**keys), better, lambda: None, clock or Clock())
 
 
-def state(value: float, size: int = 1) -> dict[str, Any]:
-    return {"model": {"w": torch.full((size,), value)}}
+def state(value: float, size: int = 1, **more: Any) -> dict[str, Any]:
+    """The state of a run whose score is that value."""
+    said = {"metric": "validation_loss", "better": "lower", "score": value}
+    return {"model": {"w": torch.full((size,), value)}, **said, **more}
+
+
+def scored(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in run_dir.glob("*.pth"))
 
 
 def test_steps_between_saves(tmp_path: Path) -> None:
@@ -57,6 +63,27 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "1.0_0_7.pth").exists(), "that of another seed stays"
 
 
+def test_what_the_files_hold_decides_which_are_kept(tmp_path: Path) -> None:
+    fid = {"metric": "validation_fid", "better": "lower"}
+    saver = make(tmp_path, keep=1, early_stop_metric="validation_fid")
+    assert saver.save_best(state(0.5, better="higher", metric="validation_fid"), 0.5, 0)
+    assert saver.save_best(state(10.0, **fid), 10.0, 1)
+    assert saver.save_best(state(9.0, **fid), 9.0, 2)
+    # that of another direction is none of this metric, and is not removed
+    assert scored(tmp_path) == ["0.5_0_1.pth", "9.0_2_1.pth"]
+
+
+def test_a_damaged_best_checkpoint_is_named_and_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "0.1_0_1.pth").write_bytes(b"half")
+    saver = make(tmp_path, keep=1)
+    assert saver.save_best(state(2.0), 2.0, 1)
+    assert [best.score for best in saver.best()] == [2.0]
+    assert scored(tmp_path) == ["0.1_0_1.pth", "2.0_1_1.pth"]
+    assert "0.1_0_1.pth: not a readable checkpoint" in caplog.text
+
+
 def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saver = make(tmp_path)
     assert saver.save_last(state(1.0))
@@ -78,13 +105,13 @@ def test_checkpoint_waits_for_what_it_relies_on(tmp_path: Path) -> None:
     def refuse() -> None:
         raise OSError("no room for metrics.jsonl")
 
-    saver = Saver(tmp_path, 1, TrainorSection(), refuse)
+    saver = Saver(tmp_path, 1, TrainorSection(), "lower", refuse)
     assert not saver.save_last(state(1.0))
     assert not list(tmp_path.iterdir())
 
 
 def test_what_was_just_written_is_never_removed(tmp_path: Path) -> None:
-    (tmp_path / "0.5_9_1.pth").touch()
+    save_checkpoint(state(0.5), tmp_path / "0.5_9_1.pth")
     assert make(tmp_path, keep=1).save_best(state(1.0), 2.0, 3)
     assert [path.name for path in tmp_path.glob("*.pth")] == ["2.0_3_1.pth"]
 

@@ -50,6 +50,47 @@ def test_scores_carry_the_name_of_the_split(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_every_score_has_a_direction(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.yml"
+    prompts.write_text("Effusion: {positive: [a], negative: [bb]}")
+    metrics: list[Any] = [
+        "representation",
+        "retrieval",
+        {"zero_shot": {"prompts": str(prompts), "bootstrap": 0}},
+        {"linear_probe": {"bootstrap": 0}},
+        {"knn": {"k": 1, "bootstrap": 0}},
+        {"knn": {"k": 5, "bootstrap": 0}},
+    ]
+    made = make(tmp_path, metrics=metrics)
+    scores = made.score(ToyModel())
+    better = {name: made.better(name, ema=False) for name in scores}
+    assert len(better) > 20
+    assert better["validation_loss"] == "lower"
+    assert better["validation_retrieval_image_to_text_median_rank"] == "lower"
+    assert better["validation_retrieval_image_to_text_r1"] == "higher"
+    assert scores["validation_knn_auroc"] != scores["validation_knn_2_auroc"]
+    assert better["validation_knn_2_auroc"] == "higher"
+    with pytest.raises(ConfigError, match=r"early_stop_metric: .*Did you mean 'validation_loss'"):
+        made.better("ema_validation_loss", ema=False)
+
+
+def test_a_metric_of_elsewhere_says_what_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Frechet:
+        """Of a plugin that declares nothing."""
+
+        def __call__(self, evaluation: Any) -> dict[str, float]:
+            return {"distance": 1.0}
+
+    monkeypatch.setattr(validator, "build_calls", lambda *_, **__: [("frechet", Frechet())])
+    made = make(tmp_path)
+    with pytest.raises(ConfigError, match=r"frechet\. Declare it in the class.*numbers"):
+        made.better("validation_frechet_distance", ema=False)
+    monkeypatch.setattr(Frechet, "numbers", {"distance": "lower"}, raising=False)
+    assert made.better("validation_frechet_distance", ema=False) == "lower"
+
+
 @pytest.mark.parametrize("metrics", [{}, {"representation": None}, {"retrieval": None}])
 def test_a_collapse_is_logged_once_whatever_the_metrics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, metrics: dict[str, Any]

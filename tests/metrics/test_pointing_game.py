@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.evaluations import evaluation, random, split_features
+from tests.evaluations import evaluation, random, split_features, undeclared
 from tests.reading import FINDINGS, REPORTS, gloria_evaluation, write_pairs
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.evaluation import Evaluation
@@ -47,6 +47,7 @@ def test_counts_the_words_that_look_to_their_finding(tmp_path: Path) -> None:
     assert list(result["classes"]) == ["Pleural Effusion"]
     assert result["classes"]["Pleural Effusion"]["box"] == result["box"]
     assert PointingGame(root=str(tmp_path), bootstrap=200)(run) == result
+    assert undeclared(PointingGame(root=str(tmp_path)), result) == []
 
     wrong = looking(run, {0: (3, LEFT), 2: (3, LEFT), 4: (0, LEFT)})
     result = PointingGame(root=str(tmp_path), bootstrap=0)(wrong)

@@ -58,8 +58,8 @@ def test_guidance_without_training_for_it_is_a_warning(
         assert "guidance has nothing" not in caplog.text
         model = tiny_dalle(vae, null_cond_prob=dropped)
         networks = SimpleNamespace(members=[lambda model=model: model])
-        metric.check(SimpleNamespace(networks=networks, checkpoints=["a.pth"]))  # type: ignore[arg-type]
-    assert "prompted_findings.cond_scale is 3, but a.pth was trained with" in caplog.text
+        metric.check(SimpleNamespace(networks=networks, title="run, DALLE"))  # type: ignore[arg-type]
+    assert "prompted_findings.cond_scale is 3, but run, DALLE was trained with" in caplog.text
 
 
 def test_the_classifier_learns_where_something_is() -> None:

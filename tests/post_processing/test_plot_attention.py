@@ -50,12 +50,12 @@ def test_words_stand_with_their_maps(tmp_path: Path, drawn: list[dict[str, Any]]
     torch.testing.assert_close(sample.attention, maps[0][shown])
     assert sample.window == pytest.approx((0, 0.1, 1, 0.9))
     assert drawn[1]["title"] == "test, line 1: Effusion"
-    assert drawn[1]["caption"] == "run, 0.pth"
+    assert drawn[1]["caption"] == "run, GLoRIA, of 1"
 
 
 def test_an_ensemble_says_so(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     PlotAttention(num_samples=1)(gloria_evaluation(tmp_path, models=2))
-    assert drawn[0]["caption"] == "run, ensemble of 2 checkpoints"
+    assert drawn[0]["caption"] == "run, GLoRIA, of 2"
 
 
 def test_what_cannot_be_drawn_is_said(

@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Evaluation:
         features=features,
         dataset=data,
         networks=networks,
-        checkpoints=["0.5_1_2.pth"],
+        source="VAE, epoch 1, seed 2",
         out_dir=tmp_path,
     )
 

@@ -86,6 +86,8 @@ def results() -> dict[str, Any]:
     }
     return {
         "run": "demo",
+        "system": "ConVIRT",
+        "ema": False,
         "split": "test",
         "samples": 1234,
         "models_used": 1,
@@ -138,7 +140,7 @@ def write_explorer(run_dir: Path, samples: int, words: int = 12) -> Path:
         "run": "demo",
         "split": "test",
         "total": samples,
-        "checkpoints": ["a.pth"],
+        "source": "ConVIRT, epoch 2, seed 1",
         "labels": LABELS,
         "samples": {
             "line": list(range(1, samples + 1)),

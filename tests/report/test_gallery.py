@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.report.runs import results
+from vilmedic.executors.evaluations import EvaluationFolder, write_index
 from vilmedic.report.gallery import MOST, read_gallery
 
 
@@ -40,6 +42,27 @@ def test_pictures_are_found_by_kind_once(tmp_path: Path) -> None:
     }
     [generated] = [k for k in read_gallery(tmp_path) if k.title == "Generated images"]
     assert generated.pictures[0].caption == "No effusion."
+
+
+def test_of_evaluations_those_with_the_newest_results_are_shown(tmp_path: Path) -> None:
+    about = {"system": "VAE", "checkpoints": [], "generated": False}
+    for seed in (0, 1):
+        one = EvaluationFolder(tmp_path, "best-1", ema=False, settings={"seed": seed}, about=about)
+        one.write(results())
+        paint(one.path / "test_full_visual.png")
+        paint(one.path / "generated/test_1/1.png")
+    record = json.loads((one.path / "evaluation.json").read_text())
+    later = json.dumps(record | {"date": "2999-01-01T00:00:00+00:00"})
+    (one.path / "evaluation.json").write_text(later)
+    write_index(tmp_path)
+    paint(tmp_path / "note.png")
+    shown = [[p.name for p in kind.pictures] for kind in read_gallery(tmp_path)]
+    inside = f"evaluations/{one.name}"
+    assert shown == [
+        [f"{inside}/test_full_visual.png"],
+        [f"{inside}/generated/test_1/1.png"],
+        ["note.png"],
+    ]
 
 
 def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:

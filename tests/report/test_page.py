@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.report.runs import EVIL, write_curves, write_run
+from tests.report.runs import EVIL, results, write_curves, write_explorer, write_run
 from vilmedic import cli
 from vilmedic.errors import ConfigError
+from vilmedic.executors.evaluations import EvaluationFolder
 from vilmedic.report.page import write_report
 
 
@@ -46,6 +48,19 @@ def test_the_page_holds_every_part_and_asks_the_network_for_nothing(tmp_path: Pa
     assert "default-src 'none'" in policy  # type: ignore[operator]
     for expected in ("ConVIRT", "0.100", "validation_loss, step 30, seed 1", "0.900 to 0.950"):
         assert expected in page.text
+
+
+def test_the_page_shows_the_explorer_of_the_newest_evaluation(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "demo")
+    about = {"system": "ConVIRT", "checkpoints": results()["checkpoints"], "generated": False}
+    one = EvaluationFolder(run_dir, "best-1", ema=False, settings={}, about=about)
+    one.write(results())
+    write_explorer(one.path, 7)
+    page = outline(write_report(run_dir))
+    assert one.name in page.text
+    packed = base64.b64encode((one.path / "test_explorer.json.gz").read_bytes()).decode()
+    assert packed in page.text
+    assert "data-explorer-1" not in (run_dir / "report.html").read_text()
 
 
 def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class TextEncoder(nn.Module):
             dense layer and tanh on the first token), cls the first token, mean and max go over all
             tokens but the padding.
         freeze: keep the encoder as it is.
+        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -41,6 +42,7 @@ class TextEncoder(nn.Module):
         proto: str | None = None,
         pooling: Literal["pooler", "cls", "mean", "max"] = "pooler",
         freeze: bool = False,
+        filled: Runtime[bool] = False,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
@@ -63,7 +65,9 @@ class TextEncoder(nn.Module):
             key = "model.encoder.proto"
             config = load_config(key, proto, settings)
             config.attn_implementation = "sdpa"
-            self.network = load_model(key, proto, config, pooler=pooling == "pooler")
+            self.network = load_model(
+                key, proto, config, pooler=pooling == "pooler", weights=not filled
+            )
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
         if freeze:

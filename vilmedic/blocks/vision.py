@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vilmedic.blocks.backbones import capture, load_backbone, pool
+from vilmedic.config.types import Runtime
 from vilmedic.errors import ConfigError, nearest
 
 PERMUTATIONS = ("batch_first", "spatial_first", "no_permute")
@@ -33,6 +34,7 @@ class VisionEncoder(nn.Module):
         freeze: keep the backbone as it is, its batch statistics included.
         pretrained: true takes the published ImageNet weights, false random ones; or the path of a
             file with a state dict of the backbone.
+        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
 
     Attributes:
         out_features: width F or C of the output.
@@ -47,6 +49,7 @@ class VisionEncoder(nn.Module):
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
         freeze: bool = False,
         pretrained: bool | str = True,
+        filled: Runtime[bool] = False,
     ) -> None:
         super().__init__()
         if permute not in PERMUTATIONS:
@@ -58,7 +61,7 @@ class VisionEncoder(nn.Module):
         self.output_layer = output_layer
         self.permute = permute
         self.freeze = freeze
-        self.network = load_backbone(backbone, output_layer, pretrained)
+        self.network = load_backbone(backbone, output_layer, False if filled else pretrained)
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(dropout_out)

@@ -43,6 +43,7 @@ class WordEncoder(nn.Module):
             with the vocabulary of the tokenizer.
         last_n_layers: layers whose states are added up, counted from the last.
         freeze: keep the encoder as it is.
+        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -56,10 +57,13 @@ class WordEncoder(nn.Module):
         proto: str | None = None,
         last_n_layers: int = 4,
         freeze: bool = False,
+        filled: Runtime[bool] = False,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
-        self.text = TextEncoder(spec=spec, proto=proto, pooling="mean", freeze=freeze, **settings)
+        self.text = TextEncoder(
+            spec=spec, proto=proto, pooling="mean", freeze=freeze, filled=filled, **settings
+        )
         layers = self.text.network.config.num_hidden_layers
         if not 1 <= last_n_layers <= layers:
             raise ConfigError(

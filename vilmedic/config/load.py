@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vilmedic.config.annotations import instance_of
+from vilmedic.config.build import entries
 from vilmedic.config.check import Checker
 from vilmedic.config.layers import merge, read_layers
 from vilmedic.config.marks import KeyPath, Tree
@@ -18,6 +19,7 @@ from vilmedic.config.nodes import schema_keys
 from vilmedic.config.overrides import Override, apply_overrides, parse_override
 from vilmedic.config.replaced import drop_replaced
 from vilmedic.config.resolve import guard, resolve
+from vilmedic.config.scores import read_scores
 from vilmedic.config.sections import (
     EnsemblorSection,
     RunSection,
@@ -150,6 +152,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     tree = draft.tree
     checker = Checker(tree, lambda: schema_keys(root, tree.data))
     judged = checker.section(root, tree.data, ())
+    if not (draft.problems or checker.problems):
+        _check_score(judged, checker)
     problems = [*draft.problems, *checker.problems]
     if problems:
         raise ConfigError(problems)
@@ -208,6 +212,18 @@ def root_signature() -> Signature:
     if root is None or instance_of(root.params["trainor"].type) is None:
         raise RuntimeError(f"the source text of {ROOT} cannot be read")
     return root
+
+
+def _check_score(judged: dict[str, Any], checker: Checker) -> None:
+    """Refuse a score to judge a run by that no evaluation of it gives."""
+    trainor = TrainorSection(**judged.get("trainor") or {})
+    validator = ValidatorSection(**judged.get("validator") or {})
+    metrics = [name for name, _ in entries(validator.metrics)]
+    try:
+        scores = read_scores(validator.splits, metrics, ema=trainor.ema is not None)
+        scores.better(trainor.early_stop_metric)
+    except ConfigError as error:
+        checker.report(("trainor", "early_stop_metric"), str(error))
 
 
 def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:

@@ -26,8 +26,8 @@ class TrainorSection:
         epochs: number of passes over the training split.
         eval_start: first epoch that is evaluated.
         early_stop: evaluations without improvement after which the run ends; null never ends it.
-        early_stop_metric: the score that decides on improvement: validation_loss or the dotted
-            name of a validator metric.
+        early_stop_metric: the score that decides on improvement: validation_loss, or split, metric
+            and number of a validator metric, as in validation_zero_shot_auroc.
         early_stop_start: first epoch whose evaluation counts for the early stop.
         keep: number of best checkpoints that stay on disk.
         seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
@@ -115,6 +115,10 @@ class EnsemblorSection(GenerationSection):
     Args:
         mode: which checkpoints of the run are used: best-1, best-N or all, over all its seeds.
         ckpt: one checkpoint to evaluate instead, a path or a file in the run directory, or last.
+        rank_by: the score that best-N goes by, where the run has best checkpoints of several; null
+            takes the one that their files name.
+        changed: what happens when the command line gives a key of the model, the tokenizer or the
+            pixels that is not as it was in training: an error, or allow, which the results note.
         ema: evaluate the averaged weights that trainor.ema kept.
         splits: the splits that are evaluated.
         batch_size: samples a batch; a contrastive loss depends on it.
@@ -132,6 +136,8 @@ class EnsemblorSection(GenerationSection):
 
     mode: Annotated[str, Matching("best-[1-9][0-9]*|all", "best-1, best-N or all")] = "best-1"
     ckpt: str | None = None
+    rank_by: str | None = None
+    changed: Literal["refuse", "allow"] = "refuse"
     ema: bool = False
     splits: list[str] = field(default_factory=lambda: ["validate", "test"])
     batch_size: Annotated[int, AtLeast(1)] = 32

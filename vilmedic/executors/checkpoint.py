@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,30 +12,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from vilmedic.config.scores import known_better
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.executors.older_formats import older_names, unify
 from vilmedic.executors.parallel import like
 from vilmedic.executors.safe_load import load_plain
-from vilmedic.executors.score import lower_is_better
 
 NAME = re.compile(r"^(?P<score>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth$")
 
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """A checkpoint file `<score>_<epoch>_<seed>.pth`.
+    """A checkpoint file `<score>_<epoch>_<seed>.pth`, as what it holds describes it.
 
     Args:
         path: the file.
         score: value of the metric that decided on improvement.
         epoch: the epoch after which it was written, counted from 0.
         seed: the seed of the run that wrote it.
+        metric: that metric.
+        better: `higher` or `lower`, whatever is better of it.
     """
 
     path: Path
     score: float
     epoch: int
     seed: int
+    metric: str
+    better: str
 
 
 def best_name(score: float, epoch: int, seed: int) -> str:
@@ -47,55 +52,132 @@ def last_name(seed: int) -> str:
     return f"last_{seed}.pth"
 
 
-def list_best(run_dir: Path, metric: str) -> list[BestCheckpoint]:
-    """All checkpoints of a run directory that carry a score, best first, over all seeds.
+def scored(run_dir: Path, seed: int | None = None) -> list[Path]:
+    """The files of a run directory, of any seed or of the one given, that are named by a score."""
+    matches = [(path, NAME.match(path.name)) for path in sorted(run_dir.glob("*.pth"))]
+    return [path for path, match in matches if match and seed in (None, int(match["seed"]))]
+
+
+def epoch_of(path: Path) -> int:
+    """The epoch in the name of a file that is named by a score."""
+    match = NAME.match(path.name)
+    assert match is not None
+    return int(match["epoch"])
+
+
+def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
+    """What a checkpoint that is named by a score holds of it; its weights are not read.
 
     Args:
-        run_dir: the directory of the run.
-        metric: the score's name, which tells its direction.
+        path: the file.
+        metric: the metric of files that do not say theirs, as those of the original vilmedic.
+
+    Raises:
+        CheckpointError: it cannot be read, or nobody knows which direction of its metric is better.
+    """
+    match = NAME.match(path.name)
+    assert match is not None
+    state = read_header(path)
+    score = state.get("score")
+    # Files of the original vilmedic have it in their names only.
+    score = float(match["score"] if score is None else score)
+    metric = state.get("metric") or metric
+    better = better_of({**state, "metric": metric})
+    if better is None:
+        raise CheckpointError(
+            f"{path}: its score is {metric}, but it does not say whether higher or lower is "
+            "better. Name the checkpoint to use: ckpt=<file>."
+        )
+    epoch, seed = (int(state.get(key) or match[key]) for key in ("epoch", "seed"))
+    return BestCheckpoint(path, score, epoch, seed, metric, better)
+
+
+def better_of(state: dict[str, Any]) -> str | None:
+    """What is better of the score of a checkpoint: `higher` or `lower`.
+
+    Files that were written before this was stored are judged by the metric's name.
 
     Returns:
-        The checkpoints ranked by the number in their name; equal scores by epoch, then by seed.
+        None when the metric is not known.
     """
-    matches = [(path, NAME.match(path.name)) for path in run_dir.glob("*.pth")]
-    found = [
-        BestCheckpoint(path, float(match["score"]), int(match["epoch"]), int(match["seed"]))
-        for path, match in matches
-        if match is not None
-    ]
-    sign = 1.0 if lower_is_better(metric) else -1.0
-    return sorted(found, key=lambda best: (sign * best.score, best.epoch, best.seed))
+    better: str | None = state.get("better")
+    return better or known_better(str(state.get("metric")))
 
 
-def find_checkpoints(run_dir: Path, mode: str, metric: str) -> list[Path]:
-    """The checkpoints that an evaluation uses.
+def rank(found: Iterable[BestCheckpoint]) -> list[BestCheckpoint]:
+    """Checkpoints with scores of one metric, best first; equal ones by epoch, then by seed."""
+    return sorted(
+        found,
+        key=lambda one: (one.score * (1 if one.better == "lower" else -1), one.epoch, one.seed),
+    )
+
+
+def find_checkpoints(
+    run_dir: Path,
+    mode: str,
+    *,
+    metric: str = "validation_loss",
+    rank_by: str | None = None,
+    remedy: str = "Say with ensemblor.rank_by which of them counts, or name a file with ckpt=",
+) -> list[Path]:
+    """The checkpoints that an evaluation uses, ranked by the score and direction in the files.
 
     Args:
         run_dir: the directory of the run.
         mode: `best-N` for the N best over all seeds, or `all`.
-        metric: the score's name, which tells its direction.
+        metric: the metric of files that do not say theirs.
+        rank_by: the metric whose files count; None when there is only one.
+        remedy: what to do about files of several metrics, for the message.
 
     Raises:
         ConfigError: the mode is none of these.
-        CheckpointError: the run has no such checkpoint, or fewer than asked for.
+        CheckpointError: the run has no such checkpoint, or fewer than asked for; or its files have
+            scores of several metrics, and nothing says which counts.
     """
     match = re.fullmatch(r"all|best-([1-9]\d*)", mode)
     if match is None:
         raise ConfigError(f"ensemblor.mode: given '{mode}', allowed: best-1, best-N or all.")
-    ranked = [best.path for best in list_best(run_dir, metric)]
-    if not ranked:
+    found = [read_best(path, metric) for path in scored(run_dir)]
+    if not found:
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
-        remedy = f" There is {', '.join(lasts)}: evaluate it with ckpt={lasts[0]}." if lasts else ""
-        raise CheckpointError(f"{run_dir}: no checkpoint with a score in this directory.{remedy}")
+        hint = f" There is {', '.join(lasts)}: evaluate it with ckpt={lasts[0]}." if lasts else ""
+        raise CheckpointError(f"{run_dir}: no checkpoint with a score in this directory.{hint}")
+    ranked = rank(_of_one_metric(found, run_dir, rank_by, remedy))
     if match[1] is None:
-        return ranked
+        return [one.path for one in ranked]
     wanted = int(match[1])
     if wanted > len(ranked):
         raise CheckpointError(
             f"{run_dir}: ensemblor.mode is '{mode}', but the directory holds {len(ranked)} "
             f"checkpoints with a score. Allowed: best-1 to best-{len(ranked)}, or all."
         )
-    return ranked[:wanted]
+    return [one.path for one in ranked[:wanted]]
+
+
+def _of_one_metric(
+    found: list[BestCheckpoint], run_dir: Path, rank_by: str | None, remedy: str
+) -> list[BestCheckpoint]:
+    """The checkpoints whose scores can be compared."""
+    groups: dict[tuple[str, str], list[BestCheckpoint]] = {}
+    for one in found:
+        if rank_by in (None, one.metric):
+            groups.setdefault((one.metric, one.better), []).append(one)
+    if not groups:
+        metrics = sorted({one.metric for one in found})
+        raise CheckpointError(
+            f"ensemblor.rank_by: given '{rank_by}', but no checkpoint in {run_dir} has a score of "
+            f"it. Allowed: {', '.join(metrics)}.{nearest(str(rank_by), metrics)}"
+        )
+    if len(groups) > 1:
+        listed = "; ".join(
+            f"{metric} ({better} is better): {', '.join(one.path.name for one in group)}"
+            for (metric, better), group in sorted(groups.items())
+        )
+        raise CheckpointError(
+            f"{run_dir}: holds checkpoints with scores of several metrics, which do not compare: "
+            f"{listed}. {remedy}."
+        )
+    return next(iter(groups.values()))
 
 
 def newest(run_dir: Path, seed: int | None = None) -> Path | None:
@@ -163,6 +245,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             plain values.
     """
     return unify(load_plain(path), path)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors stay on the disk, for what it says of itself.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    return unify(load_plain(path, mapped=True), path)
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bool = False) -> None:

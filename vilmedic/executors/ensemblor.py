@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,9 @@ from torch import nn
 
 from vilmedic import distributed
 from vilmedic.config.build import build, build_calls, entries
+from vilmedic.config.generation import GenerationSection
+from vilmedic.config.scores import distinct
+from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import VilmedicError
@@ -19,9 +24,10 @@ from vilmedic.executors import checkpoint
 from vilmedic.executors.baselines import RawPixels
 from vilmedic.executors.device import pick_device
 from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.executors.evaluations import EvaluationFolder
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.random_state import seed_everything
-from vilmedic.executors.results import distinct, grouped, table, write_results
+from vilmedic.executors.results import grouped, results_name, source, table
 from vilmedic.models.contract import Model
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
@@ -29,6 +35,10 @@ if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 EXPLORER = "explore_representation"
+CACHES = ("cache", "spool", "spool_gib")
+"""Keys of a data set that change nothing but the time it takes."""
+WHAT_IS_MADE = ("generate_images", "num_images", "num_samples", "prompt")
+"""Keys that say which images are generated and not how: each has a folder of its own."""
 
 
 class Ensemblor:
@@ -55,15 +65,32 @@ class Ensemblor:
         self.run_dir = config.run_dir
         self.device = pick_device(self.section.device)
         self.paths = self._find_checkpoints()
-        self.checkpoints = [describe_checkpoint(path) for path in self.paths]
+        headers = {path: checkpoint.read_header(path) for path in self.paths}
+        self.checkpoints = [describe_checkpoint(*one) for one in headers.items()]
+        self.changed = self._follow(headers)
+        self.system = str(self.config.model.get("proto", "model"))
+        self.source = source(self.system, self.checkpoints, ema=self.section.ema)
         self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
         self.post_processing = distinct(
             build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
+        )
+        self.folder = EvaluationFolder(
+            self.run_dir,
+            self.section.mode if self._ckpt is None else self.paths[0].stem,
+            ema=self.section.ema,
+            settings=self._settings(headers),
+            about={
+                "system": self.system,
+                "checkpoints": self.checkpoints,
+                "generated": self.section.generate_images,
+            },
         )
         self._dataset = cache(self._build_dataset)
 
     def start(self) -> dict[str, dict[str, Any]]:
         """Evaluate, and write `results_<split>.json` and what post-processing makes.
+
+        Both go to the folder of this evaluation (see `vilmedic.executors.evaluations`).
 
         Returns:
             The contents of the results file of each split; nothing when images are generated.
@@ -104,7 +131,7 @@ class Ensemblor:
         failures = distributed.on_main(lambda: self._post_process(model))
         for split in self.section.splits:
             LOGGER.info("%s", table(results[split]))
-            LOGGER.info("Written: %s", self.run_dir / f"results_{split}.json")
+            LOGGER.info("Written: %s", self.folder.path / results_name(split))
         if failures:
             raise VilmedicError(
                 f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
@@ -117,7 +144,7 @@ class Ensemblor:
         from vilmedic.executors.generators import load_generators
 
         ema = self.section.ema
-        models = load_generators(self._build_model(), self.paths, self.section, ema=ema)
+        models = load_generators(self._build_model(filled=True), self.paths, self.section, ema=ema)
         generation = ImageGeneration(
             models=models,
             section=self.section,
@@ -127,18 +154,21 @@ class Ensemblor:
             precision=self.section.precision,
             origin={
                 "run": self.config.name,
+                "model": self.source,
                 "checkpoints": [path.name for path in self.paths],
                 "ema": ema,
+                "changed": self.changed,
             },
-            out_dir=self.run_dir,
+            out_dir=self.folder.path,
         )
         datasets = {split: self._dataset(split) for split in self.section.splits}
         for folder in generation.start(datasets):
             LOGGER.info("Written: %s", folder / "sheet.png")
+        self.folder.note()
 
     def _write(self, results: dict[str, Any]) -> None:
         if distributed.is_main():
-            write_results(results, self.run_dir)
+            self.folder.write(results)
 
     def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
         """The loss and every metric of a split."""
@@ -179,14 +209,16 @@ class Ensemblor:
             dataset=self._dataset(split),
             networks=networks,
             seed=self.section.seed,
-            checkpoints=[path.name for path in self.paths],
-            out_dir=self.run_dir,
+            source=self.source,
+            out_dir=self.folder.path,
         )
 
     def _header(self, split: str, networks: Ensemble) -> dict[str, Any]:
         """What a number needs to be cited: where it comes from and how it was made."""
         return {
             "run": self.config.name,
+            "evaluation": self.folder.name,
+            "system": self.system,
             "split": split,
             "samples": len(networks.split(split)),
             "checkpoints": self.checkpoints,
@@ -195,6 +227,7 @@ class Ensemblor:
             "seed": self.section.seed,
             "batch_size": self.section.batch_size,
             "precision": self.section.precision,
+            "changed": self.changed,
             "protocols": {name: metric.options() for name, metric in self.metrics},
             "loss": None,
             "metrics": {},
@@ -208,12 +241,73 @@ class Ensemblor:
             return steps
         return [*({name: options} for name, options in entries(steps)), EXPLORER]
 
-    def _find_checkpoints(self) -> list[Path]:
+    @property
+    def _ckpt(self) -> str | None:
+        """The checkpoint that is asked for; None for the mode."""
         ckpt = self.section.ckpt or self.config.ckpt
-        if ckpt not in (None, "auto"):
-            return [checkpoint.locate(ckpt, self.run_dir)]
-        metric = self.config.trainor.early_stop_metric
-        return checkpoint.find_checkpoints(self.run_dir, self.section.mode, metric)
+        return None if ckpt == "auto" else ckpt
+
+    def _find_checkpoints(self) -> list[Path]:
+        if self._ckpt is not None:
+            return [checkpoint.locate(self._ckpt, self.run_dir)]
+        return checkpoint.find_checkpoints(
+            self.run_dir,
+            self.section.mode,
+            metric=self.config.trainor.early_stop_metric,
+            rank_by=self.section.rank_by,
+        )
+
+    def _follow(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """Let the checkpoints decide on the model, the tokenizer and the pixels.
+
+        Those of other projects do not say enough for that; the configuration has to.
+
+        Returns:
+            What the command line changes all the same, for the results.
+        """
+        saved = {
+            path: state["config"]
+            for path, state in headers.items()
+            if "progress" in state and state.get("config")
+        }
+        if len(saved) < len(headers):
+            return {}
+        found = as_trained(self.config, saved, allow=self.section.changed == "allow")
+        self.config = found.config
+        if found.taken:
+            LOGGER.info("As the checkpoint was trained:\n  %s", "\n  ".join(found.taken))
+        for key, values in found.changed.items():
+            LOGGER.warning("%s: not as in training: %s", key, values)
+        return found.changed
+
+    def _settings(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """Everything that the numbers and the pictures of this evaluation depend on."""
+        section, where = self.section, self.run_dir.resolve()
+        settings: dict[str, Any] = {
+            "checkpoints": [
+                {
+                    **one,
+                    "folder": "" if path.parent.resolve() == where else str(path.parent.resolve()),
+                    "step": headers[path].get("progress", {}).get("step"),
+                }
+                for one, path in zip(self.checkpoints, self.paths, strict=True)
+            ],
+            "model": dict(self.config.model),
+            "dataset": without(dict(self.config.dataset), CACHES),
+            "ema": section.ema,
+            "seed": section.seed,
+            "precision": section.precision,
+        }
+        if section.generate_images:
+            names = [one.name for one in fields(GenerationSection) if one.name not in WHAT_IS_MADE]
+            own = asdict(section)
+            return settings | {"generation": {name: own[name] for name in names}}
+        return settings | {
+            "batch_size": section.batch_size,
+            "protocols": {name: with_contents(one.options()) for name, one in self.metrics},
+            "baselines": sorted(set(section.baselines)),
+            "post_processing": [list(one) for one in entries(section.post_processing)],
+        }
 
     def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
         return Ensemble(
@@ -226,7 +320,7 @@ class Ensemblor:
 
     def _trained_members(self) -> list[Callable[[], nn.Module]]:
         """A function for each checkpoint that fills the one model with its weights."""
-        model = self._build_model()
+        model = self._build_model(filled=True)
         held: list[Path] = []
 
         def fill(path: Path) -> Model:
@@ -244,11 +338,15 @@ class Ensemblor:
         network = RawPixels() if name == "raw_pixels" else self._build_model()
         return lambda: network
 
-    def _build_model(self) -> Model:
-        """The model with the weights that the seed gives, before any training."""
+    def _build_model(self, *, filled: bool = False) -> Model:
+        """The model with the weights that the seed gives, before any training.
+
+        Args:
+            filled: whether a checkpoint fills it, so that published weights are not looked for.
+        """
         seed_everything(self.section.seed)
         spec = self._dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec)
+        model: Model = build(MODELS, self.config.model, spec=spec, filled=filled)
         return model.to(self.device)
 
     def _build_dataset(self, split: str) -> Any:
@@ -272,9 +370,29 @@ class Ensemblor:
         )
 
 
-def describe_checkpoint(path: Path) -> dict[str, Any]:
+def without(value: Any, keys: Sequence[str]) -> Any:
+    """Nested mappings without some keys."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without(one, keys) for key, one in value.items() if key not in keys}
+
+
+def with_contents(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a protocol, with a hash of each file that they name, such as of prompts."""
+    files = {
+        key: Path(value)
+        for key, value in options.items()
+        if isinstance(value, str) and Path(value).is_file()
+    }
+    hashes = {
+        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in files.items()
+    }
+    return options | hashes
+
+
+def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What the results say of a checkpoint: file, epoch, score, its metric and seed."""
-    state = checkpoint.load_checkpoint(path)
     return {"file": path.name} | {
         key: state.get(key) for key in ("epoch", "metric", "score", "seed")
     }

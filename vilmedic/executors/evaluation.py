@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ class Evaluation:
         dataset: the data set of the split.
         networks: where the features come from.
         seed: seed of whatever a metric or a picture draws.
-        checkpoints: names of the checkpoints used.
+        source: which model that is, for titles: system, epoch and seed; empty in training.
         out_dir: where files are written.
     """
 
@@ -149,8 +149,13 @@ class Evaluation:
     dataset: Any
     networks: Ensemble
     seed: int = 0
-    checkpoints: list[str] = field(default_factory=list)
+    source: str = ""
     out_dir: Path = Path()
+
+    @property
+    def title(self) -> str:
+        """The run and what of it is evaluated, for captions."""
+        return f"{self.name}, {self.source}" if self.source else self.name
 
     def other(self, split: str) -> SplitFeatures:
         """The features of another split, from the same networks."""

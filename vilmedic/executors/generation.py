@@ -53,7 +53,7 @@ class Report:
 class ImageGeneration:
     """Makes images of reports with one model or the mean of several.
 
-    Each report gets a folder `<run directory>/generated/<split>_<line>` or `prompt_<words>` with
+    Each report gets a folder `generated/<split>_<line>` or `prompt_<words>` with
     the images `1.png`, `2.png`, ..., best first if they are ranked, `sheet.png`, and
     `settings.json`.
 
@@ -65,8 +65,8 @@ class ImageGeneration:
         batch_size: images made at once.
         device: where the models are.
         precision: `fp32` or `bf16`.
-        origin: what `settings.json` says of the models: run, checkpoints, ema.
-        out_dir: the run directory.
+        origin: what `settings.json` says of the models: run, model, checkpoints, ema.
+        out_dir: the folder of the evaluation.
     """
 
     models: Sequence[DALLE]
@@ -198,8 +198,7 @@ class ImageGeneration:
                 entry["agreement"] = round(scores[number], 4)
             entries.append(entry)
         real = None if report.real is None else report.real.float() / 255
-        used = self.origin["checkpoints"]
-        source = used[0] if len(used) == 1 else f"mean of {len(used)} checkpoints"
+        made_by = f"{self.origin['run']}, {self.origin['model']}"
         draw_image_sheet(
             folder / "sheet.png",
             [images[number] for number in order],
@@ -212,7 +211,7 @@ class ImageGeneration:
             real=real,
             primed=self._primed() / self.models[0].image_seq_len,
             report=report.text,
-            caption=f"{report.source}; {self.origin['run']}, {source}; seed {self.seed}",
+            caption=f"{report.source}; {made_by}; seed {self.seed}",
         )
         section = self.section
         settings = {

@@ -13,7 +13,6 @@ from torch.optim import Optimizer, lr_scheduler
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
 from vilmedic.executors.parallel import like
-from vilmedic.executors.score import lower_is_better
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
@@ -114,15 +113,19 @@ class Schedule:
     Args:
         optimizer: whose learning rate is changed.
         section: `lr_decay` and its options. `T_max` and `total_steps` are the steps of the run
-            unless given; a plateau's `mode` follows the direction of `early_stop_metric`.
+            unless given.
         total_steps: number of optimizer steps from the first to the last of the schedule; of a
             run that goes on, those done and those left, whatever a step was before.
+        better: `higher` or `lower`, whatever is better of the score that a plateau waits for: it
+            decides on its `mode` unless that is given.
 
     Raises:
         ConfigError: torch refuses an option.
     """
 
-    def __init__(self, optimizer: Optimizer, section: TrainorSection, total_steps: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, section: TrainorSection, total_steps: int, *, better: str
+    ) -> None:
         self._scheduler: Any = None
         self._name = section.lr_decay
         if self._name is None:
@@ -130,8 +133,7 @@ class Schedule:
         cls = getattr(lr_scheduler, self._name)
         options = dict(section.lr_decay_params)
         if self.on_plateau:
-            mode = "min" if lower_is_better(section.early_stop_metric) else "max"
-            options.setdefault("mode", mode)
+            options.setdefault("mode", "min" if better == "lower" else "max")
         for argument in LENGTH_ARGUMENTS:
             if argument in inspect.signature(cls).parameters and "epochs" not in options:
                 options.setdefault(argument, max(1, total_steps))

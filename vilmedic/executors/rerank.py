@@ -55,11 +55,8 @@ class Reranker:
         self.image = _with_defaults(ImageDataset, sections["image"])
         self.tokenizer = self._tokenizer(path.parent)
         spec = DataSpec(tokenizer=self.tokenizer, tokenizer_max_len=self.text["tokenizer_max_len"])
-        node = dict(config["model"])
-        if "cnn" in node:  # its weights are in the checkpoint
-            node["cnn"] = {**node["cnn"], "pretrained": False}
         self.device = device
-        self.model = build(MODELS, node, spec=spec)
+        self.model = build(MODELS, config["model"], spec=spec, filled=True)
         load_weights(self.model, state, path)
         self.model.to(device).eval()
 

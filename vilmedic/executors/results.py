@@ -5,39 +5,66 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vilmedic.files import replace_text
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+
+def results_name(split: str) -> str:
+    """The name of the results file of a split."""
+    return f"results_{split}.json"
 
 
-def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
-    """The calls with a number after each name that came before: `knn`, `knn_2`."""
-    seen: dict[str, int] = {}
-    named = []
-    for name, call in calls:
-        seen[name] = seen.get(name, 0) + 1
-        named.append((name if seen[name] == 1 else f"{name}_{seen[name]}", call))
-    return named
-
-
-def write_results(results: dict[str, Any], run_dir: Path) -> Path:
+def write_results(results: dict[str, Any], folder: Path) -> Path:
     """Write `results_<split>.json`, whole or not at all.
 
     Args:
         results: what `Ensemblor.start` returns for a split; numbers that are not finite become
             null, which JSON can hold.
-        run_dir: where to.
+        folder: where to.
     """
-    path = run_dir / f"results_{results['split']}.json"
+    path = folder / results_name(results["split"])
     text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
     replace_text(path, text + "\n")
     return path
+
+
+def source(system: str, checkpoints: Sequence[dict[str, Any]], *, ema: bool = False) -> str:
+    """What was evaluated, as tables, plots and titles say it: `ConVIRT, epoch 15, seed 0`.
+
+    Args:
+        system: the model.
+        checkpoints: what the results say of each checkpoint.
+        ema: whether its averaged weights were taken.
+    """
+    each = [_checkpoint(entry) for entry in checkpoints]
+    several = f"ensemble of {len(each)} ({'; '.join(each)})"
+    parts = [system, each[0] if len(each) == 1 else several]
+    return ", ".join([*parts, "averaged weights"] if ema else parts)
+
+
+def _checkpoint(entry: dict[str, Any]) -> str:
+    if entry.get("epoch") is None or entry.get("seed") is None:
+        return str(entry["file"])  # of another project, which says nothing else
+    return f"epoch {entry['epoch']}, seed {entry['seed']}"
+
+
+def headline(system: dict[str, Any]) -> dict[str, Any]:
+    """The loss and the headline numbers of every metric, null where one is undefined.
+
+    Args:
+        system: the model or a baseline in a results file.
+    """
+    found = {"loss": system["loss"]}
+    for metric, values in system["metrics"].items():
+        for key, value in values.items():
+            if not (key.endswith("_interval") or isinstance(value, dict | list | str | bool)):
+                found[f"{metric} {key}"] = value
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
@@ -45,8 +72,8 @@ def table(results: dict[str, Any]) -> str:
 
     Numbers of single classes are in the file only, and those of fractions but for the AUROC.
     """
-    used = results["models_used"]
-    systems = {"model" if used == 1 else f"ensemble of {used}": results} | results["baselines"]
+    used, system = results["models_used"], results["system"]
+    systems = {system if used == 1 else f"ensemble of {used}": results} | results["baselines"]
     columns = {name: dict(_headline(system)) for name, system in systems.items()}
     rows = list(dict.fromkeys(key for column in columns.values() for key in column))
     cells = [[results["split"], *columns]]
@@ -60,10 +87,9 @@ def table(results: dict[str, Any]) -> str:
         for line in cells
     ]
     rule = "-" * len(lines[0])
-    names = ", ".join(entry["file"] for entry in results["checkpoints"])
     title = (
         f"{results['run']}, split {results['split']}: {results['samples']} samples, "
-        f"{used} {'model' if used == 1 else 'models'} used ({names})"
+        f"{source(system, results['checkpoints'], ema=results['ema'])}"
     )
     return "\n".join(["", title, rule, lines[0], rule, *lines[1:], rule])
 
@@ -80,12 +106,12 @@ def grouped(paths: Iterable[Path]) -> list[str]:
 
 
 def _headline(system: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "loss", _show(system["loss"])
+    numbers = headline(system)
+    yield "loss", _show(numbers.pop("loss"))
     for metric, values in system["metrics"].items():
-        for key, value in values.items():
-            if key.endswith("_interval") or isinstance(value, dict | list | str | bool):
-                continue
-            yield f"{metric} {key}", _with_interval(values, key)
+        for key in values:
+            if f"{metric} {key}" in numbers:
+                yield f"{metric} {key}", _with_interval(values, key)
         for part in values.get("fractions", ())[:-1]:  # the last one is the headline
             share = f"{100 * part['fit']['fraction']:.4g}%"
             yield f"{metric} auroc, {share} of labels", _with_interval(part, "auroc")

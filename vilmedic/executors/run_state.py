@@ -41,6 +41,7 @@ def capture(run: Trainor, score: float | None) -> dict[str, Any]:
         "random_of_others": others,
         "progress": asdict(run.progress),
         "metric": run.section.early_stop_metric,
+        "better": run.better,
         "score": score,
         "epoch": finished,
         "seed": run.seed,
@@ -87,22 +88,29 @@ def restore(run: Trainor, start: resume.Start) -> None:
         restore_random_state(states[distributed.rank()])
 
 
-def restore_progress(start: resume.Start, section: TrainorSection) -> Progress:
+def restore_progress(start: resume.Start, section: TrainorSection, better: str) -> Progress:
     """How far the run has come, in batches of now, with the best score that still counts.
 
     Checkpoints of another directory were not the best ones of this, and scores of another metric
     cannot be compared: then nothing has been the best yet.
+
+    Args:
+        start: what the run continues from.
+        section: how it is trained from now on.
+        better: `higher` or `lower`, whatever is better of its score.
     """
     state, path = start.state, start.path
     if state is None or path is None:
         return Progress()
     progress = Progress(**state["progress"])
     progress.batch = resume.position(progress.batch, start.saved, section.batch_size)
-    changed = state["metric"] != section.early_stop_metric
+    before = (state["metric"], checkpoint.better_of(state))
+    changed = before != (section.early_stop_metric, better)
     if changed:
         LOGGER.warning(
-            "trainor.early_stop_metric has changed: what was the best by %s no longer counts",
-            state["metric"],
+            "trainor.early_stop_metric has changed: what was the best by %s (%s is better) no "
+            "longer counts",
+            *before,
         )
     if changed or start.moved:
         progress.best, progress.stale = None, 0
@@ -121,7 +129,8 @@ def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start)
         raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
     if (saved["lr_decay"], saved["lr_decay_params"]) == (now.lr_decay, now.lr_decay_params):
         # A plateau of another score is none of this one; the learning rate stays where it is.
-        if state["metric"] == now.early_stop_metric or not run.schedule.on_plateau:
+        same = (state["metric"], checkpoint.better_of(state)) == (now.early_stop_metric, run.better)
+        if same or not run.schedule.on_plateau:
             run.schedule.load_state_dict(state["schedule"])
         return
     LOGGER.warning("trainor.lr_decay or its options have changed: the schedule starts anew")
@@ -133,4 +142,4 @@ def _start_schedule_anew(run: Trainor) -> None:
     for group in run.optimizer.param_groups:
         initial = group.pop("initial_lr", group["lr"])
         group["lr"] = run.section.optim_params.get("lr", initial)
-    run.schedule = Schedule(run.optimizer, run.section, run.steps_left())
+    run.schedule = Schedule(run.optimizer, run.section, run.steps_left(), better=run.better)

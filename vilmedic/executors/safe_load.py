@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,13 @@ _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>")
 """How torch names what it refuses."""
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, *, mapped: bool = False) -> Any:
     """The contents of a checkpoint file on the CPU: tensors and plain values.
 
     Args:
         path: a file of `torch.save`.
+        mapped: leave the numbers of tensors on the disk until they are looked at, for a reader who
+            only wants what stands beside them. Files of torch before 1.6 are read as a whole.
 
     Raises:
         CheckpointError: the file is missing or cut short, or holds something that is not allowed,
@@ -60,7 +63,8 @@ def load_plain(path: Path) -> Any:
     """
     try:
         with torch.serialization.safe_globals(ALLOWED):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            mmap = mapped and zipfile.is_zipfile(path)
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint.") from None
     except IsADirectoryError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.progress import Progress
@@ -27,6 +28,7 @@ class Saver:
         run_dir: the directory of the run.
         seed: the run's seed.
         section: `save_every`, `keep` and the metric that ranks.
+        better: `higher` or `lower`, whatever is better of that metric.
         before: brings to the disk what a checkpoint relies on.
         clock: seconds that go by.
     """
@@ -36,11 +38,13 @@ class Saver:
         run_dir: Path,
         seed: int,
         section: TrainorSection,
+        better: str,
         before: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.last = run_dir / checkpoint.last_name(seed)
         self._run_dir, self._seed, self._section = run_dir, seed, section
+        self._ranking = (section.early_stop_metric, better)
         self._before, self._clock = before, clock
         self._saved_at = clock()
         amount = section.save_every or ""
@@ -82,14 +86,16 @@ class Saver:
 
         def move() -> None:
             folder = self._run_dir / SET_ASIDE
-            for one in [one for one in self.best() if one.epoch >= first]:
+            for path in checkpoint.scored(self._run_dir, self._seed):
+                if checkpoint.epoch_of(path) < first:
+                    continue
                 try:
                     folder.mkdir(exist_ok=True)
-                    os.replace(one.path, folder / one.path.name)
+                    os.replace(path, folder / path.name)
                 except OSError as error:
-                    LOGGER.warning("%s could not be set aside: %s", one.path, error)
+                    LOGGER.warning("%s could not be set aside: %s", path, error)
                 else:
-                    LOGGER.info("Set aside: %s", folder / one.path.name)
+                    LOGGER.info("Set aside: %s", folder / path.name)
 
         distributed.on_main(move)
 
@@ -98,9 +104,17 @@ class Saver:
         return distributed.on_main(lambda: next((one.score for one in self.best()), None))
 
     def best(self) -> list[checkpoint.BestCheckpoint]:
-        """The checkpoints with a score that this run has left, best first."""
-        ranked = checkpoint.list_best(self._run_dir, self._section.early_stop_metric)
-        return [one for one in ranked if one.seed == self._seed]
+        """The checkpoints that this run has left with a score of its metric, best first.
+
+        What they hold decides, not their names. One that cannot be read is left alone.
+        """
+        found = []
+        for path in checkpoint.scored(self._run_dir, self._seed):
+            try:
+                found.append(checkpoint.read_best(path))
+            except CheckpointError as error:
+                LOGGER.warning("Not ranked: %s", error)
+        return checkpoint.rank([one for one in found if (one.metric, one.better) == self._ranking])
 
     def _write(self, state: dict[str, Any], path: Path) -> bool:
         self._saved_at = self._clock()

@@ -73,7 +73,8 @@ class Trainor:
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
-        self.model = build(MODELS, config.model, where="model", spec=self.data.spec)
+        filled = start.state is not None
+        self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
         prepare_network(self.model, self.section, self.device)
@@ -87,16 +88,18 @@ class Trainor:
             num_workers=self.section.num_workers,
         )
         self.steps_per_epoch = math.ceil(len(self.loader) / self.section.grad_accu)
-        self.progress = run_state.restore_progress(start, self.section)
+        self.validator = Validator(config, seed=self.seed, device=self.device)
+        metric = self.section.early_stop_metric
+        self.better = self.validator.better(metric, ema=self.section.ema is not None)
+        self.progress = run_state.restore_progress(start, self.section, self.better)
         self.optimizer = make_optimizer(self.model, self.section)
         total = self.progress.step + self.steps_left()
-        self.schedule = Schedule(self.optimizer, self.section, total)
+        self.schedule = Schedule(self.optimizer, self.section, total, better=self.better)
         self.step = TrainingStep(
             self.model, self.data.prepare, self.optimizer, self.section, self.device
         )
         decay = self.section.ema
         self.ema = None if decay is None else AveragedWeights(self.model, decay)
-        self.validator = Validator(config, seed=self.seed, device=self.device)
         seed_this_process(self.seed)
         run_state.restore(self, start)
         self.tally = Tally(self.device, self.progress.tally)
@@ -128,7 +131,9 @@ class Trainor:
             f"{sum(p.numel() for p in self.step.parameters):,}",
         )
         self.log: MetricsLog | NoLog = self._open_log() if main else NoLog()
-        self.saver = Saver(self.run_dir, self.seed, self.section, before=self.log.flush)
+        self.saver = Saver(
+            self.run_dir, self.seed, self.section, self.better, before=self.log.flush
+        )
         self.saver.set_aside(self.progress)
         if self.progress.best is not None:
             # What was set aside may have replaced it: the next is to beat what is on the disk.
@@ -253,7 +258,7 @@ class Trainor:
             self.schedule.after_evaluation(score)
         if epoch < self.section.early_stop_start:
             return False
-        if improves(score, self.progress.best, metric):
+        if improves(score, self.progress.best, self.better):
             self.progress.best, self.progress.stale = score, 0
             return True
         self.progress.stale += 1

@@ -13,9 +13,10 @@ from torch import nn
 
 from vilmedic import distributed
 from vilmedic.config.build import build, build_calls
+from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import VilmedicError
+from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.log import LOGGER
@@ -25,9 +26,6 @@ from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
-
-PUBLISHED_NAMES = {"validate": "validation"}
-"""Score names start with the split; `validate` gives the published name `validation_loss`."""
 
 WATCHED = 1000
 """Samples of a split in which a collapse is looked for: enough to see it, and quickly."""
@@ -52,7 +50,9 @@ class Validator:
         self._section = config.validator
         self._seed = seed
         self._device = device
-        self._metrics = build_calls(METRICS, self._section.metrics, where="validator.metrics")
+        self._metrics = distinct(
+            build_calls(METRICS, self._section.metrics, where="validator.metrics")
+        )
         self._post_processing = build_calls(
             POST_PROCESSING, self._section.post_processing, "validator.post_processing"
         )
@@ -83,6 +83,30 @@ class Validator:
                 evaluation = self._evaluation(networks, split, networks.preview(split, loader))
                 for step in steps:
                     step.check(evaluation)
+
+    def better(self, score: str, *, ema: bool) -> str:
+        """Whether `higher` or `lower` values of a score are better, as its metric declares.
+
+        Args:
+            score: the name of a score.
+            ema: whether there are scores of an averaged copy as well.
+
+        Raises:
+            ConfigError: no evaluation gives it, or its metric does not declare it.
+        """
+        declared = [(name, _declared(metric)) for name, metric in self._metrics]
+        try:
+            better = Scores(self._section.splits, declared, ema=ema).better(score)
+        except ConfigError as error:
+            raise ConfigError(f"{KEY}: {error}") from None
+        if better is None:
+            silent = ", ".join(name for name, numbers in declared if numbers is None)
+            raise ConfigError(
+                f"{KEY}: given '{score}', but the metric does not say whether a higher or a lower "
+                f"value of it is better: {silent}. Declare it in the class of the metric: numbers "
+                '= {"<number>": "lower"} (or "higher").'
+            )
+        return better
 
     def score(self, model: nn.Module, pictures: Path | None = None) -> dict[str, float]:
         """The loss and the metrics of every split; a collapsed representation is logged.
@@ -175,6 +199,12 @@ class Validator:
             drop_last=False,
             num_workers=self._config.trainor.num_workers if num_workers is None else num_workers,
         )
+
+
+def _declared(metric: Any) -> dict[str, str] | None:
+    """What a metric declares of its numbers; None for one of elsewhere that does not."""
+    numbers = getattr(metric, "numbers", None)
+    return dict(numbers) if numbers and is_declaration(numbers) else None
 
 
 def _numbers(prefix: str, values: dict[str, Any]) -> dict[str, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
+from vilmedic.config.scores import Declared
 from vilmedic.executors.evaluation import Evaluation
 
 
@@ -13,9 +14,13 @@ class Metric(ABC):
     """A protocol that turns the features of a split into numbers.
 
     The keyword-only constructor of a metric is the schema of its options; each is kept as an
-    attribute of the same name. `vilmedic.executors.score` tells from the last words of a number's
-    name whether it improves by falling.
+    attribute of the same name.
     """
+
+    numbers: ClassVar[Declared]
+    """Every number that it gives, `*` standing for any text in a name, and what of it is better:
+    `higher`, `lower` or `neither` (a count, say). A literal, as it is read without importing the
+    metric; only what is declared can be `trainor.early_stop_metric`."""
 
     def options(self) -> dict[str, Any]:
         """Every option and its value, defaults included, for the results file."""

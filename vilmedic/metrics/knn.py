@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class NearestNeighbours(Metric):
         fit_split: the split that votes.
         bootstrap: resamples behind each 95% interval.
     """
+
+    numbers: ClassVar = {"auroc": "higher", "average_precision": "higher", "accuracy": "higher"}
 
     def __init__(
         self,

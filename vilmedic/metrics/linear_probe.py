@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class LinearProbe(Metric):
         fit_split: the split that is fitted.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
+
+    numbers: ClassVar = {"auroc": "higher", "average_precision": "higher", "accuracy": "higher"}
 
     def __init__(
         self,

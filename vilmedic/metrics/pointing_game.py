@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,14 @@ class PointingGame(Metric):
             is recognised.
         bootstrap: resamples behind each 95% interval.
     """
+
+    numbers: ClassVar = {
+        "side": "higher",
+        "box": "higher",
+        "box_chance": "neither",
+        "words": "neither",
+        "words_with_side": "neither",
+    }
 
     def __init__(
         self,

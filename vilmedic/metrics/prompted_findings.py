@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -71,6 +71,14 @@ class PromptedFindings(Metric):
         cond_scale: of the draws, as ensemblor.cond_scale.
     """
 
+    numbers: ClassVar = {
+        "auroc": "higher",
+        "accuracy": "higher",
+        "accuracy_chance": "neither",
+        "real_auroc": "higher",
+        "reconstruction_auroc": "higher",
+    }
+
     def __init__(
         self,
         *,
@@ -100,8 +108,8 @@ class PromptedFindings(Metric):
         model = evaluation.networks.members[0]()
         if not isinstance(model, DALLE):
             raise ConfigError(f"{KEY}: {type(model).__name__} makes no images of reports.")
-        names = ", ".join(evaluation.checkpoints)
-        warn_of_guidance(f"{KEY}.cond_scale", self.cond_scale, model.null_cond_prob, names)
+        dropped = model.null_cond_prob
+        warn_of_guidance(f"{KEY}.cond_scale", self.cond_scale, dropped, evaluation.title)
         findings = read_findings(self.root, self.train_split, self.file)
         for prompt in self._wanted:
             if not any(prompt.shown_by(found) for found in findings):

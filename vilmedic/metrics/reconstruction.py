@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ class Reconstruction(Metric):
         collapse_share: a perplexity below this share of the codebook (or of the positions of the
             split, where these are fewer) is reported as a collapse.
     """
+
+    numbers: ClassVar = {
+        "loss": "lower",
+        "hard_loss": "lower",
+        "codebook_perplexity": "higher",
+        "codes_used": "higher",
+    }
 
     def __init__(self, *, collapse_share: float = 0.02) -> None:
         if not 0 <= collapse_share <= 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,13 @@ class Representation(Metric):
         collapse_rank: an effective rank below this is reported as a collapse.
         collapse_spread: a spread below this is reported as a collapse.
     """
+
+    numbers: ClassVar = {
+        "alignment": "lower",
+        "*_uniformity": "lower",
+        "*_effective_rank": "higher",
+        "*_spread": "higher",
+    }
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,17 @@ class Retrieval(Metric):
             as published evaluations have it, or sum, as in training.
         block_size: similarities are computed in squares of this many samples a side.
     """
+
+    numbers: ClassVar = {
+        "image_to_text_r1": "higher",
+        "image_to_text_r5": "higher",
+        "image_to_text_r10": "higher",
+        "image_to_text_median_rank": "lower",
+        "text_to_image_r1": "higher",
+        "text_to_image_r5": "higher",
+        "text_to_image_r10": "higher",
+        "text_to_image_median_rank": "lower",
+    }
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class ZeroShot(Metric):
             the split, of which no ranking can be judged, is an error or is reported as null.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
+
+    numbers: ClassVar = {"auroc": "higher", "average_precision": "higher"}
 
     def __init__(
         self,

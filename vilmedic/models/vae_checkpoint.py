@@ -27,7 +27,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     Hyperparameters come from the checkpoint. Those that are given as well must agree with it.
 
     Args:
-        path: a file, or a run directory, whose checkpoint with the lowest validation loss is taken.
+        path: a file, or a run directory, whose best checkpoint is taken.
         settings: arguments of `VAE`, as far as they are given. Those of its training
             (temperature, loss) have no effect on a frozen one and are not compared.
 
@@ -41,7 +41,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     """
     path = Path(path)
     if path.is_dir():
-        path = find_checkpoints(path, "best-1", "validation_loss")[0]
+        path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
     state = load_checkpoint(path)
     weights = _vae_weights(state["model"], path)
     actual = {**_stated(state.get("config")), **_shape(weights, path)}

@@ -76,7 +76,7 @@ class ExploreRepresentation(PostProcessing):
             "run": evaluation.name,
             "split": evaluation.split,
             "total": len(split),
-            "checkpoints": evaluation.checkpoints,
+            "source": evaluation.source,
             "labels": list(split.label_names),
             "samples": _samples(evaluation, rows),
             "maps": [self._map(key, value, evaluation.seed) for key, value in features.items()],

@@ -59,8 +59,6 @@ class PlotAttention(PostProcessing):
             )
             return []
         images = image_part(evaluation.dataset)
-        used = evaluation.checkpoints
-        source = used[0] if len(used) == 1 else f"ensemble of {len(used)} checkpoints"
         files = []
         for index, attention in zip(chosen, maps, strict=True):
             description = evaluation.dataset.describe(index)
@@ -84,7 +82,7 @@ class PlotAttention(PostProcessing):
                 path,
                 sample,
                 title=f"{evaluation.split}, line {line}" + (f": {labels}" if labels else ""),
-                caption=f"{evaluation.name}, {source}",
+                caption=evaluation.title,
             )
             files.append(path)
         return files

@@ -65,9 +65,7 @@ class PlotReconstruction(PostProcessing):
             made = model.reconstruct(images)
         lines = evaluation.line_numbers(chosen)
         path = evaluation.out_dir / f"{evaluation.split}_reconstruction.png"
-        title = f"{evaluation.name}, {evaluation.split}"
-        if evaluation.checkpoints:
-            title += f", {evaluation.checkpoints[0]}"
+        title = f"{evaluation.title}, {evaluation.split}"
         draw_pairs(path, images, made, lines, title=title)
         return [path]
 

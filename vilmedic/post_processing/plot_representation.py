@@ -132,8 +132,6 @@ class PlotRepresentation(PostProcessing):
             for line, (x, y), label in zip(lines, points.tolist(), labels, strict=True):
                 writer.writerow([line, f"{x:.6g}", f"{y:.6g}", spreadsheet_text(str(label))])
         method = NAMES[self.method]
-        used = evaluation.checkpoints
-        source = used[0] if len(used) == 1 else f"ensemble of {len(used)} checkpoints"
         shown = "" if kind == "full" else f"; at most {self.max_samples_per_class:,} a class drawn"
         draw_scatter(
             png,
@@ -141,7 +139,7 @@ class PlotRepresentation(PostProcessing):
             classes,
             names,
             title=f"{evaluation.split}: {key}, {method}",
-            caption=f"{exactly}{shown}\n{evaluation.name}, {source}",
+            caption=f"{exactly}{shown}\n{evaluation.title}",
             axes=(f"{method} 1", f"{method} 2"),
         )
         return [png, npz, table]

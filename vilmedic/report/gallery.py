@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vilmedic.executors.evaluations import FOLDER, shown_folders
 from vilmedic.report.thumbnails import webp
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,24 @@ class Kind:
 
 
 def read_gallery(run_dir: Path) -> list[Kind]:
-    """The pictures of a run directory, made smaller for the page."""
+    """The pictures of a run directory, made smaller for the page.
+
+    Of its evaluations those of the newest results; the others stay in their folders.
+    """
     taken = {run_dir / name for name in LEFT_OUT}
+    folders = shown_folders(run_dir)
+    every = [
+        {path for path in run_dir.rglob("*.png") if not _foreign(path, run_dir)},
+        *(set(folder.rglob("*.png")) for folder in folders),
+    ]
     kinds = []
     for title, patterns in KINDS:
-        found = sorted({path for pattern in patterns for path in run_dir.glob(pattern)} - taken)
-        found = [path for path in found if path.is_file() and not _foreign(path, run_dir)]
+        found = [
+            path
+            for base, paths in zip([run_dir, *folders], every, strict=True)
+            for path in sorted({one for pattern in patterns for one in base.glob(pattern)} & paths)
+            if path not in taken and path.is_file()
+        ]
         taken.update(found)
         pictures = [picture for path in found[:MOST] if (picture := _read(path, run_dir))]
         if pictures:
@@ -80,8 +93,8 @@ def read_gallery(run_dir: Path) -> list[Kind]:
 
 
 def _foreign(path: Path, run_dir: Path) -> bool:
-    """Whether a picture lies in a folder that a logger owns."""
-    return path.relative_to(run_dir).parts[0] in ("wandb", "mlruns", "tensorboard")
+    """Whether a picture lies in a folder that a logger or an evaluation owns."""
+    return path.relative_to(run_dir).parts[0] in ("wandb", "mlruns", "tensorboard", FOLDER)
 
 
 def _read(path: Path, run_dir: Path) -> Picture | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -13,17 +14,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.scores import known_better
+from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors.evaluations import shown_folders
 from vilmedic.executors.score import improves
 from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
 from vilmedic.report.draw_curves import shorter
 from vilmedic.report.gallery import read_gallery
 from vilmedic.report.settings import Settings, read_settings
-from vilmedic.report.tables import read_results, shown
+from vilmedic.report.tables import read_evaluations, read_results, shown
 
 CURVES = "curves.png"
 PAGE = "report.html"
+EXPLORER = "_explorer.json.gz"
 
 
 def write_report(run_dir: Path) -> Path:
@@ -49,17 +53,18 @@ def write_report(run_dir: Path) -> Path:
             "results_<split>.json. Give a folder that bin/train.py wrote, such as ckpt/<name>."
         )
     explorers = [
-        {"split": path.name.removesuffix("_explorer.json.gz"), "data": _encoded(path.read_bytes())}
-        for path in sorted(run_dir.glob("*_explorer.json.gz"), key=_order)
+        {"split": path.name.removesuffix(EXPLORER), "data": _encoded(path.read_bytes())}
+        for path in sorted(_explorers(run_dir), key=_order)
     ]
     page = (
         _environment()
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
-            tiles=_tiles(settings, lines),
+            tiles=_tiles(run_dir, settings, lines),
             panels=_panels(lines),
             results=results,
+            evaluations=read_evaluations(run_dir),
             kinds=read_gallery(run_dir),
             explorers=explorers,
             settings=settings,
@@ -95,6 +100,12 @@ def _encoded(packed: bytes) -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
+def _explorers(run_dir: Path) -> list[Path]:
+    """The file of the embedding explorer of each split, of its newest results."""
+    folders = [run_dir, *shown_folders(run_dir)]
+    return list({path.name: path for one in folders for path in one.glob(f"*{EXPLORER}")}.values())
+
+
 def _order(path: Path) -> tuple[bool, str]:
     return not path.name.startswith("test"), path.name
 
@@ -110,7 +121,23 @@ def _panels(lines: list[Line]) -> str:
     return _encoded(gzip.compress(json.dumps(panels).encode(), 9, mtime=0)) if panels else ""
 
 
-def _tiles(settings: list[Settings], lines: list[Line]) -> list[tuple[str, str, str]]:
+def _better(run_dir: Path, settings: list[Settings], metric: str | None) -> str | None:
+    """Whether a higher or a lower value of a score is better; None when nobody says."""
+    better = known_better(str(metric))
+    newest = run_dir / f"last_{settings[0].seed}.pth" if settings else None
+    if better is None and newest is not None and newest.is_file():
+        # A metric of a plugin: the run itself knows. Imported here, as it brings torch.
+        from vilmedic.executors.checkpoint import better_of, read_header
+
+        with suppress(CheckpointError):
+            state = read_header(newest)
+            better = better_of(state) if state.get("metric") == metric else None
+    return better
+
+
+def _tiles(
+    run_dir: Path, settings: list[Settings], lines: list[Line]
+) -> list[tuple[str, str, str]]:
     """What a reader wants to know first: label, value and small print."""
     tiles = []
     trainor = (settings[0].data.get("trainor") or {}) if settings else {}
@@ -119,10 +146,11 @@ def _tiles(settings: list[Settings], lines: list[Line]) -> list[tuple[str, str, 
         tiles.append(("model", str(model["proto"]), ""))
     metric = trainor.get("early_stop_metric")
     best, where = None, ""
+    better = _better(run_dir, settings, metric)
     for line in lines:
-        if line.name == metric:
+        if line.name == metric and better is not None:
             for step, value in zip(line.steps, line.values, strict=True):
-                if improves(value, best, metric):
+                if improves(value, best, better):
                     best, where = value, f"{metric}, step {step:,}, seed {line.seed}"
     if best is not None:
         tiles.append(("best score", shown(best), where))

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vilmedic.executors.evaluations import read_index
+from vilmedic.executors.results import source
+
 logger = logging.getLogger(__name__)
 
 Cell = tuple[str, str]
@@ -39,7 +42,7 @@ class Results:
     Args:
         split: name of the split.
         samples: its size.
-        source: the checkpoints that were used.
+        source: what was evaluated: system, epoch and seed.
         tables: the numbers.
     """
 
@@ -66,8 +69,8 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def _results(content: dict[str, Any]) -> Results:
-    used = content["models_used"]
-    systems = {"model" if used == 1 else f"ensemble of {used}": content}
+    used, system = content["models_used"], content.get("system", "model")
+    systems = {system if used == 1 else f"ensemble of {used}": content}
     systems |= {name.replace("_", " "): one for name, one in content["baselines"].items()}
     tables = [_headline(systems)]
     for metric in content["metrics"]:
@@ -76,14 +79,38 @@ def _results(content: dict[str, Any]) -> Results:
     return Results(
         split=content["split"],
         samples=content["samples"],
-        source=", ".join(_checkpoint(entry) for entry in content["checkpoints"]),
+        source=source(system, content["checkpoints"], ema=content.get("ema", False)),
         tables=[table for table in tables if table.rows],
     )
 
 
-def _checkpoint(entry: dict[str, Any]) -> str:
-    details = [f"{name} {entry[name]}" for name in ("epoch", "seed") if entry.get(name) is not None]
-    return entry["file"] + (f" ({', '.join(details)})" if details else "")
+def read_evaluations(run_dir: Path) -> Table | None:
+    """All evaluations of a run with their headline numbers, newest first; None without an index.
+
+    The rows are the numbers of each split, the columns the evaluations.
+    """
+    entries = [one for one in reversed(read_index(run_dir)) if one.get("numbers")]
+    columns: list[dict[str, Any]] = []
+    for entry in entries:
+        numbers = {
+            f"{split}: {name.replace('_', ' ')}": value
+            for split, systems in entry["numbers"].items()
+            for name, value in systems["model"].items()
+        }
+        made_of = source(entry["system"], entry["checkpoints"], ema=entry["ema"])
+        columns.append({"evaluated": made_of, "date": entry["date"][:16], **numbers})
+        if entry["differs"]:
+            differs = ", ".join(f"{key} {value}" for key, value in entry["differs"].items())
+            columns[-1]["differs"] = differs
+    names = dict.fromkeys(name for column in columns for name in column if name != "differs")
+    if any("differs" in column for column in columns):
+        names["differs"] = None  # last, as it may be long
+    rows = [(name, [(_text(column.get(name)), "") for column in columns]) for name in names]
+    return Table("all evaluations", [one["folder"] for one in entries], rows) if entries else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def _headline(systems: dict[str, Any]) -> Table:

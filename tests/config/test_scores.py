@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vilmedic import cli
+from vilmedic.config.scores import declared_numbers, distinct, known_better, read_scores
+from vilmedic.errors import ConfigError
+from vilmedic.registry import METRICS
+
+PHANTOM = "config/phantom/convirt.yml"
+PLUGIN = '''
+from vilmedic.metrics.contract import Metric
+from vilmedic.metrics.knn import NearestNeighbours
+from vilmedic.registry import METRICS
+
+@METRICS.register("{name}")
+class Frechet(Metric):
+    {body}
+    def __call__(self, evaluation):
+        return {{"distance": 1.0}}
+
+@METRICS.register("{name}_knn")
+class Derived(NearestNeighbours):
+    """Numbers as those of its base."""
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder for modules that register metrics, which are forgotten afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    table, registered = dict(METRICS._table), dict(METRICS._registered)
+    yield str(tmp_path)
+    METRICS._table, METRICS._registered = table, registered
+
+
+def write_plugin(folder: str, name: str, body: str) -> str:
+    module = f"{name}_plugin"
+    (Path(folder) / f"{module}.py").write_text(PLUGIN.format(name=name, body=body))
+    return module
+
+
+def check(*words: str) -> int:
+    return cli.train([PHANTOM, "--check", *words])
+
+
+def test_every_metric_declares_its_numbers() -> None:
+    for name in METRICS.names():
+        declared = declared_numbers(name)
+        assert declared, name
+        assert declared == METRICS.get(name).numbers
+
+
+@pytest.mark.parametrize(
+    ("score", "better"),
+    [
+        ("validation_loss", "lower"),
+        ("ema_test_loss", "lower"),
+        ("validation_knn_auroc", "higher"),
+        ("validation_knn_2_accuracy", "higher"),
+        ("validation_retrieval_text_to_image_median_rank", "lower"),
+        ("validation_representation_visual_backbone_uniformity", "lower"),
+        ("validation_representation_visual_backbone_effective_rank", "higher"),
+        ("validation_reconstruction_hard_loss", "lower"),
+        ("validation_reconstruction_codebook_perplexity", "higher"),
+        ("validation_pointing_game_words", None),
+        ("validation_fid", None),
+    ],
+)
+def test_the_direction_of_a_name(score: str, better: str | None) -> None:
+    assert known_better(score) == better
+
+
+def test_names_are_told_apart() -> None:
+    assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
+    scores = read_scores(["validate", "test"], ["knn", "knn"], ema=True)
+    assert scores.better("ema_test_knn_2_auroc") == "higher"
+    with pytest.raises(ConfigError, match="does not give it"):
+        scores.better("validation_knn_3_auroc")
+
+
+def test_a_misspelt_score_is_refused_before_torch_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert check("trainor.early_stop_metric=validation_zero_shot_aurc") == 2
+    told = capsys.readouterr().err
+    assert "trainor.early_stop_metric (command line): given 'validation_zero_shot_aurc'" in told
+    assert "Did you mean 'validation_zero_shot_auroc'?" in told
+    assert check("trainor.early_stop_metric=ema_validation_loss") == 2
+    assert "Did you mean 'validation_loss'?" in capsys.readouterr().err
+    assert check("trainor.early_stop_metric=ema_validation_loss", "trainor.ema=0.9") == 0
+    assert check("validator.splits=[test]") == 2
+    assert "Did you mean 'test_zero_shot_auroc'" not in capsys.readouterr().out
+    words = ["validator.splits=[test]", "trainor.early_stop_metric=test_zero_shot_auroc"]
+    assert check(*words) == 0
+
+
+def test_a_count_is_no_score(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["validator.metrics.pointing_game.root=x"]
+    assert check(*words, "trainor.early_stop_metric=validation_pointing_game_words") == 2
+    assert "neither a higher nor a lower value" in capsys.readouterr().err
+    assert check(*words, "trainor.early_stop_metric=validation_pointing_game_side") == 0
+
+
+def test_metrics_of_plugins_declare_theirs(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = write_plugin(plugin, "frechet", 'numbers = {"distance": "lower"}')
+    words = [f"plugins=[{module}]", "validator.metrics={frechet: null, frechet_knn: null}"]
+    assert check(*words, "trainor.early_stop_metric=validation_frechet_distance") == 0
+    assert check(*words, "trainor.early_stop_metric=validation_frechet_knn_accuracy") == 0
+    assert check(*words, "trainor.early_stop_metric=validation_frechet_distanc") == 2
+    assert "Did you mean 'validation_frechet_distance'?" in capsys.readouterr().err
+    assert known_better("validation_frechet_distance") == "lower"
+    sys.modules.pop(module)
+
+
+def test_numbers_that_the_text_does_not_show_are_left_to_the_run(plugin: str) -> None:
+    module = write_plugin(plugin, "made", 'numbers = dict(distance="lower")')
+    words = [f"plugins=[{module}]", "validator.metrics={made: null}"]
+    assert declared_numbers("made") is None
+    assert check(*words, "trainor.early_stop_metric=validation_made_distance") == 0
+    assert check(*words, "trainor.early_stop_metric=validation_mad_distance") == 2
+    sys.modules.pop(module)

@@ -1,0 +1,317 @@
+"""How a configuration differs from the one that a checkpoint was trained with.
+
+What a trained model is, how its reports become tokens and its images pixels, is not for an
+evaluation to decide: there the checkpoint's configuration counts. Where data and weights lie, what
+is read of the data and how much at a time is free.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vilmedic.config.annotations import ANY, Basic, MapOf, Marked, Type, options
+from vilmedic.config.check import Checker
+from vilmedic.config.load import Config, read
+from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
+from vilmedic.config.nodes import Target, is_node, target
+from vilmedic.config.signature import Param, derives_from, read_signature
+from vilmedic.config.types import NameIn
+from vilmedic.config.wording import shown
+from vilmedic.errors import CheckpointError, ConfigError
+
+Keys = dict[str, tuple[str, ...]]
+
+_IMAGES = "vilmedic.datasets.image.ImageDataset"
+_REPORTS = "vilmedic.datasets.text.TextDataset"
+_VIEWS = ("views", "preset", "transforms")
+_PARTS: Keys = {
+    _IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
+    _REPORTS: ("tokenizer", "tokenizer_max_len", "processing"),
+}
+"""The keys of a data set that say what a model is shown of a sample in an evaluation."""
+_FREE: Keys = {
+    "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
+    "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
+    "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
+}
+"""The keys of a model that change no number of an evaluation."""
+_PLACES: Keys = {
+    "vilmedic.blocks.vision.VisionEncoder": ("backbone",),
+    "vilmedic.blocks.text.TextEncoder": ("proto",),
+    "vilmedic.blocks.words.WordEncoder": ("proto",),
+    "vilmedic.models.dalle_settings.FrozenVAE": ("ckpt",),
+    _REPORTS: ("tokenizer",),
+}
+"""The keys that say where something lies, which may be elsewhere by now."""
+VOCABULARY = "tokenizer"
+"""Folder of a run directory with the vocabulary of a run whose `tokenizer` is null."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key that is not as it was in training.
+
+    Args:
+        path: where it stands in the configuration of now.
+        trained: its value in training, a default included.
+        now: its value now, a default included.
+        given: whether the configuration of the training gave it.
+        place: whether it only says where something lies.
+        node: what was trained in the place of another class, with all its keys.
+    """
+
+    path: KeyPath
+    trained: Any
+    now: Any
+    given: bool
+    place: bool = False
+    node: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A configuration in which a checkpoint decides on what it was trained with.
+
+    Args:
+        config: the configuration.
+        taken: a line for each key whose value is that of the checkpoint.
+        changed: what the command line changes, by dotted key: `checkpoint` and `used`.
+    """
+
+    config: Config
+    taken: list[str]
+    changed: dict[str, dict[str, Any]]
+
+
+def as_trained(config: Config, saved: Mapping[Path, dict[str, Any]], *, allow: bool) -> Trained:
+    """A configuration with the model, the tokenizer and the pixels of checkpoints.
+
+    Args:
+        config: what is asked for.
+        saved: the configuration in each checkpoint, by its file.
+        allow: whether the command line may say otherwise.
+
+    Raises:
+        ConfigError: the command line says otherwise and must not; every key is named.
+        CheckpointError: the checkpoints are of different models.
+    """
+    (source, first), *others = saved.items()
+    found = [*differences(first, config.data, source.parent), *_vocabulary(first, config, source)]
+    commanded = _Commanded(config)
+    wrong = [one for one in found if not one.place and commanded(one.path)]
+    if wrong and not allow:
+        raise ConfigError(
+            f"{dotted(one.path)} (command line): given {shown(one.now)}, but {source} was trained "
+            f"with {shown(one.trained)}. Leave the key out to evaluate it as it was trained; "
+            "ensemblor.changed=allow evaluates it with the given value."
+            for one in wrong
+        )
+    for path, config_of in others:
+        for one in differences(first, config_of, path.parent):
+            if not one.place and one.path not in [allowed.path for allowed in wrong]:
+                raise CheckpointError(
+                    f"{path} and {source} cannot be evaluated together: {dotted(one.path)} is "
+                    f"{shown(one.now)} in the first and {shown(one.trained)} in the second."
+                )
+    replaced = [one for one in found if one not in wrong and _counts(one, commanded)]
+    taken = [
+        f"{dotted(one.path)}: {shown(one.trained)} (the configuration says {shown(one.now)})"
+        for one in replaced
+    ]
+    changed = {dotted(one.path): {"checkpoint": one.trained, "used": one.now} for one in wrong}
+    return Trained(_apply(config, replaced, str(source)), taken, changed)
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> list[Difference]:
+    """The keys of model, tokenizer and pixels whose values differ.
+
+    Args:
+        saved: the configuration of a training.
+        now: another one.
+        run_dir: the directory of the training, for its vocabulary.
+    """
+    found = list(_compare(_kind("model"), saved["model"], now["model"], ("model",)))
+    before, after = (dict(_parts(config["dataset"])) for config in (saved, now))
+    for cls in before.keys() & after.keys():
+        (_, old), (path, new) = before[cls], after[cls]
+        keys = _PARTS[cls]
+        if cls == _IMAGES and all((node.get("views") or 1) > 1 for node in (old, new)):
+            keys += _VIEWS  # then evaluations draw views as training does
+        inside = _keys(Target(read_signature(cls), cls), old, new, path)
+        found += [one for one in inside if one.path[len(path)] in keys]
+    return [_judged(one) for one in found if not _own_vocabulary(one, run_dir)]
+
+
+def _kind(registry: str) -> Type:
+    return Marked(MapOf(ANY), NameIn(registry))
+
+
+def _compare(kind: Type, saved: Any, now: Any, path: KeyPath) -> Iterator[Difference]:
+    """What differs in a node that is built into an object."""
+    saved, now = saved or {}, now or {}
+    try:
+        before, after = target(kind, saved), target(kind, now)
+    except ConfigError:  # a class that is not there any more
+        before = after = Target(None, "")
+    if before.path != after.path:
+        old, new = saved.get("proto"), now.get("proto")
+        yield Difference((*path, "proto"), old, new, given=True, node=saved)
+    else:
+        yield from _keys(after, saved, now, path)
+
+
+def _keys(
+    found: Target, saved: dict[str, Any], now: dict[str, Any], path: KeyPath
+) -> Iterator[Difference]:
+    """What differs in the arguments of one class."""
+    params: dict[str, Param] = {}
+    if found.signature is not None:
+        params = {
+            **found.signature.settable,
+            **Checker(Tree()).extras(found.signature, {**saved, **now})[0],
+        }
+    for name in dict.fromkeys([*params, *saved, *now]):
+        param = params.get(name, Param(name, ANY, required=False))
+        old, new = (node.get(name, param.default) for node in (saved, now))
+        chosen = name == "proto" and name not in params  # it chose the class, which is the same
+        if chosen or old is new is None or _is(found.path, name, _FREE):
+            continue
+        if is_node(param.type) and (param.required or None not in (old, new)):
+            yield from _compare(param.type, old, new, (*path, name))
+        elif _plain(old) != _plain(new):
+            place = _is_place(found.path, name, param.type, [old, new])
+            yield Difference((*path, name), old, new, name in saved, place)
+
+
+def _parts(node: dict[str, Any]) -> Iterator[tuple[str, tuple[KeyPath, dict[str, Any]]]]:
+    """The images and the reports of a data set: class, place and keys, the first of each."""
+    waiting: list[tuple[Type, dict[str, Any], KeyPath]] = [(_kind("dataset"), node, ("dataset",))]
+    seen = set()
+    while waiting:
+        kind, given, path = waiting.pop(0)
+        try:
+            found = target(kind, given)
+        except ConfigError:
+            continue
+        cls = next((one for one in _PARTS if derives_from(found.path, one)), None)
+        if cls is not None and cls not in seen:
+            seen.add(cls)
+            yield cls, (path, given)
+        for name, param in found.signature.settable.items() if found.signature else ():
+            inside = given.get(name)
+            if is_node(param.type) and isinstance(inside, dict):
+                waiting.append((param.type, inside, (*path, name)))
+
+
+def _is(path: str, name: str, table: Keys) -> bool:
+    return any(name in keys and derives_from(path, cls) for cls, keys in table.items())
+
+
+def _is_place(path: str, name: str, kind: Type, values: list[Any]) -> bool:
+    """Whether two values of a key both say where something lies."""
+    if not all(isinstance(value, str) for value in values):
+        return False
+    if name == "backbone":  # or the name of a network of torchvision
+        values_are_places = all("/" in value or Path(value).is_dir() for value in values)
+        return values_are_places and _is(path, name, _PLACES)
+    return _is(path, name, _PLACES) or Basic("path") in options(kind)
+
+
+def _plain(value: Any) -> Any:
+    """A value such that a tuple equals a list."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _own_vocabulary(one: Difference, run_dir: Path) -> bool:
+    """Whether a tokenizer is the vocabulary that the run made for itself, under its path."""
+    made = one.path[-1] == "tokenizer" and one.trained is None and isinstance(one.now, str)
+    return made and _alike(run_dir / VOCABULARY, Path(one.now)) is True
+
+
+def _judged(one: Difference) -> Difference:
+    """A difference, which is more than one of places if other words are there."""
+    if one.path[-1] != "tokenizer" or not one.place:
+        return one
+    return replace(one, place=_alike(Path(one.trained), Path(one.now)) is not False)
+
+
+def _alike(*folders: Path) -> bool | None:
+    """Whether two folders hold the same tokenizer; None when that cannot be seen."""
+    try:
+        one, other = ((folder / "tokenizer.json").read_bytes() for folder in folders)
+    except OSError:
+        return None
+    return one == other
+
+
+def _vocabulary(saved: dict[str, Any], config: Config, source: Path) -> list[Difference]:
+    """The vocabulary of a checkpoint that lies in the directory of another run."""
+    folder = source.parent / VOCABULARY
+    if source.parent.resolve() == config.run_dir.resolve() or not folder.is_dir():
+        return []
+    before, after = (dict(_parts(one["dataset"])).get(_REPORTS) for one in (saved, config.data))
+    if before is None or after is None:
+        return []
+    if before[1].get("tokenizer") is not None or after[1].get("tokenizer") is not None:
+        return []
+    return [Difference((*after[0], "tokenizer"), str(folder), None, given=True)]
+
+
+class _Commanded:
+    """Whether the command line decided on a key."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._files: Tree | None = None
+
+    def __call__(self, path: KeyPath) -> bool:
+        config = self._config
+        removed = [word[1:].split(".") for word in config.overrides if word.startswith("~")]
+        keys = [str(key) for key in path]
+        if any(keys[: len(one)] == one for one in removed):
+            return True
+        if config.tree.has(path) and config.tree.origin(path) == COMMAND_LINE:
+            return True
+        if not config.overrides:
+            return False
+        # A file may take it from another key, which the command line gives.
+        if self._files is None:
+            self._files = read(config.path).tree
+        both = self._files.has(path) and config.tree.has(path)
+        return both and self._files.get(path) != config.tree.get(path)
+
+
+def _counts(one: Difference, commanded: Callable[[KeyPath], bool]) -> bool:
+    """Whether the value of the checkpoint is taken; a place only if there still is something."""
+    if not one.place:
+        return True
+    gone = not Path(one.trained).exists() and Path(one.now).exists()
+    return not gone and not commanded(one.path)
+
+
+def _apply(config: Config, replaced: list[Difference], origin: str) -> Config:
+    """The configuration with the values of the checkpoint."""
+    data = copy.deepcopy({key: config.data[key] for key in ("model", "dataset")})
+    tree = Tree({**config.tree.data, **data}, dict(config.tree.marks))
+    for one in replaced:
+        *parents, last = one.path if one.node is None else one.path[:-1]
+        node: Any = data
+        for key in parents:
+            if not isinstance(node.get(key), dict):
+                node[key] = {}
+            node = node[key]
+        if one.given:
+            node[last] = copy.deepcopy(one.trained if one.node is None else one.node)
+        else:
+            node.pop(last, None)
+        where = (*parents, last)
+        tree.forget(where)
+        tree.marks[where] = Mark(origin)
+    run = replace(config.run, **data)
+    return replace(config, run=run, data={**config.data, **data}, tree=tree)
