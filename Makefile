@@ -24,21 +24,21 @@ phantom: setup
 	$(BIN)/python data/make_phantom.py --root $(PHANTOM) --train 4000 --validate 500 --test 500 --size 128 --seed 0
 
 demo: phantom
-	$(BIN)/python bin/train.py config/phantom/convirt.yml name=demo-convirt trainor.seed=0
+	$(BIN)/python bin/train.py config/phantom/convirt.yml name=demo-convirt trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/ensemble.py config/phantom/convirt.yml name=demo-convirt
 
 demo-simclr: phantom
-	$(BIN)/python bin/train.py config/phantom/simclr.yml name=demo-simclr trainor.seed=0
+	$(BIN)/python bin/train.py config/phantom/simclr.yml name=demo-simclr trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/ensemble.py config/phantom/simclr-eval.yml name=demo-simclr
 
 demo-gloria: phantom
-	$(BIN)/python bin/train.py config/phantom/gloria.yml name=demo-gloria trainor.seed=0
+	$(BIN)/python bin/train.py config/phantom/gloria.yml name=demo-gloria trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/ensemble.py config/phantom/gloria.yml name=demo-gloria
 
 # A VAE, then DALLE on its tokens, images for four prompts, and what a classifier sees in them.
 demo-dalle: phantom
-	$(BIN)/python bin/train.py config/phantom/dalle-vae.yml name=demo-dalle-vae trainor.seed=0
-	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0
+	$(BIN)/python bin/train.py config/phantom/dalle-vae.yml name=demo-dalle-vae trainor.seed=0 ckpt=auto
+	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle \
 		ensemblor.generate_images=True ensemblor.prompt='$(PROMPTS)'

@@ -7,8 +7,8 @@ One training step on random images and reports, encoded in chunks of 8 samples i
 the graphs of all chunks kept or with `model.forward_batch_size`. Memory is the highest resident
 size (on a GPU: allocated size) of a process of its own during a step, above that with model,
 gradients and optimizer state in place; what the process frees counts as free. Time is the median
-of steps of both kinds by turns in another process. Prints a table, writes a plot, and prints one
-line of JSON for each system; the last is ConVIRT's.
+of steps of both kinds by turns in another process. Prints a table and one line of JSON for each
+system; the last is ConVIRT's. With `--plot FILE` the table is drawn as well.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--plot", type=Path, default=Path("constant_memory.png"))
+    parser.add_argument("--plot", type=Path, help="also draw the table into this picture (PNG)")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -253,7 +253,7 @@ def draw(path: Path, batches: list[int], tables: dict[str, dict[tuple[str, int],
 
 
 def main() -> None:
-    """Measures, prints and plots."""
+    """Measures and prints."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.memory or arguments.time:
@@ -277,7 +277,8 @@ def main() -> None:
                 f"{ours['loss']:.5f}",
                 flush=True,
             )
-    draw(arguments.plot, batches, tables)
+    if arguments.plot:
+        draw(arguments.plot, batches, tables)
     for system in arguments.systems:
         print(json.dumps(summarize(system, batches, tables[system])))
 

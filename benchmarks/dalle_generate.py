@@ -27,7 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.dalle_models import add_sizes, make_models, make_reports
-from benchmarks.measure import seconds
+from benchmarks.measure import require_reference, seconds
 from tests.parity.reference import load_reference
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.generation import Sampling, generate_tokens
@@ -87,6 +87,7 @@ def generated_tokens(model: Any, reports: Tensor, thres: float) -> Tensor:
 def main() -> None:
     """Measures all three and prints the comparison."""
     arguments = parse_arguments()
+    require_reference()
     torch.set_num_threads(arguments.threads)
     reference = load_reference()
     ours, peer = make_models(arguments)

@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.dalle_models import add_sizes, make_models, make_reports
-from benchmarks.measure import in_fresh_process, peak_memory, seconds
+from benchmarks.measure import in_fresh_process, peak_memory, require_reference, seconds
 from vilmedic.executors.device import autocast
 
 
@@ -72,6 +72,7 @@ def make_steps(arguments: argparse.Namespace, size: int) -> dict[str, Callable[[
 def main() -> None:
     """Measures both and prints the comparison."""
     arguments = parse_arguments()
+    require_reference()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         make_steps(arguments, 1)[arguments.memory_of]("fp32")  # loads the libraries

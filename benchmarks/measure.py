@@ -13,7 +13,15 @@ from pathlib import Path
 
 import torch
 
+from tests.parity.reference import missing_packages
+
 MIB = 2**20
+
+
+def require_reference() -> None:
+    """End a benchmark with a sentence when what it compares with is not installed."""
+    if missing := missing_packages():
+        sys.exit(f"The other side of this comparison needs {', '.join(missing)}: `make reference`.")
 
 
 def seconds(step: Callable[[], object], device: str = "cpu") -> float:

@@ -23,7 +23,13 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import alternate, peak_memories, peak_memory, print_result
+from benchmarks.measure import (
+    alternate,
+    peak_memories,
+    peak_memory,
+    print_result,
+    require_reference,
+)
 from tests.parity.reference import load_reference
 from vilmedic.models.vae import VAE
 
@@ -126,6 +132,7 @@ def compare(models: dict[str, nn.Module], images: Tensor) -> None:
 def main() -> None:
     """Measures both and prints the comparison."""
     arguments = parse_arguments()
+    require_reference()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         print(measure_memory(arguments))

@@ -2,8 +2,10 @@
 
     python data/check.py config/SELFSUP/convirt-mimic.yml [key=value ...]
 
-Prints a table, errors and warnings, and writes data_check.json and data_check.png (a page of
-histograms) into the run's folder. Exit status: 0, 1 when there are errors in the data, 2 when the
+Prints a table, errors, warnings and advice, and writes data_check.json, data_check.png (a page of
+histograms), data_samples.png (images with their reports) and data_check.txt (all files of which a
+message lists the first five) into the run's folder. Exit status: 0 when a run would see what the
+files show; 1 when it could not start, or would see something else (errors and warnings); 2 when the
 configuration cannot be used.
 """
 
@@ -16,14 +18,21 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vilmedic import script
 from vilmedic.config.load import load
+from vilmedic.datasets.lines import SHOWN
+from vilmedic.errors import escaped
 from vilmedic.preparation.arguments import whole
 from vilmedic.preparation.command import guarded
+
+LISTS = "data_check.txt"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_intermixed_args(arguments)
     return guarded("check", lambda: _run(given))
 
 
@@ -31,8 +40,9 @@ def _run(given: argparse.Namespace) -> int:
     config = load(given.config, given.overrides)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
-    from vilmedic.preparation.check_page import as_table, as_values, draw_page
+    from vilmedic.preparation.check_page import as_lists, as_table, as_values, draw_page
     from vilmedic.preparation.checking import check_data
+    from vilmedic.preparation.sample_page import draw_samples
 
     findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
@@ -40,13 +50,20 @@ def _run(given: argparse.Namespace) -> int:
     values = json.dumps(as_values(findings), indent=2, ensure_ascii=False)
     (folder / "data_check.json").write_text(values + "\n", encoding="utf-8")
     draw_page(findings, folder / "data_check.png", f"Data of {given.config}")
-    print(as_table(findings))
-    for kind, texts in (("warning", findings.warnings), ("error", findings.errors)):
+    (folder / LISTS).write_text(as_lists(findings), encoding="utf-8", errors="backslashreplace")
+    sampled = draw_samples(findings, folder / "data_samples.png", f"Samples of {given.config}")
+    print(escaped(as_table(findings)))
+    kinds = {"advice": findings.advice, "warning": findings.warnings, "error": findings.errors}
+    for kind, texts in kinds.items():
         for text in texts:
-            print(f"{kind}: {text}")
+            print(escaped(f"{kind}: {text}"))
+    if findings.named:
+        print(f"all of what is more than {SHOWN}: {folder / LISTS}")
     counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
     print(f"{counts}; see {folder / 'data_check.png'}")
-    return 1 if findings.errors else 0
+    if sampled:
+        print(f"Images with their reports: {folder / 'data_samples.png'}")
+    return 1 if findings.errors or findings.warnings else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,4 +78,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from vilmedic import script
 from vilmedic.preparation.download.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(scripts=Path(__file__).resolve().parent))
+    script.run(lambda: main(scripts=Path(__file__).resolve().parent))

@@ -14,6 +14,9 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vilmedic import script
 from vilmedic.phantom.sheet import write_sheet
 from vilmedic.phantom.write import SIZES, Plan, build
 from vilmedic.preparation.command import guarded
@@ -86,4 +89,4 @@ def _whole(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

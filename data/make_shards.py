@@ -13,6 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vilmedic import script
 from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.shards import write_shards
@@ -61,4 +64,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

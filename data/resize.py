@@ -2,8 +2,9 @@
 
     python data/resize.py archive/images data/images/my-images-512 --size 512
 
-Run again after an interruption, it goes on where it stopped. Images that cannot be read are listed
-in unreadable.txt in the new folder, and the exit status is then 1.
+Run again after an interruption, it goes on where it stopped. Images that cannot be read, and those
+that would get the same name, are listed in unreadable.txt in the new folder, and the exit status is
+then 1. Files that are no images are listed in left_out.txt.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vilmedic import script
+from vilmedic.datasets.decode import MAX_PIXELS
 from vilmedic.datasets.lines import SHOWN
+from vilmedic.errors import escaped
 from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
-from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
+from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +39,7 @@ def _run(given: argparse.Namespace) -> int:
         quality=given.quality,
         workers=given.workers,
         force=given.force,
+        max_pixels=given.max_pixels,
     )
     other = sum(found.other.values())
     print(
@@ -40,9 +47,15 @@ def _run(given: argparse.Namespace) -> int:
         f"{len(found.unreadable):,} unreadable, {other:,} files of other kinds left out"
     )
     for kind, count in found.other.most_common(SHOWN):
-        print(f"  left out: {count:,} {kind}")
+        print(escaped(f"  left out: {count:,} {kind}"))
+    if found.left_out:
+        print(f"  all of them: {given.target / LEFT_OUT}")
+    for path, note in list(found.noted.items())[:SHOWN]:
+        print(escaped(f"  shown by what it holds: {path}: {note}"))
+    if len(found.noted) > SHOWN:
+        print(f"  and {len(found.noted) - SHOWN:,} more that contradict their headers")
     for reason in list(found.unreadable.values())[:SHOWN]:
-        print(f"  unreadable: {reason}", file=sys.stderr)
+        print(escaped(f"  unreadable: {reason}"), file=sys.stderr)
     if found.unreadable:
         print(f"  all of them: {given.target / UNREADABLE}", file=sys.stderr)
     return 1 if found.unreadable else 0
@@ -65,10 +78,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="1..100",
         help="of JPEG files",
     )
+    parser.add_argument(
+        "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
+    )
     parser.add_argument("--workers", type=whole, default=0, help="processes, 0 for one a core")
     parser.add_argument("--force", action="store_true", help="write again what is there")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

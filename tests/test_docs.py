@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from vilmedic import cli
+from vilmedic.config.load import load
 
 ROOT = Path(__file__).parents[1]
+LOGGERS = re.compile(r"^ +(trainor\.loggers=\S.*)$", re.MULTILINE)
 COMMAND = re.compile(r"^ +(?:\.venv/bin/)?python +bin/(train|ensemble)\.py +(config/.*)$")
 
 
@@ -44,3 +48,64 @@ def test_command_is_accepted(
     monkeypatch.chdir(ROOT)
     status = getattr(cli, script)([*shlex.split(words, comments=True), "--check"])
     assert status == 0, f"{place}: {capsys.readouterr().err}"
+
+
+WHOLE = "ensemblor.metrics={"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"), [(place, words) for place, _, words in commands() if WHOLE in words]
+)
+def test_protocols_given_whole_are_all_that_is_measured(
+    place: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path, *overrides = shlex.split(words, comments=True)
+    [whole] = [word for word in overrides if word.startswith(WHOLE)]
+    named = re.findall(r"[{,] *(\w+):(?= *\{| null)", whole.removeprefix(WHOLE[:-1]))
+    assert list(load(path, overrides).ensemblor.metrics) == named, place
+
+
+def test_a_key_inside_adds_to_the_protocols_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    [words] = [words for _, _, words in commands() if "ensemblor.metrics.knn=null" in words]
+    path, *overrides = shlex.split(words)
+    assert list(load(path, overrides).ensemblor.metrics) == ["zero_shot", "linear_probe", "knn"]
+
+
+@pytest.mark.parametrize("line", LOGGERS.findall((ROOT / "docs/watching.md").read_text()))
+def test_loggers_are_those_that_the_line_names(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    [word] = shlex.split(line, comments=True)
+    found = [next(iter(one)) if isinstance(one, dict) else one for one in named_loggers(word)]
+    assert found == re.findall(r"tensorboard|wandb|mlflow", word)
+
+
+def named_loggers(word: str) -> list[object]:
+    return load("config/phantom/convirt.yml", [word]).trainor.loggers
+
+
+def test_nobody_is_sent_to_the_project_of_the_same_name_on_the_public_index() -> None:
+    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
+    for folder, kind in (("docs", "md"), ("vilmedic", "py"), ("data", "py"), ("benchmarks", "py")):
+        places += ROOT.glob(f"{folder}/**/*.{kind}")
+    told = {str(path): re.findall(r"install [^`\n]*vilmedic", path.read_text()) for path in places}
+    assert {path: found for path, found in told.items() if found} == {}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() -> None:
+    shown = [
+        line.strip()
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("    .venv/bin/python ")
+    ]
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True
+    )
+    run = [line for line in done.stdout.splitlines() if line.startswith(".venv/bin/python ")]
+    assert shown == [line for line in run if "pip install" not in line]
+    recipes = (ROOT / "Makefile").read_text().splitlines()
+    trained = [line for line in recipes if "bin/train.py" in line]
+    assert len(trained) == 5
+    assert all(line.endswith(" trainor.seed=0 ckpt=auto") for line in trained)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from vilmedic.files import (
     confined,
     from_spreadsheet,
+    open_regular,
     plain_name,
     replace_text,
     spreadsheet_text,
@@ -82,3 +84,21 @@ def test_formulas_are_marked_as_text_and_come_back(text: str) -> None:
 @pytest.mark.parametrize("text", ["-1", "+1.5e3", "a=b", "", "'quoted'", "'-", "No Finding"])
 def test_other_cells_stay_as_they_are(text: str) -> None:
     assert spreadsheet_text(text) == text
+
+
+def test_only_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"content")
+    os.symlink("file", "link")
+    with open_regular("link") as file:
+        assert file.read() == b"content"
+    os.mkfifo("pipe")
+    os.mkdir("folder")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    kinds = {"pipe": "a named pipe", "folder": "a folder", "socket": "a socket"}
+    for name, kind in (kinds | {"/dev/zero": "a device"}).items():
+        with pytest.raises(OSError, match=f"it is {kind}, not a file"):
+            open_regular(name)
+    with pytest.raises(FileNotFoundError):
+        open_regular("gone")

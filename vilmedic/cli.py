@@ -11,11 +11,12 @@ from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
-from vilmedic.errors import ConfigError, Interrupted, VilmedicError, nearest
+from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
 from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, processes
 
 FAILED = 2
 BROKEN = 1
+MOST_TOLD = 200  # problems
 INTERRUPTED = 130  # what shells report after Ctrl-C
 _OPTIONS = ("--help", "--print-config", "--check")
 
@@ -41,7 +42,8 @@ def usage(prog: str, purpose: str) -> str:
 
 usage: {prog} config.yml [key=value ...] [~key ...] [--help | --print-config | --check]
 
-  key=value       sets a key, with dots between nested ones: trainor.batch_size=32
+  key=value       sets a key, with dots between nested ones: trainor.batch_size=32; a section given
+                  whole, validator.metrics={{retrieval: }}, replaces that of the file
   ~key            removes a key that the file sets
   --help          lists every key with its type, its default and what it means
   --print-config  prints the resolved configuration and where each value comes from
@@ -90,7 +92,12 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
 
 
 def command(
-    argv: Sequence[str] | None, prog: str, purpose: str, run: Callable[[Config], object]
+    argv: Sequence[str] | None,
+    prog: str,
+    purpose: str,
+    run: Callable[[Config], object],
+    *,
+    training: bool = False,
 ) -> int:
     """Run a command and turn what a user can mend into a message.
 
@@ -99,6 +106,7 @@ def command(
         prog: the command's name.
         purpose: what it does, as `--help` says it.
         run: does it, given the checked configuration.
+        training: whether that is training, which asks more of a configuration.
 
     Returns:
         The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
@@ -114,7 +122,7 @@ def command(
             draft = read(line.config, line.overrides) if line.config else None
             _print(help_text(usage(prog, purpose), draft))
             return 0
-        config = load(line.config or "", line.overrides)
+        config = load(line.config or "", line.overrides, training=training)
         if line.option == "--print-config":
             _print(print_config(config))
         elif line.option == "--check":
@@ -128,7 +136,7 @@ def command(
         return FAILED
     except Interrupted as stop:
         if is_main_process():
-            print(f"interrupted: {stop}", file=sys.stderr)
+            print(escaped(f"interrupted: {stop}"), file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -149,7 +157,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
         run_training(config)
 
-    return command(argv, _prog("train.py"), "Trains a model.", run)
+    return command(argv, _prog("train.py"), "Trains a model.", run, training=True)
 
 
 def ensemble(argv: Sequence[str] | None = None) -> int:
@@ -195,7 +203,7 @@ def _prog(fallback: str) -> str:
 
 def _print(text: str) -> None:
     try:
-        print(text, flush=True)
+        print(escaped(text), flush=True)
     except BrokenPipeError:
         # the reader, `head` say, has seen enough; Python would complain again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -208,7 +216,7 @@ def _tell(error: VilmedicError) -> None:
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
-    for problem in problems:
+    for problem in map(escaped, problems[:MOST_TOLD]):
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
 
 

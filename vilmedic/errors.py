@@ -7,7 +7,16 @@ reaches the user is a defect of the project.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST_NAME = 200  # letters; comparing two texts of a report's length takes minutes
+
+# All that moves the cursor, turns the direction of the text or cannot be written: control
+# characters but for line breaks and tabs, bidirectional marks, and halves of surrogate pairs.
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class VilmedicError(Exception):
@@ -54,12 +63,31 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     """The closing words of a message about an unknown name.
 
     Args:
-        given: the name that was not found.
+        given: the name that was not found; one of more than 200 letters is near to none.
         allowed: the names that exist.
 
     Returns:
         `" Did you mean 'x'?"`, or an empty string when nothing is close enough.
     """
-    names = {name.lower(): name for name in allowed}
+    if len(given) > LONGEST_NAME:
+        return ""
+    names = {name.lower(): name for name in allowed if len(name) <= LONGEST_NAME}
     matches = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.6)
     return f" Did you mean '{names[matches[0]]}'?" if matches else ""
+
+
+def escaped(text: str) -> str:
+    """Text from outside as a terminal or a page may show it: `\\x1b` for an escape character."""
+    if _HIDDEN.search(text) is None:
+        return text
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+LONGEST = 200
+"""Letters of a value that a message quotes."""
+
+
+def visible(text: str) -> str:
+    """A value that a message quotes, on one line: escaped, and a long one cut."""
+    cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} letters)"
+    return escaped(cut).replace("\n", "\\n").replace("\t", "\\t")

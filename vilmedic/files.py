@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 LONGEST_NAME = 255  # bytes of a file name on the usual file systems
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a file to read it, and nothing else that may have its name.
+
+    Opening a named pipe waits for somebody who writes to it, and a device may give data for ever.
+
+    Args:
+        path: the file; links are followed.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file, which `strerror` then says.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # before opening, which has effects on some devices
+    if kind != stat.S_IFREG:
+        raise OSError(
+            errno.EINVAL, f"it is {_KINDS.get(kind, 'of another kind')}, not a file", path
+        )
+    return open(path, "rb")
 
 
 def confined(folder: Path, name: str) -> Path:

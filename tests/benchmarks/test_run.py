@@ -24,6 +24,7 @@ SIZES = {
     "gloria_loss": "--images 3 --reports 3 --width 8 --grid 4 --repetitions 1",
     "input_pipeline": "--images 4 --size 96 --resize 64 --crop 56 --batch-size 2 --rounds 1",
     "make_mimic_cxr": "--studies 60",
+    "retrieval": "--pairs 300 --width 8 --repetitions 1 --loop",
     "vae_step": "--batch-size 2 --image-size 32 --num-tokens 32 --codebook-dim 8 --hidden-dim 8"
     " --repetitions 1",
 }
@@ -50,6 +51,33 @@ def test_runs_and_prints_its_figures(name: str, tmp_path: Path) -> None:
     result = json.loads(lines_of(name, SIZES[name], tmp_path)[-1])
     assert result["name"].startswith(name)
     assert result["ratio"] > 0
+    assert list(tmp_path.iterdir()) == []  # no picture that nobody asked for
+
+
+CODE = """
+import runpy, sys
+from tests.parity import reference
+reference.PACKAGES = ("no_such_package",)
+for script in sys.argv[1:]:
+    sys.argv = [script]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        print(end.code)
+"""
+
+
+def test_without_the_other_side_it_says_how_to_get_it(tmp_path: Path) -> None:
+    scripts = [str(ROOT / "benchmarks" / f"{name}.py") for name in COMPARED]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *scripts],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    sentence = "The other side of this comparison needs no_such_package: `make reference`."
+    assert (done.stdout.splitlines(), done.stderr) == ([sentence] * 3, "")
 
 
 def test_the_table_of_scaling_has_a_line_for_each_system(tmp_path: Path) -> None:

@@ -41,18 +41,21 @@ def test_the_origin_of_a_key_in_a_file_is_its_line(project: Project) -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("trainor.epochs=abc", "given 'abc'; allowed: an integer of at least 0."),
+        ("trainor.epochs=abc", "given 'abc'; allowed: an integer >= 0."),
         ("trainor.epochs=1e3", "given 1000.0; allowed: an integer"),
         ("trainor.epochs=1e3", "Did you mean '1000'?"),
         ("trainor.epochs=5.0", "Did you mean '5'?"),
-        ("trainor.epochs=2.5", "given 2.5; allowed: an integer of at least 0."),
+        ("trainor.epochs=2.5", "given 2.5; allowed: an integer >= 0."),
         ("trainor.epochs=true", "given true; allowed: an integer"),
         ("trainor.epochs=", "given null; allowed: an integer"),
         ("trainor.epochs=[1", "not valid YAML"),
-        ("trainor.batch_size=0", "given 0; allowed: an integer of at least 1."),
-        ("trainor.clip_grad_norm=-1", "given -1; allowed: a number of at least 0."),
-        ("trainor.optim_params.lr=x", "given 'x'; allowed: a number."),
-        ("trainor.optim_params.betas=[0.9]", "given [0.9]; allowed: a list of 2: a number"),
+        ("trainor.batch_size=0", "given 0; allowed: an integer >= 1."),
+        ("trainor.clip_grad_norm=-1", "given -1; allowed: a number > 0 and <= 1000000, or null."),
+        ("trainor.optim_params.lr=x", "given 'x'; allowed: a number > 0 and <= 1000."),
+        (
+            "trainor.optim_params.betas=[0.9]",
+            "given [0.9]; allowed: a list of 2 numbers >= 0 and < 1.",
+        ),
         ("trainor.optim_params.betas=[0.9,x]", "trainor.optim_params.betas.1 (command line): giv"),
         (
             "trainor.precision=fp166",
@@ -64,12 +67,12 @@ def test_the_origin_of_a_key_in_a_file_is_its_line(project: Project) -> None:
         ("model.net.freeze=1", "given 1; allowed: true or false."),
         ("model.net.permute=batchfirst", "Did you mean 'batch_first'?"),
         ("model.net=3", "given 3; allowed: a mapping with backbone (needed), permute,"),
-        ("model.sides=[1,2,3]", "allowed: a list of 2: an integer, an integer."),
-        ("model.sides=x", "allowed: an integer or a list of 2: an integer, an integer."),
+        ("model.sides=[1,2,3]", "allowed: a list of 2 integers."),
+        ("model.sides=x", "allowed: an integer or a list of 2 integers."),
         ("model=3", "given 3; allowed: a mapping with a proto, one of Alone, "),
         ("trainor=[1]", "given [1]; allowed: a mapping with optimizer, optim_params,"),
         ("ckpt_dir=", "given null; allowed: text."),
-        ("model.encoder.hidden_size=big", "given 'big'; allowed: an integer."),
+        ("model.encoder.hidden_size=big", "given 'big'; allowed: an integer from 1 to 65536."),
     ],
 )
 def test_a_value_of_the_wrong_type_names_what_is_allowed(
@@ -181,3 +184,65 @@ def test_the_settings_of_a_hub_name_are_not_judged(project: Project) -> None:
 def test_every_section_is_judged(project: Project) -> None:
     problems = project.problems("ensemblor.mod=all", "validator.split=[a]", "model.net.x=1")
     assert len(problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("trainor.optimizer=LBFGS", "computes the loss several times a step"),
+        ("trainor.optimizer=SparseAdam", "takes sparse gradients only"),
+        ("trainor.optimizer=Muon", "VAE has biases and other weights that are none"),
+    ],
+)
+def test_optimizers_that_fit_no_model_are_refused(project: Project, word: str, reason: str) -> None:
+    project.write("vae.yml", "dataset: {proto: ImageDataset, root: x}\nmodel: {proto: VAE}\n")
+    problem = project.problem(word, path="vae.yml")
+    assert problem.startswith("trainor.optimizer (command line): given ")
+    assert reason in problem
+
+
+def test_muon_is_left_to_models_of_plugins(project: Project) -> None:
+    assert project.load("trainor.optimizer=Muon").trainor.optimizer == "Muon"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("name=/", "given '/'; allowed: the name of a folder inside ckpt_dir"),
+        ("name=../..", "given '../..'; allowed: the name of a folder inside ckpt_dir"),
+        ("name=..", "allowed: the name of a folder inside"),
+        ("name=/tmp/run", "allowed: the name of a folder inside"),
+        ("name=a//b", "allowed: the name of a folder inside"),
+        ("name=a\\b", "allowed: the name of a folder inside"),
+        ("name=a\nb", "given 'a\\nb'; allowed: no line breaks"),
+        (f"name={'a' * 300}", "... (300 letters)'; allowed: at most 200 bytes."),
+        (f"name={'é' * 150}", "allowed: at most 200 bytes."),
+    ],
+)
+def test_a_name_stays_inside_the_folder_of_runs(project: Project, word: str, expected: str) -> None:
+    problem = project.problem(word)
+    assert problem.startswith("name (command line): given ")
+    assert expected in problem
+
+
+@pytest.mark.parametrize("name", ["00123", "no", "my run", "Lauf-ä_1.2", "group/run", "a..b"])
+def test_other_names_are_fine(project: Project, name: str) -> None:
+    assert project.load(f"name={name}").name == name
+
+
+def test_a_file_whose_name_is_no_name_of_a_run(project: Project) -> None:
+    project.write("a\tb.yml", (project.root / "base.yml").read_text())
+    problem = project.problem(path="a\tb.yml")
+    assert problem.startswith("name: given 'a\\tb', that of the file; allowed: no line breaks")
+    project.load("name=run", path="a\tb.yml")
+
+
+def test_lists_that_belong_together_have_one_length(project: Project) -> None:
+    image = "dataset: {proto: ImageDataset, root: x}\nmodel: {proto: VAE}\n"
+    project.write("vae.yml", image)
+    problem = project.problem("dataset.std=[1]", path="vae.yml")
+    assert problem == (
+        "dataset.std (command line): given [1]; allowed: as many entries as dataset.mean has, 3."
+    )
+    assert "a list of 1 or 3 numbers" in project.problem("dataset.mean=[0, 1]", path="vae.yml")
+    project.load("dataset.mean=[0]", "dataset.std=[1]", path="vae.yml")

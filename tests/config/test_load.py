@@ -39,6 +39,8 @@ def test_the_run_is_named_after_the_file(project: Project) -> None:
         ("name=run #3", "run #3"),
         ("name=@x", "@x"),
         ("name=[a]", "[a]"),
+        ("name=#x", "#x"),
+        ("name=# a report", "# a report"),
     ],
 )
 def test_text_is_what_was_typed(project: Project, word: str, name: str) -> None:
@@ -81,6 +83,38 @@ def test_a_file_may_be_included_twice(project: Project) -> None:
     assert project.load(path="c.yml").name == "c"
 
 
+def test_an_included_file_is_looked_for_beside_the_file_and_then_from_here(
+    project: Project,
+) -> None:
+    project.write("parts/low.yml", "includes: [../base.yml]\ntrainor: {epochs: 1}\n")
+    project.write("parts/top.yml", "includes:\n  - parts/low.yml\n")
+    config = project.load(path="parts/top.yml")
+    assert config.trainor.epochs == 1
+    assert config.notes == (
+        "includes (parts/top.yml:2): 'parts/low.yml' is not beside the file; it is taken from the "
+        "working directory.",
+    )
+    project.write("parts/parts/low.yml", "includes: [../../base.yml]\ntrainor: {epochs: 2}\n")
+    config = project.load(path="parts/top.yml")
+    assert (config.trainor.epochs, config.notes) == (2, ())
+
+
+def test_an_included_file_that_is_nowhere_names_the_nearest(project: Project) -> None:
+    project.write("parts/low.yml", "trainor: {epochs: 1}\n")
+    project.write("parts/top.yml", "includes:\n  - parts/lwo.yml\n")
+    assert project.problem(path="parts/top.yml") == (
+        "includes (parts/top.yml:2): there is no file 'parts/lwo.yml'. Did you mean 'low.yml'?"
+    )
+
+
+def test_files_that_include_each_other_from_here_are_a_chain(project: Project) -> None:
+    project.write("parts/a.yml", "includes: [parts/b.yml]\n")
+    project.write("parts/b.yml", "includes: [parts/a.yml]\n")
+    assert "the files include each other: parts/a.yml -> parts/b.yml" in project.problem(
+        path="parts/a.yml"
+    )
+
+
 def test_a_missing_file_names_the_nearest(project: Project) -> None:
     assert project.problem(path="bas.yml") == (
         "there is no file 'bas.yml'. Did you mean 'base.yml'?"
@@ -121,6 +155,111 @@ def test_named_calls_of_layers_are_merged_by_name(project: Project) -> None:
         "ensemblor.metrics.counting.often=3", "ensemblor.metrics.retrieval=", path="c.yml"
     )
     assert config.ensemblor.metrics == {"counting": {"of": "x", "often": 3}, "retrieval": {}}
+
+
+SECTIONS = """includes: [base.yml]
+trainor: {loggers: [tensorboard, {wandb: {project: a, group: b}}]}
+validator:
+  metrics: {counting: {of: x, often: 2}, retrieval: }
+  post_processing: {save_representation: , plot_reconstruction: {num_samples: 2}}
+ensemblor:
+  metrics: {counting: {of: x, often: 2}, retrieval: }
+  post_processing: [save_representation, plot_reconstruction: {num_samples: 2}]
+dataset:
+  augment: [{ColorJitter: {brightness: 0.1, contrast: 0.2}}, RandomAutocontrast]
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("ensemblor.metrics={counting: {of: y}}", {"counting": {"of": "y"}}),
+        ("ensemblor.metrics=[counting: {of: y}]", [{"counting": {"of": "y"}}]),
+        ("ensemblor.metrics.counting={of: y}", {"counting": {"of": "y"}, "retrieval": {}}),
+        ("ensemblor.metrics.counting.of=y", {"counting": {"of": "y", "often": 2}, "retrieval": {}}),
+        ("validator.metrics={retrieval: }", {"retrieval": {}}),
+        ("validator.post_processing={save_representation: }", {"save_representation": {}}),
+        ("ensemblor.post_processing={plot_reconstruction: }", {"plot_reconstruction": {}}),
+        ("trainor.loggers={wandb: {project: c}}", [{"wandb": {"project": "c"}}]),
+        (
+            "trainor.loggers.1.wandb.project=c",
+            ["tensorboard", {"wandb": {"project": "c", "group": "b"}}],
+        ),
+        ("dataset.augment={RandomAutocontrast: }", [{"RandomAutocontrast": {}}]),
+        ("dataset.augment.1=Grayscale", [{"ColorJitter": {"brightness": 0.1, "contrast": 0.2}}]),
+        ("trainor.optim_params={lr: 1}", {"lr": 1.0}),
+        ("trainor.optim_params={lr: 2}", {"lr": 2.0}),
+        ("trainor.optim_params.lr=1", {"lr": 1.0, "decoupled_weight_decay": True}),
+        ("model.loss={proto: Near}", {"proto": "Near"}),
+    ],
+)
+def test_a_section_given_whole_replaces_and_a_key_inside_changes(
+    project: Project, word: str, expected: object
+) -> None:
+    project.write("c.yml", SECTIONS)
+    config = project.load(word, path="c.yml")
+    parts = word.partition("=")[0].split(".")
+    found = config.data[parts[0]][parts[1]]
+    if word.startswith("dataset.augment.1"):
+        assert found == [*expected, "Grayscale"]  # type: ignore[misc]
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("empty", ["null", "{}", "[]"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "ensemblor.metrics",
+        "ensemblor.post_processing",
+        "validator.metrics",
+        "validator.post_processing",
+        "trainor.loggers",
+        "dataset.augment",
+    ],
+)
+def test_null_and_empty_brackets_empty_a_section(project: Project, key: str, empty: str) -> None:
+    project.write("c.yml", SECTIONS)
+    section, name = key.split(".")
+    assert not project.load(f"{key}={empty}", path="c.yml").data[section][name]
+
+
+def test_null_in_a_file_empties_a_section(project: Project) -> None:
+    project.write("c.yml", "includes: [base.yml]\nensemblor: {metrics: null, post_processing: }\n")
+    section = project.load(path="c.yml").ensemblor
+    assert (section.metrics, section.post_processing) == ({}, {})
+    project.write("d.yml", "includes: [base.yml]\ntrainor: {optim_params: null}\n")
+    assert project.load("trainor.lr_decay_params=null", path="d.yml").trainor.lr_decay_params == {}
+
+
+def test_what_a_section_given_whole_leaves_out_is_told(project: Project) -> None:
+    project.write("c.yml", SECTIONS)
+    config = project.load("validator.metrics={counting: {of: y}}", path="c.yml")
+    assert config.notes == (
+        "validator.metrics is given whole (command line), which leaves out: "
+        "validator.metrics.retrieval (c.yml:4). A key inside, such as "
+        "validator.metrics.retrieval=..., changes nothing else.",
+    )
+    assert project.load("validator.metrics.counting={of: y, often: 3}", path="c.yml").notes == ()
+
+
+def test_a_section_given_whole_replaces_what_an_interpolation_stands_for(project: Project) -> None:
+    text = "includes: [base.yml]\nvalidator: {metrics: {retrieval: }}\nensemblor:\n"
+    project.write("c.yml", text + "  metrics: ${validator.metrics}\n")
+    config = project.load("ensemblor.metrics={counting: {of: x}}", path="c.yml")
+    assert config.ensemblor.metrics == {"counting": {"of": "x"}}
+    config = project.load("ensemblor.metrics.counting.of=x", path="c.yml")
+    assert set(config.ensemblor.metrics) == {"retrieval", "counting"}
+
+
+def test_a_key_inside_a_section_that_no_file_gives_adds_to_its_default(project: Project) -> None:
+    assert project.load("ensemblor.metrics.counting.of=x").ensemblor.metrics == {
+        "retrieval": {},
+        "counting": {"of": "x"},
+    }
+    assert project.load("~ensemblor.metrics.retrieval").ensemblor.metrics == {}
+    assert project.load("trainor.loggers.0=wandb").trainor.loggers == ["wandb"]
+    assert project.load().origins.get("ensemblor.metrics") is None
 
 
 def test_a_key_can_be_removed(project: Project) -> None:

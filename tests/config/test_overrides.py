@@ -98,3 +98,33 @@ def test_one_entry_of_a_list_can_be_set() -> None:
 def test_an_index_beyond_the_list_is_reported() -> None:
     _, _, problems = layer("a.2=5", lower={"a": [1, 2]})
     assert problems == ["a.2 (command line): '2' is no index of the list 'a'. Allowed: 0 to 1."]
+
+
+@pytest.mark.parametrize(
+    "text", ["#x", "# a report", "- No effusion.", "&x", "--- x", "!x", "run #3", "a: b", "[a] b"]
+)
+def test_text_keys_take_the_text_whatever_it_is_to_yaml(text: str) -> None:
+    made, _, _ = layer(f"a={text}")
+    assert text in (made.data["a"], made.marks[("a",)].raw)
+
+
+@pytest.mark.parametrize("text", ["", "~", "null", "Null", "NULL"])
+def test_null_is_spelt_as_in_yaml(text: str) -> None:
+    assert layer(f"a={text}")[0].data == {"a": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.b=1", "a={c: 2}"], {"c": 2}),
+        (["a={c: 2}", "a.b=1"], {"c": 2, "b": 1}),
+        (["a=null", "a.b=1"], {"b": 1}),
+        (["a.b=1", "a={}"], {}),
+    ],
+)
+def test_a_later_section_given_whole_replaces_the_words_before_it(
+    words: list[str], expected: dict[str, Any]
+) -> None:
+    made, _, _ = layer(*words)
+    assert made.data == {"a": expected}
+    assert made.marks[("a",)].whole

@@ -78,3 +78,17 @@ def test_switching_to_a_random_encoder_drops_foreign_settings(project: Project) 
     project.load(path="c.yml")
     config = project.load("model.encoder.proto=null", path="c.yml")
     assert config.model["encoder"] == {"proto": None}
+
+
+def test_removing_a_schedule_drops_its_options(project: Project) -> None:
+    config = project.load("~trainor.lr_decay")
+    assert (config.trainor.lr_decay, config.trainor.lr_decay_params) == (None, {})
+    assert config.notes == (
+        "trainor.lr_decay is removed (command line), which does not know: "
+        "trainor.lr_decay_params.factor (base.yml:20), trainor.lr_decay_params.patience "
+        "(base.yml:20); left out.",
+    )
+    again = project.load(
+        "~trainor.lr_decay", "trainor.lr_decay=StepLR", "trainor.lr_decay_params.step_size=2"
+    )
+    assert again.trainor.lr_decay_params == {"step_size": 2}

@@ -29,11 +29,11 @@ def test_help_lists_every_key_of_the_resolved_schema(project: Project) -> None:
     text = help_text("usage", read("base.yml", ["model.net.width=5", "trainor.epochs=7"]))
     for expected in (
         "usage\n",
-        "  model.net.width: an integer of at least 1; default 8; now 5 (command line)",
+        "  model.net.width: an integer >= 1; default 8; now 5 (command line)",
         "  model.net.backbone: text; required; now small (base.yml:9)\n      what it is made of.",
         "  model.net.permute: one of batch_first, none; default batch_first",
-        "  model.encoder.hidden_size: an integer; default 768; now 64 (base.yml:12)",
-        "  trainor.epochs: an integer of at least 0; default 99; now 7 (command line)",
+        "  model.encoder.hidden_size: an integer from 1 to 65536; default 768; now 64 (base.yml:1",
+        "  trainor.epochs: an integer >= 0; default 99; now 7 (command line)",
         "  trainor.optim_params.decoupled_weight_decay: true or false; default false; now true",
         "  trainor.lr_decay_params.threshold_mode: one of rel, abs; default rel",
         "  ensemblor.metrics.counting.of: text; required",
@@ -47,7 +47,7 @@ def test_help_without_a_file_lists_the_names(project: Project) -> None:
     project.load()
     text = help_text("usage", None)
     assert "Needs proto, one of: Alone, " in text
-    assert "  trainor.batch_size: an integer of at least 1; default 32\n      samples" in text
+    assert "  trainor.batch_size: an integer >= 1; default 32\n      samples" in text
     assert "; now " not in text
 
 

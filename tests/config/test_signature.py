@@ -110,7 +110,8 @@ def test_what_is_read_agrees_with_what_is_imported(namespace: str) -> None:
         found = signature(namespace, name)
         assert found is not None
         expected = list(inspect.signature(getattr(module, name)).parameters)[1:]
-        assert list(found.params) == expected, name
+        # constants that Muon's method does not work without are not settable
+        assert list(found.params) == [one for one in expected if one != "ns_coefficients"], name
 
 
 def test_transforms_with_and_without_arguments() -> None:

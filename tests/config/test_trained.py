@@ -128,11 +128,12 @@ def test_another_data_set_is_compared_by_its_parts() -> None:
         assert found.taken == []
         assert found.config.data == load(path).data
 
-    small = load(training[0], ["dataset.resize=40", "dataset.crop=32", "dataset.mean=[0.5]"])
+    words = ["dataset.resize=40", "dataset.crop=32", "dataset.mean=[0.5]", "dataset.std=[0.2]"]
+    small = load(training[0], words)
     found = follow(small, path=evaluation[0])
     image = found.config.dataset["image"]
     assert (image["resize"], image["crop"], image["mean"]) == (40, 32, [0.5])
-    assert len(found.taken) == 3
+    assert len(found.taken) == 4
     with pytest.raises(ConfigError, match=r"dataset\.image\.crop.*given 64, but .* with 32"):
         follow(small, "dataset.image.crop=64", path=evaluation[0])
     # several views are drawn in an evaluation too

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.datasets.dicom_files import make_dicom
+from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.datasets import pictures
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
@@ -202,13 +203,9 @@ def test_skip_stops_above_one_percent(image_args: Args, write: Write) -> None:
         ({"transforms": [{"RandomRotate": {}}]}, "Did you mean 'RandomRotation'"),
         ({"transforms": [], "preset": "convirt"}, "exclude each other"),
         ({"multi_image": 2, "views": 2}, "cannot both"),
-        ({"views": 0}, "views must be at least 1"),
         ({"views": 2, "preset": "center_crop"}, "make all views of an image alike"),
         ({"views": 2, "crop": None}, "make all views of an image alike"),
         ({"views": 2, "eval_transforms": [], "training": False}, "make all views of an image"),
-        ({"resize": 0}, "resize must be at least 1"),
-        ({"mean": [0.5, 0.5]}, "one or three numbers"),
-        ({"std": [0.0]}, "positive"),
         ({"preset": "convirt", "crop": None}, "crop is null"),
     ],
 )
@@ -228,7 +225,7 @@ def test_list_of_transforms_for_each_use(image_args: Args, root: Path) -> None:
     for training in (True, False):
         dataset = ImageDataset(**image_args(training=training, **changes))
         assert torch.equal(load(dataset, 0)["images"][0], 255 - whole)
-        assert type(dataset.transforms[0]).__name__ == (
+        assert type(dataset.pixels.transforms[0]).__name__ == (
             "RandomInvert" if training else "RandomSolarize"
         )
 
@@ -250,11 +247,39 @@ def test_flip_of_a_preset_goes_next_to_reports(
     image_args: Args, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = ImageDataset(**image_args(preset="convirt"))
-    assert any(flips(transform) for transform in dataset.transforms)
+    assert any(flips(transform) for transform in dataset.pixels.transforms)
     dataset.keep_sides()
-    assert not any(flips(transform) for transform in dataset.transforms)
+    assert not any(flips(transform) for transform in dataset.pixels.transforms)
     assert not caplog.messages
     own = ImageDataset(**image_args(transforms=["RandomHorizontalFlip"]))
     own.keep_sides()
-    assert len(own.transforms) == 1
+    assert len(own.pixels.transforms) == 1
     assert len(caplog.messages) == 1
+
+
+def test_images_that_are_too_large(image_args: Args, root: Path) -> None:
+    with pytest.raises(UndecodableImage, match=r"tok:1: .* has 20 x 16 pixels.*max_pixels=319"):
+        load(ImageDataset(**image_args(max_pixels=319)), 0)
+    with pytest.raises(
+        UndecodableImage, match=r"resized to 40, has 50 x 40 pixels.*max_pixels=1000"
+    ):
+        load(ImageDataset(**image_args(max_pixels=1000, resize=40)), 0)
+    assert load(ImageDataset(**image_args(max_pixels=2000, resize=40)), 0)["images"].shape[-1] == 12
+
+
+def test_what_contradicts_its_header_is_logged_once(
+    image_args: Args,
+    write: Write,
+    root: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vilmedic.datasets.pictures._noted", [])
+    lut = table(list(range(4096)), 0, 16)
+    for name in ("a.dcm", "b.dcm"):
+        values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+        make_dicom(root / "images" / name, values, VOILUTSequence=[lut])
+    write("train.image.tok", ["a.dcm", "b.dcm"])
+    load(ImageDataset(**image_args()), 0, 1)
+    [message] = caplog.messages
+    assert re.search(r"a\.dcm: its VOI table states 16 bits and holds 12\. Further", message)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.dalles import TINY_VAE
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ConfigError, DataError
 from vilmedic.models.vae import VAE
 
 CPU = torch.device("cpu")
@@ -54,7 +58,7 @@ def test_tokens_are_computed_once_for_a_vae(
     model = Model()
     first = images(runtime)
     cache_tokens(first, model, CPU, 0)
-    [path] = (tmp_path / "run" / "tokens").iterdir()
+    [path] = (tmp_path / "run" / "tokens").glob("train_*.npy")
     stamp = path.stat().st_mtime_ns
 
     again = images(runtime)
@@ -62,11 +66,70 @@ def test_tokens_are_computed_once_for_a_vae(
     assert path.stat().st_mtime_ns == stamp
     cache_tokens(images(runtime), Model(seed=1), CPU, 0)
     cache_tokens(images(runtime, mean=[0.1]), model, CPU, 0)
-    assert len(list(path.parent.iterdir())) == 3
+    assert len(list(path.parent.glob("train_*.npy"))) == 3
     model.vae = VAE(**TINY_VAE, normalization=[[0.2] * 3, [0.1] * 3]).eval()
     model.vae.load_state_dict(Model().vae.state_dict())
     cache_tokens(images(runtime), model, CPU, 0)
-    assert len(list(path.parent.iterdir())) == 4
+    assert len(list(path.parent.glob("train_*.npy"))) == 4
+
+
+def test_images_replaced_in_place_get_tokens_of_their_own(
+    runtime: Callable[..., dict[str, Any]], root: Path
+) -> None:
+    model = Model()
+    first = images(runtime)
+    cache_tokens(first, model, CPU, 0)
+    before = torch.cat(batches(first))
+    names = (root / "train.image.tok").read_text().split()
+    for number, name in enumerate(names):
+        file = root / "images" / name
+        times = file.stat()
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 24), np.uint8)
+        Image.fromarray(pixels).save(file)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    again = images(runtime)
+    cache_tokens(again, model, CPU, 0)
+
+    after = torch.cat(batches(again))
+    plain = images(runtime, tokens=None)
+    for row, line in zip(after, range(len(names)), strict=True):
+        pixels = plain.finish({"images": plain.images(line)[0][None]})["images"]
+        assert torch.equal(row[None], model.vae.get_codebook_indices(pixels))
+    assert not torch.equal(before, after)
+
+
+def test_images_that_moved_keep_their_tokens(
+    runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    model = Model()
+    cache_tokens(images(runtime), model, CPU, 0)
+    shutil.move(root / "images", tmp_path / "elsewhere")
+    moved = images(runtime, image_path=str(tmp_path / "elsewhere"))
+    cache_tokens(moved, model, CPU, 0)
+    assert len(list((tmp_path / "run" / "tokens").glob("train_*.npy"))) == 1
+
+
+def test_images_that_change_meanwhile_are_no_tokens(
+    runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    name = (root / "train.image.tok").read_text().split()[0]
+
+    class Changing(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            compute = self.vae.get_codebook_indices
+
+            def changing(pixels: torch.Tensor) -> torch.Tensor:
+                Image.new("L", (20, 20), 7).save(root / "images" / name)
+                return compute(pixels)
+
+            self.vae.get_codebook_indices = changing  # type: ignore[method-assign]
+
+    with pytest.raises(DataError, match="were changed while tokens were made"):
+        cache_tokens(images(runtime), Changing(), CPU, 0)
+    files = list((tmp_path / "run" / "tokens").iterdir())
+    assert [file for file in files if not file.name.startswith(".contents")] == []
 
 
 def test_an_undecodable_image_stays_one(

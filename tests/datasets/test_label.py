@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.label import LabelDataset, label_counts
 from vilmedic.datasets.sample import SampleKey
 from vilmedic.errors import DataError
 
@@ -80,3 +81,28 @@ def test_empty_label(label_args: Args, write: Write) -> None:
     write("train.label.tok", ["Pneumonia", "Pneumonia,,Cardiomegaly"])
     with pytest.raises(DataError, match=r"tok:2 has an empty label"):
         LabelDataset(**label_args())
+
+
+def test_many_classes_stay_sparse(label_args: Args, write: Write) -> None:
+    """A table of all lines and classes would hold 90 million numbers."""
+    classes = 30_000
+    rows = [f"c{line % classes},c{7 * line % classes}" for line in range(3000)]
+    rows[0] = ",".join(f"c{number}" for number in range(classes))
+    write("train.label.tok", rows)
+    tracemalloc.start()
+    dataset = LabelDataset(**label_args())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * 2**20
+    labels = batch(dataset, 5, 0)
+    assert labels.shape == (2, len(dataset.spec.labels))
+    assert labels.sum(dim=1).tolist() == [2, classes]
+    chosen = [dataset.spec.labels[column] for column in labels[0].nonzero().squeeze(1)]
+    assert chosen == ["c35", "c5"]
+    counts = label_counts(dataset)
+    assert counts is not None
+    expected = [name for row in rows for name in set(row.split(","))]
+    assert counts["c35"] == expected.count("c35")
+    assert sum(counts.values()) == len(expected)
+    dataset.kept = dataset.kept[5:6]
+    assert {name for name, n in (label_counts(dataset) or {}).items() if n} == {"c5", "c35"}

@@ -2,11 +2,24 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vilmedic.datasets.lines import Lines, check_aligned, listed, read_lines
+from vilmedic.datasets.lines import (
+    Lines,
+    brief,
+    check_aligned,
+    join_names,
+    listed,
+    read_lines,
+    shown,
+    split_names,
+)
 from vilmedic.errors import DataError
 
 
@@ -89,3 +102,63 @@ def test_a_pipe_or_a_folder_holds_no_lines(tmp_path: Path) -> None:
     for split in ("train", "test"):
         with pytest.raises(DataError, match="not a file"):
             read_lines(tmp_path, split, "report.tok")
+
+
+def test_names_with_commas_stand_in_quotation_marks() -> None:
+    assert split_names("a.png, b c.png,,d.png ") == ["a.png", "b c.png", "d.png"]
+    assert split_names('"scan, left.png",b.png') == ["scan, left.png", "b.png"]
+    assert split_names('a"b.png,5" scan.png') == ['a"b.png', '5" scan.png']
+    assert join_names(["scan, left.png", "b.png", 'a"b.png']) == '"scan, left.png",b.png,a"b.png'
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.lists(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from('," \t')))
+        .map("".join)
+        .filter(lambda name: name and "\n" not in name),
+        min_size=1,
+    )
+)
+def test_any_names_come_out_of_a_line_as_they_went_in(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        content = f"{join_names(names)}\n{join_names(names)}\n"
+        write(Path(folder) / "train.image.tok", content.encode())
+        lines = read_lines(folder, "train", "image.tok")
+        assert [split_names(line) for line in lines] == [names, names]
+
+
+def test_long_texts_are_cut_in_messages() -> None:
+    assert brief("one\n two\tthree") == "one two three"
+    assert len(brief("word " * 999)) == 400
+    assert brief(b"scan\xe9.png".decode(errors="surrogateescape")) == "scan\\udce9.png"
+    assert shown([f"c{n}" for n in range(99)]) == "c0, c1, c2, c3, c4 and 94 more"
+
+
+def test_a_file_is_not_in_memory_more_than_once(tmp_path: Path) -> None:
+    text = "No focal consolidation, effusion or pneumothorax; the heart is of normal size.\n"
+    (tmp_path / "train.report.tok").write_text(text * 70_000)
+    tracemalloc.start()
+    lines = read_lines(tmp_path, "train", "report.tok")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(lines) == 70_000
+    assert sum(line == text.strip() for line in lines) == 70_000
+    assert lines[69_999] == text.strip()
+    assert peak < 1.6 * len(text) * 70_000
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [(b"\xef\xbb\xbfa\nb", 2), (b"a\x0cb\x85c\n", 1), (b"a\nb\n", 2), (b" a \r\nb\r\n", 2)],
+)
+def test_lines_end_where_a_line_feed_is(tmp_path: Path, content: bytes, count: int) -> None:
+    (tmp_path / "train.a").write_bytes(content.replace(b"\x85", "\x85".encode()))
+    assert len(read_lines(tmp_path, "train", "a")) == count
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_nothing_is_an_empty_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train.a").write_bytes(content)
+    with pytest.raises(DataError, match="is empty: one line a sample"):
+        read_lines(tmp_path, "train", "a")

@@ -216,3 +216,16 @@ def test_a_process_ends_though_something_holds_its_workers(dataset: ImSeq) -> No
     else:
         process.kill()
     assert ended
+
+
+def test_more_processes_than_help_are_said(
+    dataset: ImSeq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
+    monkeypatch.setattr("vilmedic.datasets.loader._cores", lambda: 2)
+    settings = {"batch_size": 2, "training": False, "seed": 0}
+    make_loader(dataset, num_workers=8, **settings)  # type: ignore[arg-type]
+    assert "num_workers" not in caplog.text
+    for _ in range(2):
+        make_loader(dataset, num_workers=9, **settings)  # type: ignore[arg-type]
+    assert caplog.text.count("num_workers=9 is more than four a core (2)") == 1

@@ -45,14 +45,14 @@ def test_no_flip_next_to_reports_but_next_to_labels(
     label = LabelDataset(**label_args())
     alone = ImageDataset(**image_args(preset="simclr_xray"))
     ImLabel(image=alone, label=label)
-    assert any(flips(transform) for transform in alone.transforms)
+    assert any(flips(transform) for transform in alone.pixels.transforms)
     for combine in (
         lambda image, seq: ImSeq(image=image, seq=seq),
         lambda image, seq: ImSeqLabel(image=image, seq=seq, label=label),
     ):
         image = ImageDataset(**image_args(preset="simclr_xray"))
         combine(image, TextDataset(**text_args()))
-        assert not any(flips(transform) for transform in image.transforms)
+        assert not any(flips(transform) for transform in image.pixels.transforms)
 
 
 def test_different_counts(image_args: Args, text_args: Args, write: Write) -> None:

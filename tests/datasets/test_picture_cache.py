@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 
 from vilmedic.datasets import picture_cache
-from vilmedic.datasets.decode import UndecodableImage
+from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.sample import SampleKey
 from vilmedic.errors import DataError
+from vilmedic.phantom.case import draw_case
+from vilmedic.phantom.render import render
 
 Args = Callable[..., dict[str, Any]]
 Write = Callable[[str, Sequence[str]], Path]
@@ -93,7 +95,7 @@ def test_files_are_decoded_once(
 ) -> None:
     first = batches(cached())
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr("vilmedic.datasets.pictures.decode_file", refuse)
@@ -136,7 +138,7 @@ def test_equal_files_elsewhere_and_of_another_time_are_not_decoded_again(
     first = cached(**changes)
     expected = batches(first)
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
     monkeypatch.setattr("vilmedic.datasets.pictures.decode_file", refuse)
@@ -339,3 +341,28 @@ def test_building_is_logged(
         cached()
         cached()
     assert len([text for text in caplog.messages if "8 images" in text]) == 1
+
+
+def test_images_whose_data_are_damaged_are_refused(
+    cached: Callable[..., ImageDataset], write: Write, root: Path
+) -> None:
+    """Also where the decoder notices nothing: a cache is read for many epochs."""
+    path = root / "images" / "a.jpg"
+    for number in range(24):
+        pixels = render(draw_case(0, "train", number), 200).pixels
+        colours = Image.fromarray(np.dstack([pixels, pixels.T, pixels]))
+        colours.save(path, quality=95, subsampling=0)
+        content, start = path.read_bytes(), 3000 + 37 * number
+        path.write_bytes(content[:start] + bytes(150) + content[start + 150 :])
+        try:
+            decode_image(path)
+        except UndecodableImage:
+            continue
+        break
+    else:
+        pytest.fail("the decoder notices everything")
+    write("train.image.tok", ["train_0.png", "a.jpg"])
+    with pytest.raises(
+        UndecodableImage, match=r"tok:2: \S+a\.jpg cannot be decoded: its compressed"
+    ):
+        cached()

@@ -28,7 +28,20 @@ from vilmedic.datasets.sentences import split_sentences
         ("Normal.", ["Normal."]),
         ("no stops at all", ["no stops at all"]),
         ("...", ["..."]),
+        ("两肺清晰。心影不大!未见积液？", ["两肺清晰。", "心影不大!未见积液？"]),
+        ("हृदय सामान्य है। फेफड़े साफ हैं।", ["हृदय सामान्य है।", "फेफड़े साफ हैं।"]),
     ],
 )
 def test_sentences(report: str, expected: list[str]) -> None:
     assert split_sentences(report) == expected
+
+
+@pytest.mark.parametrize(
+    "repeated", [".", ". ", "a. ", "e.g. ", "1. ", "1 . 2 ", " 1) ", " ", "。", "?!", "x", "a b. "]
+)
+def test_a_report_of_a_megabyte_is_split_in_one_pass(repeated: str) -> None:
+    text = "clear lungs " + repeated * (2**20 // len(repeated)) + "x"
+    sentences = split_sentences(text)  # a pass for each stop would take hours
+    assert "".join("".join(sentences).split()).startswith("clearlungs")
+    if repeated == "a b. ":
+        assert len(sentences) == 2**20 // 5

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.factories import tiny_tokenizer
 from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.text import TextDataset, load_tokenizer
 from vilmedic.errors import DataError
@@ -122,7 +125,6 @@ def test_reports_with_nothing_left_after_cleaning(text_args: Args, write: Write)
     ("changes", "message"),
     [
         ({"processing": "r2gen_clean_reports"}, "Did you mean 'r2gen_clean_report'"),
-        ({"tokenizer_max_len": 2}, "at least 3"),
         ({"tokenizer": "no/such-tokenizer"}, "there is no such folder, and the hub gave none"),
     ],
 )
@@ -150,3 +152,39 @@ def test_tokenizer_without_padding(text_args: Args, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="no padding token"):
         load_tokenizer(str(tmp_path / "bare"))
+
+
+def test_a_tokenizer_with_python_of_its_own_is_read_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))
+    tiny_tokenizer().save_pretrained(tmp_path)
+    trace = tmp_path / "executed"
+    (tmp_path / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
+    own = {"AutoTokenizer": ["own.OwnTokenizer", None]}
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": own}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own-bert"}))
+
+    tokenizer = load_tokenizer(str(tmp_path))
+
+    assert tokenizer("no acute effusion .").input_ids == [2, 4, 5, 11, 14, 3]
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    assert tokenizer.special_tokens_map == roles
+    assert "not executed; its tokenizer.json is used, with " in caplog.text
+    assert "pad_token [PAD]" in caplog.text
+    assert not trace.exists()
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"never executed\. Without it a tokenizer needs"):
+        load_tokenizer(str(tmp_path))
+    assert not trace.exists()
+
+
+def test_reports_without_anything_left_leave_no_vocabulary(
+    text_args: Args, write: Write, tmp_path: Path
+) -> None:
+    write("train.report.tok", ["No effusion.", "...", "Lungs are clear."])
+    with pytest.raises(DataError, match=r"1 report.* with nothing left after processing"):
+        TextDataset(**text_args(processing="gloria_clean_report_chexpert"))
+    assert not (tmp_path / "run" / "tokenizer").exists()

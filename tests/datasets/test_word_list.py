@@ -56,3 +56,10 @@ def test_other_files_are_refused(tmp_path: Path, words: list[str], complaint: st
     path.write_text("\n".join(words) + "\n")
     with pytest.raises(DataError, match=complaint):
         read_word_list(path)
+
+
+def test_a_list_in_another_character_set_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.src"
+    path.write_bytes("\n".join([*WORDS, "neumotórax"]).encode("latin-1"))
+    with pytest.raises(DataError, match=r"vocab\.src: not a word list that can be read: 'utf-8'"):
+        read_word_list(path)

@@ -84,7 +84,8 @@ def test_loss_that_is_not_a_number_stops_with_the_samples(
         run,
         [
             *arguments,
-            "trainor.optim_params.lr=1e30",
+            "trainor.optim_params={lr: 1000, weight_decay: 1000}",  # weights grow a millionfold
+            "trainor.epochs=3",
             "trainor.lr_decay=null",
             "trainor.max_bad_steps=2",
         ],
@@ -109,3 +110,21 @@ def test_checkpoint_of_another_model(run: Run, broken: tuple[Path, list[str]]) -
     )
     assert "last_0.pth" in text
     assert "the model wants" in text
+
+
+def test_a_folder_of_runs_that_is_none(run_here: Run, tiny: list[str]) -> None:
+    done = run_here("bin/train.py", *tiny, "ckpt_dir=/dev/null", status=2)
+    assert done.stderr.startswith("error: ckpt_dir: the folder /dev/null/phantom-convirt cannot be")
+
+
+def test_the_smallest_numbers_train(run_here: Run, tiny: list[str], tmp_path: Path) -> None:
+    """What the bounds of the trainor's keys let through at their lower end."""
+    least = [
+        *("seed=0", "ema=0", "num_workers=0", "eval_start=0", "grad_accu=1", "keep=1"),
+        *("log_every=1", "max_bad_steps=1"),
+    ]
+    rest = [f"ckpt_dir={tmp_path}", "name=x", *(f"trainor.{word}" for word in least)]
+    run_here("bin/train.py", *tiny, *rest, "trainor.epochs=1")
+    assert (tmp_path / "x" / "last_0.pth").is_file()
+    run_here("bin/train.py", *tiny, *rest, "trainor.epochs=0", "name=none")
+    assert (tmp_path / "none" / "config_0.yml").is_file()

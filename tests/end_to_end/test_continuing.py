@@ -109,7 +109,9 @@ def test_another_metric_has_no_best_yet(
     assert scored(tmp_path / "run/set_aside") == before
     score = lines(tmp_path)[-1]["ema_validation_loss"]
     assert scored(tmp_path / "run") == [f"{score!r}_2_3.pth"]
-    progress = torch.load(tmp_path / "run/last_3.pth", weights_only=True)["progress"]
+    state = torch.load(tmp_path / "run/last_3.pth", weights_only=True)
+    assert (state["metric"], state["better"]) == ("ema_validation_loss", "lower")
+    progress = state["progress"]
     assert (progress["best"], progress["stale"]) == (score, 0)
 
 

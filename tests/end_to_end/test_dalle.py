@@ -50,7 +50,6 @@ def small(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "ensemblor.num_workers=0",
         "trainor.log_every=1",
         "trainor.lr_decay=null",
-        "ensemblor.num_images=3",
     ]
 
 
@@ -121,7 +120,8 @@ def test_evaluation_asks_a_classifier_of_real_images(
 
 def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> None:
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
-    done = run_here("bin/ensemble.py", *arguments, "ensemblor.num_samples=2", "ensemblor.mode=all")
+    options = ["ensemblor.num_images=3", "ensemblor.num_samples=2", "ensemblor.mode=all"]
+    done = run_here("bin/ensemble.py", *arguments, *options)
 
     for line in (1, 2):
         folder = generated(trained, f"test_{line}")
@@ -213,6 +213,7 @@ def test_a_convirt_puts_images_in_order(
     )
     ranker = tmp_path / "convirt" / "last_0.pth"
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
+    arguments += ["ensemblor.num_images=3"]
     run_here("bin/ensemble.py", *arguments)
     folder = generated(trained, "test_1")
     unordered = {number: (folder / f"{number}.png").read_bytes() for number in (1, 2, 3)}

@@ -198,6 +198,7 @@ def test_newest_state_and_its_name(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path, seed=2) == tmp_path / "last_2.pth"
     assert checkpoint.newest(tmp_path, seed=7) is None
     assert checkpoint.locate("last", tmp_path).name == "last_1.pth"
+    (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="there is no file 'last'"):
         checkpoint.locate("last", tmp_path / "empty")
 
@@ -216,3 +217,15 @@ def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
     assert model.weight.item() == 2
     with pytest.raises(CheckpointError, match="holds no averaged weights"):
         checkpoint.load_weights(model, {**state, "ema": None}, tmp_path / "x.pth", ema=True)
+
+
+def test_a_run_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "convirt_mimic").mkdir()
+    missing = tmp_path / "convirt_mimc"
+    expected = "there is no such run directory.*Did you mean 'convirt_mimic'"
+    with pytest.raises(CheckpointError, match=expected):
+        checkpoint.find_checkpoints(missing, "best-1")
+    with pytest.raises(CheckpointError, match=expected):
+        checkpoint.locate("last", missing)
+    with pytest.raises(CheckpointError, match=r"nothing/x: there is no such run directory"):
+        checkpoint.locate("last_0.pth", tmp_path / "nothing" / "x")

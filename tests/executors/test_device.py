@@ -41,3 +41,9 @@ def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="Lower --nproc-per-node"):
         pick_device(None)
+
+
+@pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="allowed: cpu, cuda, cuda:N or null"):
+        pick_device(name)

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-import pytest
 import torch
 from torch import nn
 
-from vilmedic.errors import ConfigError
 from vilmedic.executors.ema import AveragedWeights
 
 TAKEN = torch.tensor(True)
@@ -67,9 +65,3 @@ def test_weights_come_back_bit_by_bit() -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
         assert torch.equal(average.state_dict()[name], mean[name]), name
-
-
-@pytest.mark.parametrize("decay", [1.0, 1.5, -0.1])
-def test_decay_out_of_range(decay: float) -> None:
-    with pytest.raises(ConfigError, match=r"trainor\.ema: given"):
-        AveragedWeights(Tied(), decay)

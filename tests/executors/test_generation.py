@@ -23,10 +23,6 @@ def test_a_nested_section_may_be_a_mapping() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"temperature": 0.0}, "ensemblor.temperature: given 0.0, allowed: above 0"),
-        ({"filter_thres": 1.0}, "ensemblor.filter_thres"),
-        ({"top_p": 0.0}, "ensemblor.top_p"),
-        ({"prime": 1.0}, "ensemblor.prime"),
         ({"prompt": " "}, "ensemblor.prompt: is empty"),
         ({"prompt": []}, "ensemblor.prompt: is empty"),
         ({"prompt": "x", "prime": 0.5}, "ensemblor.prime_image"),

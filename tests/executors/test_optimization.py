@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,7 +9,12 @@ from torch import nn
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
-from vilmedic.executors.optimization import Schedule, make_optimizer, restore_optimizer
+from vilmedic.executors.optimization import (
+    Schedule,
+    make_optimizer,
+    restore_optimizer,
+    schedule_options,
+)
 
 
 def make(lr: float = 1.0, total_steps: int = 10, better: str = "lower", **keys: object) -> tuple:
@@ -74,6 +80,104 @@ def test_a_run_too_short_for_its_schedule_is_refused() -> None:
     options = {"max_lr": 1.0, "pct_start": 0.05, "total_steps": 20}
     with pytest.raises(ConfigError, match=r"\(OneCycleLR\): the run has \d+ steps, too few"):
         make(lr_decay="OneCycleLR", lr_decay_params=options)
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "options", "problem"),
+    [
+        ("OneCycleLR", {"total_steps": 20}, "ends after 20 steps, but the run has 100. Leave"),
+        ("OneCycleLR", {"epochs": 3, "steps_per_epoch": 30}, "ends after 90 steps, but the run"),
+        ("PolynomialLR", {}, r"is 0 after 5 of the 100 steps.*total_iters=100\."),
+        ("PolynomialLR", {"total_iters": 99}, "is 0 after 99 of the 100 steps"),
+        ("LinearLR", {"end_factor": 0}, "is 0 after 5 of the 100 steps"),
+    ],
+)
+def test_a_schedule_that_ends_before_the_run_is_refused(
+    lr_decay: str, options: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        make(total_steps=100, lr_decay=lr_decay, lr_decay_params=options)
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "options"),
+    [
+        ("OneCycleLR", {}),
+        ("OneCycleLR", {"total_steps": 100}),
+        ("OneCycleLR", {"epochs": 4, "steps_per_epoch": 30}),
+        ("PolynomialLR", {"total_iters": 100}),
+        ("LinearLR", {}),
+        ("ConstantLR", {}),
+        ("CosineAnnealingLR", {"T_max": 30}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 30}),
+        ("CyclicLR", {"base_lr": 0.1}),
+    ],
+)
+def test_a_schedule_that_fits_the_run_steps_to_its_end(
+    lr_decay: str, options: dict[str, object]
+) -> None:
+    optimizer, schedule = make(total_steps=100, lr_decay=lr_decay, lr_decay_params=options)
+    rates = []
+    for _ in range(100):
+        rates.append(rate(optimizer))
+        optimizer.step()
+        schedule.after_step()
+    # a cosine touches zero where it turns, and rises again
+    assert sum(one > 1e-3 for one in rates) >= 98
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "options"), [("OneCycleLR", {}), ("CyclicLR", {"base_lr": 0})]
+)
+def test_the_highest_rate_is_the_optimizers(lr_decay: str, options: dict[str, object]) -> None:
+    for lr in (1e-3, 1e-6):
+        optimizer, schedule = make(
+            lr=lr, total_steps=5000, lr_decay=lr_decay, lr_decay_params=options
+        )
+        rates = []
+        for _ in range(4000):
+            optimizer.step()
+            schedule.after_step()
+            rates.append(rate(optimizer))
+        assert max(rates) == pytest.approx(lr)
+
+
+def test_another_rate_scales_a_one_cycle_schedule_on_resume() -> None:
+    optimizer, schedule = make(lr=1.0, lr_decay="OneCycleLR")
+    section = TrainorSection(optimizer="SGD", optim_params={"lr": 0.5}, lr_decay="OneCycleLR")
+    for _ in range(3):
+        optimizer.step()
+        schedule.after_step()
+    other = make_optimizer(nn.Linear(2, 2), section)
+    continued = Schedule(other, section, 10, better="lower")
+    restore_optimizer(other, optimizer.state_dict(), {"lr": 1.0}, section)
+    continued.load_state_dict(schedule.state_dict())
+    for _ in range(6):
+        assert rate(other) == pytest.approx(rate(optimizer) / 2)
+        for one, of in ((schedule, optimizer), (continued, other)):
+            of.step()
+            one.after_step()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        ({"max_lr": 1.0}, {}, True),  # a run whose configuration still named both
+        ({}, {}, True),
+        ({"max_lr": 2.0}, {}, False),
+        ({"pct_start": 0.1}, {}, False),
+    ],
+)
+def test_a_schedule_is_the_same_whether_or_not_its_rate_is_named(
+    before: dict[str, float], now: dict[str, float], same: bool
+) -> None:
+    sections = [
+        asdict(
+            TrainorSection(optim_params={"lr": 1.0}, lr_decay="OneCycleLR", lr_decay_params=options)
+        )
+        for options in (before, now)
+    ]
+    assert (schedule_options(sections[0]) == schedule_options(sections[1])) is same
 
 
 def test_frozen_model_is_refused() -> None:

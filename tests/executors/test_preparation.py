@@ -7,10 +7,11 @@ import torch
 
 from tests.factories import tiny_convirt
 from tests.toys import ToyAutoencoder
-from vilmedic.config.sections import TrainorSection
+from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.preparation import (
     check_batch_size,
+    check_validation_batches,
     prepare_network,
     tell_what_batches_mean,
 )
@@ -63,3 +64,22 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match=r"trainor\.compile: torch needs a C\+\+ compiler"):
         prepare_network(tiny_convirt(), TrainorSection(compile=True), CPU)
+
+
+def test_validation_batches_of_one_have_no_contrastive_loss() -> None:
+    with pytest.raises(ConfigError, match=r"validator\.batch_size: given 1, but this model"):
+        check_validation_batches(tiny_convirt(), ValidatorSection(batch_size=1))
+    check_validation_batches(tiny_convirt(), ValidatorSection(batch_size=2))
+    check_validation_batches(ToyAutoencoder(), ValidatorSection(batch_size=1))
+
+
+def test_settings_that_this_run_cannot_use_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    text = told(caplog, tiny_convirt(forward_batch_size=17), batch_size=16)
+    assert "model.forward_batch_size=17 has no effect in training: a batch has 16" in text
+    assert "trainor.sync_bn has no effect" in told(caplog, ToyAutoencoder(), sync_bn=True)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="vilmedic"):
+        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 4)
+        assert caplog.text == ""
+        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 3)
+    assert "trainor.grad_accu=4, but an epoch has 3 batches" in caplog.text

@@ -8,7 +8,13 @@ import pytest
 
 from tests.disk import no_file_beyond
 from vilmedic.errors import ConfigError
-from vilmedic.executors.run_directory import choose_seed, git_commit, used_seeds, write_provenance
+from vilmedic.executors.run_directory import (
+    choose_seed,
+    git_commit,
+    make_run_directory,
+    used_seeds,
+    write_provenance,
+)
 
 
 def test_seeds_of_earlier_runs_are_known(tmp_path: Path) -> None:
@@ -51,3 +57,14 @@ def test_full_disk_keeps_the_configuration_of_before(
     assert caplog.text.count("could not be written") == 2
     write_provenance(config, tmp_path, 3, "cpu")
     assert len((tmp_path / "config_3.yml").read_text()) == 10_000
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    make_run_directory(tmp_path / "a" / "b")
+    make_run_directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^ckpt_dir: the folder .*file/run cannot be made: N"):
+        make_run_directory(tmp_path / "file" / "run")
+    with pytest.raises(ConfigError, match=r"^ckpt_dir: the folder /dev/null/run cannot be made"):
+        make_run_directory(Path("/dev/null/run"))

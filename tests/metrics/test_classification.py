@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from vilmedic.metrics.bootstrap import resamples
-from vilmedic.metrics.classification import report_classes, undefined
+from vilmedic.metrics.classification import report_classes, right_decisions, undefined
 
 NAMES = ("A", "B", "C")
 
@@ -70,6 +70,34 @@ def test_classes_that_cannot_be_ranked_are_named_and_left_out(
     scores[4, 2] = np.nan
     assert report(scores, targets)["auroc"] is None
     assert report(scores, targets)["excluded"] == list(NAMES)
+
+
+def test_the_accuracy_of_a_class_with_one_value_is_no_result() -> None:
+    scores, targets = made_up()
+    targets[:, 0] = False
+    right = right_decisions(scores, targets, multi_label=True)
+    found = report(scores, targets, correct=right)
+    assert found["classes"]["A"]["accuracy"] is None
+    assert found["classes"]["A"]["accuracy_interval"] is None
+    assert found["accuracy"] == pytest.approx(right[:, 1:].mean())
+    low, high = found["accuracy_interval"]
+    assert low < found["accuracy"] < high
+
+    targets[:] = [True, False, False]  # one label a sample, the same for all
+    one = report(scores, targets, correct=right_decisions(scores, targets, multi_label=False))
+    assert one["accuracy"] is None
+    assert one["accuracy_interval"] is None
+
+
+def test_decisions_that_are_ties_count_by_halves_and_shares() -> None:
+    scores = np.array([[0.5, 0.9, 0.2], [0.5 + 1e-15, 0.1, 0.8]])
+    targets = np.array([[True, True, False], [False, True, True]])
+    several = right_decisions(scores, targets, multi_label=True)
+    assert several.tolist() == [[0.5, 1.0, 1.0], [0.5, 0.0, 1.0]]
+    scores = np.array([[0.4, 0.4 + 1e-16, 0.2], [1 / 3] * 3, [0.1, np.nan, 0.9], [np.nan] * 3])
+    targets = np.eye(3, dtype=bool)[[0, 2, 1, 0]]
+    one = right_decisions(scores, targets, multi_label=False)
+    assert one.tolist() == [[0.5], [pytest.approx(1 / 3)], [0.0], [pytest.approx(1 / 3)]]
 
 
 def test_one_label_a_sample_has_one_accuracy() -> None:

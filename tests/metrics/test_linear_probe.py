@@ -106,11 +106,9 @@ def test_null_without_labels_or_finite_features() -> None:
     assert LinearProbe(features="visual")(evaluation(test, train))["auroc"] is None
 
 
-def test_refuses_unknown_features_and_fractions() -> None:
+def test_refuses_unknown_features() -> None:
     with pytest.raises(ConfigError, match=r"visual_backbon.*Did you mean 'visual_backbone'"):
         LinearProbe(features="visual_backbon").check(evaluation(make(3, 0, "test")))
-    with pytest.raises(ConfigError, match=r"fractions: given 1.5"):
-        LinearProbe(fractions=[0.1, 1.5])
 
 
 def test_a_thousand_features_take_seconds() -> None:

@@ -3,9 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression as Reference
+from torch import Tensor
 
 from tests.evaluations import random
 from vilmedic.metrics.logistic import LogisticRegression
+
+
+def objective(weight: Tensor, log_losses: Tensor, strength: float) -> float:
+    """scikit-learn's: the sum of log losses and |W|^2 / (2 C)."""
+    return float(log_losses.sum() + weight.square().sum() / (2 * strength))
 
 
 @pytest.mark.parametrize("strength", [1e-3, 1e-1])
@@ -19,16 +25,38 @@ def test_binary_tasks_agree_with_scikit_learn(strength: float) -> None:
         torch.testing.assert_close(
             ours(x)[:, column].double(), expected.double(), atol=1e-4, rtol=0
         )
+        coefficients = torch.from_numpy(theirs.coef_[0])
+        torch.testing.assert_close(ours.weight[:, column], coefficients, atol=1e-4, rtol=0)
+        assert ours.bias[column].item() == pytest.approx(theirs.intercept_[0], abs=1e-4)
+        losses = torch.where(y[:, column], ours(x)[:, column], 1 - ours(x)[:, column]).log()
+        reached = objective(ours.weight[:, column], -losses, strength)
+        least = objective(
+            coefficients, -torch.where(y[:, column], expected, 1 - expected).log(), strength
+        )
+        assert reached == pytest.approx(least, rel=1e-6)
 
 
-def test_multinomial_task_agrees_with_scikit_learn() -> None:
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("strength", [1e-3, 1e-1])
+def test_one_label_of_several_agrees_with_scikit_learn(classes: int, strength: float) -> None:
     x = random(200, 10).double()
-    target = (x @ random(10, 4, seed=1).double() + random(200, 4, seed=2)).argmax(dim=1)
-    y = torch.nn.functional.one_hot(target, 4).bool()
-    ours = LogisticRegression(x, y, strength=0.1, multi_label=False)
-    theirs = Reference(C=0.1, tol=1e-8).fit(x.numpy(), target.numpy())
+    noise = random(200, classes, seed=2)
+    target = (x @ random(10, classes, seed=1).double() + noise).argmax(dim=1)
+    y = torch.nn.functional.one_hot(target, classes).bool()
+    ours = LogisticRegression(x, y, strength=strength, multi_label=False)
+    theirs = Reference(C=strength, tol=1e-8).fit(x.numpy(), target.numpy())
     expected = torch.from_numpy(theirs.predict_proba(x.numpy()))
     torch.testing.assert_close(ours(x).double(), expected.double(), atol=1e-4, rtol=0)
+    coefficients = torch.from_numpy(theirs.coef_.T)
+    torch.testing.assert_close(ours.weight, coefficients, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        ours.bias - ours.bias.mean() * (classes > 2),
+        torch.from_numpy(theirs.intercept_ - theirs.intercept_.mean() * (classes > 2)),
+        atol=1e-4,
+        rtol=0,
+    )
+    reached = objective(ours.weight, -ours(x)[y].log(), strength)
+    assert reached == pytest.approx(objective(coefficients, -expected[y].log(), strength), rel=1e-6)
 
 
 @pytest.mark.parametrize("multi_label", [True, False])

@@ -78,3 +78,13 @@ def test_the_classifier_learns_where_something_is() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     correct = (classifier.logits(pixels[200:]) > 0) == labels[200:]
     assert correct.float().mean() > 0.9
+
+
+def test_equal_images_get_equal_logits_in_every_batch() -> None:
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (262, 1, 32, 32), generator=random, dtype=torch.uint8)
+    pixels[258:] = pixels[:4]  # behind the first 256, so in a batch of another size
+    classifier = ImageClassifier(pixels[:64], torch.rand(64, 2) > 0.5, epochs=1, seed=0)
+    logits = classifier.logits(pixels)
+    assert torch.equal(logits[258:], logits[:4])
+    assert torch.equal(classifier.logits(pixels[4:6]).argsort(dim=0), logits[4:6].argsort(dim=0))

@@ -62,3 +62,20 @@ def test_says_everything_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_prompts(path, LABELS)
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        "a: &a [x, x]\n"
+        + "\n".join(
+            f"b{n}: &b{n} [{', '.join([f'*b{n - 1}' if n else '*a'] * 9)}]" for n in range(20)
+        ),
+    ],
+)
+def test_files_that_multiply_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "prompts.yml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"not a readable YAML file: .* (nests deeper|more than)"):
+        load_prompts(str(path), ["a"])

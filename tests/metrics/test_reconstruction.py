@@ -114,8 +114,3 @@ def test_codebooks_are_not_averaged() -> None:
     run.networks.members = [tiny_vae, tiny_vae]
     with pytest.raises(ConfigError, match=r"2 checkpoints.*mode=best-1"):
         Reconstruction().check(run)
-
-
-def test_options_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match=r"collapse_share: given 2"):
-        Reconstruction(collapse_share=2)

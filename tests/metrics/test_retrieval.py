@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.evaluations import evaluation, random, split_features
+from tests.evaluations import Lines, evaluation, random, split_features
 from tests.reading import REPORTS, gloria_evaluation
 from vilmedic.errors import ConfigError
+from vilmedic.metrics import retrieval
 from vilmedic.metrics.retrieval import Retrieval, cosines, count_ahead
 
 
@@ -29,11 +31,78 @@ def test_ranks_agree_with_a_slow_reference(block_size: int) -> None:
     visual = random(50, 6)
     linguistic = visual + 1.5 * random(50, 6, seed=1)
     linguistic[10:14] = linguistic[10]
-    above, beside = count_ahead(cosines(visual, linguistic), 50, block_size=block_size)
-    expected = slow(visual, linguistic)
-    assert above.tolist() == expected[0]
-    assert beside.tolist() == expected[1]
-    assert beside[10:14].tolist() == [3, 3, 3, 3]
+    found = count_ahead(cosines(visual, linguistic), block_size=block_size)
+    for direction, pair in (
+        ("image_to_text", (visual, linguistic)),
+        ("text_to_image", (linguistic, visual)),
+    ):
+        above, beside = found[direction]
+        expected = slow(*pair)
+        assert above.tolist() == expected[0]
+        assert beside.tolist() == expected[1]
+    assert found["image_to_text"][1][10:14].tolist() == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_samples_have_the_ranks_of_the_whole_table(threads: int) -> None:
+    """More than a strip a side, and not a multiple of anything."""
+    count = 2309
+    visual = random(count, 5).round(decimals=1)
+    linguistic = (visual + random(count, 5, seed=1)).round()  # few values, so that many tie
+    table = functional.normalize(visual.double(), dim=1) @ (
+        functional.normalize(linguistic.double(), dim=1).T
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = count_ahead(cosines(visual, linguistic), block_size=4096)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for direction, similarity in (("image_to_text", table), ("text_to_image", table.T)):
+        lead = similarity - similarity.diagonal().unsqueeze(1)
+        above, beside = found[direction]
+        assert torch.equal(above, (lead > 1e-9).sum(dim=1).double())
+        assert torch.equal(beside, (lead.abs() <= 1e-9).sum(dim=1).double() - 1)
+    assert found["image_to_text"][1].max() > 100
+
+
+def test_sums_of_flags_are_larger_than_a_byte() -> None:
+    """As many as a tile may have, all of them true."""
+    rows, columns = 255, 2040
+    lead = torch.ones(rows, columns, dtype=torch.float64)
+    flags = retrieval._not_behind(lead, torch.zeros(2, rows, columns, dtype=torch.bool))
+    assert retrieval._sum_rows(flags).tolist() == [[columns] * rows] * 2
+    assert retrieval._sum_columns(flags).tolist() == [[rows] * columns] * 2
+    assert retrieval.TILE[0] <= rows
+    assert retrieval.TILE[1] <= columns
+
+
+def test_equal_reports_are_ties_in_whatever_batch_they_were_encoded() -> None:
+    visual = random(40, 8)
+    linguistic = visual + 0.1 * random(40, 8, seed=1)
+    linguistic[20:] = linguistic[:20] * (1 + 1e-6 * random(20, 8, seed=2))  # rounded otherwise
+    run = evaluation(split_features({"visual": visual, "linguistic": linguistic}))
+
+    class Repeating(Lines):
+        def describe(self, index: int) -> dict[str, Any]:
+            return {"image": [f"{index}.png"], "report": f"report {index % 20}"}
+
+    run.dataset = Repeating()
+    result = Retrieval()(run)
+    linguistic[20:] = linguistic[:20]
+    exact = evaluation(split_features({"visual": visual, "linguistic": linguistic}))
+    assert result == Retrieval()(exact)
+
+
+def test_progress_is_told_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
+    monkeypatch.setattr(retrieval, "TOLD", 0.0)
+    with caplog.at_level(logging.INFO):
+        count_ahead(cosines(random(300, 4), random(300, 4)), block_size=100)
+    assert "Retrieval: 100 of 300 queries compared" in caplog.text
 
 
 def test_numbers_are_those_of_the_ranks() -> None:
@@ -111,16 +180,14 @@ def test_words_and_regions_rank_the_candidates(
         metric.check(plain)
 
 
-def test_memory_stays_within_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_stays_within_the_blocks() -> None:
     largest = 0
-    matmul = Tensor.__matmul__
+    leads = cosines(random(100, 4), random(100, 4))
 
-    def watched(a: Tensor, b: Tensor) -> Tensor:
+    def watched(rows: slice, columns: slice, out: Tensor) -> object:
         nonlocal largest
-        product = matmul(a, b)
-        largest = max(largest, product.numel())
-        return product
+        largest = max(largest, out.numel())
+        return leads.write(rows, columns, out)
 
-    monkeypatch.setattr(Tensor, "__matmul__", watched)
-    count_ahead(cosines(random(100, 4), random(100, 4)), 100, block_size=10)
+    count_ahead(leads._replace(write=watched), block_size=10)
     assert largest == 100

@@ -217,7 +217,6 @@ def test_normalised_images_are_refused(vae: Path) -> None:
         ({"attn_types": ["axial_rwo"]}, "Did you mean 'axial_row'?"),
         ({"dim": 18}, "multiples of 4"),
         ({"dim_head": 4}, "at least 6"),
-        ({"null_cond_prob": 1.5}, "0 to 1"),
     ],
 )
 def test_what_is_not_offered_is_refused(options: dict[str, Any], words: str) -> None:

@@ -142,7 +142,6 @@ def test_codes_and_their_images_do_not_depend_on_the_precision_of_training() -> 
     [
         ({"image_size": 60, "num_layers": 3}, r"image_size: given 60.*multiple of 8.*56 or 64"),
         ({"image_size": 4, "num_layers": 3}, r"image_size: given 4.*Nearest: 8"),
-        ({"temperature": 0.0}, r"temperature: given 0"),
         ({"temperature_end": 1.5}, r"temperature_end: given 1\.5.*temperature=0\.9"),
         ({"reinmax": True}, r"reinmax.*straight_through"),
         ({"normalization": [[0.5], [0.5]]}, r"normalization: given.*two lists of 3 numbers"),

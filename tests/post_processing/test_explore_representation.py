@@ -79,8 +79,6 @@ def test_options_are_checked() -> None:
     run = evaluation(split_features({"visual": random(9, 3)}))
     with pytest.raises(ConfigError, match=r"explore_representation\.keys.*Allowed: visual"):
         ExploreRepresentation(keys=["visuel"]).check(run)
-    with pytest.raises(ConfigError, match="given 2, allowed: 3 or more"):
-        ExploreRepresentation(max_samples=2)
 
 
 def test_samples_are_drawn_once_each_in_order() -> None:
@@ -89,3 +87,10 @@ def test_samples_are_drawn_once_each_in_order() -> None:
     assert sorted(set(some.tolist())) == some.tolist()
     assert len(some) == 10
     assert sampled(100, 10, 1).tolist() != some.tolist()
+
+
+def test_labels_and_reports_hold_no_control_characters(tmp_path: Path) -> None:
+    names = ("A\x1b[31m", "B\u202e")
+    features = split_features({"visual": random(12, 4)}, torch.eye(12, 2), names=names)
+    [path] = ExploreRepresentation()(evaluation(features, out_dir=tmp_path))
+    assert content(path)["labels"] == ["A\\x1b[31m", "B\\u202e"]

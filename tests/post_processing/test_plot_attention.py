@@ -77,8 +77,6 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
     PlotAttention(samples=[4]).check(run)
     with pytest.raises(ConfigError, match=r"samples: given 5.*has 5 samples\. Allowed: 0 to 4"):
         PlotAttention(samples=[0, 5]).check(run)
-    with pytest.raises(ConfigError, match="num_samples: given 0"):
-        PlotAttention(num_samples=0)
     plain = evaluation(split_features({"visual": random(2, 3)}))
     plain.networks.members = [lambda: torch.nn.Linear(1, 1)]
     with pytest.raises(ConfigError, match="plot_attention: Linear compares no words"):

@@ -126,8 +126,6 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         PlotRepresentation(keys=["linguistics"]).check(run)
     with pytest.raises(ConfigError, match=r"no label 'E'\. Allowed: A, B, C, D"):
         PlotRepresentation(keys=["visual"], labels_keep=["A", "E"]).check(run)
-    with pytest.raises(ConfigError, match="at least 1"):
-        PlotRepresentation(keys=["visual"], max_samples_per_class=0)
     PlotRepresentation(keys=["visual"], labels_keep=["A"]).check(run)
 
 

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from data import check
+from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.config.load import load
+from vilmedic.phantom.case import draw_case
+from vilmedic.phantom.render import render
 from vilmedic.preparation.checking import Findings, check_data
 
 Check = Callable[..., Findings]
@@ -51,7 +54,7 @@ def root(tmp_path: Path) -> Path:
             Image.fromarray(pixels).save(folder / "images" / name)
         rows = {
             "image": names,
-            "report": [f"{report} {split}" for report in REPORTS[:size]],
+            "report": [f"{report} Again" for report in REPORTS[:size]],
             "label": ["Effusion", "Cardiomegaly", "No Finding", "Pneumonia", "No Finding"][:size],
             "patient": [f"{split}{number // 2}" for number in range(size)],
         }
@@ -88,7 +91,7 @@ def test_faultless_data(checked: Check) -> None:
     assert train.labels["No Finding"] == 2
     assert set(train.patients or []) == {"train0", "train1", "train2"}
     assert train.lengths is not None
-    words = [len(re.findall(r"\w+|[^\w\s]", f"{report} train")) for report in REPORTS]
+    words = [len(re.findall(r"\w+|[^\w\s]", f"{report} Again")) for report in REPORTS]
     assert train.lengths.tolist() == [count + 2 for count in words]  # and one at either end
     assert checked(most=2).splits["train"].images.looked_at == 2  # type: ignore[union-attr]
 
@@ -130,8 +133,9 @@ def test_skipped_images_are_warnings_while_they_are_few(checked: Check, root: Pa
     findings = checked("dataset.image.on_error=skip")
     assert findings.errors == []
     assert any("1 missing image" in text for text in findings.warnings)
-    assert any("200 images stand on more than one line" in text for text in findings.warnings)
-    assert any("of the reports nearly repeat another" in text for text in findings.warnings)
+    assert any("200 images: " in text for text in findings.advice)
+    assert any("of the reports nearly repeat another" in text for text in findings.advice)
+    assert len(findings.named["train: 200 images on more than one line"]) == 200
     assert any("missing image" in error for error in checked().errors)
 
 
@@ -139,10 +143,53 @@ def test_warnings(checked: Check, root: Path) -> None:
     Image.new("L", (30, 30), 9).save(root / "images" / "train_2.png")
     change(root / "test.label.tok", 2, "Hernia")
     change(root / "train.report.tok", 1, "word " * 40)
-    warnings = checked().warnings
+    findings = checked()
+    warnings = findings.warnings
     assert any("train: 1 blank image: " in text for text in warnings)
-    assert any("test: 1 label: Hernia not in train" in text for text in warnings)
+    assert any("test: 1 label: Hernia not in train" in text for text in findings.advice)
     assert any("20.0% of the reports are longer than tokenizer_max_len=20" in t for t in warnings)
+    assert any(
+        text.endswith("are cut: 1 line: " + f"{root}/train.report.tok:1.") for text in warnings
+    )
+
+
+def test_letters_that_cleaning_drops(checked: Check, root: Path) -> None:
+    for line in range(1, 6):
+        text = f"Neumotórax pequeño número {line} en el pulmón."
+        change(root / "train.report.tok", line, text)
+    for split in ("validate", "test"):
+        for line in range(1, 4):
+            change(root / f"{split}.report.tok", line, "Neumotórax pequeño en el pulmón.")
+    findings = checked("dataset.seq.processing=gloria_clean_report_chexpert")
+    assert len(findings.warnings) == 3
+    assert (
+        "train: processing=gloria_clean_report_chexpert drops 20 letters that it never keeps, most "
+        "often ó (10), ñ (5), ú (5);" in findings.warnings[0]
+    )
+    train = findings.splits["train"].lost
+    assert train is not None
+    assert train.share == pytest.approx(20 / 165)  # 4 of 33 in each
+    assert checked("dataset.seq.processing=multilingual_clean_report").warnings == []
+
+
+def test_unknown_words(checked: Check, root: Path) -> None:
+    change(root / "validate.report.tok", 2, "Widened mediastinum, unfolded aorta.")
+    findings = checked()
+    [warning] = findings.warnings
+    # 4 of the words of validation: 13 of the first report, 4 of this one and 13 of the third
+    assert warning.startswith("validate: 13.3% of the words are unknown to the tokenizer")
+    assert "aorta (1)" in warning
+    assert warning.endswith("validate.report.tok:2.")
+
+
+def test_reports_that_were_spoilt_before(checked: Check, root: Path) -> None:
+    change(root / "train.report.tok", 1, "NeumotÃ³rax in the left lung as on the first film.")
+    change(root / "train.report.tok", 2, "Heart \x1b[31mis enlarged and both lungs are clear.")
+    change(root / "train.report.tok", 3, "Fever of 37\ufffd and no consolidation, no effusion.")
+    misread, control = checked().warnings[:2]
+    assert "train: 2 misread reports: " in misread
+    assert "train.report.tok:3, with signs of a wrong character set" in misread
+    assert "train.report.tok:2, with control characters." in control
 
 
 def test_patients_are_known_from_the_paths_of_mimic(checked: Check, root: Path) -> None:
@@ -215,5 +262,143 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "error: test: 1 missing image" in capsys.readouterr().out
     assert (tmp_path / "out" / "data_check.json").is_file()
 
+    for path in (root / "images").glob("*_*.png"):
+        Image.new("L", (30, 30), 9).save(path)
+    change(root / "train.label.tok", 1, "\x1b[2JEffusion")
+    assert check.main([config, "--out", str(tmp_path / "out"), "dataset.image.on_error=skip"]) == 1
+    shown = capsys.readouterr().out
+    assert "label \\x1b[2JEffusion" in shown
+    assert "\x1b" not in shown
+
     assert check.main([config, "dataset.image.croop=3"]) == 2
     assert "dataset.image.croop" in capsys.readouterr().err
+
+
+def test_any_warning_changes_the_status_and_advice_does_not(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(root / "config.yml"), "--out", str(tmp_path / "out")]
+    change(root / "test.label.tok", 2, "Hernia")
+    assert check.main(command) == 0
+    assert "advice: test: 1 label: Hernia not in train." in capsys.readouterr().out
+    assert check.main([*command, "--images", "2"]) == 0
+    assert "advice: train: 2 of 5 images were decoded" in capsys.readouterr().out
+    for kind in ("image", "report", "label", "patient"):
+        path = root / f"train.{kind}.tok"
+        path.write_text(path.read_text() * 2)
+    names = [f"train_{number}.png" for number in range(10)]
+    for name in names:
+        Image.new("L", (30, 30), 9).save(root / "images" / name)
+    (root / "train.image.tok").write_text("\n".join(names) + "\n")
+    assert check.main(command) == 1
+    shown = capsys.readouterr().out
+    assert "warning: train: 10 blank images: " in shown
+    assert "train_4.png and 5 more, all pixels of one value." in shown
+    lists = tmp_path / "out" / "data_check.txt"
+    assert f"all of what is more than 5: {lists}" in shown
+    heading = lists.read_text().splitlines().index("train: 10 blank images")
+    listed = lists.read_text().splitlines()[heading + 1 : heading + 11]
+    assert [line.rpartition("/")[-1] for line in listed] == names
+
+
+def test_one_image_under_two_names_in_two_splits(checked: Check, root: Path) -> None:
+    """By what it shows: also when a file was written again in another format."""
+    images = root / "images"
+    (images / "test_0.png").write_bytes((images / "train_3.png").read_bytes())
+    with Image.open(images / "validate_1.png") as image:
+        image.save(images / "test_1.bmp")
+    change(root / "test.image.tok", 2, "test_1.bmp")
+    errors = checked().errors
+    assert errors == [
+        f"train and test: 1 image: {images / 'train_3.png'} = {images / 'test_0.png'} in both, "
+        "under names of their own.",
+        f"validate and test: 1 image: {images / 'validate_1.png'} = {images / 'test_1.bmp'} in "
+        "both, under names of their own.",
+    ]
+    Image.new("L", (30, 30), 9).save(images / "train_0.png")  # two blank images are no leak
+    Image.new("L", (30, 30), 9).save(images / "test_2.png")
+    assert len(checked().errors) == 2
+
+
+def test_one_patient_in_two_ways_of_writing(checked: Check, root: Path) -> None:
+    change(root / "train.patient.tok", 1, "12")
+    change(root / "test.patient.tok", 2, "12.0")
+    change(root / "validate.patient.tok", 2, "1.2")
+    assert checked().errors == ["train and test: 1 patient: 12 (also 12.0) in both."]
+
+
+def phantoms(root: Path, count: int) -> None:
+    """Radiographs instead of noise, on `count` lines of training."""
+    names = [f"x{number}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        pixels = render(draw_case(0, "train", number), 64).pixels
+        Image.fromarray(pixels).save(root / "images" / name)
+    (root / "train.image.tok").write_text("".join(f"{name}\n" for name in names))
+    for kind in ("report", "label"):
+        lines = (root / f"train.{kind}.tok").read_text().splitlines()
+        texts = [f"{lines[number % len(lines)]} {number}" for number in range(count)]
+        (root / f"train.{kind}.tok").write_text("".join(f"{text}\n" for text in texts))
+    patients = "".join(f"train{number}\n" for number in range(count))
+    (root / "train.patient.tok").write_text(patients)
+
+
+def test_implausible_images_are_named(checked: Check, root: Path) -> None:
+    phantoms(root, 24)
+    images = root / "images"
+    assert not any("image" in text for text in checked().warnings)
+
+    def changed(number: int, change: Callable[[np.ndarray], object]) -> None:
+        pixels = np.array(Image.open(images / f"x{number}.png"))
+        Image.fromarray(np.asarray(change(pixels), np.uint8)).save(images / f"x{number}.png")
+
+    changed(1, lambda pixels: pixels // 20)
+    changed(2, lambda pixels: 255 - pixels // 20)
+    changed(3, lambda pixels: 255 - pixels)
+    changed(4, lambda pixels: np.concatenate([pixels[:40], np.full((24, 64), 128)]))
+    changed(5, lambda pixels: np.where(np.arange(4096).reshape(64, 64) == 99, 255, pixels // 20))
+    make_dicom(images / "x6.dcm", np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    lut = table(list(range(4096)), 0, 16)
+    make_dicom(
+        images / "x6.dcm", np.arange(4096, dtype=np.uint16).reshape(64, 64), VOILUTSequence=[lut]
+    )
+    change(root / "train.image.tok", 7, "x6.dcm")
+    findings = checked()
+    for number, expected in (
+        (1, "near-black"),
+        (2, "near-white"),
+        (3, "a negative of what most images look like"),
+        (4, "torn or empty rows"),
+        (5, "flattened by single pixels"),
+        (6, "its VOI table states 16 bits and holds 12"),
+    ):
+        told = findings.advice if number == 6 else findings.warnings
+        [warning] = [text for text in told if expected in text]
+        assert re.search(rf"train: 1 .*train\.image\.tok:{number + 1}: \S+x{number}\.", warning)
+
+
+def test_damaged_jpeg_is_an_error(checked: Check, root: Path) -> None:
+    pixels = render(draw_case(0, "train", 0), 256).pixels
+    Image.fromarray(pixels).save(root / "images" / "a.jpg", quality=95)
+    content = (root / "images" / "a.jpg").read_bytes()
+    middle = len(content) // 2
+    damaged = content[:middle] + bytes(300) + content[middle + 300 :]
+    (root / "images" / "a.jpg").write_bytes(damaged)
+    change(root / "train.image.tok", 2, "a.jpg")
+    [error] = checked().errors
+    assert re.search(r"train: 1 unreadable image: \S+tok:2: \S+a\.jpg cannot be decoded", error)
+
+
+def test_samples_with_their_reports(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(root / "config.yml")
+    assert check.main([config, "--out", str(tmp_path)]) == 0
+    assert f"Images with their reports: {tmp_path / 'data_samples.png'}" in capsys.readouterr().out
+    with Image.open(tmp_path / "data_samples.png") as page:
+        assert min(page.size) > 600
+    facts = check_data(load(config, ())).splits["train"]
+    assert facts.images is not None
+    assert [sample.line for sample in facts.images.samples] == [0, 1, 2, 3, 4]
+    first = np.asarray(Image.open(root / "images" / "train_0.png"))
+    assert np.array_equal(facts.images.samples[0].pixels, first)
+    assert facts.texts[0].startswith("Small left pleural effusion")

@@ -145,3 +145,49 @@ def test_views(raw: Path, tmp_path: Path) -> None:
     root = run(raw, tmp_path / "out", "--view", "all", "--keep-5x200")
     names = lines(root / "train.image.tok") + lines(root / "validate.image.tok")
     assert len(names) == len(training())
+
+
+@pytest.mark.parametrize("mark", ["NA", "nan", "None", " "])
+@pytest.mark.parametrize("options", [["--five-by-200", "--each", "20"], ["--each", "20"]])
+def test_marks_of_missing_labels_are_blanks(
+    raw: Path, tmp_path: Path, mark: str, options: list[str]
+) -> None:
+    """As programs write them that read a blank cell and write it again."""
+    wanted = run(raw, tmp_path / "blank", *options)
+    for name in ("train.csv", "valid.csv"):
+        header, *rows = [line.split(",") for line in lines(raw / name)]
+        write_csv(raw / name, header, [[cell or mark for cell in row] for row in rows])
+    root = run(raw, tmp_path / "marked", *options)
+    for path in sorted(wanted.glob("*.tok")):
+        assert (root / path.name).read_bytes() == path.read_bytes()
+    card = json.loads((root / "data_card.json").read_text())
+    blank = sum(row[HEADER.index("Pneumonia")] == "" for row in training())
+    assert card["missing"]["Pneumonia"] == blank + (0 if "--five-by-200" in options else 10)
+    assert "AP/PA" not in card["missing"]  # which is not read
+
+
+def test_a_label_that_is_none_is_told_with_its_line(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = training()
+    rows[6][HEADER.index("Edema")] = "yes"
+    write_csv(raw / "train.csv", HEADER, rows)
+    for options in (["--five-by-200", "--each", "20"], ["--each", "20"]):
+        run(raw, tmp_path / "out", *options, status=2)
+        shown = capsys.readouterr().err
+        assert f"{raw / 'train.csv'}:8: Edema: 'yes' is no label value" in shown
+    rows[6][0] = "unknown.jpg"
+    write_csv(raw / "train.csv", HEADER, rows)
+    run(raw, tmp_path / "out", status=2)
+    assert f"{raw / 'train.csv'}:8: the path 'unknown.jpg' names no patient" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_is_left_out_is_named(raw: Path, tmp_path: Path) -> None:
+    root = run(raw, tmp_path / "out", "--each", "20", "--uncertain", "drop")
+    dropped = json.loads((root / "data_card.json").read_text())["dropped"]
+    table = [line.split("\t") for line in lines(root / "left_out.tsv")[1:]]
+    assert Counter(reason for _, reason, _ in table) == dropped
+    row = ["train/patient09000/study1/view1_frontal.jpg", "images with uncertain labels"]
+    assert [*row, "train.csv:202"] in table

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import tarfile
@@ -251,3 +252,28 @@ def test_the_published_reports(tmp_path: Path) -> None:
     assert len(every(findings, "findings.tok")) == 3425 - 88
     assert len(every(impression, "impression.tok")) == 3921 - 88 - 13
     assert all(name.endswith(".png") for name in every(root, "image.tok"))
+
+
+def test_missing_values_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tables(tmp_path)
+    path = tmp_path / "indiana_reports.csv"
+    header, *rows = list(csv.reader(path.read_text().splitlines()))
+    rows[1][2] = "normal;NA"
+    rows[2][2] = "nan"
+    rows[3][6:8] = ["NaN", "None"]
+    rows = [[f"{row[0]}.0", *row[1:]] for row in rows]
+    write_csv(path, header, rows)
+    root = run(path, tmp_path / "out")
+    card = json.loads((root / "data_card.json").read_text())
+    assert card["dropped"] == {"reports without findings or impression": 1}
+    assert lines(root / "left_out.tsv")[1].split("\t") == [
+        "report 4",
+        "reports without findings or impression",
+        "indiana_reports.csv:5",
+    ]
+    assert set(every(root, "label.tok")) == {"normal", "No Indexing"}
+    assert card["missing"] == {"Problems": 1, "findings": 1, "impression": 1}
+    rows[5][0] = "NA"
+    write_csv(path, header, rows)
+    run(path, tmp_path / "other", status=2)
+    assert f"{path}:7 has no uid." in capsys.readouterr().err

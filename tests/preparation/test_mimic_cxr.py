@@ -287,3 +287,76 @@ def test_missing_files_are_explained(
     (raw / "mimic-cxr-2.0.0-split.csv.gz").rename(raw / "mimic-cxr-2.0.0-splits.csv")
     run(raw, tmp_path / "out", status=2)
     assert "Did you mean 'mimic-cxr-2.0.0-splits.csv'?" in capsys.readouterr().err
+
+
+def test_reports_of_other_character_sets(raw: Path, tmp_path: Path) -> None:
+    made = make_mimic()
+    write_mimic(raw, made)
+    names = sorted(made.reports)[:3]
+    folder = tmp_path / "files"
+    for name, text in made.reports.items():
+        content = text.encode()
+        if name == names[0]:
+            content = text.replace("FINDINGS:", "FINDINGS: The patient’s heart – 37 °C –").encode(
+                "cp1252"
+            )
+        elif name == names[1]:
+            content = ("FINDINGS: " + "两肺纹理清晰，心影不大。" * 3).encode("gb18030")
+        elif name == names[2]:
+            content = ("﻿" + text).encode("utf-16-le")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    root = tmp_path / "out"
+    arguments = ["--reports", str(folder), "--tables", str(raw), "--root", str(root)]
+    assert main([*arguments, "--workers", "1"]) == 0
+    reports = [text for split in SPLITS for text in lines(root / f"{split}.report.tok")]
+    assert sum("The patient’s heart – 37 °C –" in text for text in reports) == 1
+    assert not any("\ufffd" in text or "\0" in text for text in reports)
+    card = card_of(root)
+    assert card["notes"]["files of reports read as cp1252"] == [names[0]]
+    assert card["dropped"]["studies whose report is neither UTF-8 nor cp1252 text"] == 1
+
+
+@pytest.mark.parametrize("mark", ["NA", "nan", "None"])
+def test_tables_that_a_program_wrote_again(raw: Path, tmp_path: Path, mark: str) -> None:
+    """Missing values have a mark, and ids became floating-point numbers."""
+    wanted = run(raw, tmp_path / "first", "--uncertain", "mixed")
+    made = make_mimic()
+    for row in made.chexpert:
+        row[1] = f"{row[1]}.0"
+    made.chexpert = [[cell or mark for cell in row] for row in made.chexpert]
+    made.split = [[row[0], f"{row[1]}.0", f"{row[2]}.0", row[3]] for row in made.split]
+    write_mimic(tmp_path / "again", made)
+    root = run(tmp_path / "again", tmp_path / "second", "--uncertain", "mixed")
+    for path in sorted(wanted.glob("*.tok")):
+        assert (root / path.name).read_bytes() == path.read_bytes()
+    assert card_of(root)["missing"] == card_of(wanted)["missing"]
+
+
+def test_what_is_left_out_is_named_and_errors_have_lines(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = make_mimic()
+    made.split[2][2] = "NaN"
+    with_pa = {row[2] for row in made.metadata if row[4] == "PA"}
+    patient, study = next(row[:2] for row in made.chexpert[4:] if row[1] in with_pa)
+    del made.reports[f"p{patient[:2]}/p{patient}/s{study}.txt"]
+    write_mimic(tmp_path / "raw2", made, compressed=False)
+    root = run(tmp_path / "raw2", tmp_path / "out", "--views", "PA")
+    table = [line.split("\t") for line in lines(root / "left_out.tsv")[1:]]
+    assert Counter(reason for _, reason, _ in table) == card_of(root)["dropped"]
+    assert [made.split[2][0], "rows without a patient, study, split or image"] == table[0][:2]
+    assert table[0][2] == "mimic-cxr-2.0.0-split.csv:4"
+    others = [row[0] for row in made.metadata if row[4] != "PA" and row[0] != made.split[2][0]]
+    assert card_of(root)["dropped"]["images of other views"] == len(others)
+    name = f"files/p{patient[:2]}/p{patient}/s{study}.txt"
+    assert [name, "studies without a report file", ""] in table
+    made.chexpert[1][3] = "2"
+    write_mimic(tmp_path / "raw3", made, compressed=False)
+    run(tmp_path / "raw3", tmp_path / "out3", status=2)
+    assert "mimic-cxr-2.0.0-chexpert.csv:3: study " in capsys.readouterr().err
+    made.split[7][3] = "dev"
+    made.chexpert[1][3] = ""
+    write_mimic(tmp_path / "raw4", made, compressed=False)
+    run(tmp_path / "raw4", tmp_path / "out4", status=2)
+    assert "mimic-cxr-2.0.0-split.csv:9: study " in capsys.readouterr().err

@@ -131,3 +131,22 @@ def test_a_table_of_another_release(tmp_path: Path, capsys: pytest.CaptureFixtur
     table = write_csv(tmp_path / "table.csv", header, many())
     run(table, tmp_path / "out", status=2)
     assert "has no column 'ImageID'" in capsys.readouterr().err
+
+
+def test_missing_values_and_copies(tmp_path: Path) -> None:
+    rows = many()
+    for number, mark in ((0, "NaN"), (3, "NA"), (6, "None")):
+        rows[number][HEADER.index(("PatientID", "Report", "Labels")[number // 3])] = mark
+    table = write_csv(tmp_path / "table.csv", HEADER, rows)
+    write_images(tmp_path / "images", [row[1] for row in rows])
+    for number in range(10, 40, 6):  # an image of the next patient is the same
+        copy = tmp_path / "images" / rows[number + 2][1]
+        copy.write_bytes((tmp_path / "images" / rows[number][1]).read_bytes())
+    root = run(table, tmp_path / "out", "--images", str(tmp_path / "images"))
+    card = json.loads((root / "data_card.json").read_text())
+    assert card["missing"] == {"PatientID": 1, "Report": 1, "Labels": 1}
+    assert sum(card["dropped"].values()) == 3
+    assert len(card["notes"]["images of the same content as another one"]) == 5
+    splits = [set(lines(root / f"{s}.patient.tok")) for s in ("train", "validate", "test")]
+    for number in range(3, 13, 2):
+        assert sum({f"patient{number}", f"patient{number + 1}"} <= names for names in splits) == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import resize
-from tests.datasets.dicom_files import make_dicom
+from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.errors import DataError
 from vilmedic.preparation.resize_tree import resize_tree
 
@@ -125,15 +126,85 @@ def test_a_folder_that_cannot_be_listed(
     assert found.unreadable == {str(folder): f"{folder} cannot be read: Permission denied."}
 
 
+def test_images_that_would_get_one_name_do_not_stop_the_others(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "p10" / "a.png").write_bytes((source / "p10" / "b.PNG").read_bytes())
+    target = tmp_path / "small"
+    assert resize.main([str(source), str(target), "--size", "30"]) == 1
+    assert not (target / "p10" / "a.jpg").exists()
+    assert all((target / "p10" / name).is_file() for name in ("b.jpg", "s1/c.jpg"))
+    listed = dict(line.split("\t") for line in (target / "unreadable.txt").read_text().splitlines())
+    assert list(listed) == [str(source / "p10" / "a.jpg"), str(source / "p10" / "a.png")]
+    assert listed[str(source / "p10" / "a.png")].endswith(
+        f"would be written to a.jpg, as would {source / 'p10' / 'a.jpg'}. Rename one of them."
+    )
+    assert "unreadable.txt" in capsys.readouterr().err
+
+
+def test_files_that_are_no_images_are_listed(source: Path, tmp_path: Path) -> None:
+    """`report.pdf` has a name that Pillow writes, and macOS keeps `._x.jpg` beside `x.jpg`."""
+    (source / "report.pdf").write_bytes(b"%PDF-1.4")
+    (source / "p10" / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2")
+    (source / "p10" / "s1" / "._c.dcm").write_bytes(b"\0\5\x16\7\0\2")
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert (found.written, found.unreadable) == (4, {})
+    assert dict(found.other) == {".pdf": 1, ".txt": 1, "._*": 2}
+    listed = (tmp_path / "small" / "left_out.txt").read_text().splitlines()
+    assert {line.split("\t")[0] for line in listed} == {
+        str(source / name)
+        for name in ("report.pdf", "p10/._a.jpg", "p10/report.txt", "p10/s1/._c.dcm")
+    }
+    assert all(line.split("\t")[1] for line in listed)
+
+
 def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="lies within"):
         resize_tree(source, source / "small", 30)
-    (source / "p10" / "a.png").write_bytes((source / "p10" / "b.PNG").read_bytes())
-    with pytest.raises(DataError, match=r"1 pair: \S+a\.jpg and \S+a\.png"):
-        resize_tree(source, tmp_path / "small", 30)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("x")
     with pytest.raises(DataError, match=r"holds no images, but 1 \.txt"):
         resize_tree(tmp_path / "texts", tmp_path / "small", 30)
     assert resize.main([str(tmp_path / "nowhere"), str(tmp_path / "small")]) == 2
     assert "There is no folder" in capsys.readouterr().err
+
+
+def test_damaged_and_special_files_are_named(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    Image.fromarray(noise).save(source / "damaged.jpg", quality=90)
+    content = (source / "damaged.jpg").read_bytes()
+    (source / "damaged.jpg").write_bytes(content[:9000] + bytes(400) + content[9400:])
+    os.mkfifo(source / "pipe.jpg")
+    os.mkfifo(source / "IM0001")
+    Image.fromarray(noise).resize((1, 66000)).save(source / "long.png")
+    assert resize.main([str(source), str(tmp_path / "small"), "--max-pixels", "66000"]) == 1
+    capsys.readouterr()
+    listed = (tmp_path / "small" / "unreadable.txt").read_text().splitlines()
+    reasons = {Path(line.split("\t")[0]).name: line for line in listed}
+    assert sorted(reasons) == ["IM0001", "damaged.jpg", "long.png", "pipe.jpg"]
+    assert "it is a named pipe, not a file" in reasons["pipe.jpg"]
+    assert "too long for JPEG, 66000 pixels" in reasons["long.png"]
+    assert resize.main([str(source), str(tmp_path / "tiny"), "--max-pixels", "1000"]) == 1
+    assert "60 x 80 pixels, more than max_pixels=1000" in capsys.readouterr().err
+
+
+def test_what_contradicts_its_header_is_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    lut = table(list(range(4096)), 0, 16)
+    make_dicom(source / "x.dcm", values, VOILUTSequence=[lut])
+    assert resize.main([str(source), str(tmp_path / "small"), "--format", "png"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"shown by what it holds: \S+x\.dcm: its VOI table states 16 bits", shown)
+    assert np.asarray(Image.open(tmp_path / "small" / "x.png")).max() == 255
+
+
+def test_other_formats_are_left_out_by_kind(source: Path, tmp_path: Path) -> None:
+    for name in ("a.gif", "b.pdf", "c.eps"):
+        (source / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert dict(found.other) == {".txt": 1, ".gif": 1, ".pdf": 1, ".eps": 1}
+    assert found.unreadable == {}

@@ -171,3 +171,47 @@ def test_what_is_trained_on() -> None:
     assert choose_text(Sections(rest="Text."), "both") == "Text."
     assert choose_text(Sections(rest="Text."), "both", unheaded=False) == ""
     assert choose_text(Sections(rest="Text."), "findings") == ""
+
+
+def test_a_sentence_that_denies_findings_is_no_heading() -> None:
+    text = " FINDINGS: The heart is normal.\n NO ACUTE FINDINGS: lungs are clear.\n"
+    assert find_sections(text).findings == (
+        "The heart is normal. NO ACUTE FINDINGS: lungs are clear."
+    )
+    alone = "NO ACUTE FINDINGS: lungs are clear on both sides.\n"
+    assert find_sections(alone) == Sections(rest=alone.strip())
+    number = " FINDINGS: Clear lungs.\n ACCESSION NO: 12\n"
+    assert find_sections(number).findings == "Clear lungs. ACCESSION NO: 12"
+
+
+def test_a_date_does_not_end_the_findings() -> None:
+    text = " FINDINGS: Compared with the film of\n DATE: ___, the effusion is smaller.\n"
+    text += " IMPRESSION: Better.\n"
+    assert find_sections(text) == Sections(
+        "Compared with the film of DATE: ___, the effusion is smaller.", "Better."
+    )
+
+
+def test_a_summary_after_the_end_of_the_impression_does_not_win() -> None:
+    text = " IMPRESSION: Small effusion.\n END OF IMPRESSION:\n SUMMARY: Told by telephone.\n"
+    assert find_sections(text) == Sections("", "Small effusion.")
+    again = text + " IMPRESSION: Large effusion.\n"
+    assert find_sections(again) == Sections("", "Large effusion.")
+    alone = " END OF IMPRESSION\n SUMMARY: Small effusion.\n"
+    assert find_sections(alone) == Sections("", "Small effusion.")
+
+
+@pytest.mark.parametrize(
+    "line", ["A:\n", "FINDINGS:\n", "FINDINGS ;", "-----x\n", "\n \n", ": ", "IMPRESSION ", "\t"]
+)
+def test_a_report_of_a_megabyte_is_read_in_one_pass(line: str) -> None:
+    text = "IMPRESSION: Clear lungs.\n EXAM: chest\n" + line * (2**20 // len(line))
+    assert find_sections(text).impression == "Clear lungs."
+
+
+def test_many_different_names_before_colons() -> None:
+    names = "".join(f"N{number:06} ABCDEFG:\n" for number in range(70_000))
+    text = f" FINDINGS: Clear lungs.\n{names} IMPRESSION: Normal.\n IMPRESSOIN: Not one any more.\n"
+    found = find_sections(text)
+    assert found.findings.startswith("Clear lungs. N000000 ABCDEFG:")
+    assert found.impression == "Normal. IMPRESSOIN: Not one any more."

@@ -5,12 +5,16 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data import make_shards
+from tests.datasets.dicom_files import make_dicom
+from vilmedic.datasets.image import ImageDataset
 from vilmedic.errors import DataError
 from vilmedic.preparation.shards import write_shards
 
@@ -156,3 +160,41 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "train: 5 lines with 6 images in 3 shards" in capsys.readouterr().out
     assert make_shards.main([str(tmp_path / "no"), target]) == 2
     assert "make_shards: " in capsys.readouterr().err
+
+
+def test_names_without_a_suffix_get_one_by_the_content(tmp_path: Path) -> None:
+    """webdataset tells the files of a sample apart by what follows the first dot."""
+    webdataset = pytest.importorskip("webdataset")
+    root, images = tmp_path / "set", tmp_path / "images"
+    root.mkdir()
+    images.mkdir()
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    names = ["1.2.840.113619.2.7", "IM000012", "scan.2019", "14", "15.", "photo"]
+    for name in names[:2]:
+        make_dicom(images / name, pixels)
+    for name, form in zip(names[2:], ["PNG", "PNG", "PNG", "JPEG"], strict=True):
+        Image.fromarray(pixels).save(images / name, form)
+    (root / "train.image.tok").write_text("".join(f"{name}\n" for name in names))
+    write_shards(root, tmp_path / "out", image_path=images)
+    samples = list(
+        webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False)
+    )
+    found = [sorted(key for key in sample if not key.startswith("__")) for sample in samples]
+    suffixes = ["dcm", "dcm", "png", "png", "png", "jpg"]
+    assert found == [sorted([suffix, "json"]) for suffix in suffixes]
+    for sample, name, suffix in zip(samples, names, suffixes, strict=True):
+        assert sample[suffix] == (images / name).read_bytes()
+    given: dict[str, Any] = {"split": "train", "training": False, "seed": 0}
+    both = [
+        ImageDataset(root=str(folder), image_path=path, resize=None, crop=None, **given)
+        for folder, path in ((root, str(images)), (tmp_path / "out", None))
+    ]
+    for line in range(len(names)):
+        assert torch.equal(both[0].images(line)[0], both[1].images(line)[0])
+
+
+def test_a_file_that_is_no_image_is_refused(root: Path, tmp_path: Path) -> None:
+    (root / "images" / "12").write_text("words")
+    (root / "test.image.tok").write_text("12\n0.png\n")
+    with pytest.raises(DataError, match=r"12 has neither the name nor the content of an image"):
+        write_shards(root, tmp_path / "out", ext="")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.report.runs import EVIL, results, write_curves, write_explorer, write_run
 from vilmedic import cli
@@ -63,6 +65,21 @@ def test_the_page_shows_the_explorer_of_the_newest_evaluation(tmp_path: Path) ->
     assert "data-explorer-1" not in (run_dir / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("better", "best"), [("lower", "0.250"), ("higher", "4.000")])
+def test_the_best_score_of_a_plugin_goes_by_what_the_run_stored(
+    tmp_path: Path, better: str, best: str
+) -> None:
+    (tmp_path / "config_1.yml").write_text("trainor: {early_stop_metric: validation_fid}")
+    scores = [{"seed": 1, "step": n, "validation_fid": v} for n, v in enumerate((4, 0.25, 2))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scores))
+    assert "best score" not in outline(write_report(tmp_path)).text
+    state = {"model": {"w": torch.ones(1)}, "metric": "validation_fid", "better": better}
+    torch.save(state, tmp_path / "last_1.pth")
+    page = outline(write_report(tmp_path)).text
+    assert "best score" in page
+    assert best in page[page.index("best score") :][:60]
+
+
 def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path))
     text = path.read_text()
@@ -71,6 +88,15 @@ def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
     assert "<img src=x" not in text
     assert "alert(1)</script>" not in text
     assert not [a for t, a in outline(path).tags if "onerror" in a]
+
+
+def test_control_characters_are_written_out(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path)
+    for path in run_dir.glob("results_*.json"):
+        path.write_text(path.read_text().replace('"Mass"', '"Mass\\u001b[2J\\u009b"'))
+    text = write_report(run_dir).read_text()
+    assert "Mass\\x1b[2J\\x9b" in text
+    assert not {"\x1b", "\x9b"} & set(text)
 
 
 def test_parts_without_content_are_left_out(tmp_path: Path) -> None:

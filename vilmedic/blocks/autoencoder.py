@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from vilmedic.errors import ConfigError
@@ -66,7 +68,7 @@ class PixelScale:
         ConfigError: there are too few numbers, or a standard deviation is not positive.
     """
 
-    def __init__(self, given: list[list[float]] | None, channels: int) -> None:
+    def __init__(self, given: Sequence[list[float]] | None, channels: int) -> None:
         self.mean_and_std = None
         if given is None:
             return

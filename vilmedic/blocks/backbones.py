@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.pretrained import load_config, load_model
+from vilmedic.blocks.pretrained import Filled, load_config, load_model
 from vilmedic.errors import ConfigError, nearest
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
@@ -23,19 +23,24 @@ class Removed(nn.Identity):
     """Stands where a layer was that lies behind the last one kept."""
 
 
-def load_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Module:
+def load_backbone(
+    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None = None
+) -> nn.Module:
     """A backbone that ends at a layer.
 
     Args:
         name: a classification network of torchvision, a hub name or a local folder.
         output_layer: the last layer kept.
         pretrained: published weights, random ones, or those of a file.
+        filled: given when a checkpoint fills the weights afterwards.
 
     Raises:
         ConfigError: if the backbone, the layer or the weights cannot be had.
     """
-    if "/" in name or Path(name).is_dir():
-        return _hub_backbone(name, output_layer, pretrained)
+    if filled is not None:
+        pretrained = False
+    if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
+        return _hub_backbone(name, output_layer, pretrained, filled)
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(
@@ -49,6 +54,19 @@ def load_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Mo
             setattr(network, auxiliary, None)
     _cut(network, output_layer)
     return network
+
+
+def image_size(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width that a model of transformers was made for; None where none is stated."""
+    size = (
+        getattr(network.config, "image_size", None)
+        if isinstance(network, PreTrainedModel)
+        else None
+    )
+    if not size:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
 
 
 @contextmanager
@@ -226,13 +244,15 @@ def _load_file(network: nn.Module, path: str, head: str) -> None:
     network.load_state_dict(given, strict=False)
 
 
-def _hub_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Module:
+def _hub_backbone(
+    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None
+) -> nn.Module:
     if output_layer not in HUB_OUTPUTS:
         raise ConfigError(
             f"model.cnn.output_layer: '{output_layer}' is not an output of a transformers model. "
             f"Allowed: {', '.join(HUB_OUTPUTS)}.{nearest(output_layer, HUB_OUTPUTS)}"
         )
-    config = load_config("model.cnn.backbone", name, {})
+    config = load_config("model.cnn.backbone", name, {}, filled)
     network = load_model(
         "model.cnn.backbone",
         name,

@@ -3,35 +3,78 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
+from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
+DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
-def load_config(key: str, name: str, settings: dict[str, Any]) -> PretrainedConfig:
+@dataclass(frozen=True)
+class Filled:
+    """That a checkpoint fills the weights of a model, so that published ones are not looked for.
+
+    Args:
+        networks: the transformers configuration of each network of transformers in it, by the
+            network's name in the model, as `network_configs` gave them; folders and the hub are
+            then not asked.
+    """
+
+    networks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def config_of(self, part: str) -> dict[str, Any] | None:
+        """The configuration of the network in a part of the model, such as `encoder`."""
+        found = [one for name, one in self.networks.items() if name.split(".")[0] == part]
+        return found[0] if found else None
+
+
+def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The configuration of each network of transformers in a model, by name, as plain values."""
+    found = {
+        name: module.config.to_dict()
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+    }
+    outer = {n: c for n, c in found.items() if not any(n.startswith(f"{o}.") for o in found)}
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(outer, default=str))
+    return plain
+
+
+def load_config(
+    key: str, name: str, settings: dict[str, Any], filled: Filled | None = None
+) -> PretrainedConfig:
     """The configuration of a published model, with some of its fields changed.
+
+    Python that comes with a model is never executed.
 
     Args:
         key: the configuration key that holds the name, for messages.
         name: a local folder or a hub name.
         settings: fields to change.
+        filled: what a checkpoint knows of its networks, which counts rather than the folder.
 
     Raises:
-        ConfigError: if there is no such model within reach, or no such field.
+        ConfigError: if there is no such model within reach, or no such field, or the model needs
+            Python of its own.
     """
+    saved = None if filled is None else filled.config_of(key.split(".")[1])
+    if saved is not None:
+        return AutoConfig.for_model(**saved)
     folder = Path(name)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise ConfigError(
@@ -39,10 +82,21 @@ def load_config(key: str, name: str, settings: dict[str, Any]) -> PretrainedConf
             f"(owner/model) either. Download the model into that folder or correct {key}."
         )
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(_not_found(key, name, error)) from error
+    if type(config) not in MODEL_MAPPING:
+        raise ConfigError(
+            f"{key}: {name} is a {config.model_type} model, which transformers cannot load as one "
+            "encoder. Give a model of text, or of images, alone."
+        )
     known = config.to_dict()
+    if given := [field for field in DTYPES if field in settings]:
+        raise ConfigError(
+            f"{_section(key)}.{given[0]}: weights are float32 here, in whatever precision a file "
+            "has them. Leave it out; trainor.precision and ensemblor.precision say what is "
+            "computed in."
+        )
     unknown = [field for field in settings if field not in known]
     if unknown:
         raise ConfigError(
@@ -60,6 +114,9 @@ def load_model(
 ) -> PreTrainedModel:
     """A published model with its weights; safetensors are preferred, pickles are not executed.
 
+    Weights are float32, in whatever precision the file has them. Of an encoder-decoder it is the
+    encoder.
+
     Args:
         key: the configuration key that holds the name, for messages.
         name: a local folder or a hub name.
@@ -75,20 +132,29 @@ def load_model(
     if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
         options["add_pooling_layer"] = pooler
     if not weights:
-        return AutoModel.from_config(config, **options)
+        config.dtype = torch.float32
+        return _encoder(AutoModel.from_config(config, trust_remote_code=False, **options))
     try:
-        with _quiet():
+        with quiet():
             model, info = AutoModel.from_pretrained(
-                name, config=config, output_loading_info=True, **options
+                name,
+                config=config,
+                output_loading_info=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **options,
             )
     except OSError as error:
         raise ConfigError(_not_found(key, name, error)) from error
     except RuntimeError as error:
         raise ConfigError(
-            f"{key}: the weights of {name} do not fit its settings: {_first_line(error)}. "
+            f"{key}: the weights of {name} do not fit its settings: {first_line(error)}. "
             "Leave out the settings that change the shape of weights."
         ) from error
-    fresh = sorted(info["missing_keys"])
+    network = _encoder(model)
+    own = {id(value) for value in (*network.parameters(), *network.buffers())}
+    used = {place for place, value in model.state_dict(keep_vars=True).items() if id(value) in own}
+    fresh = sorted(set(info["missing_keys"]) & used)
     if fresh:
         log.warning(
             "%s: %s has no weights for %s; they start at random values and are trained.",
@@ -96,14 +162,31 @@ def load_model(
             name,
             ", ".join(fresh),
         )
-    return model
+    return network
+
+
+def _encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that encodes, in float32."""
+    encodes = model.get_encoder() if model.config.is_encoder_decoder else model
+    return encodes.float()
 
 
 def _not_found(key: str, name: str, error: Exception) -> str:
+    if OWN_CODE in str(error):
+        usable = "Without it nothing of it can be used."
+        if (Path(name) / "tokenizer.json").is_file():
+            usable = (
+                "Without it its tokenizer can be used, as there is a tokenizer.json: "
+                f"dataset.seq.tokenizer={name}."
+            )
+        elif not Path(name).is_dir():
+            usable = "Without it no more than its tokenizer can be used, if it has tokenizer.json."
+        allowed = f"Allowed for {key}: a model whose architecture transformers has."
+        return own_code(key, name, f"{usable} {allowed}")
     if Path(name).is_dir():
         return (
             f"{key}: the folder {Path(name).absolute()} does not hold a transformers model "
-            f"(config.json and model.safetensors or pytorch_model.bin): {_first_line(error)}"
+            f"(config.json and model.safetensors or pytorch_model.bin): {first_line(error)}"
         )
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached or has no such model"
@@ -118,17 +201,6 @@ def _section(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a message of transformers, whose others are advice of its own."""
     return str(error).strip().partition("\n")[0].rstrip(".")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing a table of weights; `load_model` says what matters."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from vilmedic.config.types import Width
 from vilmedic.errors import ConfigError
 
 
@@ -47,7 +48,7 @@ class PairedProjection(nn.Module):
     """
 
     def __init__(
-        self, *, visual_embedding_dim: int, textual_embedding_dim: int, projection_dim: int
+        self, *, visual_embedding_dim: Width, textual_embedding_dim: Width, projection_dim: Width
     ) -> None:
         super().__init__()
         self.visual_embedding_dim = visual_embedding_dim
@@ -65,7 +66,7 @@ class VisualProjection(nn.Module):
         projection_dim: width of the space in which images are compared.
     """
 
-    def __init__(self, *, visual_embedding_dim: int, projection_dim: int) -> None:
+    def __init__(self, *, visual_embedding_dim: Width, projection_dim: Width) -> None:
         super().__init__()
         self.visual_embedding_dim = visual_embedding_dim
         self.projection_dim = projection_dim
@@ -80,6 +81,6 @@ class VisualEmbedder:
         feature_dim: width of the image encoder's output.
     """
 
-    def __init__(self, *, interm_feature_dim: int, feature_dim: int) -> None:
+    def __init__(self, *, interm_feature_dim: Width, feature_dim: Width) -> None:
         self.interm_feature_dim = interm_feature_dim
         self.feature_dim = feature_dim

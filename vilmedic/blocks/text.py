@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
-from vilmedic.blocks.pretrained import load_config, load_model
+from vilmedic.blocks.pretrained import Filled, first_line, load_config, load_model
 from vilmedic.config.types import ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, nearest
@@ -28,7 +29,7 @@ class TextEncoder(nn.Module):
             dense layer and tanh on the first token), cls the first token, mean and max go over all
             tokens but the padding.
         freeze: keep the encoder as it is.
-        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -42,7 +43,7 @@ class TextEncoder(nn.Module):
         proto: str | None = None,
         pooling: Literal["pooler", "cls", "mean", "max"] = "pooler",
         freeze: bool = False,
-        filled: Runtime[bool] = False,
+        filled: Runtime[Filled | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
@@ -63,11 +64,12 @@ class TextEncoder(nn.Module):
             self.network = _random_bert(spec, settings, pooler=pooling == "pooler")
         else:
             key = "model.encoder.proto"
-            config = load_config(key, proto, settings)
+            config = load_config(key, proto, settings, filled)
             config.attn_implementation = "sdpa"
             self.network = load_model(
-                key, proto, config, pooler=pooling == "pooler", weights=not filled
+                key, proto, config, pooler=pooling == "pooler", weights=filled is None
             )
+            self._try(proto)
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
         if freeze:
@@ -134,6 +136,27 @@ class TextEncoder(nn.Module):
             )
         if problems:
             raise ConfigError(problems)
+
+    def _try(self, proto: str) -> None:
+        """Refuse a model that cannot encode a report alone, by encoding one of two tokens."""
+        ids = torch.zeros(1, 2, dtype=torch.int64)
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                states = self.network(
+                    input_ids=ids, attention_mask=torch.ones_like(ids)
+                ).last_hidden_state
+        except Exception as error:  # whatever a model raises that lacks images, sound, ...
+            model = type(self.network).__name__
+            raise ConfigError(
+                f"model.encoder.proto: {proto} is a {model}, which does not encode text alone "
+                f"({type(error).__name__}: {first_line(error)}). Give a text encoder."
+            ) from error
+        if states.shape[:2] != ids.shape:
+            raise ConfigError(
+                f"model.encoder.proto: {proto} gives {list(states.shape)} for two tokens, where a "
+                "text encoder gives a vector for each."
+            )
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vilmedic.blocks.backbones import capture, load_backbone, pool
-from vilmedic.config.types import Runtime
+from vilmedic.blocks.backbones import capture, image_size, load_backbone, pool
+from vilmedic.blocks.pretrained import Filled
+from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ConfigError, nearest
 
 PERMUTATIONS = ("batch_first", "spatial_first", "no_permute")
@@ -34,7 +36,10 @@ class VisionEncoder(nn.Module):
         freeze: keep the backbone as it is, its batch statistics included.
         pretrained: true takes the published ImageNet weights, false random ones; or the path of a
             file with a state dict of the backbone.
-        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+
+    A transformer of transformers that was trained at another image size gets its positions
+    interpolated where its class can do that.
 
     Attributes:
         out_features: width F or C of the output.
@@ -45,11 +50,11 @@ class VisionEncoder(nn.Module):
         *,
         backbone: str,
         output_layer: str = "avgpool",
-        dropout_out: float = 0.0,
+        dropout_out: Dropout = 0.0,
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
         freeze: bool = False,
         pretrained: bool | str = True,
-        filled: Runtime[bool] = False,
+        filled: Runtime[Filled | None] = None,
     ) -> None:
         super().__init__()
         if permute not in PERMUTATIONS:
@@ -61,9 +66,12 @@ class VisionEncoder(nn.Module):
         self.output_layer = output_layer
         self.permute = permute
         self.freeze = freeze
-        self.network = load_backbone(backbone, output_layer, False if filled else pretrained)
+        self.network = load_backbone(backbone, output_layer, pretrained, filled)
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
+        self.trained_size = image_size(self.network)
+        forward = inspect.signature(self.network.forward).parameters
+        self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
         if freeze:
             self.network.requires_grad_(False)
@@ -109,10 +117,24 @@ class VisionEncoder(nn.Module):
             The output of each layer: [B, F], [B, C, H, W] or, for layers of tokens, [B, T, C].
 
         Raises:
-            ConfigError: if a layer does not exist, was cut off or has no output of its own.
+            ConfigError: if a layer does not exist, was cut off or has no output of its own, or the
+                backbone does not take images of this size.
         """
+        options: dict[str, Any] = {}
+        if self.trained_size not in (None, tuple(images.shape[-2:])) and self.interpolates:
+            options["interpolate_pos_encoding"] = True
         with capture(self.network, layers) as outputs:
-            self.network(images.contiguous(memory_format=torch.channels_last))
+            try:
+                self.network(images.contiguous(memory_format=torch.channels_last), **options)
+            except ValueError as error:
+                if self.trained_size is None:
+                    raise
+                raise ConfigError(
+                    f"model.cnn.backbone: {self.backbone} does not take images of "
+                    f"{images.shape[-2]} x {images.shape[-1]} pixels ({error}). It is made for "
+                    f"{self.trained_size[0]} x {self.trained_size[1]}: set dataset.image.crop to "
+                    "that."
+                ) from error
         return outputs
 
     def width(self, layer: str) -> int:
@@ -126,8 +148,7 @@ class VisionEncoder(nn.Module):
             name: tensor.to("meta")
             for name, tensor in [*self.network.named_parameters(), *self.network.named_buffers()]
         }
-        config = getattr(self.network, "config", self.network)
-        size = getattr(config, "image_size", None) or 224
+        size = self.trained_size or getattr(self.network, "image_size", None) or 224
         height, width = size if isinstance(size, list | tuple) else (size, size)
         images = torch.empty(1, 3, height, width, device="meta")
         training = self.network.training

@@ -7,8 +7,9 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder, mask_for
-from vilmedic.config.types import ConfigOf, Runtime
+from vilmedic.config.types import Between, ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.words import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ConfigError
@@ -43,11 +44,13 @@ class WordEncoder(nn.Module):
             with the vocabulary of the tokenizer.
         last_n_layers: layers whose states are added up, counted from the last.
         freeze: keep the encoder as it is.
-        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
         hidden_size: width of the output.
+        opening: special tokens in front of a report.
+        closing: special tokens behind it.
     """
 
     def __init__(
@@ -55,9 +58,9 @@ class WordEncoder(nn.Module):
         *,
         spec: Runtime[DataSpec],
         proto: str | None = None,
-        last_n_layers: int = 4,
+        last_n_layers: Annotated[int, Between(1, 1024)] = 4,
         freeze: bool = False,
-        filled: Runtime[bool] = False,
+        filled: Runtime[Filled | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ class WordEncoder(nn.Module):
                 "into words first, as those of BERT, RoBERTa and T5 do, or null to build a "
                 "vocabulary of words."
             )
-        self.closing = special_tokens_around(spec.tokenizer)[1]
+        self.opening, self.closing = special_tokens_around(spec.tokenizer)
         self.last_n_layers = last_n_layers
         self.hidden_size: int = self.text.hidden_size
 

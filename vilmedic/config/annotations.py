@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,10 +77,28 @@ class Marked:
 
 Type = Basic | Choice | ListOf | TupleOf | MapOf | AnyOf | Instance | Marked
 Mark = (
-    types.NameIn | types.OptionsOf | types.Calls | types.ConfigOf | types.AtLeast | types.Matching
+    types.NameIn
+    | types.OptionsOf
+    | types.Calls
+    | types.ConfigOf
+    | types.AtLeast
+    | types.Above
+    | types.Below
+    | types.AtMost
+    | types.Between
+    | types.Lengths
+    | types.AsLongAs
+    | types.FolderName
+    | types.Matching
+    | types.UsedWith
+    | types.Within
+    | types.Overruled
 )
 
 ANY = Basic("any")
+NUMBERS = (Basic("int"), Basic("float"))
+LARGEST = 2**63 - 1
+"""The largest whole number: what 64 bits hold, as torch and numpy count."""
 _MARKS = {
     f"{types.__name__}.{mark.__name__}": mark
     for mark in (
@@ -87,8 +106,14 @@ _MARKS = {
         types.OptionsOf,
         types.Calls,
         types.ConfigOf,
-        types.AtLeast,
+        *types.BOUNDS,
+        types.Lengths,
+        types.AsLongAs,
+        types.FolderName,
         types.Matching,
+        types.UsedWith,
+        types.Within,
+        types.Overruled,
     )
 }
 _RUNTIME = f"{types.__name__}.Runtime"
@@ -154,6 +179,22 @@ def is_runtime(text: str | None, module: griffe.Module) -> bool:
         return False
     names = (_name(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript))
     return any(resolve(module, name) == _RUNTIME for name in names if name)
+
+
+def is_number(given: Any) -> bool:
+    """Whether a value is a number, which a truth value is not."""
+    return isinstance(given, int | float) and not isinstance(given, bool)
+
+
+def is_usable(given: Any) -> bool:
+    """Whether every number in a value is finite and fits into 64 bits."""
+    if isinstance(given, dict):
+        return all(is_usable(one) for one in given.values())
+    if isinstance(given, list):
+        return all(is_usable(one) for one in given)
+    if not is_number(given):
+        return True
+    return math.isfinite(given) if isinstance(given, float) else -LARGEST <= given <= LARGEST
 
 
 def plain(kind: Type) -> Type:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from vilmedic.config import types
 from vilmedic.config.annotations import (
     ANY,
+    NUMBERS,
     AnyOf,
     Basic,
     Instance,
@@ -18,15 +20,18 @@ from vilmedic.config.annotations import (
     TupleOf,
     Type,
     instance_of,
+    is_number,
     options,
     plain,
 )
+from vilmedic.config.idle import idle_keys
 from vilmedic.config.marks import KeyPath, Tree, dotted
 from vilmedic.config.named import check_calls, check_options
 from vilmedic.config.namespaces import signature
 from vilmedic.config.nodes import Target, registry_of, target
-from vilmedic.config.resolve import BROKEN
-from vilmedic.config.scalars import UNFIT, read_scalar
+from vilmedic.config.older_keys import find_older, judge_older
+from vilmedic.config.resolve import BROKEN, MOST_PROBLEMS
+from vilmedic.config.scalars import UNFIT, read_scalar, wrong_folder_name
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, model_type_of
 from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
@@ -42,15 +47,27 @@ class Checker:
 
     Attributes:
         problems: one complete text for each problem found.
+        notes: one line for each key that was left out.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
         self.tree = tree
         self.elsewhere = elsewhere
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.trying = False
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many problems that no more are told."""
+        return len(self.problems) >= MOST_PROBLEMS
 
     def report(self, path: KeyPath, text: str) -> None:
-        """Note a problem of the value at a path."""
+        """Note a problem of the value at a path; of very many, the first ones."""
+        if self.full:
+            if len(self.problems) == MOST_PROBLEMS:
+                self.problems.append(f"there are more problems than these {MOST_PROBLEMS}.")
+            return
         origin = self.tree.origin(path)
         note = self.tree.mark(path).note
         where = f"{dotted(path)} ({origin})" if origin else dotted(path)
@@ -81,12 +98,13 @@ class Checker:
         """
         result: dict[str, Any] = {}
         settable = read.settable
+        self.idle(read, given, path)
         extras, open_ended = self.extras(read, given)
-        for key, value in given.items():
+        for key, value in list(given.items()):
             where = (*path, key)
             if key in consumed:
                 result[key] = value
-            elif value is BROKEN:
+            elif value is BROKEN or self.older(read, where, value, given, open_ended):
                 continue
             elif key in settable:
                 result[key] = self.value(settable[key].type, value, where, read, given)
@@ -97,12 +115,48 @@ class Checker:
             elif open_ended:
                 result[key] = value
             else:
+                if self.full:
+                    self.report(where, "unknown key")
+                    break
                 known = [*settable, *(["proto"] if "proto" in consumed else []), *extras]
                 self.report(where, unknown_key(where, value, known, self.elsewhere()))
         for name, param in settable.items():
             if param.required and name not in given and name not in filled:
                 self.missing(param, path, result)
         return result
+
+    def idle(self, read: Signature, given: dict[str, Any], path: KeyPath) -> None:
+        """Refuse the keys of a section that have no effect, or take them out of it."""
+        for one in [] if self.trying else list(idle_keys(self.tree, read, given, path)):
+            if not one.dropped:
+                self.report(one.path, one.why)
+                continue
+            self.leave_out(one.path, given, len(path), f"it {one.why}")
+
+    def older(
+        self, read: Signature, path: KeyPath, value: Any, given: dict[str, Any], open_ended: bool
+    ) -> bool:
+        """Deal with a key of published configurations that the schema does not have."""
+        key = str(path[-1])
+        known = key in read.params or key in self.extras(read, given)[0]
+        found = None if known else find_older(path, open_ended=open_ended)
+        if found is None:
+            return False
+        accepted, text = judge_older(found, value, path)
+        if not accepted:
+            quoted = textwrap.shorten(shown(value), 60, placeholder=" ...")
+            self.report(path, f"given {quoted}; {text}.")
+        elif not self.trying:
+            self.leave_out(path, given, len(path) - 1, text)
+        return True
+
+    def leave_out(self, path: KeyPath, given: dict[str, Any], depth: int, why: str) -> None:
+        """Take a key out of a section, `depth` keys deep, with a line that says so."""
+        self.notes.append(f"{dotted(path)} ({self.tree.origin(path)}) is left out: {why}.")
+        Tree(given).remove(path[depth:])
+        if self.tree.has(path):
+            self.tree.remove(path)
+        self.tree.forget(path)
 
     def extras(self, read: Signature, given: dict[str, Any]) -> tuple[dict[str, Param], bool]:
         """What `**settings` may hold: its keys, and whether any other key is fine as well."""
@@ -205,7 +259,7 @@ class Checker:
         """Judge a value by the first alternative that it fits, text last."""
         known = [one for one in options(kind) if one != Basic("foreign")]
         if all(one == Basic("null") for one in known):
-            return given
+            return self.value(ANY, given, path)
         texts = (Basic("text"), Basic("path"), ANY)
         # a whole number stays one where both kinds are allowed
         ordered = sorted(known, key=lambda one: (plain(one) in texts, plain(one) == Basic("float")))
@@ -215,7 +269,7 @@ class Checker:
             if not trial.problems:
                 return self.value(option, given, path, read, siblings)
         fitting = [option for option in ordered if self.fits(option, given)]
-        if len(fitting) == 1:
+        if len(fitting) == 1 and not is_number(given):
             # what is wrong inside says more than that nothing fits
             return self.value(fitting[0], given, path, read, siblings)
         self.report(path, mismatch(kind, given))
@@ -223,7 +277,9 @@ class Checker:
 
     def trial(self) -> Checker:
         """A checker of the same tree whose problems do not count."""
-        return Checker(self.tree)
+        trial = Checker(self.tree)
+        trial.trying = True
+        return trial
 
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
@@ -237,9 +293,7 @@ class Checker:
             return isinstance(base, ListOf | TupleOf)
         if isinstance(given, str):
             return isinstance(option, Marked) and base == Basic("text")
-        numbers = (Basic("int"), Basic("float"))
-        is_number = isinstance(given, int | float) and not isinstance(given, bool)
-        return isinstance(option, Marked) and is_number and base in numbers
+        return isinstance(option, Marked) and is_number(given) and base in NUMBERS
 
     # -- marks
 
@@ -253,9 +307,14 @@ class Checker:
     ) -> Any:
         """Judge a value by its type and by its mark."""
         mark = kind.mark
+        if given is None and isinstance(mark, types.Calls | types.OptionsOf):
+            given = _empty(kind)
         if isinstance(mark, types.Calls) and isinstance(given, dict | list):
-            return check_calls(self, mark, given, path)
-        if isinstance(mark, types.AtLeast | types.Matching):
+            calls = check_calls(self, mark, given, path)
+            if isinstance(calls, dict) and not _is_map(kind):
+                return [{name: one} for name, one in calls.items()]
+            return calls
+        if isinstance(mark, (*types.BOUNDS, types.Matching, types.FolderName)):
             trial = self.trial()
             trial.value(kind.base, given, path)
             if trial.problems:
@@ -265,10 +324,25 @@ class Checker:
         value = self.value(kind.base, given, path, read, siblings)
         if len(self.problems) > before or given is None:
             return value
-        if isinstance(mark, types.AtLeast):
-            numeric = isinstance(given, int | float) and not isinstance(given, bool)
-            if numeric and not given >= mark.minimum:
+        if isinstance(mark, types.BOUNDS):
+            if is_number(given) and not mark.allows(given):
                 self.report(path, mismatch(kind, given))
+        elif isinstance(mark, types.Lengths):
+            if len(given) not in mark.allowed:
+                self.report(path, mismatch(kind, given))
+        elif isinstance(mark, types.AsLongAs):
+            default = read.params[mark.key].default if read and mark.key in read.params else None
+            other = (siblings or {}).get(mark.key, default)
+            if isinstance(other, list | tuple) and len(other) != len(given):
+                self.report(
+                    path,
+                    f"given {shown(given)}; allowed: as many entries as "
+                    f"{dotted((*path[:-1], mark.key))} has, {len(other)}.",
+                )
+        elif isinstance(mark, types.FolderName):
+            problem = wrong_folder_name(str(value))
+            if problem:
+                self.report(path, f"given {shown(value)}; {problem}")
         elif isinstance(mark, types.Matching):
             if not re.fullmatch(mark.pattern, str(value)):
                 self.report(path, mismatch(kind, given))
@@ -308,3 +382,13 @@ class Checker:
     def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
         """What a judged node becomes."""
         return arguments
+
+
+def _is_map(kind: Marked) -> bool:
+    return any(isinstance(plain(one), MapOf) for one in options(plain(kind)))
+
+
+def _empty(kind: Marked) -> Any:
+    """What null stands for in a section of names or options: nothing in it, or null itself."""
+    empty: dict[type[Type], Any] = {MapOf: {}, ListOf: []}
+    return empty.get(type(plain(kind)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import AtLeast, Below, Between, Portion, Temperature, UsedWith
 from vilmedic.errors import ConfigError
 
 
@@ -35,41 +35,41 @@ class GenerationSection:
         top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
         cond_scale: guidance by the text; 1 is none, 3 is much. Needs training with
             model.dalle.null_cond_prob above 0.
-        prime: share of the image, from the top, whose tokens are those of a real image.
+        prime: share of the image, from the top, whose tokens are those of a real image; below 1, as
+            something has to be left to draw.
         prime_image: the file of that real image; null takes the image of the report.
         rerank: puts the images of a report in order, best first.
     """
 
     generate_images: bool = False
-    num_images: Annotated[int, AtLeast(1)] = 4
-    num_samples: Annotated[int, AtLeast(1)] = 1
-    prompt: str | list[str] | None = None
-    temperature: Annotated[float, AtLeast(0)] = 1.0
-    filter_thres: Annotated[float, AtLeast(0)] = 0.9
-    top_p: Annotated[float, AtLeast(0)] = 1.0
-    cond_scale: Annotated[float, AtLeast(0)] = 1.0
-    prime: Annotated[float, AtLeast(0)] = 0.0
-    prime_image: str | None = None
-    rerank: RerankSection = field(default_factory=RerankSection)
+    num_images: Annotated[int, UsedWith("generate_images", mode=True), Between(1, 65536)] = 4
+    num_samples: Annotated[
+        int, UsedWith("generate_images", mode=True), UsedWith("prompt", (None,)), AtLeast(1)
+    ] = 1
+    prompt: Annotated[str | list[str] | None, UsedWith("generate_images", mode=True)] = None
+    temperature: Annotated[Temperature, UsedWith("generate_images", mode=True)] = 1.0
+    filter_thres: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0), Below(1)] = (
+        0.9
+    )
+    top_p: Annotated[Portion, UsedWith("generate_images", mode=True)] = 1.0
+    cond_scale: Annotated[float, UsedWith("generate_images", mode=True), Between(0, 1000)] = 1.0
+    prime: Annotated[float, UsedWith("generate_images", mode=True), AtLeast(0), Below(1)] = 0.0
+    prime_image: Annotated[
+        str | None, UsedWith("generate_images", mode=True), UsedWith("prime")
+    ] = None
+    rerank: Annotated[RerankSection, UsedWith("generate_images", mode=True)] = field(
+        default_factory=RerankSection
+    )
 
     def __post_init__(self) -> None:
         """Read the nested section, and refuse what cannot be drawn from.
 
         Raises:
-            ConfigError: a value is out of its range.
+            ConfigError: a prompt is empty, or there is no image to take a part of.
         """
         if isinstance(self.rerank, dict):
             self.rerank = RerankSection(**self.rerank)
-        problems = [
-            f"ensemblor.{name}: given {getattr(self, name)}, allowed: {words}."
-            for name, allowed, words in (
-                ("temperature", self.temperature > 0, "above 0"),
-                ("filter_thres", self.filter_thres < 1, "0 to below 1"),
-                ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-                ("prime", self.prime < 1, "0 to below 1, as something has to be left to draw"),
-            )
-            if not allowed
-        ]
+        problems = []
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if prompts is not None and not all(prompt.strip() for prompt in prompts or [""]):
             problems.append("ensemblor.prompt: is empty; allowed: a report, or a list of reports.")

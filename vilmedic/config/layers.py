@@ -13,27 +13,45 @@ from vilmedic.config.resolve import guard
 from vilmedic.config.yaml_source import read_file
 from vilmedic.errors import ConfigError, nearest
 
+MOST_FILES = 32
+"""Files that a configuration may be made of, a file that is included twice counted twice."""
+MOST_TOGETHER = 20_000
+"""Keys and values of files that include each other."""
 
-def read_layers(path: str) -> list[Tree]:
+
+def read_layers(path: str) -> tuple[list[Tree], list[str]]:
     """A configuration file and everything that it includes, the weakest first.
 
     Args:
         path: the file.
 
+    Returns:
+        The layers, and one line for each file that was not found where it was looked for first.
+
     Raises:
         ConfigError: a file is missing, not readable, or includes itself.
     """
-    return _read(path, chain=[], origin="")
+    notes: list[str] = []
+    return _read(path, [], "", notes, []), notes
 
 
-def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
+def _read(
+    path: str, chain: list[str], origin: str, notes: list[str], sizes: list[int]
+) -> list[Tree]:
     where = f"includes ({origin}): " if origin else ""
+    if len(sizes) >= MOST_FILES:
+        raise ConfigError(f"{where}more than {MOST_FILES} files are included.")
+    if "\0" in path:
+        raise ConfigError(f"{where}no file can have the name {path!r}.")
     real = os.path.realpath(path)
     if real in [os.path.realpath(one) for one in chain]:
         raise ConfigError(f"{where}the files include each other: {' -> '.join([*chain, path])}.")
     if not os.path.isfile(path):
         raise ConfigError(f"{where}{_absent(path)}")
     tree = read_file(path)
+    sizes.append(len(tree.marks))
+    if len(sizes) > 1 and sum(sizes) > MOST_TOGETHER:
+        raise ConfigError(f"{where}the files hold more than {MOST_TOGETHER:,} values together.")
     guard(tree)
     layers: list[Tree] = []
     if "includes" in tree.data:
@@ -43,10 +61,29 @@ def _read(path: str, chain: list[str], origin: str) -> list[Tree]:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"includes ({line}): given {given!r}; allowed: a list of file names.")
         for index, name in enumerate(names):
-            found = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(name)))
-            layers += _read(found, [*chain, path], tree.origin(("includes", index)))
+            origin = tree.origin(("includes", index))
+            found = _included(name, path, origin, notes)
+            layers += _read(found, [*chain, path], origin, notes, sizes)
         tree.remove(("includes",))
     return [*layers, tree]
+
+
+def _included(name: str, path: str, origin: str, notes: list[str]) -> str:
+    """The file that another one includes: beside it, or else from the working directory."""
+    name = os.path.expanduser(name)
+    beside = os.path.normpath(os.path.join(os.path.dirname(path), name))
+    here = os.path.normpath(name)
+    if os.path.exists(beside) or beside == here:
+        return beside
+    if os.path.isfile(here):
+        notes.append(
+            f"includes ({origin}): '{name}' is not beside the file; it is taken from the working "
+            "directory."
+        )
+        return here
+    # the one whose folder is there is likelier meant
+    likelier = not os.path.isdir(os.path.dirname(beside)) and os.path.isdir(os.path.dirname(here))
+    return here if likelier else beside
 
 
 def _absent(path: str) -> str:
@@ -66,21 +103,29 @@ def _absent(path: str) -> str:
 def merge(lower: Tree, upper: Tree) -> Tree:
     """Two layers as one: mappings are merged, everything else of the upper one replaces.
 
+    A mapping that the command line gives whole replaces as well.
+
     Args:
         lower: the weaker layer.
         upper: the stronger layer.
     """
     weaker = Tree(_copy(lower.data), dict(lower.marks))
+    removed = {**lower.removed, **upper.removed}
     _make_way(weaker, upper, ())
-    merged = OmegaConf.merge(OmegaConf.create(weaker.data), OmegaConf.create(upper.data))
-    data: Any = OmegaConf.to_container(merged, resolve=False)
-    marks = {**weaker.marks, **upper.marks}
+    data = _together(weaker.data, upper.data)
+    result = Tree(data, {**weaker.marks, **upper.marks}, removed)
     for path, mark in upper.marks.items():
-        # a mapping that the command line adds to still stands where the file has it
-        adds = mark.origin == COMMAND_LINE and isinstance(upper.get(path), dict)
-        if adds and path in weaker.marks:
-            marks[path] = weaker.marks[path]
-    return Tree(data, marks)
+        if not isinstance(upper.get(path), dict):
+            continue
+        if mark.whole:
+            result.get(path[:-1])[path[-1]] = _copy(upper.get(path))
+            result.forget(path)
+            inside = (one for one in upper.marks if one[: len(path)] == path)
+            result.marks.update({one: upper.marks[one] for one in inside})
+        elif mark.origin == COMMAND_LINE and path in weaker.marks:
+            # a mapping that the command line adds to still stands where the file has it
+            result.marks[path] = weaker.marks[path]
+    return result
 
 
 def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:
@@ -94,9 +139,34 @@ def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:
             _make_way(lower, upper, where)
         elif isinstance(value, dict) and isinstance(below, str):
             # an interpolation may stand for a mapping, which the merge then looks up
-            lower.forget(where)
+            lower.marks.pop(where, None)
         else:
             lower.remove(where)
+
+
+def _together(below: dict[str, Any], above: dict[str, Any]) -> Any:
+    """Two mappings as one, the second over the first."""
+    if _looks_up(below, above):
+        merged = OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above))
+        return OmegaConf.to_container(merged, resolve=False)
+    return _over(below, above)
+
+
+def _looks_up(below: dict[str, Any], above: dict[str, Any]) -> bool:
+    """Whether a mapping goes over text, which may refer to another mapping."""
+    pairs = [(below[key], value) for key, value in above.items() if key in below]
+    return any(
+        isinstance(value, dict)
+        and (isinstance(one, str) or (isinstance(one, dict) and _looks_up(one, value)))
+        for one, value in pairs
+    )
+
+
+def _over(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return _copy(above)
+    both = {key: _over(below.get(key), value) for key, value in above.items()}
+    return {**_copy(below), **both}
 
 
 def _copy(value: Any) -> Any:

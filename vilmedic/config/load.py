@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vilmedic.config.annotations import instance_of
+from vilmedic.config.annotations import Marked, Type, instance_of, options
 from vilmedic.config.build import entries
 from vilmedic.config.check import Checker
+from vilmedic.config.fit import misfits
 from vilmedic.config.layers import merge, read_layers
-from vilmedic.config.marks import KeyPath, Tree
+from vilmedic.config.marks import KeyPath, Mark, Tree
 from vilmedic.config.nodes import schema_keys
+from vilmedic.config.optimizers import check_optimizer
 from vilmedic.config.overrides import Override, apply_overrides, parse_override
 from vilmedic.config.replaced import drop_replaced
-from vilmedic.config.resolve import guard, resolve
+from vilmedic.config.resolve import MOST_PROBLEMS, guard, resolve
+from vilmedic.config.scalars import wrong_folder_name
 from vilmedic.config.scores import read_scores
 from vilmedic.config.sections import (
     EnsemblorSection,
@@ -27,6 +32,8 @@ from vilmedic.config.sections import (
     ValidatorSection,
 )
 from vilmedic.config.signature import Signature, read_signature
+from vilmedic.config.types import Calls
+from vilmedic.config.wording import shown
 from vilmedic.config.yaml_source import PlainDumper
 from vilmedic.errors import ConfigError
 from vilmedic.registry import import_plugins
@@ -134,12 +141,15 @@ class Draft:
     notes: list[str]
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, training: bool = False
+) -> Config:
     """Read, merge and check a configuration.
 
     Args:
         path: the YAML file.
         overrides: words as on the command line, `key=value` and `~key`.
+        training: whether it is to be trained with: refuses what an evaluation alone can do with.
 
     Returns:
         The configuration.
@@ -150,19 +160,26 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     draft = read(os.fspath(path), overrides)
     root = root_signature()
     tree = draft.tree
-    checker = Checker(tree, lambda: schema_keys(root, tree.data))
+    checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
     judged = checker.section(root, tree.data, ())
+    check_optimizer(checker, judged)
     if not (draft.problems or checker.problems):
         _check_score(judged, checker)
     problems = [*draft.problems, *checker.problems]
+    if not problems:
+        problems += misfits(tree, judged, training=training)
     if problems:
         raise ConfigError(problems)
     judged["name"] = judged.get("name") or Path(path).stem
+    wrong = wrong_folder_name(judged["name"])
+    if wrong:
+        raise ConfigError(f"name: given {shown(judged['name'])}, that of the file; {wrong}")
     sections = {"trainor": TrainorSection, "validator": ValidatorSection}
     for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
         judged[key] = cls(**judged.get(key) or {})
     run = RunSection(**judged)
-    return Config(run, asdict(run), tree, tuple(overrides), tuple(draft.notes), os.fspath(path))
+    notes = (*draft.notes, *checker.notes)
+    return Config(run, asdict(run), tree, tuple(overrides), notes, os.fspath(path))
 
 
 def read(path: str, words: Iterable[str] = ()) -> Draft:
@@ -179,21 +196,25 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
         except ConfigError as error:
             problems += error.problems
     try:
-        layers = read_layers(path)
+        layers, notes = read_layers(path)
     except ConfigError as error:
         raise ConfigError([*error.problems, *problems]) from None
     problems += _plugins(layers, overrides)
     root = root_signature()
     defaults = default_values(path)
-    notes: list[str] = []
+    for number, layer in enumerate(layers):
+        layer.stamp(number)
     tree = layers[0]
     for layer in layers[1:]:
         notes += drop_replaced(tree, layer, root, defaults)
         tree = merge(tree, layer)
+    _start_from_defaults(tree, overrides, defaults)
     last, wrong = apply_overrides(overrides, tree)
+    last.stamp(len(layers))
+    last.removed = {key: replace(mark, layer=len(layers)) for key, mark in last.removed.items()}
     guard(last)
     problems += wrong
-    if last.data:
+    if last.data or last.removed:
         notes += drop_replaced(tree, last, root, defaults)
         tree = merge(tree, last)
     tree, broken = resolve(tree, defaults)
@@ -212,6 +233,34 @@ def root_signature() -> Signature:
     if root is None or instance_of(root.params["trainor"].type) is None:
         raise RuntimeError(f"the source text of {ROOT} cannot be read")
     return root
+
+
+def _start_from_defaults(tree: Tree, overrides: list[Override], defaults: dict[str, Any]) -> None:
+    """Put defaults that are sections of names into the files' values where a word goes inside one.
+
+    `ensemblor.metrics.knn=null` adds to the protocols of the files, or to the default one.
+    """
+    for override in overrides:
+        if len(override.path) < 3 or tree.has(override.path[:2]):
+            continue
+        section, key = override.path[:2]
+        kind = _section_type(section, key)
+        calls = kind is not None and any(
+            isinstance(one, Marked) and isinstance(one.mark, Calls) for one in options(kind)
+        )
+        default = defaults[section][key] if calls else None
+        values = tree.data.setdefault(section, {}) if default else None
+        if isinstance(values, dict):
+            values[key] = copy.deepcopy(default)
+            tree.marks[section, key] = Mark("default")
+
+
+def _section_type(section: str, key: str) -> Type | None:
+    """The type of a key of one of the framework's own sections; None for other keys."""
+    param = root_signature().params.get(section)
+    instance = instance_of(param.type) if param is not None else None
+    read = read_signature(instance.path) if instance is not None else None
+    return read.params[key].type if read is not None and key in read.params else None
 
 
 def _check_score(judged: dict[str, Any], checker: Checker) -> None:
@@ -239,6 +288,8 @@ def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     given = found.data.get("plugins")
     names = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     origin = found.origin(("plugins",))
+    if len(names) > MOST_PROBLEMS:
+        return [f"plugins ({origin}): given {len(names)}; allowed: at most {MOST_PROBLEMS}."]
     return [f"plugins ({origin}): {problem}" for problem in import_plugins(names)]
 
 

@@ -17,6 +17,7 @@ from vilmedic.config.annotations import (
     options,
     plain,
 )
+from vilmedic.config.foreign_bounds import bounded
 from vilmedic.config.signature import (
     Param,
     Signature,
@@ -35,8 +36,15 @@ _BASES = {
     "torch.optim.lr_scheduler": {"LRScheduler", "Optimizer"},
     _TRANSFORMS: {"Transform", "InterpolationMode", "AutoAugmentPolicy"},
 }
-# arguments that the framework gives
-_GIVEN = {"torch.optim": {"params"}, "torch.optim.lr_scheduler": {"optimizer"}}
+# classes that a run cannot use, and why
+_REFUSED = {
+    "torch.optim": {
+        "LBFGS": "computes the loss several times a step, which a training step does once",
+        "SparseAdam": "takes sparse gradients only, and the gradients of a model here are dense",
+    }
+}
+# arguments that the framework gives, or that are part of a method
+_GIVEN = {"torch.optim": {"params", "ns_coefficients"}, "torch.optim.lr_scheduler": {"optimizer"}}
 
 
 def names(namespace: str) -> list[str]:
@@ -61,6 +69,11 @@ def signature(namespace: str, name: str) -> Signature | None:
     """
     if namespace in REGISTRIES:
         return read_signature(REGISTRIES[namespace].location(name))
+    refused = _REFUSED.get(namespace, {})
+    if name in refused:
+        raise ConfigError(
+            f"{namespace}.{name} {refused[name]}. Allowed: {', '.join(names(namespace))}."
+        )
     if name not in _members(namespace):
         allowed = names(namespace)
         if not allowed:
@@ -115,7 +128,7 @@ def _member_signature(namespace: str, name: str) -> Signature | None:
         # transforms that hold transforms: RandomApply, RandomChoice
         held = replace(read.params["transforms"], type=Marked(ListOf(ANY), Calls(namespace)))
         read = replace(read, params={**read.params, "transforms": held})
-    return read.without(_GIVEN.get(namespace, set()))
+    return bounded(read.without(_GIVEN.get(namespace, set())), namespace)
 
 
 @cache
@@ -123,6 +136,8 @@ def _configurable(namespace: str, name: str) -> bool:
     """Whether a configuration can hold every argument that a class needs."""
     if namespace not in _BASES:
         return True
+    if name in _REFUSED.get(namespace, {}):
+        return False
     if namespace == "torch.optim.lr_scheduler" and not derives_from(
         _members(namespace)[name], f"{namespace}.LRScheduler"
     ):

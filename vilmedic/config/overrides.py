@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
-from vilmedic.config.yaml_source import read_yaml
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.config.yaml_source import DEEPEST, check_characters, read_yaml
+from vilmedic.errors import ConfigError, nearest, visible
 
+_NULL = ("", "~", "null", "Null", "NULL")
 _SYNTAX = "Allowed: key=value, with dots between nested keys, or ~key to remove one."
 
 
@@ -39,12 +41,15 @@ def parse_override(word: str) -> Override:
     Raises:
         ConfigError: it is neither form.
     """
+    check_characters(word, lambda line: COMMAND_LINE)
     removes = word.startswith("~")
     key, equals, text = word.removeprefix("~").partition("=")
     if removes == bool(equals):
         problem = "takes no value" if removes else "has no '='"
         raise ConfigError(f"'{word}' ({COMMAND_LINE}): {problem}. {_SYNTAX}")
     path = tuple(key.split("."))
+    if len(path) > DEEPEST:
+        raise ConfigError(f"'{visible(word)}' ({COMMAND_LINE}): more than {DEEPEST} nested keys.")
     if any(not part or part != part.strip() or part.startswith(("+", "-")) for part in path):
         raise ConfigError(f"'{word}' ({COMMAND_LINE}): '{key}' is not a key. {_SYNTAX}")
     if path[0] == "includes":
@@ -62,7 +67,13 @@ def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
     except ConfigError as error:
         note = str(error).removeprefix(COMMAND_LINE).lstrip(":0123456789 ")
         return text, {(): Mark(COMMAND_LINE, note=note)}
+    if value is None and text not in _NULL:
+        # nothing but a comment or an anchor to YAML
+        value = text
     raw = None if value is None else text
+    if isinstance(value, list) and not text.startswith("["):
+        # "- No effusion." is a list to YAML; a list is written [a, b] here
+        value, marks = text, {}
     if isinstance(value, str):
         raw = None
         if text[:1] not in ("'", '"'):
@@ -74,6 +85,9 @@ def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
 
 def apply_overrides(overrides: list[Override], lower: Tree) -> tuple[Tree, list[str]]:
     """The layer that a command line makes over the files.
+
+    A section given whole, `a={b: 1}`, replaces that of the files; a dotted key, `a.b=1`, changes
+    it inside.
 
     Args:
         overrides: the words, in their order.
@@ -102,6 +116,7 @@ def _remove(override: Override, layer: Tree, lower: Tree) -> None:
         if tree.has(path):
             tree.remove(path)
             found = True
+    layer.removed[override.path] = Mark(COMMAND_LINE)
     if not found:
         key = dotted(override.path)
         known = {dotted(path) for tree in (layer, lower) for path in tree.marks}
@@ -124,20 +139,19 @@ def _set(override: Override, layer: Tree, lower: Tree) -> None:
                 {known: mark for known, mark in lower.marks.items() if known[:depth] == here}
             )
         elif not isinstance(inside, dict | list):
+            # what an earlier word put here is gone, and with it what the files have
+            whole = _holds(node, part)
             inside = {}
             layer.forget(here)
+            layer.marks[here] = Mark(COMMAND_LINE, whole=whole)
         layer.marks.setdefault(here, Mark(COMMAND_LINE))
         node[part] = inside
         node = inside
     layer.forget(path)
-    if isinstance(override.value, dict) and isinstance(node, dict):
-        # a mapping adds to what the words before it said
-        existing = node.get(path[-1])
-        kept = existing if isinstance(existing, dict) else {}
-        node[path[-1]] = {**kept, **override.value}
-    else:
-        node[path[-1]] = override.value
+    node[path[-1]] = override.value
     layer.marks.update({(*path, *inner): mark for inner, mark in override.marks.items()})
+    if isinstance(override.value, dict):
+        layer.marks[path] = replace(layer.marks[path], whole=True)
 
 
 def _holds(node: Any, part: str | int) -> bool:
@@ -154,7 +168,7 @@ def _indexed(path: tuple[str, ...], tree: Tree) -> KeyPath:
     node: Any = tree.data
     for part in path:
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
                 allowed = f"0 to {len(node) - 1}" if node else "none, it is empty"
                 raise ConfigError(
                     f"{dotted(path)} ({COMMAND_LINE}): '{part}' is no index of the list "

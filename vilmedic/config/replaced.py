@@ -1,4 +1,4 @@
-"""Drops the keys of lower layers that a newly chosen class, optimizer or schedule does not know."""
+"""Drops the keys of lower layers that an upper one replaces: new classes, sections given whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from vilmedic.config import types
 from vilmedic.config.annotations import Marked, Type, instance_of, options
 from vilmedic.config.check import Checker
 from vilmedic.config.layers import merge
-from vilmedic.config.marks import KeyPath, Tree, dotted
+from vilmedic.config.marks import COMMAND_LINE, KeyPath, Tree, dotted
 from vilmedic.config.namespaces import signature
 from vilmedic.config.nodes import Target, is_node, target
 from vilmedic.config.resolve import resolve
 from vilmedic.config.signature import Signature, derives_from
+from vilmedic.config.wording import spell
 from vilmedic.errors import ConfigError
 
 
@@ -43,8 +44,27 @@ class _Dropper:
         self.lines: list[str] = []
 
     def run(self, root: Signature) -> list[str]:
+        for path, mark in list(self.upper.marks.items()):
+            if mark.whole:
+                self.replaced(path)
         self.arguments(root, ())
         return self.lines
+
+    def replaced(self, path: KeyPath) -> None:
+        """Drop what a section given whole does not name again."""
+        given = self.mapping(self.upper, path)
+        below = self.mapping(self.lower, path)
+        if given is None or below is None:
+            return
+        gone = [(*path, key) for key in below if key not in given]
+        origins = {one: self.lower.origin(one) for one in gone}
+        self.lower.remove(path)
+        if gone:
+            listed = ", ".join(f"{dotted(one)} ({origins[one]})" for one in gone)
+            self.lines.append(
+                f"{dotted(path)} is given whole ({self.upper.origin(path)}), which leaves out: "
+                f"{listed}. A key inside, such as {dotted(gone[0])}=..., changes nothing else."
+            )
 
     def mapping(self, tree: Tree, path: KeyPath) -> dict[str, Any] | None:
         found = tree.get(path) if tree.has(path) else None
@@ -62,7 +82,7 @@ class _Dropper:
     def node(self, kind: Type, path: KeyPath) -> None:
         above = self.mapping(self.above, path)
         below = self.mapping(self.below, path)
-        if above is None or below is None or self.mapping(self.upper, path) is None:
+        if above is None or below is None or not self.touched(path):
             return
         try:
             found = target(kind, above)
@@ -73,6 +93,11 @@ class _Dropper:
         if self.upper.has((*path, "proto")) and above.get("proto") != below.get("proto"):
             self.tell((*path, "proto"), self.strip(found, path))
         self.arguments(found.signature, path)
+
+    def touched(self, path: KeyPath) -> bool:
+        """Whether the upper layer says anything of a section, or takes something out of it."""
+        removed = any(one[: len(path)] == path for one in self.upper.removed)
+        return removed or self.mapping(self.upper, path) is not None
 
     def strip(self, found: Target, path: KeyPath) -> list[KeyPath]:
         """Drop from a node what its new class does not know; the paths dropped."""
@@ -116,12 +141,13 @@ class _Dropper:
         key = (*path, mark.key)
         where = (*path, name)
         below = self.mapping(self.below, where)
-        if below is None or not self.upper.has(key):
+        removed = key in self.upper.removed
+        if below is None or not (removed or self.upper.has(key)):
             return
         default = read.params[mark.key].default if mark.key in read.params else None
         old = self.below.get(key) if self.below.has(key) else default
-        new = self.above.get(key)
-        if old == new:
+        new = self.above.get(key) if self.above.has(key) else default
+        if old == new and not removed:
             return
         known: set[str] = set()
         if new is not None:
@@ -148,8 +174,9 @@ class _Dropper:
     def tell(self, choice: KeyPath, dropped: list[KeyPath]) -> None:
         if dropped:
             listed = ", ".join(f"{dotted(one)} ({self.origins[one]})" for one in dropped)
-            value = self.above.get(choice)
+            chosen = self.above.has(choice)
+            now = f"now {spell(self.above.get(choice))}" if chosen else "removed"
+            origin = self.upper.origin(choice) if chosen else COMMAND_LINE
             self.lines.append(
-                f"{dotted(choice)} is now {'null' if value is None else value} "
-                f"({self.upper.origin(choice)}), which does not know: {listed}; left out."
+                f"{dotted(choice)} is {now} ({origin}), which does not know: {listed}; left out."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vilmedic.config.annotations import Basic, Choice, Type
+from vilmedic.config.annotations import Basic, Choice, Type, is_number, is_usable
 from vilmedic.config.wording import spell
 
 UNFIT = object()
@@ -21,7 +21,8 @@ def read_scalar(kind: Type, given: Any, raw: str | None) -> Any:
 
     Returns:
         The value, or `UNFIT`. A whole number becomes one with a fraction where one is wanted; the
-        reverse is not done, and a truth value is no number.
+        reverse is not done, and a truth value is no number. Whatever the type, a number is finite
+        and fits into 64 bits.
     """
     if isinstance(kind, Choice):
         for value in kind.values:
@@ -30,17 +31,16 @@ def read_scalar(kind: Type, given: Any, raw: str | None) -> Any:
         return raw if raw is not None and raw in kind.values else UNFIT
     if not isinstance(kind, Basic):
         return UNFIT
-    number = isinstance(given, int | float) and not isinstance(given, bool)
     if kind.name in ("any", "foreign"):
-        return given
+        return given if is_usable(given) else UNFIT
     if kind.name == "null":
         return None if given is None else UNFIT
     if kind.name == "bool":
         return given if isinstance(given, bool) else UNFIT
     if kind.name == "int":
-        return given if number and isinstance(given, int) else UNFIT
+        return given if is_number(given) and isinstance(given, int) and is_usable(given) else UNFIT
     if kind.name == "float":
-        return float(given) if number else UNFIT
+        return float(given) if is_number(given) and is_usable(given) else UNFIT
     return UNFIT if given is None else _text(given, raw)
 
 
@@ -51,3 +51,18 @@ def _text(given: Any, raw: str | None) -> Any:
         return raw
     # an interpolation may give a number to a key for text
     return UNFIT if isinstance(given, dict | list) else spell(given)
+
+
+def wrong_folder_name(name: str) -> str:
+    """What keeps text from being the name of a folder inside another one; empty when nothing does.
+
+    Several parts, `group/run`, are a folder in a folder.
+    """
+    parts = name.split("/")
+    if len(name.encode("utf-8", "replace")) > 200:
+        return "allowed: at most 200 bytes."
+    if any(not character.isprintable() for character in name):
+        return "allowed: no line breaks and no control characters."
+    if "\\" in name or any(part.strip() in ("", ".", "..") for part in parts):
+        return "allowed: the name of a folder inside ckpt_dir, such as my_run or group/my_run."
+    return ""

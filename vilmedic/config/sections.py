@@ -6,7 +6,23 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from vilmedic.config.generation import GenerationSection
-from vilmedic.config.types import AtLeast, Calls, Matching, NameIn, OptionsOf
+from vilmedic.config.types import (
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    Between,
+    Calls,
+    Device,
+    FolderName,
+    Matching,
+    NameIn,
+    OptionsOf,
+    Overruled,
+    Seed,
+    UsedWith,
+    Within,
+)
 
 
 @dataclass(kw_only=True)
@@ -21,14 +37,15 @@ class TrainorSection:
         grad_accu: batches whose gradients are averaged into one step.
         clip_grad_norm: largest norm of the gradient; null leaves it as it is.
         lr_decay: a class of torch.optim.lr_scheduler; null keeps the learning rate.
-        lr_decay_params: its options.
+        lr_decay_params: its options. T_max and total_steps are the length of the run unless given,
+            and max_lr is optim_params.lr.
         decay_metric_start: first epoch whose evaluation a plateau scheduler sees.
         epochs: number of passes over the training split.
         eval_start: first epoch that is evaluated.
         early_stop: evaluations without improvement after which the run ends; null never ends it.
         early_stop_metric: the score that decides on improvement: validation_loss, or split, metric
             and number of a validator metric, as in validation_zero_shot_auroc.
-        early_stop_start: first epoch whose evaluation counts for the early stop.
+        early_stop_start: first epoch whose evaluation counts for the early stop, and as the best.
         keep: number of best checkpoints that stay on disk.
         seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
         save_every: how often the newest state is saved besides the end of each epoch: a number of
@@ -53,36 +70,55 @@ class TrainorSection:
     """
 
     optimizer: Annotated[str, NameIn("torch.optim")] = "Adam"
-    optim_params: Annotated[dict[str, Any], OptionsOf("torch.optim", "optimizer")] = field(
-        default_factory=dict
-    )
+    optim_params: Annotated[
+        dict[str, Any],
+        Overruled(
+            "lr",
+            by="lr_decay_params.max_lr",
+            instead="set that one, or leave it out and it is {section}.optim_params.lr",
+        ),
+        Overruled(
+            "momentum",
+            by="lr_decay_params.cycle_momentum",
+            instead="set base_momentum and max_momentum there, or cycle_momentum=false",
+        ),
+        OptionsOf("torch.optim", "optimizer"),
+    ] = field(default_factory=dict)
     batch_size: Annotated[int, AtLeast(1)] = 32
     grad_accu: Annotated[int, AtLeast(1)] = 1
-    clip_grad_norm: Annotated[float, AtLeast(0)] | None = None
+    clip_grad_norm: Annotated[float, Above(0), AtMost(1000000)] | None = None
     lr_decay: Annotated[str | None, NameIn("torch.optim.lr_scheduler")] = None
     lr_decay_params: Annotated[
         dict[str, Any],
-        OptionsOf("torch.optim.lr_scheduler", "lr_decay", filled=("T_max", "total_steps")),
+        Overruled("epochs", by="lr_decay_params.total_steps", instead="leave one of them out"),
+        Overruled(
+            "steps_per_epoch", by="lr_decay_params.total_steps", instead="leave one of them out"
+        ),
+        OptionsOf(
+            "torch.optim.lr_scheduler", "lr_decay", filled=("T_max", "total_steps", "max_lr")
+        ),
     ] = field(default_factory=dict)
-    decay_metric_start: int = 0
+    decay_metric_start: Annotated[
+        int, UsedWith("lr_decay", ("ReduceLROnPlateau",)), Within("epochs"), AtLeast(0)
+    ] = 0
     epochs: Annotated[int, AtLeast(0)] = 99
-    eval_start: int = 0
+    eval_start: Annotated[int, Within("epochs"), AtLeast(0)] = 0
     early_stop: Annotated[int, AtLeast(1)] | None = None
     early_stop_metric: str = "validation_loss"
-    early_stop_start: int = 0
+    early_stop_start: Annotated[int, UsedWith("early_stop"), Within("epochs"), AtLeast(0)] = 0
     keep: Annotated[int, AtLeast(1)] = 3
-    seed: int | None = None
+    seed: Seed | None = None
     save_every: (
         Annotated[str, Matching("[1-9][0-9]*(min)?", "steps (500) or minutes (15min)")] | None
     ) = "15min"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: Annotated[float, AtLeast(0)] | None = None
+    ema: Annotated[float, AtLeast(0), Below(1)] | None = None
     compile: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     sync_bn: bool = False
-    device: str | None = None
-    num_workers: Annotated[int, AtLeast(0)] | None = None
+    device: Device | None = None
+    num_workers: Annotated[int, Between(0, 256)] | None = None
     max_bad_steps: Annotated[int, AtLeast(1)] = 10
     log_every: Annotated[int, AtLeast(1)] = 10
     loggers: Annotated[list[Any], Calls("logger")] = field(default_factory=lambda: ["tensorboard"])
@@ -134,25 +170,29 @@ class EnsemblorSection(GenerationSection):
         num_workers: processes that load data; null takes one a core, four at most.
     """
 
-    mode: Annotated[str, Matching("best-[1-9][0-9]*|all", "best-1, best-N or all")] = "best-1"
+    mode: Annotated[
+        str, UsedWith("ckpt", (None,)), Matching("best-[1-9][0-9]*|all", "best-1, best-N or all")
+    ] = "best-1"
     ckpt: str | None = None
     rank_by: str | None = None
     changed: Literal["refuse", "allow"] = "refuse"
     ema: bool = False
     splits: list[str] = field(default_factory=lambda: ["validate", "test"])
     batch_size: Annotated[int, AtLeast(1)] = 32
-    metrics: Annotated[dict[str, Any], Calls("metric")] = field(
-        default_factory=lambda: {"retrieval": {}}
-    )
-    baselines: list[Literal["untrained", "raw_pixels"]] = field(default_factory=list)
-    post_processing: Annotated[dict[str, Any], Calls("post_processing")] = field(
-        default_factory=dict
-    )
+    metrics: Annotated[
+        dict[str, Any], UsedWith("generate_images", (False,), mode=True), Calls("metric")
+    ] = field(default_factory=lambda: {"retrieval": {}})
+    baselines: Annotated[
+        list[Literal["untrained", "raw_pixels"]], UsedWith("generate_images", (False,), mode=True)
+    ] = field(default_factory=list)
+    post_processing: Annotated[
+        dict[str, Any], UsedWith("generate_images", (False,), mode=True), Calls("post_processing")
+    ] = field(default_factory=dict)
     report: bool = True
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    device: str | None = None
-    num_workers: Annotated[int, AtLeast(0)] | None = None
+    device: Device | None = None
+    num_workers: Annotated[int, Between(0, 256)] | None = None
 
 
 @dataclass(kw_only=True)
@@ -175,7 +215,7 @@ class RunSection:
         ensemblor: how trained checkpoints are evaluated.
     """
 
-    name: str | None = None
+    name: Annotated[str, FolderName()] | None = None
     ckpt_dir: str = "ckpt"
     ckpt: str | None = None
     plugins: list[str] = field(default_factory=list)

@@ -11,7 +11,8 @@ from typing import Any
 
 import griffe
 
-from vilmedic.config.annotations import ANY
+from vilmedic.config.annotations import ANY, AnyOf, Basic, Choice
+from vilmedic.config.foreign_bounds import bounded
 from vilmedic.config.signature import Param, Signature, field_params, function_params
 from vilmedic.config.sources import bases, find_class, read_module
 from vilmedic.config.types import ConfigOf
@@ -47,6 +48,8 @@ _ALWAYS = (
     "attn_implementation",
     "output_attentions",
 )
+# weights are float32 always, and trainor.precision says what is computed with
+_FLOAT32 = frozenset(("dtype", "torch_dtype"))
 
 
 @cache
@@ -94,9 +97,11 @@ def _fields(path: str) -> Signature:
             docstrings.append(cls.docstring)
         if cls.name not in ("PreTrainedConfig", "PretrainedConfig"):
             queue += [base for base in bases(cls) if base.startswith("transformers.")]
+    for name in _FLOAT32.intersection(found):
+        found[name] = Param(name, AnyOf((Choice(("float32",)), Basic("null"))), required=False)
     for name in _ALWAYS:
         found.setdefault(name, Param(name, ANY, required=False))
-    return Signature(path, found, None, tuple(docstrings))
+    return bounded(Signature(path, found, None, tuple(docstrings)), "transformers")
 
 
 def _renamed(cls: griffe.Class) -> list[str]:

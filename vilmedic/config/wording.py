@@ -9,6 +9,7 @@ from typing import Any
 from vilmedic.config import types
 from vilmedic.config.annotations import (
     ANY,
+    NUMBERS,
     AnyOf,
     Basic,
     Choice,
@@ -18,13 +19,15 @@ from vilmedic.config.annotations import (
     Marked,
     TupleOf,
     Type,
+    is_number,
+    is_usable,
     options,
     plain,
 )
 from vilmedic.config.marks import KeyPath, dotted
 from vilmedic.config.nodes import registry_of
 from vilmedic.config.signature import read_signature
-from vilmedic.errors import nearest
+from vilmedic.errors import nearest, visible
 
 _YAML_1_1 = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -33,29 +36,55 @@ def describe(kind: Type) -> str:
     """The type in words, as messages say it."""
     if isinstance(kind, Marked):
         mark = kind.mark
-        if isinstance(mark, types.AtLeast):
-            return f"{describe(kind.base)} of at least {mark.minimum:g}"
+        if isinstance(mark, types.BOUNDS):
+            bounded = _bounded(kind, one=True)
+            return bounded or f"{describe(kind.base)} {mark.words()}"
         if isinstance(mark, types.Matching):
             return mark.words
+        if isinstance(mark, types.Lengths):
+            lengths = " or ".join(str(length) for length in mark.allowed)
+            return describe(kind.base).replace("a list of ", f"a list of {lengths} ", 1)
         return describe(kind.base)
     if isinstance(kind, Choice):
         return "one of " + ", ".join(spell(value) for value in kind.values)
     if isinstance(kind, ListOf):
         if kind.item in (ANY, Basic("foreign")):
             return "a list"
-        plural: dict[Type, str] = {Basic("int"): "integers", Basic("float"): "numbers"}
-        return f"a list of {plural.get(kind.item) or describe(kind.item)}"
+        return f"a list of {_bounded(kind.item, one=False) or describe(kind.item)}"
     if isinstance(kind, TupleOf):
+        several = _bounded(kind.items[0], one=False) if len(set(kind.items)) == 1 else ""
+        if several:
+            return f"a list of {len(kind.items)} {several}"
         return f"a list of {len(kind.items)}: " + ", ".join(describe(one) for one in kind.items)
     if isinstance(kind, MapOf):
         return "a mapping" if plain(kind.value) == ANY else f"a mapping to {describe(kind.value)}"
     if isinstance(kind, AnyOf):
         known = [one for one in options(kind) if one != Basic("foreign")] or [ANY]
-        return " or ".join(dict.fromkeys(describe(one) for one in known))
+        words = list(dict.fromkeys(describe(one) for one in known if one != Basic("null")))
+        null = Basic("null") in known
+        listed = " or ".join(words) or "null"
+        return f"{listed}, or null" if null and words else listed
     if isinstance(kind, Instance):
         return f"a mapping with the keys of {kind.path.rpartition('.')[2]}"
-    words = {"int": "an integer", "float": "a number", "bool": "true or false", "path": "a path"}
-    return words.get(kind.name, "anything" if kind.name == "foreign" else kind.name)
+    words_of = {"int": "an integer", "float": "a number", "bool": "true or false", "path": "a path"}
+    return words_of.get(kind.name, "anything" if kind.name == "foreign" else kind.name)
+
+
+def _bounded(kind: Type, *, one: bool) -> str:
+    """A number with all of its bounds in words, or several such numbers; empty for other types."""
+    bounds: list[str] = []
+    while isinstance(kind, Marked) and isinstance(
+        kind.mark, (*types.BOUNDS, types.UsedWith, types.Within)
+    ):
+        if isinstance(kind.mark, types.BOUNDS):
+            bounds.insert(0, kind.mark.words())
+        kind = kind.base
+    if kind not in (*NUMBERS, ANY) or not isinstance(kind, Basic):
+        return ""
+    noun = {("int", True): "an integer", ("int", False): "integers"}.get(
+        (kind.name, one), "a number" if one else "numbers"
+    )
+    return f"{noun} {' and '.join(bounds)}".strip()
 
 
 def spell(value: Any) -> str:
@@ -87,15 +116,17 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         if any(isinstance(one, dict | list) for one in value):
             return f"a list of {len(value)}"
-        return "[" + ", ".join(spell(one) for one in value) + "]"
-    return f"'{value}'" if isinstance(value, str) else spell(value)
+        return "[" + ", ".join(visible(spell(one)) for one in value[:20]) + "]"
+    return f"'{visible(value)}'" if isinstance(value, str) else spell(value)
 
 
 def mismatch(kind: Type, given: Any) -> str:
     """That a value is of the wrong type."""
     alternatives = [plain(one) for one in options(kind)]
     hint = ""
-    if isinstance(given, float) and given.is_integer() and Basic("int") in alternatives:
+    if is_number(given) and not is_usable(given):
+        hint = " It has to " + ("fit into 64 bits." if isinstance(given, int) else "be finite.")
+    elif isinstance(given, float) and given.is_integer() and Basic("int") in alternatives:
         hint = f" Did you mean '{int(given)}'?"
     elif isinstance(given, str):
         choices = [one for one in alternatives if isinstance(one, Choice)]

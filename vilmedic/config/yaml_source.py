@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vilmedic.config.marks import KeyPath, Mark, Tree
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ConfigError, visible
 
 _PREFIX = "tag:yaml.org,2002:"
 _RESOLVERS = (
@@ -27,6 +27,8 @@ _RESOLVERS = (
         list("-+.0123456789"),
     ),
 )
+# control characters but for tab and line breaks, halves of characters, and ends of Unicode planes
+_UNUSABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
     "bool": lambda text: text.lower() == "true",
@@ -36,7 +38,15 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-class PlainLoader(yaml.SafeLoader):
+MOST_BYTES = 1_000_000
+MOST_NODES = 100_000
+DEEPEST = 64
+
+# libyaml reads six times as fast; without it the same is done in Python
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class PlainLoader(_Base):
     """Composes YAML; plain scalars are resolved by the rules of this module."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
@@ -82,37 +92,128 @@ def read_yaml(text: str, origin: Callable[[int], str]) -> tuple[Any, dict[KeyPat
         The value, and the mark of everything in it by path; its own mark is at `()`.
 
     Raises:
-        ConfigError: the text is not YAML, holds a key twice or asks for an object.
+        ConfigError: the text is not YAML, holds a key twice, asks for an object, or is larger or
+            deeper than any configuration.
     """
-    loader = PlainLoader(text)
-    try:
-        node = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        column = f":{mark.column + 1}" if mark else ""
-        problem = error.problem or error.context or "unreadable"
-        remedy = " Indent with spaces, not with tabs." if r"'\t'" in problem else ""
-        where = origin(mark.line + 1 if mark else 1)
-        raise ConfigError(f"{where}{column}: not valid YAML: {problem}.{remedy}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin(1)}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
+    node = compose(text, origin)
     reader = _Reader(origin)
     if node is None:
         return None, {}
     return reader.value(node, ()), reader.marks
 
 
+def compose(text: str, origin: Callable[[int], str]) -> yaml.Node | None:
+    """The nodes of one YAML document, of a size that can be worked with.
+
+    Args:
+        text: the document.
+        origin: as for `read_yaml`.
+
+    Returns:
+        The node; None when there is nothing in the text.
+
+    Raises:
+        ConfigError: the text is not YAML, or larger or deeper than any configuration.
+    """
+    check_characters(text, origin)
+    try:
+        _check_size(text, origin)
+        node = _compose(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+        problem = error.problem or error.context or "unreadable"
+        here = "".join(text.splitlines()[line : line + 1])
+        remedy = " Indent with spaces, not with tabs." if here[column : column + 1] == "\t" else ""
+        where = f"{origin(line + 1)}:{column + 1}"
+        raise ConfigError(f"{where}: not valid YAML: {problem}.{remedy}") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{origin(1)}: not valid YAML: {problem}.") from None
+    if node is not None and _expanded(node, {}) > MOST_NODES:
+        raise _too_large(origin(1), deep=False)
+    return node
+
+
+def _compose(text: str) -> Any:
+    loader = PlainLoader(text)
+    try:
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values in a node, those behind a reference counted each time."""
+    if id(node) not in known:
+        known[id(node)] = 0  # an anchor that contains itself is found when it is read
+        parts = list(node.value) if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
+
+
+def check_characters(text: str, origin: Callable[[int], str]) -> None:
+    """Refuse text that cannot be written to a file or shown.
+
+    Raises:
+        ConfigError: it holds a control character, or half a character.
+    """
+    found = _UNUSABLE.search(text)
+    if found:
+        line = text.count("\n", 0, found.start()) + 1
+        raise ConfigError(f"{origin(line)}: not valid YAML: the character {found[0]!r} in it.")
+
+
+def _check_size(text: str, origin: Callable[[int], str]) -> None:
+    """Refuse text with more values, or deeper ones, than a configuration has, before it is read.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if len(text) <= DEEPEST:
+        return
+    nodes = depth = 0
+    for event in yaml.parse(text, Loader=PlainLoader):
+        if isinstance(event, yaml.NodeEvent):
+            nodes += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if nodes > MOST_NODES or depth > DEEPEST:
+            line = event.start_mark.line if event.start_mark is not None else 0
+            raise _too_large(origin(line + 1), deep=depth > DEEPEST)
+
+
+def _too_large(where: str, *, deep: bool) -> ConfigError:
+    if deep:
+        return ConfigError(f"{where}: the file nests deeper than {DEEPEST} levels.")
+    return ConfigError(
+        f"{where}: the file holds more than {MOST_NODES:,} keys and values, references counted "
+        "as what they stand for."
+    )
+
+
 def read_file_text(path: str) -> str:
     """The text of a configuration file; a byte order mark is left out."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason}).") from None
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except ValueError:  # a path with the character NUL
+        raise ConfigError(f"{path!r}: no file can have this name.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    if len(content) > MOST_BYTES:
+        raise ConfigError(
+            f"{path}: the file is larger than {MOST_BYTES:,} bytes, more than any configuration."
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason}).") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_file(path: str) -> Tree:
@@ -147,6 +248,8 @@ class _Reader:
     def value(self, node: yaml.Node, path: KeyPath, where: str | None = None) -> Any:
         if any(node is other for other in self.open):
             raise ConfigError(f"{self.where(node)}: the anchor contains itself.")
+        if len(self.open) >= DEEPEST:
+            raise _too_large(self.where(node), deep=True)
         origin = where or self.where(node)
         self.marks[path] = Mark(origin)
         self.open.append(node)
@@ -163,10 +266,21 @@ class _Reader:
         try:
             value = _CONVERTERS[kind](node.value)
         except ValueError:
-            raise ConfigError(f"{origin}: '{node.value}' is not of type {kind}.") from None
-        if kind != "str" and node.style is None:
+            raise ConfigError(f"{origin}: '{visible(node.value)}' is not of type {kind}.") from None
+        if isinstance(value, str):
+            self.check_text(value, origin)
+        if kind != "str" and not node.style:
             self.marks[path] = Mark(origin, raw=node.value)
         return value
+
+    @staticmethod
+    def check_text(text: str, origin: str) -> None:
+        """Refuse what an escape (`"\\0"`) puts into text and no file can hold or terminal show."""
+        found = _UNUSABLE.search(text)
+        if found:
+            raise ConfigError(
+                f"{origin}: the text holds the character {found[0]!r}, which is not allowed."
+            )
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -175,7 +289,8 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ConfigError(f"{self.where(key_node)}: a key has to be plain text.")
             key = key_node.value
-            if key == "<<" and key_node.style is None:
+            self.check_text(key, self.where(key_node))
+            if key == "<<" and not key_node.style:
                 continue
             if key in lines:
                 name = ".".join(str(part) for part in (*path, key))
@@ -198,7 +313,7 @@ class _Reader:
         """The mappings that `<<` merges into a mapping, the weakest first."""
         found: list[yaml.Node] = []
         for key_node, value_node in node.value:
-            if key_node.value == "<<" and key_node.style is None:
+            if key_node.value == "<<" and not key_node.style:
                 many = isinstance(value_node, yaml.SequenceNode)
                 found += reversed(value_node.value) if many else [value_node]
         for other in found:

@@ -6,22 +6,31 @@ MONOCHROME1, so that bones are bright on dark. A file with neither table nor win
 range of values, and so does one whose table or window cannot be read. Padding around the picture is
 black. Of several frames the first one is taken.
 
+Headers of tables are often wrong. What a table holds counts (see `_Table` and `_white`): where its
+descriptor states other bits, another sign of its first value or of its entries, the picture is
+shown by the entries, and a note says so.
+
 pydicom and the decoders of compressed files are the optional dependency `dicom`.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import zlib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+
+from vilmedic.files import open_regular
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 HEAD = 132
 """Bytes at the start of a file that hold the mark of the format."""
-DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install 'vilmedic[dicom]'."
+DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install '.[dicom]' in the clone."
 
 
 class UnreadableDicom(Exception):
@@ -41,7 +50,7 @@ def is_dicom(path: str | Path) -> bool:
     """
     if os.path.splitext(path)[1].lower() in DICOM_SUFFIXES:
         return True
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return is_marked(file.read(HEAD))
 
 
@@ -50,8 +59,16 @@ def dicom_available() -> bool:
     return find_spec("pydicom") is not None
 
 
-def dicom_pixels(file: IO[bytes]) -> np.ndarray:
-    """Read the picture in an open DICOM file.
+def dicom_pixels(
+    content: bytes, *, max_pixels: int, thorough: bool = False, notes: list[str]
+) -> np.ndarray:
+    """Read the picture in a DICOM file.
+
+    Args:
+        content: the file.
+        max_pixels: rows times columns of the largest picture that is decoded.
+        thorough: read the data of lossy JPEG a second time for damage.
+        notes: gets what the file says of itself that its content contradicts.
 
     Returns:
         uint8 [H, W] for grey pictures, [H, W, 3] (red, green, blue) for coloured ones.
@@ -62,29 +79,29 @@ def dicom_pixels(file: IO[bytes]) -> np.ndarray:
     """
     if not dicom_available():
         raise UnreadableDicom(f": {DICOM_REMEDY}")
-    data = _read(file)
-    values = _stored_values(data)
+    data = _read(content, max_pixels)
+    values = _stored_values(data, max_pixels, thorough)
     interpretation = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
     if interpretation == "PALETTE COLOR":
-        from pydicom.pixels.processing import apply_color_lut
-
-        values = np.asarray(apply_color_lut(values, data))
-        return _high_byte(values, 8 * values.dtype.itemsize)[..., :3]
+        return _palette_colour(values, data, notes)
     if values.ndim == 3:
         return _high_byte(values, int(data.BitsStored))
+    grey = _Grey(data, notes)
     if not np.issubdtype(values.dtype, np.integer) or int(data.BitsStored) > 16:
-        return _Grey(data).shown(values.astype(np.float64), np.ones(values.shape, bool))
+        return grey.shown(values.astype(np.float64), np.ones(values.shape, bool))
     lowest = int(values.min())  # from here on once for each grey value rather than for each pixel
     counts = np.bincount((values - lowest).ravel())
     levels = np.arange(lowest, lowest + len(counts), dtype=np.float64)
-    return _Grey(data).shown(levels, counts > 0)[values - lowest]
+    return grey.shown(levels, counts > 0)[values - lowest]
 
 
-def _read(file: IO[bytes]) -> Any:
+def _read(content: bytes, max_pixels: int) -> Any:
     import pydicom
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import ImplicitVRLittleEndian
 
+    file = io.BytesIO(content)
+    _check_inflated(file, max_pixels)
     try:
         data = pydicom.dcmread(file)
     except InvalidDicomError:  # some archives hold files without their first 132 bytes
@@ -96,11 +113,36 @@ def _read(file: IO[bytes]) -> Any:
         raise UnreadableDicom("is no DICOM file with a picture in it, or ends too early.")
     if "TransferSyntaxUID" not in data.file_meta:
         data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    _check_size(int(data.Rows), int(data.Columns), max_pixels)
     return data
 
 
-def _stored_values(data: Any) -> np.ndarray:
+def _check_size(rows: int, columns: int, max_pixels: int) -> None:
+    if rows * columns > max_pixels:
+        raise UnreadableDicom(f"has {rows} x {columns} pixels, more than max_pixels={max_pixels}.")
+
+
+def _check_inflated(file: io.BytesIO, max_pixels: int) -> None:
+    """Refuse a deflated file that becomes far larger than a picture, before pydicom inflates it."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    if read_preamble(file, force=True) is not None:
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            most, inflated = 6 * max_pixels + 2**26, 0  # colour of 16 bits, and the rest
+            stream, rest = zlib.decompressobj(-zlib.MAX_WBITS), file.read()
+            while rest and not stream.eof:
+                inflated += len(stream.decompress(rest, 2**24))
+                rest = stream.unconsumed_tail
+                if inflated > most:
+                    raise UnreadableDicom(f"inflates to more than {most} bytes.")
+    file.seek(0)
+
+
+def _stored_values(data: Any, max_pixels: int, thorough: bool) -> np.ndarray:
     """The pixels of the first frame: [H, W] (integers of 16 bits as int32) or RGB [H, W, 3]."""
+    from pydicom.encaps import get_frame
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
 
@@ -109,10 +151,34 @@ def _stored_values(data: Any) -> np.ndarray:
         decoder = get_decoder(syntax)
         if not decoder.is_available:
             raise UnreadableDicom(f"is compressed as {syntax.name}. {DICOM_REMEDY}")
+        frame = get_frame(data.PixelData, 0, number_of_frames=int(data.get("NumberOfFrames") or 1))
+        _check_size(*_frame_size(frame), max_pixels)
+        if thorough and frame.startswith(b"\xff\xd8"):
+            from vilmedic.datasets.jpeg_data import check_jpeg
+
+            check_jpeg(frame)
     values = np.asarray(pixel_array(data, index=0))
     if values.ndim == 2 and np.issubdtype(values.dtype, np.integer) and values.itemsize <= 2:
         return values.astype(np.int32)
     return values
+
+
+def _frame_size(frame: bytes) -> tuple[int, int]:
+    """Rows and columns that the head of a JPEG, JPEG-LS or JPEG 2000 stream states; else 0."""
+    if frame.startswith(b"\xff\x4f\xff\x51"):
+        right, bottom, left, top = (
+            int.from_bytes(frame[at : at + 4], "big") for at in range(8, 24, 4)
+        )
+        return bottom - top, right - left
+    place = 2
+    while frame.startswith(b"\xff\xd8") and place + 9 <= len(frame):
+        kind = frame[place + 1]
+        if frame[place] != 0xFF or kind == 0xDA:
+            break
+        if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)):
+            return tuple(int.from_bytes(frame[at : at + 2], "big") for at in (place + 5, place + 7))  # type: ignore[return-value]
+        place += 1 if kind == 0xFF else 2 + int.from_bytes(frame[place + 2 : place + 4], "big")
+    return 0, 0
 
 
 def _high_byte(values: np.ndarray, bits: int) -> np.ndarray:
@@ -124,8 +190,8 @@ def _high_byte(values: np.ndarray, bits: int) -> np.ndarray:
 class _Grey:
     """How the grey values of one file are shown."""
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    def __init__(self, data: Any, notes: list[str]) -> None:
+        self.data, self.notes = data, notes
 
     def shown(self, stored: np.ndarray, present: np.ndarray) -> np.ndarray:
         """Stored values as uint8.
@@ -135,10 +201,11 @@ class _Grey:
             present: which of them the picture has; the range of a file without a window is theirs.
         """
         padding = self._padding(stored)
-        values = self._modality(stored)
-        share = self._voi(values)
+        counted = present & ~padding
+        values = self._modality(stored, counted)
+        share = self._voi(values, counted)
         if share is None:
-            share = _range_share(values, present & ~padding)
+            share = _range_share(values, counted)
         if str(self.data.get("PhotometricInterpretation", "")) == "MONOCHROME1":
             share = 1 - share
         share[padding] = 0
@@ -152,22 +219,29 @@ class _Grey:
         last = first if last is None else last
         return (stored >= min(first, last)) & (stored <= max(first, last))
 
-    def _modality(self, stored: np.ndarray) -> np.ndarray:
+    def _modality(self, stored: np.ndarray, counted: np.ndarray) -> np.ndarray:
         tables = self.data.get("ModalityLUTSequence")
         if tables:
+            table = _Table.of_item(tables[0], self.data)
             signed = bool(self.data.get("PixelRepresentation", 0))
-            return _looked_up(stored, tables[0], signed)[0]
+            output = table.looked_up(stored, stored[counted], signed)
+            self._note("modality", table)
+            return output
         slope = self._number("RescaleSlope") or 1.0
         return stored * slope + (self._number("RescaleIntercept") or 0.0)
 
-    def _voi(self, values: np.ndarray) -> np.ndarray | None:
+    def _voi(self, values: np.ndarray, counted: np.ndarray) -> np.ndarray | None:
         """Values as shares of white; None when the file does not say how to show them."""
-        for table in self.data.get("VOILUTSequence") or ():
+        for item in self.data.get("VOILUTSequence") or ():
             try:
-                output, top = _looked_up(values, table, bool(values.size and values.min() < 0))
+                table = _Table.of_item(item, self.data)
+                signed = bool(values.size and values.min() < 0)
+                output = table.looked_up(values, values[counted], signed)
+                share = table.share(output)
             except Exception:  # an item without data, or with too little of it
                 continue
-            return output / top
+            self._note("VOI", table)
+            return share
         centre, width = self._number("WindowCenter"), self._number("WindowWidth")
         function = str(self.data.get("VOILUTFunction") or "LINEAR")
         if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
@@ -180,12 +254,22 @@ class _Grey:
             return (values > centre - 0.5).astype(np.float64)
         return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
 
+    def _note(self, kind: str, table: _Table) -> None:
+        self.notes += [f"its {kind} table {text}" for text in table.notes]
+
     def _stored(self, name: str) -> float | None:
-        """An element that is a stored value; those of signed pixels are often written unsigned."""
+        """An element that is a stored value, which is often written with the other sign.
+
+        Negative values may have the width of the stored bits, as in the pixels, or of the element.
+        """
         value = self._number(name)
-        if value is None or not self.data.get("PixelRepresentation", 0):
-            return value
-        bits = int(self.data.get("BitsAllocated", 16))
+        if value is None:
+            return None
+        allocated = int(self.data.get("BitsAllocated", 16))
+        stored = int(self.data.get("BitsStored", allocated))
+        if not self.data.get("PixelRepresentation", 0):
+            return value + 2**allocated if value < 0 else value
+        bits = stored if value < 2**stored else allocated
         return value - 2**bits if value >= 2 ** (bits - 1) else value
 
     def _number(self, name: str) -> float | None:
@@ -208,24 +292,121 @@ def _range_share(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _looked_up(values: np.ndarray, table: Any, signed: bool) -> tuple[np.ndarray, int]:
-    """The entries of a table for some values, and the largest entry that it could have."""
-    entries, first, bits = (int(number) for number in table.LUTDescriptor)
-    entries = entries or 2**16  # the field has 16 bits only
-    if signed and first >= 2**15:
-        first -= 2**16
-    content = table.LUTData
-    if isinstance(content, bytes):
-        entry = np.dtype("u1") if len(content) < 2 * entries else np.dtype("<u2")
-        output = np.frombuffer(content, entry)
+class _Table:
+    """A lookup table as it is, whatever its descriptor says.
+
+    Args:
+        descriptor: number of entries, value that the first one is for, bits of the entries.
+        content: the entries as bytes or numbers.
+        little_endian: order of the bytes.
+    """
+
+    def __init__(self, descriptor: Sequence[Any], content: Any, little_endian: bool) -> None:
+        entries, first, bits = (int(number) for number in descriptor)
+        entries = entries % 2**16 or 2**16  # the field has 16 bits, and is written signed at times
+        word = np.dtype("<u2" if little_endian else ">u2")
+        if isinstance(content, bytes):
+            output = np.frombuffer(content, "u1" if len(content) < 2 * entries else word)
+        else:
+            output = np.atleast_1d(np.asarray(content, dtype=np.int64))
+            if 2 * len(output) == entries + entries % 2:  # two entries of 8 bits in each number
+                output = output.astype(word).view("u1")
+        if len(output) < entries:
+            raise UnreadableDicom(f"has a table of {len(output)} instead of {entries} entries.")
+        self.first, self.bits, self.notes = first, bits, list[str]()
+        self.entries = self._signed(output[:entries].astype(np.int64))
+
+    @classmethod
+    def of_item(cls, item: Any, data: Any) -> _Table:
+        """The table in an item of a sequence."""
+        return cls(
+            item.LUTDescriptor, item.LUTData, data.file_meta.TransferSyntaxUID.is_little_endian
+        )
+
+    def _signed(self, entries: np.ndarray) -> np.ndarray:
+        """Entries with the sign under which they do not jump between the ends of 16 bits."""
+        if entries.max() < 2**15 and entries.min() >= 0:
+            return entries
+        unsigned = entries & 0xFFFF
+        signed = (unsigned ^ 0x8000) - 0x8000
+        # Steep tables have few entries in between; only one that passes through many tells.
+        many = len(np.unique(unsigned)) > 16
+        negative = many and _variation(signed) < _variation(unsigned)
+        if negative != bool(entries.min() < 0):
+            self.notes.append(f"holds {'' if negative else 'un'}signed entries, written otherwise")
+        return signed if negative else unsigned
+
+    def looked_up(self, values: np.ndarray, seen: np.ndarray, signed: bool) -> np.ndarray:
+        """The entries for some values.
+
+        Args:
+            values: float64, what to look up.
+            seen: those that the picture has, which tell the sign of the table's first value.
+            signed: whether the standard takes that value as signed.
+        """
+        first = self.first - 2**16 if signed and self.first >= 2**15 else self.first
+        other = self.first - 2**16 if first > 0 else self.first % 2**16
+        if self._covers(other, seen) > self._covers(first, seen):
+            self.notes.append(f"begins at {other}, not at {first}")
+            first = other
+        places = np.clip(np.rint(values) - first, 0, len(self.entries) - 1).astype(np.int64)
+        return self.entries[places].astype(np.float64)
+
+    def _covers(self, first: int, seen: np.ndarray) -> int:
+        return int(((seen >= first) & (seen < first + len(self.entries))).sum())
+
+    def share(self, output: np.ndarray) -> np.ndarray:
+        """Entries as shares of white."""
+        if self.entries.min() < 0:
+            half = 2 ** (max(8, int(max(self.entries.max(), ~self.entries.min())).bit_length()))
+            return (output + half) / (2 * half - 1)
+        bits = _white(int(self.entries.max()), self.bits)
+        if bits != self.bits:
+            self.notes.append(f"states {self.bits} bits and holds {bits}")
+        return np.clip(output / (2**bits - 1), 0, 1)
+
+
+def _white(largest: int, stated: int) -> int:
+    """Bits of white in a table.
+
+    Those that its descriptor states, unless they are not possible, hold its entries by no means, or
+    would show all of them in the darkest quarter. Then as many as the largest entry needs, of the
+    8, 10, 12, 14 and 16 that devices have, so that the pictures of one device are shown alike. A
+    table that goes a little beyond what it states is cut off there.
+    """
+    if 8 <= stated <= 16 and 2 ** (stated - 2) <= largest < 9 * 2 ** (stated - 3):
+        return stated
+    needed = largest.bit_length()
+    return max(8, needed + needed % 2)
+
+
+def _variation(entries: np.ndarray) -> int:
+    return int(np.abs(np.diff(entries)).sum())
+
+
+def _palette_colour(values: np.ndarray, data: Any, notes: list[str]) -> np.ndarray:
+    """The colours of indices, uint8 [H, W, 3]."""
+    names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+    if any(f"{name}Data" not in data for name in names):
+        from pydicom.pixels.processing import apply_color_lut  # unfolds segmented tables
+
+        unfolded = np.asarray(apply_color_lut(values, data))[..., :3]
+        colours, stated = unfolded.astype(np.float64), 8 * unfolded.itemsize
+        largest = int(colours.max())
     else:
-        output = np.atleast_1d(np.asarray(content, dtype=np.int64))
-        if 2 * len(output) == entries + entries % 2:  # two entries of 8 bits in each number
-            output = output.astype("<u2").view("u1")
-    if len(output) < entries:
-        raise UnreadableDicom(f"has a table of {len(output)} instead of {entries} entries.")
-    places = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.int64)
-    return output[places].astype(np.float64), 2**bits - 1
+        little = data.file_meta.TransferSyntaxUID.is_little_endian
+        tables = [
+            _Table(data[f"{n}Descriptor"].value, data[f"{n}Data"].value, little) for n in names
+        ]
+        seen, signed = values.astype(np.float64), bool(data.get("PixelRepresentation", 0))
+        colours = np.stack([table.looked_up(seen, seen, signed) for table in tables], axis=-1)
+        stated, largest = tables[0].bits, max(int(table.entries.max()) for table in tables)
+        texts = dict.fromkeys(text for table in tables for text in table.notes)
+        notes += [f"its palette {text}" for text in texts]
+    bits = _white(largest, stated)
+    if bits != stated:
+        notes.append(f"its palette states {stated} bits and holds {bits}")
+    return _high_byte(np.clip(colours, 0, 2**bits - 1).astype(np.int64), bits)
 
 
 def _first(value: Any) -> float | None:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vilmedic.files import open_regular
+
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
 CHUNK = 2**20
@@ -57,6 +59,13 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
     return found
 
 
+def file_digests(paths: Sequence[Path]) -> list[str]:
+    """A digest of the content of each file, read now; an empty text for one that is unreadable."""
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(_digest, paths))
+    return [digest if len(digest) == 2 * DIGEST else "" for digest in found]
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()
@@ -84,7 +93,7 @@ def _state(path: Path, now: int) -> tuple[bytes, bool] | None:
 def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST)
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     except FileNotFoundError:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import Between
 from vilmedic.datasets.aligned import AlignedDataset
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
@@ -34,7 +34,7 @@ class ImSeqShards(ImSeq):
         image: ImageDataset,
         seq: TextDataset,
         label: LabelDataset | None = None,
-        mixed: Annotated[int, AtLeast(1)] = 16,
+        mixed: Annotated[int, Between(1, 65536)] = 16,
     ) -> None:
         pictures = getattr(image.pictures, "source", image.pictures)
         if not isinstance(pictures, PictureShards):

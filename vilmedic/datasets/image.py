@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torchvision.transforms import v2
 
-from vilmedic.config.types import AtLeast, Calls, Runtime
+from vilmedic.config.types import (
+    Above,
+    AsLongAs,
+    AtMost,
+    Between,
+    Calls,
+    Means,
+    Runtime,
+    Side,
+    Spreads,
+    UsedWith,
+)
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image_tokens import TokenFile
 from vilmedic.datasets.lines import listed, read_lines
 from vilmedic.datasets.picture_cache import PictureCache
 from vilmedic.datasets.picture_sources import open_pictures
-from vilmedic.datasets.sample import seeded, stable_seed
-from vilmedic.datasets.transforms import (
-    build_transforms,
-    check_sizes,
-    crop_square,
-    flips,
-    preset_transforms,
-    resize_short_side,
-    try_transforms,
-    without_flips,
-)
+from vilmedic.datasets.pixels import Pixels
+from vilmedic.datasets.transforms import check_sizes, resized_shape
 from vilmedic.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a picture, as shares of its width and height."""
@@ -62,14 +60,17 @@ class ImageDataset(Part):
             preset.
         eval_transforms: transforms in evaluation; null applies none, or with several views those
             of training.
-        mean: mean of each colour channel, subtracted after scaling to 0..1 (default: ImageNet).
-        std: standard deviation of each colour channel (default: ImageNet).
+        mean: mean of each colour channel, or one number for all, subtracted after scaling to 0..1
+            (default: ImageNet); as many numbers as std has.
+        std: standard deviation of each colour channel, or one number for all (default: ImageNet).
         cache: folder in which decoded and resized images are kept, one memory-mapped file a split;
             null decodes the files in every epoch.
         spool: folder for shards that come from a URL; null takes the folder `spool` in root.
         spool_gib: most GiB of shards that it holds; the ones unused for longest make room.
         tokens: cache gives the tokens that the frozen VAE of the model makes of images, computed
             once for all epochs and kept in the run directory; null gives images.
+        max_pixels: height times width of the largest image, in its file and after resizing; a
+            larger one counts as undecodable.
         on_error: whether a missing or undecodable image ends the run or is left out and listed;
             more than one in a hundred ends it in any case.
     """
@@ -85,55 +86,46 @@ class ImageDataset(Part):
         file: str = "image.tok",
         image_path: str | None = None,
         ext: str | None = None,
-        resize: Annotated[int | None, AtLeast(1)] = 256,
-        crop: Annotated[int | None, AtLeast(1)] = 224,
-        multi_image: Annotated[int, AtLeast(1)] = 1,
-        views: Annotated[int, AtLeast(1)] = 1,
+        resize: Side | None = 256,
+        crop: Side | None = 224,
+        multi_image: Annotated[int, Between(1, 256)] = 1,
+        views: Annotated[int, Between(1, 256)] = 1,
         color: Literal["grey", "rgb"] = "grey",
-        preset: Literal[
-            "resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"
+        preset: Annotated[
+            Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"],
+            UsedWith("transforms", (None,)),
         ] = "resize_crop",
         transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
         eval_transforms: Annotated[list[Any] | None, Calls("torchvision.transforms.v2")] = None,
-        mean: list[float] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
-        std: list[float] = [0.229, 0.224, 0.225],  # noqa: B006
+        mean: Annotated[Means, AsLongAs("std")] = [0.485, 0.456, 0.406],  # noqa: B006  (never changed)
+        std: Annotated[Spreads, AsLongAs("mean")] = [0.229, 0.224, 0.225],  # noqa: B006
         cache: str | None = None,
         spool: str | None = None,
-        spool_gib: Annotated[float, AtLeast(0)] = 64.0,
+        spool_gib: Annotated[float, Above(0), AtMost(1048576)] = 64.0,
         tokens: Literal["cache"] | None = None,
+        max_pixels: Annotated[int, Between(1, 2147483647)] = 134217728,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        _check_numbers(resize=resize, crop=crop, multi_image=multi_image, views=views)
         if multi_image > 1 and views > 1:
             raise ValueError("multi_image and views cannot both be above 1.")
-        if transforms is not None and preset != "resize_crop":
-            raise ValueError(f"preset={preset} and a list of transforms exclude each other.")
-        if len(mean) not in (1, 3) or len(std) not in (1, 3) or min(std) <= 0:
-            raise ValueError("mean and std hold one or three numbers, and std positive ones.")
+        self.pixels = Pixels(
+            training=training,
+            resize=resize,
+            crop=crop,
+            color=color,
+            views=views,
+            preset=preset,
+            transforms=transforms,
+            eval_transforms=eval_transforms,
+            mean=mean,
+            std=std,
+            max_pixels=max_pixels,
+        )
         self.training, self.seed = training, seed
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
         self.token_file: TokenFile | None = None
         self.resize, self.crop, self.color = resize, crop, color
         self.multi_image, self.views, self.on_error = multi_image, views, on_error
-        self.channels = 1 if color == "grey" else 3
-        self.mean, self.std = list(mean), list(std)
-        # Views are differences between random draws: evaluation needs the random transforms too.
-        self.random = training or (views > 1 and eval_transforms is None)
-        if preset == "center_crop":
-            self.random = False
-        self.own_list = transforms if self.random else eval_transforms
-        self.transforms: list[v2.Transform] = []
-        if self.own_list is not None:
-            self.transforms = build_transforms(self.own_list)
-            try_transforms(self.transforms, self.channels, resize, crop)
-        elif self.random:
-            self.transforms = preset_transforms(preset, crop, self.channels)
-        if views > 1 and not self.transforms and (crop is None or not self.random):
-            raise ValueError(
-                f"views={views}, but these settings make all views of an image alike: there is "
-                "neither a random transform nor a random crop. Choose a preset (simclr_xray), name "
-                "transforms, or set crop below resize."
-            )
 
         texts = read_lines(root, split, file)
         self.pictures = open_pictures(
@@ -147,6 +139,7 @@ class ImageDataset(Part):
             most=multi_image,
             spool=spool,
             spool_gib=spool_gib,
+            max_pixels=max_pixels,
         )
         missing = self.pictures.missing()
         if missing and on_error == "raise":
@@ -159,17 +152,8 @@ class ImageDataset(Part):
         super().__init__(texts, missing)
 
     def keep_sides(self) -> None:
-        """Leave out the flip of a preset: reports say left and right.
-
-        A flip that a list of transforms asks for stays, with a warning.
-        """
-        if self.own_list is None:
-            self.transforms = without_flips(self.transforms)
-        elif any(flips(transform) for transform in self.transforms):
-            logger.warning(
-                "transforms flip images left to right while their reports name sides: "
-                "leave RandomHorizontalFlip out unless that is what you want."
-            )
+        """Leave out flips, since reports say left and right; see `Pixels.keep_sides`."""
+        self.pixels.keep_sides()
 
     def read(self, line: int, epoch: int) -> Sample:
         """The images of a line as a list of uint8 [C, H, W], or its `image_tokens` int64 [N].
@@ -192,9 +176,13 @@ class ImageDataset(Part):
             raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
         if self.views > 1:
             images = images * self.views
-        numbers = (self.seed, epoch if self.training else 0, line)
+        draw = (self.seed, epoch if self.training else 0, line)
+        shared = self.pictures.shared
         try:
-            images = [self._transform(image, *numbers, n) for n, image in enumerate(images)]
+            images = [
+                self.pixels.transformed(image, *draw, view, shared=shared)
+                for view, image in enumerate(images)
+            ]
         except ValueError as error:
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
         return images
@@ -228,15 +216,11 @@ class ImageDataset(Part):
         pixels = batch["images"]
         if pixels.dtype != torch.uint8:
             return batch
-        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        # (pixels / 255 - mean) / std, without a further copy of the batch for each operation
-        images = (pixels * (1 / (255 * std))).sub_(mean / std)
-        return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
+        return batch | {"images": self.pixels.normalized(pixels)}
 
     def properties(self) -> dict[str, Any]:
         """How pixels are normalised."""
-        return {"normalization": (self.mean, self.std)}
+        return {"normalization": (self.pixels.mean, self.pixels.std)}
 
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
@@ -254,7 +238,8 @@ class ImageDataset(Part):
         """
         line = int(whole.kept[index])
         image = self.pictures.decode(line, 0)
-        height, width = resize_short_side(image, self.resize or min(image.shape[-2:])).shape[-2:]
+        short = self.resize or min(image.shape[-2:])
+        height, width = resized_shape(image.shape[1], image.shape[2], short)
         across, down = (self.crop or width) / width, (self.crop or height) / height
         left, top = (1 - across) / 2, (1 - down) / 2
         return image, (left, top, left + across, top + down)
@@ -273,18 +258,6 @@ class ImageDataset(Part):
             )
         self.pictures = cache
 
-    def _transform(self, image: torch.Tensor, seed: int, epoch: int, line: int, view: int) -> Any:
-        if self.pictures.shared and (self.transforms or self.crop is None):
-            image = image.clone()
-        if not self.random and not self.transforms:
-            return image if self.crop is None else crop_square(image, self.crop, random=False)
-        with seeded(stable_seed("image", seed, epoch, line, view)):
-            for transform in self.transforms:
-                image = transform(image)
-            if self.crop is not None:
-                image = crop_square(image, self.crop, random=self.random)
-        return image
-
 
 def image_part(dataset: AlignedDataset) -> ImageDataset:
     """The images of a data set.
@@ -296,9 +269,3 @@ def image_part(dataset: AlignedDataset) -> ImageDataset:
         if isinstance(part, ImageDataset):
             return part
     raise DataError("This data set has no images.")
-
-
-def _check_numbers(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}.")

@@ -1,4 +1,8 @@
-"""Image tokens of a split, computed once by a frozen VAE and kept on disk."""
+"""Image tokens of a split, computed once by a frozen VAE and kept on disk.
+
+The file is named by what the tokens follow from: the weights of the VAE, the content of every image
+and how it is prepared. Names, places and times of the image files are not part of it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ from tqdm import tqdm
 from vilmedic import distributed
 from vilmedic.datasets.aligned import AlignedDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import ConfigError
+from vilmedic.datasets.picture_cache import VERSION, decoders
+from vilmedic.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from vilmedic.datasets.image import ImageDataset
@@ -65,6 +70,7 @@ def cache_tokens(
 
     Raises:
         ConfigError: the model has no frozen VAE, or the images are changed at random.
+        DataError: image files were written to while tokens were made of them.
     """
     from vilmedic.datasets.image import ImageDataset
 
@@ -76,38 +82,54 @@ def cache_tokens(
                     f"dataset.image.tokens: given cache, but {type(model).__name__} makes no "
                     "tokens of images. Allowed: null, or model.proto=DALLE."
                 )
-            if part.random or part.views > 1 or part.multi_image > 1:
+            if part.pixels.random or part.views > 1 or part.multi_image > 1:
                 raise ConfigError(
                     "dataset.image.tokens: given cache, but tokens are computed once, and these "
                     "images are several or differ from epoch to epoch. Set "
                     "dataset.image.preset=center_crop, without transforms, views and multi_image."
                 )
-            path = part.run_dir / FOLDER / f"{part.split}_{_key(part, vae)}.npy"
+            folder = part.run_dir / FOLDER
+            # One process reads the files; the others find their digests where it left them.
             with distributed.main_first():
+                path = folder / f"{part.split}_{_key(part, vae, folder)}.npy"
                 if not path.is_file():
                     with distributed.alone():
-                        _write(path, part, vae, device, num_workers)
+                        draft = _write(path, part, vae, device, num_workers)
+                    if path.name != f"{part.split}_{_key(part, vae, folder)}.npy":
+                        draft.unlink()
+                        raise DataError(
+                            f"Images of {part.texts.path} were changed while tokens were made of "
+                            "them. Start again when they are complete."
+                        )
+                    os.replace(draft, path)
             part.token_file = TokenFile(path)
 
 
-def _key(part: ImageDataset, vae: Any) -> str:
-    """A hash of everything that the tokens depend on, except for the contents of image files."""
+def _key(part: ImageDataset, vae: Any, folder: Path) -> str:
+    """A hash of everything that the tokens depend on.
+
+    Args:
+        part: the images.
+        vae: what makes tokens of them.
+        folder: where digests of the image files are remembered.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    how: list[Any] = [vae.pixels.mean_and_std]
-    how += [part.resize, part.crop, part.color, part.mean, part.std]
-    how += [[repr(transform) for transform in part.transforms]]
-    how += [part.pictures.places(line) for line in range(len(part.texts))]
+    how: list[Any] = [VERSION, decoders(), vae.pixels.mean_and_std]
+    how += [part.resize, part.crop, part.color, part.pixels.mean, part.pixels.std]
+    how += [[repr(transform) for transform in part.pixels.transforms]]
+    lines = [line for line in range(len(part.texts)) if line not in part.dropped]
+    how += [len(part.texts), lines, part.pictures.contents(lines, folder)]
     digest.update(json.dumps(how).encode())
     return digest.hexdigest()[:16]
 
 
 def _write(
     path: Path, part: ImageDataset, vae: Any, device: torch.device, num_workers: int | None
-) -> None:
-    """Compute the tokens of a split, and write them whole or not at all."""
+) -> Path:
+    """Compute the tokens of a split; returns the file beside `path` that holds them."""
     length = (vae.image_size // 2**vae.num_layers) ** 2
     kind = np.dtype(np.uint16 if vae.num_tokens < np.iinfo(np.uint16).max else np.uint32)
     rows = np.full((len(part.texts), length), np.iinfo(kind).max, kind)
@@ -121,4 +143,4 @@ def _write(
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(draft, "wb") as stream:
         np.save(stream, rows)
-    os.replace(draft, path)
+    return draft

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from vilmedic.errors import DataError, nearest
-from vilmedic.files import plain_name
+from vilmedic.files import open_regular, plain_name
 
+CHUNK = 2**16  # lines whose places are Python numbers at a time
 SHOWN = 5  # problems of one kind that a message lists before it only counts
+LONGEST = 400  # letters of a text in a message
+# A name in quotation marks, or one without; up to the comma behind it or the end.
+_NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|\Z)')
 
 
 class Lines(Sequence[str]):
@@ -24,11 +32,14 @@ class Lines(Sequence[str]):
         path: the file they come from, for messages.
     """
 
-    def __init__(self, texts: Sequence[str], path: Path) -> None:
-        encoded = [text.encode() for text in texts]
+    def __init__(self, texts: Iterable[str], path: Path) -> None:
         self.path = path
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([0, *(len(line) for line in encoded)])
+        self._bytes = bytearray()
+        ends = array("q", [0])
+        for text in texts:
+            self._bytes += text.encode()
+            ends.append(len(self._bytes))
+        self._ends = np.array(ends, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -37,6 +48,11 @@ class Lines(Sequence[str]):
         if not 0 <= line < len(self):
             raise IndexError(line)
         return self._bytes[self._ends[line] : self._ends[line + 1]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), CHUNK):
+            for start, end in pairwise(self._ends[first : first + CHUNK + 1].tolist()):
+                yield self._bytes[start:end].decode()
 
     def where(self, line: int) -> str:
         """`file:number` of a line, numbered from 1 as editors do."""
@@ -59,32 +75,35 @@ def read_lines(root: str | Path, split: str, file: str) -> Lines:
     except ValueError as error:
         raise DataError(f"The split {split[:60]!r} is no name of a split: {error}.") from None
     path = Path(root) / f"{split}.{file}"
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path} is not a file: a folder, a pipe or a device holds no lines.")
     try:
-        content = path.read_bytes()
+        with open_regular(path) as stream:
+            lines = Lines(_decoded(stream, path), path)
     except OSError as error:
         raise DataError(_unreadable(path, error)) from None
-    # Only "\n" ends a line: str.splitlines would also cut at form feeds and other rare characters.
-    raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if raw[-1] == b"":
-        raw.pop()
-    if not raw:
+    if not lines:
         raise DataError(f"{path} is empty: one line a sample is expected.")
-    texts = []
-    for number, line in enumerate(raw, start=1):
+    empty = [lines.where(int(line)) for line in np.flatnonzero(np.diff(lines._ends) == 0)]
+    if empty:
+        raise DataError(f"{listed(empty, 'empty line')}. Every line must hold a sample.")
+    return lines
+
+
+def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
+    r"""The lines of a file, one at a time, so that the file is never in memory as a whole.
+
+    Only "\n" ends a line: str.splitlines would also cut at form feeds and other rare characters.
+    """
+    for number, raw in enumerate(stream, start=1):
+        line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if not line:  # nothing but a byte order mark
+            return
         try:
-            texts.append(line.decode().strip())
+            yield line.decode().strip()
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}:{number} is not UTF-8 text: byte {line[error.start]:#04x} at position "
                 f"{error.start + 1} of the line. Convert the file to UTF-8."
             ) from None
-    lines = Lines(texts, path)
-    empty = [lines.where(line) for line, text in enumerate(texts) if not text]
-    if empty:
-        raise DataError(f"{listed(empty, 'empty line')}. Every line must hold a sample.")
-    return lines
 
 
 def check_aligned(files: Sequence[Lines]) -> None:
@@ -100,9 +119,44 @@ def check_aligned(files: Sequence[Lines]) -> None:
 
 def listed(items: Sequence[str], kind: str) -> str:
     """`2 empty lines: a, b`, or the first few of many."""
-    shown = ", ".join(items[:SHOWN])
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown}{more}"
+    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown(items)}"
+
+
+def shown(items: Sequence[str], most: int = SHOWN) -> str:
+    """`a, b`, or the first few of many; of a very long text its beginning."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(brief(item) for item in items[:most]) + more
+
+
+def brief(text: str) -> str:
+    """A text for a message: on one line, cut when it is as long as a report, and printable."""
+    # A file name may hold bytes that are not UTF-8.
+    text = " ".join(text.encode(errors="backslashreplace").decode().split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def split_names(line: str) -> list[str]:
+    """The names on a line, separated by commas.
+
+    A name that holds a comma stands in quotation marks, as in CSV: `"scan, left.png",b.png`.
+    """
+    if '"' not in line:
+        return [name for part in line.split(",") if (name := part.strip())]
+    names = []
+    for quoted, plain in _NAME.findall(line):
+        names.append(quoted.replace('""', '"') or plain.strip())
+    return [name for name in names if name]
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Names as one line that `split_names` takes apart again."""
+    return ",".join(_quoted(name) for name in names)
+
+
+def _quoted(name: str) -> str:
+    if "," in name or name[:1] == '"' or name != name.strip():
+        return '"' + name.replace('"', '""') + '"'
+    return name
 
 
 def _unreadable(path: Path, error: OSError) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -225,8 +226,11 @@ def make_loader(
     Raises:
         DataError: `drop_last` leaves no batch at all.
     """
+    cores = max(1, _cores() // distributed.on_this_machine())
     if num_workers is None:
-        num_workers = min(max(1, _cores() // distributed.on_this_machine()), 4)
+        num_workers = min(cores, 4)
+    elif num_workers > 4 * cores:
+        _warn_of_workers(num_workers, cores)
     if drop_last and len(dataset) < batch_size:
         raise DataError(
             f"{dataset.parts[0].texts.path} gives {len(dataset)} samples, which is not one full "
@@ -255,6 +259,17 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else starting a pass would use up global random numbers
+    )
+
+
+@cache
+def _warn_of_workers(number: int, cores: int) -> None:
+    """Say once that loading processes wait for each other and take memory."""
+    logger.warning(
+        "num_workers=%d is more than four a core (%d): they wait for each other, and each takes "
+        "memory. null takes what fits.",
+        number,
+        cores,
     )
 
 

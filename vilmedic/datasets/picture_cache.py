@@ -18,6 +18,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -33,15 +34,16 @@ from vilmedic.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # to be raised when decoding or the layout changes
+VERSION = 3  # to be raised when decoding or the layout changes
 PIXELS, INDEX, CARD = "pixels.u8", "index.npz", "card.json"
 
 
 class PictureCache(Pictures):
     """Pictures that were decoded and resized once.
 
-    Pictures that several lines name are kept once. Those that cannot be decoded are known from the
-    first pass on, and reading them raises the same error as without a cache.
+    Pictures that several lines name are kept once. Those that cannot be decoded, or that a second
+    reading of their compressed data finds damaged, are known from the first pass on, and reading
+    them raises an error.
 
     Args:
         source: where the pictures come from.
@@ -56,7 +58,7 @@ class PictureCache(Pictures):
     shared = True
 
     def __init__(self, source: Pictures, folder: Path, split: str, skipped: set[int]) -> None:
-        super().__init__(source.texts, source.color, source.resize, source.most)
+        super().__init__(source.texts, source.color, source.resize, source.most, source.max_pixels)
         self.source = source
         self._pixels: torch.Tensor | None = None
         self.channels = 1 if source.color == "grey" else 3
@@ -78,7 +80,8 @@ class PictureCache(Pictures):
             "split": split,
             "color": source.color,
             "resize": source.resize,
-            "pillow": _pillow(),
+            "max_pixels": source.max_pixels,
+            "decoders": decoders(),
         }
         self.path = folder / f"{split}-{_key(settings, numbers)}"
         try:
@@ -247,10 +250,9 @@ class PictureCache(Pictures):
 
         def work(item: tuple[int, int]) -> torch.Tensor | UndecodableImage:
             try:
-                image = self.source.decode(*item)
+                return self.source.decode_resized(*item, thorough=True).contiguous()
             except UndecodableImage as error:
                 return UndecodableImage(str(error))
-            return self._resized(image).contiguous()
 
         threads = min(32, os.cpu_count() or 1)
         jobs = iter(wanted)
@@ -275,11 +277,9 @@ def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _pillow() -> str:
-    """Decoders differ between versions in the last bit."""
-    from PIL import __version__
-
-    return str(__version__)
+def decoders() -> dict[str, str]:
+    """What decoded pictures depend on besides files: versions differ in the last bit."""
+    return {name: version(name) for name in ("pillow", "simplejpeg", "tifffile")}
 
 
 def _to_disk(file: Any) -> None:

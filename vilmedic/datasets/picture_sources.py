@@ -25,6 +25,7 @@ def open_pictures(
     most: int,
     spool: str | None,
     spool_gib: float,
+    max_pixels: int,
 ) -> Pictures:
     """The pictures of a split; see `ImageDataset` for the arguments.
 
@@ -35,8 +36,10 @@ def open_pictures(
     if index.is_file():
         folder = Path(spool) if spool is not None else Path(root) / "spool"
         store = ShardStore(image_path or root, folder, int(spool_gib * GIB))
-        return PictureShards(texts, ShardIndex.load(index), store, color, resize, most)
+        shards = ShardIndex.load(index)
+        return PictureShards(texts, shards, store, color, resize, most, max_pixels)
     images = Path(root) / "images"
     default = images if images.is_dir() else Path(root)
     folder = Path(image_path) if image_path is not None else default
-    return PictureFiles(texts, folder, f".{ext.lstrip('.')}" if ext else "", color, resize, most)
+    suffix = f".{ext.lstrip('.')}" if ext else ""
+    return PictureFiles(texts, folder, suffix, color, resize, most, max_pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ from typing import IO
 
 import torch
 
-from vilmedic.datasets.decode import SUFFIXES, Color, decode_file, open_image
+from vilmedic.datasets.decode import SUFFIXES, Color, check_size, decode_file, open_image
 from vilmedic.datasets.dicom import DICOM_REMEDY, DICOM_SUFFIXES, dicom_available
 from vilmedic.datasets.file_contents import file_contents
-from vilmedic.datasets.lines import Lines
-from vilmedic.datasets.transforms import resize_short_side
+from vilmedic.datasets.lines import Lines, split_names
+from vilmedic.datasets.transforms import resize_short_side, resized_shape
 from vilmedic.errors import DataError
+
+logger = logging.getLogger(__name__)
+_noted: list[str] = []
 
 
 class Pictures(ABC):
@@ -26,6 +30,7 @@ class Pictures(ABC):
         color: grey or colour.
         resize: pixels of the short side; None keeps the size of the file.
         most: pictures of a line that are used, from its first one on.
+        max_pixels: height times width of the largest picture, before and after it is resized.
     """
 
     shared = False
@@ -33,13 +38,15 @@ class Pictures(ABC):
     remedy = ""
     """What to do when pictures are missing."""
 
-    def __init__(self, texts: Lines, color: Color, resize: int | None, most: int) -> None:
+    def __init__(
+        self, texts: Lines, color: Color, resize: int | None, most: int, max_pixels: int
+    ) -> None:
         self.texts, self.color, self.resize, self.most = texts, color, resize, most
+        self.max_pixels = max_pixels
 
     def names(self, line: int) -> list[str]:
         """What a line calls its pictures."""
-        names = [name.strip() for name in self.texts[line].split(",") if name.strip()]
-        return names[: self.most]
+        return split_names(self.texts[line])[: self.most]
 
     def read(self, line: int) -> list[torch.Tensor]:
         """The pictures of a line, uint8 [C, H, W] each.
@@ -47,21 +54,44 @@ class Pictures(ABC):
         Raises:
             UndecodableImage: one of them cannot be decoded.
         """
-        return [self._resized(self.decode(line, n)) for n in range(len(self.names(line)))]
+        return [self.decode_resized(line, n) for n in range(len(self.names(line)))]
 
-    def decode(self, line: int, number: int) -> torch.Tensor:
+    def decode(
+        self, line: int, number: int, *, thorough: bool = False, notes: list[str] | None = None
+    ) -> torch.Tensor:
         """One picture of a line, before it is resized: uint8 [C, H, W].
 
         Args:
             line: number of the line.
             number: number of the picture in its line.
+            thorough: see `decode_file`.
+            notes: see `decode_file`; None logs them, those of the first such file of a process.
 
         Raises:
-            UndecodableImage: it cannot be decoded.
+            UndecodableImage: it cannot be decoded, or would be too large when it is resized.
         """
         name = self.places(line)[number]
+        found: list[str] = []
         with self.open(line, number) as file:
-            return decode_file(file, name, self.color)
+            image = decode_file(
+                file,
+                name,
+                self.color,
+                max_pixels=self.max_pixels,
+                thorough=thorough,
+                notes=found if notes is None else notes,
+            )
+        if self.resize is not None:
+            wanted = resized_shape(image.shape[1], image.shape[2], self.resize)
+            check_size(*wanted, self.max_pixels, f"{name}, resized to {self.resize},")
+        if found:
+            _log_first(name, found)
+        return image
+
+    def decode_resized(self, line: int, number: int, *, thorough: bool = False) -> torch.Tensor:
+        """One picture of a line, resized: uint8 [C, H, W]; see `decode`."""
+        image = self.decode(line, number, thorough=thorough)
+        return image if self.resize is None else resize_short_side(image, self.resize)
 
     @abstractmethod
     def open(self, line: int, number: int) -> IO[bytes]:
@@ -88,9 +118,6 @@ class Pictures(ABC):
             folder: where may be kept what makes this faster the next time.
         """
 
-    def _resized(self, image: torch.Tensor) -> torch.Tensor:
-        return image if self.resize is None else resize_short_side(image, self.resize)
-
     def _no_names(self, line: int) -> DataError:
         return DataError(f"{self.texts.where(line)} names no image: '{self.texts[line]}'.")
 
@@ -105,12 +132,20 @@ class PictureFiles(Pictures):
         color: see `Pictures`.
         resize: see `Pictures`.
         most: see `Pictures`.
+        max_pixels: see `Pictures`.
     """
 
     def __init__(
-        self, texts: Lines, folder: Path, ext: str, color: Color, resize: int | None, most: int
+        self,
+        texts: Lines,
+        folder: Path,
+        ext: str,
+        color: Color,
+        resize: int | None,
+        most: int,
+        max_pixels: int,
     ) -> None:
-        super().__init__(texts, color, resize, most)
+        super().__init__(texts, color, resize, most, max_pixels)
         self.folder, self.ext = folder, ext
         self.remedy = (
             f"Paths start from image_path={folder}; set that, or ext for paths without an extension"
@@ -132,8 +167,8 @@ class PictureFiles(Pictures):
         ]
 
     def missing(self) -> dict[int, str]:
-        """Lines with a file that is not there, found by listing each folder once."""
-        present: dict[Path, set[str]] = {}
+        """Lines with a file that is not there, or is no file, found by listing each folder once."""
+        present: dict[Path, dict[str, bool]] = {}
         missing: dict[int, str] = {}
         readable = dicom_available()
         for line in range(len(self.texts)):
@@ -146,9 +181,13 @@ class PictureFiles(Pictures):
                     raise DataError(f"{where}: {path}: {DICOM_REMEDY}")
                 folder = path.parent
                 if folder not in present:
-                    present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-                if path.name not in present[folder]:
-                    missing.setdefault(line, f"{where}: {path} does not exist")
+                    present[folder] = _listed(folder)
+                is_file = present[folder].get(path.name)
+                if not is_file:
+                    reason = (
+                        "does not exist" if is_file is None else "is no file, nor a link to one"
+                    )
+                    missing.setdefault(line, f"{where}: {path} {reason}")
         return missing
 
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
@@ -164,6 +203,33 @@ def first_numbers(counts: Sequence[int]) -> list[int]:
     for count in counts:
         starts.append(starts[-1] + count)
     return starts
+
+
+def _listed(folder: Path) -> dict[str, bool]:
+    """The names in a folder, each with whether it is a file, or a link to one."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: _is_file(entry) for entry in entries}
+    except OSError:
+        return {}
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to where nobody may look
+        return False
+
+
+def _log_first(name: str, notes: list[str]) -> None:
+    """Log the notes on the first image of a process that has any; there may be very many."""
+    if not _noted:
+        _noted.append(name)
+        logger.warning(
+            "%s: %s. Further such images are not logged; data/check.py lists all of them.",
+            name,
+            "; ".join(notes),
+        )
 
 
 def _suffix(name: str) -> str:

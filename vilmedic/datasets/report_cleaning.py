@@ -1,12 +1,13 @@
-"""Published ways of cleaning reports, written anew from what they do.
+"""Ways of cleaning reports: the published ones, and one that keeps letters of any language.
 
-Results of published work depend on these rules to the letter, oddities included; each function
-says which work it follows.
+Results of published work depend on its rules to the letter, oddities included, so those functions
+are written anew from what the published ones do; each says which work it follows.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 _NUMBERS = [(f"{before}{k}. ", ". ") for before in (". ", " ") for k in range(2, 6)]
@@ -16,7 +17,10 @@ _QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")
 _PUNCTUATION = re.compile(r"[.,?;*!%^&_+():<=>@\[\]{}]")
 _WORD = re.compile(r"\w+")
 _WORD_OR_PUNCTUATION = re.compile(r"\w+|[^\w\s]+")
-_SENTENCE_END_OR_NUMBER = re.compile(r"[0-9]+\.|\.")
+# A number is tried from its first digit alone: the same matches, and long numbers are read once.
+_SENTENCE_END_OR_NUMBER = re.compile(r"(?<![0-9])[0-9]+\.|\.")
+_DECIMAL_MARK = re.compile(r"(?<=[0-9])([.,])(?=[0-9])")
+_JOINERS = "\u200c\u200d"  # without width, but part of the spelling of Persian and Hindi words
 
 
 def r2gen_clean_report(report: str) -> str:
@@ -59,8 +63,39 @@ def gloria_clean_report_chexpert(report: str) -> str:
     return " ".join(kept)
 
 
+class _Spaced(dict[int, str]):
+    """Of each character what becomes of it: letters, marks and digits stay, others are spaces."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        kept = unicodedata.category(character)[0] in "LMN" or character in _JOINERS
+        self[code] = character if kept else " "
+        return self[code]
+
+
+_SPACED = _Spaced()
+
+
+def multilingual_clean_report(report: str) -> str:
+    """Lower-case words of any language with all their letters, and numbers, decimals whole.
+
+    All else separates words and goes. A letter that can be written in two ways is written in one
+    (Unicode NFC).
+    """
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", report).lower())
+    pieces = _DECIMAL_MARK.split(text)
+    pieces[::2] = [piece.translate(_SPACED) for piece in pieces[::2]]
+    return " ".join(word for word in "".join(pieces).split() if word.strip(_JOINERS))
+
+
 CLEANERS: dict[str, Callable[[str], str]] = {
     "r2gen_clean_report": r2gen_clean_report,
     "ifcc_clean_report": ifcc_clean_report,
     "gloria_clean_report_chexpert": gloria_clean_report_chexpert,
+    "multilingual_clean_report": multilingual_clean_report,
 }
+
+
+def clean(processing: str | None, report: str) -> str:
+    """Apply a cleaning by its name; None leaves a report as it is."""
+    return CLEANERS[processing](report).strip() if processing else report

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from vilmedic.datasets.decode import Color
-from vilmedic.datasets.lines import Lines
+from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.datasets.pictures import Pictures
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.shard_store import Shard, ShardStore
@@ -169,6 +169,7 @@ class PictureShards(Pictures):
         color: see `Pictures`.
         resize: see `Pictures`.
         most: see `Pictures`.
+        max_pixels: see `Pictures`.
 
     Raises:
         DataError: lines and index do not belong together, or a shard is not there.
@@ -182,8 +183,9 @@ class PictureShards(Pictures):
         color: Color,
         resize: int | None,
         most: int,
+        max_pixels: int,
     ) -> None:
-        super().__init__(texts, color, resize, most)
+        super().__init__(texts, color, resize, most, max_pixels)
         self.index, self.store = index, store
         if len(texts) != len(index.starts) - 1:
             raise DataError(
@@ -210,7 +212,7 @@ class PictureShards(Pictures):
     def missing(self) -> dict[int, str]:
         """No lines: the index lists what the shards have."""
         for line in range(len(self.texts)):
-            names = len([name for name in self.texts[line].split(",") if name.strip()])
+            names = len(split_names(self.texts[line]))
             if names != self.index.starts[line + 1] - self.index.starts[line] or not names:
                 raise DataError(
                     f"{self.texts.where(line)} names {names} images, which is not what the index "

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import random
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
-from vilmedic.config.types import AtLeast, Runtime
+from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.report_cleaning import CLEANERS
+from vilmedic.datasets.report_cleaning import CLEANERS, clean
+from vilmedic.datasets.report_tokens import ReportTokens
 from vilmedic.datasets.sample import stable_seed
+from vilmedic.datasets.scripts import words
 from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
-from vilmedic.datasets.words import NO_WORD, word_numbers, word_texts
-from vilmedic.errors import DataError, nearest
+from vilmedic.errors import ConfigError, DataError, nearest
 
-PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
-_WORD = re.compile(r"\w+")
+logger = logging.getLogger(__name__)
+
+OWN_CODE = "trust_remote_code"  # what transformers names when it refuses Python of a folder
+USUAL_TOKENS = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]", "<s>"),
+    "sep_token": ("[SEP]", "</s>"),
+    "mask_token": ("[MASK]", "<mask>"),
+}
 
 
 class TextDataset(Part):
     """Reports read from `<root>/<split>.<file>`, cleaned and turned into ids.
-
-    A batch is as long as its longest report, rounded up to a multiple of 8.
 
     Args:
         root: folder that holds the line files.
@@ -38,7 +46,8 @@ class TextDataset(Part):
             words from the training split and keeps it in the run directory. A word list `vocab.src`
             of the original vilmedic is read from the run directory, or where this says.
         tokenizer_max_len: most ids of a report, special tokens included; the rest is cut off.
-        processing: published way of cleaning the reports; null leaves them as they are.
+        processing: way of cleaning the reports, published ones but for multilingual_clean_report,
+            which keeps letters of any language; null leaves them as they are.
         sample_sentence: in training, draw sentences of the report anew at each step.
         max_sentences: with sample_sentence, draw one to this many, in order; 1 is the paper's way.
         vocab_min_frequency: occurrences that a word needs to get into a vocabulary that is built.
@@ -56,18 +65,19 @@ class TextDataset(Part):
         root: str,
         file: str = "report.tok",
         tokenizer: str | None = None,
-        tokenizer_max_len: Annotated[int, AtLeast(3)] = 128,
+        tokenizer_max_len: Annotated[int, Between(3, 65536)] = 128,
         processing: Literal[
-            "r2gen_clean_report", "ifcc_clean_report", "gloria_clean_report_chexpert"
+            "r2gen_clean_report",
+            "ifcc_clean_report",
+            "gloria_clean_report_chexpert",
+            "multilingual_clean_report",
         ]
         | None = None,
         sample_sentence: bool = False,
-        max_sentences: Annotated[int, AtLeast(1)] = 1,
-        vocab_min_frequency: Annotated[int, AtLeast(1)] = 1,
+        max_sentences: Annotated[int, UsedWith("sample_sentence"), AtLeast(1)] = 1,
+        vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if tokenizer_max_len < 3:
-            raise ValueError(f"tokenizer_max_len must be at least 3, not {tokenizer_max_len}.")
         if processing is not None and processing not in CLEANERS:
             raise ValueError(
                 f"There is no processing named '{processing}'. Allowed: {', '.join(CLEANERS)}."
@@ -77,24 +87,19 @@ class TextDataset(Part):
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.tokenizer_max_len, self.processing = tokenizer_max_len, processing
         texts = read_lines(root, split, file)
-        self.cleaned = texts
-        empty: dict[int, str] = {}
-        if processing is not None:
-            self.cleaned = Lines([self.clean(text) for text in texts], texts.path)
-            empty = {
-                line: f"{texts.where(line)}: '{texts[line][:40]}'"
-                for line, text in enumerate(self.cleaned)
-                if not text
-            }
-        if empty and on_error == "raise":
-            raise DataError(
-                f"{listed(list(empty.values()), 'report')} with nothing left after "
-                f"processing={processing}. Mend the lines, or set on_error=skip for the reports "
-                "to leave a few samples out."
-            )
-        self.tokenizer = self._make_tokenizer(
-            tokenizer, run_dir, split, training, vocab_min_frequency
+        self.cleaned: Sequence[str] = (
+            texts if processing is None else CleanedLines(texts, self.clean)
         )
+        empty: dict[int, str] = {}
+        reports = self._usable(texts, empty, on_error)
+        self.tokenizer = self._make_tokenizer(
+            tokenizer,
+            run_dir,
+            reports,
+            training and split == "train",
+            vocab_min_frequency,
+        )
+        self.reports = ReportTokens(self.tokenizer, tokenizer_max_len, processing)
         # Runs with a word list learned padding as a word among others.
         listed_words = word_list(tokenizer, Path(run_dir)) is not None
         self.filler = self.tokenizer.pad_token_id if listed_words else None
@@ -102,38 +107,25 @@ class TextDataset(Part):
 
     def clean(self, report: str) -> str:
         """Apply `processing` to a report."""
-        return CLEANERS[self.processing](report).strip() if self.processing else report
-
-    def encode(self, reports: Sequence[str]) -> Batch:
-        """Clean and tokenize any reports, such as prompts.
-
-        Returns:
-            `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]: the last one numbers the
-            words of a report from 0, special tokens included, and is -1 for padding.
-        """
-        return self._pad([self._tokens(self.clean(report)) for report in reports])
+        return clean(self.processing, report)
 
     def encode_text(self, reports: Sequence[str]) -> Batch:
-        """The same as `encode`, under the name that combined data sets have for it."""
-        return self.encode(reports)
+        """The ids of any reports, such as prompts; see `ReportTokens.encode`."""
+        return self.reports.encode(reports)
 
     def words(self, report: str) -> list[str]:
-        """The words of any report as the tokenizer splits it, in the numbering of `word_ids`."""
-        text = self.clean(report)
-        encoded = self.tokenizer(text, truncation=True, max_length=self.tokenizer_max_len)
-        encoding = encoded.encodings[0]
-        numbers = word_numbers(encoding.word_ids)
-        return word_texts(numbers, encoding.offsets, encoding.tokens, text)
+        """The words of any report; see `ReportTokens.words`."""
+        return self.reports.words(report)
 
     def read(self, line: int, epoch: int) -> Sample:
         """The tokens of a line's report, or of one sentence of it, and whether they were cut."""
-        return self._tokens(
+        return self.reports.tokens(
             self._sentence(line, epoch) if self.sample_sentence else self.cleaned[line]
         )
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]."""
-        return self._pad(samples)
+        return self.reports.pad(samples)
 
     def show(self, line: int) -> dict[str, Any]:
         """The report as its file has it."""
@@ -150,60 +142,88 @@ class TextDataset(Part):
     def _sentence(self, line: int, epoch: int) -> str:
         # Cleaning may remove what ends a sentence, so sentences are found before it.
         sentences = [self.clean(sentence) for sentence in split_sentences(self.texts[line])]
-        usable = [text for text in sentences if len(_WORD.findall(text)) >= MIN_WORDS]
+        usable = [text for text in sentences if len(words(text)) >= MIN_WORDS]
         usable = usable or [self.cleaned[line]]
         draw = random.Random(stable_seed("sentence", self.seed, epoch, line))
         count = draw.randint(1, min(self.max_sentences, len(usable)))
         return " ".join(usable[i] for i in sorted(draw.sample(range(len(usable)), count)))
 
-    def _tokens(self, text: str) -> Sample:
-        """`ids`, the word of each (`words`), and whether the report was cut (`truncated`)."""
-        encoded = self.tokenizer(text, truncation=True, max_length=self.tokenizer_max_len)
-        encoding = encoded.encodings[0]
-        return {
-            "ids": encoded["input_ids"],
-            "words": word_numbers(encoding.word_ids),
-            "truncated": bool(encoding.overflowing),
-        }
+    def _usable(self, texts: Lines, empty: dict[int, str], on_error: str) -> Iterator[str]:
+        """The cleaned reports with something left, each cleaned once; the others go to `empty`.
 
-    def _pad(self, samples: Sequence[Sample]) -> Batch:
-        longest = max(len(sample["ids"]) for sample in samples)
-        length = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.tokenizer_max_len)
-        ids = torch.full((len(samples), length), self.tokenizer.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        words = torch.full_like(ids, NO_WORD)
-        for row, sample in enumerate(samples):
-            used = slice(len(sample["ids"]))
-            ids[row, used] = torch.tensor(sample["ids"])
-            mask[row, used] = 1
-            words[row, used] = torch.tensor(sample["words"])
-        return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
+        Raises:
+            DataError: at the end, if there are such and `on_error` does not skip them.
+        """
+        for line, text in enumerate(self.cleaned):
+            if text:
+                yield text
+            else:
+                empty[line] = f"{texts.where(line)}: '{texts[line][:40]}'"
+        if empty and on_error == "raise":
+            raise DataError(
+                f"{listed(list(empty.values()), 'report')} with nothing left after "
+                f"processing={self.processing}. Mend the lines, or set on_error=skip for the "
+                "reports to leave a few samples out."
+            )
 
     def _make_tokenizer(
-        self, name: str | None, run_dir: Path, split: str, training: bool, min_frequency: int
+        self,
+        name: str | None,
+        run_dir: Path,
+        reports: Iterator[str],
+        from_reports: bool,
+        min_frequency: int,
     ) -> PreTrainedTokenizerFast:
         path = word_list(name, Path(run_dir))
+        if name is None and path is None and from_reports:
+            return run_vocabulary(
+                Path(run_dir), reports, processing=self.processing, min_frequency=min_frequency
+            )
+        if self.processing is not None:
+            for _ in reports:  # finds those with nothing left
+                pass
         if path is not None:
             return read_word_list(path)
         if name is not None:
             return load_tokenizer(name)
-        from_reports = training and split == "train"
         return run_vocabulary(
-            Path(run_dir),
-            (text for text in self.cleaned if text) if from_reports else None,
-            processing=self.processing,
-            min_frequency=min_frequency,
+            Path(run_dir), None, processing=self.processing, min_frequency=min_frequency
         )
+
+
+class CleanedLines(Sequence[str]):
+    """Lines as they are after cleaning, which is done anew for each that is asked for.
+
+    To hold them beside the lines would double the memory of a large data set.
+
+    Args:
+        texts: the lines.
+        clean: what is done to each.
+    """
+
+    def __init__(self, texts: Lines, clean: Callable[[str], str]) -> None:
+        self.texts, self.clean = texts, clean
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, line: int) -> str:  # type: ignore[override]
+        return self.clean(self.texts[line])
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A ready tokenizer, from a local folder or from the hub.
 
+    Python that comes with a tokenizer is never executed: its tokenizer.json is read without it.
+
     Raises:
         ValueError: there is none of that name, or it lacks what batches need.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with quiet():
+            tokenizer = _read_tokenizer(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     except Exception as error:  # the hub client raises errors of many libraries
         kind = "the folder holds no tokenizer" if Path(name).is_dir() else "there is no such folder"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -217,3 +237,58 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         raise ValueError(f"The tokenizer '{name}' has no padding token, which batches need.")
     return tokenizer
+
+
+def _read_tokenizer(name: str) -> Any:
+    """The tokenizer of a name; of one that brings Python of its own, what tokenizer.json says."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if OWN_CODE not in str(error):
+            raise
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        usable = "Without it a tokenizer needs tokenizer.json, which is not there."
+        raise ConfigError(own_code("dataset.seq.tokenizer", name, usable)) from error
+    # Roles that its class would have given to tokens by their usual names.
+    special = {
+        str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
+    }
+    for role, names in USUAL_TOKENS.items():
+        found = [token for token in names if token in special]
+        if found and getattr(tokenizer, role) is None:
+            setattr(tokenizer, role, found[0])
+    logger.warning(
+        "%s brings Python code of its own, which is not executed; its tokenizer.json is used, with "
+        "%s",
+        name,
+        ", ".join(f"{role} {token}" for role, token in tokenizer.special_tokens_map.items()),
+    )
+    return tokenizer
+
+
+def own_code(key: str, name: str, usable: str) -> str:
+    """What to say of a model or tokenizer that needs Python of its own.
+
+    Args:
+        key: the configuration key that holds the name.
+        name: a local folder or a hub name.
+        usable: what of it can be used all the same.
+    """
+    return (
+        f"{key}: {name} needs Python code that comes with it, which could do anything and is never "
+        f"executed. {usable}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing what its callers say themselves, if it matters."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -46,7 +46,7 @@ def _build_transform(name: str, arguments: dict[str, Any]) -> v2.Transform:
         arguments["transforms"] = build_transforms(arguments["transforms"])
     try:
         return transform(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"The transform {name} does not take {arguments}: {error}.") from None
 
 
@@ -127,14 +127,21 @@ def _odd(crop: int) -> int:
 def resize_short_side(image: torch.Tensor, size: int) -> torch.Tensor:
     """Scale uint8 [C, H, W] so that its short side has `size` pixels; antialiased bilinear."""
     height, width = image.shape[-2:]
-    short, long = min(height, width), max(height, width)
-    if short == size:
+    new = resized_shape(height, width, size)
+    if new == (height, width):
         return image
-    other = int(size * long / short)
-    new = (size, other) if height == short else (other, size)
     if len(image) == 1 and image.dtype == torch.uint8:
         return _resize_grey(image[0], *new)[None]
     return v2.functional.resize(image, list(new), antialias=True)
+
+
+def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image whose short side is scaled to `size` pixels."""
+    short, long = min(height, width), max(height, width)
+    if short == size:
+        return height, width
+    other = int(size * long / short)
+    return (size, other) if height == short else (other, size)
 
 
 def _resize_grey(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

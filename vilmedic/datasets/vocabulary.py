@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
 
+from vilmedic.datasets.scripts import UNSPACED
 from vilmedic.errors import DataError
 
 FOLDER = "tokenizer"  # in the run directory
@@ -25,6 +26,8 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTrainedTokenizerFast:
     """A tokenizer of lower-case words and punctuation, most frequent first.
 
+    Scripts that put no spaces between words are split as `vilmedic.datasets.scripts` says.
+
     Args:
         reports: cleaned reports of the training split.
         min_frequency: a word needs at least that many occurrences to get an id of its own.
@@ -32,22 +35,39 @@ def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTraine
     Returns:
         A tokenizer that writes `[CLS] words [SEP]`, with `[PAD]` = 0 and `[UNK]` = 1.
     """
-    tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
+    tokenizer = Tokenizer(WordLevel({}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = WordLevelTrainer(
-        vocab_size=2**31 - 1,
-        min_frequency=min_frequency,
-        special_tokens=_SPECIAL,
-        show_progress=False,
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Split(Regex(UNSPACED), "isolated")]
     )
-    tokenizer.train_from_iterator(reports, trainer)
+    counts = _count_words(reports, tokenizer)
+    frequent = [word for word in counts if counts[word] >= min_frequency]
+    frequent.sort(key=lambda word: (-counts[word], word))
+    numbers = {word: number for number, word in enumerate([*_SPECIAL, *frequent])}
+    tokenizer.model = WordLevel(numbers, unk_token="[UNK]")
+    tokenizer.add_special_tokens(_SPECIAL)
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     return with_special_tokens(tokenizer)
+
+
+def _count_words(reports: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
+    """How often each word occurs, as a tokenizer normalises and splits.
+
+    What stands between spaces repeats, and no word reaches over a space: it is split once.
+    """
+    chunks: Counter[str] = Counter()
+    for report in reports:
+        chunks.update(report.split(" "))
+    words: Counter[str] = Counter()
+    for chunk, times in chunks.items():
+        normal = tokenizer.normalizer.normalize_str(chunk)
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            words[word] += times
+    return words
 
 
 def with_special_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -78,20 +98,29 @@ def run_vocabulary(
     """
     folder = run_dir / FOLDER
     settings: dict[str, str | int | None] = {}
+    tokenizer = None
     if reports is not None:
-        reports = list(reports)
-        digest = hashlib.sha256("\n".join(reports).encode()).hexdigest()
-        settings = {"processing": processing, "min_frequency": min_frequency, "reports": digest}
+        digest = hashlib.sha256()
+        passed = _digested(reports, digest)
+        if folder.is_dir():
+            for _ in passed:
+                pass
+        else:
+            tokenizer = train_vocabulary(passed, min_frequency=min_frequency)
+        settings = {
+            "processing": processing,
+            "min_frequency": min_frequency,
+            "reports": digest.hexdigest(),
+        }
     if folder.is_dir():
         _check_settings(folder, settings)
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    if reports is None:
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    if tokenizer is None:
         raise DataError(
             f"There is no vocabulary in {folder}: with tokenizer=null it is built from the "
             "training split when the run is trained. Train the run first, or set tokenizer to a "
             "hub name or a folder."
         )
-    tokenizer = train_vocabulary(reports, min_frequency=min_frequency)
     draft = run_dir / f".{FOLDER}.{os.getpid()}"
     tokenizer.save_pretrained(draft)
     (draft / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
@@ -101,7 +130,14 @@ def run_vocabulary(
         shutil.rmtree(draft)
         if not folder.is_dir():
             raise
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+
+
+def _digested(reports: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:
+    """Reports as they are, each added to a digest of all of them, one a line."""
+    for number, report in enumerate(reports):
+        digest.update(f"\n{report}".encode() if number else report.encode())
+        yield report
 
 
 def _check_settings(folder: Path, settings: dict[str, str | int | None]) -> None:

@@ -34,7 +34,10 @@ def read_word_list(path: Path) -> PreTrainedTokenizerFast:
     Raises:
         DataError: the file is not such a list.
     """
-    words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    try:
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a word list that can be read: {error}.") from None
     ids = {word: number for number, word in enumerate(words)}
     missing = [token for token in SPECIAL if token not in ids]
     if missing or len(ids) < len(words):

@@ -14,7 +14,7 @@ from torch import nn
 
 from vilmedic.config.scores import known_better
 from vilmedic.errors import CheckpointError, ConfigError, nearest
-from vilmedic.executors.older_formats import older_names, unify
+from vilmedic.executors.older_formats import older_names, unify, zoo_config, zoo_file
 from vilmedic.executors.parallel import like
 from vilmedic.executors.safe_load import load_plain
 
@@ -137,6 +137,7 @@ def find_checkpoints(
     match = re.fullmatch(r"all|best-([1-9]\d*)", mode)
     if match is None:
         raise ConfigError(f"ensemblor.mode: given '{mode}', allowed: best-1, best-N or all.")
+    require_directory(run_dir)
     found = [read_best(path, metric) for path in scored(run_dir)]
     if not found:
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
@@ -180,6 +181,18 @@ def _of_one_metric(
     return next(iter(groups.values()))
 
 
+def require_directory(run_dir: Path) -> None:
+    """Raise a `CheckpointError` unless there is such a run directory."""
+    if run_dir.is_dir():
+        return
+    folder = run_dir.parent
+    runs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    raise CheckpointError(
+        f"{run_dir}: there is no such run directory, as name and ckpt_dir say it."
+        f"{nearest(run_dir.name, runs)}"
+    )
+
+
 def newest(run_dir: Path, seed: int | None = None) -> Path | None:
     """The newest state that a run left, of any seed or of the one given; None without any."""
     names = "last_*.pth" if seed is None else last_name(seed)
@@ -188,6 +201,8 @@ def newest(run_dir: Path, seed: int | None = None) -> Path | None:
 
 def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     """The file that `ckpt` names: a file of the run directory, a path, or `last`.
+
+    A path may be a folder of the original vilmedic's model zoo, with one .pth and config.yml.
 
     Args:
         ckpt: what the configuration says.
@@ -202,6 +217,9 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     for path in (run_dir / ckpt, Path(ckpt)):
         if path.is_file():
             return path
+        if (inside := zoo_file(path)) is not None:
+            return inside
+    require_directory(run_dir)
     there = sorted(path.name for path in run_dir.glob("*.pth"))
     raise CheckpointError(
         f"ckpt: there is no file '{ckpt}', neither as a path nor in {run_dir}, which holds "
@@ -238,13 +256,19 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in the file is run as code.
 
-    Files of the original vilmedic and of dalle-pytorch are brought into the shape of this project.
+    Files of the original vilmedic, of dalle-pytorch and of the official GLoRIA repository are
+    brought into the shape of this project. A file of the original's model zoo has its configuration
+    in config.yml beside it, or is named by its folder.
 
     Raises:
         CheckpointError: the file is missing, cut short, or holds other things than tensors and
             plain values.
     """
-    return unify(load_plain(path), path)
+    path = zoo_file(path) or path
+    state = unify(load_plain(path), path)
+    if not state.get("config") and (config := zoo_config(path)) is not None:
+        state["config"] = config
+    return state
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,7 +31,7 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):
         raise ConfigError(f"device: given '{name}', allowed: cpu, cuda, cuda:N or null.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(

@@ -13,6 +13,8 @@ from torch.nn import functional
 from vilmedic.gather import Part
 from vilmedic.models.contract import ContrastiveModel, Features
 
+TIE = 1e-6  # of cosines in float32
+
 
 class Observed:
     """The features that a model contrasted last, without their graph."""
@@ -98,6 +100,8 @@ def contrastive_diagnostics(
 def in_batch_r1(one: Tensor, other: Tensor) -> float:
     """Recall at 1 of pairs within a batch, mean of both directions; ties are misses.
 
+    Cosines within `TIE` are ties: those of equal features round differently by their place.
+
     Args:
         one: L2-normalised features [B, D].
         other: those of their partners, in the same order.
@@ -105,7 +109,7 @@ def in_batch_r1(one: Tensor, other: Tensor) -> float:
     similarity = one @ other.T
     own = similarity.diagonal().clone()
     similarity.fill_diagonal_(-torch.inf)
-    hits = [(own > similarity.amax(dim=axis)).float().mean() for axis in (0, 1)]
+    hits = [(own > similarity.amax(dim=axis) + TIE).float().mean() for axis in (0, 1)]
     return ((hits[0] + hits[1]) / 2).item()
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vilmedic.errors import ConfigError
 from vilmedic.executors.parallel import like, local
 
 
@@ -21,14 +20,9 @@ class AveragedWeights:
     Args:
         model: whose weights are averaged; its device and its values now are where it starts.
         decay: share of the average that stays, from 0 to below 1.
-
-    Raises:
-        ConfigError: the decay is out of range.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ConfigError(f"trainor.ema: given {decay}, allowed: 0 to below 1, such as 0.999.")
         self.decay = decay
         self._model = model
         self._average = {name: value.detach().clone() for name, value in self._tensors().items()}

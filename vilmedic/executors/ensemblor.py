@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vilmedic import distributed
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.build import build, build_calls, entries
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.scores import distinct
@@ -28,6 +29,7 @@ from vilmedic.executors.evaluations import EvaluationFolder
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.results import grouped, results_name, source, table
+from vilmedic.executors.run_directory import make_run_directory
 from vilmedic.models.contract import Model
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
@@ -68,6 +70,7 @@ class Ensemblor:
         headers = {path: checkpoint.read_header(path) for path in self.paths}
         self.checkpoints = [describe_checkpoint(*one) for one in headers.items()]
         self.changed = self._follow(headers)
+        self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
         self.system = str(self.config.model.get("proto", "model"))
         self.source = source(self.system, self.checkpoints, ema=self.section.ema)
         self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
@@ -98,7 +101,7 @@ class Ensemblor:
         Raises:
             VilmedicError: post-processing failed, after everything else was done.
         """
-        self.run_dir.mkdir(parents=True, exist_ok=True)  # a checkpoint may come from elsewhere
+        make_run_directory(self.run_dir)  # a checkpoint may come from elsewhere
         with distributed.main_first():
             for split in self.section.splits:
                 self._dataset(split)
@@ -344,9 +347,10 @@ class Ensemblor:
         Args:
             filled: whether a checkpoint fills it, so that published weights are not looked for.
         """
+        known = Filled(self.networks) if filled else None
         seed_everything(self.section.seed)
         spec = self._dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec, filled=filled)
+        model: Model = build(MODELS, self.config.model, spec=spec, filled=known)
         return model.to(self.device)
 
     def _build_dataset(self, split: str) -> Any:

@@ -185,6 +185,27 @@ class Evaluation:
             return None
         return value
 
+    def repeats(self, what: str) -> Tensor:
+        """The first sample that has the same image, or the same report, as each sample.
+
+        A network gives equal inputs features that differ by rounding, by the batch in which they
+        are and its padding. Rows taken by these numbers are equal where inputs are, so that no rank
+        is decided by that.
+
+        Args:
+            what: `image` (the same files) or `report` (word for word).
+
+        Returns:
+            Places within the split, int64 [N].
+        """
+        first: dict[Any, int] = {}
+        places = []
+        for place, index in enumerate(self.features.index.tolist()):
+            value = self.dataset.describe(index).get(what, place)
+            key = tuple(value) if isinstance(value, list) else value
+            places.append(first.setdefault(key, place))
+        return torch.tensor(places, dtype=torch.int64)
+
     def line_numbers(self, index: Iterable[int]) -> list[int]:
         """The line of each sample in the files of the split, counted from 1."""
         return [int(where.rpartition(":")[2]) for where in self.dataset.lines(index)]

@@ -7,6 +7,7 @@ import sys
 
 from tqdm import tqdm
 
+from vilmedic.errors import escaped
 from vilmedic.launch import is_main_process
 
 LOGGER = logging.getLogger("vilmedic")
@@ -20,12 +21,19 @@ class _Console(logging.StreamHandler):
             super().emit(record)
 
 
+class _Line(logging.Formatter):
+    """A message after its time; labels and reports in it cannot control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
 def start_console() -> None:
     """Send the project's messages to standard output, one line each, from the main process."""
     if LOGGER.handlers:
         return
     handler = _Console(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_Line("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     LOGGER.propagate = False

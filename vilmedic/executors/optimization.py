@@ -19,6 +19,8 @@ FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
 """The fused updates that torch has for weights of which each process holds a part."""
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+"""Learning rates of a group of parameters: the one of now, and what schedulers keep there."""
 LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
 """What a scheduler keeps of them."""
 
@@ -82,11 +84,28 @@ def restore_optimizer(
         group.update({key: value for key, value in choice.items() if key in group})
         for key, (old, new) in changed.items():
             if key == "lr":
-                group["lr"] = group["lr"] * (new / old) if old else new
-                if "initial_lr" in group:
-                    group["initial_lr"] = new
+                if "max_lr" in section.lr_decay_params:
+                    continue  # the rate is the schedule's own
+                for rate in RATES:
+                    if rate in group:
+                        group[rate] = group[rate] * (new / old) if old else new
             elif key in group and key not in kept:
                 group[key] = new
+
+
+def schedule_options(trainor: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A schedule and its options, in which a `max_lr` that is the optimizer's rate is left out.
+
+    Args:
+        trainor: the section, of a checkpoint or of now.
+    """
+    options, rate = dict(trainor["lr_decay_params"]), trainor["optim_params"].get("lr")
+    if trainor["lr_decay"] == "CyclicLR":
+        # between two rates of which one is the optimizer's: another one is another schedule
+        options.setdefault("max_lr", rate)
+    elif "max_lr" in options and options["max_lr"] == rate:
+        del options["max_lr"]
+    return trainor["lr_decay"], options
 
 
 def _changed_options(
@@ -113,14 +132,14 @@ class Schedule:
     Args:
         optimizer: whose learning rate is changed.
         section: `lr_decay` and its options. `T_max` and `total_steps` are the steps of the run
-            unless given.
+            unless given, and `max_lr` is the optimizer's learning rate.
         total_steps: number of optimizer steps from the first to the last of the schedule; of a
             run that goes on, those done and those left, whatever a step was before.
         better: `higher` or `lower`, whatever is better of the score that a plateau waits for: it
             decides on its `mode` unless that is given.
 
     Raises:
-        ConfigError: torch refuses an option.
+        ConfigError: torch refuses an option, or the schedule does not fit a run of this length.
     """
 
     def __init__(
@@ -134,9 +153,12 @@ class Schedule:
         options = dict(section.lr_decay_params)
         if self.on_plateau:
             options.setdefault("mode", "min" if better == "lower" else "max")
+        known = inspect.signature(cls).parameters
         for argument in LENGTH_ARGUMENTS:
-            if argument in inspect.signature(cls).parameters and "epochs" not in options:
+            if argument in known and "epochs" not in options:
                 options.setdefault(argument, max(1, total_steps))
+        if "max_lr" in known:
+            options.setdefault("max_lr", optimizer.defaults["lr"])
         try:
             self._scheduler = cls(optimizer, **options)
         except (TypeError, ValueError) as error:
@@ -146,6 +168,25 @@ class Schedule:
                 f"trainor.lr_decay_params ({self._name}): the run has {total_steps} steps, too few "
                 "for a phase of this schedule. Raise trainor.epochs, or set trainor.lr_decay=null."
             ) from error
+        if self._name not in PER_EPOCH:
+            self._check_length(total_steps)
+
+    def _check_length(self, steps: int) -> None:
+        """Refuse a schedule that ends, or comes to a learning rate of zero, within the run."""
+        where = f"trainor.lr_decay_params ({self._name})"
+        end = getattr(self._scheduler, "total_steps", None)
+        if end is not None and end < steps:
+            raise ConfigError(
+                f"{where}: the schedule ends after {end} steps, but the run has {steps}. Leave "
+                "total_steps, epochs and steps_per_epoch out, and it is as long as the run."
+            )
+        fades = self._name == "PolynomialLR" or getattr(self._scheduler, "end_factor", 1) == 0
+        iterations = getattr(self._scheduler, "total_iters", steps)
+        if fades and iterations < steps:
+            raise ConfigError(
+                f"{where}: the learning rate is 0 after {iterations} of the {steps} steps of the "
+                f"run. Set trainor.lr_decay_params.total_iters={steps}."
+            )
 
     @property
     def on_plateau(self) -> bool:

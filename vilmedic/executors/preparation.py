@@ -11,7 +11,7 @@ from torch import nn
 
 from vilmedic import distributed
 from vilmedic.blocks.sync_batch_norm import synchronize_batch_norm
-from vilmedic.config.sections import TrainorSection
+from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.blocks import checkpoint_blocks, compile_blocks
 from vilmedic.executors.log import LOGGER
@@ -46,8 +46,27 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
         )
 
 
-def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
-    """Say once what a configuration does not show: whose statistics and whose negatives count."""
+def check_validation_batches(model: Any, section: ValidatorSection) -> None:
+    """Refuse validation batches without a loss, by which no checkpoint could be the best.
+
+    Raises:
+        ConfigError: a batch holds one sample, and the loss compares samples.
+    """
+    if model.cross_sample and section.batch_size < 2:
+        raise ConfigError(
+            f"validator.batch_size: given {section.batch_size}, but this model compares the "
+            "samples of a batch and has no loss for one alone. Allowed: 2 or more."
+        )
+
+
+def tell_what_batches_mean(model: Any, section: TrainorSection, batches: int | None = None) -> None:
+    """Say once what a configuration does not show: whose statistics and whose negatives count.
+
+    Args:
+        model: the model.
+        section: how it is trained.
+        batches: number of batches of an epoch, where that is known.
+    """
     chunk = getattr(model, "forward_batch_size", None)
     norms = [m for m in model.train().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if chunk is not None and chunk < section.batch_size and any(m.training for m in norms):
@@ -59,7 +78,19 @@ def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
             chunk,
             section.batch_size,
         )
+    if chunk is not None and chunk > section.batch_size:
+        LOGGER.info(
+            "model.forward_batch_size=%d has no effect in training: a batch has %d samples.",
+            chunk,
+            section.batch_size,
+        )
     _tell_what_processes_share(norms, section)
+    if batches is not None and section.grad_accu > batches:
+        LOGGER.info(
+            "trainor.grad_accu=%d, but an epoch has %d batches: a step takes these, and no more.",
+            section.grad_accu,
+            batches,
+        )
     if section.grad_accu > 1 and model.cross_sample:
         LOGGER.info(
             "trainor.grad_accu=%d: each batch of %d is contrasted within itself, so a step has %d "
@@ -75,6 +106,8 @@ def tell_what_batches_mean(model: Any, section: TrainorSection) -> None:
 def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> None:
     world = distributed.world_size()
     if world == 1:
+        if section.sync_bn:
+            LOGGER.info("trainor.sync_bn has no effect: there is one process")
         return
     LOGGER.info(
         "%d processes (%s): each takes about %d of the %d samples of a batch",

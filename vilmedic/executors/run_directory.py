@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 PACKAGES = ("vilmedic", "torch", "torchvision", "transformers", "tokenizers", "omegaconf", "numpy")
 
 
+def make_run_directory(run_dir: Path) -> None:
+    """Make the folder of a run, and those above it.
+
+    Raises:
+        ConfigError: there is a file in its place or above it, or it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"ckpt_dir: the folder {run_dir} cannot be made: {error.strerror}. Name another folder "
+            "with ckpt_dir."
+        ) from error
+
+
 def used_seeds(run_dir: Path) -> set[int]:
     """The seeds of all runs that left something in a run directory."""
     names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []

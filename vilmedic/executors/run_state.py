@@ -6,11 +6,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vilmedic import distributed
+from vilmedic.blocks.pretrained import network_configs
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint, resume
 from vilmedic.executors.log import LOGGER
-from vilmedic.executors.optimization import Schedule, restore_optimizer
+from vilmedic.executors.optimization import Schedule, restore_optimizer, schedule_options
 from vilmedic.executors.parallel import whole
 from vilmedic.executors.progress import Progress
 from vilmedic.executors.random_state import random_state, restore_random_state
@@ -46,6 +47,8 @@ def capture(run: Trainor, score: float | None) -> dict[str, Any]:
         "epoch": finished,
         "seed": run.seed,
         "config": run.config.data,
+        "data": run.data.spec.to_plain(),
+        "networks": network_configs(run.model),
     }
 
 
@@ -127,7 +130,7 @@ def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start)
         restore_optimizer(run.optimizer, state["optimizer"], saved["optim_params"], now)
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
-    if (saved["lr_decay"], saved["lr_decay_params"]) == (now.lr_decay, now.lr_decay_params):
+    if schedule_options(saved) == schedule_options(asdict(now)):
         # A plateau of another score is none of this one; the learning rate stays where it is.
         same = (state["metric"], checkpoint.better_of(state)) == (now.early_stop_metric, run.better)
         if same or not run.schedule.on_plateau:
@@ -140,6 +143,6 @@ def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start)
 def _start_schedule_anew(run: Trainor) -> None:
     """A schedule over the steps that are left."""
     for group in run.optimizer.param_groups:
-        initial = group.pop("initial_lr", group["lr"])
-        group["lr"] = run.section.optim_params.get("lr", initial)
+        group.pop("initial_lr", None)
+        group["lr"] = run.optimizer.defaults["lr"]
     run.schedule = Schedule(run.optimizer, run.section, run.steps_left(), better=run.better)

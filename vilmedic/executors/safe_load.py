@@ -1,9 +1,10 @@
 """Checkpoint files of this and of older projects, read without running anything that is in them.
 
 Files of the original vilmedic and of dalle-pytorch hold a pickled OmegaConf configuration and
-NumPy numbers beside the tensors. `torch.load(weights_only=True)` builds nothing but tensors, plain
-values and what is allowed by name: here these few data classes, none of which does anything
-when it is built. They are plain values before anyone sees them.
+NumPy numbers beside the tensors, those of PyTorch Lightning the names of callbacks.
+`torch.load(weights_only=True)` builds nothing but tensors, plain values and what is allowed by
+name: here these few data classes, none of which does anything when it is built. They are plain
+values before anyone sees them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
+    # Lightning before version 1.5 files the state of callbacks under their classes
+    *(
+        (type(name.rpartition(".")[2], (), {}), f"pytorch_lightning.callbacks.{name}")
+        for name in (
+            "model_checkpoint.ModelCheckpoint",
+            "early_stopping.EarlyStopping",
+            "lr_monitor.LearningRateMonitor",
+        )
+    ),
     # the direction of the score that a schedule of the original vilmedic follows
     *((getattr(operator, name), f"_operator.{name}") for name in ("lt", "gt")),
 ]

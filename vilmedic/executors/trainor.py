@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vilmedic import distributed
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
@@ -22,6 +23,7 @@ from vilmedic.executors.optimization import Schedule, make_optimizer
 from vilmedic.executors.parallel import seed_this_process
 from vilmedic.executors.preparation import (
     check_batch_size,
+    check_validation_batches,
     prepare_network,
     tell_what_batches_mean,
 )
@@ -29,7 +31,7 @@ from vilmedic.executors.profiling import StepProfiler
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.resume import agree_on_start
-from vilmedic.executors.run_directory import write_provenance
+from vilmedic.executors.run_directory import make_run_directory, write_provenance
 from vilmedic.executors.saving import Saver
 from vilmedic.executors.score import improves
 from vilmedic.executors.step_watch import StepWatch
@@ -61,7 +63,7 @@ class Trainor:
         start = agree_on_start(config)
         self.seed = start.seed
         seed_everything(self.seed)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        make_run_directory(self.run_dir)
 
         with distributed.main_first():
             self.data = build(
@@ -73,10 +75,11 @@ class Trainor:
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
-        filled = start.state is not None
+        filled = None if start.state is None else Filled(start.state.get("networks") or {})
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
+        check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
         cache_tokens(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
@@ -120,7 +123,7 @@ class Trainor:
         main = distributed.is_main()
         if main:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device))
-        tell_what_batches_mean(self.model, self.section)
+        tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
             "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
             self.run_dir,

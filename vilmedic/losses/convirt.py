@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import Share, Temperature
 from vilmedic.gather import Part
 from vilmedic.losses.pairs import contrast_pairs
 
@@ -69,15 +69,8 @@ class ConVIRTLoss(nn.Module):
         lambda_: weight of the image-to-text term; the text-to-image term gets the rest.
     """
 
-    def __init__(self, *, tau: float = 0.1, lambda_: float = 0.75) -> None:
+    def __init__(self, *, tau: Temperature = 0.1, lambda_: Share = 0.75) -> None:
         super().__init__()
-        problems = []
-        if not tau > 0:
-            problems.append(f"model.loss.tau must be above 0, not {tau}.")
-        if not 0 <= lambda_ <= 1:
-            problems.append(f"model.loss.lambda_ must lie between 0 and 1, not {lambda_}.")
-        if problems:
-            raise ConfigError(problems)
         self.tau = tau
         self.lambda_ = lambda_
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic import distributed
+from vilmedic.config.types import Between, Temperature, Weight
 from vilmedic.errors import ConfigError
 from vilmedic.gather import Part, widened
 from vilmedic.losses.gloria_local import local_similarity
@@ -67,7 +70,7 @@ def gloria_local_loss(
     words: Tensor,
     mask: Tensor,
     *,
-    temp0: float = 1.0,
+    temp0: Temperature = 1.0,
     temp1: float,
     temp2: float,
     temp3: float,
@@ -136,36 +139,17 @@ class GLoRIALoss(nn.Module):
     def __init__(
         self,
         *,
-        local_loss_weight: float = 1.0,
-        global_loss_weight: float = 1.0,
-        temp0: float = 1.0,
-        temp1: float = 4.0,
-        temp2: float = 5.0,
-        temp3: float = 10.0,
-        block_size: int = 4096,
+        local_loss_weight: Weight = 1.0,
+        global_loss_weight: Weight = 1.0,
+        temp0: Temperature = 1.0,
+        temp1: Temperature = 4.0,
+        temp2: Temperature = 5.0,
+        temp3: Temperature = 10.0,
+        block_size: Annotated[int, Between(1, 16777216)] = 4096,
     ) -> None:
         super().__init__()
-        weights = {
-            "local_loss_weight": local_loss_weight,
-            "global_loss_weight": global_loss_weight,
-        }
-        temperatures = {"temp0": temp0, "temp1": temp1, "temp2": temp2, "temp3": temp3}
-        problems = [
-            f"model.loss.{name} must be 0 or above, not {value}."
-            for name, value in weights.items()
-            if not value >= 0
-        ]
-        problems += [
-            f"model.loss.{name} must be above 0, not {value}."
-            for name, value in temperatures.items()
-            if not value > 0
-        ]
-        if not any(weights.values()):
-            problems.append("model.loss.local_loss_weight and global_loss_weight are both 0.")
-        if block_size < 1:
-            problems.append(f"model.loss.block_size must be 1 or above, not {block_size}.")
-        if problems:
-            raise ConfigError(problems)
+        if local_loss_weight == global_loss_weight == 0:
+            raise ConfigError("model.loss.local_loss_weight and global_loss_weight are both 0.")
         self.local_loss_weight = local_loss_weight
         self.global_loss_weight = global_loss_weight
         self.temp0 = temp0

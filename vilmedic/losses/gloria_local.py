@@ -63,7 +63,8 @@ def local_similarity(
         temp0: sharpness of the choice that a region makes among the words.
         temp1: sharpness of the attention over the regions.
         temp2: sharpness of the aggregation over the words.
-        aggregation: `sum` over the words, as in training, or `max`, as in published evaluation.
+        aggregation: `sum` over the words, as in training, or `max`, as in published evaluation,
+            where `mask` leaves out the opening special token as well.
         block_size: number of image-report pairs whose attention may be held in memory.
 
     Returns:

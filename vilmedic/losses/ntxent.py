@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import Temperature
 from vilmedic.gather import Part
 
 
@@ -81,10 +81,8 @@ class NTXentLoss(nn.Module):
         tau: temperature that divides the cosine similarities.
     """
 
-    def __init__(self, *, tau: float = 0.5) -> None:
+    def __init__(self, *, tau: Temperature = 0.5) -> None:
         super().__init__()
-        if not tau > 0:
-            raise ConfigError(f"model.loss.tau must be above 0, not {tau}.")
         self.tau = tau
 
     def forward(self, first: Tensor, second: Tensor, part: Part | None = None) -> Tensor:

@@ -7,22 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vilmedic.errors import ConfigError
 
-
-def read_fractions(fractions: Sequence[float] | None, key: str) -> list[float]:
+def read_fractions(fractions: Sequence[float] | None) -> list[float]:
     """The shares in ascending order; all labels when there are none.
 
     Args:
         fractions: shares, each above 0 and at most 1.
-        key: the configuration key that holds them.
-
-    Raises:
-        ConfigError: a share lies outside.
     """
-    bad = [share for share in fractions or () if not 0 < share <= 1]
-    if bad:
-        raise ConfigError(f"{key}: given {bad[0]}, allowed: above 0 and at most 1.")
     return sorted(set(fractions or [1.0]))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import AtLeast, Portion, Resamples, Temperature
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.classification import report_classes, undefined
+from vilmedic.metrics.bootstrap import TIE
+from vilmedic.metrics.classification import report_classes, right_decisions, undefined
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.fractions import nested_subsets, read_fractions
 
@@ -26,10 +27,11 @@ class NearestNeighbours(Metric):
     """Weighted vote of the k nearest samples of the training split (Wu et al. 2018).
 
     Neighbours are found by cosine similarity s and vote with weight exp(s / temperature); the
-    score of a class is its share of the votes. A sample never votes for itself. Accuracy is the
-    share of right decisions at one half of the votes, the mean over classes, or of right classes
-    when a sample has one label. Fractions are prefixes of one seeded permutation, the same as those
-    of the linear probe.
+    score of a class is its share of the votes. Voters that are equally far share the places that
+    are left among the k. A sample never votes for itself. Accuracy is the share of right decisions
+    at one half of the votes, the mean over classes, or of right classes when a sample has one
+    label; a tie counts by the share of its decisions that are right. Fractions are prefixes of one
+    seeded permutation, the same as those of the linear probe.
 
     Args:
         features: the feature that is compared.
@@ -47,18 +49,16 @@ class NearestNeighbours(Metric):
         self,
         *,
         features: str = "visual_backbone",
-        k: int = 20,
-        temperature: float = 0.07,
-        fractions: list[float] | None = None,
+        k: Annotated[int, AtLeast(1)] = 20,
+        temperature: Temperature = 0.07,
+        fractions: list[Portion] | None = None,
         fit_split: str = "train",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
-        if k < 1 or temperature <= 0:
-            raise ConfigError("knn: k must be at least 1 and temperature above 0.")
         self.features = features
         self.k = k
         self.temperature = temperature
-        self.fractions = read_fractions(fractions, "knn.fractions")
+        self.fractions = read_fractions(fractions)
         self.fit_split = fit_split
         self.bootstrap = bootstrap
 
@@ -84,6 +84,7 @@ class NearestNeighbours(Metric):
         queries = evaluation.feature(self.features)
         if queries is None:
             return undefined(accuracy=True) | {"fractions": []}
+        queries = queries[evaluation.repeats("image")]
         voters = evaluation.feature(self.features, self.fit_split)
         votes = evaluation.other(self.fit_split).labels
         if voters is None or votes is None or len(voters) < 2:
@@ -100,16 +101,11 @@ class NearestNeighbours(Metric):
                 temperature=self.temperature,
                 own=rows if self.fit_split == evaluation.split else None,
             ).numpy()
-            correct = (
-                (scores > 0.5) == targets
-                if split.multi_label
-                else np.take_along_axis(targets, scores.argmax(axis=1)[:, None], axis=1)
-            )
             report = report_classes(
                 scores,
                 targets,
                 split.label_names,
-                correct=correct,
+                correct=right_decisions(scores, targets, multi_label=split.multi_label),
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"knn, {evaluation.name}, split {evaluation.split}",
@@ -129,20 +125,25 @@ def vote(
 ) -> Tensor:
     """Share of the votes that each class gets from the nearest voters.
 
+    Computed in float64: a class that all neighbours have gets the same share for every query, and
+    the shares of two classes add up to one, so that both rank the queries alike.
+
     Args:
         queries: [N, D].
         voters: [M, D].
         votes: labels of the voters, [M, L], zeros and ones.
-        k: number of neighbours.
+        k: number of neighbours. Where the k-th is as far as others behind it, each of these votes
+            with the share of them that has a place.
         temperature: weights are exp(similarity / temperature).
         own: the query that each voter is, int64 [M], for which it does not vote; None when the
             voters are other samples.
 
     Returns:
-        [N, L], between 0 and 1.
+        float64 [N, L], between 0 and 1.
     """
-    queries = functional.normalize(queries, dim=1)
-    voters = functional.normalize(voters, dim=1)
+    queries = functional.normalize(queries.double(), dim=1)
+    voters = functional.normalize(voters.double(), dim=1)
+    votes = votes.double()
     k = min(k, len(voters) - (own is not None))
     rows = max(1, BLOCK // len(voters))
     shares = []
@@ -153,5 +154,31 @@ def vote(
             similarity.masked_fill_(numbers[:, None] == own, -torch.inf)
         nearest, neighbours = similarity.topk(k, dim=1)
         weights = (nearest / temperature).softmax(dim=1)
-        shares.append((weights[:, None] @ votes[neighbours]).squeeze(1))
+        share = (weights[:, None] @ votes[neighbours]).squeeze(1)
+        last = nearest[:, -1:]
+        crowded = (similarity >= last - TIE).sum(dim=1) > k
+        if crowded.any():
+            share[crowded] = _crowded_vote(
+                similarity[crowded], last[crowded], votes, k=k, temperature=temperature
+            )
+        shares.append(share)
     return torch.cat(shares)
+
+
+def _crowded_vote(
+    similarity: Tensor, last: Tensor, votes: Tensor, *, k: int, temperature: float
+) -> Tensor:
+    """Shares [R, L] of queries that have several voters at the distance of their k-th neighbour.
+
+    Args:
+        similarity: [R, M], float64.
+        last: that of the k-th neighbour, [R, 1].
+        votes: [M, L], float64.
+        k: number of neighbours.
+        temperature: weights are exp(similarity / temperature).
+    """
+    nearer, tied = similarity > last + TIE, (similarity - last).abs() <= TIE
+    left = k - nearer.sum(dim=1, keepdim=True)
+    weights = ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp()
+    weights *= nearer + tied * (left / tied.sum(dim=1, keepdim=True))
+    return weights @ votes / weights.sum(dim=1, keepdim=True)

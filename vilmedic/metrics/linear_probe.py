@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vilmedic.config.types import Portion, Resamples
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.classification import report_classes, undefined
+from vilmedic.metrics.classification import report_classes, right_decisions, undefined
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.fractions import nested_subsets, read_fractions
 from vilmedic.metrics.logistic import LogisticRegression
@@ -28,12 +29,13 @@ class LinearProbe(Metric):
     """Logistic regression on frozen features of the training split.
 
     Features are standardised by the samples that are fitted. Several labels a sample: one binary
-    regression a class; one label: one multinomial regression. The strength of the L2 penalty is
+    regression a class; one label: one binary regression for two classes, one multinomial for more;
+    C is that of scikit-learn's LogisticRegression in all of them. The strength of the L2 penalty is
     chosen once for all classes among C = 1e-4, 1e-3, 1e-2, 1e-1 by the log loss on a fifth of the
     fitted samples, then all of them are fitted; no other split is looked at. Accuracy is the
     share of right decisions at probability one half, the mean over classes, or of right classes
-    when a sample has one label. Fractions are prefixes of one seeded permutation, so the smaller
-    lie within the larger.
+    when a sample has one label; a tie counts by the share of its decisions that are right.
+    Fractions are prefixes of one seeded permutation, so the smaller lie within the larger.
 
     Args:
         features: the feature that is probed.
@@ -49,12 +51,12 @@ class LinearProbe(Metric):
         self,
         *,
         features: str = "visual_backbone",
-        fractions: list[float] | None = None,
+        fractions: list[Portion] | None = None,
         fit_split: str = "train",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.features = features
-        self.fractions = read_fractions(fractions, "linear_probe.fractions")
+        self.fractions = read_fractions(fractions)
         self.fit_split = fit_split
         self.bootstrap = bootstrap
         self._fitted: tuple[SplitFeatures, list[Probe]] | None = None
@@ -82,21 +84,16 @@ class LinearProbe(Metric):
         probes = None if value is None else self._probes(evaluation)
         if value is None or probes is None:
             return undefined(accuracy=True) | {"fractions": []}
-        x, targets = value.flatten(1), split.labels.numpy().astype(np.bool_)
+        x = value.flatten(1)[evaluation.repeats("image")]
+        targets = split.labels.numpy().astype(np.bool_)
         reports = []
         for fraction, probe in zip(self.fractions, probes, strict=True):
             scores = probe.scores(x)
-            decided = np.nan_to_num(scores, nan=-1.0).argmax(axis=1)
-            right = (
-                (np.nan_to_num(scores) > 0.5) == targets
-                if split.multi_label
-                else np.take_along_axis(targets, decided[:, None], axis=1)
-            )
             report = report_classes(
                 scores,
                 targets,
                 split.label_names,
-                correct=right,
+                correct=right_decisions(scores, targets, multi_label=split.multi_label),
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"linear_probe, {evaluation.name}, split {split.split}",

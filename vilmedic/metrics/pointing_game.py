@@ -9,12 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vilmedic.config.types import Resamples
 from vilmedic.datasets.image import Window, image_part
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.metrics.bootstrap import interval, resamples
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.findings import Finding, read_findings
+
+TIE = 1e-5
+"""Regions whose attention is that share below the largest are as hot: float32 rounds a sum by its
+place in the map."""
 
 
 class _Hit(NamedTuple):
@@ -61,7 +66,7 @@ class PointingGame(Metric):
         root: str,
         file: str = "finding.jsonl",
         words: dict[str, list[str]] | None = None,
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.root = root
         self.file = file
@@ -127,7 +132,7 @@ def _point(sample: int, finding: Finding, attention: Tensor, window: Window) -> 
     height, width = attention.shape
     left, top, right, bottom = window
     sides, inside = [], []
-    for row, column in (attention == attention.max()).nonzero().tolist():
+    for row, column in (attention >= attention.max() * (1 - TIE)).nonzero().tolist():
         x = left + (column + 0.5) / width * (right - left)
         y = top + (row + 0.5) / height * (bottom - top)
         sides.append(0.5 if x == 0.5 else float(finding.image_half == ("left", "right")[x > 0.5]))

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import AtLeast, Below, Between, Temperature
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.errors import ConfigError
@@ -86,11 +86,11 @@ class PromptedFindings(Metric):
         prompts: dict[str, dict[str, str | None]],
         file: str = "finding.jsonl",
         train_split: str = "train",
-        num_images: Annotated[int, AtLeast(2)] = 16,
+        num_images: Annotated[int, Between(2, 65536)] = 16,
         epochs: Annotated[int, AtLeast(1)] = 8,
-        temperature: float = 1.0,
-        filter_thres: float = 0.9,
-        cond_scale: float = 1.0,
+        temperature: Temperature = 1.0,
+        filter_thres: Annotated[float, AtLeast(0), Below(1)] = 0.9,
+        cond_scale: Annotated[float, Between(0, 1000)] = 1.0,
     ) -> None:
         self.root, self.prompts, self.file = root, prompts, file
         self.train_split, self.num_images, self.epochs = train_split, num_images, epochs

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vilmedic.config.types import Share
 from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
@@ -37,11 +38,7 @@ class Reconstruction(Metric):
         "codes_used": "higher",
     }
 
-    def __init__(self, *, collapse_share: float = 0.02) -> None:
-        if not 0 <= collapse_share <= 1:
-            raise ConfigError(
-                f"reconstruction.collapse_share: given {collapse_share}, allowed: 0 to 1."
-            )
+    def __init__(self, *, collapse_share: Share = 0.02) -> None:
         self.collapse_share = collapse_share
 
     def check(self, evaluation: Evaluation) -> None:

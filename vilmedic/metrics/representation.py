@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import Between, Share
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
@@ -50,12 +50,10 @@ class Representation(Metric):
         self,
         *,
         features: list[str] | None = None,
-        max_samples: int = 5000,
-        collapse_rank: float = 2.0,
-        collapse_spread: float = 0.001,
+        max_samples: Annotated[int, Between(2, 1000000)] = 5000,
+        collapse_rank: Annotated[float, Between(0, 65536)] = 2.0,
+        collapse_spread: Share = 0.001,
     ) -> None:
-        if max_samples < 2:
-            raise ConfigError("representation.max_samples: must be at least 2.")
         self.features = features
         self.max_samples = max_samples
         self.collapse_rank = collapse_rank

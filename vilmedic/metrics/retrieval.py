@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
+from vilmedic.config.types import Between, UsedWith
 from vilmedic.executors.evaluation import Evaluation
+from vilmedic.launch import is_main_process
 from vilmedic.metrics.contract import Metric
+
+logger = logging.getLogger(__name__)
 
 # Similarities closer than this are one: a sum of products rounds differently by its place.
 TIE = 1e-9
 RECALLS = (1, 5, 10)
-Block = Callable[[slice, slice], Tensor]
+TILE = (192, 512)
+"""Images and reports that a processor compares at once, so that all of it stays in its cache; at
+most 255 and 2,040, for sums of bytes."""
+TOLD = 30.0  # seconds between two lines where there is no terminal
+
+
+class Leads(NamedTuple):
+    """By how much reports are more similar to images than the images' own.
+
+    Args:
+        own: similarity of each image and its own report, float64 [N].
+        write: writes the leads of a slice of the images and a slice of the reports into a tensor
+            [R, C]: similarities less the own one of each image.
+    """
+
+    own: Tensor
+    write: Callable[[slice, slice, Tensor], object]
 
 
 class Retrieval(Metric):
@@ -26,7 +53,11 @@ class Retrieval(Metric):
     where another sample has the same report word for word. Ties are broken fairly: with g
     candidates above the true one and t beside it, the rank is 1 + g + t / 2 and the recall at k
     is min(1, max(0, (k - g) / (t + 1))), the mean over all orders of the tied. Embeddings that
-    are all alike therefore score chance, k / N.
+    are all alike therefore score chance, k / N. Reports that are equal word for word are ties,
+    and so are samples with the same image files.
+
+    Similarities are computed in float64 in blocks, each of them once for both directions, on the
+    GPU of the evaluation if there is one.
 
     Models that compare words with regions (GLoRIA) can be asked for that similarity instead of the
     cosine of the whole image and the whole report, or for the mean of the two.
@@ -35,8 +66,9 @@ class Retrieval(Metric):
         similarity: what ranks the candidates: global (whole image, whole report), local (regions,
             words) or both, the mean of the two.
         local_aggregation: how the words of a report count together in the local similarity: max,
-            as published evaluations have it, or sum, as in training.
-        block_size: similarities are computed in squares of this many samples a side.
+            the best word without the opening special token, as published evaluations have it, or
+            sum, over all words and that token, as in training.
+        block_size: similarities are held in blocks of at most this many samples a side.
     """
 
     numbers: ClassVar = {
@@ -54,8 +86,10 @@ class Retrieval(Metric):
         self,
         *,
         similarity: Literal["global", "local", "both"] = "global",
-        local_aggregation: Literal["sum", "max"] = "max",
-        block_size: int = 1024,
+        local_aggregation: Annotated[
+            Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
+        ] = "max",
+        block_size: Annotated[int, Between(1, 16384)] = 1024,
     ) -> None:
         self.similarity = similarity
         self.local_aggregation = local_aggregation
@@ -71,16 +105,17 @@ class Retrieval(Metric):
 
         All are None for features without images or without texts.
         """
-        compare = self._similarities(evaluation)
-        count = len(evaluation.features)
+        leads = self._leads(evaluation)
         results: dict[str, Any] = {}
+        counts = None
+        if leads is not None:
+            counts = count_ahead(leads, block_size=self.block_size)
         for direction in ("image_to_text", "text_to_image"):
-            if compare is None:
+            if counts is None:
                 results |= {f"{direction}_r{k}": None for k in RECALLS}
                 results[f"{direction}_median_rank"] = None
                 continue
-            block = compare if direction == "image_to_text" else transposed(compare)
-            above, beside = count_ahead(block, count, block_size=self.block_size)
+            above, beside = counts[direction]
             for k in RECALLS:
                 recall = ((k - above) / (beside + 1)).clamp(0, 1).mean()
                 results[f"{direction}_r{k}"] = recall.item()
@@ -88,54 +123,175 @@ class Retrieval(Metric):
             results[f"{direction}_median_rank"] = torch.quantile(ranks, 0.5).item()
         return results
 
-    def _similarities(self, evaluation: Evaluation) -> Block | None:
-        """The similarity of images and reports, block by block; None without either."""
+    def _leads(self, evaluation: Evaluation) -> Leads | None:
+        """How images and reports compare; None without either."""
         visual, linguistic = evaluation.feature("visual"), evaluation.feature("linguistic")
         if visual is None or linguistic is None:
             return None
-        whole = cosines(visual, linguistic)
+        images, texts = evaluation.repeats("image"), evaluation.repeats("report")
+        device = evaluation.networks.device
+        if device.type != "cuda":  # other accelerators have no float64
+            device = torch.device("cpu")
+        whole = cosines(visual[images], linguistic[texts], device)
         if self.similarity == "global":
             return whole
         reports = [evaluation.dataset.describe(int(i))["report"] for i in evaluation.features.index]
         local = evaluation.local_similarity(reports, self.local_aggregation)
         if local is None:
             return None
+        own = local[images, torch.arange(len(local))].to(device, torch.float64)
+
+        def write(rows: slice, columns: slice, out: Tensor) -> Tensor:
+            return out.copy_(local[images[rows], columns]).sub_(own[rows, None])
+
+        def write_mean(rows: slice, columns: slice, out: Tensor) -> Tensor:
+            whole.write(rows, columns, out)
+            part = local[images[rows], columns].to(out)
+            return out.add_(part.sub_(own[rows, None])).div_(2)
+
         if self.similarity == "local":
-            return lambda rows, columns: local[rows, columns].double()
-        return lambda rows, columns: (whole(rows, columns) + local[rows, columns].double()) / 2
+            return Leads(own, write)
+        return Leads((whole.own + own) / 2, write_mean)
 
 
-def cosines(images: Tensor, reports: Tensor) -> Block:
-    """Cosine similarities [R, C] of slices of two sets of embeddings [N, D], in float64."""
-    images = functional.normalize(images.double(), dim=1)
-    reports = functional.normalize(reports.double(), dim=1)
-    return lambda rows, columns: images[rows] @ reports[columns].T
-
-
-def transposed(block: Block) -> Block:
-    """The same similarities with the parts of queries and targets exchanged."""
-    return lambda rows, columns: block(columns, rows).T
-
-
-def count_ahead(block: Block, count: int, *, block_size: int) -> tuple[Tensor, Tensor]:
-    """Count the candidates that rank above and beside the true one.
+def cosines(images: Tensor, reports: Tensor, device: torch.device | None = None) -> Leads:
+    """Leads by the cosine similarity of two sets of embeddings [N, D], in float64.
 
     Args:
-        block: gives the similarities of a slice of the queries and a slice of the targets; query
-            i belongs to target i.
-        count: N, the number of queries and of targets.
-        block_size: side of the squares of similarities that are held at a time.
+        images: [N, D].
+        reports: [N, D]; report i belongs to image i.
+        device: where they are compared.
+    """
+    images, reports = (
+        functional.normalize(x.to(device, torch.float64), dim=1) for x in (images, reports)
+    )
+    own = (images * reports).sum(dim=1)
+    # One more column subtracts the own similarity in the product itself.
+    queries = torch.cat([images, own[:, None]], dim=1)
+    targets = torch.cat([reports, own.new_full((len(own), 1), -1.0)], dim=1).T
+
+    def write(rows: slice, columns: slice, out: Tensor) -> Tensor:
+        return torch.mm(queries[rows], targets[:, columns], out=out)
+
+    return Leads(own, write)
+
+
+def count_ahead(leads: Leads, *, block_size: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Count the candidates that rank above and beside the true one, in both directions.
+
+    Every similarity is computed once and compared with that of the pair in its row and of the pair
+    in its column. On a processor each thread compares a tile at a time, which fits into its cache.
+
+    Args:
+        leads: of all images and reports.
+        block_size: largest side of the blocks of similarities.
 
     Returns:
-        Two float64 tensors [N]: how many targets are more similar to the query than its own, and
-        how many others are equally similar.
+        For `image_to_text` and `text_to_image` two float64 tensors [N]: how many targets are more
+        similar to the query than its own, and how many others are equally similar.
     """
-    above, beside = torch.zeros(2, count, dtype=torch.float64)
-    slices = [slice(start, start + block_size) for start in range(0, count, block_size)]
-    for rows in slices:
-        own = block(rows, rows).diagonal().unsqueeze(1)
-        for columns in slices:
-            lead = block(rows, columns) - own
-            above[rows] += (lead > TIE).sum(dim=1)
-            beside[rows] += (lead.abs() <= TIE).sum(dim=1)
-    return above, beside - 1
+    own, write = leads
+    count, on_cpu = len(own), own.device.type == "cpu"
+    sides = TILE if on_cpu else (block_size, block_size)
+    height, width = (min(block_size, side, count) for side in sides)
+    parts = _slices(count, width)
+
+    def strip(rows: slice) -> tuple[slice, Tensor, Tensor]:
+        """Counts [2, R] of the images of a strip, and what it adds to those of all reports."""
+        images = rows.stop - rows.start
+        held = own.new_empty(images * width)
+        flags = torch.zeros(2, images, -(-width // 8) * 8, dtype=torch.bool, device=own.device)
+        of_rows = torch.zeros(2, images, dtype=torch.int64, device=own.device)
+        of_columns = torch.zeros(2, count, dtype=torch.int64, device=own.device)
+        for columns in parts:
+            reports = columns.stop - columns.start
+            lead = held[: images * reports].view(images, reports)
+            write(rows, columns, lead)
+            of_rows += _sum_rows(_not_behind(lead, flags))
+            lead.add_(own[rows, None]).sub_(own[columns])
+            of_columns[:, columns] = _sum_columns(_not_behind(lead, flags))[:, :reports]
+        return rows, of_rows, of_columns
+
+    of_rows = torch.zeros(2, count, dtype=torch.int64, device=own.device)
+    of_columns = torch.zeros_like(of_rows)
+    with _strips(_slices(count, height), strip, parallel=on_cpu) as results:
+        for rows, some, all_of_them in results:
+            of_rows[:, rows] = some
+            of_columns += all_of_them
+    counts = {"image_to_text": of_rows.cpu(), "text_to_image": of_columns.cpu()}
+    return {
+        # The own one is among those that are not behind.
+        direction: (ahead.double(), (not_behind - ahead - 1).double())
+        for direction, (ahead, not_behind) in counts.items()
+    }
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+@contextmanager
+def _strips(
+    parts: list[slice], work: Callable[[slice], Any], *, parallel: bool
+) -> Iterator[Iterator[Any]]:
+    """The results of strips, computed by as many threads as torch has, with progress shown."""
+    threads = torch.get_num_threads()
+    if not parallel or threads == 1 or len(parts) == 1:
+        yield _shown(map(work, parts), parts)
+        return
+    torch.set_num_threads(1)  # a product of one strip is too small to be shared
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield _shown(pool.map(work, parts), parts)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _shown(results: Iterator[Any], parts: list[slice]) -> Iterator[Any]:
+    """Results as they are, with a bar on a terminal and a line now and then elsewhere."""
+    total, told = parts[-1].stop, time.monotonic()
+    lines = is_main_process() and not sys.stderr.isatty()
+    hidden = None if is_main_process() else True
+    with tqdm(total=total, desc="Retrieval", unit="query", leave=False, disable=hidden) as bar:
+        for part, result in zip(parts, results, strict=True):
+            yield result
+            bar.update(part.stop - part.start)
+            if lines and time.monotonic() - told >= TOLD:
+                told = time.monotonic()
+                logger.info("Retrieval: %d of %d queries compared", part.stop, total)
+
+
+def _not_behind(lead: Tensor, flags: Tensor) -> Tensor:
+    """Which of leads [R, C] are ahead, and which are ahead or ties: bool [2, R, C'], C' >= C.
+
+    Args:
+        lead: how far ahead.
+        flags: where to write, [2, R, C'].
+    """
+    columns = lead.shape[1]
+    if columns < flags.shape[2]:
+        flags[:, :, columns:] = False
+    if lead.device.type == "cpu":
+        # Several times faster than torch, which is slow to write truth values.
+        values, out = lead.numpy(), flags.numpy()
+        np.greater(values, TIE, out=out[0, :, :columns])
+        np.greater_equal(values, -TIE, out=out[1, :, :columns])
+    else:
+        torch.gt(lead, TIE, out=flags[0, :, :columns])
+        torch.ge(lead, -TIE, out=flags[1, :, :columns])
+    return flags
+
+
+def _sum_rows(flags: Tensor) -> Tensor:
+    """How many are true in each row: int64 [2, R] of bool [2, R, C]."""
+    if flags.device.type != "cpu":
+        return flags.sum(dim=2)
+    # Eight flags are one number, so eight of them are added up at a time, each in its own byte.
+    return flags.view(torch.int64).sum(dim=2, keepdim=True).view(torch.uint8).sum(dim=2)
+
+
+def _sum_columns(flags: Tensor) -> Tensor:
+    """How many are true in each column: [2, C] of bool [2, R, C]."""
+    if flags.device.type != "cpu":
+        return flags.sum(dim=1)
+    return flags.view(torch.uint8).sum(dim=1, dtype=torch.uint8)

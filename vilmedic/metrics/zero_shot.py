@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.config.types import Resamples, UsedWith
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
-from vilmedic.metrics.prompts import ClassPrompts, load_prompts
+from vilmedic.metrics.prompts import ClassPrompts, load_prompts, prompt_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class ZeroShot(Metric):
         similarity: what an image and a prompt are compared by: global (whole image, whole
             prompt), local (regions, words) or both, the mean of the two.
         local_aggregation: how the words of a prompt count together in the local similarity: max,
-            as published evaluations have it, or sum, as in training.
+            the best word without the opening special token, as published evaluations have it, or
+            sum, over all words and that token, as in training.
         on_missing: whether a class of the file without a positive or without a negative sample in
             the split, of which no ranking can be judged, is an error or is reported as null.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
@@ -51,9 +53,11 @@ class ZeroShot(Metric):
         *,
         prompts: str,
         similarity: Literal["global", "local", "both"] = "global",
-        local_aggregation: Literal["sum", "max"] = "max",
+        local_aggregation: Annotated[
+            Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
+        ] = "max",
         on_missing: Literal["raise", "skip"] = "raise",
-        bootstrap: int = 1000,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.prompts = prompts
         self.similarity = similarity
@@ -91,7 +95,7 @@ class ZeroShot(Metric):
         present = dict(zip(features.label_names, counts, strict=True))
         self._check_counts(classes, present, len(features), evaluation.split)
         return report_classes(
-            scores.numpy(),
+            scores[evaluation.repeats("image")].numpy(),
             features.labels[:, columns].numpy().astype(np.bool_),
             [c.name for c in classes],
             bootstrap=self.bootstrap,
@@ -128,19 +132,6 @@ class ZeroShot(Metric):
             return None
         local = similarity.double() @ prompt_weights(classes)
         return local if self.similarity == "local" else (whole + local) / 2
-
-
-def prompt_weights(classes: list[ClassPrompts]) -> Tensor:
-    """What each prompt contributes to each class: [P, L], float64.
-
-    The mean over the positive prompts of a class minus that over the negative ones; prompts in the
-    order of the classes, positive ones first.
-    """
-    columns = []
-    for c in classes:
-        share = [1 / len(c.positive)] * len(c.positive) + [-1 / len(c.negative)] * len(c.negative)
-        columns.append(torch.tensor(share, dtype=torch.float64).unsqueeze(1))
-    return torch.block_diag(*columns)
 
 
 def class_directions(evaluation: Evaluation, classes: list[ClassPrompts]) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,16 @@ class Model(nn.Module, ABC):
     """Whether the loss compares the samples of a batch, so that its size changes the loss."""
     keep: ClassVar[tuple[str, ...]] = ()
     """Outputs, besides vectors of floats, that an evaluation keeps for every sample."""
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Options of `ImageDataset` that the model needs, each with the values that it works with.
+
+    Like `cross_sample` and the next two written as a literal: a configuration is checked against
+    them without importing the class.
+    """
+    training_image_options: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Further ones that training needs; an evaluation may do with others."""
+    reads_reports: ClassVar[bool] = False
+    """Whether the data set has to have reports."""
     prefixes: ClassVar[tuple[str, ...]] = ("",)
     """What may stand before the names of all weights in files of older formats, if anything."""
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
 from torch import Tensor
 
 from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.config.types import Runtime
+from vilmedic.config.types import AtLeast, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -30,6 +34,9 @@ class ConVIRT(ContrastiveModel):
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
+    reads_reports: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
@@ -38,7 +45,7 @@ class ConVIRT(ContrastiveModel):
         cnn: VisionEncoder,
         projection: PairedProjection,
         loss: ConVIRTLoss,
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(
@@ -100,6 +107,10 @@ class ConVIRT(ContrastiveModel):
         if not takes_part(self.loss):
             return super().contrast_part(features, part)
         return self.loss(features["visual"], features["linguistic"], part)
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic under the names of today."""
+        return original_names(weights, self, text="encoder.network.")
 
     @staticmethod
     def _check(features: Features) -> None:

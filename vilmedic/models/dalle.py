@@ -43,6 +43,13 @@ class DALLE(Model):
         dalle: the transformer.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "mean": ([0], [0, 0, 0]),
+        "std": ([1], [1, 1, 1]),
+        "views": (1,),
+        "multi_image": (1,),
+    }
+    reads_reports: ClassVar[bool] = True
     prefixes: ClassVar[tuple[str, ...]] = ("", "dalle.")
 
     def __init__(

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import (
+    AtLeast,
+    Between,
+    Count,
+    Dropout,
+    Normalization,
+    Share,
+    Side,
+    Temperature,
+    Weight,
+    Width,
+)
 from vilmedic.errors import ConfigError, nearest
 
 ATTENTION_TYPES = ("full", "axial_row", "axial_col")
@@ -58,28 +69,28 @@ class TransformerSettings:
     def __init__(
         self,
         *,
-        dim: Annotated[int, AtLeast(4)],
-        depth: Annotated[int, AtLeast(1)],
-        num_text_tokens: Annotated[int, AtLeast(1)] | None = None,
-        text_seq_len: Annotated[int, AtLeast(1)] = 256,
-        heads: Annotated[int, AtLeast(1)] = 8,
-        dim_head: Annotated[int, AtLeast(1)] = 64,
+        dim: Annotated[int, Between(4, 16384)],
+        depth: Annotated[int, Between(1, 512)],
+        num_text_tokens: Count | None = None,
+        text_seq_len: Annotated[int, Between(1, 8192)] = 256,
+        heads: Annotated[int, Between(1, 256)] = 8,
+        dim_head: Annotated[int, Between(1, 1024)] = 64,
         attn_types: list[str] | str | None = None,
-        attn_dropout: Annotated[float, AtLeast(0)] = 0.0,
-        ff_dropout: Annotated[float, AtLeast(0)] = 0.0,
-        loss_img_weight: Annotated[float, AtLeast(0)] = 7.0,
+        attn_dropout: Dropout = 0.0,
+        ff_dropout: Dropout = 0.0,
+        loss_img_weight: Weight = 7.0,
         share_input_output_emb: bool = False,
         rotary_emb: bool = True,
         shift_tokens: bool = True,
         activation_checkpointing: bool = False,
-        null_cond_prob: Annotated[float, AtLeast(0)] = 0.0,
+        null_cond_prob: Share = 0.0,
         reversible: bool = False,
         stable: bool = False,
         sandwich_norm: bool = False,
         sparse_attn: bool | list[bool] = False,
         optimize_for_inference: bool = False,
-        shared_attn_ids: list[int] | None = None,
-        shared_ff_ids: list[int] | None = None,
+        shared_attn_ids: list[Annotated[int, AtLeast(0)]] | None = None,
+        shared_ff_ids: list[Annotated[int, AtLeast(0)]] | None = None,
     ) -> None:
         given = {
             "reversible": reversible,
@@ -106,13 +117,6 @@ class TransformerSettings:
             problems.append(
                 f"model.dalle.dim_head: given {dim_head}, but rotary embeddings need at least 6."
             )
-        for name, share in (
-            ("attn_dropout", attn_dropout),
-            ("ff_dropout", ff_dropout),
-            ("null_cond_prob", null_cond_prob),
-        ):
-            if share > 1:
-                problems.append(f"model.dalle.{name}: given {share}, allowed: 0 to 1.")
         if problems:
             raise ConfigError(problems)
         self.dim, self.depth, self.heads, self.dim_head = dim, depth, heads, dim_head
@@ -156,18 +160,18 @@ class FrozenVAE:
     """
 
     ckpt: str
-    image_size: int | None = None
-    num_tokens: int | None = None
-    codebook_dim: int | None = None
-    num_layers: int | None = None
-    num_resnet_blocks: int | None = None
-    hidden_dim: int | None = None
-    channels: int | None = None
+    image_size: Side | None = None
+    num_tokens: Count | None = None
+    codebook_dim: Width | None = None
+    num_layers: Annotated[int, Between(1, 14)] | None = None
+    num_resnet_blocks: Annotated[int, Between(0, 256)] | None = None
+    hidden_dim: Width | None = None
+    channels: Annotated[int, Between(1, 3)] | None = None
     smooth_l1_loss: bool | None = None
-    temperature: float | None = None
+    temperature: Temperature | None = None
     straight_through: bool | None = None
-    kl_div_loss_weight: float | None = None
-    normalization: list[list[float]] | None = None
+    kl_div_loss_weight: Weight | None = None
+    normalization: Normalization | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that are given, without the checkpoint."""

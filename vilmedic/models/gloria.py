@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -13,9 +15,10 @@ from vilmedic.blocks.backbones import find_layer, pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
-from vilmedic.config.types import Runtime
+from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names, without_pooler
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
@@ -39,6 +42,8 @@ class GLoRIA(ContrastiveModel):
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,), "multi_image": (1,)}
+    reads_reports: ClassVar[bool] = True
     contrast_needs: ClassVar[tuple[str, ...]] = (
         "visual",
         "linguistic",
@@ -55,13 +60,11 @@ class GLoRIA(ContrastiveModel):
         cnn: VisionEncoder,
         visual_embedder: VisualEmbedder,
         loss: GLoRIALoss,
-        upsample: int | None = 299,
+        upsample: Side | None = 299,
         local_layer: str = "layer3",
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
-        if upsample is not None and upsample < 1:
-            raise ConfigError(f"model.upsample must be at least 1 or null, not {upsample}.")
         _check_visual(cnn, local_layer, visual_embedder)
         width = encoder.hidden_size
         self.cnn = cnn
@@ -161,6 +164,11 @@ class GLoRIA(ContrastiveModel):
         """The temperature of the published form, which multiplies by `temp3`, as a divisor."""
         return 1 / self.loss.temp3
 
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic and of the official repository under today's names."""
+        text = "encoder.text.network."
+        return without_pooler(original_names(weights, self, text=text), text)
+
     def local_similarity(
         self,
         regions: Tensor,
@@ -171,6 +179,10 @@ class GLoRIA(ContrastiveModel):
     ) -> Tensor:
         """How well the words of every report find themselves in every image.
 
+        With `sum`, the similarity of the loss, the opening special token is a word among the
+        others. Published evaluations, whose aggregation is `max`, leave it out, of the choice that
+        regions make among the words too; it stays where a report has no other word.
+
         Args:
             regions: [I, D, h, w].
             words: [J, L, D].
@@ -180,10 +192,15 @@ class GLoRIA(ContrastiveModel):
         Returns:
             [I, J].
         """
+        mask = word_mask
+        if aggregation == "max":
+            mask = word_mask.clone()
+            mask[:, : self.encoder.opening] = False
+            mask = torch.where(mask.any(dim=1, keepdim=True), mask, word_mask)
         return local_similarity(
             regions,
             words,
-            word_mask,
+            mask,
             temp0=self.loss.temp0,
             temp1=self.loss.temp1,
             temp2=self.loss.temp2,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.types import AtLeast
 from vilmedic.errors import ConfigError
+from vilmedic.executors.older_formats import original_names
 from vilmedic.gather import Part, takes_part
 from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -29,6 +32,8 @@ class SimCLR(ContrastiveModel):
             the whole batch.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1, 2), "multi_image": (1,)}
+    training_image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (2,)}
     contrast_needs: ClassVar[tuple[str, ...]] = ("visual", "visual_second")
 
     def __init__(
@@ -37,7 +42,7 @@ class SimCLR(ContrastiveModel):
         cnn: VisionEncoder,
         projection: VisualProjection,
         loss: NTXentLoss,
-        forward_batch_size: int | None = None,
+        forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(
@@ -101,6 +106,10 @@ class SimCLR(ContrastiveModel):
     def chance_loss(self, size: int) -> float:
         """ln(2B - 1): each view is told from all others but itself."""
         return math.log(2 * size - 1)
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic under the names of today."""
+        return original_names(weights, self)
 
     @staticmethod
     def _views(batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,18 @@ from torch.utils.checkpoint import checkpoint
 
 from vilmedic.blocks.autoencoder import PixelScale, make_decoder, make_encoder
 from vilmedic.blocks.codebook import at_least_float32, likeliest_codes, relaxed_lookup
-from vilmedic.config.types import AtLeast, Runtime
+from vilmedic.config.types import (
+    Between,
+    Count,
+    Normalization,
+    Runtime,
+    Share,
+    Side,
+    Temperature,
+    UsedWith,
+    Weight,
+    Width,
+)
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.models.contract import Batch, Model
@@ -56,6 +67,12 @@ class VAE(Model):
             that come out are put back. null leaves pixels as they are.
     """
 
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "mean": ([0], [0, 0, 0]),
+        "std": ([1], [1, 1, 1]),
+        "views": (1,),
+        "multi_image": (1,),
+    }
     keep: ClassVar[tuple[str, ...]] = ("codes",)
     prefixes: ClassVar[tuple[str, ...]] = ("", "vae.", "vae.vae.", "dalle.vae.")
 
@@ -63,21 +80,21 @@ class VAE(Model):
         self,
         *,
         spec: Runtime[DataSpec | None] = None,
-        image_size: Annotated[int, AtLeast(1)] = 256,
-        num_tokens: Annotated[int, AtLeast(1)] = 512,
-        codebook_dim: Annotated[int, AtLeast(1)] = 512,
-        num_layers: Annotated[int, AtLeast(1)] = 3,
-        num_resnet_blocks: Annotated[int, AtLeast(0)] = 0,
-        hidden_dim: Annotated[int, AtLeast(1)] = 64,
-        channels: Annotated[int, AtLeast(1)] = 3,
+        image_size: Side = 256,
+        num_tokens: Count = 512,
+        codebook_dim: Width = 512,
+        num_layers: Annotated[int, Between(1, 14)] = 3,
+        num_resnet_blocks: Annotated[int, Between(0, 256)] = 0,
+        hidden_dim: Width = 64,
+        channels: Annotated[int, Between(1, 3)] = 3,
         smooth_l1_loss: bool = False,
-        temperature: float = 0.9,
-        temperature_rate: Annotated[float, AtLeast(0)] = 0.0,
-        temperature_end: Annotated[float, AtLeast(0)] = 0.0,
+        temperature: Temperature = 0.9,
+        temperature_rate: Share = 0.0,
+        temperature_end: Annotated[float, UsedWith("temperature_rate"), Between(0, 1000)] = 0.0,
         straight_through: bool = False,
-        reinmax: bool = False,
-        kl_div_loss_weight: float = 0.0,
-        normalization: list[list[float]] | None = [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],  # noqa: B006
+        reinmax: Annotated[bool, UsedWith("straight_through")] = False,
+        kl_div_loss_weight: Weight = 0.0,
+        normalization: Normalization | None = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     ) -> None:
         super().__init__()
         if spec is not None:
@@ -305,8 +322,6 @@ def _check_image_size(image_size: int, num_layers: int) -> None:
 
 
 def _check_temperature(start: float, end: float) -> None:
-    if start <= 0:
-        raise ConfigError(f"model.temperature: given {start}, must be above 0.")
     if end > start:
         raise ConfigError(
             f"model.temperature_end: given {end}, must not be above model.temperature={start}."

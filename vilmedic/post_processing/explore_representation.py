@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vilmedic.config.types import AtLeast
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import Between
+from vilmedic.errors import escaped
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, Method, project, spread
@@ -47,15 +47,10 @@ class ExploreRepresentation(PostProcessing):
         self,
         *,
         keys: list[str] | None = None,
-        max_samples: Annotated[int, AtLeast(3)] = 2500,
+        max_samples: Annotated[int, Between(3, 1000000)] = 2500,
         method: Method | None = None,
-        neighbours: Annotated[int, AtLeast(1)] = 10,
+        neighbours: Annotated[int, Between(1, 10000)] = 10,
     ) -> None:
-        if max_samples < FEWEST:
-            raise ConfigError(
-                f"explore_representation.max_samples: given {max_samples}, allowed: {FEWEST} or "
-                "more."
-            )
         self.keys, self.max_samples = keys, max_samples
         self.method, self.neighbours = method, neighbours
 
@@ -73,11 +68,11 @@ class ExploreRepresentation(PostProcessing):
             logger.info("explore_representation: nothing to map on '%s'.", evaluation.split)
             return []
         content = {
-            "run": evaluation.name,
+            "run": escaped(evaluation.name),
             "split": evaluation.split,
             "total": len(split),
             "source": evaluation.source,
-            "labels": list(split.label_names),
+            "labels": [escaped(name) for name in split.label_names],
             "samples": _samples(evaluation, rows),
             "maps": [self._map(key, value, evaluation.seed) for key, value in features.items()],
             "neighbours": self._neighbours(features),
@@ -146,8 +141,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
     described = [evaluation.dataset.describe(i) for i in index]
     columns: dict[str, list[Any]] = {
         "line": evaluation.line_numbers(index),
-        "report": [_cut(str(one.get("report", ""))) for one in described],
-        "image": [", ".join(Path(path).name for path in one.get("image", ())) for one in described],
+        "report": [_cut(escaped(str(one.get("report", "")))) for one in described],
+        "image": [
+            escaped(", ".join(Path(path).name for path in one.get("image", ())))
+            for one in described
+        ],
         "thumbnail": _thumbnails(evaluation, index),
     }
     labels = evaluation.features.labels

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from vilmedic.config.types import AtLeast, UsedWith
 from vilmedic.datasets.image import image_part
 from vilmedic.errors import ConfigError
 from vilmedic.executors.evaluation import Evaluation
@@ -28,11 +30,12 @@ class PlotAttention(PostProcessing):
         samples: the samples to draw instead, counted from 0, so that sample i is line i + 1.
     """
 
-    def __init__(self, *, num_samples: int = 4, samples: list[int] | None = None) -> None:
-        if num_samples < 1:
-            raise ConfigError(
-                f"plot_attention.num_samples: given {num_samples}, allowed: 1 or more."
-            )
+    def __init__(
+        self,
+        *,
+        num_samples: Annotated[int, UsedWith("samples", (None,)), AtLeast(1)] = 4,
+        samples: list[Annotated[int, AtLeast(0)]] | None = None,
+    ) -> None:
         self.num_samples = num_samples
         self.samples = samples
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vilmedic.config.types import AtLeast
+from vilmedic.config.types import Between
 from vilmedic.datasets.sample import SampleKey
-from vilmedic.errors import ConfigError
 from vilmedic.executors.collect import evaluating
 from vilmedic.executors.device import autocast, move
 from vilmedic.executors.evaluation import Evaluation
@@ -38,11 +37,7 @@ class PlotReconstruction(PostProcessing):
         num_samples: number of images.
     """
 
-    def __init__(self, *, num_samples: Annotated[int, AtLeast(1)] = 8) -> None:
-        if num_samples < 1:
-            raise ConfigError(
-                f"plot_reconstruction.num_samples: given {num_samples}, allowed: at least 1."
-            )
+    def __init__(self, *, num_samples: Annotated[int, Between(1, 10000)] = 8) -> None:
         self.num_samples = num_samples
 
     def check(self, evaluation: Evaluation) -> None:

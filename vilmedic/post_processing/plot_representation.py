@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vilmedic.errors import ConfigError
+from vilmedic.config.types import AtLeast
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
@@ -42,14 +42,9 @@ class PlotRepresentation(PostProcessing):
         *,
         keys: list[str],
         labels_keep: list[str] | None = None,
-        max_samples_per_class: int | None = 250,
+        max_samples_per_class: Annotated[int, AtLeast(1)] | None = 250,
         method: Literal["umap", "tsne", "pca"] = "umap",
     ) -> None:
-        if max_samples_per_class is not None and max_samples_per_class < 1:
-            raise ConfigError(
-                f"plot_representation.max_samples_per_class: given {max_samples_per_class}, "
-                "allowed: at least 1, or null for no sampled plot."
-            )
         self.keys = keys
         self.labels_keep = labels_keep
         self.max_samples_per_class = max_samples_per_class

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vilmedic.errors import escaped
 from vilmedic.post_processing.scatter import COLOURS
 from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.near_duplicates import repeated_share
@@ -25,8 +26,17 @@ def as_values(findings: Findings) -> dict[str, Any]:
     return {
         "errors": findings.errors,
         "warnings": findings.warnings,
+        "advice": findings.advice,
         "splits": {name: _figures(facts) for name, facts in findings.splits.items()},
     }
+
+
+def as_lists(findings: Findings) -> str:
+    """All that the messages list the first of, a line each below its heading."""
+    return "\n".join(
+        "\n".join([name, *(f"  {item}" for item in items), ""])
+        for name, items in findings.named.items()
+    )
 
 
 def as_table(findings: Findings) -> str:
@@ -78,6 +88,7 @@ def _figures(facts: SplitFacts) -> dict[str, Any]:
             "decoded": images.looked_at,
             "unreadable": len(images.unreadable),
             "blank": len(images.blank),
+            "doubtful": sum(map(len, images.doubtful.values())),
         }
         if images.sizes:
             short = [min(size) for size in images.sizes]
@@ -99,6 +110,10 @@ def _figures(facts: SplitFacts) -> dict[str, Any]:
         figures[f"over {facts.max_len} ids"] = round(
             float((facts.lengths > facts.max_len).mean()), 4
         )
+    if facts.unknown is not None:
+        figures["unknown words"] = round(facts.unknown.share, 4)
+    if facts.lost is not None:
+        figures["letters that cleaning drops"] = round(facts.lost.share, 4)
     if facts.labels:
         figures["labels"] = dict(facts.labels.most_common())
     return figures
@@ -212,7 +227,7 @@ def _labels(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
         shares = [facts.labels[name] / lines for name in names]
         at = np.arange(len(names)) + 0.4 - height * (place + 0.5)
         axis.barh(at, shares, height, color=COLOURS[place % len(COLOURS)], label=split)
-    axis.set_yticks(np.arange(len(names)), names, fontsize=7)
+    axis.set_yticks(np.arange(len(names)), [escaped(name) for name in names], fontsize=7)
     axis.set_xlabel("share of the split")
     return True
 

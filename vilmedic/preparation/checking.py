@@ -6,6 +6,7 @@ import inspect
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,28 @@ from vilmedic.datasets.aligned import TOLERATED
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
-from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.lines import SHOWN, Lines, read_lines
 from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.check_facts import Findings, SplitFacts
-from vilmedic.preparation.image_facts import examine_images
+from vilmedic.preparation.image_facts import ImageFacts, examine_images, negatives_by_split
 from vilmedic.preparation.near_duplicates import duplicate_groups, repeated_share
+from vilmedic.preparation.report_facts import (
+    lost_letters,
+    misread,
+    unknown_words,
+    with_control_characters,
+)
+from vilmedic.preparation.splitting import group_key
 from vilmedic.registry import DATASETS
 
 PARTS: dict[str, type] = {"image": ImageDataset, "seq": TextDataset, "label": LabelDataset}
 PATIENT_FILE = "patient.tok"
 MANY_DUPLICATES = 0.2  # near-duplicates in a split that a contrastive loss suffers from
 MANY_CUT = 0.05
+MANY_UNKNOWN = 0.05  # words that a tokenizer does not know
+SAMPLES = 12  # small images of the training split to look at, and half as many of each other one
 _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and of CheXpert
 
 
@@ -52,6 +62,7 @@ def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> 
             findings.splits[split] = check.facts
             check.run(most, workers)
     _compare_splits(findings)
+    _find_negatives(findings)
     return findings
 
 
@@ -101,6 +112,7 @@ class _SplitCheck:
         if "image" in lines and "image" not in self.faulty:
             self.images(lines["image"], most, workers)
         if "seq" in lines:
+            self.facts.texts = lines["seq"]
             self.reports(lines["seq"])
         if "label" in lines:
             self.labels(lines["label"])
@@ -108,7 +120,7 @@ class _SplitCheck:
 
     def images(self, texts: Lines, most: int | None, workers: int) -> None:
         given = self.parts["image"]
-        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib")
+        names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib", "max_pixels")
         try:
             pictures = open_pictures(
                 texts,
@@ -124,22 +136,40 @@ class _SplitCheck:
         for line in range(len(texts)):
             for place in pictures.places(line):
                 self.facts.named.setdefault(place, line)
-        repeated = sum(len(pictures.names(n)) for n in range(len(texts))) - len(self.facts.named)
+        repeated = [
+            f"{texts.where(line)}: {place}"
+            for line in range(len(texts))
+            for place in pictures.places(line)
+            if self.facts.named[place] != line
+        ]
         if repeated:
-            self.warning(f"{repeated} images stand on more than one line.")
+            what = "on more than one line"
+            self.advice(f"{self.listed(repeated, 'image', what)}, {what}.")
         facts = examine_images(
-            pictures, set(missing), most=most, workers=workers, title=f"Images of {self.split}"
+            pictures,
+            set(missing),
+            most=most,
+            workers=workers,
+            title=f"Images of {self.split}",
+            samples=SAMPLES if self.split == "train" else SAMPLES // 2,
         )
         self.facts.images = facts
+        known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
+        if facts.looked_at < known:
+            self.advice(
+                f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; nothing "
+                "is known of the pixels of the others."
+            )
         bad = len(missing) + len(facts.unreadable)
         tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
         note = self.warning if tolerated else self.error
         if missing:
-            note(f"{listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
+            note(f"{self.listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
         if facts.unreadable:
-            note(listed(facts.unreadable, "unreadable image"))
+            note(self.listed(facts.unreadable, "unreadable image"))
         if facts.blank:
-            self.warning(f"{listed(facts.blank, 'blank image')}, all pixels of one value.")
+            self.warning(f"{self.listed(facts.blank, 'blank image')}, all pixels of one value.")
+        self.doubtful_images(facts)
         crop = given["crop"]
         if given["resize"] is None and crop is not None:
             small = sum(min(size) < crop for size in facts.sizes)
@@ -148,6 +178,15 @@ class _SplitCheck:
                 return
         if len(missing) <= TOLERATED * len(texts):  # with more, no data set can be made
             self.made_image(given, set(missing))
+
+    def doubtful_images(self, facts: ImageFacts) -> None:
+        """Name what can be decoded and is hardly as it should be."""
+        for fault, places in facts.doubtful.items():
+            self.warning(f"{self.listed(places, 'image', fault)}, {fault}.")
+        if facts.noted:
+            kind = "note on images that contradict their headers"
+            text = self.listed(facts.noted, kind)
+            self.advice(f"{text}. Each is shown by what it holds.")
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
         """Make an image as a run would: resized, transformed and cropped."""
@@ -193,28 +232,75 @@ class _SplitCheck:
             self.error(str(error))
         if data is not None:
             cleaned = list(data.cleaned)
-            encoded = data.tokenizer([text or " " for text in cleaned], truncation=False)
-            self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-            self.facts.max_len = data.tokenizer_max_len
-            cut = float((self.facts.lengths > data.tokenizer_max_len).mean())
-            if cut > MANY_CUT:
-                self.warning(
-                    f"{cut:.1%} of the reports are longer than "
-                    f"tokenizer_max_len={data.tokenizer_max_len} and are cut."
-                )
+            self.tokens(data, texts, cleaned)
             if data.dropped:
-                self.warning(listed(list(data.dropped.values()), "report empty after cleaning"))
+                dropped = list(data.dropped.values())
+                self.warning(self.listed(dropped, "report empty after cleaning"))
+        if data is not None and data.processing is not None:
+            self.letters(data.processing, texts, cleaned)
+        for lines, kind, what in (
+            (misread(texts), "misread report", "with signs of a wrong character set (\ufffd, Ã³)"),
+            (with_control_characters(texts), "report", "with control characters"),
+        ):
+            if lines:
+                where = [texts.where(line) for line in lines]
+                self.warning(f"{self.listed(where, kind, what)}, {what}.")
         self.facts.empty = cleaned.count("")
         self.facts.reports = duplicate_groups([text for text in cleaned if text])
         exact, near = self.facts.reports
+        kept = [line for line, text in enumerate(cleaned) if text]
         if len(exact):
             group, count = Counter(exact.tolist()).most_common(1)[0]
-            kept = [raw for raw, text in zip(texts, cleaned, strict=True) if text]
-            self.facts.most_frequent = (kept[int(np.argmax(exact == group))], count)
+            self.facts.most_frequent = (texts[kept[int(np.argmax(exact == group))]], count)
         if repeated_share(near) > MANY_DUPLICATES:
-            self.warning(
+            again = np.setdiff1d(np.arange(len(near)), np.unique(near, return_index=True)[1])
+            where = [texts.where(kept[place]) for place in again]
+            self.advice(
                 f"{repeated_share(near):.1%} of the reports nearly repeat another one, so a batch "
-                "holds pairs that a contrastive loss pushes apart though they belong together."
+                "holds pairs that a contrastive loss pushes apart though they belong together: "
+                f"{self.listed(where, 'line', 'that nearly repeat another one')}."
+            )
+
+    def tokens(self, data: TextDataset, texts: Lines, cleaned: list[str]) -> None:
+        """What the tokenizer makes of the reports: how many ids, and which words it lacks."""
+        tokenizer = data.tokenizer
+        encoded = tokenizer([text or " " for text in cleaned], truncation=False)
+        self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        self.facts.max_len = data.tokenizer_max_len
+        cut = np.flatnonzero(self.facts.lengths > data.tokenizer_max_len)
+        if len(cut) > MANY_CUT * len(cleaned):
+            where = self.listed(
+                [texts.where(line) for line in cut.tolist()], "line", "that are cut"
+            )
+            self.warning(
+                f"{len(cut) / len(cleaned):.1%} of the reports are longer than "
+                f"tokenizer_max_len={data.tokenizer_max_len} and are cut: {where}."
+            )
+        unknown = unknown_words(encoded.encodings, tokenizer, cleaned)
+        self.facts.unknown = unknown
+        if unknown.share > MANY_UNKNOWN:
+            often = ", ".join(f"{word} ({n})" for word, n in unknown.words.most_common(SHOWN))
+            where = self.listed(
+                [texts.where(line) for line in unknown.lines], "line", "with unknown words"
+            )
+            self.warning(
+                f"{unknown.share:.1%} of the words are unknown to the tokenizer, most often "
+                f"{often}; {where}."
+            )
+
+    def letters(self, processing: str, texts: Lines, cleaned: list[str]) -> None:
+        """Which letters the cleaning of reports drops."""
+        lost = lost_letters(texts, cleaned)
+        self.facts.lost = lost
+        if lost.never:
+            often = ", ".join(f"{letter} ({n})" for letter, n in lost.never.most_common(SHOWN))
+            where = self.listed(
+                [texts.where(line) for line in lost.lines], "line", "with letters that are dropped"
+            )
+            self.warning(
+                f"processing={processing} drops {lost.never.total():,} letters that it never "
+                f"keeps, most often {often}; processing=multilingual_clean_report keeps all. "
+                f"{where}."
             )
 
     def patients(self, lines: dict[str, Lines]) -> list[str] | None:
@@ -240,6 +326,12 @@ class _SplitCheck:
     def warning(self, text: str) -> None:
         self.findings.warnings.append(f"{self.split}: {text}")
 
+    def advice(self, text: str) -> None:
+        self.findings.advice.append(f"{self.split}: {text}")
+
+    def listed(self, items: Sequence[str], kind: str, what: str = "") -> str:
+        return self.findings.listed(self.split, items, kind, what)
+
 
 def _whatever_lines(root: str, split: str, file: str, name: str) -> dict[str, Lines]:
     """The lines of a faulty file under the name of its part; nothing when there are none."""
@@ -250,6 +342,16 @@ def _whatever_lines(root: str, split: str, file: str, name: str) -> dict[str, Li
     return {name: Lines([line.strip() for line in content.split("\n")], path)} if content else {}
 
 
+def _find_negatives(findings: Findings) -> None:
+    """Images that are dark where most of the others of all splits are bright."""
+    known = {name: facts.images for name, facts in findings.splits.items() if facts.images}
+    for name, places in negatives_by_split(known).items():
+        if places:
+            what = "a negative of what most images look like"
+            text = f"{findings.listed(name, places, 'image', what)}, {what}."
+            findings.warnings.append(f"{name}: {text}")
+
+
 def _compare_splits(findings: Findings) -> None:
     """What no split shows by itself: patients and images in two of them, labels in one only."""
     known = list(findings.splits.items())
@@ -257,14 +359,46 @@ def _compare_splits(findings: Findings) -> None:
         for other_name, other in known[place + 1 :]:
             pair = f"{name} and {other_name}"
             if facts.patients is not None and other.patients is not None:
-                shared = sorted(set(facts.patients) & set(other.patients))
+                shared = _shared_patients(facts.patients, other.patients)
                 if shared:
-                    findings.errors.append(f"{pair}: {listed(shared, 'patient')} in both.")
+                    names = findings.listed(pair, shared, "patient", "in both")
+                    findings.errors.append(f"{pair}: {names} in both.")
             images = sorted(facts.named.keys() & other.named.keys())
             if images:
-                findings.errors.append(f"{pair}: {listed(images, 'image')} in both.")
+                names = findings.listed(pair, images, "image", "in both")
+                findings.errors.append(f"{pair}: {names} in both.")
+            copies = _copies(facts, other)
+            if copies:
+                names = findings.listed(pair, copies, "image", "in both, under names of their own")
+                findings.errors.append(f"{pair}: {names} in both, under names of their own.")
     trained = findings.splits["train"].labels
     for name, facts in known[1:]:
         unseen = sorted(facts.labels.keys() - trained.keys()) if trained else []
         if unseen:
-            findings.warnings.append(f"{name}: {listed(unseen, 'label')} not in train.")
+            names = findings.listed(name, unseen, "label", "not in train")
+            findings.advice.append(f"{name}: {names} not in train.")
+
+
+def _shared_patients(patients: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Who is in both splits; `1 (also 1.0)` where the two name one patient in two ways."""
+    named = {group_key(name): name for name in patients}
+    found = {}
+    for name in others:
+        known = named.get(group_key(name))
+        if known is not None:
+            found[known] = known if known == name else f"{known} (also {name})"
+    return sorted(found.values())
+
+
+def _copies(facts: SplitFacts, other: SplitFacts) -> list[str]:
+    """Images of the same pixels in both splits, where their paths differ."""
+    if facts.images is None or other.images is None:
+        return []
+    known: dict[str, str] = {}
+    for place, content in facts.images.contents.items():
+        known.setdefault(content, place)
+    return sorted(
+        f"{known[content]} = {place}"
+        for place, content in other.images.contents.items()
+        if content in known and place not in facts.named
+    )

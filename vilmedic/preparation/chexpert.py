@@ -16,18 +16,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
-from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, present_labels
+from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder_images import patients_together
+from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, label_number, present_labels
 from vilmedic.preparation.sections import Sections, choose_text
-from vilmedic.preparation.tables import find_table, read_table
+from vilmedic.preparation.tables import Missing, find_table, read_numbered, read_table
 
 SCRIPT = "make_chexpert"
 PLUS = "df_chexpert_plus_240401.csv"
@@ -44,6 +47,7 @@ class Image:
     patient: str
     view: str
     values: tuple[str, ...]
+    where: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,19 +56,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.guarded(SCRIPT, lambda: _run(given))
 
 
-def read_images(table: Path) -> list[Image]:
+def read_images(table: Path, missing: Missing) -> list[Image]:
     """The rows of `train.csv` or `valid.csv`.
 
     Raises:
-        DataError: a path names no patient.
+        DataError: a path names no patient, or a label is neither 1, 0, -1 nor missing.
     """
     images = []
     columns = ["Path", "Frontal/Lateral", *CHEXPERT_LABELS]
-    for path, view, *values in read_table(table, columns):
+    for line, (path, view, *values) in read_numbered(table, columns, missing):
+        where = f"{table.name}:{line}"
         found = _PATIENT.search(path)
         if found is None:
-            raise DataError(f"{table}: the path '{path}' names no patient such as patient00001.")
-        images.append(Image(_below_release(path), found[0], view, tuple(values)))
+            raise DataError(
+                f"{table}:{line}: the path '{brief(path)}' names no patient such as patient00001."
+            )
+        for name, value in zip(CHEXPERT_LABELS, values, strict=True):
+            try:
+                label_number(value)
+            except ValueError as error:
+                raise DataError(f"{table}:{line}: {name}: {error}.") from None
+        images.append(Image(_below_release(path), found[0], view, tuple(values), where))
     return images
 
 
@@ -78,9 +90,9 @@ def five_by_200(images: Iterable[Image], each: int, seed: int) -> dict[str, list
     for image in images:
         if image.view == "Frontal":
             stated = {
-                name: float(value)
+                name: label_number(value)
                 for name, value in zip(CHEXPERT_LABELS, image.values, strict=True)
-                if value and name != NO_FINDING and float(value) != 0
+                if name != NO_FINDING and label_number(value) != 0
             }
             if len(stated) == 1:
                 [(name, value)] = stated.items()
@@ -107,8 +119,9 @@ def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, s
         tables: `train` and `valid`.
         texts: report of each image by path without extension; empty for a set without reports.
     """
-    train = read_images(tables["train"])
-    dropped: Counter[str] = Counter()
+    missing = Missing(given.missing)
+    train = read_images(tables["train"], missing)
+    dropped = LeftOut()
     listed: dict[Path, set[str]] = {}
     with_reports = given.reports is not None
     taken: set[str] = set()
@@ -125,25 +138,29 @@ def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, s
                 for image in drawn[name]
             ]
             kept = [sample for sample in samples if sample.report or not with_reports]
-            dropped["images without a report"] += len(samples) - len(kept)
-            return Build({"test": kept}, +dropped)
+            silent = [sample.images[0] for sample in samples if with_reports and not sample.report]
+            dropped.add("images without a report", *silent)
+            return Build({"test": kept}, dropped, missing=missing.counts)
         taken = {image.patient for images in drawn.values() for image in images}
     pool = _samples(given, train, texts, dropped, listed)
-    inside = [sample for sample in pool if sample.patient in taken]
-    dropped["images of patients in the 5 x 200 set"] += len(inside)
+    inside = [sample.images[0] for sample in pool if sample.patient in taken]
+    dropped.add("images of patients in the 5 x 200 set", *inside)
     pool = [sample for sample in pool if sample.patient not in taken]
-    valid = read_images(tables["valid"])
+    valid = read_images(tables["valid"], missing)
     share = min(given.validate / max(1, len(pool)), 0.5)
-    samples_of = split_by_patient(pool, (1 - share, share, 0.0), given.seed) if pool else {}
+    notes: dict[str, Any] = {}
+    together = patients_together(pool, given.images, notes)
+    shares = (1 - share, share, 0.0)
+    samples_of = split_by_patient(pool, shares, given.seed, together) if pool else {}
     samples_of["test"] = _samples(given, valid, texts, dropped, listed)
-    return Build(samples_of, +dropped)
+    return Build(samples_of, dropped, notes, missing=missing.counts)
 
 
-def read_plus(table: Path, section: str) -> dict[str, str]:
+def read_plus(table: Path, section: str, missing: Missing) -> dict[str, str]:
     """Reports of CheXpert Plus, by the path of their image without extension."""
     columns = ["path_to_image", "section_findings", "section_impression"]
     texts = {}
-    for path, findings, impression in read_table(table, columns):
+    for path, findings, impression in read_table(table, columns, missing):
         sections = Sections(" ".join(findings.split()), " ".join(impression.split()))
         text = choose_text(sections, section)
         if text and gloria_clean_report_chexpert(text):
@@ -155,26 +172,26 @@ def _samples(
     given: argparse.Namespace,
     images: Iterable[Image],
     texts: dict[str, str],
-    dropped: Counter[str],
+    dropped: LeftOut,
     listed: dict[Path, set[str]],
 ) -> list[Sample]:
     samples = []
     for image in images:
-        try:
-            labels = present_labels(image.values, CHEXPERT_LABELS, given.uncertain)
-        except ValueError as error:
-            raise DataError(f"{image.path}: {error}.") from None
+        labels = present_labels(image.values, CHEXPERT_LABELS, given.uncertain)
+        reason = ""
         text = texts.get(_stem(image.path), "")
         if given.view != "all" and image.view.lower() != given.view:
-            dropped["images of another view"] += 1
+            reason = "images of another view"
         elif labels is None:
-            dropped["images with uncertain labels"] += 1
+            reason = "images with uncertain labels"
         elif given.reports is not None and not text:
-            dropped["images without a report"] += 1
+            reason = "images without a report"
         elif not command.only_present([image.path], given.images, listed):
-            dropped["images that are not in the folder of images"] += 1
+            reason = "images that are not in the folder of images"
         else:
             samples.append(Sample((image.path,), text, labels, image.patient))
+        if reason:
+            dropped.add(reason, image.path, where=image.where)
     return samples
 
 
@@ -187,7 +204,7 @@ def _run(given: argparse.Namespace) -> int:
         if not given.reports.is_file():
             raise DataError(f"There is no file {given.reports} (given with --reports).")
         inputs |= command.input_facts({given.reports.name: given.reports})
-    names = ["five_by_200", "each", "draw_seed"]
+    names = ["five_by_200", "each", "draw_seed", "missing"]
     if not given.five_by_200:
         names += ["seed", "view", "uncertain", "validate", "keep_5x200"]
     options = {name: getattr(given, name) for name in names}
@@ -198,7 +215,8 @@ def _run(given: argparse.Namespace) -> int:
     origin = Origin(SCRIPT, "CheXpert", release, options, inputs)
 
     def make() -> Build:
-        texts = {} if given.reports is None else read_plus(given.reports, given.section)
+        missing = Missing(given.missing)
+        texts = {} if given.reports is None else read_plus(given.reports, given.section, missing)
         return _named(build(given, tables, texts))
 
     root = given.root or Path(FIVE_ROOT if given.five_by_200 else "data/SELFSUP/chexpert")

@@ -6,17 +6,26 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vilmedic.datasets.file_contents import sha256_of
-from vilmedic.errors import DataError, VilmedicError
+from vilmedic.datasets.lines import shown
+from vilmedic.errors import DataError, VilmedicError, escaped
 from vilmedic.preparation.disk import disk_trouble
-from vilmedic.preparation.folder import CARD, Build, Origin, Replaced, is_built, write_folder
+from vilmedic.preparation.folder import (
+    CARD,
+    LEFT_OUT,
+    Build,
+    Origin,
+    Replaced,
+    is_built,
+    write_folder,
+)
 from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
-from vilmedic.preparation.tables import list_facts
+from vilmedic.preparation.tables import MISSING, list_facts
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
 
@@ -39,6 +48,7 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="leave out images that are not in this folder (none: list all)",
     )
+    add_missing(parser)
     parser.add_argument(
         "--force",
         nargs="?",
@@ -94,6 +104,17 @@ def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> 
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
 
 
+def add_missing(parser: argparse.ArgumentParser) -> None:
+    """The option that says which texts of a table stand for a missing value."""
+    parser.add_argument(
+        "--missing",
+        type=names,
+        default=",".join(MISSING),
+        metavar="TEXT,...",
+        help="cells that count as missing, in any letter case; blank ones always do",
+    )
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """The number of processes; what is built does not depend on it."""
     parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
@@ -127,10 +148,10 @@ def guarded(script: str, call: Callable[[], int]) -> int:
     try:
         return call()
     except VilmedicError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(escaped(f"{script}: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{script}: {disk_trouble(error)}", file=sys.stderr)
+        print(escaped(f"{script}: {disk_trouble(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -153,21 +174,31 @@ def make(
     made = build()
     card = write_folder(root, made, origin, report_file=report_file)
     for line in made.tables:
-        print(line)
-    print(summary(root, card))
+        print(escaped(line))
+    print(escaped(summary(root, card, made.dropped.summary())))
     print(f"{root}: written in {time.monotonic() - started:.0f} s; see {root / CARD}")
 
 
-def summary(root: Path, card: Mapping[str, Any]) -> str:
-    """What a card says was kept and left out, in lines of text."""
+def summary(root: Path, card: Mapping[str, Any], left_out: Sequence[str]) -> str:
+    """What was kept and left out, in lines of text.
+
+    Args:
+        root: the folder.
+        card: what is known of it.
+        left_out: a text for each reason.
+    """
     lines = [f"{root}: {card['source']}, {card['release']}"]
     for split, kept in card["kept"].items():
         lines.append(
             f"  kept {kept['lines']:>9,} {split} lines "
             f"({kept['images']:,} images of {kept['patients']:,} patients)"
         )
-    lines += [f"  left out {number:>5,} {reason}" for reason, number in card["dropped"].items()]
-    lines += [f"  {name}: {value}" for name, value in card["notes"].items() if _short(value)]
+    lines += [f"  left out {text}" for text in left_out]
+    if left_out:
+        lines.append(f"  all that is left out, with reasons: {root / LEFT_OUT}")
+    if card["missing"]:
+        lines.append(f"  missing values by column: {_note(card['missing'])}")
+    lines += [f"  {name}: {_note(value)}" for name, value in card["notes"].items() if _short(value)]
     return "\n".join(lines)
 
 
@@ -213,7 +244,12 @@ def is_present(path: Path, listed: dict[Path, set[str]]) -> bool:
 def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
     """The names in a folder, none if it is not there, found by listing it once."""
     if folder not in listed:
-        listed[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        try:
+            listed[folder] = set(os.listdir(folder))
+        except PermissionError:
+            raise DataError(f"{folder} cannot be listed: Permission denied.") from None
+        except (OSError, ValueError):  # none there, or no name that a folder could have
+            listed[folder] = set()
     return listed[folder]
 
 
@@ -227,4 +263,11 @@ def cores(workers: int) -> int:
 
 
 def _short(value: Any) -> bool:
-    return not isinstance(value, dict | list)
+    """Whether a note is printed: a text, a number, a list or counts, but no shares of labels."""
+    return not isinstance(value, dict) or all(isinstance(v, int) for v in value.values())
+
+
+def _note(value: Any) -> str:
+    if isinstance(value, dict):
+        return shown([f"{name} {number:,}" for name, number in value.items()])
+    return shown(value) if isinstance(value, list) else str(value)

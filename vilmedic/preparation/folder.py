@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vilmedic.datasets.lines import brief, join_names, shown
 from vilmedic.errors import DataError
 from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 
 CARD = "data_card.json"
 Replaced = Literal["all", "images"] | None
-VERSION = 2  # of what the builders write; another one means that the same input gives other lines
+LEFT_OUT = "left_out.tsv"
+VERSION = 3  # of what the builders write; another one means that the same input gives other lines
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,69 @@ class Sample:
     patient: str
 
 
+class LeftOut:
+    """What is left out of a folder, each with its name and reason.
+
+    Attributes:
+        rows: path or id, reason and a detail of each, such as where it is named (`t.csv:12`).
+        hints: of a reason, what to do about it.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str]] = []
+        self.hints: dict[str, str] = {}
+
+    def add(self, reason: str, *names: str, where: str = "", hint: str = "") -> None:
+        """Leave something out.
+
+        Args:
+            reason: a plural that follows a number, such as `rows without a report`.
+            names: what is left out; each counts.
+            where: file and line that name it, or another detail.
+            hint: what to do about it; the first one given for a reason is shown.
+        """
+        self.rows += [(name, reason, where) for name in names]
+        if names and hint:
+            self.hints.setdefault(reason, hint)
+
+    def counts(self) -> dict[str, int]:
+        """How much was left out, by reason."""
+        return dict(sorted(Counter(reason for _, reason, _ in self.rows).items()))
+
+    def summary(self) -> list[str]:
+        """A line for each reason: how many, one of them, and what to do about it."""
+        first: dict[str, str] = {}
+        for name, reason, where in self.rows:
+            first.setdefault(reason, " ".join(filter(None, [brief(name), where and f"({where})"])))
+        return [
+            f"{number:,} {reason}, such as {first[reason] or 'one without a name'}."
+            f"{' ' + self.hints[reason] if reason in self.hints else ''}"
+            for reason, number in self.counts().items()
+        ]
+
+    def text(self) -> str:
+        """All of it as lines of path, reason and detail, with tabs between them."""
+        rows = [("path", "reason", "detail"), *self.rows]
+        return "".join("\t".join(_one_line(cell) for cell in row) + "\n" for row in rows)
+
+
 @dataclass
 class Build:
     """What a builder made.
 
     Attributes:
         samples: of each split, in the order of the lines.
-        dropped: how much was left out, by reason.
+        dropped: what was left out.
         notes: other counts and figures worth knowing.
         tables: lines to print, such as a distribution of labels.
+        missing: cells without a value that were read, by column.
     """
 
     samples: dict[str, list[Sample]]
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: LeftOut = field(default_factory=LeftOut)
     notes: dict[str, Any] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
+    missing: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -85,11 +135,22 @@ class Origin:
 
 
 def split_by_patient(
-    samples: Sequence[Sample], shares: Shares, seed: int
+    samples: Sequence[Sample], shares: Shares, seed: int, together: Sequence[str] | None = None
 ) -> dict[str, list[Sample]]:
-    """Deal samples out at random, all of a patient to one split; see `random_split`."""
-    split = random_split(Counter(sample.patient for sample in samples), shares, seed)
-    return gather(samples, split)
+    """Deal samples out at random, all of a patient to one split; see `random_split`.
+
+    Args:
+        samples: all of them.
+        shares: of the splits.
+        seed: of the split.
+        together: of each sample, the name of what must be in one split; its patient by default.
+    """
+    units = [sample.patient for sample in samples] if together is None else together
+    split = random_split(Counter(units), shares, seed)
+    return {
+        name: [s for s, unit in zip(samples, units, strict=True) if split[unit] == name]
+        for name in SPLITS
+    }
 
 
 def gather(samples: Sequence[Sample], split: Mapping[str, str]) -> dict[str, list[Sample]]:
@@ -151,9 +212,10 @@ def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) 
         The card.
 
     Raises:
-        DataError: nothing is left to write, or a name holds a comma, which separates names.
+        DataError: nothing is left to write, or a label holds a comma, which separates labels.
     """
-    _check(build)
+    beside = root.with_name(f"{root.name}.{LEFT_OUT}")
+    _check(build, beside)
     draft = root.with_name(f".{root.name}.partial-{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -162,15 +224,18 @@ def write_folder(root: Path, build: Build, origin: Origin, *, report_file: str) 
             for name, lines in _files(samples, report_file).items():
                 text = "".join(f"{line}\n" for line in lines)
                 (draft / f"{split}.{name}").write_text(text, encoding="utf-8", newline="\n")
+        if build.dropped.rows:
+            _write_left_out(draft / LEFT_OUT, build.dropped)
         card = origin.describe() | _facts(build, draft)
         (draft / CARD).write_text(
             json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         root.mkdir(parents=True, exist_ok=True)
-        for old in [root / CARD, *root.glob("*.tok")]:
+        for old in [root / CARD, root / LEFT_OUT, *root.glob("*.tok")]:
             old.unlink(missing_ok=True)
         for path in sorted(draft.iterdir(), key=lambda path: path.name == CARD):
             os.replace(path, root / path.name)
+        beside.unlink(missing_ok=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return card
@@ -187,7 +252,7 @@ def read_card(root: Path) -> dict[str, Any]:
 
 def _files(samples: Sequence[Sample], report_file: str) -> dict[str, list[str]]:
     files = {
-        "image.tok": [",".join(sample.images) for sample in samples],
+        "image.tok": [join_names(sample.images) for sample in samples],
         report_file: [_one_line(sample.report) for sample in samples],
         "label.tok": [_one_line(",".join(sample.labels)) for sample in samples],
         "patient.tok": [_one_line(sample.patient) for sample in samples],
@@ -215,30 +280,43 @@ def _facts(build: Build, folder: Path) -> dict[str, Any]:
         files[path.name] = {"lines": content.count(b"\n"), "sha256": _sha256(content)}
     return {
         "kept": kept,
-        "dropped": dict(sorted(build.dropped.items())),
+        "dropped": build.dropped.counts(),
+        "missing": dict((+build.missing).most_common()),
         "notes": build.notes,
         "labels": labels,
         "files": files,
     }
 
 
-def _check(build: Build) -> None:
+def _check(build: Build, beside: Path) -> None:
+    """Refuse what cannot be written; when nothing is left, `beside` names all that is left out."""
     empty = [split for split, samples in build.samples.items() if not samples]
     for split in empty:
         del build.samples[split]
     if empty:
         build.notes["splits without a sample"] = ", ".join(empty)
     if not build.samples:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in build.dropped.items())
-        raise DataError(f"Nothing is left to train on. Left out: {reasons or 'nothing'}.")
+        if not build.dropped.rows:
+            raise DataError("Nothing is left to train on: there was nothing at all.")
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        _write_left_out(beside, build.dropped)
+        reasons = "".join(f"\n  left out {line}" for line in build.dropped.summary())
+        raise DataError(
+            f"Nothing is left to train on.{reasons}\n  all that is left out, with reasons: {beside}"
+        )
     for samples in build.samples.values():
         for sample in samples:
-            for name in (*sample.images, *sample.labels):
-                if "," in name or "\n" in name:
+            for name in sample.labels:
+                if "," in name:
                     raise DataError(
-                        f"'{name}' holds a comma or a line end, which separate names in the files. "
-                        "Rename it."
+                        f"The label '{brief(name)}' of {shown(sample.images)} holds a comma, which "
+                        "separates labels in the files. Rename it."
                     )
+
+
+def _write_left_out(path: Path, dropped: LeftOut) -> None:
+    # Names may hold bytes that are no UTF-8.
+    path.write_text(dropped.text(), encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
@@ -253,9 +331,10 @@ def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
                 if key == "inputs":
                     differs[name] = f"{name} of other content"
                 else:
-                    differs[name] = f"{name} {given.get(name)} instead of {value.get(name)}"
+                    before, now = brief(str(given.get(name))), brief(str(value.get(name)))
+                    differs[name] = f"{name} {before} instead of {now}"
         elif given != value:
-            differs[key] = f"{key} {given} instead of {value}"
+            differs[key] = f"{key} {brief(str(given))} instead of {brief(str(value))}"
     return differs
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +15,29 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import UndecodableImage, decode_file
+from vilmedic.datasets.decode import FORMATS
 from vilmedic.datasets.dicom import DICOM_SUFFIXES
 from vilmedic.datasets.pictures import Pictures
+from vilmedic.errors import VilmedicError
+from vilmedic.preparation.plausible import brightness_faults, is_torn, negatives, thumbnail
+
+SAMPLE_SIDE = 320  # pixels of the long side of a sample
+TORN = "torn or empty rows"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small image with its line.
+
+    Attributes:
+        line: number of the line.
+        place: path of the image.
+        pixels: uint8 [H, W].
+    """
+
+    line: int
+    place: str
+    pixels: np.ndarray
 
 
 @dataclass
@@ -26,30 +48,53 @@ class ImageFacts:
         looked_at: how many were decoded.
         unreadable: `file:line: path: reason` of each that cannot be decoded.
         blank: `file:line: path` of each whose pixels all have one value.
+        doubtful: `file:line: path` of each with a fault that its pixels show, by fault.
+        noted: `file:line: path: note` of each whose content contradicts its header.
+        places: `file:line: path` of each one decoded.
+        thumbnails: a `thumbnail` of each one decoded.
+        samples: a few of them, evenly over the split.
         sizes: height and width of each one decoded.
         means: mean grey level of each one decoded.
         modes: how many are of each format and mode, such as `JPEG L`.
+        contents: a digest of the pixels of each that is not blank, by its path.
     """
 
     looked_at: int = 0
     unreadable: list[str] = field(default_factory=list)
     blank: list[str] = field(default_factory=list)
+    doubtful: dict[str, list[str]] = field(default_factory=dict)
+    noted: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    thumbnails: list[np.ndarray] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     means: list[float] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Look:
+    reason: str = ""
     mode: str = ""
     size: tuple[int, int] = (0, 0)
     mean: float = 0.0
     blank: bool = False
-    reason: str = ""
+    faults: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    small: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    sample: np.ndarray | None = None
+    content: str = ""
 
 
 def examine_images(
-    pictures: Pictures, skipped: set[int], *, most: int | None, workers: int, title: str
+    pictures: Pictures,
+    skipped: set[int],
+    *,
+    most: int | None,
+    workers: int,
+    title: str,
+    samples: int = 0,
 ) -> ImageFacts:
     """Decode the images of a split.
 
@@ -59,6 +104,7 @@ def examine_images(
         most: images to look at, evenly over the split; None takes all.
         workers: threads, 0 for one a core.
         title: what the progress bar says.
+        samples: how many small images to keep.
     """
     jobs = [
         (line, number)
@@ -67,35 +113,91 @@ def examine_images(
         for number in range(len(pictures.names(line)))
     ]
     if most is not None and most < len(jobs):
-        jobs = [jobs[place] for place in np.linspace(0, len(jobs) - 1, most).astype(int)]
+        jobs = [jobs[place] for place in _evenly(len(jobs), most)]
+    kept = {jobs[place] for place in _evenly(len(jobs), samples)}
     facts = ImageFacts(looked_at=len(jobs))
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        looks = pool.map(lambda job: _look(pictures, *job), jobs)
+        looks = pool.map(lambda job: _look(pictures, *job, sample=job in kept), jobs)
         bar = tqdm(looks, title, len(jobs), unit="image", leave=False, disable=None)
         for (line, number), look in zip(jobs, bar, strict=True):
             where = pictures.texts.where(line)
             if look.reason:
                 facts.unreadable.append(f"{where}: {look.reason}")
                 continue
+            place = pictures.places(line)[number]
+            named = f"{where}: {place}"
             facts.modes[look.mode] += 1
             facts.sizes.append(look.size)
             facts.means.append(look.mean)
+            facts.places.append(named)
+            facts.thumbnails.append(look.small)
+            facts.noted += [f"{named}: {note}" for note in look.notes]
+            if look.content:
+                facts.contents[place] = look.content
             if look.blank:
-                facts.blank.append(f"{where}: {pictures.places(line)[number]}")
+                facts.blank.append(named)
+            for fault in look.faults:
+                facts.doubtful.setdefault(fault, []).append(named)
+            if look.sample is not None:
+                facts.samples.append(Sample(line, place, look.sample))
     return facts
 
 
-def _look(pictures: Pictures, line: int, number: int) -> _Look:
+def negatives_by_split(splits: dict[str, ImageFacts]) -> dict[str, list[str]]:
+    """`file:line: path` of images that are negatives of most of the others of all splits."""
+    found = set(negatives([small for facts in splits.values() for small in facts.thumbnails]))
+    named: dict[str, list[str]] = {}
+    start = 0
+    for name, facts in splits.items():
+        named[name] = [place for n, place in enumerate(facts.places, start) if n in found]
+        start += len(facts.places)
+    return named
+
+
+def _evenly(count: int, wanted: int) -> list[int]:
+    """Some of the numbers below `count`, from the first to the last."""
+    return np.linspace(0, count - 1, min(count, wanted)).astype(int).tolist() if count else []
+
+
+def _look(pictures: Pictures, line: int, number: int, *, sample: bool) -> _Look:
     name = pictures.places(line)[number]
+    notes: list[str] = []
     try:
+        grey = pictures.decode(line, number, thorough=True, notes=notes)[0].numpy()
         with pictures.open(line, number) as file:
-            image = decode_file(file, name)
-            file.seek(0)
             mode = _mode(file, name)
-    except UndecodableImage as error:
+        blank = bool(grey.min() == grey.max())
+        faults = [] if blank else brightness_faults(grey)
+        if not faults and not blank and is_torn(grey):
+            faults = [TORN]
+        return _Look(
+            mode=mode,
+            size=(grey.shape[0], grey.shape[1]),
+            mean=float(grey.mean()),
+            blank=blank,
+            content="" if blank else _digest(grey),
+            faults=faults,
+            notes=notes,
+            small=thumbnail(grey),
+            sample=_small(grey) if sample else None,
+        )
+    except VilmedicError as error:
         return _Look(reason=str(error))
-    size = (int(image.shape[1]), int(image.shape[2]))
-    return _Look(mode, size, float(image.float().mean()), bool(image.min() == image.max()))
+    except Exception as error:  # one file must not end the check of all others
+        return _Look(reason=f"{name} cannot be looked at: {error or type(error).__name__}")
+
+
+def _small(grey: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(grey)
+    image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
+    return np.asarray(image)
+
+
+def _digest(image: np.ndarray) -> str:
+    """The same text for the same pixels, in whatever format a file holds them."""
+    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
 
 
 def _mode(file: IO[bytes], name: str) -> str:
@@ -104,7 +206,7 @@ def _mode(file: IO[bytes], name: str) -> str:
     if suffix == ".npy":
         return "NPY"
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return f"{image.format} {image.mode}"
     except Exception:  # Pillow does not know DICOM, which is the one format left
         return "DICOM" if suffix in DICOM_SUFFIXES else "DICOM (other suffix)"

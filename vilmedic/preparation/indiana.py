@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,11 @@ from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
 from vilmedic.preparation.damage import DAMAGE, open_tar
-from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.sections import Sections, choose_text
-from vilmedic.preparation.tables import list_facts, read_table
+from vilmedic.preparation.splitting import plain_number
+from vilmedic.preparation.tables import Missing, list_facts, read_numbered, read_table
 
 SCRIPT = "make_indiana"
 ARCHIVE, TABLE, PROJECTIONS = (
@@ -43,6 +45,7 @@ class Report:
     sections: Sections
     labels: tuple[str, ...]
     images: tuple[str, ...]
+    where: str = ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,26 +66,37 @@ def read_xml_reports(path: Path) -> Iterator[Report]:
     yield from sorted(reports, key=lambda report: int(report.uid))
 
 
-def read_table_reports(table: Path, projections: Path) -> Iterator[Report]:
-    """The reports of the two tables; images have their names of `indiana_projections.csv`."""
+def read_table_reports(table: Path, projections: Path, missing: Missing) -> Iterator[Report]:
+    """The reports of the two tables; images have their names of `indiana_projections.csv`.
+
+    Raises:
+        DataError: a table cannot be read, or a row of it has no uid.
+    """
     images: dict[str, list[str]] = defaultdict(list)
-    for uid, filename in read_table(projections, ["uid", "filename"]):
-        images[uid].append(filename)
+    for line, (uid, filename) in read_numbered(projections, ["uid", "filename"], missing):
+        if filename:
+            images[_uid(uid, projections, line)].append(filename)
     columns = ["uid", "Problems", "findings", "impression"]
-    for uid, problems, findings, impression in read_table(table, columns):
+    for line, row in read_numbered(table, columns, missing):
+        uid, problems, findings, impression = row
+        uid = _uid(uid, table, line)
         sections = Sections(_one_line(findings), _one_line(impression))
-        yield Report(uid, sections, _labels(problems.split(";")), tuple(images[uid]))
+        labels = _labels([name for name in problems.split(";") if not missing.is_missing(name)])
+        yield Report(uid, sections, labels, tuple(images[uid]), f"{table.name}:{line}")
 
 
-def build(given: argparse.Namespace, reports: list[Report], views: dict[str, str]) -> Build:
+def build(
+    given: argparse.Namespace, reports: list[Report], views: dict[str, str], missing: Missing
+) -> Build:
     """Make the samples of all splits.
 
     Args:
         given: the options.
         reports: as published.
         views: `Frontal` or `Lateral` of each image, by the part of its name that is common.
+        missing: which values are missing, with counts.
     """
-    dropped: Counter[str] = Counter()
+    dropped = LeftOut()
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []
     for report in reports:
@@ -92,28 +106,34 @@ def build(given: argparse.Namespace, reports: list[Report], views: dict[str, str
         if given.projection != "all":
             wanted = given.projection.capitalize()
             chosen = [name for name in images if views.get(_key(report.uid, name)) == wanted]
-            dropped["images of another projection"] += len(images) - len(chosen)
+            others = [name for name in images if name not in chosen]
+            dropped.add("images of another projection", *others, where=report.where)
             images = chosen
         present = command.only_present(images, given.images, listed)
-        dropped["images that are not in the folder of images"] += len(images) - len(present)
+        absent = [name for name in images if name not in present]
+        dropped.add("images that are not in the folder of images", *absent, where=report.where)
+        reason = ""
         text = choose_text(report.sections, given.section)
         if not present:
-            dropped["reports without an image"] += 1
+            reason = "reports without an image"
         elif not text:
             section = "findings or impression" if given.section == "both" else given.section
-            dropped[f"reports without {section}"] += 1
+            reason = f"reports without {section}"
         elif not r2gen_clean_report(text):
-            dropped["reports that are empty after cleaning"] += 1
+            reason = "reports that are empty after cleaning"
         else:
             lines = [tuple(present)] if given.line == "study" else [(name,) for name in present]
             kept += [Sample(names, text, report.labels, report.uid) for names in lines]
-    notes = {
+        if reason:
+            dropped.add(reason, f"report {report.uid}", where=report.where)
+    notes: dict[str, Any] = {
         "reports": len(reports),
         "reports with findings": sum(bool(report.sections.findings) for report in reports),
         "reports with an impression": sum(bool(report.sections.impression) for report in reports),
     }
-    samples = split_by_patient(kept, given.split, given.seed) if kept else {}
-    return Build(samples, +dropped, notes)
+    together = patients_together(kept, given.images, notes)
+    samples = split_by_patient(kept, given.split, given.seed, together) if kept else {}
+    return Build(samples, dropped, notes, missing=missing.counts)
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -132,7 +152,8 @@ def _run(given: argparse.Namespace) -> int:
             "Say where it is with --projections."
         )
     options = {
-        name: getattr(given, name) for name in ("section", "line", "projection", "split", "seed")
+        name: getattr(given, name)
+        for name in ("section", "line", "projection", "split", "seed", "missing")
     }
     inputs = {source.name: _facts(source)} | command.images_facts(given.images)
     if has_views:
@@ -141,12 +162,15 @@ def _run(given: argparse.Namespace) -> int:
     origin = Origin(SCRIPT, "Indiana University chest X-rays", release, options, inputs)
 
     def make() -> Build:
-        views = {}
+        views, missing = {}, Missing(given.missing)
         if has_views:
             for uid, name, view in read_table(projections, ["uid", "filename", "projection"]):
-                views[_key(uid, name)] = view
-        found = read_table_reports(source, projections) if is_table else read_xml_reports(source)
-        return build(given, list(found), views)
+                views[_key(plain_number(uid), name)] = view.capitalize()
+        if is_table:
+            found = read_table_reports(source, projections, missing)
+        else:
+            found = read_xml_reports(source)
+        return build(given, list(found), views, missing)
 
     report_file = command.REPORT_FILES[given.section]
     command.make(given.root, origin, make, force=given.force, report_file=report_file)
@@ -199,13 +223,19 @@ def _parse(name: str, content: bytes) -> Report:
     sections = Sections(_one_line(*texts["findings"]), _one_line(*texts["impression"]))
     terms = [(node.text or "").split("/")[0] for node in root.findall("MeSH/major")]
     images = tuple(f"{node.attrib['id']}.png" for node in root.iter("parentImage"))
-    return Report(uid, sections, _labels(terms), images)
+    return Report(uid, sections, _labels(terms), images, name.rpartition("/")[2])
 
 
 def _labels(terms: Sequence[str]) -> tuple[str, ...]:
     """Headings without commas, which separate labels in the files."""
     cleaned = (" ".join(term.replace(",", " ").split()) for term in terms)
     return tuple(dict.fromkeys(filter(None, cleaned))) or ("No Indexing",)
+
+
+def _uid(text: str, table: Path, line: int) -> str:
+    if not text:
+        raise DataError(f"{table}:{line} has no uid.")
+    return plain_number(text)
 
 
 def _key(uid: str, name: str) -> str:

@@ -10,24 +10,25 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, Origin, Sample, gather
+from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, gather
 from vilmedic.preparation.labels import CHEXPERT_LABELS, present_labels
 from vilmedic.preparation.report_files import Reports, locate_reports, read_reports
 from vilmedic.preparation.splitting import (
     SPLITS,
     label_shares,
+    plain_number,
     stratified_split,
     unevenness,
 )
-from vilmedic.preparation.tables import find_table, read_table
+from vilmedic.preparation.tables import Missing, find_table, read_numbered, read_table
 
 SCRIPT = "make_mimic_cxr"
 ROOTS = {
@@ -87,28 +88,38 @@ def report_path(patient: str, study: str) -> str:
 
 def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) -> Build:
     """Make the samples of all splits."""
-    dropped: Counter[str] = Counter()
-    studies = list(_studies(given, tables, dropped))
+    dropped, missing = LeftOut(), Missing(given.missing)
+    studies = list(_studies(given, tables, dropped, missing))
     paths = [report_path(study.patient, study.study) for study in studies]
     texts = read_reports(
         reports, paths, section=given.section, unheaded=given.unheaded, workers=given.workers
     )
     samples: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     unheaded = 0
-    for study, found in zip(studies, texts, strict=True):
+    western: list[str] = []
+    for study, path, found in zip(studies, paths, texts, strict=True):
+        reason = ""
         if found.missing:
-            dropped["studies without a report file"] += 1
+            reason = "studies without a report file"
+        elif found.undecodable:
+            reason = "studies whose report is neither UTF-8 nor cp1252 text"
         elif not found.text:
-            dropped[f"studies whose report has no {_section_name(given.section)}"] += 1
+            reason = f"studies whose report has no {_section_name(given.section)}"
         elif not _LETTER.search(found.text) and not r2gen_clean_report(found.text):
-            dropped["studies whose report is empty after cleaning"] += 1
+            reason = "studies whose report is empty after cleaning"
         else:
             unheaded += found.unheaded
+            western += [path] if found.encoding else []
             lines = [study.images] if given.line == "study" else [(one,) for one in study.images]
             samples[study.split].extend(
                 Sample(images, found.text, study.labels, study.patient) for images in lines
             )
-    made = Build(samples, dropped)
+        if reason:
+            dropped.add(reason, f"files/{path}")
+    made = Build(samples, dropped, missing=missing.counts)
+    if western:
+        made.notes["reports read as cp1252, as they are not UTF-8"] = len(western)
+        made.notes["files of reports read as cp1252"] = western
     if given.section == "both" and given.unheaded:
         made.notes["reports without headings, taken from their text"] = unheaded
     return _balance(made, given) if given.balanced else made
@@ -118,7 +129,8 @@ def _run(given: argparse.Namespace) -> int:
     tables = {kind: find_table(given.tables, name) for kind, name in TABLES.items()}
     reports = locate_reports(given.reports)
     options = {
-        name: getattr(given, name) for name in ("section", "views", "line", "uncertain", "unheaded")
+        name: getattr(given, name)
+        for name in ("section", "views", "line", "uncertain", "unheaded", "missing")
     }
     if given.balanced:
         options |= {"balanced": True, "split": given.split, "seed": given.seed}
@@ -140,48 +152,63 @@ def _run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _studies(given: argparse.Namespace, tables: dict[str, Path], dropped: Counter[str]) -> Any:
+def _studies(
+    given: argparse.Namespace, tables: dict[str, Path], dropped: LeftOut, missing: Missing
+) -> Iterator[Study]:
     rank = {view: number for number, view in enumerate(given.views)}
     every = set(VIEWS) <= rank.keys()  # then also those that the list does not know, as the last
-    rows = read_table(tables["metadata"], ["dicom_id", "ViewPosition"])
+    rows = read_table(tables["metadata"], ["dicom_id", "ViewPosition"], missing)
     views = {dicom: view for dicom, view in rows}  # noqa: C416  (dict() loses the types)
-    labels = _labels(tables["chexpert"], given.uncertain)
+    labels = _labels(tables["chexpert"], given.uncertain, missing)
     members: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     columns = ["subject_id", "study_id", "split", "dicom_id"]
-    for patient, study, split, dicom in read_table(tables["split"], columns):
-        if split not in SPLITS:
+    for line, (patient, study, split, dicom) in read_numbered(tables["split"], columns, missing):
+        where = f"{tables['split']}:{line}"
+        if split and split not in SPLITS:
             raise DataError(
-                f"{tables['split']}: study {study} is in the split '{split}'; allowed are "
+                f"{where}: study {study} is in the split '{brief(split)}'; allowed are "
                 f"{', '.join(SPLITS)}.{nearest(split, SPLITS)}"
             )
-        members[patient, study, split].append(dicom)
+        if not (patient and study and split and dicom):
+            dropped.add(
+                "rows without a patient, study, split or image", dicom, where=Path(where).name
+            )
+            continue
+        members[plain_number(patient), plain_number(study), split].append(dicom)
     listed: dict[Path, set[str]] = {}
     for (patient, study, split), dicoms in members.items():
         seen = [dicom for dicom in dicoms if every or views.get(dicom, "") in rank]
-        dropped["images of other views"] += len(dicoms) - len(seen)
+        others = [image_path(patient, study, dicom) for dicom in dicoms if dicom not in seen]
+        dropped.add("images of other views", *others)
         seen.sort(key=lambda dicom: rank.get(views.get(dicom, ""), len(rank)))
         paths = [image_path(patient, study, dicom) for dicom in seen]
         present = command.only_present(paths, given.images, listed)
-        dropped["images that are not in the folder of images"] += len(paths) - len(present)
+        absent = set(paths) - set(present)
+        dropped.add(
+            "images that are not in the folder of images", *(p for p in paths if p in absent)
+        )
+        name, reason = f"p{patient}/s{study}", ""
         if not present:
-            dropped["studies without an image"] += 1
+            reason = "studies without an image"
         elif study not in labels:
-            dropped["studies without labels"] += 1
+            reason = "studies without labels"
         elif labels[study] is None:
-            dropped["studies with uncertain labels"] += 1
+            reason = "studies with uncertain labels"
         else:
             yield Study(study, patient, split, tuple(present), labels[study] or ())
-    for reason in [reason for reason, number in dropped.items() if not number]:
-        del dropped[reason]
+        if reason:
+            dropped.add(reason, name)
 
 
-def _labels(table: Path, uncertain: str) -> dict[str, tuple[str, ...] | None]:
+def _labels(table: Path, uncertain: str, missing: Missing) -> dict[str, tuple[str, ...] | None]:
     labels = {}
-    for study, *values in read_table(table, ["study_id", *CHEXPERT_LABELS]):
+    columns = ["study_id", *CHEXPERT_LABELS]
+    for line, (study, *values) in read_numbered(table, columns, missing):
         try:
-            labels[study] = present_labels(values, CHEXPERT_LABELS, uncertain)
+            found = present_labels(values, CHEXPERT_LABELS, uncertain)
         except ValueError as error:
-            raise DataError(f"{table}: study {study}: {error}.") from None
+            raise DataError(f"{table}:{line}: study {study}: {error}.") from None
+        labels[plain_number(study)] = found
     return labels
 
 

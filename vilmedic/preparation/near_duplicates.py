@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from zlib import crc32
 
@@ -10,15 +9,16 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from vilmedic.datasets.scripts import words
+
 WINDOW = 3  # words that are compared as one
 BANDS, ROWS = 32, 4
 THRESHOLD = 0.8
-_WORD = re.compile(r"\w+")
 
 
 def normal_form(report: str) -> str:
     """Words in lower case, without what lies between them: what exact duplicates share."""
-    return " ".join(_WORD.findall(report.lower()))
+    return " ".join(words(report.lower()))
 
 
 def duplicate_groups(reports: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -57,9 +57,9 @@ def _signatures(texts: Sequence[str]) -> np.ndarray:
     starts = []
     for text in texts:
         starts.append(len(hashes))
-        words = text.split()
-        for place in range(max(1, len(words) - WINDOW + 1)):
-            hashes.append(crc32(" ".join(words[place : place + WINDOW]).encode()))
+        parts = text.split()
+        for place in range(max(1, len(parts) - WINDOW + 1)):
+            hashes.append(crc32(" ".join(parts[place : place + WINDOW]).encode()))
     values = np.array(hashes, dtype=np.uint64)
     random = np.random.default_rng(0)
     factors = random.integers(1, 2**63, BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
 from vilmedic.errors import nearest
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, Origin, Sample, split_by_patient
-from vilmedic.preparation.tables import find_table, read_table
+from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
+from vilmedic.preparation.folder_images import patients_together
+from vilmedic.preparation.splitting import plain_number
+from vilmedic.preparation.tables import Missing, find_table, read_numbered
 
 SCRIPT = "make_padchest"
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -42,38 +44,49 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 def build(given: argparse.Namespace, table: Path) -> Build:
     """Make the samples of all splits, one line an image."""
-    dropped: Counter[str] = Counter()
+    dropped, missing = LeftOut(), Missing(given.missing)
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []
-    for image, place, patient, projection, report, names, method in read_table(table, COLUMNS):
+    for line, row in read_numbered(table, COLUMNS, missing):
+        image, place, patient, projection, report, names, method = row
         # The release has folders 0 to 54; without a folder to look into, one folder is assumed.
         either = [image, f"{place}/{image}"] if given.images else [image]
         present = command.only_present(either, given.images, listed)
         labels = parse_labels(names)
         text = " ".join(report.split())
-        if projection not in given.projection:
-            dropped[f"images of the projection {projection or '(blank)'}"] += 1
+        reason = ""
+        if not image:
+            reason = "rows without an image"
+        elif projection not in given.projection:
+            reason = f"images of the projection {projection or '(blank)'}"
         elif given.physician and method != "Physician":
-            dropped["images whose labels no physician gave"] += 1
-        elif not text or text == "nan":
-            dropped["images without a report"] += 1
+            reason = "images whose labels no physician gave"
+        elif not text:
+            reason = "images without a report"
         elif not gloria_clean_report_chexpert(text):
-            dropped["images whose report has no sentence of two words"] += 1
+            reason = "images whose report has no sentence of two words"
         elif not labels:
-            dropped["images without labels"] += 1
+            reason = "images without labels"
         elif not patient:
-            dropped["images without a patient"] += 1
+            reason = "images without a patient"
         elif not present:
-            dropped["images that are not in the folder of images"] += 1
+            reason = "images that are not in the folder of images"
         else:
-            kept.append(Sample((present[0],), text, labels, patient))
-    samples = split_by_patient(kept, given.split, given.seed) if kept else {}
-    return Build(samples, dropped)
+            kept.append(Sample((present[0],), text, labels, plain_number(patient)))
+        if reason:
+            dropped.add(reason, image, where=f"{table.name}:{line}")
+    notes: dict[str, Any] = {}
+    together = patients_together(kept, given.images, notes)
+    samples = split_by_patient(kept, given.split, given.seed, together) if kept else {}
+    return Build(samples, dropped, notes, missing=missing.counts)
 
 
 def _run(given: argparse.Namespace) -> int:
     table = given.table if given.table.is_file() else find_table(given.table, TABLE)
-    options = {name: getattr(given, name) for name in ("projection", "physician", "split", "seed")}
+    options = {
+        name: getattr(given, name)
+        for name in ("projection", "physician", "split", "seed", "missing")
+    }
     inputs = command.input_facts({table.name: table}) | command.images_facts(given.images)
     origin = Origin(SCRIPT, "PadChest", "table of 160K images, 01.02.19", options, inputs)
     command.make(given.root, origin, lambda: build(given, table), force=given.force)

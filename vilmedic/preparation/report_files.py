@@ -13,8 +13,10 @@ from typing import Any
 
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
+from vilmedic.files import open_regular
 from vilmedic.preparation.command import cores
 from vilmedic.preparation.damage import DAMAGE
+from vilmedic.preparation.encodings import Decoded, decode_unicode, is_credible
 from vilmedic.preparation.sections import choose_text, find_sections
 from vilmedic.preparation.tables import list_facts
 
@@ -50,11 +52,21 @@ class Reports:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found of one report."""
+    """What was found of one report.
+
+    Attributes:
+        text: the chosen section, empty when there is none.
+        missing: there is no such file.
+        unheaded: the text is that of a report without headings.
+        encoding: the character set of a file that is not UTF-8.
+        undecodable: no character set gives a text without doubt.
+    """
 
     text: str
     missing: bool = False
     unheaded: bool = False
+    encoding: str = ""
+    undecodable: bool = False
 
 
 def locate_reports(given: Path) -> Reports:
@@ -110,34 +122,53 @@ def _read_chunk(
 ) -> list[Found]:
     found = []
     for path in paths:
-        text = _text(reports, path)
-        if text is None:
+        content = _content(reports, path)
+        if content is None:
             found.append(Found("", missing=True))
             continue
-        sections = find_sections(text)
+        decoded = decode_report(content)
+        if decoded is None:
+            found.append(Found("", undecodable=True))
+            continue
+        sections = find_sections(decoded.text)
         chosen = choose_text(sections, section, unheaded=unheaded)
         has_heading = bool(sections.findings or sections.impression)
-        found.append(Found(chosen, unheaded=bool(chosen) and not has_heading))
+        encoding = "" if decoded.encoding.startswith("utf") else decoded.encoding
+        found.append(Found(chosen, unheaded=bool(chosen) and not has_heading, encoding=encoding))
     return found
 
 
-def _text(reports: Reports, path: str) -> str | None:
+def decode_report(content: bytes) -> Decoded | None:
+    """The text of a report file in English: in Unicode, or as Windows writes it (cp1252).
+
+    Returns:
+        None for a file that is in neither without doubt.
+    """
+    decoded = decode_unicode(content)
+    if decoded is not None:
+        return None if "\0" in decoded.text else decoded
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    return Decoded(text, "cp1252") if is_credible(text, "cp1252") else None
+
+
+def _content(reports: Reports, path: str) -> bytes | None:
     try:
         if reports.path.is_dir():
-            with open(reports.path / path, "rb") as file:
-                content = file.read()
-        else:
-            if reports.path not in _archives:
-                _archives[reports.path] = zipfile.ZipFile(reports.path)
-            member = _archives[reports.path].getinfo(reports.prefix + path)
-            if member.file_size > LONGEST:
-                raise zipfile.BadZipFile(f"{member.file_size:,} bytes are no report")
-            content = _archives[reports.path].read(member)
+            with open_regular(reports.path / path) as file:
+                return file.read()
+        if reports.path not in _archives:
+            _archives[reports.path] = zipfile.ZipFile(reports.path)
+        member = _archives[reports.path].getinfo(reports.prefix + path)
+        if member.file_size > LONGEST:
+            raise zipfile.BadZipFile(f"{member.file_size:,} bytes are no report")
+        return _archives[reports.path].read(member)
     except (FileNotFoundError, KeyError):
         return None
     except (OSError, *DAMAGE) as error:
         raise DataError(f"{reports.path}: {path} cannot be read: {error}.") from None
-    return content.decode("utf-8", errors="replace")
 
 
 def _prefix(archive: Path) -> str:

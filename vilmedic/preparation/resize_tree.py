@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import SUFFIXES
+from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES
 from vilmedic.datasets.dicom import is_dicom
-from vilmedic.datasets.lines import listed
+from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError
 from vilmedic.preparation.resize import resize_short_side_file
-from vilmedic.preparation.walk import walk_files
+from vilmedic.preparation.walk import is_apple_double, walk_files
 
 UNREADABLE = "unreadable.txt"
+LEFT_OUT = "left_out.txt"
 SETTINGS = "resize.txt"
 
 
@@ -31,13 +33,17 @@ class Resized:
         written: images written now.
         present: images that were there from an earlier run.
         unreadable: path and reason of each image, or folder, that could not be read.
+        noted: path and note of each image that contradicts its header, and was written.
         other: how many files of other kinds there are, by suffix.
+        left_out: path and reason of each file that is no image.
     """
 
     written: int = 0
     present: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
     other: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def resize_tree(
@@ -49,12 +55,14 @@ def resize_tree(
     quality: int = 95,
     workers: int = 0,
     force: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Resized:
     """Write every image below a folder with a short side of `short_side` pixels.
 
     The tree keeps its shape, and links to folders are followed. An image that is in `target` and
     not older than its source is left as it is, so an interrupted run goes on. `unreadable.txt` in
-    `target` lists what could not be read.
+    `target` lists what could not be read, and images that would get the same name, of which none is
+    written; `left_out.txt` lists the files that are no images.
 
     Args:
         source: folder of JPEG, PNG, DICOM or other images that training reads.
@@ -64,10 +72,10 @@ def resize_tree(
         quality: of a JPEG, 1 to 100.
         workers: processes, 0 for one a core.
         force: write again what is there.
+        max_pixels: height times width of the largest image that is read.
 
     Raises:
-        DataError: there are no images, two of them would get the same name, or `target` holds
-            images that were made with other settings.
+        DataError: there are no images, or `target` holds images that were made with other settings.
     """
     if not source.is_dir():
         raise DataError(f"There is no folder {source}.")
@@ -76,20 +84,25 @@ def resize_tree(
     found = Resized()
     jobs = list(_jobs(source, target, suffix, found))
     if not jobs:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in found.other.items()) or "no files"
+        kinds = shown([f"{n} {kind}" for kind, n in found.other.most_common()]) or "no files"
         raise DataError(f"{source} holds no images, but {kinds}.")
-    _check_names(jobs)
+    jobs = _without_clashes(jobs, found)
     since = _note_settings(target, f"short side {short_side}, {suffix}, quality {quality}\n", force)
-    work = partial(_resize, short_side=short_side, quality=quality, since=since)
-    for job, result in zip(jobs, _results(work, jobs, workers), strict=True):
-        if result is None:
+    work = partial(
+        _resize, short_side=short_side, quality=quality, max_pixels=max_pixels, since=since
+    )
+    for (path, _), (state, text) in zip(jobs, _results(work, jobs, workers), strict=True):
+        if state == "present":
             found.present += 1
-        elif result:
-            found.unreadable[str(job[0])] = result
+        elif state == "unreadable":
+            found.unreadable[str(path)] = text
         else:
             found.written += 1
-    text = "".join(f"{path}\t{reason}\n" for path, reason in found.unreadable.items())
-    (target / UNREADABLE).write_text(text, encoding="utf-8")
+            if text:
+                found.noted[str(path)] = text
+    for name, reasons in ((UNREADABLE, found.unreadable), (LEFT_OUT, found.left_out)):
+        text = "".join(f"{path}\t{reason}\n" for path, reason in reasons.items())
+        (target / name).write_text(text, encoding="utf-8", errors="backslashreplace")
     return found
 
 
@@ -100,11 +113,15 @@ def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[t
     for path in walk_files(source, failed):
         known = path.suffix.lower() in SUFFIXES
         try:
-            if known or is_dicom(path):
+            if is_apple_double(path):
+                found.other["._*"] += 1
+                found.left_out[str(path)] = "what macOS keeps beside an image, which is none itself"
+            elif known or is_dicom(path):
                 name = path.stem if known else path.name
                 yield path, target / path.parent.relative_to(source) / f"{name}{suffix}"
             else:
                 found.other[path.suffix or path.name] += 1
+                found.left_out[str(path)] = "no image by its name and its first bytes"
         except OSError as error:
             found.unreadable[str(path)] = _reason(path, error)
 
@@ -113,15 +130,18 @@ def _reason(path: str | Path, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror}."
 
 
-def _check_names(jobs: list[tuple[Path, Path]]) -> None:
-    seen: dict[Path, Path] = {}
-    clashes = []
+def _without_clashes(jobs: list[tuple[Path, Path]], found: Resized) -> list[tuple[Path, Path]]:
+    """The jobs less those of images that would get the same name, which count as unreadable."""
+    sources: dict[Path, list[Path]] = {}
     for path, goal in jobs:
-        if goal in seen:
-            clashes.append(f"{seen[goal]} and {path}")
-        seen[goal] = path
-    if clashes:
-        raise DataError(f"Pairs of images that would get the same name: {listed(clashes, 'pair')}.")
+        sources.setdefault(goal, []).append(path)
+    for goal, paths in sources.items():
+        for path in paths if len(paths) > 1 else ():
+            others = shown([str(other) for other in paths if other != path])
+            found.unreadable[str(path)] = (
+                f"{path} would be written to {goal.name}, as would {others}. Rename one of them."
+            )
+    return [job for job in jobs if len(sources[job[1]]) == 1]
 
 
 def _note_settings(target: Path, settings: str, force: bool) -> int:
@@ -145,8 +165,8 @@ def _note_settings(target: Path, settings: str, force: bool) -> int:
 
 
 def _results(
-    work: partial[str | None], jobs: list[tuple[Path, Path]], workers: int
-) -> Iterator[str | None]:
+    work: partial[tuple[str, str]], jobs: list[tuple[Path, Path]], workers: int
+) -> Iterator[tuple[str, str]]:
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 20))
     bar = partial(tqdm, total=len(jobs), desc="Resizing", unit="image", disable=None)
     if workers == 1:
@@ -156,17 +176,21 @@ def _results(
         yield from bar(pool.imap(work, jobs, chunksize=8))
 
 
-def _resize(job: tuple[Path, Path], *, short_side: int, quality: int, since: int) -> str | None:
-    """None when the image is there, an empty text when it was written, else why it was not."""
+def _resize(
+    job: tuple[Path, Path], *, short_side: int, quality: int, max_pixels: int, since: int
+) -> tuple[str, str]:
+    """What became of an image: present, unreadable with the reason, or written with notes on it."""
     source, target = job
+    notes: list[str] = []
     try:
         oldest = max(since, source.stat().st_mtime_ns)
     except OSError as error:  # a link that leads nowhere
-        return _reason(source, error)
+        return "unreadable", _reason(source, error)
     try:
         if target.exists() and target.stat().st_mtime_ns >= oldest:
-            return None
-        resize_short_side_file(source, target, short_side, quality)
+            return "present", ""
+        limits: dict[str, Any] = {"max_pixels": max_pixels, "notes": notes}
+        resize_short_side_file(source, target, short_side, quality, **limits)
     except DataError as error:
-        return " ".join(str(error).split())
-    return ""
+        return "unreadable", " ".join(str(error).split())
+    return "written", "; ".join(notes)

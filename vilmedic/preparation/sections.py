@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 FINDINGS, IMPRESSION = "findings", "impression"
 
@@ -59,8 +60,9 @@ _NAMES = {
     "addendum": ["addendum", "final addendum"],
     "wet read": ["wet read", "wetread", "preliminary report"],
     "title": ["final report", "end of impression", "narrative"],
-    "note": ["note", "dictated by", "signed by", "attending", "date", "accession number"],
+    "note": ["note", "dictated by", "signed by", "attending", "accession number"],
 }
+_END = "end of impression"
 _KNOWN = {name: section for section, names in _NAMES.items() for name in names}
 # Headings that are one in small letters too; "Note:" and "Views:" begin sentences as often.
 _ANY_CASE = frozenset(
@@ -69,6 +71,8 @@ _ANY_CASE = frozenset(
     for name in _NAMES[section]
     if name not in ("report", "description", "opinion", "summary", "prior")
 ) | {"technique", "examination", "notification"}
+MOST_SPELLINGS = 1000
+"""Names of a report that are compared with known ones letter by letter; the rest must be exact."""
 _LONG = [name for name in _KNOWN if len(name) >= 7]  # short words are near each other by chance
 _VIEWS = re.compile(
     r"\b(chest|portable|views?|pa and lat\w*|lateral and pa|ap and lateral|frontal|cxr|"
@@ -83,6 +87,7 @@ _TITLES = (
 _RULE = re.compile(r"^[ \t]*[_=*-]{5,}[ \t]*$", re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_DENIAL = re.compile(r"\b(?:no|not|without)\s+\w")  # "NO ACUTE FINDINGS: clear lungs" is a sentence
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,8 @@ class Sections:
     rest: str = ""
 
 
-@dataclass(frozen=True)
-class _Heading:
+class _Heading(NamedTuple):
+    name: str
     section: str
     start: int
     end: int
@@ -163,47 +168,84 @@ def _headings(text: str) -> list[_Heading]:
     headings = list(_line_headings(text))
     for pattern in _TITLES:
         for match in pattern.finditer(text):
-            section, _ = _classify(_normal(match["title"]))
-            headings.append(_Heading(section, match.start(), match.end(), True))
-    return sorted(headings, key=lambda heading: heading.start)
+            name = _normal(match["title"])
+            headings.append(_Heading(name, _KNOWN[name], match.start(), match.end(), True))
+    headings.sort(key=lambda heading: heading.start)
+    return _until_the_end(headings)
+
+
+def _until_the_end(headings: list[_Heading]) -> list[_Heading]:
+    """Headings without the summaries that follow the end of an impression."""
+    names = [heading.name for heading in headings]
+    end = names.index(_END) if _END in names else len(headings)
+    if not any(heading.section == IMPRESSION for heading in headings[:end]):
+        return headings
+    return headings[:end] + [
+        heading._replace(section="other")
+        if heading.section == IMPRESSION and "impression" not in heading.name
+        else heading
+        for heading in headings[end:]
+    ]
 
 
 def _line_headings(text: str) -> Iterator[_Heading]:
     """Headings at the start of a line, or alone on one."""
-    start = 0
+    start = compared = 0
     for line in text.split("\n"):
         colon = line.find(":", 0, 80)
         name = (line if colon < 0 else line[:colon]).strip()
-        if colon > 0 and _NAME.fullmatch(name):
-            if name.upper() == name or _in_small_letters(name):
-                section, known = _classify(_normal(name))
-                yield _Heading(section, start, start + colon + 1, known)
+        if colon > 0:
+            heading = _named(name, compared < MOST_SPELLINGS)
+            compared += 1
+            if heading is not None:
+                yield _Heading(heading[0], heading[1], start, start + colon + 1, heading[2])
         elif colon < 0 and 0 < len(name) < 32 and name[0].isupper():
             alone = _KNOWN.get(_normal(name), "")
             capitals = name.upper() == name
             if alone and (capitals or name in ("Findings", "Impression", "Conclusion")):
-                yield _Heading(alone, start, start + len(line), True)
+                yield _Heading(_normal(name), alone, start, start + len(line), True)
         start += len(line) + 1
 
 
 @lru_cache(maxsize=4096)
-def _in_small_letters(name: str) -> bool:
+def _named(text: str, misspelt: bool) -> tuple[str, str, bool] | None:
+    """Name, section, and whether it is a known one, of what stands before a colon.
+
+    Args:
+        text: the words at the start of a line.
+        misspelt: whether names that are nearly known ones count.
+
+    Returns:
+        None for what is no heading.
+    """
+    if not _NAME.fullmatch(text):
+        return None
+    name = _normal(text)
+    if _DENIAL.search(name):
+        return None
+    if text.upper() != text and not _in_small_letters(text, name, misspelt):
+        return None
+    return name, *_classify(name, misspelt)
+
+
+def _in_small_letters(text: str, name: str, misspelt: bool) -> bool:
     """Whether a name that is not in capitals is a heading all the same, even a misspelt one."""
-    if not name[0].isupper():
+    if not text[0].isupper():
         return False
-    return bool(difflib.get_close_matches(_normal(name), _ANY_CASE, n=1, cutoff=0.85))
+    if name in _ANY_CASE or not misspelt:
+        return name in _ANY_CASE
+    return bool(difflib.get_close_matches(name, _ANY_CASE, n=1, cutoff=0.85))
 
 
 def _normal(name: str) -> str:
     return " ".join(name.lower().replace("(s)", "").replace(" / ", "/").split()).strip(" .-")
 
 
-@lru_cache(maxsize=4096)
-def _classify(name: str) -> tuple[str, bool]:
+def _classify(name: str, misspelt: bool) -> tuple[str, bool]:
     """The section that a heading opens, and whether it is known by name."""
     if name in _KNOWN:
         return _KNOWN[name], True
-    near = difflib.get_close_matches(name, _LONG, n=1, cutoff=0.82)
+    near = difflib.get_close_matches(name, _LONG, n=1, cutoff=0.82) if misspelt else []
     if near:
         return _KNOWN[near[0]], True
     for word, section in (("impression", IMPRESSION), ("comparison", "comparison")):

@@ -3,7 +3,8 @@
 The shards follow the layout of WebDataset: the files of a sample share the name before the first
 dot, its line number. They hold the images as they are on disk (`000000012.jpg`, or
 `000000012.0.jpg`, `000000012.1.jpg` where a line names several), the report (`.txt`) and all lines
-(`.json`), so that other programs can stream them.
+(`.json`), so that other programs can stream them. Images whose names have no suffix of a format
+(numbers, UIDs) get one by their content.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
+from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
 from vilmedic.datasets.pictures import PictureFiles, first_numbers
@@ -124,7 +127,7 @@ def _write_split(
     kinds = sorted(path.name.removeprefix(f"{split}.") for path in root.glob(f"{split}.*.tok"))
     lines = {kind.removesuffix(".tok"): read_lines(root, split, kind) for kind in kinds}
     check_aligned(list(lines.values()))
-    files = PictureFiles(lines["image"], folder, ext, "grey", None, ALL)
+    files = PictureFiles(lines["image"], folder, ext, "grey", None, ALL, MAX_PIXELS)
     missing = files.missing()
     if missing:
         raise DataError(f"{listed(list(missing.values()), 'missing image')}. {files.remedy}.")
@@ -135,8 +138,8 @@ def _write_split(
         key, paths = f"{line:09d}", files.paths(line)
         several = len(paths) > 1
         found = [
-            Member(f"{key}.{n}{path.suffix}" if several else f"{key}{path.suffix}", path, True)
-            for n, path in enumerate(paths)
+            Member(f"{key}.{n}{suffix}" if several else f"{key}{suffix}", path, True)
+            for n, (path, suffix) in enumerate(zip(paths, map(_suffix, paths), strict=True))
         ]
         texts = {kind: texts[line] for kind, texts in lines.items()}
         if "report" in texts:
@@ -164,6 +167,17 @@ def _write_split(
     os.replace(draft, target / f"{split}.{INDEX}")
     size = sum(shard.size for shard in index.shards)
     return {"lines": count, "images": len(index.size), "shards": len(chunks), "bytes": size}
+
+
+def _suffix(path: Path) -> str:
+    """The suffix of an image, by its content where its name has none that says a format."""
+    if path.suffix.lower() in SUFFIXES:
+        return path.suffix
+    with open_image(path) as file:
+        suffix = suffix_by_content(file.read(HEAD))
+    if suffix is None:
+        raise DataError(f"{path} has neither the name nor the content of an image.")
+    return suffix
 
 
 def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int, int]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,18 @@ import numpy as np
 from vilmedic.errors import DataError
 
 SPLITS = ("train", "validate", "test")
+# Names of splits as tables have them.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validate": "validate",
+    "validation": "validate",
+    "valid": "validate",
+    "val": "validate",
+    "dev": "validate",
+    "test": "test",
+    "testing": "test",
+}
 Shares = tuple[float, float, float]
 CANDIDATES = 64  # patients that one is offered in exchange
 
@@ -32,6 +45,17 @@ def parse_shares(text: str) -> Shares:
     if not math.isclose(sum(numbers), 1, abs_tol=1e-6):
         raise ValueError(f"the shares {text} add up to {sum(numbers):g} instead of 1")
     return (numbers[0], numbers[1], numbers[2])
+
+
+def group_key(name: str) -> str:
+    """What the names of one group share: `1` and `1.0` are one patient, read by two programs."""
+    return plain_number(" ".join(unicodedata.normalize("NFC", name).split()))
+
+
+def plain_number(text: str) -> str:
+    """An id as it was before a program took it for a floating-point number: `12.0` is `12`."""
+    whole, point, rest = text.partition(".")
+    return whole if point and whole.lstrip("-").isdecimal() and not rest.strip("0") else text
 
 
 def random_split(sizes: Mapping[str, int], shares: Shares, seed: int) -> dict[str, str]:

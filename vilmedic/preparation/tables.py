@@ -1,24 +1,68 @@
-"""Published tables: CSV, plain or compressed, with columns that must be there."""
+"""Tables: CSV, plain or compressed, with columns that must be there and cells that are missing."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import from_spreadsheet
 from vilmedic.preparation.damage import DAMAGE
+from vilmedic.preparation.text_file import open_text, unreadable
 from vilmedic.preparation.walk import walk_files
 
-BLOCK = 2**20
+MISSING = ("nan", "na", "n/a", "none", "null", "<na>", "#n/a", "nat")
+"""What a cell without a value says, in small letters: what pandas, R, SQL and Excel write."""
 _QUOTED = re.compile('"[^"]*"')
+_SEPARATOR = re.compile('"?sep=(.)"?', re.IGNORECASE)  # a first line that Excel writes and reads
+_INVISIBLE = "\ufeff\u200b"  # byte order mark and zero-width space, which str.strip leaves
 csv.field_size_limit(2**24)  # a whole report with its history fits in a field
+
+
+class Missing:
+    """Which cells have no value: blank ones, and those that hold one of some markers.
+
+    Args:
+        markers: texts in any letter case, blanks around them aside.
+
+    Attributes:
+        markers: in small letters, sorted.
+        counts: missing cells read so far, by column.
+    """
+
+    def __init__(self, markers: Iterable[str] = MISSING) -> None:
+        self.markers = tuple(sorted({marker.strip().lower() for marker in markers} - {""}))
+        self.counts: Counter[str] = Counter()
+        self._known = frozenset(self.markers)
+
+    def text(self, value: str, column: str) -> str:
+        """A cell without blanks around it; empty, and counted, when it is missing."""
+        text = value.strip()
+        if text and not text.isascii():
+            text = trimmed(text)
+        if text and text.lower() not in self._known:
+            return text
+        self.counts[column] += 1
+        return ""
+
+    def is_missing(self, part: str) -> bool:
+        """Whether one of several names in a cell is missing; it is not counted."""
+        return trimmed(part).lower() in {"", *self._known}
+
+
+def trimmed(text: str) -> str:
+    """A text without blanks and invisible characters around it."""
+    text = text.strip()
+    while text and (text[0] in _INVISIBLE or text[-1] in _INVISIBLE):
+        text = text.strip(_INVISIBLE).strip()
+    return text
 
 
 def find_table(folder: Path, name: str) -> Path:
@@ -41,65 +85,71 @@ def find_table(folder: Path, name: str) -> Path:
     )
 
 
-def read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The rows of a CSV file, as the values of some of its columns.
+def read_table(
+    path: Path, columns: Sequence[str], missing: Missing | None = None
+) -> Iterator[tuple[str, ...]]:
+    """The rows of a CSV file, as the values of some of its columns; see `read_numbered`."""
+    for _, values in read_numbered(path, columns, missing):
+        yield values
 
-    Fields are separated by commas, or by semicolons or tabs when the header is. Blank lines are
-    passed over.
+
+def read_numbered(
+    path: Path, columns: Sequence[str], missing: Missing | None = None, encoding: str = ""
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The rows of a CSV file, each with the number of the line on which it starts.
+
+    Fields are separated by commas, semicolons, tabs or bars, as the header is or as a first line
+    `sep=;` says. Blank lines are passed over.
 
     Args:
-        path: the file; `.gz` is uncompressed on the way.
+        path: the file; a compressed one is uncompressed on the way.
         columns: names of the columns to read, in the order of the result.
+        missing: which cells have no value, `MISSING` by default; counts them.
+        encoding: of the text; empty to find out.
 
     Yields:
-        One tuple of stripped texts a row.
+        The line, from 1, and one tuple of stripped texts, empty where a cell is missing.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or has a row of another width.
+        DataError: the file cannot be read, lacks a column or has it twice, or has a row of another
+            width.
     """
+    missing = Missing() if missing is None else missing
+    line = 1
     try:
-        with open_text(path) as file:
-            reader = _reader(file)
-            header = [name.strip() for name in next(reader, [])]
+        with open_text(path, encoding) as file:
+            header, reader, before = _start(file)
             picked = _positions(path, header, columns)
+            named = list(zip(picked, columns, strict=True))
             width = len(header)
+            line = before + reader.line_num + 1
             for row in reader:
-                if len(row) < 2 and not "".join(row).strip():
-                    continue
-                if len(row) != width:
-                    raise DataError(
-                        f"{path}:{reader.line_num} has {len(row)} fields; the header has {width}."
+                if len(row) > 1 or "".join(row).strip():
+                    if len(row) != width:
+                        raise DataError(
+                            f"{path}:{line} has {len(row)} fields; the header has {width}."
+                        )
+                    yield (
+                        line,
+                        tuple([missing.text(from_spreadsheet(row[n]), name) for n, name in named]),
                     )
-                yield tuple(from_spreadsheet(row[position].strip()) for position in picked)
-    except (OSError, UnicodeDecodeError, csv.Error, *DAMAGE) as error:
+                line = before + reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{line} cannot be read as a row: {error}. A quotation mark that opens a field "
+            "must close it, and one within a field is written twice."
+        ) from None
+    except (OSError, UnicodeDecodeError, *DAMAGE) as error:
         raise unreadable(path, error) from None
 
 
-def table_columns(path: Path) -> list[str]:
+def table_columns(path: Path, encoding: str = "") -> list[str]:
     """The names of the columns of a CSV file."""
     try:
-        with open_text(path) as file:
-            return [name.strip() for name in next(_reader(file), [])]
+        with open_text(path, encoding) as file:
+            return _start(file)[0]
     except (OSError, UnicodeDecodeError, csv.Error, *DAMAGE) as error:
         raise unreadable(path, error) from None
-
-
-def open_text(path: Path) -> IO[str]:
-    """A text file, plain or `.gz`, as UTF-8 with or without a byte order mark."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
-
-
-def unreadable(path: Path, error: Exception) -> DataError:
-    """What to raise when reading a text file has failed."""
-    reason = str(error) or type(error).__name__
-    if isinstance(error, UnicodeDecodeError):
-        byte = error.object[error.start]
-        reason = f"it is not UTF-8 text (byte {byte:#04x}). Convert the file to UTF-8"
-    elif isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    return DataError(f"{path} cannot be read: {reason}.")
 
 
 def list_facts(folder: Path) -> dict[str, Any]:
@@ -113,14 +163,25 @@ def list_facts(folder: Path) -> dict[str, Any]:
 
 
 def _positions(path: Path, header: Sequence[str], columns: Sequence[str]) -> list[int]:
-    places = {name: position for position, name in enumerate(header)}
+    picked = []
     for name in columns:
-        if name not in places:
+        places = [place for place, known in enumerate(header) if known == name]
+        if not places:
+            raise no_column(path, name, header)
+        if len(places) > 1:
+            numbers = shown([str(place + 1) for place in places])
             raise DataError(
-                f"{path} has no column '{name}'. It has {', '.join(header) or 'no header at all'}."
-                f"{nearest(name, header)}"
+                f"{path} has {len(places)} columns named '{name}' (columns {numbers}), and they "
+                "may hold different things. Rename all but the one that is meant."
             )
-    return [places[name] for name in columns]
+        picked += places
+    return picked
+
+
+def no_column(path: Path, name: str, known: Sequence[str]) -> DataError:
+    """What to raise for a column that a table does not have."""
+    has = shown(known) if known else "no header at all"
+    return DataError(f"{path} has no column '{name}'. It has {has}.{nearest(name, known)}")
 
 
 def _near_files(folder: Path, name: str) -> str:
@@ -129,8 +190,22 @@ def _near_files(folder: Path, name: str) -> str:
     return nearest(name, [path.name for path in folder.iterdir()])
 
 
-def _reader(file: IO[str]) -> Any:
-    """The rows of a file; its header tells whether commas, semicolons or tabs separate fields."""
-    first = file.readline()
-    mark = max(",;\t", key=_QUOTED.sub("", first).count)
-    return csv.reader(chain([first], file), delimiter=mark)
+def _start(file: Iterable[str]) -> tuple[list[str], Any, int]:
+    """The header of a CSV file, the reader of its rows, and how many lines are before its header.
+
+    Commas, semicolons, tabs or bars separate fields, whichever the header has most of.
+    """
+    lines = iter(file)
+    before, mark = 0, ""
+    for first in lines:
+        said = _SEPARATOR.fullmatch(first.rstrip("\r\n")) if before == 0 else None
+        if said is None and first.strip():
+            mark = mark or max(",;\t|", key=_QUOTED.sub("", first).count)
+            # Strict: a quotation mark that is not closed would swallow the rows that follow.
+            reader = csv.reader(
+                chain([first], lines), delimiter=mark, strict=True, skipinitialspace=True
+            )
+            return [name.strip() for name in next(reader)], reader, before
+        mark = said[1] if said else mark
+        before += 1
+    return [], csv.reader([]), before

@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
+def is_apple_double(path: Path) -> bool:
+    """Whether a file is what macOS keeps beside `x.jpg` on other disks, as `._x.jpg`: no image."""
+    return path.name.startswith("._")
+
+
 def walk_files(
     folder: Path,
     failed: Callable[[OSError], object] | None = None,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vilmedic.errors import escaped
 from vilmedic.executors.metrics_log import UNPLOTTED, read_lines
 from vilmedic.registry import METRICS
 
@@ -85,7 +86,7 @@ def read_curves(run_dir: Path) -> list[Line]:
             for name, value in entry.items():
                 if name in ("seed", "step", *UNPLOTTED) or not _finite(value):
                     continue
-                line = lines.setdefault((name, entry["seed"]), Line(name, entry["seed"]))
+                line = lines.setdefault((name, entry["seed"]), Line(escaped(name), entry["seed"]))
                 line.steps.append(entry["step"])
                 line.values.append(float(value))
     return list(lines.values())

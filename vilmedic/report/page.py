@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from vilmedic.config.scores import known_better
-from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.errors import CheckpointError, ConfigError, escaped
 from vilmedic.executors.evaluations import shown_folders
 from vilmedic.executors.score import improves
 from vilmedic.files import replace_text
@@ -86,14 +87,19 @@ def plotly() -> str:
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("vilmedic.report", "templates")
-    # Every value is escaped: reports, names and paths are text from outside.
+    # Every value is escaped, control characters too: reports and names are text from outside.
     return Environment(
         loader=loader,
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _shown(value: object) -> object:
+    return escaped(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _encoded(packed: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def read_settings(run_dir: Path) -> list[Settings]:
     found = []
     for path in paths:
         seed = path.stem.removeprefix("config_")
-        if not seed.isdigit():
+        if not re.fullmatch("[0-9]{1,20}", seed):
             continue
         environment = _read_json(run_dir / f"environment_{seed}.json")
         overrides = [str(word) for word in environment.get("overrides") or ()]

@@ -15,7 +15,7 @@ from vilmedic.errors import ConfigError, DataError
 from vilmedic.preparation.download.archives import unpack
 from vilmedic.preparation.download.space import SPARE
 from vilmedic.preparation.download.table import Expected, Resource, Unpack
-from vilmedic.preparation.resize_tree import UNREADABLE, resize_tree
+from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
 from vilmedic.preparation.walk import walk_files
 
 DONE = ".complete"
@@ -77,6 +77,11 @@ def unpack_and_resize(step: Unpack, target: Path, data: Path, *, keep: bool, wor
         print(
             f"  {len(found.unreadable):,} images cannot be read; they are listed in "
             f"{target / UNREADABLE} and will be left out"
+        )
+    if found.left_out:
+        print(
+            f"  {len(found.left_out):,} files of other kinds are left out; they are listed in "
+            f"{target / LEFT_OUT}"
         )
     if step.archive:
         (target / DONE).write_text(_note(step, data))

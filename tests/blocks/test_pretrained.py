@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedModel,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)
+
+import vilmedic
+from tests.factories import TINY_BERT, tiny_batch, tiny_spec
+from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.blocks.words import WordEncoder
+from vilmedic.errors import ConfigError
+
+VOCABULARY = tiny_spec().vocab_size
+HALF = [torch.float16, torch.bfloat16]
+
+
+def saved(folder: Path, model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> str:
+    model.to(dtype).save_pretrained(folder)
+    return str(folder)
+
+
+def bert() -> BertModel:
+    torch.manual_seed(0)
+    return BertModel(BertConfig(**TINY_BERT, vocab_size=VOCABULARY))
+
+
+def vit(size: int = 32) -> ViTModel:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {**TINY_BERT, "image_size": size, "patch_size": 8}
+    del settings["max_position_embeddings"]
+    return ViTModel(ViTConfig(**settings))
+
+
+def t5() -> T5Model:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return T5Model(T5Config(**sizes, vocab_size=VOCABULARY))
+
+
+def bart() -> BartModel:
+    torch.manual_seed(0)
+    both = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+    sizes = {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in both.items()}
+    config = BartConfig(**sizes, d_model=16, vocab_size=VOCABULARY, max_position_embeddings=64)
+    return BartModel(config)
+
+
+def text(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_weights_stored_in_16_bit_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    proto = saved(tmp_path / "bert", bert(), dtype)
+    backbone = saved(tmp_path / "vit", vit(), dtype)
+    encoder = TextEncoder(spec=tiny_spec(), proto=proto)
+    images = [VisionEncoder(backbone=backbone, pretrained=given) for given in (True, False)]
+    for module in (encoder, *images):
+        assert {value.dtype for value in module.parameters()} == {torch.float32}
+    stored = bert().to(dtype).embeddings.word_embeddings.weight.float()
+    assert torch.equal(encoder.network.embeddings.word_embeddings.weight, stored)
+    assert encoder.eval()(**text(tiny_batch())).dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"model\.encoder\.dtype: weights are float32 here"):
+        TextEncoder(spec=tiny_spec(), proto=proto, dtype="float16")
+
+
+@pytest.mark.parametrize("make", [t5, bart])
+@torch.inference_mode()
+def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path: Path, make: Any) -> None:
+    whole = make().eval()
+    proto = saved(tmp_path, whole)
+    batch = text(tiny_batch())
+    encoder = TextEncoder(spec=tiny_spec(), proto=proto, pooling="cls").eval()
+    expected = whole.get_encoder()(**batch).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder(**batch), expected)
+    assert encoder.hidden_size == 16
+    assert not [name for name, _ in encoder.named_parameters() if "decoder" in name]
+    words = WordEncoder(spec=tiny_spec(), proto=proto, last_n_layers=2).eval()
+    assert words(**batch, word_ids=tiny_batch()["word_ids"]).words.shape == (4, 16, 16)
+    with pytest.raises(ConfigError, match=r"has no pooler. Allowed: cls, mean, max"):
+        TextEncoder(spec=tiny_spec(), proto=proto)
+
+
+def test_an_encoder_decoder_learns(tmp_path: Path) -> None:
+    encoder = TextEncoder(spec=tiny_spec(), proto=saved(tmp_path, t5()), pooling="mean")
+    encoder(**text(tiny_batch())).sum().backward()
+    assert all(value.grad is not None for value in encoder.parameters())
+
+
+def test_a_model_that_needs_more_than_text_is_refused_by_name(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 32}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(**sizes, **layers, vocab_size=VOCABULARY).to_dict(),
+        vision_config=CLIPVisionConfig(**sizes, **layers, image_size=32, patch_size=8).to_dict(),
+        projection_dim=8,
+    )
+    proto = saved(tmp_path, CLIPModel(config))
+    with pytest.raises(ConfigError, match=r"model\.encoder"):
+        TextEncoder(spec=tiny_spec(), proto=proto, pooling="cls")
+    with pytest.raises(ConfigError, match=r"model\.cnn\.backbone: .* does not take images alone"):
+        VisionEncoder(backbone=proto)
+
+
+@pytest.mark.parametrize("size", [24, 32, 48])
+@torch.inference_mode()
+def test_images_of_another_size_than_the_model_was_trained_on(tmp_path: Path, size: int) -> None:
+    model = vit().eval()
+    encoder = VisionEncoder(backbone=saved(tmp_path, model), output_layer="pooler_output").eval()
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected = model(images, interpolate_pos_encoding=size != 32).pooler_output
+    torch.testing.assert_close(encoder.pooled(images), expected)
+
+
+def test_a_size_that_nothing_can_be_done_about_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = VisionEncoder(backbone=saved(tmp_path, vit()))
+    monkeypatch.setattr(encoder, "interpolates", False)
+    message = r"does not take images of 48 x 48 pixels.*made for 32 x 32: set dataset\.image\.crop"
+    with pytest.raises(ConfigError, match=message):
+        encoder(torch.zeros(1, 3, 48, 48))
+
+
+def test_a_model_that_takes_any_size_takes_it_without_help(tmp_path: Path) -> None:
+    config = SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+    )
+    encoder = VisionEncoder(backbone=saved(tmp_path, SwinModel(config))).eval()
+    assert encoder.pooled(torch.zeros(2, 3, 48, 48)).shape == (2, 16)
+
+
+def with_own_code(folder: Path) -> tuple[str, Path]:
+    """A text encoder whose configuration asks for Python beside it, which would leave a trace."""
+    folder.mkdir()
+    trace = folder / "executed"
+    code = f"open({str(trace)!r}, 'w').close()\nfrom transformers import BertConfig as OwnConfig\n"
+    (folder / "own.py").write_text(code)
+    own = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    settings = {"model_type": "own-bert", "auto_map": own, **TINY_BERT}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return str(folder), trace
+
+
+def test_python_that_comes_with_a_model_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append("y") or "y")
+    name, trace = with_own_code(tmp_path / "own")
+    for build, key in (
+        (lambda: TextEncoder(spec=tiny_spec(), proto=name), "encoder.proto"),
+        (lambda: VisionEncoder(backbone=name), "cnn.backbone"),
+    ):
+        with pytest.raises(ConfigError, match=rf"model\.{key}: .*never executed.*nothing of it"):
+            build()
+    (Path(name) / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"its tokenizer can be used.*dataset\.seq\.tokenizer="):
+        TextEncoder(spec=tiny_spec(), proto=name)
+    assert not trace.exists()
+    assert asked == []
+
+
+def test_python_of_others_is_refused_explicitly_everywhere() -> None:
+    """What reads a folder or the hub says so in the call: the default is to ask."""
+    found = []
+    for path in Path(vilmedic.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in ("from_pretrained", "from_config"):
+                given = {keyword.arg: keyword.value for keyword in node.keywords}
+                found.append((path.name, ast.unparse(given.get("trust_remote_code", node))))
+    assert len(found) >= 6
+    assert {value for _, value in found} == {"False"}, found

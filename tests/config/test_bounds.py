@@ -1,0 +1,469 @@
+"""Every number of the schema, given what no number should be."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torchvision.transforms import v2
+from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+
+from tests.dalles import dalle_batch, save_vae, tiny_dalle
+from tests.evaluations import evaluation, random, split_features
+from tests.factories import (
+    TINY_BERT,
+    TINY_VAE,
+    tiny_batch,
+    tiny_cnn,
+    tiny_encoder,
+    tiny_gloria,
+    tiny_spec,
+    tiny_vae,
+)
+from tests.metrics.test_reconstruction import evaluation as vae_evaluation
+from tests.post_processing.test_plot_attention import gloria_evaluation
+from vilmedic.blocks.text import TextEncoder
+from vilmedic.config.annotations import (
+    ANY,
+    NUMBERS,
+    AnyOf,
+    Basic,
+    ListOf,
+    MapOf,
+    Marked,
+    TupleOf,
+    Type,
+    instance_of,
+    options,
+    plain,
+)
+from vilmedic.config.check import Checker
+from vilmedic.config.generation import GenerationSection
+from vilmedic.config.load import ROOT
+from vilmedic.config.marks import Tree
+from vilmedic.config.namespaces import names, signature
+from vilmedic.config.signature import Param, Signature, read_signature
+from vilmedic.config.transformers_fields import config_signature
+from vilmedic.config.types import Lengths
+from vilmedic.datasets.transforms import build_transforms, try_transforms
+from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors.ema import AveragedWeights
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.losses.gloria import GLoRIALoss
+from vilmedic.metrics import pointing_game
+from vilmedic.models.generation import Sampling, generate_tokens
+from vilmedic.models.vae import VAE
+from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.post_processing.plot_attention import PlotAttention
+from vilmedic.registry import METRICS, REGISTRIES
+
+NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
+OFTEN = (-1, 0)
+FOREIGN = ("torch.optim", "torch.optim.lr_scheduler", "torchvision.transforms.v2")
+MODELS = ("bert", "roberta", "distilbert", "vit")
+
+
+@cache
+def owners() -> dict[str, Signature]:
+    """Everything whose arguments a configuration can give, by its dotted path."""
+    found: dict[str, Signature] = {}
+
+    def walk(path: str) -> None:
+        read = read_signature(path)
+        if read is None or path in found:
+            return
+        found[path] = read
+        for param in read.settable.values():
+            instance = instance_of(param.type)
+            if instance is not None:
+                walk(instance.path)
+
+    walk(ROOT)
+    for registry in REGISTRIES.values():
+        for place in registry.locations():
+            if place.startswith("vilmedic."):
+                walk(place.replace(":", "."))
+    for namespace in FOREIGN:
+        for name in names(namespace):
+            read = signature(namespace, name)
+            if read is not None:
+                found[f"{namespace}.{name}"] = read
+    for model_type in MODELS:
+        read = config_signature(model_type)
+        assert read is not None
+        found[f"transformers.{model_type}"] = read
+    return found
+
+
+def shapes(kind: Type, number: float) -> Iterator[Any]:
+    """A number in every form in which a type takes one."""
+    if isinstance(kind, Marked):
+        if isinstance(kind.mark, Lengths):
+            item = plain(kind)
+            assert isinstance(item, ListOf)
+            for length in kind.mark.allowed:
+                yield from ([one] * length for one in shapes(item.item, number))
+        else:
+            yield from shapes(kind.base, number)
+    elif isinstance(kind, AnyOf):
+        for option in kind.options:
+            yield from shapes(option, number)
+    elif isinstance(kind, ListOf):
+        yield from ([one] for one in shapes(kind.item, number))
+    elif isinstance(kind, TupleOf):
+        yield from map(list, zip(*(shapes(item, number) for item in kind.items), strict=False))
+    elif isinstance(kind, MapOf):
+        yield from ({"key": one} for one in shapes(kind.value, number))
+    elif kind in (*NUMBERS, ANY, Basic("foreign")):
+        yield number
+
+
+def judged(read: Signature, param: Param, value: Any) -> tuple[Any, list[str]]:
+    """What a value becomes, and what is wrong with it."""
+    checker = Checker(Tree())
+    siblings = {param.name: value}
+    if param.name == "mean" and isinstance(value, list):
+        siblings["std"] = [1] * len(value)
+    result = checker.value(param.type, value, ("section", param.name), read, siblings)
+    return result, checker.problems
+
+
+def problems(read: Signature, param: Param, value: Any) -> list[str]:
+    return judged(read, param, value)[1]
+
+
+def accepted(owner: str) -> list[tuple[str, Any]]:
+    """The keys of an owner that take one of the odd values, with the value in its form."""
+    read = owners()[owner]
+    taken = []
+    for param in read.settable.values():
+        for number in (*NEVER, *OFTEN):
+            for value in shapes(param.type, number):
+                result, found = judged(read, param, value)
+                if found:
+                    assert all(f"section.{param.name}" in problem for problem in found)
+                elif (param.name, result) not in taken and not same(result, param.default):
+                    taken.append((param.name, result))
+    return taken
+
+
+def same(value: Any, default: Any) -> bool:
+    """Whether a value is the default, which every other test uses."""
+    return not isinstance(default, bool) and value == default
+
+
+def test_every_kind_of_class_is_walked() -> None:
+    paths = owners()
+    assert len(paths) > 100
+    for part in ("TrainorSection", "VAE", "NTXentLoss", "ImageDataset", "Retrieval", "AdamW"):
+        assert any(path.endswith(f".{part}") for path in paths), part
+
+
+@pytest.mark.parametrize("owner", [path for path in owners() if path.startswith("vilmedic.")])
+def test_no_key_takes_what_is_not_finite_or_needs_more_than_64_bits(owner: str) -> None:
+    read = owners()[owner]
+    for param in read.settable.values():
+        for number in NEVER:
+            for value in shapes(param.type, number):
+                assert problems(read, param, value), f"{owner}.{param.name}={value}"
+
+
+@pytest.mark.parametrize("owner", [path for path in owners() if path.startswith("vilmedic.")])
+def test_every_number_states_a_bound(owner: str) -> None:
+    unbounded = [
+        param.name
+        for param in owners()[owner].settable.values()
+        if any(option in NUMBERS for option in _scalars(param.type))
+    ]
+    assert unbounded == []
+
+
+def _scalars(kind: Type) -> Iterator[Type]:
+    for option in options(kind):
+        if isinstance(option, ListOf):
+            yield from _scalars(option.item)
+        elif isinstance(option, TupleOf):
+            for item in option.items:
+                yield from _scalars(item)
+        elif isinstance(option, MapOf):
+            yield from _scalars(option.value)
+        elif isinstance(option, Marked) and not isinstance(plain(option), Basic):
+            yield from _scalars(plain(option))
+        else:
+            yield option
+
+
+# -- what is accepted is proven harmless: the object is built and makes one small step
+
+REFUSED = (ConfigError, CheckpointError)
+"""A message before anything is computed: the value is refused as well, if later."""
+
+
+def finite(*tensors: Tensor) -> None:
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _convirt_loss(key: str, value: Any, folder: Path) -> None:
+    visual = random(4, 8).requires_grad_()
+    loss = ConVIRTLoss(**{key: value})(visual, random(4, 8, seed=1))["loss"]
+    loss.backward()
+    assert visual.grad is not None
+    finite(loss, visual.grad)
+    assert visual.grad.abs().sum() > 0
+
+
+def _gloria_loss(key: str, value: Any, folder: Path) -> None:
+    model = tiny_gloria(loss=GLoRIALoss(**{key: value}))
+    loss = model(tiny_batch())["loss"]
+    loss.backward()
+    finite(loss, *[p.grad for p in model.parameters() if p.grad is not None])
+
+
+def _transformer(key: str, value: Any, folder: Path) -> None:
+    vae = save_vae(folder / "vae.pth")
+    model = tiny_dalle(vae, **{key: value})
+    loss = model(dalle_batch())["loss"]
+    loss.backward()
+    finite(loss)
+
+
+def _frozen_vae(key: str, value: Any, folder: Path) -> None:
+    vae = load_vae(save_vae(folder / "vae.pth"), {key: value})
+    finite(vae(tiny_batch(image_size=16))["loss"])
+
+
+def _vae(key: str, value: Any, folder: Path) -> None:
+    model = VAE(**{**TINY_VAE, key: value})
+    loss = model(tiny_batch(image_size=16))["loss"]
+    loss.backward()
+    finite(loss, *[p.grad for p in model.parameters() if p.grad is not None])
+
+
+def _trainor(key: str, value: Any, folder: Path) -> None:
+    """The average is that of no step but the last; what is left trains in `end_to_end`."""
+    if key == "ema":
+        model = nn.Linear(2, 2)
+        average = AveragedWeights(model, value)
+        model.weight.data.add_(1)
+        average.update(1, torch.tensor(True))
+        assert torch.allclose(average.state_dict()["weight"], model.weight)
+    else:
+        assert key in ("epochs", "seed", "num_workers")  # test_the_smallest_numbers_train
+
+
+def _ensemblor(key: str, value: Any, folder: Path) -> None:
+    """Images are drawn; without loading processes every test evaluates."""
+    if key != "num_workers":
+        given = GenerationSection(**{key: value})
+        _drawn(Sampling(filter_thres=given.filter_thres, cond_scale=given.cond_scale), folder)
+
+
+def _prompted_findings(key: str, value: Any, folder: Path) -> None:
+    _drawn(Sampling(**{key: value}), folder)
+
+
+def _drawn(sampling: Sampling, folder: Path) -> None:
+    model = tiny_dalle(save_vae(folder / "vae.pth"), null_cond_prob=0.5).eval()
+    batch = dalle_batch(2)
+    numbers = torch.rand(2, 16, dtype=torch.float64)
+    tokens = generate_tokens(
+        [model], batch["input_ids"], batch["attention_mask"], numbers, sampling
+    )
+    assert ((tokens >= 0) & (tokens < model.num_image_tokens)).all()
+
+
+def _pointing_game(key: str, value: Any, folder: Path) -> None:
+    report = pointing_game._report([pointing_game._Hit(0, "Mass", 1.0, 1.0, 0.5)], value, seed=0)
+    assert report["side"] == 1
+    assert "side_interval" not in report
+
+
+def _reconstruction(key: str, value: Any, folder: Path) -> None:
+    numbers = METRICS.get("reconstruction")(**{key: value})(vae_evaluation(tiny_vae()))
+    assert all(math.isfinite(number) for number in numbers.values())
+
+
+def _plot_attention(key: str, value: Any, folder: Path) -> None:
+    """Sample 0 is the first line."""
+    step = PlotAttention(**{key: value})
+    step.check(gloria_evaluation(folder))
+    assert [path.name for path in step(gloria_evaluation(folder))] == ["test_attention_0.png"]
+
+
+def _image_dataset(key: str, value: Any, folder: Path) -> None:
+    assert key == "mean"
+    mean = torch.tensor([float(number) for number in value])
+    finite((torch.rand(3, 2, 2) - mean[:, None, None]) / 0.2)
+
+
+def _metric(key: str, value: Any, folder: Path, name: str = "") -> None:
+    labels = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]] * 5)
+    features = {"visual": random(20, 6), "linguistic": random(20, 6, seed=1)}
+    features["visual_backbone"] = random(20, 6, seed=2)
+    splits = [
+        split_features(features, labels, names=("A", "B"), split=split)
+        for split in ("test", "train")
+    ]
+    options = {key: value}
+    if name == "zero_shot":
+        prompts = folder / "prompts.yml"
+        prompts.write_text("A: {positive: [yes], negative: [no]}\n", encoding="utf-8")
+        options["prompts"] = str(prompts)
+    given = evaluation(*splits, text=lambda texts: random(len(texts), 6, seed=3))
+    result = METRICS.get(name)(**options)(given)
+    assert result
+    assert not any(isinstance(number, float) and math.isnan(number) for number in result.values())
+
+
+def _optimizer(key: str, value: Any, folder: Path, name: str = "") -> None:
+    weights = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3))]
+    try:
+        optimizer = getattr(torch.optim, name)(weights, **{key: value})
+    except (TypeError, ValueError):
+        return  # `make_optimizer` makes a message of these two
+    for _ in range(3):
+        weights[0].grad, weights[1].grad = torch.full((2, 3), 0.1), torch.zeros(2, 3)
+        optimizer.step()
+    finite(*weights)
+
+
+REQUIRED: dict[str, dict[str, Any]] = {
+    "CosineAnnealingLR": {"T_max": 5},
+    "CosineAnnealingWarmRestarts": {"T_0": 2},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1},
+    "ExponentialLR": {"gamma": 0.9},
+    "MultiStepLR": {"milestones": [2]},
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 8},
+    "StepLR": {"step_size": 2},
+}
+
+
+def _scheduler(key: str, value: Any, folder: Path, name: str = "") -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.5)
+    try:
+        schedule = getattr(lr_scheduler, name)(optimizer, **{**REQUIRED.get(name, {}), key: value})
+    except (TypeError, ValueError, ZeroDivisionError):
+        return  # `Schedule` makes a message of these
+    optimizer.step()
+    for _ in range(6):
+        schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+        # LinearLR comes to zero up to rounding
+        assert -1e-12 <= optimizer.param_groups[0]["lr"] <= 1
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "CenterCrop": {"size": 8},
+    "Compose": {"transforms": ["RandomInvert"]},
+    "FiveCrop": {"size": 8},
+    "GaussianBlur": {"kernel_size": 3},
+    "JPEG": {"quality": 50},
+    "LinearTransformation": {},
+    "Pad": {"padding": 1},
+    "RandomAdjustSharpness": {"sharpness_factor": 1.0},
+    "RandomAffine": {"degrees": 5},
+    "RandomApply": {"transforms": ["RandomInvert"]},
+    "RandomChoice": {"transforms": ["RandomInvert"]},
+    "RandomCrop": {"size": 8},
+    "RandomOrder": {"transforms": ["RandomInvert"]},
+    "RandomPosterize": {"bits": 4},
+    "RandomResize": {"min_size": 8, "max_size": 9},
+    "RandomResizedCrop": {"size": 8},
+    "RandomRotation": {"degrees": 5},
+    "RandomShortestSize": {"min_size": 8},
+    "RandomSolarize": {"threshold": 100},
+    "Resize": {"size": 8},
+    "ScaleJitter": {"target_size": [8, 8]},
+    "TenCrop": {"size": 8},
+}
+
+
+def _transform(key: str, value: Any, folder: Path, name: str = "") -> None:
+    """Every transform runs once before training; what it raises becomes a message."""
+    try:
+        made = build_transforms([{name: {**NEEDED.get(name, {}), key: value}}])
+        try_transforms(made, 3, 16, None)
+    except ValueError:
+        return
+    assert isinstance(made[0], v2.Transform)
+
+
+def _language_model(key: str, value: Any, folder: Path, name: str = "") -> None:
+    settings: dict[str, Any] = {key: value}
+    if name == "roberta":
+        config = RobertaConfig(**{**TINY_BERT, "vocab_size": 20})
+        RobertaModel(config).save_pretrained(folder)
+        settings["proto"] = str(folder)
+    elif name == "distilbert":
+        small = DistilBertConfig(
+            vocab_size=20, dim=16, hidden_dim=32, n_layers=1, n_heads=2, max_position_embeddings=64
+        )
+        DistilBertModel(small).save_pretrained(folder)
+        settings["proto"] = str(folder)
+    pooling = {"pooling": "cls"}
+    encoder = tiny_encoder(tiny_spec(), **pooling, **settings) if name == "bert" else None
+    if encoder is None:
+        encoder = TextEncoder(spec=tiny_spec(), **pooling, **settings)
+    batch = tiny_batch()
+    finite(encoder(batch["input_ids"], batch["attention_mask"]))
+
+
+def _vision_model(key: str, value: Any, folder: Path, name: str = "") -> None:
+    """Fields of a vision model cannot be given: `VisionEncoder` takes no settings."""
+    assert "settings" not in owners()["vilmedic.blocks.vision.VisionEncoder"].params
+    assert owners()["vilmedic.blocks.vision.VisionEncoder"].extras is None
+    assert tiny_cnn().out_features
+
+
+Proof = Callable[..., None]
+PROOFS: dict[str, Proof] = {
+    "vilmedic.config.sections.TrainorSection": _trainor,
+    "vilmedic.config.sections.EnsemblorSection": _ensemblor,
+    "vilmedic.losses.convirt.ConVIRTLoss": _convirt_loss,
+    "vilmedic.losses.gloria.GLoRIALoss": _gloria_loss,
+    "vilmedic.models.dalle_settings.TransformerSettings": _transformer,
+    "vilmedic.models.dalle_settings.FrozenVAE": _frozen_vae,
+    "vilmedic.models.vae.VAE": _vae,
+    "vilmedic.datasets.image.ImageDataset": _image_dataset,
+    "vilmedic.metrics.prompted_findings.PromptedFindings": _prompted_findings,
+    "vilmedic.metrics.pointing_game.PointingGame": _pointing_game,
+    "vilmedic.metrics.reconstruction.Reconstruction": _reconstruction,
+    "vilmedic.post_processing.plot_attention.PlotAttention": _plot_attention,
+    **{
+        METRICS.location(name).replace(":", "."): partial(_metric, name=name)
+        for name in ("knn", "linear_probe", "representation", "zero_shot")
+    },
+}
+FAMILIES: dict[str, Proof] = {
+    "torch.optim": _optimizer,
+    "torch.optim.lr_scheduler": _scheduler,
+    "torchvision.transforms.v2": _transform,
+    "transformers": _language_model,
+}
+
+
+def proof_of(owner: str) -> Proof | None:
+    namespace, _, name = owner.rpartition(".")
+    if name == "vit":
+        return _vision_model
+    return PROOFS.get(owner) or (
+        partial(FAMILIES[namespace], name=name) if namespace in FAMILIES else None
+    )
+
+
+@pytest.mark.parametrize("owner", list(owners()))
+def test_what_is_taken_is_harmless(owner: str, tmp_path: Path) -> None:
+    for number, (key, value) in enumerate(accepted(owner)):
+        proof = proof_of(owner)
+        assert proof is not None, f"{owner}.{key} takes {value}, and nothing shows what it does"
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with contextlib.suppress(*REFUSED):
+            proof(key, value, folder)

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.hostile.table import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]

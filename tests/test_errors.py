@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import logging
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vilmedic.errors import escaped, nearest
+from vilmedic.executors.log import _Line
+
+
+def test_control_characters_are_written_out() -> None:
+    assert escaped("\x1b[31mred\r\x07") == "\\x1b[31mred\\r\\x07"
+    assert escaped("a\u202eb\ud800") == "a\\u202eb\\ud800"
+    text = "neumotórax\tizquierdo\n胸水\u3000正常 می\u200cشود"
+    assert escaped(text) == text
+
+
+@given(st.text(st.characters()))
+def test_any_text_can_be_shown(text: str) -> None:
+    shown = escaped(text)
+    shown.encode()
+    assert not [c for c in shown if c < " " and c not in "\n\t"]
+    assert escaped(shown) == shown
+
+
+def test_log_lines_cannot_control_the_terminal() -> None:
+    record = logging.LogRecord("vilmedic", logging.INFO, "", 1, "label %s", ("A\x1b[2J",), None)
+    assert _Line("%(message)s").format(record) == "label A\\x1b[2J"
+
+
+def test_a_name_as_long_as_a_report_is_near_to_none() -> None:
+    assert nearest("Edemma", ["Edema", "x" * 10**6]) == " Did you mean 'Edema'?"
+    assert nearest("x" * 10**6, ["x" * 10**6]) == ""

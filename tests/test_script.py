@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vilmedic.script import MODULES
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted([*ROOT.glob("bin/*.py"), *ROOT.glob("data/*.py")])
+
+
+def test_the_packages_are_those_that_the_project_requires() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    required = text[text.index("dependencies = [") : text.index("[project.optional")]
+    assert set(re.findall(r'^    "([\w-]+)', required, re.MULTILINE)) == set(MODULES)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_python_without_packages_gets_a_sentence(script: Path, tmp_path: Path) -> None:
+    # Another vilmedic that is installed is not the one that the script takes.
+    (tmp_path / "vilmedic").mkdir()
+    (tmp_path / "vilmedic" / "__init__.py").write_text("raise SystemExit('another vilmedic')\n")
+    done = subprocess.run(
+        [sys.executable, "-S", str(script), "--help"],  # -S leaves the installed packages out
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "lacks packages that vilmedic needs (torch, " in line
+    assert f"`make setup` in {ROOT} and use" in line

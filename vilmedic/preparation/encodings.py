@@ -1,0 +1,243 @@
+"""Text whose character set is missing or declared wrongly: which one it is in.
+
+Valid UTF-8 is UTF-8: text in another character set almost never happens to be valid. Everything
+else is decoded with each common character set, and judged by how usual the result is: by what
+charset-normalizer measures (chaos and coherence) and by the kind of oddities that a wrong character
+set gives, such as a Greek letter in the middle of a Latin word. A few letters may leave it open,
+and then the text is marked as doubtful.
+"""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from charset_normalizer import from_bytes
+
+from vilmedic.errors import DataError, nearest
+
+# In the order in which they are taken for text that leaves it open.
+CANDIDATES = (
+    *("gb18030", "cp1252", "cp1251", "cp1250", "shift_jis", "euc_kr", "big5", "euc_jp"),
+    *("koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "cp1257", "cp1258"),
+)
+POOL = 2**15  # bytes that a character set is found from
+SAMPLES = 100  # texts of a source, the longest ones, that are looked at for its character sets
+MOST_ODD = 0.2  # share of odd characters in text that is taken for what it was decoded as
+MARGIN = 0.03  # by which the best character set has to be better than the next
+_COHERENCE = 0.25  # what the coherence with a language counts beside oddities
+# First bytes of the characters that are in everyday use.
+_EVERYDAY = {
+    "gb18030": (0xB0, 0xD7),
+    "euc_kr": (0xB0, 0xC8),
+    "big5": (0xA4, 0xC6),
+    "euc_jp": (0xB0, 0xCF),
+    "shift_jis": (0x88, 0x97),
+}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SPACES = frozenset("\t\n\r\f\v")
+_LATIN = ("LATIN", "FEMININE", "MASCULINE", "MICRO")  # and the letters that are signs: ª, º, µ
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A text and how it was read.
+
+    Attributes:
+        text: without replacement characters.
+        encoding: the name that Python has for its character set.
+        doubtful: another character set gives as likely a text.
+    """
+
+    text: str
+    encoding: str
+    doubtful: bool = False
+
+
+def known_encoding(name: str) -> str:
+    """The name that Python has for a character set, as an argument of a command line.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    try:
+        found = codecs.lookup(name).name
+        b"text".decode(found, "replace")  # refuses codecs that give no text, such as hex
+    except LookupError:
+        allowed = ["utf-8", "utf-16", *CANDIDATES]
+        raise DataError(
+            f"There is no character set '{name}' (given with --encoding). Among others there are "
+            f"{', '.join(allowed)}.{nearest(name, allowed)}"
+        ) from None
+    return found
+
+
+def decode_text(content: bytes) -> Decoded:
+    """Decode the text of a file of its own.
+
+    Args:
+        content: all of it, with or without a byte order mark.
+    """
+    return decode_unicode(content) or decode_all([content])[0]
+
+
+def decode_unicode(content: bytes) -> Decoded | None:
+    """Decode text with a byte order mark, or UTF-8 without; None for anything else."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark) and (text := _strictly(content, encoding)) is not None:
+            return Decoded(text, encoding)
+    text = as_utf8(content)
+    return None if text is None else Decoded(text, "utf-8")
+
+
+def as_utf8(content: bytes) -> str | None:
+    """The text of valid UTF-8, None for anything else."""
+    return _strictly(content, "utf-8")
+
+
+def decode_all(contents: Sequence[bytes]) -> list[Decoded]:
+    """Decode texts that are not UTF-8 and are of one source, such as the headers of a folder.
+
+    The character sets are found from the texts that leave no doubt, or from all of them together
+    when every one is too short for that: a name of two signs alone tells nothing.
+
+    Args:
+        contents: the texts.
+    """
+    distinct = sorted(dict.fromkeys(contents), key=len, reverse=True)
+    votes = Counter(name for name, sure in map(detect, distinct[:SAMPLES]) if sure)
+    if not votes:
+        together = b"\n".join(distinct)
+        name, sure = detect(together if len(together) <= POOL else b"\n".join(distinct[:SAMPLES]))
+        votes = Counter([name] if sure else [])
+    found = {
+        content: _decoded(content, [name for name, _ in votes.most_common()])
+        for content in distinct
+    }
+    return [found[content] for content in contents]
+
+
+def detect(content: bytes) -> tuple[str, bool]:
+    """The likeliest character set of some bytes that are not UTF-8.
+
+    Returns:
+        Its name, and whether no other one gives another text that is about as likely.
+    """
+    matches = from_bytes(
+        content[:POOL],
+        cp_isolation=list(CANDIDATES),
+        preemptive_behaviour=False,
+        enable_fallback=False,
+        threshold=0.35,
+    )
+    ranked = sorted(
+        (
+            match.chaos + oddness(str(match), name) - _COHERENCE * match.coherence,
+            CANDIDATES.index(name),
+            str(match),
+        )
+        for match in matches
+        for name in {match.encoding, *match.could_be_from_charset} & set(CANDIDATES)
+    )
+    if not ranked:
+        return "latin-1", False  # which reads any bytes and loses none
+    least, _, text = ranked[0]
+    rivals = [score for score, _, other in ranked if other != text]
+    tied = [number for score, number, _ in ranked if score <= least + MARGIN]
+    return CANDIDATES[min(tied)], not rivals or rivals[0] > least + MARGIN
+
+
+def oddness(text: str, encoding: str) -> float:
+    """The share of the characters outside ASCII that a text in its right character set rarely has.
+
+    Such are control characters, capitals after small letters, signs beside letters, letters of
+    another script than their neighbours, and signs that are in no everyday use.
+
+    Args:
+        text: as it was decoded.
+        encoding: the character set that it was decoded with, as `CANDIDATES` has it.
+    """
+    total = odd = 0
+    padded = f" {text} "
+    for place, character in enumerate(text, start=1):
+        if character.isascii() and (character.isprintable() or character in _SPACES):
+            continue
+        total += 1
+        odd += _is_odd(padded[place - 1], character, padded[place + 1], encoding)
+    return odd / total if total else 0.0
+
+
+def is_credible(text: str, encoding: str) -> bool:
+    """Whether a text can be in the single-byte or other character set that a file declares."""
+    if any(unicodedata.category(c) == "Cc" and c not in _SPACES and c != "\x1b" for c in text):
+        return False
+    if oddness(text, encoding) > MOST_ODD:
+        return False
+    # Words of Latin script have few letters outside ASCII, unlike those of any other in its place.
+    beyond = [c for c in text if not c.isascii()]
+    if any(c.isalpha() and _script(c) not in _LATIN for c in beyond):
+        return True
+    return len(beyond) <= 0.4 * (len(beyond) + sum(c.isalpha() and c.isascii() for c in text))
+
+
+def _decoded(content: bytes, common: Sequence[str]) -> Decoded:
+    """A text in one of the character sets of its source, or in the likeliest one."""
+    ranked = sorted(
+        (oddness(text, name), place, text, name)
+        for place, name in enumerate(common)
+        if (text := _strictly(content, name)) is not None
+    )
+    if ranked and ranked[0][0] <= MOST_ODD:
+        least, _, text, name = ranked[0]
+        if all(odd > least + MARGIN for odd, _, other, _ in ranked if other != text):
+            return Decoded(text, name)
+    name, sure = detect(content)
+    text = _strictly(content, name)
+    if text is None:
+        return Decoded(content.decode("latin-1"), "latin-1", True)
+    return Decoded(text, name, not sure)
+
+
+def _strictly(content: bytes, encoding: str) -> str | None:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+@lru_cache(maxsize=2**16)
+def _is_odd(before: str, character: str, after: str, encoding: str) -> bool:
+    category = unicodedata.category(character)
+    if category in ("Cc", "Cn", "Co"):
+        return True
+    if category[0] not in "LM":
+        beside = any(near.isalpha() and not near.isascii() for near in (before, after))
+        return beside and character < "\u0100" and category[0] != "P"
+    if category == "Lu" and before.islower():
+        return True
+    script = _script(character)
+    if any(near.isalpha() and _script(near) != script for near in (before, after)):
+        # Chinese and Japanese mix their scripts, also with Latin abbreviations and units.
+        eastern = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL")
+        small = before.isalpha() and before.isascii() and after.isalpha() and after.isascii()
+        if script not in eastern or small:
+            return True
+    if encoding in _EVERYDAY and script in ("CJK", "HANGUL"):
+        low, high = _EVERYDAY[encoding]
+        return not low <= character.encode(encoding)[0] <= high
+    return False
+
+
+@lru_cache(maxsize=2**16)
+def _script(character: str) -> str:
+    """The first word of a character's name, which is its script."""
+    name = unicodedata.name(character, "")
+    return name.removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ").split(" ")[0]

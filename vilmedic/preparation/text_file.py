@@ -1,0 +1,227 @@
+"""Text files of others, plain or compressed, in UTF-8, UTF-16 or an older encoding."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from vilmedic.errors import DataError
+from vilmedic.files import open_regular
+from vilmedic.preparation.damage import BLOCK, DAMAGE
+from vilmedic.preparation.encodings import SAMPLES, decode_all
+
+_NUL = "a NUL character"
+GZIP = b"\x1f\x8b"
+_WESTERN = "cp1252"  # Latin-1 with what Windows adds to it
+# What a file is that is no text, by its first bytes, and what to do about it.
+_TABLE = "Save it as CSV with UTF-8 (in Excel: Save As, CSV UTF-8)"
+_UNPACK = "Unpack it and give the table in it"
+_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"PK\x03\x04", "a zip archive", _UNPACK),
+    (b"PK\x05\x06", "an empty zip archive", _UNPACK),
+    (b"\xd0\xcf\x11\xe0", "an Excel file", _TABLE),
+    (b"BZh", "compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ\0", "compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
+    (b"Rar!", "a rar archive", _UNPACK),
+    (b"PAR1", "a Parquet file", "Write it as CSV, with DataFrame.to_csv for instance"),
+    (b"\x89HDF", "an HDF5 file", "Write it as CSV, with DataFrame.to_csv for instance"),
+    (b"SQLite format 3\0", "an SQLite database", "Write the table of it as CSV"),
+    (b"%PDF", "a PDF", "Give the table as CSV"),
+    (b"\x80\x04\x95", "a Python pickle", "Write it as CSV, with DataFrame.to_csv for instance"),
+)
+_WEB = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_WITHIN = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
+_JOINING = "\u2019\xb4\u2013\u2014\xb7\xad"  # apostrophes, dashes, a middle dot, a soft hyphen
+_HIGH = re.compile(rb"[\x80-\xff]+")
+_UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+
+
+def open_text(path: Path, encoding: str = "") -> IO[str]:
+    """Open a text file, plain or compressed with gzip.
+
+    Args:
+        path: the file.
+        encoding: of its text; empty to find out, see `encoding_of`.
+
+    Raises:
+        DataError: it is no text, or of an encoding that cannot be told.
+        OSError: it cannot be read.
+    """
+    encoding = encoding_of(path, encoding)
+    return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="")
+
+
+def encoding_of(path: Path, encoding: str = "") -> str:
+    """The encoding of a text file, all of which is read.
+
+    UTF-8 and UTF-16 with and without a byte order mark are told for certain. Anything else is
+    what `encodings.decode_all` is sure of, or Western European (cp1252, which holds Latin-1) when
+    its letters stand between ASCII ones as accents do; else it is refused.
+
+    Args:
+        path: the file, plain or compressed with gzip.
+        encoding: what is known of it; its text is then held to that.
+
+    Raises:
+        DataError: it is no text, or its encoding cannot be told, or is not the one given.
+        OSError: it cannot be read.
+    """
+    at = path.stat()
+    return _encoding_of(path, encoding, at.st_size, at.st_mtime_ns)
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """What to raise when reading a text file has failed."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        reason = f"it is not {error.encoding} text (byte {byte:#04x})"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+    return DataError(f"{path} cannot be read: {reason}.")
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    """The bytes of a file, uncompressed when it holds gzip, whatever its name says."""
+    with open_regular(path) as file:
+        packed = file.read(2) == GZIP
+    return gzip.open(path) if packed else open(path, "rb")  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=16)
+def _encoding_of(path: Path, given: str, size: int, changed: int) -> str:
+    """See `encoding_of`; size and time of the last change are there to notice a change."""
+    try:
+        head = _head(path)
+        _refuse_other_kinds(path, head)
+        name = given or _first_guess(head)
+        fault = _first_fault(path, name)
+        if fault is None:
+            return name
+        if _NUL in fault:
+            raise DataError(
+                f"{path}:{fault}, which no text does: the file is damaged. Get it anew."
+            )
+        if given:
+            raise DataError(f"{path}:{fault}, so it is not {given} text. Give another --encoding.")
+        if name == "utf-8":
+            name = _legacy_encoding(path)
+            if name and _first_fault(path, name) is None:
+                return name
+    except DAMAGE as error:
+        raise unreadable(path, error) from None
+    raise DataError(
+        f"{path}:{fault}, which is not UTF-8 text, and its encoding cannot be told. Correct the "
+        "line if the rest is UTF-8, or convert the file (data/make_folder.py: or say which it is "
+        "with --encoding)."
+    )
+
+
+def _head(path: Path) -> bytes:
+    with _open_bytes(path) as file:
+        return file.read(2**14)
+
+
+def _refuse_other_kinds(path: Path, head: bytes) -> None:
+    for mark, kind, remedy in _KINDS:
+        if head.startswith(mark):
+            if b"xl/" in head or path.suffix.lower() in (".xlsx", ".xlsm", ".ods"):
+                kind, remedy = "an Excel file", _TABLE
+            raise DataError(f"{path} is {kind}, not a text file. {remedy}.")
+    if head[257:262] == b"ustar":
+        raise DataError(f"{path} is a tar archive, not a text file. {_UNPACK}.")
+    if _WEB.match(head):
+        raise DataError(
+            f"{path} is a web page, such as one that asks to log in, not a table. Get the file "
+            "itself."
+        )
+    with open_regular(path) as file:
+        if path.suffix.lower() == ".gz" and file.read(2) != GZIP:
+            raise DataError(
+                f"{path} is not gzipped, though its name ends in .gz: some programs unpack what "
+                f"they download. Rename it to {path.stem}."
+            )
+
+
+def _first_guess(head: bytes) -> str:
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    for part in (head[:64], head):  # a header of ASCII names, or text of many ASCII letters
+        even, odd = part[::2].count(0), part[1::2].count(0)
+        few, many = len(part) / 40, len(part) / 8
+        if odd > many and even <= few:
+            return "utf-16-le"
+        if even > many and odd <= few:
+            return "utf-16-be"
+    return "utf-8"
+
+
+def _first_fault(path: Path, encoding: str) -> str | None:
+    """Line and byte that an encoding does not allow, as words that follow `path:`."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    line = 1
+    with _open_bytes(path) as file:
+        while True:
+            block = file.read(BLOCK)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                return f"{line} holds the byte {error.object[error.start]:#04x}"
+            if "\0" in text:
+                return f"{line + text[: text.index(chr(0))].count(chr(10))} holds {_NUL}"
+            line += text.count("\n")
+            if not block:
+                return None
+
+
+def _legacy_encoding(path: Path) -> str:
+    """The encoding of a text that is not UTF-8; empty when it cannot be told.
+
+    Where most bytes above ASCII are UTF-8, the file is UTF-8 with damage. A few accented letters
+    leave the encoding open; they stand alone or in pairs between ASCII letters, while those of
+    other scripts follow each other.
+    """
+    alone = long = utf8 = 0
+    lines: list[bytes] = []
+    with _open_bytes(path) as file:
+        for line in file:
+            if line.isascii():
+                continue
+            if len(lines) < SAMPLES:
+                lines.append(line)
+            for run in _HIGH.findall(line):
+                if len(run) > 2:
+                    long += len(run)
+                else:
+                    alone += len(run)
+            utf8 += sum(map(len, _UTF8.findall(line)))
+    if 2 * utf8 > alone + long:
+        return ""
+    found = {(one.encoding, one.doubtful) for one in decode_all(lines)}
+    if len(found) == 1 and not next(iter(found))[1]:
+        return next(iter(found))[0]
+    return _WESTERN if alone > 3 * long and _is_western(b"".join(lines)) else ""
+
+
+def _is_western(content: bytes) -> bool:
+    """Whether what stands within words is letters when it is taken for Western European."""
+    text = content.decode(_WESTERN, errors="replace")
+    within = _WITHIN.findall(text)
+    odd = sum(not letter.isalpha() and letter not in _JOINING for letter in within)
+    return 10 * odd <= len(within)

@@ -1,0 +1,63 @@
+"""The start of every script of a clone: what this Python lacks is said in one sentence.
+
+Scripts import this module before any other of the package.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+CLONE = Path(__file__).resolve().parent.parent
+PYTHON = (3, 10)
+MODULES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "transformers": "transformers",
+    "tokenizers": "tokenizers",
+    "omegaconf": "omegaconf",
+    "pyyaml": "yaml",
+    "griffelib": "griffe",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "filelock": "filelock",
+    "scikit-learn": "sklearn",
+    "threadpoolctl": "threadpoolctl",
+    "umap-learn": "umap",
+    "matplotlib": "matplotlib",
+    "pillow": "PIL",
+    "tqdm": "tqdm",
+    "tensorboard": "tensorboard",
+    "plotly": "plotly",
+    "jinja2": "jinja2",
+    "httpx2": "httpx2",
+    "charset-normalizer": "charset_normalizer",
+}
+"""Of each package that pyproject.toml requires, the module that it brings."""
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """End the process with the exit status of a script's main function."""
+    sys.exit(main())
+
+
+def _lacks() -> str:
+    """What keeps scripts from running on this Python, in a sentence; empty when nothing does."""
+    if sys.version_info < PYTHON:
+        return f"vilmedic needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}."
+    missing = [name for name, module in MODULES.items() if find_spec(module) is None]
+    if not missing:
+        return ""
+    return (
+        f"{sys.executable} lacks packages that vilmedic needs ({', '.join(missing)}): run `make "
+        f"setup` in {CLONE} and use {CLONE / '.venv' / 'bin' / 'python'}, or install the clone "
+        f"with `{sys.executable} -m pip install {CLONE}`."
+    )
+
+
+if _reason := _lacks():
+    print(_reason, file=sys.stderr)
+    sys.exit(2)
