@@ -1,10 +1,13 @@
-"""A disk that refuses to take more, as a full one does."""
+"""What files and disks do to a program: one that is full, and paths that lead to no file."""
 
 from __future__ import annotations
 
+import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -20,3 +23,27 @@ def no_file_beyond(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def odd_file(path: Path, kind: str) -> Path:
+    """A folder, a named pipe, a socket or a device, as near to `path` as it may be.
+
+    Args:
+        path: where it is made; a device is a link to one.
+        kind: `a folder`, `a named pipe`, `a socket` or `a device`.
+    """
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        before = Path.cwd()
+        os.chdir(path.parent)  # the name of a socket may only be short
+        try:
+            with socket.socket(socket.AF_UNIX) as one:
+                one.bind(path.name)
+        finally:
+            os.chdir(before)
+    else:
+        path.symlink_to("/dev/zero")
+    return path

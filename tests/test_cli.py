@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,23 @@ def test_errors_of_the_run_are_texts_as_well(capsys: pytest.CaptureFixture[str])
 
     assert run(CONFIG, action=action) == 2
     assert capsys.readouterr().err == "error: train.image.tok:3: missing\n"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_disk_that_refuses_is_a_message(capsys: pytest.CaptureFixture[str], code: int) -> None:
+    def act(config: Config) -> None:
+        raise OSError(code, os.strerror(code), "ckpt/run/labels.json")
+
+    assert run(CONFIG, action=act) == cli.FAILED
+    assert capsys.readouterr().err == f"error: ckpt/run/labels.json: {os.strerror(code)}.\n"
+
+
+def test_another_error_of_the_system_is_a_defect() -> None:
+    def act(config: Config) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run(CONFIG, action=act)
 
 
 def test_one_process_of_a_distributed_run_tells(

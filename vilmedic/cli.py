@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +18,11 @@ from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, 
 FAILED = 2
 BROKEN = 1
 MOST_TOLD = 200  # problems
+REFUSED_BY_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
+)
+"""What a full, read-only or failing disk answers, wherever it is met."""
 INTERRUPTED = 130  # what shells report after Ctrl-C
 _OPTIONS = ("--help", "--print-config", "--check")
 
@@ -141,6 +147,11 @@ def command(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if error.errno not in REFUSED_BY_SYSTEM:
+            raise
+        _tell(VilmedicError(f"{error.filename or 'a file'}: {error.strerror}."))
+        return FAILED
     except Exception as error:
         if processes() == 1:
             raise

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment, and names from outside that stay in their folder."""
+"""Files that are whole at any moment, what a path leads to, and names that stay in a folder."""
 
 from __future__ import annotations
 
@@ -71,6 +71,19 @@ def plain_name(name: str) -> str:
     return name
 
 
+def no_file(path: Path) -> str | None:
+    """What a path leads to instead of a file, `a named pipe` say, whose opening might never end.
+
+    Returns:
+        None for a file, and for a path that leads to nothing or that the system refuses.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode))
+
+
 def replace_text(path: Path, text: str, writer: str = "") -> None:
     """Write a text file so that it is either the old one or the whole new one.
 
@@ -89,6 +102,20 @@ def replace_text(path: Path, text: str, writer: str = "") -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the file system has a way to."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 def spreadsheet_text(text: str) -> str:

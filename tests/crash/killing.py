@@ -72,10 +72,10 @@ def finish(process: Any, ckpt_dir: Path, status: int = 0) -> None:
     )
 
 
-def reference(system: System, data: Path, ckpt_dir: Path) -> float:
+def reference(system: System, data: Path, ckpt_dir: Path, *more: str) -> float:
     """Train without interruption; returns the seconds that it took."""
     began = time.monotonic()
-    finish(start(system, data, ckpt_dir, "trainor.num_workers=0"), ckpt_dir)
+    finish(start(system, data, ckpt_dir, "trainor.num_workers=0", *more), ckpt_dir)
     return time.monotonic() - began
 
 
@@ -135,15 +135,23 @@ def _wait_for_save(process: Any, run_dir: Path) -> None:
         time.sleep(0.0005)
 
 
-def assert_same_runs(given: Path, expected: Path) -> None:
-    """Newest state, best checkpoints and metrics are equal bit by bit."""
+def assert_same_runs(given: Path, expected: Path, *, same_saves: bool = True) -> None:
+    """Newest state and the one before it, best checkpoints and metrics are equal bit by bit.
+
+    Args:
+        given: the directory of a run that was continued.
+        expected: that of the run without interruption.
+        same_saves: whether both were saved at the same steps. One that a signal ended has a save
+            more, so that the state before the newest may be another.
+    """
     names = sorted(path.name for path in expected.glob("*.pth"))
     assert sorted(path.name for path in given.glob("*.pth")) == names
     assert (given / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
     assert not list(given.glob(".*.tmp"))
-    assert f"last_{SEED}.pth" in names
-    assert len(names) > 1
+    assert {f"last_{SEED}.pth", f"previous_{SEED}.pth"} < set(names)
     for name in names:
+        if name.startswith("previous_") and not same_saves:
+            continue
         states = [torch.load(folder / name, weights_only=True) for folder in (given, expected)]
         for state in states:
             del state["config"]  # says where a run is and with how many workers it was continued

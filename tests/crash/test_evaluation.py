@@ -91,7 +91,7 @@ def test_an_image_being_decoded_is_not_called_damaged(
         assert train(data, tmp_path) == status
     assert len(begun) == evaluation
     assert train(data, tmp_path) == 0
-    assert_same_runs(tmp_path / "run", whole)
+    assert_same_runs(tmp_path / "run", whole, same_saves=False)
 
 
 @pytest.mark.parametrize("swap", [1, 2], ids=["there", "back"])
@@ -126,4 +126,4 @@ def test_weights_are_never_half_the_average(
         patch.setattr(AveragedWeights, "_swap", counted)
         assert train(data, tmp_path) == 143
     assert train(data, tmp_path) == 0
-    assert_same_runs(tmp_path / "run", whole)
+    assert_same_runs(tmp_path / "run", whole, same_saves=False)

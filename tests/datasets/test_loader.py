@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.loader import EpochLoader, EpochSampler, make_loader
+from vilmedic.datasets.loader import EpochLoader, EpochSampler, LostWorker, make_loader
 from vilmedic.datasets.pairs import ImSeq
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
@@ -229,3 +232,36 @@ def test_more_processes_than_help_are_said(
     for _ in range(2):
         make_loader(dataset, num_workers=9, **settings)  # type: ignore[arg-type]
     assert caplog.text.count("num_workers=9 is more than four a core (2)") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+def test_a_killed_loading_process_is_one_sentence(dataset: ImSeq, number: signal.Signals) -> None:
+    loader = make_loader(dataset, batch_size=1, training=True, seed=0, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    worker = loader._iterator._workers[0]  # type: ignore[union-attr]
+    os.kill(worker.pid, number)
+    worker.join(30)
+    text = ""
+    try:
+        list(batches)
+    except LostWorker as error:  # the error itself would keep workers alive
+        text = str(error)
+    loader.close()
+    assert text.startswith(f"A loading process {worker.pid} was killed ({number.name}), often")
+    why = "shared memory" if number == signal.SIGBUS else "ran out of memory"
+    assert why in text
+
+
+def test_the_death_of_a_loading_process_interrupts_nothing_else(dataset: ImSeq) -> None:
+    """torch would raise it between any two instructions, in the middle of a step say."""
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = make_loader(dataset, batch_size=1, training=True, seed=0, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before
+    worker = loader._iterator._workers[0]  # type: ignore[union-attr]
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(30)
+    time.sleep(0.05)  # where the signal of its death would be handled
+    loader.close()

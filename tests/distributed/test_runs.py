@@ -95,7 +95,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     finish(running, tmp_path, 143)
     assert "last_3.pth holds the state" in (tmp_path / "output_0.txt").read_text()
     finish(start_command(arguments, tmp_path), tmp_path)
-    assert_same_runs(tmp_path / "run", reference)
+    assert_same_runs(tmp_path / "run", reference, same_saves=False)
 
 
 STILL = (

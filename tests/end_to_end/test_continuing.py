@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.crash.systems import VAE
 from tests.disk import no_file_beyond
 from tests.end_to_end.conftest import Run
+from vilmedic.datasets import decode
 from vilmedic.executors import run
+from vilmedic.executors.run_directory import RunLock
+from vilmedic.executors.saving import Saver
 from vilmedic.executors.trainor import Trainor
+from vilmedic.executors.validator import Validator
 from vilmedic.phantom.write import Plan, build
 
 
@@ -159,10 +169,188 @@ def test_a_whole_run_goes_on_without_room(
 
     with monkeypatch.context() as patch, no_file_beyond(0):
         patch.setattr(Path, "mkdir", no_new_folder)
-        done = run_here("bin/train.py", *words, "trainor.epochs=3")
+        done = run_here("bin/train.py", *words, "trainor.epochs=3", status=2)
 
-    assert "Finished after 3 epochs" in done.stdout
+    assert "Finished" not in done.stdout
     assert "training goes on" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    last = tmp_path / "run/last_3.pth"
+    assert "error: Trained to the end, but the state after step 9 is not on the disk" in done.stderr
+    assert f"Last saved: {last}, after step 3." in done.stderr
     assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before
-    run_here("bin/train.py", *words, "trainor.epochs=3")
+    done = run_here("bin/train.py", *words, "trainor.epochs=3")
+    assert "Finished after 3 epochs" in done.stdout
     assert [one["epoch"] for one in lines(tmp_path) if "train_loss" in one] == [0, 1, 2]
+
+
+def in_epoch(patch: pytest.MonkeyPatch, number: int, action: Callable[[Trainor], None]) -> None:
+    """Do something when an epoch begins."""
+    train = Trainor._epoch
+
+    def epoch(self: Trainor, current: int) -> None:
+        if current == number:
+            action(self)
+        train(self, current)
+
+    patch.setattr(Trainor, "_epoch", epoch)
+
+
+def test_a_directory_that_is_deleted_midway_is_no_finished_run(
+    run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_epoch(monkeypatch, 1, lambda trainor: shutil.rmtree(trainor.run_dir))
+    words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.loggers=[]", "trainor.epochs=2"]
+    done = run_here("bin/train.py", *words, status=2)
+    assert "the state after step 6 is not on the disk" in done.stderr
+    assert "Last saved: nothing: there is no " in done.stderr
+    assert "Finished" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_directory_that_is_deleted_after_the_last_save_is_no_finished_run(
+    run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sure = Trainor._make_sure_of_the_last_state
+
+    def deleted(self: Trainor) -> None:
+        shutil.rmtree(self.run_dir)
+        make_sure(self)
+
+    monkeypatch.setattr(Trainor, "_make_sure_of_the_last_state", deleted)
+    words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.loggers=[]", "trainor.epochs=1"]
+    done = run_here("bin/train.py", *words, status=2)
+    assert "Last saved: nothing: there is no " in done.stderr
+
+
+def test_room_that_comes_back_at_the_end_is_used(
+    run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, refused = Saver.save_last, []
+
+    def refuse(self: Saver, state: dict[str, Any]) -> bool:
+        refused.append(state["progress"]["step"])
+        return len(refused) > 1 and save(self, state)
+
+    monkeypatch.setattr(Saver, "save_last", refuse)
+    words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.loggers=[]", "trainor.epochs=1"]
+    done = run_here("bin/train.py", *words)
+    assert refused == [3, 3]
+    assert "Finished after 1 epochs" in done.stdout
+    assert torch.load(tmp_path / "run/last_3.pth", weights_only=True)["progress"]["step"] == 3
+
+
+@pytest.mark.parametrize("evaluating", [False, True], ids=["training", "evaluating"])
+def test_a_killed_loading_process_loses_nothing(
+    run_here: Run,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    evaluating: bool,
+) -> None:
+    """The state is saved as after a signal, and the run that goes on ends as without it."""
+    base = [*arguments, "trainor.loggers=[]", "trainor.epochs=2", "trainor.lr_decay=null"]
+    words = [*base, f"ckpt_dir={tmp_path}"]
+    run_here("bin/train.py", *base, f"ckpt_dir={tmp_path / 'whole'}")
+    main, armed = os.getpid(), []
+    opened, score = decode._open, Validator.score
+
+    def killed(*given: Any) -> Any:
+        if armed and os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return opened(*given)
+
+    def scored(self: Validator, *given: Any) -> Any:
+        armed.append("the loading processes of this evaluation")
+        return score(self, *given)
+
+    def kill(trainor: Trainor) -> None:
+        worker = trainor.loader._iterator._workers[0]  # type: ignore[union-attr]
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+    with monkeypatch.context() as patch:
+        if evaluating:
+            patch.setattr(decode, "_open", killed)
+            patch.setattr(Validator, "score", scored)
+        else:
+            in_epoch(patch, 1, kill)
+        done = run_here("bin/train.py", *words, "trainor.num_workers=1", status=2)
+    assert "error: A loading process " in done.stderr
+    assert "was killed (SIGKILL), often because the machine ran out of memory" in done.stderr
+    last = tmp_path / "run/last_3.pth"
+    assert f"{last} holds the state after step 3; ckpt=last continues." in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+    run_here("bin/train.py", *words)
+    given, expected = (
+        torch.load(folder / "run/last_3.pth", weights_only=True)["model"]
+        for folder in (tmp_path, tmp_path / "whole")
+    )
+    assert all(torch.equal(given[name], expected[name]) for name in expected)
+    assert lines(tmp_path) == lines(tmp_path / "whole")
+
+
+def hold(run_dir: Path, held: Any, done: Any) -> None:
+    lock = RunLock(run_dir, 3)
+    lock.acquire()
+    held.set()
+    done.wait(100)
+
+
+def test_a_seed_is_not_trained_twice_in_one_directory(
+    run_here: Run, arguments: list[str], tmp_path: Path
+) -> None:
+    """A command is refused while another trains, goes on when it is killed, and gives way."""
+    words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.loggers=[]"]
+    (tmp_path / "run").mkdir()
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "run", held, done))
+    other.start()
+    try:
+        assert held.wait(60)
+        refused = run_here("bin/train.py", *words, "trainor.epochs=1", status=2)
+        assert f"seed 3 is being trained in {tmp_path}/run by another process" in refused.stderr
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".seed_3.lock"]
+        run_here("bin/train.py", *words, "trainor.epochs=1", "trainor.seed=4")
+    finally:
+        other.kill()
+        other.join()
+    for epochs in (1, 2):
+        run_here("bin/train.py", *words, f"trainor.epochs={epochs}")
+
+
+def test_a_disk_that_refuses_at_the_start_is_one_message(
+    run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.epochs=1"]
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", read_only)
+        done = run_here("bin/train.py", *words, status=2)
+    assert f"{tmp_path}/run cannot be made: Read-only file system" in done.stderr
+    (tmp_path / "run").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "acquire", read_only)
+        done = run_here("bin/train.py", *words, status=2)
+    assert f"{tmp_path}/run cannot be written to: Read-only file system" in done.stderr
+
+
+def test_a_truncated_file_of_the_run_is_named(
+    run_here: Run, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, f"ckpt_dir={tmp_path}", "name=run", "trainor.seed=3", "trainor.loggers=[]"]
+    words += ["~validator.metrics", "trainor.early_stop_metric=validation_loss", "ckpt=auto"]
+    run_here("bin/train.py", *words, "trainor.epochs=1")
+    for name in ("labels.json", "vocabulary.json", "tokenizer.json"):
+        (path,) = (tmp_path / "run").rglob(name)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        done = run_here("bin/train.py", *words, "trainor.epochs=2", status=2)
+        assert f"error: {path}: is damaged" in done.stderr
+        assert "delete the f" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        path.write_bytes(content)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.disk import odd_file
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors import checkpoint
 
@@ -229,3 +232,115 @@ def test_a_run_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> N
         checkpoint.locate("last", missing)
     with pytest.raises(CheckpointError, match=r"nothing/x: there is no such run directory"):
         checkpoint.locate("last_0.pth", tmp_path / "nothing" / "x")
+
+
+def test_the_state_before_stays_under_another_name(tmp_path: Path) -> None:
+    last, previous = tmp_path / "last_1.pth", tmp_path / "previous_1.pth"
+    for step in range(3):
+        kept = (last, previous)
+        checkpoint.save_checkpoint({"model": {"w": torch.full((1,), float(step))}}, last, kept)
+    assert checkpoint.load_checkpoint(last)["model"]["w"].item() == 2
+    assert checkpoint.load_checkpoint(previous)["model"]["w"].item() == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last_1.pth", "previous_1.pth"]
+
+
+def test_the_state_before_is_a_second_name_and_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, previous = tmp_path / "last_1.pth", tmp_path / "previous_1.pth"
+    checkpoint.save_checkpoint({"model": {}}, last)
+    number = last.stat().st_ino
+    checkpoint.save_checkpoint({"model": {}}, last, (last, previous))
+    assert previous.stat().st_ino == number
+
+    def crash(source: Path, target: Path) -> None:
+        raise OSError("the power is gone")
+
+    number = last.stat().st_ino
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="power"):
+        checkpoint.save_checkpoint({"model": {"w": torch.ones(1)}}, last, (last, previous))
+    assert last.stat().st_ino == number, "the newest state is there at any moment"
+
+
+def test_the_state_before_stays_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    last, previous = tmp_path / "last_1.pth", tmp_path / "previous_1.pth"
+    other = tmp_path / "0.5_0_1.pth"
+    for step, kept in enumerate((other, last, last, other)):
+        state = {"model": {"w": torch.full((1,), float(step))}}
+        checkpoint.save_checkpoint(state, last, (kept, previous))
+        if step == 0:
+            checkpoint.save_checkpoint(state, other)
+        elif step < 3:
+            assert checkpoint.load_checkpoint(previous)["model"]["w"].item() == step - 1
+    assert not previous.exists(), "one of another line of training is worse than none"
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where folders cannot be opened, and on shares that refuse it."""
+    sync = os.fsync
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    checkpoint.save_checkpoint({"model": {}}, tmp_path / "last_1.pth")
+    opened = os.open
+
+    def no_folder(path: object, *arguments: object, **options: object) -> int:
+        if Path(str(path)).is_dir():
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", no_folder)
+    checkpoint.save_checkpoint({"model": {}}, tmp_path / "last_2.pth")
+    assert (tmp_path / "last_2.pth").stat().st_size > 0
+
+
+def test_names_that_are_almost_those_of_checkpoints_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, "last_3.pth", "last_3.pth.bak", "last_best.pth", "last_03.pth", "last_-1.pth")
+    write(tmp_path, "1.2.3_0_1.pth", "._0_1.pth", "0.5_1_2 (1).pth", "nan_0_1.pth", "last_².pth")
+    write(tmp_path, "0.5_²_1.pth", "last_٣.pth", "0.25_4_3.pth", "previous_3.pth")
+    assert [path.name for path in checkpoint.scored(tmp_path)] == ["0.25_4_3.pth"]
+    assert checkpoint.newest(tmp_path) == tmp_path / "last_3.pth"
+    assert checkpoint.newest_seed(tmp_path) == 3
+    names = [path.name for path in checkpoint.states(tmp_path, 3)]
+    assert names == ["last_3.pth", "previous_3.pth", "0.25_4_3.pth"]
+
+
+@pytest.mark.parametrize("ckpt", ["x" * 300, "a\nb", "nul\0", ""])
+def test_what_cannot_be_a_file_name_is_a_message(tmp_path: Path, ckpt: str) -> None:
+    with pytest.raises(CheckpointError, match="ckpt: "):
+        checkpoint.locate(ckpt, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    path = odd_file(tmp_path / "x.pth", kind)
+    with pytest.raises(CheckpointError, match=f"ckpt: .* is {kind}, not a checkpoint"):
+        checkpoint.locate(str(path), tmp_path)
+    with pytest.raises(CheckpointError, match=f"is {kind}, not a checkpoint"):
+        checkpoint.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"config": [1]}, {"progress": 3}, {"ema": [torch.ones(1)]}, {"ema": {"w": "x"}}],
+    ids=str,
+)
+def test_parts_of_another_kind_are_named(tmp_path: Path, more: dict[str, Any]) -> None:
+    path = tmp_path / "x.pth"
+    checkpoint.save_checkpoint({"model": {"w": torch.zeros(1)}, **more}, path)
+    with pytest.raises(CheckpointError, match=r"x\.pth: is damaged"):
+        checkpoint.load_checkpoint(path)

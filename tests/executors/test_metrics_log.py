@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.disk import no_file_beyond
+from vilmedic.errors import DataError
 from vilmedic.executors.metrics_log import MetricsLog, read_lines
 from vilmedic.loggers.contract import Logger, Run
 
@@ -147,4 +151,75 @@ def test_full_disk_cuts_back_in_place(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert read(tmp_path / "metrics.jsonl") == lines[:2]
     assert log.lines == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {".metrics.lock", "metrics.jsonl"}
+
+
+def test_lines_that_cannot_be_read_are_left_out_and_kept_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = b'{"seed": 1, "step": 1, "loss": 2.0}\n{"seed": 2, "step": 9}\n'
+    odd = [
+        b'\xff\xfe{"seed": 1}\n',
+        b'{"seed": 1, "step": "two"}\n{"seed": 1, "step": null}\n{"seed": 1, "step": 1e400}\n',
+        b'{"seed": 1, "step": -1}\n{"seed": true, "step": 1}\n{"seed": [], "step": 1}\n',
+        b"[" * 100_000 + b"\n" + b'{"seed": 1, "step": ' + b"9" * 5000 + b"}\n",
+        b'{"seed": 1, "step": 9999999999999999999999}\n\x00\n',
+    ]
+    for name in ("metrics", "timing"):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(odd) + good)
+
+    log = MetricsLog(tmp_path, seed=1, step=1)
+    log.metrics(2, {"loss": 1.0})
+    log.flush()
+
+    assert [(one["seed"], one["step"]) for one in read(tmp_path / "metrics.jsonl")] == [
+        (1, 1),
+        (2, 9),
+        (1, 2),
+    ]
+    assert caplog.text.count("11 lines cannot be read") == 2
+    assert (tmp_path / "set_aside" / "metrics.jsonl").read_bytes() == b"".join(odd) + good
+
+
+def test_no_copy_is_kept_of_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"seed": 1, "step": 1}\n{"seed": 1, "st')
+    MetricsLog(tmp_path, seed=1, step=1)
+    assert read(tmp_path / "metrics.jsonl") == [{"seed": 1, "step": 1}]
+    assert not (tmp_path / "set_aside").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics", "timing"])
+def test_a_folder_or_a_pipe_in_the_place_of_the_numbers_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.jsonl"
+    path.mkdir()
+    with pytest.raises(DataError, match=rf"{name}\.jsonl: is a folder"):
+        MetricsLog(tmp_path, seed=1, step=1)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=rf"{name}\.jsonl: is a named pipe"):
+        MetricsLog(tmp_path, seed=1, step=1)
+
+
+def append_lines(run_dir: Path, seed: int, barrier: Any) -> None:
+    log = MetricsLog(run_dir, seed=seed, step=0)
+    barrier.wait()
+    for step in range(1, 41):
+        log.metrics(step, {"loss": 1.0})
+        if step % 10 == 0:  # as one that continues does
+            MetricsLog(run_dir, seed=seed, step=step)
+
+
+def test_seeds_that_train_at_once_lose_no_line_to_each_other(tmp_path: Path) -> None:
+    """One cuts its lines back, reading and replacing the file, while the others add theirs."""
+    context = multiprocessing.get_context("fork")
+    (tmp_path / "metrics.jsonl").write_text('{"seed": 0, "step": 99}\n')
+    barrier = context.Barrier(3)
+    processes = [
+        context.Process(target=append_lines, args=(tmp_path, seed, barrier)) for seed in (1, 2, 3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    found = [(line["seed"], line["step"]) for line in read(tmp_path / "metrics.jsonl")]
+    assert sorted(found) == [(0, 99), *((seed, n) for seed in (1, 2, 3) for n in range(1, 41))]

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.disk import odd_file
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors import checkpoint
 from vilmedic.executors.checkpoint import save_checkpoint
-from vilmedic.executors.resume import find_start, position, tell_changes
+from vilmedic.executors.resume import claim_start, find_start, position, restoring, tell_changes
+from vilmedic.executors.run_directory import RunLock
 
 
 def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:
@@ -90,3 +93,165 @@ def test_a_checkpoint_of_another_directory_joins_no_run_of_its_seed(
     (other / "last_4.pth").touch()
     with pytest.raises(ConfigError, match="already holds a run with seed 4"):
         find_start(config(other, given))
+
+
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    other = {"model": {"w": torch.zeros(1)}}
+    match kind:
+        case "cut short":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "a flipped bit":
+            place = content.index(torch.zeros(64).numpy().tobytes())
+            path.write_bytes(content[:place] + b"\x10" + content[place + 1 :])
+        case "zeros":
+            path.write_bytes(bytes(len(content)))
+        case "text":
+            path.write_text("<html>quota exceeded</html>")
+        case "weights only":
+            save_checkpoint(other, path)
+        case "of another seed":
+            save_checkpoint({**other, "progress": {}, "seed": 77, "config": {}}, path)
+        case "a folder" | "a named pipe":
+            path.unlink()
+            odd_file(path, kind)
+
+
+DAMAGES = ("cut short", "empty", "a flipped bit", "zeros", "text", "weights only")
+DAMAGES += ("of another seed", "a folder", "a named pipe")
+
+
+def save_steps(run_dir: Path, **files: int) -> None:
+    """Write states of seed 4 that are after so many steps, the last one named the newest."""
+    for number, (name, step) in enumerate(files.items()):
+        state = {"model": {"weight": torch.zeros(64)}, "seed": 4, "config": {}}
+        path = run_dir / f"{name}.pth"
+        save_checkpoint({**state, "progress": {"step": step}}, path)
+        os.utime(path, (number, number))
+
+
+@pytest.mark.parametrize("seed", [4, None])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_state_is_set_aside_and_the_one_before_it_continued(
+    tmp_path: Path, kind: str, seed: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_steps(tmp_path, previous_4=10, last_4=20)
+    damage(tmp_path / "last_4.pth", kind)
+
+    start, lock = claim_start(config(tmp_path, "auto", seed=seed))
+
+    assert lock is not None
+    lock.release()
+    assert (start.seed, start.path) == (4, tmp_path / "previous_4.pth")
+    assert start.state is not None
+    assert start.state["progress"]["step"] == 10
+    assert "goes on from previous_4.pth, after step 10" in caplog.text
+    assert not (tmp_path / "last_4.pth").exists()
+    assert (tmp_path / "set_aside" / "last_4.pth").exists()
+    again, lock = claim_start(config(tmp_path, "auto", seed=seed))
+    assert lock is not None
+    lock.release()
+    assert again.path == start.path
+
+
+def test_a_damaged_state_that_was_asked_for_names_the_one_before(tmp_path: Path) -> None:
+    save_steps(tmp_path, previous_4=10, last_4=20)
+    damage(tmp_path / "last_4.pth", "cut short")
+    for ckpt in ("last", "last_4.pth"):
+        with pytest.raises(CheckpointError, match=r"last_4\.pth: .*ckpt=previous_4\.pth"):
+            find_start(config(tmp_path, ckpt))
+    assert find_start(config(tmp_path, "previous_4.pth")).seed == 4
+
+
+def test_a_job_that_is_started_again_and_again_gets_somewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the best checkpoint when both states are damaged, and from the start without any."""
+    save_steps(tmp_path, **{"0.5_1_4": 5, "0.7_2_4": 8}, previous_4=10, last_4=20)
+    for kind, name in (("zeros", "last_4.pth"), ("empty", "previous_4.pth")):
+        damage(tmp_path / name, kind)
+    assert find_start(config(tmp_path, "auto")).path == tmp_path / "0.7_2_4.pth"
+    for path in tmp_path.glob("*.pth"):
+        damage(path, "text")
+    start, lock = claim_start(config(tmp_path, "auto"))
+    assert lock is not None
+    lock.release()
+    assert (start.seed, start.path) == (4, None)
+    assert "no state of seed 4 is whole: the run begins anew" in caplog.text
+    assert len(list((tmp_path / "set_aside").iterdir())) == 4
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_disk_that_does_not_answer_is_no_reason_to_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path, previous_4=10, last_4=20)
+
+    def refuse(path: Path) -> dict[str, Any]:
+        raise CheckpointError(f"{path}: cannot be read: stale") from OSError(116, "stale")
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", refuse)
+    with pytest.raises(CheckpointError, match="stale"):
+        find_start(config(tmp_path, "auto"))
+
+
+def test_a_state_left_without_a_newest_one_is_continued(tmp_path: Path) -> None:
+    """As by a save that was killed where there are no hard links."""
+    save_steps(tmp_path, previous_4=10)
+    assert find_start(config(tmp_path, "auto")).path == tmp_path / "previous_4.pth"
+    with pytest.raises(ConfigError, match=r"ckpt=previous_4\.pth, or give another seed"):
+        find_start(config(tmp_path, None, seed=4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "x"},
+        {"seed": -1},
+        {"seed": True},
+        {"config": None},
+        {"progress": []},
+        {"progress": {"step": "7"}},
+        {"progress": {"step": -1}},
+        {"progress": {"epoch": 2**80}},
+        {"progress": {"steps": 1}},
+        {"progress": {"tally": [1.0]}},
+        {"progress": {"tally": 3}},
+        {"progress": {"best": "0.5"}},
+        {"progress": {3: 4}},
+    ],
+    ids=str,
+)
+def test_a_state_that_is_not_possible_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    state = {"model": {"w": torch.zeros(1)}, "progress": {}, "seed": 4, "config": {}}
+    save_checkpoint({**state, **change}, tmp_path / "last_4.pth")
+    with pytest.raises(CheckpointError, match=r"last_4\.pth: is damaged"):
+        find_start(config(tmp_path, "last_4.pth"))
+
+
+def test_a_state_of_another_kind_is_a_message_when_it_is_used() -> None:
+    message = r"x\.pth: the training state .*KeyError"
+    with pytest.raises(CheckpointError, match=message), restoring(Path("x.pth")):
+        raise KeyError("scale")
+    with pytest.raises(torch.OutOfMemoryError), restoring(Path("x.pth")):
+        raise torch.OutOfMemoryError("the GPU is full")
+
+
+def test_the_run_of_a_process_that_saved_in_the_meantime_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path, last_4=10)
+    taken = RunLock.acquire
+
+    def wait(self: RunLock) -> None:
+        taken(self)
+        save_steps(tmp_path, last_4=20)
+
+    monkeypatch.setattr(RunLock, "acquire", wait)
+    start, lock = claim_start(config(tmp_path, "auto"))
+    assert lock is not None
+    lock.release()
+    assert start.state is not None
+    assert start.state["progress"]["step"] == 20

@@ -20,8 +20,16 @@ class Clock:
         return self.now
 
 
-def make(run_dir: Path, clock: Clock | None = None, *, better: str = "lower", **keys: Any) -> Saver:
-    return Saver(run_dir, 1, TrainorSection(**keys), better, lambda: None, clock or Clock())
+def make(
+    run_dir: Path,
+    clock: Clock | None = None,
+    started_from: Path | None = None,
+    *,
+    better: str = "lower",
+    **keys: Any,
+) -> Saver:
+    section = TrainorSection(**keys)
+    return Saver(run_dir, 1, section, better, lambda: None, clock or Clock(), started_from)
 
 
 def state(value: float, size: int = 1, **more: Any) -> dict[str, Any]:
@@ -131,3 +139,59 @@ def test_what_a_run_has_left_behind_is_set_aside(
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == kept
     aside = [path.name for path in (tmp_path / "set_aside").iterdir()]
     assert sorted([*aside, *kept]) == sorted(names)
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"model": {"w": torch.full((1,), float(number))}, "progress": {"step": number}}
+
+
+def steps_on_disk(run_dir: Path) -> dict[str, int]:
+    return {
+        path.name: load_checkpoint(path)["progress"]["step"] for path in run_dir.glob("*_1.pth")
+    }
+
+
+def test_the_state_before_the_newest_is_kept(tmp_path: Path) -> None:
+    saver = make(tmp_path)
+    assert saver.saved is None
+    for number in (2, 4, 6):
+        assert saver.save_last(step(number))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 6, "previous_1.pth": 4}
+    assert saver.saved == 6
+
+
+def test_the_first_save_keeps_what_the_run_continued(tmp_path: Path) -> None:
+    """Not what lies there as the newest: it may be damaged, or of steps that are trained again."""
+    for number in (2, 4):
+        make(tmp_path, started_from=tmp_path / "last_1.pth").save_last(step(number))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 4, "previous_1.pth": 2}
+
+    (tmp_path / "last_1.pth").write_bytes(b"damaged")
+    make(tmp_path, started_from=tmp_path / "previous_1.pth").save_last(step(3))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 3, "previous_1.pth": 2}
+
+    save_checkpoint(step(1), tmp_path / "early.pth")
+    saver = make(tmp_path, started_from=tmp_path / "early.pth")
+    saver.save_last(step(2))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 2, "previous_1.pth": 1}
+
+
+def test_a_save_that_fails_changes_neither_state(tmp_path: Path) -> None:
+    saver = make(tmp_path)
+    for number in (2, 4):
+        saver.save_last(step(number))
+    with no_file_beyond(100):
+        assert not saver.save_last(step(6))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 4, "previous_1.pth": 2}
+    assert saver.saved == 4
+    assert "too large" in str(saver.problem)
+    assert saver.save_last(step(6))
+    assert saver.problem is None
+
+
+def test_what_killed_saves_have_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".0.5_2_1.pth.tmp").write_bytes(b"half")
+    (tmp_path / ".last_1.pth.tmp").mkdir()
+    (tmp_path / ".last_7.pth.tmp").write_bytes(b"of a run that is being trained")
+    make(tmp_path).set_aside(Progress())
+    assert [path.name for path in tmp_path.iterdir()] == [".last_7.pth.tmp"]

@@ -47,8 +47,7 @@ class LabelDataset(Part):
         texts = read_lines(root, split, file)
         path = Path(run_dir) / LABELS_FILE
         if path.is_file():
-            saved = json.loads(path.read_text())
-            names, several = saved["labels"], saved["multi_label"]
+            names, several = _read_saved(path)
         else:
             names, several = _names(_all_splits(root, file))
             _save(path, {"labels": names, "multi_label": several})
@@ -153,6 +152,26 @@ def _columns(
         columns.extend(sorted(numbers[name] for name in row))
         starts.append(len(columns))
     return np.array(starts, dtype=np.int64), np.array(columns, dtype=np.int32)
+
+
+def _read_saved(path: Path) -> tuple[list[str], bool]:
+    """The labels of a run, and whether a sample may have several.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        names, several = saved["labels"], saved["multi_label"]
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError("labels are no list of names")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: is damaged ({type(error).__name__}: {error}). It lists the labels of the "
+            "run in the order that its model knows. If the line files are those of its training, "
+            "delete the file: it is made again from them."
+        ) from None
+    return names, bool(several)
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

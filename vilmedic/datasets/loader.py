@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from multiprocessing.util import Finalize
@@ -20,6 +21,10 @@ from vilmedic.datasets.sample import SampleKey, stable_seed
 from vilmedic.errors import DataError, VilmedicError
 
 logger = logging.getLogger(__name__)
+
+
+class LostWorker(DataError):
+    """A loading process that was killed, which is nothing that the data are to blame for."""
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
@@ -175,11 +180,12 @@ class EpochLoader(DataLoader[Any]):
 
         Raises:
             DataError: a sample is bad; raised here with its own text, whichever process read it.
+            LostWorker: a loading process was killed.
         """
         assert isinstance(self.dataset, _Guarded)
         dataset = self.dataset.dataset
         read = truncated = 0
-        for batch, report in super().__iter__():
+        for batch, report in self._loaded():
             self.position += 1
             if (error := report.pop("error")) is not None:
                 try:
@@ -197,6 +203,48 @@ class EpochLoader(DataLoader[Any]):
                 "%d of %d reports were longer than tokenizer_max_len and were cut", truncated, read
             )
             self._told_truncated = True
+
+    def _loaded(self) -> Iterator[Any]:
+        """What the loading processes give.
+
+        torch would raise the death of one wherever the program is at that moment, in the middle of
+        a step say. Here it is found when the next batch is waited for, which changes nothing.
+        """
+        number = getattr(signal, "SIGCHLD", None)
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(number) if number is not None and main else None
+        try:
+            batches = super().__iter__()
+            if number is not None and main and signal.getsignal(number) is not before:
+                signal.signal(number, before or signal.SIG_DFL)
+            yield from batches
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise LostWorker(_epitaph(getattr(self._iterator, "_workers", []))) from None
+
+
+def _epitaph(workers: Sequence[Any]) -> str:
+    """One sentence on loading processes that have ended."""
+    ended = [one for one in workers if one.exitcode is not None] or list(workers)[:1]
+    code = ended[0].exitcode if ended else None
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        how = f"was killed ({name})"
+    else:
+        how = f"ended with status {code}"
+    if code == -getattr(signal, "SIGBUS", 0):
+        why = "the shared memory (/dev/shm) is full"
+    else:
+        why = "the machine ran out of memory"
+    number = f" {ended[0].pid}" if ended else ""
+    return (
+        f"A loading process{number} {how}, often because {why}: fewer num_workers or a smaller "
+        "batch_size need less."
+    )
 
 
 def make_loader(

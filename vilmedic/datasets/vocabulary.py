@@ -20,6 +20,9 @@ from vilmedic.errors import DataError
 
 FOLDER = "tokenizer"  # in the run directory
 _SETTINGS = "vocabulary.json"
+_REMEDY = (
+    "If the training reports are those of before, delete the folder: it is made again from them."
+)
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
@@ -114,7 +117,7 @@ def run_vocabulary(
         }
     if folder.is_dir():
         _check_settings(folder, settings)
-        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+        return _read(folder)
     if tokenizer is None:
         raise DataError(
             f"There is no vocabulary in {folder}: with tokenizer=null it is built from the "
@@ -130,7 +133,33 @@ def run_vocabulary(
         shutil.rmtree(draft)
         if not folder.is_dir():
             raise
-    return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    return _read(folder)
+
+
+def _read(folder: Path) -> PreTrainedTokenizerFast:
+    """The vocabulary in a folder.
+
+    Raises:
+        DataError: a file of it is damaged.
+    """
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{_damaged(folder)}: is damaged, so the vocabulary of the run cannot be read "
+            f"({reason}). {_REMEDY}"
+        ) from None
+
+
+def _damaged(folder: Path) -> Path:
+    """The file of a vocabulary that is to blame, as far as it can be told."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return path
+    return folder / "tokenizer.json"
 
 
 def _digested(reports: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:
@@ -144,7 +173,12 @@ def _check_settings(folder: Path, settings: dict[str, str | int | None]) -> None
     path = folder / _SETTINGS
     if not settings or not path.is_file():
         return
-    recorded = json.loads(path.read_text())
+    try:
+        recorded = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: is damaged ({type(error).__name__}: {error}). {_REMEDY}"
+        ) from None
     changed = [name for name, value in settings.items() if recorded.get(name) != value]
     if changed:
         raise DataError(

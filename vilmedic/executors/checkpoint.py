@@ -17,8 +17,13 @@ from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.executors.older_formats import older_names, unify, zoo_config, zoo_file
 from vilmedic.executors.parallel import like
 from vilmedic.executors.safe_load import load_plain
+from vilmedic.files import no_file, sync_folder
 
-NAME = re.compile(r"^(?P<score>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?)_(?P<epoch>\d+)_(?P<seed>\d+)\.pth$")
+NAME = re.compile(
+    r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
+    r"_(?P<epoch>[0-9]+)_(?P<seed>[0-9]+)\.pth"
+)
+STATE_NAME = re.compile(r"(?P<kind>last|previous)_(?P<seed>0|[1-9][0-9]*)\.pth")
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,37 @@ def last_name(seed: int) -> str:
     return f"last_{seed}.pth"
 
 
+def previous_name(seed: int) -> str:
+    """File name of the state before the newest, to go on from should that one be damaged."""
+    return f"previous_{seed}.pth"
+
+
+def states(run_dir: Path, seed: int) -> list[Path]:
+    """Every state of a run that is there, the newest first: all of them can be continued."""
+    names = [run_dir / last_name(seed), run_dir / previous_name(seed)]
+    named = sorted(scored(run_dir, seed), key=epoch_of, reverse=True)
+    return [path for path in names if path.exists()] + named
+
+
+def newest_seed(run_dir: Path) -> int | None:
+    """The seed of the run that was saved last; None without any."""
+    found = [
+        (path.stat().st_mtime_ns, int(match["seed"]))
+        for path in run_dir.glob("*.pth")
+        if (match := STATE_NAME.fullmatch(path.name)) is not None and path.exists()
+    ]
+    return max(found)[1] if found else None
+
+
 def scored(run_dir: Path, seed: int | None = None) -> list[Path]:
     """The files of a run directory, of any seed or of the one given, that are named by a score."""
-    matches = [(path, NAME.match(path.name)) for path in sorted(run_dir.glob("*.pth"))]
+    matches = [(path, NAME.fullmatch(path.name)) for path in sorted(run_dir.glob("*.pth"))]
     return [path for path, match in matches if match and seed in (None, int(match["seed"]))]
 
 
 def epoch_of(path: Path) -> int:
     """The epoch in the name of a file that is named by a score."""
-    match = NAME.match(path.name)
+    match = NAME.fullmatch(path.name)
     assert match is not None
     return int(match["epoch"])
 
@@ -75,12 +102,16 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
     Raises:
         CheckpointError: it cannot be read, or nobody knows which direction of its metric is better.
     """
-    match = NAME.match(path.name)
+    match = NAME.fullmatch(path.name)
     assert match is not None
     state = read_header(path)
     score = state.get("score")
     # Files of the original vilmedic have it in their names only.
-    score = float(match["score"] if score is None else score)
+    try:
+        score = float(match["score"] if score is None else score)
+        epoch, seed = (int(state.get(key) or match[key]) for key in ("epoch", "seed"))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged: it has no score that is a number.") from error
     metric = state.get("metric") or metric
     better = better_of({**state, "metric": metric})
     if better is None:
@@ -88,7 +119,6 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
             f"{path}: its score is {metric}, but it does not say whether higher or lower is "
             "better. Name the checkpoint to use: ckpt=<file>."
         )
-    epoch, seed = (int(state.get(key) or match[key]) for key in ("epoch", "seed"))
     return BestCheckpoint(path, score, epoch, seed, metric, better)
 
 
@@ -195,8 +225,14 @@ def require_directory(run_dir: Path) -> None:
 
 def newest(run_dir: Path, seed: int | None = None) -> Path | None:
     """The newest state that a run left, of any seed or of the one given; None without any."""
-    names = "last_*.pth" if seed is None else last_name(seed)
-    return max(run_dir.glob(names), key=lambda path: path.stat().st_mtime_ns, default=None)
+    found = [
+        path
+        for path in run_dir.glob("last_*.pth")
+        if (match := STATE_NAME.fullmatch(path.name)) is not None
+        and (seed is None or int(match["seed"]) == seed)
+        and path.exists()
+    ]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
@@ -214,11 +250,15 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     """
     if ckpt == "last" and (path := newest(run_dir, seed)) is not None:
         return path
-    for path in (run_dir / ckpt, Path(ckpt)):
-        if path.is_file():
+    places = (run_dir / ckpt, Path(ckpt))
+    for path in places:
+        if os.path.isfile(path):  # not Path.is_file, which raises for what cannot be a name
             return path
         if (inside := zoo_file(path)) is not None:
             return inside
+    for path in places:
+        if (kind := no_file(path)) is not None:
+            raise CheckpointError(f"ckpt: {path} is {kind}, not a checkpoint.")
     require_directory(run_dir)
     there = sorted(path.name for path in run_dir.glob("*.pth"))
     raise CheckpointError(
@@ -227,7 +267,9 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     )
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+def save_checkpoint(
+    state: dict[str, Any], path: Path, kept: tuple[Path, Path] | None = None
+) -> None:
     """Write a checkpoint so that the file is either the old one or the whole new one.
 
     The state goes to a temporary file beside the target, is flushed to the disk and renamed.
@@ -235,6 +277,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     Args:
         state: tensors and plain values only.
         path: the file to write.
+        kept: a file that is there, and a further name that it gets before `path` is replaced.
     """
     # One name for all attempts: what a killed one has left is overwritten by the next.
     temporary = path.with_name(f".{path.name}.tmp")
@@ -243,14 +286,29 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
+        if kept is not None:
+            _keep(*kept, replaced=path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def _keep(source: Path, name: Path, *, replaced: Path) -> None:
+    """Give a file a further name, without copying it; what had the name before loses it."""
+    if not source.is_file() or (name.exists() and name.samefile(source)):
+        return
+    draft = name.with_name(f".{name.name}.tmp")
+    draft.unlink(missing_ok=True)
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        os.link(source, draft)
+        os.replace(draft, name)
+    except OSError:  # a file system without hard links
+        draft.unlink(missing_ok=True)
+        if source == replaced:
+            os.replace(source, name)
+        else:
+            name.unlink(missing_ok=True)  # older than what was to be kept
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -261,13 +319,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     in config.yml beside it, or is named by its folder.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or holds other things than tensors and
+        CheckpointError: the file is missing, damaged, or holds other things than tensors and
             plain values.
     """
     path = zoo_file(path) or path
     state = unify(load_plain(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
+    for key, kind in (("config", dict), ("progress", dict), ("ema", dict)):
+        if not isinstance(state.get(key), kind | None):
+            what = type(state[key]).__name__
+            raise CheckpointError(f"{path}: is damaged: its '{key}' is a {what}.")
+    if not all(isinstance(value, torch.Tensor) for value in (state.get("ema") or {}).values()):
+        raise CheckpointError(f"{path}: is damaged: its averaged weights are no tensors.")
     return state
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from vilmedic.errors import DataError
 from vilmedic.executors.log import LOGGER
-from vilmedic.files import replace_text
+from vilmedic.executors.run_directory import SET_ASIDE, shared
+from vilmedic.files import no_file, replace_text
 from vilmedic.loggers.contract import Logger
 
 UNPLOTTED = ("epoch", "time")
@@ -22,7 +27,8 @@ class MetricsLog:
     `metrics.jsonl` holds what follows from configuration and seed alone, so that two runs with the
     same seed write the same lines; whatever depends on the clock or the machine goes to
     `timing.jsonl`. Each line carries the seed of its run, since runs of several seeds share a
-    directory. A logger that fails is left out from then on: the numbers are in the files.
+    directory, and lock its files while they write. A logger that fails is left out from then on:
+    the numbers are in the files.
 
     Args:
         run_dir: the directory of the run.
@@ -35,6 +41,9 @@ class MetricsLog:
 
     Attributes:
         lines: lines of this seed in `metrics.jsonl` by now.
+
+    Raises:
+        DataError: there is something else than a file under one of the names.
     """
 
     def __init__(
@@ -48,8 +57,13 @@ class MetricsLog:
         self._seed = seed
         self._paths = {name: run_dir / f"{name}.jsonl" for name in ("metrics", "timing")}
         self._pending: dict[str, list[str]] = {name: [] for name in self._paths}
-        self.lines = _cut_back(self._paths["metrics"], seed, step, lines)
-        _cut_back(self._paths["timing"], seed, step)
+        for path in self._paths.values():
+            if (kind := no_file(path)) is not None:
+                raise DataError(f"{path}: is {kind}, where the numbers of the run are to be.")
+        self._lock = FileLock(run_dir / ".metrics.lock", fallback_to_soft=False)
+        with shared(self._lock):
+            self.lines = _cut_back(self._paths["metrics"], seed, step, lines)
+            _cut_back(self._paths["timing"], seed, step)
         self._loggers = list(loggers)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
@@ -79,14 +93,16 @@ class MetricsLog:
             OSError: the disk does not take them; they are kept and tried again with the next.
         """
         for name, path in self._paths.items():
-            self._append(name)
+            with shared(self._lock):
+                self._append(name)
             with open(path, "rb") as stream:
                 os.fsync(stream.fileno())
 
     def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
         self._pending[name].append(json.dumps({"seed": self._seed, "step": step, **values}) + "\n")
         try:
-            self._append(name)
+            with shared(self._lock):
+                self._append(name)
         except OSError as error:
             LOGGER.warning("The numbers of step %d wait for room on the disk: %s", step, error)
         self._show(step, values)
@@ -123,43 +139,72 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; none without a file, and none that a crash cut short."""
-    if not path.exists():
+    """The lines of a metrics file; none without a file, and none that are damaged."""
+    return [entry for _, entry in _entries(path) if entry is not None]
+
+
+def _entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a metrics file as they are, each with what it says; None if that is no line."""
+    if not path.is_file():
         return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    found = []
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and "seed" in entry and "step" in entry:
-            entries.append(entry)
-    return entries
+        except (ValueError, RecursionError):  # not JSON or not UTF-8; lists without end
+            entry = None
+        whole = isinstance(entry, dict) and all(
+            type(entry.get(key)) is int and 0 <= entry[key] < 2**63 for key in ("seed", "step")
+        )
+        found.append((line, entry if whole else None))
+    return found
 
 
 def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:
-    """Drop the lines of a seed that were logged after a checkpoint, and one cut short by a crash.
+    """Drop the lines of a seed that were logged after a checkpoint, and those that are damaged.
+
+    A line that a crash has cut short is dropped without a word. Of a file with other lines that
+    cannot be read, a copy is kept.
 
     Returns:
         How many lines of the seed are left.
     """
     if not path.exists():
         return 0
+    entries = _entries(path)
+    damaged = sum(entry is None for _, entry in entries)
+    if damaged and not (damaged == 1 and entries[-1][1] is None):
+        _keep_copy(path, damaged)
     kept, own = [], 0
-    for entry in read_lines(path):
+    for _, entry in entries:
+        if entry is None:
+            continue
         if entry["seed"] == seed:
             if entry["step"] > step or (lines is not None and own >= lines):
                 continue
             own += 1
         kept.append(json.dumps(entry))
     text = "".join(line + "\n" for line in kept)
-    if text == path.read_text(encoding="utf-8"):
+    if text.encode() == path.read_bytes():
         return own
     try:
-        replace_text(path, text, writer=f"_{seed}")  # runs of other seeds may be at the same place
+        replace_text(path, text, writer=f"_{seed}")
     except OSError as error:
         LOGGER.warning("%s is cut back in place: %s", path, error)
         with open(path, "r+", encoding="utf-8") as stream:  # shorter, so there is room for it
             stream.write(text)
             stream.truncate()
     return own
+
+
+def _keep_copy(path: Path, damaged: int) -> None:
+    folder = path.parent / SET_ASIDE
+    try:
+        folder.mkdir(exist_ok=True)
+        shutil.copy2(path, folder / path.name)
+        where = f"; the file as it was is {folder / path.name}"
+    except OSError:
+        where = ""
+    LOGGER.warning("%s: %d lines cannot be read and are left out%s", path, damaged, where)

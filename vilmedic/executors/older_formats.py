@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,7 +141,8 @@ def without_pooler(weights: Mapping[str, Tensor], text: str) -> dict[str, Tensor
 
 def zoo_file(folder: Path) -> Path | None:
     """The checkpoint of a folder of the original's model zoo: one .pth and config.yml."""
-    files = list(folder.glob("*.pth")) if (folder / ZOO_CONFIG).is_file() else []
+    # not Path.is_file, which raises for what cannot be a name
+    files = list(folder.glob("*.pth")) if os.path.isfile(folder / ZOO_CONFIG) else []
     return files[0] if len(files) == 1 else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +13,15 @@ from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.progress import Progress
-
-SET_ASIDE = "set_aside"
-"""Folder of a run directory for checkpoints that continuing a run has left behind."""
+from vilmedic.executors.run_directory import remove, set_aside
 
 
 class Saver:
     """Writes `last_<seed>.pth` and the best `keep` checkpoints of a run.
 
-    Of several processes the main one writes, and all learn whether that worked.
+    The state that `last_<seed>.pth` replaces stays as `previous_<seed>.pth`: should the newest one
+    be damaged, no more than what was trained between two saves is lost. Of several processes the
+    main one writes, and all learn whether that worked.
 
     Args:
         run_dir: the directory of the run.
@@ -31,6 +30,13 @@ class Saver:
         better: `higher` or `lower`, whatever is better of that metric.
         before: brings to the disk what a checkpoint relies on.
         clock: seconds that go by.
+        started_from: the checkpoint that the run continues, which the first save leaves as the
+            previous state.
+
+    Attributes:
+        last: the file of the newest state.
+        saved: the optimizer step of the newest state that this process wrote; None before.
+        problem: why the disk did not take the newest state; None when it did.
     """
 
     def __init__(
@@ -41,8 +47,13 @@ class Saver:
         better: str,
         before: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        started_from: Path | None = None,
     ) -> None:
         self.last = run_dir / checkpoint.last_name(seed)
+        self.saved: int | None = None
+        self.problem: str | None = None
+        self._previous = run_dir / checkpoint.previous_name(seed)
+        self._newest = started_from
         self._run_dir, self._seed, self._section = run_dir, seed, section
         self._ranking = (section.early_stop_metric, better)
         self._before, self._clock = before, clock
@@ -60,7 +71,17 @@ class Saver:
 
     def save_last(self, state: dict[str, Any]) -> bool:
         """Write the newest state; returns whether the disk took it."""
-        return distributed.on_main(lambda: self._write(state, self.last))
+
+        def save() -> bool:
+            kept = None if self._newest is None else (self._newest, self._previous)
+            if not self._write(state, self.last, kept):
+                return False
+            self._newest = self.last
+            return True
+
+        if done := distributed.on_main(save):
+            self.saved = state.get("progress", {}).get("step")
+        return done
 
     def save_best(self, state: dict[str, Any], score: float, epoch: int) -> bool:
         """Write a checkpoint that carries its score, and remove the worst beyond `keep`."""
@@ -85,17 +106,11 @@ class Saver:
         first = 0 if progress.best is None else progress.epoch
 
         def move() -> None:
-            folder = self._run_dir / SET_ASIDE
+            for left in self._run_dir.glob(f".*_{self._seed}.pth.tmp"):  # of a save that was killed
+                remove(left)
             for path in checkpoint.scored(self._run_dir, self._seed):
-                if checkpoint.epoch_of(path) < first:
-                    continue
-                try:
-                    folder.mkdir(exist_ok=True)
-                    os.replace(path, folder / path.name)
-                except OSError as error:
-                    LOGGER.warning("%s could not be set aside: %s", path, error)
-                else:
-                    LOGGER.info("Set aside: %s", folder / path.name)
+                if checkpoint.epoch_of(path) >= first:
+                    set_aside(path)
 
         distributed.on_main(move)
 
@@ -116,13 +131,15 @@ class Saver:
                 LOGGER.warning("Not ranked: %s", error)
         return checkpoint.rank([one for one in found if (one.metric, one.better) == self._ranking])
 
-    def _write(self, state: dict[str, Any], path: Path) -> bool:
+    def _write(
+        self, state: dict[str, Any], path: Path, kept: tuple[Path, Path] | None = None
+    ) -> bool:
         self._saved_at = self._clock()
         try:
             self._before()
-            checkpoint.save_checkpoint(state, path)
+            checkpoint.save_checkpoint(state, path, kept)
         except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
-            reason = " ".join(str(error).split())
+            self.problem = reason = " ".join(str(error).split())
             LOGGER.warning(
                 "%s could not be written (%s). What was there stays, training goes on, and the "
                 "next save tries again.",
@@ -130,4 +147,5 @@ class Saver:
                 reason,
             )
             return False
+        self.problem = None
         return True

@@ -9,8 +9,8 @@ from vilmedic import distributed
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
-from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import ConfigError, Interrupted
+from vilmedic.datasets.loader import LostWorker, make_loader
+from vilmedic.errors import CheckpointError, ConfigError, Interrupted
 from vilmedic.executors import run_state
 from vilmedic.executors.device import pick_device
 from vilmedic.executors.ema import AveragedWeights
@@ -30,8 +30,8 @@ from vilmedic.executors.preparation import (
 from vilmedic.executors.profiling import StepProfiler
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.random_state import seed_everything
-from vilmedic.executors.resume import agree_on_start
-from vilmedic.executors.run_directory import make_run_directory, write_provenance
+from vilmedic.executors.resume import Start, claim_start
+from vilmedic.executors.run_directory import write_provenance
 from vilmedic.executors.saving import Saver
 from vilmedic.executors.score import improves
 from vilmedic.executors.step_watch import StepWatch
@@ -60,10 +60,18 @@ class Trainor:
         self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
         self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
         self.device = pick_device(self.section.device)
-        start = agree_on_start(config)
-        self.seed = start.seed
+        start, self.lock = claim_start(config)
+        try:
+            self._prepare(start)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _prepare(self, start: Start) -> None:
+        """Make what the run consists of, as it is at the start."""
+        config = self.config
+        self.seed, self.started_from = start.seed, start.path
         seed_everything(self.seed)
-        make_run_directory(self.run_dir)
 
         with distributed.main_first():
             self.data = build(
@@ -95,6 +103,7 @@ class Trainor:
         metric = self.section.early_stop_metric
         self.better = self.validator.better(metric, ema=self.section.ema is not None)
         self.progress = run_state.restore_progress(start, self.section, self.better)
+        self.started_at = self.progress.step
         self.optimizer = make_optimizer(self.model, self.section)
         total = self.progress.step + self.steps_left()
         self.schedule = Schedule(self.optimizer, self.section, total, better=self.better)
@@ -118,7 +127,20 @@ class Trainor:
 
         Raises:
             Interrupted: a signal ended the run after its state was saved.
+            LostWorker: a loading process was killed; the state was saved.
+            CheckpointError: the run came to its end, but its last state is not on the disk.
         """
+        try:
+            self._start()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Let other processes train this run."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def _start(self) -> None:
         self.validator.check(self.model)
         main = distributed.is_main()
         if main:
@@ -135,7 +157,12 @@ class Trainor:
         )
         self.log: MetricsLog | NoLog = self._open_log() if main else NoLog()
         self.saver = Saver(
-            self.run_dir, self.seed, self.section, self.better, before=self.log.flush
+            self.run_dir,
+            self.seed,
+            self.section,
+            self.better,
+            before=self.log.flush,
+            started_from=self.started_from,
         )
         self.saver.set_aside(self.progress)
         if self.progress.best is not None:
@@ -149,6 +176,9 @@ class Trainor:
             with self.interruption, self.profiler:
                 while self.progress.epoch < self.section.epochs and not self._stopped_early():
                     self._epoch(self.progress.epoch)
+                self._make_sure_of_the_last_state()
+        except LostWorker as error:
+            raise LostWorker(f"{error} {self._saved_after_fault()}") from None
         finally:
             self.loader.close()
             self.watch.close()
@@ -281,6 +311,41 @@ class Trainor:
                 self.progress.best = self.saver.best_score()
                 state = run_state.capture(self, None)
         return self.saver.save_last(state)
+
+    def _make_sure_of_the_last_state(self) -> None:
+        """Hold the state that the run ends with to the disk.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        saver, step = self.saver, self.progress.step
+        if self.started_from is not None and step == self.started_at:
+            return  # nothing was trained: the state is the one that the run continued
+        if saver.saved != step:
+            self._save()  # there may be room again
+        there, problem = distributed.on_main(lambda: [saver.last.is_file(), saver.problem])
+        if there and saver.saved == step:
+            return
+        found = self.started_from if saver.saved is None else saver.last
+        saved = self.started_at if saver.saved is None else saver.saved
+        if found is None or (found == saver.last and not there):
+            left = f"nothing: there is no {saver.last}"
+        else:
+            left = f"{found}, after step {saved}"
+        raise CheckpointError(
+            f"Trained to the end, but the state after step {step} is not on the disk"
+            f"{f' ({problem})' if problem else ''}. Last saved: {left}. "
+            "With room on the disk, ckpt=auto trains the rest again."
+        )
+
+    def _saved_after_fault(self) -> str:
+        """Save because what gives the data has failed, between two steps; returns what to do."""
+        if distributed.world_size() == 1 and self._save():
+            return (
+                f"{self.saver.last} holds the state after step {self.progress.step}; "
+                "ckpt=last continues."
+            )
+        return "ckpt=last continues what was saved before."
 
     def _stop(self) -> Interrupted:
         """Save because of a signal; returns the error that ends the run."""

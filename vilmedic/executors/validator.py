@@ -166,10 +166,13 @@ class Validator:
         """Make the pictures of a split; one that fails is logged and does not end the training."""
         for name, action in self._post_processing:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.parent.mkdir(exist_ok=True)  # the run's directory is not made again
+                folder.mkdir(exist_ok=True)
                 action(replace(evaluation, out_dir=folder))
             except VilmedicError:
                 raise
+            except OSError as error:  # a full disk say
+                LOGGER.warning("%s failed on the split %s: %s", name, evaluation.split, error)
             except Exception:
                 LOGGER.exception("%s failed on the split %s", name, evaluation.split)
 
