@@ -104,8 +104,8 @@ def load_config(
             f"uses.{nearest(field, known)}"
             for field in unknown
         )
-    for field, value in settings.items():
-        setattr(config, field, value)
+    for name, value in settings.items():
+        setattr(config, name, value)
     return config
 
 
