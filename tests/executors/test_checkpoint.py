@@ -315,7 +315,10 @@ def test_names_that_are_almost_those_of_checkpoints_are_left_alone(tmp_path: Pat
     assert checkpoint.newest(tmp_path) == tmp_path / "last_3.pth"
     assert checkpoint.newest_seed(tmp_path) == 3
     names = [path.name for path in checkpoint.states(tmp_path, 3)]
-    assert names == ["last_3.pth", "previous_3.pth", "0.25_4_3.pth"]
+    assert names == ["last_3.pth", "previous_3.pth"]
+    write(tmp_path, "state_9_3.pth", "state_20_3.pth", "state_30_13.pth", "state_x_3.pth")
+    kept = [path.name for path in checkpoint.states(tmp_path, 3)[2:]]
+    assert kept == ["state_20_3.pth", "state_9_3.pth"]
 
 
 @pytest.mark.parametrize("ckpt", ["x" * 300, "a\nb", "nul\0", ""])
