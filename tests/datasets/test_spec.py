@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tests.factories import tiny_tokenizer
+from tests.factories import tiny_spec, tiny_tokenizer
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
 
@@ -57,3 +57,12 @@ def test_properties_survive_as_plain_values() -> None:
     assert DataSpec.from_plain(DataSpec().to_plain()) == DataSpec()
     with pytest.raises(ValueError, match="damaged"):
         DataSpec.from_plain(spec.to_plain() | {"tokenizer": {"json": "{", "special": {}}})
+
+
+def test_what_was_cut_last_does_not_change_what_is_saved() -> None:
+    """So that checkpoints of a run that was continued equal those of one that never stopped."""
+    spec = tiny_spec()
+    assert spec.tokenizer is not None
+    before = spec.to_plain()
+    spec.tokenizer(["no acute effusion"], truncation=True, max_length=3, padding="max_length")
+    assert spec.to_plain() == before

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, first_line, load_config, load_model
+from vilmedic.blocks.run_weights import check_vocabulary, fill, read_encoder
 from vilmedic.config.types import ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, nearest
@@ -29,6 +30,8 @@ class TextEncoder(nn.Module):
             dense layer and tanh on the first token), cls the first token, mean and max go over all
             tokens but the padding.
         freeze: keep the encoder as it is.
+        pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
+            start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
@@ -43,6 +46,7 @@ class TextEncoder(nn.Module):
         proto: str | None = None,
         pooling: Literal["pooler", "cls", "mean", "max"] = "pooler",
         freeze: bool = False,
+        pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
@@ -66,10 +70,15 @@ class TextEncoder(nn.Module):
             key = "model.encoder.proto"
             config = load_config(key, proto, settings, filled)
             config.attn_implementation = "sdpa"
+            published = filled is None and pretrained is None
             self.network = load_model(
-                key, proto, config, pooler=pooling == "pooler", weights=filled is None
+                key, proto, config, pooler=pooling == "pooler", weights=published
             )
             self._try(proto)
+        if pretrained is not None and filled is None:
+            file = read_encoder("model.encoder.pretrained", pretrained, "encoder", self.network)
+            check_vocabulary(file, spec)
+            fill(file, self.network)
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
         if freeze:

@@ -34,8 +34,9 @@ class VisionEncoder(nn.Module):
         permute: arrangement of spatial outputs: batch_first is [B, HW, C], spatial_first is
             [HW, B, C] and no_permute is [B, C, H, W].
         freeze: keep the backbone as it is, its batch statistics included.
-        pretrained: true takes the published ImageNet weights, false random ones; or the path of a
-            file with a state dict of the backbone.
+        pretrained: true takes the published ImageNet weights, false random ones; or the directory
+            or a checkpoint of another run, whose image encoder is taken; or the path of a file
+            with a state dict of the backbone.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
 
     A transformer of transformers that was trained at another image size gets its positions

@@ -35,6 +35,8 @@ _PARTS: Keys = {
 """The keys of a data set that say what a model is shown of a sample in an evaluation."""
 _FREE: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
+    "vilmedic.blocks.text.TextEncoder": ("pretrained",),
+    "vilmedic.blocks.words.WordEncoder": ("pretrained",),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
 }

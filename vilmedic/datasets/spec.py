@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,8 +94,11 @@ SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
     special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # How reports are cut and padded is said with each call, and the last one is remembered there.
+    content |= {"truncation": None, "padding": None}
     return {
-        "json": tokenizer.backend_tokenizer.to_str(),
+        "json": json.dumps(content, ensure_ascii=False),
         "special": {name: str(word) for name, word in special.items() if word is not None},
     }
 

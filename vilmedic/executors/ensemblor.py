@@ -20,7 +20,7 @@ from vilmedic.config.scores import distinct
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import VilmedicError
+from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.baselines import RawPixels
 from vilmedic.executors.device import pick_device
@@ -126,7 +126,11 @@ class Ensemblor:
             self._write(results[split])
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
-            baseline = self._networks([self._baseline(name)])
+            try:
+                baseline = self._networks([self._baseline(name)])
+            except ConfigError as error:  # weights that training began with and that are gone
+                LOGGER.warning("The baseline %s is left out: %s", name, error)
+                continue
             for split in self.section.splits:
                 results[split]["baselines"][name] = self._measure(baseline, split)
                 self._write(results[split])
