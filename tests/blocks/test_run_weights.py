@@ -132,7 +132,11 @@ def test_text_encoder_goes_between_systems(
     [
         ("num_attention_heads", 4, "num_attention_heads is 2 in it and 4 here"),
         ("hidden_act", "relu", "hidden_act is gelu in it and relu here"),
-        ("intermediate_size", 4, r"another shape, such as 'encoder\.layer\..*\(32,\) in it and \(4,\)"),
+        (
+            "intermediate_size",
+            4,
+            r"another shape, such as 'encoder\.layer\..*\(32,\) in it and \(4,\)",
+        ),
         ("num_hidden_layers", 4, r"48 tensors are missing, such as 'encoder\.layer\.1\."),
     ],
 )
