@@ -17,7 +17,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import CheckpointError, ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +71,16 @@ def load_config(
     Raises:
         ConfigError: if there is no such model within reach, or no such field, or the model needs
             Python of its own.
+        CheckpointError: what the checkpoint knows is damaged.
     """
     saved = None if filled is None else filled.config_of(key.split(".")[1])
     if saved is not None:
-        return AutoConfig.for_model(**saved)
+        try:
+            return AutoConfig.for_model(**saved)
+        except Exception as error:  # whatever a class of transformers makes of other values
+            raise CheckpointError(
+                f"{key}: what the checkpoint says of its network is damaged: {first_line(error)}."
+            ) from error
     folder = Path(name)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise ConfigError(

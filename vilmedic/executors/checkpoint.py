@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ STATE_NAME = re.compile(
 )
 FOR_TRAINING = ("optimizer", "schedule", "scale", "random", "random_of_others")
 """What a state holds for the training to go on, and a best checkpoint does not."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,13 +144,16 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
     assert match is not None
     state = read_header(path)
     score = state.get("score")
-    # Files of the original vilmedic have it in their names only.
+    # Files of the original vilmedic have it in their names only, and the metric in their settings.
     try:
         score = float(match["score"] if score is None else score)
         epoch, seed = (int(state.get(key) or match[key]) for key in ("epoch", "seed"))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged: it has no score that is a number.") from error
-    metric = state.get("metric") or metric
+    stated = state.get("metric") or _metric_of_settings(state.get("config"))
+    if stated is None:
+        logger.warning("%s does not say what its score is of: taken as %s", path, metric)
+    metric = stated or metric
     better = better_of({**state, "metric": metric})
     if better is None:
         raise CheckpointError(
@@ -155,6 +161,13 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
             "better. Name the checkpoint to use: ckpt=<file>."
         )
     return BestCheckpoint(path, score, epoch, seed, metric, better)
+
+
+def _metric_of_settings(config: Any) -> str | None:
+    """What a configuration in a file says that its scores are of; None when it does not."""
+    section = config.get("trainor") if isinstance(config, Mapping) else None
+    metric = section.get("early_stop_metric") if isinstance(section, Mapping) else None
+    return metric if isinstance(metric, str) else None
 
 
 def better_of(state: dict[str, Any]) -> str | None:
@@ -190,7 +203,7 @@ def find_checkpoints(
     Args:
         run_dir: the directory of the run.
         mode: `best-N` for the N best over all seeds, or `all`.
-        metric: the metric of files that do not say theirs.
+        metric: the metric of files that do not say theirs, unless `rank_by` is given.
         rank_by: the metric whose files count; None when there is only one.
         remedy: what to do about files of several metrics, for the message.
 
@@ -203,7 +216,7 @@ def find_checkpoints(
     if match is None:
         raise ConfigError(f"ensemblor.mode: given '{mode}', allowed: best-1, best-N or all.")
     require_directory(run_dir)
-    found = [read_best(path, metric) for path in scored(run_dir)]
+    found = [read_best(path, rank_by or metric) for path in scored(run_dir)]
     if not found:
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
         hint = f" There is {', '.join(lasts)}: evaluate it with ckpt={lasts[0]}." if lasts else ""
@@ -372,10 +385,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = unify(load_plain(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
-    for key, kind in (("config", dict), ("progress", dict), ("ema", dict)):
-        if not isinstance(state.get(key), kind | None):
+    for key in ("config", "progress", "ema", "data", "networks"):
+        if not isinstance(state.get(key), dict | None):
             what = type(state[key]).__name__
             raise CheckpointError(f"{path}: is damaged: its '{key}' is a {what}.")
+    for name, config in (state.get("networks") or {}).items():
+        if not (isinstance(name, str) and isinstance(config, dict)):
+            raise CheckpointError(f"{path}: is damaged: its 'networks' hold other than settings.")
     if not all(isinstance(value, torch.Tensor) for value in (state.get("ema") or {}).values()):
         raise CheckpointError(f"{path}: is damaged: its averaged weights are no tensors.")
     return state
