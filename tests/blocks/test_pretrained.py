@@ -28,10 +28,11 @@ from transformers import (
 
 import vilmedic
 from tests.factories import TINY_BERT, tiny_batch, tiny_spec
+from vilmedic.blocks.pretrained import Filled, load_config
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
-from vilmedic.errors import ConfigError
+from vilmedic.errors import CheckpointError, ConfigError
 
 VOCABULARY = tiny_spec().vocab_size
 HALF = [torch.float16, torch.bfloat16]
@@ -182,6 +183,13 @@ def test_python_that_comes_with_a_model_is_not_executed(
         TextEncoder(spec=tiny_spec(), proto=name)
     assert not trace.exists()
     assert asked == []
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "bert", "pad": 1j}])
+def test_settings_of_a_network_that_are_damaged(config: dict[str, Any]) -> None:
+    config = {**config, "hidden_size": "wide"}
+    with pytest.raises(CheckpointError, match=r"model\.encoder\.proto: .* is damaged: "):
+        load_config("model.encoder.proto", "gone", {}, Filled({"encoder.network": config}))
 
 
 def test_python_of_others_is_refused_explicitly_everywhere() -> None:

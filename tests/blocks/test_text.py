@@ -19,6 +19,7 @@ from transformers import (
 
 from tests.factories import TINY_BERT, tiny_encoder, tiny_spec
 from vilmedic.blocks import text
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.words import WordEncoder
 from vilmedic.datasets.spec import DataSpec
@@ -306,5 +307,5 @@ def test_no_weights_are_read_that_a_checkpoint_fills(bert: Path, tmp_path: Path)
         options: dict[str, Any] = {"last_n_layers": 1} if build is WordEncoder else {}
         with pytest.raises(ConfigError, match="does not hold a transformers model"):
             build(spec=tiny_spec(), proto=str(folder), **options)
-        filled = build(spec=tiny_spec(), proto=str(folder), filled=True, **options)
+        filled = build(spec=tiny_spec(), proto=str(folder), filled=Filled(), **options)
         assert filled.hidden_size == 16

@@ -108,6 +108,7 @@ def test_places_data_and_protocols_are_free(tmp_path: Path) -> None:
         "dataset.image.transforms=null",
         "dataset.seq.sample_sentence=True",
         "model.cnn.pretrained=True",
+        "model.encoder.pretrained=ckpt/other",
         "model.forward_batch_size=8",
         "trainor.batch_size=4",
         "validator.splits=[test]",

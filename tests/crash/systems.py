@@ -60,6 +60,7 @@ class System:
             "trainor.grad_accu=2",
             "trainor.epochs=3",
             "trainor.keep=2",
+            "trainor.keep_states=2",
             "trainor.ema=0.9",
             "trainor.log_every=1",
             "trainor.save_every=1",

@@ -225,7 +225,7 @@ def test_list_of_transforms_for_each_use(image_args: Args, root: Path) -> None:
     for training in (True, False):
         dataset = ImageDataset(**image_args(training=training, **changes))
         assert torch.equal(load(dataset, 0)["images"][0], 255 - whole)
-        assert type(dataset.transforms[0]).__name__ == (
+        assert type(dataset.pixels.transforms[0]).__name__ == (
             "RandomInvert" if training else "RandomSolarize"
         )
 
@@ -247,13 +247,13 @@ def test_flip_of_a_preset_goes_next_to_reports(
     image_args: Args, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = ImageDataset(**image_args(preset="convirt"))
-    assert any(flips(transform) for transform in dataset.transforms)
+    assert any(flips(transform) for transform in dataset.pixels.transforms)
     dataset.keep_sides()
-    assert not any(flips(transform) for transform in dataset.transforms)
+    assert not any(flips(transform) for transform in dataset.pixels.transforms)
     assert not caplog.messages
     own = ImageDataset(**image_args(transforms=["RandomHorizontalFlip"]))
     own.keep_sides()
-    assert len(own.transforms) == 1
+    assert len(own.pixels.transforms) == 1
     assert len(caplog.messages) == 1
 
 

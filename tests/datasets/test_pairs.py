@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
@@ -43,14 +45,14 @@ def test_no_flip_next_to_reports_but_next_to_labels(
     label = LabelDataset(**label_args())
     alone = ImageDataset(**image_args(preset="simclr_xray"))
     ImLabel(image=alone, label=label)
-    assert any(flips(transform) for transform in alone.transforms)
+    assert any(flips(transform) for transform in alone.pixels.transforms)
     for combine in (
         lambda image, seq: ImSeq(image=image, seq=seq),
         lambda image, seq: ImSeqLabel(image=image, seq=seq, label=label),
     ):
         image = ImageDataset(**image_args(preset="simclr_xray"))
         combine(image, TextDataset(**text_args()))
-        assert not any(flips(transform) for transform in image.transforms)
+        assert not any(flips(transform) for transform in image.pixels.transforms)
 
 
 def test_different_counts(image_args: Args, text_args: Args, write: Write) -> None:
@@ -77,3 +79,17 @@ def test_what_one_part_leaves_out_the_others_leave_out_too(
     names = [dataset.spec.labels[label] for label in batch["labels"]]
     assert names == ["No Finding", "Pneumonia"]
     assert set(dataset.skipped) == {1, 3}
+
+
+def test_a_data_set_is_that_of_torch(image_args: Args, text_args: Args) -> None:
+    """Numbers, numbers from the end, and iteration, as any other tool expects."""
+    dataset = ImSeq(image=ImageDataset(**image_args()), seq=TextDataset(**text_args()))
+    assert dataset[3]["ids"] == dataset[SampleKey(3)]["ids"]
+    assert torch.equal(dataset[np.int64(3)]["images"][0], dataset[SampleKey(3)]["images"][0])
+    assert dataset[-1]["index"] == 7
+    assert [sample["index"] for sample in dataset] == list(range(8))
+    for index in (8, -9):
+        with pytest.raises(IndexError, match="of 8"):
+            dataset[index]
+    with pytest.raises(TypeError):
+        dataset["0"]

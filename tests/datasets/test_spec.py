@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tests.factories import tiny_tokenizer
+from tests.factories import tiny_spec, tiny_tokenizer
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
 
@@ -32,3 +35,34 @@ def test_pixels_in_0_to_1_are_taken() -> None:
     DataSpec().check_pixels("VAE")
     DataSpec(normalization=([0], [1])).check_pixels("VAE")
     DataSpec(normalization=([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])).check_pixels("VAE")
+
+
+def test_properties_survive_as_plain_values() -> None:
+    tokenizer = tiny_tokenizer()
+    spec = DataSpec(
+        tokenizer=tokenizer,
+        tokenizer_max_len=12,
+        labels=("Edema", "Mass"),
+        multi_label=True,
+        filler=0,
+        normalization=([0.5], [0.25]),
+    )
+    again = DataSpec.from_plain(json.loads(json.dumps(spec.to_plain())))
+    assert again.tokenizer is not None
+    text = "Small left pleural effusion unheard-of ."
+    assert again.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    for name in ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token"):
+        assert getattr(again.tokenizer, name) == getattr(tokenizer, name)
+    assert dataclasses.replace(again, tokenizer=None) == dataclasses.replace(spec, tokenizer=None)
+    assert DataSpec.from_plain(DataSpec().to_plain()) == DataSpec()
+    with pytest.raises(ValueError, match="damaged"):
+        DataSpec.from_plain(spec.to_plain() | {"tokenizer": {"json": "{", "special": {}}})
+
+
+def test_what_was_cut_last_does_not_change_what_is_saved() -> None:
+    """So that checkpoints of a run that was continued equal those of one that never stopped."""
+    spec = tiny_spec()
+    assert spec.tokenizer is not None
+    before = spec.to_plain()
+    spec.tokenizer(["no acute effusion"], truncation=True, max_length=3, padding="max_length")
+    assert spec.to_plain() == before

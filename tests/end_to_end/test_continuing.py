@@ -150,6 +150,55 @@ def test_an_earlier_state_does_not_compete_with_what_came_after_it(
     assert len(scored(tmp_path / "other")) == 1
 
 
+def test_an_earlier_epoch_is_continued_from_the_state_that_was_kept(
+    run_here: Run, arguments: list[str], tmp_path: Path
+) -> None:
+    words = [*arguments[:-1], f"ckpt_dir={tmp_path}", "trainor.lr_decay=null"]
+    whole = [*words, "trainor.epochs=3", "trainor.keep_states=2"]
+    run_here("bin/train.py", *whole)
+    run_dir = tmp_path / "run"
+    assert sorted(path.name for path in run_dir.glob("state_*.pth")) == [
+        "state_6_3.pth",
+        "state_9_3.pth",
+    ]
+    best = scored(run_dir)
+    kept = {path.name: torch.load(path, weights_only=True) for path in run_dir.glob("*_3.pth")}
+    assert "optimizer" not in kept[best[0]]
+    assert "optimizer" in kept["state_6_3.pth"]
+
+    done = run_here("bin/train.py", *whole, f"ckpt={best[0]}", status=2)
+    assert f"{run_dir / best[0]}: holds weights only, so training cannot continue" in done.stderr
+    assert "ckpt=auto" in done.stderr
+    run_here("bin/train.py", *whole, "ckpt=state_6_3.pth")
+
+    assert scored(run_dir) == best
+    assert (run_dir / "set_aside/state_9_3.pth").exists()
+    again = torch.load(run_dir / "state_9_3.pth", weights_only=True)
+    before = kept["state_9_3.pth"]
+    assert all(torch.equal(value, before["model"][name]) for name, value in again["model"].items())
+    assert [one["epoch"] for one in lines(tmp_path) if "train_loss" in one] == [0, 1, 2]
+
+
+def test_a_best_checkpoint_of_earlier_versions_is_continued(
+    run_here: Run, arguments: list[str], tmp_path: Path
+) -> None:
+    """It holds everything: by its name, and when nothing else is whole."""
+    words = [*arguments[:-1], f"ckpt_dir={tmp_path}", "trainor.lr_decay=null"]
+    run_here("bin/train.py", *words, "trainor.epochs=1")
+    run_dir = tmp_path / "run"
+    (best,) = scored(run_dir)
+    header = torch.load(run_dir / best, weights_only=True)
+    state = torch.load(run_dir / "last_3.pth", weights_only=True) | {"score": header["score"]}
+    torch.save(state, run_dir / best)
+    (run_dir / "last_3.pth").write_bytes(b"damaged")
+    done = run_here("bin/train.py", *words, "trainor.epochs=2", "ckpt=auto", "trainor.seed=3")
+    assert f"Continuing {run_dir / best} after step 3" in done.stdout
+    name = ["name=other", "trainor.epochs=2", f"ckpt={run_dir / best}"]
+    run_here("bin/train.py", *words, *name)
+    ends = [torch.load(tmp_path / f"{run}/last_3.pth")["model"] for run in ("run", "other")]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
 def test_a_whole_run_goes_on_without_room(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,7 +326,10 @@ def test_names_that_are_almost_those_of_checkpoints_are_left_alone(tmp_path: Pat
     assert checkpoint.newest(tmp_path) == tmp_path / "last_3.pth"
     assert checkpoint.newest_seed(tmp_path) == 3
     names = [path.name for path in checkpoint.states(tmp_path, 3)]
-    assert names == ["last_3.pth", "previous_3.pth", "0.25_4_3.pth"]
+    assert names == ["last_3.pth", "previous_3.pth"]
+    write(tmp_path, "state_9_3.pth", "state_20_3.pth", "state_30_13.pth", "state_x_3.pth")
+    kept = [path.name for path in checkpoint.states(tmp_path, 3)[2:]]
+    assert kept == ["state_20_3.pth", "state_9_3.pth"]
 
 
 @pytest.mark.parametrize("ckpt", ["x" * 300, "a\nb", "nul\0", ""])
@@ -355,3 +358,17 @@ def test_parts_of_another_kind_are_named(tmp_path: Path, more: dict[str, Any]) -
     checkpoint.save_checkpoint({"model": {"w": torch.zeros(1)}, **more}, path)
     with pytest.raises(CheckpointError, match=r"x\.pth: is damaged"):
         checkpoint.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"networks": torch.zeros(0)}, {"networks": {"cnn": 3}}, {"networks": {3: {}}}, {"data": "x"}],
+    ids=str,
+)
+def test_what_a_checkpoint_says_of_its_model_is_of_its_kind(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    state = {"model": {"w": torch.zeros(1)}, **change}
+    checkpoint.save_checkpoint(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth: is damaged: its '(networks|data)'"):
+        checkpoint.load_checkpoint(tmp_path / "a.pth")

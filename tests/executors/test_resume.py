@@ -21,11 +21,16 @@ def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:
     return SimpleNamespace(run_dir=run_dir, ckpt=ckpt, trainor=TrainorSection(seed=seed))
 
 
+def whole(seed: int) -> dict[str, Any]:
+    """What a state that can be continued holds besides weights."""
+    return {"progress": {}, "optimizer": {}, "seed": seed, "config": {}}
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """Runs of the seeds 4 and 5, the latter newer."""
     for seed in (4, 5):
-        state = {"model": {"weight": torch.zeros(1)}, "progress": {}, "seed": seed, "config": {}}
+        state = {"model": {"weight": torch.zeros(1)}, **whole(seed)}
         save_checkpoint(state, tmp_path / f"last_{seed}.pth")
         os.utime(tmp_path / f"last_{seed}.pth", (seed, seed))
     return tmp_path
@@ -52,8 +57,56 @@ def test_file_of_another_seed_is_refused(run_dir: Path) -> None:
 
 def test_weights_alone_cannot_be_continued(tmp_path: Path) -> None:
     save_checkpoint({"model": {"w": torch.zeros(1)}}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="holds weights only"):
+    with pytest.raises(CheckpointError, match=r"holds weights only.* with ckpt=auto\.$"):
         find_start(config(tmp_path, "w.pth"))
+
+
+def save_best(run_dir: Path, name: str) -> Path:
+    """A best checkpoint of seed 4, as it is written."""
+    weights = {"cnn.network.w": torch.zeros(64), "encoder.network.w": torch.zeros(1)}
+    state = {"model": weights, **whole(4), "score": 0.5, "metric": "validation_loss"}
+    save_checkpoint(checkpoint.weights_of(state), run_dir / name)
+    return run_dir / name
+
+
+def test_a_best_checkpoint_names_what_to_do_instead(tmp_path: Path) -> None:
+    path = save_best(tmp_path, "0.5_1_4.pth")
+    told = f"ckpt=auto, or start a new run from its weights: model.cnn.pretrained={path} "
+    with pytest.raises(CheckpointError) as caught:
+        find_start(config(tmp_path, path.name))
+    assert f"{told}model.encoder.pretrained={path}." in str(caught.value)
+
+
+def test_weights_are_no_state_to_fall_back_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither damaged nor in the way: the state before them is continued, or the run begins."""
+    best = save_best(tmp_path, "0.5_1_4.pth")
+    start = find_start(config(tmp_path, "auto", seed=4))
+    assert (start.seed, start.path, start.damaged) == (4, None, ())
+    assert "no state of seed 4 can be continued" in caplog.text
+    assert find_start(config(tmp_path, "auto")).seed != 4
+    (tmp_path / "config_4.yml").touch()
+    assert find_start(config(tmp_path, "auto")).seed != 4, "it is no run that saved nothing"
+    with pytest.raises(ConfigError, match=r"a run with seed 4\. Give another seed"):
+        find_start(config(tmp_path, None, seed=4))
+
+    save_steps(tmp_path, **{"0.7_0_4": 3}, state_5_4=5, state_11_4=11, last_4=20)
+    damage(tmp_path / "last_4.pth", "zeros")
+    assert find_start(config(tmp_path, "auto")).path == tmp_path / "state_11_4.pth"
+    for step in (5, 11):
+        damage(tmp_path / f"state_{step}_4.pth", "text")
+    start = find_start(config(tmp_path, "auto"))
+    assert start.path == tmp_path / "0.7_0_4.pth", "one of an earlier version, with everything"
+    assert best not in start.damaged
+
+
+def test_kept_states_count_as_a_run(tmp_path: Path) -> None:
+    save_steps(tmp_path, state_10_4=10)
+    assert find_start(config(tmp_path, "auto")).path == tmp_path / "state_10_4.pth"
+    assert find_start(config(tmp_path, "state_10_4.pth")).seed == 4
+    with pytest.raises(ConfigError, match=r"ckpt=state_10_4\.pth, or give another seed"):
+        find_start(config(tmp_path, None, seed=4))
 
 
 def test_changes_are_told_by_their_keys(caplog: pytest.LogCaptureFixture) -> None:
@@ -113,7 +166,7 @@ def damage(path: Path, kind: str) -> None:
         case "weights only":
             save_checkpoint(other, path)
         case "of another seed":
-            save_checkpoint({**other, "progress": {}, "seed": 77, "config": {}}, path)
+            save_checkpoint({**other, **whole(77)}, path)
         case "a folder" | "a named pipe":
             path.unlink()
             odd_file(path, kind)
@@ -126,7 +179,7 @@ DAMAGES += ("of another seed", "a folder", "a named pipe")
 def save_steps(run_dir: Path, **files: int) -> None:
     """Write states of seed 4 that are after so many steps, the last one named the newest."""
     for number, (name, step) in enumerate(files.items()):
-        state = {"model": {"weight": torch.zeros(64)}, "seed": 4, "config": {}}
+        state = {"model": {"weight": torch.zeros(64)}, **whole(4)}
         path = run_dir / f"{name}.pth"
         save_checkpoint({**state, "progress": {"step": step}}, path)
         os.utime(path, (number, number))
@@ -168,7 +221,7 @@ def test_a_damaged_state_that_was_asked_for_names_the_one_before(tmp_path: Path)
 def test_a_job_that_is_started_again_and_again_gets_somewhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From the best checkpoint when both states are damaged, and from the start without any."""
+    """From an old best checkpoint when both states are damaged, and from the start without any."""
     save_steps(tmp_path, **{"0.5_1_4": 5, "0.7_2_4": 8}, previous_4=10, last_4=20)
     for kind, name in (("zeros", "last_4.pth"), ("empty", "previous_4.pth")):
         damage(tmp_path / name, kind)
@@ -179,7 +232,7 @@ def test_a_job_that_is_started_again_and_again_gets_somewhere(
     assert lock is not None
     lock.release()
     assert (start.seed, start.path) == (4, None)
-    assert "no state of seed 4 is whole: the run begins anew" in caplog.text
+    assert "no state of seed 4 can be continued: the run begins anew" in caplog.text
     assert len(list((tmp_path / "set_aside").iterdir())) == 4
     assert not list(tmp_path.glob("*.pth"))
 
@@ -225,7 +278,7 @@ def test_a_state_left_without_a_newest_one_is_continued(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_state_that_is_not_possible_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    state = {"model": {"w": torch.zeros(1)}, "progress": {}, "seed": 4, "config": {}}
+    state = {"model": {"w": torch.zeros(1)}, **whole(4)}
     save_checkpoint({**state, **change}, tmp_path / "last_4.pth")
     with pytest.raises(CheckpointError, match=r"last_4\.pth: is damaged"):
         find_start(config(tmp_path, "last_4.pth"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,84 @@ def test_a_save_that_fails_changes_neither_state(tmp_path: Path) -> None:
     assert "too large" in str(saver.problem)
     assert saver.save_last(step(6))
     assert saver.problem is None
+
+
+def test_best_checkpoints_hold_weights_and_what_they_are(tmp_path: Path) -> None:
+    moments = {"state": {0: {"exp_avg": torch.zeros(500)}}}
+    more = {"schedule": {}, "scale": {}, "random": {}, "random_of_others": []}
+    whole = {**state(1.0), "ema": {"w": torch.ones(1)}, "optimizer": moments, **more}
+    saver = make(tmp_path)
+    assert saver.save_best(whole, 1.0, 0)
+    assert saver.save_last(whole)
+    best = load_checkpoint(tmp_path / "1.0_0_1.pth")
+    assert set(best) == {"model", "ema", "metric", "better", "score"}
+    assert set(load_checkpoint(saver.last)) == set(whole)
+
+
+def at(number: int, batch: int = 0) -> dict[str, Any]:
+    """A state after an optimizer step; with batch 0 that of the end of an epoch."""
+    return {**step(number), "progress": {"step": number, "batch": batch}}
+
+
+def test_states_of_ends_of_epochs_are_kept(tmp_path: Path) -> None:
+    saver = make(tmp_path, keep_states=2)
+    (tmp_path / "state_1_7.pth").touch()
+    for number, batch in ((2, 0), (3, 4), (4, 0), (6, 0), (7, 4)):
+        assert saver.save_last(at(number, batch))
+        if batch == 0:
+            assert (tmp_path / f"state_{number}_1.pth").samefile(saver.last), "not written twice"
+    assert steps_on_disk(tmp_path) == {
+        "last_1.pth": 7,
+        "previous_1.pth": 6,
+        "state_4_1.pth": 4,
+        "state_6_1.pth": 6,
+    }
+    assert (tmp_path / "state_1_7.pth").exists(), "that of another seed stays"
+
+
+def test_states_are_kept_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as they are no longer the newest; again nothing is written twice."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    saver = make(tmp_path, keep_states=2)
+    for number, batch in ((2, 0), (3, 4), (4, 0)):
+        assert saver.save_last(at(number, batch))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 4, "previous_1.pth": 3, "state_2_1.pth": 2}
+
+    saver = make(tmp_path, started_from=saver.last, keep_states=2)
+    saver.set_aside(Progress(step=4))
+    for number in (6, 8, 9):
+        assert saver.save_last(at(number))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 9, "state_6_1.pth": 6, "state_8_1.pth": 8}
+
+
+def test_a_state_that_a_killed_run_did_not_keep_is_kept_by_the_next(tmp_path: Path) -> None:
+    save_checkpoint(at(4), tmp_path / "last_1.pth")
+    for name in ("state_1_1.pth", "state_2_1.pth"):
+        save_checkpoint(at(int(name[6])), tmp_path / name)
+    make(tmp_path, started_from=tmp_path / "last_1.pth", keep_states=2).set_aside(Progress(step=4))
+    assert steps_on_disk(tmp_path) == {"last_1.pth": 4, "state_2_1.pth": 2, "state_4_1.pth": 4}
+
+
+def test_states_of_steps_that_are_trained_again_are_set_aside(tmp_path: Path) -> None:
+    for number in (2, 4, 6):
+        save_checkpoint(at(number), tmp_path / f"state_{number}_1.pth")
+    saver = make(tmp_path, started_from=tmp_path / "state_4_1.pth", keep_states=3)
+    saver.set_aside(Progress(step=4))
+    assert [path.name for path in (tmp_path / "set_aside").iterdir()] == ["state_6_1.pth"]
+    assert saver.save_last(at(6))
+    assert steps_on_disk(tmp_path) == {
+        "last_1.pth": 6,
+        "previous_1.pth": 4,
+        "state_2_1.pth": 2,
+        "state_4_1.pth": 4,
+        "state_6_1.pth": 6,
+    }
 
 
 def test_what_killed_saves_have_left_is_removed(tmp_path: Path) -> None:

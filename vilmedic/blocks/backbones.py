@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision import models
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.pretrained import load_config, load_model
+from vilmedic.blocks.pretrained import Filled, load_config, load_model
+from vilmedic.blocks.run_weights import fill, read_encoder
 from vilmedic.errors import ConfigError, nearest
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
@@ -23,19 +24,24 @@ class Removed(nn.Identity):
     """Stands where a layer was that lies behind the last one kept."""
 
 
-def load_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Module:
+def load_backbone(
+    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None = None
+) -> nn.Module:
     """A backbone that ends at a layer.
 
     Args:
         name: a classification network of torchvision, a hub name or a local folder.
         output_layer: the last layer kept.
-        pretrained: published weights, random ones, or those of a file.
+        pretrained: published weights, random ones, or those of another run or of a file.
+        filled: given when a checkpoint fills the weights afterwards.
 
     Raises:
         ConfigError: if the backbone, the layer or the weights cannot be had.
     """
-    if "/" in name or Path(name).is_dir():
-        return _hub_backbone(name, output_layer, pretrained)
+    if filled is not None:
+        pretrained = False
+    if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
+        return _hub_backbone(name, output_layer, pretrained, filled)
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(
@@ -43,11 +49,18 @@ def load_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Mo
             f"a folder nor a hub name (owner/model).{nearest(name, known)} torchvision has: "
             f"{', '.join(known)}."
         )
-    network = _torchvision_network(name, pretrained)
+    network = _torchvision_network(name, published=pretrained is True)
+    whole = set(network.state_dict())
+    file = None
+    if isinstance(pretrained, str):
+        file = read_encoder("model.cnn.pretrained", pretrained, "cnn", network)
+    head = _head(network)
     for auxiliary in ("aux1", "aux2", "AuxLogits"):  # second classifiers, used in training only
         if hasattr(network, auxiliary):
             setattr(network, auxiliary, None)
     _cut(network, output_layer)
+    if file is not None:
+        fill(file, network, cut=whole, head=None if file.of_run else head)
     return network
 
 
@@ -178,14 +191,11 @@ def _cut(network: nn.Module, output_layer: str) -> None:
         path = parent_name
 
 
-def _torchvision_network(name: str, pretrained: bool | str) -> nn.Module:
+def _torchvision_network(name: str, *, published: bool) -> nn.Module:
     with warnings.catch_warnings():  # two networks announce a change of their random start
         warnings.simplefilter("ignore", FutureWarning)
-        if pretrained is not True:
-            network = models.get_model(name, weights=None)
-            if pretrained:
-                _load_file(network, str(pretrained), _head(network))
-            return network
+        if not published:
+            return models.get_model(name, weights=None)
         choices = models.get_model_weights(name)
         # The first published weights, as published results used them; some networks have others.
         weights = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
@@ -202,50 +212,15 @@ def _torchvision_network(name: str, pretrained: bool | str) -> nn.Module:
             ) from error
 
 
-def _load_file(network: nn.Module, path: str, head: str) -> None:
-    """Load a state dict; its classifier may be missing or of another size."""
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"model.cnn.pretrained: there is no file {Path(path).absolute()}. Allowed: true, false "
-            "or the path of a file with a state dict."
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(
-            f"model.cnn.pretrained: {path} is not a file of tensors that torch can load safely: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"model.cnn.pretrained: {path} does not hold a state dict of tensors.")
-    own = network.state_dict()
-    given = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
-    wanted = {key for key in own if not key.startswith(f"{head}.")}
-    missing = sorted(wanted - given.keys())
-    extra = sorted(given.keys() - wanted)
-    shapes = sorted(k for k in wanted & given.keys() if own[k].shape != given[k].shape)
-    problems = [
-        f"model.cnn.pretrained: {path} does not fit the backbone: {len(keys)} {what}, such as "
-        f"'{keys[0]}'."
-        for keys, what in (
-            (missing, "tensors are missing"),
-            (extra, "tensors are unknown"),
-            (shapes, "tensors have another shape"),
-        )
-        if keys
-    ]
-    if problems:
-        raise ConfigError(problems)
-    network.load_state_dict(given, strict=False)
-
-
-def _hub_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Module:
+def _hub_backbone(
+    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None
+) -> nn.Module:
     if output_layer not in HUB_OUTPUTS:
         raise ConfigError(
             f"model.cnn.output_layer: '{output_layer}' is not an output of a transformers model. "
             f"Allowed: {', '.join(HUB_OUTPUTS)}.{nearest(output_layer, HUB_OUTPUTS)}"
         )
-    config = load_config("model.cnn.backbone", name, {})
+    config = load_config("model.cnn.backbone", name, {}, filled)
     network = load_model(
         "model.cnn.backbone",
         name,
@@ -259,5 +234,6 @@ def _hub_backbone(name: str, output_layer: str, pretrained: bool | str) -> nn.Mo
             "images alone."
         )
     if isinstance(pretrained, str):
-        _load_file(network, pretrained, head="classifier")
+        file = read_encoder("model.cnn.pretrained", pretrained, "cnn", network)
+        fill(file, network, head="classifier")
     return network

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import pickle
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import CheckpointError, ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +26,39 @@ DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
-def load_config(key: str, name: str, settings: dict[str, Any]) -> PretrainedConfig:
+@dataclass(frozen=True)
+class Filled:
+    """That a checkpoint fills the weights of a model, so that published ones are not looked for.
+
+    Args:
+        networks: the transformers configuration of each network of transformers in it, by the
+            network's name in the model, as `network_configs` gave them; folders and the hub are
+            then not asked.
+    """
+
+    networks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def config_of(self, part: str) -> dict[str, Any] | None:
+        """The configuration of the network in a part of the model, such as `encoder`."""
+        found = [one for name, one in self.networks.items() if name.split(".")[0] == part]
+        return found[0] if found else None
+
+
+def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The configuration of each network of transformers in a model, by name, as plain values."""
+    found = {
+        name: module.config.to_dict()
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+    }
+    outer = {n: c for n, c in found.items() if not any(n.startswith(f"{o}.") for o in found)}
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(outer, default=str))
+    return plain
+
+
+def load_config(
+    key: str, name: str, settings: dict[str, Any], filled: Filled | None = None
+) -> PretrainedConfig:
     """The configuration of a published model, with some of its fields changed.
 
     Python that comes with a model is never executed.
@@ -31,11 +67,21 @@ def load_config(key: str, name: str, settings: dict[str, Any]) -> PretrainedConf
         key: the configuration key that holds the name, for messages.
         name: a local folder or a hub name.
         settings: fields to change.
+        filled: what a checkpoint knows of its networks, which counts rather than the folder.
 
     Raises:
         ConfigError: if there is no such model within reach, or no such field, or the model needs
             Python of its own.
+        CheckpointError: what the checkpoint knows is damaged.
     """
+    saved = None if filled is None else filled.config_of(key.split(".")[1])
+    if saved is not None:
+        try:
+            return AutoConfig.for_model(**saved)
+        except Exception as error:  # whatever a class of transformers makes of other values
+            raise CheckpointError(
+                f"{key}: what the checkpoint says of its network is damaged: {first_line(error)}."
+            ) from error
     folder = Path(name)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise ConfigError(
@@ -67,8 +113,8 @@ def load_config(key: str, name: str, settings: dict[str, Any]) -> PretrainedConf
             f"uses.{nearest(field, known)}"
             for field in unknown
         )
-    for field, value in settings.items():
-        setattr(config, field, value)
+    for name, value in settings.items():
+        setattr(config, name, value)
     return config
 
 

@@ -9,7 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
-from vilmedic.blocks.pretrained import first_line, load_config, load_model
+from vilmedic.blocks.pretrained import Filled, first_line, load_config, load_model
+from vilmedic.blocks.run_weights import check_vocabulary, fill, read_encoder
 from vilmedic.config.types import ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError, nearest
@@ -29,7 +30,9 @@ class TextEncoder(nn.Module):
             dense layer and tanh on the first token), cls the first token, mean and max go over all
             tokens but the padding.
         freeze: keep the encoder as it is.
-        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
+        pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
+            start from; both need the same vocabulary.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -43,7 +46,8 @@ class TextEncoder(nn.Module):
         proto: str | None = None,
         pooling: Literal["pooler", "cls", "mean", "max"] = "pooler",
         freeze: bool = False,
-        filled: Runtime[bool] = False,
+        pretrained: str | None = None,
+        filled: Runtime[Filled | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
@@ -64,12 +68,17 @@ class TextEncoder(nn.Module):
             self.network = _random_bert(spec, settings, pooler=pooling == "pooler")
         else:
             key = "model.encoder.proto"
-            config = load_config(key, proto, settings)
+            config = load_config(key, proto, settings, filled)
             config.attn_implementation = "sdpa"
+            published = filled is None and pretrained is None
             self.network = load_model(
-                key, proto, config, pooler=pooling == "pooler", weights=not filled
+                key, proto, config, pooler=pooling == "pooler", weights=published
             )
             self._try(proto)
+        if pretrained is not None and filled is None:
+            file = read_encoder("model.encoder.pretrained", pretrained, "encoder", self.network)
+            check_vocabulary(file, spec)
+            fill(file, self.network)
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
         if freeze:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vilmedic.blocks.backbones import capture, image_size, load_backbone, pool
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ConfigError, nearest
 
@@ -33,9 +34,10 @@ class VisionEncoder(nn.Module):
         permute: arrangement of spatial outputs: batch_first is [B, HW, C], spatial_first is
             [HW, B, C] and no_permute is [B, C, H, W].
         freeze: keep the backbone as it is, its batch statistics included.
-        pretrained: true takes the published ImageNet weights, false random ones; or the path of a
-            file with a state dict of the backbone.
-        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
+        pretrained: true takes the published ImageNet weights, false random ones; or the directory
+            or a checkpoint of another run, whose image encoder is taken; or the path of a file
+            with a state dict of the backbone.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
 
     A transformer of transformers that was trained at another image size gets its positions
     interpolated where its class can do that.
@@ -53,7 +55,7 @@ class VisionEncoder(nn.Module):
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
         freeze: bool = False,
         pretrained: bool | str = True,
-        filled: Runtime[bool] = False,
+        filled: Runtime[Filled | None] = None,
     ) -> None:
         super().__init__()
         if permute not in PERMUTATIONS:
@@ -65,7 +67,7 @@ class VisionEncoder(nn.Module):
         self.output_layer = output_layer
         self.permute = permute
         self.freeze = freeze
-        self.network = load_backbone(backbone, output_layer, False if filled else pretrained)
+        self.network = load_backbone(backbone, output_layer, pretrained, filled)
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
         self.trained_size = image_size(self.network)

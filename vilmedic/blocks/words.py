@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder, mask_for
 from vilmedic.config.types import Between, ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
@@ -43,7 +44,9 @@ class WordEncoder(nn.Module):
             with the vocabulary of the tokenizer.
         last_n_layers: layers whose states are added up, counted from the last.
         freeze: keep the encoder as it is.
-        filled: whether a checkpoint fills the weights afterwards, so that none are loaded here.
+        pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
+            start from; both need the same vocabulary.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -59,12 +62,19 @@ class WordEncoder(nn.Module):
         proto: str | None = None,
         last_n_layers: Annotated[int, Between(1, 1024)] = 4,
         freeze: bool = False,
-        filled: Runtime[bool] = False,
+        pretrained: str | None = None,
+        filled: Runtime[Filled | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
         self.text = TextEncoder(
-            spec=spec, proto=proto, pooling="mean", freeze=freeze, filled=filled, **settings
+            spec=spec,
+            proto=proto,
+            pooling="mean",
+            freeze=freeze,
+            pretrained=pretrained,
+            filled=filled,
+            **settings,
         )
         layers = self.text.network.config.num_hidden_layers
         if not 1 <= last_n_layers <= layers:

@@ -46,7 +46,9 @@ class TrainorSection:
         early_stop_metric: the score that decides on improvement: validation_loss, or split, metric
             and number of a validator metric, as in validation_zero_shot_auroc.
         early_stop_start: first epoch whose evaluation counts for the early stop, and as the best.
-        keep: number of best checkpoints that stay on disk.
+        keep: number of best checkpoints that stay on disk; they hold weights only.
+        keep_states: number of states of ends of epochs, the newest ones, that stay on disk as
+            state_<step>_<seed>.pth, so that training can be continued from an earlier epoch.
         seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
         save_every: how often the newest state is saved besides the end of each epoch: a number of
             steps (500) or of minutes (15min); null saves at the end of an epoch only.
@@ -107,6 +109,7 @@ class TrainorSection:
     early_stop_metric: str = "validation_loss"
     early_stop_start: Annotated[int, UsedWith("early_stop"), Within("epochs"), AtLeast(0)] = 0
     keep: Annotated[int, AtLeast(1)] = 3
+    keep_states: Annotated[int, AtLeast(0)] = 0
     seed: Seed | None = None
     save_every: (
         Annotated[str, Matching("[1-9][0-9]*(min)?", "steps (500) or minutes (15min)")] | None

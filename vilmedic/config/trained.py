@@ -26,17 +26,19 @@ from vilmedic.errors import CheckpointError, ConfigError
 
 Keys = dict[str, tuple[str, ...]]
 
-_IMAGES = "vilmedic.datasets.image.ImageDataset"
-_REPORTS = "vilmedic.datasets.text.TextDataset"
+IMAGES = "vilmedic.datasets.image.ImageDataset"
+REPORTS = "vilmedic.datasets.text.TextDataset"
 _FROZEN_VAE = "vilmedic.models.dalle_settings.FrozenVAE"
 _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
-    _IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
-    _REPORTS: ("tokenizer", "tokenizer_max_len", "processing"),
+    IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
+    REPORTS: ("tokenizer", "tokenizer_max_len", "processing"),
 }
 """The keys of a data set that say what a model is shown of a sample in an evaluation."""
 _FREE: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
+    "vilmedic.blocks.text.TextEncoder": ("pretrained",),
+    "vilmedic.blocks.words.WordEncoder": ("pretrained",),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
 }
@@ -46,7 +48,7 @@ _PLACES: Keys = {
     "vilmedic.blocks.text.TextEncoder": ("proto",),
     "vilmedic.blocks.words.WordEncoder": ("proto",),
     _FROZEN_VAE: ("ckpt",),
-    _REPORTS: ("tokenizer",),
+    REPORTS: ("tokenizer",),
 }
 """The keys that say where something lies, which may be elsewhere by now."""
 VOCABULARY = "tokenizer"
@@ -143,12 +145,12 @@ def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> li
         run_dir: the directory of the training, for its vocabulary.
     """
     found = list(_compare(_kind("model"), saved["model"], now["model"], ("model",)))
-    before, after = (dict(_parts(config["dataset"])) for config in (saved, now))
+    before, after = (dict(data_parts(config["dataset"])) for config in (saved, now))
     for cls, keys in _PARTS.items():
         if cls not in before or cls not in after:
             continue
         (_, old), (path, new) = before[cls], after[cls]
-        if cls == _IMAGES and all((node.get("views") or 1) > 1 for node in (old, new)):
+        if cls == IMAGES and all((node.get("views") or 1) > 1 for node in (old, new)):
             keys += _VIEWS  # then evaluations draw views as training does
         inside = _keys(Target(read_signature(cls), cls), old, new, path)
         found += [one for one in inside if one.path[len(path)] in keys]
@@ -218,7 +220,7 @@ def _folder_fields(found: Target, node: dict[str, Any]) -> dict[str, Any] | None
     return (stated_fields(folder) or {}) if isinstance(folder, str) else None
 
 
-def _parts(node: dict[str, Any]) -> Iterator[tuple[str, tuple[KeyPath, dict[str, Any]]]]:
+def data_parts(node: dict[str, Any]) -> Iterator[tuple[str, tuple[KeyPath, dict[str, Any]]]]:
     """The images and the reports of a data set: class, place and keys, the first of each."""
     waiting: list[tuple[Type, dict[str, Any], KeyPath]] = [(_kind("dataset"), node, ("dataset",))]
     seen = set()
@@ -290,7 +292,7 @@ def _vocabulary(saved: dict[str, Any], config: Config, source: Path) -> list[Dif
     folder = source.parent / VOCABULARY
     if source.parent.resolve() == config.run_dir.resolve() or not folder.is_dir():
         return []
-    before, after = (dict(_parts(one["dataset"])).get(_REPORTS) for one in (saved, config.data))
+    before, after = (dict(data_parts(one["dataset"])).get(REPORTS) for one in (saved, config.data))
     if before is None or after is None:
         return []
     if before[1].get("tokenizer") is not None or after[1].get("tokenizer") is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -49,7 +50,17 @@ class AlignedDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """A sample: as a loader asks for it, or by its number alone, which is epoch 0.
+
+        Raises:
+            IndexError: there is no sample of that number; numbers below 0 count from the end.
+        """
+        if not isinstance(key, SampleKey):
+            index = operator.index(key)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"sample {index} of {len(self)}")
+            key = SampleKey(index % len(self))
         line = int(self.kept[key.index])
         sample: Sample = {"index": key.index}
         for part in self.parts:

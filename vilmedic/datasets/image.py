@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torchvision.transforms import v2
 
 from vilmedic.config.types import (
     Above,
@@ -28,20 +26,9 @@ from vilmedic.datasets.image_tokens import TokenFile
 from vilmedic.datasets.lines import listed, read_lines
 from vilmedic.datasets.picture_cache import PictureCache
 from vilmedic.datasets.picture_sources import open_pictures
-from vilmedic.datasets.sample import seeded, stable_seed
-from vilmedic.datasets.transforms import (
-    build_transforms,
-    check_sizes,
-    crop_square,
-    flips,
-    preset_transforms,
-    resized_shape,
-    try_transforms,
-    without_flips,
-)
+from vilmedic.datasets.pixels import Pixels
+from vilmedic.datasets.transforms import check_sizes, resized_shape
 from vilmedic.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a picture, as shares of its width and height."""
@@ -121,32 +108,24 @@ class ImageDataset(Part):
     ) -> None:
         if multi_image > 1 and views > 1:
             raise ValueError("multi_image and views cannot both be above 1.")
-        if transforms is not None and preset != "resize_crop":
-            raise ValueError(f"preset={preset} and a list of transforms exclude each other.")
+        self.pixels = Pixels(
+            training=training,
+            resize=resize,
+            crop=crop,
+            color=color,
+            views=views,
+            preset=preset,
+            transforms=transforms,
+            eval_transforms=eval_transforms,
+            mean=mean,
+            std=std,
+            max_pixels=max_pixels,
+        )
         self.training, self.seed = training, seed
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
         self.token_file: TokenFile | None = None
         self.resize, self.crop, self.color = resize, crop, color
         self.multi_image, self.views, self.on_error = multi_image, views, on_error
-        self.channels = 1 if color == "grey" else 3
-        self.mean, self.std = list(mean), list(std)
-        # Views are differences between random draws: evaluation needs the random transforms too.
-        self.random = training or (views > 1 and eval_transforms is None)
-        if preset == "center_crop":
-            self.random = False
-        self.own_list = transforms if self.random else eval_transforms
-        self.transforms: list[v2.Transform] = []
-        if self.own_list is not None:
-            self.transforms = build_transforms(self.own_list)
-            try_transforms(self.transforms, self.channels, resize, crop)
-        elif self.random:
-            self.transforms = preset_transforms(preset, crop, self.channels)
-        if views > 1 and not self.transforms and (crop is None or not self.random):
-            raise ValueError(
-                f"views={views}, but these settings make all views of an image alike: there is "
-                "neither a random transform nor a random crop. Choose a preset (simclr_xray), name "
-                "transforms, or set crop below resize."
-            )
 
         texts = read_lines(root, split, file)
         self.pictures = open_pictures(
@@ -173,17 +152,8 @@ class ImageDataset(Part):
         super().__init__(texts, missing)
 
     def keep_sides(self) -> None:
-        """Leave out the flip of a preset: reports say left and right.
-
-        A flip that a list of transforms asks for stays, with a warning.
-        """
-        if self.own_list is None:
-            self.transforms = without_flips(self.transforms)
-        elif any(flips(transform) for transform in self.transforms):
-            logger.warning(
-                "transforms flip images left to right while their reports name sides: "
-                "leave RandomHorizontalFlip out unless that is what you want."
-            )
+        """Leave out flips, since reports say left and right; see `Pixels.keep_sides`."""
+        self.pixels.keep_sides()
 
     def read(self, line: int, epoch: int) -> Sample:
         """The images of a line as a list of uint8 [C, H, W], or its `image_tokens` int64 [N].
@@ -206,9 +176,13 @@ class ImageDataset(Part):
             raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
         if self.views > 1:
             images = images * self.views
-        numbers = (self.seed, epoch if self.training else 0, line)
+        draw = (self.seed, epoch if self.training else 0, line)
+        shared = self.pictures.shared
         try:
-            images = [self._transform(image, *numbers, n) for n, image in enumerate(images)]
+            images = [
+                self.pixels.transformed(image, *draw, view, shared=shared)
+                for view, image in enumerate(images)
+            ]
         except ValueError as error:
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
         return images
@@ -242,15 +216,11 @@ class ImageDataset(Part):
         pixels = batch["images"]
         if pixels.dtype != torch.uint8:
             return batch
-        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        # (pixels / 255 - mean) / std, without a further copy of the batch for each operation
-        images = (pixels * (1 / (255 * std))).sub_(mean / std)
-        return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
+        return batch | {"images": self.pixels.normalized(pixels)}
 
     def properties(self) -> dict[str, Any]:
         """How pixels are normalised."""
-        return {"normalization": (self.mean, self.std)}
+        return {"normalization": (self.pixels.mean, self.pixels.std)}
 
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
@@ -287,18 +257,6 @@ class ImageDataset(Part):
                 "a few samples out."
             )
         self.pictures = cache
-
-    def _transform(self, image: torch.Tensor, seed: int, epoch: int, line: int, view: int) -> Any:
-        if self.pictures.shared and (self.transforms or self.crop is None):
-            image = image.clone()
-        if not self.random and not self.transforms:
-            return image if self.crop is None else crop_square(image, self.crop, random=False)
-        with seeded(stable_seed("image", seed, epoch, line, view)):
-            for transform in self.transforms:
-                image = transform(image)
-            if self.crop is not None:
-                image = crop_square(image, self.crop, random=self.random)
-        return image
 
 
 def image_part(dataset: AlignedDataset) -> ImageDataset:

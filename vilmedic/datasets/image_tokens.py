@@ -82,7 +82,7 @@ def cache_tokens(
                     f"dataset.image.tokens: given cache, but {type(model).__name__} makes no "
                     "tokens of images. Allowed: null, or model.proto=DALLE."
                 )
-            if part.random or part.views > 1 or part.multi_image > 1:
+            if part.pixels.random or part.views > 1 or part.multi_image > 1:
                 raise ConfigError(
                     "dataset.image.tokens: given cache, but tokens are computed once, and these "
                     "images are several or differ from epoch to epoch. Set "
@@ -118,8 +118,8 @@ def _key(part: ImageDataset, vae: Any, folder: Path) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     how: list[Any] = [VERSION, decoders(), vae.pixels.mean_and_std]
-    how += [part.resize, part.crop, part.color, part.mean, part.std]
-    how += [[repr(transform) for transform in part.transforms]]
+    how += [part.resize, part.crop, part.color, part.pixels.mean, part.pixels.std]
+    how += [[repr(transform) for transform in part.pixels.transforms]]
     lines = [line for line in range(len(part.texts)) if line not in part.dropped]
     how += [len(part.texts), lines, part.pictures.contents(lines, folder)]
     digest.update(json.dumps(how).encode())

@@ -90,6 +90,15 @@ class LabelDataset(Part):
         return {"labels": self.names, "multi_label": self.multi_label}
 
 
+def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:
+    """The label names of a run, and whether a sample may have several; none when it keeps none."""
+    try:
+        saved = json.loads((run_dir / LABELS_FILE).read_text(encoding="utf-8"))
+        return tuple(map(str, saved["labels"])), bool(saved["multi_label"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return (), False
+
+
 def label_counts(dataset: Any) -> dict[str, int] | None:
     """How many samples of a data set have each label; None for data without this kind of labels."""
     for part in getattr(dataset, "parts", ()):

@@ -24,11 +24,11 @@ class ImSeq(AlignedDataset):
         super().__init__(image, seq)
 
     def encode_text(self, reports: Sequence[str]) -> Batch:
-        """Ids of any reports, such as prompts; see `TextDataset.encode`."""
-        return self.seq.encode(reports)
+        """Ids of any reports, such as prompts; see `ReportTokens.encode`."""
+        return self.seq.encode_text(reports)
 
     def words(self, report: str) -> list[str]:
-        """The words of any report; see `TextDataset.words`."""
+        """The words of any report; see `ReportTokens.words`."""
         return self.seq.words(report)
 
 
@@ -47,11 +47,11 @@ class ImSeqLabel(AlignedDataset):
         super().__init__(image, seq, label)
 
     def encode_text(self, reports: Sequence[str]) -> Batch:
-        """Ids of any reports, such as prompts; see `TextDataset.encode`."""
-        return self.seq.encode(reports)
+        """Ids of any reports, such as prompts; see `ReportTokens.encode`."""
+        return self.seq.encode_text(reports)
 
     def words(self, report: str) -> list[str]:
-        """The words of any report; see `TextDataset.words`."""
+        """The words of any report; see `ReportTokens.words`."""
         return self.seq.words(report)
 
 

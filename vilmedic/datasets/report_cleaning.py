@@ -94,3 +94,8 @@ CLEANERS: dict[str, Callable[[str], str]] = {
     "gloria_clean_report_chexpert": gloria_clean_report_chexpert,
     "multilingual_clean_report": multilingual_clean_report,
 }
+
+
+def clean(processing: str | None, report: str) -> str:
+    """Apply a cleaning by its name; None leaves a report as it is."""
+    return CLEANERS[processing](report).strip() if processing else report

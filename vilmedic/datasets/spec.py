@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vilmedic.errors import ConfigError
 
@@ -38,6 +40,34 @@ class DataSpec:
         """The largest id that the tokenizer can produce plus one: ids may have gaps."""
         return None if self.tokenizer is None else max(self.tokenizer.get_vocab().values()) + 1
 
+    def to_plain(self) -> dict[str, Any]:
+        """The properties as plain values, which a checkpoint can hold; see `from_plain`."""
+        return {
+            "tokenizer": None if self.tokenizer is None else _plain_tokenizer(self.tokenizer),
+            "tokenizer_max_len": self.tokenizer_max_len,
+            "labels": list(self.labels),
+            "multi_label": self.multi_label,
+            "filler": self.filler,
+            "normalization": None if self.normalization is None else list(self.normalization),
+        }
+
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Any]) -> DataSpec:
+        """The properties that `to_plain` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: they are damaged.
+        """
+        tokenizer, normalization = saved["tokenizer"], saved["normalization"]
+        return cls(
+            tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
+            tokenizer_max_len=saved["tokenizer_max_len"],
+            labels=tuple(saved["labels"]),
+            multi_label=bool(saved["multi_label"]),
+            filler=saved["filler"],
+            normalization=None if normalization is None else (normalization[0], normalization[1]),
+        )
+
     def check_pixels(self, model: str) -> None:
         """Refuse normalised images, for a model that takes pixels in 0..1.
 
@@ -56,3 +86,29 @@ class DataSpec:
                 "0..1 and normalises them itself. Set mean=[0] and std=[1] where the data set says "
                 "how images are read."
             )
+
+
+SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+
+
+def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
+    special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # How reports are cut and padded is said with each call, and the last one is remembered there.
+    content |= {"truncation": None, "padding": None}
+    return {
+        "json": json.dumps(content, ensure_ascii=False),
+        "special": {name: str(word) for name, word in special.items() if word is not None},
+    }
+
+
+def _tokenizer(saved: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        backend = Tokenizer.from_str(saved["json"])
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise ValueError(f"its tokenizer is damaged: {error}") from None
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **saved["special"])

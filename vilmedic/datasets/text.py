@@ -9,20 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import Batch, Part, Sample
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.report_cleaning import CLEANERS
+from vilmedic.datasets.report_cleaning import CLEANERS, clean
+from vilmedic.datasets.report_tokens import ReportTokens
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.scripts import words
 from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
-from vilmedic.datasets.words import NO_WORD, word_numbers, word_texts
 from vilmedic.errors import ConfigError, DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -35,13 +34,10 @@ USUAL_TOKENS = {
     "sep_token": ("[SEP]", "</s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
-PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 
 
 class TextDataset(Part):
     """Reports read from `<root>/<split>.<file>`, cleaned and turned into ids.
-
-    A batch is as long as its longest report, rounded up to a multiple of 8.
 
     Args:
         root: folder that holds the line files.
@@ -103,6 +99,7 @@ class TextDataset(Part):
             training and split == "train",
             vocab_min_frequency,
         )
+        self.reports = ReportTokens(self.tokenizer, tokenizer_max_len, processing)
         # Runs with a word list learned padding as a word among others.
         listed_words = word_list(tokenizer, Path(run_dir)) is not None
         self.filler = self.tokenizer.pad_token_id if listed_words else None
@@ -110,38 +107,25 @@ class TextDataset(Part):
 
     def clean(self, report: str) -> str:
         """Apply `processing` to a report."""
-        return CLEANERS[self.processing](report).strip() if self.processing else report
-
-    def encode(self, reports: Sequence[str]) -> Batch:
-        """Clean and tokenize any reports, such as prompts.
-
-        Returns:
-            `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]: the last one numbers the
-            words of a report from 0, special tokens included, and is -1 for padding.
-        """
-        return self._pad([self._tokens(self.clean(report)) for report in reports])
+        return clean(self.processing, report)
 
     def encode_text(self, reports: Sequence[str]) -> Batch:
-        """The same as `encode`, under the name that combined data sets have for it."""
-        return self.encode(reports)
+        """The ids of any reports, such as prompts; see `ReportTokens.encode`."""
+        return self.reports.encode(reports)
 
     def words(self, report: str) -> list[str]:
-        """The words of any report as the tokenizer splits it, in the numbering of `word_ids`."""
-        text = self.clean(report)
-        encoded = self.tokenizer(text, truncation=True, max_length=self.tokenizer_max_len)
-        encoding = encoded.encodings[0]
-        numbers = word_numbers(encoding.word_ids)
-        return word_texts(numbers, encoding.offsets, encoding.tokens, text)
+        """The words of any report; see `ReportTokens.words`."""
+        return self.reports.words(report)
 
     def read(self, line: int, epoch: int) -> Sample:
         """The tokens of a line's report, or of one sentence of it, and whether they were cut."""
-        return self._tokens(
+        return self.reports.tokens(
             self._sentence(line, epoch) if self.sample_sentence else self.cleaned[line]
         )
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]."""
-        return self._pad(samples)
+        return self.reports.pad(samples)
 
     def show(self, line: int) -> dict[str, Any]:
         """The report as its file has it."""
@@ -163,29 +147,6 @@ class TextDataset(Part):
         draw = random.Random(stable_seed("sentence", self.seed, epoch, line))
         count = draw.randint(1, min(self.max_sentences, len(usable)))
         return " ".join(usable[i] for i in sorted(draw.sample(range(len(usable)), count)))
-
-    def _tokens(self, text: str) -> Sample:
-        """`ids`, the word of each (`words`), and whether the report was cut (`truncated`)."""
-        encoded = self.tokenizer(text, truncation=True, max_length=self.tokenizer_max_len)
-        encoding = encoded.encodings[0]
-        return {
-            "ids": encoded["input_ids"],
-            "words": word_numbers(encoding.word_ids),
-            "truncated": bool(encoding.overflowing),
-        }
-
-    def _pad(self, samples: Sequence[Sample]) -> Batch:
-        longest = max(len(sample["ids"]) for sample in samples)
-        length = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.tokenizer_max_len)
-        ids = torch.full((len(samples), length), self.tokenizer.pad_token_id, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        words = torch.full_like(ids, NO_WORD)
-        for row, sample in enumerate(samples):
-            used = slice(len(sample["ids"]))
-            ids[row, used] = torch.tensor(sample["ids"])
-            mask[row, used] = 1
-            words[row, used] = torch.tensor(sample["words"])
-        return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
 
     def _usable(self, texts: Lines, empty: dict[int, str], on_error: str) -> Iterator[str]:
         """The cleaned reports with something left, each cleaned once; the others go to `empty`.

@@ -24,7 +24,11 @@ NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
     r"_(?P<epoch>[0-9]+)_(?P<seed>[0-9]+)\.pth"
 )
-STATE_NAME = re.compile(r"(?P<kind>last|previous)_(?P<seed>0|[1-9][0-9]*)\.pth")
+STATE_NAME = re.compile(
+    r"(?P<kind>last|previous|state_(?P<step>0|[1-9][0-9]*))_(?P<seed>0|[1-9][0-9]*)\.pth"
+)
+FOR_TRAINING = ("optimizer", "schedule", "scale", "random", "random_of_others")
+"""What a state holds for the training to go on, and a best checkpoint does not."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +69,42 @@ def previous_name(seed: int) -> str:
     return f"previous_{seed}.pth"
 
 
+def state_name(step: int, seed: int) -> str:
+    """File name of the state of an earlier end of an epoch, as `trainor.keep_states` keeps it."""
+    return f"state_{step}_{seed}.pth"
+
+
 def states(run_dir: Path, seed: int) -> list[Path]:
     """Every state of a run that is there, the newest first: all of them can be continued."""
     names = [run_dir / last_name(seed), run_dir / previous_name(seed)]
-    named = sorted(scored(run_dir, seed), key=epoch_of, reverse=True)
-    return [path for path in names if path.exists()] + named
+    return [path for path in names if path.exists()] + kept_states(run_dir, seed)
+
+
+def kept_states(run_dir: Path, seed: int) -> list[Path]:
+    """The files `state_<step>_<seed>.pth` of a run, the newest first."""
+    found = [
+        (int(match["step"]), path)
+        for path in run_dir.glob(f"state_*_{seed}.pth")
+        if (match := STATE_NAME.fullmatch(path.name)) is not None and int(match["seed"]) == seed
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step in the name of a file `state_<step>_<seed>.pth`."""
+    match = STATE_NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match["step"])
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run without what only its training needs: the weights and what they are."""
+    return {key: value for key, value in state.items() if key not in FOR_TRAINING}
+
+
+def can_continue(state: dict[str, Any]) -> bool:
+    """Whether training can go on from a checkpoint, as far as its keys tell."""
+    return "progress" in state and "optimizer" in state
 
 
 def newest_seed(run_dir: Path) -> int | None:
@@ -307,17 +342,28 @@ def save_checkpoint(
     sync_folder(path.parent)
 
 
-def _keep(source: Path, name: Path, *, replaced: Path) -> None:
-    """Give a file a further name, without copying it; what had the name before loses it."""
-    if not source.is_file() or (name.exists() and name.samefile(source)):
-        return
+def link(source: Path, name: Path) -> bool:
+    """Give a file a further name, without copying it; what had the name before loses it.
+
+    Returns:
+        Whether it has the name now: there is no such file, or a file system has no hard links.
+    """
+    if name.exists() and name.samefile(source):
+        return True
     draft = name.with_name(f".{name.name}.tmp")
     draft.unlink(missing_ok=True)
     try:
         os.link(source, draft)
         os.replace(draft, name)
-    except OSError:  # a file system without hard links
+    except OSError:
         draft.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _keep(source: Path, name: Path, *, replaced: Path) -> None:
+    """Give a file a further name that is about to lose its own."""
+    if source.is_file() and not link(source, name):
         if source == replaced:
             os.replace(source, name)
         else:
@@ -339,10 +385,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     state = unify(load_plain(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
-    for key, kind in (("config", dict), ("progress", dict), ("ema", dict)):
-        if not isinstance(state.get(key), kind | None):
+    for key in ("config", "progress", "ema", "data", "networks"):
+        if not isinstance(state.get(key), dict | None):
             what = type(state[key]).__name__
             raise CheckpointError(f"{path}: is damaged: its '{key}' is a {what}.")
+    for name, config in (state.get("networks") or {}).items():
+        if not (isinstance(name, str) and isinstance(config, dict)):
+            raise CheckpointError(f"{path}: is damaged: its 'networks' hold other than settings.")
     if not all(isinstance(value, torch.Tensor) for value in (state.get("ema") or {}).values()):
         raise CheckpointError(f"{path}: is damaged: its averaged weights are no tensors.")
     return state

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vilmedic import distributed
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.build import build, build_calls, entries
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.scores import distinct
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import VilmedicError
+from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.baselines import RawPixels
 from vilmedic.executors.device import pick_device
@@ -69,6 +70,7 @@ class Ensemblor:
         headers = {path: checkpoint.read_header(path) for path in self.paths}
         self.checkpoints = [describe_checkpoint(*one) for one in headers.items()]
         self.changed = self._follow(headers)
+        self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
         self.system = str(self.config.model.get("proto", "model"))
         self.source = source(self.system, self.checkpoints, ema=self.section.ema)
         self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
@@ -124,7 +126,11 @@ class Ensemblor:
             self._write(results[split])
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
-            baseline = self._networks([self._baseline(name)])
+            try:
+                baseline = self._networks([self._baseline(name)])
+            except ConfigError as error:  # weights that training began with and that are gone
+                LOGGER.warning("The baseline %s is left out: %s", name, error)
+                continue
             for split in self.section.splits:
                 results[split]["baselines"][name] = self._measure(baseline, split)
                 self._write(results[split])
@@ -345,9 +351,10 @@ class Ensemblor:
         Args:
             filled: whether a checkpoint fills it, so that published weights are not looked for.
         """
+        known = Filled(self.networks) if filled else None
         seed_everything(self.section.seed)
         spec = self._dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec, filled=filled)
+        model: Model = build(MODELS, self.config.model, spec=spec, filled=known)
         return model.to(self.device)
 
     def _build_dataset(self, split: str) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,65 @@ class Report:
     text: str
     source: str
     real: Tensor | None = None
+
+
+def generate_images(
+    models: Sequence[DALLE],
+    encoded: Mapping[str, Tensor],
+    text: str,
+    section: GenerationSection,
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    start: Tensor | None = None,
+    progress: Callable[[int], object] = lambda _tokens: None,
+) -> Tensor:
+    """Images of one text.
+
+    Args:
+        models: one or several, in evaluation mode on their device.
+        encoded: `input_ids` and `attention_mask` [1, T] of the text.
+        text: the text, which the draws depend on.
+        section: how to draw, and how many.
+        seed: of the draws; see `ImageGeneration`.
+        batch_size: images made at once.
+        device: where the models are.
+        precision: `fp32` or `bf16`.
+        start: first tokens of the images, int64 [1, n]; None draws all.
+        progress: told how many tokens were drawn.
+
+    Returns:
+        float32 [num_images, C, H, W] in 0..1, on the CPU.
+    """
+    sampling = Sampling(
+        section.temperature, section.filter_thres, section.top_p, section.cond_scale
+    )
+    images = []
+    for first in range(0, section.num_images, batch_size):
+        numbers = range(first, min(first + batch_size, section.num_images))
+        draws = torch.stack([_draws(models[0], text, seed, number) for number in numbers])
+        size = len(numbers)
+        with autocast(device, precision):
+            tokens = generate_tokens(
+                models,
+                encoded["input_ids"].expand(size, -1).to(device),
+                encoded["attention_mask"].expand(size, -1).to(device),
+                draws.to(device),
+                sampling,
+                start=None if start is None else start.expand(size, -1),
+                progress=progress,
+            )
+        with torch.inference_mode():
+            images.append(models[0].vae.decode(tokens).float().cpu())
+    return torch.cat(images)
+
+
+def _draws(model: DALLE, text: str, seed: int, number: int) -> Tensor:
+    """The random numbers of one image, one a token."""
+    random = torch.Generator().manual_seed(stable_seed(f"generate {text}", seed, number))
+    return torch.rand(model.image_seq_len, generator=random, dtype=torch.float64)
 
 
 @dataclass(kw_only=True)
@@ -126,37 +185,20 @@ class ImageGeneration:
 
     def generate(self, dataset: Any, report: Report, bar: Any) -> Tensor:
         """The images of a report in the order of their numbers, [num_images, C, H, W] in 0..1."""
-        encoded = dataset.encode_text([report.text])
-        start = self._start(dataset, report)
-        section = self.section
-        sampling = Sampling(
-            section.temperature, section.filter_thres, section.top_p, section.cond_scale
+        made = generate_images(
+            self.models,
+            dataset.encode_text([report.text]),
+            report.text,
+            self.section,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            start=self._start(dataset, report),
+            progress=bar.update,
         )
-        images = []
-        for first in range(0, section.num_images, self.batch_size):
-            numbers = range(first, min(first + self.batch_size, section.num_images))
-            draws = torch.stack([self._draws(report.text, number) for number in numbers])
-            size = len(numbers)
-            with autocast(self.device, self.precision):
-                tokens = generate_tokens(
-                    self.models,
-                    encoded["input_ids"].expand(size, -1).to(self.device),
-                    encoded["attention_mask"].expand(size, -1).to(self.device),
-                    draws.to(self.device),
-                    sampling,
-                    start=None if start is None else start.expand(size, -1),
-                    progress=bar.update,
-                )
-            with torch.inference_mode():
-                images.append(self.models[0].vae.decode(tokens).float().cpu())
-        made = torch.cat(images)
         grey = image_part(dataset).color == "grey"
         return made.mean(dim=1, keepdim=True) if grey else made
-
-    def _draws(self, text: str, number: int) -> Tensor:
-        """The random numbers of one image, one a token."""
-        random = torch.Generator().manual_seed(stable_seed(f"generate {text}", self.seed, number))
-        return torch.rand(self.models[0].image_seq_len, generator=random, dtype=torch.float64)
 
     def _primed(self) -> int:
         """The number of tokens that are taken from a real image."""

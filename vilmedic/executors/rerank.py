@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.config.build import build
-from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.report_cleaning import CLEANERS
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.datasets.text import TextDataset, load_tokenizer
-from vilmedic.datasets.transforms import crop_square, resize_short_side
-from vilmedic.datasets.vocabulary import run_vocabulary
-from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.checkpoint import load_checkpoint, load_weights
-from vilmedic.registry import MODELS
+from vilmedic.errors import ConfigError
+from vilmedic.executors.device import move
+from vilmedic.executors.from_checkpoint import from_checkpoint
+from vilmedic.models.convirt import ConVIRT
 
 KEY = "ensemblor.rerank.ckpt"
 
@@ -31,7 +23,7 @@ class Reranker:
     checkpoint; the data of that run are not needed.
 
     Args:
-        ckpt: path of the checkpoint, in its run directory.
+        ckpt: path of the checkpoint.
         device: where to compute.
 
     Raises:
@@ -40,25 +32,15 @@ class Reranker:
     """
 
     def __init__(self, ckpt: str, device: torch.device) -> None:
-        path = Path(ckpt)
-        state = load_checkpoint(path)
-        config = state.get("config") or {}
-        if "model" not in config or "dataset" not in config:
-            raise CheckpointError(f"{KEY}: {path} does not hold the configuration of its run.")
-        proto = config["model"].get("proto")
-        if proto != "ConVIRT":
-            raise ConfigError(f"{KEY}: {path} is a checkpoint of {proto}; allowed: ConVIRT.")
-        sections = config["dataset"]
-        if "seq" not in sections or "image" not in sections:
-            raise ConfigError(f"{KEY}: {path} was not trained on images and reports.")
-        self.text = _with_defaults(TextDataset, sections["seq"])
-        self.image = _with_defaults(ImageDataset, sections["image"])
-        self.tokenizer = self._tokenizer(path.parent)
-        spec = DataSpec(tokenizer=self.tokenizer, tokenizer_max_len=self.text["tokenizer_max_len"])
+        found = from_checkpoint(Path(ckpt))
+        if not isinstance(found.model, ConVIRT):
+            kind = type(found.model).__name__
+            raise ConfigError(f"{KEY}: {ckpt} is a checkpoint of {kind}; allowed: ConVIRT.")
+        if found.reports is None or found.pixels is None:
+            raise ConfigError(f"{KEY}: {ckpt} was not trained on images and reports.")
         self.device = device
-        self.model = build(MODELS, config["model"], spec=spec, filled=True)
-        load_weights(self.model, state, path)
-        self.model.to(device).eval()
+        self.reports, self.pixels = found.reports, found.pixels
+        self.model = found.model.to(device)
 
     @torch.inference_mode()
     def scores(self, report: str, images: Tensor) -> list[float]:
@@ -68,14 +50,7 @@ class Reranker:
             report: the text.
             images: [B, 1 or 3, H, W] in 0..1.
         """
-        clean = CLEANERS[self.text["processing"]] if self.text["processing"] else str
-        encoded = self.tokenizer(
-            [clean(report)],
-            truncation=True,
-            max_length=self.text["tokenizer_max_len"],
-            return_tensors="pt",
-        )
-        batch = {key: encoded[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        batch = move(self.reports.encode([report]), self.device)
         wanted = self.model.encode_text(batch)["linguistic"]
         distinct, places = images.unique(dim=0, return_inverse=True)
         found = self.model.encode({"images": self._prepare(distinct)})["visual"]
@@ -84,36 +59,8 @@ class Reranker:
         return agreement
 
     def _prepare(self, images: Tensor) -> Tensor:
-        pixels = (images.to(self.device) * 255).round().to(torch.uint8)
-        if self.image["color"] == "grey":
+        pixels = (images * 255).round().to(torch.uint8)
+        if self.pixels.channels == 1:
             pixels = pixels.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
-        size, crop = self.image["resize"], self.image["crop"]
-        if size is not None:
-            pixels = resize_short_side(pixels, size)
-        if crop is not None:
-            pixels = crop_square(pixels, crop, random=False)
-        mean, std = (
-            torch.tensor(self.image[name], device=self.device).view(1, -1, 1, 1)
-            for name in ("mean", "std")
-        )
-        normalised = (pixels.float() / 255 - mean) / std
-        return normalised.expand(-1, 3, -1, -1)
-
-    def _tokenizer(self, run_dir: Path) -> Any:
-        if self.text["tokenizer"] is not None:
-            try:
-                return load_tokenizer(self.text["tokenizer"])
-            except ValueError as error:
-                raise ConfigError(f"{KEY}: {error}") from error
-        return run_vocabulary(
-            run_dir,
-            None,
-            processing=self.text["processing"],
-            min_frequency=self.text["vocab_min_frequency"],
-        )
-
-
-def _with_defaults(cls: type, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a constructor, with its defaults where they are not given."""
-    parameters = inspect.signature(cls).parameters.values()
-    return {one.name: one.default for one in parameters} | given
+        plain = torch.stack([self.pixels.plain(image) for image in pixels.cpu()])
+        return self.pixels.normalized(plain.to(self.device))

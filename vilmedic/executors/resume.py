@@ -70,7 +70,7 @@ def find_start(config: Config) -> Start:
         return Start(choose_seed(run_dir, wanted))
     if config.ckpt == "auto":
         seed = checkpoint.newest_seed(run_dir) if wanted is None else wanted
-        there = [] if seed is None else checkpoint.states(run_dir, seed)
+        there = [] if seed is None else _left_by(run_dir, seed)
         if seed is not None and there:
             return _newest_whole(there, seed)
         LOGGER.info("ckpt=auto: nothing to continue in %s, a new run begins", run_dir)
@@ -95,6 +95,15 @@ def find_start(config: Config) -> Start:
     if moved:
         choose_seed(run_dir, state["seed"])
     return Start(state["seed"], path, state, moved, seen=seen)
+
+
+def _left_by(run_dir: Path, seed: int) -> list[Path]:
+    """What a run may be continued from: its states, then best checkpoints, the newest first.
+
+    Best ones hold weights only, but those of earlier versions can be continued.
+    """
+    best = sorted(checkpoint.scored(run_dir, seed), key=checkpoint.epoch_of, reverse=True)
+    return [*checkpoint.states(run_dir, seed), *best]
 
 
 def _seen(path: Path) -> tuple[int, ...] | None:
@@ -132,6 +141,8 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
             if state["seed"] != seed:
                 raise CheckpointError(f"{path}: holds a run with seed {state['seed']}.")
         except CheckpointError as error:
+            if isinstance(error, WeightsOnly) and checkpoint.NAME.fullmatch(path.name):
+                continue
             LOGGER.warning("ckpt=auto: %s", error)
             damaged.append(path)
             refused = error if isinstance(error.__cause__, OSError) else refused
@@ -147,8 +158,12 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
         return Start(seed, path, state, damaged=tuple(damaged), seen=seen)
     if refused is not None:
         raise refused
-    LOGGER.warning("ckpt=auto: no state of seed %d is whole: the run begins anew", seed)
+    LOGGER.warning("ckpt=auto: no state of seed %d can be continued: the run begins anew", seed)
     return Start(seed, damaged=tuple(damaged))
+
+
+class WeightsOnly(CheckpointError):
+    """A checkpoint without what training needs to go on, as the best ones of a run are."""
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -158,8 +173,17 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, or lacks what training needs.
     """
     state = checkpoint.load_checkpoint(path)
-    if "progress" not in state:
-        raise CheckpointError(f"{path}: holds weights only, so training cannot continue.")
+    if not checkpoint.can_continue(state):
+        encoders = [
+            f"model.{part}.pretrained={path}"
+            for part in ("cnn", "encoder")
+            if any(name.startswith(f"{part}.") for name in state["model"])
+        ]
+        instead = f", or start a new run from its weights: {' '.join(encoders)}" if encoders else ""
+        raise WeightsOnly(
+            f"{path}: holds weights only, so training cannot continue from it. Continue the newest "
+            f"state of a run with ckpt=auto{instead}."
+        )
     if not (_is_count(state.get("seed")) and isinstance(state.get("config"), dict)):
         raise CheckpointError(f"{path}: is damaged: it has no seed or no configuration.")
     if not _is_setting(state["config"]):

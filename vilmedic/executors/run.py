@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vilmedic import distributed
 from vilmedic.executors.device import pick_device
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 
-def run_training(config: Config) -> None:
-    """Train a model."""
+def run_training(config: Config) -> Trainor:
+    """Train a model; returns what trained it."""
     _announce(config)
     with distributed.process_group(pick_device(config.trainor.device)):
         trainor = Trainor(config)
@@ -27,15 +27,16 @@ def run_training(config: Config) -> None:
         finally:
             # a run that was interrupted or failed is the one whose curves are looked at first
             write_pages(config.run_dir)
+        return trainor
 
 
-def run_ensemble(config: Config) -> None:
-    """Evaluate trained checkpoints."""
+def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
+    """Evaluate trained checkpoints; returns the results of each split."""
     _announce(config)
     with distributed.process_group(pick_device(config.ensemblor.device)):
         ensemblor = Ensemblor(config)
         try:
-            ensemblor.start()
+            return ensemblor.start()
         finally:
             if config.ensemblor.report:
                 write_pages(config.run_dir)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from vilmedic.errors import ConfigError
-from vilmedic.executors.checkpoint import states
+from vilmedic.executors.checkpoint import STATE_NAME, scored, states
 from vilmedic.executors.log import LOGGER
 from vilmedic.files import replace_text
 
@@ -55,11 +55,9 @@ def make_run_directory(run_dir: Path) -> None:
 def used_seeds(run_dir: Path) -> set[int]:
     """The seeds of all runs that left something in a run directory."""
     names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
-    found = [
-        re.fullmatch(r"(?:config_([0-9]+)\.yml|(?:last|previous)_([0-9]+)\.pth)", name)
-        for name in names
-    ]
-    return {int(match[1] or match[2]) for match in found if match is not None}
+    configs = [re.fullmatch(r"config_(?P<seed>[0-9]+)\.yml", name) for name in names]
+    found = [*configs, *map(STATE_NAME.fullmatch, names)]
+    return {int(match["seed"]) for match in found if match is not None}
 
 
 def unsaved_seed(run_dir: Path) -> int | None:
@@ -69,6 +67,7 @@ def unsaved_seed(run_dir: Path) -> int | None:
         for path in run_dir.glob("config_*.yml")
         if (match := re.fullmatch(r"config_([0-9]+)\.yml", path.name))
         and not states(run_dir, int(match[1]))
+        and not scored(run_dir, int(match[1]))
     ]
     newest = max(begun, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else int(newest.stem.removeprefix("config_"))
@@ -85,10 +84,14 @@ def choose_seed(run_dir: Path, wanted: int | None) -> int:
         return next(
             seed for seed in iter(lambda: secrets.randbelow(1_000_000), None) if seed not in used
         )
-    if wanted in used and (there := states(run_dir, wanted)):
+    if wanted not in used:
+        return wanted
+    there = states(run_dir, wanted)
+    if there or scored(run_dir, wanted):
+        remedy = f"Continue it with ckpt={there[0].name}, or give" if there else "Give"
         raise ConfigError(
-            f"trainor.seed: {run_dir} already holds a run with seed {wanted}. Continue it with "
-            f"ckpt={there[0].name}, or give another seed or another name."
+            f"trainor.seed: {run_dir} already holds a run with seed {wanted}. {remedy} another "
+            "seed or another name."
         )
     return wanted
 

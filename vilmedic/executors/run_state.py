@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vilmedic import distributed
+from vilmedic.blocks.pretrained import network_configs
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint, resume
@@ -53,6 +54,8 @@ def capture(run: Trainor, score: float | None) -> dict[str, Any]:
         "epoch": finished,
         "seed": run.seed,
         "config": run.config.data,
+        "data": run.data.spec.to_plain(),
+        "networks": network_configs(run.model),
     }
 
 

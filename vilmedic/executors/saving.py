@@ -17,16 +17,18 @@ from vilmedic.executors.run_directory import remove, set_aside
 
 
 class Saver:
-    """Writes `last_<seed>.pth` and the best `keep` checkpoints of a run.
+    """Writes `last_<seed>.pth`, the best `keep` checkpoints and earlier states of a run.
 
     The state that `last_<seed>.pth` replaces stays as `previous_<seed>.pth`: should the newest one
-    be damaged, no more than what was trained between two saves is lost. Of several processes the
-    main one writes, and all learn whether that worked.
+    be damaged, no more than what was trained between two saves is lost. States of ends of epochs
+    stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none is written twice. Best
+    checkpoints hold the weights without what only training needs. Of several processes the main one
+    writes, and all learn whether that worked.
 
     Args:
         run_dir: the directory of the run.
         seed: the run's seed.
-        section: `save_every`, `keep` and the metric that ranks.
+        section: `save_every`, `keep`, `keep_states` and the metric that ranks.
         better: `higher` or `lower`, whatever is better of that metric.
         before: brings to the disk what a checkpoint relies on.
         clock: seconds that go by.
@@ -54,6 +56,8 @@ class Saver:
         self.problem: str | None = None
         self._previous = run_dir / checkpoint.previous_name(seed)
         self._newest = started_from
+        # Where there are no hard links: the name of the newest state once it is no longer that.
+        self._later: Path | None = None
         self._run_dir, self._seed, self._section = run_dir, seed, section
         self._ranking = (section.early_stop_metric, better)
         self._before, self._clock = before, clock
@@ -73,14 +77,19 @@ class Saver:
         """Write the newest state; returns whether the disk took it."""
 
         def save() -> bool:
-            kept = None if self._newest is None else (self._newest, self._previous)
+            name = self._later or self._previous
+            kept = None if self._newest is None else (self._newest, name)
             if not self._write(state, self.last, kept):
                 return False
+            if self._later is not None:
+                self._previous.unlink(missing_ok=True)  # older than the state that is kept now
             self._newest = self.last
+            self._keep_state(**{key: progress.get(key) for key in ("step", "batch")})
             return True
 
+        progress = state.get("progress", {})
         if done := distributed.on_main(save):
-            self.saved = state.get("progress", {}).get("step")
+            self.saved = progress.get("step")
         return done
 
     def save_best(self, state: dict[str, Any], score: float, epoch: int) -> bool:
@@ -88,7 +97,7 @@ class Saver:
 
         def save() -> bool:
             written = self._run_dir / checkpoint.best_name(score, epoch, self._seed)
-            if not self._write(state, written):
+            if not self._write(checkpoint.weights_of(state), written):
                 return False
             others = [one.path for one in self.best() if one.path != written]
             for extra in others[self._section.keep - 1 :]:
@@ -101,7 +110,9 @@ class Saver:
         """Move what this run did not lead to into the folder `set_aside`, where nothing ranks it.
 
         That is what its seed left in epochs that are now trained again, from a checkpoint that is
-        not the newest say, and everything when nothing has been the best yet.
+        not the newest say, and every best checkpoint when nothing has been the best yet. The state
+        that the run continues is kept if it is one to keep: its run may have been killed before it
+        was.
         """
         first = 0 if progress.best is None else progress.epoch
 
@@ -111,6 +122,12 @@ class Saver:
             for path in checkpoint.scored(self._run_dir, self._seed):
                 if checkpoint.epoch_of(path) >= first:
                     set_aside(path)
+            for path in checkpoint.kept_states(self._run_dir, self._seed):
+                if checkpoint.step_of(path) > progress.step:
+                    set_aside(path)
+            here = self._run_dir.resolve()
+            if self._newest is not None and self._newest.parent.resolve() == here:
+                self._keep_state(progress.step, progress.batch)
 
         distributed.on_main(move)
 
@@ -130,6 +147,23 @@ class Saver:
             except CheckpointError as error:
                 LOGGER.warning("Not ranked: %s", error)
         return checkpoint.rank([one for one in found if (one.metric, one.better) == self._ranking])
+
+    def _keep_state(self, step: int | None, batch: int | None) -> None:
+        """Let the newest state stay under a name of its own, if it is one of the end of an epoch.
+
+        Args:
+            step: the optimizer step after which it was written.
+            batch: batches of the epoch that had been trained on; 0 at its end.
+        """
+        self._later = None
+        if not self._section.keep_states or not step or batch != 0 or self._newest is None:
+            return
+        name = self._run_dir / checkpoint.state_name(step, self._seed)
+        if not checkpoint.link(self._newest, name) and self._newest == self.last:
+            self._later = name
+        there = checkpoint.kept_states(self._run_dir, self._seed)
+        for extra in there[self._section.keep_states :]:
+            remove(extra)
 
     def _write(
         self, state: dict[str, Any], path: Path, kept: tuple[Path, Path] | None = None

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vilmedic import distributed
+from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
@@ -82,7 +83,7 @@ class Trainor:
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
-        filled = start.state is not None
+        filled = None if start.state is None else Filled(start.state.get("networks") or {})
         self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 
 from vilmedic.config.yaml_source import compose, read_file_text
 from vilmedic.errors import ConfigError, DataError, nearest
@@ -29,12 +32,12 @@ class ClassPrompts:
     negative: tuple[str, ...]
 
 
-def load_prompts(path: str, labels: Sequence[str]) -> list[ClassPrompts]:
+def load_prompts(path: str, labels: Sequence[str] | None) -> list[ClassPrompts]:
     """Read `{class: {positive: [...], negative: [...]}}`.
 
     Args:
         path: the YAML file.
-        labels: the label names of the data; a class must be one of them.
+        labels: the label names of the data; a class must be one of them. None takes any class.
 
     Returns:
         The classes in the order of the file.
@@ -62,7 +65,7 @@ def load_prompts(path: str, labels: Sequence[str]) -> list[ClassPrompts]:
         name, where = str(key.value), f"{path}:{_line(key)}"
         if any(known.name == name for known in classes):
             problems.append(f"{where}: the class '{name}' is given twice.")
-        if name not in labels:
+        if labels is not None and name not in labels:
             problems.append(
                 f"{where}: the data has no label '{name}'. Allowed: {', '.join(labels)}."
                 f"{nearest(name, labels)}"
@@ -73,6 +76,40 @@ def load_prompts(path: str, labels: Sequence[str]) -> list[ClassPrompts]:
     if problems:
         raise DataError("\n".join(problems))
     return classes
+
+
+def as_prompts(prompts: Mapping[str, Any]) -> list[ClassPrompts]:
+    """The same out of a mapping; its classes may be any.
+
+    Raises:
+        DataError: it is not of this form.
+    """
+    classes = []
+    for name, sides in prompts.items():
+        texts = [sides.get(side) for side in SIDES] if isinstance(sides, Mapping) else [None]
+        whole = isinstance(sides, Mapping) and set(sides) == set(SIDES)
+        for one in texts:
+            few = isinstance(one, Sequence) and not isinstance(one, str) and len(one) > 0
+            whole = whole and few and all(isinstance(t, str) and t.strip() for t in one or ())
+        if not whole:
+            raise DataError(f"The prompts of the class '{name}' are not of this form. {_form()}")
+        classes.append(ClassPrompts(str(name), *(tuple(one) for one in texts if one)))
+    if not classes:
+        raise DataError(f"There are no prompts. {_form()}")
+    return classes
+
+
+def prompt_weights(classes: list[ClassPrompts]) -> Tensor:
+    """What each prompt contributes to each class: [P, L], float64.
+
+    The mean over the positive prompts of a class minus that over the negative ones; prompts in the
+    order of the classes, positive ones first.
+    """
+    columns = []
+    for c in classes:
+        share = [1 / len(c.positive)] * len(c.positive) + [-1 / len(c.negative)] * len(c.negative)
+        columns.append(torch.tensor(share, dtype=torch.float64).unsqueeze(1))
+    return torch.block_diag(*columns)
 
 
 def _sides(node: yaml.Node, name: str, path: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:

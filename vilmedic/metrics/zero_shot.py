@@ -16,7 +16,7 @@ from vilmedic.errors import DataError
 from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
-from vilmedic.metrics.prompts import ClassPrompts, load_prompts
+from vilmedic.metrics.prompts import ClassPrompts, load_prompts, prompt_weights
 
 logger = logging.getLogger(__name__)
 
@@ -132,19 +132,6 @@ class ZeroShot(Metric):
             return None
         local = similarity.double() @ prompt_weights(classes)
         return local if self.similarity == "local" else (whole + local) / 2
-
-
-def prompt_weights(classes: list[ClassPrompts]) -> Tensor:
-    """What each prompt contributes to each class: [P, L], float64.
-
-    The mean over the positive prompts of a class minus that over the negative ones; prompts in the
-    order of the classes, positive ones first.
-    """
-    columns = []
-    for c in classes:
-        share = [1 / len(c.positive)] * len(c.positive) + [-1 / len(c.negative)] * len(c.negative)
-        columns.append(torch.tensor(share, dtype=torch.float64).unsqueeze(1))
-    return torch.block_diag(*columns)
 
 
 def class_directions(evaluation: Evaluation, classes: list[ClassPrompts]) -> Tensor | None:

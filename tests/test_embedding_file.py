@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from vilmedic.embedding_file import Column, write_embeddings
+from vilmedic.errors import DataError
+
+PLAN = {"checkpoint": "a", "batch": 4}
+WIDTH = 3
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilmedic.embedding_file.PART", 8)
+
+
+def column(
+    count: int = 30, name: str = "visual", key: str = "path", seen: Any = None, stop: int = 10**9
+) -> Column:
+    """Inputs whose embeddings tell their number; embedding ends with an error at `stop`."""
+
+    def embed(start: int, end: int) -> tuple[Any, list[str]]:
+        if start >= stop:
+            raise KeyboardInterrupt
+        if seen is not None:
+            seen.append((start, end))
+        numbers = np.arange(start, end, dtype=np.float32)
+        rows = np.stack([numbers + place / 7 for place in range(WIDTH)], axis=1)
+        rows[numbers == 5] = np.nan
+        return rows, ["cut short" if number == 5 else "" for number in numbers]
+
+    return Column(name, key, [f"{number}.png" for number in range(count)], embed, batch=4)
+
+
+def check(arrays: Any, count: int = 30) -> None:
+    assert arrays["path"].tolist() == [f"{number}.png" for number in range(count)]
+    assert arrays["visual"].dtype == np.float32
+    assert arrays["visual"].shape == (count, WIDTH)
+    assert arrays["visual"][7, 0] == 7
+    assert np.isnan(arrays["visual"][5]).all()
+    assert arrays["path_error"].tolist() == ["cut short" if n == 5 else "" for n in range(count)]
+
+
+def test_a_row_for_each_input(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "features.npz"
+    texts = column(9, "linguistic", "text")
+    told: list[tuple[str, int]] = []
+    assert write_embeddings(out, [column(), texts], PLAN, on_part=lambda *one: told.append(one))
+    with np.load(out, allow_pickle=False) as arrays:
+        check(arrays)
+        assert len(arrays["linguistic"]) == len(arrays["text"]) == 9
+    assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
+    assert told == [("visual", 8)] * 3 + [("visual", 6), ("linguistic", 8), ("linguistic", 1)]
+    before = out.stat().st_mtime_ns
+    assert not write_embeddings(out, [column(stop=0), texts], PLAN)
+    assert out.stat().st_mtime_ns == before
+
+
+def test_parquet_holds_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "features.parquet"
+    assert write_embeddings(out, [column()], PLAN)
+    table = parquet.read_table(out)
+    rows = {name: np.array(table[name].to_pylist()) for name in table.column_names}
+    check(rows | {"visual": rows["visual"].astype(np.float32)})
+    assert not write_embeddings(out, [column(stop=0)], PLAN)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_run_that_was_stopped_continues(tmp_path: Path, suffix: str) -> None:
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    write_embeddings(whole, [column()], PLAN)
+    for stop in (8, 16):
+        with pytest.raises(KeyboardInterrupt):
+            write_embeddings(cut, [column(stop=stop)], PLAN)
+        assert not cut.exists()
+    seen: list[tuple[int, int]] = []
+    write_embeddings(cut, [column(seen=seen)], PLAN)
+    assert seen == [(16, 24), (24, 30)]
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_another_plan_starts_again_and_replaces_nothing_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "features.npz"
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(out, [column(stop=16)], PLAN)
+    seen: list[tuple[int, int]] = []
+    other = PLAN | {"checkpoint": "b"}
+    write_embeddings(out, [column(seen=seen)], other)
+    assert seen[0] == (0, 8)
+    with pytest.raises(DataError, match="--force"):
+        write_embeddings(out, [column()], PLAN)
+    assert write_embeddings(out, [column()], PLAN, force=True)
+
+
+def test_an_error_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at a random part; the same call continues."""
+    import os
+
+    real: Callable[..., None] = os.replace
+    left = random.Random(3).randrange(2, 4)
+
+    def refuse(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    out = tmp_path / "features.npz"
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(DataError, match="the same command continues"):
+        write_embeddings(out, [column()], PLAN)
+    monkeypatch.undo()
+    monkeypatch.setattr("vilmedic.embedding_file.PART", 8)
+    assert write_embeddings(out, [column()], PLAN)
+    with np.load(out, allow_pickle=False) as arrays:
+        check(arrays)

@@ -1,0 +1,229 @@
+"""Embeddings on disk: a row per input, written in parts so that a killed run continues."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from vilmedic.errors import DataError
+
+PART = 1024
+"""Inputs of a part: what a run that is killed loses at most."""
+PLAN = "plan.json"
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Inputs of one kind and what makes embeddings of them.
+
+    Args:
+        name: the array of the file: `visual` or `linguistic`.
+        key: the array of the inputs themselves: `path` or `text`.
+        inputs: the inputs, as text.
+        embed: gives float32 [n, D] and an error per input (empty where there is none) for inputs
+            numbered start to stop. A row with an error holds nan.
+        batch: inputs that are embedded at once; parts are made of whole batches, so that a run that
+            continues gives the bits of one that was never stopped.
+    """
+
+    name: str
+    key: str
+    inputs: Sequence[str]
+    embed: Callable[[int, int], tuple[Rows, list[str]]]
+    batch: int
+
+    @property
+    def part(self) -> int:
+        """Inputs of a part."""
+        return max(1, PART // self.batch) * self.batch
+
+    def starts(self) -> range:
+        """The number of the first input of each part."""
+        return range(0, len(self.inputs), self.part)
+
+
+def write_embeddings(
+    out: Path,
+    columns: Sequence[Column],
+    plan: dict[str, Any],
+    *,
+    force: bool = False,
+    on_part: Callable[[str, int], None] = lambda _name, _size: None,
+) -> bool:
+    """Write the embeddings of inputs, continuing what an earlier call with the same plan began.
+
+    The file holds, of each column, the embeddings float32 [N, D], the inputs [N] and `<key>_error`
+    [N]: the reason why an input has no embedding, or an empty text. `.npz` files load with
+    `numpy.load` and hold the plan as the JSON text `plan`; `.parquet` files hold one column.
+
+    Args:
+        out: the file, `.npz` or `.parquet`.
+        columns: the inputs.
+        plan: what the result depends on: checkpoint, options, inputs. Another plan starts again.
+        force: replace a file that was made with another plan.
+        on_part: told the column and the number of inputs of each part, also of those that an
+            earlier call wrote.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        DataError: another process is writing this file, it is there and of another plan, or it
+            cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    plan = {**plan, "sha256": digest}
+    folder = out.with_name(f".{out.name}.parts")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+            if _holds(out, digest):
+                return False
+            if out.exists() and not force:
+                raise DataError(
+                    f"{out} is there already, and made from other inputs, weights or options. "
+                    "Give another name, or --force to replace it."
+                )
+            if _plan_of(folder / PLAN).get("sha256") != digest:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                _write(folder / PLAN, json.dumps(plan).encode())
+            for column in columns:
+                for start in column.starts():
+                    stop = min(start + column.part, len(column.inputs))
+                    _make_part(folder, column, start, stop)
+                    on_part(column.name, stop - start)
+            draft = folder / f"whole{out.suffix}"
+            write = _write_parquet if out.suffix == ".parquet" else _write_npz
+            write(draft, folder, columns, plan)
+            _sync(draft)
+            os.replace(draft, out)
+            shutil.rmtree(folder)
+    except Timeout:
+        raise DataError(f"{out} is being written by another process.") from None
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written: {error.strerror or error}. What is complete is kept in "
+            f"{folder}: the same command continues."
+        ) from error
+    with contextlib.suppress(OSError):
+        out.with_name(f".{out.name}.lock").unlink()
+    return True
+
+
+def _make_part(folder: Path, column: Column, start: int, stop: int) -> None:
+    path = _part_path(folder, column, start)
+    if path.is_file():
+        return
+    rows, errors = column.embed(start, stop)
+    draft = path.with_suffix(".tmp")
+    with open(draft, "wb") as file:
+        np.savez(file, rows=rows, errors=np.array(errors, dtype=np.str_))
+    _sync(draft)
+    os.replace(draft, path)
+
+
+def _part_path(folder: Path, column: Column, start: int) -> Path:
+    return folder / f"{column.name}-{start:09d}.npz"
+
+
+def _parts(folder: Path, column: Column) -> Iterator[tuple[Rows, list[str]]]:
+    for start in column.starts():
+        with np.load(_part_path(folder, column, start), allow_pickle=False) as part:
+            yield part["rows"], part["errors"].tolist()
+
+
+def _write_npz(path: Path, folder: Path, columns: Sequence[Column], plan: dict[str, Any]) -> None:
+    """One file of all parts, without holding more than one of them."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for column in columns:
+            errors: list[str] = []
+            with archive.open(f"{column.name}.npy", "w", force_zip64=True) as file:
+                for number, (rows, wrong) in enumerate(_parts(folder, column)):
+                    if not number:
+                        shape = (len(column.inputs), rows.shape[1])
+                        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(rows.astype("<f4", copy=False).tobytes())
+                    errors += wrong
+            _add_texts(archive, column.key, column.inputs)
+            _add_texts(archive, f"{column.key}_error", errors)
+        _add_texts(archive, "plan", json.dumps(plan))
+
+
+def _add_texts(archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, np.array(texts, dtype=np.str_), allow_pickle=False)
+
+
+def _write_parquet(
+    path: Path, folder: Path, columns: Sequence[Column], plan: dict[str, Any]
+) -> None:
+    """One file of all parts, a row group each."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    (column,) = columns
+    writer: Any = None
+    for start, (rows, errors) in zip(column.starts(), _parts(folder, column), strict=True):
+        flat = arrow.array(rows.ravel(), type=arrow.float32())
+        table = arrow.table(
+            {
+                column.key: arrow.array(column.inputs[start : start + len(rows)]),
+                f"{column.key}_error": arrow.array(errors),
+                column.name: arrow.FixedSizeListArray.from_arrays(flat, rows.shape[1]),
+            }
+        ).replace_schema_metadata({"plan": json.dumps(plan)})
+        if writer is None:
+            writer = parquet.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    writer.close()
+
+
+def _holds(out: Path, digest: str) -> bool:
+    """Whether a file is the finished result of a plan."""
+    try:
+        if out.suffix == ".parquet":
+            from pyarrow import parquet
+
+            text = (parquet.read_schema(out).metadata or {}).get(b"plan", b"{}").decode()
+        else:
+            with np.load(out, allow_pickle=False) as arrays:
+                text = str(arrays["plan"])
+        plan = json.loads(text)
+    except Exception:  # no file, a damaged one or one of somebody else
+        return False
+    return isinstance(plan, dict) and plan.get("sha256") == digest
+
+
+def _plan_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.write_bytes(content)
+    _sync(draft)
+    os.replace(draft, path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
