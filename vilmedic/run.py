@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import yaml
@@ -32,7 +32,7 @@ from vilmedic.executors import checkpoint
 from vilmedic.executors.device import autocast, move, pick_device
 from vilmedic.executors.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.executors.generation import generate_images
-from vilmedic.inputs import OnError, Preprocess, Source, Sources, listed
+from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
@@ -233,19 +233,28 @@ class TrainedModel:
         """
         self._check("embed_images")
         self._check_options(batch_size, precision, device)
-        model: Any = self.model
-
-        def encode(batch: Tensor) -> Tensor:
-            found = model.encode({"images": batch})
-            if features not in found:
-                raise VilmedicError(f"{type(model).__name__} gives no feature '{features}'.")
-            return found[features]
-
+        _check_choice("features", features, get_args(Feature))
         sources = listed(images)
         total = len(sources) if isinstance(sources, Sequence) else None
         batches = self.preprocess.batches(
             sources, batch_size, workers=workers, on_error=on_error, cache=cache
         )
+        return self._stream(batches, total, features, normalize, precision)
+
+    def _stream(
+        self,
+        batches: Iterator[tuple[Groups, list[str]]],
+        total: int | None,
+        features: Feature,
+        normalize: bool,
+        precision: Precision,
+    ) -> Iterator[tuple[Tensor, list[str]]]:
+        model: Any = self.model
+
+        def encode(batch: Tensor) -> Tensor:
+            found: Tensor = model.encode({"images": batch})[features]
+            return found
+
         with tqdm(desc="Images", unit="image", total=total, delay=LATE, disable=None) as bar:
             width = 0
             for groups, errors in batches:
@@ -457,12 +466,18 @@ class TrainedModel:
         """The images of codes [N, n]: float32 [N, C, H, W] in 0..1.
 
         Raises:
-            DataError: a code is not in the codebook.
+            DataError: a code is not in the codebook, or n is no square number.
             VilmedicError: the model has no VAE.
         """
         self._check("decode")
+        vae = self._vae
+        if codes.is_floating_point() or codes.ndim != 2 or not codes.numel():
+            raise DataError(
+                f"decode: given {codes.dtype} {list(codes.shape)}, allowed: codes as whole numbers "
+                "[N, n], one row an image."
+            )
         with torch.inference_mode():
-            found = [self._vae.decode(part.to(self.device)) for part in codes.split(batch_size)]
+            found = [vae.decode(part.to(self.device)) for part in codes.split(batch_size)]
         return torch.cat(found).float().cpu()
 
     def reconstruct(self, images: Sources, *, batch_size: int = BATCH) -> Tensor:
@@ -553,8 +568,7 @@ class TrainedModel:
     def _check_options(self, batch_size: int, precision: str, device: str | None) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size: given {batch_size}, allowed: an integer >= 1.")
-        if precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision: given '{precision}', allowed: fp32, bf16.")
+        _check_choice("precision", precision, get_args(Precision))
         if device is not None:
             self.to(device)
 
@@ -673,6 +687,11 @@ def _texts(texts: str | Sequence[str]) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"text {number}: given {text!r}, allowed: a text that is not empty.")
     return every
+
+
+def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise ConfigError(f"{name}: given '{given}', allowed: {', '.join(allowed)}.")
 
 
 def _find(source: Path, ckpt: str | None) -> Path:
