@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic.config.build import check_arguments
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
@@ -520,15 +521,17 @@ class TrainedModel:
         """
         self._check("generate")
         self._check_options(batch_size, precision, None)
-        section = GenerationSection(
-            generate_images=True,
-            num_images=num_images,
-            prompt=text,
-            temperature=temperature,
-            filter_thres=filter_thres,
-            top_p=top_p,
-            cond_scale=cond_scale,
-        )
+        options: dict[str, Any] = {
+            "generate_images": True,
+            "num_images": num_images,
+            "prompt": text,
+            "temperature": temperature,
+            "filter_thres": filter_thres,
+            "top_p": top_p,
+            "cond_scale": cond_scale,
+        }
+        check_arguments(GenerationSection, options)
+        section = GenerationSection(**options)
         assert isinstance(self.model, DALLE)
         made = generate_images(
             [self.model],
