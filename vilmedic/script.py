@@ -29,6 +29,8 @@ MODULES = {
     "umap-learn": "umap",
     "matplotlib": "matplotlib",
     "pillow": "PIL",
+    "simplejpeg": "simplejpeg",
+    "numba": "numba",
     "tqdm": "tqdm",
     "tensorboard": "tensorboard",
     "plotly": "plotly",
