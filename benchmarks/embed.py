@@ -5,7 +5,7 @@
 
 The peer decodes with Pillow, resizes and crops with torchvision transforms, and batches with a
 DataLoader of as many workers as ours has threads. Both read the same JPEG files and end with the
-embeddings in memory; a run that starts workers pays for them, as a user's does. `--cached` times
+embeddings in memory; the peer starts its workers each time, as a user's script does. `cached` is
 ours with the picture cache, which the first, uncounted repetition fills. They take turns in one
 process; times are medians. The last line printed is one JSON object, in images a second.
 """
@@ -27,15 +27,14 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import alternate
-from vilmedic.blocks.projection import PairedProjection
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.projection import VisualProjection
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.pixels import Pixels
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.executors.from_checkpoint import Loaded
-from vilmedic.losses.convirt import ConVIRTLoss
-from vilmedic.models.convirt import ConVIRT
+from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.models.simclr import SimCLR
 from vilmedic.run import TrainedModel
 
 
@@ -69,16 +68,13 @@ def write_images(folder: Path, count: int, size: int) -> list[str]:
 
 
 def make_model(arguments: argparse.Namespace) -> TrainedModel:
-    """A ConVIRT of random weights, as `vilmedic.load` gives one."""
+    """A SimCLR of random weights, as `vilmedic.load` gives one."""
     torch.manual_seed(0)
     cnn = VisionEncoder(backbone=arguments.backbone, pretrained=False)
-    with torch.inference_mode():
-        cnn.eval()
-        width = cnn(torch.zeros(1, 3, arguments.crop, arguments.crop)).flatten(1).shape[1]
+    projection = VisualProjection(visual_embedding_dim=cnn.out_features, projection_dim=16)
     settings = {"resize": arguments.resize, "crop": arguments.crop}
-    model = make_convirt(cnn, width)
     loaded = Loaded(
-        model=model,
+        model=SimCLR(cnn=cnn, projection=projection, loss=NTXentLoss()),
         config={},
         spec=DataSpec(),
         pixels=Pixels.of_evaluation(ImageDataset, settings),
@@ -86,3 +82,73 @@ def make_model(arguments: argparse.Namespace) -> TrainedModel:
         path=Path("random"),
     )
     return TrainedModel(loaded, device=arguments.device)
+
+
+class Files(Dataset):
+    """The peer's data set."""
+
+    def __init__(self, paths: list[str], resize: int, crop: int, pixels: Pixels) -> None:
+        self.paths = paths
+        self.transform = v2.Compose(
+            [
+                v2.PILToTensor(),
+                v2.Resize(resize, antialias=True),
+                v2.CenterCrop(crop),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(pixels.mean, pixels.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        with Image.open(self.paths[i]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def main() -> None:
+    """Measures all three and prints the comparison."""
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    model = make_model(arguments)
+    encoder, pixels = model.image_encoder, model.preprocess.pixels
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_images(folder, arguments.images, arguments.size)
+        files = Files(paths, arguments.resize, arguments.crop, pixels)
+
+        def ours(cache: Path | None = None) -> torch.Tensor:
+            return model.embed_images(
+                paths,
+                features="visual_backbone",
+                normalize=False,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                cache=cache,
+                progress=False,
+            )
+
+        def peer() -> torch.Tensor:
+            loader = DataLoader(files, arguments.batch_size, num_workers=arguments.workers)
+            with torch.inference_mode():
+                found = [encoder(batch.to(arguments.device)).flatten(1).cpu() for batch in loader]
+            return torch.cat(found)
+
+        likeness = torch.nn.functional.cosine_similarity(ours(), peer()).min()
+        print(f"least cosine of an image's two embeddings: {likeness:.4f}")
+        steps = {"ours": ours, "cached": lambda: ours(folder / "cache"), "peer": peer}
+        times = alternate(steps, arguments.repetitions)
+    speeds = {name: round(arguments.images / took, 2) for name, took in times.items()}
+    result = {
+        "name": "embed",
+        **speeds,
+        "unit": "images/s",
+        "ratio": round(times["peer"] / times["ours"], 2),
+        "cached_ratio": round(times["peer"] / times["cached"], 2),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
