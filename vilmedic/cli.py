@@ -161,7 +161,7 @@ def _guarded(call: Callable[[], object]) -> int:
     except OSError as error:
         if error.errno not in REFUSED_BY_SYSTEM:
             raise
-        _tell(VilmedicError(f"{error.filename or 'a file'}: {error.strerror}."))
+        _tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
         return FAILED
     except Exception as error:
         if processes() == 1:
@@ -194,7 +194,12 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
 
 
 def report(argv: Sequence[str] | None = None) -> int:
-    """Rebuild the pages of runs: `bin/report.py`, `vilmedic-report`."""
+    """Rebuild the pages of runs: `bin/report.py`, `vilmedic-report`.
+
+    Returns:
+        The exit status: 0; 1 when something was left out, which the page and the standard error
+        stream name; 2 after a message, for what is no run or a page that cannot be written.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     prog = _prog("report.py")
     help_wanted = "--help" in words or "-h" in words
@@ -206,17 +211,37 @@ def report(argv: Sequence[str] | None = None) -> int:
     try:
         if not words:
             raise ConfigError(f"no run directory is given. {call}")
-        from vilmedic.report.draw_curves import write_curves
-        from vilmedic.report.page import write_report
-
-        for word in words:
-            for path in (write_curves(Path(word)), write_report(Path(word))):
-                if path is not None:
-                    _print(f"Written: {path}")
+        return max(_report(Path(word)) for word in words)
     except VilmedicError as error:
         _tell(error)
         return FAILED
-    return 0
+
+
+def _report(run_dir: Path) -> int:
+    """Make the pages of a run; the exit status."""
+    from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run
+
+    left_out = LeftOut(run_dir, tell=lambda text: print(escaped(text), file=sys.stderr))
+    try:
+        check_run(run_dir)
+        # imported here: what is no run is known before that has taken its seconds
+        from vilmedic.report.draw_curves import write_curves
+        from vilmedic.report.page import write_report
+
+        for write in (write_curves, write_report):
+            path = write(run_dir, left_out)
+            if path is not None:
+                _print(f"Written: {path}")
+    except VilmedicError as error:
+        _tell(error)
+        return FAILED
+    except (OSError, ValueError) as error:  # a name with NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        _tell(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
+        return FAILED
+    if (more := len(left_out.reasons) - MOST_TOLD) > 0:
+        print(f"and {more} more, which {run_dir / 'report.html'} counts", file=sys.stderr)
+    return BROKEN if left_out.reasons else 0
 
 
 def embed(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -95,10 +96,19 @@ def replace_text(path: Path, text: str, writer: str = "") -> None:
     Raises:
         OSError: it cannot be written; the old file is still there.
     """
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), writer)
+
+
+def replace_bytes(path: Path, content: bytes, writer: str = "") -> None:
+    """Write a file as `replace_text` does."""
+    _replace(path, lambda temporary: temporary.write_bytes(content), writer)
+
+
+def _replace(path: Path, write: Callable[[Path], object], writer: str) -> None:
     # One name for all attempts: what a killed one has left is overwritten by the next.
     temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

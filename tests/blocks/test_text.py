@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,64 @@ def test_folder_without_weights(tmp_path: Path) -> None:
     BertConfig(**TINY_BERT, vocab_size=VOCABULARY).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="safetensors"):
         TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+
+
+class Runs:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("form", ["pickle", "archive"])
+def test_objects_in_pickled_weights_are_a_sentence_and_never_run(tmp_path: Path, form: str) -> None:
+    BertConfig(**TINY_BERT, vocab_size=VOCABULARY).save_pretrained(tmp_path)
+    marker, path = tmp_path / "executed", tmp_path / "pytorch_model.bin"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Runs(marker), protocol=2))
+    else:
+        torch.save({"w": Runs(marker)}, path)
+    with pytest.raises(ConfigError, match=r"Python objects, which are never executed"):
+        TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pytorch_model.bin", b""),
+        ("pytorch_model.bin", b"\x80\x02}q\x00."),
+        ("pytorch_model.bin", b"x"),
+        ("pytorch_model.bin", [1, 2]),
+        ("pytorch_model.bin", {1: torch.ones(1)}),
+        ("pytorch_model.bin", {"embeddings.word_embeddings.weight": 5}),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 8 + b"{}"),
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"[]"),
+        ("config.json", b"\xff"),
+        ("config.json", b'{"model_type": ["bert"]}'),
+        ("config.json", b'{"model_type": "bert", "hidden_size": "x"}'),
+    ],
+)
+def test_damaged_files_of_a_model_are_named(tmp_path: Path, name: str, content: Any) -> None:
+    BertModel(BertConfig(**TINY_BERT, vocab_size=VOCABULARY)).save_pretrained(tmp_path)
+    if name == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ConfigError, match=f"proto: .*{tmp_path}"):
+        TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
+
+
+def test_settings_that_a_published_model_refuses(bert: Path) -> None:
+    with pytest.raises(ConfigError, match="not a multiple"):
+        TextEncoder(spec=tiny_spec(), proto=str(bert), num_attention_heads=7)
 
 
 def test_settings_that_change_the_shape_of_weights(bert: Path) -> None:

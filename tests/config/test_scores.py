@@ -124,3 +124,8 @@ def test_numbers_that_the_text_does_not_show_are_left_to_the_run(plugin: str) ->
     assert check(*words, "trainor.early_stop_metric=validation_made_distance") == 0
     assert check(*words, "trainor.early_stop_metric=validation_mad_distance") == 2
     sys.modules.pop(module)
+
+
+def test_without_a_split_there_is_no_score() -> None:
+    with pytest.raises(ConfigError, match=r"Allowed: none, as validator\.splits is empty"):
+        read_scores([], [], ema=False).better("validation_loss")

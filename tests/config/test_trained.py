@@ -169,6 +169,20 @@ def test_places_are_those_of_the_training_unless_they_are_gone(tmp_path: Path) -
     assert follow(trained, path=str(own)).config.model["vae"]["ckpt"] == str(other)
 
 
+def test_a_vae_that_is_gone_is_taken_from_the_checkpoint_itself(tmp_path: Path) -> None:
+    path = "config/phantom/dalle.yml"
+    gone = tmp_path / "gone"
+    own = tmp_path / "own.yml"
+    own.write_text(f"includes: [{Path(path).absolute()}]\nmodel:\n  vae:\n    ckpt: {gone}\n")
+    found = follow(load(str(own)), path=str(own))
+    assert found.config.model["vae"]["ckpt"] == "ckpt/phantom-convirt/0.pth"
+    assert found.taken == [
+        f"model.vae.ckpt: 'ckpt/phantom-convirt/0.pth' (there is no '{gone}' any more)"
+    ]
+    said = follow(load(str(own)), f"model.vae.ckpt={gone}", path=path)
+    assert said.config.model["vae"]["ckpt"] == str(gone)
+
+
 def write_tokenizer(folder: Path, words: str) -> Path:
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(words)
@@ -193,6 +207,47 @@ def test_a_vocabulary_is_that_of_the_training(tmp_path: Path) -> None:
     moved = write_tokenizer(tmp_path / "moved", "a")
     assert follow(trained, f"dataset.seq.tokenizer={moved}").taken == []
     assert follow(trained).config.dataset["seq"]["tokenizer"] == str(copied)
+
+
+def write_encoder(folder: Path, **settings: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", **settings}))
+    return folder
+
+
+def test_another_folder_may_hold_the_same_encoder_only(tmp_path: Path) -> None:
+    own = write_encoder(tmp_path / "own", hidden_size=128, dtype="float16", use_cache=True)
+    copied = write_encoder(tmp_path / "copied", hidden_size=128, hidden_act="gelu")
+    other = write_encoder(tmp_path / "other", hidden_size=128, hidden_act="relu")
+    (kind := tmp_path / "kind").mkdir()
+    (kind / "config.json").write_text(json.dumps({"model_type": "roberta", "hidden_size": 128}))
+
+    def asked(folder: Path, *words: str) -> list[str]:
+        whole = f"model.encoder={{proto: {folder}, pooling: mean}}"
+        return [whole, "dataset.seq.tokenizer=words", *words]
+
+    trained = load(CONVIRT, asked(own))
+    assert encoder(follow(trained, *asked(copied)))["proto"] == str(copied)
+    for folder in (other, kind):
+        with pytest.raises(ConfigError, match=rf"proto.*given '{folder}'.*trained with '{own}'"):
+            follow(trained, *asked(folder))
+    own.rename(tmp_path / "gone")  # then it cannot be seen what was there
+    assert encoder(follow(trained, *asked(kind)))["proto"] == str(kind)
+
+
+def test_fields_that_a_published_encoder_states_are_not_those_of_the_class(tmp_path: Path) -> None:
+    own = write_encoder(tmp_path / "own", hidden_size=32, num_hidden_layers=1)
+    trained = load(CONVIRT, [f"model.encoder={{proto: {own}}}", "dataset.seq.tokenizer=words"])
+    assert [line for line in follow(trained).taken if "model.encoder." in line] == [
+        "model.encoder.hidden_size: 32 (the configuration says 128)",
+        "model.encoder.num_hidden_layers: 1 (the configuration says 2)",
+        "model.encoder.num_attention_heads: 12 (the configuration says 4)",
+        "model.encoder.intermediate_size: 3072 (the configuration says 256)",
+        f"model.encoder.proto: '{own}' (the configuration says null)",
+        "model.encoder.pooling: 'pooler' (the configuration says 'mean')",
+    ]
+    repeated = [f"model.encoder.proto={own}", "model.encoder.hidden_size=32"]
+    assert "hidden_size" in encoder(follow(trained, *repeated))
 
 
 def test_checkpoints_of_different_models_are_no_ensemble() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.disk import odd_file
 from vilmedic.config.load import to_yaml
 from vilmedic.config.yaml_source import PlainDumper, read_file, read_yaml
 from vilmedic.errors import ConfigError
@@ -132,3 +133,10 @@ def test_what_is_written_is_read_back(data: dict[str, Any]) -> None:
 
 def test_text_that_looks_like_an_interpolation_is_written_with_an_escape() -> None:
     assert yaml.dump({"a": "${b}"}, Dumper=PlainDumper) == "a: \\${b}\n"
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = odd_file(tmp_path / "a.yml", kind)
+    with pytest.raises(ConfigError, match=f"cannot be read .it is {kind}, not a file"):
+        read_file(str(path))

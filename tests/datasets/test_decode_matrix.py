@@ -23,7 +23,10 @@ EXPECTED = RAMP * (255 / RAMP.max())
 
 
 def differs(path: Path, expected: np.ndarray) -> float:
-    return float(np.abs(decode_image(path)[0].numpy() - expected).max())
+    """The largest difference, also where the data are read a second time for damage."""
+    pixels = decode_image(path)
+    assert np.array_equal(decode_image(path, thorough=True), pixels)
+    return float(np.abs(pixels[0].numpy() - expected).max())
 
 
 BLACK = {("<", "minisblack"), (">", "minisblack")}

@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from tests.datasets.dicom_files import make_dicom, make_jpeg_dicom, shown, table
 from vilmedic.datasets import dicom
-from vilmedic.datasets.decode import UndecodableImage, decode_image
+from vilmedic.datasets.decode import UndecodableImage, decode_file, decode_image
 
 REAL = Path(
     os.environ.get("VILMEDIC_REAL_DATA", Path(__file__).parents[3] / "shared" / "data")
@@ -146,7 +146,11 @@ def test_table_without_data_gives_way_to_the_window(tmp_path: Path, lacking: str
     else:
         delattr(item, lacking)
     path = make_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[item], **window)
-    assert np.abs(decode_image(path)[0].numpy() - shown(RAMP, **window)).max() <= 0.5
+    notes: list[str] = []
+    with open(path, "rb") as file:
+        found = decode_file(file, str(path), notes=notes)[0].numpy()
+    assert np.abs(found - shown(RAMP, **window)).max() <= 0.5
+    assert notes == ["its VOI table cannot be read and does not count"]
 
 
 def test_one_single_value_is_black(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_lossless_jpeg_of_older_archives(tmp_path: Path) -> None:
     writer.SetImage(change.GetOutput())
     assert writer.Write()
     assert pydicom.dcmread(tmp_path / "b.dcm").file_meta.TransferSyntaxUID == JPEGLosslessSV1
-    assert np.array_equal(decode_image(tmp_path / "b.dcm"), decode_image(plain))
+    assert np.array_equal(decode_image(tmp_path / "b.dcm", thorough=True), decode_image(plain))
 
 
 def test_big_endian(tmp_path: Path) -> None:

@@ -68,6 +68,19 @@ def test_bits_that_a_table_nearly_fills_are_believed(tmp_path: Path) -> None:
         assert notes == []
 
 
+def test_a_first_value_written_with_the_bits_stored(tmp_path: Path) -> None:
+    """-2048 as 2048, as the twelve bits of a signed pixel have it."""
+    pixels, stored = RAMP.astype(np.int16) - 2048, {"BitsStored": 12, "HighBit": 11}
+    for name in ("VOILUTSequence", "ModalityLUTSequence"):
+        right = make_dicom(tmp_path / "a.dcm", pixels, **{name: [table(curve(12), -2048, 12)]})
+        given = {name: [table(curve(12), 2048, 12)]}
+        found, notes = read(make_dicom(tmp_path / "b.dcm", pixels, **given, **stored))
+        assert np.array_equal(found, read(right)[0])
+        assert found.min() == 0
+        assert found.max() > 200
+        assert [note.partition(" table ")[2] for note in notes] == ["begins at -2048, not at 2048"]
+
+
 @pytest.mark.parametrize("first", [-1400, 64136])
 def test_sign_of_the_first_value(tmp_path: Path, first: int) -> None:
     """-1400 written as it is or unsigned, for pixels with and without a sign."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,24 @@ def test_sizes_that_fill_no_block(size: tuple[int, int], options: dict[str, Any]
         image = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
         image.save(stream, "JPEG", **options)
         check_jpeg(stream.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_progressive_files_cut_off_between_two_scans_are_found(tmp_path: Path, mode: str) -> None:
+    """What is there decodes without a word of the decoder, and shows a coarse picture."""
+    content = jpeg(mode, quality=90, progressive=True)
+    whole = decoded(tmp_path / "whole.jpg", content)
+    starts = [match.start() for match in re.finditer(rb"\xff\xda", content)]
+    # A scan begins with its code table, at the end of the scan before.
+    tables = [content.rindex(b"\xff\xc4", 0, start) for start in starts[1:]]
+    assert len(starts) >= 5
+    for end in [*starts[1:], *tables]:
+        (tmp_path / "cut.jpg").write_bytes(content[:end])
+        for thorough in (False, True):
+            with pytest.raises(UndecodableImage, match=r"end before the last|end too early"):
+                decode_image(tmp_path / "cut.jpg", thorough=thorough)
+    for cut in (1, 2):  # of the end mark alone
+        assert torch.equal(decoded(tmp_path / "cut.jpg", content[:-cut]), whole)
 
 
 @pytest.mark.parametrize("options", KINDS)

@@ -198,7 +198,11 @@ def test_damaged_or_half_built_caches_are_not_used(
     for damage in (
         lambda: pixels.write_bytes(pixels.read_bytes()[:-1]),
         lambda: (folder / "index.npz").write_bytes(b"nonsense"),
+        lambda: (folder / "index.npz").write_bytes((folder / "index.npz").read_bytes()[:-90]),
+        lambda: (folder / "index.npz").write_bytes(b""),
         lambda: (folder / "card.json").write_text("{"),
+        lambda: (folder / "card.json").write_text("[]"),
+        lambda: (folder / "card.json").write_text("[" * 100_000),
         lambda: (folder / "index.npz").unlink(),
     ):
         damage()

@@ -80,6 +80,17 @@ def test_files_of_the_original_project_go_by_their_names(tmp_path: Path) -> None
         torch.save({"model": {"w": torch.ones(1)}, "config": {}}, tmp_path / name)
     assert found(tmp_path, "best-1") == ["0.0023_32_951498.pth"]
     assert found(tmp_path, "best-1", metric="validation_knn_auroc") == ["0.0107_3_951498.pth"]
+    assert found(tmp_path, "best-1", rank_by="validation_knn_auroc") == ["0.0107_3_951498.pth"]
+
+
+def test_files_of_the_original_project_go_by_the_metric_in_their_settings(tmp_path: Path) -> None:
+    settings = {"trainor": {"early_stop_metric": "validation_loss"}}
+    for name in ("0.0023_32_951498.pth", "0.0107_3_951498.pth"):
+        torch.save({"model": {"w": torch.ones(1)}, "config": settings}, tmp_path / name)
+    now = "validation_knn_auroc"
+    assert found(tmp_path, "best-1", metric=now) == ["0.0023_32_951498.pth"]
+    with pytest.raises(CheckpointError, match=rf"given '{now}'.*Allowed: validation_loss"):
+        found(tmp_path, rank_by=now)
 
 
 def test_scores_of_several_metrics_are_not_compared(tmp_path: Path) -> None:

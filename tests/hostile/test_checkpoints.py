@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,14 @@ import torch
 from tests.crash.killing import ROOT
 from tests.crash.systems import VAE
 from tests.disk import odd_file
+from tests.hostile.table import Table
 from vilmedic import cli
 from vilmedic.executors import run
 from vilmedic.executors.log import LOGGER
 from vilmedic.phantom.write import Plan, build
 
 DAMAGED, CHANGED = 22, 22
-LONGEST = 60  # seconds; each takes one, and what hangs takes for ever
+SECONDS = 30.0  # each takes one, and what hangs takes for ever
 
 ODD: tuple[Any, ...] = (
     *(None, True, -1, 0, 2**70, 1e308, float("nan"), "x", "", "\x1b[2J", b"b", 1j),
@@ -60,6 +60,23 @@ def continued(base: Path) -> dict[str, Any]:
     return torch.load(base / "continued/run/last_3.pth", weights_only=True)["model"]
 
 
+def attempt(table: Table, kind: str, base: Path, ckpt_dir: Path, ckpt: str) -> tuple[int, str]:
+    """Continue a run as one of the inputs that are counted; status and output."""
+    ended: list[tuple[int, str]] = []
+
+    def act() -> str | None:
+        ended.append(train(base, ckpt_dir, f"ckpt={ckpt}"))
+        status, text = ended[0]
+        assert status in (0, cli.FAILED)
+        return text if status else None
+
+    beside = [base / "data", base / "whole"]
+    marker = ckpt_dir.parent / "executed"
+    table.attempt(kind, str(ckpt_dir), act, seconds=SECONDS, outside=beside, marker=marker)
+    table.check()
+    return ended[0]
+
+
 def train(base: Path, ckpt_dir: Path, *more: str) -> tuple[int, str]:
     """Train in this process, where an error without a message is raised; status and output."""
     words = [*VAE.arguments(base / "data"), "trainor.num_workers=0", "trainor.epochs=2"]
@@ -75,15 +92,12 @@ def train(base: Path, ckpt_dir: Path, *more: str) -> tuple[int, str]:
     LOGGER.handlers.clear()
     folder = Path.cwd()
     os.chdir(ROOT)
-    began = time.monotonic()
     try:
         with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), pages_apart():
             status = cli.train(words)
     finally:
         os.chdir(folder)
         LOGGER.handlers[:], LOGGER.level, LOGGER.propagate = before
-    assert time.monotonic() - began < LONGEST
-    assert "Traceback" not in told.getvalue()
     return status, told.getvalue()
 
 
@@ -128,16 +142,15 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("number", range(DAMAGED))
 def test_damage_changes_nothing_or_is_named(
-    base: Path, ckpt_dir: Path, continued: dict[str, Any], number: int
+    base: Path, ckpt_dir: Path, continued: dict[str, Any], number: int, table: Table
 ) -> None:
     path = ckpt_dir / "run/last_3.pth"
     path.write_bytes(damaged(path.read_bytes(), random.Random(number)))
-    status, text = train(base, ckpt_dir, "ckpt=last_3.pth")
+    status, text = attempt(table, "checkpoints, damaged", base, ckpt_dir, "last_3.pth")
     if status == 0:
         given = torch.load(path, weights_only=True)["model"]
         assert all(torch.equal(given[name], value) for name, value in continued.items())
     else:
-        assert status == 2
         assert f"error: {path}: " in text
         assert "The state before it: ckpt=previous_3.pth" in text
 
@@ -168,14 +181,13 @@ def altered(state: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", range(CHANGED))
 def test_a_state_that_somebody_changed_is_continued_or_refused(
-    base: Path, ckpt_dir: Path, number: int
+    base: Path, ckpt_dir: Path, number: int, table: Table
 ) -> None:
     """The checksums fit: what is in the file is what somebody wanted to be in it."""
     path = ckpt_dir / "run/last_3.pth"
     state = torch.load(path, weights_only=True)
     torch.save(altered(state, random.Random(number)), path)
-    status, text = train(base, ckpt_dir, "ckpt=last_3.pth")
-    assert status in (0, 2)
+    status, text = attempt(table, "checkpoints, changed", base, ckpt_dir, "last_3.pth")
     assert status == 0 or "error: " in text
 
 
@@ -190,7 +202,7 @@ class Harmful:
 
 
 def runs_a_program(path: Path, state: dict[str, Any]) -> None:
-    torch.save({**state, "config": Harmful(f"touch '{path.parent.parent.parent}/ran'")}, path)
+    torch.save({**state, "config": Harmful(f"touch '{path.parents[2]}/executed'")}, path)
 
 
 def shares_lists(path: Path, state: dict[str, Any]) -> None:
@@ -232,11 +244,11 @@ def is_deep(path: Path, state: dict[str, Any]) -> None:
     "make", [runs_a_program, shares_lists, holds_itself, is_compressed, claims_more, is_deep]
 )
 def test_a_state_made_to_harm_is_refused(
-    base: Path, ckpt_dir: Path, make: Callable[[Path, dict[str, Any]], None]
+    base: Path, ckpt_dir: Path, make: Callable[[Path, dict[str, Any]], None], table: Table
 ) -> None:
     path = ckpt_dir / "run/last_3.pth"
     make(path, torch.load(path, weights_only=True))
-    status, text = train(base, ckpt_dir, "ckpt=last_3.pth")
+    status, text = attempt(table, "checkpoints, made to harm", base, ckpt_dir, "last_3.pth")
     assert status == 2
     assert f"error: {path}: " in text
 
@@ -298,19 +310,18 @@ def set_aside_is_a_file(run_dir: Path) -> None:
     ],
 )
 def test_a_job_that_is_queued_again_comes_to_its_end(
-    base: Path, ckpt_dir: Path, continued: dict[str, Any], make: Callable[[Path], None]
+    base: Path,
+    ckpt_dir: Path,
+    continued: dict[str, Any],
+    make: Callable[[Path], None],
+    table: Table,
 ) -> None:
     """Whatever became of its directory, `ckpt=auto` leads to the weights of the whole run."""
     run_dir = ckpt_dir / "run"
     make(run_dir)
-    status, text = train(base, ckpt_dir, "ckpt=auto")
+    status, text = attempt(table, "run directories, continued", base, ckpt_dir, "auto")
     assert status == 0, text
     given = torch.load(run_dir / "last_3.pth", weights_only=True)["model"]
     assert all(torch.equal(given[name], value) for name, value in continued.items())
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "train_loss" in line] == [0, 1]
-
-
-def test_what_was_tried() -> None:
-    """At least fifty checkpoints, as is promised."""
-    assert DAMAGED + CHANGED + 6 >= 50

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disk import odd_file
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.metrics.prompts import load_prompts
 
@@ -32,6 +33,12 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "prompt.yml"), LABELS)
     with pytest.raises(ConfigError, match="no file"):
         load_prompts(str(tmp_path), LABELS)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_prompts(str(odd_file(tmp_path / "prompts.yml", kind)), LABELS)
 
 
 @pytest.mark.parametrize(

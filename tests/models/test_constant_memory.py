@@ -217,7 +217,8 @@ def test_reduced_precision_with_a_scaled_loss(
     torch.manual_seed(0)
     model = build().train()
     peer = copy.deepcopy(model)
-    scale = 2.0 if dtype is torch.float16 else 1.0  # GLoRIA, untrained, overflows beyond
+    # GLoRIA, untrained, overflows beyond: at 2 on CPUs that multiply in float16 themselves
+    scale = 0.125 if dtype is torch.float16 else 1.0
 
     torch.manual_seed(7)
     with torch.autocast("cpu", dtype):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
 from vilmedic.preparation.checking import Findings, check_data
 
+SIMCLR = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
 Check = Callable[..., Findings]
 REPORTS = [
     "Small left pleural effusion in the lower zone of the left lung today.",
@@ -236,9 +238,9 @@ def test_crops_that_images_are_too_small_for(checked: Check) -> None:
     assert any("train: The preset convirt crops" in error for error in errors)
 
 
-def test_images_alone(checked: Check, root: Path) -> None:
-    sizes = ("dataset.resize=16", "dataset.crop=16")
-    findings = checked("dataset.proto=ImageDataset", f"dataset.root={root}", *sizes)
+def test_images_alone(root: Path) -> None:
+    given = ("dataset.resize=16", "dataset.crop=16", f"dataset.root={root}")
+    findings = check_data(load(SIMCLR, given))
     assert findings.errors == []
     assert findings.splits["train"].reports is None
     assert findings.splits["train"].lines == {"image": 5}
@@ -402,3 +404,15 @@ def test_samples_with_their_reports(
     first = np.asarray(Image.open(root / "images" / "train_0.png"))
     assert np.array_equal(facts.images.samples[0].pixels, first)
     assert facts.texts[0].startswith("Small left pleural effusion")
+
+
+def test_letters_that_no_font_has_are_no_warnings(root: Path, tmp_path: Path) -> None:
+    for split in ("train", "validate", "test"):
+        for name, text in (("report", "两肺纹理清晰 ქართული $x_"), ("label", "肺炎")):
+            path = root / f"{split}.{name}.tok"
+            path.write_text(f"{text}\n" * len(path.read_text().splitlines()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check.main([str(root / "config.yml"), "--out", str(tmp_path)])
+    for name in ("data_check.png", "data_samples.png"):
+        assert min(Image.open(tmp_path / name).size) > 600

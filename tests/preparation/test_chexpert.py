@@ -191,3 +191,19 @@ def test_what_is_left_out_is_named(raw: Path, tmp_path: Path) -> None:
     assert Counter(reason for _, reason, _ in table) == dropped
     row = ["train/patient09000/study1/view1_frontal.jpg", "images with uncertain labels"]
     assert [*row, "train.csv:202"] in table
+
+
+def test_rows_without_a_path_are_left_out_by_line(raw: Path, tmp_path: Path) -> None:
+    rows = training()
+    rows[4][0], rows[-1][0] = "NA", ""
+    write_csv(raw / "train.csv", HEADER, rows)
+    header, *reports = [line.split(",") for line in lines(raw / PLUS)]
+    reports[9][0] = "nan"
+    write_csv(raw / PLUS, header, reports)
+    root = run(raw, tmp_path / "out", "--keep-5x200", "--reports", str(raw / PLUS))
+    table = [line.split("\t") for line in lines(root / "left_out.tsv")[1:]]
+    named = [where for _, reason, where in table if reason == "rows without the path of an image"]
+    assert set(named) == {f"{PLUS}:11", "train.csv:6", f"train.csv:{len(rows) + 1}"}
+    assert len(named) == 3
+    written = sum(len(lines(path)) for path in root.glob("*.image.tok"))
+    assert written + len(table) == len(rows) + 10 + 1  # a row of the reports is one more

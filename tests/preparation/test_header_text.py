@@ -66,6 +66,24 @@ def test_declared_character_sets(tmp_path: Path, declared: str, text: str) -> No
     assert "headers" not in str(json.loads((root / "data_card.json").read_text())["notes"])
 
 
+@pytest.mark.parametrize(
+    ("declared", "encoding", "text"),
+    [
+        ("\\ISO 2022 IR 149", "euc_kr", "폐야에 이상 소견 없음"),
+        ("\\ISO 2022 IR 58", "gb2312", "两肺纹理清晰，心影不大"),
+    ],
+)
+def test_a_declared_character_set_without_its_escapes(
+    tmp_path: Path, declared: str, encoding: str, text: str
+) -> None:
+    """Read as declared, and not as what the bytes may be in another language."""
+    write(tmp_path / "images", [text], encoding, declared, 4)
+    root = dicom(tmp_path, "--group-column", "PatientID", "--split", "0.5,0.25,0.25")
+    assert set(read(root).values()) == {text}
+    notes = json.loads((root / "data_card.json").read_text())["notes"]
+    assert not any("declare" in note for note in notes)
+
+
 @pytest.mark.parametrize("declared", [None, "ISO_IR 100", "ISO_IR 192"])
 def test_an_escape_character_that_changes_no_character_set(
     tmp_path: Path, declared: str | None

@@ -277,3 +277,19 @@ def test_missing_values_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     write_csv(path, header, rows)
     run(path, tmp_path / "other", status=2)
     assert f"{path}:7 has no uid." in capsys.readouterr().err
+
+
+def test_images_of_no_report_are_named(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    path = tmp_path / "indiana_projections.csv"
+    header, *rows = list(csv.reader(path.read_text().splitlines()))
+    rows[7][1] = "NA"
+    write_csv(path, header, [*rows, ["", "", ""], ["77", "77_IM-0077-1001.dcm.png", "Frontal"]])
+    root = run(tmp_path / "indiana_reports.csv", tmp_path / "out")
+    table = [line.split("\t") for line in lines(root / "left_out.tsv")[1:]]
+    assert sorted(table) == [
+        ["", "rows without the name of an image", "indiana_projections.csv:62"],
+        ["77_IM-0077-1001.dcm.png", "images without a report", "indiana_projections.csv"],
+        ["report 4", "rows without the name of an image", "indiana_projections.csv:9"],
+    ]
+    assert sum(len(line.split(",")) for line in every(root, "image.tok")) == len(rows) - 1

@@ -202,6 +202,31 @@ def test_what_contradicts_its_header_is_said(
     assert np.asarray(Image.open(tmp_path / "small" / "x.png")).max() == 255
 
 
+def test_images_without_a_usual_suffix_are_known_by_their_content(
+    source: Path, tmp_path: Path
+) -> None:
+    ramp = Image.fromarray(np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8))
+    kinds = {
+        "IM000012": "PNG",
+        "1.2.840.7": "JPEG",
+        "scan.1": "TIFF",
+        "x.img": "BMP",
+        "y": "JPEG2000",
+    }
+    for name, kind in kinds.items():
+        ramp.save(source / name, kind)
+    np.save(source / "array.npy", np.asarray(ramp))
+    (source / "array.npy").rename(source / "array")
+    (source / "patients").write_text("BMI,age\n22,40\n")
+    found = resize_tree(source, tmp_path / "small", 30)
+    assert (found.written, found.unreadable) == (4 + len(kinds) + 1, {})
+    assert set(found.left_out) == {str(source / "patients"), str(source / "p10" / "report.txt")}
+    for name in [*kinds, "array"]:
+        pixels = np.asarray(Image.open(tmp_path / "small" / f"{name}.jpg")).astype(float)
+        assert pixels.shape == (30, 40)
+        assert pixels[-1, -1] > pixels[0, 0] + 100
+
+
 def test_other_formats_are_left_out_by_kind(source: Path, tmp_path: Path) -> None:
     for name in ("a.gif", "b.pdf", "c.eps"):
         (source / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")

@@ -64,7 +64,7 @@ def test_utf16_of_a_script_without_ascii(tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
-        ("Płuca bez zmian ogniskowych. Serce niepowiększone", "cp1250"),
+        ("Plućni parenhim bez infiltrata, urednih dimenzija srčana", "cp1250"),  # or Lithuanian
         ("Лёгкие чистые", "cp1251"),
         ("两肺纹理清晰", "gb18030"),
     ],
@@ -80,6 +80,38 @@ def test_an_encoding_that_cannot_be_told_from_a_few_words(
         assert text in file.read()
     with pytest.raises(DataError, match=r"t\.csv:2 holds the byte 0x.. *, so it is not ascii"):
         open_text(path, "ascii")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1250", "Plíce bez infiltrativních změn, srdce přiměřené velikosti, žádný výpotek."),
+        ("cp1250", "Pola płucne bez zagęszczeń, sylwetka serca niepowiększona."),
+        ("cp1250", "A tüdőkben kóros árnyék nem látható, a szív nem nagyobb."),
+        (
+            "cp1250",
+            "Plućni parenhim bez infiltrata, srčana sjena, ošit desno povišen, žilni crtež.",
+        ),
+        ("cp1250", "Fără leziuni pleuropulmonare, cord în limite normale, sinusuri libere."),
+        ("cp1254", "Akciğerlerde infiltrasyon izlenmedi, kalp boyutları doğal, şüpheli nodül."),
+        ("cp1257", "Plaučiuose infiltracijos nematyti, širdies šešėlis nepadidėjęs."),
+        ("cp1252", "Pas d'épanchement, où ça? Élargissement du médiastin, à droite."),
+        ("cp1252", "Kein Pleuraerguß, Herz nicht vergrößert, Zwerchfell unauffällig."),
+        ("cp1252", "Neumotórax derecho pequeño, ¿elevación? Silueta cardíaca normal."),
+        ("cp1252", "Não há derrame pleural, coração de dimensões normais."),
+        ("cp1252", "Ingen pleuravæske, hjertet er ikke forstørret på højre side."),
+        ("cp1252", "Ingen pleuravätska, hjärtat är ej förstorat på bilden."),
+        ("cp1252", "Engin vökvasöfnun í fleiðruholi, hjartað er ekki stækkað, Þykkni."),
+        ("cp1252", "The patient\u2019s \u201cmass\u201d \u2013 3 cm\xb2 at 37 \xb0C, 5 \xb5m"),
+        ("cp1252", "Épanchement à droite. Pleuraerguß, vergrößert. Pequeño, corazón. På højre."),
+    ],
+)
+def test_languages_of_latin_script(tmp_path: Path, encoding: str, text: str) -> None:
+    """All letters of one are letters in the other character sets too, of no language there."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(f'file,report\na.png,"{text}"\n'.encode(encoding))
+    with open_text(path) as file:
+        assert text in file.read()
 
 
 def test_utf8_with_a_damaged_line_is_not_taken_for_latin_1(tmp_path: Path) -> None:
@@ -109,6 +141,7 @@ def test_utf8_with_a_damaged_line_is_not_taken_for_latin_1(tmp_path: Path) -> No
         ("t.csv", b"\n<!DOCTYPE html><html>Log in</html>", "is a web page"),
         ("t.csv.gz", gzip.compress(TEXT.encode() * 99)[:-12], "cannot be read: "),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_text_is_named_with_a_remedy(
     tmp_path: Path, name: str, content: bytes, message: str

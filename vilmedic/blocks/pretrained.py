@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ def load_config(
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(_not_found(key, name, error)) from error
+    except Exception as error:  # a damaged file: nested too deeply, not a mapping
+        raise ConfigError(_unusable(key, name, error)) from error
     if type(config) not in MODEL_MAPPING:
         raise ConfigError(
             f"{key}: {name} is a {config.model_type} model, which transformers cannot load as one "
@@ -146,11 +149,8 @@ def load_model(
             )
     except OSError as error:
         raise ConfigError(_not_found(key, name, error)) from error
-    except RuntimeError as error:
-        raise ConfigError(
-            f"{key}: the weights of {name} do not fit its settings: {first_line(error)}. "
-            "Leave out the settings that change the shape of weights."
-        ) from error
+    except Exception as error:  # readers of files raise errors of many libraries
+        raise ConfigError(_unusable(key, name, error)) from error
     network = _encoder(model)
     own = {id(value) for value in (*network.parameters(), *network.buffers())}
     used = {place for place, value in model.state_dict(keep_vars=True).items() if id(value) in own}
@@ -194,6 +194,25 @@ def _not_found(key: str, name: str, error: Exception) -> str:
         f"{key}: there is no folder {Path(name).absolute()}, '{name}' is not in the local cache of "
         f"the hub, and {why}. Download the model once with a network (hf download {name}), or set "
         f"{key} to the folder of a local copy."
+    )
+
+
+def _unusable(key: str, name: str, error: Exception) -> str:
+    """What keeps weights that are there from being loaded."""
+    if isinstance(error, RuntimeError) and "mismatch" in str(error):
+        return (
+            f"{key}: the weights of {name} do not fit its settings: {first_line(error)}. "
+            "Leave out the settings that change the shape of weights."
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"{key}: pytorch_model.bin of {name} is damaged, or holds Python objects, which are "
+            "never executed here. Take the model's model.safetensors, or fetch it again."
+        )
+    reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+    return (
+        f"{key}: the model {name} cannot be loaded ({reason}): its files are damaged, or do not "
+        "fit its settings. Fetch it again, or leave out what is set of it."
     )
 
 

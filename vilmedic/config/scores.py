@@ -138,6 +138,7 @@ class Scores:
         if found == "neither":
             problem = "neither a higher nor a lower value of it is better"
         plain = ", ".join(name for name in fit if not name.startswith(EMA))
+        plain = plain or "none, as validator.splits is empty"
         copies = f", and those of the average with {EMA} in front" if self._ema else ""
         raise ConfigError(
             f"given '{score}', but {problem}. Allowed: {plain}{copies}.{nearest(score, fit)}"

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vilmedic.config.annotations import ANY, Basic, MapOf, Marked, Type, options
+from vilmedic.config.annotations import ANY, Basic, MapOf, Marked, Type, instance_of, options
 from vilmedic.config.check import Checker
 from vilmedic.config.load import Config, read
 from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
 from vilmedic.config.nodes import Target, is_node, target
 from vilmedic.config.signature import Param, derives_from, read_signature
-from vilmedic.config.types import NameIn
+from vilmedic.config.transformers_fields import same_model, stated_fields
+from vilmedic.config.types import ConfigOf, NameIn
 from vilmedic.config.wording import shown
 from vilmedic.errors import CheckpointError, ConfigError
 
@@ -27,6 +28,7 @@ Keys = dict[str, tuple[str, ...]]
 
 IMAGES = "vilmedic.datasets.image.ImageDataset"
 REPORTS = "vilmedic.datasets.text.TextDataset"
+_FROZEN_VAE = "vilmedic.models.dalle_settings.FrozenVAE"
 _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
     IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
@@ -43,7 +45,7 @@ _PLACES: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("backbone",),
     "vilmedic.blocks.text.TextEncoder": ("proto",),
     "vilmedic.blocks.words.WordEncoder": ("proto",),
-    "vilmedic.models.dalle_settings.FrozenVAE": ("ckpt",),
+    _FROZEN_VAE: ("ckpt",),
     REPORTS: ("tokenizer",),
 }
 """The keys that say where something lies, which may be elsewhere by now."""
@@ -123,7 +125,13 @@ def as_trained(config: Config, saved: Mapping[Path, dict[str, Any]], *, allow: b
         for one in replaced
     ]
     changed = {dotted(one.path): {"checkpoint": one.trained, "used": one.now} for one in wrong}
-    return Trained(_apply(config, replaced, str(source)), taken, changed)
+    followed = _apply(config, replaced, str(source))
+    if (held := _held_vae(followed, source)) is not None and not commanded(held.path):
+        followed = _apply(followed, [held], str(source))
+        taken.append(
+            f"{dotted(held.path)}: {shown(held.trained)} (there is no {shown(held.now)} any more)"
+        )
+    return Trained(followed, taken, changed)
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> list[Difference]:
@@ -170,14 +178,20 @@ def _keys(
 ) -> Iterator[Difference]:
     """What differs in the arguments of one class."""
     params: dict[str, Param] = {}
+    fields: dict[str, Param] = {}
     if found.signature is not None:
-        params = {
-            **found.signature.settable,
-            **Checker(Tree()).extras(found.signature, {**saved, **now})[0],
-        }
+        fields = Checker(Tree()).extras(found.signature, {**saved, **now})[0]
+        params = {**fields, **found.signature.settable}
+    before, after = (_folder_fields(found, node) for node in (saved, now))
     for name in dict.fromkeys([*params, *saved, *now]):
         param = params.get(name, Param(name, ANY, required=False))
-        old, new = (node.get(name, param.default) for node in (saved, now))
+        old, new = (
+            node.get(name, _default(param, folder if name in fields else None))
+            for node, folder in ((saved, before), (now, after))
+        )
+        named = before is not None or after is not None
+        if named and name in fields and name not in saved and name not in now:
+            continue  # it belongs to the published model, which is compared as a whole
         chosen = name == "proto" and name not in params  # it chose the class, which is the same
         if chosen or old is new is None or _is(found.path, name, _FREE):
             continue
@@ -186,6 +200,22 @@ def _keys(
         elif _plain(old) != _plain(new):
             place = _is_place(found.path, name, param.type, [old, new])
             yield Difference((*path, name), old, new, name in saved, place)
+
+
+def _default(param: Param, folder: dict[str, Any] | None) -> Any:
+    """What a key is that is not given; None for one of a published model out of reach."""
+    if folder is None:
+        return param.default
+    return folder.get(param.name, param.default) if folder else None
+
+
+def _folder_fields(found: Target, node: dict[str, Any]) -> dict[str, Any] | None:
+    """What the published model that a node names states of itself; None when it names none."""
+    extras = None if found.signature is None else found.signature.extras
+    if not (isinstance(extras, Marked) and isinstance(extras.mark, ConfigOf)):
+        return None
+    folder = node.get(extras.mark.key)
+    return (stated_fields(folder) or {}) if isinstance(folder, str) else None
 
 
 def data_parts(node: dict[str, Any]) -> Iterator[tuple[str, tuple[KeyPath, dict[str, Any]]]]:
@@ -236,10 +266,14 @@ def _own_vocabulary(one: Difference, run_dir: Path) -> bool:
 
 
 def _judged(one: Difference) -> Difference:
-    """A difference, which is more than one of places if other words are there."""
-    if one.path[-1] != "tokenizer" or not one.place:
+    """A difference, which is more than one of places if other words or another model are there."""
+    if not one.place:
         return one
-    return replace(one, place=_alike(Path(one.trained), Path(one.now)) is not False)
+    if one.path[-1] == "tokenizer":
+        same = _alike(Path(one.trained), Path(one.now))
+    else:
+        same = same_model(one.trained, one.now)
+    return replace(one, place=same is not False)
 
 
 def _alike(*folders: Path) -> bool | None:
@@ -262,6 +296,20 @@ def _vocabulary(saved: dict[str, Any], config: Config, source: Path) -> list[Dif
     if before[1].get("tokenizer") is not None or after[1].get("tokenizer") is not None:
         return []
     return [Difference((*after[0], "tokenizer"), str(folder), None, given=True)]
+
+
+def _held_vae(config: Config, source: Path) -> Difference | None:
+    """The frozen VAE as a checkpoint holds it, if there is nothing where it was trained."""
+    read, node = target(_kind("model"), config.model).signature, config.model.get("vae")
+    if read is None or "vae" not in read.params or not isinstance(node, dict):
+        return None
+    kind = instance_of(read.params["vae"].type)
+    if kind is None or not derives_from(kind.path, _FROZEN_VAE):
+        return None
+    place = node.get("ckpt")
+    if not isinstance(place, str) or Path(place).exists():
+        return None
+    return Difference(("model", "vae", "ckpt"), str(source), place, given=True, place=True)
 
 
 class _Commanded:

@@ -16,6 +16,8 @@ from vilmedic.config.foreign_bounds import bounded
 from vilmedic.config.signature import Param, Signature, field_params, function_params
 from vilmedic.config.sources import bases, find_class, read_module
 from vilmedic.config.types import ConfigOf
+from vilmedic.config.yaml_source import read_file_text
+from vilmedic.errors import ConfigError
 
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
@@ -31,12 +33,48 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     source = siblings.get(mark.key)
     if source is None:
         return mark.default
-    file = Path(str(source)) / "config.json"
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = (stated_fields(str(source)) or {}).get("model_type")
     return found if isinstance(found, str) else None
+
+
+def stated_fields(folder: str) -> dict[str, Any] | None:
+    """What `config.json` of a published model states.
+
+    Args:
+        folder: its folder.
+
+    Returns:
+        None when there is no such file, as for the name of a model on the hub.
+    """
+    try:
+        found = json.loads(read_file_text(str(Path(folder) / "config.json")))
+    except (ConfigError, ValueError, RecursionError):
+        return None  # what is wrong with it is said when the model is loaded
+    return found if isinstance(found, dict) else None
+
+
+def same_model(one: str, other: str) -> bool | None:
+    """Whether two folders hold a model of the same architecture with the same settings.
+
+    Args:
+        one: a folder.
+        other: another one.
+
+    Returns:
+        None when that cannot be seen, as one of them is not within reach.
+    """
+    first, second = stated_fields(one), stated_fields(other)
+    if first is None or second is None:
+        return None
+    if first.get("model_type") != second.get("model_type"):
+        return False
+    fields = config_signature(str(first.get("model_type")))
+    defaults = {} if fields is None else {k: p.default for k, p in fields.params.items()}
+    return all(
+        first.get(name, defaults.get(name)) == second.get(name, defaults.get(name))
+        for name in {*first, *second} - _NO_SETTINGS
+        if name in defaults or (name in first and name in second)
+    )
 
 
 # written into every config.json, or taken by every class without being a field
@@ -47,6 +85,27 @@ _ALWAYS = (
     "label2id",
     "attn_implementation",
     "output_attentions",
+)
+# what a folder says of its file and of heads, which changes no feature
+_NO_SETTINGS = frozenset(
+    (
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "num_labels",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "classifier_dropout",
+        "attn_implementation",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "gradient_checkpointing",
+    )
 )
 # weights are float32 always, and trainor.precision says what is computed with
 _FLOAT32 = frozenset(("dtype", "torch_dtype"))

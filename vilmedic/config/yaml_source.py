@@ -14,6 +14,7 @@ import yaml
 
 from vilmedic.config.marks import KeyPath, Mark, Tree
 from vilmedic.errors import ConfigError, visible
+from vilmedic.files import open_regular
 
 _PREFIX = "tag:yaml.org,2002:"
 _RESOLVERS = (
@@ -199,7 +200,7 @@ def _too_large(where: str, *, deep: bool) -> ConfigError:
 def read_file_text(path: str) -> str:
     """The text of a configuration file; a byte order mark is left out."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read(MOST_BYTES + 1)
     except ValueError:  # a path with the character NUL
         raise ConfigError(f"{path!r}: no file can have this name.") from None

@@ -125,8 +125,9 @@ class AlignedDataset(Dataset[Sample]):
         self.skipped.update(reasons)
         total = len(self.parts[0].texts)
         if len(self.skipped) > TOLERATED * total:
+            bad = listed(list(self.skipped.values()), "bad sample").rstrip(".")
             raise DataError(
-                f"{listed(list(self.skipped.values()), 'bad sample')}. That is more than "
+                f"{bad}. That is more than "
                 f"{TOLERATED:.0%} of the {total} samples of {self.parts[0].texts.path}, which is "
                 "the most that on_error=skip leaves out."
             )

@@ -60,7 +60,6 @@ _MARKS = {
     b"MM\0*": ".tif",
     b"II+\0": ".tif",
     b"MM\0+": ".tif",
-    b"BM": ".bmp",
     b"\0\0\0\x0cjP  ": ".jp2",
     b"\xff\x4f\xff\x51": ".j2k",
     b"\x93NUMPY": ".npy",
@@ -175,6 +174,8 @@ def suffix_by_content(head: bytes) -> str | None:
     marks = [suffix for mark, suffix in _MARKS.items() if head.startswith(mark)]
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         marks.append(".webp")
+    if head[:2] == b"BM" and head[6:10] == bytes(4):  # a table may begin with BMI
+        marks.append(".bmp")
     return marks[0] if marks else None
 
 
@@ -233,7 +234,7 @@ def _jpeg_pixels(image: Image.Image, content: bytes, color: Color, thorough: boo
         if not _HARMLESS.search(str(error)):
             raise
         whole = content if b"end of JPEG file" not in str(error).encode() else content + b"\xff\xd9"
-        _check_jpeg(whole)
+        _check_jpeg(content)
         pixels = simplejpeg.decode_jpeg(whole, colorspace=space, strict=False)
     else:
         if thorough:

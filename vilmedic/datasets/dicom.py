@@ -224,7 +224,7 @@ class _Grey:
         if tables:
             table = _Table.of_item(tables[0], self.data)
             signed = bool(self.data.get("PixelRepresentation", 0))
-            output = table.looked_up(stored, stored[counted], signed)
+            output = table.looked_up(stored, stored[counted], signed, self._signed_bits())
             self._note("modality", table)
             return output
         slope = self._number("RescaleSlope") or 1.0
@@ -236,9 +236,10 @@ class _Grey:
             try:
                 table = _Table.of_item(item, self.data)
                 signed = bool(values.size and values.min() < 0)
-                output = table.looked_up(values, values[counted], signed)
+                output = table.looked_up(values, values[counted], signed, self._signed_bits())
                 share = table.share(output)
             except Exception:  # an item without data, or with too little of it
+                self.notes.append("its VOI table cannot be read and does not count")
                 continue
             self._note("VOI", table)
             return share
@@ -253,6 +254,10 @@ class _Grey:
         if width == 1:
             return (values > centre - 0.5).astype(np.float64)
         return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+    def _signed_bits(self) -> int:
+        """Bits of a negative number as the pixels have it, which is how some headers write it."""
+        return int(self.data.get("BitsStored", 16)) if self.data.get("PixelRepresentation") else 16
 
     def _note(self, kind: str, table: _Table) -> None:
         self.notes += [f"its {kind} table {text}" for text in table.notes]
@@ -336,16 +341,22 @@ class _Table:
             self.notes.append(f"holds {'' if negative else 'un'}signed entries, written otherwise")
         return signed if negative else unsigned
 
-    def looked_up(self, values: np.ndarray, seen: np.ndarray, signed: bool) -> np.ndarray:
+    def looked_up(
+        self, values: np.ndarray, seen: np.ndarray, signed: bool, bits: int = 16
+    ) -> np.ndarray:
         """The entries for some values.
 
         Args:
             values: float64, what to look up.
             seen: those that the picture has, which tell the sign of the table's first value.
             signed: whether the standard takes that value as signed.
+            bits: that a negative value may be written with in place of 16.
         """
         first = self.first - 2**16 if signed and self.first >= 2**15 else self.first
-        other = self.first - 2**16 if first > 0 else self.first % 2**16
+        others = [self.first - 2**16 if first > 0 else self.first % 2**16]
+        if 2 ** (bits - 1) <= self.first < 2**bits:
+            others.append(self.first - 2**bits)
+        other = max(others, key=lambda value: self._covers(value, seen))
         if self._covers(other, seen) > self._covers(first, seen):
             self.notes.append(f"begins at {other}, not at {first}")
             first = other

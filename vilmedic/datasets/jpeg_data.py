@@ -7,7 +7,7 @@ block must not run beyond its 64 coefficients or hold more than pixels of 8 bits
 interval must end where the file says. This costs about as much as decoding.
 
 Baseline, extended and progressive files with Huffman codes and 8 bits are read; of others (with
-arithmetic codes) nothing is said.
+arithmetic codes, lossless ones, JPEG-LS) nothing is said.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _RESTARTS = range(0xD0, 0xD8)
 _BARE = {0x01, *range(0xD0, 0xDA)}  # markers without a length: TEM, RSTn, SOI, EOI
 _SOF, _DHT, _DQT, _DRI, _SOS, _EOI = {0xC0, 0xC1, 0xC2}, 0xC4, 0xDB, 0xDD, 0xDA, 0xD9
-_OTHER_SOF = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
+_OTHER_SOF = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7}
 _LARGEST = 1100  # pixels of 8 bits give 1024; encoders that choose how to round give a little more
 _BLOCK = 64
 
@@ -37,6 +37,7 @@ _WORDS = {
     _SHORT: "they end too early",
 }
 _TO_THE_END = -1
+_EVERY = 16  # bits of a coefficient that no scan has given yet
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,6 +70,7 @@ class _Component:
     stride: int = 0  # blocks a row with those that fill the last unit
     dc: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     filled: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    missing: np.ndarray = field(default_factory=lambda: np.full(_BLOCK, _EVERY))  # low bits
 
 
 @dataclass
@@ -78,11 +80,17 @@ class _Frame:
     across: int  # units of a scan with several components
     down: int
 
+    def is_complete(self) -> bool:
+        """Whether scans gave every coefficient of every component with all of its bits."""
+        return not any(part.missing.any() for part in self.components.values())
+
 
 def check_jpeg(content: bytes) -> None:
     """Read the compressed data of a JPEG file to their end.
 
-    Bytes between the data and the end mark are accepted when they are no further blocks.
+    Bytes between the data and the end mark are accepted when they are no further blocks. Without an
+    end mark, all scans of the picture must be there: a progressive file that is cut off between two
+    of them is a coarse picture, which decoders show as if it were whole.
 
     Args:
         content: the file.
@@ -105,7 +113,9 @@ def _read(content: bytes) -> None:
     while True:
         found = _MARKER.search(content, place)
         if found is None:
-            raise DamagedJpeg("the end mark is missing")
+            if frame is None or not frame.is_complete():
+                raise DamagedJpeg("they end before the last scan")
+            return
         kind, place = found[1][0], found.end()
         if kind == _EOI:
             return
@@ -128,7 +138,7 @@ def _read(content: bytes) -> None:
             frame = _frame(body, progressive=kind == 0xC2)
         elif kind == _SOS and frame is not None:
             intervals, place = _intervals(content, place)
-            ends = content[place : place + 2] == b"\xff\xd9"
+            ends = content[place : place + 2] in (b"\xff\xd9", b"\xff", b"")
             _check_scan(frame, body, codes, quantization, intervals, interval, ends)
 
 
@@ -220,6 +230,11 @@ def _check_scan(
     together = len(parts) > 1
     units = frame.across * frame.down if together else parts[0].columns * parts[0].rows
     expected = _over(units, interval) if interval else 1
+    for part in parts:
+        if frame.progressive:
+            part.missing[first : last + 1] = low
+        else:
+            part.missing[:] = 0
     if len(intervals) != expected:
         raise DamagedJpeg(f"a scan has {len(intervals)} instead of {expected} intervals")
     sizes = [part.across * part.down if together else 1 for part in parts]

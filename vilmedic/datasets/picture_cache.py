@@ -192,7 +192,7 @@ class PictureCache(Pictures):
             return (self.path / PIXELS).stat().st_size == int(self._offsets[-1])
         except FileNotFoundError:
             return False
-        except (ValueError, KeyError, OSError) as error:
+        except Exception as error:  # a damaged file raises errors of zip, of numpy and others
             logger.warning("The image cache %s is damaged (%s) and is built anew", self.path, error)
             return False
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ NAME = re.compile(
     r"_(?P<epoch>[0-9]+)_(?P<seed>[0-9]+)\.pth"
 )
 STATE_NAME = re.compile(r"(?P<kind>last|previous)_(?P<seed>0|[1-9][0-9]*)\.pth")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,16 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
     assert match is not None
     state = read_header(path)
     score = state.get("score")
-    # Files of the original vilmedic have it in their names only.
+    # Files of the original vilmedic have it in their names only, and the metric in their settings.
     try:
         score = float(match["score"] if score is None else score)
         epoch, seed = (int(state.get(key) or match[key]) for key in ("epoch", "seed"))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged: it has no score that is a number.") from error
-    metric = state.get("metric") or metric
+    stated = state.get("metric") or _metric_of_settings(state.get("config"))
+    if stated is None:
+        logger.warning("%s does not say what its score is of: taken as %s", path, metric)
+    metric = stated or metric
     better = better_of({**state, "metric": metric})
     if better is None:
         raise CheckpointError(
@@ -120,6 +126,13 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
             "better. Name the checkpoint to use: ckpt=<file>."
         )
     return BestCheckpoint(path, score, epoch, seed, metric, better)
+
+
+def _metric_of_settings(config: Any) -> str | None:
+    """What a configuration in a file says that its scores are of; None when it does not."""
+    section = config.get("trainor") if isinstance(config, Mapping) else None
+    metric = section.get("early_stop_metric") if isinstance(section, Mapping) else None
+    return metric if isinstance(metric, str) else None
 
 
 def better_of(state: dict[str, Any]) -> str | None:
@@ -155,7 +168,7 @@ def find_checkpoints(
     Args:
         run_dir: the directory of the run.
         mode: `best-N` for the N best over all seeds, or `all`.
-        metric: the metric of files that do not say theirs.
+        metric: the metric of files that do not say theirs, unless `rank_by` is given.
         rank_by: the metric whose files count; None when there is only one.
         remedy: what to do about files of several metrics, for the message.
 
@@ -168,7 +181,7 @@ def find_checkpoints(
     if match is None:
         raise ConfigError(f"ensemblor.mode: given '{mode}', allowed: best-1, best-N or all.")
     require_directory(run_dir)
-    found = [read_best(path, metric) for path in scored(run_dir)]
+    found = [read_best(path, rank_by or metric) for path in scored(run_dir)]
     if not found:
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
         hint = f" There is {', '.join(lasts)}: evaluate it with ckpt={lasts[0]}." if lasts else ""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.executors.results import headline, results_name, write_results
-from vilmedic.files import replace_text
+from vilmedic.files import plain_name, replace_text
 from vilmedic.loggers.contract import flat
+from vilmedic.report.left_out import LeftOut, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,8 @@ def _keep_earlier(run_dir: Path, name: str) -> None:
     """Move results that were written before evaluations had folders to `evaluations/earlier`."""
     path = run_dir / name
     try:
-        known = "evaluation" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        known = "evaluation" in read_json(path)
+    except (OSError, ValueError, TypeError, RecursionError):
         return
     kept = run_dir / FOLDER / EARLIER / name
     if not known and not kept.exists():
@@ -107,48 +108,84 @@ def write_index(run_dir: Path) -> Path:
     Each entry tells the checkpoints, the date, the headline numbers of each split, and under
     `differs` the settings that not all evaluations of the run have in common.
     """
+    path = run_dir / FOLDER / INDEX
+    _write_json(path, _gathered(run_dir, LeftOut(run_dir, what="the index")))
+    return path
+
+
+def _gathered(run_dir: Path, left_out: LeftOut) -> list[dict[str, Any]]:
+    """The entries of the index, from the folders."""
     records = []
     for path in (run_dir / FOLDER).glob(f"*/{RECORD}"):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            records.append((record, dict(flat(record.pop("settings"))), _numbers(path.parent)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is left out of the index: %s", path, error)
-    records.sort(key=lambda one: (one[0]["date"], one[0]["folder"]))
-    every = [settings for _, settings, _ in records]
+        with left_out.damaged(path):
+            record = read_json(path)
+            order = (str(record["date"]), str(record["folder"]))
+            settings = dict(flat(record.pop("settings")))
+            records.append((order, record, settings, _numbers(path.parent)))
+    records.sort(key=lambda one: one[0])
+    every = [settings for _, _, settings, _ in records]
     keys = dict.fromkeys(key for settings in every for key in settings)
     own = [
         key
         for key in keys
         if not key.startswith("checkpoints") and any(s.get(key) != every[0].get(key) for s in every)
     ]
-    entries = [
+    return [
         {**record, "differs": {key: settings.get(key) for key in own}, "numbers": numbers}
-        for record, settings, numbers in records
+        for _, record, settings, numbers in records
     ]
+
+
+def read_index(run_dir: Path, left_out: LeftOut | None = None) -> list[dict[str, Any]]:
+    """The evaluations of a run, oldest first; none without an index.
+
+    In the place of an index that cannot be read, the folders say what they hold.
+
+    Args:
+        run_dir: the directory of the run.
+        left_out: takes the index, when it cannot be read, and entries of it that are damaged.
+    """
+    left_out = left_out or LeftOut(run_dir)
     path = run_dir / FOLDER / INDEX
-    _write_json(path, entries)
-    return path
+    if not os.path.lexists(path):
+        return []
+    content: Any = None
+    with left_out.damaged(path):
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise ValueError("it holds no list")
+    entries = []
+    for number, entry in enumerate(
+        content if isinstance(content, list) else _gathered(run_dir, left_out), start=1
+    ):
+        if reason := _odd(entry, run_dir):
+            left_out.add(path, f"entry {number}: {reason}")
+        else:
+            entries.append(entry)
+    return entries
 
 
-def read_index(run_dir: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run, oldest first; none when there is no index that can be read."""
+def _odd(entry: Any, run_dir: Path) -> str:
+    """What is wrong with an entry of the index; empty when nothing is."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("folder"), str):
+        return "it names no folder"
     try:
-        content = json.loads((run_dir / FOLDER / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read: %s", run_dir / FOLDER / INDEX, error)
-        return []
-    return content if isinstance(content, list) else []
+        folder = run_dir / FOLDER / plain_name(entry["folder"])
+    except ValueError as error:
+        return f"its folder: {error}"
+    if not folder.is_dir():
+        return f"there is no folder {entry['folder']}"
+    if not isinstance(entry.get("numbers", {}), dict):
+        return "its numbers are no mapping"
+    return ""
 
 
-def shown_folders(run_dir: Path) -> list[Path]:
+def shown_folders(run_dir: Path, left_out: LeftOut | None = None) -> list[Path]:
     """The folders whose pictures a page shows: of the newest results, and of the newest images."""
     newest: dict[str, str] = {}
-    for entry in read_index(run_dir):
+    for entry in read_index(run_dir, left_out):
         kinds = ["generated"] if entry.get("generated") else entry.get("numbers", {})
-        newest |= {kind: str(entry["folder"]) for kind in kinds}
+        newest |= dict.fromkeys(kinds, entry["folder"])
     return [run_dir / FOLDER / name for name in dict.fromkeys(newest.values())]
 
 
@@ -156,7 +193,7 @@ def _numbers(folder: Path) -> dict[str, Any]:
     """The headline numbers of each split, of the model and of the baselines."""
     found = {}
     for path in sorted(folder.glob(results_name("*"))):
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
         systems = {"model": results, **results["baselines"]}
         found[results["split"]] = {name: headline(one) for name, one in systems.items()}
     return found

@@ -15,7 +15,7 @@ from filelock import FileLock
 from vilmedic.errors import DataError
 from vilmedic.executors.log import LOGGER
 from vilmedic.executors.run_directory import SET_ASIDE, shared
-from vilmedic.files import no_file, replace_text
+from vilmedic.files import no_file, open_regular, replace_text
 from vilmedic.loggers.contract import Logger
 
 UNPLOTTED = ("epoch", "time")
@@ -140,16 +140,25 @@ class MetricsLog:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; none without a file, and none that are damaged."""
-    return [entry for _, entry in _entries(path) if entry is not None]
+    return [entry for _, entry in read_entries(path) if entry is not None]
 
 
-def _entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a metrics file as they are, each with what it says; None if that is no line."""
-    if not path.is_file():
+def read_entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a metrics file as they are, each with what it says; None if that is no line.
+
+    Args:
+        path: the file; there may be none.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    if not path.exists():
         return []
     found = []
-    for line in path.read_bytes().split(b"\n"):
-        if not line:
+    with open_regular(path) as stream:
+        lines = stream.readlines()
+    for line in lines:
+        if not line.strip():
             continue
         try:
             entry = json.loads(line)
@@ -173,7 +182,7 @@ def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int
     """
     if not path.exists():
         return 0
-    entries = _entries(path)
+    entries = read_entries(path)
     damaged = sum(entry is None for _, entry in entries)
     if damaged and not (damaged == 1 and entries[-1][1] is None):
         _keep_copy(path, damaged)

@@ -11,12 +11,10 @@ from vilmedic.executors.ensemblor import Ensemblor
 from vilmedic.executors.log import LOGGER, start_console
 from vilmedic.executors.trainor import Trainor
 from vilmedic.launch import is_main_process
+from vilmedic.report.left_out import LeftOut, is_run
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
-
-RUN_FILES = ("config_*.yml", "metrics.jsonl", "results_*.json")
-"""What a run leaves that a page can show."""
 
 
 def run_training(config: Config) -> Trainor:
@@ -50,16 +48,16 @@ def write_pages(run_dir: Path) -> None:
     Images may be generated from a checkpoint that lies in any directory. What goes wrong here is a
     warning: the run itself is done, or has failed for another reason.
     """
-    written = (path for pattern in RUN_FILES for path in run_dir.glob(pattern))
-    if not is_main_process() or next(written, None) is None:
+    if not is_main_process() or not is_run(run_dir):
         return
     # imported here: only the end of a run needs them
     from vilmedic.report.draw_curves import write_curves
     from vilmedic.report.page import write_report
 
+    left_out = LeftOut(run_dir)
     for write in (write_curves, write_report):
         try:
-            path = write(run_dir)
+            path = write(run_dir, left_out)
         except Exception as error:
             LOGGER.warning("%s failed: %s", write.__name__, error)
         else:

@@ -28,7 +28,7 @@ class TensorBoardLogger(Logger):
 
     def picture(self, step: int, path: Path) -> None:
         """Show a PNG file that was made at an optimizer step, under its stem."""
-        with Image.open(path) as picture:
+        with Image.open(path, formats=("PNG",)) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         self._writer.add_image(path.stem, pixels, step, dataformats="HWC")
 

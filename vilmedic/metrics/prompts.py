@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from vilmedic.config.yaml_source import compose
+from vilmedic.config.yaml_source import compose, read_file_text
 from vilmedic.errors import ConfigError, DataError, nearest
 
 SIDES = ("positive", "negative")
@@ -48,14 +48,12 @@ def load_prompts(path: str, labels: Sequence[str] | None) -> list[ClassPrompts]:
             wrong is said at once, each with its line.
     """
     file = Path(path)
-    try:
-        root = compose(file.read_text(encoding="utf-8"), lambda line: f"{path}:{line}")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    if not file.is_file():  # a pipe, or a device that gives data for ever, is none
         beside = [str(p) for p in sorted(file.parent.glob("*.y*ml"))]
-        raise ConfigError(
-            f"zero_shot.prompts: there is no file '{path}'.{nearest(path, beside)}"
-        ) from None
-    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"zero_shot.prompts: there is no file '{path}'.{nearest(path, beside)}")
+    try:
+        root = compose(read_file_text(path), lambda line: f"{path}:{line}")
+    except ConfigError as error:
         raise DataError(f"{path}: not a readable YAML file: {error}") from None
     if root is None:
         raise DataError(f"{path}: the file is empty. {_form()}")

@@ -41,6 +41,8 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
         ConfigError: neither the file nor the settings tell the size of the images.
     """
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"model.vae.ckpt: there is no {path}, neither a file nor a folder.")
     if path.is_dir() and zoo_file(path) is None:
         path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
     state = load_checkpoint(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from vilmedic.errors import escaped
 from vilmedic.post_processing.scatter import COLOURS
@@ -19,6 +22,27 @@ from vilmedic.preparation.near_duplicates import repeated_share
 
 MOST_LABELS = 20
 BINS = 40
+# Fonts with the letters of Chinese, Japanese and Korean, of which computers have one or none.
+_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "SimHei", "PingFang SC", "Malgun Gothic", "Arial Unicode MS"),
+)
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Draw texts of the data as they are: dollar signs too, and letters of any script with a font.
+
+    matplotlib draws boxes for letters that no font has, and would print a warning for each.
+    """
+    known = set(fontManager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _FONTS if name in known)]
+    with (
+        rc_context({"text.parse_math": False, "font.family": fonts}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def as_values(findings: Findings) -> dict[str, Any]:
@@ -57,7 +81,7 @@ def as_table(findings: Findings) -> str:
     )
 
 
-@rc_context({"text.parse_math": False})  # labels may hold dollar signs
+@plain_text()
 def draw_page(findings: Findings, path: Path, title: str) -> None:
     """Write a page of histograms as PNG: sizes, brightness, report lengths, labels, duplicates."""
     figure = Figure(figsize=(13, 8), layout="constrained")

@@ -30,13 +30,14 @@ from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by
 from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, label_number, present_labels
 from vilmedic.preparation.sections import Sections, choose_text
-from vilmedic.preparation.tables import Missing, find_table, read_numbered, read_table
+from vilmedic.preparation.tables import Missing, find_table, read_numbered
 
 SCRIPT = "make_chexpert"
 PLUS = "df_chexpert_plus_240401.csv"
 FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 FIVE_ROOT = "data/SELFSUP/chexpert-5x200"
 _PATIENT = re.compile(r"patient\d+")
+_NO_PATH = "rows without the path of an image"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.guarded(SCRIPT, lambda: _run(given))
 
 
-def read_images(table: Path, missing: Missing) -> list[Image]:
-    """The rows of `train.csv` or `valid.csv`.
+def read_images(table: Path, missing: Missing, dropped: LeftOut) -> list[Image]:
+    """The rows of `train.csv` or `valid.csv` that have a path.
+
+    Args:
+        table: the file.
+        missing: which cells have no value; counts them.
+        dropped: is told of the rows without a path.
 
     Raises:
         DataError: a path names no patient, or a label is neither 1, 0, -1 nor missing.
@@ -66,6 +72,9 @@ def read_images(table: Path, missing: Missing) -> list[Image]:
     columns = ["Path", "Frontal/Lateral", *CHEXPERT_LABELS]
     for line, (path, view, *values) in read_numbered(table, columns, missing):
         where = f"{table.name}:{line}"
+        if not path:
+            dropped.add(_NO_PATH, "", where=where)
+            continue
         found = _PATIENT.search(path)
         if found is None:
             raise DataError(
@@ -111,17 +120,23 @@ def five_by_200(images: Iterable[Image], each: int, seed: int) -> dict[str, list
     return chosen
 
 
-def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, str]) -> Build:
+def build(
+    given: argparse.Namespace,
+    tables: dict[str, Path],
+    texts: dict[str, str],
+    missing: Missing,
+    dropped: LeftOut,
+) -> Build:
     """Make the samples of training, validation and test, or of the 5 x 200 set.
 
     Args:
         given: the options.
         tables: `train` and `valid`.
         texts: report of each image by path without extension; empty for a set without reports.
+        missing: which cells have no value, with counts.
+        dropped: what was left out so far; is told of the rest.
     """
-    missing = Missing(given.missing)
-    train = read_images(tables["train"], missing)
-    dropped = LeftOut()
+    train = read_images(tables["train"], missing, dropped)
     listed: dict[Path, set[str]] = {}
     with_reports = given.reports is not None
     taken: set[str] = set()
@@ -146,7 +161,7 @@ def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, s
     inside = [sample.images[0] for sample in pool if sample.patient in taken]
     dropped.add("images of patients in the 5 x 200 set", *inside)
     pool = [sample for sample in pool if sample.patient not in taken]
-    valid = read_images(tables["valid"], missing)
+    valid = read_images(tables["valid"], missing, dropped)
     share = min(given.validate / max(1, len(pool)), 0.5)
     notes: dict[str, Any] = {}
     together = patients_together(pool, given.images, notes)
@@ -156,11 +171,21 @@ def build(given: argparse.Namespace, tables: dict[str, Path], texts: dict[str, s
     return Build(samples_of, dropped, notes, missing=missing.counts)
 
 
-def read_plus(table: Path, section: str, missing: Missing) -> dict[str, str]:
-    """Reports of CheXpert Plus, by the path of their image without extension."""
+def read_plus(table: Path, section: str, missing: Missing, dropped: LeftOut) -> dict[str, str]:
+    """Reports of CheXpert Plus, by the path of their image without extension.
+
+    Args:
+        table: the file.
+        section: see `choose_text`.
+        missing: which cells have no value; counts them.
+        dropped: is told of the rows without a path.
+    """
     columns = ["path_to_image", "section_findings", "section_impression"]
     texts = {}
-    for path, findings, impression in read_table(table, columns, missing):
+    for line, (path, findings, impression) in read_numbered(table, columns, missing):
+        if not path:
+            dropped.add(_NO_PATH, "", where=f"{table.name}:{line}")
+            continue
         sections = Sections(" ".join(findings.split()), " ".join(impression.split()))
         text = choose_text(sections, section)
         if text and gloria_clean_report_chexpert(text):
@@ -215,9 +240,11 @@ def _run(given: argparse.Namespace) -> int:
     origin = Origin(SCRIPT, "CheXpert", release, options, inputs)
 
     def make() -> Build:
-        missing = Missing(given.missing)
-        texts = {} if given.reports is None else read_plus(given.reports, given.section, missing)
-        return _named(build(given, tables, texts))
+        missing, dropped = Missing(given.missing), LeftOut()
+        texts = {}
+        if given.reports is not None:
+            texts = read_plus(given.reports, given.section, missing, dropped)
+        return _named(build(given, tables, texts, missing, dropped))
 
     root = given.root or Path(FIVE_ROOT if given.five_by_200 else "data/SELFSUP/chexpert")
     report_file = command.REPORT_FILES[given.section]
@@ -239,7 +266,7 @@ def _named(made: Build) -> Build:
 
 def _below_release(path: str) -> str:
     parts = Path(path).parts
-    return "/".join(parts[1:]) if parts[0].lower().startswith("chexpert") else path
+    return "/".join(parts[1:]) if path.lower().startswith("chexpert") else path
 
 
 def _stem(path: str) -> str:

@@ -52,5 +52,6 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
                 unpacked += len(block)
                 if unpacked > most:
                     raise tarfile.TarError(f"it unpacks to more than {MOST_PACKED} times its size")
-    with tarfile.open(path) as archive:
+    # Of no other compression, which `tarfile` would find out by itself: it would have no bound.
+    with tarfile.open(path, "r:gz" if compressed else "r:") as archive:
         yield archive

@@ -10,6 +10,7 @@ and then the text is marked as doubtful.
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +44,36 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# Letters outside ASCII that languages of Latin script write, by the character set of their texts.
+_ALPHABETS: dict[str, tuple[str, ...]] = {
+    "cp1252": (
+        "àâçéèêëîïôœùûüÿ",  # French
+        "áéíñóúü",  # Spanish
+        "áâãàçéêíóôõú",  # Portuguese
+        "àçéèíïñóòúü",  # Catalan
+        "àèéìíîòóùú",  # Italian
+        "äöüßéàè",  # German
+        "àáèéêëïíöóüúç",  # Dutch
+        "åäöéüà",  # Swedish and Finnish
+        "æøåéêòôüäö",  # Danish and Norwegian
+    ),
+    "cp1250": (
+        "áčďéěíňóřšťúůýžäľĺôŕ",  # Czech and Slovak
+        "ąćęłńóśźż",  # Polish
+        "áéíóöőúüű",  # Hungarian
+        "čćđšž",  # Croatian, Slovenian and others
+        "ăâîşţ",  # Romanian
+    ),
+    "cp1254": ("çğıİöşüâîû",),  # Turkish
+    "cp1257": ("ąčęėįšųūž", "āčēģīķļņšūž", "äöõüšž"),  # Lithuanian, Latvian, Estonian
+}
+_ICELANDIC = "áðéíóúýþæö"  # of which a few are those of a Turkish text in the other character set
+_FITTING = 0.95  # share of the letters that the alphabet of a language has
+_BETTER = 0.05  # by which another character set has to fit better than Western European
+_WITHIN = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
+_AFTER_SMALL = re.compile(r"(?<=[a-z])[^\x00-\x7f]")
+_JOINING = "\u2019\xb4\u2013\u2014\xb7\xad"  # apostrophes, dashes, a middle dot, a soft hyphen
+_SIGNS = "\xaa\xba\xb5"  # letters that are signs: ª, º, µ
 _SPACES = frozenset("\t\n\r\f\v")
 _LATIN = ("LATIN", "FEMININE", "MASCULINE", "MICRO")  # and the letters that are signs: ª, º, µ
 
@@ -153,6 +184,52 @@ def detect(content: bytes) -> tuple[str, bool]:
     rivals = [score for score, _, other in ranked if other != text]
     tied = [number for score, number, _ in ranked if score <= least + MARGIN]
     return CANDIDATES[min(tied)], not rivals or rivals[0] > least + MARGIN
+
+
+def latin_encoding(content: bytes) -> str | None:
+    """The character set of a text of Latin script, by the letters that languages write.
+
+    Its bytes are letters in any of these character sets, but those of the right one are the letters
+    of one language.
+
+    Args:
+        content: not UTF-8.
+
+    Returns:
+        Its name; empty when several fit, and None when the letters are of no one language.
+    """
+    texts = {name: content.decode(name, errors="replace") for name in _ALPHABETS}
+    fits = {name: _fit(texts[name], alphabets) for name, alphabets in _ALPHABETS.items()}
+    western = fits.pop("cp1252")
+    best = max(fits, key=lambda name: fits[name])
+    if western >= _FITTING and western >= fits[best] - _BETTER:
+        return "cp1252"
+    if fits[best] < _FITTING or fits[best] <= western + _BETTER:
+        return None
+    if texts[best] == texts["cp1252"]:
+        return "cp1252"
+    near = [name for name in fits if fits[name] > fits[best] - _BETTER]
+    return best if all(texts[name] == texts[best] for name in near) else ""
+
+
+def is_western(content: bytes) -> bool:
+    """Whether the letters of a text are those of Western European languages, one or several."""
+    text = content.decode("cp1252", errors="replace")
+    return _fit(text, ["".join([*_ALPHABETS["cp1252"], _ICELANDIC])]) >= _FITTING
+
+
+def _fit(text: str, alphabets: Sequence[str]) -> float:
+    """The largest share of the letters outside ASCII, and of signs within words, of a language."""
+    letters = Counter(c for c in text if not c.isascii() and c.isalpha() and c not in _SIGNS)
+    letters.update(c for c in _WITHIN.findall(text) if not c.isalpha() and c not in _JOINING)
+    total = letters.total()
+    if not total:  # quotation marks and signs alone
+        return 1.0
+    letters.subtract(c for c in _AFTER_SMALL.findall(text) if c.isupper())  # no language does so
+    return max(
+        sum(count for c, count in letters.items() if c in known or c.lower() in known) / total
+        for known in alphabets
+    )
 
 
 def oddness(text: str, encoding: str) -> float:

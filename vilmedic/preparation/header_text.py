@@ -68,10 +68,24 @@ def _declared_text(content: bytes, header: Any, keyword: str) -> str | None:
     try:
         text = content.decode(encodings[0])
     except (LookupError, UnicodeDecodeError):
-        return utf8
+        return _without_escapes(content, encodings[1:]) if utf8 is None else utf8
     if utf8 is not None and (_is_single_byte(encodings[0]) or _is_eastern(utf8)):
         return utf8
-    return text if is_credible(text, encodings[0]) else None
+    if is_credible(text, encodings[0]):
+        return text
+    return _without_escapes(content, encodings[1:])
+
+
+def _without_escapes(content: bytes, encodings: list[str]) -> str | None:
+    """The text in one of the other declared sets, which many programs write without the escape."""
+    for name in encodings:
+        try:
+            text = content.decode(name)
+        except (LookupError, UnicodeDecodeError):
+            continue
+        if is_credible(text, name):
+            return text
+    return None
 
 
 def _declared(header: Any) -> list[str]:

@@ -66,8 +66,16 @@ def read_xml_reports(path: Path) -> Iterator[Report]:
     yield from sorted(reports, key=lambda report: int(report.uid))
 
 
-def read_table_reports(table: Path, projections: Path, missing: Missing) -> Iterator[Report]:
+def read_table_reports(
+    table: Path, projections: Path, missing: Missing, dropped: LeftOut
+) -> Iterator[Report]:
     """The reports of the two tables; images have their names of `indiana_projections.csv`.
+
+    Args:
+        table: of the reports.
+        projections: of the images.
+        missing: which cells have no value; counts them.
+        dropped: is told of the images that are of none of the reports.
 
     Raises:
         DataError: a table cannot be read, or a row of it has no uid.
@@ -76,17 +84,29 @@ def read_table_reports(table: Path, projections: Path, missing: Missing) -> Iter
     for line, (uid, filename) in read_numbered(projections, ["uid", "filename"], missing):
         if filename:
             images[_uid(uid, projections, line)].append(filename)
+        else:
+            name, where = uid and f"report {uid}", f"{projections.name}:{line}"
+            dropped.add("rows without the name of an image", name, where=where)
     columns = ["uid", "Problems", "findings", "impression"]
+    listed: set[str] = set()
     for line, row in read_numbered(table, columns, missing):
         uid, problems, findings, impression = row
         uid = _uid(uid, table, line)
         sections = Sections(_one_line(findings), _one_line(impression))
         labels = _labels([name for name in problems.split(";") if not missing.is_missing(name)])
+        listed.add(uid)
         yield Report(uid, sections, labels, tuple(images[uid]), f"{table.name}:{line}")
+    for uid, names in images.items():
+        if uid not in listed:
+            dropped.add("images without a report", *names, where=projections.name)
 
 
 def build(
-    given: argparse.Namespace, reports: list[Report], views: dict[str, str], missing: Missing
+    given: argparse.Namespace,
+    reports: list[Report],
+    views: dict[str, str],
+    missing: Missing,
+    dropped: LeftOut,
 ) -> Build:
     """Make the samples of all splits.
 
@@ -95,8 +115,8 @@ def build(
         reports: as published.
         views: `Frontal` or `Lateral` of each image, by the part of its name that is common.
         missing: which values are missing, with counts.
+        dropped: what was left out so far; is told of the rest.
     """
-    dropped = LeftOut()
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []
     for report in reports:
@@ -162,15 +182,15 @@ def _run(given: argparse.Namespace) -> int:
     origin = Origin(SCRIPT, "Indiana University chest X-rays", release, options, inputs)
 
     def make() -> Build:
-        views, missing = {}, Missing(given.missing)
+        views, missing, dropped = {}, Missing(given.missing), LeftOut()
         if has_views:
             for uid, name, view in read_table(projections, ["uid", "filename", "projection"]):
                 views[_key(plain_number(uid), name)] = view.capitalize()
         if is_table:
-            found = read_table_reports(source, projections, missing)
+            found = read_table_reports(source, projections, missing, dropped)
         else:
             found = read_xml_reports(source)
-        return build(given, list(found), views, missing)
+        return build(given, list(found), views, missing, dropped)
 
     report_file = command.REPORT_FILES[given.section]
     command.make(given.root, origin, make, force=given.force, report_file=report_file)

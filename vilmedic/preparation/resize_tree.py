@@ -13,10 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES
-from vilmedic.datasets.dicom import is_dicom
+from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, suffix_by_content
+from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError
+from vilmedic.files import open_regular
 from vilmedic.preparation.resize import resize_short_side_file
 from vilmedic.preparation.walk import is_apple_double, walk_files
 
@@ -116,14 +117,20 @@ def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[t
             if is_apple_double(path):
                 found.other["._*"] += 1
                 found.left_out[str(path)] = "what macOS keeps beside an image, which is none itself"
-            elif known or is_dicom(path):
+            elif known or _is_image(path):
                 name = path.stem if known else path.name
                 yield path, target / path.parent.relative_to(source) / f"{name}{suffix}"
             else:
                 found.other[path.suffix or path.name] += 1
-                found.left_out[str(path)] = "no image by its name and its first bytes"
+                found.left_out[str(path)] = "no image that is read, by name and first bytes"
         except OSError as error:
             found.unreadable[str(path)] = _reason(path, error)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether the first bytes of a file, which may have no suffix, are those of an image."""
+    with open_regular(path) as file:
+        return suffix_by_content(file.read(HEAD)) is not None
 
 
 def _reason(path: str | Path, error: OSError) -> str:

@@ -6,12 +6,12 @@ import os
 import textwrap
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vilmedic.preparation.check_facts import Findings
+from vilmedic.preparation.check_page import plain_text
 from vilmedic.preparation.image_facts import Sample
 
 COLUMNS = 6
@@ -19,7 +19,7 @@ _WIDTH, _LINES = 38, 9  # letters and lines of a report that are shown
 _NAME = 34
 
 
-@rc_context({"text.parse_math": False})  # reports may hold dollar signs
+@plain_text()
 def draw_samples(findings: Findings, path: Path, title: str) -> bool:
     """Write a page of the samples of all splits as PNG, each over the report of its line.
 

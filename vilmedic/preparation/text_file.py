@@ -13,7 +13,7 @@ from typing import IO
 from vilmedic.errors import DataError
 from vilmedic.files import open_regular
 from vilmedic.preparation.damage import BLOCK, DAMAGE
-from vilmedic.preparation.encodings import SAMPLES, decode_all
+from vilmedic.preparation.encodings import SAMPLES, decode_all, is_western, latin_encoding
 
 _NUL = "a NUL character"
 GZIP = b"\x1f\x8b"
@@ -44,8 +44,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_WITHIN = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
-_JOINING = "\u2019\xb4\u2013\u2014\xb7\xad"  # apostrophes, dashes, a middle dot, a soft hyphen
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
@@ -68,9 +66,10 @@ def open_text(path: Path, encoding: str = "") -> IO[str]:
 def encoding_of(path: Path, encoding: str = "") -> str:
     """The encoding of a text file, all of which is read.
 
-    UTF-8 and UTF-16 with and without a byte order mark are told for certain. Anything else is
-    what `encodings.decode_all` is sure of, or Western European (cp1252, which holds Latin-1) when
-    its letters stand between ASCII ones as accents do; else it is refused.
+    UTF-8 and UTF-16 with and without a byte order mark are told for certain. Texts of Latin script
+    are in the character set in which their letters are those of one language, or in Western
+    European (cp1252, which holds Latin-1) when they are those of several ones of it. Anything else
+    is what `encodings.decode_all` is sure of; else it is refused.
 
     Args:
         path: the file, plain or compressed with gzip.
@@ -213,15 +212,13 @@ def _legacy_encoding(path: Path) -> str:
             utf8 += sum(map(len, _UTF8.findall(line)))
     if 2 * utf8 > alone + long:
         return ""
+    if alone > 3 * long:
+        latin = latin_encoding(b"".join(lines))
+        if latin is not None:
+            return latin
     found = {(one.encoding, one.doubtful) for one in decode_all(lines)}
+    western = alone > 3 * long and is_western(b"".join(lines))
     if len(found) == 1 and not next(iter(found))[1]:
-        return next(iter(found))[0]
-    return _WESTERN if alone > 3 * long and _is_western(b"".join(lines)) else ""
-
-
-def _is_western(content: bytes) -> bool:
-    """Whether what stands within words is letters when it is taken for Western European."""
-    text = content.decode(_WESTERN, errors="replace")
-    within = _WITHIN.findall(text)
-    odd = sum(not letter.isalpha() and letter not in _JOINING for letter in within)
-    return 10 * odd <= len(within)
+        name = next(iter(found))[0]
+        return name if name != _WESTERN or western else ""
+    return _WESTERN if western else ""

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vilmedic.errors import escaped
-from vilmedic.executors.metrics_log import UNPLOTTED, read_lines
+from vilmedic.errors import visible
+from vilmedic.executors.metrics_log import UNPLOTTED, read_entries
 from vilmedic.registry import METRICS
+from vilmedic.report.left_out import LeftOut
 
 MOST_POINTS = 600
+MOST_NAMES = 200  # of numbers, and of seeds, that are drawn: each name can be a panel
+LARGEST = 1e300  # values beyond it, and their sums, have no place on an axis
 
 _TITLES = {
     "loss_over_ln_batch": "Loss over ln(batch), 1 is chance",
@@ -78,18 +81,47 @@ class Panel:
     reference: float | None = None
 
 
-def read_curves(run_dir: Path) -> list[Line]:
-    """Every number of `metrics.jsonl` and `timing.jsonl` of all seeds, in the order logged."""
+def read_curves(run_dir: Path, left_out: LeftOut | None = None) -> list[Line]:
+    """Every number of `metrics.jsonl` and `timing.jsonl` of all seeds, in the order logged.
+
+    Args:
+        run_dir: the directory.
+        left_out: takes the files, and lines in them, that cannot be read.
+    """
+    left_out = left_out or LeftOut(run_dir)
     lines: dict[tuple[str, int], Line] = {}
     for file in ("metrics", "timing"):
-        for entry in read_lines(run_dir / f"{file}.jsonl"):
-            for name, value in entry.items():
-                if name in ("seed", "step", *UNPLOTTED) or not _finite(value):
-                    continue
-                line = lines.setdefault((name, entry["seed"]), Line(escaped(name), entry["seed"]))
-                line.steps.append(entry["step"])
-                line.values.append(float(value))
+        path = run_dir / f"{file}.jsonl"
+        with left_out.damaged(path):
+            entries = read_entries(path)
+            # The last line may be half written: by a run that goes on, or one that was killed.
+            odd = sum(entry is None and text.endswith(b"\n") for text, entry in entries)
+            if odd:
+                text = f"{odd:,} of {len(entries):,} lines, which are not what a run writes"
+                left_out.add(path, text)
+            for _, entry in entries:
+                _add(lines, entry or {})
+    for position, what in enumerate(("numbers", "seeds")):
+        known = dict.fromkeys(key[position] for key in lines)
+        if len(known) > MOST_NAMES:
+            left_out.add(
+                run_dir / "metrics.jsonl", f"of its {len(known):,} {what} all but {MOST_NAMES}"
+            )
+            kept = set(list(known)[:MOST_NAMES])
+            lines = {key: line for key, line in lines.items() if key[position] in kept}
     return list(lines.values())
+
+
+def _add(lines: dict[tuple[str, int], Line], entry: dict[str, Any]) -> None:
+    """Add the numbers of a line of a file to the curves."""
+    for name, value in entry.items():
+        if name in ("seed", "step", *UNPLOTTED) or not _finite(value):
+            continue
+        key = (name, entry["seed"])
+        if key not in lines:
+            lines[key] = Line(visible(name), entry["seed"])
+        lines[key].steps.append(entry["step"])
+        lines[key].values.append(float(value))
 
 
 def arrange(lines: Iterable[Line]) -> list[Panel]:
@@ -131,4 +163,4 @@ def _group(name: str) -> tuple[int, str]:
 
 def _finite(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return number and abs(value) < LARGEST

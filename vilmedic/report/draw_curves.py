@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,35 +13,52 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vilmedic.errors import escaped
+from vilmedic.files import replace_bytes
 from vilmedic.post_processing.scatter import COLOURS
 from vilmedic.report.curves import Line, Panel, arrange, read_curves
+from vilmedic.report.left_out import LeftOut
 
 COLUMNS = 3
 NOISY = 60  # points from which on a line is smoothed
 SEED_STYLES = ("-", "--", "-.", ":")
 
 
-def write_curves(run_dir: Path) -> Path | None:
+def write_curves(run_dir: Path, left_out: LeftOut | None = None) -> Path | None:
     """Draw `curves.png` from what a run directory's training logged.
 
+    Args:
+        run_dir: the directory.
+        left_out: takes the files that cannot be read, and the picture when it cannot be written.
+
     Returns:
-        The picture; None when nothing was logged.
+        The picture; None when nothing was logged, or it cannot be written.
     """
-    panels = arrange(read_curves(run_dir))
+    left_out = left_out or LeftOut(run_dir)
+    panels = arrange(read_curves(run_dir, left_out))
+    path = run_dir / "curves.png"
     if not panels:
         return None
-    path = run_dir / "curves.png"
+    with left_out.damaged(path):
+        replace_bytes(path, _drawn(panels, run_dir.resolve().name))
+        return path
+    return None
+
+
+def _drawn(panels: Sequence[Panel], title: str) -> bytes:
     rows = math.ceil(len(panels) / COLUMNS)
     figure = Figure(figsize=(4.6 * COLUMNS, 2.9 * rows + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(run_dir.name, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    head: dict[str, Any] = {"parse_math": False, "fontsize": 13, "fontweight": "bold"}
+    figure.suptitle(escaped(title), x=0.01, ha="left", **head)
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
         draw_panel(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    figure.savefig(path, dpi=110)
-    return path
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:
@@ -70,14 +88,16 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
         axis.set_ylim(low - room, high + room)
     elif panel.logarithmic and low > 0:
         axis.set_yscale("log")
-    axis.set_title(panel.title, fontsize=10, loc="left")
+    axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(which="both", labelsize=8)
     axis.grid(alpha=0.2)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     if len(names) * len(seeds) > 1:
-        axis.legend(fontsize=7, frameon=False, ncols=1 + (len(names) * len(seeds) > 6))
+        legend = axis.legend(fontsize=7, frameon=False, ncols=1 + (len(names) * len(seeds) > 6))
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name with $ is a name
 
 
 def smoothed(line: Line, share: float = 0.05) -> list[float]:

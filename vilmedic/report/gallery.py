@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from vilmedic.executors.evaluations import FOLDER, shown_folders
+from vilmedic.files import open_regular
+from vilmedic.report.left_out import LeftOut, read_json
 from vilmedic.report.thumbnails import webp
-
-logger = logging.getLogger(__name__)
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Representations", ("*_full_*.png", "*_sampled_*.png")),
@@ -28,6 +26,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 LEFT_OUT = ("curves.png",)
 MOST = 12  # pictures of a kind
 WIDEST = 1500  # pixels
+MOST_PIXELS = 2**27  # of a picture that is made smaller, as of an image of a data set
 QUALITY = 82
 _CAPTIONS = ("caption", "prompt", "report", "text")
 
@@ -66,13 +65,18 @@ class Kind:
     left_out: int
 
 
-def read_gallery(run_dir: Path) -> list[Kind]:
+def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
     """The pictures of a run directory, made smaller for the page.
 
     Of its evaluations those of the newest results; the others stay in their folders.
+
+    Args:
+        run_dir: the directory.
+        left_out: takes the pictures that cannot be read.
     """
+    left_out = left_out or LeftOut(run_dir)
     taken = {run_dir / name for name in LEFT_OUT}
-    folders = shown_folders(run_dir)
+    folders = shown_folders(run_dir, left_out)
     every = [
         {path for path in run_dir.rglob("*.png") if not _foreign(path, run_dir)},
         *(set(folder.rglob("*.png")) for folder in folders),
@@ -83,12 +87,16 @@ def read_gallery(run_dir: Path) -> list[Kind]:
             path
             for base, paths in zip([run_dir, *folders], every, strict=True)
             for path in sorted({one for pattern in patterns for one in base.glob(pattern)} & paths)
-            if path not in taken and path.is_file()
+            if path not in taken
         ]
         taken.update(found)
-        pictures = [picture for path in found[:MOST] if (picture := _read(path, run_dir))]
+        pictures: list[Picture] = []
+        waiting = iter(found)
+        while len(pictures) < MOST and (path := next(waiting, None)) is not None:
+            picture = _read(path, run_dir, left_out)
+            pictures += [picture] if picture else []
         if pictures:
-            kinds.append(Kind(title, pictures, max(0, len(found) - MOST)))
+            kinds.append(Kind(title, pictures, len(list(waiting))))
     return kinds
 
 
@@ -97,25 +105,28 @@ def _foreign(path: Path, run_dir: Path) -> bool:
     return path.relative_to(run_dir).parts[0] in ("wandb", "mlruns", "tensorboard", FOLDER)
 
 
-def _read(path: Path, run_dir: Path) -> Picture | None:
-    try:
-        with Image.open(path) as opened:
+def _read(path: Path, run_dir: Path, left_out: LeftOut) -> Picture | None:
+    with left_out.damaged(path):
+        # Of this format alone: Pillow knows others by their content, some of which start programs.
+        with open_regular(path) as stream, Image.open(stream, formats=("PNG",)) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"its {width:,} x {height:,} pixels are more than {MOST_PIXELS:,}")
             image = opened.convert("RGB" if opened.mode not in ("L", "1") else "L")
         image.thumbnail((WIDEST, 2 * WIDEST), Image.Resampling.LANCZOS)
         data = base64.b64encode(webp(image, QUALITY)).decode("ascii")
-    except (OSError, ValueError) as error:
-        logger.warning("%s is left out of the report: %s", path, error)
-        return None
-    name = path.relative_to(run_dir).as_posix()
-    return Picture(name, _caption(path), f"data:image/webp;base64,{data}", *image.size)
+        name = path.relative_to(run_dir).as_posix()
+        caption = _caption(path.with_suffix(".json"), left_out)
+        return Picture(name, caption, f"data:image/webp;base64,{data}", *image.size)
+    return None
 
 
-def _caption(path: Path) -> str:
+def _caption(path: Path, left_out: LeftOut) -> str:
     """What a JSON file of the same name says of a picture."""
-    try:
-        content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
+    content = None
+    if path.exists():
+        with left_out.damaged(path):
+            content = read_json(path)
     if not isinstance(content, dict):
         return ""
     return next((str(content[key]) for key in _CAPTIONS if content.get(key)), "")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
-from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -16,60 +16,61 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vilmedic.config.scores import known_better
-from vilmedic.errors import CheckpointError, ConfigError, escaped
+from vilmedic.errors import escaped
 from vilmedic.executors.evaluations import shown_folders
 from vilmedic.executors.score import improves
 from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
 from vilmedic.report.draw_curves import shorter
 from vilmedic.report.gallery import read_gallery
+from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
 from vilmedic.report.settings import Settings, read_settings
 from vilmedic.report.tables import read_evaluations, read_results, shown
 
 CURVES = "curves.png"
 PAGE = "report.html"
 EXPLORER = "_explorer.json.gz"
+MOST_UNPACKED = 400_000_000  # bytes of an explorer's data
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
     """Make `report.html` from what a run directory holds.
 
     Args:
         run_dir: the directory; each part of the page appears when there is something to show.
+        left_out: takes the files that cannot be read; the page names them.
 
     Returns:
         The page.
 
     Raises:
         ConfigError: it is not the directory of a run.
+        OSError: the page cannot be written.
     """
-    if not run_dir.is_dir():
-        raise ConfigError(f"{run_dir}: there is no such run directory.")
-    settings = read_settings(run_dir)
-    lines = read_curves(run_dir)
-    results = read_results(run_dir)
-    if not (settings or lines or results):
-        raise ConfigError(
-            f"{run_dir}: not the directory of a run: it has no config_<seed>.yml, metrics.jsonl or "
-            "results_<split>.json. Give a folder that bin/train.py wrote, such as ckpt/<name>."
-        )
-    explorers = [
-        {"split": path.name.removesuffix(EXPLORER), "data": _encoded(path.read_bytes())}
-        for path in sorted(_explorers(run_dir), key=_order)
-    ]
+    check_run(run_dir)
+    left_out = left_out or LeftOut(run_dir)
+    settings = read_settings(run_dir, left_out)
+    lines = read_curves(run_dir, left_out)
+    results = read_results(run_dir, left_out)
+    evaluations = read_evaluations(run_dir, left_out)
+    kinds = read_gallery(run_dir, left_out)
+    explorers = _explorers(run_dir, left_out)
+    tiles = _tiles(run_dir, settings, lines, left_out)
     page = (
         _environment()
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
-            tiles=_tiles(run_dir, settings, lines),
+            tiles=tiles,
             panels=_panels(lines),
             results=results,
-            evaluations=read_evaluations(run_dir),
-            kinds=read_gallery(run_dir),
+            evaluations=evaluations,
+            kinds=kinds,
             explorers=explorers,
             settings=settings,
             plotly=plotly() if explorers or lines else "",
+            left_out=left_out.reasons[:MOST_TOLD],
+            more_left_out=max(0, len(left_out.reasons) - MOST_TOLD),
         )
     )
     path = run_dir / PAGE
@@ -106,10 +107,40 @@ def _encoded(packed: bytes) -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
-def _explorers(run_dir: Path) -> list[Path]:
-    """The file of the embedding explorer of each split, of its newest results."""
-    folders = [run_dir, *shown_folders(run_dir)]
-    return list({path.name: path for one in folders for path in one.glob(f"*{EXPLORER}")}.values())
+def _explorers(run_dir: Path, left_out: LeftOut) -> list[dict[str, str]]:
+    """The data of the embedding explorer of each split, of its newest results."""
+    folders = [run_dir, *shown_folders(run_dir, left_out)]
+    newest = {path.name: path for one in folders for path in one.glob(f"*{EXPLORER}")}
+    found = []
+    for path in sorted(newest.values(), key=_order):
+        with left_out.damaged(path):
+            packed = read_bytes(path)
+            _check_explorer(packed)
+            split = path.name.removesuffix(EXPLORER)
+            found.append({"split": split, "data": _encoded(packed)})
+    return found
+
+
+def _check_explorer(packed: bytes) -> None:
+    """Refuse data that the page's script would stumble over.
+
+    Raises:
+        Exception: of any kind; it is damaged.
+    """
+    with gzip.open(io.BytesIO(packed)) as stream:
+        text = stream.read(MOST_UNPACKED + 1)
+    if len(text) > MOST_UNPACKED:
+        raise ValueError(f"it unpacks to more than {MOST_UNPACKED:,} bytes")
+    content = json.loads(text)
+    samples = content["samples"]
+    lists = [samples[key] for key in ("line", "report", "image", "thumbnail")]
+    lists += [samples["labels"]] if samples["labels"] is not None else []
+    lists += [one[axis] for one in content["maps"] for axis in ("x", "y")]
+    lists += [one[key] for one in content["neighbours"] for key in ("index", "cosine")]
+    if not content["maps"] or any(len(one) != len(lists[0]) for one in lists):
+        raise ValueError("its lists are not of one length")
+    if not all(isinstance(text, str) for text in (*samples["report"], *content["labels"])):
+        raise ValueError("its reports and labels are not text")
 
 
 def _order(path: Path) -> tuple[bool, str]:
@@ -127,7 +158,9 @@ def _panels(lines: list[Line]) -> str:
     return _encoded(gzip.compress(json.dumps(panels).encode(), 9, mtime=0)) if panels else ""
 
 
-def _better(run_dir: Path, settings: list[Settings], metric: str | None) -> str | None:
+def _better(
+    run_dir: Path, settings: list[Settings], metric: str | None, left_out: LeftOut
+) -> str | None:
     """Whether a higher or a lower value of a score is better; None when nobody says."""
     better = known_better(str(metric))
     newest = run_dir / f"last_{settings[0].seed}.pth" if settings else None
@@ -135,24 +168,23 @@ def _better(run_dir: Path, settings: list[Settings], metric: str | None) -> str 
         # A metric of a plugin: the run itself knows. Imported here, as it brings torch.
         from vilmedic.executors.checkpoint import better_of, read_header
 
-        with suppress(CheckpointError):
+        with left_out.damaged(newest):
             state = read_header(newest)
             better = better_of(state) if state.get("metric") == metric else None
     return better
 
 
 def _tiles(
-    run_dir: Path, settings: list[Settings], lines: list[Line]
+    run_dir: Path, settings: list[Settings], lines: list[Line], left_out: LeftOut
 ) -> list[tuple[str, str, str]]:
     """What a reader wants to know first: label, value and small print."""
     tiles = []
-    trainor = (settings[0].data.get("trainor") or {}) if settings else {}
-    model = (settings[0].data.get("model") or {}) if settings else {}
+    trainor, model = (_section(settings, name) for name in ("trainor", "model"))
     if model.get("proto"):
         tiles.append(("model", str(model["proto"]), ""))
     metric = trainor.get("early_stop_metric")
     best, where = None, ""
-    better = _better(run_dir, settings, metric)
+    better = _better(run_dir, settings, metric, left_out)
     for line in lines:
         if line.name == metric and better is not None:
             for step, value in zip(line.steps, line.values, strict=True):
@@ -171,6 +203,11 @@ def _tiles(
         device = dict(settings[0].environment).get("device", "") if settings else ""
         tiles.append(("samples a second", shown(rates[len(rates) // 2]), device))
     return tiles
+
+
+def _section(settings: list[Settings], name: str) -> dict[str, Any]:
+    section = settings[0].data.get(name) if settings else None
+    return section if isinstance(section, dict) else {}
 
 
 def _epochs(trainor: dict[str, Any]) -> str:

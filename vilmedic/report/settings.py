@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vilmedic.config.overrides import parse_override
-from vilmedic.config.yaml_source import read_yaml
+from vilmedic.config.yaml_source import read_file_text, read_yaml
 from vilmedic.errors import ConfigError
-
-logger = logging.getLogger(__name__)
+from vilmedic.report.left_out import LeftOut, read_json
 
 
 @dataclass
@@ -35,48 +32,65 @@ class Settings:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def read_settings(run_dir: Path) -> list[Settings]:
-    """The settings of every seed of a run directory, the newest first."""
-    paths = sorted(run_dir.glob("config_*.yml"), key=lambda p: (-p.stat().st_mtime, p.name))
+def read_settings(run_dir: Path, left_out: LeftOut | None = None) -> list[Settings]:
+    """The settings of every seed of a run directory, the newest first.
+
+    Args:
+        run_dir: the directory.
+        left_out: takes the files that cannot be read.
+    """
+    left_out = left_out or LeftOut(run_dir)
+    paths = sorted(run_dir.glob("config_*.yml"), key=lambda p: (-p.lstat().st_mtime, p.name))
     found = []
     for path in paths:
         seed = path.stem.removeprefix("config_")
         if not re.fullmatch("[0-9]{1,20}", seed):
             continue
-        environment = _read_json(run_dir / f"environment_{seed}.json")
-        overrides = [str(word) for word in environment.get("overrides") or ()]
-        text = path.read_text(encoding="utf-8")
-        try:
-            data, marks = read_yaml(text, str)
-        except ConfigError as error:
-            logger.warning("%s is left out of the report: %s", path, error)
-            continue
-        numbers = {key: int(mark.origin) for key, mark in marks.items()}
-        marked = {line for word in overrides for line in _lines_of(word, numbers)}
-        found.append(
-            Settings(
-                seed=int(seed),
-                lines=[(line, n in marked) for n, line in enumerate(text.splitlines(), start=1)],
-                overrides=overrides,
-                environment=_environment(environment),
-                data=data if isinstance(data, dict) else {},
-            )
-        )
+        settings = Settings(int(seed), [])
+        recorded = run_dir / f"environment_{seed}.json"
+        if recorded.exists():  # runs of earlier versions have none
+            with left_out.damaged(recorded):
+                _read_environment(recorded, settings)
+        with left_out.damaged(path):
+            _read_configuration(path, settings)
+            found.append(settings)
     return found
 
 
-def _lines_of(word: str, numbers: dict[Any, int]) -> list[int]:
-    """The lines that a word of the command line is the reason for."""
+def _read_configuration(path: Path, settings: Settings) -> None:
+    text = read_file_text(str(path))
     try:
-        path = parse_override(word).path
+        data, marks = read_yaml(text, lambda line: f"line {line}")
+    except ConfigError as error:
+        raise ConfigError(f"it is no configuration: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError("it is no configuration, which is a mapping of keys to values")
+    given = {path for word in settings.overrides for path in _path_of(word)}
+    marked = {
+        int(mark.origin.removeprefix("line "))
+        for key, mark in marks.items()
+        if any(tuple(map(str, key[:depth])) in given for depth in range(1, len(key) + 1))
+    }
+    lines = enumerate(text.splitlines(), start=1)
+    settings.lines = [(line, number in marked) for number, line in lines]
+    settings.data = data
+
+
+def _path_of(word: str) -> list[tuple[str, ...]]:
+    """The key that a word of the command line sets; none for a word that sets none."""
+    try:
+        return [parse_override(word).path]
     except ConfigError:
         return []
-    depth = len(path)
-    return [
-        line
-        for key, line in numbers.items()
-        if len(key) >= depth and tuple(str(part) for part in key[:depth]) == path
-    ]
+
+
+def _read_environment(path: Path, settings: Settings) -> None:
+    content = read_json(path)
+    overrides = content.get("overrides") or []
+    if not isinstance(overrides, list):
+        raise ValueError("its overrides are no list")
+    settings.environment = _environment(content)
+    settings.overrides = [str(word) for word in overrides]
 
 
 def _environment(content: dict[str, Any]) -> list[tuple[str, str]]:
@@ -87,11 +101,3 @@ def _environment(content: dict[str, Any]) -> list[tuple[str, str]]:
     if isinstance(versions, dict):
         rows["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [(key.replace("_", " "), str(value)) for key, value in rows.items() if value]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

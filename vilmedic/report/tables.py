@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vilmedic.executors.evaluations import read_index
+from vilmedic.executors.evaluations import FOLDER, read_index
 from vilmedic.executors.results import source
-
-logger = logging.getLogger(__name__)
+from vilmedic.report.left_out import LeftOut, read_json
 
 Cell = tuple[str, str]
 """A number and, in small print, its confidence interval."""
@@ -52,14 +49,18 @@ class Results:
     tables: list[Table]
 
 
-def read_results(run_dir: Path) -> list[Results]:
-    """The results files of a run directory; one that cannot be read is left out with a warning."""
+def read_results(run_dir: Path, left_out: LeftOut | None = None) -> list[Results]:
+    """The results files of a run directory.
+
+    Args:
+        run_dir: the directory.
+        left_out: takes the files that cannot be read.
+    """
+    left_out = left_out or LeftOut(run_dir)
     found = []
     for path in sorted(run_dir.glob("results_*.json"), key=_order):
-        try:
-            found.append(_results(json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("%s is left out of the report: %s", path, error)
+        with left_out.damaged(path):
+            found.append(_results(read_json(path)))
     return found
 
 
@@ -76,6 +77,8 @@ def _results(content: dict[str, Any]) -> Results:
     for metric in content["metrics"]:
         values = {name: system["metrics"].get(metric) or {} for name, system in systems.items()}
         tables += _metric(metric.replace("_", " "), values)
+    if type(content["samples"]) is not int or not isinstance(content["split"], str):
+        raise ValueError("its split is no name, or its number of samples no number")
     return Results(
         split=content["split"],
         samples=content["samples"],
@@ -84,29 +87,45 @@ def _results(content: dict[str, Any]) -> Results:
     )
 
 
-def read_evaluations(run_dir: Path) -> Table | None:
+def read_evaluations(run_dir: Path, left_out: LeftOut | None = None) -> Table | None:
     """All evaluations of a run with their headline numbers, newest first; None without an index.
 
     The rows are the numbers of each split, the columns the evaluations.
+
+    Args:
+        run_dir: the directory.
+        left_out: takes the evaluations that cannot be read.
     """
-    entries = [one for one in reversed(read_index(run_dir)) if one.get("numbers")]
-    columns: list[dict[str, Any]] = []
-    for entry in entries:
-        numbers = {
-            f"{split}: {name.replace('_', ' ')}": value
-            for split, systems in entry["numbers"].items()
-            for name, value in systems["model"].items()
-        }
-        made_of = source(entry["system"], entry["checkpoints"], ema=entry["ema"])
-        columns.append({"evaluated": made_of, "date": entry["date"][:16], **numbers})
-        if entry["differs"]:
-            differs = ", ".join(f"{key} {value}" for key, value in entry["differs"].items())
-            columns[-1]["differs"] = differs
+    left_out = left_out or LeftOut(run_dir)
+    names, columns = [], []
+    for entry in reversed(read_index(run_dir, left_out)):
+        if entry.get("numbers"):
+            with left_out.damaged(run_dir / FOLDER / entry["folder"]):
+                columns.append(_column(entry))
+                names.append(entry["folder"])
+    return _evaluations(names, columns) if columns else None
+
+
+def _column(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the table of evaluations says of one."""
+    column = {
+        "evaluated": source(entry["system"], entry["checkpoints"], ema=entry["ema"]),
+        "date": entry["date"][:16],
+    }
+    for split, systems in entry["numbers"].items():
+        for name, value in systems["model"].items():
+            column[f"{split}: {name.replace('_', ' ')}"] = value
+    if entry["differs"]:
+        column["differs"] = ", ".join(f"{key} {value}" for key, value in entry["differs"].items())
+    return column
+
+
+def _evaluations(folders: list[str], columns: list[dict[str, Any]]) -> Table:
     names = dict.fromkeys(name for column in columns for name in column if name != "differs")
     if any("differs" in column for column in columns):
         names["differs"] = None  # last, as it may be long
     rows = [(name, [(_text(column.get(name)), "") for column in columns]) for name in names]
-    return Table("all evaluations", [one["folder"] for one in entries], rows) if entries else None
+    return Table("all evaluations", folders, rows)
 
 
 def _text(value: Any) -> str:
@@ -163,9 +182,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond any float
+        return False
+
+
 def shown(value: Any) -> str:
     """A number as the page writes it; a dash for none."""
-    if not _is_number(value) or not math.isfinite(value):
+    if not _is_number(value) or not _is_finite(value):
         return "-"
     if isinstance(value, int):
         return f"{value:,}"

@@ -152,6 +152,49 @@ def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
         unpack(tmp_path / "a.tar", tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["w:xz", "w:bz2"])
+def test_a_tar_of_another_compression_is_refused(tmp_path: Path, kind: str) -> None:
+    """It would unpack to any size: only of gzip is the stream read through before."""
+    with tarfile.open(tmp_path / "a.tar", kind) as archive:
+        info = tarfile.TarInfo("zeros.png")
+        info.size = 10_000_000
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(DataError, match="is damaged"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "names", [["a.png", "a.png/b.png"], ["a/b.png", "a"], ["x/" * 2500 + "x"], [""]]
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_in_the_way_of_each_other(tmp_path: Path, kind: str, names: list[str]) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for name in names:
+                packed.writestr(zipfile.ZipInfo(name), "content")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in names:
+                archive.addfile(member(name))
+    with pytest.raises(DataError, match=r"is damaged|is refused"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_damaged_data_of_any_method(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w", method) as packed:
+        packed.writestr("x", random.Random(0).randbytes(1000))
+    content = (tmp_path / "whole.zip").read_bytes()
+    for place in range(45, 200, 3):  # after the header of LZMA, which names versions
+        spoilt = bytearray(content)
+        spoilt[place] ^= 255
+        (tmp_path / "a.zip").write_bytes(spoilt)
+        with pytest.raises(DataError, match=r"is damaged"):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
+
+
 def _with_password(content: bytes) -> bytes:
     """A zip whose only member claims to be encrypted, in both of its headers."""
     changed = bytearray(content)

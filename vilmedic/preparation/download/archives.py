@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from vilmedic.files import confined
 from vilmedic.preparation.damage import BLOCK, DAMAGE, open_tar
 from vilmedic.preparation.download.space import readable
 from vilmedic.preparation.download.transfer import disk_error
+
+UNUSABLE = (None, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""What an archive is the reason for, not the disk: members in the way of each other, names that are
+too long, and bad data (bz2 raises an `OSError` without a number)."""
 
 
 def unpack(archive: Path, folder: Path, most: int = 0) -> bool:
@@ -64,6 +69,11 @@ def unpack(archive: Path, folder: Path, most: int = 0) -> bool:
     except DAMAGE as error:
         raise DataError(f"{archive} is damaged: {error}. Remove it and run this again.") from None
     except OSError as error:
+        if error.errno in UNUSABLE:
+            reason = error.strerror or error
+            raise DataError(
+                f"{archive} is damaged: {reason}. Remove it and run this again."
+            ) from None
         raise disk_error(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -85,7 +95,7 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
-            if member.is_dir():
+            if member.filename.endswith("/"):  # a folder; `is_dir` stumbles over an empty name
                 continue
             if (member.external_attr >> 28) not in (0, 0o10):  # the kind of file, by Unix
                 raise DataError(f"{archive}: the member '{member.filename}' is no plain file.")
