@@ -14,6 +14,7 @@ from tests.crash.systems import CONVIRT
 from tests.trained import Runs
 from vilmedic import cli
 from vilmedic.config.load import load
+from vilmedic.phantom.write import Plan, build
 
 ROOT = Path(__file__).parents[1]
 LOGGERS = re.compile(r"^ +(trainor\.loggers=\S.*)$", re.MULTILINE)
@@ -92,7 +93,8 @@ def demo(trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "ckpt" / "demo-convirt").symlink_to(trained(CONVIRT))
-    (tmp_path / "data" / "phantom").symlink_to(trained.data)
+    plan = Plan(train=64, validate=40, test=40, size=48)
+    build(tmp_path / "data" / "phantom", plan, force=False, workers=1)
     (tmp_path / "config").symlink_to(ROOT / "config")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -115,7 +117,7 @@ def test_python_on_a_page_runs(
         assert len(found[0][0].splitlines()) == 10
     else:
         assert (demo / "features.npz").is_file()
-        assert names["results"]["test"]["samples"] == 10  # type: ignore[index]
+        assert names["results"]["test"]["samples"] == 40  # type: ignore[index]
 
 
 def named_loggers(word: str) -> list[object]:
