@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.systems import CONVIRT
+from tests.trained import Runs
 from vilmedic import cli
 from vilmedic.config.load import load
+from vilmedic.phantom.write import Plan, build
 
 ROOT = Path(__file__).parents[1]
 LOGGERS = re.compile(r"^ +(trainor\.loggers=\S.*)$", re.MULTILINE)
@@ -79,6 +82,42 @@ def test_loggers_are_those_that_the_line_names(line: str, monkeypatch: pytest.Mo
     [word] = shlex.split(line, comments=True)
     found = [next(iter(one)) if isinstance(one, dict) else one for one in named_loggers(word)]
     assert found == re.findall(r"tensorboard|wandb|mlflow", word)
+
+
+SNIPPET = re.compile(r"^```python\n(.*?)^```$|^    (python bin/embed\.py [^\n]*)$", re.M | re.S)
+
+
+@pytest.fixture
+def demo(trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like a clone after `make demo`, with a smaller model."""
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "ckpt" / "demo-convirt").symlink_to(trained(CONVIRT))
+    plan = Plan(train=64, validate=40, test=40, size=48)
+    build(tmp_path / "data" / "phantom", plan, force=False, workers=1)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/after-training.md"])
+def test_python_on_a_page_runs(
+    page: str, demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SNIPPET.findall((ROOT / page).read_text())
+    names: dict[str, object] = {}
+    for code, command in found:
+        if command:
+            assert cli.embed(shlex.split(command)[2:]) == 0, capsys.readouterr().err
+        else:
+            exec(compile(code, page, "exec"), names)
+    assert sum(bool(code) for code, _ in found) >= 1
+    assert "Traceback" not in capsys.readouterr().out
+    if page == "README.md":
+        assert len(found[0][0].splitlines()) == 10
+    else:
+        assert (demo / "features.npz").is_file()
+        assert names["results"]["test"]["samples"] == 40  # type: ignore[index]
 
 
 def named_loggers(word: str) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
@@ -14,6 +15,7 @@ from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
 from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, processes
+from vilmedic.preparation.arguments import positive
 
 FAILED = 2
 BROKEN = 1
@@ -122,12 +124,13 @@ def command(
     if processes() > 1:
         # Before torch is loaded: every process would warn of the same things.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    try:
+
+    def call() -> None:
         line = parse(sys.argv[1:] if argv is None else argv, prog)
         if line.option == "--help":
             draft = read(line.config, line.overrides) if line.config else None
             _print(help_text(usage(prog, purpose), draft))
-            return 0
+            return
         config = load(line.config or "", line.overrides, training=training)
         if line.option == "--print-config":
             _print(print_config(config))
@@ -137,6 +140,14 @@ def command(
             _print("\n".join([*notes, f"ok: {config.path}: {counts}, run '{config.name}'"]))
         else:
             run(config)
+
+    return _guarded(call)
+
+
+def _guarded(call: Callable[[], object]) -> int:
+    """Do what a command does; what a user can mend becomes a message and an exit status."""
+    try:
+        call()
     except VilmedicError as error:
         _tell(error)
         return FAILED
@@ -231,6 +242,50 @@ def _report(run_dir: Path) -> int:
     if (more := len(left_out.reasons) - MOST_TOLD) > 0:
         print(f"and {more} more, which {run_dir / 'report.html'} counts", file=sys.stderr)
     return BROKEN if left_out.reasons else 0
+
+
+def embed(argv: Sequence[str] | None = None) -> int:
+    """Embed images and texts with a run: `bin/embed.py`, `vilmedic-embed`."""
+    given = _embed_parser(_prog("embed.py")).parse_args(argv)
+
+    def call() -> None:
+        from vilmedic.embed import embed_files
+
+        done = embed_files(given)
+        _print(f"Written: {given.out}" if done else f"{given.out} is complete: nothing to do.")
+
+    return _guarded(call)
+
+
+def _embed_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Embeds images and texts with a finished run: a row for each, with its path or "
+        "text. Stopped at any moment, the same command continues.",
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="a run directory, whose best checkpoint is taken, or a checkpoint")
+    add("--images", type=Path, help="a folder, a list with a path a line, or a CSV")
+    add("--image-column", metavar="NAME", help="the column of the CSV that holds the paths")
+    add("--texts", type=Path, metavar="FILE", help="texts, one a line")
+    add("--out", type=Path, required=True, metavar="FILE", help=".npz, or .parquet (one of both)")
+    add("--ckpt", metavar="NAME", help="a checkpoint of the run directory instead of the best")
+    add("--ema", action="store_true", help="take the averaged weights that trainor.ema kept")
+    features = ("visual", "visual_backbone")
+    add("--features", choices=features, default=features[0], help="of images (default: visual)")
+    add("--no-normalize", dest="normalize", action="store_false", help="keep the lengths of rows")
+    add("--batch-size", type=positive, default=32, metavar="N", help="inputs at once (default: 32)")
+    add("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    add(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip: an input that cannot be read gets a row of nan and its reason",
+    )
+    add("--workers", type=positive, metavar="N", help="threads that read images (default: cores)")
+    add("--force", action="store_true", help="replace a file made from something else")
+    return parser
 
 
 def _prog(fallback: str) -> str:

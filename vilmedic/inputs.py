@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from vilmedic.datasets.picture_cache import PictureCache
 from vilmedic.datasets.pictures import PictureFiles
 from vilmedic.datasets.pixels import Pixels
 from vilmedic.datasets.transforms import resized_shape
-from vilmedic.errors import DataError
+from vilmedic.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -134,9 +134,25 @@ class Preprocess:
             The images of a batch by size, and of each why it is missing, or an empty text.
 
         Raises:
+            ConfigError: an option is out of its range.
             DataError: an image cannot be read.
         """
-        read = self._reader(images, cache)
+        if on_error not in get_args(OnError):
+            raise ConfigError(
+                f"on_error: given '{on_error}', allowed: {', '.join(get_args(OnError))}."
+            )
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers: given {workers}, allowed: an integer >= 1.")
+        return self._batches(self._reader(images, cache), images, size, workers, on_error)
+
+    def _batches(
+        self,
+        read: Callable[[int, Source], Tensor],
+        images: Iterable[Source],
+        size: int,
+        workers: int | None,
+        on_error: OnError,
+    ) -> Iterator[tuple[Groups, list[str]]]:
         numbered = iter(enumerate(images))
         waiting: deque[list[Future[Tensor]]] = deque()
         with ThreadPoolExecutor(workers or _cores(), thread_name_prefix="image") as pool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import yaml
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic.config.build import check_arguments
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
@@ -32,7 +33,7 @@ from vilmedic.executors import checkpoint
 from vilmedic.executors.device import autocast, move, pick_device
 from vilmedic.executors.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.executors.generation import generate_images
-from vilmedic.inputs import OnError, Preprocess, Source, Sources, listed
+from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
@@ -80,7 +81,7 @@ def load(
         CheckpointError: there is no checkpoint, it is damaged, or it lacks what a model needs.
         ConfigError: the configuration or the device cannot be used.
     """
-    path = _find(Path(source), ckpt)
+    path = find_checkpoint(Path(source), ckpt)
     given = None if config is None else load_config(config).data
     return TrainedModel(from_checkpoint(path, ema=ema, config=given), device=device)
 
@@ -169,6 +170,7 @@ class TrainedModel:
         on_error: OnError = "raise",
         workers: int | None = None,
         cache: str | Path | None = None,
+        progress: bool = True,
     ) -> Tensor:
         """Embed images, as an evaluation sees them.
 
@@ -189,6 +191,7 @@ class TrainedModel:
             workers: threads that read images; None takes one a core.
             cache: folder in which decoded and resized images are kept for the next time, as by
                 `dataset.image.cache`; for a list of paths.
+            progress: show a bar after a few seconds, on a terminal.
 
         Returns:
             float32 [N, D].
@@ -207,6 +210,7 @@ class TrainedModel:
             on_error=on_error,
             workers=workers,
             cache=cache,
+            progress=progress,
         )
         rows = [rows for rows, _ in stream]
         if not rows:
@@ -225,28 +229,40 @@ class TrainedModel:
         on_error: OnError = "raise",
         workers: int | None = None,
         cache: str | Path | None = None,
+        progress: bool = True,
     ) -> Iterator[tuple[Tensor, list[str]]]:
         """The embeddings of `embed_images`, a batch at a time, for results that fit no memory.
 
         Yields:
             float32 [B, D], and for each row why it is nan, or an empty text.
         """
-        self._check("embed_images")
+        self.require("embed_images")
         self._check_options(batch_size, precision, device)
-        model: Any = self.model
-
-        def encode(batch: Tensor) -> Tensor:
-            found = model.encode({"images": batch})
-            if features not in found:
-                raise VilmedicError(f"{type(model).__name__} gives no feature '{features}'.")
-            return found[features]
-
+        _check_choice("features", features, get_args(Feature))
         sources = listed(images)
         total = len(sources) if isinstance(sources, Sequence) else None
         batches = self.preprocess.batches(
             sources, batch_size, workers=workers, on_error=on_error, cache=cache
         )
-        with tqdm(desc="Images", unit="image", total=total, delay=LATE, disable=None) as bar:
+        hidden = None if progress else True
+        bar = tqdm(desc="Images", unit="image", total=total, delay=LATE, disable=hidden)
+        return self._stream(batches, bar, features, normalize, precision)
+
+    def _stream(
+        self,
+        batches: Iterator[tuple[Groups, list[str]]],
+        bar: Any,
+        features: Feature,
+        normalize: bool,
+        precision: Precision,
+    ) -> Iterator[tuple[Tensor, list[str]]]:
+        model: Any = self.model
+
+        def encode(batch: Tensor) -> Tensor:
+            found: Tensor = model.encode({"images": batch})[features]
+            return found
+
+        with bar:
             width = 0
             for groups, errors in batches:
                 rows: Tensor | None = None
@@ -270,6 +286,7 @@ class TrainedModel:
         batch_size: int = BATCH,
         device: str | None = None,
         precision: Precision = "fp32",
+        progress: bool = True,
     ) -> Tensor:
         """Embed texts: cleaned, tokenized and cut as the reports of the training were.
 
@@ -279,6 +296,7 @@ class TrainedModel:
             batch_size: texts that are encoded at once.
             device: move the model there first.
             precision: see `embed_images`.
+            progress: see `embed_images`.
 
         Returns:
             float32 [M, D].
@@ -287,11 +305,12 @@ class TrainedModel:
             DataError: there is no text, or an empty one.
             VilmedicError: the model embeds no texts.
         """
-        self._check("embed_texts")
+        self.require("embed_texts")
         self._check_options(batch_size, precision, device)
         every = _texts(texts)
         parts = []
-        bar = tqdm(range(0, len(every), batch_size), "Texts", delay=LATE, disable=None)
+        hidden = None if progress else True
+        bar = tqdm(range(0, len(every), batch_size), "Texts", delay=LATE, disable=hidden)
         for start in bar:
             batch = self._tokens(every[start : start + batch_size])
             parts.append(self._features("encode_text", batch, precision)["linguistic"].cpu())
@@ -308,7 +327,7 @@ class TrainedModel:
         Returns:
             float32 [N, M].
         """
-        self._check("similarity")
+        self.require("similarity")
         rows = functional.normalize(self._embeddings(images), dim=1)
         if isinstance(texts, Tensor):
             return rows @ functional.normalize(texts.float(), dim=1).T
@@ -339,11 +358,11 @@ class TrainedModel:
         Raises:
             DataError: the prompts are not of this form.
         """
-        self._check("zero_shot")
+        self.require("zero_shot")
         found = prompts if isinstance(prompts, Mapping) else None
         classes = load_prompts(str(prompts), None) if found is None else as_prompts(found)
         if similarity != "global":
-            self._check("local_similarity")
+            self.require("local_similarity")
         texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
         weights = prompt_weights(classes)
         sources = images if isinstance(images, Tensor) else listed(images)
@@ -386,7 +405,7 @@ class TrainedModel:
         Raises:
             VilmedicError: the model compares whole images with whole texts only.
         """
-        self._check("local_similarity")
+        self.require("local_similarity")
         self._check_options(batch_size, precision, None)
         model: Any = self.model
         every = _texts(texts)
@@ -423,7 +442,7 @@ class TrainedModel:
         Raises:
             VilmedicError: the model compares no words with regions.
         """
-        self._check("attention")
+        self.require("attention")
         assert self._reports is not None
         model: Any = self.model
         batch = {"images": self.preprocess(image)[None].to(self.device)} | self._tokens([text])
@@ -442,7 +461,7 @@ class TrainedModel:
         Raises:
             VilmedicError: the model has no VAE.
         """
-        self._check("encode")
+        self.require("encode")
         vae = self._vae
         found = [
             vae.get_codebook_indices(self.preprocess.pixels.normalized(group.to(self.device))).cpu()
@@ -457,17 +476,23 @@ class TrainedModel:
         """The images of codes [N, n]: float32 [N, C, H, W] in 0..1.
 
         Raises:
-            DataError: a code is not in the codebook.
+            DataError: a code is not in the codebook, or n is no square number.
             VilmedicError: the model has no VAE.
         """
-        self._check("decode")
+        self.require("decode")
+        vae = self._vae
+        if codes.is_floating_point() or codes.ndim != 2 or not codes.numel():
+            raise DataError(
+                f"decode: given {codes.dtype} {list(codes.shape)}, allowed: codes as whole numbers "
+                "[N, n], one row an image."
+            )
         with torch.inference_mode():
-            found = [self._vae.decode(part.to(self.device)) for part in codes.split(batch_size)]
+            found = [vae.decode(part.to(self.device)) for part in codes.split(batch_size)]
         return torch.cat(found).float().cpu()
 
     def reconstruct(self, images: Sources, *, batch_size: int = BATCH) -> Tensor:
         """Images as their codes hold them: float32 [N, C, H, W] in 0..1."""
-        self._check("reconstruct")
+        self.require("reconstruct")
         return self.decode(self.encode(images, batch_size=batch_size), batch_size=batch_size)
 
     def generate(
@@ -503,17 +528,19 @@ class TrainedModel:
             ConfigError: an option is out of its range.
             VilmedicError: the model makes no images of texts.
         """
-        self._check("generate")
+        self.require("generate")
         self._check_options(batch_size, precision, None)
-        section = GenerationSection(
-            generate_images=True,
-            num_images=num_images,
-            prompt=text,
-            temperature=temperature,
-            filter_thres=filter_thres,
-            top_p=top_p,
-            cond_scale=cond_scale,
-        )
+        options: dict[str, Any] = {
+            "generate_images": True,
+            "num_images": num_images,
+            "prompt": text,
+            "temperature": temperature,
+            "filter_thres": filter_thres,
+            "top_p": top_p,
+            "cond_scale": cond_scale,
+        }
+        check_arguments(GenerationSection, options)
+        section = GenerationSection(**options)
         assert isinstance(self.model, DALLE)
         made = generate_images(
             [self.model],
@@ -543,7 +570,12 @@ class TrainedModel:
             raise VilmedicError(f"{type(self.model).__name__} has no {what}. {self._able()}")
         return part
 
-    def _check(self, ability: str) -> None:
+    def require(self, ability: str) -> None:
+        """Refuse what the model cannot do, such as `embed_texts`.
+
+        Raises:
+            VilmedicError: it cannot; the message says what it can.
+        """
         if ability not in self.abilities:
             raise VilmedicError(f"{type(self.model).__name__} has no {ability}. {self._able()}")
 
@@ -553,8 +585,7 @@ class TrainedModel:
     def _check_options(self, batch_size: int, precision: str, device: str | None) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size: given {batch_size}, allowed: an integer >= 1.")
-        if precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision: given '{precision}', allowed: fp32, bf16.")
+        _check_choice("precision", precision, get_args(Precision))
         if device is not None:
             self.to(device)
 
@@ -675,7 +706,12 @@ def _texts(texts: str | Sequence[str]) -> list[str]:
     return every
 
 
-def _find(source: Path, ckpt: str | None) -> Path:
+def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise ConfigError(f"{name}: given '{given}', allowed: {', '.join(allowed)}.")
+
+
+def find_checkpoint(source: Path, ckpt: str | None) -> Path:
     """The checkpoint of a run directory, or the one that is named.
 
     Raises:

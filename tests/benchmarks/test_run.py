@@ -21,6 +21,8 @@ SIZES = {
     "convirt_step": "--tiny --rounds 1 --batches 2 --peak 1 --repetitions 1",
     "dalle_generate": f"{SMALL_DALLE} --repetitions 1",
     "dalle_step": f"{SMALL_DALLE} --batch-size 2 --repetitions 1",
+    "embed": "--images 4 --size 96 --resize 64 --crop 56 --batch-size 2 --repetitions 1"
+    " --backbone shufflenet_v2_x0_5",
     "gloria_loss": "--images 3 --reports 3 --width 8 --grid 4 --repetitions 1",
     "input_pipeline": "--images 4 --size 96 --resize 64 --crop 56 --batch-size 2 --rounds 1",
     "make_mimic_cxr": "--studies 60",

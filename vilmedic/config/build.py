@@ -10,6 +10,7 @@ from vilmedic.config.annotations import ANY, ListOf, MapOf, Marked, TupleOf, Typ
 from vilmedic.config.check import Checker
 from vilmedic.config.marks import KeyPath, Tree, dotted
 from vilmedic.config.nodes import Target
+from vilmedic.config.signature import read_signature
 from vilmedic.config.sources import find_class
 from vilmedic.config.types import NameIn
 from vilmedic.errors import ConfigError
@@ -62,6 +63,24 @@ def build_calls(
         node.path = (*base.split("."), name)
         made.append((name, build(registry, node, **runtime)))
     return made
+
+
+def check_arguments(cls: type, given: dict[str, Any]) -> None:
+    """Refuse arguments that the signature of a class does not allow.
+
+    Args:
+        cls: a class of this package that configurations build.
+        given: its arguments, as a caller from Python gives them.
+
+    Raises:
+        ConfigError: a value is none of those that a configuration may have there.
+    """
+    read = read_signature(f"{cls.__module__}.{cls.__qualname__}")
+    assert read is not None
+    checker = Checker(Tree(dict(given)))
+    checker.section(read, dict(given), ())
+    if checker.problems:
+        raise ConfigError(checker.problems)
 
 
 def entries(calls: Any) -> Iterator[tuple[str, dict[str, Any] | None]]:

@@ -1,0 +1,49 @@
+"""The notebooks run from top to bottom, and were saved with their outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
+
+
+def text(cell: Any) -> str:
+    """What a cell printed or showed, as text; progress bars left out."""
+    kept = [out for out in cell.outputs if out.get("name") != "stderr"]
+    return "".join(out.get("text") or out.get("data", {}).get("text/plain", "") for out in kept)
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "docs" / "notebooks"
+    folder.mkdir(parents=True)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    saved = nbformat.read(path, as_version=4)
+    nbformat.validate(saved)
+    fresh = nbformat.read(path, as_version=4)
+    for cell in code_cells(fresh):
+        cell.outputs = []
+    NotebookClient(fresh, timeout=250, resources={"metadata": {"path": str(folder)}}).execute()
+    for before, after in zip(code_cells(saved), code_cells(fresh), strict=True):
+        assert before.execution_count is not None
+        assert bool(text(before)) == bool(text(after)), before.source
+    shown = [text(cell) for cell in code_cells(saved)]
+    assert not any(str(Path.home()) in one for one in shown)
+    assert "Did you mean 'trainor.batch_size'?" in text(code_cells(fresh)[1])
+    assert "ConVIRT of ckpt/first-steps/" in text(code_cells(fresh)[3])
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.name for path in NOTEBOOKS] == ["first-steps.ipynb"]

@@ -1,0 +1,493 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertConfig, BertModel
+
+import vilmedic
+from tests.crash.systems import CONVIRT, DALLE, GLORIA, SIMCLR, SYSTEMS, VAE, System
+from tests.factories import TINY_BERT, tiny_tokenizer
+from tests.trained import EVALUATION, ROOT, Runs
+from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
+from vilmedic.executors.local import LocalFeatures
+
+PROMPTS = str(ROOT / "config/phantom/prompts-impression.yml")
+TEXTS = ["Large left pleural effusion.", "Clear lungs and a heart of normal size."]
+ABILITIES = {
+    "ConVIRT": {"embed_images", "embed_texts", "similarity", "zero_shot"},
+    "SimCLR": {"embed_images"},
+    "GLoRIA": {
+        *("embed_images", "embed_texts", "similarity", "zero_shot"),
+        *("local_similarity", "attention"),
+    },
+    "VAE": {"encode", "decode", "reconstruct"},
+    "DALLE": {"encode", "decode", "reconstruct", "generate"},
+}
+
+
+PLAIN = "~ensemblor.post_processing"  # what the configurations of contrastive systems draw
+
+
+def evaluate(trained: Runs, system: System, *words: str) -> dict[str, Any]:
+    """The results of the test split, with the protocols that the words name."""
+    config, *rest = trained.words(system)
+    if system is SIMCLR:
+        config = str(ROOT / "config/phantom/simclr-eval.yml")
+        rest = [word for word in rest if not word.startswith("dataset.")]
+        rest += [f"dataset.{part}.root={trained.data}" for part in ("image", "label")]
+        rest += ["dataset.image.resize=32", "dataset.image.crop=32"]
+    path = trained(system)
+    words = (*EVALUATION, PLAIN, f"ckpt_dir={path.parent}", *words)
+    return vilmedic.evaluate(config, *rest, *words)["test"]
+
+
+def representation(trained: Runs, system: System, *words: str) -> dict[str, np.ndarray]:
+    """What save_representation writes of the test split."""
+    saved = evaluate(
+        trained, system, "ensemblor.metrics={}", "ensemblor.post_processing={save_representation: }"
+    )
+    folder = trained(system) / "evaluations" / saved["evaluation"]
+    with np.load(folder / "test_representation.npz") as arrays:
+        return dict(arrays)
+
+
+def unit(rows: np.ndarray) -> Tensor:
+    return functional.normalize(torch.from_numpy(rows), dim=1)
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_a_run_is_a_model(trained: Runs, system: System) -> None:
+    model = vilmedic.load(trained(system))
+    assert set(model.abilities) == ABILITIES[system.name]
+    assert not any(module.training for module in model.model.modules())
+    assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    for name in set().union(*ABILITIES.values()) - ABILITIES[system.name]:
+        given = {"decode": [torch.zeros(1, 4)], "zero_shot": [[], {}]}
+        given |= {"similarity": [[], []], "attention": ["", ""], "local_similarity": [[], []]}
+        with pytest.raises(VilmedicError, match=f"{system.name} has no {name}. It has ") as caught:
+            getattr(model, name)(*given.get(name, [[]]))
+        assert all(able in str(caught.value) for able in ABILITIES[system.name])
+
+
+@pytest.mark.parametrize("system", [CONVIRT, SIMCLR, GLORIA], ids=lambda system: system.name)
+def test_embeddings_are_those_that_an_evaluation_saves(trained: Runs, system: System) -> None:
+    saved = representation(trained, system)
+    model = vilmedic.load(trained(system), device="cpu")
+    paths = trained.images()
+    for name in ("visual", "visual_backbone"):
+        expected = unit(saved[name])
+        found = model.embed_images(paths, features=name, batch_size=4)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected), name
+        plain = model.embed_images(paths, features=name, batch_size=4, normalize=False)
+        assert np.array_equal(plain.numpy(), saved[name]), name
+        for size in (1, 3, 32):
+            found = model.embed_images(paths, features=name, batch_size=size)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        order = [7, 0, 3, 3]
+        found = model.embed_images([paths[i] for i in order], features=name, batch_size=3)
+        torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=0)
+    assert expected.std(dim=0).max() > 1e-3  # rows that could be told apart
+    if "linguistic" in saved:
+        texts = model.embed_texts(trained.reports(), batch_size=4)
+        assert torch.equal(texts, unit(saved["linguistic"]))
+        cosines = model.similarity(paths, trained.reports())
+        wanted = unit(saved["visual"]) @ unit(saved["linguistic"]).T
+        torch.testing.assert_close(cosines, wanted, atol=1e-5, rtol=0)
+        rows = model.embed_images(paths, normalize=False), model.embed_texts(trained.reports())
+        torch.testing.assert_close(model.similarity(*rows), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("system", "similarity"),
+    [(CONVIRT, "global"), (GLORIA, "global"), (GLORIA, "local"), (GLORIA, "both")],
+    ids=lambda one: getattr(one, "name", one),
+)
+def test_zero_shot_gives_the_scores_of_the_metric(
+    trained: Runs, system: System, similarity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def report_classes(scores: np.ndarray, *rest: Any, **more: Any) -> dict[str, Any]:
+        seen.append(scores)
+        return {"classes": {}}
+
+    monkeypatch.setattr("vilmedic.metrics.zero_shot.report_classes", report_classes)
+    settings = f"prompts: {PROMPTS}, similarity: {similarity}, on_missing: skip"
+    evaluate(trained, system, f"ensemblor.metrics={{zero_shot: {{{settings}}}}}")
+    model = vilmedic.load(trained(system), device="cpu")
+    found = model.zero_shot(trained.images(), PROMPTS, similarity=similarity)  # type: ignore[arg-type]
+    [scores] = seen
+    np.testing.assert_allclose(found.numpy(), scores, atol=1e-5)
+    assert np.ptp(scores, axis=0).min() > 1e-4  # images that could be told apart
+    if similarity == "global":
+        rows = model.embed_images(trained.images())
+        torch.testing.assert_close(model.zero_shot(rows, PROMPTS), found, atol=1e-5, rtol=0)
+        own = {"mine": {"positive": TEXTS[:1], "negative": TEXTS[1:]}}
+        cosines = model.similarity(rows, TEXTS)
+        wanted = cosines[:, :1] - cosines[:, 1:]
+        torch.testing.assert_close(model.zero_shot(rows, own), wanted, atol=1e-5, rtol=0)
+
+
+def test_prompts_of_another_form_are_named(trained: Runs, tmp_path: Path) -> None:
+    model = vilmedic.load(trained(CONVIRT))
+    rows = torch.ones(1, 8)
+    for wrong in ({}, {"a": "yes"}, {"a": {"positive": ["x"]}}, {"a": {"positive": "x"}}):
+        with pytest.raises(DataError, match=r"Expected: \{class: \{positive"):
+            model.zero_shot(rows, wrong)
+    with pytest.raises(ConfigError, match=r"there is no file .*none\.yml"):
+        model.zero_shot(rows, tmp_path / "none.yml")
+
+
+def test_gloria_compares_words_with_regions_as_its_metrics_do(
+    trained: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    for name in ("similarity", "attention"):
+        own = getattr(LocalFeatures, name)
+
+        def kept(self: Any, *given: Any, own: Any = own, name: str = name) -> Any:
+            found[name] = given, own(self, *given)
+            return found[name][1]
+
+        monkeypatch.setattr(LocalFeatures, name, kept)
+    metrics = f"retrieval: {{similarity: local}}, pointing_game: {{root: '{trained.data}'}}"
+    evaluate(trained, GLORIA, f"ensemblor.metrics={{{metrics}}}")
+    model = vilmedic.load(trained(GLORIA), device="cpu")
+    (_, texts, aggregation), expected = found["similarity"]
+    similarity = model.local_similarity(
+        trained.images(), list(texts), aggregation=aggregation, batch_size=4
+    )
+    torch.testing.assert_close(similarity, expected, atol=1e-5, rtol=1e-5)
+    (dataset, indices), maps = found["attention"]
+    assert len(maps) > 1
+    for index, expected in zip(indices, maps, strict=True):
+        report = dataset.describe(index)["report"]
+        attention = model.attention(trained.images()[index], report)
+        assert attention.words == dataset.words(report)[: len(expected)]
+        torch.testing.assert_close(attention.maps, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_parts_are_plain_modules(trained: Runs) -> None:
+    model = vilmedic.load(trained(CONVIRT))
+    image = model.preprocess(trained.images()[0])
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.float32)
+    features = model.image_encoder(image[None])
+    expected = model.embed_images(
+        trained.images()[:1], features="visual_backbone", normalize=False, device="cpu"
+    )
+    torch.testing.assert_close(features.flatten(1), expected)
+    assert isinstance(model.text_encoder, torch.nn.Module)
+    assert model.labels
+    with pytest.raises(VilmedicError, match=r"SimCLR has no text encoder\. It has embed_images"):
+        _ = vilmedic.load(trained(SIMCLR)).text_encoder
+
+
+def test_a_vae_encodes_and_decodes(trained: Runs) -> None:
+    model = vilmedic.load(trained(VAE), device="cpu")
+    paths = trained.images()
+    codes = model.encode(paths, batch_size=4)
+    assert (codes.shape, codes.dtype) == ((len(paths), 64), torch.int64)
+    assert torch.equal(codes, model.encode(paths, batch_size=1))
+    images = model.decode(codes, batch_size=3)
+    assert images.shape == (len(paths), 3, 32, 32)
+    assert 0 <= images.min() < images.max() <= 1
+    assert torch.equal(images, model.reconstruct(paths, batch_size=3))
+    own = model.model.get_codebook_indices(torch.stack([model.preprocess(p) for p in paths]))
+    assert torch.equal(codes, own)
+    for wrong in (codes + 24, -codes - 1):
+        with pytest.raises(DataError, match="the codebook has 24, numbered from 0"):
+            model.decode(wrong)
+    for wrong in (codes.float(), codes[0], codes[:0]):
+        with pytest.raises(DataError, match=r"decode: given .* allowed: codes as whole numbers"):
+            model.decode(wrong)
+    with pytest.raises(DataError, match="square"):
+        model.decode(codes[:, :5])
+
+
+def test_dalle_makes_the_images_of_the_command(trained: Runs) -> None:
+    prompts = [*TEXTS, "Large left zebra."]
+    config, *words = trained.words(DALLE)
+    options = ["num_images=3", "seed=11", "temperature=0.9", "top_p=0.95", "cond_scale=2.0"]
+    options += [f"prompt=[{', '.join(prompts)}]", "generate_images=True", "filter_thres=0.5"]
+    path = trained(DALLE)
+    arguments = [*EVALUATION, "ensemblor.batch_size=2", *(f"ensemblor.{one}" for one in options)]
+    vilmedic.evaluate(config, *words, *arguments)
+    model = vilmedic.load(path, device="cpu")
+    sampling = {"temperature": 0.9, "top_p": 0.95, "cond_scale": 2.0, "filter_thres": 0.5}
+    for text in prompts:
+        [folder] = [
+            found.parent
+            for found in path.glob("evaluations/*/generated/*/settings.json")
+            if json.loads(found.read_text())["report"] == text
+        ]
+        made = model.generate(text, num_images=3, seed=11, batch_size=2, **sampling)  # type: ignore[arg-type]
+        for number, image in enumerate(made, start=1):
+            with Image.open(folder / f"{number}.png") as expected:
+                assert image.mode == expected.mode
+                assert np.array_equal(np.asarray(image), np.asarray(expected)), (text, number)
+    different = model.generate(prompts[0], num_images=1, seed=12, **sampling)  # type: ignore[arg-type]
+    first = model.generate(prompts[0], num_images=1, seed=11, **sampling)  # type: ignore[arg-type]
+    assert np.asarray(first[0]).tolist() != np.asarray(different[0]).tolist()
+    with pytest.raises(ConfigError, match="temperature"):
+        model.generate("x", temperature=-1.0)
+    with pytest.raises(ConfigError, match="num_images"):
+        model.generate("x", num_images=0)
+
+
+# -- what travels with a run
+
+
+def embedding(path: Path, trained: Runs) -> Tensor:
+    model = vilmedic.load(path, device="cpu")
+    return torch.cat([model.embed_images(trained.images()), model.embed_texts(TEXTS)])
+
+
+def test_a_run_that_was_moved_and_a_checkpoint_alone(trained: Runs, tmp_path: Path) -> None:
+    run_dir = trained(CONVIRT)
+    expected = embedding(run_dir, trained)
+    shutil.copytree(run_dir, tmp_path / "a" / "copy")
+    assert torch.equal(embedding(tmp_path / "a" / "copy", trained), expected)
+    [best] = run_dir.glob("[0-9]*.pth")
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(best, tmp_path / "alone" / "model.pth")
+    assert torch.equal(embedding(alone, trained), expected)
+    assert vilmedic.load(alone).labels == vilmedic.load(run_dir).labels
+    assert torch.equal(embedding(tmp_path / "alone", trained), expected)  # the only file there
+
+
+def test_no_data_folder_is_needed(tmp_path: Path, trained: Runs) -> None:
+    own = Runs(tmp_path / "data", tmp_path / "ckpt")
+    shutil.copytree(trained.data, own.data)
+    run_dir = own(CONVIRT)
+    shutil.rmtree(own.data)
+    shutil.rmtree(run_dir / "tokenizer")
+    assert embedding(run_dir, trained).isfinite().all()
+
+
+def test_a_text_encoder_from_a_folder_that_is_gone(trained: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    BertModel(BertConfig(**TINY_BERT, vocab_size=len(tokenizer))).save_pretrained(folder)
+    config, *words = trained.words(CONVIRT)
+    words = [word for word in words if not word.startswith("model.encoder.")]
+    words += [f"model.encoder.proto={folder}", f"dataset.seq.tokenizer={folder}"]
+    words += ["trainor.epochs=1", f"ckpt_dir={tmp_path}", "name=bert"]
+    removed = [f"~model.encoder.{key}" for key in TINY_BERT if key != "max_position_embeddings"]
+    run = vilmedic.train(config, *words, *removed)
+    assert run.best is not None
+    shutil.rmtree(folder)
+    moved = shutil.move(run.best, tmp_path / "moved.pth")
+    assert embedding(moved, trained).isfinite().all()
+
+
+def test_dalle_without_the_run_of_its_vae(trained: Runs, tmp_path: Path) -> None:
+    config, *words = trained.words(VAE)
+    vae = vilmedic.train(config, *words, "trainor.epochs=1", f"ckpt_dir={tmp_path}", name="vae")
+    config, *words = trained.words(DALLE)
+    words = [word for word in words if not word.startswith("model.vae.")]
+    words += [
+        *(
+            f"model.vae.{key}={value}"
+            for key, value in vae.load().config["model"].items()
+            if key in ("num_layers", "num_tokens", "codebook_dim", "hidden_dim")
+        ),
+        "model.vae.image_size=32",
+        "model.vae.num_resnet_blocks=1",
+        "dataset.image.resize=32",
+        "dataset.image.crop=32",
+        f"model.vae.ckpt={vae.directory}",
+        f"ckpt_dir={tmp_path}",
+        "trainor.epochs=1",
+    ]
+    dalle = vilmedic.train(config, *words, name="dalle")
+    assert dalle.best is not None
+    expected = dalle.load(device="cpu").generate(TEXTS[0], num_images=2)
+    shutil.rmtree(vae.directory)
+    moved = shutil.move(dalle.best, tmp_path / "moved.pth")
+    model = vilmedic.load(moved, device="cpu")
+    for one, other in zip(model.generate(TEXTS[0], num_images=2), expected, strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+    assert model.encode(trained.images()).shape == (10, 64)
+
+
+def test_a_checkpoint_of_before_says_what_is_missing(trained: Runs, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(trained(CONVIRT), tmp_path / "run")
+    expected = embedding(run_dir, trained)
+    [best] = run_dir.glob("[0-9]*.pth")
+    state = torch.load(best, weights_only=True)
+    older = {name: value for name, value in state.items() if name not in ("data", "networks")}
+    torch.save(older, best)
+    assert torch.equal(embedding(run_dir, trained), expected)  # the vocabulary lies beside it
+    shutil.copy(best, tmp_path / "alone.pth")
+    with pytest.raises(CheckpointError, match=r"alone\.pth: was saved without its vocabulary"):
+        vilmedic.load(tmp_path / "alone.pth")
+    torch.save({"model": state["model"]}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"weights\.pth: .*without the configuration"):
+        vilmedic.load(tmp_path / "weights.pth")
+    torch.save(older | {"data": {"tokenizer": 3}}, tmp_path / "damaged.pth")
+    with pytest.raises(CheckpointError, match=r"damaged\.pth: is damaged"):
+        vilmedic.load(tmp_path / "damaged.pth")
+    torch.save(state | {"model": {}}, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match=r"empty\.pth: "):
+        vilmedic.load(tmp_path / "empty.pth")
+
+
+def test_what_is_no_run_is_named(trained: Runs, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: there is no such run directory"):
+        vilmedic.load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: no checkpoint with a score"):
+        vilmedic.load(tmp_path)
+    for name, content in (("a.txt", b"hello"), ("b.pth", b""), ("c.pth", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            vilmedic.load(tmp_path / name)
+    shutil.copy(trained.images()[0], tmp_path / "image.pth")
+    with pytest.raises(CheckpointError, match=r"image\.pth"):
+        vilmedic.load(tmp_path / "image.pth")
+    run_dir = trained(CONVIRT)
+    with pytest.raises(CheckpointError, match=r"last_7\.pth"):
+        vilmedic.load(run_dir, ckpt="last_7.pth")
+    [best] = run_dir.glob("[0-9]*.pth")
+    with pytest.raises(CheckpointError, match="has no meaning"):
+        vilmedic.load(best, ckpt="last_3.pth")
+    with pytest.raises(ConfigError, match="device: given 'tpu'"):
+        vilmedic.load(run_dir, device="tpu")
+
+
+def test_other_weights_of_a_run(trained: Runs) -> None:
+    run_dir = trained(CONVIRT)
+    last = vilmedic.load(run_dir, ckpt="last_3.pth", device="cpu")
+    assert last.path.name == "last_3.pth"
+    plain = vilmedic.load(run_dir, device="cpu").embed_images(trained.images())
+    averaged = vilmedic.load(run_dir, ema=True, device="cpu").embed_images(trained.images())
+    assert not torch.allclose(plain, averaged, atol=1e-4)
+
+
+# -- training and evaluation
+
+
+def test_faults_are_exceptions(trained: Runs, tmp_path: Path) -> None:
+    config, *words = trained.words(CONVIRT)
+    with pytest.raises(ConfigError, match=r"trainor\.batchsize .*Did you mean 'trainor.batch_size"):
+        vilmedic.train(config, *words, "trainor.batchsize=3")
+    with pytest.raises(ConfigError, match=r"none\.yml"):
+        vilmedic.train(tmp_path / "none.yml")
+    with pytest.raises(ConfigError, match=r"trainor: is a section"):
+        vilmedic.train(config, *words, trainor={"batch_size": 4})
+    with pytest.raises(DataError, match="nodata"):
+        vilmedic.train(
+            config, *words, f"dataset.image.root={tmp_path}/nodata", f"ckpt_dir={tmp_path}"
+        )
+    with pytest.raises(CheckpointError, match="empty: there is no such run directory"):
+        vilmedic.evaluate(config, *words, *EVALUATION, PLAIN, f"ckpt_dir={tmp_path}", name="empty")
+
+
+def test_results_are_those_that_are_written(trained: Runs) -> None:
+    results = evaluate(trained, CONVIRT, "ensemblor.metrics={retrieval: }")
+    written = json.loads((trained(CONVIRT) / "results_test.json").read_text())
+    assert json.loads(json.dumps(results)) == written
+    assert results["samples"] == 10
+
+
+def test_a_run_says_where_it_is(trained: Runs, tmp_path: Path) -> None:
+    config, *words = trained.words(SIMCLR)
+    words += ["trainor.epochs=1", f"ckpt_dir={tmp_path}"]
+    run = vilmedic.train(config, *words, name="two words")
+    assert run.directory == tmp_path / "two words"
+    assert run.seed == 3
+    assert run.best is not None
+    assert run.best.is_file()
+    assert run.last.name == "last_3.pth"
+    assert run.load().path == run.best
+    again = vilmedic.train(config, *words, "trainor.epochs=2", name="two words", ckpt="auto")
+    lines = (again.directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines if "validation_loss" in line] == [0, 1]
+
+
+# -- options
+
+
+def test_options_are_checked(trained: Runs) -> None:
+    model = vilmedic.load(trained(CONVIRT))
+    paths = trained.images()
+    with pytest.raises(ConfigError, match="batch_size: given 0"):
+        model.embed_images(paths, batch_size=0)
+    with pytest.raises(ConfigError, match="precision: given 'fp8'"):
+        model.embed_images(paths, precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="features: given 'linguistic', allowed: visual, visual_"):
+        model.embed_images(paths, features="linguistic")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_error: given 'ignore', allowed: raise, skip"):
+        model.embed_images(paths, on_error="ignore")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="workers: given 0"):
+        model.embed_images(paths, workers=0)
+    with pytest.raises(DataError, match="no images are given"):
+        model.embed_images([])
+    for wrong in ([], ["a", ""], ["a", 3]):
+        with pytest.raises(DataError, match=r"[Nn]o texts|text 1: given"):
+            model.embed_texts(wrong)  # type: ignore[arg-type]
+    half = model.embed_images(paths, precision="bf16")
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, model.embed_images(paths), atol=0.1, rtol=0)
+    assert not torch.equal(half, model.embed_images(paths))
+
+
+def test_images_that_cannot_be_read(trained: Runs, tmp_path: Path) -> None:
+    model = vilmedic.load(trained(CONVIRT), device="cpu")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(Path(trained.images()[0]).read_bytes()[:60])
+    good = trained.images()[:3]
+    mixed = [good[0], str(bad), *good[1:], tmp_path / "none.png"]
+    with pytest.raises(DataError, match=r"bad\.png"):
+        model.embed_images(mixed)
+    for size in (1, 2, 8):
+        found = model.embed_images(mixed, on_error="skip", batch_size=size)
+        assert found.shape == (5, 8)
+        assert found[[1, 4]].isnan().all()
+        expected = model.embed_images(good)
+        torch.testing.assert_close(found[[0, 2, 3]], expected, atol=1e-5, rtol=0)
+    alone = model.embed_images([bad], on_error="skip")
+    assert alone.shape == (1, 8)
+    assert alone.isnan().all()
+    [(rows, errors)] = model.stream_images(mixed, on_error="skip")
+    assert [bool(error) for error in errors] == [False, True, False, False, True]
+    assert "bad.png" in errors[1]
+    assert rows.shape == (5, 8)
+
+
+def test_a_cache_gives_the_same(trained: Runs, tmp_path: Path) -> None:
+    model = vilmedic.load(trained(CONVIRT), device="cpu")
+    expected = model.embed_images(trained.images())
+    for _ in range(2):
+        assert torch.equal(model.embed_images(trained.images(), cache=tmp_path), expected)
+    assert any(tmp_path.iterdir())
+
+
+def test_the_package_starts_without_torch() -> None:
+    code = (
+        "import sys, vilmedic; print(sorted({'torch', 'numpy', 'PIL', 'yaml'} & set(sys.modules)));"
+        "print(sorted(name for name in dir(vilmedic) if name in vilmedic.__all__));"
+        "print(vilmedic.VilmedicError.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.splitlines() == ["[]", str(sorted(vilmedic.__all__)), "vilmedic.errors"]
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        _ = vilmedic.lode
