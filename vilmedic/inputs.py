@@ -239,9 +239,9 @@ def _as_file(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple[io.By
         upright.save(content, "PNG", compress_level=1)
         return content, ".png"
     if isinstance(image, Tensor):
-        kept = image.detach().cpu()
+        tensor = image.detach().cpu()
         # numpy has no bfloat16
-        values = (kept.float() if kept.dtype == torch.bfloat16 else kept).numpy()
+        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         first = values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3)
         image = values.transpose(1, 2, 0) if first else values
     if not isinstance(image, np.ndarray):

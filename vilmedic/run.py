@@ -507,8 +507,13 @@ class TrainedModel:
         vae = self._vae
         if isinstance(codes, np.ndarray) and codes.dtype.kind in "iu":
             codes = torch.from_numpy(codes.astype(np.int64))
-        whole = isinstance(codes, Tensor) and not codes.is_floating_point()
-        if not whole or codes.dtype == torch.bool or codes.ndim != 2 or not codes.numel():
+        if (
+            not isinstance(codes, Tensor)
+            or codes.is_floating_point()
+            or codes.dtype == torch.bool
+            or codes.ndim != 2
+            or not codes.numel()
+        ):
             given = type(codes).__name__
             if isinstance(codes, Tensor):
                 given = f"{codes.dtype} {list(codes.shape)}"
