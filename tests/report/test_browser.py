@@ -141,13 +141,16 @@ def test_five_thousand_samples_fit_and_stay_quick(browser: Any, tmp_path: Path) 
 
     page = Page(browser, report)
     assert page.text("#count") == "5,000 of 5,000 samples"
-    hover = """const began = performance.now();
-        for (let i = 0; i < 50; i++) {
+    hover = """const times = [];
+        for (let i = 0; i < 51; i++) {
+          const began = performance.now();
           Plotly.Fx.hover(byId('scatter'), {xpx: 60 + 7 * i, ypx: 60 + 7 * i});
           showTip(explorer.data, i, explorer.query, {clientX: 300, clientY: 300});
+          times.push(performance.now() - began);
         }
-        return (performance.now() - began) / 50;"""
-    assert page.run(hover) < 50  # milliseconds; a picture at 60 Hz lasts 17
+        return times.sort((a, b) => a - b)[25];"""
+    # milliseconds, the median: other work on the machine is not the page's; 60 Hz are 17
+    assert page.run(hover) < 50
     page.search("pneumothorax")
     assert page.text("#count") == "1,000 of 5,000 samples"
     assert page.errors() == []
