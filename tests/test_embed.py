@@ -141,6 +141,7 @@ def test_what_cannot_be_read_is_an_error_or_a_row(
     ("words", "message"),
     [
         (["--out", "a.npz"], "Nothing to embed is given"),
+        (["--images", "{data}", "--out", "{data}/folder.npz"], "folder.npz', which is a folder"),
         (["--images", "{data}", "--out", "a.csv"], "allowed: a name that ends in .npz or .parquet"),
         (["--images", "{data}", "--texts", "x", "--out", "a.parquet"], "one table"),
         (["--texts", "x", "--image-column", "a", "--out", "a.npz"], "belongs to --images"),
@@ -162,6 +163,7 @@ def test_what_does_not_fit_is_said_at_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.npz").mkdir()
     write_list(tmp_path / "blank.txt", ["", " "])
     write_list(tmp_path / "a.csv", ["id,where", "1,a.png"])
     embed("no_run", *(word.format(data=tmp_path) for word in words), status=2)

@@ -445,6 +445,75 @@ def test_options_are_checked(trained: Runs) -> None:
     assert not torch.equal(half, model.embed_images(paths))
 
 
+def test_images_of_several_sizes_keep_their_order(trained: Runs) -> None:
+    def image(height: int, width: int, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+
+    images = [image(32, 64, 0), image(64, 32, 1), image(32, 64, 2), image(64, 32, 3)]
+    gloria = vilmedic.load(trained(GLORIA), device="cpu")
+    vae = vilmedic.load(trained(VAE), device="cpu")
+    for model in (gloria, vae):
+        model.preprocess.pixels.resize = model.preprocess.pixels.crop = None
+    alone = torch.cat([gloria.local_similarity([one], TEXTS) for one in images])
+    found = gloria.local_similarity(images, TEXTS)
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+    codes = torch.cat([vae.encode([one]) for one in images])
+    assert len(codes.unique(dim=0)) > 1
+    assert torch.equal(vae.encode(images), codes)
+    with pytest.raises(DataError, match="several sizes have 64 to 128 codes"):
+        vae.encode([*images, image(32, 32, 4)])
+
+
+def test_embeddings_may_be_arrays(trained: Runs) -> None:
+    model = vilmedic.load(trained(CONVIRT), device="cpu")
+    rows, texts = model.embed_images(trained.images()), model.embed_texts(TEXTS)
+    cosines = model.similarity(rows, texts)
+    assert cosines.shape == (len(rows), len(TEXTS))
+    for kind in (np.float32, np.float64):
+        found = model.similarity(rows.numpy().astype(kind), texts.numpy().astype(kind))
+        torch.testing.assert_close(found, cosines, atol=1e-6, rtol=0)
+    prompts = {"mine": {"positive": TEXTS[:1], "negative": TEXTS[1:]}}
+    assert torch.equal(
+        model.zero_shot(rows.numpy(), prompts),
+        model.zero_shot(rows, prompts),
+    )
+    for call in (
+        lambda: model.similarity(rows[:, :3], texts),
+        lambda: model.zero_shot(rows[:, :3], prompts),
+    ):
+        with pytest.raises(DataError, match=r"have 3 numbers each and those of the texts 8"):
+            call()
+
+
+def test_what_is_of_another_type_is_named(trained: Runs) -> None:
+    model, vae = vilmedic.load(trained(CONVIRT)), vilmedic.load(trained(VAE))
+    paths = trained.images()
+    for wrong in (None, 3):
+        with pytest.raises(DataError, match=f"images: given {wrong}, allowed: a path"):
+            model.embed_images(wrong)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=f"texts: given {wrong}, allowed: a text"):
+            model.embed_texts(wrong)  # type: ignore[arg-type]
+    for size in ("3", 2.5, None):
+        with pytest.raises(ConfigError, match=f"batch_size: given {size!r}, allowed: an integer"):
+            model.embed_images(paths, batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="workers: given 'a'"):
+        model.embed_images(paths, workers="a")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="cannot be read"):
+        model.embed_images("a" * 5000)
+    with pytest.raises(DataError, match="generate: given None, allowed: one text"):
+        vilmedic.load(trained(DALLE)).generate(None)  # type: ignore[arg-type]
+    codes = vae.encode(paths[:2])
+    assert torch.equal(vae.decode(codes.numpy()), vae.decode(codes))
+    for given in (codes.tolist(), codes > 0, codes.numpy().astype("U8")):
+        with pytest.raises(DataError, match=r"decode: given .* allowed: codes as whole numbers"):
+            vae.decode(given)  # type: ignore[arg-type]
+    for call in (lambda: vae.encode(paths, batch_size=0), lambda: vae.decode(codes, batch_size=0)):
+        with pytest.raises(ConfigError, match="batch_size: given 0"):
+            call()
+    low = torch.arange(1024, dtype=torch.bfloat16).reshape(32, 32)
+    assert torch.equal(model.embed_images([low]), model.embed_images([low.float()]))
+
+
 def test_images_that_cannot_be_read(trained: Runs, tmp_path: Path) -> None:
     model = vilmedic.load(trained(CONVIRT), device="cpu")
     bad = tmp_path / "bad.png"

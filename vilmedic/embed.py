@@ -143,6 +143,8 @@ def _check_output(given: argparse.Namespace) -> None:
         raise ConfigError(
             f"--out: given '{given.out}', allowed: a name that ends in .npz or .parquet."
         )
+    if given.out.is_dir():
+        raise ConfigError(f"--out: given '{given.out}', which is a folder.")
     if given.out.suffix == ".parquet":
         if given.images is not None and given.texts is not None:
             raise ConfigError(

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -65,11 +66,16 @@ def images_in(folder: str | Path) -> list[str]:
 def listed(images: Sources) -> Iterable[Source]:
     """Images one by one: of a folder those in it, of a single image itself."""
     if isinstance(images, str | Path):
-        return images_in(images) if Path(images).is_dir() else [images]
+        return images_in(images) if os.path.isdir(images) else [images]
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
         return [images] if images.ndim < 4 else list(images)
+    if not isinstance(images, Iterable):
+        raise DataError(
+            f"images: given {images!r}, allowed: a path, a folder, a Pillow image, an array, a "
+            "tensor, or several of them."
+        )
     return images
 
 
@@ -141,8 +147,8 @@ class Preprocess:
             raise ConfigError(
                 f"on_error: given '{on_error}', allowed: {', '.join(get_args(OnError))}."
             )
-        if workers is not None and workers < 1:
-            raise ConfigError(f"workers: given {workers}, allowed: an integer >= 1.")
+        if workers is not None and (not isinstance(workers, Integral) or workers < 1):
+            raise ConfigError(f"workers: given {workers!r}, allowed: an integer >= 1.")
         return self._batches(self._reader(images, cache), images, size, workers, on_error)
 
     def _batches(
@@ -233,7 +239,9 @@ def _as_file(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple[io.By
         upright.save(content, "PNG", compress_level=1)
         return content, ".png"
     if isinstance(image, Tensor):
-        values = image.detach().cpu().numpy()
+        tensor = image.detach().cpu()
+        # numpy has no bfloat16
+        values = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         first = values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3)
         image = values.transpose(1, 2, 0) if first else values
     if not isinstance(image, np.ndarray):

@@ -12,11 +12,13 @@ and how images become pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -317,21 +319,30 @@ class TrainedModel:
         found = torch.cat(parts)
         return functional.normalize(found, dim=1) if normalize else found
 
-    def similarity(self, images: Tensor | Sources, texts: Tensor | str | Sequence[str]) -> Tensor:
+    def similarity(
+        self, images: Tensor | Sources, texts: Tensor | np.ndarray | str | Sequence[str]
+    ) -> Tensor:
         """The cosine similarity of every image and every text.
 
         Args:
-            images: embeddings [N, D], or images.
-            texts: embeddings [M, D], or texts.
+            images: embeddings [N, D], a tensor or an array of floating-point numbers, as those of
+                bin/embed.py; or images.
+            texts: embeddings [M, D], likewise; or texts.
 
         Returns:
             float32 [N, M].
+
+        Raises:
+            DataError: the embeddings are of another width than those of the model.
         """
         self.require("similarity")
         rows = functional.normalize(self._embeddings(images), dim=1)
-        if isinstance(texts, Tensor):
-            return rows @ functional.normalize(texts.float(), dim=1).T
-        return rows @ self.embed_texts(texts).T
+        if isinstance(texts, Tensor | np.ndarray) and (given := _rows(texts)) is not None:
+            columns = functional.normalize(given, dim=1)
+        else:
+            columns = self.embed_texts(texts)  # type: ignore[arg-type]
+        _check_width(rows, columns)
+        return rows @ columns.T
 
     def zero_shot(
         self,
@@ -365,17 +376,19 @@ class TrainedModel:
             self.require("local_similarity")
         texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
         weights = prompt_weights(classes)
-        sources = images if isinstance(images, Tensor) else listed(images)
+        given = _rows(images)
+        sources = listed(images) if given is None else given
+        if given is not None and similarity != "global":
+            raise DataError("zero_shot: the local similarity needs images, not embeddings.")
         if similarity != "global":
             sources = list(sources)
         whole = local = None
         if similarity != "local":
             rows = functional.normalize(self._embeddings(sources).double(), dim=1)
             unit = functional.normalize(self.embed_texts(texts, normalize=False).double(), dim=1)
+            _check_width(rows, unit)
             whole = rows @ (weights.T @ unit).T
         if similarity != "global":
-            if isinstance(sources, Tensor):
-                raise DataError("zero_shot: the local similarity needs images, not embeddings.")
             local = self.local_similarity(sources, texts, aggregation=local_aggregation).double()
             local = local @ weights
         both = [one for one in (whole, local) if one is not None]
@@ -416,8 +429,9 @@ class TrainedModel:
             for start in range(0, len(every), batch_size)
         ]
         rows = []
-        for groups, _ in self.preprocess.batches(listed(images), batch_size):
-            for _, group in groups:
+        for groups, errors in self.preprocess.batches(listed(images), batch_size):
+            part = torch.empty(len(errors), len(every))
+            for places, group in groups:
                 batch = {"images": self.preprocess.pixels.normalized(group.to(self.device))}
                 regions = self._features("encode", batch, precision)["regions"]
                 with torch.inference_mode():
@@ -427,7 +441,8 @@ class TrainedModel:
                         ).cpu()
                         for one in encoded
                     ]
-                rows.append(torch.cat(found, dim=1))
+                part[places] = torch.cat(found, dim=1)
+            rows.append(part)
         if not rows:
             raise DataError("local_similarity: no images are given.")
         return torch.cat(rows)
@@ -462,17 +477,25 @@ class TrainedModel:
             VilmedicError: the model has no VAE.
         """
         self.require("encode")
-        vae = self._vae
-        found = [
-            vae.get_codebook_indices(self.preprocess.pixels.normalized(group.to(self.device))).cpu()
-            for groups, _ in self.preprocess.batches(listed(images), batch_size)
-            for _, group in groups
-        ]
+        self._check_options(batch_size, "fp32", None)
+        vae, pixels = self._vae, self.preprocess.pixels
+        found: list[Tensor] = []
+        for groups, errors in self.preprocess.batches(listed(images), batch_size):
+            rows: dict[int, Tensor] = {}
+            for places, group in groups:
+                codes = vae.get_codebook_indices(pixels.normalized(group.to(self.device))).cpu()
+                rows |= zip(places, codes, strict=True)
+            found += [rows[place] for place in range(len(errors))]
         if not found:
             raise DataError("encode: no images are given.")
-        return torch.cat(found)
+        if len(lengths := {len(codes) for codes in found}) > 1:
+            raise DataError(
+                f"encode: images of several sizes have {min(lengths)} to {max(lengths)} codes, "
+                "which make no table. Encode them one by one, or set dataset.image.crop."
+            )
+        return torch.stack(found)
 
-    def decode(self, codes: Tensor, *, batch_size: int = BATCH) -> Tensor:
+    def decode(self, codes: Tensor | np.ndarray, *, batch_size: int = BATCH) -> Tensor:
         """The images of codes [N, n]: float32 [N, C, H, W] in 0..1.
 
         Raises:
@@ -480,11 +503,22 @@ class TrainedModel:
             VilmedicError: the model has no VAE.
         """
         self.require("decode")
+        self._check_options(batch_size, "fp32", None)
         vae = self._vae
-        if codes.is_floating_point() or codes.ndim != 2 or not codes.numel():
+        if isinstance(codes, np.ndarray) and codes.dtype.kind in "iu":
+            codes = torch.from_numpy(codes.astype(np.int64))
+        if (
+            not isinstance(codes, Tensor)
+            or codes.is_floating_point()
+            or codes.dtype == torch.bool
+            or codes.ndim != 2
+            or not codes.numel()
+        ):
+            given = type(codes).__name__
+            if isinstance(codes, Tensor):
+                given = f"{codes.dtype} {list(codes.shape)}"
             raise DataError(
-                f"decode: given {codes.dtype} {list(codes.shape)}, allowed: codes as whole numbers "
-                "[N, n], one row an image."
+                f"decode: given {given}, allowed: codes as whole numbers [N, n], one row an image."
             )
         with torch.inference_mode():
             found = [vae.decode(part.to(self.device)) for part in codes.split(batch_size)]
@@ -530,6 +564,8 @@ class TrainedModel:
         """
         self.require("generate")
         self._check_options(batch_size, precision, None)
+        if not isinstance(text, str):
+            raise DataError(f"generate: given {text!r}, allowed: one text.")
         options: dict[str, Any] = {
             "generate_images": True,
             "num_images": num_images,
@@ -583,17 +619,16 @@ class TrainedModel:
         return f"It has {', '.join(self.abilities)}."
 
     def _check_options(self, batch_size: int, precision: str, device: str | None) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size: given {batch_size}, allowed: an integer >= 1.")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise ConfigError(f"batch_size: given {batch_size!r}, allowed: an integer >= 1.")
         _check_choice("precision", precision, get_args(Precision))
         if device is not None:
             self.to(device)
 
     def _embeddings(self, images: Tensor | Sources) -> Tensor:
         """Rows that are embeddings already, or those of images."""
-        if isinstance(images, Tensor) and images.ndim == 2 and images.is_floating_point():
-            return images.float()
-        return self.embed_images(images, normalize=False)
+        given = _rows(images)
+        return given if given is not None else self.embed_images(images, normalize=False)
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         assert self._reports is not None
@@ -697,6 +732,8 @@ def _word(value: Any) -> str:
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
+    if not isinstance(texts, Iterable):
+        raise DataError(f"texts: given {texts!r}, allowed: a text or a list of texts.")
     every = [texts] if isinstance(texts, str) else list(texts)
     if not every:
         raise DataError("No texts are given.")
@@ -704,6 +741,23 @@ def _texts(texts: str | Sequence[str]) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"text {number}: given {text!r}, allowed: a text that is not empty.")
     return every
+
+
+def _rows(given: Any) -> Tensor | None:
+    """Embeddings, which are [N, D] of floating-point numbers; None for anything else."""
+    if isinstance(given, np.ndarray) and given.ndim == 2 and given.dtype.kind == "f":
+        return torch.from_numpy(given.astype(np.float32))
+    if isinstance(given, Tensor) and given.ndim == 2 and given.is_floating_point():
+        return given.detach().float().cpu()
+    return None
+
+
+def _check_width(images: Tensor, texts: Tensor) -> None:
+    if images.shape[1] != texts.shape[1]:
+        raise DataError(
+            f"The embeddings of the images have {images.shape[1]} numbers each and those of the "
+            f"texts {texts.shape[1]}: they are not of the same model, or not those of `visual`."
+        )
 
 
 def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
