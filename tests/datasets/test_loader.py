@@ -14,7 +14,13 @@ import pytest
 import torch
 
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.loader import EpochLoader, EpochSampler, LostWorker, make_loader
+from vilmedic.datasets.loader import (
+    EpochLoader,
+    EpochSampler,
+    LostWorker,
+    _warn_of_workers,
+    make_loader,
+)
 from vilmedic.datasets.pairs import ImSeq
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
@@ -226,6 +232,7 @@ def test_more_processes_than_help_are_said(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     monkeypatch.setattr("vilmedic.datasets.loader._cores", lambda: 2)
+    _warn_of_workers.cache_clear()  # another test of this process may have heard it
     settings = {"batch_size": 2, "training": False, "seed": 0}
     make_loader(dataset, num_workers=8, **settings)  # type: ignore[arg-type]
     assert "num_workers" not in caplog.text
