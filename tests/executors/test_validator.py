@@ -123,3 +123,12 @@ def test_options_are_refused_before_training(tmp_path: Path) -> None:
     assert model.seen == [5, 5]
     make(tmp_path).check(model)
     assert model.seen == [5, 5]
+
+
+def test_a_split_of_one_sample_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validator, "build", lambda *_, split, **__: ToyData(split, 1))
+    model = ToyModel()
+    with pytest.raises(DataError, match=r"'validate' of validator\.splits has one sample"):
+        make(tmp_path, splits=["validate"]).check(model)

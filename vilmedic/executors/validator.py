@@ -16,7 +16,7 @@ from vilmedic.config.build import build, build_calls
 from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
-from vilmedic.errors import ConfigError, VilmedicError
+from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.log import LOGGER
@@ -73,6 +73,7 @@ class Validator:
             ConfigError: an option does not fit the model or the data.
             DataError: a file that an option names is not as it must be.
         """
+        self._check_sizes(model)
         steps = [step for _, step in (*self._metrics, *self._post_processing)]
         if not steps:
             return
@@ -83,6 +84,18 @@ class Validator:
                 evaluation = self._evaluation(networks, split, networks.preview(split, loader))
                 for step in steps:
                     step.check(evaluation)
+
+    def _check_sizes(self, model: nn.Module) -> None:
+        """Refuse a split that can have no loss, so that no checkpoint could be the best."""
+        if not getattr(getattr(model, "module", model), "cross_sample", False):
+            return
+        for split in self._section.splits:
+            if len(self._ready(split, model)) < 2:
+                raise DataError(
+                    f"The split '{split}' of validator.splits has one sample, but this model "
+                    "compares samples and has no loss for one alone. Give the split 2 samples or "
+                    "more, or leave it out of validator.splits."
+                )
 
     def better(self, score: str, *, ema: bool) -> str:
         """Whether `higher` or `lower` values of a score are better, as its metric declares.
