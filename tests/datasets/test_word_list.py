@@ -34,7 +34,7 @@ def dataset(run_dir: Path, **options: str) -> TextDataset:
 def test_the_list_of_a_run_is_read_as_it_was(run_dir: Path) -> None:
     data = dataset(run_dir)
 
-    batch = data.encode(["No effusion .", "no pneumothorax"])
+    batch = data.encode_text(["No effusion .", "no pneumothorax"])
 
     assert batch["input_ids"][:, :3].tolist() == [[6, 7, 5], [8, 3, 1]]
     assert batch["attention_mask"].sum(dim=1).tolist() == [3, 2]

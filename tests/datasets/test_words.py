@@ -78,7 +78,7 @@ def test_words_are_those_of_the_report(
 ) -> None:
     data = dataset(make())
     assert data.words(REPORT) == words.split()
-    batch = data.encode([REPORT, "No"])
+    batch = data.encode_text([REPORT, "No"])
     used = batch["attention_mask"].bool()
     assert (batch["word_ids"][~used] == -1).all()
     numbers = batch["word_ids"][0, used[0]].tolist()
@@ -88,7 +88,7 @@ def test_words_are_those_of_the_report(
 
 def test_pieces_of_a_word_share_its_number(dataset: Callable[..., TextDataset]) -> None:
     data = dataset(word_pieces())
-    batch = data.encode(["pleural effusion."])
+    batch = data.encode_text(["pleural effusion."])
     assert data.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])[:8] == [
         *("[CLS]", "pl", "##eu", "##ral", "effus", "##ion", ".", "[SEP]")
     ]
@@ -98,13 +98,13 @@ def test_pieces_of_a_word_share_its_number(dataset: Callable[..., TextDataset]) 
 def test_samples_and_prompts_have_the_same_words(dataset: Callable[..., TextDataset]) -> None:
     data = dataset(byte_pairs())
     batch = data.collate([data[SampleKey(0)], data[SampleKey(3)]])
-    again = data.encode([data.describe(0)["report"], data.describe(3)["report"]])
+    again = data.encode_text([data.describe(0)["report"], data.describe(3)["report"]])
     assert batch["word_ids"].tolist() == again["word_ids"].tolist()
 
 
 def test_a_cut_report_keeps_its_closing_token(dataset: Callable[..., TextDataset]) -> None:
     data = dataset(word_pieces(), tokenizer_max_len=6)
-    assert data.encode(["pleural effusion."])["word_ids"].tolist() == [[0, 1, 1, 1, 2, 3]]
+    assert data.encode_text(["pleural effusion."])["word_ids"].tolist() == [[0, 1, 1, 1, 2, 3]]
     assert data.words("pleural effusion.") == ["[CLS]", "pleural", "effus", "[SEP]"]
 
 

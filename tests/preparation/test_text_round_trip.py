@@ -94,7 +94,7 @@ def test_reports_of_a_line_file(texts: list[str], processing: str | None) -> Non
         assert [data.texts[line] for line in range(len(reports))] == reports
         clean = CLEANERS[processing] if processing else str
         assert list(data.cleaned) == [clean(text).strip() for text in reports]
-        ids = data.encode([*data.texts])["input_ids"]
+        ids = data.encode_text([*data.texts])["input_ids"]
         unknown = data.tokenizer.unk_token_id
         assert not (ids == unknown).any()  # the words of training are all known
 
