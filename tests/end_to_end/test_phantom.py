@@ -128,7 +128,7 @@ def test_evaluation_of_an_ensemble(run: Run, tiny: list[str], trained: Path) -> 
 
     done = run("bin/ensemble.py", *arguments, "ensemblor.mode=all", plot)
 
-    used = len([path for path in trained.glob("*.pth") if not path.name.startswith("last")])
+    used = len([path for path in trained.glob("*.pth") if path.name[0].isdigit()])
     for split, samples in (("validate", 17), ("test", 16)):
         results = json.loads((trained / f"results_{split}.json").read_text())
         folder = trained / "evaluations" / results["evaluation"]
