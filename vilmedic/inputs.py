@@ -8,10 +8,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import Literal, get_args
+from threading import Lock
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -88,6 +90,8 @@ class Preprocess:
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
+        # Random transforms of an evaluation draw from the one generator of the process.
+        self._drawing: AbstractContextManager[Any] = Lock() if pixels.transforms else nullcontext()
 
     def __call__(self, image: Source) -> Tensor:
         """One image as float32 [3, H, W], normalised.
@@ -191,7 +195,8 @@ class Preprocess:
         def read(number: int, image: Source) -> Tensor:
             if not os.path.exists(str(image)):
                 raise UndecodableImage(f"{image} does not exist.")
-            return pixels.transformed(kept.read(number)[0], 0, 0, 0, 0, shared=True)
+            with self._drawing:
+                return pixels.transformed(kept.read(number)[0], 0, 0, 0, 0, shared=True)
 
         return read
 
@@ -201,7 +206,8 @@ class Preprocess:
             wanted = resized_shape(decoded.shape[1], decoded.shape[2], pixels.resize)
             check_size(*wanted, pixels.max_pixels, f"{name}, resized to {pixels.resize},")
         try:
-            return pixels.plain(decoded)
+            with self._drawing:
+                return pixels.plain(decoded)
         except ValueError as error:
             raise UndecodableImage(f"{name}: {error}.") from None
 
