@@ -153,3 +153,10 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def core_count() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -33,6 +33,7 @@ from vilmedic.datasets.pictures import PictureFiles
 from vilmedic.datasets.pixels import Pixels
 from vilmedic.datasets.transforms import resized_shape
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.files import core_count
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Preprocess:
     ) -> Iterator[tuple[Groups, list[str]]]:
         numbered = iter(enumerate(images))
         waiting: deque[list[Future[Tensor]]] = deque()
-        with ThreadPoolExecutor(workers or _cores(), thread_name_prefix="image") as pool:
+        with ThreadPoolExecutor(workers or core_count(), thread_name_prefix="image") as pool:
             try:
                 while True:
                     while len(waiting) <= AHEAD:
@@ -259,9 +260,3 @@ def _as_file(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple[io.By
         raise DataError(f"{name}: holds {image.dtype} values, which are no image.")
     np.save(content, image, allow_pickle=False)
     return content, ".npy"
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vilmedic.files import open_regular
+from vilmedic.files import core_count, open_regular
 
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
@@ -46,7 +46,7 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
     }
     unknown = [path for path in every if path not in found]
     if unknown:
-        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(32, core_count())) as pool:
             found |= zip(unknown, pool.map(_digest, unknown), strict=True)
         _save(
             memory,
@@ -61,7 +61,7 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
 
 def file_digests(paths: Sequence[Path]) -> list[str]:
     """A digest of the content of each file, read now; an empty text for one that is unreadable."""
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(32, core_count())) as pool:
         found = list(pool.map(_digest, paths))
     return [digest if len(digest) == 2 * DIGEST else "" for digest in found]
 

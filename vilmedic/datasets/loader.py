@@ -19,6 +19,7 @@ from vilmedic import distributed
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
 from vilmedic.datasets.sample import SampleKey, stable_seed
 from vilmedic.errors import DataError, VilmedicError
+from vilmedic.files import core_count
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +275,7 @@ def make_loader(
     Raises:
         DataError: `drop_last` leaves no batch at all.
     """
-    cores = max(1, _cores() // distributed.on_this_machine())
+    cores = max(1, core_count() // distributed.on_this_machine())
     if num_workers is None:
         num_workers = min(cores, 4)
     elif num_workers > 4 * cores:
@@ -319,13 +320,6 @@ def _warn_of_workers(number: int, cores: int) -> None:
         number,
         cores,
     )
-
-
-def _cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _end_workers() -> None:

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.pictures import Pictures, first_numbers
 from vilmedic.errors import DataError
+from vilmedic.files import core_count
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class PictureCache(Pictures):
             except UndecodableImage as error:
                 return UndecodableImage(str(error))
 
-        threads = min(32, os.cpu_count() or 1)
+        threads = min(32, core_count())
         jobs = iter(wanted)
         bar = tqdm(total=len(wanted), desc=f"Caching {self.path.name}", unit="image", disable=None)
         with bar, ThreadPoolExecutor(threads) as pool:

@@ -13,6 +13,7 @@ from typing import Any
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
+from vilmedic.files import core_count
 from vilmedic.preparation.disk import disk_trouble
 from vilmedic.preparation.folder import (
     CARD,
@@ -255,11 +256,7 @@ def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
 
 def cores(workers: int) -> int:
     """The number of processes to use: the one given, or one a core."""
-    if workers:
-        return workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return workers or core_count()
 
 
 def _short(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from vilmedic.datasets.decode import FORMATS
 from vilmedic.datasets.dicom import DICOM_SUFFIXES
 from vilmedic.datasets.pictures import Pictures
 from vilmedic.errors import VilmedicError
+from vilmedic.files import core_count
 from vilmedic.preparation.plausible import brightness_faults, is_torn, negatives, thumbnail
 
 SAMPLE_SIDE = 320  # pixels of the long side of a sample
@@ -116,7 +116,7 @@ def examine_images(
         jobs = [jobs[place] for place in _evenly(len(jobs), most)]
     kept = {jobs[place] for place in _evenly(len(jobs), samples)}
     facts = ImageFacts(looked_at=len(jobs))
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or core_count()) as pool:
         looks = pool.map(lambda job: _look(pictures, *job, sample=job in kept), jobs)
         bar = tqdm(looks, title, len(jobs), unit="image", leave=False, disable=None)
         for (line, number), look in zip(jobs, bar, strict=True):

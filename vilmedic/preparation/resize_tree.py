@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, suffix_by_content
 from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError
-from vilmedic.files import open_regular
+from vilmedic.files import core_count, open_regular
 from vilmedic.preparation.resize import resize_short_side_file
 from vilmedic.preparation.walk import is_apple_double, walk_files
 
@@ -174,7 +173,7 @@ def _note_settings(target: Path, settings: str, force: bool) -> int:
 def _results(
     work: partial[tuple[str, str]], jobs: list[tuple[Path, Path]], workers: int
 ) -> Iterator[tuple[str, str]]:
-    workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 20))
+    workers = min(workers or core_count(), max(1, len(jobs) // 20))
     bar = partial(tqdm, total=len(jobs), desc="Resizing", unit="image", disable=None)
     if workers == 1:
         yield from bar(map(work, jobs))

@@ -31,6 +31,7 @@ from vilmedic.datasets.pictures import PictureFiles, first_numbers
 from vilmedic.datasets.shard_store import Shard
 from vilmedic.datasets.shards import INDEX, ShardIndex
 from vilmedic.errors import DataError
+from vilmedic.files import core_count
 
 CARD = "shards.json"
 ALL = 10**6  # images of a line that are taken
@@ -156,7 +157,7 @@ def _write_split(
         every = [member for line in chunks[number] for member in members(line)]
         return _shard(path, every)
 
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(8, core_count())) as pool:
         bar = tqdm(
             pool.map(write, range(len(chunks))), split, len(chunks), unit="shard", disable=None
         )
