@@ -92,6 +92,7 @@ def embed_files(given: argparse.Namespace) -> bool:
             job.plan(images, texts),
             force=given.force,
             allow_errors=given.on_error == "skip",
+            on_kept=bar.update,
         )
 
 

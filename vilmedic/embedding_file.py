@@ -65,7 +65,7 @@ def write_embeddings(
     *,
     force: bool = False,
     allow_errors: bool = True,
-    on_part: Callable[[str, int], None] = lambda _name, _size: None,
+    on_kept: Callable[[int], object] = lambda _size: None,
 ) -> bool:
     """Write the embeddings of inputs, continuing what an earlier call with the same plan began.
 
@@ -80,8 +80,7 @@ def write_embeddings(
         force: replace a file that was made with another plan, or that holds errors.
         allow_errors: whether inputs that an earlier call left out may stay so. If not, those of a
             finished file are an error, and those of a part are embedded again.
-        on_part: told the column and the number of inputs of each part, also of those that an
-            earlier call wrote.
+        on_kept: told the number of inputs of each part that an earlier call wrote.
 
     Returns:
         Whether anything had to be done.
@@ -102,7 +101,7 @@ def write_embeddings(
                 f"{out} is complete, but an earlier call left out {left_out}. --force embeds all "
                 "inputs again; --on-error skip leaves the file as it is."
             )
-        return errors is not None and (allow_errors or not errors)
+        return errors is not None and not (errors and force)
 
     if is_done():
         return False
@@ -119,11 +118,18 @@ def write_embeddings(
                 if other != folder:
                     shutil.rmtree(other)
             folder.mkdir(exist_ok=True)
-        for column in columns:
-            for start in column.starts():
-                stop = min(start + column.part, len(column.inputs))
-                _make_part(out, folder, column, start, stop, allow_errors)
-                on_part(column.name, stop - start)
+        try:
+            for column in columns:
+                for start in column.starts():
+                    stop = min(start + column.part, len(column.inputs))
+                    if _is_part(_part_path(folder, column, start), allow_errors):
+                        on_kept(stop - start)
+                    else:
+                        _make_part(out, folder, column, start, stop)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # it stays when there is a part in it
+            raise
         with _writing(out, folder):
             draft = folder / f"whole{out.suffix}"
             write = _write_parquet if out.suffix == ".parquet" else _write_npz
@@ -145,6 +151,8 @@ def _locked(out: Path) -> Iterator[None]:
     lock = FileLock(path, fallback_to_soft=False)  # the other kind would outlive a kill
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):  # filelock takes a folder without files for a lock that is held
+            pass
         while True:
             held = acquire(lock, 0)
             if not held or path.exists():
@@ -176,12 +184,8 @@ def _writing(out: Path, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _make_part(
-    out: Path, folder: Path, column: Column, start: int, stop: int, allow_errors: bool
-) -> None:
+def _make_part(out: Path, folder: Path, column: Column, start: int, stop: int) -> None:
     path = _part_path(folder, column, start)
-    if _is_part(path, allow_errors):
-        return
     rows, errors = column.embed(start, stop)
     draft = path.with_suffix(".tmp")
     with _writing(out, folder):
