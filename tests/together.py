@@ -16,7 +16,7 @@ import torch
 # Processes forked from a server that has loaded the libraries begin at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["vilmedic.executors.run", "torch.utils.tensorboard", "torch.distributed.fsdp"]
+    ["vilmedic.running", "torch.utils.tensorboard", "torch.distributed.fsdp"]
 )
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -30,9 +30,9 @@ from vilmedic.config.build import check_arguments
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
+from vilmedic.device import autocast, move, pick_device
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
 from vilmedic.executors import checkpoint
-from vilmedic.executors.device import autocast, move, pick_device
 from vilmedic.executors.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.executors.generation import generate_images
 from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
@@ -689,7 +689,7 @@ def train(config: str | Path, *overrides: str, **values: Any) -> Run:
         VilmedicError: what the command says with status 2.
         Interrupted: a signal ended the run; its state is saved.
     """
-    from vilmedic.executors.run import run_training
+    from vilmedic.running import run_training
 
     trainor = run_training(_config(config, overrides, values))
     best = trainor.saver.best()
@@ -707,7 +707,7 @@ def evaluate(config: str | Path, *overrides: str, **values: Any) -> dict[str, di
     Returns:
         The results of each split, as they are written to `results_<split>.json`.
     """
-    from vilmedic.executors.run import run_ensemble
+    from vilmedic.running import run_ensemble
 
     return run_ensemble(_config(config, overrides, values))
 

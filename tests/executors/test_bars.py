@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from vilmedic.executors.bars import RunBars, clock
-from vilmedic.executors.log import LOGGER
+from vilmedic.log import LOGGER
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vilmedic.executors.log import LOGGER
 from vilmedic.launch import is_main_process
+from vilmedic.log import LOGGER
 
 
 class RunBars:

@@ -13,8 +13,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vilmedic import distributed
+from vilmedic.device import autocast, move
 from vilmedic.errors import DataError
-from vilmedic.executors.device import autocast, move
 from vilmedic.gather import gather_rows, widened
 from vilmedic.launch import is_main_process
 from vilmedic.models.contract import ContrastiveModel

@@ -20,17 +20,17 @@ from vilmedic.config.scores import distinct
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
+from vilmedic.device import pick_device
 from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.baselines import RawPixels
-from vilmedic.executors.device import pick_device
 from vilmedic.executors.evaluation import Ensemble, Evaluation
 from vilmedic.executors.evaluations import EvaluationFolder
-from vilmedic.executors.log import LOGGER
-from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.results import grouped, results_name, source, table
 from vilmedic.executors.run_directory import make_run_directory
+from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
+from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
 
 if TYPE_CHECKING:

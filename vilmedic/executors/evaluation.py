@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilmedic.device import autocast, move
 from vilmedic.errors import ConfigError, nearest
 from vilmedic.executors.collect import (
     SplitFeatures,
@@ -20,7 +21,6 @@ from vilmedic.executors.collect import (
     ensemble,
     evaluating,
 )
-from vilmedic.executors.device import autocast, move
 from vilmedic.executors.local import Aggregation, LocalFeatures
 from vilmedic.models.contract import ContrastiveModel
 

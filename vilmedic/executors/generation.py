@@ -21,8 +21,8 @@ from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, d
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.transforms import crop_square, resize_short_side, resized_shape
+from vilmedic.device import autocast
 from vilmedic.errors import ConfigError
-from vilmedic.executors.device import autocast
 from vilmedic.executors.rerank import Reranker
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.generation import Sampling, generate_tokens

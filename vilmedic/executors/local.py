@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vilmedic import distributed
 from vilmedic.datasets.sample import SampleKey
+from vilmedic.device import autocast, move
 from vilmedic.executors.collect import evaluating
-from vilmedic.executors.device import autocast, move
 from vilmedic.gather import gather_rows
 
 if TYPE_CHECKING:

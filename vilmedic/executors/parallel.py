@@ -21,12 +21,12 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vilmedic import distributed
+from vilmedic.blocks.repeated import repeated_blocks
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.errors import ConfigError
-from vilmedic.executors.blocks import repeated_blocks
-from vilmedic.executors.random_state import seed_everything
 from vilmedic.gather import Part
 from vilmedic.models.contract import ContrastiveModel, Model
+from vilmedic.random_state import seed_everything
 
 BUCKET = 25 * 2**20
 """Bytes of gradients or weights that are exchanged at once."""

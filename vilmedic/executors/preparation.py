@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from vilmedic import distributed
+from vilmedic.blocks.repeated import checkpoint_blocks, compile_blocks
 from vilmedic.blocks.sync_batch_norm import synchronize_batch_norm
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.blocks import checkpoint_blocks, compile_blocks
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.parallel import shard
+from vilmedic.log import LOGGER
 
 
 def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:

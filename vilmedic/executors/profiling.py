@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from vilmedic.executors.log import LOGGER
+from vilmedic.log import LOGGER
 
 SKIPPED = 3
 """Steps before the trace: the first ones load libraries and fill caches."""

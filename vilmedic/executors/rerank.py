@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.device import move
 from vilmedic.errors import ConfigError
-from vilmedic.executors.device import move
 from vilmedic.executors.from_checkpoint import from_checkpoint
 from vilmedic.models.convirt import ConVIRT
 

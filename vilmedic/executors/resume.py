@@ -13,7 +13,6 @@ import torch
 from vilmedic import distributed
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors import checkpoint
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.progress import Progress
 from vilmedic.executors.run_directory import (
     RunLock,
@@ -22,6 +21,7 @@ from vilmedic.executors.run_directory import (
     set_aside,
     unsaved_seed,
 )
+from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import flat
 
 if TYPE_CHECKING:

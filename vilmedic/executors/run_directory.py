@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 
 from vilmedic.errors import ConfigError
 from vilmedic.executors.checkpoint import STATE_NAME, scored, states
-from vilmedic.executors.log import LOGGER
 from vilmedic.files import replace_text
+from vilmedic.log import LOGGER
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config

@@ -13,11 +13,11 @@ from vilmedic.blocks.pretrained import network_configs
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint, resume
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.optimization import Schedule, restore_optimizer, schedule_options
 from vilmedic.executors.parallel import whole
 from vilmedic.executors.progress import Progress
-from vilmedic.executors.random_state import random_state, restore_random_state
+from vilmedic.log import LOGGER
+from vilmedic.random_state import random_state, restore_random_state
 
 if TYPE_CHECKING:
     from vilmedic.executors.trainor import Trainor

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from vilmedic.errors import CheckpointError
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.pickle_scan import DEEPEST, Refused, scan
 from vilmedic.files import no_file
+from vilmedic.log import LOGGER
 
 MOST_VALUES = 2_000_000
 """Plain values of a file, those that are shared counted as often as they are met."""

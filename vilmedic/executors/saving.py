@@ -11,9 +11,9 @@ from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError
 from vilmedic.executors import checkpoint
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.progress import Progress
 from vilmedic.executors.run_directory import remove, set_aside
+from vilmedic.log import LOGGER
 
 
 class Saver:

@@ -14,13 +14,13 @@ from vilmedic.errors import DataError
 from vilmedic.executors.bars import RunBars
 from vilmedic.executors.diagnostics import Observed, contrastive_diagnostics, observing
 from vilmedic.executors.groups import Group
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.metrics_log import MetricsLog
 from vilmedic.executors.no_log import NoLog
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.stuck import StuckWarning
 from vilmedic.executors.throughput import Throughput
 from vilmedic.executors.training_step import StepResult
+from vilmedic.log import LOGGER
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from vilmedic.executors.log import LOGGER
+from vilmedic.log import LOGGER
 
 CHANCE = 0.97  # of the loss of features that tell nothing
 COLLAPSED = 0.03  # of the spread of features that fill the sphere

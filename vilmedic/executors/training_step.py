@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.device import autocast, move
+from vilmedic.device import autocast, move
 from vilmedic.executors.loss_scale import LossScale
 from vilmedic.executors.parallel import Parallel, local
 from vilmedic.gather import Part

@@ -10,13 +10,12 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
+from vilmedic.device import pick_device
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
 from vilmedic.executors import run_state
-from vilmedic.executors.device import pick_device
 from vilmedic.executors.ema import AveragedWeights
 from vilmedic.executors.groups import groups
 from vilmedic.executors.interruption import Interruption
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.metrics_log import MetricsLog
 from vilmedic.executors.no_log import NoLog
 from vilmedic.executors.optimization import Schedule, make_optimizer
@@ -29,7 +28,6 @@ from vilmedic.executors.preparation import (
 )
 from vilmedic.executors.profiling import StepProfiler
 from vilmedic.executors.progress import Tally
-from vilmedic.executors.random_state import seed_everything
 from vilmedic.executors.resume import Start, claim_start
 from vilmedic.executors.run_directory import write_provenance
 from vilmedic.executors.saving import Saver
@@ -37,7 +35,9 @@ from vilmedic.executors.score import improves
 from vilmedic.executors.step_watch import StepWatch
 from vilmedic.executors.training_step import TrainingStep
 from vilmedic.executors.validator import Validator
+from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
+from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.executors.collect import SplitFeatures
 from vilmedic.executors.evaluation import Ensemble, Evaluation
-from vilmedic.executors.log import LOGGER
 from vilmedic.executors.parallel import gathered
+from vilmedic.log import LOGGER
 from vilmedic.metrics.representation import Representation
 from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
 

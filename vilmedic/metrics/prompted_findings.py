@@ -14,8 +14,8 @@ from torch import Tensor
 from vilmedic.config.types import AtLeast, Below, Between, Temperature
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.sample import stable_seed
+from vilmedic.device import autocast
 from vilmedic.errors import ConfigError
-from vilmedic.executors.device import autocast
 from vilmedic.executors.evaluation import Evaluation
 from vilmedic.executors.generators import warn_of_guidance
 from vilmedic.metrics.contract import Metric

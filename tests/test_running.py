@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vilmedic.executors.run import write_pages
+from vilmedic.running import write_pages
 
 
 def test_a_folder_that_is_no_run_gets_no_pages(

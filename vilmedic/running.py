@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilmedic import distributed
-from vilmedic.executors.device import pick_device
+from vilmedic.device import pick_device
 from vilmedic.executors.ensemblor import Ensemblor
-from vilmedic.executors.log import LOGGER, start_console
 from vilmedic.executors.trainor import Trainor
 from vilmedic.launch import is_main_process
+from vilmedic.log import LOGGER, start_console
 from vilmedic.report.left_out import LeftOut, is_run
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vilmedic.device import autocast, move, pick_device
 from vilmedic.errors import ConfigError
-from vilmedic.executors.device import autocast, move, pick_device
 
 
 def test_named_devices() -> None:
