@@ -35,10 +35,10 @@ from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed.gather import Part
 from vilmedic.executors.optimization import make_optimizer
 from vilmedic.executors.preparation import prepare_network
 from vilmedic.executors.training_step import TrainingStep
-from vilmedic.gather import Part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss

@@ -75,12 +75,12 @@ def run_checks(
 
 
 def _work(checks: Sequence[Callable[[], Any]], variables: dict[str, str], path: Path) -> None:
-    from vilmedic import distributed
+    from vilmedic.distributed import processes
 
     os.environ.update(variables)
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    with distributed.process_group(CPU):
+    with processes.process_group(CPU):
         for check in checks:
             try:
                 results[check.__name__] = check()

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
-from vilmedic.launch import processes
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,7 +38,7 @@ def pick_device(name: str | None) -> torch.device:
             f"device: given '{name}', but this machine has {torch.cuda.device_count()} CUDA "
             "devices. Leave the key out to take what there is."
         )
-    if kind == "cuda" and processes() > 1:
+    if kind == "cuda" and process_count() > 1:
         if number:
             raise ConfigError(
                 f"device: given '{name}', but each of several processes takes the GPU of its own "

@@ -7,8 +7,8 @@ import sys
 
 from tqdm import tqdm
 
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import escaped
-from vilmedic.launch import is_main_process
 
 LOGGER = logging.getLogger("vilmedic")
 

@@ -26,21 +26,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic.checkpoints import checkpoint
 from vilmedic.config.build import check_arguments
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
 from vilmedic.device import autocast, move, pick_device
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
-from vilmedic.executors import checkpoint
-from vilmedic.executors.from_checkpoint import Loaded, from_checkpoint
-from vilmedic.executors.generation import generate_images
+from vilmedic.evaluation.from_checkpoint import Loaded, from_checkpoint
+from vilmedic.generation.generate import generate_images
+from vilmedic.generation.sheet import pixels
 from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.vae import VAE
-from vilmedic.post_processing.image_sheet import pixels
 
 Feature = Literal["visual", "visual_backbone"]
 Precision = Literal["fp32", "bf16"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vilmedic import distributed
 from vilmedic.device import pick_device
-from vilmedic.executors.ensemblor import Ensemblor
+from vilmedic.distributed import processes
+from vilmedic.distributed.launch import is_main_process
+from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.executors.trainor import Trainor
-from vilmedic.launch import is_main_process
 from vilmedic.log import LOGGER, start_console
 from vilmedic.report.left_out import LeftOut, is_run
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def run_training(config: Config) -> Trainor:
     """Train a model; returns what trained it."""
     _announce(config)
-    with distributed.process_group(pick_device(config.trainor.device)):
+    with processes.process_group(pick_device(config.trainor.device)):
         trainor = Trainor(config)
         try:
             trainor.start()
@@ -33,7 +33,7 @@ def run_training(config: Config) -> Trainor:
 def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
     """Evaluate trained checkpoints; returns the results of each split."""
     _announce(config)
-    with distributed.process_group(pick_device(config.ensemblor.device)):
+    with processes.process_group(pick_device(config.ensemblor.device)):
         ensemblor = Ensemblor(config)
         try:
             return ensemblor.start()

@@ -20,8 +20,8 @@ from tests.crash.systems import VAE
 from tests.disk import no_file_beyond
 from tests.end_to_end.conftest import Run
 from vilmedic import running as run
+from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.datasets import decode
-from vilmedic.executors.run_directory import RunLock
 from vilmedic.executors.saving import Saver
 from vilmedic.executors.trainor import Trainor
 from vilmedic.executors.validator import Validator

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.disk import odd_file
+from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.checkpoint import save_checkpoint
+from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors import checkpoint
-from vilmedic.executors.checkpoint import save_checkpoint
 from vilmedic.executors.resume import claim_start, find_start, position, restoring, tell_changes
-from vilmedic.executors.run_directory import RunLock
 
 
 def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:

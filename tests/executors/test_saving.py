@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.disk import no_file_beyond
+from vilmedic.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.executors.progress import Progress
 from vilmedic.executors.saving import Saver
 

@@ -27,8 +27,8 @@ from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualP
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
+from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights, locate
 from vilmedic.errors import CheckpointError
-from vilmedic.executors.checkpoint import load_checkpoint, load_weights, locate
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss

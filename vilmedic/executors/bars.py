@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vilmedic.launch import is_main_process
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.log import LOGGER
 
 

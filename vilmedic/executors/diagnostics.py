@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.gather import Part
+from vilmedic.distributed.gather import Part
 from vilmedic.models.contract import ContrastiveModel, Features
 
 TIE = 1e-6  # of cosines in float32

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from vilmedic import distributed
 from vilmedic.datasets.loader import EpochLoader
 from vilmedic.datasets.sample import SampleKey
-from vilmedic.gather import Part
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import Part
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def groups(
         smallest: samples below which a batch is left out.
         signals: what this process has to tell the others, asked before each group.
     """
-    single = distributed.world_size() == 1
+    single = processes.world_size() == 1
     batches = (b for b in loader if not single or len(b["index"]) >= smallest)
     spare: dict[str, Any] | None = None
     while True:
@@ -59,7 +59,7 @@ def groups(
             return
         told = [int(signal) for signal in signals()]
         sizes = [0 if batch is None else len(batch["index"]) for batch in own]
-        table = list(zip(*distributed.exchange([*sizes, *told]), strict=True))
+        table = list(zip(*processes.exchange([*sizes, *told]), strict=True))
         filled = []
         for batch in own:
             if batch is None and spare is None:
@@ -67,7 +67,7 @@ def groups(
                 spare = dataset.collate([dataset[key] for key in keys])
             spare = batch if batch is not None else spare
             filled.append(spare)
-        parts = [Part(row, distributed.rank()) for row in table[: len(own)]]
+        parts = [Part(row, processes.rank()) for row in table[: len(own)]]
         kept = [n for n, part in enumerate(parts) if part.total >= smallest]
         if kept:
             yield Group(

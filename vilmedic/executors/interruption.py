@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from vilmedic.distributed.launch import process_count
 from vilmedic.errors import Interrupted
-from vilmedic.launch import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -46,7 +46,7 @@ class Interruption:
         Raises:
             Interrupted: a signal came.
         """
-        if processes() > 1:
+        if process_count() > 1:
             yield
             return
         self._at_once = True
@@ -64,7 +64,7 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number)
-        if processes() == 1:
+        if process_count() == 1:
             self._let_go()
         if self._at_once:
             raise self.stop("")

@@ -12,8 +12,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from vilmedic.checkpoints.run_directory import SET_ASIDE, shared
 from vilmedic.errors import DataError
-from vilmedic.executors.run_directory import SET_ASIDE, shared
 from vilmedic.files import no_file, open_regular, replace_text
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Logger

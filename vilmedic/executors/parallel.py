@@ -20,11 +20,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vilmedic import distributed
 from vilmedic.blocks.repeated import repeated_blocks
 from vilmedic.datasets.sample import stable_seed
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import Part
 from vilmedic.errors import ConfigError
-from vilmedic.gather import Part
 from vilmedic.models.contract import ContrastiveModel, Model
 from vilmedic.random_state import seed_everything
 
@@ -36,8 +36,8 @@ _SYNC_BUFFERS = next(k for k in ("forward_sync_buffers", "broadcast_buffers") if
 
 def seed_this_process(seed: int) -> None:
     """Random numbers of its own for each process but the first: dropout differs between them."""
-    if distributed.rank():
-        seed_everything(stable_seed("process", seed, distributed.rank()))
+    if processes.rank():
+        seed_everything(stable_seed("process", seed, processes.rank()))
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
@@ -46,7 +46,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
     Raises:
         ConfigError: a weight is a single number without a dimension, which cannot be parted.
     """
-    if distributed.world_size() == 1:
+    if processes.world_size() == 1:
         return
     single = [name for name, value in model.named_parameters() if value.ndim == 0]
     if single:
@@ -57,7 +57,7 @@ def shard(model: nn.Module, device: torch.device) -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # parts are cut from memory as it lies
     copy_from_main([*model.parameters(), *model.buffers()])
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    mesh = init_device_mesh(device.type, (processes.world_size(),))
     for block in repeated_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -77,7 +77,7 @@ class Parallel:
 
     def __init__(self, model: Model, parameters: Sequence[nn.Parameter]) -> None:
         self.model, self.parameters = model, parameters
-        self.world = distributed.world_size()
+        self.world = processes.world_size()
         self.sharded = isinstance(model, FSDPModule)
         self._buffers = list(model.buffers())
         self._network: nn.Module = model
@@ -132,7 +132,7 @@ class Parallel:
             return
         # A process that had no use for a weight takes part with zeros, unless none had.
         missing = [int(p.grad is None) for p in self.parameters]
-        nowhere = [all(column) for column in zip(*distributed.exchange(missing), strict=True)]
+        nowhere = [all(column) for column in zip(*processes.exchange(missing), strict=True)]
         gradients = []
         for parameter, unused in zip(self.parameters, nowhere, strict=True):
             if not unused:
@@ -193,7 +193,7 @@ def whole(tree: Any) -> Any:
     if not isinstance(tree, DTensor):
         return tree
     value = tree.full_tensor()
-    return value.cpu() if distributed.is_main() else None
+    return value.cpu() if processes.is_main() else None
 
 
 def like(value: Any, peer: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vilmedic import distributed
 from vilmedic.blocks.repeated import checkpoint_blocks, compile_blocks
-from vilmedic.blocks.sync_batch_norm import synchronize_batch_norm
 from vilmedic.config.sections import TrainorSection, ValidatorSection
+from vilmedic.distributed import processes
+from vilmedic.distributed.sync_batch_norm import synchronize_batch_norm
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.parallel import shard
 from vilmedic.log import LOGGER
@@ -25,7 +25,7 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
         ConfigError: the batch holds one sample, or fewer samples than there are processes.
         DataError: there are fewer samples than one batch.
     """
-    world = distributed.world_size()
+    world = processes.world_size()
     if section.batch_size < world:
         raise ConfigError(
             f"trainor.batch_size: given {section.batch_size}, but the batch is shared by {world} "
@@ -104,7 +104,7 @@ def tell_what_batches_mean(model: Any, section: TrainorSection, batches: int | N
 
 
 def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> None:
-    world = distributed.world_size()
+    world = processes.world_size()
     if world == 1:
         if section.sync_bn:
             LOGGER.info("trainor.sync_bn has no effect: there is one process")
@@ -129,7 +129,7 @@ def prepare_network(model: nn.Module, section: TrainorSection, device: torch.dev
     Raises:
         ConfigError: it is to be compiled, and there is no compiler.
     """
-    if section.sync_bn and distributed.world_size() > 1:
+    if section.sync_bn and processes.world_size() > 1:
         synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vilmedic import distributed
-from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors import checkpoint
-from vilmedic.executors.progress import Progress
-from vilmedic.executors.run_directory import (
+from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.run_directory import (
     RunLock,
     choose_seed,
     make_run_directory,
     set_aside,
     unsaved_seed,
 )
+from vilmedic.distributed import processes
+from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.executors.progress import Progress
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import flat
 
@@ -247,7 +247,7 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
     Raises:
         CheckpointError, ConfigError: see `find_start`; or another process trains this run.
     """
-    if not distributed.is_main():
+    if not processes.is_main():
         return _told_start([]), None
     found = find_start(config)
     make_run_directory(config.run_dir)
@@ -267,8 +267,8 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
 
 def _told_start(told: list[Any]) -> Start:
     """The start that the main process tells the others of, as they see it."""
-    seed, path, moved = distributed.on_main(lambda: told)
-    if path is None or distributed.is_main():
+    seed, path, moved = processes.on_main(lambda: told)
+    if path is None or processes.is_main():
         return Start(seed)
     return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)), moved)
 

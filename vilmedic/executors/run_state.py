@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vilmedic import distributed
 from vilmedic.blocks.pretrained import network_configs
+from vilmedic.checkpoints import checkpoint
 from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError
-from vilmedic.executors import checkpoint, resume
+from vilmedic.executors import resume
 from vilmedic.executors.optimization import Schedule, restore_optimizer, schedule_options
 from vilmedic.executors.parallel import whole
 from vilmedic.executors.progress import Progress
@@ -38,7 +39,7 @@ def capture(run: Trainor, score: float | None) -> dict[str, Any]:
     """
     run.progress.lines, run.progress.tally = run.log.lines, run.tally.read()
     finished = run.progress.epoch - (run.progress.batch == 0)
-    random, *others = distributed.gather(random_state())
+    random, *others = processes.gather(random_state())
     return {
         "model": whole(run.model.state_dict()),
         "ema": None if run.ema is None else whole(run.ema.state_dict()),
@@ -95,8 +96,8 @@ def restore(run: Trainor, start: resume.Start) -> None:
         if run.progress.step:
             run.model.schedule(run.progress.step)  # an evaluation may be what comes first
         states = [state["random"], *state.get("random_of_others", [])]
-        if distributed.rank() < len(states):
-            restore_random_state(states[distributed.rank()])
+        if processes.rank() < len(states):
+            restore_random_state(states[processes.rank()])
 
 
 def restore_progress(start: resume.Start, section: TrainorSection, better: str) -> Progress:

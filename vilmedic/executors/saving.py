@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vilmedic import distributed
+from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.run_directory import remove, set_aside
 from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError
-from vilmedic.executors import checkpoint
 from vilmedic.executors.progress import Progress
-from vilmedic.executors.run_directory import remove, set_aside
 from vilmedic.log import LOGGER
 
 
@@ -88,7 +88,7 @@ class Saver:
             return True
 
         progress = state.get("progress", {})
-        if done := distributed.on_main(save):
+        if done := processes.on_main(save):
             self.saved = progress.get("step")
         return done
 
@@ -104,7 +104,7 @@ class Saver:
                 extra.unlink()
             return True
 
-        return distributed.on_main(save)
+        return processes.on_main(save)
 
     def set_aside(self, progress: Progress) -> None:
         """Move what this run did not lead to into the folder `set_aside`, where nothing ranks it.
@@ -129,11 +129,11 @@ class Saver:
             if self._newest is not None and self._newest.parent.resolve() == here:
                 self._keep_state(progress.step, progress.batch)
 
-        distributed.on_main(move)
+        processes.on_main(move)
 
     def best_score(self) -> float | None:
         """The best score on the disk, as the main process sees it."""
-        return distributed.on_main(lambda: next((one.score for one in self.best()), None))
+        return processes.on_main(lambda: next((one.score for one in self.best()), None))
 
     def best(self) -> list[checkpoint.BestCheckpoint]:
         """The checkpoints that this run has left with a score of its metric, best first.

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed import processes
 from vilmedic.errors import DataError
 from vilmedic.executors.bars import RunBars
 from vilmedic.executors.diagnostics import Observed, contrastive_diagnostics, observing
@@ -78,7 +78,7 @@ class StepWatch:
     def end_epoch(self) -> None:
         """Close the progress bar and say which samples were left out."""
         self.bars.end_epoch()
-        for skipped in distributed.gather(self.data.skipped):
+        for skipped in processes.gather(self.data.skipped):
             self.data.skip(skipped)
         self.data.report_skipped()
 

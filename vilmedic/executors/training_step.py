@@ -13,9 +13,9 @@ from torch.profiler import record_function
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.device import autocast, move
+from vilmedic.distributed.gather import Part
 from vilmedic.executors.loss_scale import LossScale
 from vilmedic.executors.parallel import Parallel, local
-from vilmedic.gather import Part
 from vilmedic.models.contract import Model
 
 

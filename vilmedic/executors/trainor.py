@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from vilmedic import distributed
 from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.run_directory import write_provenance
+from vilmedic.checkpoints.score import improves
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
+from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
 from vilmedic.executors import run_state
 from vilmedic.executors.ema import AveragedWeights
@@ -29,9 +31,7 @@ from vilmedic.executors.preparation import (
 from vilmedic.executors.profiling import StepProfiler
 from vilmedic.executors.progress import Tally
 from vilmedic.executors.resume import Start, claim_start
-from vilmedic.executors.run_directory import write_provenance
 from vilmedic.executors.saving import Saver
-from vilmedic.executors.score import improves
 from vilmedic.executors.step_watch import StepWatch
 from vilmedic.executors.training_step import TrainingStep
 from vilmedic.executors.validator import Validator
@@ -73,7 +73,7 @@ class Trainor:
         self.seed, self.started_from = start.seed, start.path
         seed_everything(self.seed)
 
-        with distributed.main_first():
+        with processes.main_first():
             self.data = build(
                 DATASETS,
                 config.dataset,
@@ -142,7 +142,7 @@ class Trainor:
 
     def _start(self) -> None:
         self.validator.check(self.model)
-        main = distributed.is_main()
+        main = processes.is_main()
         if main:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device))
         tell_what_batches_mean(self.model, self.section, len(self.loader))
@@ -239,12 +239,12 @@ class Trainor:
 
     def _signals(self) -> tuple[bool, bool]:
         """Whether this process was told to stop, and whether it would save after the next step."""
-        due = distributed.is_main() and self.saver.due(self.progress.step + 1)
+        due = processes.is_main() and self.saver.due(self.progress.step + 1)
         return self.interruption.received is not None, due
 
     def _told_to_stop(self) -> bool:
         """Whether a signal came during the step; of several processes all have to know it."""
-        return distributed.world_size() == 1 and self.interruption.received is not None
+        return processes.world_size() == 1 and self.interruption.received is not None
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
         """The scores of the model and of its averaged copy; a signal may end this at once."""
@@ -264,7 +264,7 @@ class Trainor:
         except Interrupted:
             raise self._stop() from None
         # One process's rounding decides for all: they must not go separate ways.
-        scores = distributed.on_main(lambda: scores)
+        scores = processes.on_main(lambda: scores)
         self._check_metric(scores)
         return scores
 
@@ -323,7 +323,7 @@ class Trainor:
             return  # nothing was trained: the state is the one that the run continued
         if saver.saved != step:
             self._save()  # there may be room again
-        there, problem = distributed.on_main(lambda: [saver.last.is_file(), saver.problem])
+        there, problem = processes.on_main(lambda: [saver.last.is_file(), saver.problem])
         if there and saver.saved == step:
             return
         found = self.started_from if saver.saved is None else saver.last
@@ -340,7 +340,7 @@ class Trainor:
 
     def _saved_after_fault(self) -> str:
         """Save because what gives the data has failed, between two steps; returns what to do."""
-        if distributed.world_size() == 1 and self._save():
+        if processes.world_size() == 1 and self._save():
             return (
                 f"{self.saver.last} holds the state after step {self.progress.step}; "
                 "ckpt=last continues."

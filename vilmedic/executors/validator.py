@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vilmedic import distributed
 from vilmedic.config.build import build, build_calls
 from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
+from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
-from vilmedic.executors.collect import SplitFeatures
-from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.executors.parallel import gathered
 from vilmedic.log import LOGGER
 from vilmedic.metrics.representation import Representation
@@ -78,7 +78,7 @@ class Validator:
         if not steps:
             return
         networks = self._networks(model)
-        with self._random_state_kept(), gathered(model), distributed.alone():
+        with self._random_state_kept(), gathered(model), processes.alone():
             for split in self._section.splits:
                 loader = self._loader(self._ready(split, model), num_workers=0)
                 evaluation = self._evaluation(networks, split, networks.preview(split, loader))
@@ -146,8 +146,8 @@ class Validator:
                     scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
                 if self._watch is not None:
                     self._watch(evaluation)
-                if pictures is not None and distributed.is_main():
-                    with distributed.alone():
+                if pictures is not None and processes.is_main():
+                    with processes.alone():
                         self._draw(evaluation, pictures)
         return scores
 

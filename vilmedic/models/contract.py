@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vilmedic.distributed.gather import Part
 from vilmedic.errors import ConfigError
-from vilmedic.gather import Part
 from vilmedic.models.constant_memory import encode_in_constant_memory, join
 
 Batch = dict[str, Tensor]
