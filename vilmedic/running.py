@@ -9,9 +9,9 @@ from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.evaluation.ensemblor import Ensemblor
-from vilmedic.executors.trainor import Trainor
 from vilmedic.log import LOGGER, start_console
 from vilmedic.report.left_out import LeftOut, is_run
+from vilmedic.training.trainor import Trainor
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config

@@ -15,11 +15,11 @@ from tests.together import CPU
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part
-from vilmedic.executors.optimization import make_optimizer
-from vilmedic.executors.parallel import whole
-from vilmedic.executors.preparation import prepare_network
-from vilmedic.executors.training_step import StepResult, TrainingStep
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
+from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.parallel import whole
+from vilmedic.training.setup import prepare_network
+from vilmedic.training.step import StepResult, TrainingStep
 
 Batches = list[dict[str, Tensor]]
 SIZES = (8, 8, 5)

@@ -103,7 +103,7 @@ def words_and_regions() -> Any:
 
 
 def agreements() -> Any:
-    from vilmedic.executors.parallel import seed_this_process
+    from vilmedic.training.parallel import seed_this_process
 
     torch.manual_seed(0)
     seed_this_process(3)

@@ -22,10 +22,10 @@ from tests.end_to_end.conftest import Run
 from vilmedic import running as run
 from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.datasets import decode
-from vilmedic.executors.saving import Saver
-from vilmedic.executors.trainor import Trainor
-from vilmedic.executors.validator import Validator
 from vilmedic.phantom.write import Plan, build
+from vilmedic.training.saver import Saver
+from vilmedic.training.trainor import Trainor
+from vilmedic.training.validator import Validator
 
 
 @pytest.fixture(scope="module")

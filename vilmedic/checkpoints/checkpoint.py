@@ -17,8 +17,8 @@ from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, z
 from vilmedic.checkpoints.safe_load import load_plain
 from vilmedic.config.scores import known_better
 from vilmedic.errors import CheckpointError, ConfigError, nearest
-from vilmedic.executors.parallel import like
 from vilmedic.files import no_file, sync_folder
+from vilmedic.training.parallel import like
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"

@@ -5,7 +5,7 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from vilmedic.executors.ema import AveragedWeights
+from vilmedic.training.ema import AveragedWeights
 
 TAKEN = torch.tensor(True)
 

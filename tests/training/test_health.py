@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vilmedic.executors.stuck import StuckWarning
+from vilmedic.training.health import StuckWarning
 
 HEALTHY = {
     "loss_over_ln_batch": 0.5,

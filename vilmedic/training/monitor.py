@@ -11,16 +11,16 @@ from torch import nn
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.errors import DataError
-from vilmedic.executors.bars import RunBars
-from vilmedic.executors.diagnostics import Observed, contrastive_diagnostics, observing
-from vilmedic.executors.groups import Group
-from vilmedic.executors.metrics_log import MetricsLog
-from vilmedic.executors.no_log import NoLog
-from vilmedic.executors.progress import Tally
-from vilmedic.executors.stuck import StuckWarning
-from vilmedic.executors.throughput import Throughput
-from vilmedic.executors.training_step import StepResult
 from vilmedic.log import LOGGER
+from vilmedic.training.bars import RunBars
+from vilmedic.training.diagnostics import Observed, contrastive_diagnostics, observing
+from vilmedic.training.groups import Group
+from vilmedic.training.health import StuckWarning
+from vilmedic.training.metrics_log import MetricsLog
+from vilmedic.training.no_log import NoLog
+from vilmedic.training.progress import Tally
+from vilmedic.training.step import StepResult
+from vilmedic.training.throughput import Throughput
 
 T = TypeVar("T")
 

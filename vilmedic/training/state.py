@@ -13,15 +13,15 @@ from vilmedic.checkpoints import checkpoint
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError
-from vilmedic.executors import resume
-from vilmedic.executors.optimization import Schedule, restore_optimizer, schedule_options
-from vilmedic.executors.parallel import whole
-from vilmedic.executors.progress import Progress
 from vilmedic.log import LOGGER
 from vilmedic.random_state import random_state, restore_random_state
+from vilmedic.training import resume
+from vilmedic.training.optimization import Schedule, restore_optimizer, schedule_options
+from vilmedic.training.parallel import whole
+from vilmedic.training.progress import Progress
 
 if TYPE_CHECKING:
-    from vilmedic.executors.trainor import Trainor
+    from vilmedic.training.trainor import Trainor
 
 
 AS_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg"}

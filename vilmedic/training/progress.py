@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vilmedic.executors.training_step import StepResult
+from vilmedic.training.step import StepResult
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from vilmedic.errors import Interrupted
-from vilmedic.executors.interruption import Interruption
+from vilmedic.training.interruption import Interruption
 
 
 @pytest.fixture(autouse=True)

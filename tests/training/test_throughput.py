@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from vilmedic.executors.throughput import Throughput
+from vilmedic.training.throughput import Throughput
 
 
 def slow(count: int, seconds: float) -> object:

@@ -20,9 +20,9 @@ from vilmedic.checkpoints.run_directory import (
 )
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.progress import Progress
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import flat
+from vilmedic.training.progress import Progress
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config

@@ -9,7 +9,7 @@ from tests.factories import tiny_convirt
 from tests.toys import ToyAutoencoder
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.preparation import (
+from vilmedic.training.setup import (
     check_batch_size,
     check_validation_batches,
     prepare_network,

@@ -12,8 +12,8 @@ from vilmedic.checkpoints.run_directory import remove, set_aside
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError
-from vilmedic.executors.progress import Progress
 from vilmedic.log import LOGGER
+from vilmedic.training.progress import Progress
 
 
 class Saver:

@@ -7,7 +7,7 @@ import torch
 
 from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from tests.toys import ToyAutoencoder
-from vilmedic.executors.diagnostics import (
+from vilmedic.training.diagnostics import (
     contrastive_diagnostics,
     duplicates,
     in_batch_r1,

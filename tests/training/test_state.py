@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from vilmedic.errors import CheckpointError
-from vilmedic.executors.resume import Start
-from vilmedic.executors.run_state import _alike, _check_optimizer
+from vilmedic.training.resume import Start
+from vilmedic.training.state import _alike, _check_optimizer
 
 
 @pytest.mark.parametrize(

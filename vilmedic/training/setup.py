@@ -14,8 +14,8 @@ from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.sync_batch_norm import synchronize_batch_norm
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.parallel import shard
 from vilmedic.log import LOGGER
+from vilmedic.training.parallel import shard
 
 
 def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:

@@ -19,10 +19,10 @@ from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.evaluation.features import SplitFeatures
-from vilmedic.executors.parallel import gathered
 from vilmedic.log import LOGGER
 from vilmedic.metrics.representation import Representation
 from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
+from vilmedic.training.parallel import gathered
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vilmedic.executors.progress import Progress, Tally
-from vilmedic.executors.training_step import StepResult
+from vilmedic.training.progress import Progress, Tally
+from vilmedic.training.step import StepResult
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.ema import AveragedWeights
-from vilmedic.executors.optimization import make_optimizer
-from vilmedic.executors.progress import Progress, Tally
-from vilmedic.executors.training_step import TrainingStep
 from vilmedic.models.contract import ContrastiveModel, Model
+from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.progress import Progress, Tally
+from vilmedic.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vilmedic.executors.parallel import like, local
+from vilmedic.training.parallel import like, local
 
 
 class AveragedWeights:

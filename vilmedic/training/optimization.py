@@ -12,7 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
-from vilmedic.executors.parallel import like
+from vilmedic.training.parallel import like
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)

@@ -14,31 +14,31 @@ from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
-from vilmedic.executors import run_state
-from vilmedic.executors.ema import AveragedWeights
-from vilmedic.executors.groups import groups
-from vilmedic.executors.interruption import Interruption
-from vilmedic.executors.metrics_log import MetricsLog
-from vilmedic.executors.no_log import NoLog
-from vilmedic.executors.optimization import Schedule, make_optimizer
-from vilmedic.executors.parallel import seed_this_process
-from vilmedic.executors.preparation import (
+from vilmedic.log import LOGGER
+from vilmedic.loggers.contract import Run
+from vilmedic.random_state import seed_everything
+from vilmedic.registry import DATASETS, LOGGERS, MODELS
+from vilmedic.training import state as run_state
+from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.groups import groups
+from vilmedic.training.interruption import Interruption
+from vilmedic.training.metrics_log import MetricsLog
+from vilmedic.training.monitor import StepWatch
+from vilmedic.training.no_log import NoLog
+from vilmedic.training.optimization import Schedule, make_optimizer
+from vilmedic.training.parallel import seed_this_process
+from vilmedic.training.profiling import StepProfiler
+from vilmedic.training.progress import Tally
+from vilmedic.training.resume import Start, claim_start
+from vilmedic.training.saver import Saver
+from vilmedic.training.setup import (
     check_batch_size,
     check_validation_batches,
     prepare_network,
     tell_what_batches_mean,
 )
-from vilmedic.executors.profiling import StepProfiler
-from vilmedic.executors.progress import Tally
-from vilmedic.executors.resume import Start, claim_start
-from vilmedic.executors.saving import Saver
-from vilmedic.executors.step_watch import StepWatch
-from vilmedic.executors.training_step import TrainingStep
-from vilmedic.executors.validator import Validator
-from vilmedic.log import LOGGER
-from vilmedic.loggers.contract import Run
-from vilmedic.random_state import seed_everything
-from vilmedic.registry import DATASETS, LOGGERS, MODELS
+from vilmedic.training.step import TrainingStep
+from vilmedic.training.validator import Validator
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config

@@ -11,8 +11,8 @@ import torch
 from tests.disk import no_file_beyond
 from vilmedic.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.progress import Progress
-from vilmedic.executors.saving import Saver
+from vilmedic.training.progress import Progress
+from vilmedic.training.saver import Saver
 
 
 class Clock:

@@ -14,9 +14,9 @@ from torch.profiler import record_function
 from vilmedic.config.sections import TrainorSection
 from vilmedic.device import autocast, move
 from vilmedic.distributed.gather import Part
-from vilmedic.executors.loss_scale import LossScale
-from vilmedic.executors.parallel import Parallel, local
 from vilmedic.models.contract import Model
+from vilmedic.training.loss_scale import LossScale
+from vilmedic.training.parallel import Parallel, local
 
 
 @dataclass(frozen=True)

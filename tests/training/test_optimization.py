@@ -9,7 +9,7 @@ from torch import nn
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
-from vilmedic.executors.optimization import (
+from vilmedic.training.optimization import (
     Schedule,
     make_optimizer,
     restore_optimizer,

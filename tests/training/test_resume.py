@@ -14,7 +14,7 @@ from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.resume import claim_start, find_start, position, restoring, tell_changes
+from vilmedic.training.resume import claim_start, find_start, position, restoring, tell_changes
 
 
 def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:

@@ -10,8 +10,8 @@ import torch
 from tests.toys import ToyData, ToyModel
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors import validator
-from vilmedic.executors.validator import Validator
+from vilmedic.training import validator
+from vilmedic.training.validator import Validator
 
 
 @dataclass

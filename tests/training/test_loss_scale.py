@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from vilmedic.executors.loss_scale import FIRST_SCALE, STEPS_TO_GROW, LossScale
+from vilmedic.training.loss_scale import FIRST_SCALE, STEPS_TO_GROW, LossScale
 
 CPU = torch.device("cpu")
 YES, NO = torch.tensor(True), torch.tensor(False)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.disk import no_file_beyond
 from vilmedic.errors import DataError
-from vilmedic.executors.metrics_log import MetricsLog, read_lines
 from vilmedic.loggers.contract import Logger, Run
+from vilmedic.training.metrics_log import MetricsLog, read_lines
 
 
 class Recorder(Logger):

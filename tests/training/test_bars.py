@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from vilmedic.executors.bars import RunBars, clock
 from vilmedic.log import LOGGER
+from vilmedic.training.bars import RunBars, clock
 
 
 @pytest.fixture(autouse=True)
