@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.executors.test_results import results
+from tests.evaluation.test_results import results
 from vilmedic.evaluation.evaluations import EvaluationFolder, read_index, shown_folders
 
 
