@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,8 @@ from vilmedic.running import write_pages
 
 
 def test_a_folder_that_is_no_run_gets_no_pages(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     (tmp_path / "1.66_4_406122.pth").touch()  # a checkpoint that was downloaded
     (tmp_path / "generated").mkdir()
     write_pages(tmp_path)

@@ -50,7 +50,6 @@ def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> N
 
     monkeypatch.setattr(ensemblor, "build", build)
     monkeypatch.setattr(ensemblor, "make_loader", loader)
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     caplog.set_level(logging.INFO, "vilmedic")
 
 

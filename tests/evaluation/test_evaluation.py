@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch.nn import functional
@@ -64,7 +62,6 @@ def test_networks_and_data_without_text_say_so() -> None:
 
 
 def test_features_that_are_not_finite_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("vilmedic").propagate = True
     broken = random(4, 3)
     broken[1, 1] = torch.nan
     run = evaluation(split_features({"visual": broken, "linguistic": random(4, 3)}))

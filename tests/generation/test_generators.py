@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +54,10 @@ def test_guidance_without_training_for_it_is_a_warning(
     model: DALLE,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     dropped: float,
     cond_scale: float,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     path = saved(tmp_path / "a.pth", model, null_cond_prob=dropped)
     load_generators(model, [path], GenerationSection(cond_scale=cond_scale))
     assert ("ensemblor.cond_scale is 3, but a.pth was trained with" in caplog.text) == warned

@@ -1,4 +1,4 @@
-"""What every model offers to training and evaluation, and what contrastive models offer on top of it."""
+"""What every model offers to training and evaluation, and contrastive models on top of it."""
 
 from __future__ import annotations
 
