@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vilmedic.checkpoints.checkpoint import read_header
+from vilmedic.checkpoints.older_formats import ZOO_CONFIG
 from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
 from vilmedic.datasets.vocabulary import FOLDER
 from vilmedic.datasets.word_list import NAME
+from vilmedic.device import pick_device
 from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.checkpoint import read_header
-from vilmedic.executors.device import pick_device
-from vilmedic.executors.older_formats import ZOO_CONFIG
 from vilmedic.inputs import images_in
 from vilmedic.preparation.tables import read_numbered, table_columns
 from vilmedic.preparation.text_file import open_text

@@ -15,9 +15,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vilmedic.datasets.lines import brief
+from vilmedic.device import autocast, move, pick_device
 from vilmedic.errors import ConfigError, DataError, VilmedicError
-from vilmedic.executors.device import autocast, move, pick_device
-from vilmedic.executors.from_checkpoint import Loaded
+from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.inputs import Groups, OnError, Preprocess, Sources, listed
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE

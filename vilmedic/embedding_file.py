@@ -19,9 +19,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from vilmedic.checkpoints.run_directory import acquire
 from vilmedic.datasets.lines import listed
 from vilmedic.errors import DataError
-from vilmedic.executors.run_directory import acquire
 
 PART = 1024
 """Inputs of a part: what a run that is killed loses at most."""

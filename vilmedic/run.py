@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
+from vilmedic.checkpoints import checkpoint
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors import checkpoint
-from vilmedic.executors.from_checkpoint import from_checkpoint
+from vilmedic.evaluation.from_checkpoint import from_checkpoint
 from vilmedic.trained_model import TrainedModel as TrainedModel
 
 
@@ -80,7 +80,7 @@ def train(config: str | Path, *overrides: str, **values: Any) -> Run:
         VilmedicError: what the command says with status 2.
         Interrupted: a signal ended the run; its state is saved.
     """
-    from vilmedic.executors.run import run_training
+    from vilmedic.running import run_training
 
     trainor = run_training(_config(config, overrides, values))
     best = trainor.saver.best()
@@ -98,7 +98,7 @@ def evaluate(config: str | Path, *overrides: str, **values: Any) -> dict[str, di
     Returns:
         The results of each split, as they are written to `results_<split>.json`.
     """
-    from vilmedic.executors.run import run_ensemble
+    from vilmedic.running import run_ensemble
 
     return run_ensemble(_config(config, overrides, values))
 

@@ -34,12 +34,12 @@ from vilmedic.embedder import (
     check_width,
 )
 from vilmedic.errors import DataError
-from vilmedic.executors.generation import generate_images
+from vilmedic.generation.generate import generate_images
+from vilmedic.generation.sheet import pixels
 from vilmedic.inputs import Source, Sources, listed
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.vae import VAE
-from vilmedic.post_processing.image_sheet import pixels
 
 
 class Attention(NamedTuple):
