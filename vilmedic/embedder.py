@@ -58,8 +58,9 @@ class Embedder:
         device: see `load`.
     """
 
-    def __init__(self, loaded: Loaded, *, device: str | None = None) -> None:
-        self.model = loaded.model.eval().requires_grad_(False).to(pick_device(device))
+    def __init__(self, loaded: Loaded, *, device: str | torch.device | None = None) -> None:
+        self.model = loaded.model.eval().requires_grad_(False)
+        self.to(device)
         self.config, self.path = loaded.config, loaded.path
         self.spec = loaded.spec
         self._reports = loaded.reports
@@ -74,9 +75,9 @@ class Embedder:
         """Where the model computes."""
         return next(self.model.parameters()).device
 
-    def to(self: Own, device: str) -> Own:
-        """Move the model to another device; returns it."""
-        self.model.to(pick_device(device))
+    def to(self: Own, device: str | torch.device | None) -> Own:
+        """Move the model to another device, None to a GPU when there is one; returns it."""
+        self.model.to(pick_device(None if device is None else str(device)))
         return self
 
     @property
@@ -126,7 +127,7 @@ class Embedder:
         features: Feature = "visual",
         normalize: bool = True,
         batch_size: int = BATCH,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         precision: Precision = "fp32",
         on_error: OnError = "raise",
         workers: int | None = None,
@@ -216,7 +217,7 @@ class Embedder:
         *,
         normalize: bool = True,
         batch_size: int = BATCH,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         precision: Precision = "fp32",
         progress: bool = True,
     ) -> Tensor:
@@ -293,7 +294,9 @@ class Embedder:
     def _able(self) -> str:
         return f"It has {', '.join(self.abilities)}."
 
-    def _check_options(self, batch_size: int, precision: str, device: str | None) -> None:
+    def _check_options(
+        self, batch_size: int, precision: str, device: str | torch.device | None
+    ) -> None:
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ConfigError(f"batch_size: given {batch_size!r}, allowed: an integer >= 1.")
         check_choice("precision", precision, get_args(Precision))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from vilmedic.checkpoints import checkpoint
@@ -24,14 +25,15 @@ def load(
     ckpt: str | None = None,
     config: str | Path | None = None,
     ema: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
 ) -> TrainedModel:
     """A trained model, ready to be used.
 
     Args:
         source: a run directory, whose best checkpoint is taken, or a checkpoint.
         ckpt: a checkpoint of the run directory instead of the best: its file name, or `last`.
-        config: the configuration of a checkpoint that holds none, as those of dalle-pytorch; its
+        config: the configuration of a checkpoint that holds none, as those of dalle-pytorch, or
+            one whose images were transformed by Python code, as some of the original vilmedic; its
             `dataset.seq.tokenizer` says where the vocabulary is.
         ema: take the averaged weights that `trainor.ema` kept.
         device: `cpu`, `cuda`, `cuda:N`; None takes a GPU when there is one.
@@ -43,7 +45,7 @@ def load(
     if not isinstance(source, str | Path):
         raise CheckpointError(f"load: given {source!r}, allowed: a run directory or a checkpoint.")
     path = find_checkpoint(Path(source), None if ckpt is None else str(ckpt))
-    given = None if config is None else load_config(config).data
+    given = None if config is None else _config(config, (), {}).data
     return TrainedModel(from_checkpoint(path, ema=ema, config=given), device=device)
 
 

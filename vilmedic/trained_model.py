@@ -13,6 +13,7 @@ and how images become pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ from vilmedic.embedder import (
     check_choice,
     check_width,
 )
-from vilmedic.errors import DataError
+from vilmedic.errors import ConfigError, DataError
 from vilmedic.generation.generate import generate_images
 from vilmedic.generation.sheet import pixels
 from vilmedic.inputs import Source, Sources, listed
@@ -292,6 +293,8 @@ class TrainedModel(Embedder):
         self._check_options(batch_size, precision, None)
         if not isinstance(text, str):
             raise DataError(f"generate: given {text!r}, allowed: one text.")
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seed: given {seed!r}, allowed: an integer from 0 to {2**32 - 1}.")
         tokens = self._tokens(as_texts(text))
         options: dict[str, Any] = {
             "generate_images": True,
