@@ -16,6 +16,7 @@ from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.text import TextDataset
 from vilmedic.datasets.transforms import flips
 from vilmedic.errors import DataError
+from vilmedic.preparation.shards import write_shards
 from vilmedic.registry import DATASETS
 
 Args = Callable[..., dict[str, Any]]
@@ -106,11 +107,15 @@ def equal(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_data_set_is_that_of_torch(
-    name: str, image_args: Args, text_args: Args, label_args: Args
+    name: str, image_args: Args, text_args: Args, label_args: Args, root: Path, tmp_path: Path
 ) -> None:
     """Numbers, numbers from the end, and iteration, as any other tool expects."""
+    folder = root
+    if name == "ImSeqShards":
+        folder = tmp_path / "shards"
+        write_shards(root, folder, samples=3)
     made = {
-        "image": lambda: ImageDataset(**image_args()),
+        "image": lambda: ImageDataset(**image_args(root=str(folder))),
         "seq": lambda: TextDataset(**text_args()),
         "label": lambda: LabelDataset(**label_args()),
     }
