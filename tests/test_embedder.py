@@ -75,8 +75,16 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Alive:
 MOST = (AHEAD + 2) * BATCH
 
 
-def test_a_generator_of_any_length(model: TrainedModel, decoded: Alive) -> None:
-    given = Alive()
+def test_a_generator_of_any_length(
+    model: TrainedModel, decoded: Alive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, embedded, stream = Alive(), Alive(), TrainedModel._stream
+
+    def counted(*inputs: Any) -> Iterator[tuple[Tensor, list[str]]]:
+        for rows, errors in stream(*inputs):
+            yield embedded.add(rows), errors
+
+    monkeypatch.setattr(TrainedModel, "_stream", counted)
 
     def images() -> Iterator[np.ndarray]:
         for number in range(MANY):
@@ -85,6 +93,7 @@ def test_a_generator_of_any_length(model: TrainedModel, decoded: Alive) -> None:
     rows = model.embed_images(images(), normalize=False, batch_size=BATCH, workers=2)
     expected = torch.arange(MANY)[:, None].expand(-1, 3) % 251 / 255
     torch.testing.assert_close(rows, expected)
+    assert embedded.most <= 3  # no batch of rows is kept beside the result
     for alive in (given, decoded):
         assert (alive.all, alive.now) == (MANY, 0)
         assert BATCH <= alive.most <= MOST

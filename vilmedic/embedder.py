@@ -189,10 +189,13 @@ class Embedder:
             DataError: an image cannot be read, or there is none.
             VilmedicError: the model embeds no images.
         """
-        rows = [rows for rows, _ in self.stream_images(images, **options)]
-        if not rows:
+        kept, width = bytearray(), 0  # thousands of small tensors would take a multiple of it
+        for rows, _ in self.stream_images(images, **options):
+            kept += rows.numpy().tobytes()
+            width = rows.shape[1]
+        if not kept:
             raise DataError("embed_images: no images are given.")
-        return torch.cat(rows)
+        return torch.frombuffer(kept, dtype=torch.float32).view(-1, width)
 
     def _stream(
         self,
