@@ -15,7 +15,7 @@ from tests.preparation.test_indiana import write_reports
 from tests.preparation.test_padchest import HEADER as PADCHEST_HEADER
 from tests.preparation.test_padchest import TABLE
 from tests.preparation.test_padchest import many as padchest_rows
-from vilmedic.config.build import build
+from vilmedic.config import build
 from vilmedic.config.load import load
 from vilmedic.preparation import indiana, mimic_cxr, padchest
 from vilmedic.registry import DATASETS

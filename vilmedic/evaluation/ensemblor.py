@@ -15,9 +15,10 @@ from torch import nn
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.run_directory import make_run_directory
-from vilmedic.config.build import build, build_calls, entries
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.scores import distinct
+from vilmedic.config import build, build_calls
+from vilmedic.config.declared import distinct
+from vilmedic.config.namespaces import entries
+from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
