@@ -255,7 +255,6 @@ def test_a_preset_gives_way_to_transforms(monkeypatch: pytest.MonkeyPatch) -> No
         load("config/phantom/simclr.yml", ["dataset.preset=convirt"])
 
 
-ROOT = Path(__file__).resolve().parents[2]
 MIGRATING = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
 CROP = "transforms.Compose([transforms.Resize(256), transforms.RandomCrop(224), {flip}{end}])(x)"
 END = "transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))"
@@ -265,6 +264,7 @@ FLIP = "transforms.RandomHorizontalFlip(), "
 def problems(path: str, *words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(ROOT / path, words)
+    return caught.value.problems
 
 
 @pytest.mark.parametrize(
