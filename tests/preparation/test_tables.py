@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import write_csv
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
+from vilmedic.files import sha256_of
 from vilmedic.preparation.tables import (
     Missing,
     find_table,

@@ -66,15 +66,6 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
     return [digest if len(digest) == 2 * DIGEST else "" for digest in found]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _short(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 

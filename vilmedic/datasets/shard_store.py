@@ -24,9 +24,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
-from vilmedic.files import confined, plain_name
+from vilmedic.files import confined, plain_name, sha256_of
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
 from vilmedic.errors import escaped
+from vilmedic.files import text_table
 from vilmedic.post_processing.scatter import COLOURS
 from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.near_duplicates import repeated_share
@@ -69,16 +70,7 @@ def as_table(findings: Findings) -> str:
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [["", *columns]]
     rows += [[name, *(column.get(name, "-") for column in columns.values())] for name in names]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(text_table(rows))
 
 
 @plain_text()

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
-from vilmedic.files import core_count
-from vilmedic.preparation.disk import disk_trouble
+from vilmedic.files import core_count, disk_trouble, sha256_of
 from vilmedic.preparation.folder import (
     CARD,
     LEFT_OUT,

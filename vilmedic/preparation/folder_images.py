@@ -17,11 +17,10 @@ from typing import Any, Literal
 from vilmedic.datasets.file_contents import file_digests
 from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
-from vilmedic.files import open_regular
+from vilmedic.files import open_regular, walk_files
 from vilmedic.preparation.command import is_present, names_in
 from vilmedic.preparation.folder import Sample
 from vilmedic.preparation.splitting import plain_number
-from vilmedic.preparation.walk import walk_files
 
 SEARCHED = 100_000  # files that are looked at for the place of a missing image
 LAST = 2048  # bytes at the end of a file by which copies are looked for first

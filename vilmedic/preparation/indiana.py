@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError
+from vilmedic.files import DAMAGE, open_tar, sha256_of
 from vilmedic.preparation import command
-from vilmedic.preparation.damage import DAMAGE, open_tar
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
 from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.sections import Sections, choose_text

@@ -11,11 +11,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
-from vilmedic.files import open_regular
+from vilmedic.files import DAMAGE, open_regular, sha256_of
 from vilmedic.preparation.command import cores
-from vilmedic.preparation.damage import DAMAGE
 from vilmedic.preparation.encodings import Decoded, decode_unicode, is_credible
 from vilmedic.preparation.sections import choose_text, find_sections
 from vilmedic.preparation.tables import list_facts

@@ -16,9 +16,8 @@ from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, suffix_by_content
 from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError
-from vilmedic.files import core_count, open_regular
+from vilmedic.files import core_count, is_apple_double, open_regular, walk_files
 from vilmedic.preparation.resize import resize_short_side_file
-from vilmedic.preparation.walk import is_apple_double, walk_files
 
 UNREADABLE = "unreadable.txt"
 LEFT_OUT = "left_out.txt"

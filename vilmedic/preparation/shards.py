@@ -25,13 +25,12 @@ from tqdm import tqdm
 
 from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
 from vilmedic.datasets.dicom import HEAD
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
 from vilmedic.datasets.pictures import PictureFiles, first_numbers
 from vilmedic.datasets.shard_store import Shard
 from vilmedic.datasets.shards import INDEX, ShardIndex
 from vilmedic.errors import DataError
-from vilmedic.files import core_count
+from vilmedic.files import core_count, sha256_of
 
 CARD = "shards.json"
 ALL = 10**6  # images of a line that are taken

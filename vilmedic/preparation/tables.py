@@ -13,10 +13,8 @@ from typing import Any
 
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, nearest
-from vilmedic.files import from_spreadsheet
-from vilmedic.preparation.damage import DAMAGE
+from vilmedic.files import DAMAGE, from_spreadsheet, walk_files
 from vilmedic.preparation.text_file import open_text, unreadable
-from vilmedic.preparation.walk import walk_files
 
 MISSING = ("nan", "na", "n/a", "none", "null", "<na>", "#n/a", "nat")
 """What a cell without a value says, in small letters: what pandas, R, SQL and Excel write."""

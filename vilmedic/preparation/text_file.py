@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from vilmedic.errors import DataError
-from vilmedic.files import open_regular
-from vilmedic.preparation.damage import BLOCK, DAMAGE
+from vilmedic.files import BLOCK, DAMAGE, open_regular
 from vilmedic.preparation.encodings import SAMPLES, decode_all, is_western, latin_encoding
 
 _NUL = "a NUL character"

@@ -130,7 +130,7 @@ def test_more_than_is_expected_is_refused_before_it_fills_the_disk(tmp_path: Pat
 
 
 def test_a_bomb_of_zeros_is_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vilmedic.preparation.damage.MOST_PACKED", 10)
+    monkeypatch.setattr("vilmedic.files.MOST_PACKED", 10)
     with gzip.open(tmp_path / "a.tgz", "wb") as stream:
         for _ in range(11):
             stream.write(bytes(2**20))

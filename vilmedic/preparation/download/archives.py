@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from vilmedic.errors import DataError
-from vilmedic.files import confined
-from vilmedic.preparation.damage import BLOCK, DAMAGE, open_tar
+from vilmedic.files import BLOCK, DAMAGE, confined, open_tar
 from vilmedic.preparation.download.space import readable
 from vilmedic.preparation.download.transfer import disk_error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.files import walk_files
 from vilmedic.preparation.download.answers import Job
 from vilmedic.preparation.download.credentials import Login, find_login
 from vilmedic.preparation.download.hub import fetch_model, has_model
@@ -32,7 +33,6 @@ from vilmedic.preparation.download.steps import (
 )
 from vilmedic.preparation.download.table import File, Images, Resource, Table
 from vilmedic.preparation.download.transfer import Transfer, is_there, part_of
-from vilmedic.preparation.walk import walk_files
 
 FAILED = "failed.txt"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.files import walk_files
 from vilmedic.preparation.download.archives import unpack
 from vilmedic.preparation.download.space import SPARE
 from vilmedic.preparation.download.table import Expected, Resource, Unpack
 from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
-from vilmedic.preparation.walk import walk_files
 
 DONE = ".complete"
 _SCRIPT = re.compile(r"make_\w+")

@@ -17,9 +17,7 @@ from typing import Any
 import httpx2
 from tqdm import tqdm
 
-from vilmedic.datasets.file_contents import sha256_of
-from vilmedic.preparation.damage import BLOCK, DAMAGE
-from vilmedic.preparation.disk import FULL, disk_trouble
+from vilmedic.files import BLOCK, DAMAGE, FULL, disk_trouble, sha256_of
 from vilmedic.preparation.download.answers import (
     Again,
     Answer,
