@@ -40,9 +40,14 @@ def _run(given: argparse.Namespace) -> int:
     config = load(given.config, given.overrides)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
-    from vilmedic.preparation.check_page import as_lists, as_table, as_values, draw_page
+    from vilmedic.preparation.check_page import (
+        as_lists,
+        as_table,
+        as_values,
+        draw_page,
+        draw_samples,
+    )
     from vilmedic.preparation.checking import check_data
-    from vilmedic.preparation.sample_page import draw_samples
 
     findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir

@@ -21,7 +21,7 @@ from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
 from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
-from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
+from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_tree
 
 
 def main(arguments: list[str] | None = None) -> int:

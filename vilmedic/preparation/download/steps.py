@@ -16,7 +16,7 @@ from vilmedic.files import walk_files
 from vilmedic.preparation.download.archives import unpack
 from vilmedic.preparation.download.space import SPARE
 from vilmedic.preparation.download.table import Expected, Resource, Unpack
-from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
+from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_tree
 
 DONE = ".complete"
 _SCRIPT = re.compile(r"make_\w+")

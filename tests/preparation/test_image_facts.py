@@ -5,7 +5,7 @@ import pytest
 
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
-from vilmedic.preparation.plausible import brightness_faults, is_torn, negatives, thumbnail
+from vilmedic.preparation.image_facts import brightness_faults, is_torn, negatives, thumbnail
 
 
 @pytest.fixture(scope="module")

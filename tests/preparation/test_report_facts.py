@@ -7,7 +7,7 @@ import numpy as np
 
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.report import write_report
-from vilmedic.preparation.near_duplicates import duplicate_groups, normal_form, repeated_share
+from vilmedic.preparation.report_facts import duplicate_groups, normal_form, repeated_share
 
 WORDS = [f"word{number}" for number in range(300)]
 
