@@ -20,7 +20,7 @@ from vilmedic.distributed.launch import (
     process_count,
 )
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
-from vilmedic.preparation.arguments import positive
+from vilmedic.script import positive
 
 FAILED = 2
 BROKEN = 1

@@ -402,7 +402,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--report-column", default="", help="the report")
     add(
         "--label-columns",
-        type=command.names,
+        type=command.name_list,
         default="",
         metavar="NAME,...",
         help="columns of names (separated by , ; or |), or of 0 and 1 whose names are the labels",

@@ -31,6 +31,7 @@ from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, label_number, present_labels
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.preparation.tables import Missing, find_table, read_numbered
+from vilmedic.script import count
 
 SCRIPT = "make_chexpert"
 PLUS = "df_chexpert_plus_240401.csv"
@@ -290,13 +291,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--view", choices=["frontal", "lateral", "all"], default="frontal")
     command.add_uncertain(parser)
     parser.add_argument(
-        "--validate", type=command.count, default=5000, help="training images to validate on"
+        "--validate", type=count, default=5000, help="training images to validate on"
     )
     parser.add_argument(
         "--five-by-200", action="store_true", help="build the 5 x 200 set as the test split"
     )
     parser.add_argument(
-        "--each", type=command.count, default=200, help="images of each finding in that set"
+        "--each", type=count, default=200, help="images of each finding in that set"
     )
     parser.add_argument(
         "--keep-5x200",

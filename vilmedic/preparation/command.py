@@ -25,6 +25,7 @@ from vilmedic.preparation.folder import (
 from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
 from vilmedic.preparation.tables import MISSING, list_facts
+from vilmedic.script import count
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
 
@@ -107,7 +108,7 @@ def add_missing(parser: argparse.ArgumentParser) -> None:
     """The option that says which texts of a table stand for a missing value."""
     parser.add_argument(
         "--missing",
-        type=names,
+        type=name_list,
         default=",".join(MISSING),
         metavar="TEXT,...",
         help="cells that count as missing, in any letter case; blank ones always do",
@@ -127,14 +128,7 @@ def shares(text: str) -> Shares:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def count(text: str) -> int:
-    """An argument that is a whole number of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def names(text: str) -> tuple[str, ...]:
+def name_list(text: str) -> tuple[str, ...]:
     """An argument of names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 

@@ -252,7 +252,7 @@ def _section_name(section: str) -> str:
 
 def _views(text: str) -> tuple[str, ...]:
     chosen: list[str] = []
-    for name in command.names(text):
+    for name in command.name_list(text):
         if name.lower() in GROUPS:
             chosen += GROUPS[name.lower()]
         elif name.upper() in VIEWS:

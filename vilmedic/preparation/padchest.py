@@ -96,7 +96,7 @@ def _run(given: argparse.Namespace) -> int:
 def _projections(text: str) -> tuple[str, ...]:
     known = {name.lower(): name for name in PROJECTIONS}
     chosen = []
-    for name in command.names(text):
+    for name in command.name_list(text):
         if name.lower() not in known:
             raise argparse.ArgumentTypeError(
                 f"'{name}' is no projection; allowed are {', '.join(PROJECTIONS)}."

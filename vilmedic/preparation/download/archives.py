@@ -11,8 +11,8 @@ from typing import IO
 
 from vilmedic.errors import DataError
 from vilmedic.files import BLOCK, DAMAGE, confined, open_tar
-from vilmedic.preparation.download.space import readable
-from vilmedic.preparation.download.transfer import disk_error
+from vilmedic.preparation.download.http import disk_error
+from vilmedic.preparation.download.progress import readable
 
 UNUSABLE = (None, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 """What an archive is the reason for, not the disk: members in the way of each other, names that are

@@ -76,7 +76,7 @@ def run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             (local_dir / name).write_text(repo)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fake_model)
-    monkeypatch.setattr("vilmedic.preparation.download.space.SPARE", 0)
+    monkeypatch.setattr("vilmedic.preparation.download.progress.SPARE", 0)
 
     def call(*arguments: str, status: int = 0, change: Callable[[str], str] = str) -> int:
         table = write_table(server, tmp_path, change)

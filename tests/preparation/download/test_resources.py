@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from vilmedic.errors import ConfigError
-from vilmedic.preparation.download.images import Subset, parse_subset, read_sums
-from vilmedic.preparation.download.table import load_table
+from vilmedic.preparation.download.jobs import Subset, parse_subset, read_sums
+from vilmedic.preparation.download.resources import load_table
 
 SHIPPED = Path(__file__).parents[3] / "data" / "resources.yml"
 

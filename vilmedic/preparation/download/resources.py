@@ -116,7 +116,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Model:
+class HubModel:
     """A model of the hub.
 
     Attributes:
@@ -160,7 +160,7 @@ class Resource:
     account: str = ""
     files: tuple[File, ...] = ()
     images: Images | None = None
-    models: tuple[Model, ...] = ()
+    models: tuple[HubModel, ...] = ()
     expected: tuple[Expected, ...] = ()
     unpack: Unpack | None = None
     after: tuple[tuple[str, ...], ...] = ()
@@ -168,7 +168,7 @@ class Resource:
 
 
 @dataclass(frozen=True)
-class Table:
+class ResourceTable:
     """All that can be fetched.
 
     Attributes:
@@ -194,7 +194,7 @@ class Table:
         return {name: self.resources[name] for name in names}
 
 
-def load_table(path: Path) -> Table:
+def load_table(path: Path) -> ResourceTable:
     """Read the table of resources.
 
     Raises:
@@ -220,12 +220,12 @@ def load_table(path: Path) -> Table:
                 f"{path}: resources.{name}.account is '{resource.account}'; there are "
                 f"{', '.join(accounts)}.{nearest(resource.account, accounts)}"
             )
-    return Table(accounts, resources)
+    return ResourceTable(accounts, resources)
 
 
 _NESTED: dict[str, type] = {
     "files": File,
-    "models": Model,
+    "models": HubModel,
     "expected": Expected,
     "images": Images,
     "unpack": Unpack,

@@ -15,21 +15,24 @@ from typing import Any
 import pytest
 
 from tests.preparation.download.server import Fault, Seen, Server, serving
-from vilmedic.preparation.download import transfer as module
-from vilmedic.preparation.download.answers import Job
-from vilmedic.preparation.download.credentials import Login
-from vilmedic.preparation.download.errors import (
-    Interrupted,
+from vilmedic.preparation.download import http as module
+from vilmedic.preparation.download.http import (
+    Job,
+    Login,
     NoAccess,
     NoSpace,
     NotAFile,
     NotThere,
+    Stopped,
+    Transfer,
     Unreachable,
     WrongContent,
     WrongPassword,
+    find_login,
+    is_there,
+    part_of,
 )
-from vilmedic.preparation.download.table import Account
-from vilmedic.preparation.download.transfer import Transfer, is_there, part_of
+from vilmedic.preparation.download.resources import Account
 
 CONTENT = random.Random(0).randbytes(300_000)
 PATH = "/files/release/1.0/archive.zip"
@@ -228,9 +231,8 @@ def test_nothing_is_lost_and_nothing_wrong_is_kept(server: Server, make: Any, se
 
 
 def login(**changes: Any) -> Login:
-    account = Account("127.0.0.1", "U", "P", "page", "Wget/1.21 (test)")
     given = {"user": "reader@example.org", "password": "s3cret-Pa55word"} | changes
-    return Login(account, given["user"], given["password"])
+    return Login("127.0.0.1", given["user"], given["password"])
 
 
 def test_user_and_password_open_a_closed_server(server: Server, make: Any) -> None:
@@ -284,7 +286,7 @@ def test_the_password_goes_to_no_other_host(server: Server, make: Any) -> None:
         assert other.gets()[0].authorization == ""
     assert login().auth_for("http://127.0.0.1/x") is not None
     assert login().auth_for("https://127.0.0.2/x") is None
-    far = Login(Account("physionet.org", "U", "P", "page"), "a", "b")
+    far = Login("physionet.org", "a", "b")
     assert far.auth_for("https://physionet.org/x") is not None
     assert far.auth_for("http://physionet.org/x") is None  # unencrypted
     assert far.auth_for("https://physionet.org.evil.example/x") is None
@@ -332,7 +334,7 @@ def test_a_stopped_transfer_keeps_its_part(server: Server, make: Any) -> None:
     transfer, job = make(wait=60.0)
     server.faults = only(Fault(cut=1000))
     threading.Timer(0.2, transfer.stop.set).start()
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         transfer.fetch(job)
     assert part_of(job.path).stat().st_size == 1000
 
@@ -510,3 +512,64 @@ def test_a_wait_that_is_asked_for_is_bounded_and_said(
     else:
         assert waits[0] == waited
         assert "asks to wait" in capsys.readouterr().err
+
+
+ACCOUNT = Account("physionet.org", "PHYSIONET_USERNAME", "PHYSIONET_PASSWORD", "https://page")
+URL = "https://physionet.org/files/x"
+
+
+def header(environment: dict[str, str]) -> str:
+    auth = find_login(ACCOUNT, environment).auth_for(URL)
+    assert auth is not None
+    return str(vars(auth)["_auth_header"])
+
+
+def netrc(home: Path, text: str, name: str = ".netrc") -> Path:
+    path = home / name
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def test_the_environment_comes_first(home: Path) -> None:
+    netrc(home, "machine physionet.org login other password other\n")
+    got = header({"PHYSIONET_USERNAME": "user", "PHYSIONET_PASSWORD": "pass:word"})
+    assert got == "Basic dXNlcjpwYXNzOndvcmQ="  # base64 of user:pass:word
+
+
+def test_netrc_comes_next(home: Path) -> None:
+    netrc(
+        home, "machine elsewhere.org login a password b\nmachine physionet.org login u password p\n"
+    )
+    assert header({}) == "Basic dTpw"
+    moved = netrc(home, "machine physionet.org login x password y\n", "moved")
+    assert header({"NETRC": str(moved)}) == "Basic eDp5"
+    assert header({"PHYSIONET_USERNAME": "u"}) == "Basic dTpw"
+
+
+def test_the_rest_is_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: " u ")
+    monkeypatch.setattr("getpass.getpass", lambda _: "p")
+    assert header({}) == "Basic dTpw"
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("the user is known"))
+    assert header({"PHYSIONET_USERNAME": "u"}) == "Basic dTpw"
+
+
+def test_without_any_and_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(WrongPassword, match=r"PHYSIONET_PASSWORD.*netrc.*https://page"):
+        find_login(ACCOUNT, {"PHYSIONET_USERNAME": "u"})
+
+
+def test_a_broken_netrc_is_named_without_its_content(home: Path) -> None:
+    netrc(home, "machine physionet.org login u pasword s3cret\n")
+    with pytest.raises(WrongPassword, match=r"\.netrc cannot be used") as caught:
+        find_login(ACCOUNT, {})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_login_does_not_show_what_it_holds() -> None:
+    login = find_login(ACCOUNT, {"PHYSIONET_USERNAME": "user", "PHYSIONET_PASSWORD": "s3cret"})
+    assert "s3cret" not in repr(login)
+    assert "user" not in repr(login)

@@ -1,48 +1,93 @@
-"""Resumable HTTP download of one file, verified before it counts."""
+"""Resumable HTTP download of one file, verified before it counts, and the kinds of its failures."""
 
 from __future__ import annotations
 
+import getpass
 import gzip
 import os
 import random
 import re
 import sys
 import threading
-import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from tqdm import tqdm
 
+from vilmedic.errors import DataError
 from vilmedic.files import BLOCK, DAMAGE, FULL, disk_trouble, sha256_of
-from vilmedic.preparation.download.answers import (
+from vilmedic.http import (
     Again,
     Answer,
-    Job,
-    judge,
-    looks_like_page,
-    reason_of,
-    web_page,
-    whole_number,
-)
-from vilmedic.preparation.download.credentials import Login
-from vilmedic.preparation.download.errors import (
-    Interrupted,
-    NoSpace,
+    Login,
     NotAFile,
-    Unreachable,
-    WrongContent,
+    WrongPassword,
+    may_pass,
+    netrc_login,
+    open_client,
+    received,
+    said,
 )
+from vilmedic.preparation.download.resources import Account
 
 LONGEST_WAIT = 60.0  # seconds
 LONGEST_ASKED = 600.0  # seconds that a server may ask us to wait
-SLOWEST = 1000  # bytes a second; less than that for `timeout` seconds is a dead connection
 SPOILT = 3  # times that wrong content is fetched anew before it is reported
-AGENT = "vilmedic-download"
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+MOST_DIGITS = 18  # of a number in a header: more bytes or seconds than there are
+_MARKUP = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta", b"<title")
+
+
+class NoAccess(DataError):
+    """The account is right and may not have this data set yet."""
+
+
+class NotThere(DataError):
+    """The server has no such file."""
+
+
+class WrongContent(DataError):
+    """What arrived is not what was published: another size or another sum."""
+
+
+class NoSpace(DataError):
+    """The disk has too little room."""
+
+
+class Unreachable(DataError):
+    """No answer, or only errors of the server, in spite of all retries."""
+
+
+class Stopped(DataError):
+    """Another transfer failed for good, so this one stopped."""
+
+
+FATAL = (WrongPassword, NoAccess, NotAFile, NoSpace, Unreachable, Stopped)
+"""Troubles that the next file would have as well."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to fetch.
+
+    Attributes:
+        url: where it is.
+        path: where it goes.
+        bytes: its size, when known.
+        sha256: its sum, when known.
+        page: where one gets access to it, for messages.
+    """
+
+    url: str
+    path: Path
+    bytes: int | None = None
+    sha256: str | None = None
+    page: str = ""
 
 
 class Transfer:
@@ -53,6 +98,7 @@ class Transfer:
 
     Args:
         login: user and password, for the files that need them.
+        agent: what the server wants to be addressed with; empty for the plain truth.
         retries: attempts in a row without a single new byte before giving up.
         wait: seconds before the first of them; each wait doubles the one before.
         timeout: seconds without any byte, or with less than 1 kB a second, after which a connection
@@ -65,6 +111,7 @@ class Transfer:
         self,
         login: Login | None = None,
         *,
+        agent: str = "",
         retries: int = 8,
         wait: float = 1.0,
         timeout: float = 60.0,
@@ -75,13 +122,7 @@ class Transfer:
         self.timeout = timeout
         self.on_bytes, self.on_size = on_bytes, on_size
         self.stop = threading.Event()
-        agent = login.account.user_agent if login and login.account.user_agent else AGENT
-        self.client = httpx2.Client(
-            timeout=timeout,
-            follow_redirects=True,
-            headers={"User-Agent": agent, "Accept-Encoding": "identity"},
-            limits=httpx2.Limits(max_connections=64, max_keepalive_connections=64),
-        )
+        self.client = open_client(timeout, agent)
 
     def close(self) -> None:
         """Close all connections."""
@@ -94,7 +135,7 @@ class Transfer:
             Whether it had to be fetched.
 
         Raises:
-            DataError: one of the kinds in `vilmedic.preparation.download.errors`.
+            DataError: one of the kinds in `vilmedic.preparation.download.http`.
         """
         if is_there(job):
             return False
@@ -187,28 +228,20 @@ class Transfer:
             if total is not None:
                 self.on_size(job, total)
             _remember(response, part)
-            since, fresh = time.monotonic(), 0
             with open(part, "ab" if start else "wb") as file:
-                for chunk in _chunks(response):
+                for chunk in received(response, self.timeout):
                     if self.stop.is_set():
-                        raise Interrupted(f"{job.url}: stopped.")
+                        raise Stopped(f"{job.url}: stopped.")
                     file.write(chunk)
                     self.on_bytes(len(chunk))
-                    fresh += len(chunk)
-                    if time.monotonic() - since > self.timeout:
-                        if fresh < SLOWEST * self.timeout:
-                            slow = f"only {fresh} bytes came in {self.timeout:.0f} seconds"
-                            raise Again(slow, dead=True)
-                        since, fresh = time.monotonic(), 0
             ends_by_closing = "Transfer-Encoding" not in response.headers
         if total is not None and _size(part) < total:
             raise Again("the connection was cut")
         if total is None and ends_by_closing and job.bytes is None and job.sha256 is None:
             _check_ending(job, part)
 
-    def _request(self, method: str, job: Job, headers: dict[str, str]) -> Any:
-        auth = self.login.auth_for(job.url) if self.login else None
-        return Answer(self.client, method, job.url, headers, auth)
+    def _request(self, method: str, job: Job, headers: dict[str, str]) -> Answer:
+        return Answer(self.client, method, job.url, headers, self.login)
 
     def _discard(self, part: Path) -> None:
         self.on_bytes(-_size(part))
@@ -224,7 +257,7 @@ class Transfer:
             most = "" if asked <= seconds else f"; tried again after {seconds:.0f}"
             tqdm.write(f"The server asks to wait for {asked:.0f} seconds{most}.", file=sys.stderr)
         if self.stop.wait(seconds):
-            raise Interrupted("Stopped.")
+            raise Stopped("Stopped.")
 
 
 def is_there(job: Job) -> bool:
@@ -243,16 +276,91 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
+def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
+    """What to raise for an error of the disk: that it is full is said in its own words."""
+    if error.errno in FULL:
+        return NoSpace(disk_trouble(error, str(path.parent)))
+    return error
+
+
+def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
+    """Turn the answers that are no file into errors."""
+    status = response.status_code
+    host = response.url.host
+    if status == 401:
+        what = "does not accept user and password" if login else "wants a user and a password"
+        raise WrongPassword(f"{host} {what}. Check both, and try to log in there with them.")
+    if status == 403:
+        raise NoAccess(
+            f"{host} gives this account no access to {job.url}. Complete the required training and "
+            f"sign the data use agreement{' at ' + job.page if job.page else ''}, then run this "
+            "again."
+        )
+    if status in (404, 410):
+        raise NotThere(
+            f"{job.url} does not exist. The release may have moved: see "
+            f"{job.page or 'its web page'}, and correct the table of resources."
+        )
+    if may_pass(status):
+        raise Again(said(response), _seconds(response.headers.get("Retry-After")))
+    if status not in (200, 206):
+        raise NotAFile(f"{job.url}: {said(response)}.")
+    kind = response.headers.get("Content-Type", "").strip().lower()
+    if kind.startswith(("text/html", "application/xhtml")) and not _is_page(job.path):
+        raise web_page(job, response.url.path)
+    packed = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packed not in ("", "identity") and job.sha256 is None and not _is_gzip(job.path):
+        raise NotAFile(
+            f"{job.url}: the server sends it packed ({packed}) although the file as it is was "
+            f"asked for, so that it cannot be compared with anything. Fetch it with a browser and "
+            f"put it at {job.path}."
+        )
+
+
+def web_page(job: Job, where: str) -> NotAFile:
+    """What to raise when a login form or a notice came in place of a file."""
+    return NotAFile(
+        f"{job.url}: the server sent a web page instead ({where}), most likely a "
+        "login form or a notice. Open the address in a browser to see what it wants."
+    )
+
+
+def looks_like_page(job: Job, start: bytes) -> bool:
+    """Whether the first bytes of a file are markup, whatever the server calls them."""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
+    return text.startswith(_MARKUP) and not _is_page(job.path)
+
+
+def whole_number(text: str | None) -> int | None:
+    """A header that holds a number, or None."""
+    return int(text) if text and text.isdecimal() and len(text) <= MOST_DIGITS else None
+
+
+def find_login(account: Account, environment: Mapping[str, str] = os.environ) -> Login:
+    """User and password: from the environment, else from netrc, else asked for.
+
+    Raises:
+        WrongPassword: none has them, and there is nobody to ask.
+    """
+    user = environment.get(account.username, "")
+    password = environment.get(account.password, "")
+    if user and password:
+        return Login(account.host, user, password)
+    kept = netrc_login(account.host, environment)
+    if kept is not None and user in ("", kept.user):
+        return kept
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise WrongPassword(
+            f"{account.host} needs a user and a password. Set {account.username} and "
+            f"{account.password}, or put them into ~/.netrc (machine {account.host} login USER "
+            f"password PASSWORD), or run this in a terminal to be asked. Sign up: {account.page}"
+        )
+    user = user or input(f"User at {account.host}: ").strip()
+    return Login(account.host, user, password or getpass.getpass(f"Password of {user}: "))
+
+
 def _tag_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.tag")
-
-
-def _chunks(response: httpx2.Response) -> Any:
-    try:
-        # As they come: a fixed size of chunks would lose the last ones when the connection is cut.
-        yield from response.iter_raw()
-    except httpx2.RequestError as error:
-        raise Again(reason_of(error)) from None
 
 
 def _check(job: Job, path: Path) -> None:
@@ -322,12 +430,26 @@ def _remember(response: httpx2.Response, part: Path) -> None:
         _tag_of(part).unlink(missing_ok=True)
 
 
-def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
-    """What to raise for an error of the disk: that it is full is said in its own words."""
-    if error.errno in FULL:
-        return NoSpace(disk_trouble(error, str(path.parent)))
-    return error
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _is_page(path: Path) -> bool:
+    return path.name.lower().endswith((".html", ".htm", ".xhtml"))
+
+
+def _is_gzip(path: Path) -> bool:
+    """Servers call files packed that are so by themselves."""
+    return path.name.lower().endswith((".gz", ".tgz"))
+
+
+def _seconds(text: str | None) -> float | None:
+    """How long to wait, out of a number or a date; None when the header says neither."""
+    if text and text.isdecimal():
+        return float(text[:MOST_DIGITS])
+    try:
+        then = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    zoned = then if then.tzinfo else then.replace(tzinfo=timezone.utc)
+    return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())
