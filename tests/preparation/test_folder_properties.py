@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vilmedic.datasets.lines import read_lines, split_names
 from vilmedic.preparation.any_folder import main
 from vilmedic.preparation.folder import LEFT_OUT
-from vilmedic.preparation.tables import MISSING
+from vilmedic.tables import MISSING
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 # Marks that mean something in tables and line files come up more often than by chance.

@@ -9,7 +9,7 @@ import pytest
 
 from vilmedic.errors import DataError
 from vilmedic.preparation.folder_table import Row, read_rows
-from vilmedic.preparation.tables import Missing
+from vilmedic.tables import Missing
 
 OBJECTS: list[dict[str, Any]] = [
     {"file": "a.png", "text": "One.", "n": 1.0},

@@ -7,7 +7,7 @@ import pytest
 from vilmedic.errors import DataError
 from vilmedic.preparation.folder_table import Row
 from vilmedic.preparation.labels import CHEXPERT_LABELS, LabelColumns, present_labels
-from vilmedic.preparation.tables import Missing
+from vilmedic.tables import Missing
 
 NAMES = ("Atelectasis", "Cardiomegaly", "No Finding")
 

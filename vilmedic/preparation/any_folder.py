@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.datasets.lines import brief, listed
+from vilmedic.encodings import known_encoding
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
-from vilmedic.preparation.encodings import known_encoding
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
 from vilmedic.preparation.folder_images import (
     COPIES,
@@ -37,8 +37,7 @@ from vilmedic.preparation.folder_images import (
 from vilmedic.preparation.folder_table import Row, read_headers, read_rows
 from vilmedic.preparation.labels import NO_FINDING, UNCERTAIN_CELLS, LabelColumns
 from vilmedic.preparation.splitting import SPLIT_NAMES, SPLITS, group_key, parse_shares
-from vilmedic.preparation.tables import Missing
-from vilmedic.preparation.text_file import encoding_of
+from vilmedic.tables import Missing, encoding_of
 
 SCRIPT = "make_folder"
 SPLIT = "0.8,0.1,0.1"

@@ -30,8 +30,8 @@ from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by
 from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, label_number, present_labels
 from vilmedic.preparation.sections import Sections, choose_text
-from vilmedic.preparation.tables import Missing, find_table, read_numbered
 from vilmedic.script import count
+from vilmedic.tables import Missing, find_table, read_numbered
 
 SCRIPT = "make_chexpert"
 PLUS = "df_chexpert_plus_240401.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
-from vilmedic.files import core_count, disk_trouble, sha256_of
+from vilmedic.files import core_count, disk_trouble, sha256_of, walk_files
 from vilmedic.preparation.folder import (
     CARD,
     LEFT_OUT,
@@ -24,8 +25,8 @@ from vilmedic.preparation.folder import (
 )
 from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
-from vilmedic.preparation.tables import MISSING, list_facts
 from vilmedic.script import count
+from vilmedic.tables import MISSING
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
 
@@ -201,6 +202,16 @@ def input_facts(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
         name: {"sha256": sha256_of(path), "bytes": path.stat().st_size}
         for name, path in paths.items()
     }
+
+
+def list_facts(folder: Path) -> dict[str, Any]:
+    """Number, size and sum of the list of a folder's files: a different file, a different sum."""
+    files, total, digest = 0, 0, hashlib.sha256()
+    for path in walk_files(folder):
+        size = path.stat().st_size
+        files, total = files + 1, total + size
+        digest.update(f"{path.relative_to(folder)}\t{size}\n".encode())
+    return {"files": files, "bytes": total, "sha256_of_list": digest.hexdigest()}
 
 
 def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:

@@ -15,15 +15,14 @@ from typing import Any
 
 from vilmedic.datasets.dicom import is_dicom, is_marked
 from vilmedic.datasets.lines import brief, shown
+from vilmedic.encodings import decode_all
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import DAMAGE, is_apple_double, open_regular, walk_files
 from vilmedic.preparation.command import cores
-from vilmedic.preparation.encodings import decode_all
 from vilmedic.preparation.folder import LeftOut
 from vilmedic.preparation.header_text import header_texts, split_values
 from vilmedic.preparation.splitting import SPLIT_NAMES
-from vilmedic.preparation.tables import Missing, no_column, read_numbered
-from vilmedic.preparation.text_file import open_text, unreadable
+from vilmedic.tables import Missing, no_column, open_text, read_numbered, unreadable
 
 CHUNK = 200
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})

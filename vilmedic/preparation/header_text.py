@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from vilmedic.encodings import as_utf8, is_credible
 from vilmedic.errors import DataError
-from vilmedic.preparation.encodings import as_utf8, is_credible
 
 _TEXT = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _SEVERAL = frozenset({"LO", "PN", "SH", "UC"})  # a backslash separates values of these

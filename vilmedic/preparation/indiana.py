@@ -20,11 +20,12 @@ from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.files import DAMAGE, open_tar, sha256_of
 from vilmedic.preparation import command
+from vilmedic.preparation.command import list_facts
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
 from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.preparation.splitting import plain_number
-from vilmedic.preparation.tables import Missing, list_facts, read_numbered, read_table
+from vilmedic.tables import Missing, read_numbered, read_table
 
 SCRIPT = "make_indiana"
 ARCHIVE, TABLE, PROJECTIONS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic.datasets.lines import brief
 from vilmedic.errors import DataError
-from vilmedic.preparation.tables import Missing, trimmed
+from vilmedic.tables import Missing, trimmed
 
 if TYPE_CHECKING:
     from vilmedic.preparation.folder_table import Row

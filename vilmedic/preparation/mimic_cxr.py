@@ -28,7 +28,7 @@ from vilmedic.preparation.splitting import (
     stratified_split,
     unevenness,
 )
-from vilmedic.preparation.tables import Missing, find_table, read_numbered, read_table
+from vilmedic.tables import Missing, find_table, read_numbered, read_table
 
 SCRIPT = "make_mimic_cxr"
 ROOTS = {

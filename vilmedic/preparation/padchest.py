@@ -19,7 +19,7 @@ from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
 from vilmedic.preparation.folder_images import patients_together
 from vilmedic.preparation.splitting import plain_number
-from vilmedic.preparation.tables import Missing, find_table, read_numbered
+from vilmedic.tables import Missing, find_table, read_numbered
 
 SCRIPT = "make_padchest"
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"

@@ -11,12 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from vilmedic.encodings import Decoded, decode_unicode, is_credible
 from vilmedic.errors import DataError
 from vilmedic.files import DAMAGE, open_regular, sha256_of
-from vilmedic.preparation.command import cores
-from vilmedic.preparation.encodings import Decoded, decode_unicode, is_credible
+from vilmedic.preparation.command import cores, list_facts
 from vilmedic.preparation.sections import choose_text, find_sections
-from vilmedic.preparation.tables import list_facts
 
 ARCHIVE = "mimic-cxr-reports.zip"
 CHUNK = 500

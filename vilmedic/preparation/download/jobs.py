@@ -31,7 +31,7 @@ from vilmedic.preparation.download.resources import Expected, HubModel, Images, 
 from vilmedic.preparation.mimic_cxr import image_path
 from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_short_side_file, resize_tree
 from vilmedic.preparation.splitting import SPLITS
-from vilmedic.preparation.tables import read_table
+from vilmedic.tables import read_table
 
 _SUM = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(?:\./)?(.+)")
 DONE = ".complete"

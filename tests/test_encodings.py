@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vilmedic.encodings import decode_all, decode_text, is_credible, known_encoding
 from vilmedic.errors import DataError
-from vilmedic.preparation.encodings import decode_all, decode_text, is_credible, known_encoding
 
 MARKED = (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb")
 TEXTS = {
