@@ -114,7 +114,7 @@ def no_file(path: Path) -> str | None:
 
 
 @contextmanager
-def replacing(path: Path, writer: str = "") -> Iterator[Path]:
+def replacing(path: Path, writer: str = "", *, sync: bool = False) -> Iterator[Path]:
     """A name to write a file under, which becomes `path` at the end of the block.
 
     The file is either the old one or the whole new one; after an error it is the old one.
@@ -122,6 +122,7 @@ def replacing(path: Path, writer: str = "") -> Iterator[Path]:
     Args:
         path: the file.
         writer: what tells writers apart that may be at the same file at the same time.
+        sync: bring the content to the disk before the old file goes.
 
     Yields:
         One name for all attempts: what a killed one has left is overwritten by the next.
@@ -129,6 +130,9 @@ def replacing(path: Path, writer: str = "") -> Iterator[Path]:
     draft = path.with_name(f".{path.name}{writer}.tmp")
     try:
         yield draft
+        if sync:
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)

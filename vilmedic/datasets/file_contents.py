@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vilmedic.files import core_count, open_regular
+from vilmedic.files import BLOCK, core_count, open_regular, replacing
 
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
-CHUNK = 2**20
 
 
 def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
@@ -85,7 +84,7 @@ def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST)
     try:
         with open_regular(path) as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(BLOCK):
                 digest.update(chunk)
     except FileNotFoundError:
         return "missing"
@@ -106,12 +105,7 @@ def _load(path: Path) -> dict[bytes, bytes]:
 
 
 def _save(path: Path, rows: Sequence[bytes]) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(draft, "wb") as file:
-                np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 2 * DIGEST))
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path, f".{os.getpid()}") as draft, open(draft, "wb") as file:
+            np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 2 * DIGEST))

@@ -13,7 +13,7 @@ from typing import Any
 
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
-from vilmedic.files import core_count, disk_trouble, sha256_of, walk_files
+from vilmedic.files import disk_trouble, sha256_of, walk_files
 from vilmedic.preparation.folder import (
     CARD,
     LEFT_OUT,
@@ -23,7 +23,6 @@ from vilmedic.preparation.folder import (
     is_built,
     write_folder,
 )
-from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
 from vilmedic.script import count
 from vilmedic.tables import MISSING
@@ -79,17 +78,6 @@ def add_line(parser: argparse.ArgumentParser) -> None:
         choices=["study", "image"],
         default="study",
         help="one line a study with all its images, or one line an image",
-    )
-
-
-def add_uncertain(parser: argparse.ArgumentParser) -> None:
-    """The option that says what becomes of uncertain labels."""
-    parser.add_argument(
-        "--uncertain",
-        choices=list(UNCERTAIN),
-        default="negative",
-        help="what labels of -1 count as; mixed: present for atelectasis, edema and pleural "
-        "effusion; drop: leave such studies out",
     )
 
 
@@ -255,11 +243,6 @@ def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
         except (OSError, ValueError):  # none there, or no name that a folder could have
             listed[folder] = set()
     return listed[folder]
-
-
-def cores(workers: int) -> int:
-    """The number of processes to use: the one given, or one a core."""
-    return workers or core_count()
 
 
 def _short(value: Any) -> bool:

@@ -28,14 +28,14 @@ from tests.preparation.archives import (
     write_images,
     write_mimic,
 )
+from tests.preparation.builders.test_chexpert import HEADER as CHEXPERT_HEADER
+from tests.preparation.builders.test_chexpert import row as chexpert_row
+from tests.preparation.builders.test_chexpert import training
+from tests.preparation.builders.test_indiana import many as indiana_reports
+from tests.preparation.builders.test_padchest import HEADER as PADCHEST_HEADER
+from tests.preparation.builders.test_padchest import TABLE
+from tests.preparation.builders.test_padchest import many as padchest_rows
 from tests.preparation.download.server import PASSWORD, USER, Fault, Seen, Server
-from tests.preparation.test_chexpert import HEADER as CHEXPERT_HEADER
-from tests.preparation.test_chexpert import row as chexpert_row
-from tests.preparation.test_chexpert import training
-from tests.preparation.test_indiana import many as indiana_reports
-from tests.preparation.test_padchest import HEADER as PADCHEST_HEADER
-from tests.preparation.test_padchest import TABLE
-from tests.preparation.test_padchest import many as padchest_rows
 from vilmedic.preparation.download.command import main
 
 DATA = Path(__file__).parents[3] / "data"
@@ -485,7 +485,7 @@ def test_a_card_records_the_images_of_a_subset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With more images there, the same command is another build, to be asked for."""
-    from vilmedic.preparation.mimic_cxr import main as make
+    from vilmedic.preparation.builders.mimic_cxr import main as make
 
     mimic = make_mimic()
     write_mimic(tmp_path / "raw", mimic)

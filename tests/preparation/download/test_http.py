@@ -36,6 +36,7 @@ from vilmedic.preparation.download.resources import Account
 
 CONTENT = random.Random(0).randbytes(300_000)
 PATH = "/files/release/1.0/archive.zip"
+AGENT = "Wget/1.21 (test)"  # which the server asks for
 SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -237,7 +238,7 @@ def login(**changes: Any) -> Login:
 
 def test_user_and_password_open_a_closed_server(server: Server, make: Any) -> None:
     server.closed = True
-    transfer, job = make(login=login())
+    transfer, job = make(login=login(), agent=AGENT)
     transfer.fetch(job)
     check_whole(job)
 
@@ -245,7 +246,7 @@ def test_user_and_password_open_a_closed_server(server: Server, make: Any) -> No
 @pytest.mark.parametrize("given", [{"password": "wrong"}, {"user": "nobody"}])
 def test_a_wrong_password(server: Server, make: Any, given: dict[str, str]) -> None:
     server.closed = True
-    transfer, job = make(login=login(**given))
+    transfer, job = make(login=login(**given), agent=AGENT)
     with pytest.raises(WrongPassword, match="does not accept user and password") as caught:
         transfer.fetch(job)
     assert "Pa55word" not in str(caught.value)
@@ -255,7 +256,7 @@ def test_a_wrong_password(server: Server, make: Any, given: dict[str, str]) -> N
 
 def test_a_missing_agreement(server: Server, make: Any) -> None:
     server.closed, server.signed = True, False
-    transfer, job = make(login=login())
+    transfer, job = make(login=login(), agent=AGENT)
     job = Job(job.url, job.path, page="https://example.org/release")
     with pytest.raises(NoAccess, match=r"sign the data use agreement at https://example\.org/rel"):
         transfer.fetch(job)
@@ -279,7 +280,7 @@ def test_the_password_goes_to_no_other_host(server: Server, make: Any) -> None:
     with serving() as other:
         other.files["/elsewhere"] = CONTENT
         server.faults = only(Fault(redirect=f"http://localhost:{other.port}/elsewhere"))
-        transfer, job = make(login=login())
+        transfer, job = make(login=login(), agent=AGENT)
         transfer.fetch(job)
         check_whole(job)
         assert server.gets()[0].authorization.startswith("Basic ")

@@ -16,8 +16,8 @@ from typing import Any
 from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
 from vilmedic.errors import nearest
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
-from vilmedic.preparation.folder_images import patients_together
+from vilmedic.preparation.builders.folder_images import patients_together
+from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
 from vilmedic.preparation.splitting import plain_number
 from vilmedic.tables import Missing, find_table, read_numbered
 
@@ -44,7 +44,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 def build(given: argparse.Namespace, table: Path) -> Build:
     """Make the samples of all splits, one line an image."""
-    dropped, missing = LeftOut(), Missing(given.missing)
+    dropped, missing = Dropped(), Missing(given.missing)
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []
     for line, row in read_numbered(table, COLUMNS, missing):

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import argparse
 import re
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.encodings import Decoded, decode_unicode, is_credible
 from vilmedic.errors import DataError, nearest
+from vilmedic.files import DAMAGE, core_count, open_regular, sha256_of
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, gather
-from vilmedic.preparation.labels import CHEXPERT_LABELS, present_labels
-from vilmedic.preparation.report_files import Reports, locate_reports, read_reports
+from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS, add_uncertain, present_labels
+from vilmedic.preparation.command import list_facts
+from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, samples_by_split
+from vilmedic.preparation.sections import choose_text, find_sections
 from vilmedic.preparation.splitting import (
     SPLITS,
     label_shares,
@@ -57,6 +64,11 @@ VIEWS = (
     "",
 )
 GROUPS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL", "LL"), "all": VIEWS}
+ARCHIVE = "mimic-cxr-reports.zip"
+CHUNK = 500
+LONGEST = 2**24  # bytes of a report
+_MEMBER = re.compile(r"^(?P<prefix>.*?)p\d\d/p\d+/s\d+\.txt$")
+_archives: dict[Path, zipfile.ZipFile] = {}  # of this process: reading the directory takes seconds
 
 
 @dataclass(frozen=True)
@@ -86,9 +98,9 @@ def report_path(patient: str, study: str) -> str:
     return f"p{patient[:2]}/p{patient}/s{study}.txt"
 
 
-def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) -> Build:
+def build(given: argparse.Namespace, tables: dict[str, Path], reports: ReportSource) -> Build:
     """Make the samples of all splits."""
-    dropped, missing = LeftOut(), Missing(given.missing)
+    dropped, missing = Dropped(), Missing(given.missing)
     studies = list(_studies(given, tables, dropped, missing))
     paths = [report_path(study.patient, study.study) for study in studies]
     texts = read_reports(
@@ -125,6 +137,110 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: Reports) 
     return _balance(made, given) if given.balanced else made
 
 
+@dataclass(frozen=True)
+class ReportSource:
+    """Where reports are.
+
+    Attributes:
+        path: an archive, or the folder that holds `p10` to `p19`.
+        prefix: what stands before `p10/` in the archive.
+    """
+
+    path: Path
+    prefix: str = ""
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Size and sum of the archive, or of the list of a folder's files and their sizes."""
+        if self.path.is_file():
+            return {
+                self.path.name: {
+                    "sha256": sha256_of(self.path),
+                    "bytes": self.path.stat().st_size,
+                }
+            }
+        return {"reports": list_facts(self.path)}
+
+
+@dataclass(frozen=True)
+class FoundReport:
+    """What was found of one report.
+
+    Attributes:
+        text: the chosen section, empty when there is none.
+        missing: there is no such file.
+        unheaded: the text is that of a report without headings.
+        encoding: the character set of a file that is not UTF-8.
+        undecodable: no character set gives a text without doubt.
+    """
+
+    text: str
+    missing: bool = False
+    unheaded: bool = False
+    encoding: str = ""
+    undecodable: bool = False
+
+
+def locate_reports(given: Path) -> ReportSource:
+    """Find the reports in what the user named.
+
+    Args:
+        given: the archive, a folder that holds it, or a folder that holds `files` or `p10`.
+
+    Raises:
+        DataError: nothing of that kind is there.
+    """
+    archive = given / ARCHIVE if given.is_dir() else given
+    if archive.is_file():
+        return ReportSource(archive, _prefix(archive))
+    folders = (given, given / "files", given / "mimic-cxr-reports" / "files")
+    for folder in folders:
+        if folder.is_dir() and any(folder.glob("p1[0-9]")):
+            return ReportSource(folder)
+    raise DataError(
+        f"{given} is neither {ARCHIVE} nor a folder that holds it, nor one that holds files/p10 to "
+        "files/p19. Get it with `python data/download.py SELFSUP`, or say where it is with "
+        "--reports."
+    )
+
+
+def read_reports(
+    reports: ReportSource, paths: Sequence[str], *, section: str, unheaded: bool, workers: int = 0
+) -> list[FoundReport]:
+    """The chosen text of each report, in the order of the paths.
+
+    Args:
+        reports: where they are.
+        paths: below `files`, such as `p10/p10000032/s50414267.txt`.
+        section: see `choose_text`.
+        unheaded: see `choose_text`.
+        workers: processes, 0 for one a core; the result does not depend on it.
+    """
+    read = partial(_read_chunk, reports, section, unheaded)
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    workers = min(workers or core_count(), len(chunks))
+    if workers <= 1:
+        return [found for chunk in chunks for found in read(chunk)]
+    # Fresh processes rather than forks: the caller may be running threads.
+    with get_context("spawn").Pool(workers) as pool:
+        return [found for chunk in pool.imap(read, chunks) for found in chunk]
+
+
+def decode_report(content: bytes) -> Decoded | None:
+    """The text of a report file in English: in Unicode, or as Windows writes it (cp1252).
+
+    Returns:
+        None for a file that is in neither without doubt.
+    """
+    decoded = decode_unicode(content)
+    if decoded is not None:
+        return None if "\0" in decoded.text else decoded
+    try:
+        text = content.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    return Decoded(text, "cp1252") if is_credible(text, "cp1252") else None
+
+
 def _run(given: argparse.Namespace) -> int:
     tables = {kind: find_table(given.tables, name) for kind, name in TABLES.items()}
     reports = locate_reports(given.reports)
@@ -153,7 +269,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _studies(
-    given: argparse.Namespace, tables: dict[str, Path], dropped: LeftOut, missing: Missing
+    given: argparse.Namespace, tables: dict[str, Path], dropped: Dropped, missing: Missing
 ) -> Iterator[Study]:
     rank = {view: number for number, view in enumerate(given.views)}
     every = set(VIEWS) <= rank.keys()  # then also those that the list does not know, as the last
@@ -221,7 +337,7 @@ def _balance(made: Build, given: argparse.Namespace) -> Build:
         labels[sample.patient].update(sample.labels)
         sizes[sample.patient] += 1
     split = stratified_split(labels, sizes, given.split, given.seed)
-    balanced = replace(made, samples=gather(everything, split))
+    balanced = replace(made, samples=samples_by_split(everything, split))
     for when, builds in (("before", made), ("after", balanced)):
         rows = {s: [sample.labels for sample in lines] for s, lines in builds.samples.items()}
         share = label_shares(rows)
@@ -287,7 +403,7 @@ def _parser() -> argparse.ArgumentParser:
         "frontal, lateral or all",
     )
     command.add_line(parser)
-    command.add_uncertain(parser)
+    add_uncertain(parser)
     parser.add_argument(
         "--headings-only",
         dest="unheaded",
@@ -303,3 +419,54 @@ def _parser() -> argparse.ArgumentParser:
     command.add_split(parser)
     command.add_workers(parser)
     return parser
+
+
+def _read_chunk(
+    reports: ReportSource, section: str, unheaded: bool, paths: Sequence[str]
+) -> list[FoundReport]:
+    found = []
+    for path in paths:
+        content = _content(reports, path)
+        if content is None:
+            found.append(FoundReport("", missing=True))
+            continue
+        decoded = decode_report(content)
+        if decoded is None:
+            found.append(FoundReport("", undecodable=True))
+            continue
+        sections = find_sections(decoded.text)
+        chosen = choose_text(sections, section, unheaded=unheaded)
+        has_heading = bool(sections.findings or sections.impression)
+        encoding = "" if decoded.encoding.startswith("utf") else decoded.encoding
+        found.append(
+            FoundReport(chosen, unheaded=bool(chosen) and not has_heading, encoding=encoding)
+        )
+    return found
+
+
+def _content(reports: ReportSource, path: str) -> bytes | None:
+    try:
+        if reports.path.is_dir():
+            with open_regular(reports.path / path) as file:
+                return file.read()
+        if reports.path not in _archives:
+            _archives[reports.path] = zipfile.ZipFile(reports.path)
+        member = _archives[reports.path].getinfo(reports.prefix + path)
+        if member.file_size > LONGEST:
+            raise zipfile.BadZipFile(f"{member.file_size:,} bytes are no report")
+        return _archives[reports.path].read(member)
+    except (FileNotFoundError, KeyError):
+        return None
+    except (OSError, *DAMAGE) as error:
+        raise DataError(f"{reports.path}: {path} cannot be read: {error}.") from None
+
+
+def _prefix(archive: Path) -> str:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for name in opened.namelist():
+                if match := _MEMBER.match(name):
+                    return match["prefix"]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive} is no complete archive: {error}. Get it anew.") from None
+    raise DataError(f"{archive} holds no report such as files/p10/p10000032/s50414267.txt.")

@@ -31,7 +31,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImage:
     """What became of the name of an image.
 
     Attributes:
@@ -63,7 +63,7 @@ class ImageFolder:
         self._listed: dict[Path, set[str]] = {}
         self._keyed: dict[Path, dict[str, list[str]]] = {}
 
-    def images(self, values: Iterable[str], where: str = "") -> list[Found]:
+    def images(self, values: Iterable[str], where: str = "") -> list[FoundImage]:
         """The images that a row names.
 
         A value is tried as one name first, commas included, and then as names with commas between
@@ -95,7 +95,7 @@ class ImageFolder:
             found += [whole] if absent else several
         return found
 
-    def find(self, name: str, where: str = "") -> Found:
+    def find(self, name: str, where: str = "") -> FoundImage:
         """The image of a name; one that differs in form alone is taken when there is but one.
 
         Raises:
@@ -108,7 +108,7 @@ class ImageFolder:
         if "\\" in name and not self._alike(path):  # a backslash may be part of a name
             path, differs = self._inside(name.replace("\\", "/"), where), [BACKSLASHES]
         if self._holds(path):
-            return Found(name, path, "there", tuple(differs))
+            return FoundImage(name, path, "there", tuple(differs))
         alike = self._alike(path)
         same_letters = [other for other in alike if _composed(other) == _composed(path)]
         if not alike and plain_number(bare) != bare:  # the number of an image, as 12.0 for 12
@@ -118,14 +118,14 @@ class ImageFolder:
         if len(alike) > 1 and len(same_letters) == 1:
             alike = same_letters
         if len(alike) != 1:
-            return Found(name, path, "ambiguous" if alike else "missing")
+            return FoundImage(name, path, "ambiguous" if alike else "missing")
         if _composed(alike[0]) != _composed(path):
             differs.append(CASE)
         if alike[0].casefold() != path.casefold():
             differs.append(UNICODE)
-        return Found(name, alike[0], "there", tuple(differs))
+        return FoundImage(name, alike[0], "there", tuple(differs))
 
-    def hint(self, found: Found) -> str:
+    def hint(self, found: FoundImage) -> str:
         """What may be the matter with a name that is not there."""
         name = PurePosixPath(found.path.replace("\\", "/")).name
         place = self.root / PurePosixPath(found.path).parent
@@ -152,7 +152,7 @@ class ImageFolder:
         near = nearest(name, sorted(names_in(place, self._listed) - {name})[:1000])
         return f"Paths start from the folder {self.root} (--images).{near}"
 
-    def facts(self, rows: Iterable[Sequence[Found]]) -> dict[str, Any]:
+    def facts(self, rows: Iterable[Sequence[FoundImage]]) -> dict[str, Any]:
         """Which of the images of some rows are there, for the card."""
         present = sorted({one.path for row in rows for one in row if one.state == "there"})
         content = "".join(f"{path}\n" for path in present).encode(errors="surrogateescape")
@@ -198,7 +198,7 @@ class ImageFolder:
         return str(path) if path.parts else ""
 
 
-def settled(rows: Sequence[Sequence[Found]]) -> list[list[Found]]:
+def settled(rows: Sequence[Sequence[FoundImage]]) -> list[list[FoundImage]]:
     """What was found, less what is in doubt when all names are known.
 
     Of two names that differ in letter case alone and fit one file, one was another image on a disk
@@ -221,7 +221,7 @@ def settled(rows: Sequence[Sequence[Found]]) -> list[list[Found]]:
     ]
 
 
-def differences(rows: Iterable[Sequence[Found]]) -> dict[str, int]:
+def name_differences(rows: Iterable[Sequence[FoundImage]]) -> dict[str, int]:
     """How many images were found under names that differ in form, by what differs."""
     return dict(Counter(how for row in rows for one in row for how in one.differs))
 

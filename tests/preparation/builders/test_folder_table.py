@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.folder_table import Row, read_rows
+from vilmedic.preparation.builders.folder_table import LabelColumns, Row, read_rows
 from vilmedic.tables import Missing
 
 OBJECTS: list[dict[str, Any]] = [
@@ -102,3 +102,62 @@ def test_a_key_that_the_first_object_lacks(tmp_path: Path) -> None:
     found, missing = rows(tmp_path / "t.jsonl", '{"a": 1}\n{"a": 2, "b": 3}\n', "a", "b")
     assert [row.values["b"] for row in found] == [[], ["3"]]
     assert missing.counts["b"] == 1
+
+
+def columns(
+    cells: dict[str, list[str]], uncertain: str = "uncertain"
+) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+    """The notes, and the labels of each row, of columns whose cells are texts."""
+    names = list(cells)
+    missing = Missing()
+    rows = [
+        Row(
+            f"t.csv:{line}",
+            {n: [v] if (v := missing.text(c, n)) else [] for n, c in zip(names, row, strict=True)},
+        )
+        for line, row in enumerate(zip(*cells.values(), strict=True), start=2)
+    ]
+    made = LabelColumns(names, rows, missing, uncertain, "No Finding")
+    return made.notes, [made.of(row) for row in rows]
+
+
+def test_columns_of_numbers_in_any_way_of_writing_them() -> None:
+    cells = ["1", "1.0", "TRUE", "yes", "0", "0.00", "False", "n", "NaN", ""]
+    assert columns({"Edema": cells})[1] == [("Edema",)] * 4 + [("No Finding",)] * 6
+    notes, labels = columns({"Edema": ["1", "NA", "0"], "Mass; left": ["", "n/a", "1"]})
+    assert notes == {"rows without a value in any label column, 'No Finding'": 1}
+    assert labels == [("Edema",), ("No Finding",), ("Mass left",)]
+
+
+@pytest.mark.parametrize("third", ["2", "maybe", "0.5", "1,0", "o", "-2", "inf"])
+def test_a_third_value_in_a_column_of_numbers(third: str) -> None:
+    with pytest.raises(DataError, match=rf"t\.csv:4: the column 'Edema' holds '{third}', and"):
+        columns({"Edema": ["1", "0", third, "0"]})
+
+
+def test_minus_one_is_said_and_counted() -> None:
+    cells = {"Edema": ["-1", "-1.0", "1", "0"], "Mass": ["0", "1", "", "0"]}
+    notes, labels = columns(cells)
+    assert notes == {"values of -1, each a label of its own, 'uncertain' and the name": {
+        "Edema": 2
+    }}  # fmt: skip
+    assert labels == [
+        ("uncertain Edema",),
+        ("uncertain Edema", "Mass"),
+        ("Edema",),
+        ("No Finding",),
+    ]
+    notes, labels = columns(cells, "absent")
+    assert notes == {"values of -1, counted as absent": {"Edema": 2}}
+    assert labels[:2] == [("No Finding",), ("Mass",)]
+    with pytest.raises(DataError, match=r"t\.csv:2: the column 'Edema' holds -1 \(and 1 more"):
+        columns(cells, "error")
+
+
+def test_names_that_are_missing_are_no_labels() -> None:
+    cells = ["mass|NA", "nodule; nan", "none", "N/A", "", "mass, mass"]
+    assert columns({"finding": cells})[1] == [("mass",), ("nodule",), (), (), (), ("mass",)]
+
+
+def test_a_column_without_values_changes_nothing_of_the_others() -> None:
+    assert columns({"Edema": ["NaN", "NaN"], "Mass": ["0", "1"]})[1] == [("No Finding",), ("Mass",)]

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.folder_images import (
+from vilmedic.preparation.builders.folder_images import (
     BACKSLASHES,
     CASE,
     NUMBER,
     UNICODE,
-    Found,
+    FoundImage,
     ImageFolder,
     connected,
-    differences,
+    name_differences,
     same_content,
     settled,
 )
@@ -50,13 +50,13 @@ def test_a_name_that_differs_in_form(
     found = folder(tmp_path, on_disk, "other.png").find(named)
     assert (found.path, found.state) == (on_disk, "there")
     assert set(found.differs) == set(differs)
-    assert differences([[found], [found]]) == dict.fromkeys(differs, 2)
+    assert name_differences([[found], [found]]) == dict.fromkeys(differs, 2)
 
 
 def test_the_number_of_an_image(tmp_path: Path) -> None:
     images = folder(tmp_path, "12.png", "13.0.png", "13.png", ext=".png")
-    assert images.find("12.0") == Found("12.0.png", "12.png", "there", (NUMBER,))
-    assert images.find("13.0") == Found("13.0.png", "13.0.png", "there")
+    assert images.find("12.0") == FoundImage("12.0.png", "12.png", "there", (NUMBER,))
+    assert images.find("13.0") == FoundImage("13.0.png", "13.0.png", "there")
     assert images.find("14.0").state == "missing"
 
 
@@ -67,7 +67,7 @@ def test_a_name_that_fits_several_files_is_none_of_them(tmp_path: Path) -> None:
         assert (found.state, found.path) == ("ambiguous", name)
         assert images.hint(found).startswith("Files that fit: ")
     for name in ("a.png", "A.png", "sub/b.png", "SUB/b.png", NFC, NFD):
-        assert images.find(name) == Found(name, name, "there")
+        assert images.find(name) == FoundImage(name, name, "there")
 
 
 def test_a_file_with_a_row_of_its_own_is_no_other_image(tmp_path: Path) -> None:

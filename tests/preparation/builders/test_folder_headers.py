@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import lines
-from tests.preparation.test_any_folder import dicom, write_dicom
+from tests.preparation.builders.test_any_folder import dicom, write_dicom
 
 CHINESE = ["两肺纹理清晰，心影不大。", "左侧胸腔积液。", "右肺下叶肺炎，建议复查。", "心影增大。"]
 RUSSIAN = ["Без очаговых изменений.", "Легкие чистые.", "Сердце не увеличено.", "Норма."]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import lines, write_csv, write_images
-from vilmedic.preparation.padchest import TABLE, main, parse_labels
+from vilmedic.preparation.builders.padchest import TABLE, main, parse_labels
 
 # Columns of the release that the builder reads lie among others, the first one without a name.
 HEADER = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.download.archives import unpack
+from vilmedic.preparation.download.jobs import unpack
 
 
 def tar(path: Path, *members: tarfile.TarInfo) -> Path:

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from tests.preparation.archives import lines, write_csv, write_images
 from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.preparation.any_folder import main
+from vilmedic.preparation.builders.any_folder import main
 
 HEADER = ["file", "text", "diagnosis", "who", "mass", "nodule"]
 SPLITS = ("train", "validate", "test")
@@ -329,7 +329,7 @@ def test_an_unknown_header_field(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_every_script_runs_on_its_own(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "data"
+    folder = Path(__file__).parents[3] / "data"
     for name in ("mimic_cxr", "indiana", "padchest", "chexpert", "folder"):
         script = folder / f"make_{name}.py"
         command = [sys.executable, str(script), "--help"]

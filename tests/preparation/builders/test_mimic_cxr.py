@@ -14,8 +14,8 @@ from tests.preparation.archives import (
     write_images,
     write_mimic,
 )
-from vilmedic.preparation.labels import CHEXPERT_LABELS
-from vilmedic.preparation.mimic_cxr import main
+from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS
+from vilmedic.preparation.builders.mimic_cxr import main
 
 SPLITS = ("train", "validate", "test")
 

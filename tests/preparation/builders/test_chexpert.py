@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import lines, write_csv
-from vilmedic.preparation.chexpert import FIVE, PLUS, main
-from vilmedic.preparation.labels import CHEXPERT_LABELS
+from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS, FIVE, PLUS, main, present_labels
 
 # The order of the columns in the release differs from that in MIMIC-CXR.
 LABELS = ["No Finding", *[name for name in reversed(CHEXPERT_LABELS) if name != "No Finding"]]
@@ -207,3 +206,37 @@ def test_rows_without_a_path_are_left_out_by_line(raw: Path, tmp_path: Path) -> 
     assert len(named) == 3
     written = sum(len(lines(path)) for path in root.glob("*.image.tok"))
     assert written + len(table) == len(rows) + 10 + 1  # a row of the reports is one more
+
+
+NAMES = ("Atelectasis", "Cardiomegaly", "No Finding")
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "labels"),
+    [
+        ("negative", ("No Finding",)),
+        ("positive", ("Atelectasis", "Cardiomegaly")),
+        ("mixed", ("Atelectasis",)),
+        ("drop", None),
+    ],
+)
+def test_uncertain_labels(uncertain: str, labels: tuple[str, ...] | None) -> None:
+    assert present_labels(["-1.0", "-1", ""], NAMES, uncertain) == labels
+
+
+def test_certain_labels_do_not_depend_on_the_policy() -> None:
+    for uncertain in ("negative", "positive", "mixed", "drop"):
+        assert present_labels(["1.0", "0.0", ""], NAMES, uncertain) == ("Atelectasis",)
+        assert present_labels(["", "0", "1"], NAMES, uncertain) == ("No Finding",)
+        assert present_labels(["", "", ""], NAMES, uncertain) == ("No Finding",)
+
+
+@pytest.mark.parametrize("value", ["2.0", "yes", "nan", "0.5"])
+def test_other_values_are_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=f"'{value}' is no label value"):
+        present_labels([value, "", ""], NAMES, "negative")
+
+
+def test_the_fourteen_labels() -> None:
+    assert len(set(CHEXPERT_LABELS)) == 14
+    assert list(CHEXPERT_LABELS) == sorted(CHEXPERT_LABELS)

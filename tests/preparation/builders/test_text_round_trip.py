@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.preparation.archives import lines
-from tests.preparation.test_any_folder import write_dicom
+from tests.preparation.builders.test_any_folder import write_dicom
 from vilmedic.datasets.lines import read_lines
 from vilmedic.datasets.report_cleaning import CLEANERS
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
-from vilmedic.preparation.any_folder import main
+from vilmedic.preparation.builders.any_folder import main
 
 # Any characters that a file can hold, those that end lines in some program among them.
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x85\u2028"

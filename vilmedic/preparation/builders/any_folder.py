@@ -22,20 +22,21 @@ from vilmedic.datasets.lines import brief, listed
 from vilmedic.encodings import known_encoding
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
-from vilmedic.preparation.folder_images import (
+from vilmedic.preparation.builders.chexpert import NO_FINDING
+from vilmedic.preparation.builders.folder_headers import read_headers
+from vilmedic.preparation.builders.folder_images import (
     COPIES,
-    Found,
+    FoundImage,
     ImageFolder,
     connected,
     copies,
-    differences,
+    name_differences,
     repeated_images,
     same_content,
     settled,
 )
-from vilmedic.preparation.folder_table import Row, read_headers, read_rows
-from vilmedic.preparation.labels import NO_FINDING, UNCERTAIN_CELLS, LabelColumns
+from vilmedic.preparation.builders.folder_table import UNCERTAIN_CELLS, LabelColumns, Row, read_rows
+from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
 from vilmedic.preparation.splitting import SPLIT_NAMES, SPLITS, group_key, parse_shares
 from vilmedic.tables import Missing, encoding_of
 
@@ -80,9 +81,9 @@ def build(
     given: argparse.Namespace,
     folder: ImageFolder,
     rows: Sequence[Row],
-    images: Sequence[Sequence[Found]],
+    images: Sequence[Sequence[FoundImage]],
     missing: Missing,
-    dropped: LeftOut,
+    dropped: Dropped,
 ) -> Build:
     """Make the samples of all splits.
 
@@ -98,7 +99,7 @@ def build(
     kept = _kept(given, folder, rows, images, labels, dropped)
     notes: dict[str, Any] = {
         f"images found under a name that differs in {how}": number
-        for how, number in differences(images).items()
+        for how, number in name_differences(images).items()
     }
     notes |= labels.notes | _character_sets(rows)
     same = same_content(folder.root, [path for one in kept for path in one.sample.images])
@@ -135,9 +136,9 @@ def _kept(
     given: argparse.Namespace,
     folder: ImageFolder,
     rows: Sequence[Row],
-    images: Sequence[Sequence[Found]],
+    images: Sequence[Sequence[FoundImage]],
     labels: LabelColumns,
-    dropped: LeftOut,
+    dropped: Dropped,
 ) -> list[Kept]:
     """The rows that become lines."""
     own = own_splits(given, rows)
@@ -214,7 +215,7 @@ def _together(
     return list(kept), [next(iter(members[unit])) for unit in units]
 
 
-def _without_leaks(kept: Sequence[Kept], same: dict[str, str], dropped: LeftOut) -> list[Kept]:
+def _without_leaks(kept: Sequence[Kept], same: dict[str, str], dropped: Dropped) -> list[Kept]:
     """The rows that share neither a group nor an image with a later split, in the table's splits.
 
     A row of the training data goes rather than one of validation, and that rather than one of test.
@@ -266,7 +267,7 @@ def _run(given: argparse.Namespace) -> int:
     given.encoding = known_encoding(given.encoding) if given.encoding else ""
     if given.table is not None and not given.table.is_file():
         raise DataError(f"There is no file {given.table} (given with --table).")
-    missing, dropped = Missing(given.missing), LeftOut()
+    missing, dropped = Missing(given.missing), Dropped()
     folder = ImageFolder(given.images, given.ext)
     rows = _rows(given, missing, dropped)
     if given.table is None:
@@ -311,7 +312,7 @@ def _run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(given: argparse.Namespace, missing: Missing, dropped: LeftOut) -> list[Row]:
+def _rows(given: argparse.Namespace, missing: Missing, dropped: Dropped) -> list[Row]:
     wanted = [given.image_column, given.report_column, *given.label_columns]
     wanted += [given.group_column, given.split_column]
     columns = list(dict.fromkeys(name for name in wanted if name))
@@ -320,9 +321,9 @@ def _rows(given: argparse.Namespace, missing: Missing, dropped: LeftOut) -> list
     return read_rows(given.table, columns, missing, given.encoding)
 
 
-def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[Found]]:
+def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[FoundImage]]:
     """The images of all rows; what is wrong with some of them is told of all at once."""
-    found: list[list[Found]] = []
+    found: list[list[FoundImage]] = []
     faults: list[str] = []
     for row in rows:
         try:

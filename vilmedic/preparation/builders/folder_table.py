@@ -1,32 +1,27 @@
-"""Rows of any data set: out of a CSV or JSON file, or of the headers of DICOM files."""
+"""Rows of any table, CSV or JSON, and the labels in any of its columns."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.dicom import is_dicom, is_marked
 from vilmedic.datasets.lines import brief, shown
-from vilmedic.encodings import decode_all
-from vilmedic.errors import DataError, nearest
-from vilmedic.files import DAMAGE, is_apple_double, open_regular, walk_files
-from vilmedic.preparation.command import cores
-from vilmedic.preparation.folder import LeftOut
-from vilmedic.preparation.header_text import header_texts, split_values
+from vilmedic.errors import DataError
+from vilmedic.files import DAMAGE
 from vilmedic.preparation.splitting import SPLIT_NAMES
-from vilmedic.tables import Missing, no_column, open_text, read_numbered, unreadable
+from vilmedic.tables import Missing, no_column, open_text, read_numbered, trimmed, unreadable
 
-CHUNK = 200
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _JSON = (".json", ".jsonl", ".ndjson")
+UNCERTAIN_CELLS = ("uncertain", "absent", "error")  # what -1 counts as in columns of 0 and 1
+_WORDS = {"true": 1, "yes": 1, "y": 1, "false": 0, "no": 0, "n": 0}
+_BETWEEN = re.compile(r"[,;|]")
 
 
 @dataclass(frozen=True)
@@ -102,138 +97,91 @@ def read_rows(
     return rows
 
 
-def read_headers(
-    folder: Path,
-    keywords: Sequence[str],
-    missing: Missing,
-    left_out: LeftOut,
-    workers: int = 0,
-    encoding: str = "",
-) -> list[Row]:
-    """The header fields of every DICOM file with a picture below a folder, in the order of paths.
+class LabelColumns:
+    """The labels of the rows of any table.
 
-    DICOM files are those that are named so and those that bear the mark of the format. They are
-    read as in training, also without the 128 bytes before the mark and the mark itself.
+    A column holds names, or is one of 0 and 1 when at least half of its values are 0, 1, -1, true,
+    false, yes or no; its own name is then the label.
 
     Args:
-        folder: where to look.
-        keywords: standard names of fields, such as `PatientID`.
-        missing: which values count as missing; counts them.
-        left_out: is told of the files that give no row.
-        workers: processes, 0 for one a core.
-        encoding: character set of all texts outside ASCII, whatever the headers declare.
+        columns: to read.
+        rows: of the table.
+        missing: which parts of a list of names are missing.
+        uncertain: what -1 counts as, one of `UNCERTAIN_CELLS`.
+        no_label: label of a row with 1 in none of its columns, where all are of 0 and 1.
+
+    Attributes:
+        notes: what was counted.
 
     Raises:
-        DataError: pydicom is not installed, a keyword is not in the standard, or nothing is there.
+        DataError: a column of 0 and 1 holds something else, or -1 that is to be an error.
     """
-    _check_keywords(keywords)
 
-    def failed(error: OSError) -> None:
-        left_out.add("folders that cannot be listed", str(error.filename))
+    def __init__(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Row],
+        missing: Missing,
+        uncertain: str,
+        no_label: str,
+    ) -> None:
+        self.missing, self.uncertain, self.no_label = missing, uncertain, no_label
+        self.columns = columns
+        self.numbers = {name for name in columns if _is_number_column(name, rows)}
+        filled = {name for name in columns if any(row.values[name] for row in rows)}
+        self.only_numbers = bool(self.numbers) and filled == self.numbers
+        self.notes: dict[str, Any] = {}
+        unsure: Counter[str] = Counter()
+        for name in columns:
+            if name in self.numbers:
+                unsure[name] = self._check(name, rows)
+        if +unsure:
+            meaning = "counted as absent"
+            if uncertain == "uncertain":
+                meaning = "each a label of its own, 'uncertain' and the name"
+            self.notes[f"values of -1, {meaning}"] = dict(+unsure)
+        blank = sum(not any(row.values[name] for name in columns) for row in rows)
+        if self.only_numbers and blank:
+            self.notes[f"rows without a value in any label column, '{no_label}'"] = blank
 
-    paths = []
-    for path in walk_files(folder, failed):
-        name = str(path.relative_to(folder))
-        if is_apple_double(path) or not _is_dicom(path):
-            left_out.add("files that are no DICOM", name)
-        else:
-            paths.append(name)
-    if not paths:
-        raise DataError(f"{folder} holds no DICOM file.")
-    read = partial(_read_header, folder, tuple(keywords), encoding)
-    workers = min(cores(workers), -(-len(paths) // CHUNK))
-    if workers <= 1:
-        headers = list(map(read, paths))
-    else:
-        with get_context("spawn").Pool(workers) as pool:
-            headers = list(pool.imap(read, paths, chunksize=CHUNK))
-    # Texts whose character set is not known are told by the texts of all files together.
-    unclear = [content for header in headers for content in header.unclear.values()]
-    decoded = iter(decode_all(unclear) if unclear else ())
-    rows = []
-    for name, header in zip(paths, headers, strict=True):
-        values, found, doubtful = dict(header.values), "", False
-        for keyword in header.unclear:
-            one = next(decoded)
-            values[keyword] = split_values(one.text, keyword)
-            found, doubtful = one.encoding, doubtful or one.doubtful
-        if header.reason:
-            left_out.add(header.reason, name, where=header.detail)
-            continue
-        kept = {
-            keyword: [text for one in several or [""] if (text := missing.text(one, keyword))]
-            for keyword, several in values.items()
-        }
-        rows.append(Row(str(folder / name), kept, name, encoding=found, doubtful=doubtful))
-    return rows
+    def of(self, row: Row) -> tuple[str, ...]:
+        """The labels of a row; none when it names none."""
+        found: list[str] = []
+        for name in self.columns:
+            values = row.values[name]
+            if name not in self.numbers:
+                parts = [trimmed(part) for value in values for part in _BETWEEN.split(value)]
+                found += [part for part in parts if not self.missing.is_missing(part)]
+                continue
+            numbers = {_cell_number(value) for value in values}
+            label = " ".join(_BETWEEN.sub(" ", name).split())
+            if 1 in numbers:
+                found.append(label)
+            elif -1 in numbers and self.uncertain == "uncertain":
+                found.append(f"uncertain {label}")
+        if not found and self.only_numbers:
+            return (self.no_label,)
+        return tuple(dict.fromkeys(found))
 
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        return is_dicom(path)
-    except OSError:
-        return True  # to be named as a file that cannot be read
-
-
-@dataclass(frozen=True)
-class _Header:
-    """The fields of a file, those of an unknown character set as bytes; or why it is left out."""
-
-    values: dict[str, list[str]] = field(default_factory=dict)
-    unclear: dict[str, bytes] = field(default_factory=dict)
-    reason: str = ""
-    detail: str = ""
-
-
-def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str) -> _Header:
-    pydicom = _pydicom()
-    pixels = []
-
-    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        if tag in _PIXELS:
-            pixels.append(length)
-        return tag in _PIXELS
-
-    tags = [pydicom.tag.Tag(name) for name in (*keywords, "Rows")]
-    values: dict[str, list[str]] = {}
-    unclear: dict[str, bytes] = {}
-    try:
-        with open_regular(folder / path) as file:
-            marked = is_marked(file.read(132))
-            file.seek(0)
-            header = pydicom.filereader.read_partial(
-                file, at_pixels, force=not marked, specific_tags=tags
+    def _check(self, name: str, rows: Sequence[Row]) -> int:
+        """How many values of a column are -1."""
+        cells = [(row, value) for row in rows for value in row.values[name]]
+        other = [(row, value) for row, value in cells if _cell_number(value) is None]
+        if other:
+            row, value = other[0]
+            raise DataError(
+                f"{row.where}: the column '{name}' holds '{brief(value)}', and mostly 0 and 1"
+                f"{_further(other)}. Allowed are 0, 1, -1, true, false, yes, no and missing values "
+                "(--missing says which texts count as such); names of labels belong into a column "
+                "of their own."
             )
-        for name in keywords:
-            values[name], content = header_texts(header, name, encoding)
-            if content is not None:
-                unclear[name] = content
-    except Exception as error:  # damaged files raise all sorts of things
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return _Header(reason="DICOM files that cannot be read", detail=brief(lines[0]))
-    if any(pixels) and "Rows" in header:
-        return _Header(values, unclear)
-    if marked:
-        return _Header(reason="DICOM files without a picture")
-    return _Header(
-        reason="DICOM files that cannot be read", detail="no picture in it, or it ends too early"
-    )
-
-
-def _check_keywords(keywords: Sequence[str]) -> None:
-    known = _pydicom().datadict.keyword_dict
-    for name in keywords:
-        if name not in known:
-            raise DataError(f"'{name}' is no DICOM field.{nearest(name, known)}")
-
-
-def _pydicom() -> Any:
-    try:
-        return importlib.import_module("pydicom")
-    except ImportError:
-        raise DataError(
-            "Reading DICOM headers needs pydicom: pip install '.[dicom]' in the clone."
-        ) from None
+        unsure = [(row, value) for row, value in cells if _cell_number(value) == -1]
+        if unsure and self.uncertain == "error":
+            raise DataError(
+                f"{unsure[0][0].where}: the column '{name}' holds -1{_further(unsure)}. Say with "
+                f"--uncertain what it counts as: {', '.join(UNCERTAIN_CELLS[:2])}."
+            )
+        return len(unsure)
 
 
 def _objects(path: Path, encoding: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -348,3 +296,25 @@ def _broken(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _is_number_column(name: str, rows: Sequence[Row]) -> bool:
+    values = [value for row in rows for value in row.values[name]]
+    known = sum(_cell_number(value) is not None for value in values)
+    return bool(values) and 2 * known >= len(values)
+
+
+def _cell_number(value: str) -> int | None:
+    """1, 0 or -1 in any way of writing them; None for all else."""
+    word = value.lower()
+    if word in _WORDS:
+        return _WORDS[word]
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return int(number) if number in (0, 1, -1) else None
+
+
+def _further(cells: Sequence[object]) -> str:
+    return f" (and {len(cells) - 1:,} more such cells)" if len(cells) > 1 else ""

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.preparation.archives import lines, write_csv, write_images
-from vilmedic.preparation.indiana import main
+from vilmedic.preparation.builders.indiana import main
 
 REAL = Path(
-    os.environ.get("VILMEDIC_REAL_DATA", Path(__file__).parents[3] / "shared" / "data")
+    os.environ.get("VILMEDIC_REAL_DATA", Path(__file__).parents[4] / "shared" / "data")
 ).resolve()
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>

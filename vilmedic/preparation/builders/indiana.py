@@ -20,9 +20,9 @@ from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.files import DAMAGE, open_tar, sha256_of
 from vilmedic.preparation import command
+from vilmedic.preparation.builders.folder_images import patients_together
 from vilmedic.preparation.command import list_facts
-from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
-from vilmedic.preparation.folder_images import patients_together
+from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.preparation.splitting import plain_number
 from vilmedic.tables import Missing, read_numbered, read_table
@@ -38,7 +38,7 @@ _BOUNDARY = (b"<!ENTITY", b"<!DOCTYPE")
 
 
 @dataclass(frozen=True)
-class Report:
+class IndianaReport:
     """A report as published."""
 
     uid: str
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.guarded(SCRIPT, lambda: _run(given))
 
 
-def read_xml_reports(path: Path) -> Iterator[Report]:
+def read_xml_reports(path: Path) -> Iterator[IndianaReport]:
     """The reports of `NLMCXR_reports.tgz`, or of a folder of its XML files, in the order of ids.
 
     Nothing is unpacked.
@@ -67,8 +67,8 @@ def read_xml_reports(path: Path) -> Iterator[Report]:
 
 
 def read_table_reports(
-    table: Path, projections: Path, missing: Missing, dropped: LeftOut
-) -> Iterator[Report]:
+    table: Path, projections: Path, missing: Missing, dropped: Dropped
+) -> Iterator[IndianaReport]:
     """The reports of the two tables; images have their names of `indiana_projections.csv`.
 
     Args:
@@ -95,7 +95,7 @@ def read_table_reports(
         sections = Sections(_one_line(findings), _one_line(impression))
         labels = _labels([name for name in problems.split(";") if not missing.is_missing(name)])
         listed.add(uid)
-        yield Report(uid, sections, labels, tuple(images[uid]), f"{table.name}:{line}")
+        yield IndianaReport(uid, sections, labels, tuple(images[uid]), f"{table.name}:{line}")
     for uid, names in images.items():
         if uid not in listed:
             dropped.add("images without a report", *names, where=projections.name)
@@ -103,10 +103,10 @@ def read_table_reports(
 
 def build(
     given: argparse.Namespace,
-    reports: list[Report],
+    reports: list[IndianaReport],
     views: dict[str, str],
     missing: Missing,
-    dropped: LeftOut,
+    dropped: Dropped,
 ) -> Build:
     """Make the samples of all splits.
 
@@ -182,7 +182,7 @@ def _run(given: argparse.Namespace) -> int:
     origin = Origin(SCRIPT, "Indiana University chest X-rays", release, options, inputs)
 
     def make() -> Build:
-        views, missing, dropped = {}, Missing(given.missing), LeftOut()
+        views, missing, dropped = {}, Missing(given.missing), Dropped()
         if has_views:
             for uid, name, view in read_table(projections, ["uid", "filename", "projection"]):
                 views[_key(plain_number(uid), name)] = view.capitalize()
@@ -228,7 +228,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{path} is no complete archive: {error}. Get it anew.") from None
 
 
-def _parse(name: str, content: bytes) -> Report:
+def _parse(name: str, content: bytes) -> IndianaReport:
     if any(mark in content for mark in _BOUNDARY):
         raise DataError(f"{name} declares entities, which no report of the collection does.")
     try:
@@ -243,7 +243,7 @@ def _parse(name: str, content: bytes) -> Report:
     sections = Sections(_one_line(*texts["findings"]), _one_line(*texts["impression"]))
     terms = [(node.text or "").split("/")[0] for node in root.findall("MeSH/major")]
     images = tuple(f"{node.attrib['id']}.png" for node in root.iter("parentImage"))
-    return Report(uid, sections, _labels(terms), images, name.rpartition("/")[2])
+    return IndianaReport(uid, sections, _labels(terms), images, name.rpartition("/")[2])
 
 
 def _labels(terms: Sequence[str]) -> tuple[str, ...]:

@@ -26,9 +26,8 @@ from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
-from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, split_by_patient
-from vilmedic.preparation.folder_images import patients_together
-from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING, label_number, present_labels
+from vilmedic.preparation.builders.folder_images import patients_together
+from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
 from vilmedic.preparation.sections import Sections, choose_text
 from vilmedic.script import count
 from vilmedic.tables import Missing, find_table, read_numbered
@@ -39,6 +38,27 @@ FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusi
 FIVE_ROOT = "data/SELFSUP/chexpert-5x200"
 _PATIENT = re.compile(r"patient\d+")
 _NO_PATH = "rows without the path of an image"
+NO_FINDING = "No Finding"
+CHEXPERT_LABELS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    NO_FINDING,
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
+UNCERTAIN = ("negative", "positive", "mixed", "drop")
+# Of the five competition labels, those that GLoRIA counts as present, after Irvin et al. 2019.
+MIXED_POSITIVE = frozenset({"Atelectasis", "Edema", "Pleural Effusion"})
+_NUMBERS = {"": 0, "1.0": 1, "1": 1, "0.0": 0, "0": 0, "-1.0": -1, "-1": -1}
 
 
 @dataclass(frozen=True)
@@ -58,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.guarded(SCRIPT, lambda: _run(given))
 
 
-def read_images(table: Path, missing: Missing, dropped: LeftOut) -> list[Image]:
+def read_labelled(table: Path, missing: Missing, dropped: Dropped) -> list[Image]:
     """The rows of `train.csv` or `valid.csv` that have a path.
 
     Args:
@@ -126,7 +146,7 @@ def build(
     tables: dict[str, Path],
     texts: dict[str, str],
     missing: Missing,
-    dropped: LeftOut,
+    dropped: Dropped,
 ) -> Build:
     """Make the samples of training, validation and test, or of the 5 x 200 set.
 
@@ -137,7 +157,7 @@ def build(
         missing: which cells have no value, with counts.
         dropped: what was left out so far; is told of the rest.
     """
-    train = read_images(tables["train"], missing, dropped)
+    train = read_labelled(tables["train"], missing, dropped)
     listed: dict[Path, set[str]] = {}
     with_reports = given.reports is not None
     taken: set[str] = set()
@@ -162,7 +182,7 @@ def build(
     inside = [sample.images[0] for sample in pool if sample.patient in taken]
     dropped.add("images of patients in the 5 x 200 set", *inside)
     pool = [sample for sample in pool if sample.patient not in taken]
-    valid = read_images(tables["valid"], missing, dropped)
+    valid = read_labelled(tables["valid"], missing, dropped)
     share = min(given.validate / max(1, len(pool)), 0.5)
     notes: dict[str, Any] = {}
     together = patients_together(pool, given.images, notes)
@@ -172,7 +192,7 @@ def build(
     return Build(samples_of, dropped, notes, missing=missing.counts)
 
 
-def read_plus(table: Path, section: str, missing: Missing, dropped: LeftOut) -> dict[str, str]:
+def read_plus(table: Path, section: str, missing: Missing, dropped: Dropped) -> dict[str, str]:
     """Reports of CheXpert Plus, by the path of their image without extension.
 
     Args:
@@ -194,11 +214,65 @@ def read_plus(table: Path, section: str, missing: Missing, dropped: LeftOut) -> 
     return texts
 
 
+def add_uncertain(parser: argparse.ArgumentParser) -> None:
+    """The option that says what becomes of uncertain labels."""
+    parser.add_argument(
+        "--uncertain",
+        choices=list(UNCERTAIN),
+        default="negative",
+        help="what labels of -1 count as; mixed: present for atelectasis, edema and pleural "
+        "effusion; drop: leave such studies out",
+    )
+
+
+def present_labels(
+    values: Sequence[str], names: Sequence[str], uncertain: str
+) -> tuple[str, ...] | None:
+    """The labels that count as present in a row of a label table.
+
+    Args:
+        values: one a label: `1.0` is present, `0.0` absent, `-1.0` uncertain, blank not mentioned.
+        names: the labels.
+        uncertain: `negative` counts uncertain labels as absent, `positive` as present, `mixed` as
+            present for atelectasis, edema and pleural effusion only, and `drop` refuses the row.
+
+    Returns:
+        The names, in the order given; `No Finding` when nothing is present; None when the row is
+        refused.
+
+    Raises:
+        ValueError: a value is none of the four.
+    """
+    present = []
+    for name, value in zip(names, values, strict=True):
+        number = label_number(value)
+        if number == -1:
+            if uncertain == "drop":
+                return None
+            if uncertain == "positive" or (uncertain == "mixed" and name in MIXED_POSITIVE):
+                present.append(name)
+        elif number == 1:
+            present.append(name)
+    return tuple(present) or (NO_FINDING,)
+
+
+def label_number(value: str) -> int:
+    """1, 0 or -1 of a cell of a label table; a blank one is 0.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        return _NUMBERS[value]
+    except KeyError:
+        raise ValueError(f"'{value}' is no label value; allowed are 1, 0, -1 and blank") from None
+
+
 def _samples(
     given: argparse.Namespace,
     images: Iterable[Image],
     texts: dict[str, str],
-    dropped: LeftOut,
+    dropped: Dropped,
     listed: dict[Path, set[str]],
 ) -> list[Sample]:
     samples = []
@@ -241,7 +315,7 @@ def _run(given: argparse.Namespace) -> int:
     origin = Origin(SCRIPT, "CheXpert", release, options, inputs)
 
     def make() -> Build:
-        missing, dropped = Missing(given.missing), LeftOut()
+        missing, dropped = Missing(given.missing), Dropped()
         texts = {}
         if given.reports is not None:
             texts = read_plus(given.reports, given.section, missing, dropped)
@@ -289,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_section(parser, default="impression")
     parser.add_argument("--view", choices=["frontal", "lateral", "all"], default="frontal")
-    command.add_uncertain(parser)
+    add_uncertain(parser)
     parser.add_argument(
         "--validate", type=count, default=5000, help="training images to validate on"
     )

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vilmedic.datasets.lines import read_lines, split_names
-from vilmedic.preparation.any_folder import main
+from vilmedic.preparation.builders.any_folder import main
 from vilmedic.preparation.folder import LEFT_OUT
 from vilmedic.tables import MISSING
 
