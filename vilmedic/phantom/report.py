@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vilmedic.phantom import FINDINGS, wording
-from vilmedic.phantom.case import Case, Finding
+from vilmedic.phantom.case import Case, CaseFinding
 
 _SIZED = ("Pleural Effusion", "Pneumothorax")
 _DENY_ONE, _DENY_MERGED, _JOIN = 0.75, 0.35, 0.3
@@ -23,19 +23,19 @@ class Statement:
     denies: tuple[str, ...] = ()
 
 
-def write_report(case: Case) -> str:
+def report_text(case: Case) -> str:
     """The report of a case on one line; every sentence ends with a full stop."""
     return " ".join(statement.text for statement in state(case))
 
 
-def write_impression(case: Case) -> str:
+def impression_text(case: Case) -> str:
     """The conclusion of a report on one line: each finding in a few words, or that there is none.
 
     As in real impressions nothing is denied one by one, and the words vary less.
     """
     rng = case.stream("impression")
     said = [
-        fill(
+        _filled(
             wording.IMPRESSION[finding.name],
             _severity(finding, rng),
             finding.side,
@@ -64,7 +64,7 @@ def state(case: Case) -> list[Statement]:
     return statements
 
 
-def _assert_all(findings: Sequence[Finding], rng: np.random.Generator) -> list[Statement]:
+def _assert_all(findings: Sequence[CaseFinding], rng: np.random.Generator) -> list[Statement]:
     """States every finding at least once, two of them at times in one sentence."""
     said: list[Statement] = []
     alone = list(findings)
@@ -86,19 +86,19 @@ def _assert_all(findings: Sequence[Finding], rng: np.random.Generator) -> list[S
     return said
 
 
-def _word(templates: Sequence[str], finding: Finding, rng: np.random.Generator) -> str:
+def _word(templates: Sequence[str], finding: CaseFinding, rng: np.random.Generator) -> str:
     template, severity = _pick(rng, templates), _severity(finding, rng)
-    return fill(template, severity, finding.side, finding.parts[0].zone)
+    return _filled(template, severity, finding.side, finding.parts[0].zone)
 
 
-def _severity(finding: Finding, rng: np.random.Generator) -> str:
+def _severity(finding: CaseFinding, rng: np.random.Generator) -> str:
     words = wording.SEVERITY_WORDS[finding.severity]
     if finding.severity == "moderate" and finding.name not in _SIZED:
         words = wording.PLAIN_MODERATE
     return _pick(rng, words)
 
 
-def fill(template: str, severity: str, side: str, zone: str) -> str:
+def _filled(template: str, severity: str, side: str, zone: str) -> str:
     """Puts the words of a finding into a template of `vilmedic.phantom.wording`."""
     article = "an" if severity[0] in "aeio" else "a"
     with_article = f"{article} {severity}"
