@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,7 @@ def _runs(commit: str, folder: Path, processes: int) -> dict[str, dict[str, Any]
                 if not data.exists():
                     sizes = ("--train=44", "--validate=16", "--test=24", "--size=48", "--seed=0")
                     _command(tree, "data/make_phantom.py", f"--root={data}", *sizes)
+                shutil.rmtree(runs / one.name, ignore_errors=True)  # of an attempt that was ended
                 _run(tree, one, data, runs, processes)
                 (runs / one.name / "done").touch()
         finally:
