@@ -23,8 +23,8 @@ from tests.factories import (
     tiny_vae,
 )
 from vilmedic.blocks.pretrained import Filled, network_configs
+from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError

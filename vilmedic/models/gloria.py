@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.backbones import find_layer, pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
-from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
+from vilmedic.blocks.text import WordEncoder
+from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
 from vilmedic.checkpoints.older_formats import original_names, without_pooler
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.spec import DataSpec

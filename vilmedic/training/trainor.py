@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
-from vilmedic.checkpoints.score import improves
 from vilmedic.config import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
@@ -20,15 +20,11 @@ from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training import state as run_state
 from vilmedic.training.ema import AveragedWeights
-from vilmedic.training.groups import groups
 from vilmedic.training.interruption import Interruption
-from vilmedic.training.metrics_log import MetricsLog
-from vilmedic.training.monitor import StepWatch
-from vilmedic.training.no_log import NoLog
+from vilmedic.training.metrics_log import MetricsLog, NoLog
+from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import Schedule, make_optimizer
-from vilmedic.training.parallel import seed_this_process
-from vilmedic.training.profiling import StepProfiler
-from vilmedic.training.progress import Tally
+from vilmedic.training.parallel import groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Saver
 from vilmedic.training.setup import (
@@ -37,7 +33,7 @@ from vilmedic.training.setup import (
     prepare_network,
     tell_what_batches_mean,
 )
-from vilmedic.training.step import TrainingStep
+from vilmedic.training.step import Tally, TrainingStep
 from vilmedic.training.validator import Validator
 
 if TYPE_CHECKING:
