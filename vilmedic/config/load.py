@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vilmedic.config.check import Checker, Items, PathText, Plan, plain_data
 from vilmedic.config.declared import misfits, wrong_optimizer, wrong_score
@@ -34,10 +34,11 @@ from vilmedic.config.types import (
     wrong_folder_name,
 )
 from vilmedic.config.wording import shown
-from vilmedic.config.yaml_source import Override, parse_override, to_yaml
-from vilmedic.errors import ConfigError
+from vilmedic.config.yaml_source import Override, parse_override, read_file, to_yaml
+from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.registry import Registry, import_class, import_plugins
 
+C = TypeVar("C")
 ROOT = f"{RunSection.__module__}.{RunSection.__name__}"
 
 
@@ -354,6 +355,23 @@ def build_calls(
     return [(node["proto"], build(registry, node, **runtime)) for node in nodes]
 
 
+def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
+    """An object of a class out of a file of its own, judged as a configuration is.
+
+    Args:
+        cls: a class of this package; its arguments are the keys of the file.
+        path: the YAML file.
+
+    Returns:
+        The object, and the values of the file with the line of each.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit the signature.
+    """
+    tree = read_file(os.fspath(path))
+    return cls(**_make(_judge(cls, tree), tree, {})), tree
+
+
 def check_arguments(cls: type, given: dict[str, Any]) -> None:
     """Refuse arguments that the signature of a class does not allow.
 
@@ -364,12 +382,22 @@ def check_arguments(cls: type, given: dict[str, Any]) -> None:
     Raises:
         ConfigError: a value is none of those that a configuration may have there.
     """
+    _judge(cls, Tree(dict(given)))
+
+
+def _judge(cls: type, tree: Tree) -> dict[str, Any]:
+    """The judged arguments of a class.
+
+    Raises:
+        ConfigError: they do not fit its signature.
+    """
     read = read_signature(f"{cls.__module__}.{cls.__qualname__}")
     assert read is not None
-    checker = Checker(Tree(dict(given)))
-    checker.section(read, dict(given), ())
+    checker = Checker(tree)
+    arguments = checker.section(read, tree.data, ())
     if checker.problems:
         raise ConfigError(checker.problems)
+    return arguments
 
 
 def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) -> Iterator[Node]:
@@ -407,6 +435,11 @@ def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
     cls = _class_of(found, judged.path)
     try:
         return cls(**arguments)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"{tree.where((*judged.path, *(name.split('.') if name else ())))}: {text}"
+            for name, text in error.arguments.items()
+        ) from error
     except (ValueError, TypeError) as error:
         where = tree.where(judged.path)
         raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
