@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,8 +151,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
     }
     labels = evaluation.features.labels
     if labels is not None:
-        hot = labels[rows].numpy() > 0
-        columns["labels"] = [np.flatnonzero(row).tolist() for row in hot]
+        some = labels[rows]
+        some.sort_indices()
+        columns["labels"] = [
+            some.indices[first:last].tolist() for first, last in pairwise(some.indptr)
+        ]
     return columns
 
 
