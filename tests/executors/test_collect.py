@@ -36,6 +36,7 @@ def test_features_do_not_depend_on_the_batches() -> None:
     torch.testing.assert_close(whole.features["visual_backbone"], expected)
     assert whole.labels is not None
     assert np.array_equal(whole.labels.toarray(), data.targets)
+    assert whole.labels.nnz == data.targets.sum()
     assert whole.label_names == LABELS
 
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.sparse import csr_array
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from vilmedic.metrics import classification
 from vilmedic.metrics.bootstrap import resamples
 from vilmedic.metrics.classification import (
     report_classes,
@@ -134,3 +135,25 @@ def test_undefined_has_the_shape_of_a_report() -> None:
     assert undefined().keys() == report(scores, targets).keys()
     assert undefined(accuracy=True).keys() == report(scores, targets, multi_label=True).keys()
     assert all(not value for value in undefined(accuracy=True).values())
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_classes_in_blocks_give_the_same_report(
+    monkeypatch: pytest.MonkeyPatch, multi_label: bool
+) -> None:
+    scores, targets = made_up()
+    whole = report(scores, targets, multi_label=multi_label)
+    asked: list[slice] = []
+
+    def given(block: slice) -> np.ndarray:
+        asked.append(block)
+        return scores[:, block]
+
+    monkeypatch.setattr(classification, "BLOCK", 2 * len(scores))
+    options = {"bootstrap": 300, "seed": 3, "context": "probe, run, split test"}
+    parts = report_classes(given, csr_array(targets), NAMES, multi_label=multi_label, **options)  # type: ignore[arg-type]
+    assert set(map(str, asked)) == {"slice(0, 2, None)", "slice(2, 3, None)"}
+    assert parts["classes"] == whole["classes"]
+    for name in ("auroc", "average_precision", "accuracy"):
+        assert parts[name] == pytest.approx(whole[name], abs=1e-12)
+        assert parts[f"{name}_interval"] == pytest.approx(whole[f"{name}_interval"], abs=1e-12)

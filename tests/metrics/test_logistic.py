@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression as Reference
 from torch import Tensor
 
 from tests.evaluations import random, sparse
+from vilmedic.metrics import classification, logistic
 from vilmedic.metrics.logistic import LogisticRegression
 
 
@@ -88,3 +89,18 @@ def test_fits_under_inference_mode() -> None:
     with torch.no_grad():
         fitted = fit(x, x[:, :1] > 0, strength=1.0, multi_label=True)
     assert ((probabilities(fitted, x) > 0.5) == (x[:, :1] > 0)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_blocks_of_classes_or_samples_end_at_the_same_fit(
+    monkeypatch: pytest.MonkeyPatch, multi_label: bool
+) -> None:
+    x = random(120, 6)
+    noise = x @ random(6, 5, seed=1) + random(120, 5, seed=2)
+    y = noise > 0.5 if multi_label else torch.eye(5)[noise.argmax(dim=1)].bool()
+    whole = probabilities(fit(x, y, strength=0.1, multi_label=multi_label), x)
+    monkeypatch.setattr(classification, "BLOCK", 2 * 120)
+    monkeypatch.setattr(logistic, "HISTORY", 0)
+    found = fit(x, y, strength=0.1, multi_label=multi_label).scores(x)
+    parts = [torch.from_numpy(found(slice(k, k + 2))) for k in (0, 2, 4)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-3, rtol=0)
