@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from vilmedic.executors.collect import SplitFeatures
-from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.features import SplitFeatures
 
 
 class Lines:

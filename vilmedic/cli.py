@@ -13,15 +13,21 @@ from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
+from vilmedic.distributed.launch import (
+    first_to_fail,
+    is_lost_connection,
+    is_main_process,
+    process_count,
+)
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
-from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, processes
-from vilmedic.preparation.arguments import positive
+from vilmedic.files import FULL
+from vilmedic.script import positive
 
 FAILED = 2
 BROKEN = 1
 MOST_TOLD = 200  # problems
 REFUSED_BY_SYSTEM = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
 )
 """What a full, read-only or failing disk answers, wherever it is met."""
@@ -121,7 +127,7 @@ def command(
         143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
         the end of another process.
     """
-    if processes() > 1:
+    if process_count() > 1:
         # Before torch is loaded: every process would warn of the same things.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -164,7 +170,7 @@ def _guarded(call: Callable[[], object]) -> int:
         _tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
         return FAILED
     except Exception as error:
-        if processes() == 1:
+        if process_count() == 1:
             raise
         _tell_of_defect(error)
         return BROKEN
@@ -175,7 +181,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     """Train a model: `bin/train.py`, `vilmedic-train`."""
 
     def run(config: Config) -> None:
-        from vilmedic.executors.run import run_training
+        from vilmedic.running import run_training
 
         run_training(config)
 
@@ -186,7 +192,7 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
 
     def run(config: Config) -> None:
-        from vilmedic.executors.run import run_ensemble
+        from vilmedic.running import run_ensemble
 
         run_ensemble(config)
 

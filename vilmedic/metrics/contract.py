@@ -6,8 +6,8 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from vilmedic.config.scores import Declared
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.config.declared import Declared
+from vilmedic.evaluation.evaluation import Evaluation
 
 
 class Metric(ABC):

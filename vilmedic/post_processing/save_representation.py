@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from scipy.sparse import csr_array
 
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
 

@@ -1,0 +1,135 @@
+"""Results of an evaluation: as a file to cite and as a table to read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vilmedic.files import replace_text, text_table
+
+logger = logging.getLogger(__name__)
+
+
+def results_name(split: str) -> str:
+    """The name of the results file of a split."""
+    return f"results_{split}.json"
+
+
+def write_results(results: dict[str, Any], folder: Path) -> Path:
+    """Write `results_<split>.json`, whole or not at all.
+
+    Args:
+        results: what `Ensemblor.start` returns for a split; numbers that are not finite become
+            null, which JSON can hold.
+        folder: where to.
+    """
+    path = folder / results_name(results["split"])
+    text = json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False)
+    replace_text(path, text + "\n")
+    return path
+
+
+def source(system: str, checkpoints: Sequence[dict[str, Any]], *, ema: bool = False) -> str:
+    """What was evaluated, as tables, plots and titles say it: `ConVIRT, epoch 15, seed 0`.
+
+    Args:
+        system: the model.
+        checkpoints: what the results say of each checkpoint.
+        ema: whether its averaged weights were taken.
+    """
+    each = [_checkpoint(entry) for entry in checkpoints]
+    several = f"ensemble of {len(each)} ({'; '.join(each)})"
+    parts = [system, each[0] if len(each) == 1 else several]
+    return ", ".join([*parts, "averaged weights"] if ema else parts)
+
+
+def _checkpoint(entry: dict[str, Any]) -> str:
+    if entry.get("epoch") is None or entry.get("seed") is None:
+        return str(entry["file"])  # of another project, which says nothing else
+    return f"epoch {entry['epoch']}, seed {entry['seed']}"
+
+
+def headline(system: dict[str, Any]) -> dict[str, Any]:
+    """The loss and the headline numbers of every metric, null where one is undefined.
+
+    Args:
+        system: the model or a baseline in a results file.
+    """
+    found = {"loss": system["loss"]}
+    for metric, values in system["metrics"].items():
+        for key, value in values.items():
+            if not (key.endswith("_interval") or isinstance(value, dict | list | str | bool)):
+                found[f"{metric} {key}"] = value
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """The headline numbers of a split, the model beside the baselines.
+
+    Numbers of single classes are in the file only, and those of fractions but for the AUROC.
+    """
+    used, system = results["models_used"], results["system"]
+    systems = {system if used == 1 else f"ensemble of {used}": results} | results["baselines"]
+    columns = {name: dict(_headline(system)) for name, system in systems.items()}
+    rows = list(dict.fromkeys(key for column in columns.values() for key in column))
+    cells = [[results["split"], *columns]]
+    cells += [[row, *(column.get(row, "-") for column in columns.values())] for row in rows]
+    lines = text_table(cells, between="   ")
+    rule = "-" * len(lines[0])
+    title = (
+        f"{results['run']}, split {results['split']}: {results['samples']} samples, "
+        f"{source(system, results['checkpoints'], ema=results['ema'])}"
+    )
+    return "\n".join(["", title, rule, lines[0], rule, *lines[1:], rule])
+
+
+def grouped(paths: Iterable[Path]) -> list[str]:
+    """Paths with those that differ in their endings only on one line: `test_full.{png,csv}`."""
+    endings: dict[Path, list[str]] = {}
+    for path in paths:
+        endings.setdefault(path.with_suffix(""), []).append(path.suffix[1:])
+    return [
+        f"{stem}.{ends[0]}" if len(ends) == 1 else f"{stem}.{{{','.join(ends)}}}"
+        for stem, ends in endings.items()
+    ]
+
+
+def _headline(system: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    numbers = headline(system)
+    yield "loss", _show(numbers.pop("loss"))
+    for metric, values in system["metrics"].items():
+        for key in values:
+            if f"{metric} {key}" in numbers:
+                yield f"{metric} {key}", _with_interval(values, key)
+        for part in values.get("fractions", ())[:-1]:  # the last one is the headline
+            share = f"{100 * part['fit']['fraction']:.4g}%"
+            yield f"{metric} auroc, {share} of labels", _with_interval(part, "auroc")
+
+
+def _with_interval(values: dict[str, Any], key: str) -> str:
+    bounds = values.get(f"{key}_interval")
+    spread = "" if bounds is None else f" [{_show(bounds[0])}, {_show(bounds[1])}]"
+    return _show(values[key]) + spread
+
+
+def _show(value: Any) -> str:
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _finite(value: Any, path: str = "") -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v, f"{path}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v, path) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        logger.warning("%s is %s; written as null.", path, value)
+        return None
+    return value
