@@ -15,8 +15,7 @@ from torch.func import functional_call
 from torchvision import models
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.pretrained import Filled, load_config, load_model
-from vilmedic.blocks.run_weights import fill, read_encoder
+from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ConfigError, nearest
 
@@ -45,6 +44,7 @@ class VisionEncoder(nn.Module):
             or a checkpoint of another run, whose image encoder is taken; or the path of a file
             with a state dict of the backbone.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
 
     A transformer of transformers that was trained at another image size gets its positions
     interpolated where its class can do that.
@@ -63,6 +63,7 @@ class VisionEncoder(nn.Module):
         freeze: bool = False,
         pretrained: bool | str = True,
         filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
     ) -> None:
         super().__init__()
         if permute not in PERMUTATIONS:
@@ -74,7 +75,7 @@ class VisionEncoder(nn.Module):
         self.output_layer = output_layer
         self.permute = permute
         self.freeze = freeze
-        self.network = load_backbone(backbone, output_layer, pretrained, filled)
+        self.network = load_backbone(backbone, output_layer, pretrained, filled, read_encoder)
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
         self.trained_size = image_size(self.network)
@@ -175,7 +176,11 @@ class VisionEncoder(nn.Module):
 
 
 def load_backbone(
-    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None = None
+    name: str,
+    output_layer: str,
+    pretrained: bool | str,
+    filled: Filled | None = None,
+    read: ReadEncoder | None = None,
 ) -> nn.Module:
     """A backbone that ends at a layer.
 
@@ -184,6 +189,7 @@ def load_backbone(
         output_layer: the last layer kept.
         pretrained: published weights, random ones, or those of another run or of a file.
         filled: given when a checkpoint fills the weights afterwards.
+        read: reads the weights of another run or of a file.
 
     Raises:
         ConfigError: if the backbone, the layer or the weights cannot be had.
@@ -191,7 +197,7 @@ def load_backbone(
     if filled is not None:
         pretrained = False
     if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
-        return _hub_backbone(name, output_layer, pretrained, filled)
+        return _hub_backbone(name, output_layer, pretrained, filled, read)
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(
@@ -203,14 +209,14 @@ def load_backbone(
     whole = set(network.state_dict())
     file = None
     if isinstance(pretrained, str):
-        file = read_encoder("model.cnn.pretrained", pretrained, "cnn", network)
+        file = read_pretrained(read, "cnn", pretrained, network)
     head = _head(network)
     for auxiliary in ("aux1", "aux2", "AuxLogits"):  # second classifiers, used in training only
         if hasattr(network, auxiliary):
             setattr(network, auxiliary, None)
     _cut(network, output_layer)
     if file is not None:
-        fill(file, network, cut=whole, head=None if file.of_run else head)
+        file.fill(network, cut=whole, head=None if file.of_run else head)
     return network
 
 
@@ -335,7 +341,11 @@ def _torchvision_network(name: str, *, published: bool) -> nn.Module:
 
 
 def _hub_backbone(
-    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None
+    name: str,
+    output_layer: str,
+    pretrained: bool | str,
+    filled: Filled | None,
+    read: ReadEncoder | None,
 ) -> nn.Module:
     if output_layer not in HUB_OUTPUTS:
         raise ConfigError(
@@ -356,8 +366,7 @@ def _hub_backbone(
             "images alone."
         )
     if isinstance(pretrained, str):
-        file = read_encoder("model.cnn.pretrained", pretrained, "cnn", network)
-        fill(file, network, head="classifier")
+        read_pretrained(read, "cnn", pretrained, network).fill(network, head="classifier")
     return network
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
+from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
@@ -80,7 +81,14 @@ class Trainor:
                 run_dir=self.run_dir,
             )
         filled = None if start.state is None else Filled(start.state.get("networks") or {})
-        self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
+        self.model = build(
+            MODELS,
+            config.model,
+            where="model",
+            spec=self.data.spec,
+            filled=filled,
+            read_encoder=read_encoder,
+        )
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
         check_validation_batches(self.model, config.validator)
