@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,8 @@ class VisionEncoder(nn.Module):
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
         self.trained_size = image_size(self.network)
+        self._tapped: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
         forward = inspect.signature(self.network.forward).parameters
         self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
@@ -132,19 +134,22 @@ class VisionEncoder(nn.Module):
         options: dict[str, Any] = {}
         if self.trained_size not in (None, tuple(images.shape[-2:])) and self.interpolates:
             options["interpolate_pos_encoding"] = True
-        with capture(self.network, layers) as outputs:
-            try:
-                self.network(images.contiguous(memory_format=torch.channels_last), **options)
-            except ValueError as error:
-                if self.trained_size is None:
-                    raise
-                raise ConfigError(
-                    f"model.cnn.backbone: {self.backbone} does not take images of "
-                    f"{images.shape[-2]} x {images.shape[-1]} pixels ({error}). It is made for "
-                    f"{self.trained_size[0]} x {self.trained_size[1]}: set dataset.image.crop to "
-                    "that."
-                ) from error
-        return outputs
+        try:
+            return self._outputs(
+                layers,
+                lambda: self.network(
+                    images.contiguous(memory_format=torch.channels_last), **options
+                ),
+            )
+        except ValueError as error:
+            if self.trained_size is None:
+                raise
+            raise ConfigError(
+                f"model.cnn.backbone: {self.backbone} does not take images of "
+                f"{images.shape[-2]} x {images.shape[-1]} pixels ({error}). It is made for "
+                f"{self.trained_size[0]} x {self.trained_size[1]}: set dataset.image.crop to "
+                "that."
+            ) from error
 
     def width(self, layer: str) -> int:
         """Number of channels of a layer's output."""
@@ -162,10 +167,32 @@ class VisionEncoder(nn.Module):
         images = torch.empty(1, 3, height, width, device="meta")
         training = self.network.training
         self.network.eval()
-        with torch.no_grad(), capture(self.network, [layer]) as outputs:
-            functional_call(self.network, state, (images,))
+        with torch.no_grad():
+            outputs = self._outputs(
+                [layer], lambda: functional_call(self.network, state, (images,))
+            )
         self.network.train(training)
         return outputs[layer].shape
+
+    def _outputs(self, layers: list[str], run: Callable[[], object]) -> dict[str, Tensor]:
+        """The outputs of layers in a run of the network.
+
+        Each layer gets its tap the first time that it is asked for, and keeps it.
+        """
+        for layer in layers:
+            if layer not in self._tapped:
+                _tap(self.network, layer, self._kept)
+                self._tapped.add(layer)
+        try:
+            run()
+            if missing := [layer for layer in layers if layer not in self._kept]:
+                raise ConfigError(
+                    f"model.cnn.output_layer: '{missing[0]}' of {type(self.network).__name__} is a "
+                    "container without an output of its own; name one of the layers inside it."
+                )
+            return {layer: self._kept[layer] for layer in layers}
+        finally:
+            self._kept.clear()
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
@@ -265,31 +292,6 @@ def image_size(network: nn.Module) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-@contextmanager
-def capture(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of layers while the network runs inside this context.
-
-    Args:
-        network: what `load_backbone` returned.
-        layers: names of layers that it has.
-
-    Yields:
-        A dictionary that holds, after the run, [B, F] for a layer that leaves one position,
-        [B, T, C] for one of tokens and [B, C, H, W] for others.
-    """
-    outputs: dict[str, Tensor] = {}
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.enter_context(_hook(network, layer, outputs))
-        yield outputs
-    missing = [layer for layer in layers if layer not in outputs]
-    if missing:
-        raise ConfigError(
-            f"model.cnn.output_layer: '{missing[0]}' of {type(network).__name__} is a container "
-            "without an output of its own; name one of the layers inside it."
-        )
-
-
 class Removed(nn.Identity):
     """Stands where a layer was that lies behind the last one kept."""
 
@@ -370,33 +372,58 @@ def _hub_backbone(
     return network
 
 
-def _hook(network: nn.Module, layer: str, outputs: dict[str, Tensor]) -> Any:
-    """A handle that, while it is open, puts the output of a layer into `outputs`."""
-    if isinstance(network, PreTrainedModel):
+@dataclass(eq=False)
+class _Tap:
+    """Keeps the output of a layer whenever the network runs.
 
-        def keep_hub(module: nn.Module, args: Any, output: Any) -> None:
-            pooled = output.get("pooler_output")
-            if layer == "last_hidden_state" or pooled is None:
-                value = output.last_hidden_state
-                outputs[layer] = value if layer == "last_hidden_state" else pool(value)
-            else:
-                outputs[layer] = pooled.flatten(1)
+    An object rather than a function, so that a copy of the network keeps its outputs apart.
 
-        return network.register_forward_hook(keep_hub)
+    Args:
+        layer: its name.
+        kept: where the output goes: [B, F] for a layer that leaves one position, [B, T, C] for one
+            of tokens and [B, C, H, W] for others.
+        channels_last: whether the layer gives [B, H, W, C].
+    """
 
-    if layer == "avgpool" and not hasattr(network, "avgpool"):
+    layer: str
+    kept: dict[str, Tensor]
+    channels_last: bool = False
 
-        def keep_input(module: nn.Module, args: Any) -> None:
-            outputs[layer] = pool(args[0])
-
-        return network.get_submodule(_head(network)).register_forward_pre_hook(keep_input)
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
         if isinstance(module, nn.AdaptiveAvgPool2d) and value.shape[2:] == (1, 1):
             value = value.flatten(1)
-        elif hasattr(network, "permute") and layer.split(".")[0] in ("features", "norm"):
-            value = value.permute(0, 3, 1, 2)  # Swin transformers keep channels last up to there
-        outputs[layer] = value
+        elif self.channels_last:
+            value = value.permute(0, 3, 1, 2)
+        self.kept[self.layer] = value
 
-    return find_layer(network, layer).register_forward_hook(keep)
+
+class _HubTap(_Tap):
+    """The same for a model of transformers, of whose outputs one is asked for."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pooled = output.get("pooler_output")
+        if self.layer == "last_hidden_state" or pooled is None:
+            value = output.last_hidden_state
+            self.kept[self.layer] = value if self.layer == "last_hidden_state" else pool(value)
+        else:
+            self.kept[self.layer] = pooled.flatten(1)
+
+
+class _InputTap(_Tap):
+    """The same for the input of a classifier."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        self.kept[self.layer] = pool(args[0])
+
+
+def _tap(network: nn.Module, layer: str, kept: dict[str, Tensor]) -> None:
+    """Have the output of a layer put into `kept` whenever the network runs."""
+    if isinstance(network, PreTrainedModel):
+        network.register_forward_hook(_HubTap(layer, kept))
+    elif layer == "avgpool" and not hasattr(network, "avgpool"):
+        network.get_submodule(_head(network)).register_forward_pre_hook(_InputTap(layer, kept))
+    else:
+        # Swin transformers keep channels last up to there.
+        last = hasattr(network, "permute") and layer.split(".")[0] in ("features", "norm")
+        find_layer(network, layer).register_forward_hook(_Tap(layer, kept, last))
