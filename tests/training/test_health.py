@@ -11,9 +11,9 @@ from vilmedic.training.health import (
     StuckWarning,
     contrastive_diagnostics,
     duplicates,
+    feature_std,
     in_batch_r1,
     observing,
-    spread,
 )
 
 HEALTHY = {
@@ -88,10 +88,10 @@ def test_collapsed_features_are_no_hit() -> None:
     assert in_batch_r1(same, same) == 0.0
 
 
-def test_spread_is_one_on_the_sphere_and_zero_when_collapsed() -> None:
+def test_feature_std_is_one_on_the_sphere_and_zero_when_collapsed() -> None:
     random = torch.nn.functional.normalize(torch.randn(4000, 32), dim=1)
-    assert spread(random) == pytest.approx(1.0, abs=0.02)
-    assert spread(random[:1].expand(10, 32)) == 0.0
+    assert feature_std(random) == pytest.approx(1.0, abs=0.02)
+    assert feature_std(random[:1].expand(10, 32)) == 0.0
 
 
 def test_duplicates() -> None:

@@ -16,10 +16,10 @@ from torch import nn
 
 from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, zoo_file
 from vilmedic.checkpoints.safe_load import load_plain
-from vilmedic.config.scores import known_better
+from vilmedic.config.declared import known_better
 from vilmedic.distributed.tensors import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
-from vilmedic.files import no_file, sync_folder
+from vilmedic.files import no_file, replacing, sync_folder
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -327,18 +327,13 @@ def save_checkpoint(
         path: the file to write.
         kept: a file that is there, and a further name that it gets before `path` is replaced.
     """
-    # One name for all attempts: what a killed one has left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
+    with replacing(path) as draft:
+        with open(draft, "wb") as stream:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
         if kept is not None:
             _keep(*kept, replaced=path)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -16,9 +15,10 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import make_run_directory
-from vilmedic.config.build import build, build_calls, entries
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.scores import distinct
+from vilmedic.config import build, build_calls
+from vilmedic.config.declared import distinct
+from vilmedic.config.namespaces import entries
+from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
@@ -29,6 +29,7 @@ from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.results import grouped, results_name, source, table
+from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.random_state import seed_everything
@@ -395,11 +396,7 @@ def with_contents(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if isinstance(value, str) and Path(value).is_file()
     }
-    hashes = {
-        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
-        for key, path in files.items()
-    }
-    return options | hashes
+    return options | {f"{key}_sha256": sha256_of(path) for key, path in files.items()}
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vilmedic.checkpoints.checkpoint import improves
-from vilmedic.config.scores import known_better
+from vilmedic.config.declared import known_better
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text

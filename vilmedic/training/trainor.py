@@ -8,7 +8,7 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import write_provenance
-from vilmedic.config.build import build, build_calls
+from vilmedic.config import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device

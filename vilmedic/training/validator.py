@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vilmedic.config.build import build, build_calls
-from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
+from vilmedic.config import build, build_calls
+from vilmedic.config.declared import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.distributed import processes
