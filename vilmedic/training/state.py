@@ -19,8 +19,12 @@ from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
-from vilmedic.training.ema import AveragedWeights
-from vilmedic.training.optimization import Schedule, restore_optimizer, schedule_options
+from vilmedic.training.optimization import (
+    AveragedWeights,
+    Schedule,
+    restore_optimizer,
+    schedule_options,
+)
 from vilmedic.training.step import Tally, TrainingStep
 
 if TYPE_CHECKING:
