@@ -239,5 +239,5 @@ def test_image_encoder_of_the_official_gloria(tmp_path: Path) -> None:
 
 
 def test_weights_need_what_reads_them() -> None:
-    with pytest.raises(ConfigError, match=r"model\.cnn\.pretrained: given 'run', but nothing"):
+    with pytest.raises(ConfigError, match=r"^pretrained: given 'run', but nothing"):
         VisionEncoder(backbone="resnet18", pretrained="run")

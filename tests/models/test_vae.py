@@ -177,7 +177,7 @@ def test_images_that_do_not_fit_are_refused_by_name() -> None:
         model({"input_ids": torch.zeros(1, 2)})
     with pytest.raises(ConfigError, match=r"views=1"):
         model({"images": torch.zeros(2, 2, 3, 16, 16)})
-    with pytest.raises(ConfigError, match=r"channels: given 3, but the images have 4"):
+    with pytest.raises(ConfigError, match=r"channels=3, but the images have 4"):
         model({"images": torch.zeros(2, 4, 16, 16)})
 
 
