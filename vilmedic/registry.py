@@ -193,7 +193,7 @@ MODELS = Registry(
         "VAE": "vilmedic.models.vae:VAE",
     },
     group="vilmedic.models",
-    runtime=("spec", "filled"),
+    runtime=("spec", "filled", "read_encoder"),
 )
 DATASETS = Registry(
     "dataset",
@@ -216,7 +216,7 @@ BLOCKS = Registry(
     },
     aliases={"VisualEncoder": "CNN"},
     group="vilmedic.blocks",
-    runtime=("spec", "filled"),
+    runtime=("spec", "filled", "read_encoder"),
 )
 LOSSES = Registry(
     "loss",

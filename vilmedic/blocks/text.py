@@ -9,8 +9,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
-from vilmedic.blocks.pretrained import Filled, first_line, load_config, load_model
-from vilmedic.blocks.run_weights import check_vocabulary, fill, read_encoder
+from vilmedic.blocks.pretrained import (
+    Filled,
+    ReadEncoder,
+    first_line,
+    load_config,
+    load_model,
+    read_pretrained,
+)
 from vilmedic.config.types import Between, ConfigOf, Runtime
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.words import has_word_boundaries, special_tokens_around
@@ -33,6 +39,7 @@ class TextEncoder(nn.Module):
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -48,6 +55,7 @@ class TextEncoder(nn.Module):
         freeze: bool = False,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
@@ -73,9 +81,9 @@ class TextEncoder(nn.Module):
             )
             self._try(proto)
         if pretrained is not None and filled is None:
-            file = read_encoder("pretrained", pretrained, "encoder", self.network)
-            check_vocabulary(file, spec)
-            fill(file, self.network)
+            file = read_pretrained(read_encoder, "encoder", pretrained, self.network)
+            file.check_vocabulary(spec)
+            file.fill(self.network)
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
         if freeze:
@@ -188,6 +196,7 @@ class WordEncoder(nn.Module):
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -205,6 +214,7 @@ class WordEncoder(nn.Module):
         freeze: bool = False,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
@@ -215,6 +225,7 @@ class WordEncoder(nn.Module):
             freeze=freeze,
             pretrained=pretrained,
             filled=filled,
+            read_encoder=read_encoder,
             **settings,
         )
         layers = self.text.network.config.num_hidden_layers

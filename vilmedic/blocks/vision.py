@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,7 @@ from torch.func import functional_call
 from torchvision import models
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.pretrained import Filled, load_config, load_model
-from vilmedic.blocks.run_weights import fill, read_encoder
+from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
@@ -44,6 +43,7 @@ class VisionEncoder(nn.Module):
             or a checkpoint of another run, whose image encoder is taken; or the path of a file
             with a state dict of the backbone.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
 
     A transformer of transformers that was trained at another image size gets its positions
     interpolated where its class can do that.
@@ -62,16 +62,19 @@ class VisionEncoder(nn.Module):
         freeze: bool = False,
         pretrained: bool | str = True,
         filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.output_layer = output_layer
         self.permute = permute
         self.freeze = freeze
-        self.network = load_backbone(backbone, output_layer, pretrained, filled)
+        self.network = load_backbone(backbone, output_layer, pretrained, filled, read_encoder)
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
         self.trained_size = image_size(self.network)
+        self._tapped: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
         forward = inspect.signature(self.network.forward).parameters
         self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
@@ -125,18 +128,21 @@ class VisionEncoder(nn.Module):
         options: dict[str, Any] = {}
         if self.trained_size not in (None, tuple(images.shape[-2:])) and self.interpolates:
             options["interpolate_pos_encoding"] = True
-        with capture(self.network, layers) as outputs:
-            try:
-                self.network(images.contiguous(memory_format=torch.channels_last), **options)
-            except ValueError as error:
-                if self.trained_size is None:
-                    raise
-                raise ConfigError(
-                    f"{self.backbone} does not take images of {images.shape[-2]} x "
-                    f"{images.shape[-1]} pixels ({error}). It is made for {self.trained_size[0]} x "
-                    f"{self.trained_size[1]}: set the crop of the images to that."
-                ) from error
-        return outputs
+        try:
+            return self._outputs(
+                layers,
+                lambda: self.network(
+                    images.contiguous(memory_format=torch.channels_last), **options
+                ),
+            )
+        except ValueError as error:
+            if self.trained_size is None:
+                raise
+            raise ConfigError(
+                f"{self.backbone} does not take images of {images.shape[-2]} x "
+                f"{images.shape[-1]} pixels ({error}). It is made for {self.trained_size[0]} x "
+                f"{self.trained_size[1]}: set the crop of the images to that."
+            ) from error
 
     def width(self, layer: str) -> int:
         """Number of channels of a layer's output."""
@@ -154,10 +160,34 @@ class VisionEncoder(nn.Module):
         images = torch.empty(1, 3, height, width, device="meta")
         training = self.network.training
         self.network.eval()
-        with torch.no_grad(), capture(self.network, [layer]) as outputs:
-            functional_call(self.network, state, (images,))
+        with torch.no_grad():
+            outputs = self._outputs(
+                [layer], lambda: functional_call(self.network, state, (images,))
+            )
         self.network.train(training)
         return outputs[layer].shape
+
+    def _outputs(self, layers: list[str], run: Callable[[], object]) -> dict[str, Tensor]:
+        """The outputs of layers in a run of the network.
+
+        Each layer gets its tap the first time that it is asked for, and keeps it.
+        """
+        for layer in layers:
+            if layer not in self._tapped:
+                _tap(self.network, layer, self._kept)
+                self._tapped.add(layer)
+        try:
+            run()
+            if missing := [layer for layer in layers if layer not in self._kept]:
+                raise ArgumentError(
+                    {
+                        "": f"the layer '{missing[0]}' of {type(self.network).__name__} is a "
+                        "container without an output of its own; name one of the layers inside it."
+                    }
+                )
+            return {layer: self._kept[layer] for layer in layers}
+        finally:
+            self._kept.clear()
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
@@ -168,7 +198,11 @@ class VisionEncoder(nn.Module):
 
 
 def load_backbone(
-    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None = None
+    name: str,
+    output_layer: str,
+    pretrained: bool | str,
+    filled: Filled | None = None,
+    read: ReadEncoder | None = None,
 ) -> nn.Module:
     """A backbone that ends at a layer.
 
@@ -177,6 +211,7 @@ def load_backbone(
         output_layer: the last layer kept.
         pretrained: published weights, random ones, or those of another run or of a file.
         filled: given when a checkpoint fills the weights afterwards.
+        read: reads the weights of another run or of a file.
 
     Raises:
         ConfigError: if the backbone, the layer or the weights cannot be had.
@@ -184,7 +219,7 @@ def load_backbone(
     if filled is not None:
         pretrained = False
     if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
-        return _hub_backbone(name, output_layer, pretrained, filled)
+        return _hub_backbone(name, output_layer, pretrained, filled, read)
     known = models.list_models(module=models)
     if name not in known:
         raise ArgumentError(
@@ -198,14 +233,14 @@ def load_backbone(
     whole = set(network.state_dict())
     file = None
     if isinstance(pretrained, str):
-        file = read_encoder("pretrained", pretrained, "cnn", network)
+        file = read_pretrained(read, "cnn", pretrained, network)
     head = _head(network)
     for auxiliary in ("aux1", "aux2", "AuxLogits"):  # second classifiers, used in training only
         if hasattr(network, auxiliary):
             setattr(network, auxiliary, None)
     _cut(network, output_layer)
     if file is not None:
-        fill(file, network, cut=whole, head=None if file.of_run else head)
+        file.fill(network, cut=whole, head=None if file.of_run else head)
     return network
 
 
@@ -254,33 +289,6 @@ def image_size(network: nn.Module) -> tuple[int, int] | None:
         return None
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(height), int(width)
-
-
-@contextmanager
-def capture(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of layers while the network runs inside this context.
-
-    Args:
-        network: what `load_backbone` returned.
-        layers: names of layers that it has.
-
-    Yields:
-        A dictionary that holds, after the run, [B, F] for a layer that leaves one position,
-        [B, T, C] for one of tokens and [B, C, H, W] for others.
-    """
-    outputs: dict[str, Tensor] = {}
-    with ExitStack() as hooks:
-        for layer in layers:
-            hooks.enter_context(_hook(network, layer, outputs))
-        yield outputs
-    missing = [layer for layer in layers if layer not in outputs]
-    if missing:
-        raise ArgumentError(
-            {
-                "": f"the layer '{missing[0]}' of {type(network).__name__} is a container without "
-                "an output of its own; name one of the layers inside it."
-            }
-        )
 
 
 class Removed(nn.Identity):
@@ -336,7 +344,11 @@ def _torchvision_network(name: str, *, published: bool) -> nn.Module:
 
 
 def _hub_backbone(
-    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None
+    name: str,
+    output_layer: str,
+    pretrained: bool | str,
+    filled: Filled | None,
+    read: ReadEncoder | None,
 ) -> nn.Module:
     if output_layer not in HUB_OUTPUTS:
         raise ArgumentError(
@@ -359,38 +371,62 @@ def _hub_backbone(
             {"backbone": f"{name}, a {config.model_type} model, does not take images alone."}
         )
     if isinstance(pretrained, str):
-        file = read_encoder("pretrained", pretrained, "cnn", network)
-        fill(file, network, head="classifier")
+        read_pretrained(read, "cnn", pretrained, network).fill(network, head="classifier")
     return network
 
 
-def _hook(network: nn.Module, layer: str, outputs: dict[str, Tensor]) -> Any:
-    """A handle that, while it is open, puts the output of a layer into `outputs`."""
-    if isinstance(network, PreTrainedModel):
+@dataclass(eq=False)
+class _Tap:
+    """Keeps the output of a layer whenever the network runs.
 
-        def keep_hub(module: nn.Module, args: Any, output: Any) -> None:
-            pooled = output.get("pooler_output")
-            if layer == "last_hidden_state" or pooled is None:
-                value = output.last_hidden_state
-                outputs[layer] = value if layer == "last_hidden_state" else pool(value)
-            else:
-                outputs[layer] = pooled.flatten(1)
+    An object rather than a function, so that a copy of the network keeps its outputs apart.
 
-        return network.register_forward_hook(keep_hub)
+    Args:
+        layer: its name.
+        kept: where the output goes: [B, F] for a layer that leaves one position, [B, T, C] for one
+            of tokens and [B, C, H, W] for others.
+        channels_last: whether the layer gives [B, H, W, C].
+    """
 
-    if layer == "avgpool" and not hasattr(network, "avgpool"):
+    layer: str
+    kept: dict[str, Tensor]
+    channels_last: bool = False
 
-        def keep_input(module: nn.Module, args: Any) -> None:
-            outputs[layer] = pool(args[0])
-
-        return network.get_submodule(_head(network)).register_forward_pre_hook(keep_input)
-
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
         if isinstance(module, nn.AdaptiveAvgPool2d) and value.shape[2:] == (1, 1):
             value = value.flatten(1)
-        elif hasattr(network, "permute") and layer.split(".")[0] in ("features", "norm"):
-            value = value.permute(0, 3, 1, 2)  # Swin transformers keep channels last up to there
-        outputs[layer] = value
+        elif self.channels_last:
+            value = value.permute(0, 3, 1, 2)
+        self.kept[self.layer] = value
 
-    return find_layer(network, layer).register_forward_hook(keep)
+
+class _HubTap(_Tap):
+    """The same for a model of transformers, of whose outputs one is asked for."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pooled = output.get("pooler_output")
+        if self.layer == "last_hidden_state" or pooled is None:
+            value = output.last_hidden_state
+            self.kept[self.layer] = value if self.layer == "last_hidden_state" else pool(value)
+        else:
+            self.kept[self.layer] = pooled.flatten(1)
+
+
+class _InputTap(_Tap):
+    """The same for the input of a classifier."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        self.kept[self.layer] = pool(args[0])
+
+
+def _tap(network: nn.Module, layer: str, kept: dict[str, Tensor]) -> None:
+    """Have the output of a layer put into `kept` whenever the network runs."""
+    if isinstance(network, PreTrainedModel):
+        network.register_forward_hook(_HubTap(layer, kept))
+    elif layer == "avgpool" and not hasattr(network, "avgpool"):
+        network.get_submodule(_head(network)).register_forward_pre_hook(_InputTap(layer, kept))
+    else:
+        # Swin transformers keep channels last up to there.
+        last = hasattr(network, "permute") and layer.split(".")[0] in ("features", "norm")
+        find_layer(network, layer).register_forward_hook(_Tap(layer, kept, last))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.distributed.gather import Part
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import ContrastiveModel, Features
 
@@ -105,7 +104,7 @@ class Observed:
 
 @contextmanager
 def observing(model: Any, wanted: bool) -> Iterator[Observed]:
-    """Keep what a contrastive model's `contrast` is given while the context lasts.
+    """Keep the features of own samples that a contrastive model compares in this context.
 
     Nothing is computed here, so that a step that is not logged costs nothing and a step that is
     logged is the same step.
@@ -118,22 +117,15 @@ def observing(model: Any, wanted: bool) -> Iterator[Observed]:
     if not wanted or not isinstance(model, ContrastiveModel):
         yield observed
         return
-    contrast, contrast_part = model.contrast, model.contrast_part
 
-    def keep(features: Features) -> dict[str, Tensor]:
+    def keep(features: Features) -> None:
         observed.features = {key: value.detach() for key, value in features.items()}
-        return contrast(features)
 
-    def keep_part(features: Features, part: Part) -> dict[str, Tensor]:
-        result = contrast_part(features, part)
-        observed.features = {key: value.detach() for key, value in features.items()}
-        return result
-
-    model.contrast, model.contrast_part = keep, keep_part  # type: ignore[method-assign]
+    model.observer = keep
     try:
         yield observed
     finally:
-        del model.contrast, model.contrast_part
+        model.observer = None
 
 
 @torch.no_grad()

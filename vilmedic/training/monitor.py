@@ -40,8 +40,10 @@ class StepWatch:
         section: `log_every` and `max_bad_steps`.
         model: the model that is trained.
         data: names the samples of a bad step.
-        log: where numbers go.
         tally: counts bad steps.
+
+    Attributes:
+        log: where numbers go; nowhere until it is set.
     """
 
     def __init__(
@@ -49,12 +51,12 @@ class StepWatch:
         section: TrainorSection,
         model: nn.Module,
         data: Any,
-        log: MetricsLog | NoLog,
         tally: Tally,
     ) -> None:
         self.section, self.model, self.data = section, model, data
         self.device = next(model.parameters()).device
-        self.log, self.tally = log, tally
+        self.log: MetricsLog | NoLog = NoLog()
+        self.tally = tally
         self.bars = RunBars(section.epochs)
         self.throughput = Throughput(self.device)
         self.stuck = StuckWarning()

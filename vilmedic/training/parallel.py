@@ -171,11 +171,10 @@ class Parallel:
         A model that encodes in chunks also makes the floats of a chunk only.
         """
         if isinstance(self.model, ContrastiveModel):
-            share = part if self.world > 1 else None
             if self.sharded:
                 # Weights are gathered by `encode`, whose second pass comes in the backward pass.
-                return self.model.forward(batch, prepare, share)
-            output: dict[str, Tensor] = self._network(batch, prepare, share)
+                return self.model.forward(batch, prepare, part)
+            output: dict[str, Tensor] = self._network(batch, prepare, part)
             return output
         output = self._network(prepare(batch))
         if self.world == 1:
