@@ -31,9 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peak_memory import MIB, read_peak, start_peak
 from tests.factories import tiny_spec
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed.gather import Part
 from vilmedic.losses.convirt import ConVIRTLoss

@@ -9,9 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss

@@ -23,8 +23,8 @@ from tests.factories import (
     tiny_vae,
 )
 from vilmedic.blocks.pretrained import Filled, network_configs
+from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
@@ -81,7 +81,7 @@ def test_another_backbone_is_refused_with_the_differences(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         VisionEncoder(backbone="resnet18", pretrained=path)
     message = str(caught.value)
-    assert message.startswith(f"model.cnn.pretrained: {path} does not fit the backbone: ")
+    assert message.startswith(f"pretrained: {path} does not fit the backbone: ")
     assert "tensors are missing, such as 'bn1.bias'" in message
     with pytest.raises(ConfigError, match=r"have another shape, such as .*, which is \(.*\) in it"):
         VisionEncoder(backbone="shufflenet_v2_x1_0", pretrained=path)
@@ -101,7 +101,7 @@ def test_a_system_without_the_encoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no text encoder: it is a checkpoint of SimCLR\."):
         tiny_encoder(pretrained=path)
     for wrong in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(ConfigError, match=r"^model\.encoder\.pretrained: "):
+        with pytest.raises(ConfigError, match=r"^pretrained: "):
             tiny_encoder(pretrained=str(wrong))
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision import models
+from transformers import PreTrainedModel
 
-from vilmedic.blocks.backbones import capture, image_size, load_backbone, pool
-from vilmedic.blocks.pretrained import Filled
+from vilmedic.blocks.pretrained import Filled, load_config, load_model
+from vilmedic.blocks.run_weights import fill, read_encoder
 from vilmedic.config.types import Dropout, Runtime
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, ConfigError, nearest
 
-PERMUTATIONS = ("batch_first", "spatial_first", "no_permute")
+HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
 
 
 class VisionEncoder(nn.Module):
@@ -58,11 +64,6 @@ class VisionEncoder(nn.Module):
         filled: Runtime[Filled | None] = None,
     ) -> None:
         super().__init__()
-        if permute not in PERMUTATIONS:
-            raise ConfigError(
-                f"model.cnn.permute: '{permute}' is not allowed; choose {', '.join(PERMUTATIONS)}."
-                f"{nearest(permute, PERMUTATIONS)}"
-            )
         self.backbone = backbone
         self.output_layer = output_layer
         self.permute = permute
@@ -131,10 +132,9 @@ class VisionEncoder(nn.Module):
                 if self.trained_size is None:
                     raise
                 raise ConfigError(
-                    f"model.cnn.backbone: {self.backbone} does not take images of "
-                    f"{images.shape[-2]} x {images.shape[-1]} pixels ({error}). It is made for "
-                    f"{self.trained_size[0]} x {self.trained_size[1]}: set dataset.image.crop to "
-                    "that."
+                    f"{self.backbone} does not take images of {images.shape[-2]} x "
+                    f"{images.shape[-1]} pixels ({error}). It is made for {self.trained_size[0]} x "
+                    f"{self.trained_size[1]}: set the crop of the images to that."
                 ) from error
         return outputs
 
@@ -165,3 +165,232 @@ class VisionEncoder(nn.Module):
             f"backbone={self.backbone}, output_layer={self.output_layer}, "
             f"permute={self.permute}, freeze={self.freeze}"
         )
+
+
+def load_backbone(
+    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None = None
+) -> nn.Module:
+    """A backbone that ends at a layer.
+
+    Args:
+        name: a classification network of torchvision, a hub name or a local folder.
+        output_layer: the last layer kept.
+        pretrained: published weights, random ones, or those of another run or of a file.
+        filled: given when a checkpoint fills the weights afterwards.
+
+    Raises:
+        ConfigError: if the backbone, the layer or the weights cannot be had.
+    """
+    if filled is not None:
+        pretrained = False
+    if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
+        return _hub_backbone(name, output_layer, pretrained, filled)
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ArgumentError(
+            {
+                "backbone": f"'{name}' is neither a classification network of torchvision nor a "
+                f"folder nor a hub name (owner/model).{nearest(name, known)} torchvision has: "
+                f"{', '.join(known)}."
+            }
+        )
+    network = _torchvision_network(name, published=pretrained is True)
+    whole = set(network.state_dict())
+    file = None
+    if isinstance(pretrained, str):
+        file = read_encoder("pretrained", pretrained, "cnn", network)
+    head = _head(network)
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # second classifiers, used in training only
+        if hasattr(network, auxiliary):
+            setattr(network, auxiliary, None)
+    _cut(network, output_layer)
+    if file is not None:
+        fill(file, network, cut=whole, head=None if file.of_run else head)
+    return network
+
+
+def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:
+    """The layer of a name, unless it does not exist or was cut off.
+
+    Args:
+        network: what `load_backbone` returned.
+        layer: a top-level child or a dotted name.
+        key: the configuration key that names it, for messages.
+
+    Raises:
+        ConfigError: listing the layers there are.
+    """
+    named = dict(network.named_modules())
+    if layer and isinstance(named.get(layer), nn.Module) and not isinstance(named[layer], Removed):
+        return named[layer]
+    top = [name for name, child in network.named_children() if not isinstance(child, Removed)]
+    top += ["avgpool"] if "avgpool" not in named else []
+    kept = [name for name, module in named.items() if not isinstance(module, Removed)]
+    why = "lies behind output_layer" if layer in named else "does not exist"
+    raise ArgumentError(
+        {
+            key: f"the layer '{layer}' of {type(network).__name__} {why}. "
+            f"Allowed: {', '.join(top)}, or a layer inside one of them by its dotted name."
+            f"{nearest(layer, [*kept, 'avgpool'])}"
+        }
+    )
+
+
+def pool(features: Tensor) -> Tensor:
+    """The mean over positions, [B, F], of features [B, F], [B, T, F] or [B, F, H, W]."""
+    if features.ndim == 4:
+        return features.mean(dim=(2, 3))
+    return features.mean(dim=1) if features.ndim == 3 else features
+
+
+def image_size(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width that a model of transformers was made for; None where none is stated."""
+    size = (
+        getattr(network.config, "image_size", None)
+        if isinstance(network, PreTrainedModel)
+        else None
+    )
+    if not size:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
+
+
+@contextmanager
+def capture(network: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of layers while the network runs inside this context.
+
+    Args:
+        network: what `load_backbone` returned.
+        layers: names of layers that it has.
+
+    Yields:
+        A dictionary that holds, after the run, [B, F] for a layer that leaves one position,
+        [B, T, C] for one of tokens and [B, C, H, W] for others.
+    """
+    outputs: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(_hook(network, layer, outputs))
+        yield outputs
+    missing = [layer for layer in layers if layer not in outputs]
+    if missing:
+        raise ArgumentError(
+            {
+                "": f"the layer '{missing[0]}' of {type(network).__name__} is a container without "
+                "an output of its own; name one of the layers inside it."
+            }
+        )
+
+
+class Removed(nn.Identity):
+    """Stands where a layer was that lies behind the last one kept."""
+
+
+def _head(network: nn.Module) -> str:
+    """Name of the classifier, which torchvision puts last."""
+    return list(dict(network.named_children()))[-1]
+
+
+def _cut(network: nn.Module, output_layer: str) -> None:
+    """Replace everything behind a layer, so that it costs nothing and has no parameters."""
+    path = output_layer
+    if output_layer == "avgpool" and not hasattr(network, "avgpool"):
+        children = [child for child, _ in network.named_children()]
+        network.add_module(children[-1], Removed())
+        return
+    find_layer(network, output_layer)
+    while path:
+        parent_name, _, child_name = path.rpartition(".")
+        parent = network.get_submodule(parent_name)
+        # Inside other modules the order of children need not be that of execution.
+        if parent is network or isinstance(parent, nn.Sequential | nn.ModuleList):
+            children = [child for child, _ in parent.named_children()]
+            for child in children[children.index(child_name) + 1 :]:
+                iterated = isinstance(parent.get_submodule(child), nn.ModuleList)
+                parent.add_module(child, nn.ModuleList() if iterated else Removed())
+        path = parent_name
+
+
+def _torchvision_network(name: str, *, published: bool) -> nn.Module:
+    with warnings.catch_warnings():  # two networks announce a change of their random start
+        warnings.simplefilter("ignore", FutureWarning)
+        if not published:
+            return models.get_model(name, weights=None)
+        choices = models.get_model_weights(name)
+        # The first published weights, as published results used them; some networks have others.
+        weights = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
+        try:
+            return models.get_model(name, weights=weights)
+        except (OSError, RuntimeError) as error:
+            file = weights.url.rpartition("/")[2]
+            cache = Path(torch.hub.get_dir()) / "checkpoints" / file
+            raise ArgumentError(
+                {
+                    "pretrained": f"the ImageNet weights of {name} could not be downloaded "
+                    f"({error}). Set pretrained=false to start from random weights, or "
+                    f"pretrained=<path> to a file with a state dict of {name}, or put {file} "
+                    f"where torch looks for it: {cache}"
+                }
+            ) from error
+
+
+def _hub_backbone(
+    name: str, output_layer: str, pretrained: bool | str, filled: Filled | None
+) -> nn.Module:
+    if output_layer not in HUB_OUTPUTS:
+        raise ArgumentError(
+            {
+                "output_layer": f"'{output_layer}' is not an output of a transformers model. "
+                f"Allowed: {', '.join(HUB_OUTPUTS)}.{nearest(output_layer, HUB_OUTPUTS)}"
+            }
+        )
+    saved = None if filled is None else filled.config_of("cnn")
+    config = load_config("backbone", name, {}, saved)
+    network = load_model(
+        "backbone",
+        name,
+        config,
+        pooler=output_layer != "last_hidden_state",
+        weights=pretrained is True,
+    )
+    if network.main_input_name != "pixel_values":
+        raise ArgumentError(
+            {"backbone": f"{name}, a {config.model_type} model, does not take images alone."}
+        )
+    if isinstance(pretrained, str):
+        file = read_encoder("pretrained", pretrained, "cnn", network)
+        fill(file, network, head="classifier")
+    return network
+
+
+def _hook(network: nn.Module, layer: str, outputs: dict[str, Tensor]) -> Any:
+    """A handle that, while it is open, puts the output of a layer into `outputs`."""
+    if isinstance(network, PreTrainedModel):
+
+        def keep_hub(module: nn.Module, args: Any, output: Any) -> None:
+            pooled = output.get("pooler_output")
+            if layer == "last_hidden_state" or pooled is None:
+                value = output.last_hidden_state
+                outputs[layer] = value if layer == "last_hidden_state" else pool(value)
+            else:
+                outputs[layer] = pooled.flatten(1)
+
+        return network.register_forward_hook(keep_hub)
+
+    if layer == "avgpool" and not hasattr(network, "avgpool"):
+
+        def keep_input(module: nn.Module, args: Any) -> None:
+            outputs[layer] = pool(args[0])
+
+        return network.get_submodule(_head(network)).register_forward_pre_hook(keep_input)
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if isinstance(module, nn.AdaptiveAvgPool2d) and value.shape[2:] == (1, 1):
+            value = value.flatten(1)
+        elif hasattr(network, "permute") and layer.split(".")[0] in ("features", "norm"):
+            value = value.permute(0, 3, 1, 2)  # Swin transformers keep channels last up to there
+        outputs[layer] = value
+
+    return find_layer(network, layer).register_forward_hook(keep)

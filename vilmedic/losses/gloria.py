@@ -11,7 +11,7 @@ from torch.nn import functional
 from vilmedic.config.types import Between, Temperature, Weight
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part, widened
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 from vilmedic.losses.gloria_local import local_similarity
 from vilmedic.losses.pairs import contrast_pairs, contrast_rows
 
@@ -149,7 +149,7 @@ class GLoRIALoss(nn.Module):
     ) -> None:
         super().__init__()
         if local_loss_weight == global_loss_weight == 0:
-            raise ConfigError("model.loss.local_loss_weight and global_loss_weight are both 0.")
+            raise ArgumentError({"": "local_loss_weight and global_loss_weight are both 0."})
         self.local_loss_weight = local_loss_weight
         self.global_loss_weight = global_loss_weight
         self.temp0 = temp0

@@ -12,13 +12,13 @@ from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
+from vilmedic.distributed.tensors import whole
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
 from vilmedic.training.optimization import Schedule, restore_optimizer, schedule_options
-from vilmedic.training.parallel import whole
-from vilmedic.training.progress import Progress
+from vilmedic.training.resume import Progress
 
 if TYPE_CHECKING:
     from vilmedic.training.trainor import Trainor

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
-from vilmedic.checkpoints.score import improves
 from vilmedic.config import build, build_calls
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
@@ -20,15 +20,11 @@ from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training import state as run_state
 from vilmedic.training.ema import AveragedWeights
-from vilmedic.training.groups import groups
 from vilmedic.training.interruption import Interruption
-from vilmedic.training.metrics_log import MetricsLog
-from vilmedic.training.monitor import StepWatch
-from vilmedic.training.no_log import NoLog
+from vilmedic.training.metrics_log import MetricsLog, NoLog
+from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import Schedule, make_optimizer
-from vilmedic.training.parallel import seed_this_process
-from vilmedic.training.profiling import StepProfiler
-from vilmedic.training.progress import Tally
+from vilmedic.training.parallel import groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Saver
 from vilmedic.training.setup import (
@@ -37,7 +33,7 @@ from vilmedic.training.setup import (
     prepare_network,
     tell_what_batches_mean,
 )
-from vilmedic.training.step import TrainingStep
+from vilmedic.training.step import Tally, TrainingStep
 from vilmedic.training.validator import Validator
 
 if TYPE_CHECKING:
@@ -58,7 +54,7 @@ class Trainor:
 
     def __init__(self, config: Config) -> None:
         self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
-        self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
+        self.loggers = build_calls(LOGGERS, config.calls("trainor", "loggers"))
         self.device = pick_device(self.section.device)
         start, self.lock = claim_start(config)
         try:
@@ -77,14 +73,13 @@ class Trainor:
             self.data = build(
                 DATASETS,
                 config.dataset,
-                where="dataset",
                 split="train",
                 training=True,
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
         filled = None if start.state is None else Filled(start.state.get("networks") or {})
-        self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
+        self.model = build(MODELS, config.model, spec=self.data.spec, filled=filled)
         run_state.restore_weights(self, start)
         check_batch_size(self.model, len(self.data), self.section)
         check_validation_batches(self.model, config.validator)
