@@ -6,7 +6,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from vilmedic.checkpoints.run_directory import acquire
 from vilmedic.datasets.lines import listed
 from vilmedic.errors import DataError
+from vilmedic.files import replacing
 
 PART = 1024
 """Inputs of a part: what a run that is killed loses at most."""
@@ -131,11 +131,9 @@ def write_embeddings(
                 folder.rmdir()  # it stays when there is a part in it
             raise
         with _writing(out, folder):
-            draft = folder / f"whole{out.suffix}"
             write = _write_parquet if out.suffix == ".parquet" else _write_npz
-            write(draft, folder, columns, plan)
-            _sync(draft)
-            os.replace(draft, out)
+            with replacing(out, sync=True) as draft:
+                write(draft, folder, columns, plan)
             shutil.rmtree(folder)
     return True
 
@@ -187,12 +185,12 @@ def _writing(out: Path, folder: Path) -> Iterator[None]:
 def _make_part(out: Path, folder: Path, column: Column, start: int, stop: int) -> None:
     path = _part_path(folder, column, start)
     rows, errors = column.embed(start, stop)
-    draft = path.with_suffix(".tmp")
-    with _writing(out, folder):
-        with open(draft, "wb") as file:
-            np.savez(file, rows=rows, errors=np.array(errors, dtype=np.str_))
-        _sync(draft)
-        os.replace(draft, path)
+    with (
+        _writing(out, folder),
+        replacing(path, sync=True) as draft,
+        open(draft, "wb") as file,
+    ):
+        np.savez(file, rows=rows, errors=np.array(errors, dtype=np.str_))
 
 
 def _is_part(path: Path, allow_errors: bool) -> bool:
@@ -280,8 +278,3 @@ def _errors(out: Path, columns: Sequence[Column], digest: str) -> list[str] | No
     if not isinstance(plan, dict) or plan.get("sha256") != digest:
         return None
     return [reason for column in reasons for reason in column if reason]
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

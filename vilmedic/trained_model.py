@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.config.build import check_arguments
-from vilmedic.config.generation import GenerationSection
+from vilmedic.config.load import check_arguments
+from vilmedic.config.sections import GenerationSection
 from vilmedic.embedder import (
     BATCH,
     Embedder,
@@ -100,7 +100,7 @@ class TrainedModel(Embedder):
         if similarity != "global":
             self.require("local_similarity")
         texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
-        weights = prompt_weights(classes)
+        weights = torch.from_numpy(prompt_weights(classes).toarray())
         given = as_rows(images, "images")
         sources = listed(images) if given is None else given
         if given is not None and similarity != "global":

@@ -25,6 +25,7 @@ from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.shards import ShardIndex, shard_order
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
+from vilmedic.files import BLOCK
 from vilmedic.preparation.shards import write_shards
 
 Args = Callable[..., dict[str, Any]]
@@ -252,18 +253,6 @@ def test_password_comes_from_netrc_alone(
     assert "secret" not in str(caught.value)
 
 
-def test_password_goes_to_its_host_and_encrypted_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    text = "machine data.org login ada password secret\ndefault login any password thing\n"
-    (tmp_path / ".netrc").write_text(text)
-    (tmp_path / ".netrc").chmod(0o600)
-    assert shard_store._login("https://data.org/a.tar") == "Basic YWRhOnNlY3JldA=="
-    for url in ("http://data.org/a.tar", "https://other.org/a.tar", "http://127.0.0.1/a.tar"):
-        assert shard_store._login(url) is None
-
-
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("faults", "message"),
@@ -383,7 +372,7 @@ def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
     monkeypatch.setattr(shard_store, "TRIES", 1)
     dataset = make(image_path=url(server), spool=str(shards.parent / "spool"))
     first = sorted(shards.glob("train-*.tar"))[0]
-    first.write_bytes(first.read_bytes() + bytes(3 * shard_store.CHUNK))
+    first.write_bytes(first.read_bytes() + bytes(3 * BLOCK))
     with pytest.raises(DataError, match="sends more than"):
         dataset[SampleKey(0, 0)]
     held = [path.stat().st_size for path in (shards.parent / "spool").iterdir()]

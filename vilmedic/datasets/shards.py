@@ -26,7 +26,7 @@ from vilmedic.datasets.pictures import Pictures
 from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.shard_store import Shard, ShardStore
 from vilmedic.errors import DataError
-from vilmedic.files import plain_name
+from vilmedic.files import plain_name, replacing
 
 INDEX = "shards.npz"
 LANES = 8
@@ -61,17 +61,18 @@ class ShardIndex:
         return self.shard[self.starts[:-1]]
 
     def save(self, path: Path) -> None:
-        """Write the index."""
-        np.savez_compressed(
-            path,
-            names=np.array([shard.name for shard in self.shards]),
-            sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
-            sha256=np.array([shard.sha256 for shard in self.shards]),
-            starts=self.starts,
-            shard=self.shard,
-            offset=self.offset,
-            size=self.size,
-        )
+        """Write the index so that the file is either the old one or the whole new one."""
+        with replacing(path) as draft, open(draft, "wb") as file:
+            np.savez_compressed(
+                file,
+                names=np.array([shard.name for shard in self.shards]),
+                sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
+                sha256=np.array([shard.sha256 for shard in self.shards]),
+                starts=self.starts,
+                shard=self.shard,
+                offset=self.offset,
+                size=self.size,
+            )
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -14,10 +13,12 @@ from torch import nn
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import make_run_directory
-from vilmedic.config.build import build, build_calls, entries
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.scores import distinct
+from vilmedic.config import build, build_calls
+from vilmedic.config.declared import distinct
+from vilmedic.config.namespaces import entries
+from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
@@ -28,6 +29,7 @@ from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.results import grouped, results_name, source, table
+from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.random_state import seed_everything
@@ -73,7 +75,7 @@ class Ensemblor:
         self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
         self.system = str(self.config.model.get("proto", "model"))
         self.source = source(self.system, self.checkpoints, ema=self.section.ema)
-        self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
+        self.metrics = distinct(build_calls(METRICS, config.calls("ensemblor", "metrics")))
         self.post_processing = distinct(
             build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
         )
@@ -243,10 +245,10 @@ class Ensemblor:
 
     def _steps(self) -> Any:
         """The post-processing asked for, and last what the report needs."""
-        steps = self.section.post_processing
-        if not self.section.report or EXPLORER in dict(entries(steps)):
+        steps = self.config.calls("ensemblor", "post_processing")
+        if not self.section.report or EXPLORER in dict(entries(self.section.post_processing)):
             return steps
-        return [*({name: options} for name, options in entries(steps)), EXPLORER]
+        return [*steps, EXPLORER]
 
     @property
     def _ckpt(self) -> str | None:
@@ -354,7 +356,9 @@ class Ensemblor:
         known = Filled(self.networks) if filled else None
         seed_everything(self.section.seed)
         spec = self._dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec, filled=known)
+        model: Model = build(
+            MODELS, self.config.model, spec=spec, filled=known, read_encoder=read_encoder
+        )
         return model.to(self.device)
 
     def _build_dataset(self, split: str) -> Any:
@@ -392,11 +396,7 @@ def with_contents(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if isinstance(value, str) and Path(value).is_file()
     }
-    hashes = {
-        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
-        for key, path in files.items()
-    }
-    return options | hashes
+    return options | {f"{key}_sha256": sha256_of(path) for key, path in files.items()}
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:

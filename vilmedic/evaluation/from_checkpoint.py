@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
-from vilmedic.config.build import build
-from vilmedic.config.marks import KeyPath, dotted
-from vilmedic.config.older_keys import OF_INPUTS, find_older, judge_older
-from vilmedic.config.trained import IMAGES, REPORTS, data_parts
+from vilmedic.config import build
+from vilmedic.config.declared import IMAGES, REPORTS
+from vilmedic.config.keys import OF_INPUTS, find_older, judge_older
+from vilmedic.config.trained import data_parts
+from vilmedic.config.tree import KeyPath, dotted
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import saved_labels
 from vilmedic.datasets.pixels import Pixels

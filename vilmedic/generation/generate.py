@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from vilmedic.config.generation import GenerationSection
+from vilmedic.config.sections import GenerationSection
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.sample import stable_seed

@@ -83,7 +83,10 @@ def _pca(unit: NDArray[np.float32]) -> Points:
     return np.pad(points, ((0, 0), (0, 2 - axes)))
 
 
-def spread(features: NDArray[np.float32]) -> float:
-    """Largest standard deviation of a normalised feature: 0 when all samples are placed alike."""
+def all_alike(features: NDArray[np.float32]) -> bool:
+    """Whether the normalised features [N, D] of all samples are the same, so that no map shows any.
+
+    They are when none of their D values has a standard deviation of 1e-6 or more.
+    """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return float((features / np.maximum(norms, 1e-12)).std(axis=0).max())
+    return bool((features / np.maximum(norms, 1e-12)).std(axis=0).max() < 1e-6)

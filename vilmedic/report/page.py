@@ -15,8 +15,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vilmedic.checkpoints.score import improves
-from vilmedic.config.scores import known_better
+from vilmedic.checkpoints.checkpoint import improves
+from vilmedic.config.declared import known_better
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text

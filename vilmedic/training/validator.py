@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vilmedic.config.build import build, build_calls
-from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
+from vilmedic.config import build, build_calls
+from vilmedic.config.declared import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
 from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
 from vilmedic.distributed import processes
@@ -50,11 +50,9 @@ class Validator:
         self._section = config.validator
         self._seed = seed
         self._device = device
-        self._metrics = distinct(
-            build_calls(METRICS, self._section.metrics, where="validator.metrics")
-        )
+        self._metrics = distinct(build_calls(METRICS, config.calls("validator", "metrics")))
         self._post_processing = build_calls(
-            POST_PROCESSING, self._section.post_processing, "validator.post_processing"
+            POST_PROCESSING, config.calls("validator", "post_processing")
         )
         # Whether or not its numbers are asked for, a collapse is worth a line in the log.
         named = any(isinstance(metric, Representation) for _, metric in self._metrics)
@@ -199,7 +197,6 @@ class Validator:
         return build(
             DATASETS,
             self._config.dataset,
-            where="dataset",
             split=split,
             training=False,
             seed=self._seed,
