@@ -75,7 +75,7 @@ class Ensemblor:
         self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
         self.system = str(self.config.model.get("proto", "model"))
         self.source = source(self.system, self.checkpoints, ema=self.section.ema)
-        self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
+        self.metrics = distinct(build_calls(METRICS, config.calls("ensemblor", "metrics")))
         self.post_processing = distinct(
             build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
         )
@@ -245,10 +245,10 @@ class Ensemblor:
 
     def _steps(self) -> Any:
         """The post-processing asked for, and last what the report needs."""
-        steps = self.section.post_processing
-        if not self.section.report or EXPLORER in dict(entries(steps)):
+        steps = self.config.calls("ensemblor", "post_processing")
+        if not self.section.report or EXPLORER in dict(entries(self.section.post_processing)):
             return steps
-        return [*({name: options} for name, options in entries(steps)), EXPLORER]
+        return [*steps, EXPLORER]
 
     @property
     def _ckpt(self) -> str | None:

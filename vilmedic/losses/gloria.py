@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from vilmedic.config.types import Between, Temperature, Weight
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 from vilmedic.losses.gloria_local import local_similarity
 from vilmedic.losses.pairs import cross_entropy_both_ways
 
@@ -127,7 +127,7 @@ class GLoRIALoss(nn.Module):
     ) -> None:
         super().__init__()
         if local_loss_weight == global_loss_weight == 0:
-            raise ConfigError("model.loss.local_loss_weight and global_loss_weight are both 0.")
+            raise ArgumentError({"": "local_loss_weight and global_loss_weight are both 0."})
         self.local_loss_weight = local_loss_weight
         self.global_loss_weight = global_loss_weight
         self.temp0 = temp0

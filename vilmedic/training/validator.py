@@ -50,11 +50,9 @@ class Validator:
         self._section = config.validator
         self._seed = seed
         self._device = device
-        self._metrics = distinct(
-            build_calls(METRICS, self._section.metrics, where="validator.metrics")
-        )
+        self._metrics = distinct(build_calls(METRICS, config.calls("validator", "metrics")))
         self._post_processing = build_calls(
-            POST_PROCESSING, self._section.post_processing, "validator.post_processing"
+            POST_PROCESSING, config.calls("validator", "post_processing")
         )
         # Whether or not its numbers are asked for, a collapse is worth a line in the log.
         named = any(isinstance(metric, Representation) for _, metric in self._metrics)
@@ -199,7 +197,6 @@ class Validator:
         return build(
             DATASETS,
             self._config.dataset,
-            where="dataset",
             split=split,
             training=False,
             seed=self._seed,
