@@ -86,7 +86,8 @@ def gloria_local_loss(
     everything = part.gather_features({"words": words, "mask": mask})
     similarity = local_similarity(
         regions,
-        **everything,
+        everything["words"],
+        everything["mask"],
         temp0=temp0,
         temp1=temp1,
         temp2=temp2,

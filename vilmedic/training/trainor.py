@@ -79,11 +79,7 @@ class Trainor:
             )
         filled = None if start.state is None else Filled(start.state.get("networks") or {})
         self.model = build(
-            MODELS,
-            config.model,
-            spec=self.data.spec,
-            filled=filled,
-            read_encoder=read_encoder,
+            MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=read_encoder
         )
         restore_weights(self.model, start, config.data)
         check_batch_size(self.model, len(self.data), self.section)
