@@ -12,7 +12,7 @@ from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualP
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss

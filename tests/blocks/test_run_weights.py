@@ -26,7 +26,7 @@ from vilmedic.blocks.pretrained import Filled, network_configs
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
 from vilmedic.checkpoints.checkpoint import save_checkpoint
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError
 
 

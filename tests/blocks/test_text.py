@@ -22,7 +22,7 @@ from vilmedic.blocks import text
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.words import WordEncoder
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError
 
 VOCABULARY = tiny_spec().vocab_size

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.datasets.test_words import REPORT, byte_pairs, sentence_pieces, word_pieces
+from tests.datasets.test_text import REPORT, byte_pairs, sentence_pieces, word_pieces
 from tests.factories import TINY_BERT, tiny_spec, tiny_tokenizer
 from vilmedic.blocks.words import WordEncoder
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.datasets.words import word_numbers
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.text import word_numbers
 from vilmedic.errors import ConfigError
 
 LAYERS = {**TINY_BERT, "num_hidden_layers": 3, "hidden_dropout_prob": 0.0}

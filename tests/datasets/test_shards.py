@@ -16,12 +16,11 @@ import torch
 
 from vilmedic.datasets import shard_store
 from vilmedic.datasets import shards as shards_module
-from vilmedic.datasets.im_seq_shards import ImSeqShards
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.pairs import ImSeq
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.pairs import ImSeq, ImSeqShards
 from vilmedic.datasets.shards import ShardIndex, shard_order
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.older_formats import older_names, original_names, zoo_file
 from vilmedic.config.trained import REPORTS, VOCABULARY, data_parts
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import CheckpointError, ConfigError
 

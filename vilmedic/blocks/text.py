@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedMode
 from vilmedic.blocks.pretrained import Filled, first_line, load_config, load_model
 from vilmedic.blocks.run_weights import check_vocabulary, fill, read_encoder
 from vilmedic.config.types import ConfigOf, Runtime
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError, nearest
 
 POOLINGS = ("pooler", "cls", "mean", "max")

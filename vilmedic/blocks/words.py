@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder, mask_for
 from vilmedic.config.types import Between, ConfigOf, Runtime
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.datasets.words import has_word_boundaries, special_tokens_around
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ConfigError
 
 

@@ -20,10 +20,10 @@ from typing import IO
 import numpy as np
 import torch
 
+from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import Color
 from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.datasets.pictures import Pictures
-from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.shard_store import Shard, ShardStore
 from vilmedic.errors import DataError
 from vilmedic.files import plain_name

@@ -19,8 +19,8 @@ from vilmedic.config.build import build, build_calls, entries
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.scores import distinct
 from vilmedic.config.trained import as_trained
-from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
+from vilmedic.datasets.token_file import cache_tokens
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError

@@ -15,14 +15,12 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.config.build import build
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import saved_labels
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.report_tokens import ReportTokens
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.datasets.text import TextDataset, load_tokenizer
-from vilmedic.datasets.vocabulary import run_vocabulary
-from vilmedic.datasets.word_list import read_word_list, word_list
+from vilmedic.datasets.text import ReportTokens, TextDataset, load_tokenizer
+from vilmedic.datasets.transforms import Pixels
+from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
 from vilmedic.errors import CheckpointError, DataError
 from vilmedic.models.contract import Model
 from vilmedic.registry import MODELS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.device import autocast, move
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows

@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vilmedic.config.generation import GenerationSection
+from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
-from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.transforms import crop_square, resize_short_side, resized_shape
 from vilmedic.device import autocast
 from vilmedic.errors import ConfigError

@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from vilmedic.config.types import AtLeast, Below, Between, Temperature
+from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.image import image_part
-from vilmedic.datasets.sample import stable_seed
 from vilmedic.device import autocast
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Evaluation

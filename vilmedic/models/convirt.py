@@ -12,7 +12,7 @@ from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast, Runtime
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import Part, takes_part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss

@@ -14,7 +14,7 @@ from vilmedic.blocks.linear import linear_of_few
 from vilmedic.blocks.text_image_transformer import TextImageTransformer
 from vilmedic.blocks.transformer_cache import TransformerCache
 from vilmedic.config.types import Runtime
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 from vilmedic.models.contract import Batch, Model

@@ -17,7 +17,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
 from vilmedic.checkpoints.older_formats import original_names, without_pooler
 from vilmedic.config.types import AtLeast, Runtime, Side
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import Part, takes_part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.gloria import GLoRIALoss

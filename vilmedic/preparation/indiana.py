@@ -17,7 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vilmedic.datasets.file_contents import sha256_of
-from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.preparation import command
 from vilmedic.preparation.damage import DAMAGE, open_tar

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vilmedic.datasets.lines import brief
-from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.errors import DataError, nearest
 from vilmedic.preparation import command
 from vilmedic.preparation.folder import Build, LeftOut, Origin, Sample, gather

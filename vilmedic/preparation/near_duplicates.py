@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vilmedic.datasets.scripts import words
+from vilmedic.datasets.report_text import words
 
 WINDOW = 3  # words that are compared as one
 BANDS, ROWS = 32, 4

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.loader import EpochLoader
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part
 

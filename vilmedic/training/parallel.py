@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vilmedic.blocks.repeated import repeated_blocks
-from vilmedic.datasets.sample import stable_seed
+from vilmedic.datasets.aligned import stable_seed
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part
 from vilmedic.errors import ConfigError

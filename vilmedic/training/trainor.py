@@ -9,8 +9,8 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.checkpoints.score import improves
 from vilmedic.config.build import build, build_calls
-from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
+from vilmedic.datasets.token_file import cache_tokens
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted

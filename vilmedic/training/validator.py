@@ -13,8 +13,8 @@ from torch import nn
 
 from vilmedic.config.build import build, build_calls
 from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, distinct, is_declaration
-from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
+from vilmedic.datasets.token_file import cache_tokens
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation

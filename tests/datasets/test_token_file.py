@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.dalles import TINY_VAE
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import make_loader
+from vilmedic.datasets.token_file import cache_tokens
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.models.vae import VAE
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vilmedic.datasets.aligned import AlignedDataset
+from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.picture_cache import VERSION, decoders
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from vilmedic.datasets.image import ImageDataset
 
 FOLDER = "tokens"  # in the run directory
 
@@ -41,7 +39,7 @@ class TokenFile:
         self.path = path
         self._rows: NDArray[Any] | None = None
 
-    def __getitem__(self, line: int) -> torch.Tensor | None:
+    def row(self, line: int) -> torch.Tensor | None:
         """int64 [N]; None for an image that cannot be decoded."""
         if self._rows is None:  # opened by each process that loads data
             self._rows = np.load(self.path, mmap_mode="r")
@@ -72,10 +70,8 @@ def cache_tokens(
         ConfigError: the model has no frozen VAE, or the images are changed at random.
         DataError: image files were written to while tokens were made of them.
     """
-    from vilmedic.datasets.image import ImageDataset
-
     for part in dataset.parts:
-        if isinstance(part, ImageDataset) and part.tokens == "cache" and part.token_file is None:
+        if isinstance(part, ImageDataset) and part.tokens == "cache" and part.token_rows is None:
             vae = getattr(getattr(model, "module", model), "vae", None)
             if vae is None:
                 raise ConfigError(
@@ -102,7 +98,7 @@ def cache_tokens(
                             "them. Start again when they are complete."
                         )
                     os.replace(draft, path)
-            part.token_file = TokenFile(path)
+            part.token_rows = TokenFile(path).row
 
 
 def _key(part: ImageDataset, vae: Any, folder: Path) -> str:

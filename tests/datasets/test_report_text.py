@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilmedic.datasets.report_cleaning import (
+from vilmedic.datasets.report_text import (
     CLEANERS,
     gloria_clean_report_chexpert,
     ifcc_clean_report,
     multilingual_clean_report,
     r2gen_clean_report,
+    split_sentences,
+    words,
 )
+from vilmedic.datasets.vocabulary import train_vocabulary
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,74 @@ def test_a_report_of_a_megabyte_is_cleaned_in_one_pass(
 ) -> None:
     text = repeated * (2**20 // len(repeated)) + "x"  # a pass for each place would take hours
     assert cleaner("clear lungs. " + text).startswith("clear lungs")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no pleural effusion.", ["no", "pleural", "effusion"]),
+        ("neumotórax izquierdo", ["neumotórax", "izquierdo"]),
+        ("胸部CT检查，2型", ["胸", "部", "CT", "检", "查", "2", "型"]),
+        ("両肺のレントゲン", ["両", "肺", "の", "レントゲン"]),
+        ("ปอดปกติ", ["ป", "อ", "ด", "ป", "ก", "ติ"]),
+        ("양측 폐야", ["양측", "폐야"]),
+    ],
+)
+def test_words(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+    tokenizer = train_vocabulary([text], min_frequency=1)
+    tokens = tokenizer.tokenize(text)
+    assert [token for token in tokens if token not in ".，"] == [word.lower() for word in expected]
+
+
+@given(st.text(st.characters(max_codepoint=0xDFF)))
+def test_words_of_scripts_with_spaces_are_runs_of_letters(text: str) -> None:
+    assert words(text) == re.findall(r"\w+", text)
+
+
+@given(st.text())
+def test_no_letter_is_lost(text: str) -> None:
+    joined = "".join(words(text))  # vowel signs, which Python takes for no letters, among them
+    assert re.findall(r"\w", joined) == re.findall(r"\w", text)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ("No effusion. Heart normal!", ["No effusion.", "Heart normal!"]),
+        ("A 3.5 cm mass. No effusion.", ["A 3.5 cm mass.", "No effusion."]),
+        (
+            "Devices, e.g. a tube. Seen by Dr. Smith today.",
+            ["Devices, e.g. a tube.", "Seen by Dr. Smith today."],
+        ),
+        ("1. No effusion. 2. Heart is normal.", ["No effusion.", "Heart is normal."]),
+        (
+            "Impression: 1. No effusion 2) Heart is normal",
+            ["Impression: No effusion", "Heart is normal"],
+        ),
+        # Numbers that do not count up from 1 are not list numbers.
+        ("Arthritis grade 2. The lungs are clear.", ["Arthritis grade 2.", "The lungs are clear."]),
+        ("the lungs are clear . a 3 . 5 cm mass .", ["the lungs are clear .", "a 3 . 5 cm mass ."]),
+        # Too short alone: joined to what precedes, or follows when there is nothing before.
+        ("Lungs are clear. Stable. No effusion.", ["Lungs are clear. Stable.", "No effusion."]),
+        ("Stable. No effusion seen.", ["Stable. No effusion seen."]),
+        ("Normal.", ["Normal."]),
+        ("no stops at all", ["no stops at all"]),
+        ("...", ["..."]),
+        ("两肺清晰。心影不大!未见积液？", ["两肺清晰。", "心影不大!未见积液？"]),
+        ("हृदय सामान्य है। फेफड़े साफ हैं।", ["हृदय सामान्य है।", "फेफड़े साफ हैं।"]),
+    ],
+)
+def test_sentences(report: str, expected: list[str]) -> None:
+    assert split_sentences(report) == expected
+
+
+@pytest.mark.parametrize(
+    "repeated", [".", ". ", "a. ", "e.g. ", "1. ", "1 . 2 ", " 1) ", " ", "。", "?!", "x", "a b. "]
+)
+def test_a_report_of_a_megabyte_is_split_in_one_pass(repeated: str) -> None:
+    text = "clear lungs " + repeated * (2**20 // len(repeated)) + "x"
+    sentences = split_sentences(text)  # a pass for each stop would take hours
+    assert "".join("".join(sentences).split()).startswith("clearlungs")
+    if repeated == "a b. ":
+        assert len(sentences) == 2**20 // 5
