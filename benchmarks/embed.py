@@ -32,8 +32,8 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.transforms import Pixels
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.models.from_checkpoint import Loaded
 from vilmedic.models.simclr import SimCLR
 from vilmedic.run import TrainedModel
 

@@ -224,13 +224,13 @@ def report(argv: Sequence[str] | None = None) -> int:
 
 def _report(run_dir: Path) -> int:
     """Make the pages of a run; the exit status."""
-    from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run
+    from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run
 
     left_out = LeftOut(run_dir, tell=lambda text: print(escaped(text), file=sys.stderr))
     try:
         check_run(run_dir)
         # imported here: what is no run is known before that has taken its seconds
-        from vilmedic.report.draw_curves import write_curves
+        from vilmedic.report.curves import write_curves
         from vilmedic.report.page import write_report
 
         for write in (write_curves, write_report):

@@ -32,14 +32,14 @@ from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
 from vilmedic.device import autocast, move, pick_device
+from vilmedic.drawing.images import pixels
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
-from vilmedic.evaluation.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.generation.generate import generate_images
-from vilmedic.generation.sheet import pixels
 from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
+from vilmedic.models.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.models.vae import VAE
 
 Feature = Literal["visual", "visual_backbone"]

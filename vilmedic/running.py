@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vilmedic.checkpoints.left_out import LeftOut, is_run
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.log import LOGGER, start_console
-from vilmedic.report.left_out import LeftOut, is_run
 from vilmedic.training.trainor import Trainor
 
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
     """Evaluate trained checkpoints; returns the results of each split."""
     _announce(config)
     with processes.process_group(pick_device(config.ensemblor.device)):
-        ensemblor = Ensemblor(config)
+        generate = None
+        if config.ensemblor.generate_images:  # which brings libraries that draw
+            from vilmedic.generation.generate import generate_from_checkpoints as generate
+        ensemblor = Ensemblor(config, generate)
         try:
             return ensemblor.start()
         finally:
@@ -51,7 +54,7 @@ def write_pages(run_dir: Path) -> None:
     if not is_main_process() or not is_run(run_dir):
         return
     # imported here: only the end of a run needs them
-    from vilmedic.report.draw_curves import write_curves
+    from vilmedic.report.curves import write_curves
     from vilmedic.report.page import write_report
 
     left_out = LeftOut(run_dir)

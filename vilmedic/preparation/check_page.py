@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
+from vilmedic.drawing.scatter import COLOURS
 from vilmedic.errors import escaped
-from vilmedic.post_processing.scatter import COLOURS
 from vilmedic.preparation.check_facts import Findings, SplitFacts
 from vilmedic.preparation.near_duplicates import repeated_share
 

@@ -15,15 +15,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
 from vilmedic.checkpoints.score import improves
 from vilmedic.config.scores import known_better
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text
-from vilmedic.report.curves import Line, arrange, read_curves
-from vilmedic.report.draw_curves import shorter
+from vilmedic.report.curves import Line, arrange, read_curves, shorter
 from vilmedic.report.gallery import read_gallery
-from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
 from vilmedic.report.settings import Settings, read_settings
 from vilmedic.report.tables import read_evaluations, read_results, shown
 

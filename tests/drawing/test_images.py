@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.report.runs import pictures
-from vilmedic.report import thumbnails as module
-from vilmedic.report.thumbnails import EACH, thumbnails
+from vilmedic.drawing import images as module
+from vilmedic.drawing.images import EACH, thumbnails
 
 
 def opened(text: str) -> Image.Image:

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from vilmedic.post_processing import scatter
-from vilmedic.post_processing.scatter import COLOURS, SHAPES, draw_scatter
+from vilmedic.drawing import scatter
+from vilmedic.drawing.scatter import COLOURS, SHAPES, draw_scatter
 
 
 def draw(path: Path, classes: np.ndarray, names: list[str], seed: int = 0) -> np.ndarray:
