@@ -70,6 +70,6 @@ def write_pages(run_dir: Path) -> None:
 
 def _announce(config: Config) -> None:
     """Open the console and say which keys of lower layers lost their meaning."""
-    start_console()
+    start_console(main=is_main_process())
     for note in config.notes:
         LOGGER.info(note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
@@ -23,12 +23,12 @@ from vilmedic.config.types import (
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
 from vilmedic.datasets.decode import Color, UndecodableImage
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.picture_cache import PictureCache
-from vilmedic.datasets.pictures import PictureFiles, Pictures
-from vilmedic.datasets.shard_store import ShardStore
-from vilmedic.datasets.shards import INDEX, PictureShards, ShardIndex
+from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures
 from vilmedic.datasets.transforms import Pixels, check_sizes, resized_shape
 from vilmedic.errors import DataError
+
+if TYPE_CHECKING:
+    from vilmedic.datasets.picture_cache import PictureCache
 
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a picture, as shares of its width and height."""
@@ -150,6 +150,8 @@ class ImageDataset(Part):
                 "on_error=skip to leave a few samples out."
             )
         if cache is not None:
+            from vilmedic.datasets.picture_cache import PictureCache
+
             self._use_cache(PictureCache(self.pictures, Path(cache), split, set(missing)))
         super().__init__(texts, missing)
 
@@ -292,8 +294,11 @@ def open_pictures(
     Raises:
         DataError: shards are not there, or do not belong to the lines.
     """
-    index = Path(root) / f"{split}.{INDEX}"
+    index = Path(root) / f"{split}.{SHARD_INDEX}"
     if index.is_file():
+        from vilmedic.datasets.shard_store import ShardStore
+        from vilmedic.datasets.shards import PictureShards, ShardIndex
+
         folder = Path(spool) if spool is not None else Path(root) / "spool"
         store = ShardStore(image_path or root, folder, int(spool_gib * GIB))
         shards = ShardIndex.load(index)

@@ -11,7 +11,6 @@ from vilmedic.config.types import Between
 from vilmedic.datasets.aligned import AlignedDataset, Batch
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
-from vilmedic.datasets.shards import PictureShards, shard_order
 from vilmedic.datasets.text import TextDataset
 
 
@@ -85,6 +84,8 @@ class ImSeqShards(ImSeq):
         label: LabelDataset | None = None,
         mixed: Annotated[int, Between(1, 65536)] = 16,
     ) -> None:
+        from vilmedic.datasets.shards import PictureShards  # other data sets have no use for it
+
         pictures = getattr(image.pictures, "source", image.pictures)
         if not isinstance(pictures, PictureShards):
             raise ValueError(
@@ -98,6 +99,8 @@ class ImSeqShards(ImSeq):
 
     def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor:
         """The order of the samples in a pass of training; see `shard_order`."""
+        from vilmedic.datasets.shards import shard_order
+
         return shard_order(
             self._shards[self.kept],
             seed=seed,

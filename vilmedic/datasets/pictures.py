@@ -19,6 +19,9 @@ from vilmedic.datasets.transforms import resize_short_side, resized_shape
 from vilmedic.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+SHARD_INDEX = "shards.npz"
+"""What follows the split in the name of the file that says where in shards its pictures are."""
 _noted: list[str] = []
 
 

@@ -28,7 +28,6 @@ from vilmedic.datasets.shard_store import Shard, ShardStore
 from vilmedic.errors import DataError
 from vilmedic.files import plain_name
 
-INDEX = "shards.npz"
 LANES = 8
 MOST_BYTES = 2**30
 """Of an index in memory: that of about 35 million images."""

@@ -13,7 +13,6 @@ from torch import nn
 from vilmedic.config.build import build, build_calls
 from vilmedic.config.scores import distinct
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.token_file import cache_tokens
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
@@ -70,7 +69,7 @@ class Splits:
     def tokens_ready(self, split: str, model: nn.Module) -> Any:
         """The data set of a split, which gives image tokens from now on if it is to."""
         dataset = self.dataset(split)
-        cache_tokens(dataset, model, self.device, self.num_workers)
+        tokens_ready(dataset, model, self.device, self.num_workers)
         return dataset
 
     def networks(self, members: Sequence[Callable[[], nn.Module]]) -> Ensemble:
@@ -147,3 +146,13 @@ class Splits:
             drop_last=False,
             num_workers=self.num_workers if num_workers is None else num_workers,
         )
+
+
+def tokens_ready(
+    dataset: Any, model: nn.Module, device: torch.device, num_workers: int | None
+) -> None:
+    """Let a data set give image tokens from now on, if it is to; see `cache_tokens`."""
+    if any(getattr(part, "tokens", None) for part in dataset.parts):
+        from vilmedic.datasets.token_file import cache_tokens
+
+        cache_tokens(dataset, model, device, num_workers)

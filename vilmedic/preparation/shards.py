@@ -27,9 +27,9 @@ from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by
 from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
-from vilmedic.datasets.pictures import PictureFiles, first_numbers
+from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
 from vilmedic.datasets.shard_store import Shard
-from vilmedic.datasets.shards import INDEX, ShardIndex
+from vilmedic.datasets.shards import ShardIndex
 from vilmedic.errors import DataError
 from vilmedic.files import core_count
 
@@ -163,9 +163,9 @@ def _write_split(
         )
         written = list(bar)
     index = _index(written, [len(files.names(line)) for line in range(count)])
-    draft = target / f".{split}.{INDEX}"
+    draft = target / f".{split}.{SHARD_INDEX}"
     index.save(draft)
-    os.replace(draft, target / f"{split}.{INDEX}")
+    os.replace(draft, target / f"{split}.{SHARD_INDEX}")
     size = sum(shard.size for shard in index.shards)
     return {"lines": count, "images": len(index.size), "shards": len(chunks), "bytes": size}
 

@@ -10,10 +10,10 @@ from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.checkpoints.score import improves
 from vilmedic.config.build import build, build_calls
 from vilmedic.datasets.loader import LostWorker, make_loader
-from vilmedic.datasets.token_file import cache_tokens
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
+from vilmedic.evaluation.splits import tokens_ready
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything
@@ -89,7 +89,7 @@ class Trainor:
         check_batch_size(self.model, len(self.data), self.section)
         check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
-        cache_tokens(self.data, self.model, self.device, self.section.num_workers)
+        tokens_ready(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,
