@@ -17,8 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
-from vilmedic.phantom.sheet import write_sheet
-from vilmedic.phantom.write import SIZES, Plan, build
+from vilmedic.phantom.write import SIZES, Plan, build, write_sheet
 from vilmedic.preparation.command import guarded
 
 

@@ -20,13 +20,14 @@ from vilmedic.distributed.launch import (
     process_count,
 )
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
-from vilmedic.preparation.arguments import positive
+from vilmedic.files import FULL
+from vilmedic.script import positive
 
 FAILED = 2
 BROKEN = 1
 MOST_TOLD = 200  # problems
 REFUSED_BY_SYSTEM = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
 )
 """What a full, read-only or failing disk answers, wherever it is met."""

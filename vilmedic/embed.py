@@ -17,15 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vilmedic.datasets.decode import SUFFIXES
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
 from vilmedic.device import pick_device
 from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.files import sha256_of
 from vilmedic.inputs import images_in
-from vilmedic.preparation.tables import read_numbered, table_columns
-from vilmedic.preparation.text_file import open_text
 from vilmedic.run import TrainedModel, find_checkpoint, load
+from vilmedic.tables import open_text, read_numbered, table_columns
 
 KINDS = (".npz", ".parquet")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from vilmedic.errors import DataError
+from vilmedic.files import replacing
 
 PART = 1024
 """Inputs of a part: what a run that is killed loses at most."""
@@ -100,17 +100,16 @@ def write_embeddings(
             if _plan_of(folder / PLAN).get("sha256") != digest:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                _write(folder / PLAN, json.dumps(plan).encode())
+                with replacing(folder / PLAN, sync=True) as draft:
+                    draft.write_text(json.dumps(plan), encoding="utf-8")
             for column in columns:
                 for start in column.starts():
                     stop = min(start + column.part, len(column.inputs))
                     _make_part(folder, column, start, stop)
                     on_part(column.name, stop - start)
-            draft = folder / f"whole{out.suffix}"
             write = _write_parquet if out.suffix == ".parquet" else _write_npz
-            write(draft, folder, columns, plan)
-            _sync(draft)
-            os.replace(draft, out)
+            with replacing(out, sync=True) as draft:
+                write(draft, folder, columns, plan)
             shutil.rmtree(folder)
     except Timeout:
         raise DataError(f"{out} is being written by another process.") from None
@@ -129,11 +128,8 @@ def _make_part(folder: Path, column: Column, start: int, stop: int) -> None:
     if path.is_file():
         return
     rows, errors = column.embed(start, stop)
-    draft = path.with_suffix(".tmp")
-    with open(draft, "wb") as file:
+    with replacing(path, sync=True) as draft, open(draft, "wb") as file:
         np.savez(file, rows=rows, errors=np.array(errors, dtype=np.str_))
-    _sync(draft)
-    os.replace(draft, path)
 
 
 def _part_path(folder: Path, column: Column, start: int) -> Path:
@@ -215,15 +211,3 @@ def _plan_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_bytes(content)
-    _sync(draft)
-    os.replace(draft, path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

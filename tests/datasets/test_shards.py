@@ -24,6 +24,8 @@ from vilmedic.datasets.pairs import ImSeq, ImSeqShards
 from vilmedic.datasets.shards import ShardIndex, shard_order
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
+from vilmedic.files import BLOCK
+from vilmedic.http import netrc_login
 from vilmedic.preparation.shards import write_shards
 
 Args = Callable[..., dict[str, Any]]
@@ -258,9 +260,13 @@ def test_password_goes_to_its_host_and_encrypted_alone(
     text = "machine data.org login ada password secret\ndefault login any password thing\n"
     (tmp_path / ".netrc").write_text(text)
     (tmp_path / ".netrc").chmod(0o600)
-    assert shard_store._login("https://data.org/a.tar") == "Basic YWRhOnNlY3JldA=="
-    for url in ("http://data.org/a.tar", "https://other.org/a.tar", "http://127.0.0.1/a.tar"):
-        assert shard_store._login(url) is None
+    login = netrc_login("data.org")
+    assert login is not None
+    assert login.auth_for("https://data.org/a.tar") is not None
+    assert login.auth_for("http://data.org/a.tar") is None
+    assert login.auth_for("https://other.org/a.tar") is None
+    assert netrc_login("other.org") is None
+    assert netrc_login("127.0.0.1") is None
 
 
 @pytest.mark.usefixtures("quick")
@@ -382,7 +388,7 @@ def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
     monkeypatch.setattr(shard_store, "TRIES", 1)
     dataset = make(image_path=url(server), spool=str(shards.parent / "spool"))
     first = sorted(shards.glob("train-*.tar"))[0]
-    first.write_bytes(first.read_bytes() + bytes(3 * shard_store.CHUNK))
+    first.write_bytes(first.read_bytes() + bytes(3 * BLOCK))
     with pytest.raises(DataError, match="sends more than"):
         dataset[SampleKey(0, 0)]
     held = [path.stat().st_size for path in (shards.parent / "spool").iterdir()]

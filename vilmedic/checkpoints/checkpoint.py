@@ -17,7 +17,7 @@ from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, z
 from vilmedic.checkpoints.safe_load import load_plain
 from vilmedic.config.scores import known_better
 from vilmedic.errors import CheckpointError, ConfigError, nearest
-from vilmedic.files import no_file, sync_folder
+from vilmedic.files import no_file, replacing, sync_folder
 from vilmedic.training.parallel import like
 
 NAME = re.compile(
@@ -327,18 +327,13 @@ def save_checkpoint(
         path: the file to write.
         kept: a file that is there, and a further name that it gets before `path` is replaced.
     """
-    # One name for all attempts: what a killed one has left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
+    with replacing(path) as draft:
+        with open(draft, "wb") as stream:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
         if kept is not None:
             _keep(*kept, replaced=path)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

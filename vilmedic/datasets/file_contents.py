@@ -19,11 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vilmedic.files import core_count, open_regular
+from vilmedic.files import BLOCK, core_count, open_regular, replacing
 
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
-CHUNK = 2**20
 
 
 def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
@@ -66,15 +65,6 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
     return [digest if len(digest) == 2 * DIGEST else "" for digest in found]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _short(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
@@ -94,7 +84,7 @@ def _digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST)
     try:
         with open_regular(path) as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(BLOCK):
                 digest.update(chunk)
     except FileNotFoundError:
         return "missing"
@@ -115,12 +105,7 @@ def _load(path: Path) -> dict[bytes, bytes]:
 
 
 def _save(path: Path, rows: Sequence[bytes]) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(draft, "wb") as file:
-                np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 2 * DIGEST))
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path, f".{os.getpid()}") as draft, open(draft, "wb") as file:
+            np.save(file, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 2 * DIGEST))

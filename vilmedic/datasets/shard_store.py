@@ -8,34 +8,28 @@ crosses the network once for each time that training comes to it.
 
 from __future__ import annotations
 
-import base64
 import logging
-import netrc
 import os
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import OrderedDict
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.errors import DataError
-from vilmedic.files import confined, plain_name
+from vilmedic.files import confined, plain_name, sha256_of
+
+if TYPE_CHECKING:
+    from httpx2 import Client
 
 logger = logging.getLogger(__name__)
 
 OPEN_FILES = 64
 TRIES = 6
 TIMEOUT = 60.0  # seconds without a byte
-CHUNK = 2**20
-SLOWEST = 1000  # bytes a second over TIMEOUT, below which a connection is dead
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True)
@@ -159,72 +153,59 @@ class ShardStore:
         Raises:
             DataError: the server refuses, or does not give the right bytes.
         """
+        from vilmedic.http import Again, open_client  # for shards behind a URL alone
+
         url = f"{self.place}/{urllib.parse.quote(shard.name)}"
         partial = path.with_name(f".{path.name}.partial")
         reason = ""
-        for attempt in range(TRIES):
-            if attempt:
-                time.sleep(min(0.25 * 4 ** (attempt - 1), 30))
-                logger.warning("%s: %s; trying again", url, reason)
-            try:
-                _receive(url, partial, shard.size)
-            except urllib.error.HTTPError as error:
-                reason = f"the server answers {error.code} {error.reason}"
-                if error.code == 416:  # it has less than was fetched before
-                    partial.unlink(missing_ok=True)
-                elif error.code < 500 and error.code not in (408, 429):
+        with open_client(TIMEOUT) as client:
+            for attempt in range(TRIES):
+                if attempt:
+                    time.sleep(min(0.25 * 4 ** (attempt - 1), 30))
+                    logger.warning("%s: %s; trying again", url, reason)
+                try:
+                    _receive(client, url, partial, shard.size)
+                except Again as trouble:
+                    reason = str(trouble)
+                    continue
+                except DataError as error:
+                    reason = str(error).rstrip(".")
                     break
-                continue
-            except (OSError, HTTPException) as error:
-                if isinstance(error, OSError) and error.filename == str(partial):
-                    raise
-                reason = str(error) or type(error).__name__
-                continue
-            if sha256_of(partial) == shard.sha256:
-                os.replace(partial, path)
-                return
-            reason = "what came is not what the index expects (SHA-256 differs)"
-            partial.unlink()
+                if sha256_of(partial) == shard.sha256:
+                    os.replace(partial, path)
+                    return
+                reason = "what came is not what the index expects (SHA-256 differs)"
+                partial.unlink()
         raise DataError(f"{url} cannot be fetched: {reason}.")
 
 
-def _receive(url: str, partial: Path, size: int) -> None:
-    """Append to a partial file what it lacks."""
+def _receive(client: Client, url: str, partial: Path, size: int) -> None:
+    """Append to a partial file what it lacks.
+
+    Raises:
+        Again: the server or the connection failed in a way that may pass.
+        DataError: the server refuses.
+    """
+    from vilmedic.http import Again, Answer, may_pass, netrc_login, received, said
+
     have = partial.stat().st_size if partial.exists() else 0
     if have >= size:
         have = 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    if login := _login(url):
-        request.add_unredirected_header("Authorization", login)  # for this server alone
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        goes_on = have and answer.status == 206
-        since, fresh = time.monotonic(), 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    login = netrc_login(urllib.parse.urlsplit(url).hostname or "")
+    with Answer(client, "GET", url, headers, login) as answer:
+        if answer.status_code == 416:  # it has less than was fetched before
+            partial.unlink(missing_ok=True)
+        if answer.status_code == 416 or may_pass(answer.status_code):
+            raise Again(said(answer))
+        if answer.status_code not in (200, 206):
+            raise DataError(said(answer))
+        goes_on = have and answer.status_code == 206
         with open(partial, "ab" if goes_on else "wb") as file:
-            while chunk := answer.read1(CHUNK):
+            for chunk in received(answer, TIMEOUT):
                 file.write(chunk)
-                fresh += len(chunk)
                 if file.tell() > size:
-                    raise HTTPException(f"the server sends more than the {size} bytes expected")
-                if time.monotonic() - since > TIMEOUT:
-                    if fresh < SLOWEST * TIMEOUT:
-                        raise HTTPException(f"only {fresh} bytes came in {TIMEOUT:.0f} seconds")
-                    since, fresh = time.monotonic(), 0
+                    raise Again(f"the server sends more than the {size} bytes expected")
             arrived = file.tell()
     if arrived < size:
-        raise HTTPException(f"the connection ended after {arrived} of {size} bytes")
-
-
-def _login(url: str) -> str | None:
-    """The header for a server that `~/.netrc` names; None for others and for unencrypted ways."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme != "https" and host not in LOOPBACK:
-        return None
-    try:
-        found = netrc.netrc().hosts.get(host)  # `authenticators` gives any host those of `default`
-    except (OSError, netrc.NetrcParseError):
-        return None
-    if found is None:
-        return None
-    user, _, password = found
-    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+        raise Again(f"the connection ended after {arrived} of {size} bytes")

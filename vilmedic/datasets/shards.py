@@ -26,7 +26,7 @@ from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.datasets.pictures import Pictures
 from vilmedic.datasets.shard_store import Shard, ShardStore
 from vilmedic.errors import DataError
-from vilmedic.files import plain_name
+from vilmedic.files import plain_name, replacing
 
 LANES = 8
 MOST_BYTES = 2**30
@@ -60,17 +60,18 @@ class ShardIndex:
         return self.shard[self.starts[:-1]]
 
     def save(self, path: Path) -> None:
-        """Write the index."""
-        np.savez_compressed(
-            path,
-            names=np.array([shard.name for shard in self.shards]),
-            sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
-            sha256=np.array([shard.sha256 for shard in self.shards]),
-            starts=self.starts,
-            shard=self.shard,
-            offset=self.offset,
-            size=self.size,
-        )
+        """Write the index so that the file is either the old one or the whole new one."""
+        with replacing(path) as draft, open(draft, "wb") as file:
+            np.savez_compressed(
+                file,
+                names=np.array([shard.name for shard in self.shards]),
+                sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
+                sha256=np.array([shard.sha256 for shard in self.shards]),
+                starts=self.starts,
+                shard=self.shard,
+                offset=self.offset,
+                size=self.size,
+            )
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:

@@ -23,6 +23,7 @@ from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.picture_cache import VERSION, decoders
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.files import replacing
 
 FOLDER = "tokens"  # in the run directory
 
@@ -90,14 +91,16 @@ def cache_tokens(
                 path = folder / f"{part.split}_{_key(part, vae, folder)}.npy"
                 if not path.is_file():
                     with processes.alone():
-                        draft = _write(path, part, vae, device, num_workers)
-                    if path.name != f"{part.split}_{_key(part, vae, folder)}.npy":
-                        draft.unlink()
-                        raise DataError(
-                            f"Images of {part.texts.path} were changed while tokens were made of "
-                            "them. Start again when they are complete."
-                        )
-                    os.replace(draft, path)
+                        rows = _rows(part, vae, device, num_workers)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    with replacing(path, f".{os.getpid()}") as draft:
+                        with open(draft, "wb") as stream:
+                            np.save(stream, rows)
+                        if path.name != f"{part.split}_{_key(part, vae, folder)}.npy":
+                            raise DataError(
+                                f"Images of {part.texts.path} were changed while tokens were made "
+                                "of them. Start again when they are complete."
+                            )
             part.token_rows = TokenFile(path).row
 
 
@@ -122,10 +125,10 @@ def _key(part: ImageDataset, vae: Any, folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(
-    path: Path, part: ImageDataset, vae: Any, device: torch.device, num_workers: int | None
-) -> Path:
-    """Compute the tokens of a split; returns the file beside `path` that holds them."""
+def _rows(
+    part: ImageDataset, vae: Any, device: torch.device, num_workers: int | None
+) -> NDArray[np.unsignedinteger[Any]]:
+    """The tokens of a split, a row for each line."""
     length = (vae.image_size // 2**vae.num_layers) ** 2
     kind = np.dtype(np.uint16 if vae.num_tokens < np.iinfo(np.uint16).max else np.uint32)
     rows = np.full((len(part.texts), length), np.iinfo(kind).max, kind)
@@ -135,8 +138,4 @@ def _write(
         images = part.finish({"images": batch["images"].to(device)})["images"]
         codes = vae.get_codebook_indices(images).cpu().numpy()
         rows[part.kept[batch["index"].numpy()]] = codes.astype(kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(draft, "wb") as stream:
-        np.save(stream, rows)
-    return draft
+    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -25,6 +24,7 @@ from vilmedic.evaluation.evaluation import Ensemble
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.evaluation.splits import Splits
+from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.random_state import seed_everything
@@ -347,11 +347,7 @@ def with_contents(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if isinstance(value, str) and Path(value).is_file()
     }
-    hashes = {
-        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
-        for key, path in files.items()
-    }
-    return options | hashes
+    return options | {f"{key}_sha256": sha256_of(path) for key, path in files.items()}
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:

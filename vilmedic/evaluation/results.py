@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilmedic.files import replace_text
+from vilmedic.files import replace_text, text_table
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +78,7 @@ def table(results: dict[str, Any]) -> str:
     rows = list(dict.fromkeys(key for column in columns.values() for key in column))
     cells = [[results["split"], *columns]]
     cells += [[row, *(column.get(row, "-") for column in columns.values())] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        line[0].ljust(widths[0])
-        + "".join(
-            f"   {cell.rjust(width)}" for cell, width in zip(line[1:], widths[1:], strict=True)
-        )
-        for line in cells
-    ]
+    lines = text_table(cells, between="   ")
     rule = "-" * len(lines[0])
     title = (
         f"{results['run']}, split {results['split']}: {results['samples']} samples, "

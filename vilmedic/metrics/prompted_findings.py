@@ -18,6 +18,7 @@ from vilmedic.datasets.image import image_part
 from vilmedic.device import autocast
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.files import text_table
 from vilmedic.generation.generators import warn_of_guidance
 from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.metrics.contract import Metric
@@ -284,17 +285,14 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _table(names: list[str], probabilities: Tensor, areas: dict[str, float | None]) -> str:
     """Prompts down, what the classifier sees across."""
-    corner = "prompt, seen as"
-    width = max(map(len, [*names, corner]))
-    head = corner.ljust(width) + "  " + "  ".join(n.rjust(12) for n in names)
-    lines = [
-        f"{name.ljust(width)}  "
-        + "  ".join(
-            f"{value:.2f}".rjust(max(12, len(column)))
-            for column, value in zip(names, row, strict=True)
-        )
-        + (f"   AUROC {areas[name]:.2f}" if areas[name] is not None else "")
+    rows = [
+        [name, *(f"{value:.2f}" for value in row)]
         for name, row in zip(names, probabilities.tolist(), strict=True)
+    ]
+    head, *lines = text_table([["prompt, seen as", *names], *rows])
+    lines = [
+        line + (f"   AUROC {areas[name]:.2f}" if areas[name] is not None else "")
+        for name, line in zip(names, lines, strict=True)
     ]
     title = "Mean probability of each finding in the images of each prompt:"
     return "\n".join(["", title, head, *lines])

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vilmedic.phantom import FINDINGS, wording
-from vilmedic.phantom.case import Case
-from vilmedic.phantom.findings import Finding
+from vilmedic.phantom.case import Case, Finding
 
 _SIZED = ("Pleural Effusion", "Pneumothorax")
 _DENY_ONE, _DENY_MERGED, _JOIN = 0.75, 0.35, 0.3

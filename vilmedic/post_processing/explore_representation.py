@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +15,15 @@ from vilmedic.config.types import Between
 from vilmedic.drawing.images import thumbnails
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.files import replace_bytes
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import (
     FEWEST,
     NAMES,
     Method,
+    all_alike,
     nearest_samples,
     project,
-    spread,
 )
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,8 @@ class ExploreRepresentation(PostProcessing):
             "neighbours": self._neighbours(features),
         }
         path = evaluation.out_dir / f"{evaluation.split}_explorer.json.gz"
-        temporary = path.with_name(f".{path.name}.tmp")
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        temporary.write_bytes(gzip.compress(text.encode(), 6, mtime=0))
-        os.replace(temporary, path)
+        replace_bytes(path, gzip.compress(text.encode(), 6, mtime=0))
         return [path]
 
     def _features(
@@ -102,7 +100,7 @@ class ExploreRepresentation(PostProcessing):
             if value is None or len(rows) < FEWEST:
                 continue
             x = value.flatten(1).numpy()[rows]
-            if spread(x) < 1e-6:
+            if all_alike(x):
                 logger.warning("explore_representation: all samples have the same '%s'.", key)
                 continue
             features[key] = x

@@ -15,7 +15,7 @@ from vilmedic.drawing.scatter import draw_scatter
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
-from vilmedic.post_processing.projection import FEWEST, NAMES, project, spread
+from vilmedic.post_processing.projection import FEWEST, NAMES, all_alike, project
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class PlotRepresentation(PostProcessing):
         files: list[Path] = []
         for key in self.keys:
             value = evaluation.feature(key)
-            if value is None or spread(x := value.flatten(1).numpy()[rows]) < 1e-6:
+            if value is None or all_alike(x := value.flatten(1).numpy()[rows]):
                 logger.warning(
                     "plot_representation: every sample of '%s' has the same '%s', not drawn.",
                     evaluation.split,

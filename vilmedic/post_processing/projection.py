@@ -77,9 +77,12 @@ def nearest_samples(
     return index, cosine
 
 
-def spread(features: Features) -> float:
-    """Largest standard deviation of a normalised feature: 0 when all samples are placed alike."""
-    return float(_unit(features).std(axis=0).max())
+def all_alike(features: Features) -> bool:
+    """Whether the normalised features [N, D] of all samples are the same, so that no map shows any.
+
+    They are when none of their D values has a standard deviation of 1e-6 or more.
+    """
+    return bool(_unit(features).std(axis=0).max() < 1e-6)
 
 
 def _unit(features: Features) -> Features:

@@ -88,7 +88,7 @@ def contrastive_diagnostics(
     one, other = (functional.normalize(value.float(), dim=1) for value in (first, second))
     numbers["in_batch_r1"] = in_batch_r1(one, other)
     for name, unit in zip(model.contrast_needs, (one, other), strict=False):
-        numbers[f"feature_std_{name}"] = spread(unit)
+        numbers[f"feature_std_{name}"] = feature_std(unit)
     temperature = model.temperature_of(features)
     if temperature is not None:
         numbers["temperature"] = temperature
@@ -113,7 +113,7 @@ def in_batch_r1(one: Tensor, other: Tensor) -> float:
     return ((hits[0] + hits[1]) / 2).item()
 
 
-def spread(unit: Tensor) -> float:
+def feature_std(unit: Tensor) -> float:
     """Standard deviation of L2-normalised features [B, D] over the batch, times root D."""
     deviation: Tensor = unit.std(dim=0, correction=0).mean() * unit.shape[1] ** 0.5
     return deviation.item()
