@@ -296,8 +296,7 @@ def open_pictures(
     """
     index = Path(root) / f"{split}.{SHARD_INDEX}"
     if index.is_file():
-        from vilmedic.datasets.shard_store import ShardStore
-        from vilmedic.datasets.shards import PictureShards, ShardIndex
+        from vilmedic.datasets.shards import PictureShards, ShardIndex, ShardStore
 
         folder = Path(spool) if spool is not None else Path(root) / "spool"
         store = ShardStore(image_path or root, folder, int(spool_gib * GIB))

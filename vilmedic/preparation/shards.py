@@ -26,8 +26,7 @@ from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by
 from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
 from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
-from vilmedic.datasets.shard_store import Shard
-from vilmedic.datasets.shards import ShardIndex
+from vilmedic.datasets.shards import Shard, ShardIndex
 from vilmedic.errors import DataError
 from vilmedic.files import core_count, replacing, sha256_of
 

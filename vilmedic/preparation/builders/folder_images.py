@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vilmedic.datasets.file_contents import file_digests
 from vilmedic.datasets.lines import brief, shown
+from vilmedic.datasets.pictures import file_digests
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import open_regular, walk_files
 from vilmedic.preparation.command import is_present, names_in

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vilmedic.datasets import file_contents as module
-from vilmedic.datasets.file_contents import file_contents
+from vilmedic.datasets import pictures as module
+from vilmedic.datasets.pictures import file_contents
 
 
 @pytest.fixture
