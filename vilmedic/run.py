@@ -27,10 +27,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vilmedic.checkpoints import checkpoint
-from vilmedic.config.build import check_arguments
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.load import Config
+from vilmedic.config.load import Config, check_arguments
 from vilmedic.config.load import load as load_config
+from vilmedic.config.sections import GenerationSection
 from vilmedic.device import autocast, move, pick_device
 from vilmedic.drawing.images import pixels
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError

@@ -15,7 +15,7 @@ from tests.preparation.builders.test_indiana import write_reports
 from tests.preparation.builders.test_padchest import HEADER as PADCHEST_HEADER
 from tests.preparation.builders.test_padchest import TABLE
 from tests.preparation.builders.test_padchest import many as padchest_rows
-from vilmedic.config.build import build
+from vilmedic.config import build
 from vilmedic.config.load import load
 from vilmedic.preparation.builders import indiana, mimic_cxr, padchest
 from vilmedic.registry import DATASETS

@@ -15,7 +15,7 @@ from torch import nn
 
 from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, zoo_file
 from vilmedic.checkpoints.safe_load import load_plain
-from vilmedic.config.scores import known_better
+from vilmedic.config.declared import known_better
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.files import no_file, replacing, sync_folder
 from vilmedic.training.parallel import like

@@ -7,33 +7,39 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from vilmedic.config import types
-from vilmedic.config.annotations import (
+from vilmedic.config.keys import find_older, idle_keys, judge_older
+from vilmedic.config.namespaces import Target, names, registry_of, signature, target
+from vilmedic.config.signature import Param, Signature
+from vilmedic.config.transformers_fields import config_signature, model_type_of
+from vilmedic.config.tree import BROKEN, MOST_PROBLEMS, KeyPath, Tree, dotted
+from vilmedic.config.types import (
     ANY,
+    BOUNDS,
     NUMBERS,
+    UNFIT,
     AnyOf,
+    AsLongAs,
     Basic,
+    Calls,
+    ConfigOf,
+    FolderName,
     Instance,
+    Lengths,
     ListOf,
     MapOf,
     Marked,
+    Matching,
+    NameIn,
+    OptionsOf,
     TupleOf,
     Type,
     instance_of,
     is_number,
     options,
     plain,
+    read_scalar,
+    wrong_folder_name,
 )
-from vilmedic.config.idle import idle_keys
-from vilmedic.config.marks import KeyPath, Tree, dotted
-from vilmedic.config.named import check_calls, check_options
-from vilmedic.config.namespaces import signature
-from vilmedic.config.nodes import Target, registry_of, target
-from vilmedic.config.older_keys import find_older, judge_older
-from vilmedic.config.resolve import BROKEN, MOST_PROBLEMS
-from vilmedic.config.scalars import UNFIT, read_scalar, wrong_folder_name
-from vilmedic.config.signature import Param, Signature
-from vilmedic.config.transformers_fields import config_signature, model_type_of
 from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
 from vilmedic.errors import ConfigError
 
@@ -68,10 +74,8 @@ class Checker:
             if len(self.problems) == MOST_PROBLEMS:
                 self.problems.append(f"there are more problems than these {MOST_PROBLEMS}.")
             return
-        origin = self.tree.origin(path)
         note = self.tree.mark(path).note
-        where = f"{dotted(path)} ({origin})" if origin else dotted(path)
-        self.problems.append(f"{where}: {text}{f' ({note})' if note else ''}")
+        self.problems.append(f"{self.tree.where(path)}: {text}{f' ({note})' if note else ''}")
 
     # -- mappings whose keys are arguments
 
@@ -152,7 +156,7 @@ class Checker:
 
     def leave_out(self, path: KeyPath, given: dict[str, Any], depth: int, why: str) -> None:
         """Take a key out of a section, `depth` keys deep, with a line that says so."""
-        self.notes.append(f"{dotted(path)} ({self.tree.origin(path)}) is left out: {why}.")
+        self.notes.append(f"{self.tree.where(path)} is left out: {why}.")
         Tree(given).remove(path[depth:])
         if self.tree.has(path):
             self.tree.remove(path)
@@ -162,7 +166,7 @@ class Checker:
         """What `**settings` may hold: its keys, and whether any other key is fine as well."""
         if read.extras is None:
             return {}, False
-        if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, types.ConfigOf)):
+        if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, ConfigOf)):
             return {}, True
         defaults = {param.name: param.default for param in read.params.values()}
         model_type = model_type_of(read.extras.mark, {**defaults, **given})
@@ -284,7 +288,7 @@ class Checker:
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
         """Whether a value has the outer form of an alternative, whatever it holds."""
-        if isinstance(option, Marked) and isinstance(option.mark, types.Calls):
+        if isinstance(option, Marked) and isinstance(option.mark, Calls):
             return isinstance(given, dict | list)
         base = plain(option)
         if isinstance(given, dict):
@@ -307,14 +311,14 @@ class Checker:
     ) -> Any:
         """Judge a value by its type and by its mark."""
         mark = kind.mark
-        if given is None and isinstance(mark, types.Calls | types.OptionsOf):
+        if given is None and isinstance(mark, Calls | OptionsOf):
             given = _empty(kind)
-        if isinstance(mark, types.Calls) and isinstance(given, dict | list):
-            calls = check_calls(self, mark, given, path)
+        if isinstance(mark, Calls) and isinstance(given, dict | list):
+            calls = self.calls(mark, given, path)
             if isinstance(calls, dict) and not _is_map(kind):
                 return [{name: one} for name, one in calls.items()]
             return calls
-        if isinstance(mark, (*types.BOUNDS, types.Matching, types.FolderName)):
+        if isinstance(mark, (*BOUNDS, Matching, FolderName)):
             trial = self.trial()
             trial.value(kind.base, given, path)
             if trial.problems:
@@ -324,13 +328,13 @@ class Checker:
         value = self.value(kind.base, given, path, read, siblings)
         if len(self.problems) > before or given is None:
             return value
-        if isinstance(mark, types.BOUNDS):
+        if isinstance(mark, BOUNDS):
             if is_number(given) and not mark.allows(given):
                 self.report(path, mismatch(kind, given))
-        elif isinstance(mark, types.Lengths):
+        elif isinstance(mark, Lengths):
             if len(given) not in mark.allowed:
                 self.report(path, mismatch(kind, given))
-        elif isinstance(mark, types.AsLongAs):
+        elif isinstance(mark, AsLongAs):
             default = read.params[mark.key].default if read and mark.key in read.params else None
             other = (siblings or {}).get(mark.key, default)
             if isinstance(other, list | tuple) and len(other) != len(given):
@@ -339,21 +343,88 @@ class Checker:
                     f"given {shown(given)}; allowed: as many entries as "
                     f"{dotted((*path[:-1], mark.key))} has, {len(other)}.",
                 )
-        elif isinstance(mark, types.FolderName):
+        elif isinstance(mark, FolderName):
             problem = wrong_folder_name(str(value))
             if problem:
                 self.report(path, f"given {shown(value)}; {problem}")
-        elif isinstance(mark, types.Matching):
+        elif isinstance(mark, Matching):
             if not re.fullmatch(mark.pattern, str(value)):
                 self.report(path, mismatch(kind, given))
-        elif isinstance(mark, types.NameIn) and isinstance(value, str):
+        elif isinstance(mark, NameIn) and isinstance(value, str):
             try:
                 signature(mark.namespace, value)
             except ConfigError as error:
                 self.report(path, f"given {shown(given)}; {error}")
-        elif isinstance(mark, types.OptionsOf) and isinstance(value, dict):
-            return check_options(self, mark, value, path, read, siblings or {})
+        elif isinstance(mark, OptionsOf) and isinstance(value, dict):
+            return self.chosen_options(mark, value, path, read, siblings or {})
         return value
+
+    # -- names with options
+
+    def calls(self, mark: Calls, given: Any, path: KeyPath) -> Any:
+        """Judge a mapping, or a list, of names with options."""
+        if isinstance(given, dict):
+            return {name: self.call(mark, name, one, (*path, name)) for name, one in given.items()}
+        result: list[Any] = []
+        for index, entry in enumerate(given):
+            where = (*path, index)
+            if isinstance(entry, str):
+                self.call(mark, entry, None, where)
+                result.append(entry)
+            elif isinstance(entry, dict) and len(entry) == 1:
+                ((name, one),) = entry.items()
+                result.append({name: self.call(mark, name, one, (*where, name))})
+            elif entry is not BROKEN:
+                self.report(
+                    where,
+                    f"given {shown(entry)}; allowed: a name, or one name with its options, of: "
+                    f"{', '.join(names(mark.namespace))}.",
+                )
+        return result
+
+    def call(self, mark: Calls, name: str, given: Any, path: KeyPath) -> dict[str, Any] | None:
+        """Judge the options of one name."""
+        if given is BROKEN or self.full:
+            return None
+        try:
+            read = signature(mark.namespace, name)
+        except ConfigError as error:
+            self.report(path, str(error))
+            return None
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            options = ", ".join(read.settable) if read and read.settable else "its options"
+            self.report(path, f"given {shown(given)}; allowed: a mapping with {options}.")
+            return None
+        return given if read is None else self.section(read, given, path)
+
+    def chosen_options(
+        self,
+        mark: OptionsOf,
+        given: dict[str, Any],
+        path: KeyPath,
+        read: Signature | None,
+        siblings: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Judge the options of the class that a sibling key names."""
+        default = read.params[mark.key].default if read and mark.key in read.params else None
+        name = siblings.get(mark.key, default)
+        if name is BROKEN:
+            return given
+        if name is None:
+            sibling = dotted((*path[:-1], mark.key))
+            for key, value in given.items():
+                self.report(
+                    (*path, key),
+                    f"given {shown(value)}; no option is allowed while '{sibling}' is null.",
+                )
+            return given
+        try:
+            of = signature(mark.namespace, str(name))
+        except ConfigError:
+            # the name is reported where it stands
+            return given
+        return given if of is None else self.section(of, given, path, filled=mark.filled)
 
     # -- nodes
 

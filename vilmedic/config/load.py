@@ -1,4 +1,4 @@
-"""One checked configuration out of files and a command line."""
+"""One checked configuration out of files and a command line, and the objects that it describes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vilmedic.config.annotations import Marked, Type, instance_of, options
-from vilmedic.config.build import entries
 from vilmedic.config.check import Checker
-from vilmedic.config.fit import misfits
-from vilmedic.config.layers import merge, read_layers
-from vilmedic.config.marks import KeyPath, Mark, Tree
-from vilmedic.config.nodes import schema_keys
-from vilmedic.config.optimizers import check_optimizer
-from vilmedic.config.overrides import Override, apply_overrides, parse_override
-from vilmedic.config.replaced import drop_replaced
-from vilmedic.config.resolve import MOST_PROBLEMS, guard, resolve
-from vilmedic.config.scalars import wrong_folder_name
-from vilmedic.config.scores import read_scores
+from vilmedic.config.declared import misfits, wrong_optimizer, wrong_score
+from vilmedic.config.layers import apply_overrides, drop_replaced, merge, read_layers
+from vilmedic.config.namespaces import Target, entries, schema_keys
 from vilmedic.config.sections import (
     EnsemblorSection,
     RunSection,
     TrainorSection,
     ValidatorSection,
 )
-from vilmedic.config.signature import Signature, read_signature
-from vilmedic.config.types import Calls
+from vilmedic.config.signature import Signature, find_class, read_signature
+from vilmedic.config.tree import MOST_PROBLEMS, KeyPath, Mark, Tree, dotted, guard, resolve
+from vilmedic.config.types import (
+    ANY,
+    Calls,
+    ListOf,
+    MapOf,
+    Marked,
+    NameIn,
+    TupleOf,
+    Type,
+    instance_of,
+    options,
+    wrong_folder_name,
+)
 from vilmedic.config.wording import shown
-from vilmedic.config.yaml_source import PlainDumper
+from vilmedic.config.yaml_source import Override, parse_override, to_yaml
 from vilmedic.errors import ConfigError
-from vilmedic.registry import import_plugins
+from vilmedic.registry import Registry, import_class, import_plugins
 
 ROOT = f"{RunSection.__module__}.{RunSection.__name__}"
 
@@ -162,12 +164,9 @@ def load(
     tree = draft.tree
     checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
     judged = checker.section(root, tree.data, ())
-    check_optimizer(checker, judged)
-    if not (draft.problems or checker.problems):
-        _check_score(judged, checker)
-    problems = [*draft.problems, *checker.problems]
+    problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, judged)]
     if not problems:
-        problems += misfits(tree, judged, training=training)
+        problems += [*wrong_score(tree, judged), *misfits(tree, judged, training=training)]
     if problems:
         raise ConfigError(problems)
     judged["name"] = judged.get("name") or Path(path).stem
@@ -263,18 +262,6 @@ def _section_type(section: str, key: str) -> Type | None:
     return read.params[key].type if read is not None and key in read.params else None
 
 
-def _check_score(judged: dict[str, Any], checker: Checker) -> None:
-    """Refuse a score to judge a run by that no evaluation of it gives."""
-    trainor = TrainorSection(**judged.get("trainor") or {})
-    validator = ValidatorSection(**judged.get("validator") or {})
-    metrics = [name for name, _ in entries(validator.metrics)]
-    try:
-        scores = read_scores(validator.splits, metrics, ema=trainor.ema is not None)
-        scores.better(trainor.early_stop_metric)
-    except ConfigError as error:
-        checker.report(("trainor", "early_stop_metric"), str(error))
-
-
 def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     """Import the plugins that the strongest layer names; their classes are part of the schema."""
     found = Tree()
@@ -293,14 +280,115 @@ def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     return [f"plugins ({origin}): {problem}" for problem in import_plugins(names)]
 
 
-def to_yaml(data: Any) -> str:
-    """Plain values as YAML that `load` reads back unchanged."""
-    text: str = yaml.dump(
-        data,
-        Dumper=PlainDumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=10**6,
-        default_flow_style=False,
-    )
-    return text
+# -- objects
+
+
+def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
+    """Make the object that a node describes, the nodes inside it first.
+
+    Args:
+        registry: where `proto` is looked up.
+        node: `proto` and the arguments; arguments that are missing keep the defaults of the code.
+        runtime: what the framework gives: each value reaches every constructor, nested ones
+            included, that has a `Runtime` argument of that name.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: the node does not fit the signatures, or a constructor refuses a value.
+    """
+    path: KeyPath = getattr(node, "path", (registry.kind,))
+    tree: Tree = getattr(node, "tree", None) or Tree()
+    kind = Marked(MapOf(ANY), NameIn(registry.kind))
+    checker = Checker(tree)
+    checker.value(kind, dict(node), path)
+    if checker.problems:
+        raise ConfigError(checker.problems)
+    return _Builder(tree, runtime).value(kind, dict(node), path)
+
+
+def build_calls(
+    registry: Registry, calls: Any, path: str = "", **runtime: Any
+) -> list[tuple[str, Any]]:
+    """Make the objects that a mapping or a list of names with options describes.
+
+    Args:
+        registry: where the names are looked up.
+        calls: `{zero_shot: {prompts: p.yml}, retrieval: }`, or a list of such entries and names.
+        path: the dotted key of the mapping, for messages.
+        runtime: as for `build`.
+
+    Returns:
+        Name and object, in order.
+    """
+    base = path or registry.kind
+    made = []
+    for name, given in entries(calls):
+        node = _Call({"proto": name, **(given or {})})
+        node.path = (*base.split("."), name)
+        made.append((name, build(registry, node, **runtime)))
+    return made
+
+
+def check_arguments(cls: type, given: dict[str, Any]) -> None:
+    """Refuse arguments that the signature of a class does not allow.
+
+    Args:
+        cls: a class of this package that configurations build.
+        given: its arguments, as a caller from Python gives them.
+
+    Raises:
+        ConfigError: a value is none of those that a configuration may have there.
+    """
+    read = read_signature(f"{cls.__module__}.{cls.__qualname__}")
+    assert read is not None
+    checker = Checker(Tree(dict(given)))
+    checker.section(read, dict(given), ())
+    if checker.problems:
+        raise ConfigError(checker.problems)
+
+
+class _Call(dict[str, Any]):
+    path: KeyPath
+
+
+class _Builder(Checker):
+    """Goes through a node that was found faultless and makes objects of it."""
+
+    def __init__(self, tree: Tree, runtime: dict[str, Any]) -> None:
+        super().__init__(tree)
+        self.runtime = runtime
+
+    def sequence(self, kind: ListOf | TupleOf, values: list[Any]) -> Any:
+        container = "tuple" if isinstance(kind, TupleOf) else kind.container
+        return {"list": list, "tuple": tuple, "set": set}[container](values)
+
+    def path_value(self, text: str) -> Any:
+        return Path(text)
+
+    def default_node(self, kind: Type, path: KeyPath, result: dict[str, Any]) -> None:
+        result[str(path[-1])] = self.value(kind, {}, path)
+
+    def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
+        for key in found.consumed:
+            arguments.pop(key, None)
+        for name, param in found.signature.params.items() if found.signature else ():
+            if param.runtime and name in self.runtime:
+                arguments[name] = self.runtime[name]
+        cls = self.class_of(found, path)
+        try:
+            return cls(**arguments)
+        except (ValueError, TypeError) as error:
+            origin = self.tree.origin(path)
+            where = f"{dotted(path)} ({origin})" if origin else dotted(path)
+            raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
+
+    def class_of(self, found: Target, path: KeyPath) -> Any:
+        if found.registry is not None and found.name is not None:
+            return found.registry.get(found.name)
+        cls = find_class(found.path)
+        if cls is None:
+            raise ConfigError(f"{dotted(path)}: there is no class {found.path}.")
+        module = cls.module.path
+        return import_class(f"{module}:{found.path[len(module) + 1 :]}", f"'{dotted(path)}'")

@@ -13,8 +13,9 @@ from torch import nn
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.run_directory import make_run_directory
-from vilmedic.config.build import build, entries
-from vilmedic.config.generation import GenerationSection
+from vilmedic.config import build
+from vilmedic.config.namespaces import entries
+from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vilmedic.config.build import build, build_calls
-from vilmedic.config.scores import distinct
+from vilmedic.config import build, build_calls
+from vilmedic.config.declared import distinct
 from vilmedic.datasets.loader import make_loader
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.evaluation.features import SplitFeatures

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.sections import EnsemblorSection
+from vilmedic.config.sections import EnsemblorSection, GenerationSection
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
-from vilmedic.config.build import build
+from vilmedic.config import build
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset

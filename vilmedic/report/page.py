@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
 from vilmedic.checkpoints.score import improves
-from vilmedic.config.scores import known_better
+from vilmedic.config.declared import known_better
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text

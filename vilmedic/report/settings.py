@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.checkpoints.left_out import LeftOut, read_json
-from vilmedic.config.overrides import parse_override
-from vilmedic.config.yaml_source import read_file_text, read_yaml
+from vilmedic.config.yaml_source import parse_override, read_file_text, read_yaml
 from vilmedic.errors import ConfigError
 
 

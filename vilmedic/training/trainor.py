@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.checkpoints.score import improves
-from vilmedic.config.build import build, build_calls
+from vilmedic.config import build, build_calls
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes

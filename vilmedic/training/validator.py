@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vilmedic.config.scores import KEY, PUBLISHED_NAMES, Scores, is_declaration
+from vilmedic.config.declared import KEY, PUBLISHED_NAMES, Scores, is_declaration
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation

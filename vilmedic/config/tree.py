@@ -1,9 +1,10 @@
-"""Fills in `${...}` and finds the values that cannot be used."""
+"""The values of a configuration with their sources, and the references `${...}` among them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,22 +15,10 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from vilmedic.config.marks import KeyPath, Mark, Tree, dotted
 from vilmedic.errors import ConfigError, nearest, visible
 
-_NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
-
-
-class _Broken:
-    """Stands for a value that was reported already."""
-
-    def __repr__(self) -> str:
-        return "an unusable value"
-
-
-BROKEN = _Broken()
-
-
+KeyPath = tuple[str | int, ...]
+COMMAND_LINE = "command line"
 LONGEST = 1000
 """Letters of a text that refers to other values."""
 MOST_REFERENCES = 20
@@ -44,7 +33,138 @@ MOST_PROBLEMS = 100
 """Problems that are told at once."""
 DEEPEST = 32
 """References that lead to references."""
+_NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+
+
+class _Broken:
+    """Stands for a value that was reported already."""
+
+    def __repr__(self) -> str:
+        return "an unusable value"
+
+
+BROKEN = _Broken()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The source of one value.
+
+    Args:
+        origin: `file:line` or `command line`.
+        raw: the text as typed, where reading it as a number, a truth value or null loses it.
+        note: what is wrong with the text; told when the value turns out to be unusable.
+        layer: number of the layer that gives it, the weakest 0; the command line is the last one.
+        whole: whether it is a mapping that replaces that of lower layers instead of adding to it.
+    """
+
+    origin: str
+    raw: str | None = None
+    note: str = ""
+    layer: int = 0
+    whole: bool = False
+
+
+@dataclass
+class Tree:
+    """Plain nested values with a mark for each of them.
+
+    Args:
+        data: mappings with text keys, lists, text, numbers, truth values and None.
+        marks: the source of every value, by its path.
+        removed: the keys that the command line took out.
+        referred: the dotted keys that other values refer to, `${trainor.batch_size}`.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    marks: dict[KeyPath, Mark] = field(default_factory=dict)
+    removed: dict[KeyPath, Mark] = field(default_factory=dict)
+    referred: frozenset[str] = frozenset()
+
+    def origin(self, path: KeyPath) -> str:
+        """The source of a value, or of the nearest enclosing one that has a source."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.marks:
+                return self.marks[path[:length]].origin
+        return ""
+
+    def where(self, path: KeyPath) -> str:
+        """A key as messages name it: dotted, with the source of its value if there is one."""
+        origin = self.origin(path)
+        name = dotted(path) or "the configuration"
+        return f"{name} ({origin})" if origin else name
+
+    def mark(self, path: KeyPath) -> Mark:
+        """The mark of a value itself; an empty one when it has none."""
+        return self.marks.get(path, Mark(self.origin(path)))
+
+    def layer(self, path: KeyPath) -> int | None:
+        """Number of the layer that decided on a value or on its absence; None for a default."""
+        for known in (self.marks, self.removed):
+            if path in known:
+                return known[path].layer
+        for length in range(len(path) - 1, 0, -1):
+            mark = self.marks.get(path[:length])
+            if mark is not None and mark.whole:
+                return mark.layer
+        return None
+
+    def has(self, path: KeyPath) -> bool:
+        """Whether there is a value at a path, null included."""
+        node: Any = self.data
+        for part in path:
+            if isinstance(node, list):
+                known = isinstance(part, int) and part < len(node)
+            else:
+                known = isinstance(node, dict) and part in node
+            if not known:
+                return False
+            node = node[part]
+        return True
+
+    def get(self, path: KeyPath) -> Any:
+        """The value at a path that exists."""
+        node: Any = self.data
+        for part in path:
+            node = node[part]
+        return node
+
+    def remove(self, path: KeyPath) -> None:
+        """Take out a value that exists, and the marks of everything in it."""
+        value = self.get(path)
+        del self.get(path[:-1])[path[-1]]
+        for inside in _places(value, path):
+            self.marks.pop(inside, None)
+
+    def forget(self, path: KeyPath) -> None:
+        """Take out the marks of a value and of everything in it."""
+        for known in [known for known in self.marks if known[: len(path)] == path]:
+            del self.marks[known]
+
+    def stamp(self, layer: int) -> None:
+        """Note the number of the layer that all values are of."""
+        self.marks = {path: replace(mark, layer=layer) for path, mark in self.marks.items()}
+
+
+def _places(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """The path of a value and of everything in it."""
+    yield path
+    items: Any = enumerate(value) if isinstance(value, list) else ()
+    for key, one in value.items() if isinstance(value, dict) else items:
+        yield from _places(one, (*path, key))
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as users write it: `ensemblor.splits.0`."""
+    return ".".join(str(part) for part in path)
+
+
+def copied(value: Any) -> Any:
+    """The mappings and lists of a value anew; what they hold is never changed in place."""
+    if isinstance(value, dict):
+        return {key: copied(one) for key, one in value.items()}
+    return [copied(one) for one in value] if isinstance(value, list) else value
 
 
 def guard(tree: Tree) -> None:
@@ -57,11 +177,11 @@ def guard(tree: Tree) -> None:
     nested = [path for path, text in texts if "${" in _REFERENCE.sub("", text)]
     if len(texts) > MOST_REFERRING or len(nested) > MOST_NESTED:
         path = nested[-1] if len(nested) > MOST_NESTED else texts[-1][0]
-        raise ConfigError(f"{_where(tree, path)}: too many values refer to others.")
+        raise ConfigError(f"{tree.where(path)}: too many values refer to others.")
     for path, text in texts:
         if len(text) > LONGEST or text.count("${") > MOST_REFERENCES:
             raise ConfigError(
-                f"{_where(tree, path)}: given '{visible(text)}'; allowed: {LONGEST:,} letters "
+                f"{tree.where(path)}: given '{visible(text)}'; allowed: {LONGEST:,} letters "
                 f"with {MOST_REFERENCES} references."
             )
 
@@ -94,7 +214,7 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
         The resolved tree, in which an unusable value is `BROKEN`, and one text a problem.
     """
     if not _has_special(tree.data):
-        return Tree(_copy(tree.data), tree.marks, tree.removed), []
+        return Tree(copied(tree.data), tree.marks, tree.removed), []
     known = _with_defaults(tree.data, defaults)
     _Size(known, tree).check()
     config = OmegaConf.create(known)
@@ -103,7 +223,7 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
 
     def complain(path: KeyPath, text: str) -> Any:
         if len(problems) < MOST_PROBLEMS:
-            problems.append(f"{dotted(path)} ({tree.origin(path)}): {text}")
+            problems.append(f"{tree.where(path)}: {text}")
         return BROKEN
 
     def visit(container: Any, path: KeyPath) -> Any:
@@ -169,16 +289,6 @@ def _has_special(value: Any) -> bool:
     return isinstance(value, str) and ("${" in value or value == "???")
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(one) for key, one in value.items()}
-    return [_copy(one) for one in value] if isinstance(value, list) else value
-
-
-def _where(tree: Tree, path: KeyPath) -> str:
-    return f"{dotted(path)} ({tree.origin(path)})" if path else "the configuration"
-
-
 class _Size:
     """How large a tree becomes when every reference is replaced by what it stands for.
 
@@ -205,7 +315,7 @@ class _Size:
             return self.known[path]
         self.known[path] = 0  # what refers to itself is found when it is resolved
         if depth > DEEPEST:
-            raise ConfigError(f"{_where(self.tree, path)}: refers to others too many times over.")
+            raise ConfigError(f"{self.tree.where(path)}: refers to others too many times over.")
         if isinstance(value, dict | list):
             items = value.items() if isinstance(value, dict) else enumerate(value)
             size = 1 + sum(self.of(one, (*path, key), depth) for key, one in items)
@@ -215,7 +325,7 @@ class _Size:
             size = 1 + (len(value) // 1000 if isinstance(value, str) else 0)
         if size > MOST_VALUES:
             raise ConfigError(
-                f"{_where(self.tree, path)}: stands for more than {MOST_VALUES:,} values."
+                f"{self.tree.where(path)}: stands for more than {MOST_VALUES:,} values."
             )
         self.known[path] = size
         return size
