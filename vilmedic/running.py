@@ -34,10 +34,7 @@ def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
     """Evaluate trained checkpoints; returns the results of each split."""
     _announce(config)
     with processes.process_group(pick_device(config.ensemblor.device)):
-        generate = None
-        if config.ensemblor.generate_images:  # which brings libraries that draw
-            from vilmedic.generation.generate import generate_from_checkpoints as generate
-        ensemblor = Ensemblor(config, generate)
+        ensemblor = Ensemblor(config, _generate)
         try:
             return ensemblor.start()
         finally:
@@ -66,6 +63,12 @@ def write_pages(run_dir: Path) -> None:
         else:
             if path is not None:
                 LOGGER.info("Written: %s", path)
+
+
+def _generate(*arguments: Any, **options: Any) -> list[Path]:
+    from vilmedic.generation.generate import generate_from_checkpoints  # brings what draws
+
+    return generate_from_checkpoints(*arguments, **options)
 
 
 def _announce(config: Config) -> None:

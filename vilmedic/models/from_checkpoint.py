@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.config import build
-from vilmedic.config.trained import IMAGES, REPORTS, data_parts
+from vilmedic.config.declared import IMAGES, REPORTS
+from vilmedic.config.trained import data_parts
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import saved_labels
