@@ -29,9 +29,8 @@ from transformers import (
 import vilmedic
 from tests.factories import TINY_BERT, tiny_batch, tiny_spec
 from vilmedic.blocks.pretrained import Filled, load_config
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.errors import CheckpointError, ConfigError
 
 VOCABULARY = tiny_spec().vocab_size

@@ -59,8 +59,7 @@ from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.metrics import pointing_game
-from vilmedic.models.vae import VAE
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import METRICS, REGISTRIES
 from vilmedic.training.ema import AveragedWeights

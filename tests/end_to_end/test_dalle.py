@@ -22,7 +22,7 @@ from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.datasets.transforms import crop_square, resize_short_side
 from vilmedic.generation.generate import Reranker
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.models.vae import load_vae
 
 TRANSFORMER = {
     "dim": 16,

@@ -8,15 +8,16 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 
@@ -24,6 +25,39 @@ log = logging.getLogger(__name__)
 
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+
+
+class EncoderWeights(Protocol):
+    """The weights of an encoder in a file: the checkpoint of another run, or a plain state dict."""
+
+    @property
+    def of_run(self) -> bool:
+        """Whether the file is the checkpoint of a system rather than a state dict."""
+
+    def fill(
+        self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
+    ) -> None:
+        """Put the weights into a network.
+
+        Args:
+            network: what to fill.
+            cut: names of weights that were removed from the network, which the file may hold.
+            head: name of the classifier, which may be missing or of another size.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+
+    def check_vocabulary(self, spec: DataSpec) -> None:
+        """Refuse a text encoder whose numbers stand for other words than those of this run.
+
+        Raises:
+            ConfigError: the vocabularies differ.
+        """
+
+
+ReadEncoder = Callable[[str, str, str, nn.Module], EncoderWeights]
+"""Finds and reads the weights of an encoder: `vilmedic.checkpoints.encoders.read_encoder`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,20 @@ class Filled:
         """The configuration of the network in a part of the model, such as `encoder`."""
         found = [one for name, one in self.networks.items() if name.split(".")[0] == part]
         return found[0] if found else None
+
+
+def read_pretrained(
+    read: ReadEncoder | None, part: str, name: str, network: nn.Module
+) -> EncoderWeights:
+    """The weights that `model.<part>.pretrained` names, by what builds the encoder.
+
+    Raises:
+        ConfigError: they cannot be had.
+    """
+    key = f"model.{part}.pretrained"
+    if read is None:
+        raise ConfigError(f"{key}: given '{name}', but nothing is given that reads it.")
+    return read(key, name, part, network)
 
 
 def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:

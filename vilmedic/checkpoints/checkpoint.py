@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -16,9 +17,9 @@ from torch import nn
 from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, zoo_file
 from vilmedic.checkpoints.safe_load import load_plain
 from vilmedic.config.declared import known_better
+from vilmedic.distributed.tensors import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.files import no_file, replacing, sync_folder
-from vilmedic.training.parallel import like
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -29,7 +30,6 @@ STATE_NAME = re.compile(
 )
 FOR_TRAINING = ("optimizer", "schedule", "scale", "random", "random_of_others")
 """What a state holds for the training to go on, and a best checkpoint does not."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -451,3 +451,18 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
             f"{path}: does not fit the model of this configuration. " + "; ".join(complaints) + "."
         )
     model.load_state_dict({key: like(given[key], value) for key, value in own.items()})
+
+
+def improves(score: float, best: float | None, better: str) -> bool:
+    """Whether a score beats the best one so far; one that is not finite never does.
+
+    Args:
+        score: the score.
+        best: the best one so far; None when there is none.
+        better: `higher` or `lower`.
+    """
+    if not math.isfinite(score):
+        return False
+    if best is None:
+        return True
+    return score < best if better == "lower" else score > best

@@ -46,7 +46,7 @@ _PARTS: Keys = {
 _FREE: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
     "vilmedic.blocks.text.TextEncoder": ("pretrained",),
-    "vilmedic.blocks.words.WordEncoder": ("pretrained",),
+    "vilmedic.blocks.text.WordEncoder": ("pretrained",),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
 }
@@ -54,7 +54,7 @@ _FREE: Keys = {
 _PLACES: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("backbone",),
     "vilmedic.blocks.text.TextEncoder": ("proto",),
-    "vilmedic.blocks.words.WordEncoder": ("proto",),
+    "vilmedic.blocks.text.WordEncoder": ("proto",),
     _FROZEN_VAE: ("ckpt",),
     REPORTS: ("tokenizer",),
 }

@@ -12,6 +12,7 @@ from torch import nn
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import make_run_directory
 from vilmedic.config import build
 from vilmedic.config.namespaces import entries
@@ -330,7 +331,9 @@ class Ensemblor:
         known = Filled(self.networks) if filled else None
         seed_everything(self.section.seed)
         spec = self.splits.dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec, filled=known)
+        model: Model = build(
+            MODELS, self.config.model, spec=spec, filled=known, read_encoder=read_encoder
+        )
         return model.to(self.device)
 
 

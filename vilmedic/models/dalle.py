@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.blocks.axial_positions import AxialPositions
 from vilmedic.blocks.linear import linear_of_few
-from vilmedic.blocks.text_image_transformer import TextImageTransformer
-from vilmedic.blocks.transformer_cache import TransformerCache
+from vilmedic.blocks.positions import AxialPositions
+from vilmedic.blocks.text_image_transformer import TextImageTransformer, TransformerCache
 from vilmedic.config.types import Runtime
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 from vilmedic.models.contract import Batch, Model
-from vilmedic.models.dalle_checkpoint import (
+from vilmedic.models.dalle_settings import (
+    FrozenVAE,
+    TransformerSettings,
     is_other_vae,
     position_differences,
     setting_differences,
     todays_names,
 )
-from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.models.vae import load_vae
 
 BEGIN = 0  # the begin token shares its vector with the first word of the vocabulary
 

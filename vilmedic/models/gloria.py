@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.backbones import find_layer, pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
-from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
+from vilmedic.blocks.text import WordEncoder
+from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
 from vilmedic.checkpoints.older_formats import original_names, without_pooler
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.aligned import DataSpec
-from vilmedic.distributed.gather import Part, takes_part
+from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
@@ -129,22 +128,13 @@ class GLoRIA(ContrastiveModel):
             "word_mask": encoded.mask,
         }
 
-    def contrast(self, features: Features) -> dict[str, Tensor]:
+    def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss of what `encode` gives for images and reports.
 
         Raises:
             ConfigError: if the data set gave no images or no reports.
             ValueError: if there is a single pair.
         """
-        return self._loss(features)
-
-    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
-        """The terms of the own pairs; of others the words and the whole features are gathered."""
-        if not takes_part(self.loss):
-            return super().contrast_part(features, part)
-        return self._loss(features, part)
-
-    def _loss(self, features: Features, part: Part | None = None) -> dict[str, Tensor]:
         missing = [name for name in self.contrast_needs if name not in features]
         if missing:
             what = "images" if missing[0] == "visual" else "reports"
@@ -152,8 +142,7 @@ class GLoRIA(ContrastiveModel):
                 f"GLoRIA compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        needed = {name: features[name] for name in self.contrast_needs}
-        return self.loss(**needed) if part is None else self.loss(**needed, part=part)
+        return part.call(self.loss, **{name: features[name] for name in self.contrast_needs})
 
     def chance_loss(self, size: int) -> float:
         """ln(B) for each direction of the global and of the local loss, weighted as these are."""

@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes, read_json
-from vilmedic.checkpoints.score import improves
 from vilmedic.config.declared import known_better
 from vilmedic.config.yaml_source import parse_override, read_file_text, read_yaml
 from vilmedic.errors import ConfigError, escaped

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vilmedic.training.parallel import like, local
+from vilmedic.distributed.tensors import like, local
 
 
 class AveragedWeights:

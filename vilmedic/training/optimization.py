@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed.tensors import like
 from vilmedic.errors import ConfigError
-from vilmedic.training.parallel import like
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)

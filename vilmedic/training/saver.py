@@ -13,7 +13,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
-from vilmedic.training.progress import Progress
+from vilmedic.training.resume import Progress
 
 
 class Saver:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vilmedic.blocks import codebook
-from vilmedic.blocks.codebook import likeliest_codes, relaxed_lookup
+from vilmedic.blocks import autoencoder
+from vilmedic.blocks.autoencoder import likeliest_codes, relaxed_lookup
 
 POSITIONS, CODES, WIDTH, OUT = 20, 9, 5, 4
 
@@ -48,14 +48,14 @@ def test_blocks_change_nothing_with_noise_drawn_twice(
     inputs: list[Tensor], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backward pass draws again: it must get the noise of the forward pass."""
-    monkeypatch.setattr(codebook, "BLOCK", 6 * CODES)
+    monkeypatch.setattr(autoencoder, "BLOCK", 6 * CODES)
     torch.manual_seed(3)
     noise = torch.cat(
         [-torch.empty(rows, CODES).double().exponential_().log() for rows in (6, 6, 6, 2)]
     )
     torch.manual_seed(3)
     in_blocks = gradients(inputs, **options)
-    monkeypatch.setattr(codebook, "BLOCK", 2**20)
+    monkeypatch.setattr(autoencoder, "BLOCK", 2**20)
     for mine, expected in zip(in_blocks, gradients(inputs, noise=noise, **options), strict=True):
         torch.testing.assert_close(mine, expected)
 
@@ -69,7 +69,7 @@ def test_only_one_block_of_shares_is_kept_for_the_backward_pass(
         saved.append(tensor.numel())
         return tensor
 
-    monkeypatch.setattr(codebook, "BLOCK", 4 * CODES)
+    monkeypatch.setattr(autoencoder, "BLOCK", 4 * CODES)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         relaxed_lookup(*inputs, temperature=0.7)
     assert max(saved, default=0) < POSITIONS * CODES
@@ -94,6 +94,6 @@ def test_codes_are_drawn_as_often_as_the_softmax_says() -> None:
 
 def test_likeliest_codes(inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     features, weight, bias, _ = inputs
-    monkeypatch.setattr(codebook, "BLOCK", 3 * CODES)
+    monkeypatch.setattr(autoencoder, "BLOCK", 3 * CODES)
     codes = likeliest_codes(features, weight, bias)
     assert torch.equal(codes, (features @ weight.T + bias).argmax(dim=1))

@@ -23,9 +23,10 @@ from tests.factories import (
     tiny_vae,
 )
 from vilmedic.blocks.pretrained import Filled, network_configs
+from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.checkpoints.checkpoint import save_checkpoint
+from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError
 
@@ -79,12 +80,12 @@ def test_the_best_checkpoint_of_a_directory_is_taken(tmp_path: Path) -> None:
 def test_another_backbone_is_refused_with_the_differences(tmp_path: Path) -> None:
     path = str(save(tiny_simclr(), tmp_path / "a.pth"))
     with pytest.raises(ConfigError) as caught:
-        VisionEncoder(backbone="resnet18", pretrained=path)
+        tiny_cnn(backbone="resnet18", pretrained=path)
     message = str(caught.value)
     assert message.startswith(f"model.cnn.pretrained: {path} does not fit the backbone: ")
     assert "tensors are missing, such as 'bn1.bias'" in message
     with pytest.raises(ConfigError, match=r"have another shape, such as .*, which is \(.*\) in it"):
-        VisionEncoder(backbone="shufflenet_v2_x1_0", pretrained=path)
+        tiny_cnn(backbone="shufflenet_v2_x1_0", pretrained=path)
     shorter = tiny_cnn(output_layer="stage3")
     holder = nn.Module()
     holder.cnn = shorter
@@ -106,7 +107,8 @@ def test_a_system_without_the_encoder_is_named(tmp_path: Path) -> None:
 
 
 def words(**settings: Any) -> WordEncoder:
-    return WordEncoder(spec=tiny_spec(), last_n_layers=1, **{**TINY_BERT, **settings})
+    given = {"last_n_layers": 1, "read_encoder": read_encoder, **TINY_BERT, **settings}
+    return WordEncoder(spec=tiny_spec(), **given)
 
 
 def test_text_encoder_goes_between_systems(
@@ -216,7 +218,7 @@ def test_image_encoder_of_transformers(tmp_path: Path) -> None:
     holder = nn.Module()
     holder.cnn = VisionEncoder(backbone=str(tmp_path / "vit"), pretrained=False)
     path = str(save(holder, tmp_path / "a.pth"))
-    cnn = VisionEncoder(
+    cnn = tiny_cnn(
         backbone=str(tmp_path / "vit"), output_layer="last_hidden_state", pretrained=path
     )
     assert same(cnn.network, holder.cnn.network)
@@ -232,5 +234,10 @@ def test_image_encoder_of_the_official_gloria(tmp_path: Path) -> None:
         if not name.startswith("fc.")
     }
     torch.save({"state_dict": named, "hyper_parameters": {}}, tmp_path / "gloria.ckpt")
-    cnn = VisionEncoder(backbone="resnet18", pretrained=str(tmp_path / "gloria.ckpt"))
+    cnn = tiny_cnn(backbone="resnet18", pretrained=str(tmp_path / "gloria.ckpt"))
     assert same(cnn.network, network)
+
+
+def test_weights_need_what_reads_them() -> None:
+    with pytest.raises(ConfigError, match=r"model\.cnn\.pretrained: given 'run', but nothing"):
+        VisionEncoder(backbone="resnet18", pretrained="run")

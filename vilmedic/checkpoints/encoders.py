@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.older_formats import older_names, original_names, zoo_file
-from vilmedic.config.trained import REPORTS, VOCABULARY, data_parts
+from vilmedic.config.declared import REPORTS
+from vilmedic.config.trained import VOCABULARY, data_parts
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import CheckpointError, ConfigError
@@ -65,8 +66,94 @@ class EncoderFile:
     def config(self) -> Mapping[str, Any]:
         """The transformers configuration of the network; empty for one of torchvision."""
         networks = self.state.get("networks") or {}
-        places = [f"{place.rstrip('.')}" for place in PLACES[self.part]]
+        places = [place.rstrip(".") for place in PLACES[self.part]]
         return next((networks[place] for place in places if place in networks), {})
+
+    def fill(
+        self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
+    ) -> None:
+        """Put the weights into a network.
+
+        All that the network has must be in the file, and nothing that it knows nothing of. The
+        pooler of a model of transformers is left out, or starts at random values, where only one
+        side has it.
+
+        Args:
+            network: what to fill.
+            cut: names of weights that were removed from the network, which the file may hold.
+            head: name of the classifier, which may be missing or of another size.
+
+        Raises:
+            ConfigError: listing how names, shapes or settings differ.
+        """
+        own = network.state_dict()
+        given = dict(self.weights)
+        if head is not None:
+            own, given = (
+                {name: value for name, value in one.items() if not name.startswith(f"{head}.")}
+                for one in (own, given)
+            )
+        missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        extra = [name for name in extra if name not in cut]
+        if isinstance(network, PreTrainedModel) and self.of_run:
+            fresh = [name for name in missing if name.startswith(POOLER)]
+            missing = [name for name in missing if name not in fresh]
+            extra = [name for name in extra if not name.startswith(POOLER)]
+            if fresh:
+                log.warning(
+                    "%s: %s has no weights for %s; they start at random values and are trained.",
+                    self.key,
+                    self.path,
+                    ", ".join(fresh),
+                )
+        both = sorted(own.keys() & given.keys())
+        shapes = [name for name in both if own[name].shape != given[name].shape]
+        problems = [
+            f"{len(names)} {what}, such as '{names[0]}'"
+            for names, what in (
+                (missing, "tensors are missing"),
+                (extra, "tensors are unknown"),
+                (shapes, "tensors have another shape"),
+            )
+            if names
+        ]
+        if shapes:
+            sizes = tuple(given[shapes[0]].shape), tuple(own[shapes[0]].shape)
+            problems[-1] += f", which is {sizes[0]} in it and {sizes[1]} here"
+        settings = _other_settings(self, network)
+        if problems or settings:
+            what = WHAT[self.part] if self.part != "cnn" else "backbone"
+            raise ConfigError(
+                f"{self.key}: {self.path} does not fit the {what}: "
+                f"{'; '.join([*settings, *problems])}."
+            )
+        network.load_state_dict({name: given[name] for name in both}, strict=False)
+
+    def check_vocabulary(self, spec: DataSpec) -> None:
+        """Refuse a text encoder whose numbers stand for other words than those of this run.
+
+        Raises:
+            ConfigError: the vocabularies differ, or that of the file is damaged.
+        """
+        assert spec.tokenizer is not None
+        trained = _vocabulary(self)
+        if trained is None:
+            log.warning(
+                "%s: %s does not hold its vocabulary, so nothing tells whether it is that of "
+                "dataset.seq.tokenizer.",
+                self.key,
+                self.path,
+            )
+            return
+        own = spec.tokenizer.get_vocab()
+        if trained == own:
+            return
+        other = sum(own.get(word) != number for word, number in trained.items())
+        raise ConfigError(
+            f"{self.key}: {self.path} was trained with another vocabulary: of its {len(trained)} "
+            f"words {other} are missing in that of this run, which has {len(own)}, or have another "
+            f"number. Set dataset.seq.tokenizer={_tokenizer_of(self)}."
+        )
 
 
 def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderFile:
@@ -103,93 +190,6 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
             "network."
         )
     return EncoderFile(key, part, path, bare, state, of_run=False)
-
-
-def fill(
-    file: EncoderFile, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
-) -> None:
-    """Put the weights of a file into a network.
-
-    All that the network has must be in the file, and nothing that it knows nothing of. The pooler
-    of a model of transformers is left out, or starts at random values, where only one side has it.
-
-    Args:
-        file: the weights.
-        network: what to fill.
-        cut: names of weights that were removed from the network, which the file may hold.
-        head: name of the classifier, which may be missing or of another size.
-
-    Raises:
-        ConfigError: listing how names, shapes or settings differ.
-    """
-    own = network.state_dict()
-    given = dict(file.weights)
-    if head is not None:
-        own, given = (
-            {name: value for name, value in one.items() if not name.startswith(f"{head}.")}
-            for one in (own, given)
-        )
-    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    extra = [name for name in extra if name not in cut]
-    if isinstance(network, PreTrainedModel) and file.of_run:
-        fresh = [name for name in missing if name.startswith(POOLER)]
-        missing = [name for name in missing if name not in fresh]
-        extra = [name for name in extra if not name.startswith(POOLER)]
-        if fresh:
-            log.warning(
-                "%s: %s has no weights for %s; they start at random values and are trained.",
-                file.key,
-                file.path,
-                ", ".join(fresh),
-            )
-    both = sorted(own.keys() & given.keys())
-    shapes = [name for name in both if own[name].shape != given[name].shape]
-    problems = [
-        f"{len(names)} {what}, such as '{names[0]}'"
-        for names, what in (
-            (missing, "tensors are missing"),
-            (extra, "tensors are unknown"),
-            (shapes, "tensors have another shape"),
-        )
-        if names
-    ]
-    if shapes:
-        sizes = tuple(given[shapes[0]].shape), tuple(own[shapes[0]].shape)
-        problems[-1] += f", which is {sizes[0]} in it and {sizes[1]} here"
-    settings = _other_settings(file, network)
-    if problems or settings:
-        what = WHAT[file.part] if file.part != "cnn" else "backbone"
-        raise ConfigError(
-            f"{file.key}: {file.path} does not fit the {what}: {'; '.join([*settings, *problems])}."
-        )
-    network.load_state_dict({name: given[name] for name in both}, strict=False)
-
-
-def check_vocabulary(file: EncoderFile, spec: DataSpec) -> None:
-    """Refuse a text encoder whose numbers stand for other words than those of this run.
-
-    Raises:
-        ConfigError: the vocabularies differ, or that of the file is damaged.
-    """
-    assert spec.tokenizer is not None
-    trained = _vocabulary(file)
-    if trained is None:
-        log.warning(
-            "%s: %s does not hold its vocabulary, so nothing tells whether it is that of "
-            "dataset.seq.tokenizer.",
-            file.key,
-            file.path,
-        )
-        return
-    own = spec.tokenizer.get_vocab()
-    if trained == own:
-        return
-    other = sum(own.get(word) != number for word, number in trained.items())
-    raise ConfigError(
-        f"{file.key}: {file.path} was trained with another vocabulary: of its {len(trained)} words "
-        f"{other} are missing in that of this run, which has {len(own)}, or have another number. "
-        f"Set dataset.seq.tokenizer={_tokenizer_of(file)}."
-    )
 
 
 def _find(key: str, name: str) -> Path:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
+import torch
 
 from vilmedic.log import LOGGER
-from vilmedic.training.bars import RunBars, clock
+from vilmedic.training.monitor import RunBars, Throughput, clock
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +75,29 @@ def test_clock() -> None:
         "1:01:01",
         "0:00",
     ]
+
+
+def slow(count: int, seconds: float) -> object:
+    for i in range(count):
+        time.sleep(seconds)
+        yield i
+
+
+def test_waiting_for_data_is_told_from_computing() -> None:
+    meter = Throughput(torch.device("cpu"))
+    for _ in meter.waiting_for(slow(3, 0.05)):  # type: ignore[var-annotated, arg-type]
+        time.sleep(0.05)
+        meter.count(8)
+
+    numbers = meter.numbers()
+
+    assert 0.3 < numbers["data_wait"] < 0.7
+    assert 40 < numbers["samples_per_second"] < 24 / 0.3
+    assert 0.05 < numbers["memory_gib"] < 64
+
+
+def test_each_interval_begins_anew() -> None:
+    meter = Throughput(torch.device("cpu"))
+    meter.count(100)
+    meter.numbers()
+    assert meter.numbers()["samples_per_second"] == 0
