@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
-from vilmedic.config.show import help_text, print_config
 from vilmedic.distributed.launch import (
     first_to_fail,
     is_lost_connection,
@@ -21,7 +20,6 @@ from vilmedic.distributed.launch import (
 )
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
 from vilmedic.files import FULL
-from vilmedic.script import positive
 
 FAILED = 2
 BROKEN = 1
@@ -134,11 +132,15 @@ def command(
     def call() -> None:
         line = parse(sys.argv[1:] if argv is None else argv, prog)
         if line.option == "--help":
+            from vilmedic.config.show import help_text
+
             draft = read(line.config, line.overrides) if line.config else None
             _print(help_text(usage(prog, purpose), draft))
             return
         config = load(line.config or "", line.overrides, training=training)
         if line.option == "--print-config":
+            from vilmedic.config.show import print_config
+
             _print(print_config(config))
         elif line.option == "--check":
             notes = [f"note: {note}" for note in config.notes]
@@ -264,6 +266,8 @@ def embed(argv: Sequence[str] | None = None) -> int:
 
 
 def _embed_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import positive
+
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Embeds images and texts with a finished run: a row for each, with its path or "

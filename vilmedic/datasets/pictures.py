@@ -24,8 +24,16 @@ from typing import IO
 import numpy as np
 import torch
 
-from vilmedic.datasets.decode import SUFFIXES, Color, check_size, decode_file, open_image
-from vilmedic.datasets.dicom import DICOM_REMEDY, DICOM_SUFFIXES, dicom_available
+from vilmedic.datasets.decode import (
+    DICOM_REMEDY,
+    DICOM_SUFFIXES,
+    SUFFIXES,
+    Color,
+    check_size,
+    decode_file,
+    dicom_available,
+    open_image,
+)
 from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.datasets.transforms import resize_short_side, resized_shape
 from vilmedic.errors import DataError

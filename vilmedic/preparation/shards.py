@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
-from vilmedic.datasets.dicom import HEAD
+from vilmedic.datasets.decode import HEAD, MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
 from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
 from vilmedic.datasets.shards import Shard, ShardIndex

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
-from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls
 from vilmedic.datasets.loader import LostWorker, make_loader
@@ -85,7 +84,7 @@ class Trainor:
             where="model",
             spec=self.data.spec,
             filled=filled,
-            read_encoder=read_encoder,
+            read_encoder=_read_encoder,
         )
         restore_weights(self.model, start, config.data)
         check_batch_size(self.model, len(self.data), self.section)
@@ -367,3 +366,10 @@ class Trainor:
         best = self.saver.best()
         where = f"; best checkpoint {best[0].path}" if best else ""
         LOGGER.info("Finished after %d epochs (%s)%s", self.state.progress.epoch, reason, where)
+
+
+def _read_encoder(*arguments: Any) -> Any:
+    """See `read_encoder`, which is imported for a model that asks for weights of another run."""
+    from vilmedic.checkpoints.encoders import read_encoder
+
+    return read_encoder(*arguments)
