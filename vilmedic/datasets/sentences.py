@@ -11,10 +11,10 @@ _ABBREVIATIONS = frozenset(
     ["dr", "mr", "mrs", "ms", "prof", "st", "vs", "e.g", "i.e", "cf", "approx", "fig", "pt", "pts"]
 )
 _ENDINGS = frozenset(
-    one + other
-    for a, b in {name[-2:] for name in _ABBREVIATIONS}
-    for one in (a, a.upper())
-    for other in (b, b.upper())
+    first + last
+    for name in _ABBREVIATIONS
+    for first in (name[-2], name[-2].upper())
+    for last in (name[-1], name[-1].upper())
 )
 _LOOK_BACK = 40  # characters, more than the longest abbreviation
 # Runs of stops are taken whole, from their start, so that 100,000 of them are read once. The stops

@@ -274,7 +274,7 @@ class _Labels:
         own = [torch.empty(0)] * 3
         if index is not None and self.counts:
             own = [index, torch.cat(self.counts), torch.cat(self.columns)]
-        everything = [part for part in distributed.gather(own) if len(part[0])]
+        everything = [part for part in processes.gather(own) if len(part[0])]
         self.counts = [counts for _, counts, _ in everything]
         self.columns = [columns for _, _, columns in everything]
         if everything:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 from tqdm import tqdm
 
 from vilmedic.datasets.lines import shown
-from vilmedic.launch import is_main_process
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.metrics.bootstrap import TIE, RankedScores, interval, resamples
 
 logger = logging.getLogger(__name__)

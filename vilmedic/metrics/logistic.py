@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from vilmedic.launch import is_main_process
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.metrics import classification
 from vilmedic.metrics.classification import Scores
 
