@@ -374,7 +374,7 @@ class TrainedModel:
         if similarity != "global":
             self.require("local_similarity")
         texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
-        weights = prompt_weights(classes)
+        weights = torch.from_numpy(prompt_weights(classes).toarray())
         given = _rows(images)
         sources = listed(images) if given is None else given
         if given is not None and similarity != "global":

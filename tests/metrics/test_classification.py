@@ -4,10 +4,17 @@ import logging
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from vilmedic.metrics import classification
 from vilmedic.metrics.bootstrap import resamples
-from vilmedic.metrics.classification import report_classes, right_decisions, undefined
+from vilmedic.metrics.classification import (
+    report_classes,
+    right_choices,
+    right_decisions,
+    undefined,
+)
 
 NAMES = ("A", "B", "C")
 
@@ -21,12 +28,13 @@ def made_up(samples: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 def report(scores: np.ndarray, targets: np.ndarray, **options: object) -> dict:
     settings = {"bootstrap": 300, "seed": 3, "context": "probe, run, split test"} | options
-    return report_classes(scores, targets, NAMES, **settings)  # type: ignore[arg-type]
+    columns = csr_array(targets)
+    return report_classes(lambda block: scores[:, block], columns, NAMES, **settings)  # type: ignore[arg-type]
 
 
 def test_numbers_and_intervals_agree_with_drawing_the_samples() -> None:
     scores, targets = made_up()
-    found = report(scores, targets, correct=(scores > 0.5) == targets)
+    found = report(scores, targets, multi_label=True)
     drawn = np.concatenate(list(resamples(60, number=300, seed=3))).astype(int)
     for name, measure in (("auroc", roc_auc_score), ("average_precision", average_precision_score)):
         every = np.full((300, 3), np.nan)
@@ -43,8 +51,9 @@ def test_numbers_and_intervals_agree_with_drawing_the_samples() -> None:
         assert found[name] == pytest.approx(np.mean([found["classes"][n][name] for n in NAMES]))
         expected = np.percentile(np.nanmean(every, axis=1), [2.5, 97.5])
         assert found[f"{name}_interval"] == pytest.approx(expected)
-    hits = ((scores > 0.5) == targets)[np.repeat(np.arange(60), drawn[0])]
-    assert found["accuracy"] == pytest.approx(((scores > 0.5) == targets).mean())
+    right = np.where(scores == 0.5, 0.5, (scores > 0.5) == targets)
+    hits = right[np.repeat(np.arange(60), drawn[0])]
+    assert found["accuracy"] == pytest.approx(right.mean())
     low, high = found["accuracy_interval"]
     assert low < found["accuracy"] < high
     assert low <= hits.mean() <= high
@@ -75,8 +84,8 @@ def test_classes_that_cannot_be_ranked_are_named_and_left_out(
 def test_the_accuracy_of_a_class_with_one_value_is_no_result() -> None:
     scores, targets = made_up()
     targets[:, 0] = False
-    right = right_decisions(scores, targets, multi_label=True)
-    found = report(scores, targets, correct=right)
+    right = right_decisions(scores, targets)
+    found = report(scores, targets, multi_label=True)
     assert found["classes"]["A"]["accuracy"] is None
     assert found["classes"]["A"]["accuracy_interval"] is None
     assert found["accuracy"] == pytest.approx(right[:, 1:].mean())
@@ -84,7 +93,7 @@ def test_the_accuracy_of_a_class_with_one_value_is_no_result() -> None:
     assert low < found["accuracy"] < high
 
     targets[:] = [True, False, False]  # one label a sample, the same for all
-    one = report(scores, targets, correct=right_decisions(scores, targets, multi_label=False))
+    one = report(scores, targets, multi_label=False)
     assert one["accuracy"] is None
     assert one["accuracy_interval"] is None
 
@@ -92,21 +101,24 @@ def test_the_accuracy_of_a_class_with_one_value_is_no_result() -> None:
 def test_decisions_that_are_ties_count_by_halves_and_shares() -> None:
     scores = np.array([[0.5, 0.9, 0.2], [0.5 + 1e-15, 0.1, 0.8]])
     targets = np.array([[True, True, False], [False, True, True]])
-    several = right_decisions(scores, targets, multi_label=True)
+    several = right_decisions(scores, targets)
     assert several.tolist() == [[0.5, 1.0, 1.0], [0.5, 0.0, 1.0]]
     scores = np.array([[0.4, 0.4 + 1e-16, 0.2], [1 / 3] * 3, [0.1, np.nan, 0.9], [np.nan] * 3])
     targets = np.eye(3, dtype=bool)[[0, 2, 1, 0]]
-    one = right_decisions(scores, targets, multi_label=False)
-    assert one.tolist() == [[0.5], [pytest.approx(1 / 3)], [0.0], [pytest.approx(1 / 3)]]
+    one = right_choices(lambda block: scores[:, block], csr_array(targets))
+    assert one.tolist() == [0.5, pytest.approx(1 / 3), 0.0, pytest.approx(1 / 3)]
 
 
 def test_one_label_a_sample_has_one_accuracy() -> None:
     scores, targets = made_up()
-    right = np.arange(60)[:, None] % 3 > 0
-    found = report(scores, targets, correct=right)
+    right = np.arange(60) % 3 > 0
+    targets = np.eye(3, dtype=bool)[np.arange(60) % 3]
+    scores = targets + 0.1 * scores.clip(-1, 1)
+    scores[~right] = [0.0, 1.0, 0.0]  # another class, for all that have the first one
+    found = report(scores, targets, multi_label=False)
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert "accuracy" not in found["classes"]["A"]
-    means = [counts @ right[:, 0] / 60 for counts in resamples(60, number=300, seed=3)]
+    means = [counts @ right / 60 for counts in resamples(60, number=300, seed=3)]
     expected = np.percentile(np.concatenate(means), [2.5, 97.5])
     assert found["accuracy_interval"] == pytest.approx(expected)
 
@@ -121,5 +133,27 @@ def test_no_resamples_give_no_intervals() -> None:
 def test_undefined_has_the_shape_of_a_report() -> None:
     scores, targets = made_up()
     assert undefined().keys() == report(scores, targets).keys()
-    assert undefined(accuracy=True).keys() == report(scores, targets, correct=targets).keys()
+    assert undefined(accuracy=True).keys() == report(scores, targets, multi_label=True).keys()
     assert all(not value for value in undefined(accuracy=True).values())
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_classes_in_blocks_give_the_same_report(
+    monkeypatch: pytest.MonkeyPatch, multi_label: bool
+) -> None:
+    scores, targets = made_up()
+    whole = report(scores, targets, multi_label=multi_label)
+    asked: list[slice] = []
+
+    def given(block: slice) -> np.ndarray:
+        asked.append(block)
+        return scores[:, block]
+
+    monkeypatch.setattr(classification, "BLOCK", 2 * len(scores))
+    options = {"bootstrap": 300, "seed": 3, "context": "probe, run, split test"}
+    parts = report_classes(given, csr_array(targets), NAMES, multi_label=multi_label, **options)  # type: ignore[arg-type]
+    assert set(map(str, asked)) == {"slice(0, 2, None)", "slice(2, 3, None)"}
+    assert parts["classes"] == whole["classes"]
+    for name in ("auroc", "average_precision", "accuracy"):
+        assert parts[name] == pytest.approx(whole[name], abs=1e-12)
+        assert parts[f"{name}_interval"] == pytest.approx(whole[f"{name}_interval"], abs=1e-12)

@@ -119,7 +119,7 @@ def test_words_and_regions_score_classes(
     labels = run.features.labels
     assert labels is not None
     column = run.features.label_names.index("Effusion")
-    area = roc_auc_score(labels[:, column], difference)
+    area = roc_auc_score(labels.toarray()[:, column], difference)
     assert metric(run)["auroc"] == pytest.approx(area)
     plain = evaluation(split_features({"visual": random(2, 3)}))
     plain.networks.members = [lambda: torch.nn.Linear(1, 1)]

@@ -141,7 +141,8 @@ class AlignedDataset(Dataset[Sample]):
         self._reported = 0
         total = len(parts[0].texts)
         dropped = {line for part in parts for line in part.dropped}
-        self.kept = np.array([line for line in range(total) if line not in dropped], dtype=np.int64)
+        every = np.arange(total)
+        self.kept = np.delete(every, sorted(dropped)) if dropped else every
         for part in parts:
             self.skip(part.dropped)
 

@@ -30,12 +30,18 @@ MIN_WORDS = 2  # shorter sentences ("Stable.") say nothing alone; "No effusion."
 _ABBREVIATIONS = frozenset(
     ["dr", "mr", "mrs", "ms", "prof", "st", "vs", "e.g", "i.e", "cf", "approx", "fig", "pt", "pts"]
 )
+_ENDINGS = frozenset(
+    first + last
+    for name in _ABBREVIATIONS
+    for first in (name[-2], name[-2].upper())
+    for last in (name[-1], name[-1].upper())
+)
 _LOOK_BACK = 40  # characters, more than the longest abbreviation
 # Runs of stops are taken whole, from their start, so that 100,000 of them are read once. The stops
 # of Chinese and Japanese need no space behind them.
 _STOP = re.compile(
-    r"\s?(?:(?<![.!?\u0964\u061f])[.!?\u0964\u061f]+(?![.!?\u0964\u061f])(?=\s|$)"
-    r"|[\u3002\uff01\uff1f\uff61]+)"
+    r"(?<![.!?\u0964\u061f])[.!?\u0964\u061f]+(?![.!?\u0964\u061f])(?=\s|$)"
+    r"|[\u3002\uff01\uff1f\uff61]+"
 )
 _LIST_NUMBER = re.compile(r"(?<!\S)(\d{1,2})\s?[.)]\s+(?=\S)")
 _DIGIT = re.compile(r" \d")
@@ -157,9 +163,12 @@ def split_sentences(report: str) -> list[str]:
     sentences: list[str] = []
     parts: list[str] = []  # of the sentence that is not complete
     total = 0  # its words
+    counts: dict[str, int] = {}  # many pieces of a text with many are alike
     for item in _split_list(report):
         for piece in _split_at_stops(item):
-            count = len(words(piece))
+            count = counts.get(piece, -1)
+            if count < 0:
+                counts[piece] = count = len(words(piece))
             if parts and count and min(count, total) >= MIN_WORDS:
                 sentences.append(" ".join(parts))
                 parts, total = [], 0
@@ -192,12 +201,14 @@ def _split_at_stops(text: str) -> list[str]:
     """Cut a text behind its stops; some of the pieces may hold no word."""
     pieces, start = [], 0
     for match in _STOP.finditer(text):
-        stop, (place, end) = match[0], match.span()
-        if "." in stop:
-            before = text[max(start, place - _LOOK_BACK) : place].rsplit(None, 1)
-            last = before[-1].lower() if before else ""
-            spaced_decimal = stop == " ." and last.isdigit() and _DIGIT.match(text, end)
-            if last.lstrip("([") in _ABBREVIATIONS or spaced_decimal:
+        first, end = match.span()
+        # Few stops need a closer look: those behind a space, or what may be an abbreviation.
+        if text[first - 2 : first] in _ENDINGS or (first - 1 > start and text[first - 1].isspace()):
+            spaced = text[first - 1] == " "
+            before = text[max(start, first - _LOOK_BACK) : first].rsplit(None, 1)
+            last = before[-1].rstrip().lower() if before else ""
+            decimal = spaced and match[0] == "." and last.isdigit() and _DIGIT.match(text, end)
+            if decimal or ("." in match[0] and last.lstrip("([") in _ABBREVIATIONS):
                 continue
         pieces.append(text[start:end].strip())
         start = end

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilmedic.datasets.lines import shown
 from vilmedic.device import autocast, move
 from vilmedic.errors import ConfigError, nearest
 from vilmedic.evaluation.features import (
@@ -27,6 +28,7 @@ from vilmedic.models.contract import ContrastiveModel
 logger = logging.getLogger(__name__)
 
 PROMPT_BATCH = 64
+LISTED = 50  # labels that a message lists
 LABEL_OVERRIDES = (
     "dataset.proto=ImSeqLabel dataset.label.root=<folder of the label file> "
     "dataset.label.file=label.tok"
@@ -264,6 +266,6 @@ class Evaluation:
         labels = self.features.label_names
         if name not in labels:
             raise ConfigError(
-                f"{key}: the data has no label '{name}'. Allowed: {', '.join(labels)}."
+                f"{key}: the data has no label '{name}'. Allowed: {shown(labels, LISTED)}."
                 f"{nearest(name, labels)}"
             )

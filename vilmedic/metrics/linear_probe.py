@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from vilmedic.config.types import Portion, Resamples
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.evaluation.features import SplitFeatures
-from vilmedic.metrics.classification import report_classes, right_decisions, undefined
+from vilmedic.metrics.classification import Scores, class_blocks, report_classes, undefined
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.fractions import nested_subsets, read_fractions
 from vilmedic.metrics.logistic import LogisticRegression
@@ -85,15 +85,13 @@ class LinearProbe(Metric):
         if value is None or probes is None:
             return undefined(accuracy=True) | {"fractions": []}
         x = value.flatten(1)[evaluation.repeats("image")]
-        targets = split.labels.numpy().astype(np.bool_)
         reports = []
         for fraction, probe in zip(self.fractions, probes, strict=True):
-            scores = probe.scores(x)
             report = report_classes(
-                scores,
-                targets,
+                probe.scores(x),
+                split.labels,
                 split.label_names,
-                correct=right_decisions(scores, targets, multi_label=split.multi_label),
+                multi_label=split.multi_label,
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"linear_probe, {evaluation.name}, split {split.split}",
@@ -109,9 +107,10 @@ class LinearProbe(Metric):
             value = evaluation.feature(self.features, self.fit_split)
             if value is None or fit.labels is None:
                 return None
-            x, y = value.flatten(1), fit.labels.bool()
+            x, y = value.flatten(1), fit.labels
             taken = nested_subsets(len(x), self.fractions, evaluation.seed)
-            self._fitted = (fit, [Probe(x[rows], y[rows], fit.multi_label) for rows in taken])
+            probes = [Probe(x[rows], y[rows.numpy()], fit.multi_label) for rows in taken]
+            self._fitted = (fit, probes)
         return self._fitted[1]
 
 
@@ -120,11 +119,11 @@ class Probe:
 
     Args:
         x: features [N, D].
-        y: labels [N, L], true where a sample has the label.
+        y: labels, bool [N, L].
         multi_label: whether a sample may have several.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, multi_label: bool) -> None:
+    def __init__(self, x: Tensor, y: csr_array, multi_label: bool) -> None:
         self.samples = len(x)
         self.spread, self.mean = torch.std_mean(x, dim=0, correction=0)
         # What varies by rounding alone is constant; scaling it up would make labels of noise.
@@ -136,19 +135,24 @@ class Probe:
             model = LogisticRegression(
                 x[held_out:], y[held_out:], strength=strength, multi_label=multi_label, start=model
             )
-            losses.append(_log_loss(model(x[:held_out]), y[:held_out]))
+            losses.append(_log_loss(model.scores(x[:held_out]), y[:held_out]))
         self.strength = GRID[losses.index(min(losses))]
         self.model = LogisticRegression(x, y, strength=self.strength, multi_label=multi_label)
 
-    def scores(self, x: Tensor) -> NDArray[np.float64]:
-        """Probabilities [N, L]; not-a-number for classes that the fitted samples do not hold."""
-        return self.model(self._standardise(x)).numpy()
+    def scores(self, x: Tensor) -> Scores:
+        """Probabilities; not-a-number for classes that the fitted samples do not hold."""
+        return self.model.scores(self._standardise(x))
 
     def _standardise(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.spread
 
 
-def _log_loss(scores: Tensor, y: Tensor) -> float:
+def _log_loss(scores: Scores, y: csr_array) -> float:
     """Mean log loss over the classes that have scores."""
-    likelihood = torch.where(y, scores, 1 - scores).double()
-    return -likelihood.nan_to_num(nan=1.0).clamp(min=1e-12).log().mean().item()
+    samples, classes = y.shape
+    by_column, total = y.tocsc(), 0.0
+    for block in class_blocks(samples, classes):
+        values = scores(block)
+        likelihood = np.where(by_column[:, block].toarray(), values, 1 - values)
+        total -= np.log(np.nan_to_num(likelihood, nan=1.0).clip(min=1e-12)).sum()
+    return float(total / (samples * classes))

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
+from scipy.sparse import csc_array
 
 from vilmedic.config.yaml_source import compose, read_file_text
+from vilmedic.datasets.lines import shown
 from vilmedic.errors import ConfigError, DataError, nearest
 
 SIDES = ("positive", "negative")
+LISTED = 50  # labels that a message lists
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,24 @@ def load_prompts(path: str, labels: Sequence[str] | None) -> list[ClassPrompts]:
         raise DataError(f"{path}: the file is empty. {_form()}")
     if not isinstance(root, yaml.MappingNode):
         raise DataError(f"{path}:{_line(root)}: not a mapping. {_form()}")
-    classes: list[ClassPrompts] = []
+    classes: dict[str, ClassPrompts] = {}
+    allowed = None if labels is None else set(labels)
     problems: list[str] = []
     for key, value in root.value:
         name, where = str(key.value), f"{path}:{_line(key)}"
-        if any(known.name == name for known in classes):
+        if name in classes:
             problems.append(f"{where}: the class '{name}' is given twice.")
-        if labels is not None and name not in labels:
+        if labels is not None and allowed is not None and name not in allowed:
             problems.append(
-                f"{where}: the data has no label '{name}'. Allowed: {', '.join(labels)}."
+                f"{where}: the data has no label '{name}'. Allowed: {shown(labels, LISTED)}."
                 f"{nearest(name, labels)}"
             )
         sides, found = _sides(value, name, path)
         problems += found
-        classes.append(ClassPrompts(name, sides["positive"], sides["negative"]))
+        classes[name] = ClassPrompts(name, sides["positive"], sides["negative"])
     if problems:
         raise DataError("\n".join(problems))
-    return classes
+    return list(classes.values())
 
 
 def as_prompts(prompts: Mapping[str, Any]) -> list[ClassPrompts]:
@@ -99,17 +101,18 @@ def as_prompts(prompts: Mapping[str, Any]) -> list[ClassPrompts]:
     return classes
 
 
-def prompt_weights(classes: list[ClassPrompts]) -> Tensor:
+def prompt_weights(classes: list[ClassPrompts]) -> csc_array:
     """What each prompt contributes to each class: [P, L], float64.
 
     The mean over the positive prompts of a class minus that over the negative ones; prompts in the
     order of the classes, positive ones first.
     """
-    columns = []
+    shares: list[float] = []
+    starts = [0]
     for c in classes:
-        share = [1 / len(c.positive)] * len(c.positive) + [-1 / len(c.negative)] * len(c.negative)
-        columns.append(torch.tensor(share, dtype=torch.float64).unsqueeze(1))
-    return torch.block_diag(*columns)
+        shares += [1 / len(c.positive)] * len(c.positive) + [-1 / len(c.negative)] * len(c.negative)
+        starts.append(len(shares))
+    return csc_array((shares, range(len(shares)), starts), shape=(len(shares), len(classes)))
 
 
 def _sides(node: yaml.Node, name: str, path: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ from vilmedic.config.types import Resamples, UsedWith
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.classification import report_classes, undefined
+from vilmedic.metrics.classification import Scores, report_classes, undefined
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.prompts import ClassPrompts, load_prompts, prompt_weights
 
@@ -90,13 +91,15 @@ class ZeroShot(Metric):
         scores = self._scores(evaluation, classes)
         if scores is None:
             return undefined()
-        columns = [features.label_names.index(c.name) for c in classes]
-        counts = features.labels.sum(dim=0).long().tolist()
-        present = dict(zip(features.label_names, counts, strict=True))
+        places = {name: column for column, name in enumerate(features.label_names)}
+        columns = [places[c.name] for c in classes]
+        targets = features.labels.tocsc()[:, columns].tocsr()
+        counts = targets.sum(axis=0).tolist()
+        present = {c.name: count for c, count in zip(classes, counts, strict=True)}
         self._check_counts(classes, present, len(features), evaluation.split)
         return report_classes(
-            scores[evaluation.repeats("image")].numpy(),
-            features.labels[:, columns].numpy().astype(np.bool_),
+            scores,
+            targets,
             [c.name for c in classes],
             bootstrap=self.bootstrap,
             seed=evaluation.seed,
@@ -117,21 +120,30 @@ class ZeroShot(Metric):
             "on_missing=skip beside zero_shot's prompts to report them as null."
         )
 
-    def _scores(self, evaluation: Evaluation, classes: list[ClassPrompts]) -> Tensor | None:
-        """The score of every image for every class, [N, L]; None without images or text."""
+    def _scores(self, evaluation: Evaluation, classes: list[ClassPrompts]) -> Scores | None:
+        """The score of every image for the classes; None without images or text."""
         visual = evaluation.feature("visual")
         directions = None if visual is None else class_directions(evaluation, classes)
         if visual is None or directions is None:
             return None
-        whole = functional.normalize(visual.double(), dim=1) @ directions.T
-        if self.similarity == "global":
-            return whole
-        texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
-        similarity = evaluation.local_similarity(texts, self.local_aggregation)
-        if similarity is None:
-            return None
-        local = similarity.double() @ prompt_weights(classes)
-        return local if self.similarity == "local" else (whole + local) / 2
+        images = evaluation.repeats("image")
+        unit = functional.normalize(visual.double(), dim=1)
+        local, weights = None, prompt_weights(classes)
+        if self.similarity != "global":
+            texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
+            local = evaluation.local_similarity(texts, self.local_aggregation)
+            if local is None:
+                return None
+            local = local[images].double()
+
+        def scores(block: slice) -> NDArray[np.float64]:
+            whole = (unit @ directions[block].T)[images].numpy()
+            if local is None:
+                return whole
+            words = local.numpy() @ weights[:, block]
+            return words if self.similarity == "local" else (whole + words) / 2
+
+        return scores
 
 
 def class_directions(evaluation: Evaluation, classes: list[ClassPrompts]) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,8 +155,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
     }
     labels = evaluation.features.labels
     if labels is not None:
-        hot = labels[rows].numpy() > 0
-        columns["labels"] = [np.flatnonzero(row).tolist() for row in hot]
+        some = labels[rows]
+        some.sort_indices()
+        columns["labels"] = [
+            some.indices[first:last].tolist() for first, last in pairwise(some.indptr)
+        ]
     return columns
 
 
