@@ -35,7 +35,7 @@ from vilmedic.drawing.images import pixels
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
 from vilmedic.generation.generate import generate_images
 from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
-from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
+from vilmedic.metrics.zero_shot import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.from_checkpoint import Loaded, from_checkpoint

@@ -16,7 +16,7 @@ from vilmedic.datasets.image import Window, image_part
 from vilmedic.datasets.lines import Lines, read_lines
 from vilmedic.errors import DataError
 from vilmedic.evaluation.evaluation import Evaluation
-from vilmedic.metrics.bootstrap import interval, resamples
+from vilmedic.metrics.classification import interval, resamples
 from vilmedic.metrics.contract import Metric
 
 TIE = 1e-5
