@@ -6,8 +6,9 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from vilmedic.evaluation.features import (
     ensemble,
     evaluating,
 )
-from vilmedic.evaluation.local_features import Aggregation, LocalFeatures
 from vilmedic.models.contract import ContrastiveModel
+
+if TYPE_CHECKING:
+    from vilmedic.evaluation.local_features import Aggregation, LocalFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,6 @@ class Ensemble:
         self.device = device
         self.precision = precision
         self._splits: dict[str, SplitFeatures] = {}
-        self.local = LocalFeatures(self)
 
     def split(self, name: str) -> SplitFeatures:
         """The features of a split: one pass a network when first asked for, then remembered."""
@@ -103,7 +105,14 @@ class Ensemble:
     def forget(self) -> None:
         """Drop the remembered features."""
         self._splits.clear()
-        self.local.forget()
+        self.__dict__.pop("local", None)
+
+    @cached_property
+    def local(self) -> LocalFeatures:
+        """What the networks make of words and regions."""
+        from vilmedic.evaluation.local_features import LocalFeatures  # most models have none
+
+        return LocalFeatures(self)
 
     def encode_text(self, dataset: Any, texts: Sequence[str]) -> Tensor | None:
         """The embeddings of texts, comparable to the `visual` features: float32 [P, D].

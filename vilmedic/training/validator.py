@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,11 @@ from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.evaluation.splits import Splits
 from vilmedic.log import LOGGER
-from vilmedic.metrics.representation import Representation
 from vilmedic.training.parallel import gathered
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
+    from vilmedic.metrics.contract import Metric
 
 WATCHED = 1000
 """Samples of a split in which a collapse is looked for: enough to see it, and quickly."""
@@ -56,8 +57,7 @@ class Validator:
             device=device,
         )
         # Whether or not its numbers are asked for, a collapse is worth a line in the log.
-        named = any(isinstance(metric, Representation) for _, metric in self._splits.metrics)
-        self._watch = None if named else Representation(max_samples=WATCHED)
+        self._watches = all(name != "representation" for name, _ in self._splits.metrics)
         for split in self._section.splits:
             self._splits.dataset(split)
 
@@ -136,8 +136,8 @@ class Validator:
                     scores[f"{prefix}_loss"] = evaluation.features.loss
                 for name, metric in self._splits.metrics:
                     scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
-                if self._watch is not None:
-                    self._watch(evaluation)
+                if self._watches:
+                    _watch()(evaluation)
                 if pictures is not None and processes.is_main():
                     with processes.alone():
                         self._draw(evaluation, pictures)
@@ -160,6 +160,14 @@ class Validator:
                 LOGGER.warning("%s failed on the split %s: %s", name, evaluation.split, error)
             except Exception:
                 LOGGER.exception("%s failed on the split %s", name, evaluation.split)
+
+
+@cache
+def _watch() -> Metric:
+    """What tells of a collapse."""
+    from vilmedic.metrics.representation import Representation  # nothing before the first score
+
+    return Representation(max_samples=WATCHED)
 
 
 def _declared(metric: Any) -> dict[str, str] | None:
