@@ -13,7 +13,8 @@ from tests.toys import ToyData, ToyModel
 from vilmedic.checkpoints.checkpoint import best_name, save_checkpoint
 from vilmedic.config.sections import EnsemblorSection, TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError, VilmedicError
-from vilmedic.evaluation import ensemblor, splits
+from vilmedic.evaluation import ensemblor
+from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.evaluation.features import collect
 from vilmedic.registry import DATASETS, Registry
@@ -49,8 +50,8 @@ def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> N
         return data.batches(batch_size)
 
     monkeypatch.setattr(ensemblor, "build", build)
-    monkeypatch.setattr(splits, "build", build)
-    monkeypatch.setattr(splits, "make_loader", loader)
+    monkeypatch.setattr(evaluation_module, "build", build)
+    monkeypatch.setattr(evaluation_module, "make_loader", loader)
     caplog.set_level(logging.INFO, "vilmedic")
 
 

@@ -22,10 +22,9 @@ from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.evaluation.baselines import RawPixels
-from vilmedic.evaluation.evaluation import Ensemble
+from vilmedic.evaluation.evaluation import Ensemble, Splits
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.results import grouped, results_name, source, table
-from vilmedic.evaluation.splits import Splits
 from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model

@@ -12,7 +12,7 @@ from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
-from vilmedic.evaluation.splits import tokens_ready
+from vilmedic.evaluation.evaluation import tokens_ready
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything

@@ -14,8 +14,7 @@ from torch import nn
 from vilmedic.config.declared import KEY, PUBLISHED_NAMES, Scores, is_declaration
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
-from vilmedic.evaluation.evaluation import Evaluation
-from vilmedic.evaluation.splits import Splits
+from vilmedic.evaluation.evaluation import Evaluation, Splits
 from vilmedic.log import LOGGER
 from vilmedic.training.parallel import gathered
 
