@@ -7,6 +7,7 @@ import sys
 
 from tqdm import tqdm
 
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import escaped
 
 LOGGER = logging.getLogger("vilmedic")
@@ -27,16 +28,12 @@ class _Line(logging.Formatter):
         return escaped(super().format(record))
 
 
-def start_console(*, main: bool) -> None:
-    """Send the project's messages to standard output, one line each.
-
-    Args:
-        main: whether this is the main process; of others errors alone are shown.
-    """
+def start_console() -> None:
+    """Send the project's messages to standard output, one line each, from the main process."""
     if LOGGER.handlers:
         return
     handler = _Console(sys.stdout)
     handler.setFormatter(_Line("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
     LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO if main else logging.ERROR)
+    LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     LOGGER.propagate = False

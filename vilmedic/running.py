@@ -73,6 +73,6 @@ def _generate(*arguments: Any, **options: Any) -> list[Path]:
 
 def _announce(config: Config) -> None:
     """Open the console and say which keys of lower layers lost their meaning."""
-    start_console(main=is_main_process())
+    start_console()
     for note in config.notes:
         LOGGER.info(note)

@@ -141,7 +141,7 @@ def test_missing_folder_says_where_it_was_looked_for() -> None:
         TextEncoder(spec=tiny_spec(), proto="data/SELFSUP/huggingface/biomed_roberta_base")
     message = str(caught.value)
     assert str(Path.cwd() / "data/SELFSUP/huggingface/biomed_roberta_base") in message
-    assert "model.encoder.proto" in message
+    assert "proto: " in message
 
 
 def test_hub_name_without_network_says_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_tokenizer_with_more_ids_than_embeddings(tmp_path: Path) -> None:
 
 
 def test_vocabulary_set_too_small_for_a_random_bert() -> None:
-    with pytest.raises(ConfigError, match=r"larger model\.encoder\.vocab_size"):
+    with pytest.raises(ConfigError, match=r"larger vocab_size"):
         tiny_encoder(vocab_size=5)
 
 
@@ -268,7 +268,7 @@ def test_unknown_setting_names_the_nearest(bert: Path) -> None:
     [({"hidden_size": 30, "num_attention_heads": 4}, "multiple"), ({"hidden_size": "x"}, "int")],
 )
 def test_settings_that_transformers_refuses(settings: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.encoder: .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"BertConfig refuses these settings: .*{reason}"):
         tiny_encoder(**settings)
 
 
@@ -278,7 +278,7 @@ def test_unknown_pooling() -> None:
 
 
 def test_data_without_reports() -> None:
-    with pytest.raises(ConfigError, match=r"model\.encoder needs reports"):
+    with pytest.raises(ConfigError, match=r"^needs reports"):
         tiny_encoder(DataSpec())
 
 

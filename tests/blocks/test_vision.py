@@ -163,7 +163,7 @@ def test_missing_network_names_the_remedies(
         VisionEncoder(backbone="resnet50")
     message = str(caught.value)
     assert "no route to host" in message
-    assert "model.cnn.pretrained=false" in message
+    assert "Set pretrained=false" in message
     assert str(tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth") in message
     # a checkpoint fills it
     assert VisionEncoder(backbone="resnet18", filled=Filled()).out_features == 512

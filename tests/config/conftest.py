@@ -151,6 +151,12 @@ class Lines(Recorder):
 class Counting(Recorder):
     def __init__(self, *, of: str, often: int = 1) -> None:
         self.keep(locals())
+
+
+@METRICS.register("picky")
+class Picky:
+    def __init__(self) -> None:
+        raise ValueError("there is no table")
 '''
 
 BASE = """\

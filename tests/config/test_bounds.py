@@ -62,7 +62,7 @@ from vilmedic.metrics import pointing_game
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import METRICS, REGISTRIES
-from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.optimization import AveragedWeights
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)

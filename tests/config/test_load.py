@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.config.conftest import Project
 from vilmedic.config import build, build_calls
+from vilmedic.config.check import Checker
 from vilmedic.config.load import load
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
@@ -380,8 +382,54 @@ def test_proto_names_another_class_of_the_kind(project: Project) -> None:
 
 
 def test_runtime_arguments_reach_only_who_asks_for_them(project: Project) -> None:
-    dataset = build(DATASETS, project.load().dataset, split="train", other=3)
+    dataset = build(DATASETS, project.load().dataset, split="train", run_dir=3)
     assert dataset.given == {"root": Path("data"), "split": "train", "seed": 0, "augment": None}
+
+
+def test_a_misspelt_runtime_name_is_an_error(project: Project) -> None:
+    dataset = project.load().dataset
+    allowed = "build gives split, training, seed, run_dir to a dataset, not splits"
+    with pytest.raises(TypeError, match=allowed):
+        build(DATASETS, dataset, split="train", splits=3)
+    with pytest.raises(TypeError, match="build gives nothing to a metric, not spec"):
+        build_calls(METRICS, {"counting": {"of": "a"}}, spec=None)
+
+
+def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    section = Checker.section
+
+    def counted(self: Checker, read: Any, given: Any, path: Any, **options: Any) -> Any:
+        if not self.trying:
+            judged.append(".".join(map(str, path)))
+        return section(self, read, given, path, **options)
+
+    monkeypatch.setattr(Checker, "section", counted)
+    words = ["validator.metrics={counting: {of: a}}", "model.parts=[{tau: 1}, {tau: 2}]"]
+    config = project.load(*words)
+    for _ in range(2):
+        build(DATASETS, config.dataset, split="train")
+        build(MODELS, config.model, spec=None)
+        build_calls(METRICS, config.calls("validator", "metrics"))
+    assert {"dataset", "model", "model.net", "model.parts.1"} < set(judged)
+    assert "validator.metrics.counting" in judged
+    assert sorted(judged) == sorted(set(judged))
+
+
+def test_a_node_that_was_changed_is_judged_again(project: Project) -> None:
+    node = project.load().model
+    node["sides"] = "x"
+    assert "model.sides" in refused(MODELS, node, spec=None)
+
+
+def test_what_a_call_refuses_names_its_place(project: Project) -> None:
+    project.write("calls.yml", "includes: [base.yml]\nvalidator:\n  metrics:\n    picky:\n")
+    config = project.load(path="calls.yml")
+    with pytest.raises(ConfigError) as caught:
+        build_calls(METRICS, config.calls("validator", "metrics"))
+    assert str(caught.value) == (
+        "validator.metrics.picky (calls.yml:4): Picky refuses it: there is no table"
+    )
 
 
 def test_a_plain_mapping_is_checked_as_well(project: Project) -> None:

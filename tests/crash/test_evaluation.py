@@ -16,7 +16,7 @@ from vilmedic import cli
 from vilmedic import running as run
 from vilmedic.datasets import decode
 from vilmedic.phantom.write import Plan, build
-from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.optimization import AveragedWeights
 from vilmedic.training.validator import Validator
 
 

@@ -24,7 +24,6 @@ from vilmedic.datasets.shards import ShardIndex, shard_order
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
 from vilmedic.files import BLOCK
-from vilmedic.http import netrc_login
 from vilmedic.preparation.shards import write_shards
 
 Args = Callable[..., dict[str, Any]]
@@ -250,22 +249,6 @@ def test_password_comes_from_netrc_alone(
     with pytest.raises(DataError, match=r"into ~/\.netrc") as caught:
         make(image_path="http://ada:secret@127.0.0.1/")
     assert "secret" not in str(caught.value)
-
-
-def test_password_goes_to_its_host_and_encrypted_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    text = "machine data.org login ada password secret\ndefault login any password thing\n"
-    (tmp_path / ".netrc").write_text(text)
-    (tmp_path / ".netrc").chmod(0o600)
-    login = netrc_login("data.org")
-    assert login is not None
-    assert login.auth_for("https://data.org/a.tar") is not None
-    assert login.auth_for("http://data.org/a.tar") is None
-    assert login.auth_for("https://other.org/a.tar") is None
-    assert netrc_login("other.org") is None
-    assert netrc_login("127.0.0.1") is None
 
 
 @pytest.mark.usefixtures("quick")

@@ -11,6 +11,7 @@ import torch
 
 from tests.toys import ToyData, ToyModel
 from vilmedic.checkpoints.checkpoint import best_name, save_checkpoint
+from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import EnsemblorSection, TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError, VilmedicError
 from vilmedic.evaluation import ensemblor
@@ -33,6 +34,10 @@ class Config:
     trainor: TrainorSection = field(default_factory=TrainorSection)
     dataset: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+
+    def calls(self, section: str, key: str) -> list[Any]:
+        given = getattr(getattr(self, section), key)
+        return [{name: options} for name, options in entries(given)]
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,7 @@ def test_bfloat16_is_close_to_float32(model: ConVIRT) -> None:
 def test_wrong_widths_name_the_keys() -> None:
     spec = tiny_spec()
     parts = {"spec": spec, "encoder": tiny_encoder(spec), "cnn": tiny_cnn(), "loss": ConVIRTLoss()}
-    with pytest.raises(ConfigError, match=r"visual_embedding_dim is 2048, but model.cnn \(shuf"):
+    with pytest.raises(ConfigError, match=r"visual_embedding_dim: given 2048, but cnn \(shuf"):
         ConVIRT(
             projection=PairedProjection(
                 visual_embedding_dim=2048, textual_embedding_dim=16, projection_dim=8

@@ -267,7 +267,7 @@ def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_vae(tmp_path / "a.pth", given)
     text = str(caught.value)
-    assert "a.pth: is another VAE than model.vae describes" in text
+    assert "a.pth: is another VAE than the section vae describes" in text
     assert "image_size is 16, the configuration says 32" in text
     assert "num_tokens is 12, the configuration says 8192" in text
     assert "num_resnet_blocks is 1, the configuration says 0" in text
@@ -284,7 +284,7 @@ def test_the_best_checkpoint_of_a_run_directory_is_taken(tmp_path: Path) -> None
 
 def test_the_size_of_images_must_be_told_by_someone(tmp_path: Path) -> None:
     write_first_vilmedic(tmp_path / "a.pth", tiny_vae())
-    with pytest.raises(ConfigError, match=r"model\.vae\.image_size: .*a\.pth does not tell it"):
+    with pytest.raises(ConfigError, match=r"vae\.image_size: .*a\.pth does not tell it"):
         load_vae(tmp_path / "a.pth", {})
     assert load_vae(tmp_path / "a.pth", {"image_size": 64}).grid == 16
 
@@ -296,7 +296,7 @@ def test_a_file_without_a_vae_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {"codebook.weight": torch.ones(2, 2)}}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth: holds no VAE.*encoder"):
         load_vae(tmp_path / "a.pth", {})
-    with pytest.raises(CheckpointError, match=r"model\.vae\.ckpt: there is no "):
+    with pytest.raises(ConfigError, match=r"vae\.ckpt: there is no "):
         load_vae(tmp_path / "b.pth", {})
 
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from vilmedic.phantom.case import draw_case
-from vilmedic.phantom.report import write_report
+from vilmedic.phantom.report import report_text
 from vilmedic.preparation.report_facts import duplicate_groups, normal_form, repeated_share
 
 WORDS = [f"word{number}" for number in range(300)]
@@ -57,7 +57,7 @@ def test_case_and_punctuation_do_not_matter() -> None:
 
 
 def test_many_reports_take_seconds() -> None:
-    reports = [write_report(draw_case(0, "train", number)) for number in range(300)] * 20
+    reports = [report_text(draw_case(0, "train", number)) for number in range(300)] * 20
     started = time.process_time()
     exact, _ = duplicate_groups(reports)
     assert repeated_share(exact) >= 0.95

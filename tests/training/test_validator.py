@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.toys import ToyData, ToyModel
+from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.evaluation import evaluation as evaluation_module
@@ -23,6 +24,10 @@ class Config:
     name: str = "toy"
     trainor: TrainorSection = field(default_factory=TrainorSection)
     dataset: dict[str, Any] = field(default_factory=dict)
+
+    def calls(self, section: str, key: str) -> list[Any]:
+        given = getattr(getattr(self, section), key)
+        return [{name: options} for name, options in entries(given)]
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 
 BLOCK = 2**23
 """Logits that exist at a time: 32 MiB of float32, several times over while a block is computed.
@@ -161,9 +161,11 @@ class PixelScale:
         if given is None:
             return
         if len(given) != 2 or any(len(values) < channels for values in given) or min(given[1]) <= 0:
-            raise ConfigError(
-                f"model.normalization: given {given}, allowed: two lists of {channels} numbers, "
-                "the means and the (positive) standard deviations of the channels, or null."
+            raise ArgumentError(
+                {
+                    "normalization": f"given {given}, allowed: two lists of {channels} numbers, "
+                    "the means and the (positive) standard deviations of the channels, or null."
+                }
             )
         self.mean_and_std = given[0][:channels], given[1][:channels]
 

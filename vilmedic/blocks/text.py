@@ -20,9 +20,8 @@ from vilmedic.blocks.pretrained import (
 from vilmedic.config.types import Between, ConfigOf, Runtime
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, nearest
 
-POOLINGS = ("pooler", "cls", "mean", "max")
 RESERVED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
 
 
@@ -60,15 +59,12 @@ class TextEncoder(nn.Module):
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ConfigError(
-                f"model.encoder.pooling: '{pooling}' is not allowed; choose {', '.join(POOLINGS)}."
-                f"{nearest(pooling, POOLINGS)}"
-            )
         if spec.tokenizer is None or spec.vocab_size is None:
-            raise ConfigError(
-                "model.encoder needs reports, but the data set has none: use one with a seq "
-                "section, such as dataset.proto=ImSeq."
+            raise ArgumentError(
+                {
+                    "": "needs reports, but the data set has none: use one with a seq section, "
+                    "such as dataset.proto=ImSeq."
+                }
             )
         self.proto = proto
         self.pooling = pooling
@@ -76,12 +72,12 @@ class TextEncoder(nn.Module):
         if proto is None:
             self.network = _random_bert(spec, settings, pooler=pooling == "pooler")
         else:
-            key = "model.encoder.proto"
-            config = load_config(key, proto, settings, filled)
+            saved = None if filled is None else filled.config_of("encoder")
+            config = load_config("proto", proto, settings, saved)
             config.attn_implementation = "sdpa"
             published = filled is None and pretrained is None
             self.network = load_model(
-                key, proto, config, pooler=pooling == "pooler", weights=published
+                "proto", proto, config, pooler=pooling == "pooler", weights=published
             )
             self._try(proto)
         if pretrained is not None and filled is None:
@@ -129,31 +125,30 @@ class TextEncoder(nn.Module):
         """Refuse an encoder that cannot read what the tokenizer writes."""
         config: PretrainedConfig = self.network.config
         name = self.proto or "the random BERT"
-        problems = []
+        problems = {}
         if self.pooling == "pooler" and not hasattr(self.network, "pooler"):
-            problems.append(
-                f"model.encoder.pooling: {name} ({config.model_type}) has no pooler. Allowed: cls, "
-                "mean, max."
+            problems["pooling"] = (
+                f"{name} ({config.model_type}) has no pooler. Allowed: cls, mean, max."
             )
         table: Any = self.network.get_input_embeddings()
         embeddings = table.num_embeddings
         if (spec.vocab_size or 0) > embeddings:
-            problems.append(
-                f"model.encoder.proto: {name} has {embeddings} embeddings, but the tokenizer gives "
-                f"{spec.vocab_size} ids. Use the tokenizer of the encoder (dataset.seq.tokenizer)"
-                + ("." if self.proto else " or a larger model.encoder.vocab_size.")
+            problems["proto"] = (
+                f"{name} has {embeddings} embeddings, but the tokenizer gives {spec.vocab_size} "
+                "ids. Use the tokenizer of the encoder"
+                + ("." if self.proto else " or a larger vocab_size.")
             )
         positions = getattr(config, "max_position_embeddings", None)
         if positions and config.model_type in RESERVED_POSITIONS:
             positions -= 2
         if positions and (spec.tokenizer_max_len or 0) > positions:
-            problems.append(
-                f"dataset.seq.tokenizer_max_len is {spec.tokenizer_max_len}, but {name} has "
-                f"positions for {positions} tokens (max_position_embeddings is "
-                f"{config.max_position_embeddings}). Set dataset.seq.tokenizer_max_len={positions}."
+            problems[""] = (
+                f"{name} has positions for {positions} tokens (max_position_embeddings is "
+                f"{config.max_position_embeddings}), but tokenizer_max_len of the reports is "
+                f"{spec.tokenizer_max_len}. Set tokenizer_max_len={positions} there."
             )
         if problems:
-            raise ConfigError(problems)
+            raise ArgumentError(problems)
 
     def _try(self, proto: str) -> None:
         """Refuse a model that cannot encode a report alone, by encoding one of two tokens."""
@@ -166,14 +161,18 @@ class TextEncoder(nn.Module):
                 ).last_hidden_state
         except Exception as error:  # whatever a model raises that lacks images, sound, ...
             model = type(self.network).__name__
-            raise ConfigError(
-                f"model.encoder.proto: {proto} is a {model}, which does not encode text alone "
-                f"({type(error).__name__}: {first_line(error)}). Give a text encoder."
+            raise ArgumentError(
+                {
+                    "proto": f"{proto} is a {model}, which does not encode text alone "
+                    f"({type(error).__name__}: {first_line(error)}). Give a text encoder."
+                }
             ) from error
         if states.shape[:2] != ids.shape:
-            raise ConfigError(
-                f"model.encoder.proto: {proto} gives {list(states.shape)} for two tokens, where a "
-                "text encoder gives a vector for each."
+            raise ArgumentError(
+                {
+                    "proto": f"{proto} gives {list(states.shape)} for two tokens, where a text "
+                    "encoder gives a vector for each."
+                }
             )
 
     def extra_repr(self) -> str:
@@ -231,17 +230,21 @@ class WordEncoder(nn.Module):
         )
         layers = self.text.network.config.num_hidden_layers
         if not 1 <= last_n_layers <= layers:
-            raise ConfigError(
-                f"model.encoder.last_n_layers: given {last_n_layers}, but "
-                f"{proto or 'the random BERT'} has {layers} layers. Allowed: 1 to {layers}."
+            raise ArgumentError(
+                {
+                    "last_n_layers": f"given {last_n_layers}, but {proto or 'the random BERT'} has "
+                    f"{layers} layers. Allowed: 1 to {layers}."
+                }
             )
         assert spec.tokenizer is not None
         if not has_word_boundaries(spec.tokenizer):
-            raise ConfigError(
-                "dataset.seq.tokenizer: this tokenizer takes a sentence as one word, but the model "
-                "compares words with regions of the image. Use a tokenizer that splits reports "
-                "into words first, as those of BERT, RoBERTa and T5 do, or null to build a "
-                "vocabulary of words."
+            raise ArgumentError(
+                {
+                    "": "the tokenizer of the reports takes a sentence as one word, but the model "
+                    "compares words with regions of the image. Use a tokenizer that splits reports "
+                    "into words first, as those of BERT, RoBERTa and T5 do, or null to build a "
+                    "vocabulary of words."
+                }
             )
         self.opening, self.closing = special_tokens_around(spec.tokenizer)
         self.last_n_layers = last_n_layers
@@ -314,9 +317,8 @@ def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> P
     known = BertConfig().to_dict()
     unknown = [field for field in settings if field not in known]
     if unknown:
-        raise ConfigError(
-            f"model.encoder.{field} is not a setting of BertConfig.{nearest(field, known)}"
-            for field in unknown
+        raise ArgumentError(
+            {field: f"is not a setting of BertConfig.{nearest(field, known)}" for field in unknown}
         )
     assert spec.tokenizer is not None
     vocabulary = {"vocab_size": spec.vocab_size, "pad_token_id": spec.tokenizer.pad_token_id}
@@ -325,4 +327,4 @@ def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> P
         return BertModel(config, add_pooling_layer=pooler)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"model.encoder: BertConfig refuses these settings: {reason}") from error
+        raise ArgumentError({"": f"BertConfig refuses these settings: {reason}"}) from error

@@ -63,7 +63,7 @@ class TextImageTransformer(nn.Module):
         layers = []
         for number in range(1, depth + 1):
             kind = attn_types[(number - 1) % len(attn_types)]
-            attention = Attention(dim, heads, dim_head, attn_dropout, kind)
+            attention = CausalAttention(dim, heads, dim_head, attn_dropout, kind)
             feed_forward = FeedForward(dim, ff_dropout)
             around = (3, 2) if shift_tokens else (1, 0)
             branches = (
@@ -130,7 +130,7 @@ class TextImageTransformer(nn.Module):
                 if branch.shift is not None:
                     memory = cache.shifted[2 * number + half]
                     normed = branch.shift.one(normed, memory, position, sources)
-                if isinstance(inner, Attention):
+                if isinstance(inner, CausalAttention):
                     projected = inner.project_one(normed, factors)
                     seen = cache.store(number, position, projected[1:])
                     keys, values = (some[:, :, :end] for some in seen)
@@ -172,7 +172,7 @@ class TextImageTransformer(nn.Module):
                 if cache is not None:
                     cache.fill_shift(2 * number + half, normed)
                 normed = branch.shift(normed)
-            if isinstance(inner, Attention):
+            if isinstance(inner, CausalAttention):
                 query, key, value = inner.project(normed, factors)
                 if cache is not None:
                     cache.fill(number, key, value)
@@ -300,7 +300,7 @@ class Branch(nn.Module):
         return normed
 
 
-class Attention(nn.Module):
+class CausalAttention(nn.Module):
     """Causal attention whose queries, keys and values are all turned by their positions.
 
     Args:

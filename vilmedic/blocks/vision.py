@@ -17,9 +17,8 @@ from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
 from vilmedic.config.types import Dropout, Runtime
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, ConfigError, nearest
 
-PERMUTATIONS = ("batch_first", "spatial_first", "no_permute")
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
 
 
@@ -66,11 +65,6 @@ class VisionEncoder(nn.Module):
         read_encoder: Runtime[ReadEncoder | None] = None,
     ) -> None:
         super().__init__()
-        if permute not in PERMUTATIONS:
-            raise ConfigError(
-                f"model.cnn.permute: '{permute}' is not allowed; choose {', '.join(PERMUTATIONS)}."
-                f"{nearest(permute, PERMUTATIONS)}"
-            )
         self.backbone = backbone
         self.output_layer = output_layer
         self.permute = permute
@@ -145,10 +139,9 @@ class VisionEncoder(nn.Module):
             if self.trained_size is None:
                 raise
             raise ConfigError(
-                f"model.cnn.backbone: {self.backbone} does not take images of "
-                f"{images.shape[-2]} x {images.shape[-1]} pixels ({error}). It is made for "
-                f"{self.trained_size[0]} x {self.trained_size[1]}: set dataset.image.crop to "
-                "that."
+                f"{self.backbone} does not take images of {images.shape[-2]} x "
+                f"{images.shape[-1]} pixels ({error}). It is made for {self.trained_size[0]} x "
+                f"{self.trained_size[1]}: set the crop of the images to that."
             ) from error
 
     def width(self, layer: str) -> int:
@@ -186,9 +179,11 @@ class VisionEncoder(nn.Module):
         try:
             run()
             if missing := [layer for layer in layers if layer not in self._kept]:
-                raise ConfigError(
-                    f"model.cnn.output_layer: '{missing[0]}' of {type(self.network).__name__} is a "
-                    "container without an output of its own; name one of the layers inside it."
+                raise ArgumentError(
+                    {
+                        "": f"the layer '{missing[0]}' of {type(self.network).__name__} is a "
+                        "container without an output of its own; name one of the layers inside it."
+                    }
                 )
             return {layer: self._kept[layer] for layer in layers}
         finally:
@@ -227,10 +222,12 @@ def load_backbone(
         return _hub_backbone(name, output_layer, pretrained, filled, read)
     known = models.list_models(module=models)
     if name not in known:
-        raise ConfigError(
-            f"model.cnn.backbone: '{name}' is neither a classification network of torchvision nor "
-            f"a folder nor a hub name (owner/model).{nearest(name, known)} torchvision has: "
-            f"{', '.join(known)}."
+        raise ArgumentError(
+            {
+                "backbone": f"'{name}' is neither a classification network of torchvision nor a "
+                f"folder nor a hub name (owner/model).{nearest(name, known)} torchvision has: "
+                f"{', '.join(known)}."
+            }
         )
     network = _torchvision_network(name, published=pretrained is True)
     whole = set(network.state_dict())
@@ -247,7 +244,7 @@ def load_backbone(
     return network
 
 
-def find_layer(network: nn.Module, layer: str, key: str = "model.cnn.output_layer") -> nn.Module:
+def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:
     """The layer of a name, unless it does not exist or was cut off.
 
     Args:
@@ -265,10 +262,12 @@ def find_layer(network: nn.Module, layer: str, key: str = "model.cnn.output_laye
     top += ["avgpool"] if "avgpool" not in named else []
     kept = [name for name, module in named.items() if not isinstance(module, Removed)]
     why = "lies behind output_layer" if layer in named else "does not exist"
-    raise ConfigError(
-        f"{key}: the layer '{layer}' of {type(network).__name__} {why}. "
-        f"Allowed: {', '.join(top)}, or a layer inside one of them by its dotted name."
-        f"{nearest(layer, [*kept, 'avgpool'])}"
+    raise ArgumentError(
+        {
+            key: f"the layer '{layer}' of {type(network).__name__} {why}. "
+            f"Allowed: {', '.join(top)}, or a layer inside one of them by its dotted name."
+            f"{nearest(layer, [*kept, 'avgpool'])}"
+        }
     )
 
 
@@ -334,11 +333,13 @@ def _torchvision_network(name: str, *, published: bool) -> nn.Module:
         except (OSError, RuntimeError) as error:
             file = weights.url.rpartition("/")[2]
             cache = Path(torch.hub.get_dir()) / "checkpoints" / file
-            raise ConfigError(
-                f"model.cnn.pretrained: the ImageNet weights of {name} could not be downloaded "
-                f"({error}). Set model.cnn.pretrained=false to start from random weights, or "
-                f"model.cnn.pretrained=<path> to a file with a state dict of {name}, or put {file} "
-                f"where torch looks for it: {cache}"
+            raise ArgumentError(
+                {
+                    "pretrained": f"the ImageNet weights of {name} could not be downloaded "
+                    f"({error}). Set pretrained=false to start from random weights, or "
+                    f"pretrained=<path> to a file with a state dict of {name}, or put {file} "
+                    f"where torch looks for it: {cache}"
+                }
             ) from error
 
 
@@ -350,22 +351,24 @@ def _hub_backbone(
     read: ReadEncoder | None,
 ) -> nn.Module:
     if output_layer not in HUB_OUTPUTS:
-        raise ConfigError(
-            f"model.cnn.output_layer: '{output_layer}' is not an output of a transformers model. "
-            f"Allowed: {', '.join(HUB_OUTPUTS)}.{nearest(output_layer, HUB_OUTPUTS)}"
+        raise ArgumentError(
+            {
+                "output_layer": f"'{output_layer}' is not an output of a transformers model. "
+                f"Allowed: {', '.join(HUB_OUTPUTS)}.{nearest(output_layer, HUB_OUTPUTS)}"
+            }
         )
-    config = load_config("model.cnn.backbone", name, {}, filled)
+    saved = None if filled is None else filled.config_of("cnn")
+    config = load_config("backbone", name, {}, saved)
     network = load_model(
-        "model.cnn.backbone",
+        "backbone",
         name,
         config,
         pooler=output_layer != "last_hidden_state",
         weights=pretrained is True,
     )
     if network.main_input_name != "pixel_values":
-        raise ConfigError(
-            f"model.cnn.backbone: {name} is a {config.model_type} model, which does not take "
-            "images alone."
+        raise ArgumentError(
+            {"backbone": f"{name}, a {config.model_type} model, does not take images alone."}
         )
     if isinstance(pretrained, str):
         read_pretrained(read, "cnn", pretrained, network).fill(network, head="classifier")

@@ -180,7 +180,7 @@ def better_of(state: dict[str, Any]) -> str | None:
     return better or known_better(str(state.get("metric")))
 
 
-def rank(found: Iterable[BestCheckpoint]) -> list[BestCheckpoint]:
+def best_first(found: Iterable[BestCheckpoint]) -> list[BestCheckpoint]:
     """Checkpoints with scores of one metric, best first; equal ones by epoch, then by seed."""
     return sorted(
         found,
@@ -219,7 +219,7 @@ def find_checkpoints(
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
         hint = f" There is {', '.join(lasts)}: evaluate it with ckpt={lasts[0]}." if lasts else ""
         raise CheckpointError(f"{run_dir}: no checkpoint with a score in this directory.{hint}")
-    ranked = rank(_of_one_metric(found, run_dir, rank_by, remedy))
+    ranked = best_first(_of_one_metric(found, run_dir, rank_by, remedy))
     if match[1] is None:
         return [one.path for one in ranked]
     wanted = int(match[1])

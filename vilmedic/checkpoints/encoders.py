@@ -17,7 +17,7 @@ from vilmedic.config.declared import REPORTS
 from vilmedic.config.trained import VOCABULARY, data_parts
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import load_tokenizer
-from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.errors import ArgumentError, CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,7 @@ class EncoderFile:
             extra = [name for name in extra if not name.startswith(POOLER)]
             if fresh:
                 log.warning(
-                    "%s: %s has no weights for %s; they start at random values and are trained.",
-                    self.key,
+                    "%s has no weights for %s; they start at random values and are trained.",
                     self.path,
                     ", ".join(fresh),
                 )
@@ -123,10 +122,8 @@ class EncoderFile:
         settings = _other_settings(self, network)
         if problems or settings:
             what = WHAT[self.part] if self.part != "cnn" else "backbone"
-            raise ConfigError(
-                f"{self.key}: {self.path} does not fit the {what}: "
-                f"{'; '.join([*settings, *problems])}."
-            )
+            listed = "; ".join([*settings, *problems])
+            raise ArgumentError({self.key: f"{self.path} does not fit the {what}: {listed}."})
         network.load_state_dict({name: given[name] for name in both}, strict=False)
 
     def check_vocabulary(self, spec: DataSpec) -> None:
@@ -139,9 +136,7 @@ class EncoderFile:
         trained = _vocabulary(self)
         if trained is None:
             log.warning(
-                "%s: %s does not hold its vocabulary, so nothing tells whether it is that of "
-                "dataset.seq.tokenizer.",
-                self.key,
+                "%s does not hold its vocabulary, so nothing tells whether it is that of this run.",
                 self.path,
             )
             return
@@ -149,10 +144,12 @@ class EncoderFile:
         if trained == own:
             return
         other = sum(own.get(word) != number for word, number in trained.items())
-        raise ConfigError(
-            f"{self.key}: {self.path} was trained with another vocabulary: of its {len(trained)} "
-            f"words {other} are missing in that of this run, which has {len(own)}, or have another "
-            f"number. Set dataset.seq.tokenizer={_tokenizer_of(self)}."
+        raise ArgumentError(
+            {
+                self.key: f"{self.path} was trained with another vocabulary: of its {len(trained)} "
+                f"words {other} are missing in that of this run, which has {len(own)}, or have "
+                f"another number. Set the tokenizer of the reports to {_tokenizer_of(self)}."
+            }
         )
 
 
@@ -160,7 +157,7 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
     """Find and read the weights of an encoder.
 
     Args:
-        key: the configuration key that gives the name.
+        key: the argument that gives the name.
         name: a run directory, whose best checkpoint is taken; a checkpoint, of an older project
             too; or a file with a state dict of the network.
         part: `cnn` or `encoder`.
@@ -173,7 +170,7 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
         path = _find(key, name)
         state = checkpoint.load_checkpoint(path)
     except CheckpointError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ArgumentError({key: str(error)}) from error
     holder = nn.Module()
     for place in PLACES:
         holder.add_module(place, nn.ModuleDict({"network": network}))
@@ -184,10 +181,12 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
             return EncoderFile(key, part, path, found, state, of_run=True)
     if "progress" in state or "proto" in _model(state):
         system = _model(state).get("proto", "another system")
-        raise ConfigError(
-            f"{key}: {path} holds no {WHAT[part]}: it is a checkpoint of {system}. Allowed: a run "
-            f"directory or a checkpoint of {HOLDERS[part]}, or a file with a state dict of the "
-            "network."
+        raise ArgumentError(
+            {
+                key: f"{path} holds no {WHAT[part]}: it is a checkpoint of {system}. Allowed: a "
+                f"run directory or a checkpoint of {HOLDERS[part]}, or a file with a state dict "
+                "of the network."
+            }
         )
     return EncoderFile(key, part, path, bare, state, of_run=False)
 
@@ -199,17 +198,20 @@ def _find(key: str, name: str) -> Path:
         return inside
     if not path.is_dir():
         if not path.exists():
-            raise ConfigError(
-                f"{key}: there is no file {path.absolute()}. Allowed: a run directory, a checkpoint"
-                " or a file with a state dict of the network."
+            raise ArgumentError(
+                {
+                    key: f"there is no file {path.absolute()}. Allowed: a run directory, a "
+                    "checkpoint or a file with a state dict of the network."
+                }
             )
         return path
     there = sorted(one.name for one in path.glob("*.pth"))
     if len(there) == 1:
         return path / there[0]
     if there and not checkpoint.scored(path):
-        raise ConfigError(
-            f"{key}: {path} holds no checkpoint with a score. Name the file: {', '.join(there)}."
+        listed = ", ".join(there)
+        raise ArgumentError(
+            {key: f"{path} holds no checkpoint with a score. Name the file: {listed}."}
         )
     return checkpoint.find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
 
@@ -252,7 +254,7 @@ def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
         else:
             tokenizer = load_tokenizer(str(folder)) if folder.is_dir() else None
     except (ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{file.key}: {file.path} is damaged: {error}.") from None
+        raise ArgumentError({file.key: f"{file.path} is damaged: {error}."}) from None
     return None if tokenizer is None else tokenizer.get_vocab()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vilmedic.config.keys import find_older, idle_keys, judge_older
-from vilmedic.config.namespaces import Target, names, registry_of, signature, target
+from vilmedic.config.namespaces import Target, named_target, names, registry_of, signature, target
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, model_type_of
 from vilmedic.config.tree import BROKEN, MOST_PROBLEMS, KeyPath, Tree, dotted
@@ -42,10 +43,57 @@ from vilmedic.config.types import (
 )
 from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
 from vilmedic.errors import ConfigError
+from vilmedic.registry import REGISTRIES
+
+_CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A judged node: what it becomes, and of what.
+
+    Args:
+        found: the class.
+        arguments: the judged keys of the node, those that chose the class included.
+        path: where the node stands.
+        implied: whether it is not given, and the class does with its defaults.
+    """
+
+    found: Target
+    arguments: dict[str, Any]
+    path: KeyPath
+    implied: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    """A judged list that a constructor gets as a tuple or a set."""
+
+    container: type
+    values: list[Any]
+
+
+class PathText(str):
+    """Judged text that a constructor gets as a path."""
+
+
+def plain_data(judged: Any) -> Any:
+    """A judged value as a configuration writes it."""
+    if isinstance(judged, Plan):
+        judged = {
+            key: one
+            for key, one in judged.arguments.items()
+            if not (isinstance(one, Plan) and one.implied)
+        }
+    if isinstance(judged, dict):
+        return {key: plain_data(one) for key, one in judged.items()}
+    if isinstance(judged, list | Items):
+        return [plain_data(one) for one in (judged if isinstance(judged, list) else judged.values)]
+    return str(judged) if isinstance(judged, PathText) else judged
 
 
 class Checker:
-    """Collects every problem of a tree of values.
+    """Collects every problem of a tree of values, and plans what they become.
 
     Args:
         tree: the values and their marks, interpolations resolved.
@@ -54,6 +102,7 @@ class Checker:
     Attributes:
         problems: one complete text for each problem found.
         notes: one line for each key that was left out.
+        plans: what each faultless node becomes, by where it stands.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
@@ -61,6 +110,7 @@ class Checker:
         self.elsewhere = elsewhere
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.plans: dict[KeyPath, Plan] = {}
         self.trying = False
 
     @property
@@ -178,9 +228,9 @@ class Checker:
         where = (*path, param.name)
         if instance_of(param.type) is not None:
             trial = self.trial()
-            trial.value(param.type, {}, where)
+            implied = trial.value(param.type, {}, where)
             if not trial.problems:
-                self.default_node(param.type, where, result)
+                result[param.name] = replace(implied, implied=True)
                 return
         origin = self.tree.origin(path)
         under = f" under '{dotted(path)}'" if path else " at the top level"
@@ -188,9 +238,6 @@ class Checker:
         self.problems.append(
             f"{dotted(where)}: missing{under}{place}; allowed: {allowed(param.type)}."
         )
-
-    def default_node(self, kind: Type, path: KeyPath, result: dict[str, Any]) -> None:
-        """Take note of a node that is not given and can do with the defaults of its class."""
 
     # -- values
 
@@ -230,7 +277,7 @@ class Checker:
         if result is UNFIT:
             self.report(path, mismatch(kind, given))
             return None
-        return self.path_value(result) if kind == Basic("path") else result
+        return PathText(result) if kind == Basic("path") else result
 
     def items(self, kind: ListOf | TupleOf, given: list[Any], path: KeyPath) -> Any:
         """Judge a list."""
@@ -242,15 +289,8 @@ class Checker:
             self.value(one, item, (*path, index))
             for index, (one, item) in enumerate(zip(types_of, given, strict=True))
         ]
-        return self.sequence(kind, values)
-
-    def sequence(self, kind: ListOf | TupleOf, values: list[Any]) -> Any:
-        """What a judged list becomes."""
-        return values
-
-    def path_value(self, text: str) -> Any:
-        """What the text of a path becomes."""
-        return text
+        container = "tuple" if isinstance(kind, TupleOf) else kind.container
+        return values if container == "list" else Items(_CONTAINERS[container], values)
 
     def any_of(
         self,
@@ -393,10 +433,16 @@ class Checker:
             return None
         given = {} if given is None else given
         if not isinstance(given, dict):
-            options = ", ".join(read.settable) if read and read.settable else "its options"
-            self.report(path, f"given {shown(given)}; allowed: a mapping with {options}.")
+            known = ", ".join(read.settable) if read and read.settable else "its options"
+            self.report(path, f"given {shown(given)}; allowed: a mapping with {known}.")
             return None
-        return given if read is None else self.section(read, given, path)
+        before = len(self.problems)
+        judged = given if read is None else self.section(read, given, path)
+        if mark.namespace in REGISTRIES and len(self.problems) == before:
+            # a name with its options is a node without proto
+            found = named_target(REGISTRIES[mark.namespace], {"proto": name})
+            self.plans[path] = Plan(found, {"proto": name, **judged}, path)
+        return judged
 
     def chosen_options(
         self,
@@ -442,17 +488,14 @@ class Checker:
         except ConfigError as error:
             self.report((*path, "proto"), str(error))
             return given
-        if found.signature is None:
-            return self.finish(found, dict(given), path)
         before = len(self.problems)
-        arguments = self.section(found.signature, given, path, consumed=found.consumed)
+        arguments = dict(given)
+        if found.signature is not None:
+            arguments = self.section(found.signature, given, path, consumed=found.consumed)
         if len(self.problems) > before:
             return arguments
-        return self.finish(found, arguments, path)
-
-    def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
-        """What a judged node becomes."""
-        return arguments
+        self.plans[path] = Plan(found, arguments, path)
+        return self.plans[path]
 
 
 def _is_map(kind: Marked) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vilmedic.config.check import Checker
+from vilmedic.config.check import Checker, Items, PathText, Plan, plain_data
 from vilmedic.config.declared import misfits, wrong_optimizer, wrong_score
 from vilmedic.config.layers import apply_overrides, drop_replaced, merge, read_layers
 from vilmedic.config.namespaces import Target, entries, schema_keys
@@ -25,21 +25,20 @@ from vilmedic.config.tree import MOST_PROBLEMS, KeyPath, Mark, Tree, dotted, gua
 from vilmedic.config.types import (
     ANY,
     Calls,
-    ListOf,
     MapOf,
     Marked,
     NameIn,
-    TupleOf,
     Type,
     instance_of,
     options,
     wrong_folder_name,
 )
 from vilmedic.config.wording import shown
-from vilmedic.config.yaml_source import Override, parse_override, to_yaml
-from vilmedic.errors import ConfigError
+from vilmedic.config.yaml_source import Override, parse_override, read_file, to_yaml
+from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.registry import Registry, import_class, import_plugins
 
+C = TypeVar("C")
 ROOT = f"{RunSection.__module__}.{RunSection.__name__}"
 
 
@@ -50,12 +49,31 @@ class Node(dict[str, Any]):
         data: the keys and values.
         path: where the mapping stands.
         tree: the configuration that it is part of, for the origins of its keys.
+        plans: what the judged nodes of the configuration become; a new one is added.
     """
 
-    def __init__(self, data: dict[str, Any], path: KeyPath, tree: Tree) -> None:
+    def __init__(
+        self, data: dict[str, Any], path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]
+    ) -> None:
         super().__init__(data)
-        self.path = path
-        self.tree = tree
+        self.path, self.tree, self.plans = path, tree, plans
+
+    def plan(self, registry: Registry) -> Plan:
+        """What the node becomes; it is judged unless it was before and is as it was.
+
+        Raises:
+            ConfigError: the node does not fit the signatures.
+        """
+        known = self.plans.get(self.path)
+        if known is not None and plain_data(known) == dict(self):
+            return known
+        checker = Checker(self.tree)
+        kind = Marked(MapOf(ANY), NameIn(registry.kind))
+        made: Plan = checker.value(kind, dict(self), self.path)
+        if checker.problems:
+            raise ConfigError(checker.problems)
+        self.plans |= checker.plans
+        return made
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,7 @@ class Config:
         overrides: the words of the command line.
         notes: one line for each choice that made keys of lower layers meaningless.
         path: the configuration file.
+        plans: what its nodes become, so that none is judged a second time.
     """
 
     run: RunSection
@@ -77,6 +96,7 @@ class Config:
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
     path: str
+    plans: dict[KeyPath, Plan] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -96,12 +116,12 @@ class Config:
     @property
     def dataset(self) -> Node:
         """The node of the data set, for `build(DATASETS, ...)`."""
-        return Node(self.run.dataset, ("dataset",), self.tree)
+        return Node(self.run.dataset, ("dataset",), self.tree, self.plans)
 
     @property
     def model(self) -> Node:
         """The node of the model, for `build(MODELS, ...)`."""
-        return Node(self.run.model, ("model",), self.tree)
+        return Node(self.run.model, ("model",), self.tree, self.plans)
 
     @property
     def trainor(self) -> TrainorSection:
@@ -117,6 +137,13 @@ class Config:
     def ensemblor(self) -> EnsemblorSection:
         """How trained checkpoints are evaluated."""
         return self.run.ensemblor
+
+    def calls(self, section: str, key: str) -> list[Node]:
+        """Names with options as nodes for `build_calls`: `calls("validator", "metrics")`."""
+        path, given = (section, key), getattr(getattr(self, section), key)
+        if self.tree.has(path) and isinstance(self.tree.get(path), dict):
+            given = dict(entries(given))
+        return list(_nodes(given, path, self.tree, self.plans))
 
     @property
     def origins(self) -> dict[str, str]:
@@ -163,7 +190,7 @@ def load(
     root = root_signature()
     tree = draft.tree
     checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
-    judged = checker.section(root, tree.data, ())
+    judged = plain_data(checker.section(root, tree.data, ()))
     problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, judged)]
     if not problems:
         problems += [*wrong_score(tree, judged), *misfits(tree, judged, training=training)]
@@ -178,7 +205,8 @@ def load(
         judged[key] = cls(**judged.get(key) or {})
     run = RunSection(**judged)
     notes = (*draft.notes, *checker.notes)
-    return Config(run, asdict(run), tree, tuple(overrides), notes, os.fspath(path))
+    words = tuple(overrides)
+    return Config(run, asdict(run), tree, words, notes, os.fspath(path), checker.plans)
 
 
 def read(path: str, words: Iterable[str] = ()) -> Draft:
@@ -297,38 +325,51 @@ def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
 
     Raises:
         ConfigError: the node does not fit the signatures, or a constructor refuses a value.
+        TypeError: the framework gives nothing of that name to classes of this kind.
     """
-    path: KeyPath = getattr(node, "path", (registry.kind,))
-    tree: Tree = getattr(node, "tree", None) or Tree()
-    kind = Marked(MapOf(ANY), NameIn(registry.kind))
-    checker = Checker(tree)
-    checker.value(kind, dict(node), path)
-    if checker.problems:
-        raise ConfigError(checker.problems)
-    return _Builder(tree, runtime).value(kind, dict(node), path)
+    if unknown := [name for name in runtime if name not in registry.runtime]:
+        allowed = ", ".join(registry.runtime) or "nothing"
+        raise TypeError(f"build gives {allowed} to a {registry.kind}, not {', '.join(unknown)}")
+    if not isinstance(node, Node):
+        node = Node(node, (registry.kind,), Tree(), {})
+    return _make(node.plan(registry), node.tree, runtime)
 
 
 def build_calls(
-    registry: Registry, calls: Any, path: str = "", **runtime: Any
+    registry: Registry, calls: Any, where: str = "", **runtime: Any
 ) -> list[tuple[str, Any]]:
     """Make the objects that a mapping or a list of names with options describes.
 
     Args:
         registry: where the names are looked up.
-        calls: `{zero_shot: {prompts: p.yml}, retrieval: }`, or a list of such entries and names.
-        path: the dotted key of the mapping, for messages.
+        calls: `{zero_shot: {prompts: p.yml}, retrieval: }`, or a list of such entries, of names and
+            of the nodes that `Config.calls` gives.
+        where: the dotted key of what is no node, for messages.
         runtime: as for `build`.
 
     Returns:
         Name and object, in order.
     """
-    base = path or registry.kind
-    made = []
-    for name, given in entries(calls):
-        node = _Call({"proto": name, **(given or {})})
-        node.path = (*base.split("."), name)
-        made.append((name, build(registry, node, **runtime)))
-    return made
+    path = tuple((where or registry.kind).split("."))
+    nodes = _nodes(calls, path, Tree(), {})
+    return [(node["proto"], build(registry, node, **runtime)) for node in nodes]
+
+
+def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
+    """An object of a class out of a file of its own, judged as a configuration is.
+
+    Args:
+        cls: a class of this package; its arguments are the keys of the file.
+        path: the YAML file.
+
+    Returns:
+        The object, and the values of the file with the line of each.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit the signature.
+    """
+    tree = read_file(os.fspath(path))
+    return cls(**_make(_judge(cls, tree), tree, {})), tree
 
 
 def check_arguments(cls: type, given: dict[str, Any]) -> None:
@@ -341,54 +382,74 @@ def check_arguments(cls: type, given: dict[str, Any]) -> None:
     Raises:
         ConfigError: a value is none of those that a configuration may have there.
     """
+    _judge(cls, Tree(dict(given)))
+
+
+def _judge(cls: type, tree: Tree) -> dict[str, Any]:
+    """The judged arguments of a class.
+
+    Raises:
+        ConfigError: they do not fit its signature.
+    """
     read = read_signature(f"{cls.__module__}.{cls.__qualname__}")
     assert read is not None
-    checker = Checker(Tree(dict(given)))
-    checker.section(read, dict(given), ())
+    checker = Checker(tree)
+    arguments = checker.section(read, tree.data, ())
     if checker.problems:
         raise ConfigError(checker.problems)
+    return arguments
 
 
-class _Call(dict[str, Any]):
-    path: KeyPath
+def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) -> Iterator[Node]:
+    """Names with options as nodes, each with the place where it stands."""
+    if isinstance(calls, dict):
+        for name, given in calls.items():
+            yield Node({"proto": name, **(given or {})}, (*path, name), tree, plans)
+        return
+    for index, entry in enumerate(calls or ()):
+        where = (*path, index)
+        if isinstance(entry, Node):
+            yield entry
+        elif isinstance(entry, str):
+            yield Node({"proto": entry}, where, tree, plans)
+        else:
+            yield from _nodes(entry, where, tree, plans)
 
 
-class _Builder(Checker):
-    """Goes through a node that was found faultless and makes objects of it."""
+def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
+    """What a judged value becomes."""
+    if isinstance(judged, dict):
+        return {key: _make(one, tree, runtime) for key, one in judged.items()}
+    if isinstance(judged, list):
+        return [_make(one, tree, runtime) for one in judged]
+    if isinstance(judged, Items):
+        return judged.container(_make(judged.values, tree, runtime))
+    if not isinstance(judged, Plan):
+        return Path(judged) if isinstance(judged, PathText) else judged
+    found = judged.found
+    given = {key: one for key, one in judged.arguments.items() if key not in found.consumed}
+    arguments = _make(given, tree, runtime)
+    for name, param in found.signature.params.items() if found.signature else ():
+        if param.runtime and name in runtime:
+            arguments[name] = runtime[name]
+    cls = _class_of(found, judged.path)
+    try:
+        return cls(**arguments)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"{tree.where((*judged.path, *(name.split('.') if name else ())))}: {text}"
+            for name, text in error.arguments.items()
+        ) from error
+    except (ValueError, TypeError) as error:
+        where = tree.where(judged.path)
+        raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
 
-    def __init__(self, tree: Tree, runtime: dict[str, Any]) -> None:
-        super().__init__(tree)
-        self.runtime = runtime
 
-    def sequence(self, kind: ListOf | TupleOf, values: list[Any]) -> Any:
-        container = "tuple" if isinstance(kind, TupleOf) else kind.container
-        return {"list": list, "tuple": tuple, "set": set}[container](values)
-
-    def path_value(self, text: str) -> Any:
-        return Path(text)
-
-    def default_node(self, kind: Type, path: KeyPath, result: dict[str, Any]) -> None:
-        result[str(path[-1])] = self.value(kind, {}, path)
-
-    def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
-        for key in found.consumed:
-            arguments.pop(key, None)
-        for name, param in found.signature.params.items() if found.signature else ():
-            if param.runtime and name in self.runtime:
-                arguments[name] = self.runtime[name]
-        cls = self.class_of(found, path)
-        try:
-            return cls(**arguments)
-        except (ValueError, TypeError) as error:
-            origin = self.tree.origin(path)
-            where = f"{dotted(path)} ({origin})" if origin else dotted(path)
-            raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
-
-    def class_of(self, found: Target, path: KeyPath) -> Any:
-        if found.registry is not None and found.name is not None:
-            return found.registry.get(found.name)
-        cls = find_class(found.path)
-        if cls is None:
-            raise ConfigError(f"{dotted(path)}: there is no class {found.path}.")
-        module = cls.module.path
-        return import_class(f"{module}:{found.path[len(module) + 1 :]}", f"'{dotted(path)}'")
+def _class_of(found: Target, path: KeyPath) -> Any:
+    if found.registry is not None and found.name is not None:
+        return found.registry.get(found.name)
+    cls = find_class(found.path)
+    if cls is None:
+        raise ConfigError(f"{dotted(path)}: there is no class {found.path}.")
+    module = cls.module.path
+    return import_class(f"{module}:{found.path[len(module) + 1 :]}", f"'{dotted(path)}'")

@@ -18,7 +18,7 @@ from vilmedic.datasets.aligned import Batch, Part, Sample, stable_seed
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
-from vilmedic.errors import ConfigError, DataError, nearest
+from vilmedic.errors import ArgumentError, ConfigError, DataError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ def _read_tokenizer(name: str) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         usable = "Without it a tokenizer needs tokenizer.json, which is not there."
-        raise ConfigError(own_code("dataset.seq.tokenizer", name, usable)) from error
+        raise ArgumentError({"tokenizer": own_code(name, usable)}) from error
     # Roles that its class would have given to tokens by their usual names.
     special = {
         str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
@@ -323,16 +323,15 @@ def _read_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def own_code(key: str, name: str, usable: str) -> str:
+def own_code(name: str, usable: str) -> str:
     """What to say of a model or tokenizer that needs Python of its own.
 
     Args:
-        key: the configuration key that holds the name.
         name: a local folder or a hub name.
         usable: what of it can be used all the same.
     """
     return (
-        f"{key}: {name} needs Python code that comes with it, which could do anything and is never "
+        f"{name} needs Python code that comes with it, which could do anything and is never "
         f"executed. {usable}"
     )
 

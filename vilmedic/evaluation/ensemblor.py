@@ -82,7 +82,7 @@ class Ensemblor:
         self.splits = Splits(
             self.config,
             where="ensemblor",
-            metrics=self.section.metrics,
+            metrics=config.calls("ensemblor", "metrics"),
             post_processing=self._steps(),
             seed=self.section.seed,
             batch_size=self.section.batch_size,
@@ -228,10 +228,10 @@ class Ensemblor:
 
     def _steps(self) -> Any:
         """The post-processing asked for, and last what the report needs."""
-        steps = self.section.post_processing
-        if not self.section.report or EXPLORER in dict(entries(steps)):
+        steps = self.config.calls("ensemblor", "post_processing")
+        if not self.section.report or EXPLORER in dict(entries(self.section.post_processing)):
             return steps
-        return [*({name: options} for name, options in entries(steps)), EXPLORER]
+        return [*steps, EXPLORER]
 
     @property
     def _ckpt(self) -> str | None:

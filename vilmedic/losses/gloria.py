@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from vilmedic.config.types import Between, Temperature, Weight
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 from vilmedic.losses.convirt import cross_entropy_both_ways
 from vilmedic.losses.gloria_local import local_similarity
 
@@ -86,7 +86,8 @@ def gloria_local_loss(
     everything = part.gather_features({"words": words, "mask": mask})
     similarity = local_similarity(
         regions,
-        **everything,
+        everything["words"],
+        everything["mask"],
         temp0=temp0,
         temp1=temp1,
         temp2=temp2,
@@ -126,7 +127,7 @@ class GLoRIALoss(nn.Module):
     ) -> None:
         super().__init__()
         if local_loss_weight == global_loss_weight == 0:
-            raise ConfigError("model.loss.local_loss_weight and global_loss_weight are both 0.")
+            raise ArgumentError({"": "local_loss_weight and global_loss_weight are both 0."})
         self.local_loss_weight = local_loss_weight
         self.global_loss_weight = global_loss_weight
         self.temp0 = temp0

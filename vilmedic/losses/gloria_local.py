@@ -78,7 +78,7 @@ def local_similarity(
             f"Report {counts.index(0)} of the batch has no word: its mask is False everywhere. "
             "Every report needs at least one; keep its opening token."
         )
-    settings = Settings(temp0, temp1, temp2, aggregation, block_size, lengths, counts)
+    settings = SimilaritySettings(temp0, temp1, temp2, aggregation, block_size, lengths, counts)
     with torch.autocast(regions.device.type, enabled=False):
         return _LocalSimilarity.apply(regions.flatten(2), words, mask, settings)
 
@@ -120,7 +120,7 @@ class _LocalSimilarity(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, settings: Settings
+        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, settings: SimilaritySettings
     ) -> Tensor:
         dtype = compute_dtype(regions, words)
         similarity = torch.empty(len(regions), len(words), dtype=dtype, device=words.device)
@@ -155,7 +155,12 @@ class _LocalSimilarity(torch.autograd.Function):
 
 
 def _gradients(
-    grad: Tensor, settings: Settings, regions: Tensor, words: Tensor, mask: Tensor, *kept: Tensor
+    grad: Tensor,
+    settings: SimilaritySettings,
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for the regions and the words.
 
@@ -237,7 +242,7 @@ def _check_features(regions: Tensor, words: Tensor, mask: Tensor) -> None:
         )
 
 
-class Settings(NamedTuple):
+class SimilaritySettings(NamedTuple):
     """What a similarity is computed with, tensors apart."""
 
     temp0: float
@@ -259,7 +264,9 @@ class Reports(NamedTuple):
     padded: bool  # whether any of the mask is False
 
 
-def group_reports(words: Tensor, mask: Tensor, settings: Settings, size: int) -> list[Reports]:
+def group_reports(
+    words: Tensor, mask: Tensor, settings: SimilaritySettings, size: int
+) -> list[Reports]:
     """Sorts the reports by length, so that little of each block is padding."""
     lengths, counts = settings.lengths, settings.counts
     order = sorted(range(len(lengths)), key=lengths.__getitem__)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.errors import ConfigError
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -74,11 +73,6 @@ class ContrastiveModel(Model):
 
     def __init__(self, forward_batch_size: int | None = None) -> None:
         super().__init__()
-        if forward_batch_size is not None and forward_batch_size < 1:
-            raise ConfigError(
-                f"model.forward_batch_size must be at least 1, not {forward_batch_size}; "
-                "null encodes the whole batch at once."
-            )
         self.forward_batch_size = forward_batch_size
         self.observer: Callable[[Features], None] | None = None  # is shown what is contrasted
 

@@ -48,15 +48,15 @@ class ConVIRT(ContrastiveModel):
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(
-            "model.projection.visual_embedding_dim",
+            "projection.visual_embedding_dim",
             projection.visual_embedding_dim,
-            f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+            f"cnn ({cnn.backbone}, {cnn.output_layer})",
             cnn.out_features,
         )
         check_width(
-            "model.projection.textual_embedding_dim",
+            "projection.textual_embedding_dim",
             projection.textual_embedding_dim,
-            f"model.encoder ({encoder.proto or 'random BERT'})",
+            f"encoder ({encoder.proto or 'random BERT'})",
             encoder.hidden_size,
         )
         self.cnn = cnn
@@ -119,8 +119,7 @@ class ConVIRT(ContrastiveModel):
         if mask is None:
             raise ConfigError(
                 f"ConVIRT takes images [B, 3, H, W], or several a sample with a mask, but got "
-                f"{list(images.shape)} without one. Views are for SimCLR: leave out "
-                "dataset.image.views."
+                f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
         existing = self.cnn.pooled(images[mask])
         padded = existing.new_zeros(*mask.shape, existing.shape[1])

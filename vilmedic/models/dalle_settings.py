@@ -23,19 +23,19 @@ from vilmedic.config.types import (
     Weight,
     Width,
 )
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, nearest
 
 ATTENTION_TYPES = ("full", "axial_row", "axial_col")
 REFUSED = {
     "reversible": (
-        "reversible layers are not offered. model.dalle.activation_checkpointing=True saves "
+        "reversible layers are not offered. activation_checkpointing=True saves "
         "memory instead, and leaves the result as it is"
     ),
     "stable": "the stabilised softmax is not offered; attention is computed in a stable form as is",
     "sandwich_norm": "normalisation behind a branch is not offered",
     "shared_attn_ids": "layers that share their attention are not offered",
     "shared_ff_ids": "layers that share their feed-forward part are not offered",
-    "sparse_attn": "sparse attention is not offered; model.dalle.attn_types has axial layers",
+    "sparse_attn": "sparse attention is not offered; attn_types has axial layers",
     "optimize_for_inference": "generation always caches, axial layers included; leave this out",
 }
 """Options of dalle-pytorch that this model does not have, and why they cannot be turned on."""
@@ -116,24 +116,20 @@ class TransformerSettings:
             "shared_attn_ids": shared_attn_ids,
             "shared_ff_ids": shared_ff_ids,
         }
-        problems = [
-            f"model.dalle.{name}: given {value}, but {REFUSED[name]}."
-            for name, value in given.items()
-            if value
-        ]
+        problems = {
+            name: f"given {value}, but {REFUSED[name]}." for name, value in given.items() if value
+        }
         types = [attn_types] if isinstance(attn_types, str) else attn_types or ["full"]
-        problems += [_unknown_attention(kind) for kind in types if kind not in ATTENTION_TYPES]
+        if unknown := [_unknown_attention(kind) for kind in types if kind not in ATTENTION_TYPES]:
+            problems["attn_types"] = " ".join(unknown)
         if dim % 4:
-            problems.append(
-                f"model.dalle.dim: given {dim}, allowed: multiples of 4, as the token shift moves "
-                "quarters."
+            problems["dim"] = (
+                f"given {dim}, allowed: multiples of 4, as the token shift moves quarters."
             )
         if rotary_emb and dim_head < 6:
-            problems.append(
-                f"model.dalle.dim_head: given {dim_head}, but rotary embeddings need at least 6."
-            )
+            problems["dim_head"] = f"given {dim_head}, but rotary embeddings need at least 6."
         if problems:
-            raise ConfigError(problems)
+            raise ArgumentError(problems)
         self.dim, self.depth, self.heads, self.dim_head = dim, depth, heads, dim_head
         self.num_text_tokens, self.text_seq_len = num_text_tokens, text_seq_len
         self.attn_types = types
@@ -283,14 +279,8 @@ def todays_names(
 def _unknown_attention(kind: str) -> str:
     offered = ", ".join(ATTENTION_TYPES)
     if kind in ("conv_like", "sparse", "mlp"):
-        return (
-            f"model.dalle.attn_types: the attention '{kind}' of dalle-pytorch is not offered. "
-            f"Allowed: {offered}."
-        )
-    return (
-        f"model.dalle.attn_types: given '{kind}', allowed: {offered}."
-        f"{nearest(kind, ATTENTION_TYPES)}"
-    )
+        return f"the attention '{kind}' of dalle-pytorch is not offered. Allowed: {offered}."
+    return f"given '{kind}', allowed: {offered}.{nearest(kind, ATTENTION_TYPES)}"
 
 
 def _repeated(kinds: Any, depth: int) -> list[str]:

@@ -17,7 +17,7 @@ from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -93,7 +93,7 @@ class GLoRIA(ContrastiveModel):
             if images.ndim != 4:
                 raise ConfigError(
                     f"GLoRIA takes one image a sample, [B, 3, H, W], but got {list(images.shape)}. "
-                    "Leave out dataset.image.multi_image and dataset.image.views."
+                    "Leave out multi_image and views."
                 )
             if self.upsample is not None:
                 size = (self.upsample, self.upsample)
@@ -218,26 +218,30 @@ class GLoRIA(ContrastiveModel):
 def _check_visual(cnn: VisionEncoder, local_layer: str, widths: VisualEmbedder) -> None:
     """Refuse a layer without regions, and widths that do not fit the image encoder."""
     if isinstance(cnn.network, PreTrainedModel):
-        raise ConfigError(
-            f"model.cnn.backbone: GLoRIA takes regions from a layer inside a network of "
-            f"torchvision, and {cnn.backbone} is a model of transformers."
+        raise ArgumentError(
+            {
+                "cnn.backbone": "GLoRIA takes regions from a layer inside a network of "
+                f"torchvision, and {cnn.backbone} is a model of transformers."
+            }
         )
-    find_layer(cnn.network, local_layer, "model.local_layer")
+    find_layer(cnn.network, local_layer, "local_layer")
     shape = cnn.shape(local_layer)
     if len(shape) != 4 or shape[2] * shape[3] < 2:
-        raise ConfigError(
-            f"model.local_layer: '{local_layer}' of {cnn.backbone} gives no map of regions, "
-            f"but {list(shape[1:])} for an image. Name a layer with positions, such as layer3."
+        raise ArgumentError(
+            {
+                "local_layer": f"'{local_layer}' of {cnn.backbone} gives no map of regions, but "
+                f"{list(shape[1:])} for an image. Name a layer with positions, such as layer3."
+            }
         )
     check_width(
-        "model.visual_embedder.interm_feature_dim",
+        "visual_embedder.interm_feature_dim",
         widths.interm_feature_dim,
-        f"model.local_layer ({cnn.backbone}, {local_layer})",
+        f"local_layer ({cnn.backbone}, {local_layer})",
         shape[1],
     )
     check_width(
-        "model.visual_embedder.feature_dim",
+        "visual_embedder.feature_dim",
         widths.feature_dim,
-        f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+        f"cnn ({cnn.backbone}, {cnn.output_layer})",
         cnn.out_features,
     )

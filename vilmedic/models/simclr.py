@@ -45,9 +45,9 @@ class SimCLR(ContrastiveModel):
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(
-            "model.projection.visual_embedding_dim",
+            "projection.visual_embedding_dim",
             projection.visual_embedding_dim,
-            f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+            f"cnn ({cnn.backbone}, {cnn.output_layer})",
             cnn.out_features,
         )
         self.cnn = cnn

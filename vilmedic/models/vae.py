@@ -38,7 +38,7 @@ from vilmedic.config.types import (
     Width,
 )
 from vilmedic.datasets.aligned import DataSpec
-from vilmedic.errors import CheckpointError, ConfigError, DataError
+from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from vilmedic.models.contract import Batch, Model
 
 PART = 2**24
@@ -117,8 +117,6 @@ class VAE(Model):
             spec.check_pixels("VAE")
         _check_image_size(image_size, num_layers)
         _check_temperature(temperature, temperature_end)
-        if reinmax and not straight_through:
-            raise ConfigError("model.reinmax: is a gradient of model.straight_through; set both.")
         self.image_size, self.num_tokens, self.channels = image_size, num_tokens, channels
         self.codebook_dim, self.hidden_dim = codebook_dim, hidden_dim
         self.num_layers, self.num_resnet_blocks = num_layers, num_resnet_blocks
@@ -248,7 +246,7 @@ class VAE(Model):
         if images.shape[-2:] != (self.image_size, self.image_size):
             height, width = images.shape[-2:]
             raise ConfigError(
-                f"model.image_size: given {self.image_size}, but the images are {height} x {width} "
+                f"VAE has image_size={self.image_size}, but the images are {height} x {width} "
                 "pixels. Set the resize and crop of the images to the same number."
             )
         return self.own_channels(images)
@@ -263,7 +261,7 @@ class VAE(Model):
             return images.mean(dim=1, keepdim=True)
         if images.shape[1] != self.channels:
             raise ConfigError(
-                f"model.channels: given {self.channels}, but the images have {images.shape[1]}."
+                f"VAE has channels={self.channels}, but the images have {images.shape[1]}."
             )
         return images
 
@@ -333,13 +331,14 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
         The VAE, in evaluation mode and without gradients.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds no VAE, or one that differs from the
-            settings; all differences are listed.
-        ConfigError: neither the file nor the settings tell the size of the images.
+        CheckpointError: the file is damaged, holds no VAE, or one that differs from the settings;
+            all differences are listed.
+        ConfigError: there is no such file, or neither it nor the settings tell the size of the
+            images.
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"model.vae.ckpt: there is no {path}, neither a file nor a folder.")
+        raise ArgumentError({"vae.ckpt": f"there is no {path}, neither a file nor a folder."})
     if path.is_dir() and zoo_file(path) is None:
         path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
     state = load_checkpoint(path)
@@ -354,17 +353,19 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     ]
     if differences:
         raise CheckpointError(
-            f"{path}: is another VAE than model.vae describes: {'; '.join(differences)}. Leave "
-            "these keys out to take what the checkpoint says, or give the checkpoint that belongs "
-            "to them."
+            f"{path}: is another VAE than the section vae describes: {'; '.join(differences)}. "
+            "Leave these keys out to take what the checkpoint says, or give the checkpoint that "
+            "belongs to them."
         )
     for name in STATED:
         if name in settings:
             actual.setdefault(name, settings[name])
     if "image_size" not in actual:
-        raise ConfigError(
-            f"model.vae.image_size: {path} does not tell it, so it has to be given: the side of "
-            "the images, in pixels, that the VAE was trained on."
+        raise ArgumentError(
+            {
+                "vae.image_size": f"{path} does not tell it, so it has to be given: the side of "
+                "the images, in pixels, that the VAE was trained on."
+            }
         )
     vae = VAE(**actual)
     load_weights(vae, {"model": weights}, path)
@@ -383,17 +384,19 @@ def _check_image_size(image_size: int, num_layers: int) -> None:
     if image_size % factor:
         below = image_size // factor * factor
         allowed = [size for size in (below, below + factor) if size]
-        raise ConfigError(
-            f"model.image_size: given {image_size}, but model.num_layers={num_layers} halves "
-            f"the image {num_layers} times, so the size must be a multiple of {factor}. Nearest: "
-            f"{' or '.join(map(str, allowed))}."
+        raise ArgumentError(
+            {
+                "image_size": f"given {image_size}, but num_layers={num_layers} halves the image "
+                f"{num_layers} times, so the size must be a multiple of {factor}. Nearest: "
+                f"{' or '.join(map(str, allowed))}."
+            }
         )
 
 
 def _check_temperature(start: float, end: float) -> None:
     if end > start:
-        raise ConfigError(
-            f"model.temperature_end: given {end}, must not be above model.temperature={start}."
+        raise ArgumentError(
+            {"temperature_end": f"given {end}, must not be above temperature={start}."}
         )
 
 

@@ -129,7 +129,7 @@ class Case:
     index: int
     body: Body
     view: View
-    findings: tuple[Finding, ...]
+    findings: tuple[CaseFinding, ...]
 
     def stream(self, name: str) -> np.random.Generator:
         """A generator of its own for one purpose, so that wording never changes the pixels."""
@@ -188,7 +188,7 @@ class Lesion:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CaseFinding:
     """A finding of a case; `side` is "right", "left", "bilateral" or "" for the heart."""
 
     name: str
@@ -197,7 +197,7 @@ class Finding:
     parts: tuple[Lesion, ...]
 
 
-def draw_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
+def draw_findings(rng: np.random.Generator) -> tuple[CaseFinding, ...]:
     """Draws the findings of one case, in the order of `FINDINGS`.
 
     Sides are chosen so that one finding does not hide another: consolidation and atelectasis keep
@@ -208,7 +208,7 @@ def draw_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     count = 1 + int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))
     names = {str(name) for name in rng.choice(FINDINGS, size=count, replace=False)}
     taken: dict[str, int] = {"right": 0, "left": 0}
-    found: dict[str, Finding] = {}
+    found: dict[str, CaseFinding] = {}
     for name in ("Pneumothorax", "Pleural Effusion", "Pneumonia", "Atelectasis", "Cardiomegaly"):
         if name in names:
             found[name] = _draw(rng, name, taken)
@@ -291,7 +291,7 @@ def _draw_within(rng: np.random.Generator, low: float, high: float, most: float)
     return float(rng.uniform(max(low, -most), min(high, most)))
 
 
-def _draw(rng: np.random.Generator, name: str, taken: dict[str, int]) -> Finding:
+def _draw(rng: np.random.Generator, name: str, taken: dict[str, int]) -> CaseFinding:
     level = int(rng.integers(3))
     both_sides = {"Pleural Effusion": 0.25, "Pneumonia": 0.2}.get(name, 0.0)
     bilateral = rng.random() < both_sides and not any(taken.values())
@@ -312,7 +312,7 @@ def _draw(rng: np.random.Generator, name: str, taken: dict[str, int]) -> Finding
         if part.side:
             taken[part.side] += 1 + level
     side = "bilateral" if bilateral else sides[0]
-    return Finding(name, SEVERITIES[name][level], side, parts)
+    return CaseFinding(name, SEVERITIES[name][level], side, parts)
 
 
 def _draw_part(

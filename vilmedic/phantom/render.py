@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from vilmedic.phantom import anatomy
 from vilmedic.phantom.anatomy import Field, Grid, Lungs, pixel_axes, ramp, to_image
-from vilmedic.phantom.case import Body, Case, Finding, Lesion, View
+from vilmedic.phantom.case import Body, Case, CaseFinding, Lesion, View
 
 _LETTERS = {
     "L": ((0.0, 0.0, 0.0, 1.0), (0.0, 1.0, 0.6, 1.0)),
@@ -173,7 +173,7 @@ class Opacity:
     masks: dict[tuple[str, str], Field]
 
 
-def draw_opacities(findings: tuple[Finding, ...], scene: Scene) -> Opacity:
+def draw_opacities(findings: tuple[CaseFinding, ...], scene: Scene) -> Opacity:
     """Lays all findings of a case over its lungs."""
     zero = np.zeros_like(scene.grid.x)
     result = Opacity(zero, zero, zero, zero, {})

@@ -20,7 +20,7 @@ from vilmedic.files import core_count, sha256_of
 from vilmedic.phantom import FINDINGS, NO_FINDING, SPLITS, VERSION
 from vilmedic.phantom.case import Case, draw_case
 from vilmedic.phantom.render import Place, render
-from vilmedic.phantom.report import write_impression, write_report
+from vilmedic.phantom.report import impression_text, report_text
 
 GENERATOR = "vilmedic.phantom"
 CARD = "card.json"
@@ -103,8 +103,8 @@ def make_row(root: Path, split: str, plan: Plan, index: int) -> SampleLines:
     name = f"{split}/{index:05d}.png"
     Image.fromarray(picture.pixels).save(root / "images" / name, compress_level=4)
     labels = ",".join(label_names(case))
-    texts = write_report(case), write_impression(case)
-    return SampleLines(name, *texts, labels, describe(case, picture.places))
+    texts = report_text(case), impression_text(case)
+    return SampleLines(name, *texts, labels, finding_record(case, picture.places))
 
 
 def label_names(case: Case) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ def label_names(case: Case) -> tuple[str, ...]:
     return tuple(finding.name for finding in case.findings) or (NO_FINDING,)
 
 
-def describe(case: Case, places: dict[str, list[Place]]) -> str:
+def finding_record(case: Case, places: dict[str, list[Place]]) -> str:
     """One line of JSON: of each finding its side, severity and places in the image."""
     record = {
         finding.name: {

@@ -159,11 +159,6 @@ class NoLog:
         """Nothing is open."""
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; none without a file, and none that are damaged."""
-    return [entry for _, entry in read_entries(path) if entry is not None]
-
-
 def read_entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a metrics file as they are, each with what it says; None if that is no line.
 

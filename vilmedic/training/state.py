@@ -19,12 +19,16 @@ from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
-from vilmedic.training.optimization import Schedule, restore_optimizer, schedule_options
+from vilmedic.training.optimization import (
+    AveragedWeights,
+    Schedule,
+    restore_optimizer,
+    schedule_options,
+)
 from vilmedic.training.step import Tally, TrainingStep
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
-    from vilmedic.training.ema import AveragedWeights
 
 AS_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg"}
 """What optimizers keep in the shape of the weights."""
@@ -68,15 +72,9 @@ class TrainState:
         self.model, self.optimizer = step.model, step.optimizer
         self.progress = self._progress(start)
         self.schedule = self._new_schedule(self.progress.step + self.steps_left())
-        self.ema = self._averaged_weights()
+        decay = self._section.ema
+        self.ema = None if decay is None else AveragedWeights(self.model, decay)
         self.tally = Tally(step.device, self.progress.tally)
-
-    def _averaged_weights(self) -> AveragedWeights | None:
-        if self._section.ema is None:
-            return None
-        from vilmedic.training.ema import AveragedWeights
-
-        return AveragedWeights(self.model, self._section.ema)
 
     @property
     def steps_per_epoch(self) -> int:

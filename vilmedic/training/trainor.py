@@ -52,7 +52,7 @@ class Trainor:
 
     def __init__(self, config: Config) -> None:
         self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
-        self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
+        self.loggers = build_calls(LOGGERS, config.calls("trainor", "loggers"))
         self.device = pick_device(self.section.device)
         start, self.lock = claim_start(config)
         try:
@@ -71,7 +71,6 @@ class Trainor:
             self.data = build(
                 DATASETS,
                 config.dataset,
-                where="dataset",
                 split="train",
                 training=True,
                 seed=self.seed,
@@ -79,12 +78,7 @@ class Trainor:
             )
         filled = None if start.state is None else Filled(start.state.get("networks") or {})
         self.model = build(
-            MODELS,
-            config.model,
-            where="model",
-            spec=self.data.spec,
-            filled=filled,
-            read_encoder=_read_encoder,
+            MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=_read_encoder
         )
         restore_weights(self.model, start, config.data)
         check_batch_size(self.model, len(self.data), self.section)

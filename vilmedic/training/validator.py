@@ -47,8 +47,8 @@ class Validator:
         self._splits = Splits(
             config,
             where="validator",
-            metrics=self._section.metrics,
-            post_processing=self._section.post_processing,
+            metrics=config.calls("validator", "metrics"),
+            post_processing=config.calls("validator", "post_processing"),
             seed=seed,
             batch_size=self._section.batch_size,
             num_workers=config.trainor.num_workers,

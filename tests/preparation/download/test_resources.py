@@ -38,17 +38,23 @@ resources:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "is no mapping of accounts and resources"),
-        ("resources: {a: {what: w, size: s, terms: t}}", "resources.a lacks target"),
-        (GOOD.replace("target: x", "target: x, fils: []"), "unknown key 'fils'. Did you mean 'fil"),
-        (GOOD.replace("what: w", "what: 3"), "resources.a.what is 3; str is expected"),
-        (GOOD.replace("target: x", "target: x, account: b"), "account is 'b'"),
+        ("[]", "the file holds a list. Allowed: a mapping of keys to values"),
+        (
+            "resources: {a: {what: w, size: s, terms: t}}",
+            "resources.a.target: missing under 'resources.a' (",
+        ),
+        (GOOD.replace("target: x", "target: x, fils: []"), "Did you mean 'resources.a.files'?"),
+        (GOOD.replace("what: w", "what: [w]"), "table.yml:3): given [w]; allowed: text"),
+        (
+            GOOD.replace("target: x", "target: x, account: b"),
+            "table.yml:3): given 'b'; allowed: none",
+        ),
         (
             GOOD.replace("target: x", "target: x, files: [{url: u, path: p, bytes: big}]"),
-            r"files[0].bytes is 'big'; int is expected",
+            "resources.a.files.0.bytes (",
         ),
-        ("resources: {a: *nothing}", "cannot be read"),
-        ("resources: !!python/object/apply:os.getcwd []", "cannot be read"),
+        ("resources: {a: *nothing}", "table.yml:1:16: not valid YAML"),
+        ("resources: !!python/object/apply:os.getcwd []", "is not allowed in a configuration"),
     ],
 )
 def test_mistakes_in_a_table(tmp_path: Path, text: str, message: str) -> None:

@@ -22,7 +22,7 @@ from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.encodings import Decoded, decode_unicode, is_credible
 from vilmedic.errors import DataError, nearest
-from vilmedic.files import DAMAGE, core_count, open_regular, sha256_of
+from vilmedic.files import DAMAGE, core_count, open_regular, sha256_of, text_table
 from vilmedic.preparation import command
 from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS, add_uncertain, present_labels
 from vilmedic.preparation.command import list_facts
@@ -353,13 +353,9 @@ def _balance(made: Build, given: argparse.Namespace) -> Build:
 
 
 def _table(title: str, share: dict[str, dict[str, float]]) -> list[str]:
-    splits = list(share)
-    width = max(len(name) for name in CHEXPERT_LABELS)
-    lines = [f"{title:<{width + 2}}", " " * (width + 2) + "".join(f"{s:>10}" for s in splits)]
-    for name in sorted({name for of in share.values() for name in of}):
-        values = "".join(f"{share[s].get(name, 0):>10.2%}" for s in splits)
-        lines.append(f"  {name:<{width}}{values}")
-    return lines
+    names = sorted({name for of in share.values() for name in of})
+    rows = [[f"  {name}", *(f"{of.get(name, 0):.2%}" for of in share.values())] for name in names]
+    return [title, *text_table([["", *share], *rows])]
 
 
 def _section_name(section: str) -> str:

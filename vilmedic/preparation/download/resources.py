@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
 
-import yaml
-
+from vilmedic.config.load import read_as
 from vilmedic.errors import ConfigError, nearest
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -172,12 +166,12 @@ class ResourceTable:
     """All that can be fetched.
 
     Attributes:
-        accounts: by name.
         resources: by name, in the order of the file.
+        accounts: by name.
     """
 
-    accounts: dict[str, Account]
     resources: dict[str, Resource]
+    accounts: dict[str, Account] = field(default_factory=dict)
 
     def pick(self, names: list[str]) -> dict[str, Resource]:
         """The resources of some names.
@@ -198,71 +192,16 @@ def load_table(path: Path) -> ResourceTable:
     """Read the table of resources.
 
     Raises:
-        ConfigError: it cannot be read, or holds what it should not.
+        ConfigError: it cannot be read, or holds what it should not; every place is named.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no mapping of accounts and resources.")
-    accounts = {
-        name: _make(Account, node, f"{path}: accounts.{name}")
-        for name, node in (content.get("accounts") or {}).items()
-    }
-    resources = {
-        name: _make(Resource, node, f"{path}: resources.{name}")
-        for name, node in (content.get("resources") or {}).items()
-    }
-    for name, resource in resources.items():
-        if resource.account and resource.account not in accounts:
-            raise ConfigError(
-                f"{path}: resources.{name}.account is '{resource.account}'; there are "
-                f"{', '.join(accounts)}.{nearest(resource.account, accounts)}"
-            )
-    return ResourceTable(accounts, resources)
-
-
-_NESTED: dict[str, type] = {
-    "files": File,
-    "models": HubModel,
-    "expected": Expected,
-    "images": Images,
-    "unpack": Unpack,
-}
-
-
-def _make(kind: type[T], node: Any, where: str) -> T:
-    """An object of a kind out of a mapping, its keys and types being checked."""
-    if not isinstance(node, Mapping):
-        raise ConfigError(f"{where} is no mapping.")
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for key, value in node.items():
-        if key not in fields:
-            raise ConfigError(f"{where} has the unknown key '{key}'.{nearest(str(key), fields)}")
-        place = f"{where}.{key}"
-        if key in _NESTED and isinstance(value, list):
-            values[key] = tuple(
-                _make(_NESTED[key], one, f"{place}[{n}]") for n, one in enumerate(value)
-            )
-        elif key in _NESTED:
-            values[key] = _make(_NESTED[key], value, place)
-        elif isinstance(value, list):
-            values[key] = tuple(
-                tuple(map(str, one)) if isinstance(one, list) else str(one) for one in value
-            )
-        else:
-            wanted = int if "int" in str(hints[key]) else str
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise ConfigError(f"{place} is {value!r}; {wanted.__name__} is expected.")
-            values[key] = value
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in values and field.default is dataclasses.MISSING
+    table, tree = read_as(ResourceTable, path)
+    known = table.accounts
+    wrong = [
+        f"{tree.where(('resources', name, 'account'))}: given '{resource.account}'; allowed: "
+        f"{', '.join(known) or 'none'}.{nearest(resource.account, known)}"
+        for name, resource in table.resources.items()
+        if resource.account and resource.account not in known
     ]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}.")
-    return kind(**values)
+    if wrong:
+        raise ConfigError(wrong)
+    return table
