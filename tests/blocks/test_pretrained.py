@@ -119,7 +119,7 @@ def test_a_model_that_needs_more_than_text_is_refused_by_name(tmp_path: Path) ->
         projection_dim=8,
     )
     proto = saved(tmp_path, CLIPModel(config))
-    with pytest.raises(ConfigError, match=r"model\.encoder"):
+    with pytest.raises(ConfigError, match=r"^proto: "):
         TextEncoder(spec=tiny_spec(), proto=proto, pooling="cls")
     with pytest.raises(ConfigError, match=r"^backbone: .* does not take images alone"):
         VisionEncoder(backbone=proto)
@@ -140,7 +140,7 @@ def test_a_size_that_nothing_can_be_done_about_is_named(
 ) -> None:
     encoder = VisionEncoder(backbone=saved(tmp_path, vit()))
     monkeypatch.setattr(encoder, "interpolates", False)
-    message = r"does not take images of 48 x 48 pixels.*made for 32 x 32: set dataset\.image\.crop"
+    message = r"does not take images of 48 x 48 pixels.*made for 32 x 32: set the crop"
     with pytest.raises(ConfigError, match=message):
         encoder(torch.zeros(1, 3, 48, 48))
 
@@ -172,13 +172,13 @@ def test_python_that_comes_with_a_model_is_not_executed(
     monkeypatch.setattr("builtins.input", lambda *words: asked.append("y") or "y")
     name, trace = with_own_code(tmp_path / "own")
     for build, key in (
-        (lambda: TextEncoder(spec=tiny_spec(), proto=name), "encoder.proto"),
-        (lambda: VisionEncoder(backbone=name), "cnn.backbone"),
+        (lambda: TextEncoder(spec=tiny_spec(), proto=name), "proto"),
+        (lambda: VisionEncoder(backbone=name), "backbone"),
     ):
-        with pytest.raises(ConfigError, match=rf"model\.{key}: .*never executed.*nothing of it"):
+        with pytest.raises(ConfigError, match=rf"^{key}: .*never executed.*nothing of it"):
             build()
     (Path(name) / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"its tokenizer can be used.*dataset\.seq\.tokenizer="):
+    with pytest.raises(ConfigError, match=r"its tokenizer can be used.*takes tokenizer="):
         TextEncoder(spec=tiny_spec(), proto=name)
     assert not trace.exists()
     assert asked == []

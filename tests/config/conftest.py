@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from vilmedic.config.types import AtLeast, Calls, ConfigOf, NameIn, Runtime
+from vilmedic.errors import ArgumentError
 from vilmedic.registry import BLOCKS, DATASETS, LOSSES, METRICS, MODELS
 
 if TYPE_CHECKING:
@@ -126,6 +127,15 @@ class Alone(Recorder):
 
     def __init__(self, *, net: Net, loss: Far, views: int = 2) -> None:
         self.keep(locals())
+
+
+@MODELS.register("Wary")
+class Wary(Recorder):
+    def __init__(self, *, net: Net) -> None:
+        given = net.given["backbone"]
+        raise ArgumentError(
+            {"net.backbone": f"given {given!r}, which is too small", "": "cannot be made"}
+        )
 
 
 @DATASETS.register("Lines")

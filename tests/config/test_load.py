@@ -449,6 +449,14 @@ def test_what_a_constructor_refuses_names_the_key(project: Project) -> None:
     )
 
 
+def test_an_argument_that_a_constructor_refuses_is_named_by_its_key(project: Project) -> None:
+    config = project.load("model.proto=Wary", "~model.encoder", "~model.loss")
+    assert refused(MODELS, config.model) == (
+        "model.net.backbone (base.yml:9): given 'small', which is too small\n"
+        "model (base.yml:5): cannot be made"
+    )
+
+
 def test_named_calls_are_built_in_their_order(project: Project) -> None:
     project.load()
     calls = [{"counting": {"of": "a"}}, {"counting": {"of": "b", "often": 2}}]

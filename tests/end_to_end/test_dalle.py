@@ -241,8 +241,11 @@ def test_a_convirt_puts_images_in_order(
         (["model.vae.ckpt=nowhere/vae.pth"], "nowhere/vae.pth"),
         (["model.vae.num_tokens=32"], "num_tokens is 24, the configuration says 32"),
         (["model.dalle.reversible=True"], "activation_checkpointing"),
-        (["dataset.seq.tokenizer_max_len=30"], "tokenizer_max_len: given 30"),
-        (["model.dalle.num_text_tokens=12"], "model.dalle.num_text_tokens: given 12"),
+        (["dataset.seq.tokenizer_max_len=30"], "tokenizer_max_len of the reports is 30"),
+        (
+            ["model.dalle.num_text_tokens=12"],
+            "num_text_tokens (command line): given 12",
+        ),
         (["dataset.image.preset=resize_crop"], "preset=center_crop"),
         (["dataset.image.resize=32", "dataset.image.crop=32", "dataset.image.tokens=null"], "16 x"),
     ],

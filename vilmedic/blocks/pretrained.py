@@ -81,7 +81,7 @@ class Filled:
 def read_pretrained(
     read: ReadEncoder | None, part: str, name: str, network: nn.Module
 ) -> EncoderWeights:
-    """The weights that the argument `pretrained` names, by what builds the encoder.
+    """The weights that `pretrained` names, by what builds the encoder.
 
     Raises:
         ConfigError: they cannot be had.
@@ -234,8 +234,8 @@ def _not_found(key: str, name: str, error: Exception) -> str:
         usable = "Without it nothing of it can be used."
         if (Path(name) / "tokenizer.json").is_file():
             usable = (
-                "Without it its tokenizer can be used, as there is a tokenizer.json: set the "
-                f"tokenizer of the reports to {name}."
+                "Without it its tokenizer can be used, as there is a tokenizer.json: the data set "
+                f"takes tokenizer={name}."
             )
         elif not Path(name).is_dir():
             usable = "Without it no more than its tokenizer can be used, if it has tokenizer.json."

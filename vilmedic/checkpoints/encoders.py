@@ -148,7 +148,7 @@ class EncoderFile:
             {
                 self.key: f"{self.path} was trained with another vocabulary: of its {len(trained)} "
                 f"words {other} are missing in that of this run, which has {len(own)}, or have "
-                f"another number. Set the tokenizer of the reports to {_tokenizer_of(self)}."
+                f"another number. Set tokenizer={_tokenizer_of(self)}."
             }
         )
 

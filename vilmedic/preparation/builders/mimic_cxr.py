@@ -377,46 +377,6 @@ def _views(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command.make_parser(__doc__ or "", "")
-    parser.set_defaults(root=None)
-    parser.epilog = "Folders built by default: " + "; ".join(
-        f"{root} (--section {section}{' --balanced' if balanced else ''})"
-        for (section, balanced), root in ROOTS.items()
-    )
-    raw = Path("data/raw/mimic-cxr")
-    parser.add_argument(
-        "--reports", type=Path, default=raw, help="mimic-cxr-reports.zip, or a folder that holds it"
-    )
-    parser.add_argument("--tables", type=Path, default=raw, help="folder of the three tables")
-    command.add_section(parser)
-    parser.add_argument(
-        "--views",
-        type=_views,
-        default="all",
-        metavar="VIEW,...",
-        help="views to keep, in the order in which a line lists them: names of ViewPosition, "
-        "frontal, lateral or all",
-    )
-    command.add_line(parser)
-    add_uncertain(parser)
-    parser.add_argument(
-        "--headings-only",
-        dest="unheaded",
-        action="store_false",
-        help="with --section both, leave out reports with neither heading instead of taking "
-        "their text",
-    )
-    parser.add_argument(
-        "--balanced",
-        action="store_true",
-        help="new splits by patient with an even distribution of labels",
-    )
-    command.add_split(parser)
-    command.add_workers(parser)
-    return parser
-
-
 def _read_chunk(
     reports: ReportSource, section: str, unheaded: bool, paths: Sequence[str]
 ) -> list[FoundReport]:
@@ -466,3 +426,43 @@ def _prefix(archive: Path) -> str:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive} is no complete archive: {error}. Get it anew.") from None
     raise DataError(f"{archive} holds no report such as files/p10/p10000032/s50414267.txt.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.make_parser(__doc__ or "", "")
+    parser.set_defaults(root=None)
+    parser.epilog = "Folders built by default: " + "; ".join(
+        f"{root} (--section {section}{' --balanced' if balanced else ''})"
+        for (section, balanced), root in ROOTS.items()
+    )
+    raw = Path("data/raw/mimic-cxr")
+    parser.add_argument(
+        "--reports", type=Path, default=raw, help="mimic-cxr-reports.zip, or a folder that holds it"
+    )
+    parser.add_argument("--tables", type=Path, default=raw, help="folder of the three tables")
+    command.add_section(parser)
+    parser.add_argument(
+        "--views",
+        type=_views,
+        default="all",
+        metavar="VIEW,...",
+        help="views to keep, in the order in which a line lists them: names of ViewPosition, "
+        "frontal, lateral or all",
+    )
+    command.add_line(parser)
+    add_uncertain(parser)
+    parser.add_argument(
+        "--headings-only",
+        dest="unheaded",
+        action="store_false",
+        help="with --section both, leave out reports with neither heading instead of taking "
+        "their text",
+    )
+    parser.add_argument(
+        "--balanced",
+        action="store_true",
+        help="new splits by patient with an even distribution of labels",
+    )
+    command.add_split(parser)
+    command.add_workers(parser)
+    return parser

@@ -135,7 +135,7 @@ class Transfer:
             Whether it had to be fetched.
 
         Raises:
-            DataError: one of the kinds in `vilmedic.preparation.download.http`.
+            DataError: one of the kinds above.
         """
         if is_there(job):
             return False

@@ -35,13 +35,13 @@ from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_short_side_
 from vilmedic.preparation.splitting import SPLITS
 from vilmedic.tables import read_table
 
-_SUM = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(?:\./)?(.+)")
 DONE = ".complete"
-_SCRIPT = re.compile(r"make_\w+")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 UNUSABLE = (None, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 """What an archive is the reason for, not the disk: members in the way of each other, names that are
 too long, and bad data (bz2 raises an `OSError` without a number)."""
+_SUM = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(?:\./)?(.+)")
+_SCRIPT = re.compile(r"make_\w+")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
