@@ -183,7 +183,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     """Train a model: `bin/train.py`, `vilmedic-train`."""
 
     def run(config: Config) -> None:
-        from vilmedic.running import run_training
+        from vilmedic.run import run_training
 
         run_training(config)
 
@@ -194,7 +194,7 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
 
     def run(config: Config) -> None:
-        from vilmedic.running import run_ensemble
+        from vilmedic.run import run_ensemble
 
         run_ensemble(config)
 

@@ -52,7 +52,9 @@ def images_in(folder: str | Path) -> list[str]:
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    if not Path(folder).is_dir():
+    if not isinstance(folder, str | Path):
+        raise DataError(f"images_in: given {folder!r}, allowed: a folder.")
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: there is no such folder.")
     found = [
         os.path.join(folder, path.relative_to(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.config import build
 from vilmedic.config.declared import IMAGES, REPORTS
+from vilmedic.config.keys import OF_INPUTS, find_older, judge_older
 from vilmedic.config.trained import data_parts
+from vilmedic.config.tree import KeyPath, dotted
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import saved_labels
 from vilmedic.datasets.text import ReportTokens, TextDataset, load_tokenizer
 from vilmedic.datasets.transforms import Pixels
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
-from vilmedic.errors import CheckpointError, DataError
+from vilmedic.errors import CheckpointError, ConfigError, DataError
 from vilmedic.models.contract import Model
 from vilmedic.registry import MODELS
 
@@ -56,22 +58,16 @@ def from_checkpoint(
     Args:
         path: the file.
         ema: take the averaged weights.
-        config: the configuration, for a checkpoint that holds none.
+        config: the configuration, for a checkpoint that holds none that can be used.
 
     Raises:
         CheckpointError: the file is missing or damaged, or lacks what a model needs.
+        ConfigError: a configuration is given for a checkpoint that holds its own.
     """
     state = load_checkpoint(path)
-    own = state.get("config") or {}
-    settings = own if "model" in own and "dataset" in own else config
-    if settings is None:
-        raise CheckpointError(
-            f"{path}: holds weights without the configuration of its run, so the model cannot be "
-            "built. Name the configuration as well (config=...), or give a checkpoint that "
-            "bin/train.py wrote."
-        )
+    settings = _settings(state.get("config") or {}, config, path)
     node = copy.deepcopy(settings["model"])
-    if isinstance(node.get("vae"), dict) and settings is own:
+    if isinstance(node.get("vae"), dict) and settings is not config:
         node["vae"]["ckpt"] = str(path)  # a checkpoint of DALLE holds its VAE
     nodes = {cls: one for cls, (_, one) in data_parts(settings["dataset"])}
     image, text = nodes.get(IMAGES), nodes.get(REPORTS)
@@ -89,10 +85,63 @@ def from_checkpoint(
         model=model.eval(),
         config=settings,
         spec=spec,
-        pixels=None if image is None else Pixels.of_evaluation(ImageDataset, image),
+        pixels=None if image is None else _pixels(image, model, path),
         reports=reports,
         path=path,
     )
+
+
+def _settings(
+    own: Mapping[str, Any], given: Mapping[str, Any] | None, path: Path
+) -> Mapping[str, Any]:
+    """The configuration of a checkpoint: its own, or the one that is given for it.
+
+    Raises:
+        CheckpointError: it has none that can be used, and none is given.
+        ConfigError: one is given, and it has its own.
+    """
+    if "model" not in own or "dataset" not in own:
+        lacks = "holds weights without the configuration of its run, so the model cannot be built"
+    elif problems := [*_older_keys(own["dataset"], ("dataset",))]:
+        lacks = f"says in older keys what the model is shown: {'; '.join(problems)}"
+    elif given is not None:
+        raise ConfigError(f"config: {path} holds its configuration. Leave config out.")
+    else:
+        return own
+    if given is None:
+        raise CheckpointError(
+            f"{path}: {lacks}. Name the configuration as well (config=...), or give a checkpoint "
+            "that bin/train.py wrote."
+        )
+    return given
+
+
+def _older_keys(node: Mapping[str, Any], path: KeyPath) -> Iterator[str]:
+    """What an older project did to images and texts in a way that is not known here."""
+    for name, value in node.items():
+        where = (*path, name)
+        if isinstance(value, Mapping):
+            yield from _older_keys(value, where)
+        elif name in OF_INPUTS and (older := find_older(where)) is not None:
+            yield f"{dotted(where)}: {judge_older(older, value, where)[1]}"
+
+
+def _pixels(node: Mapping[str, Any], model: Model, path: Path) -> Pixels:
+    """What is done to images.
+
+    Raises:
+        CheckpointError: it is not what the model works with.
+    """
+    pixels = Pixels.of_evaluation(ImageDataset, node)
+    for option, allowed in model.image_options.items():
+        found = getattr(pixels, option, allowed[0])
+        if found not in allowed:
+            raise CheckpointError(
+                f"{path}: its configuration has {option}={found} for images, but "
+                f"{type(model).__name__} works with {' or '.join(map(str, allowed))} only. Name a "
+                "configuration that says so (config=...)."
+            )
+    return pixels
 
 
 def _spec(state: Mapping[str, Any], text: Mapping[str, Any] | None, path: Path) -> DataSpec:
