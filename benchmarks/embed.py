@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import alternate
 from vilmedic.blocks.projection import VisualProjection
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.evaluation.from_checkpoint import Loaded
+from vilmedic.datasets.transforms import Pixels
 from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.models.from_checkpoint import Loaded
 from vilmedic.models.simclr import SimCLR
-from vilmedic.run import TrainedModel
+from vilmedic.trained_model import TrainedModel
 
 
 def parse_arguments() -> argparse.Namespace:

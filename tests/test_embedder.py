@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.evaluation.from_checkpoint import Loaded
+from vilmedic.datasets.transforms import Pixels
 from vilmedic.inputs import AHEAD, Preprocess
 from vilmedic.models.contract import ContrastiveModel
+from vilmedic.models.from_checkpoint import Loaded
 from vilmedic.trained_model import TrainedModel
 
 BATCH = 16

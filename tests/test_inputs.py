@@ -13,7 +13,7 @@ from PIL import Image
 from tests.datasets.dicom_files import make_dicom
 from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.pixels import Pixels
+from vilmedic.datasets.transforms import Pixels
 from vilmedic.errors import DataError
 from vilmedic.inputs import Preprocess, images_in, listed
 

@@ -29,6 +29,7 @@ from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.local_features import LocalFeatures
 from vilmedic.generation.generate import generate_images
+from vilmedic.run import write_pages
 
 PROMPTS = str(ROOT / "config/phantom/prompts-impression.yml")
 TEXTS = ["Large left pleural effusion.", "Clear lungs and a heart of normal size."]
@@ -753,3 +754,17 @@ def test_the_package_starts_without_torch() -> None:
     assert done.stdout.splitlines() == ["[]", str(sorted(vilmedic.__all__)), "vilmedic.errors"]
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         _ = vilmedic.lode
+
+
+def test_a_folder_that_is_no_run_gets_no_pages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "1.66_4_406122.pth").touch()  # a checkpoint that was downloaded
+    (tmp_path / "generated").mkdir()
+    write_pages(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    assert "write_report" not in caplog.text
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seed": 0, "train_loss": 0.5}\n')
+    write_pages(tmp_path)
+    assert (tmp_path / "report.html").exists()

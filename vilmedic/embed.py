@@ -20,8 +20,7 @@ from vilmedic.checkpoints.checkpoint import read_header
 from vilmedic.checkpoints.older_formats import ZOO_CONFIG
 from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.datasets.lines import shown
-from vilmedic.datasets.vocabulary import FOLDER
-from vilmedic.datasets.word_list import NAME
+from vilmedic.datasets.vocabulary import FOLDER, WORD_LIST
 from vilmedic.device import pick_device
 from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
@@ -263,7 +262,7 @@ def _weights(path: Path) -> str:
     if not state.get("config"):
         around.append(path.parent / ZOO_CONFIG)
     if not state.get("data"):
-        around += [path.parent / NAME, *sorted((path.parent / FOLDER).glob("*"))]
+        around += [path.parent / WORD_LIST, *sorted((path.parent / FOLDER).glob("*"))]
     digests = [sha256_of(one) for one in around if one.is_file()]
     return ":".join([sha256_of(path), *digests])
 

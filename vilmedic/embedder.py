@@ -17,10 +17,10 @@ from tqdm import tqdm
 from vilmedic.datasets.lines import brief
 from vilmedic.device import autocast, move, pick_device
 from vilmedic.errors import ConfigError, DataError, VilmedicError
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.inputs import Groups, OnError, Preprocess, Sources, listed
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
+from vilmedic.models.from_checkpoint import Loaded
 from vilmedic.models.vae import VAE
 
 Feature = Literal["visual", "visual_backbone"]

@@ -1,4 +1,4 @@
-"""Runs as functions: load a trained model, train one, evaluate it."""
+"""Runs as functions: load a trained model, train one, evaluate it; and what the commands do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -14,9 +14,16 @@ import yaml
 from vilmedic.checkpoints import checkpoint
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
+from vilmedic.device import pick_device
+from vilmedic.distributed import processes
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.evaluation.from_checkpoint import from_checkpoint
-from vilmedic.trained_model import TrainedModel as TrainedModel
+from vilmedic.log import LOGGER, start_console
+
+# What trains, evaluates, loads and reports is imported by the function that does it.
+if TYPE_CHECKING:
+    from vilmedic.trained_model import TrainedModel
+    from vilmedic.training.trainor import Trainor
 
 
 def load(
@@ -42,6 +49,9 @@ def load(
         CheckpointError: there is no checkpoint, it is damaged, or it lacks what a model needs.
         ConfigError: the configuration or the device cannot be used.
     """
+    from vilmedic.models.from_checkpoint import from_checkpoint
+    from vilmedic.trained_model import TrainedModel
+
     if not isinstance(source, str | Path):
         raise CheckpointError(f"load: given {source!r}, allowed: a run directory or a checkpoint.")
     path = find_checkpoint(Path(source), None if ckpt is None else str(ckpt))
@@ -82,8 +92,6 @@ def train(config: str | Path, *overrides: str, **values: Any) -> Run:
         VilmedicError: what the command says with status 2.
         Interrupted: a signal ended the run; its state is saved.
     """
-    from vilmedic.running import run_training
-
     trainor = run_training(_config(config, overrides, values))
     best = trainor.saver.best()
     return Run(trainor.run_dir, trainor.seed, best[0].path if best else None, trainor.saver.last)
@@ -100,9 +108,73 @@ def evaluate(config: str | Path, *overrides: str, **values: Any) -> dict[str, di
     Returns:
         The results of each split, as they are written to `results_<split>.json`.
     """
-    from vilmedic.running import run_ensemble
-
     return run_ensemble(_config(config, overrides, values))
+
+
+def run_training(config: Config) -> Trainor:
+    """Train a model; returns what trained it."""
+    from vilmedic.training.trainor import Trainor
+
+    _announce(config)
+    with processes.process_group(pick_device(config.trainor.device)):
+        trainor = Trainor(config)
+        try:
+            trainor.start()
+        finally:
+            # a run that was interrupted or failed is the one whose curves are looked at first
+            write_pages(config.run_dir)
+        return trainor
+
+
+def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
+    """Evaluate trained checkpoints; returns the results of each split."""
+    from vilmedic.evaluation.ensemblor import Ensemblor
+
+    _announce(config)
+    with processes.process_group(pick_device(config.ensemblor.device)):
+        ensemblor = Ensemblor(config, _generate)
+        try:
+            return ensemblor.start()
+        finally:
+            if config.ensemblor.report:
+                write_pages(config.run_dir)
+
+
+def write_pages(run_dir: Path) -> None:
+    """Draw the curves and make the report of a run, if the directory is one.
+
+    Images may be generated from a checkpoint that lies in any directory. What goes wrong here is a
+    warning: the run itself is done, or has failed for another reason.
+    """
+    from vilmedic.checkpoints.left_out import LeftOut, is_run
+
+    if not is_main_process() or not is_run(run_dir):
+        return
+    from vilmedic.report.curves import write_curves
+    from vilmedic.report.page import write_report
+
+    left_out = LeftOut(run_dir)
+    for write in (write_curves, write_report):
+        try:
+            path = write(run_dir, left_out)
+        except Exception as error:
+            LOGGER.warning("%s failed: %s", write.__name__, error)
+        else:
+            if path is not None:
+                LOGGER.info("Written: %s", path)
+
+
+def _generate(*arguments: Any, **options: Any) -> list[Path]:
+    from vilmedic.generation.generate import generate_from_checkpoints
+
+    return generate_from_checkpoints(*arguments, **options)
+
+
+def _announce(config: Config) -> None:
+    """Open the console and say which keys of lower layers lost their meaning."""
+    start_console()
+    for note in config.notes:
+        LOGGER.info(note)
 
 
 def _config(path: str | Path, overrides: Sequence[str], values: Mapping[str, Any]) -> Config:

@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from vilmedic.config.load import check_arguments
 from vilmedic.config.sections import GenerationSection
+from vilmedic.drawing.images import pixels
 from vilmedic.embedder import (
     BATCH,
     Embedder,
@@ -36,9 +37,8 @@ from vilmedic.embedder import (
 )
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.generation.generate import generate_images
-from vilmedic.generation.sheet import pixels
 from vilmedic.inputs import Source, Sources, listed
-from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
+from vilmedic.metrics.zero_shot import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.vae import VAE
 

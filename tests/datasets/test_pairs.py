@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.pairs import ImLabel, ImSeq, ImSeqLabel
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.text import TextDataset
 from vilmedic.datasets.transforms import flips
 from vilmedic.errors import DataError
