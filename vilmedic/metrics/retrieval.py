@@ -116,6 +116,12 @@ class Retrieval(Metric):
                 results[f"{direction}_median_rank"] = None
                 continue
             above, beside = counts[direction]
+            evaluation.record(
+                **{
+                    f"{direction}_above": above.long().numpy(),
+                    f"{direction}_beside": beside.long().numpy(),
+                }
+            )
             for k in RECALLS:
                 recall = ((k - above) / (beside + 1)).clamp(0, 1).mean()
                 results[f"{direction}_r{k}"] = recall.item()

@@ -109,10 +109,13 @@ class ZeroShot(Metric):
         counts = targets.sum(axis=0).tolist()
         present = {c.name: count for c, count in zip(classes, counts, strict=True)}
         self._check_counts(classes, present, len(features), evaluation.split)
+        evaluation.record_scores(scores, [c.name for c in classes])
+        unknown = features.unknown
         return report_classes(
             scores,
             targets,
             [c.name for c in classes],
+            unknown=None if unknown is None else unknown.tocsc()[:, columns].tocsr(),
             bootstrap=self.bootstrap,
             seed=evaluation.seed,
             context=f"zero_shot, {evaluation.name}, split {evaluation.split}",

@@ -20,6 +20,7 @@ from vilmedic.models.contract import Model
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
 from vilmedic.training.optimization import (
+    SCALE,
     AveragedWeights,
     Schedule,
     restore_optimizer,
@@ -195,7 +196,7 @@ class TrainState:
         """A schedule over the steps that are left."""
         for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
-            group["lr"] = self.optimizer.defaults["lr"]
+            group["lr"] = self.optimizer.defaults["lr"] * group.get(SCALE, 1.0)
         self.schedule = self._new_schedule(self.steps_left())
 
     def _new_schedule(self, steps: int) -> Schedule:
