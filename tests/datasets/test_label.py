@@ -135,7 +135,7 @@ def test_a_split_without_unknown_labels_says_nothing_of_them(
 
 
 @pytest.mark.parametrize(
-    "line, problem",
+    ("line", "problem"),
     [
         ("Pneumonia,?", r"train\.label\.tok:1 has a '\?' without a label"),
         ("Mass,?Mass", r"tok:1 has the label 'Mass' both as there and as unknown"),

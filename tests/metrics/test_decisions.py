@@ -45,7 +45,7 @@ def slow_best(scores: NDArray[Any], targets: NDArray[Any], by: Any) -> float:
     return max(by(targets, scores >= cut) for cut in scores)
 
 
-@pytest.mark.parametrize("by, metric", [("f1", f1_score), ("mcc", matthews_corrcoef)])
+@pytest.mark.parametrize(("by", "metric"), [("f1", f1_score), ("mcc", matthews_corrcoef)])
 def test_numbers_are_those_of_scikit_learn_at_the_threshold_of_validate(by: str, metric: Any):
     given = both()
     report = Classification(threshold_by=by, bootstrap=0)(given)
@@ -148,7 +148,7 @@ def test_scores_of_samples_are_recorded() -> None:
     given.recorded = {}
     report = Classification(bootstrap=0)(given)
     assert set(given.recorded) == {"scores", "classes", "thresholds"}
-    scores, targets = arrays(given.features)
+    scores, _targets = arrays(given.features)
     np.testing.assert_allclose(given.recorded["scores"], scores, rtol=1e-12)
     cuts = [entry["threshold"] for entry in report["classes"].values()]
     assert given.recorded["thresholds"].tolist() == cuts

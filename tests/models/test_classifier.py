@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_weights_are_those_of_the_checkpoint() -> None:
     assert other.positive_weights.tolist() == [1.0, 3.0, 1.0]
 
 
-@pytest.mark.parametrize("hidden, shapes", [(None, [(3, 1024), (3,)]), (7, None)])
+@pytest.mark.parametrize(("hidden", "shapes"), [(None, [(3, 1024), (3,)]), (7, None)])
 def test_the_head_is_linear_or_has_one_hidden_layer(hidden: int | None, shapes: Any) -> None:
     head = tiny(hidden=hidden, dropout=0.1).head
     expected = shapes or [(7, 1024), (7,), (3, 7), (3,)]
@@ -154,7 +155,7 @@ def test_encoder_and_head_have_rates_of_their_own_and_blocks_decay() -> None:
     rates = [group["lr"] for group in groups]
     assert rates[-1] == 1e-2
     assert rates[-2] == pytest.approx(1e-4)
-    for lower, upper in zip(rates[:-2], rates[1:-1], strict=True):
+    for lower, upper in pairwise(rates[:-1]):
         assert lower == pytest.approx(upper / 2)
     assert sum(len(b) for b in blocks) == len(list(model.cnn.parameters()))
     names = {id(p): name for name, p in model.cnn.network.named_parameters()}
