@@ -157,7 +157,8 @@ class Schedule:
         except ZeroDivisionError as error:
             raise ConfigError(
                 f"trainor.lr_decay_params ({self._name}): the run has {total_steps} steps, too few "
-                "for a phase of this schedule. Raise trainor.epochs, or set trainor.lr_decay=null."
+                "for a phase of this schedule. Raise trainor.epochs or trainor.steps, or set "
+                "trainor.lr_decay=null."
             ) from error
         if self._name not in PER_EPOCH:
             self._check_length(total_steps)
