@@ -12,7 +12,7 @@ from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualP
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.checkpoints.encoders import read_encoder
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss

@@ -30,8 +30,7 @@ from vilmedic.datasets.decode import (
 from vilmedic.datasets.lines import Lines, join_names
 from vilmedic.datasets.picture_cache import PictureCache
 from vilmedic.datasets.pictures import PictureFiles
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.transforms import resized_shape
+from vilmedic.datasets.transforms import Pixels, resized_shape
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import core_count, walk_files
 
@@ -53,7 +52,9 @@ def images_in(folder: str | Path) -> list[str]:
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    if not Path(folder).is_dir():
+    if not isinstance(folder, str | Path):
+        raise DataError(f"images_in: given {folder!r}, allowed: a folder.")
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: there is no such folder.")
     found = [
         os.path.join(folder, path.relative_to(folder))

@@ -203,7 +203,7 @@ DATASETS = Registry(
         "LabelDataset": "vilmedic.datasets.label:LabelDataset",
         "ImSeq": "vilmedic.datasets.pairs:ImSeq",
         "ImSeqLabel": "vilmedic.datasets.pairs:ImSeqLabel",
-        "ImSeqShards": "vilmedic.datasets.im_seq_shards:ImSeqShards",
+        "ImSeqShards": "vilmedic.datasets.pairs:ImSeqShards",
         "ImLabel": "vilmedic.datasets.pairs:ImLabel",
     },
     group="vilmedic.datasets",

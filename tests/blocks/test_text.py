@@ -18,14 +18,14 @@ from transformers import (
     RobertaModel,
 )
 
-from tests.datasets.test_words import REPORT, byte_pairs, sentence_pieces, word_pieces
+from tests.datasets.test_text import REPORT, byte_pairs, sentence_pieces, word_pieces
 from tests.factories import TINY_BERT, tiny_encoder, tiny_spec, tiny_tokenizer
 from vilmedic.blocks import text
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.config.load import check_arguments
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.datasets.words import word_numbers
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.text import word_numbers
 from vilmedic.errors import ConfigError
 
 VOCABULARY = tiny_spec().vocab_size

@@ -27,7 +27,7 @@ from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.checkpoints.encoders import read_encoder
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError
 
 

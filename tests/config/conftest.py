@@ -27,7 +27,7 @@ from vilmedic.registry import BLOCKS, DATASETS, LOSSES, METRICS, MODELS
 if TYPE_CHECKING:
     from pathlib import Path as Folder
 
-    from vilmedic.datasets.spec import DataSpec
+    from vilmedic.datasets.aligned import DataSpec
 
 Sides = int | tuple[int, int]
 

@@ -18,10 +18,10 @@ from tests.end_to_end.test_real import COVID, needs_covid
 from tests.older_files import write_dalle_pytorch_dalle
 from tests.parity.reference import load_reference, missing_packages
 from vilmedic.datasets.decode import decode_image
-from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.datasets.transforms import crop_square, resize_short_side
-from vilmedic.generation.rerank import Reranker
+from vilmedic.generation.generate import Reranker
 from vilmedic.models.vae import load_vae
 
 TRANSFORMER = {

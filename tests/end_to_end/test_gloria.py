@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.datasets.test_words import sentence_pieces
+from tests.datasets.test_text import sentence_pieces
 from tests.end_to_end.conftest import ROOT, Run
 from vilmedic.config.load import load
 from vilmedic.errors import ConfigError, DataError

@@ -15,6 +15,7 @@ from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import EnsemblorSection, TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError, VilmedicError
 from vilmedic.evaluation import ensemblor
+from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.evaluation.features import collect
 from vilmedic.registry import DATASETS, Registry
@@ -54,7 +55,8 @@ def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> N
         return data.batches(batch_size)
 
     monkeypatch.setattr(ensemblor, "build", build)
-    monkeypatch.setattr(ensemblor, "make_loader", loader)
+    monkeypatch.setattr(evaluation_module, "build", build)
+    monkeypatch.setattr(evaluation_module, "make_loader", loader)
     caplog.set_level(logging.INFO, "vilmedic")
 
 

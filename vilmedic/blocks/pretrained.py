@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import ArgumentError, CheckpointError, nearest
 

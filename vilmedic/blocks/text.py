@@ -18,8 +18,8 @@ from vilmedic.blocks.pretrained import (
     read_pretrained,
 )
 from vilmedic.config.types import Between, ConfigOf, Runtime
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.datasets.words import has_word_boundaries, special_tokens_around
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
 
 RESERVED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, zoo_file
-from vilmedic.checkpoints.safe_load import load_plain
 from vilmedic.config.declared import known_better
 from vilmedic.distributed.tensors import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
@@ -298,6 +296,8 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     """
     if ckpt == "last" and (path := newest(run_dir, seed)) is not None:
         return path
+    from vilmedic.checkpoints.older_formats import zoo_file
+
     places = (run_dir / ckpt, Path(ckpt))
     for path in places:
         if os.path.isfile(path):  # not Path.is_file, which raises for what cannot be a name
@@ -376,6 +376,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or holds other things than tensors and
             plain values.
     """
+    # imported here, as below: a run that begins anew reads no checkpoint
+    from vilmedic.checkpoints.older_formats import unify, zoo_config, zoo_file
+    from vilmedic.checkpoints.safe_load import load_plain
+
     path = zoo_file(path) or path
     state = unify(load_plain(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
@@ -398,6 +402,9 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
+    from vilmedic.checkpoints.older_formats import unify
+    from vilmedic.checkpoints.safe_load import load_plain
+
     return unify(load_plain(path, mapped=True), path)
 
 
@@ -419,6 +426,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
             f"{path}: holds no averaged weights, so ensemblor.ema cannot be true: the run was not "
             "trained with trainor.ema."
         )
+    from vilmedic.checkpoints.older_formats import older_names
+
     own = model.state_dict()
     prefixes: Any = getattr(model, "prefixes", ("",))
     given = older_names(state["ema" if ema else "model"], list(own), prefixes)

@@ -15,7 +15,7 @@ from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.older_formats import older_names, original_names, zoo_file
 from vilmedic.config.declared import REPORTS
 from vilmedic.config.trained import VOCABULARY, data_parts
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import ArgumentError, CheckpointError
 

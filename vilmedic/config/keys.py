@@ -226,6 +226,8 @@ _HUB = "data sets of the hub are not read; data/make_folder.py makes a folder of
 _BEAMS = "leave it out: it is for systems that write reports, and there is none here"
 _ONE = "there is one class for this"
 _TRANSFORMS = ("custom_transform_train", "custom_transform_val", "custom_transform_validate")
+OF_INPUTS = (*_TRANSFORMS, "max_len", "vocab_file")
+"""Keys of a data set without which a model is shown something else."""
 
 OLDER_KEYS = (
     OlderKey(

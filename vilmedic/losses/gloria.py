@@ -11,8 +11,8 @@ from torch.nn import functional
 from vilmedic.config.types import Between, Temperature, Weight
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError
+from vilmedic.losses.convirt import cross_entropy_both_ways
 from vilmedic.losses.gloria_local import local_similarity
-from vilmedic.losses.pairs import cross_entropy_both_ways
 
 
 def gloria_global_loss(

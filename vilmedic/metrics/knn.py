@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from vilmedic.config.types import AtLeast, Portion, Resamples, Temperature
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.bootstrap import TIE
-from vilmedic.metrics.classification import Scores, report_classes, undefined
+from vilmedic.metrics.classification import TIE, Scores, report_classes, undefined
 from vilmedic.metrics.contract import Metric
-from vilmedic.metrics.fractions import nested_subsets, read_fractions
+from vilmedic.metrics.linear_probe import nested_subsets, read_fractions
 
 logger = logging.getLogger(__name__)
 

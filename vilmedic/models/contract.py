@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.models.constant_memory import encode_in_constant_memory, join
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -146,10 +145,15 @@ class ContrastiveModel(Model):
             lambda chunk=chunk: self.encode(chunk if prepare is None else prepare(chunk))
             for chunk in self.chunks(batch, max(part.sizes, default=None))
         ]
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            features = encode_in_constant_memory(self, chunks)
+        if len(chunks) == 1:
+            features = chunks[0]()
         else:
-            features = join([encode() for encode in chunks])
+            from vilmedic.models.constant_memory import encode_in_constant_memory, join
+
+            if torch.is_grad_enabled():
+                features = encode_in_constant_memory(self, chunks)
+            else:
+                features = join([encode() for encode in chunks])
         if not part.alone:
             features = {k: v[: part.own] if v.ndim else v for k, v in features.items()}
         if self.observer is not None:

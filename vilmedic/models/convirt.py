@@ -10,9 +10,8 @@ from torch import Tensor
 from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast, Runtime
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
@@ -109,6 +108,8 @@ class ConVIRT(ContrastiveModel):
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic under the names of today."""
+        from vilmedic.checkpoints.older_formats import original_names
+
         return original_names(weights, self, text="encoder.network.")
 
     def _encode_images(self, images: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from vilmedic.blocks.linear import linear_of_few
 from vilmedic.blocks.positions import AxialPositions
 from vilmedic.blocks.text_image_transformer import TextImageTransformer, TransformerCache
 from vilmedic.config.types import Runtime
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, ConfigError, DataError
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 from vilmedic.models.contract import Batch, Model

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
-from vilmedic.checkpoints.older_formats import original_names, without_pooler
 from vilmedic.config.types import AtLeast, Runtime, Side
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
@@ -155,6 +154,8 @@ class GLoRIA(ContrastiveModel):
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic and of the official repository under today's names."""
+        from vilmedic.checkpoints.older_formats import original_names, without_pooler
+
         text = "encoder.text.network."
         return without_pooler(original_names(weights, self, text=text), text)
 

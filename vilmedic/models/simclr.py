@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
@@ -99,6 +98,8 @@ class SimCLR(ContrastiveModel):
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic under the names of today."""
+        from vilmedic.checkpoints.older_formats import original_names
+
         return original_names(weights, self)
 
     @staticmethod

@@ -37,7 +37,7 @@ from vilmedic.config.types import (
     Weight,
     Width,
 )
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from vilmedic.models.contract import Batch, Model
 

@@ -13,13 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import Between
+from vilmedic.drawing.images import thumbnails
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.files import replace_bytes
 from vilmedic.post_processing.contract import PostProcessing
-from vilmedic.post_processing.projection import FEWEST, NAMES, Method, all_alike, project
-from vilmedic.report.neighbours import nearest_samples
-from vilmedic.report.thumbnails import thumbnails
+from vilmedic.post_processing.projection import (
+    FEWEST,
+    NAMES,
+    Method,
+    all_alike,
+    nearest_samples,
+    project,
+)
 
 logger = logging.getLogger(__name__)
 

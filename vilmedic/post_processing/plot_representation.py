@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import AtLeast
+from vilmedic.drawing.scatter import COLOURS, SHAPES, draw_scatter
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, all_alike, project
-from vilmedic.post_processing.scatter import COLOURS, SHAPES, draw_scatter
 
 logger = logging.getLogger(__name__)
 

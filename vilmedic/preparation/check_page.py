@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
+from vilmedic.drawing.scatter import COLOURS
 from vilmedic.errors import escaped
 from vilmedic.files import text_table
-from vilmedic.post_processing.scatter import COLOURS
 from vilmedic.preparation.checking import Findings, SplitFacts
 from vilmedic.preparation.image_facts import SampleImage
 from vilmedic.preparation.report_facts import repeated_share

@@ -16,10 +16,9 @@ import numpy as np
 from vilmedic.config.load import Config
 from vilmedic.datasets.aligned import TOLERATED
 from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.image import ImageDataset, open_pictures
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.lines import SHOWN, Lines, listed, read_lines
-from vilmedic.datasets.picture_sources import open_pictures
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.image_facts import ImageFacts, examine_images, negatives_by_split

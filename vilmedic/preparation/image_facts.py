@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import FORMATS
-from vilmedic.datasets.dicom import DICOM_SUFFIXES
+from vilmedic.datasets.decode import DICOM_SUFFIXES, FORMATS
 from vilmedic.datasets.pictures import Pictures
 from vilmedic.errors import VilmedicError
 from vilmedic.files import core_count

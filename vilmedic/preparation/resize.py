@@ -16,13 +16,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from vilmedic.datasets.decode import (
+    HEAD,
     MAX_PIXELS,
     SUFFIXES,
     decode_file,
     open_image,
     suffix_by_content,
 )
-from vilmedic.datasets.dicom import HEAD
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import core_count, is_apple_double, open_regular, replacing, walk_files

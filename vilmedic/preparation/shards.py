@@ -22,12 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
-from vilmedic.datasets.dicom import HEAD
+from vilmedic.datasets.decode import HEAD, MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
-from vilmedic.datasets.pictures import PictureFiles, first_numbers
-from vilmedic.datasets.shard_store import Shard
-from vilmedic.datasets.shards import INDEX, ShardIndex
+from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
+from vilmedic.datasets.shards import Shard, ShardIndex
 from vilmedic.errors import DataError
 from vilmedic.files import core_count, replacing, sha256_of
 
@@ -161,7 +159,7 @@ def _write_split(
         )
         written = list(bar)
     index = _index(written, [len(files.names(line)) for line in range(count)])
-    index.save(target / f"{split}.{INDEX}")
+    index.save(target / f"{split}.{SHARD_INDEX}")
     size = sum(shard.size for shard in index.shards)
     return {"lines": count, "images": len(index.size), "shards": len(chunks), "bytes": size}
 

@@ -23,9 +23,8 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from vilmedic.blocks.repeated import repeated_blocks
+from vilmedic.datasets.aligned import SampleKey, stable_seed
 from vilmedic.datasets.loader import EpochLoader
-from vilmedic.datasets.sample import SampleKey, stable_seed
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part
 from vilmedic.distributed.tensors import copy_from_main, in_buckets, local
@@ -113,6 +112,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """
     if processes.world_size() == 1:
         return
+    from vilmedic.blocks.repeated import repeated_blocks
+
     single = [name for name, value in model.named_parameters() if value.ndim == 0]
     if single:
         raise ConfigError(

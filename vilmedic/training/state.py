@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed import processes
 from vilmedic.distributed.tensors import whole
 from vilmedic.errors import CheckpointError

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
-from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls
-from vilmedic.datasets.image_tokens import cache_tokens
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
+from vilmedic.evaluation.evaluation import tokens_ready
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything
@@ -79,13 +78,13 @@ class Trainor:
             )
         filled = None if start.state is None else Filled(start.state.get("networks") or {})
         self.model = build(
-            MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=read_encoder
+            MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=_read_encoder
         )
         restore_weights(self.model, start, config.data)
         check_batch_size(self.model, len(self.data), self.section)
         check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
-        cache_tokens(self.data, self.model, self.device, self.section.num_workers)
+        tokens_ready(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,
@@ -361,3 +360,10 @@ class Trainor:
         best = self.saver.best()
         where = f"; best checkpoint {best[0].path}" if best else ""
         LOGGER.info("Finished after %d epochs (%s)%s", self.state.progress.epoch, reason, where)
+
+
+def _read_encoder(*arguments: Any) -> Any:
+    """See `read_encoder`, which is imported for a model that asks for weights of another run."""
+    from vilmedic.checkpoints.encoders import read_encoder
+
+    return read_encoder(*arguments)

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.preparation.archives import lines
 from tests.preparation.builders.test_any_folder import write_dicom
 from vilmedic.datasets.lines import read_lines
-from vilmedic.datasets.report_cleaning import CLEANERS
+from vilmedic.datasets.report_text import CLEANERS
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
 from vilmedic.preparation.builders.any_folder import main

@@ -11,7 +11,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.dicom import is_dicom, is_marked
 from vilmedic.datasets.lines import brief
 from vilmedic.encodings import as_utf8, decode_all, is_credible
 from vilmedic.errors import DataError, nearest
@@ -136,6 +135,8 @@ def split_values(text: str, keyword: str) -> list[str]:
 
 
 def _is_dicom(path: Path) -> bool:
+    from vilmedic.datasets.decode import is_dicom  # which loads torch
+
     try:
         return is_dicom(path)
     except OSError:
@@ -153,6 +154,8 @@ class _Header:
 
 
 def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str) -> _Header:
+    from vilmedic.datasets.decode import is_marked
+
     pydicom = _pydicom()
     pixels = []
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from vilmedic.datasets.file_contents import file_digests
 from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import open_regular, walk_files
@@ -249,6 +248,8 @@ def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     for path, end in zip(alike, last, strict=True):
         ends[sizes[path], end].append(path)
     several = [path for group in ends.values() if len(group) > 1 for path in group]
+    from vilmedic.datasets.pictures import file_digests  # which loads torch
+
     digests = file_digests([folder / path for path in several])
     found = {path: digest for path, digest in zip(several, digests, strict=True) if digest}
     seen = Counter(found.values())

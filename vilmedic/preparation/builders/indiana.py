@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.errors import DataError
 from vilmedic.files import DAMAGE, open_tar, sha256_of
 from vilmedic.preparation import command

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.datasets.lines import brief
-from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.encodings import Decoded, decode_unicode, is_credible
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import DAMAGE, core_count, open_regular, sha256_of, text_table

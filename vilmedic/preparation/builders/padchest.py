@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.report_cleaning import gloria_clean_report_chexpert
+from vilmedic.datasets.report_text import gloria_clean_report_chexpert
 from vilmedic.errors import nearest
 from vilmedic.preparation import command
 from vilmedic.preparation.builders.folder_images import patients_together
