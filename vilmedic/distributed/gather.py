@@ -103,7 +103,7 @@ class Part:
 
         Features that are longer in one process than in another, such as words, are filled up.
         """
-        if self.alone:
+        if self.alone or not features:
             return features
         names = [name for name, value in features.items() if value.ndim]
         sides = [side for name in names for side in features[name].shape[1:]]
@@ -142,12 +142,11 @@ class Part:
         """
         if "part" in inspect.signature(getattr(loss, "forward", loss)).parameters:
             return loss(*features, **named, part=self)
-        everything = [
-            self.gather_features(one if isinstance(one, dict) else {"": one}) for one in features
-        ]
         given = [
-            found if isinstance(one, dict) else found[""]
-            for one, found in zip(features, everything, strict=True)
+            self.gather_features(one)
+            if isinstance(one, dict)
+            else self.gather_features({"": one})[""]
+            for one in features
         ]
         return loss(*given, **self.gather_features(named))
 
