@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.metrics import average_precision_score, f1_score, matthews_corrcoef, roc_auc_score
 
-from tests.evaluations import evaluation, split_features
+from tests.made_up_evaluations import evaluation, split_features
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.decisions import Classification, best_threshold

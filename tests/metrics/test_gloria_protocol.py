@@ -11,7 +11,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tests.evaluations import evaluation, split_features
+from tests.made_up_evaluations import evaluation, split_features
 from vilmedic.errors import DataError
 from vilmedic.metrics.retrieval import Retrieval
 from vilmedic.metrics.zero_shot import ZeroShot

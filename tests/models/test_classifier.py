@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.factories import tiny_cnn
+from tests.small_models import tiny_cnn
 from vilmedic.config.sections import TrainorSection
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ConfigError

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vilmedic.config.types import Runtime
-from vilmedic.datasets.aligned import Batch, Part, Sample
+from vilmedic.datasets.aligned import AlignedPart, Batch, Sample
 from vilmedic.datasets.lines import Lines, brief, read_lines, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import replace_text
@@ -24,7 +24,7 @@ UNKNOWN = "?"
 """In front of a label of which nobody knows whether the sample has it: `Edema,?Pneumonia`."""
 
 
-class LabelDataset(Part):
+class LabelDataset(AlignedPart):
     """Label names read from `<root>/<split>.<file>`, several on a line separated by commas.
 
     A line names the labels that its sample has; all others are absent. A label with a question mark
