@@ -30,6 +30,7 @@ REFUSED_BY_SYSTEM = (
 )
 """What a full, read-only or failing disk answers, wherever it is met."""
 INTERRUPTED = 130  # what shells report after Ctrl-C
+EMBEDDINGS = "--embeddings"
 _OPTIONS = ("--help", "--print-config", "--check")
 
 
@@ -191,14 +192,48 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def ensemble(argv: Sequence[str] | None = None) -> int:
-    """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
+    """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`.
+
+    With `--embeddings FILE`, embeddings of another program instead.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        embeddings = _take(words, EMBEDDINGS)
+    except ConfigError as error:
+        _tell(error)
+        return FAILED
 
     def run(config: Config) -> None:
         from vilmedic.run import run_ensemble
 
-        run_ensemble(config)
+        run_ensemble(config, embeddings)
 
-    return command(argv, _prog("ensemble.py"), "Evaluates trained checkpoints.", run)
+    purpose = (
+        "Evaluates trained checkpoints; with --embeddings FILE.npz the embeddings of another "
+        "program (visual [N, D] and path [N], linguistic [M, D] and text [M])."
+    )
+    return command(words, _prog("ensemble.py"), purpose, run)
+
+
+def _take(words: list[str], option: str) -> Path | None:
+    """Take an option that names a file, `--option FILE` or `--option=FILE`, out of the words.
+
+    Raises:
+        ConfigError: it is given twice, or without a file.
+    """
+    places = [n for n, word in enumerate(words) if word.partition("=")[0] == option]
+    if not places:
+        return None
+    if len(places) > 1:
+        raise ConfigError(f"{option}: given {len(places)} times; allowed: once.")
+    word = words.pop(places[0])
+    name = word.partition("=")[2]
+    if "=" not in word and places[0] < len(words):
+        name = words.pop(places[0])
+    if not name or name.startswith("-") or not Path(name).is_file():
+        given = f"there is no file '{name}'" if name else "no file is given"
+        raise ConfigError(f"{option}: {given}. Use: {option} FILE.npz")
+    return Path(name)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
