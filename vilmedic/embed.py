@@ -23,6 +23,7 @@ from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.executors.device import pick_device
 from vilmedic.inputs import images_in
+from vilmedic.manifest import MANIFEST, is_export
 from vilmedic.preparation.tables import read_numbered, table_columns
 from vilmedic.preparation.text_file import open_text
 from vilmedic.run import TrainedModel, find_checkpoint, load
@@ -167,8 +168,9 @@ class _Job:
 
     def plan(self, images: Inputs | None, texts: Inputs | None) -> dict[str, Any]:
         """What the result depends on. Errors that are skipped change no other row."""
+        exported = is_export(self.checkpoint)
         plan: dict[str, Any] = {
-            "checkpoint": sha256_of(self.checkpoint),
+            "checkpoint": sha256_of(self.checkpoint / MANIFEST if exported else self.checkpoint),
             "ema": self.given.ema,
             "normalize": self.given.normalize,
             "batch_size": self.batch,

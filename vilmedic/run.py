@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic.checkpoints.repository import fetch_export, is_repository
 from vilmedic.config.build import check_arguments
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
@@ -35,7 +36,11 @@ from vilmedic.executors import checkpoint
 from vilmedic.executors.device import autocast, move, pick_device
 from vilmedic.executors.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.executors.generation import generate_images
+from vilmedic.export.folder import write_export
+from vilmedic.export.push import check_name
+from vilmedic.export.push import push as push_export
 from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
+from vilmedic.manifest import is_export
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
@@ -72,7 +77,8 @@ def load(
     """A trained model, ready to be used.
 
     Args:
-        source: a run directory, whose best checkpoint is taken, or a checkpoint.
+        source: a run directory, whose best checkpoint is taken; a checkpoint; a folder that
+            `export` wrote, or the name of a repository that holds one, `user/name`.
         ckpt: a checkpoint of the run directory instead of the best: its file name, or `last`.
         config: the configuration of a checkpoint that holds none, as those of dalle-pytorch; its
             `dataset.seq.tokenizer` says where the vocabulary is.
@@ -102,6 +108,7 @@ class TrainedModel:
     def __init__(self, loaded: Loaded, *, device: str | None = None) -> None:
         self.model = loaded.model.eval().requires_grad_(False).to(pick_device(device))
         self.config, self.path = loaded.config, loaded.path
+        self._loaded = loaded
         self.spec = loaded.spec
         self._reports = loaded.reports
         self._preprocess = None if loaded.pixels is None else Preprocess(loaded.pixels)
@@ -592,6 +599,45 @@ class TrainedModel:
         made = made.mean(dim=1, keepdim=True) if grey else made
         return [Image.fromarray(pixels(image)) for image in made]
 
+    # -- for others
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        onnx: bool = False,
+        push: str | None = None,
+        public: bool = False,
+        force: bool = False,
+    ) -> Path:
+        """Write the model as a folder that others can use without this project.
+
+        Each part is in the layout of the library that it comes from; see docs/sharing.md. The
+        folder appears when it is whole. One of the same weights that is there already stays as it
+        is, with what was filled in in its README.md.
+
+        Args:
+            path: the folder.
+            onnx: write ONNX files as well, each compared with PyTorch on batches of several sizes.
+            push: upload the folder to this repository of the Hugging Face hub, `user/name`.
+            public: let everybody see the repository.
+            force: replace an export of other weights.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: something else is at that place, a package is missing, or the repository
+                is public without `public`.
+            VilmedicError: a part cannot be exported, or the upload failed.
+        """
+        if push is not None:
+            check_name(push)
+        write_export(self._loaded, path, onnx=onnx, force=force)
+        if push is not None:
+            push_export(Path(path), push, public=public)
+        return Path(path)
+
     # -- what the methods share
 
     @property
@@ -766,11 +812,17 @@ def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
 
 
 def find_checkpoint(source: Path, ckpt: str | None) -> Path:
-    """The checkpoint of a run directory, or the one that is named.
+    """The checkpoint of a run directory, or the one that is named; an export is one itself.
 
     Raises:
         CheckpointError: there is none.
     """
+    if not source.exists() and is_repository(str(source)):
+        source = fetch_export(str(source))
+    if is_export(source):
+        if ckpt is not None:
+            raise CheckpointError(f"{source}: is an export, so ckpt='{ckpt}' has no meaning.")
+        return source
     if not source.is_dir():
         if not source.exists():
             raise CheckpointError(f"{source}: there is no such run directory or checkpoint.")

@@ -17,6 +17,7 @@ from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors import checkpoint
 from vilmedic.executors.older_formats import older_names, original_names, zoo_file
+from vilmedic.manifest import WEIGHTS, exported_part, is_export
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,9 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
 
     Args:
         key: the configuration key that gives the name.
-        name: a run directory, whose best checkpoint is taken; a checkpoint, of an older project
-            too; or a file with a state dict of the network.
+        name: a run directory, whose best checkpoint is taken; an exported folder, or the folder of
+            an encoder in one; a checkpoint, of an older project too; or a file with a state dict of
+            the network.
         part: `cnn` or `encoder`.
         network: the whole network, for the names of its layers.
 
@@ -197,11 +199,15 @@ def _find(key: str, name: str) -> Path:
     path = Path(name)
     if (inside := zoo_file(path)) is not None:
         return inside
+    if is_export(path):
+        return path
+    if (path / WEIGHTS).is_file():
+        return Path(exported_part(name, path.name)) / WEIGHTS
     if not path.is_dir():
         if not path.exists():
             raise ConfigError(
-                f"{key}: there is no file {path.absolute()}. Allowed: a run directory, a checkpoint"
-                " or a file with a state dict of the network."
+                f"{key}: there is no file {path.absolute()}. Allowed: a run directory, a "
+                "checkpoint, an exported folder or a file with a state dict of the network."
             )
         return path
     there = sorted(one.name for one in path.glob("*.pth"))
@@ -245,7 +251,7 @@ def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
     Raises:
         ConfigError: they are damaged.
     """
-    folder = file.path.parent / VOCABULARY
+    folder = _vocabulary_beside(file)
     try:
         if saved := file.state.get("data"):
             tokenizer = DataSpec.from_plain(saved).tokenizer
@@ -256,9 +262,17 @@ def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
     return None if tokenizer is None else tokenizer.get_vocab()
 
 
+def _vocabulary_beside(file: EncoderFile) -> Path:
+    """The folder that may hold the vocabulary of a file: of its run, or its own in an export."""
+    folder = file.path.parent
+    return folder if (folder / "tokenizer.json").is_file() else folder / VOCABULARY
+
+
 def _tokenizer_of(file: EncoderFile) -> str:
     """What to give as a tokenizer for the words of a file."""
-    folder = file.path.parent / VOCABULARY
+    folder = _vocabulary_beside(file)
+    if is_export(file.path):
+        return str(file.path)
     if name := _reports(file).get("tokenizer"):
         return str(name)
     if folder.is_dir():

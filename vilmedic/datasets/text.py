@@ -22,7 +22,8 @@ from vilmedic.datasets.scripts import words
 from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
-from vilmedic.errors import ConfigError, DataError, nearest
+from vilmedic.errors import CheckpointError, ConfigError, DataError, nearest
+from vilmedic.manifest import TEXT_ENCODER, TOKENIZER, exported_part
 
 logger = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class CleanedLines(Sequence[str]):
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A ready tokenizer, from a local folder or from the hub.
+    """A ready tokenizer, from a local folder, an exported one too, or from the hub.
 
     Python that comes with a tokenizer is never executed: its tokenizer.json is read without it.
 
@@ -220,8 +221,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         ValueError: there is none of that name, or it lacks what batches need.
     """
     try:
+        name = exported_part(name, TEXT_ENCODER, TOKENIZER)
         with quiet():
             tokenizer = _read_tokenizer(name)
+    except CheckpointError as error:  # of an export that is damaged or has none
+        raise ValueError(str(error)) from error
     except ConfigError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # the hub client raises errors of many libraries

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
 from vilmedic.config.scores import known_better
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.executors.older_formats import older_names, unify, zoo_config, zoo_file
 from vilmedic.executors.parallel import like
 from vilmedic.executors.safe_load import load_plain
 from vilmedic.files import no_file, sync_folder
+from vilmedic.manifest import is_export
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -375,14 +377,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Files of the original vilmedic, of dalle-pytorch and of the official GLoRIA repository are
     brought into the shape of this project. A file of the original's model zoo has its configuration
-    in config.yml beside it, or is named by its folder.
+    in config.yml beside it, or is named by its folder. An exported folder counts as the checkpoint
+    that it was made of, and a safetensors file as weights alone.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds other things than tensors and
             plain values.
     """
     path = zoo_file(path) or path
-    state = unify(load_plain(path), path)
+    if is_export(path):
+        state = read_export(path)
+    else:
+        weights = path.suffix == SAFETENSORS
+        state = unify(load_safetensors(path) if weights else load_plain(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
     for key in ("config", "progress", "ema", "data", "networks"):

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.exported import SAID
 from vilmedic.config.build import build
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
 from vilmedic.datasets.image import ImageDataset
@@ -38,7 +39,11 @@ class Loaded:
         spec: its tokenizer and label names.
         pixels: what is done to images; None for data without any.
         reports: what is done to reports; None for data without any.
-        path: the checkpoint.
+        path: the checkpoint, or the exported folder.
+        ema: whether its weights are averages over training.
+        header: what the checkpoint says of itself: epoch, step, seed, and its score with the
+            metric and what is better of it; of an exported folder, as `export`, what it tells of
+            its run.
     """
 
     model: Model
@@ -47,6 +52,8 @@ class Loaded:
     pixels: Pixels | None
     reports: ReportTokens | None
     path: Path
+    ema: bool
+    header: Mapping[str, Any]
 
 
 def from_checkpoint(
@@ -80,8 +87,10 @@ def from_checkpoint(
     filled = Filled(state.get("networks") or {})
     model: Model = build(MODELS, node, spec=spec, filled=filled)
     load_weights(model, state, path, ema=ema)
-    if step := (state.get("progress") or {}).get("step"):
+    step = (state.get("progress") or {}).get("step")
+    if step:
         model.schedule(step)
+    exported = state.get("export")
     reports = None
     if text is not None and spec.tokenizer is not None:
         longest = spec.tokenizer_max_len or 0
@@ -93,6 +102,8 @@ def from_checkpoint(
         pixels=None if image is None else Pixels.of_evaluation(ImageDataset, image),
         reports=reports,
         path=path,
+        ema=ema or bool(exported and exported["source"].get("ema")),
+        header={**{name: state.get(name) for name in SAID}, "step": step, "export": exported},
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.executors.checkpoint import find_checkpoints, load_checkpoint, load_weights
 from vilmedic.executors.older_formats import older_names, zoo_file
+from vilmedic.manifest import is_export
 from vilmedic.models.vae import VAE
 
 SHAPE = ("num_tokens", "codebook_dim", "num_layers", "num_resnet_blocks", "hidden_dim", "channels")
@@ -27,8 +28,8 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     Hyperparameters come from the checkpoint. Those that are given as well must agree with it.
 
     Args:
-        path: a file, a folder of the original's model zoo, or a run directory, whose best
-            checkpoint is taken.
+        path: a file, an exported folder, a folder of the original's model zoo, or a run directory,
+            whose best checkpoint is taken.
         settings: arguments of `VAE`, as far as they are given. Those of its training
             (temperature, loss) have no effect on a frozen one and are not compared.
 
@@ -43,7 +44,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"model.vae.ckpt: there is no {path}, neither a file nor a folder.")
-    if path.is_dir() and zoo_file(path) is None:
+    if path.is_dir() and zoo_file(path) is None and not is_export(path):
         path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
     state = load_checkpoint(path)
     weights = _vae_weights(state["model"], path)
