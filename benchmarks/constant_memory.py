@@ -35,10 +35,7 @@ from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.optimization import make_optimizer
-from vilmedic.executors.preparation import prepare_network
-from vilmedic.executors.training_step import TrainingStep
-from vilmedic.gather import Part
+from vilmedic.distributed.gather import Part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss
@@ -47,6 +44,9 @@ from vilmedic.models.contract import Batch, ContrastiveModel
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.gloria import GLoRIA
 from vilmedic.models.simclr import SimCLR
+from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.setup import prepare_network
+from vilmedic.training.step import TrainingStep
 
 CHUNK = 8
 TOKENS = 32

@@ -38,12 +38,12 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.sections import TrainorSection
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.executors.optimization import make_optimizer
-from vilmedic.executors.preparation import prepare_network
-from vilmedic.executors.training_step import TrainingStep
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.phantom.write import Plan, build
+from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.setup import prepare_network
+from vilmedic.training.step import TrainingStep
 
 TOKENS, PADDED, PIXELS, VOCABULARY = 48, 128, 224, 30_000
 BERT_BASE: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.dalle_models import add_sizes, make_models, make_reports
 from benchmarks.measure import require_reference, seconds
 from tests.parity.reference import load_reference
+from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.models.dalle import DALLE
-from vilmedic.models.generation import Sampling, generate_tokens
 
 GREEDY = 0.9999  # share of the logits dropped so that the likeliest token is left
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.dalle_models import add_sizes, make_models, make_reports
 from benchmarks.measure import in_fresh_process, peak_memory, require_reference, seconds
-from vilmedic.executors.device import autocast
+from vilmedic.device import autocast
 
 
 def parse_arguments() -> argparse.Namespace:

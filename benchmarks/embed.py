@@ -32,7 +32,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.pixels import Pixels
 from vilmedic.datasets.spec import DataSpec
-from vilmedic.executors.from_checkpoint import Loaded
+from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.simclr import SimCLR
 from vilmedic.run import TrainedModel

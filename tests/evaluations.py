@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilmedic.executors.collect import SplitFeatures
-from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.features import SplitFeatures
 
 
 class Lines:

@@ -17,7 +17,7 @@ from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.pairs import ImSeqLabel
 from vilmedic.datasets.text import TextDataset
-from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.models.gloria import GLoRIA
 
 REPORTS = (

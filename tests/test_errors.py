@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vilmedic.errors import escaped, nearest
-from vilmedic.executors.log import _Line
+from vilmedic.log import _Line
 
 
 def test_control_characters_are_written_out() -> None:

@@ -21,7 +21,7 @@ from tests.crash.systems import CONVIRT, DALLE, GLORIA, SIMCLR, SYSTEMS, VAE, Sy
 from tests.factories import TINY_BERT, tiny_tokenizer
 from tests.trained import EVALUATION, ROOT, Runs
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
-from vilmedic.executors.local import LocalFeatures
+from vilmedic.evaluation.local_features import LocalFeatures
 
 PROMPTS = str(ROOT / "config/phantom/prompts-impression.yml")
 TEXTS = ["Large left pleural effusion.", "Clear lungs and a heart of normal size."]

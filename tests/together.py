@@ -16,7 +16,7 @@ import torch
 # Processes forked from a server that has loaded the libraries begin at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["vilmedic.executors.run", "torch.utils.tensorboard", "torch.distributed.fsdp"]
+    ["vilmedic.running", "torch.utils.tensorboard", "torch.distributed.fsdp"]
 )
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -75,12 +75,12 @@ def run_checks(
 
 
 def _work(checks: Sequence[Callable[[], Any]], variables: dict[str, str], path: Path) -> None:
-    from vilmedic import distributed
+    from vilmedic.distributed import processes
 
     os.environ.update(variables)
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    with distributed.process_group(CPU):
+    with processes.process_group(CPU):
         for check in checks:
             try:
                 results[check.__name__] = check()

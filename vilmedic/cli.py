@@ -13,8 +13,13 @@ from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
 from vilmedic.config.show import help_text, print_config
+from vilmedic.distributed.launch import (
+    first_to_fail,
+    is_lost_connection,
+    is_main_process,
+    process_count,
+)
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
-from vilmedic.launch import first_to_fail, is_lost_connection, is_main_process, processes
 from vilmedic.preparation.arguments import positive
 
 FAILED = 2
@@ -121,7 +126,7 @@ def command(
         143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
         the end of another process.
     """
-    if processes() > 1:
+    if process_count() > 1:
         # Before torch is loaded: every process would warn of the same things.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -164,7 +169,7 @@ def _guarded(call: Callable[[], object]) -> int:
         _tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
         return FAILED
     except Exception as error:
-        if processes() == 1:
+        if process_count() == 1:
             raise
         _tell_of_defect(error)
         return BROKEN
@@ -175,7 +180,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     """Train a model: `bin/train.py`, `vilmedic-train`."""
 
     def run(config: Config) -> None:
-        from vilmedic.executors.run import run_training
+        from vilmedic.running import run_training
 
         run_training(config)
 
@@ -186,7 +191,7 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
 
     def run(config: Config) -> None:
-        from vilmedic.executors.run import run_ensemble
+        from vilmedic.running import run_ensemble
 
         run_ensemble(config)
 
@@ -295,8 +300,8 @@ def export(argv: Sequence[str] | None = None) -> int:
     def call() -> None:
         if given.public and given.push is None:
             raise ConfigError("--public: belongs to --push, which is not given.")
-        from vilmedic.executors.log import start_console
         from vilmedic.export.push import check_name
+        from vilmedic.log import start_console
         from vilmedic.run import load
 
         if given.push is not None:

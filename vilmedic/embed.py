@@ -19,9 +19,9 @@ from tqdm import tqdm
 from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
+from vilmedic.device import pick_device
 from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.device import pick_device
 from vilmedic.inputs import images_in
 from vilmedic.manifest import MANIFEST, is_export
 from vilmedic.preparation.tables import read_numbered, table_columns

@@ -26,26 +26,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.repository import fetch_export, is_repository
 from vilmedic.config.build import check_arguments
 from vilmedic.config.generation import GenerationSection
 from vilmedic.config.load import Config
 from vilmedic.config.load import load as load_config
+from vilmedic.device import autocast, move, pick_device
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
-from vilmedic.executors import checkpoint
-from vilmedic.executors.device import autocast, move, pick_device
-from vilmedic.executors.from_checkpoint import Loaded, from_checkpoint
-from vilmedic.executors.generation import generate_images
+from vilmedic.evaluation.from_checkpoint import Loaded, from_checkpoint
 from vilmedic.export.folder import write_export
 from vilmedic.export.push import check_name
 from vilmedic.export.push import push as push_export
+from vilmedic.generation.generate import generate_images
+from vilmedic.generation.sheet import pixels
 from vilmedic.inputs import Groups, OnError, Preprocess, Source, Sources, listed
 from vilmedic.manifest import is_export
 from vilmedic.metrics.prompts import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.vae import VAE
-from vilmedic.post_processing.image_sheet import pixels
 
 Feature = Literal["visual", "visual_backbone"]
 Precision = Literal["fp32", "bf16"]
@@ -735,7 +735,7 @@ def train(config: str | Path, *overrides: str, **values: Any) -> Run:
         VilmedicError: what the command says with status 2.
         Interrupted: a signal ended the run; its state is saved.
     """
-    from vilmedic.executors.run import run_training
+    from vilmedic.running import run_training
 
     trainor = run_training(_config(config, overrides, values))
     best = trainor.saver.best()
@@ -753,7 +753,7 @@ def evaluate(config: str | Path, *overrides: str, **values: Any) -> dict[str, di
     Returns:
         The results of each split, as they are written to `results_<split>.json`.
     """
-    from vilmedic.executors.run import run_ensemble
+    from vilmedic.running import run_ensemble
 
     return run_ensemble(_config(config, overrides, values))
 

@@ -25,9 +25,9 @@ from tests.factories import (
 from vilmedic.blocks.pretrained import Filled, network_configs
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
+from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import ConfigError
-from vilmedic.executors.checkpoint import save_checkpoint
 
 
 def save(model: nn.Module, path: Path, spec: DataSpec | None = None, **more: Any) -> Path:

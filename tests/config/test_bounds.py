@@ -55,15 +55,15 @@ from vilmedic.config.transformers_fields import config_signature
 from vilmedic.config.types import Lengths
 from vilmedic.datasets.transforms import build_transforms, try_transforms
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.ema import AveragedWeights
+from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.metrics import pointing_game
-from vilmedic.models.generation import Sampling, generate_tokens
 from vilmedic.models.vae import VAE
 from vilmedic.models.vae_checkpoint import load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import METRICS, REGISTRIES
+from vilmedic.training.ema import AveragedWeights
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 SEED = 3
 # Processes forked from a server that has loaded the libraries begin at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["vilmedic.executors.run", "torch.utils.tensorboard"])
+PROCESSES.set_forkserver_preload(["vilmedic.running", "torch.utils.tensorboard"])
 
 
 @dataclass

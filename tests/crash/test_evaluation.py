@@ -13,11 +13,11 @@ import pytest
 from tests.crash.killing import ROOT, assert_same_runs
 from tests.crash.systems import VAE
 from vilmedic import cli
+from vilmedic import running as run
 from vilmedic.datasets import decode
-from vilmedic.executors import run
-from vilmedic.executors.ema import AveragedWeights
-from vilmedic.executors.validator import Validator
 from vilmedic.phantom.write import Plan, build
+from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.validator import Validator
 
 
 @pytest.fixture(scope="module")

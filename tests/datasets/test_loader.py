@@ -230,7 +230,6 @@ def test_a_process_ends_though_something_holds_its_workers(dataset: ImSeq) -> No
 def test_more_processes_than_help_are_said(
     dataset: ImSeq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     monkeypatch.setattr("vilmedic.datasets.loader.core_count", lambda: 2)
     _warn_of_workers.cache_clear()  # another test of this process may have heard it
     settings = {"batch_size": 2, "training": False, "seed": 0}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +156,6 @@ def test_tokenizer_without_padding(text_args: Args, tmp_path: Path) -> None:
 def test_a_tokenizer_with_python_of_its_own_is_read_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))
     tiny_tokenizer().save_pretrained(tmp_path)
     trace = tmp_path / "executed"

@@ -12,14 +12,14 @@ from torch.nn import functional
 
 from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from tests.together import CPU
-from vilmedic import distributed
 from vilmedic.config.sections import TrainorSection
-from vilmedic.executors.optimization import make_optimizer
-from vilmedic.executors.parallel import whole
-from vilmedic.executors.preparation import prepare_network
-from vilmedic.executors.training_step import StepResult, TrainingStep
-from vilmedic.gather import Part
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import Part
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
+from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.parallel import whole
+from vilmedic.training.setup import prepare_network
+from vilmedic.training.step import StepResult, TrainingStep
 
 Batches = list[dict[str, Tensor]]
 SIZES = (8, 8, 5)
@@ -110,7 +110,7 @@ def make_batches(system: str, sizes: Sequence[int] = SIZES) -> Batches:
 
 def parts_of(batches: Batches) -> tuple[Batches, list[Part]]:
     """What the loader gives this process; reports are padded to the longest of its own."""
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = processes.rank(), processes.world_size()
     own, parts = [], []
     for batch in batches:
         pieces = {key: torch.tensor_split(value, world) for key, value in batch.items()}
@@ -173,7 +173,7 @@ def compare(
             {k: v.double() if v.is_floating_point() else v for k, v in one.items()}
             for one in batches
         ]
-    with distributed.alone():
+    with processes.alone():
         expected = outcome(*train(build(system, **settings), batches, **keys))
     given = outcome(*train(build(system, **settings), batches, **keys))
     return given, expected

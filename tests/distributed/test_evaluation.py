@@ -8,9 +8,9 @@ import torch
 from tests.factories import tiny_gloria
 from tests.together import CPU, run_checks
 from tests.toys import ToyAutoencoder, ToyData, ToyModel
-from vilmedic import distributed
-from vilmedic.executors.collect import SplitFeatures, collect
-from vilmedic.executors.evaluation import Ensemble
+from vilmedic.distributed import processes
+from vilmedic.evaluation.evaluation import Ensemble
+from vilmedic.evaluation.features import SplitFeatures, collect
 
 SIZE, BATCH = 11, 4
 TEXTS = ["no effusion", "large left pleural effusion", "heart normal ."]
@@ -28,7 +28,7 @@ class SharedToys(ToyData):
 
     def loader(self) -> Any:
         for number, batch in enumerate(self.batches(BATCH)):
-            if number % distributed.world_size() == distributed.rank():
+            if number % processes.world_size() == processes.rank():
                 yield batch
 
 
@@ -42,7 +42,7 @@ def _both(model: Any, data: SharedToys) -> list[dict[str, Any]]:
             collect(model, data, data.loader(), split="test", device=CPU, precision="fp32")
         )
 
-    with distributed.alone():
+    with processes.alone():
         expected = run()
     return [run(), expected]
 
@@ -50,7 +50,7 @@ def _both(model: Any, data: SharedToys) -> list[dict[str, Any]]:
 def contrastive() -> Any:
     torch.manual_seed(0)
     data = SharedToys()
-    if distributed.rank() == 1:
+    if processes.rank() == 1:
         data.skipped[3] = "bad"
     result = _both(ToyModel(), data)
     return [*result, list(data.skipped)]
@@ -97,19 +97,19 @@ def words_and_regions() -> Any:
         assert torch.equal(once, networks.local.similarity("test", TEXTS, "sum"))
         return {"similarity": once}
 
-    with distributed.alone():
+    with processes.alone():
         expected = run()
     return [run(), expected]
 
 
 def agreements() -> Any:
-    from vilmedic.executors.parallel import seed_this_process
+    from vilmedic.training.parallel import seed_this_process
 
     torch.manual_seed(0)
     seed_this_process(3)
     return {
-        "gathered": distributed.gather({"rank": distributed.rank(), "t": torch.arange(2)}),
-        "from_main": distributed.on_main(lambda: [distributed.rank(), "text", None]),
+        "gathered": processes.gather({"rank": processes.rank(), "t": torch.arange(2)}),
+        "from_main": processes.on_main(lambda: [processes.rank(), "text", None]),
         "drawn": torch.rand(3),
     }
 

@@ -18,8 +18,8 @@ from tests.distributed.systems import (
     train,
 )
 from tests.together import run_checks
-from vilmedic import distributed
-from vilmedic.gather import gather_rows
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import gather_rows
 
 CLIPPED = {"clip_grad_norm": 0.5}
 
@@ -119,7 +119,7 @@ def wrong_gradients() -> dict[str, Tensor]:
         )
         flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
-        return flat / distributed.world_size()
+        return flat / processes.world_size()
 
     def encode(model: Pairs, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         found = model.encode(batch)
@@ -158,7 +158,7 @@ def temperatures() -> dict[str, float]:
     model = nn.parallel.DistributedDataParallel(nn.Linear(6, 6))
     outside = nn.Parameter(torch.tensor(0.5))
     optimizer = torch.optim.SGD([*model.parameters(), outside], lr=0.1)
-    batch = pairs_batch(8, seed=distributed.rank())
+    batch = pairs_batch(8, seed=processes.rank())
     for _ in range(5):
         logits = model(batch["images"]) @ batch["words"].T / outside
         functional.cross_entropy(logits, torch.arange(8)).backward()

@@ -196,7 +196,7 @@ def test_torchrun_shows_the_first_error(data: Path, tmp_path: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, done.stderr
     assert "train.image.tok:6" in errors[0]
-    assert "/vilmedic/executors/" not in done.stderr, "no traceback of the project"
+    assert "/vilmedic/training/" not in done.stderr, "no traceback of the project"
 
 
 def _wait_for_step(metrics: Path, step: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vilmedic import cli
-from vilmedic.executors.log import LOGGER
+from vilmedic.log import LOGGER
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -19,13 +19,13 @@ from filelock import FileLock
 from tests.crash.systems import VAE
 from tests.disk import no_file_beyond
 from tests.end_to_end.conftest import Run
+from vilmedic import running as run
+from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.datasets import decode
-from vilmedic.executors import run
-from vilmedic.executors.run_directory import RunLock
-from vilmedic.executors.saving import Saver
-from vilmedic.executors.trainor import Trainor
-from vilmedic.executors.validator import Validator
 from vilmedic.phantom.write import Plan, build
+from vilmedic.training.saver import Saver
+from vilmedic.training.trainor import Trainor
+from vilmedic.training.validator import Validator
 
 
 @pytest.fixture(scope="module")

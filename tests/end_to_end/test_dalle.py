@@ -21,7 +21,7 @@ from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.report_cleaning import r2gen_clean_report
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.datasets.transforms import crop_square, resize_short_side
-from vilmedic.executors.rerank import Reranker
+from vilmedic.generation.rerank import Reranker
 from vilmedic.models.vae_checkpoint import load_vae
 
 TRANSFORMER = {

@@ -10,7 +10,7 @@ from tests.datasets.test_words import sentence_pieces
 from tests.end_to_end.conftest import ROOT, Run
 from vilmedic.config.load import load
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.trainor import Trainor
+from vilmedic.training.trainor import Trainor
 
 
 @pytest.fixture(scope="module")

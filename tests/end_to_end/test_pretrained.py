@@ -12,7 +12,7 @@ from torch import Tensor
 import vilmedic
 from tests.crash.systems import CONVIRT, GLORIA, System
 from tests.end_to_end.conftest import ROOT, Run
-from vilmedic.executors import run
+from vilmedic import running as run
 from vilmedic.phantom.write import Plan, build
 
 UNTRAINED = ("trainor.epochs=0", "trainor.loggers=[]")

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.end_to_end.conftest import ROOT, Run
 from vilmedic.config.load import load
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.trainor import Trainor
+from vilmedic.training.trainor import Trainor
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from torch import nn
 from tests.dalles import TINY_TRANSFORMER, TINY_VAE, save_vae
 from tests.factories import TINY_BERT, tiny_spec
 from vilmedic.blocks.pretrained import network_configs
+from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.config.build import build
 from vilmedic.datasets.spec import DataSpec
-from vilmedic.executors.checkpoint import save_checkpoint
-from vilmedic.executors.evaluations import EvaluationFolder
+from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.registry import MODELS
 
 BEST = "0.5_3_7.pth"

@@ -26,8 +26,8 @@ from tests.crash.systems import VAE
 from tests.disk import odd_file
 from tests.hostile.table import Table
 from vilmedic import cli
-from vilmedic.executors import run
-from vilmedic.executors.log import LOGGER
+from vilmedic import running as run
+from vilmedic.log import LOGGER
 from vilmedic.phantom.write import Plan, build
 
 DAMAGED, CHANGED = 22, 22

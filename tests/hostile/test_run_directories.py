@@ -14,7 +14,7 @@ import pytest
 from tests.hostile.table import Table
 from tests.report.runs import results, write_run
 from vilmedic import cli
-from vilmedic.executors.evaluations import EvaluationFolder
+from vilmedic.evaluation.evaluations import EvaluationFolder
 
 RUNS = 30
 INSERTED = (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
-from vilmedic.executors.collect import SplitFeatures
+from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.metrics.linear_probe import LinearProbe
 
 NAMES = ("A", "B", "C")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.evaluations import evaluation, random, split_features, undeclared
 from tests.reading import FINDINGS, REPORTS, gloria_evaluation, write_pairs
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.pointing_game import PointingGame
 
 LEFT, RIGHT = 0, 3  # columns of a map of 4 x 4 regions

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,9 +46,8 @@ def test_prompts_that_say_nothing_are_refused(prompts: dict[str, Any], words: st
 
 
 def test_guidance_without_training_for_it_is_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     lines = '{"Effusion": {"side": "left"}}\n{}\n'
     (tmp_path / "train.finding.jsonl").write_text(lines)
     vae = save_vae(tmp_path / "vae.pth")

@@ -13,8 +13,8 @@ from tests.evaluations import undeclared
 from tests.factories import tiny_vae
 from tests.toys import ToyModel
 from vilmedic.errors import ConfigError
-from vilmedic.executors.baselines import RawPixels
-from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.baselines import RawPixels
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
 from vilmedic.metrics.reconstruction import Reconstruction, codebook_use
 from vilmedic.registry import METRICS
 

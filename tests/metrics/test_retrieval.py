@@ -98,7 +98,6 @@ def test_equal_reports_are_ties_in_whatever_batch_they_were_encoded() -> None:
 def test_progress_is_told_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     monkeypatch.setattr(retrieval, "TOLD", 0.0)
     with caplog.at_level(logging.INFO):
         count_ahead(cosines(random(300, 4), random(300, 4)), block_size=100)

@@ -9,9 +9,9 @@ import torch
 
 from tests.dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
 from tests.factories import tiny_spec
+from vilmedic.checkpoints.checkpoint import load_weights
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.errors import CheckpointError, ConfigError, DataError
-from vilmedic.executors.checkpoint import load_weights
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
 from vilmedic.models.vae import VAE

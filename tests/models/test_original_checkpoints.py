@@ -27,8 +27,8 @@ from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualP
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
+from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights, locate
 from vilmedic.errors import CheckpointError
-from vilmedic.executors.checkpoint import load_checkpoint, load_weights, locate
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss
@@ -254,9 +254,8 @@ def same_as_gloria(model: GLoRIA, layers: Any, embedder: nn.Module, text: BertMo
 
 @torch.inference_mode()
 def test_gloria_gives_the_features_of_the_original(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vilmedic"), "propagate", True)
     torch.manual_seed(0)
     original = nn.Module()
     original.linguistic, original.visual = text_part(pooler=True), image_part()

@@ -15,8 +15,8 @@ from tests.older_files import (
     write_first_vilmedic,
     write_vilmedic,
 )
+from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from vilmedic.models.vae import VAE
 from vilmedic.models.vae_checkpoint import load_vae
 

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.factories import tiny_vae
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.errors import ConfigError
-from vilmedic.executors.collect import SplitFeatures
-from vilmedic.executors.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.models.vae import VAE
 from vilmedic.post_processing.plot_reconstruction import GAP, HEAD, PlotReconstruction, draw_pairs
 

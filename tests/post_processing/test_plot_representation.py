@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.post_processing.plot_representation import PlotRepresentation, capped
 
 NAMES = ("A", "B", "C", "D")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.report.runs import results
-from vilmedic.executors.evaluations import EvaluationFolder, write_index
+from vilmedic.evaluation.evaluations import EvaluationFolder, write_index
 from vilmedic.report.gallery import MOST, read_gallery
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.report.runs import results, write_explorer, write_run
 from vilmedic import cli
-from vilmedic.executors.evaluations import EvaluationFolder
+from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.report import curves
 from vilmedic.report.curves import read_curves
 from vilmedic.report.left_out import MOST_TOLD, LeftOut

@@ -12,7 +12,7 @@ import torch
 from tests.report.runs import EVIL, results, write_curves, write_explorer, write_run
 from vilmedic import cli
 from vilmedic.errors import ConfigError
-from vilmedic.executors.evaluations import EvaluationFolder
+from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.report.page import write_report
 
 

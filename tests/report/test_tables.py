@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.runs import results
-from vilmedic.executors.evaluations import EvaluationFolder
+from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.report.tables import read_evaluations, read_results, shown
 
 

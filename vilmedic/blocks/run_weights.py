@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.older_formats import older_names, original_names, zoo_file
 from vilmedic.config.trained import REPORTS, VOCABULARY, data_parts
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors import checkpoint
-from vilmedic.executors.older_formats import older_names, original_names, zoo_file
 from vilmedic.manifest import WEIGHTS, exported_part, is_export
 
 log = logging.getLogger(__name__)

@@ -1,1 +1,1 @@
-"""Checkpoints: written, found and read."""
+"""Checkpoints: written, found, and read without executing anything."""

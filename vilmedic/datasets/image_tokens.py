@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vilmedic import distributed
 from vilmedic.datasets.aligned import AlignedDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.picture_cache import VERSION, decoders
+from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def cache_tokens(
                 )
             folder = part.run_dir / FOLDER
             # One process reads the files; the others find their digests where it left them.
-            with distributed.main_first():
+            with processes.main_first():
                 path = folder / f"{part.split}_{_key(part, vae, folder)}.npy"
                 if not path.is_file():
-                    with distributed.alone():
+                    with processes.alone():
                         draft = _write(path, part, vae, device, num_workers)
                     if path.name != f"{part.split}_{_key(part, vae, folder)}.npy":
                         draft.unlink()

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vilmedic import distributed
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
 from vilmedic.datasets.sample import SampleKey, stable_seed
+from vilmedic.distributed import processes
 from vilmedic.errors import DataError, VilmedicError
 from vilmedic.files import core_count
 
@@ -275,7 +275,7 @@ def make_loader(
     Raises:
         DataError: `drop_last` leaves no batch at all.
     """
-    cores = max(1, core_count() // distributed.on_this_machine())
+    cores = max(1, core_count() // processes.on_this_machine())
     if num_workers is None:
         num_workers = min(cores, 4)
     elif num_workers > 4 * cores:
@@ -291,8 +291,8 @@ def make_loader(
         training=training,
         seed=seed,
         drop_last=drop_last,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
+        rank=processes.rank(),
+        world=processes.world_size(),
         epoch=epoch,
         start_batch=start_batch,
         order=dataset.order,

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
-from vilmedic.executors.evaluations import FOLDER, read_index
-from vilmedic.executors.from_checkpoint import Loaded
-from vilmedic.executors.results import results_name, source, table_cells
+from vilmedic.evaluation.evaluations import FOLDER, read_index
+from vilmedic.evaluation.from_checkpoint import Loaded
+from vilmedic.evaluation.results import results_name, source, table_cells
 from vilmedic.export import snippets
 from vilmedic.export.parts import HEADS, PREPROCESSOR, Part
 from vilmedic.manifest import (

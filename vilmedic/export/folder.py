@@ -17,12 +17,12 @@ import torch
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints.exported import SAID
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.from_checkpoint import Loaded
-from vilmedic.executors.log import LOGGER
+from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.export.card import CARD, gather, shortened, write_card
 from vilmedic.export.onnx import require_packages, write_onnx
 from vilmedic.export.parts import Part, weights_of, write_parts
 from vilmedic.files import replace_text
+from vilmedic.log import LOGGER
 from vilmedic.manifest import (
     FORMAT,
     MANIFEST,

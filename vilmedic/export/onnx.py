@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.errors import ConfigError, VilmedicError
-from vilmedic.executors.from_checkpoint import Loaded
+from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.export.parts import side_of
 from vilmedic.manifest import ONNX_FOLDER
 from vilmedic.models.contract import ContrastiveModel

@@ -28,7 +28,7 @@ from vilmedic.datasets.pixels import Pixels
 from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.text import quiet
 from vilmedic.errors import VilmedicError
-from vilmedic.executors.from_checkpoint import Loaded
+from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.files import replace_text
 from vilmedic.manifest import (
     DALLE_FOLDER,
@@ -288,7 +288,8 @@ def _place_of_features(
     def same(found: Any) -> bool:
         if not isinstance(found, Tensor) or found.shape != expected.shape:
             return False
-        return bool((found - expected).abs().max() <= 1e-4 * max(1.0, expected.abs().max()))
+        scale = max(1.0, float(expected.abs().max()))
+        return float((found - expected).abs().max()) <= 1e-4 * scale
 
     kept = whole.get_submodule(classifier)
     setattr(whole, classifier, nn.Identity())

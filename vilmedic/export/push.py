@@ -9,8 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils._validators import validate_repo_id
 
 from vilmedic.errors import ConfigError, VilmedicError
-from vilmedic.executors.log import LOGGER
 from vilmedic.export.card import CARD
+from vilmedic.log import LOGGER
 from vilmedic.manifest import MANIFEST, check_files, read_manifest
 
 

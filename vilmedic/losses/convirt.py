@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.config.types import Share, Temperature
-from vilmedic.gather import Part
+from vilmedic.distributed.gather import Part
 from vilmedic.losses.pairs import contrast_pairs
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic import distributed
 from vilmedic.config.types import Between, Temperature, Weight
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import Part, widened
 from vilmedic.errors import ConfigError
-from vilmedic.gather import Part, widened
 from vilmedic.losses.gloria_local import local_similarity
 from vilmedic.losses.pairs import contrast_pairs, contrast_rows
 
@@ -101,7 +101,7 @@ def gloria_local_loss(
     """
     _check_pairs(len(regions), len(words), part)
     if part is not None:
-        longest = max(width for (width,) in distributed.exchange([words.shape[1]]))
+        longest = max(width for (width,) in processes.exchange([words.shape[1]]))
         words = part.gather(widened(words, [longest, words.shape[2]]))
         mask = part.gather(widened(mask, [longest]))
     similarity = local_similarity(

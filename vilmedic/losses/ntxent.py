@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.config.types import Temperature
-from vilmedic.gather import Part
+from vilmedic.distributed.gather import Part
 
 
 def ntxent_loss(first: Tensor, second: Tensor, tau: float, part: Part | None = None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilmedic.gather import Part
+from vilmedic.distributed.gather import Part
 
 
 def contrast_pairs(

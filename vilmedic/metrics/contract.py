@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from vilmedic.config.scores import Declared
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 
 
 class Metric(ABC):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vilmedic.config.types import AtLeast, Portion, Resamples, Temperature
-from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.bootstrap import TIE
 from vilmedic.metrics.classification import report_classes, right_decisions, undefined
 from vilmedic.metrics.contract import Metric

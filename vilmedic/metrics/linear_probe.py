@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vilmedic.config.types import Portion, Resamples
-from vilmedic.executors.collect import SplitFeatures
-from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.metrics.classification import report_classes, right_decisions, undefined
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.fractions import nested_subsets, read_fractions

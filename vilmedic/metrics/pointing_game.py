@@ -12,7 +12,7 @@ from torch import Tensor
 from vilmedic.config.types import Resamples
 from vilmedic.datasets.image import Window, image_part
 from vilmedic.errors import DataError
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.bootstrap import interval, resamples
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.findings import Finding, read_findings

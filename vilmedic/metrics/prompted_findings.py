@@ -14,15 +14,15 @@ from torch import Tensor
 from vilmedic.config.types import AtLeast, Below, Between, Temperature
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.sample import stable_seed
+from vilmedic.device import autocast
 from vilmedic.errors import ConfigError
-from vilmedic.executors.device import autocast
-from vilmedic.executors.evaluation import Evaluation
-from vilmedic.executors.generators import warn_of_guidance
+from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.generation.generators import warn_of_guidance
+from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.findings import SIDES, Finding, read_findings
 from vilmedic.metrics.image_classifier import ImageClassifier
 from vilmedic.models.dalle import DALLE
-from vilmedic.models.generation import Sampling, generate_tokens
 
 logger = logging.getLogger(__name__)
 KEY = "prompted_findings"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vilmedic.config.types import Share
 from vilmedic.errors import ConfigError
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vilmedic.config.types import Between, Share
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vilmedic.config.types import Between, UsedWith
-from vilmedic.executors.evaluation import Evaluation
-from vilmedic.launch import is_main_process
+from vilmedic.distributed.launch import is_main_process
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
 logger = logging.getLogger(__name__)

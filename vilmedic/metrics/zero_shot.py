@@ -13,7 +13,7 @@ from torch.nn import functional
 from vilmedic.config.types import Resamples, UsedWith
 from vilmedic.datasets.label import label_counts
 from vilmedic.errors import DataError
-from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.classification import report_classes, undefined
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.prompts import ClassPrompts, load_prompts, prompt_weights

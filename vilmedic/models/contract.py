@@ -1,4 +1,4 @@
-"""What every model offers to the executors, and what contrastive models offer on top of it."""
+"""What every model offers to training and evaluation, and contrastive models on top of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vilmedic.distributed.gather import Part
 from vilmedic.errors import ConfigError
-from vilmedic.gather import Part
 from vilmedic.models.constant_memory import encode_in_constant_memory, join
 
 Batch = dict[str, Tensor]

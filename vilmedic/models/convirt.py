@@ -10,11 +10,11 @@ from torch import Tensor
 from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast, Runtime
 from vilmedic.datasets.spec import DataSpec
+from vilmedic.distributed.gather import Part, takes_part
 from vilmedic.errors import ConfigError
-from vilmedic.executors.older_formats import original_names
-from vilmedic.gather import Part, takes_part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
 

@@ -15,11 +15,11 @@ from vilmedic.blocks.backbones import find_layer, pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.blocks.words import WordEncoder
+from vilmedic.checkpoints.older_formats import original_names, without_pooler
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.spec import DataSpec
+from vilmedic.distributed.gather import Part, takes_part
 from vilmedic.errors import ConfigError
-from vilmedic.executors.older_formats import original_names, without_pooler
-from vilmedic.gather import Part, takes_part
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
 from vilmedic.models.contract import Batch, ContrastiveModel, Features

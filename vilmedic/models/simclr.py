@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast
+from vilmedic.distributed.gather import Part, takes_part
 from vilmedic.errors import ConfigError
-from vilmedic.executors.older_formats import original_names
-from vilmedic.gather import Part, takes_part
 from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
 

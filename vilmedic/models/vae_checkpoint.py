@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vilmedic.checkpoints.checkpoint import find_checkpoints, load_checkpoint, load_weights
+from vilmedic.checkpoints.older_formats import older_names, zoo_file
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.executors.checkpoint import find_checkpoints, load_checkpoint, load_weights
-from vilmedic.executors.older_formats import older_names, zoo_file
 from vilmedic.manifest import is_export
 from vilmedic.models.vae import VAE
 

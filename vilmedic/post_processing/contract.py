@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 
 
 class PostProcessing(ABC):

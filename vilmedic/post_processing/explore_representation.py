@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vilmedic.config.types import Between
 from vilmedic.errors import escaped
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, Method, project, spread
 from vilmedic.report.neighbours import nearest_samples

@@ -11,7 +11,7 @@ import torch
 from vilmedic.config.types import AtLeast, UsedWith
 from vilmedic.datasets.image import image_part
 from vilmedic.errors import ConfigError
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.heat_maps import Sample, draw_heat_maps
 

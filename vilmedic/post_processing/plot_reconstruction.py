@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vilmedic.config.types import Between
 from vilmedic.datasets.sample import SampleKey
-from vilmedic.executors.collect import evaluating
-from vilmedic.executors.device import autocast, move
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.device import autocast, move
+from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.evaluation.features import evaluating
 from vilmedic.metrics.reconstruction import check_single_vae
 from vilmedic.post_processing.contract import PostProcessing
 

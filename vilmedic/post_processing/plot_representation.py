@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import AtLeast
-from vilmedic.executors.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
 from vilmedic.post_processing.projection import FEWEST, NAMES, project, spread

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vilmedic.executors.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
 

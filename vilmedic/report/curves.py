@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.errors import visible
-from vilmedic.executors.metrics_log import UNPLOTTED, read_entries
 from vilmedic.registry import METRICS
 from vilmedic.report.left_out import LeftOut
+from vilmedic.training.metrics_log import UNPLOTTED, read_entries
 
 MOST_POINTS = 600
 MOST_NAMES = 200  # of numbers, and of seeds, that are drawn: each name can be a panel

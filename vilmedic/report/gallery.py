@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vilmedic.executors.evaluations import FOLDER, shown_folders
+from vilmedic.evaluation.evaluations import FOLDER, shown_folders
 from vilmedic.files import open_regular
 from vilmedic.report.left_out import LeftOut, read_json
 from vilmedic.report.thumbnails import webp

@@ -15,10 +15,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vilmedic.checkpoints.score import improves
 from vilmedic.config.scores import known_better
 from vilmedic.errors import escaped
-from vilmedic.executors.evaluations import shown_folders
-from vilmedic.executors.score import improves
+from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text
 from vilmedic.report.curves import Line, arrange, read_curves
 from vilmedic.report.draw_curves import shorter
@@ -166,7 +166,7 @@ def _better(
     newest = run_dir / f"last_{settings[0].seed}.pth" if settings else None
     if better is None and newest is not None and newest.is_file():
         # A metric of a plugin: the run itself knows. Imported here, as it brings torch.
-        from vilmedic.executors.checkpoint import better_of, read_header
+        from vilmedic.checkpoints.checkpoint import better_of, read_header
 
         with left_out.damaged(newest):
             state = read_header(newest)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vilmedic.executors.evaluations import FOLDER, read_index
-from vilmedic.executors.results import source
+from vilmedic.evaluation.evaluations import FOLDER, read_index
+from vilmedic.evaluation.results import source
 from vilmedic.report.left_out import LeftOut, read_json
 
 Cell = tuple[str, str]

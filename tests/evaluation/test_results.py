@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vilmedic.evaluation.results import grouped, headline, source, table, write_results
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    return {
+        "run": "r",
+        "system": "ConVIRT",
+        "ema": False,
+        "split": "test",
+        "samples": 5,
+        "checkpoints": [{"file": "a.pth", "epoch": 3, "seed": 7}],
+        "models_used": 1,
+        "loss": 1.25,
+        "metrics": {"probe": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "classes": {"A": 1}}},
+        "baselines": {"raw": {"loss": None, "metrics": {"probe": {"auroc": None}}}},
+        **changes,
+    }
+
+
+def test_the_file_holds_everything_and_no_number_that_is_none(tmp_path: Path) -> None:
+    path = write_results(results(loss=float("nan"), extra=[float("inf"), 1.0]), tmp_path)
+    assert path == tmp_path / "results_test.json"
+    read = json.loads(path.read_text())
+    assert read["loss"] is None
+    assert read["extra"] == [None, 1.0]
+    assert read["metrics"] == results()["metrics"]
+    assert [p.name for p in tmp_path.iterdir()] == ["results_test.json"]
+
+
+def test_the_table_sets_systems_side_by_side() -> None:
+    lines = table(results()).splitlines()
+    rows = [line.split() for line in lines if line and not line.startswith("-")]
+    assert rows[0][:4] == ["r,", "split", "test:", "5"]
+    assert lines[1] == "r, split test: 5 samples, ConVIRT, epoch 3, seed 7"
+    assert rows[1] == ["test", "ConVIRT", "raw"]
+    assert rows[2] == ["loss", "1.250", "-"]
+    assert rows[3] == ["probe", "auroc", "0.800", "[0.700,", "0.900]", "-"]
+    assert len(rows) == 4
+    assert "ensemble of 3" in table(results(models_used=3))
+
+
+def test_what_was_evaluated_in_words() -> None:
+    first, second = (
+        {"file": "a.pth", "epoch": 3, "seed": 7},
+        {"file": "b.pth", "epoch": 0, "seed": 1},
+    )
+    assert source("VAE", [first]) == "VAE, epoch 3, seed 7"
+    assert source("VAE", [first], ema=True) == "VAE, epoch 3, seed 7, averaged weights"
+    assert source("VAE", [second, first]) == (
+        "VAE, ensemble of 2 (epoch 0, seed 1; epoch 3, seed 7)"
+    )
+    assert source("VAE", [{"file": "vae.pt", "epoch": None, "seed": None}]) == "VAE, vae.pt"
+
+
+def test_headline_numbers_leave_out_intervals_and_classes() -> None:
+    assert headline(results()) == {"loss": 1.25, "probe auroc": 0.8}
+
+
+def test_the_table_shows_what_few_labels_give() -> None:
+    parts = [
+        {"fit": {"fraction": share}, "auroc": value, "auroc_interval": None}
+        for share, value in ((0.001, 0.5), (0.1, 0.6), (1.0, 0.8))
+    ]
+    metrics = {"probe": {"auroc": 0.8, "fractions": parts}}
+    text = table(results(metrics=metrics))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "probe auroc, 0.1% of labels 0.500 -" in rows
+    assert "probe auroc, 10% of labels 0.600 -" in rows
+    assert "100% of labels" not in text
+
+
+def test_paths_are_grouped() -> None:
+    paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]
+    assert grouped(paths) == ["x/a.{png,csv}", "x/b.png"]

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError
+from vilmedic.training.optimization import (
+    Schedule,
+    make_optimizer,
+    restore_optimizer,
+    schedule_options,
+)
+
+
+def make(lr: float = 1.0, total_steps: int = 10, better: str = "lower", **keys: object) -> tuple:
+    section = TrainorSection(optimizer="SGD", optim_params={"lr": lr}, **keys)
+    optimizer = make_optimizer(nn.Linear(2, 2), section)
+    return optimizer, Schedule(optimizer, section, total_steps, better=better)
+
+
+def rate(optimizer: torch.optim.Optimizer) -> float:
+    return optimizer.param_groups[0]["lr"]
+
+
+def test_cosine_steps_with_the_optimizer_and_spans_the_run() -> None:
+    optimizer, schedule = make(lr_decay="CosineAnnealingLR", total_steps=10)
+    for step in range(1, 11):
+        optimizer.step()
+        schedule.after_step()
+        schedule.after_epoch()
+        schedule.after_evaluation(1.0)
+        assert rate(optimizer) == pytest.approx(0.5 * (1 + math.cos(math.pi * step / 10)))
+
+
+def test_plateau_follows_the_direction_of_its_metric() -> None:
+    keys = {"lr_decay": "ReduceLROnPlateau", "lr_decay_params": {"factor": 0.5, "patience": 0}}
+    for better, worse in (("lower", 2.0), ("higher", 0.5)):
+        optimizer, schedule = make(better=better, **keys)
+        schedule.after_evaluation(1.0)
+        schedule.after_step()
+        schedule.after_epoch()
+        assert rate(optimizer) == 1.0
+        schedule.after_evaluation(worse)
+        assert rate(optimizer) == 0.5
+
+
+def test_step_decay_counts_epochs() -> None:
+    optimizer, schedule = make(lr_decay="StepLR", lr_decay_params={"step_size": 1, "gamma": 0.1})
+    optimizer.step()
+    schedule.after_step()
+    assert rate(optimizer) == 1.0
+    schedule.after_epoch()
+    assert rate(optimizer) == pytest.approx(0.1)
+
+
+def test_state_continues() -> None:
+    keys = {"lr_decay": "ReduceLROnPlateau", "lr_decay_params": {"factor": 0.5, "patience": 1}}
+    _, first = make(**keys)
+    first.after_evaluation(1.0)
+    first.after_evaluation(2.0)
+    optimizer, second = make(**keys)
+    second.load_state_dict(first.state_dict())
+    second.after_evaluation(2.0)
+    assert rate(optimizer) == 0.5
+
+
+def test_refused_options_name_their_section() -> None:
+    with pytest.raises(ConfigError, match=r"trainor\.lr_decay_params \(StepLR\)"):
+        make(lr_decay="StepLR", lr_decay_params={"step": 3})
+    with pytest.raises(ConfigError, match=r"trainor\.optim_params \(SGD\)"):
+        make(lr=-1.0)
+
+
+def test_a_run_too_short_for_its_schedule_is_refused() -> None:
+    options = {"max_lr": 1.0, "pct_start": 0.05, "total_steps": 20}
+    with pytest.raises(ConfigError, match=r"\(OneCycleLR\): the run has \d+ steps, too few"):
+        make(lr_decay="OneCycleLR", lr_decay_params=options)
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "options", "problem"),
+    [
+        ("OneCycleLR", {"total_steps": 20}, "ends after 20 steps, but the run has 100. Leave"),
+        ("OneCycleLR", {"epochs": 3, "steps_per_epoch": 30}, "ends after 90 steps, but the run"),
+        ("PolynomialLR", {}, r"is 0 after 5 of the 100 steps.*total_iters=100\."),
+        ("PolynomialLR", {"total_iters": 99}, "is 0 after 99 of the 100 steps"),
+        ("LinearLR", {"end_factor": 0}, "is 0 after 5 of the 100 steps"),
+    ],
+)
+def test_a_schedule_that_ends_before_the_run_is_refused(
+    lr_decay: str, options: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        make(total_steps=100, lr_decay=lr_decay, lr_decay_params=options)
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "options"),
+    [
+        ("OneCycleLR", {}),
+        ("OneCycleLR", {"total_steps": 100}),
+        ("OneCycleLR", {"epochs": 4, "steps_per_epoch": 30}),
+        ("PolynomialLR", {"total_iters": 100}),
+        ("LinearLR", {}),
+        ("ConstantLR", {}),
+        ("CosineAnnealingLR", {"T_max": 30}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 30}),
+        ("CyclicLR", {"base_lr": 0.1}),
+    ],
+)
+def test_a_schedule_that_fits_the_run_steps_to_its_end(
+    lr_decay: str, options: dict[str, object]
+) -> None:
+    optimizer, schedule = make(total_steps=100, lr_decay=lr_decay, lr_decay_params=options)
+    rates = []
+    for _ in range(100):
+        rates.append(rate(optimizer))
+        optimizer.step()
+        schedule.after_step()
+    # a cosine touches zero where it turns, and rises again
+    assert sum(one > 1e-3 for one in rates) >= 98
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "options"), [("OneCycleLR", {}), ("CyclicLR", {"base_lr": 0})]
+)
+def test_the_highest_rate_is_the_optimizers(lr_decay: str, options: dict[str, object]) -> None:
+    for lr in (1e-3, 1e-6):
+        optimizer, schedule = make(
+            lr=lr, total_steps=5000, lr_decay=lr_decay, lr_decay_params=options
+        )
+        rates = []
+        for _ in range(4000):
+            optimizer.step()
+            schedule.after_step()
+            rates.append(rate(optimizer))
+        assert max(rates) == pytest.approx(lr)
+
+
+def test_another_rate_scales_a_one_cycle_schedule_on_resume() -> None:
+    optimizer, schedule = make(lr=1.0, lr_decay="OneCycleLR")
+    section = TrainorSection(optimizer="SGD", optim_params={"lr": 0.5}, lr_decay="OneCycleLR")
+    for _ in range(3):
+        optimizer.step()
+        schedule.after_step()
+    other = make_optimizer(nn.Linear(2, 2), section)
+    continued = Schedule(other, section, 10, better="lower")
+    restore_optimizer(other, optimizer.state_dict(), {"lr": 1.0}, section)
+    continued.load_state_dict(schedule.state_dict())
+    for _ in range(6):
+        assert rate(other) == pytest.approx(rate(optimizer) / 2)
+        for one, of in ((schedule, optimizer), (continued, other)):
+            of.step()
+            one.after_step()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        ({"max_lr": 1.0}, {}, True),  # a run whose configuration still named both
+        ({}, {}, True),
+        ({"max_lr": 2.0}, {}, False),
+        ({"pct_start": 0.1}, {}, False),
+    ],
+)
+def test_a_schedule_is_the_same_whether_or_not_its_rate_is_named(
+    before: dict[str, float], now: dict[str, float], same: bool
+) -> None:
+    sections = [
+        asdict(
+            TrainorSection(optim_params={"lr": 1.0}, lr_decay="OneCycleLR", lr_decay_params=options)
+        )
+        for options in (before, now)
+    ]
+    assert (schedule_options(sections[0]) == schedule_options(sections[1])) is same
+
+
+def test_frozen_model_is_refused() -> None:
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        make_optimizer(model, TrainorSection())
+
+
+def test_longer_run_stretches_its_schedule() -> None:
+    keys = {"lr_decay": "OneCycleLR", "lr_decay_params": {"max_lr": 1.0}}
+    optimizer, short = make(total_steps=4, **keys)
+    for _ in range(4):
+        optimizer.step()
+        short.after_step()
+    other, long = make(total_steps=8, **keys)
+    other.load_state_dict(optimizer.state_dict())
+    long.load_state_dict(short.state_dict())
+    rates = []
+    for _ in range(3):
+        long.after_step()
+        rates.append(rate(other))
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.1
+
+
+@pytest.mark.parametrize("lr_decay", [None, "CosineAnnealingLR"])
+def test_changed_options_take_effect_on_resume(lr_decay: str | None) -> None:
+    optimizer, schedule = make(lr=1.0, lr_decay=lr_decay)
+    optimizer.step()
+    schedule.after_step()
+    before = rate(optimizer)
+
+    section = TrainorSection(
+        optimizer="SGD", optim_params={"lr": 0.5, "weight_decay": 0.1}, lr_decay=lr_decay
+    )
+    other = make_optimizer(nn.Linear(2, 2), section)
+    continued = Schedule(other, section, 10, better="lower")
+    saved = {"lr": 1.0, "weight_decay": 0.0}
+    restore_optimizer(other, optimizer.state_dict(), saved, section)
+    continued.load_state_dict(schedule.state_dict())
+
+    assert rate(other) == pytest.approx(before / 2)
+    assert other.param_groups[0]["weight_decay"] == 0.1
+    if lr_decay is not None:
+        schedule.after_step()
+        continued.after_step()
+        assert rate(other) == pytest.approx(rate(optimizer) / 2)
+
+
+def test_unchanged_options_are_those_of_the_checkpoint() -> None:
+    optimizer, _ = make(lr=1.0)
+    optimizer.param_groups[0]["lr"] = 0.3
+    section = TrainorSection(optimizer="SGD", optim_params={"lr": 1.0})
+    other = make_optimizer(nn.Linear(2, 2), section)
+    restore_optimizer(other, optimizer.state_dict(), {"lr": 1.0}, section)
+    assert rate(other) == 0.3
+
+
+def test_choice_of_a_kernel_is_the_users() -> None:
+    section = TrainorSection(optimizer="AdamW", optim_params={"foreach": True})
+    assert not make_optimizer(nn.Linear(2, 2), section).param_groups[0]["fused"]
+    assert make_optimizer(nn.Linear(2, 2), TrainorSection(optimizer="AdamW")).defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "expected"),
+    [
+        ({}, {"weight_decay": 0.3}, {"weight_decay": 0.3}),
+        (
+            {"weight_decay": 0.3, "betas": [0.5, 0.6]},
+            {},
+            {"weight_decay": 0.01, "betas": [0.9, 0.999]},
+        ),
+        ({}, {"lr": 2e-3}, {"lr": 2e-3}),
+        ({"lr": 0.0}, {"lr": 0.5}, {"lr": 0.5}),
+    ],
+)
+def test_options_added_and_removed_take_effect(
+    saved: dict[str, object], now: dict[str, object], expected: dict[str, object]
+) -> None:
+    model = nn.Linear(2, 2)
+    before, after = (
+        make_optimizer(model, TrainorSection(optimizer="AdamW", optim_params=options))
+        for options in (saved, now)
+    )
+    section = TrainorSection(optimizer="AdamW", optim_params=now)
+    restore_optimizer(after, before.state_dict(), saved, section)
+    group = after.param_groups[0]
+    given = {key: group[key] for key in expected}
+    assert given | {"betas": list(group["betas"])} == {"betas": [0.9, 0.999]} | expected
+
+
+def test_finished_cosine_rises_again_in_a_longer_run() -> None:
+    keys = {"lr_decay": "CosineAnnealingLR"}
+    optimizer, short = make(total_steps=4, **keys)
+    for _ in range(4):
+        optimizer.step()
+        short.after_step()
+    assert rate(optimizer) == pytest.approx(0)
+    other, long = make(total_steps=8, **keys)
+    other.load_state_dict(optimizer.state_dict())
+    long.load_state_dict(short.state_dict())
+    assert rate(other) == pytest.approx(0.5)
+    for _ in range(4):
+        long.after_step()
+    assert rate(other) == pytest.approx(0)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toys import ToyData, ToyModel
+from vilmedic.config.sections import TrainorSection, ValidatorSection
+from vilmedic.errors import ConfigError, DataError
+from vilmedic.training import validator
+from vilmedic.training.validator import Validator
+
+
+@dataclass
+class Config:
+    """What the Validator reads of a configuration."""
+
+    run_dir: Path
+    validator: ValidatorSection
+    name: str = "toy"
+    trainor: TrainorSection = field(default_factory=TrainorSection)
+    dataset: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validator, "build", lambda *_, split, **__: ToyData(split, 12))
+    monkeypatch.setattr(
+        validator, "make_loader", lambda data, *, batch_size, **_: data.batches(batch_size)
+    )
+
+
+def make(tmp_path: Path, **section: Any) -> Validator:
+    config = Config(tmp_path, ValidatorSection(batch_size=5, **section))
+    return Validator(config, seed=0, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_scores_carry_the_name_of_the_split(tmp_path: Path) -> None:
+    model = ToyModel()
+    state = torch.random.get_rng_state()
+    scores = make(tmp_path, splits=["validate", "test"], metrics={"representation": None}).score(
+        model
+    )
+    assert {"validation_loss", "test_loss", "validation_representation_alignment"} <= scores.keys()
+    assert "test_representation_visual_effective_rank" in scores
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_score_has_a_direction(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.yml"
+    prompts.write_text("Effusion: {positive: [a], negative: [bb]}")
+    metrics: list[Any] = [
+        "representation",
+        "retrieval",
+        {"zero_shot": {"prompts": str(prompts), "bootstrap": 0}},
+        {"linear_probe": {"bootstrap": 0}},
+        {"knn": {"k": 1, "bootstrap": 0}},
+        {"knn": {"k": 5, "bootstrap": 0}},
+    ]
+    made = make(tmp_path, metrics=metrics)
+    scores = made.score(ToyModel())
+    better = {name: made.better(name, ema=False) for name in scores}
+    assert len(better) > 20
+    assert better["validation_loss"] == "lower"
+    assert better["validation_retrieval_image_to_text_median_rank"] == "lower"
+    assert better["validation_retrieval_image_to_text_r1"] == "higher"
+    assert scores["validation_knn_auroc"] != scores["validation_knn_2_auroc"]
+    assert better["validation_knn_2_auroc"] == "higher"
+    with pytest.raises(ConfigError, match=r"early_stop_metric: .*Did you mean 'validation_loss'"):
+        made.better("ema_validation_loss", ema=False)
+
+
+def test_a_metric_of_elsewhere_says_what_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Frechet:
+        """Of a plugin that declares nothing."""
+
+        def __call__(self, evaluation: Any) -> dict[str, float]:
+            return {"distance": 1.0}
+
+    monkeypatch.setattr(validator, "build_calls", lambda *_, **__: [("frechet", Frechet())])
+    made = make(tmp_path)
+    with pytest.raises(ConfigError, match=r"frechet\. Declare it in the class.*numbers"):
+        made.better("validation_frechet_distance", ema=False)
+    monkeypatch.setattr(Frechet, "numbers", {"distance": "lower"}, raising=False)
+    assert made.better("validation_frechet_distance", ema=False) == "lower"
+
+
+@pytest.mark.parametrize("metrics", [{}, {"representation": None}, {"retrieval": None}])
+def test_a_collapse_is_logged_once_whatever_the_metrics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, metrics: dict[str, Any]
+) -> None:
+    model = ToyModel()
+    model.image.weight.data.zero_()  # what remains is the bias, the same for every image
+    scores = make(tmp_path, metrics=metrics).score(model)
+    lines = [r.message for r in caplog.records if "has collapsed" in r.message]
+    assert len(lines) == 1
+    assert "toy, split validate: 'visual' has collapsed" in lines[0]
+    assert any("representation" in name for name in scores) == ("representation" in metrics)
+
+
+def test_nothing_is_logged_while_all_is_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path).score(ToyModel())
+    assert not caplog.records
+
+
+def test_options_are_refused_before_training(tmp_path: Path) -> None:
+    model = ToyModel()
+    metrics = {"representation": {"features": ["visul"]}}
+    with pytest.raises(ConfigError, match="Did you mean 'visual'"):
+        make(tmp_path, metrics=metrics).check(model)
+    prompts = tmp_path / "prompts.yml"
+    prompts.write_text("Efusion: {positive: [a], negative: [b]}")
+    with pytest.raises(DataError, match="Did you mean 'Effusion'"):
+        make(tmp_path, metrics={"zero_shot": {"prompts": str(prompts)}}).check(model)
+    assert model.seen == [5, 5]
+    make(tmp_path).check(model)
+    assert model.seen == [5, 5]
+
+
+def test_a_split_of_one_sample_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validator, "build", lambda *_, split, **__: ToyData(split, 1))
+    model = ToyModel()
+    with pytest.raises(DataError, match=r"'validate' of validator\.splits has one sample"):
+        make(tmp_path, splits=["validate"]).check(model)

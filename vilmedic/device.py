@@ -1,0 +1,69 @@
+"""Where a run computes, and in which arithmetic."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from vilmedic.distributed.launch import process_count
+from vilmedic.errors import ConfigError
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device that a configuration names, or a GPU when there is one, or the CPU.
+
+    Args:
+        name: `cpu`, `cuda`, `cuda:N` or None. Of several processes on a machine, each takes the
+            GPU of its own number.
+
+    Returns:
+        A device that exists on this machine.
+
+    Raises:
+        ConfigError: the name is not a device, or this machine does not have it.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"device: given '{name}', allowed: cpu, cuda, cuda:N or null.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: given '{name}', but this machine has {torch.cuda.device_count()} CUDA "
+            "devices. Leave the key out to take what there is."
+        )
+    if kind == "cuda" and process_count() > 1:
+        if number:
+            raise ConfigError(
+                f"device: given '{name}', but each of several processes takes the GPU of its own "
+                "number. Allowed: cpu, cuda or null."
+            )
+        own = int(os.environ.get("LOCAL_RANK", "0"))
+        if own >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device: this machine has {torch.cuda.device_count()} CUDA devices, but more "
+                "processes were started. Lower --nproc-per-node, or set device to cpu."
+            )
+        return torch.device("cuda", own)
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The context in which a forward pass computes: 16 bits where it is safe, or float32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=HALF[precision])
+
+
+def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on the device, copied without waiting where memory is pinned."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }

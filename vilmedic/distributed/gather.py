@@ -1,0 +1,187 @@
+"""A batch that is spread over processes, and what its parts exchange with a gradient.
+
+The loss of a contrastive batch compares every sample with every other. Each process computes the
+terms of its own samples against those of all, which it gathers *with* their gradient: what other
+processes' terms contribute to the gradient of its own features comes back by adding up. The terms
+of all processes together are the loss of one process on the whole batch, and so is the gradient.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vilmedic.distributed import processes
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of a batch that one process has.
+
+    Processes average their gradients. So that the average is the gradient of the whole batch, a
+    process multiplies what it sums over its own samples by `world / total`.
+
+    Args:
+        sizes: samples of each process, by rank; some may have none.
+        rank: the process.
+    """
+
+    sizes: tuple[int, ...]
+    rank: int = 0
+
+    @property
+    def own(self) -> int:
+        """Samples of this process."""
+        return self.sizes[self.rank]
+
+    @property
+    def total(self) -> int:
+        """Samples of the whole batch."""
+        return sum(self.sizes)
+
+    @property
+    def weight(self) -> float:
+        """What a mean over the own samples counts in an average over processes."""
+        return self.own * len(self.sizes) / self.total
+
+    def mean(self, terms: Tensor) -> Tensor:
+        """The own samples' share of a mean over the batch; averaged over processes it is the mean.
+
+        Args:
+            terms: one for each own sample.
+        """
+        return terms.sum() * (len(self.sizes) / self.total)
+
+    def places(self, device: torch.device) -> Tensor:
+        """Where the own samples are in the whole batch: int64 [own]."""
+        first = sum(self.sizes[: self.rank])
+        return torch.arange(first, first + self.own, device=device)
+
+    def gather(self, value: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the batch, differentiable if they can be.
+
+        Args:
+            value: own rows, [own, ...], of one shape in all processes. Half precision is widened,
+                because gradients of all processes are added up.
+
+        Returns:
+            [total, ...].
+        """
+        if value.is_floating_point():
+            wide = torch.promote_types(value.dtype, torch.float32)
+            return _Gather.apply(value.to(wide), self.sizes)
+        return gather_rows(value, self.sizes)
+
+    def gather_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All features of the whole batch; a scalar, such as a temperature, stays as it is.
+
+        Features that are longer in one process than in another, such as words, are filled up.
+        """
+        names = [name for name, value in features.items() if value.ndim]
+        sides = [side for name in names for side in features[name].shape[1:]]
+        wanted = iter([max(column) for column in zip(*processes.exchange(sides), strict=True)])
+        gathered = dict(features)
+        for name in names:
+            value = features[name]
+            sizes = [next(wanted) for _ in value.shape[1:]]
+            gathered[name] = self.gather(widened(value, sizes))
+        return gathered
+
+    def swap(self, value: Tensor) -> Tensor:
+        """What every process has on this one's samples, differentiable.
+
+        Args:
+            value: what this process has on each sample of the whole batch, [total].
+
+        Returns:
+            [world, own]; row r is from process r.
+        """
+        return _Swap.apply(value, self.sizes, self.rank)
+
+
+def takes_part(loss: nn.Module) -> bool:
+    """Whether a loss can compute the terms of a part of a batch: its `forward` has a `part`."""
+    return "part" in inspect.signature(loss.forward).parameters
+
+
+def widened(value: Tensor, sizes: list[int]) -> Tensor:
+    """Fill up the dimensions behind the first one with zeros to the given sizes."""
+    missing = [size - side for size, side in zip(sizes, value.shape[1:], strict=True)]
+    if not any(missing):
+        return value
+    return functional.pad(value, [n for side in reversed(missing) for n in (0, side)])
+
+
+def gather_rows(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The rows of all processes one behind the other, without a gradient.
+
+    Args:
+        value: own rows, [own, ...].
+        sizes: rows of each process.
+    """
+    if len(sizes) == 1:
+        return value
+    largest = max(sizes)
+    rows = value.byte() if value.dtype == torch.bool else value
+    rows = _filled(rows.contiguous(), largest)
+    everything = rows.new_empty(len(sizes) * largest, *rows.shape[1:])
+    processes.all_gather(everything, rows)
+    if min(sizes) < largest:
+        parts = everything.split(largest)
+        everything = torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
+    return everything.to(value.dtype)
+
+
+def _add_up_rows(value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
+    """The own rows of the sum over all processes' [total, ...]."""
+    largest = max(sizes)
+    if min(sizes) < largest:
+        value = torch.cat([_filled(part, largest) for part in value.split(list(sizes))])
+    own = value.new_empty(largest, *value.shape[1:])
+    processes.reduce_scatter(own, value.contiguous())
+    return own[: sizes[rank]]
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    missing = count - len(rows)
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows forward; backward the sum of all processes' gradients of the own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, processes.rank()
+        return gather_rows(value, sizes)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _add_up_rows(gradient, ctx.sizes, ctx.rank), None
+
+
+class _Swap(torch.autograd.Function):
+    """Each process sends every other what it has on the other's samples."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
+        ctx.sizes, ctx.rank = sizes, rank
+        world, own = len(sizes), sizes[rank]
+        out = value.new_empty(world * own)
+        dist.all_to_all_single(out, value.contiguous(), [own] * world, list(sizes))
+        return out.view(world, own)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        world, own = len(ctx.sizes), ctx.sizes[ctx.rank]
+        out = gradient.new_empty(sum(ctx.sizes))
+        dist.all_to_all_single(out, gradient.contiguous().view(-1), list(ctx.sizes), [own] * world)
+        return out, None, None

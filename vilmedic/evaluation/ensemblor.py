@@ -1,0 +1,406 @@
+"""Evaluation of trained checkpoints: numbers first, then pictures and files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.run_directory import make_run_directory
+from vilmedic.config.build import build, build_calls, entries
+from vilmedic.config.generation import GenerationSection
+from vilmedic.config.scores import distinct
+from vilmedic.config.trained import as_trained
+from vilmedic.datasets.image_tokens import cache_tokens
+from vilmedic.datasets.loader import make_loader
+from vilmedic.device import pick_device
+from vilmedic.distributed import processes
+from vilmedic.errors import ConfigError, VilmedicError
+from vilmedic.evaluation.baselines import RawPixels
+from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluations import EvaluationFolder
+from vilmedic.evaluation.results import grouped, results_name, source, table
+from vilmedic.log import LOGGER
+from vilmedic.models.contract import Model
+from vilmedic.random_state import seed_everything
+from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
+
+if TYPE_CHECKING:
+    from vilmedic.config.load import Config
+
+EXPLORER = "explore_representation"
+CACHES = ("cache", "spool", "spool_gib")
+"""Keys of a data set that change nothing but the time it takes."""
+WHAT_IS_MADE = ("generate_images", "num_images", "num_samples", "prompt")
+"""Keys that say which images are generated and not how: each has a folder of its own."""
+
+
+class Ensemblor:
+    """Evaluates the best checkpoints of a run as its configuration says.
+
+    Several processes share the passes over the splits; one of them writes and draws.
+
+    One pass over each split gives the features that all metrics and post-processing share. The
+    numbers of the model are written before baselines are measured and pictures drawn, so that
+    what fails there loses none of them.
+
+    Args:
+        config: the checked configuration; its section `ensemblor` says what is done.
+
+    Raises:
+        ConfigError: a value fits the schema but not the data, the model or this machine.
+        DataError: a split cannot be used.
+        CheckpointError: there is no such checkpoint, or it does not fit the model.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.section = config.ensemblor
+        self.run_dir = config.run_dir
+        self.device = pick_device(self.section.device)
+        self.paths = self._find_checkpoints()
+        headers = {path: checkpoint.read_header(path) for path in self.paths}
+        self.checkpoints = [describe_checkpoint(*one) for one in headers.items()]
+        self.changed = self._follow(headers)
+        self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
+        self.system = str(self.config.model.get("proto", "model"))
+        self.source = source(self.system, self.checkpoints, ema=self.section.ema)
+        self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
+        self.post_processing = distinct(
+            build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
+        )
+        self.folder = EvaluationFolder(
+            self.run_dir,
+            self.section.mode if self._ckpt is None else self.paths[0].stem,
+            ema=self.section.ema,
+            settings=self._settings(headers),
+            about={
+                "system": self.system,
+                "checkpoints": self.checkpoints,
+                "generated": self.section.generate_images,
+            },
+        )
+        self._dataset = cache(self._build_dataset)
+
+    def start(self) -> dict[str, dict[str, Any]]:
+        """Evaluate, and write `results_<split>.json` and what post-processing makes.
+
+        Both go to the folder of this evaluation (see `vilmedic.evaluation.evaluations`).
+
+        Returns:
+            The contents of the results file of each split; nothing when images are generated.
+
+        Raises:
+            VilmedicError: post-processing failed, after everything else was done.
+        """
+        make_run_directory(self.run_dir)  # a checkpoint may come from elsewhere
+        with processes.main_first():
+            for split in self.section.splits:
+                self._dataset(split)
+        if self.section.generate_images:
+            if processes.is_main():
+                with processes.alone():
+                    self._generate()
+            return {}
+        model = self._networks(self._trained_members())
+        for split in self.section.splits:
+            cache_tokens(
+                self._dataset(split), model.members[0](), self.device, self.section.num_workers
+            )
+        with processes.alone():
+            self._check(model)
+        names = ", ".join(path.name for path in self.paths)
+        LOGGER.info("Evaluating %d checkpoint(s) of %s: %s", len(self.paths), self.run_dir, names)
+
+        results = {}
+        for split in self.section.splits:
+            results[split] = self._header(split, model) | self._measure(model, split)
+            self._write(results[split])
+        for name in dict.fromkeys(self.section.baselines):
+            LOGGER.info("Measuring the baseline %s", name)
+            try:
+                baseline = self._networks([self._baseline(name)])
+            except ConfigError as error:  # weights that training began with and that are gone
+                LOGGER.warning("The baseline %s is left out: %s", name, error)
+                continue
+            for split in self.section.splits:
+                results[split]["baselines"][name] = self._measure(baseline, split)
+                self._write(results[split])
+            baseline.forget()
+        failures = processes.on_main(lambda: self._post_process(model))
+        for split in self.section.splits:
+            LOGGER.info("%s", table(results[split]))
+            LOGGER.info("Written: %s", self.folder.path / results_name(split))
+        if failures:
+            raise VilmedicError(
+                f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
+            )
+        return results
+
+    def _generate(self) -> None:
+        """Make images of reports with all checkpoints together."""
+        from vilmedic.generation.generate import ImageGeneration
+        from vilmedic.generation.generators import load_generators
+
+        ema = self.section.ema
+        models = load_generators(self._build_model(filled=True), self.paths, self.section, ema=ema)
+        generation = ImageGeneration(
+            models=models,
+            section=self.section,
+            seed=self.section.seed,
+            batch_size=self.section.batch_size,
+            device=self.device,
+            precision=self.section.precision,
+            origin={
+                "run": self.config.name,
+                "model": self.source,
+                "checkpoints": [path.name for path in self.paths],
+                "ema": ema,
+                "changed": self.changed,
+            },
+            out_dir=self.folder.path,
+        )
+        datasets = {split: self._dataset(split) for split in self.section.splits}
+        for folder in generation.start(datasets):
+            LOGGER.info("Written: %s", folder / "sheet.png")
+        self.folder.note()
+
+    def _write(self, results: dict[str, Any]) -> None:
+        if processes.is_main():
+            self.folder.write(results)
+
+    def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
+        """The loss and every metric of a split."""
+        evaluation = self._evaluation(networks, split)
+        metrics = {name: metric(evaluation) for name, metric in self.metrics}
+        return {"loss": evaluation.features.loss, "metrics": metrics}
+
+    def _post_process(self, networks: Ensemble) -> list[str]:
+        """Make pictures and files; returns what failed, having made all the others."""
+        failures = []
+        for (name, action), split in itertools.product(self.post_processing, self.section.splits):
+            try:
+                with processes.alone():
+                    written = action(self._evaluation(networks, split))
+                for line in grouped(written):
+                    LOGGER.info("Written: %s", line)
+            except Exception as error:
+                LOGGER.exception("%s failed on the split %s", name, split)
+                failures.append(f"{name} on {split}: {error}")
+        return failures
+
+    def _check(self, networks: Ensemble) -> None:
+        """Let metrics and post-processing refuse their options on the first batch of each split.
+
+        Everything that is wrong with names is known after a second rather than after the run.
+        """
+        for split in self.section.splits:
+            loader = self._loader(self._dataset(split), num_workers=0)
+            evaluation = self._evaluation(networks, split, networks.preview(split, loader))
+            for _, step in [*self.metrics, *self.post_processing]:
+                step.check(evaluation)
+
+    def _evaluation(self, networks: Ensemble, split: str, features: Any = None) -> Evaluation:
+        return Evaluation(
+            name=self.config.name,
+            split=split,
+            features=features or networks.split(split),
+            dataset=self._dataset(split),
+            networks=networks,
+            seed=self.section.seed,
+            source=self.source,
+            out_dir=self.folder.path,
+        )
+
+    def _header(self, split: str, networks: Ensemble) -> dict[str, Any]:
+        """What a number needs to be cited: where it comes from and how it was made."""
+        return {
+            "run": self.config.name,
+            "evaluation": self.folder.name,
+            "system": self.system,
+            "split": split,
+            "samples": len(networks.split(split)),
+            "checkpoints": self.checkpoints,
+            "models_used": len(self.checkpoints),
+            "ema": self.section.ema,
+            "seed": self.section.seed,
+            "batch_size": self.section.batch_size,
+            "precision": self.section.precision,
+            "changed": self.changed,
+            "protocols": {name: metric.options() for name, metric in self.metrics},
+            "loss": None,
+            "metrics": {},
+            "baselines": {},
+        }
+
+    def _steps(self) -> Any:
+        """The post-processing asked for, and last what the report needs."""
+        steps = self.section.post_processing
+        if not self.section.report or EXPLORER in dict(entries(steps)):
+            return steps
+        return [*({name: options} for name, options in entries(steps)), EXPLORER]
+
+    @property
+    def _ckpt(self) -> str | None:
+        """The checkpoint that is asked for; None for the mode."""
+        ckpt = self.section.ckpt or self.config.ckpt
+        return None if ckpt == "auto" else ckpt
+
+    def _find_checkpoints(self) -> list[Path]:
+        if self._ckpt is not None:
+            return [checkpoint.locate(self._ckpt, self.run_dir)]
+        return checkpoint.find_checkpoints(
+            self.run_dir,
+            self.section.mode,
+            metric=self.config.trainor.early_stop_metric,
+            rank_by=self.section.rank_by,
+        )
+
+    def _follow(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """Let the checkpoints decide on the model, the tokenizer and the pixels.
+
+        Those of other projects do not say enough for that; the configuration has to.
+
+        Returns:
+            What the command line changes all the same, for the results.
+        """
+        saved = {
+            path: state["config"]
+            for path, state in headers.items()
+            if "progress" in state and state.get("config")
+        }
+        if len(saved) < len(headers):
+            return {}
+        found = as_trained(self.config, saved, allow=self.section.changed == "allow")
+        self.config = found.config
+        if found.taken:
+            LOGGER.info("As the checkpoint was trained:\n  %s", "\n  ".join(found.taken))
+        for key, values in found.changed.items():
+            LOGGER.warning("%s: not as in training: %s", key, values)
+        return found.changed
+
+    def _settings(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """Everything that the numbers and the pictures of this evaluation depend on."""
+        section, where = self.section, self.run_dir.resolve()
+        settings: dict[str, Any] = {
+            "checkpoints": [
+                {
+                    **one,
+                    "folder": "" if path.parent.resolve() == where else str(path.parent.resolve()),
+                    "step": headers[path].get("progress", {}).get("step"),
+                }
+                for one, path in zip(self.checkpoints, self.paths, strict=True)
+            ],
+            "model": dict(self.config.model),
+            "dataset": without(dict(self.config.dataset), CACHES),
+            "ema": section.ema,
+            "seed": section.seed,
+            "precision": section.precision,
+        }
+        if section.generate_images:
+            names = [one.name for one in fields(GenerationSection) if one.name not in WHAT_IS_MADE]
+            own = asdict(section)
+            return settings | {"generation": {name: own[name] for name in names}}
+        return settings | {
+            "batch_size": section.batch_size,
+            "protocols": {name: with_contents(one.options()) for name, one in self.metrics},
+            "baselines": sorted(set(section.baselines)),
+            "post_processing": [list(one) for one in entries(section.post_processing)],
+        }
+
+    def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
+        return Ensemble(
+            members=members,
+            dataset=self._dataset,
+            loader=self._loader,
+            device=self.device,
+            precision=self.section.precision,
+        )
+
+    def _trained_members(self) -> list[Callable[[], nn.Module]]:
+        """A function for each checkpoint that fills the one model with its weights."""
+        model = self._build_model(filled=True)
+        held: list[Path] = []
+
+        def fill(path: Path) -> Model:
+            if held != [path]:
+                state = checkpoint.load_checkpoint(path)
+                checkpoint.load_weights(model, state, path, ema=self.section.ema)
+                if step := state.get("progress", {}).get("step"):
+                    model.schedule(step)
+                held[:] = [path]
+            return model
+
+        return [lambda path=path: fill(path) for path in self.paths]  # type: ignore[misc]
+
+    def _baseline(self, name: str) -> Callable[[], nn.Module]:
+        network = RawPixels() if name == "raw_pixels" else self._build_model()
+        return lambda: network
+
+    def _build_model(self, *, filled: bool = False) -> Model:
+        """The model with the weights that the seed gives, before any training.
+
+        Args:
+            filled: whether a checkpoint fills it, so that published weights are not looked for.
+        """
+        known = Filled(self.networks) if filled else None
+        seed_everything(self.section.seed)
+        spec = self._dataset(self.section.splits[0]).spec
+        model: Model = build(MODELS, self.config.model, spec=spec, filled=known)
+        return model.to(self.device)
+
+    def _build_dataset(self, split: str) -> Any:
+        return build(
+            DATASETS,
+            self.config.dataset,
+            split=split,
+            training=False,
+            seed=self.section.seed,
+            run_dir=self.run_dir,
+        )
+
+    def _loader(self, dataset: Any, num_workers: int | None = None) -> Any:
+        return make_loader(
+            dataset,
+            batch_size=self.section.batch_size,
+            training=False,
+            seed=self.section.seed,
+            drop_last=False,
+            num_workers=self.section.num_workers if num_workers is None else num_workers,
+        )
+
+
+def without(value: Any, keys: Sequence[str]) -> Any:
+    """Nested mappings without some keys."""
+    if not isinstance(value, dict):
+        return value
+    return {key: without(one, keys) for key, one in value.items() if key not in keys}
+
+
+def with_contents(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a protocol, with a hash of each file that they name, such as of prompts."""
+    files = {
+        key: Path(value)
+        for key, value in options.items()
+        if isinstance(value, str) and Path(value).is_file()
+    }
+    hashes = {
+        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in files.items()
+    }
+    return options | hashes
+
+
+def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """What the results say of a checkpoint: file, epoch, score, its metric and seed."""
+    return {"file": path.name} | {
+        key: state.get(key) for key in ("epoch", "metric", "score", "seed")
+    }

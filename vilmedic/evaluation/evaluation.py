@@ -1,0 +1,269 @@
+"""What metrics and post-processing are given: the features of a split and where they come from."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilmedic.device import autocast, move
+from vilmedic.errors import ConfigError, nearest
+from vilmedic.evaluation.features import (
+    SplitFeatures,
+    collect,
+    concatenate,
+    ensemble,
+    evaluating,
+)
+from vilmedic.evaluation.local_features import Aggregation, LocalFeatures
+from vilmedic.models.contract import ContrastiveModel
+
+logger = logging.getLogger(__name__)
+
+PROMPT_BATCH = 64
+LABEL_OVERRIDES = (
+    "dataset.proto=ImSeqLabel dataset.label.root=<folder of the label file> "
+    "dataset.label.file=label.tok"
+)
+
+
+class Ensemble:
+    """One or more networks that are measured as one.
+
+    Only one network is held at a time: each is brought into memory when its turn comes.
+
+    Args:
+        members: functions that return a network on `device`, one for each checkpoint.
+        dataset: the data set of a split, by name.
+        loader: the batches of a data set, in order and complete.
+        device: where the networks run.
+        precision: `fp32` or `bf16`.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Sequence[Callable[[], Any]],
+        dataset: Callable[[str], Any],
+        loader: Callable[[Any], Iterable[dict[str, Any]]],
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.members = members
+        self.dataset = dataset
+        self.loader = loader
+        self.device = device
+        self.precision = precision
+        self._splits: dict[str, SplitFeatures] = {}
+        self.local = LocalFeatures(self)
+
+    def split(self, name: str) -> SplitFeatures:
+        """The features of a split: one pass a network when first asked for, then remembered."""
+        if name not in self._splits:
+            dataset = self.dataset(name)
+            self._splits[name] = ensemble(
+                [
+                    collect(
+                        member(),
+                        dataset,
+                        self.loader(dataset),
+                        split=name,
+                        device=self.device,
+                        precision=self.precision,
+                    )
+                    for member in self.members
+                ]
+            )
+        return self._splits[name]
+
+    def preview(self, name: str, loader: Iterable[dict[str, Any]]) -> SplitFeatures:
+        """The features of a split's first batch, from the first network.
+
+        Args:
+            name: name of the split.
+            loader: its batches; only the first is taken.
+        """
+        return collect(
+            self.members[0](),
+            self.dataset(name),
+            itertools.islice(loader, 1),
+            split=name,
+            device=self.device,
+            precision=self.precision,
+        )
+
+    def forget(self) -> None:
+        """Drop the remembered features."""
+        self._splits.clear()
+        self.local.forget()
+
+    def encode_text(self, dataset: Any, texts: Sequence[str]) -> Tensor | None:
+        """The embeddings of texts, comparable to the `visual` features: float32 [P, D].
+
+        Returns:
+            None when the networks or the data set know no text.
+        """
+        if not hasattr(dataset, "encode_text"):
+            return None
+        members = []
+        for member in self.members:
+            model = member()
+            if not isinstance(model, ContrastiveModel):
+                return None
+            parts = []
+            with evaluating(model), torch.inference_mode(), autocast(self.device, self.precision):
+                for start in range(0, len(texts), PROMPT_BATCH):
+                    batch = dataset.encode_text(list(texts[start : start + PROMPT_BATCH]))
+                    embedded = model.encode_text(move(batch, self.device)).get("linguistic")
+                    if embedded is None:
+                        return None
+                    parts.append(embedded.float().cpu())
+            members.append(torch.cat(parts))
+        return concatenate(members)
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """One split under evaluation.
+
+    Args:
+        name: the run's name.
+        split: name of the split.
+        features: what the network or the ensemble makes of it.
+        dataset: the data set of the split.
+        networks: where the features come from.
+        seed: seed of whatever a metric or a picture draws.
+        source: which model that is, for titles: system, epoch and seed; empty in training.
+        out_dir: where files are written.
+    """
+
+    name: str
+    split: str
+    features: SplitFeatures
+    dataset: Any
+    networks: Ensemble
+    seed: int = 0
+    source: str = ""
+    out_dir: Path = Path()
+
+    @property
+    def title(self) -> str:
+        """The run and what of it is evaluated, for captions."""
+        return f"{self.name}, {self.source}" if self.source else self.name
+
+    def other(self, split: str) -> SplitFeatures:
+        """The features of another split, from the same networks."""
+        return self.features if split == self.split else self.networks.split(split)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor | None:
+        """Embeddings [P, D] of texts; None when the networks know no text."""
+        return self.networks.encode_text(self.dataset, texts)
+
+    def feature(self, name: str, split: str | None = None) -> Tensor | None:
+        """A feature [N, D] of this or another split.
+
+        Returns:
+            None, with a line in the log where that is a defect, when there is no such feature
+            or it holds values that are not finite: no metric is defined on those.
+        """
+        features = self.features if split is None else self.other(split)
+        value = features.features.get(name)
+        if value is not None and not torch.isfinite(value).all():
+            logger.warning(
+                "%s, split %s: the feature '%s' holds values that are not finite; "
+                "what is computed from it is null.",
+                self.name,
+                features.split,
+                name,
+            )
+            return None
+        return value
+
+    def repeats(self, what: str) -> Tensor:
+        """The first sample that has the same image, or the same report, as each sample.
+
+        A network gives equal inputs features that differ by rounding, by the batch in which they
+        are and its padding. Rows taken by these numbers are equal where inputs are, so that no rank
+        is decided by that.
+
+        Args:
+            what: `image` (the same files) or `report` (word for word).
+
+        Returns:
+            Places within the split, int64 [N].
+        """
+        first: dict[Any, int] = {}
+        places = []
+        for place, index in enumerate(self.features.index.tolist()):
+            value = self.dataset.describe(index).get(what, place)
+            key = tuple(value) if isinstance(value, list) else value
+            places.append(first.setdefault(key, place))
+        return torch.tensor(places, dtype=torch.int64)
+
+    def line_numbers(self, index: Iterable[int]) -> list[int]:
+        """The line of each sample in the files of the split, counted from 1."""
+        return [int(where.rpartition(":")[2]) for where in self.dataset.lines(index)]
+
+    def local_similarity(self, texts: Sequence[str], aggregation: Aggregation) -> Tensor | None:
+        """How well the words of texts find themselves in the regions of each image: [N, P].
+
+        Returns:
+            None when the networks compare no regions with words.
+        """
+        return self.networks.local.similarity(self.split, texts, aggregation)
+
+    def attention(self, indices: Sequence[int]) -> list[Tensor] | None:
+        """Where the words of samples' reports look, a map [L, h, w] each; None without regions."""
+        return self.networks.local.attention(self.dataset, indices)
+
+    def check_local(self, key: str) -> None:
+        """Refuse a model that compares no regions with words.
+
+        Args:
+            key: the configuration key that asks for it.
+
+        Raises:
+            ConfigError: the model has whole images and whole reports only.
+        """
+        model = self.networks.members[0]()
+        if not hasattr(model, "local_similarity"):
+            raise ConfigError(
+                f"{key}: {type(model).__name__} compares no words with regions of images, as "
+                "GLoRIA does."
+            )
+
+    def check_feature(self, name: str, key: str) -> None:
+        """Refuse a feature that the networks do not produce.
+
+        Args:
+            name: the feature asked for.
+            key: the configuration key that asks for it.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        available = sorted(self.features.features)
+        if name not in available:
+            raise ConfigError(
+                f"{key}: the model gives no feature '{name}' on this data. "
+                f"Allowed: {', '.join(available)}.{nearest(name, available)}"
+            )
+
+    def check_label(self, name: str, key: str) -> None:
+        """Refuse a label that the data does not have.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        labels = self.features.label_names
+        if name not in labels:
+            raise ConfigError(
+                f"{key}: the data has no label '{name}'. Allowed: {', '.join(labels)}."
+                f"{nearest(name, labels)}"
+            )

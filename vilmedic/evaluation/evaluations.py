@@ -1,0 +1,204 @@
+"""The evaluations of a run: a folder each, so that none overwrites another, and an index of all.
+
+`<run directory>/evaluations/<what>-<8 hex>/` belongs to one evaluation: `what` is its checkpoint or
+its mode, and the digits come from all that its numbers depend on. `evaluation.json` in it says what
+that is, and `evaluations/index.json` lists the evaluations of a run. The results of the newest one
+of each split are copied into the run directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from vilmedic.evaluation.results import headline, results_name, write_results
+from vilmedic.files import plain_name, replace_text
+from vilmedic.loggers.contract import flat
+from vilmedic.report.left_out import LeftOut, read_json
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "evaluations"
+INDEX = "index.json"
+RECORD = "evaluation.json"
+EARLIER = "earlier"
+
+
+class EvaluationFolder:
+    """Where an evaluation is written.
+
+    Args:
+        run_dir: the directory of the run.
+        what: the checkpoint or the mode.
+        ema: whether averaged weights are evaluated.
+        settings: what its numbers and pictures depend on, as values that JSON can hold.
+        about: what the index says of it besides.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        what: str,
+        *,
+        ema: bool,
+        settings: dict[str, Any],
+        about: dict[str, Any],
+    ) -> None:
+        text = json.dumps(settings, sort_keys=True, default=str)
+        digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+        what = re.sub(r"[^\w.+-]+", "_", what)
+        self.name = f"{what}{'-ema' if ema else ''}-{digits}"
+        self.run_dir, self.path = run_dir, run_dir / FOLDER / self.name
+        self._record: dict[str, Any] = {
+            "folder": self.name,
+            "what": what,
+            "ema": ema,
+            "configuration": digits,
+            **about,
+            "settings": json.loads(text),
+        }
+
+    def write(self, results: dict[str, Any]) -> Path:
+        """Write the results of a split, their copy in the run directory, and the index.
+
+        Args:
+            results: what `Ensemblor.start` returns for a split.
+
+        Returns:
+            The file in the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = write_results(results, self.path)
+        _keep_earlier(self.run_dir, path.name)
+        replace_text(self.run_dir / path.name, path.read_text(encoding="utf-8"))
+        self.note()
+        return path
+
+    def note(self) -> None:
+        """Say in `evaluation.json` and in the index what the folder holds."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        _write_json(self.path / RECORD, {**self._record, "date": date})
+        write_index(self.run_dir)
+
+
+def _keep_earlier(run_dir: Path, name: str) -> None:
+    """Move results that were written before evaluations had folders to `evaluations/earlier`."""
+    path = run_dir / name
+    try:
+        known = "evaluation" in read_json(path)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return
+    kept = run_dir / FOLDER / EARLIER / name
+    if not known and not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, kept)
+        logger.info("Kept: %s", kept)
+
+
+def write_index(run_dir: Path) -> Path:
+    """Write `evaluations/index.json` from what the folders of the evaluations say, oldest first.
+
+    Each entry tells the checkpoints, the date, the headline numbers of each split, and under
+    `differs` the settings that not all evaluations of the run have in common.
+    """
+    path = run_dir / FOLDER / INDEX
+    _write_json(path, _gathered(run_dir, LeftOut(run_dir, what="the index")))
+    return path
+
+
+def _gathered(run_dir: Path, left_out: LeftOut) -> list[dict[str, Any]]:
+    """The entries of the index, from the folders."""
+    records = []
+    for path in (run_dir / FOLDER).glob(f"*/{RECORD}"):
+        with left_out.damaged(path):
+            record = read_json(path)
+            order = (str(record["date"]), str(record["folder"]))
+            settings = dict(flat(record.pop("settings")))
+            records.append((order, record, settings, _numbers(path.parent)))
+    records.sort(key=lambda one: one[0])
+    every = [settings for _, _, settings, _ in records]
+    keys = dict.fromkeys(key for settings in every for key in settings)
+    own = [
+        key
+        for key in keys
+        if not key.startswith("checkpoints") and any(s.get(key) != every[0].get(key) for s in every)
+    ]
+    return [
+        {**record, "differs": {key: settings.get(key) for key in own}, "numbers": numbers}
+        for _, record, settings, numbers in records
+    ]
+
+
+def read_index(run_dir: Path, left_out: LeftOut | None = None) -> list[dict[str, Any]]:
+    """The evaluations of a run, oldest first; none without an index.
+
+    In the place of an index that cannot be read, the folders say what they hold.
+
+    Args:
+        run_dir: the directory of the run.
+        left_out: takes the index, when it cannot be read, and entries of it that are damaged.
+    """
+    left_out = left_out or LeftOut(run_dir)
+    path = run_dir / FOLDER / INDEX
+    if not os.path.lexists(path):
+        return []
+    content: Any = None
+    with left_out.damaged(path):
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise ValueError("it holds no list")
+    entries = []
+    for number, entry in enumerate(
+        content if isinstance(content, list) else _gathered(run_dir, left_out), start=1
+    ):
+        if reason := _odd(entry, run_dir):
+            left_out.add(path, f"entry {number}: {reason}")
+        else:
+            entries.append(entry)
+    return entries
+
+
+def _odd(entry: Any, run_dir: Path) -> str:
+    """What is wrong with an entry of the index; empty when nothing is."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("folder"), str):
+        return "it names no folder"
+    try:
+        folder = run_dir / FOLDER / plain_name(entry["folder"])
+    except ValueError as error:
+        return f"its folder: {error}"
+    if not folder.is_dir():
+        return f"there is no folder {entry['folder']}"
+    if not isinstance(entry.get("numbers", {}), dict):
+        return "its numbers are no mapping"
+    return ""
+
+
+def shown_folders(run_dir: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The folders whose pictures a page shows: of the newest results, and of the newest images."""
+    newest: dict[str, str] = {}
+    for entry in read_index(run_dir, left_out):
+        kinds = ["generated"] if entry.get("generated") else entry.get("numbers", {})
+        newest |= dict.fromkeys(kinds, entry["folder"])
+    return [run_dir / FOLDER / name for name in dict.fromkeys(newest.values())]
+
+
+def _numbers(folder: Path) -> dict[str, Any]:
+    """The headline numbers of each split, of the model and of the baselines."""
+    found = {}
+    for path in sorted(folder.glob(results_name("*"))):
+        results = read_json(path)
+        systems = {"model": results, **results["baselines"]}
+        found[results["split"]] = {name: headline(one) for name, one in systems.items()}
+    return found
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    replace_text(path, text, writer=f".{os.getpid()}")  # of two evaluations at a time, say

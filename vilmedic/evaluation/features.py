@@ -1,0 +1,244 @@
+"""One pass of a model over a split: what evaluation and validation both start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from vilmedic.device import autocast, move
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import gather_rows, widened
+from vilmedic.distributed.launch import is_main_process
+from vilmedic.errors import DataError
+from vilmedic.models.contract import ContrastiveModel
+
+
+@dataclass(kw_only=True)
+class SplitFeatures:
+    """What a model, or an ensemble of models, makes of the N samples of a split.
+
+    Args:
+        split: name of the split.
+        index: sample numbers, int64 [N]; sample i is line i + 1 of the split's files.
+        features: name to float32 [N, D] on the CPU, rows in the order of `index`.
+        labels: multi-hot float32 [N, L]; None when the data set has no labels.
+        label_names: the L class names.
+        multi_label: whether a sample may have several labels.
+        loss: mean over samples of the batch losses; None when the data lacks what it needs.
+    """
+
+    split: str
+    index: Tensor
+    features: dict[str, Tensor]
+    labels: Tensor | None = None
+    label_names: tuple[str, ...] = ()
+    multi_label: bool = False
+    loss: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode and give every module its own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def collect(
+    model: nn.Module,
+    dataset: Any,
+    loader: Iterable[dict[str, Any]],
+    *,
+    split: str,
+    device: torch.device,
+    precision: str,
+    keep: Sequence[str] = (),
+) -> SplitFeatures:
+    """Run a model once over a split, without gradients and in evaluation mode.
+
+    Several processes share the batches of the split; each of them gets the whole result, which is
+    the same, in the same order, as that of one process.
+
+    Contrastive models are asked for `encode` and `contrast`, others for `forward`. Every output of
+    one vector a sample is kept. Larger ones (feature maps, reconstructions) would fill the memory
+    on a large split and are kept only when named.
+
+    Args:
+        model: already on `device`; each module's mode is restored afterwards.
+        dataset: gives `spec`, `prepare` and the number of samples.
+        loader: its batches, each with `index`.
+        split: name of the split, for messages and the result.
+        device: where the model runs.
+        precision: `fp32` or `bf16`.
+        keep: outputs of more dimensions to keep as well, [B, ...] of one shape in all batches,
+            besides those that the model names itself.
+
+    Returns:
+        The features of the split. The loss leaves out a batch of one for models that compare
+        samples, and is None when the data lacks what the loss needs.
+
+    Raises:
+        DataError: the split has no samples.
+    """
+    outputs: dict[str, Tensor] = {}
+    filled = 0
+    losses: list[Tensor] = []
+    weights: list[tuple[int, int]] = []
+    rows = len(dataset)
+    hidden = None if is_main_process() else True
+    with evaluating(model):
+        for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=hidden):
+            size = len(batch["index"])
+            with torch.inference_mode():
+                produced, loss = _run(model, dataset, move(batch, device), device, precision)
+                produced["index"] = batch["index"]
+                if "labels" in batch:
+                    produced["labels"] = _multi_hot(batch["labels"], len(dataset.spec.labels))
+                if loss is not None:
+                    losses.append(loss.double())
+                    weights.append((int(batch["index"][0]), size))
+            if not outputs:
+                names = (*keep, *getattr(model, "keep", ()))
+                wanted = [k for k, v in produced.items() if _one_row_a_sample(k, v, size, names)]
+                # Allocated outside inference mode, so that callers may use it anywhere.
+                outputs = {k: _buffer(produced[k], rows) for k in wanted}
+            for key, buffer in outputs.items():
+                buffer[filled : filled + size].copy_(produced[key])
+            filled += size
+    outputs = {key: buffer[:filled] for key, buffer in outputs.items()}
+    values = torch.stack(losses).tolist() if losses else []
+    if processes.world_size() > 1:
+        for skipped in processes.gather(dataset.skipped):
+            dataset.skip(skipped)
+        outputs = _from_all(outputs)
+        values, weights = _losses_of_all(values, weights)
+    if not len(outputs.get("index", ())):
+        raise DataError(f"The split '{split}' has no samples to evaluate.")
+    weight = sum(size for _, size in weights)
+    total = sum(value * size for value, (_, size) in zip(values, weights, strict=True))
+    return SplitFeatures(
+        split=split,
+        index=outputs.pop("index"),
+        labels=outputs.pop("labels", None),
+        features=outputs,
+        label_names=tuple(dataset.spec.labels),
+        multi_label=dataset.spec.multi_label,
+        loss=total / weight if weight else None,
+    )
+
+
+def ensemble(members: Sequence[SplitFeatures]) -> SplitFeatures:
+    """The features of several models as those of one.
+
+    Every feature is L2-normalised for each of the M models, divided by sqrt(M) and concatenated:
+    a dot product of two ensembled features is the mean of the models' cosine similarities. The
+    loss is the mean of the losses. One model alone keeps its features as they are.
+
+    Args:
+        members: the same split seen by each model.
+    """
+    first = members[0]
+    if len(members) == 1:
+        return first
+    losses = [member.loss for member in members]
+    known = [loss for loss in losses if loss is not None]
+    return SplitFeatures(
+        split=first.split,
+        index=first.index,
+        labels=first.labels,
+        label_names=first.label_names,
+        multi_label=first.multi_label,
+        features={
+            key: concatenate([member.features[key] for member in members]) for key in first.features
+        },
+        loss=sum(known) / len(known) if len(known) == len(losses) else None,
+    )
+
+
+def concatenate(features: Sequence[Tensor]) -> Tensor:
+    """M features [N, ...] of the same samples as one [N, M * D] with averaged cosines."""
+    if len(features) == 1:
+        return features[0]
+    scale = len(features) ** -0.5
+    return torch.cat([functional.normalize(f.flatten(1), dim=1) * scale for f in features], dim=1)
+
+
+def _run(
+    model: Any, dataset: Any, batch: dict[str, Any], device: torch.device, precision: str
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    size = len(batch["index"])
+    countable = size > 1 or not getattr(model, "cross_sample", False)
+    with autocast(device, precision):
+        batch = dataset.prepare(batch)
+        if not isinstance(model, ContrastiveModel):
+            outputs = dict(model(batch))
+            loss = outputs.pop("loss", None)
+            return outputs, loss if countable else None
+        features = dict(model.encode(batch))
+    if not countable or any(name not in features for name in model.contrast_needs):
+        return features, None
+    # Outside autocast: the loss of a reduced-precision model is still summed up in float32.
+    exact = {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
+    return features, model.contrast(exact)["loss"]
+
+
+def _from_all(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of all processes, in the order of the split."""
+    tables = processes.gather({k: (v.dtype, list(v.shape)) for k, v in own.items()})
+    known = next((table for table in tables if table), {})
+    result = {}
+    for key, (dtype, shape) in known.items():
+        shapes = [table[key][1] if table else [0, *shape[1:]] for table in tables]
+        rows = own[key] if own else torch.empty(0, *shape[1:], dtype=dtype)
+        widths = [max(sides) for sides in zip(*(one[1:] for one in shapes), strict=True)]
+        result[key] = gather_rows(widened(rows, widths), tuple(one[0] for one in shapes))
+    if not result:
+        return {}
+    order = result["index"].argsort()
+    return {key: value[order] for key, value in result.items()}
+
+
+def _losses_of_all(
+    values: list[float], weights: list[tuple[int, int]]
+) -> tuple[list[float], list[tuple[int, int]]]:
+    """The losses of the batches of all processes, in the order of the split, as one adds them."""
+    everything = [
+        pair
+        for values, weights in processes.gather((values, weights))
+        for pair in zip(values, weights, strict=True)
+    ]
+    everything.sort(key=lambda pair: pair[1][0])
+    return [value for value, _ in everything], [weight for _, weight in everything]
+
+
+def _one_row_a_sample(key: str, value: Any, size: int, keep: Sequence[str]) -> bool:
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != size:
+        return False
+    if key in ("index", "labels") or key in keep:
+        return True
+    return value.ndim == 2 and value.is_floating_point()  # a mask is as wide as its batch
+
+
+def _buffer(like: Tensor, rows: int) -> Tensor:
+    dtype = torch.float32 if like.is_floating_point() else torch.int64
+    return torch.empty((rows, *like.shape[1:]), dtype=dtype)
+
+
+def _multi_hot(labels: Tensor, classes: int) -> Tensor:
+    if labels.ndim == 1:
+        labels = functional.one_hot(labels, classes)
+    return labels.float()

@@ -1,0 +1,177 @@
+"""Words and regions: features of many vectors a sample, which do not fit in memory in general."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vilmedic.datasets.sample import SampleKey
+from vilmedic.device import autocast, move
+from vilmedic.distributed import processes
+from vilmedic.distributed.gather import gather_rows
+from vilmedic.evaluation.features import evaluating
+
+if TYPE_CHECKING:
+    from vilmedic.evaluation.evaluation import Ensemble
+
+Aggregation = Literal["sum", "max"]
+
+BATCH = 64
+MEMORY = 2**30
+"""Bytes of regions that are remembered: 950 images of 19 x 19 regions and 768 channels."""
+
+
+class _Texts(NamedTuple):
+    """Some of the texts, as one network has them, on the CPU."""
+
+    places: Tensor  # [P]
+    words: Tensor  # [P, L, D]
+    mask: Tensor  # [P, L]
+
+
+class LocalFeatures:
+    """What networks make of words and regions, over a whole split and in bounded memory.
+
+    Regions are taken one batch at a time. They are remembered while those of all splits and
+    networks together stay below 1 GiB, and computed anew in every pass beyond that. Several
+    networks count with their mean.
+
+    Args:
+        networks: the networks.
+    """
+
+    def __init__(self, networks: Ensemble) -> None:
+        self._networks = networks
+        self._kept: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+        self._bytes = 0
+
+    def forget(self) -> None:
+        """Drop the remembered regions."""
+        self._kept.clear()
+        self._bytes = 0
+
+    def similarity(
+        self, split: str, texts: Sequence[str], aggregation: Aggregation
+    ) -> Tensor | None:
+        """The local similarity of every image of a split and every text.
+
+        Args:
+            split: name of the split, of N samples.
+            texts: P texts; each is encoded once, however often it is there.
+            aggregation: how the words of a text count together.
+
+        Returns:
+            float32 [N, P] on the CPU; None when the networks or the data know no words or regions.
+        """
+        networks, dataset = self._networks, self._networks.dataset(split)
+        if not hasattr(dataset, "encode_text"):
+            return None
+        unique = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        total: Tensor | None = None
+        for number, member in enumerate(networks.members):
+            model = member()
+            if not hasattr(model, "local_similarity"):
+                return None
+            encoded = self._encode_texts(model, dataset, list(unique))
+            parts: list[Tensor] = [torch.empty(0, len(unique))]
+            index: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+            for rows, regions in self._regions(split, number, model):
+                index.append(rows)
+                part = torch.empty(len(regions), len(unique))
+                for block in encoded:
+                    words, mask = block.words.to(networks.device), block.mask.to(networks.device)
+                    with torch.inference_mode():
+                        found = model.local_similarity(
+                            regions, words, mask, aggregation=aggregation
+                        )
+                    part[:, block.places] = found.cpu()
+                parts.append(part)
+            similarity = _in_order(torch.cat(parts), torch.cat(index)) / len(networks.members)
+            total = similarity if total is None else total + similarity
+        return None if total is None else total[:, [unique[text] for text in texts]]
+
+    def attention(self, dataset: Any, indices: Sequence[int]) -> list[Tensor] | None:
+        """Where each word of a sample's report looks in its image.
+
+        Args:
+            dataset: images with reports.
+            indices: the samples, by their numbers in the data set.
+
+        Returns:
+            For each sample weights of the regions [L, h, w], a map a word in the numbering of the
+            data set's `words`, without the closing special token. None when the networks have none.
+        """
+        networks = self._networks
+        total: list[Tensor] = []
+        for member in networks.members:
+            model = member()
+            if not hasattr(model, "attention"):
+                return None
+            maps: list[Tensor] = []
+            for start in range(0, len(indices), BATCH):
+                chosen = indices[start : start + BATCH]
+                batch = dataset.collate([dataset[SampleKey(int(index))] for index in chosen])
+                prepared = dataset.prepare(move(batch, networks.device))
+                features = self._run(model, "encode", prepared)
+                if "regions" not in features or "words" not in features:
+                    return None
+                mask = features["word_mask"]
+                with torch.inference_mode():
+                    found = model.attention(features["regions"], features["words"], mask)
+                found = found.cpu() / len(networks.members)
+                maps += [one[: int(n)] for one, n in zip(found, mask.sum(dim=1), strict=True)]
+            total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
+        return total
+
+    def _regions(
+        self, split: str, number: int, model: nn.Module
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Sample numbers [B] and regions [B, D, h, w] of the batches that this process has."""
+        networks = self._networks
+        if (split, number) in self._kept:
+            for index, regions in self._kept[split, number]:
+                yield index, regions.to(networks.device)
+            return
+        dataset = networks.dataset(split)
+        kept: list[tuple[Tensor, Tensor]] = []
+        size = 0
+        for batch in networks.loader(dataset):
+            images = move({"images": batch["images"]}, networks.device)
+            regions = self._run(model, "encode", dataset.prepare(images))["regions"]
+            size += regions.numel() * regions.element_size()
+            if self._bytes + size <= MEMORY:
+                kept.append((batch["index"], regions.cpu()))
+            yield batch["index"], regions
+        if self._bytes + size <= MEMORY:
+            self._kept[split, number] = kept
+            self._bytes += size
+
+    def _run(self, model: nn.Module, method: str, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The features that a method of the model gives, in float32, on the networks' device."""
+        device, precision = self._networks.device, self._networks.precision
+        with evaluating(model), torch.inference_mode(), autocast(device, precision):
+            features = getattr(model, method)(batch)
+        return {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
+
+    def _encode_texts(self, model: nn.Module, dataset: Any, texts: list[str]) -> list[_Texts]:
+        """Texts of similar length together, so that little of a block is padding."""
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        encoded = []
+        for start in range(0, len(order), BATCH):
+            places = order[start : start + BATCH]
+            batch = dataset.encode_text([texts[place] for place in places])
+            features = self._run(model, "encode_text", move(batch, self._networks.device))
+            mask = features["word_mask"].cpu()
+            longest = int(mask.sum(dim=1).max())
+            words = features["words"][:, :longest].cpu()
+            encoded.append(_Texts(torch.tensor(places), words, mask[:, :longest]))
+        return encoded
+
+
+def _in_order(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of all processes in the order of the split."""
+    sizes = tuple(count for (count,) in processes.exchange([len(index)]))
+    return gather_rows(rows, sizes)[gather_rows(index, sizes).argsort()]

@@ -1,1 +1,0 @@
-"""Training, validation, checkpoints and evaluation."""

@@ -1,0 +1,1 @@
+"""Images from text: sampling, ranking and contact sheets."""

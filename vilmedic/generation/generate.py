@@ -1,0 +1,309 @@
+"""Images from reports: which reports, which models, and what is written of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vilmedic.config.generation import GenerationSection
+from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
+from vilmedic.datasets.image import image_part
+from vilmedic.datasets.sample import stable_seed
+from vilmedic.datasets.transforms import crop_square, resize_short_side, resized_shape
+from vilmedic.device import autocast
+from vilmedic.errors import ConfigError
+from vilmedic.generation.rerank import Reranker
+from vilmedic.generation.sampling import Sampling, generate_tokens
+from vilmedic.generation.sheet import draw_image_sheet, pixels
+from vilmedic.models.dalle import DALLE
+
+LOGGER = logging.getLogger("vilmedic")
+FOLDER = "generated"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that images are made of.
+
+    Args:
+        folder: name of the folder for its images.
+        text: the report.
+        source: where it comes from, `test, line 3` or `prompt`.
+        real: the image that it was written for, uint8 [C, H, W]; None for a prompt.
+    """
+
+    folder: str
+    text: str
+    source: str
+    real: Tensor | None = None
+
+
+def generate_images(
+    models: Sequence[DALLE],
+    encoded: Mapping[str, Tensor],
+    text: str,
+    section: GenerationSection,
+    *,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    start: Tensor | None = None,
+    progress: Callable[[int], object] = lambda _tokens: None,
+) -> Tensor:
+    """Images of one text.
+
+    Args:
+        models: one or several, in evaluation mode on their device.
+        encoded: `input_ids` and `attention_mask` [1, T] of the text.
+        text: the text, which the draws depend on.
+        section: how to draw, and how many.
+        seed: of the draws; see `ImageGeneration`.
+        batch_size: images made at once.
+        device: where the models are.
+        precision: `fp32` or `bf16`.
+        start: first tokens of the images, int64 [1, n]; None draws all.
+        progress: told how many tokens were drawn.
+
+    Returns:
+        float32 [num_images, C, H, W] in 0..1, on the CPU.
+    """
+    sampling = Sampling(
+        section.temperature, section.filter_thres, section.top_p, section.cond_scale
+    )
+    images = []
+    for first in range(0, section.num_images, batch_size):
+        numbers = range(first, min(first + batch_size, section.num_images))
+        draws = torch.stack([_draws(models[0], text, seed, number) for number in numbers])
+        size = len(numbers)
+        with autocast(device, precision):
+            tokens = generate_tokens(
+                models,
+                encoded["input_ids"].expand(size, -1).to(device),
+                encoded["attention_mask"].expand(size, -1).to(device),
+                draws.to(device),
+                sampling,
+                start=None if start is None else start.expand(size, -1),
+                progress=progress,
+            )
+        with torch.inference_mode():
+            images.append(models[0].vae.decode(tokens).float().cpu())
+    return torch.cat(images)
+
+
+def _draws(model: DALLE, text: str, seed: int, number: int) -> Tensor:
+    """The random numbers of one image, one a token."""
+    random = torch.Generator().manual_seed(stable_seed(f"generate {text}", seed, number))
+    return torch.rand(model.image_seq_len, generator=random, dtype=torch.float64)
+
+
+@dataclass(kw_only=True)
+class ImageGeneration:
+    """Makes images of reports with one model or the mean of several.
+
+    Each report gets a folder `generated/<split>_<line>` or `prompt_<words>` with
+    the images `1.png`, `2.png`, ..., best first if they are ranked, `sheet.png`, and
+    `settings.json`.
+
+    Args:
+        models: the models, in evaluation mode on their device.
+        section: what to make.
+        seed: seed of the draws. An image depends on it, on the report and on its own number; not
+            on how many are made.
+        batch_size: images made at once.
+        device: where the models are.
+        precision: `fp32` or `bf16`.
+        origin: what `settings.json` says of the models: run, model, checkpoints, ema.
+        out_dir: the folder of the evaluation.
+    """
+
+    models: Sequence[DALLE]
+    section: GenerationSection
+    seed: int
+    batch_size: int
+    device: torch.device
+    precision: str
+    origin: dict[str, Any]
+    out_dir: Path
+
+    def __post_init__(self) -> None:
+        """Load what ranks the images, before any is made."""
+        ckpt = self.section.rerank.ckpt
+        self.reranker = None if ckpt is None else Reranker(ckpt, self.device)
+
+    def reports(self, datasets: dict[str, Any]) -> list[Report]:
+        """The reports that the configuration asks for.
+
+        Args:
+            datasets: those of the splits, by name.
+        """
+        prompt = self.section.prompt
+        if prompt is not None:
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            return [Report(f"prompt_{_slug(text)}", text, "prompt") for text in prompts]
+        found = []
+        for split, dataset in datasets.items():
+            for index in range(min(self.section.num_samples, len(dataset))):
+                line = int(dataset.lines([index])[0].rpartition(":")[2])
+                text = dataset.describe(index)["report"]
+                real = image_part(dataset).images(line - 1)[0]
+                found.append(Report(f"{split}_{line}", text, f"{split}, line {line}", real))
+        return found
+
+    def start(self, datasets: dict[str, Any]) -> list[Path]:
+        """Make and write the images.
+
+        Args:
+            datasets: those of the splits, by name; the first one's tokenizer reads prompts.
+
+        Returns:
+            The folders written, one a report.
+        """
+        dataset = next(iter(datasets.values()))
+        reports = self.reports(datasets)
+        for report in reports:
+            _warn_of_losses(dataset, report.text)
+        folders = []
+        drawn = self.models[0].image_seq_len - self._primed()
+        total = len(reports) * self.section.num_images * drawn
+        with tqdm(total=total, desc="Generating", unit="token", disable=None) as bar:
+            for report in reports:
+                images = self.generate(dataset, report, bar)
+                folders.append(self._write(report, images, dataset))
+        return folders
+
+    def generate(self, dataset: Any, report: Report, bar: Any) -> Tensor:
+        """The images of a report in the order of their numbers, [num_images, C, H, W] in 0..1."""
+        made = generate_images(
+            self.models,
+            dataset.encode_text([report.text]),
+            report.text,
+            self.section,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            precision=self.precision,
+            start=self._start(dataset, report),
+            progress=bar.update,
+        )
+        grey = image_part(dataset).color == "grey"
+        return made.mean(dim=1, keepdim=True) if grey else made
+
+    def _primed(self) -> int:
+        """The number of tokens that are taken from a real image."""
+        return int(self.section.prime * self.models[0].image_seq_len)
+
+    def _start(self, dataset: Any, report: Report) -> Tensor | None:
+        """The first tokens of a real image, int64 [1, n]."""
+        if not self._primed():
+            return None
+        vae, part = self.models[0].vae, image_part(dataset)
+        image = report.real
+        if self.section.prime_image is not None:
+            path = Path(self.section.prime_image)
+            try:
+                image = decode_image(path, part.color)
+                size = resized_shape(image.shape[1], image.shape[2], vae.image_size)
+                check_size(*size, MAX_PIXELS, f"{path}, resized to {vae.image_size},")
+            except (UndecodableImage, OSError) as error:
+                raise ConfigError(f"ensemblor.prime_image: {error}.") from None
+            image = crop_square(
+                resize_short_side(image, vae.image_size), vae.image_size, random=False
+            )
+        assert image is not None  # the section refuses a prompt without an image
+        batch = part.finish({"images": image[None].to(self.device)})
+        return self.models[0].image_tokens(batch)[:, : self._primed()]
+
+    def _write(self, report: Report, images: Tensor, dataset: Any) -> Path:
+        folder = self.out_dir / FOLDER / report.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("*.png"):
+            stale.unlink()
+        order, scores = list(range(len(images))), None
+        if self.reranker is not None:
+            scores = self.reranker.scores(report.text, images)
+            order.sort(key=scores.__getitem__, reverse=True)
+        entries = []
+        for place, number in enumerate(order, start=1):
+            Image.fromarray(pixels(images[number])).save(folder / f"{place}.png")
+            entry: dict[str, Any] = {"file": f"{place}.png", "number": number + 1}
+            if scores is not None:
+                entry["agreement"] = round(scores[number], 4)
+            entries.append(entry)
+        real = None if report.real is None else report.real.float() / 255
+        made_by = f"{self.origin['run']}, {self.origin['model']}"
+        draw_image_sheet(
+            folder / "sheet.png",
+            [images[number] for number in order],
+            [
+                f"{entry['number']}: agreement {entry['agreement']:.2f}"
+                if scores is not None
+                else str(entry["number"])
+                for entry in entries
+            ],
+            real=real,
+            primed=self._primed() / self.models[0].image_seq_len,
+            report=report.text,
+            caption=f"{report.source}; {made_by}; seed {self.seed}",
+        )
+        section = self.section
+        settings = {
+            **self.origin,
+            "report": report.text,
+            "source": report.source,
+            "seed": self.seed,
+            "temperature": section.temperature,
+            "filter_thres": section.filter_thres,
+            "top_p": section.top_p,
+            "cond_scale": section.cond_scale,
+            "primed_tokens": self._primed(),
+            "prime_image": section.prime_image,
+            "precision": self.precision,
+            "rerank": section.rerank.ckpt,
+            "images": entries,
+        }
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        (folder / "settings.json").write_text(text + "\n", encoding="utf-8")
+        return folder
+
+
+def _slug(text: str) -> str:
+    """The first words of a prompt, and a hash that tells it from others that start alike."""
+    words = "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-")
+    return f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _warn_of_losses(dataset: Any, text: str) -> None:
+    """Say which words of a report the vocabulary does not have, and whether it was cut."""
+    tokenizer, longest = dataset.spec.tokenizer, dataset.spec.tokenizer_max_len
+    clean = getattr(getattr(dataset, "seq", dataset), "clean", str)
+    ids = tokenizer(clean(text))["input_ids"]
+    if len(ids) > longest:
+        LOGGER.warning(
+            "The report '%.60s ...' has %d tokens; the last %d are cut off, as "
+            "tokenizer_max_len is %d.",
+            text,
+            len(ids),
+            len(ids) - longest,
+            longest,
+        )
+    encoded = dataset.encode_text([text])
+    unknown = encoded["input_ids"][0] == tokenizer.unk_token_id
+    words = dataset.words(text)
+    missed = {words[n] for n in encoded["word_ids"][0][unknown].tolist() if 0 <= n < len(words)}
+    if missed:
+        LOGGER.warning(
+            "The vocabulary of the model does not have: %s. It reads them as unknown words.",
+            ", ".join(sorted(missed)),
+        )

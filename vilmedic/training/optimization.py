@@ -1,0 +1,229 @@
+"""The optimizer and the learning-rate schedule that a configuration names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer, lr_scheduler
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError
+from vilmedic.training.parallel import like
+
+PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
+FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
+"""The fused updates that torch has for weights of which each process holds a part."""
+LENGTH_ARGUMENTS = ("T_max", "total_steps")
+"""Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+"""Learning rates of a group of parameters: the one of now, and what schedulers keep there."""
+LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
+"""What a scheduler keeps of them."""
+
+
+def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
+    """The optimizer `section.optimizer` over the parameters that are trained, fused if possible.
+
+    Raises:
+        ConfigError: torch refuses an option, or no parameter is left to train.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ConfigError("model: every parameter is frozen, so there is nothing to train.")
+    cls = getattr(torch.optim, section.optimizer)
+    options = dict(section.optim_params)
+    if _can_be_fused(cls, parameters, options):
+        options["fused"] = True
+    try:
+        return cls(parameters, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
+
+
+def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
+    """Whether torch has one kernel for the whole update, and the options leave the choice open."""
+    others = ("fused", "foreach", "capturable", "differentiable")
+    if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
+        return False
+    if isinstance(parameters[0], DTensor) and cls not in FUSED_WHEN_SHARDED:
+        return False
+    try:
+        cls(parameters, **options, fused=True)
+    except (RuntimeError, TypeError, ValueError):  # not on this device, or an option is wrong
+        return False
+    return True
+
+
+def restore_optimizer(
+    optimizer: Optimizer, state: dict[str, Any], saved: dict[str, Any], section: TrainorSection
+) -> None:
+    """Continue with the state of a checkpoint, and with the options of this configuration.
+
+    Args:
+        optimizer: made by `make_optimizer` for `section`.
+        state: what its `state_dict` gave then.
+        saved: the options `optim_params` of then; those that differ now, torch's defaults for what
+            is left out, are set to what they are now, the learning rate in proportion where a
+            schedule has changed it.
+        section: the section of now.
+
+    Raises:
+        ValueError: the state is that of other parameters.
+    """
+    kept = ("fused", "foreach")
+    choices = [{key: group.get(key) for key in kept} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        moments.update({name: like(value, parameter) for name, value in moments.items()})
+    changed = _changed_options(optimizer, saved, section.optim_params)
+    for group, choice in zip(optimizer.param_groups, choices, strict=True):
+        group.update({key: value for key, value in choice.items() if key in group})
+        for key, (old, new) in changed.items():
+            if key == "lr":
+                if "max_lr" in section.lr_decay_params:
+                    continue  # the rate is the schedule's own
+                for rate in RATES:
+                    if rate in group:
+                        group[rate] = group[rate] * (new / old) if old else new
+            elif key in group and key not in kept:
+                group[key] = new
+
+
+def schedule_options(trainor: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """A schedule and its options, in which a `max_lr` that is the optimizer's rate is left out.
+
+    Args:
+        trainor: the section, of a checkpoint or of now.
+    """
+    options, rate = dict(trainor["lr_decay_params"]), trainor["optim_params"].get("lr")
+    if trainor["lr_decay"] == "CyclicLR":
+        # between two rates of which one is the optimizer's: another one is another schedule
+        options.setdefault("max_lr", rate)
+    elif "max_lr" in options and options["max_lr"] == rate:
+        del options["max_lr"]
+    return trainor["lr_decay"], options
+
+
+def _changed_options(
+    optimizer: Optimizer, saved: dict[str, Any], options: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Then and now of the options that differ."""
+    parameters = inspect.signature(type(optimizer)).parameters
+    both = {
+        key: tuple(given.get(key, parameters[key].default) for given in (saved, options))
+        for key in dict.fromkeys([*saved, *options])
+        if key in parameters
+    }
+    return {key: (old, new) for key, (old, new) in both.items() if old != new}
+
+
+class Schedule:
+    """A learning-rate scheduler of torch that is stepped at the moment its kind asks for.
+
+    Plateau schedulers step after an evaluation, on its score; step-wise decays
+    (`StepLR`, `MultiStepLR`, `ExponentialLR`), whose options count epochs, step after an epoch; all
+    others (cosine, linear warm-up, one-cycle, cyclic, polynomial) step after each optimizer step
+    and count in steps.
+
+    Args:
+        optimizer: whose learning rate is changed.
+        section: `lr_decay` and its options. `T_max` and `total_steps` are the steps of the run
+            unless given, and `max_lr` is the optimizer's learning rate.
+        total_steps: number of optimizer steps from the first to the last of the schedule; of a
+            run that goes on, those done and those left, whatever a step was before.
+        better: `higher` or `lower`, whatever is better of the score that a plateau waits for: it
+            decides on its `mode` unless that is given.
+
+    Raises:
+        ConfigError: torch refuses an option, or the schedule does not fit a run of this length.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, section: TrainorSection, total_steps: int, *, better: str
+    ) -> None:
+        self._scheduler: Any = None
+        self._name = section.lr_decay
+        if self._name is None:
+            return
+        cls = getattr(lr_scheduler, self._name)
+        options = dict(section.lr_decay_params)
+        if self.on_plateau:
+            options.setdefault("mode", "min" if better == "lower" else "max")
+        known = inspect.signature(cls).parameters
+        for argument in LENGTH_ARGUMENTS:
+            if argument in known and "epochs" not in options:
+                options.setdefault(argument, max(1, total_steps))
+        if "max_lr" in known:
+            options.setdefault("max_lr", optimizer.defaults["lr"])
+        try:
+            self._scheduler = cls(optimizer, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"trainor.lr_decay_params ({self._name}): {error}") from error
+        except ZeroDivisionError as error:
+            raise ConfigError(
+                f"trainor.lr_decay_params ({self._name}): the run has {total_steps} steps, too few "
+                "for a phase of this schedule. Raise trainor.epochs, or set trainor.lr_decay=null."
+            ) from error
+        if self._name not in PER_EPOCH:
+            self._check_length(total_steps)
+
+    def _check_length(self, steps: int) -> None:
+        """Refuse a schedule that ends, or comes to a learning rate of zero, within the run."""
+        where = f"trainor.lr_decay_params ({self._name})"
+        end = getattr(self._scheduler, "total_steps", None)
+        if end is not None and end < steps:
+            raise ConfigError(
+                f"{where}: the schedule ends after {end} steps, but the run has {steps}. Leave "
+                "total_steps, epochs and steps_per_epoch out, and it is as long as the run."
+            )
+        fades = self._name == "PolynomialLR" or getattr(self._scheduler, "end_factor", 1) == 0
+        iterations = getattr(self._scheduler, "total_iters", steps)
+        if fades and iterations < steps:
+            raise ConfigError(
+                f"{where}: the learning rate is 0 after {iterations} of the {steps} steps of the "
+                f"run. Set trainor.lr_decay_params.total_iters={steps}."
+            )
+
+    @property
+    def on_plateau(self) -> bool:
+        """Whether the schedule waits for a score."""
+        return self._name == "ReduceLROnPlateau"
+
+    def after_step(self) -> None:
+        """Call after each step, also one that was skipped: the schedule counts attempts."""
+        if self._scheduler is not None and not self.on_plateau and self._name not in PER_EPOCH:
+            self._scheduler.step()
+
+    def after_epoch(self) -> None:
+        """Call after each epoch."""
+        if self._name in PER_EPOCH:
+            self._scheduler.step()
+
+    def after_evaluation(self, score: float) -> None:
+        """Call after each evaluation that counts, with its score."""
+        if self.on_plateau:
+            self._scheduler.step(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {} if self._scheduler is None else self._scheduler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where the checkpoint was written; the length of the run is that of now."""
+        if self._scheduler is not None:
+            own = self._scheduler.state_dict()
+            length = {key: own[key] for key in LENGTH_STATE if key in own}
+            stretched = any(state.get(key) != value for key, value in length.items())
+            base = [group.get("initial_lr") for group in self._scheduler.optimizer.param_groups]
+            self._scheduler.load_state_dict({**state, **length})
+            if hasattr(self._scheduler, "base_lrs") and None not in base:
+                self._scheduler.base_lrs = base
+            if stretched and hasattr(self._scheduler, "_get_closed_form_lr"):
+                # The cosine steps from the rate before: one that has come to zero stays there.
+                rates = self._scheduler._get_closed_form_lr()
+                for group, lr in zip(self._scheduler.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = lr

@@ -1,0 +1,185 @@
+"""When the state of a run is written, and what happens when the disk does not take it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.run_directory import remove, set_aside
+from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed import processes
+from vilmedic.errors import CheckpointError
+from vilmedic.log import LOGGER
+from vilmedic.training.progress import Progress
+
+
+class Saver:
+    """Writes `last_<seed>.pth`, the best `keep` checkpoints and earlier states of a run.
+
+    The state that `last_<seed>.pth` replaces stays as `previous_<seed>.pth`: should the newest one
+    be damaged, no more than what was trained between two saves is lost. States of ends of epochs
+    stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none is written twice. Best
+    checkpoints hold the weights without what only training needs. Of several processes the main one
+    writes, and all learn whether that worked.
+
+    Args:
+        run_dir: the directory of the run.
+        seed: the run's seed.
+        section: `save_every`, `keep`, `keep_states` and the metric that ranks.
+        better: `higher` or `lower`, whatever is better of that metric.
+        before: brings to the disk what a checkpoint relies on.
+        clock: seconds that go by.
+        started_from: the checkpoint that the run continues, which the first save leaves as the
+            previous state.
+
+    Attributes:
+        last: the file of the newest state.
+        saved: the optimizer step of the newest state that this process wrote; None before.
+        problem: why the disk did not take the newest state; None when it did.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        seed: int,
+        section: TrainorSection,
+        better: str,
+        before: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        started_from: Path | None = None,
+    ) -> None:
+        self.last = run_dir / checkpoint.last_name(seed)
+        self.saved: int | None = None
+        self.problem: str | None = None
+        self._previous = run_dir / checkpoint.previous_name(seed)
+        self._newest = started_from
+        # Where there are no hard links: the name of the newest state once it is no longer that.
+        self._later: Path | None = None
+        self._run_dir, self._seed, self._section = run_dir, seed, section
+        self._ranking = (section.early_stop_metric, better)
+        self._before, self._clock = before, clock
+        self._saved_at = clock()
+        amount = section.save_every or ""
+        minutes = amount.endswith("min")
+        self._steps = int(amount) if amount and not minutes else None
+        self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
+
+    def due(self, step: int) -> bool:
+        """Whether the state is to be saved after a step within an epoch."""
+        if self._steps is not None:
+            return step % self._steps == 0
+        return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
+
+    def save_last(self, state: dict[str, Any]) -> bool:
+        """Write the newest state; returns whether the disk took it."""
+
+        def save() -> bool:
+            name = self._later or self._previous
+            kept = None if self._newest is None else (self._newest, name)
+            if not self._write(state, self.last, kept):
+                return False
+            if self._later is not None:
+                self._previous.unlink(missing_ok=True)  # older than the state that is kept now
+            self._newest = self.last
+            self._keep_state(**{key: progress.get(key) for key in ("step", "batch")})
+            return True
+
+        progress = state.get("progress", {})
+        if done := processes.on_main(save):
+            self.saved = progress.get("step")
+        return done
+
+    def save_best(self, state: dict[str, Any], score: float, epoch: int) -> bool:
+        """Write a checkpoint that carries its score, and remove the worst beyond `keep`."""
+
+        def save() -> bool:
+            written = self._run_dir / checkpoint.best_name(score, epoch, self._seed)
+            if not self._write(checkpoint.weights_of(state), written):
+                return False
+            others = [one.path for one in self.best() if one.path != written]
+            for extra in others[self._section.keep - 1 :]:
+                extra.unlink()
+            return True
+
+        return processes.on_main(save)
+
+    def set_aside(self, progress: Progress) -> None:
+        """Move what this run did not lead to into the folder `set_aside`, where nothing ranks it.
+
+        That is what its seed left in epochs that are now trained again, from a checkpoint that is
+        not the newest say, and every best checkpoint when nothing has been the best yet. The state
+        that the run continues is kept if it is one to keep: its run may have been killed before it
+        was.
+        """
+        first = 0 if progress.best is None else progress.epoch
+
+        def move() -> None:
+            for left in self._run_dir.glob(f".*_{self._seed}.pth.tmp"):  # of a save that was killed
+                remove(left)
+            for path in checkpoint.scored(self._run_dir, self._seed):
+                if checkpoint.epoch_of(path) >= first:
+                    set_aside(path)
+            for path in checkpoint.kept_states(self._run_dir, self._seed):
+                if checkpoint.step_of(path) > progress.step:
+                    set_aside(path)
+            here = self._run_dir.resolve()
+            if self._newest is not None and self._newest.parent.resolve() == here:
+                self._keep_state(progress.step, progress.batch)
+
+        processes.on_main(move)
+
+    def best_score(self) -> float | None:
+        """The best score on the disk, as the main process sees it."""
+        return processes.on_main(lambda: next((one.score for one in self.best()), None))
+
+    def best(self) -> list[checkpoint.BestCheckpoint]:
+        """The checkpoints that this run has left with a score of its metric, best first.
+
+        What they hold decides, not their names. One that cannot be read is left alone.
+        """
+        found = []
+        for path in checkpoint.scored(self._run_dir, self._seed):
+            try:
+                found.append(checkpoint.read_best(path))
+            except CheckpointError as error:
+                LOGGER.warning("Not ranked: %s", error)
+        return checkpoint.rank([one for one in found if (one.metric, one.better) == self._ranking])
+
+    def _keep_state(self, step: int | None, batch: int | None) -> None:
+        """Let the newest state stay under a name of its own, if it is one of the end of an epoch.
+
+        Args:
+            step: the optimizer step after which it was written.
+            batch: batches of the epoch that had been trained on; 0 at its end.
+        """
+        self._later = None
+        if not self._section.keep_states or not step or batch != 0 or self._newest is None:
+            return
+        name = self._run_dir / checkpoint.state_name(step, self._seed)
+        if not checkpoint.link(self._newest, name) and self._newest == self.last:
+            self._later = name
+        there = checkpoint.kept_states(self._run_dir, self._seed)
+        for extra in there[self._section.keep_states :]:
+            remove(extra)
+
+    def _write(
+        self, state: dict[str, Any], path: Path, kept: tuple[Path, Path] | None = None
+    ) -> bool:
+        self._saved_at = self._clock()
+        try:
+            self._before()
+            checkpoint.save_checkpoint(state, path, kept)
+        except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
+            self.problem = reason = " ".join(str(error).split())
+            LOGGER.warning(
+                "%s could not be written (%s). What was there stays, training goes on, and the "
+                "next save tries again.",
+                path,
+                reason,
+            )
+            return False
+        self.problem = None
+        return True

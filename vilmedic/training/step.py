@@ -1,0 +1,152 @@
+"""One optimizer step: accumulate, unscale, check, clip, update; nothing waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.profiler import record_function
+
+from vilmedic.config.sections import TrainorSection
+from vilmedic.device import autocast, move
+from vilmedic.distributed.gather import Part
+from vilmedic.models.contract import Model
+from vilmedic.training.loss_scale import LossScale
+from vilmedic.training.parallel import Parallel, local
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did, still on the device; reading a value waits for it.
+
+    Args:
+        loss: mean loss over the samples of the group, float scalar.
+        grad_norm: Euclidean norm of the gradient before clipping, float scalar.
+        taken: False when loss or gradient was not a number and the step was skipped, bool scalar.
+        bad: whether that was the fault of model or data, rather than of a loss scale that now
+            backs off, bool scalar.
+        samples: number of samples in the group, those of other processes included.
+        parts: means over the samples of the other scalars that the model gave.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    taken: Tensor
+    bad: Tensor
+    samples: int
+    parts: dict[str, Tensor]
+
+
+class TrainingStep:
+    """Takes optimizer steps on groups of batches.
+
+    Args:
+        model: the model; called through `forward`.
+        prepare: the batched step on the device that makes floats of images.
+        optimizer: updates the parameters it holds. A fused one skips a step on the device; for
+            others, and for SGD with momentum, the step is read back before they are called.
+        section: accumulation, clipping and precision.
+        device: where the model is.
+
+    Attributes:
+        parameters: what the optimizer updates.
+        scale: the loss scale.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prepare: Callable[[dict[str, Any]], dict[str, Any]],
+        optimizer: Optimizer,
+        section: TrainorSection,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.prepare = prepare
+        self.optimizer = optimizer
+        self.section = section
+        self.device = device
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.statistics = [b for b in model.buffers() if b.is_floating_point()]
+        self.scale = LossScale(section.precision, device)
+        self.parallel = Parallel(model, self.parameters)
+        # A first step that the fused SGD skips leaves its momentum in memory nobody has written.
+        self._skips = bool(
+            getattr(optimizer, "_step_supports_amp_scaling", False)
+            and not optimizer.defaults.get("momentum")
+        )
+
+    def __call__(
+        self, group: list[dict[str, Any]], parts: Sequence[Part] | None = None
+    ) -> StepResult:
+        """Accumulate the gradient of a group of batches, clip it and update the weights.
+
+        The loss of the group is the mean over its samples, so the gradient is that of one big
+        batch wherever the model does not compare samples. A loss or gradient that is not a number
+        leaves weights, running statistics and optimizer state as they were.
+
+        Args:
+            group: at most `grad_accu` batches as the loader gives them.
+            parts: what each batch is of the batch of all processes; None when it is all of it.
+        """
+        if parts is None:
+            parts = [Part((len(batch["index"]),)) for batch in group]
+        statistics = [buffer.clone() for buffer in self.statistics]
+        self.optimizer.zero_grad(set_to_none=True)
+        means = self._accumulate(group, parts)
+        loss = means.pop("loss")
+        with record_function("update"):
+            norm = self._unscale_and_clip()
+            finite = torch.isfinite(loss) & torch.isfinite(norm)
+            self._update_if(finite)
+            for buffer, value in zip(self.statistics, statistics, strict=True):
+                torch.where(finite, buffer, value, out=buffer)
+            self.parallel.share_buffers()
+            bad = ~finite & ~(torch.isfinite(loss) & self.scale.can_shrink())
+            self.scale.update(finite)
+        samples = sum(part.total for part in parts)
+        return StepResult(loss, norm, finite, bad, samples, means)
+
+    def _accumulate(self, group: list[dict[str, Any]], parts: Sequence[Part]) -> dict[str, Tensor]:
+        """Add up the gradients of a group; returns the means of loss and other scalars."""
+        samples = sum(part.total for part in parts)
+        means: dict[str, Tensor] = {}
+        for number, (batch, part) in enumerate(zip(group, parts, strict=True), start=1):
+            share = part.total / samples
+            with self.parallel.accumulating(last=number == len(group)):
+                with record_function("forward"), autocast(self.device, self.section.precision):
+                    batch = move(batch, self.device)
+                    output = self.parallel.forward(batch, self.prepare, part)
+                with record_function("backward"):
+                    self.scale.scale(output["loss"] * share).backward()
+            for name, value in output.items():
+                if value.ndim == 0:
+                    means[name] = means.get(name, 0.0) + value.detach().float() * share
+        self.parallel.finish_gradients()
+        return self.parallel.average(means)
+
+    def _unscale_and_clip(self) -> Tensor:
+        """Bring the gradient to its size in one pass over it; returns its norm before clipping."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = self.parallel.norm(gradients) / self.scale.value
+        factor = 1 / self.scale.value
+        if self.section.clip_grad_norm is not None:
+            factor = factor * (self.section.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        elif not self.scale.used:
+            return norm
+        torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+        return norm
+
+    def _update_if(self, finite: Tensor) -> None:
+        """Update the weights unless the gradient is not a number."""
+        if self._skips:
+            # Fused kernels read this themselves and leave weights, moments and counts alone.
+            self.optimizer.found_inf = self.parallel.flag((~finite).float())  # type: ignore[attr-defined]
+            self.optimizer.step()
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+        elif finite.item():
+            self.optimizer.step()

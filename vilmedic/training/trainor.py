@@ -1,0 +1,366 @@
+"""The training loop, the same for every model."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.run_directory import write_provenance
+from vilmedic.checkpoints.score import improves
+from vilmedic.config.build import build, build_calls
+from vilmedic.datasets.image_tokens import cache_tokens
+from vilmedic.datasets.loader import LostWorker, make_loader
+from vilmedic.device import pick_device
+from vilmedic.distributed import processes
+from vilmedic.errors import CheckpointError, ConfigError, Interrupted
+from vilmedic.log import LOGGER
+from vilmedic.loggers.contract import Run
+from vilmedic.random_state import seed_everything
+from vilmedic.registry import DATASETS, LOGGERS, MODELS
+from vilmedic.training import state as run_state
+from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.groups import groups
+from vilmedic.training.interruption import Interruption
+from vilmedic.training.metrics_log import MetricsLog
+from vilmedic.training.monitor import StepWatch
+from vilmedic.training.no_log import NoLog
+from vilmedic.training.optimization import Schedule, make_optimizer
+from vilmedic.training.parallel import seed_this_process
+from vilmedic.training.profiling import StepProfiler
+from vilmedic.training.progress import Tally
+from vilmedic.training.resume import Start, claim_start
+from vilmedic.training.saver import Saver
+from vilmedic.training.setup import (
+    check_batch_size,
+    check_validation_batches,
+    prepare_network,
+    tell_what_batches_mean,
+)
+from vilmedic.training.step import TrainingStep
+from vilmedic.training.validator import Validator
+
+if TYPE_CHECKING:
+    from vilmedic.config.load import Config
+
+
+class Trainor:
+    """Trains a model as a configuration says.
+
+    Args:
+        config: the checked configuration; with `ckpt` the run of that checkpoint continues.
+
+    Raises:
+        ConfigError: a value fits the schema but not the data or this machine.
+        DataError: the training or a validation split cannot be used.
+        CheckpointError: `ckpt` cannot be continued with this configuration.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
+        self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
+        self.device = pick_device(self.section.device)
+        start, self.lock = claim_start(config)
+        try:
+            self._prepare(start)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _prepare(self, start: Start) -> None:
+        """Make what the run consists of, as it is at the start."""
+        config = self.config
+        self.seed, self.started_from = start.seed, start.path
+        seed_everything(self.seed)
+
+        with processes.main_first():
+            self.data = build(
+                DATASETS,
+                config.dataset,
+                where="dataset",
+                split="train",
+                training=True,
+                seed=self.seed,
+                run_dir=self.run_dir,
+            )
+        filled = None if start.state is None else Filled(start.state.get("networks") or {})
+        self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
+        run_state.restore_weights(self, start)
+        check_batch_size(self.model, len(self.data), self.section)
+        check_validation_batches(self.model, config.validator)
+        prepare_network(self.model, self.section, self.device)
+        cache_tokens(self.data, self.model, self.device, self.section.num_workers)
+        self.loader = make_loader(
+            self.data,
+            batch_size=self.section.batch_size,
+            training=True,
+            seed=self.seed,
+            drop_last=self.model.cross_sample,
+            num_workers=self.section.num_workers,
+        )
+        self.steps_per_epoch = math.ceil(len(self.loader) / self.section.grad_accu)
+        self.validator = Validator(config, seed=self.seed, device=self.device)
+        metric = self.section.early_stop_metric
+        self.better = self.validator.better(metric, ema=self.section.ema is not None)
+        self.progress = run_state.restore_progress(start, self.section, self.better)
+        self.started_at = self.progress.step
+        self.optimizer = make_optimizer(self.model, self.section)
+        total = self.progress.step + self.steps_left()
+        self.schedule = Schedule(self.optimizer, self.section, total, better=self.better)
+        self.step = TrainingStep(
+            self.model, self.data.prepare, self.optimizer, self.section, self.device
+        )
+        decay = self.section.ema
+        self.ema = None if decay is None else AveragedWeights(self.model, decay)
+        seed_this_process(self.seed)
+        run_state.restore(self, start)
+        self.tally = Tally(self.device, self.progress.tally)
+
+    def steps_left(self) -> int:
+        """Optimizer steps from here to the end of the last epoch."""
+        further = self.section.epochs - self.progress.epoch - 1
+        rest = math.ceil((len(self.loader) - self.progress.batch) / self.section.grad_accu)
+        return max(0, rest + further * self.steps_per_epoch)
+
+    def start(self) -> None:
+        """Train until the last epoch or the early stop, then say where the best checkpoint is.
+
+        Raises:
+            Interrupted: a signal ended the run after its state was saved.
+            LostWorker: a loading process was killed; the state was saved.
+            CheckpointError: the run came to its end, but its last state is not on the disk.
+        """
+        try:
+            self._start()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Let other processes train this run."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def _start(self) -> None:
+        self.validator.check(self.model)
+        main = processes.is_main()
+        if main:
+            write_provenance(self.config, self.run_dir, self.seed, str(self.device))
+        tell_what_batches_mean(self.model, self.section, len(self.loader))
+        LOGGER.info(
+            "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
+            self.run_dir,
+            self.seed,
+            self.device,
+            len(self.data),
+            self.steps_per_epoch,
+            f"{sum(p.numel() for p in self.step.parameters):,}",
+        )
+        self.log: MetricsLog | NoLog = self._open_log() if main else NoLog()
+        self.saver = Saver(
+            self.run_dir,
+            self.seed,
+            self.section,
+            self.better,
+            before=self.log.flush,
+            started_from=self.started_from,
+        )
+        self.saver.set_aside(self.progress)
+        if self.progress.best is not None:
+            # What was set aside may have replaced it: the next is to beat what is on the disk.
+            self.progress.best = self.saver.best_score()
+        self.watch = StepWatch(self.section, self.model, self.data, self.log, self.tally)
+        traced = self.section.profile if main else None
+        self.profiler = StepProfiler(traced, self.run_dir, self.seed, self.device)
+        self.interruption = Interruption()
+        try:
+            with self.interruption, self.profiler:
+                while self.progress.epoch < self.section.epochs and not self._stopped_early():
+                    self._epoch(self.progress.epoch)
+                self._make_sure_of_the_last_state()
+        except LostWorker as error:
+            raise LostWorker(f"{error} {self._saved_after_fault()}") from None
+        finally:
+            self.loader.close()
+            self.watch.close()
+            self.log.close()
+        self._report_end()
+
+    def _open_log(self) -> MetricsLog:
+        """Open the files of the run's numbers and the loggers."""
+        step = self.progress.step
+        run = Run(self.config.name, self.run_dir, self.seed, step, self.config.data)
+        for _, logger in self.loggers:
+            logger.open(run)
+        return MetricsLog(self.run_dir, self.seed, step, self.progress.lines, self.loggers)
+
+    def _epoch(self, epoch: int) -> None:
+        """Train on every batch once, evaluate, and save."""
+        self._train_on_all_batches(epoch)
+        scores = self._evaluate(epoch)
+        # From here to the save nothing can interrupt: a checkpoint has all of it or nothing.
+        self.schedule.after_epoch()
+        improved = self._judge(epoch, scores)
+        numbers = {"train_loss": self.tally.mean_loss(), **scores}
+        self.log.metrics(self.progress.step, {"epoch": epoch, **numbers})
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+        LOGGER.info("Epoch %d  %s%s", epoch, shown, "  (best so far)" if improved else "")
+        self.progress.epoch, self.progress.batch = epoch + 1, 0
+        self.tally.start_epoch()
+        self._save(improved)
+
+    def _train_on_all_batches(self, epoch: int) -> None:
+        """One pass over the training split, or the rest of one."""
+        self.model.train()
+        self.loader.set_epoch(epoch, self.progress.batch)
+        done = self.progress.batch // self.section.grad_accu
+        self.watch.start_epoch(epoch, self.steps_per_epoch, done)
+        smallest = 2 if self.model.cross_sample else 1
+        accu = self.section.grad_accu
+        found = groups(self.loader, self.data, accu, smallest, self._signals)
+        for group in self.watch.waiting_for(found):
+            stop, due = group.signals
+            lr = self.optimizer.param_groups[0]["lr"]
+            scheduled = self.model.schedule(self.progress.step + 1)
+            with self.watch.observing(self.progress.step + 1):
+                result = self.step(group.batches, group.parts)
+            self.progress.step += 1
+            self.progress.batch = self.loader.position
+            self.schedule.after_step()
+            self.tally.add(result)
+            if self.ema is not None:
+                self.ema.update(self.progress.step, result.taken)
+            self.watch.after_step(self.progress.step, result, {"lr": lr, **scheduled}, group)
+            self.profiler.after_step()
+            if stop or self._told_to_stop():
+                raise self._stop()
+            if due and self.progress.batch < len(self.loader):
+                self._save()
+        self.watch.end_epoch()
+
+    def _signals(self) -> tuple[bool, bool]:
+        """Whether this process was told to stop, and whether it would save after the next step."""
+        due = processes.is_main() and self.saver.due(self.progress.step + 1)
+        return self.interruption.received is not None, due
+
+    def _told_to_stop(self) -> bool:
+        """Whether a signal came during the step; of several processes all have to know it."""
+        return processes.world_size() == 1 and self.interruption.received is not None
+
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """The scores of the model and of its averaged copy; a signal may end this at once."""
+        scores: dict[str, float] = {}
+        if epoch < self.section.eval_start:
+            return scores
+        try:
+            with self.interruption.may_come_at_once():
+                pictures = self.run_dir / "pictures" / f"{self.seed}_{self.progress.step}"
+                scores |= self.validator.score(self.model, pictures)
+                self.log.pictures(self.progress.step, pictures)
+            if self.ema is not None:
+                # Never between two tensors: what is saved then would be half the average.
+                with self.ema.in_place(), self.interruption.may_come_at_once():
+                    averaged = self.validator.score(self.model)
+                scores |= {f"ema_{name}": value for name, value in averaged.items()}
+        except Interrupted:
+            raise self._stop() from None
+        # One process's rounding decides for all: they must not go separate ways.
+        scores = processes.on_main(lambda: scores)
+        self._check_metric(scores)
+        return scores
+
+    def _check_metric(self, scores: dict[str, float]) -> None:
+        """Save the epoch, and refuse a metric by which it cannot be judged."""
+        metric = self.section.early_stop_metric
+        if metric in scores:
+            return
+        problem = (
+            f"trainor.early_stop_metric: given '{metric}', but an evaluation gives "
+            f"{', '.join(scores) or 'no score'}."
+        )
+        if self._save():
+            problem += f" {self.saver.last} holds the epoch: go on with ckpt=last."
+        raise ConfigError(problem)
+
+    def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
+        """Step a plateau schedule and the early stop; returns whether the score is the best."""
+        metric = self.section.early_stop_metric
+        if epoch < self.section.eval_start:
+            return False
+        score = scores[metric]
+        if epoch >= self.section.decay_metric_start:
+            self.schedule.after_evaluation(score)
+        if epoch < self.section.early_stop_start:
+            return False
+        if improves(score, self.progress.best, self.better):
+            self.progress.best, self.progress.stale = score, 0
+            return True
+        self.progress.stale += 1
+        return False
+
+    def _stopped_early(self) -> bool:
+        patience = self.section.early_stop
+        return patience is not None and self.progress.stale >= patience
+
+    def _save(self, improved: bool = False) -> bool:
+        """Write the newest state, and on improvement the best one; returns whether that worked."""
+        state = run_state.capture(self, self.progress.best if improved else None)
+        if improved:
+            assert self.progress.best is not None
+            if not self.saver.save_best(state, self.progress.best, state["epoch"]):
+                # The next evaluation is to beat what is on the disk, not what was lost.
+                self.progress.best = self.saver.best_score()
+                state = run_state.capture(self, None)
+        return self.saver.save_last(state)
+
+    def _make_sure_of_the_last_state(self) -> None:
+        """Hold the state that the run ends with to the disk.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        saver, step = self.saver, self.progress.step
+        if self.started_from is not None and step == self.started_at:
+            return  # nothing was trained: the state is the one that the run continued
+        if saver.saved != step:
+            self._save()  # there may be room again
+        there, problem = processes.on_main(lambda: [saver.last.is_file(), saver.problem])
+        if there and saver.saved == step:
+            return
+        found = self.started_from if saver.saved is None else saver.last
+        saved = self.started_at if saver.saved is None else saver.saved
+        if found is None or (found == saver.last and not there):
+            left = f"nothing: there is no {saver.last}"
+        else:
+            left = f"{found}, after step {saved}"
+        raise CheckpointError(
+            f"Trained to the end, but the state after step {step} is not on the disk"
+            f"{f' ({problem})' if problem else ''}. Last saved: {left}. "
+            "With room on the disk, ckpt=auto trains the rest again."
+        )
+
+    def _saved_after_fault(self) -> str:
+        """Save because what gives the data has failed, between two steps; returns what to do."""
+        if processes.world_size() == 1 and self._save():
+            return (
+                f"{self.saver.last} holds the state after step {self.progress.step}; "
+                "ckpt=last continues."
+            )
+        return "ckpt=last continues what was saved before."
+
+    def _stop(self) -> Interrupted:
+        """Save because of a signal; returns the error that ends the run."""
+        if self._save():
+            what = f"{self.saver.last} holds the state; ckpt=last continues"
+        else:
+            what = "the state could not be saved; ckpt=last continues what was saved before"
+        return self.interruption.stop(f"after step {self.progress.step}, {what}")
+
+    def _report_end(self) -> None:
+        """Say why the run ended and where its best checkpoint is."""
+        reason = "early stop" if self._stopped_early() else "last epoch"
+        bad, _ = self.tally.bad_steps()
+        if bad:
+            LOGGER.warning("%d steps were skipped in this run", bad)
+        best = self.saver.best()
+        where = f"; best checkpoint {best[0].path}" if best else ""
+        LOGGER.info("Finished after %d epochs (%s)%s", self.progress.epoch, reason, where)
