@@ -22,6 +22,7 @@ FORMAT = 1
 """Of the folder; a reader refuses one that it does not know."""
 IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER = "image_encoder", "text_encoder", "tokenizer"
 VAE_FOLDER, DALLE_FOLDER, ONNX_FOLDER = "vae", "dalle", "onnx"
+FOLDERS = (IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE_FOLDER, DALLE_FOLDER, ONNX_FOLDER)
 WEIGHTS = "model.safetensors"
 KINDS = (".safetensors", ".json", ".txt", ".onnx", ".data")
 """What files of an exported folder are: weights, plain values and words, and no programs."""

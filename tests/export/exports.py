@@ -98,11 +98,10 @@ def save_run(
     model: nn.Module = build(MODELS, config["model"], spec=spec)
     for name, buffer in model.named_buffers():
         if "running" in name:
-            buffer.uniform_(0.5, 1.5).sub_(1.0 if "mean" in name else 0.0)
-    for part in ("cnn", "encoder"):  # weights that make features of usual size
-        for parameter in getattr(model, part, nn.Module()).parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=(2 / parameter[0].numel()) ** 0.5)
+            buffer.add_(torch.rand_like(buffer) * (0.01 if "mean" in name else 0.3))
+    if system == "VAE":
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)  # so that codes differ
     weights = model.state_dict()
     averaged = {k: v + 0.01 if v.is_floating_point() else v for k, v in weights.items()}
     run_dir.mkdir(parents=True)

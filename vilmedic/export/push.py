@@ -10,8 +10,9 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.export.card import CARD
+from vilmedic.export.parts import HEADS
 from vilmedic.log import LOGGER
-from vilmedic.manifest import MANIFEST, check_files, read_manifest
+from vilmedic.manifest import FOLDERS, MANIFEST, check_files, read_manifest
 
 
 def check_name(name: str) -> None:
@@ -65,6 +66,8 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             folder_path=folder,
             commit_message="Export of a run",
             allow_patterns=[CARD, "LICENSE*", MANIFEST, *manifest["files"]],
+            # of an earlier export with other parts; what is not of an export stays
+            delete_patterns=[HEADS, *(f"{part}/*" for part in FOLDERS)],
         )
     except VilmedicError:
         raise
