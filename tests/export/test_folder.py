@@ -114,9 +114,10 @@ def test_a_folder_appears_when_it_is_whole(
         raise KeyboardInterrupt
 
     model = load(made / "run", device="cpu")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("vilmedic.export.folder.write_card", fail)
-        model.export(tmp_path / "new")
+        with pytest.raises(KeyboardInterrupt):
+            model.export(tmp_path / "new")
     assert not os.listdir(tmp_path)
     (tmp_path / ".new.tmp").mkdir()  # of an attempt that was killed
     (tmp_path / ".new.tmp" / "half").write_text("x")

@@ -90,6 +90,8 @@ def _weights(folder: Path, places: Any, files: Mapping[str, Any]) -> dict[str, T
         for key, value in load_safetensors(folder / name).items():
             if key.startswith(theirs):
                 found[ours + key.removeprefix(theirs)] = value
+    if not found:
+        raise ValueError("it names no weights")
     return found
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import yaml
 
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
+from vilmedic.errors import CheckpointError
 from vilmedic.evaluation.evaluations import FOLDER, read_index
 from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.evaluation.results import results_name, source, table_cells
 from vilmedic.export import snippets
 from vilmedic.export.parts import HEADS, PREPROCESSOR, Part
+from vilmedic.log import LOGGER
 from vilmedic.manifest import (
     DALLE_FOLDER,
     IMAGE_ENCODER,
@@ -65,9 +67,18 @@ def gather(loaded: Loaded) -> dict[str, Any]:
     Returns:
         `environment`, and `results`: for each split what an evaluation of these weights gave. Where
         there is none, `other` names the newest evaluation of other weights.
+
+    Raises:
+        CheckpointError: what the export tells is damaged.
     """
     if (known := loaded.header.get("export")) is not None:
         about: dict[str, Any] = known["about"]
+        try:
+            _training(loaded, about), _numbers(about)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{loaded.path}: what it tells of its run is damaged: {error!r}."
+            ) from None
         return about
     run_dir = loaded.path.parent
     about = {"environment": _environment(run_dir, loaded.header.get("seed")), "results": {}}
@@ -79,6 +90,7 @@ def gather(loaded: Loaded) -> dict[str, Any]:
         files = [one.get("file") for one in entry.get("checkpoints") or ()]
         if files == [loaded.path.name] and bool(entry.get("ema")) == loaded.ema:
             about["results"] = _results(run_dir / FOLDER / entry["folder"])
+        if about["results"]:
             break
     if newest is not None and not about["results"]:
         about["other"] = source(
@@ -127,18 +139,25 @@ def _environment(run_dir: Path, seed: Any) -> dict[str, Any]:
         content = json.loads((run_dir / f"environment_{seed}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    names = ("command", "overrides", "device", "python", "versions", "git_commit")
-    found = {name: content[name] for name in names if name in content}
-    return dict(shortened(found)) if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    kinds = {"command": list, "overrides": list, "versions": dict, "python": str, "git_commit": str}
+    found = {name: content[name] for name in kinds if isinstance(content.get(name), kinds[name])}
+    return dict(shortened(found))
 
 
 def _results(folder: Path) -> dict[str, Any]:
     """For each split what was measured and how, and the rows of its table."""
     found = {}
     for path in sorted(folder.glob(results_name("*"))):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        said = {name: results[name] for name in COPIED if name in results}
-        found[results["split"]] = shortened({**said, "cells": table_cells(results)})
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            said = {name: results[name] for name in COPIED}
+            said["cells"] = table_cells(results)
+            _numbers({"results": {"": said}})
+            found[str(results["split"])] = shortened(said)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            LOGGER.warning("%s is left out of the model card: it is damaged (%r)", path, error)
     return found
 
 
@@ -249,11 +268,11 @@ def _training(loaded: Loaded, about: Mapping[str, Any]) -> str:
     rows = [("System", type(loaded.model).__name__)]
     rows += _data_rows(loaded)
     command = list(environment.get("command") or ())
-    if command and Path(command[0]).name in ("train.py", "vilmedic-train"):
-        words = ["python", *command] if command[0].endswith(".py") else command
-        rows.append(("Command", f"`{shlex.join(words)}`"))
+    if command and Path(str(command[0])).name in ("train.py", "vilmedic-train"):
+        words = ["python", *command] if str(command[0]).endswith(".py") else command
+        rows.append(("Command", f"`{shlex.join(map(str, words))}`"))
     elif environment.get("overrides"):
-        rows.append(("Settings", f"`{shlex.join(environment['overrides'])}`"))
+        rows.append(("Settings", f"`{shlex.join(map(str, environment['overrides']))}`"))
     if said.get("epoch") is not None:
         step = "" if said.get("step") is None else f", step {said['step']}"
         rows.append(("Checkpoint", f"epoch {said['epoch']}{step}, seed {said.get('seed')}"))
