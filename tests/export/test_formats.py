@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,10 +21,15 @@ from transformers import ViTConfig, ViTModel
 import vilmedic
 from tests.export import exports
 from tests.export.exports import TEXTS, picture, save_run
+from tests.export.hub import Hub
 from tests.parity.reference import missing_packages
+from vilmedic import cli
+from vilmedic.config.load import load
+from vilmedic.phantom.write import Plan, build
 from vilmedic.run import TrainedModel
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 NEAR: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 PROMPT = "Large left pleural effusion."
 
@@ -35,7 +43,7 @@ class Exports:
         ViTModel(ViTConfig(**exports.VIT)).save_pretrained(folder / "vit")
         vit = exports.cnn(str(folder / "vit"), output_layer="last_hidden_state")
         configs = {
-            "convirt": exports.convirt(),
+            "convirt": load(ROOT / "config/phantom/convirt.yml").data,
             "simclr": exports.simclr(vit, 16),
             "simclr-swin": exports.simclr(exports.cnn("swin_t", output_layer="features.1"), 96),
             "gloria": exports.gloria(),
@@ -47,8 +55,8 @@ class Exports:
         self.runs = {name: folder / "ckpt" / name for name in configs}
         for name, config in configs.items():
             save_run(self.runs[name], config)
-            model = vilmedic.load(self.runs[name], device="cpu")
-            model.export(self.folders[name], onnx=name in with_onnx)
+            words = [str(self.runs[name]), str(self.folders[name])]
+            assert cli.export(words + ["--onnx"] * (name in with_onnx)) == 0
         script = [str(HERE / "without_us.py"), str(self.grey), str(self.color)]
         script += [str(HERE.parent / "parity/reference.py"), *map(str, self.folders.values())]
         done = subprocess.run(
@@ -181,3 +189,47 @@ def test_an_export_gives_the_features_of_its_run(exported: Exports, name: str) -
         )
     if "encode" in model.abilities:
         assert torch.equal(again.encode(exported.grey), model.encode(exported.grey))
+
+
+SNIPPET = re.compile(
+    r"^```python\n(.*?)^```$|^    python bin/(export|train)\.py ([^\n]*)$", re.M | re.S
+)
+SMALL = (
+    *("trainor.epochs=1", "trainor.batch_size=8", "trainor.precision=fp32"),
+    *("trainor.num_workers=0", "trainor.early_stop_metric=validation_loss", "~validator.metrics"),
+)
+
+
+def test_every_snippet_of_the_page_runs(
+    exported: Exports,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a folder that looks like a clone after `make demo` and the first command of the page."""
+    shutil.copytree(exported.runs["convirt"], tmp_path / "ckpt/demo-convirt")
+    shutil.copytree(exported.folders["convirt"], tmp_path / "out/demo-convirt")
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    plan = Plan(train=16, validate=8, test=4, size=64)
+    build(tmp_path / "data/phantom", plan, force=False, workers=1)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    done: list[str] = []
+    for code, command, words in SNIPPET.findall((ROOT / "docs/sharing.md").read_text()):
+        if code:
+            exec(compile(code, "docs/sharing.md", "exec"), names)
+        else:
+            more = SMALL if command == "train" else ()
+            status = getattr(cli, command)([*shlex.split(words), *more])
+            assert status == 0, capsys.readouterr().err
+        done.append(command or "python")
+    assert done.count("python") == 7
+    assert done.count("export") == 3
+    assert done.count("train") == 1
+    assert names["classifier"](names["pixels"]).shape == (1, 5)
+    assert names["visual"].shape == (1, 128)
+    assert list((tmp_path / "ckpt/started-from-export").glob("last_*.pth"))
+    assert "onnx/image_encoder.onnx" in hub.files["user/name"]
+    assert not hub.public
+    assert names["shared"].path != Path("out/demo-convirt")
