@@ -161,7 +161,7 @@ class TrainedModel:
             found += ["local_similarity", "attention"]
         if isinstance(self.model, VAE | DALLE):
             found += ["encode", "decode", "reconstruct"]
-        if isinstance(self.model, DALLE):
+        if isinstance(self.model, DALLE) and self._reports is not None:
             found.append("generate")
         return found
 

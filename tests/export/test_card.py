@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.export.exports import BEST, evaluate
+from tests.export.exports import BEST, LENGTH, convirt, evaluate, save_run
+from tests.factories import tiny_spec
 from vilmedic.errors import CheckpointError
 from vilmedic.evaluation.evaluations import write_index
 from vilmedic.export.card import shortened
@@ -135,3 +137,13 @@ def test_nobody_learns_where_somebody_lives(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("HOME", "/home/somebody")
     given = {"a": ["/home/somebody/data", 3, None], "b": "root=/home/somebody/x,/data"}
     assert shortened(given) == {"a": ["~/data", 3, None], "b": "root=~/x,/data"}
+
+
+def test_names_do_not_break_the_card(tmp_path: Path) -> None:
+    spec = dataclasses.replace(tiny_spec(LENGTH), labels=("a|b", "c\n\n# d"))
+    config = convirt("squeezenet1_1", 512) | {"name": "x\n---\n# y"}
+    save_run(tmp_path / "run", config, spec)
+    text = card(tmp_path / "run", tmp_path / "out")
+    assert r"| Labels | a\|b, c # d (not trained on) |" in text
+    assert "# x --- # y: ConVIRT for chest X-rays" in text
+    assert text.count("---\n") == 2 + text.count("|---|---|\n")

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.checkpoints.exported import SAID
-from vilmedic.config.build import build
+from vilmedic.config.build import build, check_arguments
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import saved_labels
@@ -24,7 +24,7 @@ from vilmedic.datasets.spec import DataSpec
 from vilmedic.datasets.text import TextDataset, load_tokenizer
 from vilmedic.datasets.vocabulary import run_vocabulary
 from vilmedic.datasets.word_list import read_word_list, word_list
-from vilmedic.errors import CheckpointError, DataError
+from vilmedic.errors import CheckpointError, ConfigError, DataError
 from vilmedic.models.contract import Model
 from vilmedic.registry import MODELS
 
@@ -78,6 +78,9 @@ def from_checkpoint(
             "built. Name the configuration as well (config=...), or give a checkpoint that "
             "bin/train.py wrote."
         )
+    for section in ("model", "dataset"):
+        if not isinstance(settings[section], Mapping):
+            raise CheckpointError(f"{path}: is damaged: its section '{section}' is no section.")
     node = copy.deepcopy(settings["model"])
     if isinstance(node.get("vae"), dict) and settings is own:
         node["vae"]["ckpt"] = str(path)  # a checkpoint of DALLE holds its VAE
@@ -99,12 +102,27 @@ def from_checkpoint(
         model=model.eval(),
         config=settings,
         spec=spec,
-        pixels=None if image is None else Pixels.of_evaluation(ImageDataset, image),
+        pixels=None if image is None else _pixels(image, path),
         reports=reports,
         path=path,
         ema=ema or bool(exported and exported["source"].get("ema")),
         header={**{name: state.get(name) for name in SAID}, "step": step, "export": exported},
     )
+
+
+def _pixels(node: Mapping[str, Any], path: Path) -> Pixels:
+    """What is done to images.
+
+    Raises:
+        CheckpointError: what the checkpoint says of it is damaged.
+    """
+    wanted = inspect.signature(Pixels).parameters
+    given = {name: value for name, value in node.items() if name in wanted}
+    try:
+        check_arguments(ImageDataset, {"root": "", **given})
+        return Pixels.of_evaluation(ImageDataset, node)
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}: says of its images what cannot be: {error}") from None
 
 
 def _spec(state: Mapping[str, Any], text: Mapping[str, Any] | None, path: Path) -> DataSpec:

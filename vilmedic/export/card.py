@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from vilmedic.config.trained import IMAGES, REPORTS, data_parts
-from vilmedic.errors import CheckpointError
+from vilmedic.errors import CheckpointError, escaped
 from vilmedic.evaluation.evaluations import FOLDER, read_index
 from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.evaluation.results import results_name, source, table_cells
@@ -287,7 +287,7 @@ def _training(loaded: Loaded, about: Mapping[str, Any]) -> str:
         rows.append(("Versions", ", ".join(f"{name} {one}" for name, one in versions.items())))
     if environment.get("git_commit"):
         rows.append(("Commit", f"`{environment['git_commit']}`"))
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "\n".join(_row(row) for row in rows)
     return f"## How it was trained\n\n| | |\n|---|---|\n{table}"
 
 
@@ -330,8 +330,7 @@ def _numbers(about: Mapping[str, Any]) -> str:
         blocks.append("Brackets are intervals of 95% over bootstrap samples of the split.")
     for said in results.values():
         head, *rows = said["cells"]
-        lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines = [_row(head), f"|---{'|---:' * (len(head) - 1)}|", *map(_row, rows)]
         blocks.append("\n".join(lines))
     first = next(iter(results.values()))
     evaluated = source(first["system"], first["checkpoints"], ema=first["ema"])
@@ -347,6 +346,12 @@ def _numbers(about: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def _row(cells: Sequence[str]) -> str:
+    """A row of a table; what stands in a cell neither ends it nor the row."""
+    plain = [escaped(" ".join(cell.split())).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(plain)} |"
+
+
 def _modules(names: Sequence[str]) -> list[str]:
     """What names of weights have in common, without the layers inside."""
     return list(dict.fromkeys(f"`{'.'.join(name.split('.')[:2])}`" for name in names))
@@ -355,7 +360,8 @@ def _modules(names: Sequence[str]) -> list[str]:
 def _name(loaded: Loaded) -> str:
     run = loaded.config.get("name")
     system = type(loaded.model).__name__
-    return f"{run}: {system} for chest X-rays" if run else f"{system} for chest X-rays"
+    title = f"{system} for chest X-rays"
+    return f"{escaped(' '.join(str(run).split()))}: {title}" if run else title
 
 
 def _python(lines: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.export.card import CARD, gather, shortened, write_card
 from vilmedic.export.onnx import require_packages, write_onnx
-from vilmedic.export.parts import Part, weights_of, write_parts
+from vilmedic.export.parts import Part, write_parts
 from vilmedic.files import replace_text
 from vilmedic.log import LOGGER
 from vilmedic.manifest import (
@@ -124,9 +124,9 @@ def _data(loaded: Loaded, draft: Path, parts: list[Part]) -> dict[str, Any]:
 def _digest(loaded: Loaded) -> str:
     """SHA-256 of the weights and their names: what makes an export the same or another one."""
     digest = hashlib.sha256()
-    for name, value in sorted(weights_of(loaded.model).items()):
+    for name, value in sorted(loaded.model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
