@@ -47,6 +47,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # What the parity tests compare with. Its own dependencies no longer install, and are not needed.
 reference: $(VENV)/.reference

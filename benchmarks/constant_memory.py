@@ -31,11 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peak_memory import MIB, read_peak, start_peak
 from tests.factories import tiny_spec
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.config.sections import TrainorSection
-from vilmedic.distributed.gather import Part
+from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss
@@ -129,9 +128,7 @@ class KeptGraphs(ContrastiveModel):
         """See the system."""
         return self.model.contrast(features)
 
-    def forward(
-        self, batch: Batch, prepare: Any = None, part: Part | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, prepare: Any = None, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss of the batch, which one process has as a whole."""
         return self.contrast(join([self.encode(prepare(part)) for part in self.chunks(batch)]))
 

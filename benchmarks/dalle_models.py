@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.parity.reference import load_reference
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.vocabulary import train_vocabulary
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.distributed.systems import build, make_batches, parts_of, train
 from tests.together import run_checks
+from vilmedic.files import text_table
 
 BYTES = 4
 TCP_INFO = 11
@@ -147,7 +148,7 @@ def check() -> float:
             raise RuntimeError(result)
     worst = 0.0
     print("Bytes that one of two processes sends in a step (gloo)\n")
-    print(f"{'':18s}{'batch':>6s}{'counted':>12s}{'formula':>12s}{'error':>8s}")
+    rows = [["", "batch", "counted", "formula", "error"]]
     for name, batches in per_process[0].items():
         for batch in batches:
             # Which process relays what differs; the formulas are for the mean of both.
@@ -156,5 +157,6 @@ def check() -> float:
             formula = values[0]["formula"]
             error = abs(counted - formula) / formula
             worst = max(worst, error)
-            print(f"{name:18s}{batch:>6s}{counted:12,.0f}{formula:12,.0f}{error:8.2%}")
+            rows.append([name, batch, f"{counted:,.0f}", f"{formula:,.0f}", f"{error:.2%}"])
+    print(*text_table(rows), sep="\n")
     return worst

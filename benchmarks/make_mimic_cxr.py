@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.preparation.archives import Mimic, write_mimic
 from tests.preparation.published import make_folder
-from vilmedic.preparation.labels import CHEXPERT_LABELS
-from vilmedic.preparation.mimic_cxr import main as build
+from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS
+from vilmedic.preparation.builders.mimic_cxr import main as build
 
 SENTENCES = [
     "The lungs are clear of focal consolidation, pleural effusion or pneumothorax.",

@@ -24,8 +24,8 @@ from vilmedic import script
 from vilmedic.config.load import load
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
-from vilmedic.preparation.arguments import whole
 from vilmedic.preparation.command import guarded
+from vilmedic.script import count
 
 LISTS = "data_check.txt"
 
@@ -40,9 +40,14 @@ def _run(given: argparse.Namespace) -> int:
     config = load(given.config, given.overrides)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
-    from vilmedic.preparation.check_page import as_lists, as_table, as_values, draw_page
+    from vilmedic.preparation.check_page import (
+        as_lists,
+        as_table,
+        as_values,
+        draw_page,
+        draw_samples,
+    )
     from vilmedic.preparation.checking import check_data
-    from vilmedic.preparation.sample_page import draw_samples
 
     findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
@@ -71,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=lines[0])
     parser.add_argument("config", help="configuration file")
     parser.add_argument("overrides", nargs="*", help="key=value, as for training")
-    parser.add_argument("--images", type=whole, help="decode at most this many images of a split")
-    parser.add_argument("--workers", type=whole, default=0, help="threads, 0 for one a core")
+    parser.add_argument("--images", type=count, help="decode at most this many images of a split")
+    parser.add_argument("--workers", type=count, default=0, help="threads, 0 for one a core")
     parser.add_argument("--out", type=Path, help="folder for the files instead of the run's")
     return parser
 

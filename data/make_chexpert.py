@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
-from vilmedic.preparation.chexpert import main
+from vilmedic.preparation.builders.chexpert import main
 
 if __name__ == "__main__":
     script.run(main)

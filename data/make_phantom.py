@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
-from vilmedic.phantom.sheet import write_sheet
-from vilmedic.phantom.write import SIZES, Plan, build
+from vilmedic.phantom.write import SIZES, Plan, build, write_sheet
 from vilmedic.preparation.command import guarded
+from vilmedic.script import count
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,14 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     default = Plan()
     parser.add_argument("--root", type=Path, default=Path("data/phantom"), help="folder to build")
-    parser.add_argument("--train", type=_count, default=default.train, help="training samples")
+    parser.add_argument("--train", type=count, default=default.train, help="training samples")
     parser.add_argument(
-        "--validate", type=_count, default=default.validate, help="validation samples"
+        "--validate", type=count, default=default.validate, help="validation samples"
     )
-    parser.add_argument("--test", type=_count, default=default.test, help="test samples")
+    parser.add_argument("--test", type=count, default=default.test, help="test samples")
     parser.add_argument("--size", type=_size, default=default.size, help="pixels a side")
-    parser.add_argument("--seed", type=_count, default=default.seed, help="seed of all drawn")
-    parser.add_argument("--workers", type=_count, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--seed", type=count, default=default.seed, help="seed of all drawn")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
     parser.add_argument(
         "--force", action="store_true", help="replace the phantom data set that is there"
     )
@@ -66,26 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    value = _whole(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative; give 0 or more")
-    return value
-
-
 def _size(text: str) -> int:
-    value = _whole(text)
+    value = count(text)
     low, high = SIZES
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"{value} is out of range; give {low} to {high} pixels")
     return value
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
-from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.shards import write_shards
+from vilmedic.script import count, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ext", help="extension of paths without one, such as jpg")
     parser.add_argument("--samples", type=positive, default=1000, help="lines a shard")
     parser.add_argument(
-        "--workers", type=whole, default=0, help="shards at a time, 0 for one a core"
+        "--workers", type=count, default=0, help="shards at a time, 0 for one a core"
     )
     parser.add_argument("--force", action="store_true", help="replace the shards that are there")
     return parser

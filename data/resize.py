@@ -19,9 +19,9 @@ from vilmedic import script
 from vilmedic.datasets.decode import MAX_PIXELS
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
-from vilmedic.preparation.arguments import positive, whole
 from vilmedic.preparation.command import guarded
-from vilmedic.preparation.resize_tree import LEFT_OUT, UNREADABLE, resize_tree
+from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_tree
+from vilmedic.script import count, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,8 +46,8 @@ def _run(given: argparse.Namespace) -> int:
         f"{given.target}: {found.written:,} images written, {found.present:,} were there already, "
         f"{len(found.unreadable):,} unreadable, {other:,} files of other kinds left out"
     )
-    for kind, count in found.other.most_common(SHOWN):
-        print(escaped(f"  left out: {count:,} {kind}"))
+    for kind, number in found.other.most_common(SHOWN):
+        print(escaped(f"  left out: {number:,} {kind}"))
     if found.left_out:
         print(f"  all of them: {given.target / LEFT_OUT}")
     for path, note in list(found.noted.items())[:SHOWN]:
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
     )
-    parser.add_argument("--workers", type=whole, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
     parser.add_argument("--force", action="store_true", help="write again what is there")
     return parser
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
@@ -46,6 +47,11 @@ class MadeUp(Ensemble):
         return None if self.text is None else self.text(texts)
 
 
+def sparse(labels: Tensor) -> csr_array:
+    """Multi-hot labels [N, L] as evaluation holds them."""
+    return csr_array(labels.bool().numpy())
+
+
 def split_features(
     features: dict[str, Tensor],
     labels: Tensor | None = None,
@@ -59,7 +65,7 @@ def split_features(
         split=split,
         index=torch.arange(size),
         features=features,
-        labels=labels,
+        labels=None if labels is None else sparse(labels),
         label_names=tuple(names),
         multi_label=multi_label,
     )

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.checkpoints.encoders import read_encoder
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.ntxent import NTXentLoss
@@ -67,11 +67,16 @@ def tiny_spec(max_len: int = 16, **fields: Any) -> DataSpec:
 
 def tiny_cnn(**settings: Any) -> VisionEncoder:
     """ShuffleNet with 0.34 million parameters and 1024 features; takes images from 32 x 32."""
-    return VisionEncoder(**{"backbone": "shufflenet_v2_x0_5", "pretrained": False, **settings})
+    return VisionEncoder(
+        **{"backbone": "shufflenet_v2_x0_5", "pretrained": False, **settings},
+        read_encoder=read_encoder,
+    )
 
 
 def tiny_encoder(spec: DataSpec | None = None, **settings: Any) -> TextEncoder:
-    return TextEncoder(spec=spec or tiny_spec(), **{**TINY_BERT, **settings})
+    return TextEncoder(
+        spec=spec or tiny_spec(), read_encoder=read_encoder, **{**TINY_BERT, **settings}
+    )
 
 
 def tiny_convirt(spec: DataSpec | None = None, **settings: Any) -> ConVIRT:

@@ -148,3 +148,14 @@ def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() 
     trained = [line for line in recipes if "bin/train.py" in line]
     assert len(trained) == 5
     assert all(line.endswith(" trainor.seed=0 ckpt=auto") for line in trained)
+
+
+def test_the_files_that_the_description_of_the_package_names_are_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:vilmedic|distributed|training|evaluation)/[\w/]+\.py\b", text)
+    assert len(named) > 10
+    for name in named:
+        path = name if name.startswith("vilmedic/") else f"vilmedic/{name}"
+        assert (ROOT / path).is_file(), name
+    for dotted in re.findall(r"\b(?:datasets|training|evaluation)\.(?!py\b)[a-z_]+\b", text):
+        assert (ROOT / "vilmedic" / f"{dotted.replace('.', '/')}.py").is_file(), dotted

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,69 @@ def test_what_cannot_be_read_is_an_error_or_a_row(
     assert "bad.png" in found["path_error"][5]
     assert np.isnan(found["linguistic"]).all(axis=1).tolist() == [False, True, False]
     assert found["text_error"].tolist() == ["", "is empty", ""]
+    only = write_list(tmp_path / "only.txt", [*paths[:2], str(bad)])
+    given = [run, "--images", only, "--out", tmp_path / "b.npz"]
+    embed(*given, "--on-error", "skip")
+    capsys.readouterr()
+    embed(*given, status=2)
+    assert f"b.npz is complete, but an earlier call left out 1 input: {bad} " in (
+        capsys.readouterr().err
+    )
+    embed(*given, "--force", status=2)
+    assert str(bad) in capsys.readouterr().err
+    embed(*given, "--on-error", "skip")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def stopped(words: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when all parts of two batches are there, and the file is not."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedding_file, "_write_npz", stop)
+        embed(*words, status=130)
+
+
+@pytest.mark.parametrize("change", ["none", "content", "order", "text", "weights"])
+def test_inputs_that_change_make_no_wrong_row(
+    change: str, trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding_file, "PART", 8)
+    run = shutil.copytree(trained(CONVIRT), tmp_path / "run")
+    images = []
+    for number in range(10):
+        image = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+        images.append(tmp_path / f"{number}.npy")
+        np.save(images[-1], image)
+    listed = write_list(tmp_path / "images.txt", [str(path) for path in images])
+    texts = write_list(tmp_path / "texts.txt", trained.reports())
+    words = [run, "--images", listed, "--texts", texts, "--out"]
+    embed(*words, tmp_path / "before.npz")
+    stopped([*words, tmp_path / "a.npz"], monkeypatch)
+    if change == "content":  # of the same size and date
+        date = images[3].stat().st_mtime_ns
+        np.save(images[3], np.load(images[4]))
+        os.utime(images[3], ns=(date, date))
+    elif change == "order":
+        write_list(listed, [str(path) for path in images[::-1]])
+    elif change == "text":
+        write_list(texts, trained.reports()[::-1])
+    elif change == "weights":
+        [best] = run.glob("[0-9]*.pth")
+        shutil.copy(run / "last_3.pth", best)
+        state = torch.load(best, weights_only=True)
+        for name, value in state["model"].items():
+            state["model"][name] = value * 2 if value.is_floating_point() else value
+        torch.save(state, best)
+    embed(*words, tmp_path / "a.npz")
+    embed(*words, tmp_path / "whole.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    same = (tmp_path / "a.npz").read_bytes() == (tmp_path / "before.npz").read_bytes()
+    assert same == (change == "none")
+    embed(*words, tmp_path / "before.npz", status=0 if same else 2)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +209,8 @@ def test_what_cannot_be_read_is_an_error_or_a_row(
         (["--images", "{data}", "--out", "a.csv"], "allowed: a name that ends in .npz or .parquet"),
         (["--images", "{data}", "--texts", "x", "--out", "a.parquet"], "one table"),
         (["--texts", "x", "--image-column", "a", "--out", "a.npz"], "belongs to --images"),
+        (["--images", "{data}", "--out", "{data}/a.csv/x.npz"], "a.csv is a file, not a folder"),
+        (["--images", "{data}", "--out", "{data}/a.csv/b/x.npz"], "a.csv is a file, not a folder"),
         (["--images", "{data}/none", "--out", "a.npz"], "there is no folder or file"),
         (["--images", "{data}/empty", "--out", "a.npz"], "holds no image"),
         (["--images", "{data}/blank.txt", "--out", "a.npz"], "names no image"),

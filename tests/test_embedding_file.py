@@ -51,13 +51,11 @@ def check(arrays: Any, count: int = 30) -> None:
 def test_a_row_for_each_input(tmp_path: Path) -> None:
     out = tmp_path / "new" / "features.npz"
     texts = column(9, "linguistic", "text")
-    told: list[tuple[str, int]] = []
-    assert write_embeddings(out, [column(), texts], PLAN, on_part=lambda *one: told.append(one))
+    assert write_embeddings(out, [column(), texts], PLAN)
     with np.load(out, allow_pickle=False) as arrays:
         check(arrays)
         assert len(arrays["linguistic"]) == len(arrays["text"]) == 9
     assert [path.name for path in out.parent.iterdir()] == ["features.npz"]
-    assert told == [("visual", 8)] * 3 + [("visual", 6), ("linguistic", 8), ("linguistic", 1)]
     before = out.stat().st_mtime_ns
     assert not write_embeddings(out, [column(stop=0), texts], PLAN)
     assert out.stat().st_mtime_ns == before
@@ -81,8 +79,9 @@ def test_a_run_that_was_stopped_continues(tmp_path: Path, suffix: str) -> None:
             write_embeddings(cut, [column(stop=stop)], PLAN)
         assert not cut.exists()
     seen: list[tuple[int, int]] = []
-    write_embeddings(cut, [column(seen=seen)], PLAN)
-    assert seen == [(16, 24), (24, 30)]
+    kept: list[int] = []
+    write_embeddings(cut, [column(seen=seen)], PLAN, on_kept=kept.append)
+    assert (kept, seen) == ([8, 8], [(16, 24), (24, 30)])
     assert cut.read_bytes() == whole.read_bytes()
 
 
@@ -122,3 +121,89 @@ def test_an_error_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert write_embeddings(out, [column()], PLAN)
     with np.load(out, allow_pickle=False) as arrays:
         check(arrays)
+
+
+def mended(count: int = 30, seen: Any = None) -> Column:
+    """The inputs of `column`, all of which can be embedded by now."""
+    whole = column(count, seen=seen)
+
+    def embed(start: int, end: int) -> tuple[Any, list[str]]:
+        rows, errors = whole.embed(start, end)
+        return np.nan_to_num(rows), [""] * len(errors)
+
+    return Column(whole.name, whole.key, whole.inputs, embed, batch=4)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_what_was_left_out_is_named_where_nothing_may_be(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"features{suffix}"
+    write_embeddings(out, [column()], PLAN)
+    before = out.read_bytes()
+    assert not write_embeddings(out, [column(stop=0)], PLAN)
+    with pytest.raises(DataError, match=r"an earlier call left out 1 input: cut short\. --force"):
+        write_embeddings(out, [mended()], PLAN, allow_errors=False)
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(out, [column(stop=0)], PLAN, allow_errors=False, force=True)
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert write_embeddings(out, [mended()], PLAN, allow_errors=False, force=True)
+    assert out.read_bytes() != before
+    assert not write_embeddings(out, [column(stop=0)], PLAN, allow_errors=False)
+
+
+def test_parts_with_something_left_out_are_made_again(tmp_path: Path) -> None:
+    out = tmp_path / "features.npz"
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(out, [column(stop=16)], PLAN)
+    seen: list[tuple[int, int]] = []
+    write_embeddings(out, [mended(seen=seen)], PLAN, allow_errors=False)
+    assert seen == [(0, 8), (16, 24), (24, 30)]
+    with np.load(out) as arrays:
+        assert not any(arrays["path_error"].tolist())
+
+
+def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole.npz", tmp_path / "features.npz"
+    write_embeddings(whole, [column()], PLAN)
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(out, [column(stop=16)], PLAN)
+    first, _ = sorted(tmp_path.glob(".features.npz.parts-*/*.npz"))
+    first.write_bytes(first.read_bytes()[:100])
+    write_embeddings(out, [column()], PLAN)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    """The second one is refused and changes nothing; the first one comes to its end."""
+    whole, out = tmp_path / "whole.npz", tmp_path / "features.npz"
+    write_embeddings(whole, [column()], PLAN)
+    plain = column()
+    tried = 0
+
+    def embed(start: int, end: int) -> tuple[Any, list[str]]:
+        nonlocal tried
+        for plan in (PLAN, PLAN | {"checkpoint": "b"}):
+            with pytest.raises(DataError, match="is being written by another process"):
+                write_embeddings(out, [column()], plan, force=True)
+            tried += 1
+        return plain.embed(start, end)
+
+    write_embeddings(out, [Column(plain.name, plain.key, plain.inputs, embed, batch=4)], PLAN)
+    assert tried == 8
+    assert out.read_bytes() == whole.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {whole.name, out.name}
+
+
+def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    out = tmp_path / "new" / "features.npz"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refuse)
+        with pytest.raises(DataError, match=rf"No file can be written in {out.parent}: Read-only"):
+            write_embeddings(out, [column(stop=0)], PLAN)
+    write_embeddings(out, [column()], PLAN)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refuse)
+        assert not write_embeddings(out, [column(stop=0)], PLAN)  # nothing has to be written

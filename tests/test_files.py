@@ -13,6 +13,8 @@ from vilmedic.files import (
     plain_name,
     replace_text,
     spreadsheet_text,
+    text_table,
+    walk_files,
 )
 
 
@@ -102,3 +104,34 @@ def test_only_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             open_regular(name)
     with pytest.raises(FileNotFoundError):
         open_regular("gone")
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    (root / "b").mkdir(parents=True)
+    (other / "deep").mkdir(parents=True)
+    for path in (root / "z.png", root / "b" / "y.png", other / "x.png", other / "deep" / "w.png"):
+        path.write_text("")
+    (root / "a").symlink_to(other)
+    (root / "c").symlink_to(other / "deep")  # reached twice, and not a loop
+    (root / "b" / "up").symlink_to(root)
+    (other / "deep" / "back").symlink_to(root / "b")
+    (root / "nowhere.png").symlink_to(tmp_path / "gone")
+    (root / "self").symlink_to(root / "self")
+    found = [str(path.relative_to(root)) for path in walk_files(root)]
+    assert found[:5] == ["nowhere.png", "self", "z.png", "a/x.png", "a/deep/w.png"]
+    assert {"c/w.png", "b/y.png", "a/deep/back/y.png"} < set(found)
+    assert not any("up" in name.split("/")[2:] for name in found)
+    assert len(found) < 20
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+    failed: list[OSError] = []
+    assert list(walk_files(tmp_path / "none", failed.append)) == []
+    assert [error.filename for error in failed] == [str(tmp_path / "none")]
+
+
+def test_a_table_of_text_is_aligned() -> None:
+    rows = [["", "train", "test"], ["images", "1,200", "-"], ["labels", "7", "12"]]
+    assert text_table(rows) == ["        train  test", "images  1,200     -", "labels      7    12"]
+    assert text_table([["a"], ["long"]]) == ["a", "long"]

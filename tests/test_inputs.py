@@ -13,7 +13,7 @@ from PIL import Image
 from tests.datasets.dicom_files import make_dicom
 from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.pixels import Pixels
+from vilmedic.datasets.transforms import Pixels
 from vilmedic.errors import DataError
 from vilmedic.inputs import Preprocess, images_in, listed
 
@@ -155,7 +155,9 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", grey())
     names = ["a.PNG", "b.png", "e.npy", "deep/c.jpg", "deep/er/d.png"]
     assert images_in(tmp_path) == [str(tmp_path / name) for name in names]
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)  # each image is there once all the same
     assert listed(tmp_path) == listed(str(tmp_path)) == images_in(tmp_path)
+    assert len(images_in(tmp_path)) == len(names)
     with pytest.raises(DataError, match="none: there is no such folder"):
         images_in(tmp_path / "none")
     (tmp_path / "empty").mkdir()

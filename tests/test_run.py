@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -18,10 +19,17 @@ from transformers import BertConfig, BertModel
 
 import vilmedic
 from tests.crash.systems import CONVIRT, DALLE, GLORIA, SIMCLR, SYSTEMS, VAE, System
-from tests.factories import TINY_BERT, tiny_tokenizer
+from tests.dalles import TINY_TRANSFORMER, save_vae, tiny_dalle
+from tests.dalles import TINY_VAE as VAE_OF_DALLE
+from tests.factories import TINY_BERT, TINY_VAE, WORDS, tiny_spec, tiny_tokenizer, tiny_vae
+from tests.models.test_original_checkpoints import head, image_part, text_part
+from tests.older_files import write_dalle_pytorch_dalle, write_vilmedic
 from tests.trained import EVALUATION, ROOT, Runs
+from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.local_features import LocalFeatures
+from vilmedic.generation.generate import generate_images
+from vilmedic.run import write_pages
 
 PROMPTS = str(ROOT / "config/phantom/prompts-impression.yml")
 TEXTS = ["Large left pleural effusion.", "Clear lungs and a heart of normal size."]
@@ -120,8 +128,8 @@ def test_zero_shot_gives_the_scores_of_the_metric(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def report_classes(scores: np.ndarray, *rest: Any, **more: Any) -> dict[str, Any]:
-        seen.append(scores)
+    def report_classes(scores: Any, *rest: Any, **more: Any) -> dict[str, Any]:
+        seen.append(scores(slice(None)))
         return {"classes": {}}
 
     monkeypatch.setattr("vilmedic.metrics.zero_shot.report_classes", report_classes)
@@ -324,6 +332,126 @@ def test_dalle_without_the_run_of_its_vae(trained: Runs, tmp_path: Path) -> None
     assert model.encode(trained.images()).shape == (10, 64)
 
 
+def test_a_folder_of_the_original_vilmedic(trained: Runs, tmp_path: Path) -> None:
+    """One .pth without configuration, `config.yml` in older keys, and a word list."""
+    folder = tmp_path / "selfsup" / "convirt"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    original = torch.nn.Module()
+    original.linguistic, original.visual = text_part(pooler=True), image_part()
+    original.vis_proj, original.lin_proj = head(512), head(16)
+    original.eval()
+    path = folder / "0.31_7_99.pth"
+    torch.save({"model": original.state_dict()}, path)
+    image = {"root": "gone", "file": "image.tok", "load_memory": False, "resize": 40, "crop": 32}
+    seq = {"root": "gone", "file": "report.tok", "tokenizer": None, "tokenizer_max_len": 16}
+    text = {"proto": None, **TINY_BERT, "num_hidden_layers": 2}
+    config = {
+        "dataset": {"proto": "ImSeq", "image": image, "seq": {**seq, "source": "src"}},
+        "model": {
+            "proto": "ConVIRT",
+            "encoder": {**text, "add_pooling_layer": False},
+            "cnn": {"proto": "CNN", "backbone": "resnet18", "pretrained": True},
+            "projection": {
+                "visual_embedding_dim": 512,
+                "textual_embedding_dim": 16,
+                "projection_dim": 8,
+            },
+            "loss": {"proto": "ConVIRTLoss", "tau": 0.1, "lambda_": 0.75},
+        },
+    }
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    with pytest.raises(CheckpointError, match="was saved without its vocabulary"):
+        vilmedic.load(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    (folder / "vocab.src").write_text("\n".join(words))
+    for source in (folder, path):
+        model = vilmedic.load(source, device="cpu")
+        found = model.embed_images(trained.images(), normalize=False)
+        shown = torch.stack([model.preprocess(image) for image in trained.images()])
+        assert shown.shape == (10, 3, 32, 32)
+        with torch.inference_mode():
+            expected = original.vis_proj(original.visual.cnn(shown).flatten(1))
+            ids = torch.tensor([[words.index(word) for word in ("no", "acute", "effusion")]])
+            first = original.linguistic.encoder(ids).last_hidden_state[:, 0]
+            pooled = original.linguistic.pooler.dense(first).tanh()
+            texts = original.lin_proj(pooled)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        one = model.embed_texts("no acute effusion", normalize=False)
+        torch.testing.assert_close(one, texts, rtol=1e-4, atol=1e-4)
+
+
+def write_config(path: Path, **sections: Any) -> Path:
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def test_a_file_of_the_original_vilmedic_with_code_for_its_images(
+    trained: Runs, tmp_path: Path
+) -> None:
+    vae = tiny_vae(seed=3)
+    write_vilmedic(tmp_path / "vae.pth", vae, TINY_VAE)
+    with pytest.raises(CheckpointError, match=r"custom_transform_train: it is Python code.*mean: "):
+        vilmedic.load(tmp_path / "vae.pth")
+    pixels = {"resize": 16, "crop": 16, "mean": [0], "std": [1]}
+    config = write_config(
+        tmp_path / "vae.yml",
+        dataset={"proto": "ImageDataset", "root": "gone", **pixels},
+        model={"proto": "VAE", **TINY_VAE},
+    )
+    model = vilmedic.load(tmp_path / "vae.pth", config=config, device="cpu")
+    shown = torch.stack([model.preprocess(image) for image in trained.images()])
+    assert torch.equal(model.encode(trained.images()), vae.get_codebook_indices(shown))
+    state = torch.load(trained(VAE) / "last_3.pth", weights_only=True)
+    del state["config"]["dataset"]["mean"]
+    torch.save(state, tmp_path / "mean.pth")
+    with pytest.raises(CheckpointError, match=r"has mean=\[0.485, .* but VAE works with \[0\] or"):
+        vilmedic.load(tmp_path / "mean.pth")
+
+
+def test_files_of_dalle_pytorch(trained: Runs, tmp_path: Path) -> None:
+    """They hold the shape of the model; a configuration says the rest."""
+    dalle = tiny_dalle(save_vae(tmp_path / "vae.pth"))
+    told = {**TINY_TRANSFORMER, "num_text_tokens": 4 + len(WORDS), "attn_types": ("full",)}
+    told |= {"shift_tokens": True, "rotary_emb": True, "stable": False}
+    path = tmp_path / "dalle.pt"
+    write_dalle_pytorch_dalle(path, dalle.state_dict(), hparams=told, vae_params=VAE_OF_DALLE)
+    with pytest.raises(CheckpointError, match=r"dalle\.pt: holds weights without the config"):
+        vilmedic.load(path)
+    tiny_tokenizer().save_pretrained(tmp_path / "words")
+    pixels = {"resize": 16, "crop": 16, "mean": [0], "std": [1]}
+    seq = {"root": "gone", "tokenizer": str(tmp_path / "words"), "tokenizer_max_len": 6}
+    sections: dict[str, Any] = {
+        "dataset": {"proto": "ImSeq", "image": {"root": "gone", **pixels}, "seq": seq},
+        "model": {"proto": "DALLE", "vae": {"ckpt": str(path)}, "dalle": TINY_TRANSFORMER},
+    }
+    config = write_config(tmp_path / "dalle.yml", **sections)
+    model = vilmedic.load(path, config=config, device="cpu")
+    shown = torch.stack([model.preprocess(image) for image in trained.images()])
+    assert torch.equal(model.encode(trained.images()), dalle.vae.get_codebook_indices(shown))
+    images = model.generate("no acute effusion", num_images=2, seed=5)
+    assert [image.size for image in images] == [(16, 16)] * 2
+    settings = GenerationSection(generate_images=True, num_images=2, prompt="no acute effusion")
+    ids = tiny_spec(6).tokenizer("no acute effusion", return_tensors="pt")  # type: ignore[misc]
+    batch = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}
+    expected = generate_images(
+        [dalle.eval()],
+        batch,
+        "no acute effusion",
+        settings,
+        seed=5,
+        batch_size=32,
+        device=torch.device("cpu"),
+        precision="fp32",
+    ).mean(dim=1)
+    for image, one in zip(images, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(image), one.numpy() * 255, atol=1)
+    sections["model"]["dalle"] = {**TINY_TRANSFORMER, "shift_tokens": False}
+    config = write_config(tmp_path / "other.yml", **sections)
+    with pytest.raises(CheckpointError, match="shift_tokens is True, the configuration says False"):
+        vilmedic.load(path, config=config)
+
+
 def test_a_checkpoint_of_before_says_what_is_missing(trained: Runs, tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained(CONVIRT), tmp_path / "run")
     expected = embedding(run_dir, trained)
@@ -346,6 +474,24 @@ def test_a_checkpoint_of_before_says_what_is_missing(trained: Runs, tmp_path: Pa
         vilmedic.load(tmp_path / "empty.pth")
 
 
+def test_what_is_no_path_is_named() -> None:
+    for wrong in (None, 3, b"run"):
+        with pytest.raises(CheckpointError, match=r"load: given .*, allowed: a run directory or a"):
+            vilmedic.load(wrong)  # type: ignore[arg-type]
+        for call in (vilmedic.train, vilmedic.evaluate):
+            with pytest.raises(ConfigError, match=r"config: given .*, allowed: a YAML file"):
+                call(wrong)  # type: ignore[operator]
+        with pytest.raises(DataError, match=r"images_in: given .*, allowed: a folder"):
+            vilmedic.images_in(wrong)  # type: ignore[arg-type]
+    for wrong in ("a\0b", "a" * 5000):
+        with pytest.raises(CheckpointError, match="there is no such run directory or checkpoint"):
+            vilmedic.load(wrong)
+        with pytest.raises(DataError, match="there is no such folder"):
+            vilmedic.images_in(wrong)
+    with pytest.raises(ConfigError, match="given 3, allowed: words such as 'key=value'"):
+        vilmedic.train("config.yml", 3)  # type: ignore[arg-type]
+
+
 def test_what_is_no_run_is_named(trained: Runs, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: there is no such run directory"):
         vilmedic.load(tmp_path / "nowhere")
@@ -364,8 +510,12 @@ def test_what_is_no_run_is_named(trained: Runs, tmp_path: Path) -> None:
     [best] = run_dir.glob("[0-9]*.pth")
     with pytest.raises(CheckpointError, match="has no meaning"):
         vilmedic.load(best, ckpt="last_3.pth")
-    with pytest.raises(ConfigError, match="device: given 'tpu'"):
-        vilmedic.load(run_dir, device="tpu")
+    for device in ("tpu", 3):
+        with pytest.raises(ConfigError, match=f"device: given '{device}'"):
+            vilmedic.load(run_dir, device=device)  # type: ignore[arg-type]
+    assert vilmedic.load(run_dir, device=torch.device("cpu")).device == torch.device("cpu")
+    with pytest.raises(ConfigError, match=rf"config: {best} holds its configuration"):
+        vilmedic.load(best, config=run_dir / "config_3.yml")
 
 
 def test_other_weights_of_a_run(trained: Runs) -> None:
@@ -485,6 +635,45 @@ def test_embeddings_may_be_arrays(trained: Runs) -> None:
             call()
 
 
+def test_numbers_that_are_no_embeddings_are_named(trained: Runs) -> None:
+    model = vilmedic.load(trained(CONVIRT), device="cpu")
+    rows, texts = model.embed_images(trained.images()), model.embed_texts(TEXTS)
+    prompts = {"mine": {"positive": TEXTS[:1], "negative": TEXTS[1:]}}
+    for wrong in (texts[0], texts[None], texts.long(), texts.numpy()[0], torch.tensor(1.0)):
+        with pytest.raises(DataError, match=r"texts: given (int64|float32) \[.*\], allowed: texts"):
+            model.similarity(rows, wrong)
+    for wrong in (rows[0], rows.numpy()[0], torch.tensor(1.0)):
+        for call in (
+            lambda wrong: model.similarity(wrong, texts),
+            lambda wrong: model.zero_shot(wrong, prompts),
+        ):
+            with pytest.raises(DataError, match=r"images: given float32 \[.*\], allowed: images"):
+                call(wrong)
+    for wrong in (None, texts):
+        with pytest.raises(DataError, match=r"prompts: given a .*, allowed: a mapping"):
+            model.zero_shot(rows, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="similarity: given 'mine', allowed: global, local, both"):
+        model.zero_shot(rows, prompts, similarity="mine")  # type: ignore[arg-type]
+
+
+def test_half_a_character_is_named(trained: Runs) -> None:
+    """What `surrogateescape` makes of a file name in another encoding, for example."""
+    model, dalle = vilmedic.load(trained(GLORIA)), vilmedic.load(trained(DALLE))
+    image = trained.images()[0]
+    half = "Large effusion.\udc80"
+    prompts = {"mine": {"positive": ["Clear lungs."], "negative": [half]}}
+    for number, call in (
+        (1, lambda: model.embed_texts(["Clear lungs.", half])),
+        (0, lambda: model.similarity([image], half)),
+        (1, lambda: model.zero_shot([image], prompts)),
+        (0, lambda: model.local_similarity([image], [half])),
+        (0, lambda: model.attention(image, half)),
+        (0, lambda: dalle.generate(half)),
+    ):
+        with pytest.raises(DataError, match=rf"text {number}: .*half of a character"):
+            call()
+
+
 def test_what_is_of_another_type_is_named(trained: Runs) -> None:
     model, vae = vilmedic.load(trained(CONVIRT)), vilmedic.load(trained(VAE))
     paths = trained.images()
@@ -502,6 +691,9 @@ def test_what_is_of_another_type_is_named(trained: Runs) -> None:
         model.embed_images("a" * 5000)
     with pytest.raises(DataError, match="generate: given None, allowed: one text"):
         vilmedic.load(trained(DALLE)).generate(None)  # type: ignore[arg-type]
+    for seed in (-1, "x", 2**32, None):
+        with pytest.raises(ConfigError, match=f"seed: given {seed!r}, allowed: an integer from 0"):
+            vilmedic.load(trained(DALLE)).generate("x", seed=seed)  # type: ignore[arg-type]
     codes = vae.encode(paths[:2])
     assert torch.equal(vae.decode(codes.numpy()), vae.decode(codes))
     for given in (codes.tolist(), codes > 0, codes.numpy().astype("U8")):
@@ -547,7 +739,9 @@ def test_a_cache_gives_the_same(trained: Runs, tmp_path: Path) -> None:
 
 def test_the_package_starts_without_torch() -> None:
     code = (
-        "import sys, vilmedic; print(sorted({'torch', 'numpy', 'PIL', 'yaml'} & set(sys.modules)));"
+        "import sys, vilmedic;"
+        "slow = {'torch', 'torchvision', 'transformers', 'numpy', 'PIL', 'omegaconf', 'griffe'};"
+        "print(sorted((slow | {'yaml'}) & set(sys.modules)));"
         "print(sorted(name for name in dir(vilmedic) if name in vilmedic.__all__));"
         "print(vilmedic.VilmedicError.__module__)"
     )
@@ -560,3 +754,17 @@ def test_the_package_starts_without_torch() -> None:
     assert done.stdout.splitlines() == ["[]", str(sorted(vilmedic.__all__)), "vilmedic.errors"]
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         _ = vilmedic.lode
+
+
+def test_a_folder_that_is_no_run_gets_no_pages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "1.66_4_406122.pth").touch()  # a checkpoint that was downloaded
+    (tmp_path / "generated").mkdir()
+    write_pages(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    assert "write_report" not in caplog.text
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seed": 0, "train_loss": 0.5}\n')
+    write_pages(tmp_path)
+    assert (tmp_path / "report.html").exists()

@@ -16,7 +16,12 @@ import torch
 # Processes forked from a server that has loaded the libraries begin at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["vilmedic.running", "torch.utils.tensorboard", "torch.distributed.fsdp"]
+    [
+        "vilmedic.training.trainor",
+        "vilmedic.evaluation.ensemblor",
+        "torch.utils.tensorboard",
+        "torch.distributed.fsdp",
+    ]
 )
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 
 LABELS = ("Effusion", "Mass")

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vilmedic.errors import VilmedicError as VilmedicError
     from vilmedic.inputs import images_in as images_in
-    from vilmedic.run import TrainedModel as TrainedModel
     from vilmedic.run import evaluate as evaluate
     from vilmedic.run import load as load
     from vilmedic.run import train as train
+    from vilmedic.trained_model import TrainedModel as TrainedModel
 
 _MODULES = {
     "load": "run",
     "train": "run",
     "evaluate": "run",
-    "TrainedModel": "run",
+    "TrainedModel": "trained_model",
     "images_in": "inputs",
     "VilmedicError": "errors",
 }

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
-from vilmedic.config.show import help_text, print_config
 from vilmedic.distributed.launch import (
     first_to_fail,
     is_lost_connection,
@@ -20,13 +19,13 @@ from vilmedic.distributed.launch import (
     process_count,
 )
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
-from vilmedic.preparation.arguments import positive
+from vilmedic.files import FULL
 
 FAILED = 2
 BROKEN = 1
 MOST_TOLD = 200  # problems
 REFUSED_BY_SYSTEM = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
 )
 """What a full, read-only or failing disk answers, wherever it is met."""
@@ -133,11 +132,15 @@ def command(
     def call() -> None:
         line = parse(sys.argv[1:] if argv is None else argv, prog)
         if line.option == "--help":
+            from vilmedic.config.show import help_text
+
             draft = read(line.config, line.overrides) if line.config else None
             _print(help_text(usage(prog, purpose), draft))
             return
         config = load(line.config or "", line.overrides, training=training)
         if line.option == "--print-config":
+            from vilmedic.config.show import print_config
+
             _print(print_config(config))
         elif line.option == "--check":
             notes = [f"note: {note}" for note in config.notes]
@@ -180,7 +183,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     """Train a model: `bin/train.py`, `vilmedic-train`."""
 
     def run(config: Config) -> None:
-        from vilmedic.running import run_training
+        from vilmedic.run import run_training
 
         run_training(config)
 
@@ -191,7 +194,7 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
 
     def run(config: Config) -> None:
-        from vilmedic.running import run_ensemble
+        from vilmedic.run import run_ensemble
 
         run_ensemble(config)
 
@@ -224,13 +227,13 @@ def report(argv: Sequence[str] | None = None) -> int:
 
 def _report(run_dir: Path) -> int:
     """Make the pages of a run; the exit status."""
-    from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run
+    from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run
 
     left_out = LeftOut(run_dir, tell=lambda text: print(escaped(text), file=sys.stderr))
     try:
         check_run(run_dir)
         # imported here: what is no run is known before that has taken its seconds
-        from vilmedic.report.draw_curves import write_curves
+        from vilmedic.report.curves import write_curves
         from vilmedic.report.page import write_report
 
         for write in (write_curves, write_report):
@@ -263,6 +266,8 @@ def embed(argv: Sequence[str] | None = None) -> int:
 
 
 def _embed_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import positive
+
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Embeds images and texts with a finished run: a row for each, with its path or "

@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vilmedic.checkpoints.checkpoint import read_header
+from vilmedic.checkpoints.older_formats import ZOO_CONFIG
 from vilmedic.datasets.decode import SUFFIXES
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
+from vilmedic.datasets.vocabulary import FOLDER, WORD_LIST
 from vilmedic.device import pick_device
 from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.files import sha256_of
 from vilmedic.inputs import images_in
 from vilmedic.manifest import MANIFEST, is_export
-from vilmedic.preparation.tables import read_numbered, table_columns
-from vilmedic.preparation.text_file import open_text
-from vilmedic.run import TrainedModel, find_checkpoint, load
+from vilmedic.run import find_checkpoint, load
+from vilmedic.tables import open_text, read_numbered, table_columns
+from vilmedic.trained_model import TrainedModel
 
 KINDS = (".npz", ".parquet")
 
@@ -82,7 +85,14 @@ def embed_files(given: argparse.Namespace) -> bool:
     total = sum(len(column.inputs) for column in columns)
     with tqdm(desc="Embedding", unit="input", total=total, delay=3, disable=None) as bar:
         job.bar = bar
-        return write_embeddings(given.out, columns, job.plan(images, texts), force=given.force)
+        return write_embeddings(
+            given.out,
+            columns,
+            job.plan(images, texts),
+            force=given.force,
+            allow_errors=given.on_error == "skip",
+            on_kept=bar.update,
+        )
 
 
 def read_images(source: Path, column: str | None) -> Inputs:
@@ -146,6 +156,9 @@ def _check_output(given: argparse.Namespace) -> None:
         )
     if given.out.is_dir():
         raise ConfigError(f"--out: given '{given.out}', which is a folder.")
+    there = next(one for one in given.out.absolute().parents if os.path.lexists(one))
+    if not there.is_dir():
+        raise ConfigError(f"--out: given '{given.out}', but {there} is a file, not a folder.")
     if given.out.suffix == ".parquet":
         if given.images is not None and given.texts is not None:
             raise ConfigError(
@@ -168,9 +181,8 @@ class _Job:
 
     def plan(self, images: Inputs | None, texts: Inputs | None) -> dict[str, Any]:
         """What the result depends on. Errors that are skipped change no other row."""
-        exported = is_export(self.checkpoint)
         plan: dict[str, Any] = {
-            "checkpoint": sha256_of(self.checkpoint / MANIFEST if exported else self.checkpoint),
+            "checkpoint": _weights(self.checkpoint),
             "ema": self.given.ema,
             "normalize": self.given.normalize,
             "batch_size": self.batch,
@@ -244,13 +256,32 @@ class _Job:
         return embed
 
 
+def _weights(path: Path) -> str:
+    """A checkpoint as a plan knows it, with what older ones take from the files around them."""
+    if is_export(path):
+        return sha256_of(path / MANIFEST)  # which lists the digests of all files
+    state = read_header(path)
+    around = []
+    if not state.get("config"):
+        around.append(path.parent / ZOO_CONFIG)
+    if not state.get("data"):
+        around += [path.parent / WORD_LIST, *sorted((path.parent / FOLDER).glob("*"))]
+    digests = [sha256_of(one) for one in around if one.is_file()]
+    return ":".join([sha256_of(path), *digests])
+
+
 def _stat(path: str) -> str:
-    """A file as a plan knows it: another size or time is another image."""
+    """A file as a plan knows it: another size, time or place on the disk is another image.
+
+    The time of its last change (ctime) is set by the system alone: a file that is replaced by one
+    of the same size and date has another one.
+    """
     try:
         found = os.stat(path)
     except (OSError, ValueError):
         return path
-    return f"{path}\0{found.st_size}\0{found.st_mtime_ns}"
+    known = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return "\0".join([path, *map(str, known)])
 
 
 def _digest(texts: Any) -> str:

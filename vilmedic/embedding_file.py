@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from vilmedic.checkpoints.run_directory import acquire
+from vilmedic.datasets.lines import listed
 from vilmedic.errors import DataError
+from vilmedic.files import replacing
 
 PART = 1024
 """Inputs of a part: what a run that is killed loses at most."""
-PLAN = "plan.json"
 Rows = NDArray[np.float32]
 
 
@@ -61,7 +64,8 @@ def write_embeddings(
     plan: dict[str, Any],
     *,
     force: bool = False,
-    on_part: Callable[[str, int], None] = lambda _name, _size: None,
+    allow_errors: bool = True,
+    on_kept: Callable[[int], object] = lambda _size: None,
 ) -> bool:
     """Write the embeddings of inputs, continuing what an earlier call with the same plan began.
 
@@ -73,67 +77,129 @@ def write_embeddings(
         out: the file, `.npz` or `.parquet`.
         columns: the inputs.
         plan: what the result depends on: checkpoint, options, inputs. Another plan starts again.
-        force: replace a file that was made with another plan.
-        on_part: told the column and the number of inputs of each part, also of those that an
-            earlier call wrote.
+        force: replace a file that was made with another plan, or that holds errors.
+        allow_errors: whether inputs that an earlier call left out may stay so. If not, those of a
+            finished file are an error, and those of a part are embedded again.
+        on_kept: told the number of inputs of each part that an earlier call wrote.
 
     Returns:
         Whether anything had to be done.
 
     Raises:
-        DataError: another process is writing this file, it is there and of another plan, or it
-            cannot be written.
+        DataError: another process is writing this file; it is there and of another plan, or with
+            errors that are not allowed; or it cannot be written.
     """
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     plan = {**plan, "sha256": digest}
-    folder = out.with_name(f".{out.name}.parts")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            if _holds(out, digest):
-                return False
-            if out.exists() and not force:
-                raise DataError(
-                    f"{out} is there already, and made from other inputs, weights or options. "
-                    "Give another name, or --force to replace it."
-                )
-            if _plan_of(folder / PLAN).get("sha256") != digest:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                _write(folder / PLAN, json.dumps(plan).encode())
+    folder = out.with_name(f".{out.name}.parts-{digest[:16]}")  # never of another plan
+
+    def is_done() -> bool:
+        errors = _errors(out, columns, digest)
+        if errors and not (allow_errors or force):
+            left_out = listed(errors, "input").rstrip(".")
+            raise DataError(
+                f"{out} is complete, but an earlier call left out {left_out}. --force embeds all "
+                "inputs again; --on-error skip leaves the file as it is."
+            )
+        return errors is not None and not (errors and force)
+
+    if is_done():
+        return False
+    with _locked(out):
+        if is_done():
+            return False
+        if out.exists() and not force:
+            raise DataError(
+                f"{out} is there already, and made from other inputs, weights or options. "
+                "Give another name, or --force to replace it."
+            )
+        with _writing(out, folder):
+            for other in out.parent.glob(f".{glob.escape(out.name)}.parts-*"):
+                if other != folder:
+                    shutil.rmtree(other)
+            folder.mkdir(exist_ok=True)
+        try:
             for column in columns:
                 for start in column.starts():
                     stop = min(start + column.part, len(column.inputs))
-                    _make_part(folder, column, start, stop)
-                    on_part(column.name, stop - start)
-            draft = folder / f"whole{out.suffix}"
+                    if _is_part(_part_path(folder, column, start), allow_errors):
+                        on_kept(stop - start)
+                    else:
+                        _make_part(out, folder, column, start, stop)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # it stays when there is a part in it
+            raise
+        with _writing(out, folder):
             write = _write_parquet if out.suffix == ".parquet" else _write_npz
-            write(draft, folder, columns, plan)
-            _sync(draft)
-            os.replace(draft, out)
+            with replacing(out, sync=True) as draft:
+                write(draft, folder, columns, plan)
             shutil.rmtree(folder)
+    return True
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes from writing a file, and make its folder.
+
+    Raises:
+        DataError: another process is writing it, or its folder takes no files.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    lock = FileLock(path, fallback_to_soft=False)  # the other kind would outlive a kill
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab"):  # filelock takes a folder without files for a lock that is held
+            pass
+        while True:
+            held = acquire(lock, 0)
+            if not held or path.exists():
+                break
+            lock.release()  # another process has just removed it
     except Timeout:
         raise DataError(f"{out} is being written by another process.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"No file can be written in {out.parent.absolute()}: {reason}.") from error
+    try:
+        yield
+    finally:
+        if held:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            lock.release()
+
+
+@contextmanager
+def _writing(out: Path, folder: Path) -> Iterator[None]:
+    """Say what is kept when the disk is full."""
+    try:
+        yield
     except OSError as error:
         raise DataError(
             f"{out} cannot be written: {error.strerror or error}. What is complete is kept in "
             f"{folder}: the same command continues."
         ) from error
-    with contextlib.suppress(OSError):
-        out.with_name(f".{out.name}.lock").unlink()
-    return True
 
 
-def _make_part(folder: Path, column: Column, start: int, stop: int) -> None:
+def _make_part(out: Path, folder: Path, column: Column, start: int, stop: int) -> None:
     path = _part_path(folder, column, start)
-    if path.is_file():
-        return
     rows, errors = column.embed(start, stop)
-    draft = path.with_suffix(".tmp")
-    with open(draft, "wb") as file:
+    with (
+        _writing(out, folder),
+        replacing(path, sync=True) as draft,
+        open(draft, "wb") as file,
+    ):
         np.savez(file, rows=rows, errors=np.array(errors, dtype=np.str_))
-    _sync(draft)
-    os.replace(draft, path)
+
+
+def _is_part(path: Path, allow_errors: bool) -> bool:
+    """Whether a part is there and can be used."""
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            return allow_errors or not any(part["errors"].tolist())
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile):
+        return False
 
 
 def _part_path(folder: Path, column: Column, start: int) -> Path:
@@ -193,37 +259,22 @@ def _write_parquet(
     writer.close()
 
 
-def _holds(out: Path, digest: str) -> bool:
-    """Whether a file is the finished result of a plan."""
+def _errors(out: Path, columns: Sequence[Column], digest: str) -> list[str] | None:
+    """The inputs that the finished result of a plan has left out; None if a file is not that."""
     try:
         if out.suffix == ".parquet":
             from pyarrow import parquet
 
-            text = (parquet.read_schema(out).metadata or {}).get(b"plan", b"{}").decode()
+            read: Any = parquet.read_table(out, columns=[f"{one.key}_error" for one in columns])
+            text = (read.schema.metadata or {}).get(b"plan", b"{}").decode()
+            reasons = [read[f"{one.key}_error"].to_pylist() for one in columns]
         else:
             with np.load(out, allow_pickle=False) as arrays:
                 text = str(arrays["plan"])
+                reasons = [arrays[f"{one.key}_error"].tolist() for one in columns]
         plan = json.loads(text)
     except Exception:  # no file, a damaged one or one of somebody else
-        return False
-    return isinstance(plan, dict) and plan.get("sha256") == digest
-
-
-def _plan_of(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, content: bytes) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_bytes(content)
-    _sync(draft)
-    os.replace(draft, path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+        return None
+    if not isinstance(plan, dict) or plan.get("sha256") != digest:
+        return None
+    return [reason for column in reasons for reason in column if reason]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 LONGEST_NAME = 200  # letters; comparing two texts of a report's length takes minutes
 
@@ -33,6 +33,21 @@ class ConfigError(VilmedicError):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class ArgumentError(ConfigError):
+    """Arguments that a constructor refuses.
+
+    `vilmedic.config.build` says in front of each where in the configuration it stands.
+
+    Args:
+        problems: what is wrong, by the name of the argument; of one inside an argument the names
+            with dots between them, and an empty one for what concerns several.
+    """
+
+    def __init__(self, problems: Mapping[str, str]) -> None:
+        self.arguments = dict(problems)
+        super().__init__(f"{name}: {text}" if name else text for name, text in problems.items())
 
 
 class DataError(VilmedicError):

@@ -1,16 +1,44 @@
-"""Files that are whole at any moment, what a path leads to, and names that stay in a folder."""
+"""Files and folders: atomic writes, sums, walks, archives, full disks, cores, names in a folder."""
 
 from __future__ import annotations
 
 import errno
+import gzip
+import hashlib
+import lzma
 import os
 import stat
+import tarfile
 import unicodedata
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 LONGEST_NAME = 255  # bytes of a file name on the usual file systems
+BLOCK = 2**20  # bytes that are read at a time
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    # zipfile: a member with a password (RuntimeError), of a method that it does not know
+    # (NotImplementedError, which is one), or with impossible numbers in its header
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
+"""What the readers of archives raise for one that is damaged or that they cannot read; a
+`BadGzipFile` is an `OSError`."""
+MOST_PACKED = 200
+"""Times its size that a compressed archive may unpack to: text packs to a tenth, images not at all,
+and zeros that are there to fill a disk to a thousandth."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -85,33 +113,85 @@ def no_file(path: Path) -> str | None:
     return _KINDS.get(stat.S_IFMT(mode))
 
 
-def replace_text(path: Path, text: str, writer: str = "") -> None:
-    """Write a text file so that it is either the old one or the whole new one.
+@contextmanager
+def replacing(path: Path, writer: str = "", *, sync: bool = False) -> Iterator[Path]:
+    """A name to write a file under, which becomes `path` at the end of the block.
+
+    The file is either the old one or the whole new one; after an error it is the old one.
 
     Args:
         path: the file.
-        text: its content, written as UTF-8.
         writer: what tells writers apart that may be at the same file at the same time.
+        sync: bring the content to the disk before the old file goes.
+
+    Yields:
+        One name for all attempts: what a killed one has left is overwritten by the next.
+    """
+    draft = path.with_name(f".{path.name}{writer}.tmp")
+    try:
+        yield draft
+        if sync:
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str, writer: str = "") -> None:
+    """Write a text file, as UTF-8, so that it is either the old one or the whole new one.
 
     Raises:
         OSError: it cannot be written; the old file is still there.
     """
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), writer)
+    with replacing(path, writer) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def replace_bytes(path: Path, content: bytes, writer: str = "") -> None:
     """Write a file as `replace_text` does."""
-    _replace(path, lambda temporary: temporary.write_bytes(content), writer)
+    with replacing(path, writer) as draft:
+        draft.write_bytes(content)
 
 
-def _replace(path: Path, write: Callable[[Path], object], writer: str) -> None:
-    # One name for all attempts: what a killed one has left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}{writer}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_apple_double(path: Path) -> bool:
+    """Whether a file is what macOS keeps beside `x.jpg` on other disks, as `._x.jpg`: no image."""
+    return path.name.startswith("._")
+
+
+def walk_files(
+    folder: Path,
+    failed: Callable[[OSError], object] | None = None,
+    above: frozenset[str] = frozenset(),
+) -> Iterator[Path]:
+    """All that is no folder below a folder, by name, the files of a folder before its folders.
+
+    Links to folders are followed, for images often lie on another disk; one that leads back to a
+    folder above it is left out. Links that lead nowhere are among the files.
+
+    Args:
+        folder: where to start; none is there without any files.
+        failed: called with the error of each folder that cannot be listed.
+        above: the real paths of the folders above it.
+    """
+    real = os.path.realpath(folder)
+    level = next(os.walk(folder, onerror=failed), None)
+    if level is None or real in above:
+        return
+    _, folders, names = level
+    for name in sorted(names):
+        yield folder / name
+    for name in sorted(folders):
+        yield from walk_files(folder / name, failed, above | {real})
 
 
 def sync_folder(folder: Path) -> None:
@@ -128,6 +208,60 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a `.tgz` or `.tar`, after its compressed stream was read to the end once.
+
+    `tarfile` takes a damaged header for the end of the archive and stops before the sum at the end
+    of the stream, so that members would be missing or wrong without a word.
+
+    Raises:
+        tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError: it is damaged; see `DAMAGE`.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    if compressed:
+        most, unpacked = MOST_PACKED * max(path.stat().st_size, BLOCK), 0
+        with gzip.open(path) as stream:
+            while block := stream.read(BLOCK):
+                unpacked += len(block)
+                if unpacked > most:
+                    raise tarfile.TarError(f"it unpacks to more than {MOST_PACKED} times its size")
+    # Of no other compression, which `tarfile` would find out by itself: it would have no bound.
+    with tarfile.open(path, "r:gz" if compressed else "r:") as archive:
+        yield archive
+
+
+def disk_trouble(error: OSError, where: str = "") -> str:
+    """An error of the disk in words; that it is full is said as such.
+
+    Args:
+        error: what was raised.
+        where: the folder written to, where it is known.
+    """
+    if error.errno not in FULL:
+        return str(error)
+    disk = f"The disk of {where}" if where else "The disk"
+    return f"{disk} is full. What is complete is kept: make room and run the same command again."
+
+
+def text_table(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """The lines of a table: the first column set to the left, the others to the right.
+
+    Args:
+        rows: the cells, as many in each row.
+        between: what separates two columns.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        between.join(
+            [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])],
+        ).rstrip()
+        for first, *others in rows
+    ]
+
+
 def spreadsheet_text(text: str) -> str:
     """A text cell of a CSV file that is written, so that no spreadsheet runs it as a formula.
 
@@ -142,9 +276,6 @@ def spreadsheet_text(text: str) -> str:
 def from_spreadsheet(text: str) -> str:
     """A text cell of a CSV file that is read, without the mark of `spreadsheet_text`."""
     return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _is_number(text: str) -> bool:

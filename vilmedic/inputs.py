@@ -30,10 +30,9 @@ from vilmedic.datasets.decode import (
 from vilmedic.datasets.lines import Lines, join_names
 from vilmedic.datasets.picture_cache import PictureCache
 from vilmedic.datasets.pictures import PictureFiles
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.transforms import resized_shape
+from vilmedic.datasets.transforms import Pixels, resized_shape
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.files import core_count
+from vilmedic.files import core_count, walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +52,14 @@ def images_in(folder: str | Path) -> list[str]:
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    if not Path(folder).is_dir():
+    if not isinstance(folder, str | Path):
+        raise DataError(f"images_in: given {folder!r}, allowed: a folder.")
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: there is no such folder.")
     found = [
-        os.path.join(place, name)
-        for place, _, names in sorted(os.walk(folder, followlinks=True))
-        for name in sorted(names)
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        os.path.join(folder, path.relative_to(folder))
+        for path in walk_files(Path(folder))
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     if not found:
         raise DataError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES)[:12])}, ...).")

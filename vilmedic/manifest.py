@@ -26,9 +26,15 @@ FOLDERS = (IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE_FOLDER, DALLE_FOLDER, ONN
 WEIGHTS = "model.safetensors"
 KINDS = (".safetensors", ".json", ".txt", ".onnx", ".data")
 """What files of an exported folder are: weights, plain values and words, and no programs."""
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 MOST_BYTES = 100_000_000  # of a manifest
 MOST_FILES = 1000
 CHUNK = 2**20
+
+
+def is_repository(name: str) -> bool:
+    """Whether a name may be that of a repository, `user/name`, rather than a path."""
+    return REPOSITORY.fullmatch(name) is not None and not os.path.isdir(name.partition("/")[0])
 
 
 def is_export(path: str | Path) -> bool:

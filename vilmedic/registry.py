@@ -28,6 +28,7 @@ class Registry:
         table: built-in name to `module:Class`, imported when first used.
         aliases: other names that published configurations use, to the built-in name.
         group: the entry point group that adds to it; None for a registry without one.
+        runtime: the `Runtime` arguments that the framework gives to what it builds of this kind.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Registry:
         table: dict[str, str],
         aliases: dict[str, str] | None = None,
         group: str | None = None,
+        runtime: tuple[str, ...] = (),
     ) -> None:
         self.kind = kind
         self.group = group
+        self.runtime = runtime
         self._table = dict(table)
         self._aliases = dict(aliases or {})
         self._registered: dict[str, type] = {}
@@ -190,6 +193,7 @@ MODELS = Registry(
         "VAE": "vilmedic.models.vae:VAE",
     },
     group="vilmedic.models",
+    runtime=("spec", "filled", "read_encoder"),
 )
 DATASETS = Registry(
     "dataset",
@@ -199,10 +203,11 @@ DATASETS = Registry(
         "LabelDataset": "vilmedic.datasets.label:LabelDataset",
         "ImSeq": "vilmedic.datasets.pairs:ImSeq",
         "ImSeqLabel": "vilmedic.datasets.pairs:ImSeqLabel",
-        "ImSeqShards": "vilmedic.datasets.im_seq_shards:ImSeqShards",
+        "ImSeqShards": "vilmedic.datasets.pairs:ImSeqShards",
         "ImLabel": "vilmedic.datasets.pairs:ImLabel",
     },
     group="vilmedic.datasets",
+    runtime=("split", "training", "seed", "run_dir"),
 )
 BLOCKS = Registry(
     "block",
@@ -211,6 +216,7 @@ BLOCKS = Registry(
     },
     aliases={"VisualEncoder": "CNN"},
     group="vilmedic.blocks",
+    runtime=("spec", "filled", "read_encoder"),
 )
 LOSSES = Registry(
     "loss",

@@ -1,10 +1,11 @@
-"""The start of every script of a clone: what this Python lacks is said in one sentence.
+"""What scripts and commands begin with: what this Python lacks, in one sentence, and arguments.
 
 Scripts import this module before any other of the package.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -46,6 +47,22 @@ MODULES = {
 def run(main: Callable[[], int]) -> NoReturn:
     """End the process with the exit status of a script's main function."""
     sys.exit(main())
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number of 0 or more."""
+    return _whole(text, 0)
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number of 1 or more."""
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+    return int(text)
 
 
 def _lacks() -> str:

@@ -17,5 +17,5 @@ def test_heads_are_linear_relu_linear_of_the_width_of_the_space() -> None:
 
 def test_wrong_width_names_key_and_both_numbers() -> None:
     check_width("a.b", 4, "model.cnn", 4)
-    with pytest.raises(ConfigError, match=r"a.b is 2048, but model.cnn gives 512 .* Set 512"):
+    with pytest.raises(ConfigError, match=r"a.b: given 2048, but model.cnn gives 512 .* Set 512"):
         check_width("a.b", 2048, "model.cnn", 512)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vilmedic.blocks.rotary import rotary_angles, rotation, turn
+from vilmedic.blocks.positions import TokenShift, rotary_angles, rotation, turn
 from vilmedic.blocks.text_image_transformer import TextImageTransformer
-from vilmedic.blocks.token_shift import TokenShift
 
 TEXT, SIDE = 5, 3
 SHAPE: dict[str, Any] = {

@@ -12,6 +12,7 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 from tests.factories import tiny_cnn
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.load import check_arguments
 from vilmedic.errors import ConfigError
 
 
@@ -148,7 +149,7 @@ def test_container_without_output_is_refused() -> None:
 
 def test_unknown_permutation_is_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'batch_first'"):
-        VisionEncoder(backbone="resnet18", pretrained=False, permute="batchfirst")  # type: ignore[arg-type]
+        check_arguments(VisionEncoder, {"backbone": "resnet18", "permute": "batchfirst"})
 
 
 def test_missing_network_names_the_remedies(
@@ -163,7 +164,7 @@ def test_missing_network_names_the_remedies(
         VisionEncoder(backbone="resnet50")
     message = str(caught.value)
     assert "no route to host" in message
-    assert "model.cnn.pretrained=false" in message
+    assert "Set pretrained=false" in message
     assert str(tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth") in message
     # a checkpoint fills it
     assert VisionEncoder(backbone="resnet18", filled=Filled()).out_features == 512

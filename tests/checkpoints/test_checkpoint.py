@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import stat
@@ -12,6 +13,7 @@ from torch import nn
 
 from tests.disk import odd_file
 from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.errors import CheckpointError, ConfigError
 
 
@@ -372,3 +374,19 @@ def test_what_a_checkpoint_says_of_its_model_is_of_its_kind(
     checkpoint.save_checkpoint(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth: is damaged: its '(networks|data)'"):
         checkpoint.load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_score_improves_in_its_direction() -> None:
+    assert improves(1.0, 2.0, "lower")
+    assert not improves(2.0, 2.0, "lower")
+    assert not improves(10.0, 9.0, "lower")
+    assert improves(0.9, 0.8, "higher")
+    assert not improves(0.8, 0.8, "higher")
+    assert improves(1.0, None, "lower")
+
+
+@pytest.mark.parametrize("score", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_only_finite_scores_improve(score: float, better: str) -> None:
+    assert not improves(score, None, better)
+    assert not improves(score, 0.5, better)

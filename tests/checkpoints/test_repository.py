@@ -10,8 +10,9 @@ import vilmedic
 from tests.export import exports
 from tests.export.exports import save_run, simclr
 from tests.export.hub import Hub, serve, use
-from vilmedic.checkpoints.repository import fetch_export, is_repository
+from vilmedic.checkpoints.repository import fetch_export
 from vilmedic.errors import CheckpointError
+from vilmedic.manifest import is_repository
 
 NAME = "somebody/simclr"
 

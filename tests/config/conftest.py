@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from vilmedic.config.types import AtLeast, Calls, ConfigOf, NameIn, Runtime
+from vilmedic.errors import ArgumentError
 from vilmedic.registry import BLOCKS, DATASETS, LOSSES, METRICS, MODELS
 
 if TYPE_CHECKING:
     from pathlib import Path as Folder
 
-    from vilmedic.datasets.spec import DataSpec
+    from vilmedic.datasets.aligned import DataSpec
 
 Sides = int | tuple[int, int]
 
@@ -128,6 +129,15 @@ class Alone(Recorder):
         self.keep(locals())
 
 
+@MODELS.register("Wary")
+class Wary(Recorder):
+    def __init__(self, *, net: Net) -> None:
+        given = net.given["backbone"]
+        raise ArgumentError(
+            {"net.backbone": f"given {given!r}, which is too small", "": "cannot be made"}
+        )
+
+
 @DATASETS.register("Lines")
 class Lines(Recorder):
     """Lines of a file.
@@ -151,6 +161,12 @@ class Lines(Recorder):
 class Counting(Recorder):
     def __init__(self, *, of: str, often: int = 1) -> None:
         self.keep(locals())
+
+
+@METRICS.register("picky")
+class Picky:
+    def __init__(self) -> None:
+        raise ValueError("there is no table")
 '''
 
 BASE = """\

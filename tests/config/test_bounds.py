@@ -31,11 +31,19 @@ from tests.factories import (
 from tests.metrics.test_reconstruction import evaluation as vae_evaluation
 from tests.post_processing.test_plot_attention import gloria_evaluation
 from vilmedic.blocks.text import TextEncoder
-from vilmedic.config.annotations import (
+from vilmedic.config.check import Checker
+from vilmedic.config.load import ROOT
+from vilmedic.config.namespaces import names, signature
+from vilmedic.config.sections import GenerationSection
+from vilmedic.config.signature import Param, Signature, read_signature
+from vilmedic.config.transformers_fields import config_signature
+from vilmedic.config.tree import Tree
+from vilmedic.config.types import (
     ANY,
     NUMBERS,
     AnyOf,
     Basic,
+    Lengths,
     ListOf,
     MapOf,
     Marked,
@@ -45,25 +53,16 @@ from vilmedic.config.annotations import (
     options,
     plain,
 )
-from vilmedic.config.check import Checker
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.load import ROOT
-from vilmedic.config.marks import Tree
-from vilmedic.config.namespaces import names, signature
-from vilmedic.config.signature import Param, Signature, read_signature
-from vilmedic.config.transformers_fields import config_signature
-from vilmedic.config.types import Lengths
 from vilmedic.datasets.transforms import build_transforms, try_transforms
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.metrics import pointing_game
-from vilmedic.models.vae import VAE
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import METRICS, REGISTRIES
-from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.optimization import AveragedWeights
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.config.conftest import Project
 from vilmedic.config.layers import MOST_FILES, MOST_TOGETHER
-from vilmedic.config.resolve import MOST_PROBLEMS
+from vilmedic.config.tree import MOST_PROBLEMS
 from vilmedic.config.yaml_source import DEEPEST, MOST_BYTES, MOST_NODES, read_yaml
 from vilmedic.errors import ConfigError
 

@@ -3,13 +3,20 @@ from __future__ import annotations
 import pytest
 
 from tests.config.conftest import Project
-from vilmedic.config.annotations import AnyOf, Basic, Choice, Instance, ListOf, Marked, TupleOf
-from vilmedic.config.namespaces import names, signature
-from vilmedic.config.nodes import schema_keys
-from vilmedic.config.signature import Signature, derives_from, read_signature
-from vilmedic.config.sources import find_object
+from vilmedic.config.namespaces import names, schema_keys, signature
+from vilmedic.config.signature import Signature, derives_from, find_object, read_signature
 from vilmedic.config.transformers_fields import config_signature
-from vilmedic.config.types import AtLeast, ConfigOf
+from vilmedic.config.types import (
+    AnyOf,
+    AtLeast,
+    Basic,
+    Choice,
+    ConfigOf,
+    Instance,
+    ListOf,
+    Marked,
+    TupleOf,
+)
 
 
 def read(path: str) -> Signature:

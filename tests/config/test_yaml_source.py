@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from tests.disk import odd_file
-from vilmedic.config.load import to_yaml
-from vilmedic.config.yaml_source import PlainDumper, read_file, read_yaml
+from vilmedic.config.yaml_source import PlainDumper, read_file, read_yaml, to_yaml
 from vilmedic.errors import ConfigError
 
 

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 SEED = 3
 # Processes forked from a server that has loaded the libraries begin at once.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["vilmedic.running", "torch.utils.tensorboard"])
+PROCESSES.set_forkserver_preload(
+    ["vilmedic.training.trainor", "vilmedic.evaluation.ensemblor", "torch.utils.tensorboard"]
+)
 
 
 @dataclass

@@ -12,11 +12,10 @@ import pytest
 
 from tests.crash.killing import ROOT, assert_same_runs
 from tests.crash.systems import VAE
-from vilmedic import cli
-from vilmedic import running as run
+from vilmedic import cli, run
 from vilmedic.datasets import decode
 from vilmedic.phantom.write import Plan, build
-from vilmedic.training.ema import AveragedWeights
+from vilmedic.training.optimization import AveragedWeights
 from vilmedic.training.validator import Validator
 
 

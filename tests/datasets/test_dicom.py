@@ -17,7 +17,7 @@ from pydicom.uid import (
 )
 
 from tests.datasets.dicom_files import make_dicom, make_jpeg_dicom, shown, table
-from vilmedic.datasets import dicom
+from vilmedic.datasets import decode
 from vilmedic.datasets.decode import UndecodableImage, decode_file, decode_image
 
 REAL = Path(
@@ -300,7 +300,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_dicom(tmp_path / "a.dcm", RAMP)
-    monkeypatch.setattr(dicom, "dicom_available", lambda: False)
+    monkeypatch.setattr(decode, "dicom_available", lambda: False)
     with pytest.raises(UndecodableImage, match=r"a\.dcm: DICOM files need pydicom.*pip install"):
         decode_image(path)
 

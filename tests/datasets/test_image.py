@@ -13,9 +13,9 @@ from PIL import Image
 
 from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.datasets import pictures
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.transforms import flips
 from vilmedic.errors import DataError
 

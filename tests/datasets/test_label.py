@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.label import LabelDataset, label_counts
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.errors import DataError
 
 Args = Callable[..., dict[str, Any]]

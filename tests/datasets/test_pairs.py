@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.pairs import ImLabel, ImSeq, ImSeqLabel
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.datasets.text import TextDataset
 from vilmedic.datasets.transforms import flips
 from vilmedic.errors import DataError
+from vilmedic.preparation.shards import write_shards
+from vilmedic.registry import DATASETS
 
 Args = Callable[..., dict[str, Any]]
 Write = Callable[[str, Sequence[str]], Path]
@@ -81,15 +84,62 @@ def test_what_one_part_leaves_out_the_others_leave_out_too(
     assert set(dataset.skipped) == {1, 3}
 
 
-def test_a_data_set_is_that_of_torch(image_args: Args, text_args: Args) -> None:
+PARTS: dict[str, tuple[str, ...]] = {
+    "ImageDataset": ("image",),
+    "TextDataset": ("seq",),
+    "LabelDataset": ("label",),
+    "ImSeq": ("image", "seq"),
+    "ImSeqLabel": ("image", "seq", "label"),
+    "ImLabel": ("image", "label"),
+    "ImSeqShards": ("image", "seq"),
+}
+KEYS = {"image": {"images"}, "seq": {"ids", "word_ids", "cut"}, "label": {"labels"}}
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two samples, or parts of them, are the same."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(np.array_equal(one, other))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_data_set_is_that_of_torch(
+    name: str, image_args: Args, text_args: Args, label_args: Args, root: Path, tmp_path: Path
+) -> None:
     """Numbers, numbers from the end, and iteration, as any other tool expects."""
-    dataset = ImSeq(image=ImageDataset(**image_args()), seq=TextDataset(**text_args()))
-    assert dataset[3]["ids"] == dataset[SampleKey(3)]["ids"]
-    assert torch.equal(dataset[np.int64(3)]["images"][0], dataset[SampleKey(3)]["images"][0])
-    assert dataset[-1]["index"] == 7
-    assert [sample["index"] for sample in dataset] == list(range(8))
+    folder = root
+    if name == "ImSeqShards":
+        folder = tmp_path / "shards"
+        write_shards(root, folder, samples=3)
+    made = {
+        "image": lambda: ImageDataset(**image_args(root=str(folder))),
+        "seq": lambda: TextDataset(**text_args()),
+        "label": lambda: LabelDataset(**label_args()),
+    }
+    parts = {part: made[part]() for part in PARTS[name]}
+    dataset = next(iter(parts.values())) if len(parts) == 1 else DATASETS.get(name)(**parts)
+    assert isinstance(dataset, Dataset)
+    assert set(PARTS) == set(DATASETS.names())
+    assert len(dataset) == 8
+    expected = [dataset[SampleKey(index)] for index in range(8)]
+    assert not equal(expected[0], expected[5])
+    for index in range(8):
+        for given in (index, index - 8, np.int64(index), torch.tensor(index)):
+            assert equal(dataset[given], expected[index])
+        assert dataset[index]["index"] == index
+    samples = list(dataset)
+    assert len(samples) == 8
+    assert all(map(equal, samples, expected))
     for index in (8, -9):
-        with pytest.raises(IndexError, match="of 8"):
+        with pytest.raises(IndexError, match=f"sample {index} of 8"):
             dataset[index]
-    with pytest.raises(TypeError):
-        dataset["0"]
+    for wrong in ("0", slice(0, 2), [0, 1], 1.0, None):
+        with pytest.raises(TypeError):
+            dataset[wrong]
+    batches = list(DataLoader(dataset, batch_size=3, collate_fn=dataset.collate))
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    part = Subset(dataset, [5, 2])
+    assert equal(part[0], expected[5])

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from vilmedic.datasets import picture_cache
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.errors import DataError
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render

@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from vilmedic.datasets import shard_store
 from vilmedic.datasets import shards as shards_module
-from vilmedic.datasets.im_seq_shards import ImSeqShards
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.pairs import ImSeq
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.pairs import ImSeq, ImSeqShards
 from vilmedic.datasets.shards import ShardIndex, shard_order
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
+from vilmedic.files import BLOCK
 from vilmedic.preparation.shards import write_shards
 
 Args = Callable[..., dict[str, Any]]
@@ -205,7 +204,7 @@ def test_two_workers_fetch_each_shard_once(make: Make, server: Any, tmp_path: Pa
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_store.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shards_module.time, "sleep", lambda _: None)
 
 
 @pytest.mark.usefixtures("quick")
@@ -222,7 +221,7 @@ def test_fetching_survives_what_networks_do(make: Make, server: Any, tmp_path: P
 def test_shard_that_another_process_removes_is_fetched_again(
     make: Make, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, calls = shard_store.os.utime, []
+    whole, calls = shards_module.os.utime, []
 
     def removed(path: Path) -> None:
         calls.append(path)
@@ -230,7 +229,7 @@ def test_shard_that_another_process_removes_is_fetched_again(
             path.unlink()
         whole(path)
 
-    monkeypatch.setattr(shard_store.os, "utime", removed)
+    monkeypatch.setattr(shards_module.os, "utime", removed)
     data = make(image_path=url(server), spool=str(tmp_path / "spool"))
     expected = make()[SampleKey(0)]["images"][0]
     assert torch.equal(data[SampleKey(0)]["images"][0], expected)
@@ -250,18 +249,6 @@ def test_password_comes_from_netrc_alone(
     with pytest.raises(DataError, match=r"into ~/\.netrc") as caught:
         make(image_path="http://ada:secret@127.0.0.1/")
     assert "secret" not in str(caught.value)
-
-
-def test_password_goes_to_its_host_and_encrypted_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    text = "machine data.org login ada password secret\ndefault login any password thing\n"
-    (tmp_path / ".netrc").write_text(text)
-    (tmp_path / ".netrc").chmod(0o600)
-    assert shard_store._login("https://data.org/a.tar") == "Basic YWRhOnNlY3JldA=="
-    for url in ("http://data.org/a.tar", "https://other.org/a.tar", "http://127.0.0.1/a.tar"):
-        assert shard_store._login(url) is None
 
 
 @pytest.mark.usefixtures("quick")
@@ -380,10 +367,10 @@ def test_an_index_that_claims_more_than_it_holds_is_refused(
 def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
     make: Make, server: ThreadingHTTPServer, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_store, "TRIES", 1)
+    monkeypatch.setattr(shards_module, "TRIES", 1)
     dataset = make(image_path=url(server), spool=str(shards.parent / "spool"))
     first = sorted(shards.glob("train-*.tar"))[0]
-    first.write_bytes(first.read_bytes() + bytes(3 * shard_store.CHUNK))
+    first.write_bytes(first.read_bytes() + bytes(3 * BLOCK))
     with pytest.raises(DataError, match="sends more than"):
         dataset[SampleKey(0, 0)]
     held = [path.stat().st_size for path in (shards.parent / "spool").iterdir()]
@@ -393,7 +380,7 @@ def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
 def test_a_server_that_has_less_than_was_fetched_is_asked_anew(
     make: Make, server: Any, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_store.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shards_module.time, "sleep", lambda _: None)
     dataset = make(image_path=url(server), spool=str(shards.parent / "spool"))
     server.faults = [100, 416]
     assert dataset[SampleKey(0, 0)]["images"]

@@ -15,9 +15,9 @@ from tests.together import CPU
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part
+from vilmedic.distributed.tensors import whole
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.parallel import whole
 from vilmedic.training.setup import prepare_network
 from vilmedic.training.step import StepResult, TrainingStep
 

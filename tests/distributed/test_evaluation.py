@@ -33,7 +33,9 @@ class SharedToys(ToyData):
 
 
 def _plain(found: SplitFeatures) -> dict[str, Any]:
-    return {"index": found.index, "loss": found.loss, "labels": found.labels, **found.features}
+    assert found.labels is not None
+    labels = torch.from_numpy(found.labels.toarray())
+    return {"index": found.index, "loss": found.loss, "labels": labels, **found.features}
 
 
 def _both(model: Any, data: SharedToys) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ def wrong_gradients() -> dict[str, Tensor]:
 
     mine = encode(model, own)
     everyone = {k: part.gather(v) for k, v in mine.items()}
-    target = part.places(torch.device("cpu"))
+    target = part.places(mine["visual"])
     gradients["ours"] = averaged(loss_of(mine["visual"], mine["linguistic"], target), model)
 
     detached = {k: gather_rows(v.detach(), part.sizes) for k, v in mine.items()}

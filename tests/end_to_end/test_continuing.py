@@ -19,7 +19,7 @@ from filelock import FileLock
 from tests.crash.systems import VAE
 from tests.disk import no_file_beyond
 from tests.end_to_end.conftest import Run
-from vilmedic import running as run
+from vilmedic import run
 from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.datasets import decode
 from vilmedic.phantom.write import Plan, build

@@ -18,11 +18,11 @@ from tests.end_to_end.test_real import COVID, needs_covid
 from tests.older_files import write_dalle_pytorch_dalle
 from tests.parity.reference import load_reference, missing_packages
 from vilmedic.datasets.decode import decode_image
-from vilmedic.datasets.report_cleaning import r2gen_clean_report
+from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.datasets.transforms import crop_square, resize_short_side
-from vilmedic.generation.rerank import Reranker
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.generation.generate import Reranker
+from vilmedic.models.vae import load_vae
 
 TRANSFORMER = {
     "dim": 16,
@@ -241,8 +241,11 @@ def test_a_convirt_puts_images_in_order(
         (["model.vae.ckpt=nowhere/vae.pth"], "nowhere/vae.pth"),
         (["model.vae.num_tokens=32"], "num_tokens is 24, the configuration says 32"),
         (["model.dalle.reversible=True"], "activation_checkpointing"),
-        (["dataset.seq.tokenizer_max_len=30"], "tokenizer_max_len: given 30"),
-        (["model.dalle.num_text_tokens=12"], "model.dalle.num_text_tokens: given 12"),
+        (["dataset.seq.tokenizer_max_len=30"], "tokenizer_max_len of the reports is 30"),
+        (
+            ["model.dalle.num_text_tokens=12"],
+            "num_text_tokens (command line): given 12",
+        ),
         (["dataset.image.preset=resize_crop"], "preset=center_crop"),
         (["dataset.image.resize=32", "dataset.image.crop=32", "dataset.image.tokens=null"], "16 x"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.datasets.test_words import sentence_pieces
+from tests.datasets.test_text import sentence_pieces
 from tests.end_to_end.conftest import ROOT, Run
 from vilmedic.config.load import load
 from vilmedic.errors import ConfigError, DataError
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused(arguments: list[str], phantom: Path, tmp_p
         start("trainor.batch_size=64")
     with pytest.raises(ConfigError, match=r"trainor\.batch_size: given 1, .*at least 2"):
         start("trainor.batch_size=1")
-    with pytest.raises(ConfigError, match=r"model\.local_layer: the layer 'layer9'.*'layer"):
+    with pytest.raises(ConfigError, match=r"model\.local_layer \(.*\): the layer 'layer9'.*'layer"):
         start("model.local_layer=layer9")
 
     prompts = tmp_path / "prompts.yml"
@@ -104,5 +104,5 @@ def test_what_does_not_fit_is_refused(arguments: list[str], phantom: Path, tmp_p
 
     tokenizer = tmp_path / "tokenizer"
     sentence_pieces(split=False).save_pretrained(tokenizer)
-    with pytest.raises(ConfigError, match=r"dataset\.seq\.tokenizer: .*one word"):
+    with pytest.raises(ConfigError, match=r"model\.encoder.*: the tokenizer .*one word"):
         start(f"dataset.seq.tokenizer={tokenizer}")

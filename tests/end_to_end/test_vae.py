@@ -137,8 +137,11 @@ def test_a_checkpoint_of_the_original_vilmedic_is_evaluated(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("model.image_size=62", ["model.image_size: given 62", "multiple of 4", "60 or 64"]),
-        ("dataset.crop=16", ["model.image_size: given 32", "16 x 16 pixels"]),
+        (
+            "model.image_size=62",
+            ["model.image_size (command line): given 62", "multiple of 4", "60 or 64"],
+        ),
+        ("dataset.crop=16", ["image_size=32", "16 x 16 pixels"]),
     ],
 )
 def test_sizes_that_do_not_fit(

@@ -11,9 +11,11 @@ import torch
 
 from tests.toys import ToyData, ToyModel
 from vilmedic.checkpoints.checkpoint import best_name, save_checkpoint
+from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import EnsemblorSection, TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError, VilmedicError
 from vilmedic.evaluation import ensemblor
+from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.evaluation.features import collect
 from vilmedic.registry import DATASETS, Registry
@@ -33,6 +35,10 @@ class Config:
     dataset: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
 
+    def calls(self, section: str, key: str) -> list[Any]:
+        given = getattr(getattr(self, section), key)
+        return [{name: options} for name, options in entries(given)]
+
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,7 +55,8 @@ def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> N
         return data.batches(batch_size)
 
     monkeypatch.setattr(ensemblor, "build", build)
-    monkeypatch.setattr(ensemblor, "make_loader", loader)
+    monkeypatch.setattr(evaluation_module, "build", build)
+    monkeypatch.setattr(evaluation_module, "make_loader", loader)
     caplog.set_level(logging.INFO, "vilmedic")
 
 

@@ -15,8 +15,8 @@ from tests.dalles import TINY_TRANSFORMER, TINY_VAE, save_vae
 from tests.factories import TINY_BERT, tiny_spec
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints.checkpoint import save_checkpoint
-from vilmedic.config.build import build
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.config import build
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.registry import MODELS
 

@@ -26,7 +26,7 @@ from tests.parity.reference import missing_packages
 from vilmedic import cli
 from vilmedic.config.load import load
 from vilmedic.phantom.write import Plan, build
-from vilmedic.run import TrainedModel
+from vilmedic.trained_model import TrainedModel
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -18,10 +18,10 @@ from tests.export.exports import LENGTH, VIT, save_run, simclr
 from tests.factories import WORDS, tiny_cnn, tiny_encoder, tiny_spec, tiny_tokenizer
 from vilmedic import cli
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import ConfigError
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.models.vae import load_vae
 
 
 def same(given: nn.Module, expected: nn.Module, *, but: str = "-") -> bool:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vilmedic.config.generation import GenerationSection, RerankSection
+from vilmedic.config.sections import GenerationSection, RerankSection
 from vilmedic.errors import ConfigError
 from vilmedic.generation.generate import _slug
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.dalles import TINY_TRANSFORMER, save_vae, tiny_dalle
 from vilmedic.checkpoints.checkpoint import save_checkpoint
-from vilmedic.config.generation import GenerationSection
+from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.generation.generators import load_generators
 from vilmedic.models.dalle import DALLE

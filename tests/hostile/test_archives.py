@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.table import Table
-from vilmedic.preparation.download.archives import unpack
+from vilmedic.preparation.download.jobs import unpack
 
 ARCHIVES = 40
 MOST = 2_000_000  # bytes that one is expected to unpack to

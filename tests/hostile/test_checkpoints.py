@@ -25,8 +25,7 @@ from tests.crash.killing import ROOT
 from tests.crash.systems import VAE
 from tests.disk import odd_file
 from tests.hostile.table import Table
-from vilmedic import cli
-from vilmedic import running as run
+from vilmedic import cli, run
 from vilmedic.log import LOGGER
 from vilmedic.phantom.write import Plan, build
 

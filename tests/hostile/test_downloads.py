@@ -10,8 +10,7 @@ import pytest
 
 from tests.hostile.table import Table
 from tests.preparation.download.server import Fault, Seen, serving
-from vilmedic.preparation.download.answers import Job
-from vilmedic.preparation.download.transfer import Transfer
+from vilmedic.preparation.download.http import Job, Transfer
 
 DOWNLOADS = 20
 CONTENT = random.Random(1).randbytes(60_000)

@@ -29,7 +29,7 @@ from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import DataError
 from vilmedic.preparation.checking import check_data
-from vilmedic.preparation.tables import read_table
+from vilmedic.tables import read_table
 
 IMAGES = 100
 SEED = 20

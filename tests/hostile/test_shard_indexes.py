@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from tests.hostile.table import Table
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.sample import SampleKey
 from vilmedic.preparation.shards import write_shards
 
 INDEXES = 30

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vilmedic.config.build import build_calls
+from vilmedic.config import build_calls
 from vilmedic.config.load import load
 from vilmedic.errors import ConfigError
 from vilmedic.loggers.contract import Logger, Run, flat

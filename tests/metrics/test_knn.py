@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from tests.evaluations import evaluation, random, split_features
+from tests.evaluations import evaluation, random, sparse, split_features
 from vilmedic.metrics import knn
-from vilmedic.metrics.knn import NearestNeighbours, vote
+from vilmedic.metrics.knn import NearestNeighbours, Neighbours
+
+
+def vote(queries: Tensor, voters: Tensor, votes: Tensor, **options: Any) -> Tensor:
+    """The shares of all classes at once."""
+    scores = Neighbours(queries, voters, **options).scores(sparse(votes))
+    return torch.from_numpy(scores(slice(None)))
 
 
 @pytest.mark.parametrize("block", [1 << 24, 40])

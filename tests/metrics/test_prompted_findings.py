@@ -9,9 +9,8 @@ import torch
 
 from tests.dalles import save_vae, tiny_dalle
 from vilmedic.errors import ConfigError
-from vilmedic.metrics.findings import Finding
-from vilmedic.metrics.image_classifier import ImageClassifier
-from vilmedic.metrics.prompted_findings import PromptedFindings, _read_prompt
+from vilmedic.metrics.pointing_game import Finding
+from vilmedic.metrics.prompted_findings import ImageClassifier, PromptedFindings, _read_prompt
 
 PROMPTS: dict[str, dict[str, str | None]] = {
     "clear": {"prompt": "The lungs are clear."},

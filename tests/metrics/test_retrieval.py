@@ -67,15 +67,19 @@ def test_many_samples_have_the_ranks_of_the_whole_table(threads: int) -> None:
     assert found["image_to_text"][1].max() > 100
 
 
-def test_sums_of_flags_are_larger_than_a_byte() -> None:
-    """As many as a tile may have, all of them true."""
-    rows, columns = 255, 2040
-    lead = torch.ones(rows, columns, dtype=torch.float64)
-    flags = retrieval._not_behind(lead, torch.zeros(2, rows, columns, dtype=torch.bool))
-    assert retrieval._sum_rows(flags).tolist() == [[columns] * rows] * 2
-    assert retrieval._sum_columns(flags).tolist() == [[rows] * columns] * 2
-    assert retrieval.TILE[0] <= rows
-    assert retrieval.TILE[1] <= columns
+def test_a_tile_is_counted_the_same_on_a_cpu_and_elsewhere() -> None:
+    own_rows, own_columns = random(300).double(), random(530, seed=1).double()
+    lead = random(300, 530, seed=2).double().round(decimals=1)  # with ties
+    own_rows, own_columns = own_rows.round(decimals=1), own_columns.round(decimals=1)
+    counts = []
+    for compare in (retrieval._compare_on_cpu, retrieval._compare):
+        of_rows = torch.ones(2, 300, dtype=torch.int64)
+        of_columns = torch.ones(2, 530, dtype=torch.int64)
+        compare(lead.clone(), own_rows, own_columns, of_rows, of_columns)
+        counts.append((of_rows, of_columns))
+    for one, other in zip(*counts, strict=True):
+        assert torch.equal(one, other)
+        assert (one[1] > one[0]).any()
 
 
 def test_equal_reports_are_ties_in_whatever_batch_they_were_encoded() -> None:

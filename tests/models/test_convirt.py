@@ -16,6 +16,7 @@ from tests.factories import (
 from vilmedic.blocks.projection import PairedProjection
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.load import check_arguments
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.convirt import ConVIRT
@@ -92,8 +93,8 @@ def test_chunks_are_even_and_within_the_limit() -> None:
 
 
 def test_forward_batch_size_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="forward_batch_size must be at least 1, not 0"):
-        tiny_convirt(forward_batch_size=0)
+    with pytest.raises(ConfigError, match="forward_batch_size: given 0; allowed: an integer >= 1"):
+        check_arguments(ConVIRT, {"forward_batch_size": 0})
 
 
 def test_several_images_are_averaged_and_padding_is_ignored(model: ConVIRT) -> None:
@@ -139,14 +140,14 @@ def test_bfloat16_is_close_to_float32(model: ConVIRT) -> None:
 def test_wrong_widths_name_the_keys() -> None:
     spec = tiny_spec()
     parts = {"spec": spec, "encoder": tiny_encoder(spec), "cnn": tiny_cnn(), "loss": ConVIRTLoss()}
-    with pytest.raises(ConfigError, match=r"visual_embedding_dim is 2048, but model.cnn \(shuf"):
+    with pytest.raises(ConfigError, match=r"visual_embedding_dim: given 2048, but cnn \(shuf"):
         ConVIRT(
             projection=PairedProjection(
                 visual_embedding_dim=2048, textual_embedding_dim=16, projection_dim=8
             ),
             **parts,
         )
-    with pytest.raises(ConfigError, match=r"textual_embedding_dim is 768, but .* gives 16"):
+    with pytest.raises(ConfigError, match=r"textual_embedding_dim: given 768, but .* gives 16"):
         ConVIRT(
             projection=PairedProjection(
                 visual_embedding_dim=1024, textual_embedding_dim=768, projection_dim=8

@@ -10,7 +10,7 @@ import torch
 from tests.dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
 from tests.factories import tiny_spec
 from vilmedic.checkpoints.checkpoint import load_weights
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import CheckpointError, ConfigError, DataError
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
@@ -209,7 +209,7 @@ def test_normalised_images_are_refused(vae: Path) -> None:
     ("options", "words"),
     [
         ({"reversible": True}, "activation_checkpointing"),
-        ({"stable": True}, "model.dalle.stable"),
+        ({"stable": True}, "stable: given True"),
         ({"sandwich_norm": True}, "sandwich_norm"),
         ({"shared_attn_ids": [0, 0]}, "shared_attn_ids"),
         ({"attn_types": ["conv_like"]}, "conv_like"),
@@ -225,7 +225,7 @@ def test_what_is_not_offered_is_refused(options: dict[str, Any], words: str) -> 
 
 
 def test_reports_longer_than_the_text_are_refused(vae: Path) -> None:
-    with pytest.raises(ConfigError, match="tokenizer_max_len: given 7"):
+    with pytest.raises(ConfigError, match="tokenizer_max_len of the reports is 7"):
         tiny_dalle(vae, spec=tiny_spec(7))
 
 
@@ -250,7 +250,7 @@ def test_images_of_another_size_are_refused(vae: Path) -> None:
 
 
 def test_a_vae_that_cannot_be_loaded_is_named(vae: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing\.pth"):
+    with pytest.raises(ConfigError, match=r"vae\.ckpt: .*nothing\.pth"):
         tiny_dalle(tmp_path / "nothing.pth")
     cut = tmp_path / "cut.pth"
     cut.write_bytes(vae.read_bytes()[:-500])

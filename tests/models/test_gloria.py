@@ -176,12 +176,12 @@ def test_data_that_lacks_images_or_reports() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"local_layer": "layer3"}, r"model\.local_layer: the layer 'layer3'.*does not exist"),
-        ({"local_layer": "stage4"}, r"interm_feature_dim is 48.*gives 192.*Set 192"),
+        ({"local_layer": "layer3"}, r"^local_layer: the layer 'layer3'.*does not exist"),
+        ({"local_layer": "stage4"}, r"interm_feature_dim: given 48.*gives 192.*Set 192"),
         ({"local_layer": "avgpool"}, r"model\.local_layer: 'avgpool'.*no map|does not exist"),
         (
             {"visual_embedder": VisualEmbedder(interm_feature_dim=48, feature_dim=512)},
-            r"feature_dim is 512.*Set 1024",
+            r"feature_dim: given 512.*Set 1024",
         ),
         (
             {"cnn": tiny_cnn(output_layer="conv1"), "local_layer": "stage2"},

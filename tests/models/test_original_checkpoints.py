@@ -24,9 +24,8 @@ from transformers import BertConfig, BertGenerationConfig, BertGenerationEncoder
 
 from tests.factories import TINY_BERT, WORDS, tiny_batch, tiny_cnn, tiny_spec, tiny_views
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
-from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights, locate
 from vilmedic.errors import CheckpointError
 from vilmedic.losses.convirt import ConVIRTLoss

@@ -106,5 +106,5 @@ def test_what_it_cannot_learn_from_is_refused() -> None:
 
 def test_a_head_that_does_not_fit_names_the_width() -> None:
     projection = VisualProjection(visual_embedding_dim=512, projection_dim=8)
-    with pytest.raises(ConfigError, match=r"visual_embedding_dim is 512.*Set 1024"):
+    with pytest.raises(ConfigError, match=r"visual_embedding_dim: given 512.*Set 1024"):
         SimCLR(cnn=tiny_cnn(), projection=projection, loss=NTXentLoss())

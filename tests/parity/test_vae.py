@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.factories import tiny_vae
-from vilmedic.blocks import codebook
+from vilmedic.blocks import autoencoder
 from vilmedic.models import vae
-from vilmedic.models.vae import VAE
-from vilmedic.models.vae_checkpoint import SHAPE, load_vae
+from vilmedic.models.vae import SHAPE, VAE, load_vae
 
 SMALL: dict[str, Any] = {
     "image_size": 16,
@@ -72,7 +71,9 @@ def test_names_and_shapes_are_the_same(peer: nn.Module, ours: VAE) -> None:
     peer.load_state_dict(ours.state_dict())
 
 
-@pytest.mark.parametrize(("block", "part"), [(codebook.BLOCK, vae.PART), (7 * 24, 2 * 6 * 16**2)])
+@pytest.mark.parametrize(
+    ("block", "part"), [(autoencoder.BLOCK, vae.PART), (7 * 24, 2 * 6 * 16**2)]
+)
 def test_loss_and_gradients_are_the_same(
     peer: nn.Module,
     ours: VAE,
@@ -84,7 +85,7 @@ def test_loss_and_gradients_are_the_same(
     positions = (ours.grid, ours.grid)
     noise = torch.randn(3, ours.num_tokens, *positions, dtype=torch.float64)
     monkeypatch.setattr(functional, "gumbel_softmax", gumbel_softmax_of(noise))
-    monkeypatch.setattr(codebook, "BLOCK", block)
+    monkeypatch.setattr(autoencoder, "BLOCK", block)
     monkeypatch.setattr(vae, "PART", part)
 
     # dalle-pytorch divides the divergence by 1, this project by the number of images

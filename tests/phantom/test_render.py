@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from vilmedic.phantom import FINDINGS
-from vilmedic.phantom.case import Case, draw_case
-from vilmedic.phantom.findings import SEVERITIES
+from vilmedic.phantom.case import SEVERITIES, Case, draw_case
 from vilmedic.phantom.render import render
 
 

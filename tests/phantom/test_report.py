@@ -8,7 +8,7 @@ import yaml
 
 from vilmedic.phantom import FINDINGS
 from vilmedic.phantom.case import Case, draw_case
-from vilmedic.phantom.report import Statement, state, write_impression, write_report
+from vilmedic.phantom.report import Statement, impression_text, report_text, state
 from vilmedic.phantom.write import label_names
 
 # A reader of reports that knows nothing of the templates: a keyword without a word that denies.
@@ -37,7 +37,7 @@ def asserted(text: str) -> set[str]:
 
 def test_a_report_asserts_a_finding_if_and_only_if_it_is_labelled(cases: list[Case]) -> None:
     for case in cases:
-        report = write_report(case)
+        report = report_text(case)
         assert asserted(report) == set(label_names(case)) - {"No Finding"}, report
 
 
@@ -82,7 +82,7 @@ def test_joined_sentences_name_the_sides_of_both_findings(cases: list[Case]) -> 
 
 def test_reports_are_one_line_of_plain_sentences(cases: list[Case]) -> None:
     for case in cases:
-        report = write_report(case)
+        report = report_text(case)
         assert report.isascii()
         assert "\n" not in report
         assert not re.search(r"[{}]|  ", report)
@@ -91,7 +91,7 @@ def test_reports_are_one_line_of_plain_sentences(cases: list[Case]) -> None:
 
 
 def test_reports_vary(cases: list[Case]) -> None:
-    reports = [write_report(case) for case in cases]
+    reports = [report_text(case) for case in cases]
     assert len(set(reports)) > 0.95 * len(reports)
     effusions: set[str] = set()
     for case in cases:
@@ -118,8 +118,8 @@ def test_prompts_cover_every_finding_and_say_what_they_should(name: str) -> None
 
 def test_an_impression_names_what_there_is_and_nothing_else(cases: list[Case]) -> None:
     for case in cases:
-        text = write_impression(case)
-        assert text == write_impression(case)
+        text = impression_text(case)
+        assert text == impression_text(case)
         for name in FINDINGS:
             named = re.search(rf"\b{name}\b", text, re.IGNORECASE) is not None
             assert named == (name in label_names(case)), text
@@ -128,4 +128,4 @@ def test_an_impression_names_what_there_is_and_nothing_else(cases: list[Case]) -
             assert finding.side in said
         if not case.findings:
             assert re.search(r"no acute|clear|normal", text, re.IGNORECASE)
-    assert len({write_impression(case) for case in cases}) > 150
+    assert len({impression_text(case) for case in cases}) > 150

@@ -141,7 +141,7 @@ def test_an_interrupted_build_leaves_nothing(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vilmedic.phantom.write.write_report", fail)
+    monkeypatch.setattr("vilmedic.phantom.write.report_text", fail)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "phantom", Plan(train=1, validate=0, test=0, size=32), workers=1)
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +152,7 @@ def test_an_interrupted_build_leaves_nothing(
     [
         (["--size", "8"], "give 32 to 1024 pixels"),
         (["--size", "4096"], "give 32 to 1024 pixels"),
-        (["--train", "-1"], "-1 is negative"),
+        (["--train", "-1"], "'-1' is not a whole number of 0 or more"),
         (["--seed", "x"], "'x' is not a whole number"),
     ],
 )

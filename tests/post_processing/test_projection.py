@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vilmedic.post_processing.projection import Method, project, spread
+from vilmedic.post_processing import projection
+from vilmedic.post_processing.projection import Method, all_alike, nearest_samples, project
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -32,5 +33,27 @@ def test_components_are_those_of_the_largest_variance() -> None:
 
 
 def test_spread_is_zero_when_all_are_alike() -> None:
-    assert spread(np.outer(np.arange(1, 5), np.ones(3)).astype(np.float32)) < 1e-6
-    assert spread(np.eye(4, dtype=np.float32)) > 0.1
+    assert all_alike(np.outer(np.arange(1, 5), np.ones(3)).astype(np.float32))
+    assert not all_alike(np.eye(4, dtype=np.float32))
+
+
+def test_against_a_sort_of_all_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projection, "BLOCK", 7)
+    random = np.random.default_rng(0)
+    one = random.standard_normal((30, 5)).astype(np.float32)
+    other = random.standard_normal((30, 5)).astype(np.float32)
+    for queries, targets, itself in ((one, one, False), (one, other, True)):
+        index, cosine = nearest_samples(queries, targets, 4, itself=itself)
+        for i in range(30):
+            a = queries[i].astype(np.float64)
+            b = targets.astype(np.float64)
+            s = b @ a / np.linalg.norm(a) / np.linalg.norm(b, axis=1)
+            order = [int(j) for j in np.argsort(-s) if itself or j != i][:4]
+            assert index[i].tolist() == order
+            assert np.allclose(cosine[i], s[order], atol=1e-6)
+
+
+def test_no_more_neighbours_than_there_are() -> None:
+    x = np.eye(3, dtype=np.float32)
+    index, _ = nearest_samples(x, x, 10, itself=False)
+    assert index.shape == (3, 2)

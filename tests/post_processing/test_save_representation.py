@@ -9,10 +9,14 @@ import torch
 
 from tests.evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
+from vilmedic.post_processing import save_representation
 from vilmedic.post_processing.save_representation import SaveRepresentation
 
 
-def test_files_hold_features_labels_and_where_samples_come_from(tmp_path: Path) -> None:
+def test_files_hold_features_labels_and_where_samples_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(save_representation, "BLOCK", 6)  # labels of three samples
     features = {"visual": random(4, 3), "linguistic": random(4, 2, seed=1)}
     split = split_features(features, torch.eye(4, 2), names=("Effusion", "Mass"))
     run = evaluation(split, out_dir=tmp_path)

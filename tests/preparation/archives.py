@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vilmedic.preparation.labels import CHEXPERT_LABELS, NO_FINDING
+from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS, NO_FINDING
 
 FINDINGS = ["The lungs are clear.", "There is a small effusion.", "The heart is enlarged."]
 IMPRESSIONS = ["No acute process.", "Small effusion.", "Cardiomegaly."]

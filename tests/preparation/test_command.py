@@ -7,8 +7,8 @@ import pytest
 
 from data import check, make_phantom, resize
 from tests.preparation.archives import write_csv, write_images
-from tests.preparation.test_padchest import HEADER, many
-from vilmedic.preparation import padchest
+from tests.preparation.builders.test_padchest import HEADER, many
+from vilmedic.preparation.builders import padchest
 from vilmedic.preparation.command import guarded
 
 CONFIG = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"

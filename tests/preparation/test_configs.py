@@ -10,14 +10,14 @@ import pytest
 
 from tests.factories import tiny_tokenizer
 from tests.preparation.archives import make_mimic, write_csv, write_images, write_mimic
-from tests.preparation.test_indiana import many as indiana_reports
-from tests.preparation.test_indiana import write_reports
-from tests.preparation.test_padchest import HEADER as PADCHEST_HEADER
-from tests.preparation.test_padchest import TABLE
-from tests.preparation.test_padchest import many as padchest_rows
-from vilmedic.config.build import build
+from tests.preparation.builders.test_indiana import many as indiana_reports
+from tests.preparation.builders.test_indiana import write_reports
+from tests.preparation.builders.test_padchest import HEADER as PADCHEST_HEADER
+from tests.preparation.builders.test_padchest import TABLE
+from tests.preparation.builders.test_padchest import many as padchest_rows
+from vilmedic.config import build
 from vilmedic.config.load import load
-from vilmedic.preparation import indiana, mimic_cxr, padchest
+from vilmedic.preparation.builders import indiana, mimic_cxr, padchest
 from vilmedic.registry import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vilmedic.report.thumbnails import thumbnails
+from vilmedic.drawing.images import thumbnails
 
 LABELS = ["Effusion", "Mass"]
 EVIL = "<img src=x onerror=\"document.title='broken'\"></script><script>alert(1)</script>"

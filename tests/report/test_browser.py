@@ -11,8 +11,8 @@ import pytest
 
 from tests.report.browser import Page
 from tests.report.runs import EVIL, write_curves, write_explorer
+from vilmedic.drawing.images import EACH
 from vilmedic.report.page import write_report
-from vilmedic.report.thumbnails import EACH
 
 TIP = "document.getElementById('tip')"
 FOUND = "#scatter .trace .point"

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.report.runs import write_curves
-from vilmedic.report.curves import Line, Panel, arrange, read_curves
-from vilmedic.report.draw_curves import draw_panel, shorter, smoothed
-from vilmedic.report.draw_curves import write_curves as draw
+from vilmedic.report.curves import Line, Panel, arrange, draw_panel, read_curves, shorter, smoothed
+from vilmedic.report.curves import write_curves as draw
 
 
 def test_every_number_becomes_a_line_of_its_seed(tmp_path: Path) -> None:

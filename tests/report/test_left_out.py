@@ -18,10 +18,10 @@ from PIL import Image
 
 from tests.report.runs import results, write_explorer, write_run
 from vilmedic import cli
+from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.report import curves
 from vilmedic.report.curves import read_curves
-from vilmedic.report.left_out import MOST_TOLD, LeftOut
 from vilmedic.report.page import write_report
 
 INDEX = "evaluations/index.json"

@@ -1,8 +1,20 @@
 from __future__ import annotations
 
-import pytest
+import math
 
-from vilmedic.training.health import StuckWarning
+import pytest
+import torch
+
+from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.toys import ToyAutoencoder
+from vilmedic.training.health import (
+    StuckWarning,
+    contrastive_diagnostics,
+    duplicates,
+    feature_std,
+    in_batch_r1,
+    observing,
+)
 
 HEALTHY = {
     "loss_over_ln_batch": 0.5,
@@ -55,3 +67,97 @@ def test_a_run_that_gets_going_ends_the_warnings() -> None:
         watch.look(step, AT_CHANCE)
     later = [watch.look(step, HEALTHY) for step in range(120, 2000, 10)]
     assert later == [None] * len(later)
+
+
+def test_recall_counts_rows_whose_partner_is_nearest_in_both_directions() -> None:
+    one = torch.eye(4)
+    other = torch.eye(4)[[0, 1, 3, 2]]
+    assert in_batch_r1(one, one) == 1.0
+    assert in_batch_r1(one, other) == 0.5
+    # Nearest to image 0 is report 1, and nearest to report 0 is image 0.
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    second = torch.nn.functional.normalize(torch.tensor([[1.0, 1.2], [1.0, 1.0]]), dim=1)
+    similarity = (first @ second.T).tolist()
+    right = (similarity[0][0] > similarity[0][1]) + (similarity[1][1] > similarity[1][0])
+    down = (similarity[0][0] > similarity[1][0]) + (similarity[1][1] > similarity[0][1])
+    assert in_batch_r1(first, second) == (right + down) / 4
+
+
+def test_collapsed_features_are_no_hit() -> None:
+    same = torch.ones(5, 3) / math.sqrt(3)
+    assert in_batch_r1(same, same) == 0.0
+
+
+def test_feature_std_is_one_on_the_sphere_and_zero_when_collapsed() -> None:
+    random = torch.nn.functional.normalize(torch.randn(4000, 32), dim=1)
+    assert feature_std(random) == pytest.approx(1.0, abs=0.02)
+    assert feature_std(random[:1].expand(10, 32)) == 0.0
+
+
+def test_duplicates() -> None:
+    assert duplicates(torch.tensor([[1, 2], [1, 2], [3, 4], [1, 2]])) == 0.5
+    assert duplicates(torch.tensor([[1], [2]])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "temperature", "names"),
+    [
+        (tiny_convirt, tiny_batch, 0.1, ("visual", "linguistic")),
+        (tiny_gloria, tiny_batch, 0.1, ("visual", "regions")),
+        (tiny_simclr, tiny_views, 0.5, ("visual", "visual_second")),
+    ],
+)
+def test_each_system_gives_its_numbers(make, batch, temperature, names) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model, data = make(), batch(6)
+    with observing(model, wanted=True) as observed:
+        loss = model(data)["loss"].item()
+
+    numbers = contrastive_diagnostics(model, observed.features, loss, data, len(data["index"]))
+
+    assert numbers["loss_over_ln_batch"] == pytest.approx(loss / model.chance_loss(6))
+    assert 0 <= numbers["in_batch_r1"] <= 1
+    assert numbers["temperature"] == pytest.approx(temperature)
+    assert {name for name in numbers if name.startswith("feature_std_")} == {
+        f"feature_std_{name}" for name in names if name != "regions"
+    } | ({"feature_std_linguistic"} if "regions" in names else set())
+    assert ("duplicate_reports" in numbers) == ("input_ids" in data)
+
+
+@pytest.mark.parametrize("make", [tiny_convirt, tiny_simclr, tiny_gloria])
+def test_chance_is_the_loss_of_features_that_tell_nothing(make) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = make()
+    data = tiny_views(5) if make is tiny_simclr else tiny_batch(5)
+    with torch.no_grad(), observing(model, wanted=True) as observed:
+        model(data)
+    same = {
+        name: value if value.dtype == torch.bool else value[:1].expand_as(value)
+        for name, value in observed.features.items()
+    }
+    if "word_mask" in same:
+        same["word_mask"] = same["word_mask"][:1].expand_as(same["word_mask"])
+    if "visual_second" in same:
+        same["visual_second"] = same["visual"]
+    loss = model.contrast(same)["loss"].item()
+    assert loss == pytest.approx(model.chance_loss(5), rel=1e-4)
+
+
+def test_observing_changes_nothing_and_ends() -> None:
+    torch.manual_seed(0)
+    model, data = tiny_convirt().eval(), tiny_batch(4)
+    plain = model(data)["loss"]
+    with observing(model, wanted=True) as observed:
+        watched = model(data)["loss"]
+    assert torch.equal(plain, watched)
+    assert not observed.features["visual"].requires_grad
+    assert "contrast" not in vars(model)
+    with observing(model, wanted=False) as nothing:
+        model(data)
+    assert nothing.features == {}
+
+
+def test_other_models_are_left_alone() -> None:
+    with observing(ToyAutoencoder(), wanted=True) as observed:
+        pass
+    assert observed.features == {}

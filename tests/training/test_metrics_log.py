@@ -11,7 +11,7 @@ import pytest
 from tests.disk import no_file_beyond
 from vilmedic.errors import DataError
 from vilmedic.loggers.contract import Logger, Run
-from vilmedic.training.metrics_log import MetricsLog, read_lines
+from vilmedic.training.metrics_log import MetricsLog, read_entries
 
 
 class Recorder(Logger):
@@ -117,9 +117,9 @@ def test_a_failing_logger_is_left_out_and_the_run_goes_on(
 
 def test_reading_leaves_out_what_is_no_line_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    assert read_lines(path) == []
+    assert read_entries(path) == []
     path.write_text('{"seed": 1, "step": 2}\n[1]\n{"step": 3}\nnonsense\n{"seed"')
-    assert read_lines(path) == [{"seed": 1, "step": 2}]
+    assert [entry for _, entry in read_entries(path)] == [{"seed": 1, "step": 2}, *[None] * 4]
 
 
 def test_lines_wait_for_room_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

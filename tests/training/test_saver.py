@@ -11,7 +11,7 @@ import torch
 from tests.disk import no_file_beyond
 from vilmedic.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.config.sections import TrainorSection
-from vilmedic.training.progress import Progress
+from vilmedic.training.resume import Progress
 from vilmedic.training.saver import Saver
 
 

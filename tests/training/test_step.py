@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -11,10 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.models.contract import ContrastiveModel, Model
-from vilmedic.training.ema import AveragedWeights
-from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.progress import Progress, Tally
-from vilmedic.training.step import TrainingStep
+from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.resume import Progress
+from vilmedic.training.step import (
+    FIRST_SCALE,
+    STEPS_TO_GROW,
+    LossScale,
+    StepResult,
+    Tally,
+    TrainingStep,
+)
 
 CPU = torch.device("cpu")
 
@@ -243,3 +250,93 @@ def test_a_first_step_that_is_skipped_leaves_no_momentum(fused: bool | None) -> 
             assert step(batches([8])).taken
     for one, other in zip(model.parameters(), peer.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+CPU = torch.device("cpu")
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def test_halved_on_overflow_and_doubled_after_a_while() -> None:
+    scale = LossScale("fp16", CPU)
+    scale.update(NO)
+    assert scale.value == FIRST_SCALE / 2
+    for _ in range(STEPS_TO_GROW - 1):
+        scale.update(YES)
+    assert scale.value == FIRST_SCALE / 2
+    scale.update(YES)
+    assert scale.value == FIRST_SCALE
+    scale.update(YES)
+    assert scale.value == FIRST_SCALE
+
+
+def test_never_below_one() -> None:
+    scale = LossScale("fp16", CPU)
+    for _ in range(40):
+        scale.update(NO)
+    assert scale.value == 1
+    assert not scale.can_shrink()
+
+
+def test_other_precisions_are_not_scaled() -> None:
+    scale = LossScale("bf16", CPU)
+    scale.update(NO)
+    loss = torch.tensor(3.0)
+    assert scale.scale(loss) is loss
+    assert not scale.can_shrink()
+
+
+def test_state_goes_on() -> None:
+    first, second = LossScale("fp16", CPU), LossScale("fp16", CPU)
+    first.update(NO)
+    for _ in range(STEPS_TO_GROW - 1):
+        first.update(YES)
+    second.load_state_dict(first.state_dict())
+    second.update(YES)
+    assert second.value == FIRST_SCALE
+
+
+def test_a_scale_that_has_fallen_to_one_stays_there() -> None:
+    first, second = LossScale("fp16", CPU), LossScale("fp16", CPU)
+    for _ in range(20):
+        first.update(NO)
+    second.load_state_dict(first.state_dict())
+    assert second.value == 1
+
+
+CPU = torch.device("cpu")
+
+
+def result(loss: float, *, taken: bool = True, bad: bool = False) -> StepResult:
+    values = (torch.tensor(value) for value in (loss, 1.0, taken, bad))
+    return StepResult(*values, samples=2, parts={})
+
+
+def test_mean_is_over_the_steps_that_were_taken() -> None:
+    tally = Tally(CPU, Progress().tally)
+    assert math.isnan(tally.mean_loss())
+    for one in (result(1.0), result(math.nan, taken=False, bad=True), result(4.0)):
+        tally.add(one)
+    assert tally.mean_loss() == 2.5
+    tally.start_epoch()
+    assert math.isnan(tally.mean_loss())
+
+
+def test_bad_steps_in_a_row_are_not_missed_between_two_looks() -> None:
+    tally = Tally(CPU, Progress().tally)
+    bad, back_off = result(1.0, taken=False, bad=True), result(1.0, taken=False)
+    for one in (bad, bad, back_off, bad, result(1.0), bad):
+        tally.add(one)
+    assert tally.bad_steps() == (4, 3)
+    assert tally.bad_steps() == (4, 1)
+    tally.add(bad)
+    assert tally.bad_steps() == (5, 2)
+
+
+def test_goes_on_from_what_was_read() -> None:
+    first = Tally(CPU, Progress().tally)
+    first.add(result(0.1))
+    second = Tally(CPU, first.read())
+    for tally in (first, second):
+        tally.add(result(0.2))
+    assert first.read() == second.read()
+    assert first.mean_loss() == pytest.approx(0.15)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.toys import ToyData, ToyModel
+from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.training import validator
+from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.training.validator import Validator
 
 
@@ -24,12 +25,16 @@ class Config:
     trainor: TrainorSection = field(default_factory=TrainorSection)
     dataset: dict[str, Any] = field(default_factory=dict)
 
+    def calls(self, section: str, key: str) -> list[Any]:
+        given = getattr(getattr(self, section), key)
+        return [{name: options} for name, options in entries(given)]
+
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validator, "build", lambda *_, split, **__: ToyData(split, 12))
+    monkeypatch.setattr(evaluation_module, "build", lambda *_, split, **__: ToyData(split, 12))
     monkeypatch.setattr(
-        validator, "make_loader", lambda data, *, batch_size, **_: data.batches(batch_size)
+        evaluation_module, "make_loader", lambda data, *, batch_size, **_: data.batches(batch_size)
     )
 
 
@@ -83,7 +88,7 @@ def test_a_metric_of_elsewhere_says_what_is_better(
         def __call__(self, evaluation: Any) -> dict[str, float]:
             return {"distance": 1.0}
 
-    monkeypatch.setattr(validator, "build_calls", lambda *_, **__: [("frechet", Frechet())])
+    monkeypatch.setattr(evaluation_module, "build_calls", lambda *_: [("frechet", Frechet())])
     made = make(tmp_path)
     with pytest.raises(ConfigError, match=r"frechet\. Declare it in the class.*numbers"):
         made.better("validation_frechet_distance", ema=False)
@@ -128,7 +133,7 @@ def test_options_are_refused_before_training(tmp_path: Path) -> None:
 def test_a_split_of_one_sample_is_refused_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validator, "build", lambda *_, split, **__: ToyData(split, 1))
+    monkeypatch.setattr(evaluation_module, "build", lambda *_, split, **__: ToyData(split, 1))
     model = ToyModel()
     with pytest.raises(DataError, match=r"'validate' of validator\.splits has one sample"):
         make(tmp_path, splits=["validate"]).check(model)

@@ -8,23 +8,57 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
-from vilmedic.errors import CheckpointError, ConfigError, nearest
+from vilmedic.errors import ArgumentError, CheckpointError, nearest
 from vilmedic.manifest import IMAGE_ENCODER, TEXT_ENCODER, exported_part
 
 log = logging.getLogger(__name__)
 
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+
+
+class EncoderWeights(Protocol):
+    """The weights of an encoder in a file: the checkpoint of another run, or a plain state dict."""
+
+    @property
+    def of_run(self) -> bool:
+        """Whether the file is the checkpoint of a system rather than a state dict."""
+
+    def fill(
+        self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
+    ) -> None:
+        """Put the weights into a network.
+
+        Args:
+            network: what to fill.
+            cut: names of weights that were removed from the network, which the file may hold.
+            head: name of the classifier, which may be missing or of another size.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+
+    def check_vocabulary(self, spec: DataSpec) -> None:
+        """Refuse a text encoder whose numbers stand for other words than those of this run.
+
+        Raises:
+            ConfigError: the vocabularies differ.
+        """
+
+
+ReadEncoder = Callable[[str, str, str, nn.Module], EncoderWeights]
+"""Finds and reads the weights of an encoder: `vilmedic.checkpoints.encoders.read_encoder`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +79,19 @@ class Filled:
         return found[0] if found else None
 
 
+def read_pretrained(
+    read: ReadEncoder | None, part: str, name: str, network: nn.Module
+) -> EncoderWeights:
+    """The weights that `pretrained` names, by what builds the encoder.
+
+    Raises:
+        ConfigError: they cannot be had.
+    """
+    if read is None:
+        raise ArgumentError({"pretrained": f"given '{name}', but nothing is given that reads it."})
+    return read("pretrained", name, part, network)
+
+
 def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The configuration of each network of transformers in a model, by name, as plain values."""
     found = {
@@ -58,24 +105,23 @@ def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def load_config(
-    key: str, name: str, settings: dict[str, Any], filled: Filled | None = None
+    key: str, name: str, settings: dict[str, Any], saved: dict[str, Any] | None = None
 ) -> PretrainedConfig:
     """The configuration of a published model, with some of its fields changed.
 
     Python that comes with a model is never executed.
 
     Args:
-        key: the configuration key that holds the name, for messages.
+        key: the argument that holds the name, for messages.
         name: a local folder or a hub name.
         settings: fields to change.
-        filled: what a checkpoint knows of its networks, which counts rather than the folder.
+        saved: the configuration as a checkpoint has it, which counts rather than the folder.
 
     Raises:
         ConfigError: if there is no such model within reach, or no such field, or the model needs
             Python of its own.
         CheckpointError: what the checkpoint knows is damaged.
     """
-    saved = None if filled is None else filled.config_of(key.split(".")[1])
     if saved is not None:
         try:
             return AutoConfig.for_model(**saved)
@@ -86,34 +132,41 @@ def load_config(
     name = _exported(key, name)
     folder = Path(name)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
-        raise ConfigError(
-            f"{key}: there is no folder {folder.absolute()}, and '{name}' is not a hub name "
-            f"(owner/model) either. Download the model into that folder or correct {key}."
+        raise ArgumentError(
+            {
+                key: f"there is no folder {folder.absolute()}, and '{name}' is not a hub name "
+                f"(owner/model) either. Download the model into that folder or correct {key}."
+            }
         )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ConfigError(_not_found(key, name, error)) from error
+        raise ArgumentError({key: _not_found(key, name, error)}) from error
     except Exception as error:  # a damaged file: nested too deeply, not a mapping
-        raise ConfigError(_unusable(key, name, error)) from error
+        raise ArgumentError({key: _unusable(name, error)}) from error
     if type(config) not in MODEL_MAPPING:
-        raise ConfigError(
-            f"{key}: {name} is a {config.model_type} model, which transformers cannot load as one "
-            "encoder. Give a model of text, or of images, alone."
+        raise ArgumentError(
+            {
+                key: f"{name} is a {config.model_type} model, which transformers cannot load as "
+                "one encoder. Give a model of text, or of images, alone."
+            }
         )
     known = config.to_dict()
     if given := [field for field in DTYPES if field in settings]:
-        raise ConfigError(
-            f"{_section(key)}.{given[0]}: weights are float32 here, in whatever precision a file "
-            "has them. Leave it out; trainor.precision and ensemblor.precision say what is "
-            "computed in."
+        raise ArgumentError(
+            {
+                given[0]: "weights are float32 here, in whatever precision a file has them. Leave "
+                "it out; trainor.precision and ensemblor.precision say what is computed in."
+            }
         )
     unknown = [field for field in settings if field not in known]
     if unknown:
-        raise ConfigError(
-            f"{_section(key)}.{field} is not a setting of {type(config).__name__}, which {name} "
-            f"uses.{nearest(field, known)}"
-            for field in unknown
+        raise ArgumentError(
+            {
+                field: f"is not a setting of {type(config).__name__}, which {name} uses."
+                f"{nearest(field, known)}"
+                for field in unknown
+            }
         )
     for name, value in settings.items():
         setattr(config, name, value)
@@ -129,7 +182,7 @@ def load_model(
     encoder.
 
     Args:
-        key: the configuration key that holds the name, for messages.
+        key: the argument that holds the name, for messages.
         name: a local folder or a hub name.
         config: what `load_config` gave.
         pooler: whether the pooled output is used; where the class can do without, it has none then.
@@ -157,17 +210,16 @@ def load_model(
                 **options,
             )
     except OSError as error:
-        raise ConfigError(_not_found(key, name, error)) from error
+        raise ArgumentError({key: _not_found(key, name, error)}) from error
     except Exception as error:  # readers of files raise errors of many libraries
-        raise ConfigError(_unusable(key, name, error)) from error
+        raise ArgumentError({key: _unusable(name, error)}) from error
     network = _encoder(model)
     own = {id(value) for value in (*network.parameters(), *network.buffers())}
     used = {place for place, value in model.state_dict(keep_vars=True).items() if id(value) in own}
     fresh = sorted(set(info["missing_keys"]) & used)
     if fresh:
         log.warning(
-            "%s: %s has no weights for %s; they start at random values and are trained.",
-            key,
+            "%s has no weights for %s; they start at random values and are trained.",
             name,
             ", ".join(fresh),
         )
@@ -181,9 +233,9 @@ def _exported(key: str, name: str) -> str:
         ConfigError: the export is damaged or has no such encoder.
     """
     try:
-        return exported_part(name, TEXT_ENCODER if "encoder" in key else IMAGE_ENCODER)
+        return exported_part(name, IMAGE_ENCODER if key == "backbone" else TEXT_ENCODER)
     except CheckpointError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ArgumentError({key: str(error)}) from error
 
 
 def _encoder(model: PreTrainedModel) -> PreTrainedModel:
@@ -197,48 +249,44 @@ def _not_found(key: str, name: str, error: Exception) -> str:
         usable = "Without it nothing of it can be used."
         if (Path(name) / "tokenizer.json").is_file():
             usable = (
-                "Without it its tokenizer can be used, as there is a tokenizer.json: "
-                f"dataset.seq.tokenizer={name}."
+                "Without it its tokenizer can be used, as there is a tokenizer.json: the data set "
+                f"takes tokenizer={name}."
             )
         elif not Path(name).is_dir():
             usable = "Without it no more than its tokenizer can be used, if it has tokenizer.json."
         allowed = f"Allowed for {key}: a model whose architecture transformers has."
-        return own_code(key, name, f"{usable} {allowed}")
+        return own_code(name, f"{usable} {allowed}")
     if Path(name).is_dir():
         return (
-            f"{key}: the folder {Path(name).absolute()} does not hold a transformers model "
+            f"the folder {Path(name).absolute()} does not hold a transformers model "
             f"(config.json and model.safetensors or pytorch_model.bin): {first_line(error)}"
         )
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached or has no such model"
     return (
-        f"{key}: there is no folder {Path(name).absolute()}, '{name}' is not in the local cache of "
+        f"there is no folder {Path(name).absolute()}, '{name}' is not in the local cache of "
         f"the hub, and {why}. Download the model once with a network (hf download {name}), or set "
         f"{key} to the folder of a local copy."
     )
 
 
-def _unusable(key: str, name: str, error: Exception) -> str:
+def _unusable(name: str, error: Exception) -> str:
     """What keeps weights that are there from being loaded."""
     if isinstance(error, RuntimeError) and "mismatch" in str(error):
         return (
-            f"{key}: the weights of {name} do not fit its settings: {first_line(error)}. "
+            f"the weights of {name} do not fit its settings: {first_line(error)}. "
             "Leave out the settings that change the shape of weights."
         )
     if isinstance(error, pickle.UnpicklingError):
         return (
-            f"{key}: pytorch_model.bin of {name} is damaged, or holds Python objects, which are "
+            f"pytorch_model.bin of {name} is damaged, or holds Python objects, which are "
             "never executed here. Take the model's model.safetensors, or fetch it again."
         )
     reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
     return (
-        f"{key}: the model {name} cannot be loaded ({reason}): its files are damaged, or do not "
+        f"the model {name} cannot be loaded ({reason}): its files are damaged, or do not "
         "fit its settings. Fetch it again, or leave out what is set of it."
     )
-
-
-def _section(key: str) -> str:
-    return key.rpartition(".")[0]
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vilmedic.config.types import Width
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 
 
 def projection_head(in_features: int, out_features: int) -> nn.Sequential:
@@ -26,7 +26,7 @@ def check_width(key: str, given: int, encoder: str, actual: int) -> None:
     """Refuse a head that does not fit the encoder in front of it.
 
     Args:
-        key: the configuration key that holds the width of the head's input.
+        key: the argument that holds the width of the head's input, `projection.width` say.
         given: its value.
         encoder: the encoder and the settings that decide on its width, for the message.
         actual: the width of the encoder's features.
@@ -35,7 +35,9 @@ def check_width(key: str, given: int, encoder: str, actual: int) -> None:
         ConfigError: if the two differ.
     """
     if given != actual:
-        raise ConfigError(f"{key} is {given}, but {encoder} gives {actual} features. Set {actual}.")
+        raise ArgumentError(
+            {key: f"given {given}, but {encoder} gives {actual} features. Set {actual}."}
+        )
 
 
 class PairedProjection(nn.Module):

@@ -1,21 +1,27 @@
-"""Text encoders: a published model of transformers, or a BERT with random weights."""
+"""Text encoders: a published model of transformers or a random BERT, to reports or to words."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
-from vilmedic.blocks.pretrained import Filled, first_line, load_config, load_model
-from vilmedic.blocks.run_weights import check_vocabulary, fill, read_encoder
-from vilmedic.config.types import ConfigOf, Runtime
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.blocks.pretrained import (
+    Filled,
+    ReadEncoder,
+    first_line,
+    load_config,
+    load_model,
+    read_pretrained,
+)
+from vilmedic.config.types import Between, ConfigOf, Runtime
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
+from vilmedic.errors import ArgumentError, nearest
 
-POOLINGS = ("pooler", "cls", "mean", "max")
 RESERVED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
 
 
@@ -33,6 +39,7 @@ class TextEncoder(nn.Module):
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
         settings: fields of the transformers configuration class of the model (BertConfig for null).
 
     Attributes:
@@ -48,18 +55,16 @@ class TextEncoder(nn.Module):
         freeze: bool = False,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
         **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ConfigError(
-                f"model.encoder.pooling: '{pooling}' is not allowed; choose {', '.join(POOLINGS)}."
-                f"{nearest(pooling, POOLINGS)}"
-            )
         if spec.tokenizer is None or spec.vocab_size is None:
-            raise ConfigError(
-                "model.encoder needs reports, but the data set has none: use one with a seq "
-                "section, such as dataset.proto=ImSeq."
+            raise ArgumentError(
+                {
+                    "": "needs reports, but the data set has none: use one with a seq section, "
+                    "such as dataset.proto=ImSeq."
+                }
             )
         self.proto = proto
         self.pooling = pooling
@@ -67,18 +72,18 @@ class TextEncoder(nn.Module):
         if proto is None:
             self.network = _random_bert(spec, settings, pooler=pooling == "pooler")
         else:
-            key = "model.encoder.proto"
-            config = load_config(key, proto, settings, filled)
+            saved = None if filled is None else filled.config_of("encoder")
+            config = load_config("proto", proto, settings, saved)
             config.attn_implementation = "sdpa"
             published = filled is None and pretrained is None
             self.network = load_model(
-                key, proto, config, pooler=pooling == "pooler", weights=published
+                "proto", proto, config, pooler=pooling == "pooler", weights=published
             )
             self._try(proto)
         if pretrained is not None and filled is None:
-            file = read_encoder("model.encoder.pretrained", pretrained, "encoder", self.network)
-            check_vocabulary(file, spec)
-            fill(file, self.network)
+            file = read_pretrained(read_encoder, "encoder", pretrained, self.network)
+            file.check_vocabulary(spec)
+            file.fill(self.network)
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
         if freeze:
@@ -120,31 +125,30 @@ class TextEncoder(nn.Module):
         """Refuse an encoder that cannot read what the tokenizer writes."""
         config: PretrainedConfig = self.network.config
         name = self.proto or "the random BERT"
-        problems = []
+        problems = {}
         if self.pooling == "pooler" and not hasattr(self.network, "pooler"):
-            problems.append(
-                f"model.encoder.pooling: {name} ({config.model_type}) has no pooler. Allowed: cls, "
-                "mean, max."
+            problems["pooling"] = (
+                f"{name} ({config.model_type}) has no pooler. Allowed: cls, mean, max."
             )
         table: Any = self.network.get_input_embeddings()
         embeddings = table.num_embeddings
         if (spec.vocab_size or 0) > embeddings:
-            problems.append(
-                f"model.encoder.proto: {name} has {embeddings} embeddings, but the tokenizer gives "
-                f"{spec.vocab_size} ids. Use the tokenizer of the encoder (dataset.seq.tokenizer)"
-                + ("." if self.proto else " or a larger model.encoder.vocab_size.")
+            problems["proto"] = (
+                f"{name} has {embeddings} embeddings, but the tokenizer gives {spec.vocab_size} "
+                "ids. Use the tokenizer of the encoder"
+                + ("." if self.proto else " or a larger vocab_size.")
             )
         positions = getattr(config, "max_position_embeddings", None)
         if positions and config.model_type in RESERVED_POSITIONS:
             positions -= 2
         if positions and (spec.tokenizer_max_len or 0) > positions:
-            problems.append(
-                f"dataset.seq.tokenizer_max_len is {spec.tokenizer_max_len}, but {name} has "
-                f"positions for {positions} tokens (max_position_embeddings is "
-                f"{config.max_position_embeddings}). Set dataset.seq.tokenizer_max_len={positions}."
+            problems[""] = (
+                f"{name} has positions for {positions} tokens (max_position_embeddings is "
+                f"{config.max_position_embeddings}), but tokenizer_max_len of the reports is "
+                f"{spec.tokenizer_max_len}. Set tokenizer_max_len={positions} there."
             )
         if problems:
-            raise ConfigError(problems)
+            raise ArgumentError(problems)
 
     def _try(self, proto: str) -> None:
         """Refuse a model that cannot encode a report alone, by encoding one of two tokens."""
@@ -157,19 +161,139 @@ class TextEncoder(nn.Module):
                 ).last_hidden_state
         except Exception as error:  # whatever a model raises that lacks images, sound, ...
             model = type(self.network).__name__
-            raise ConfigError(
-                f"model.encoder.proto: {proto} is a {model}, which does not encode text alone "
-                f"({type(error).__name__}: {first_line(error)}). Give a text encoder."
+            raise ArgumentError(
+                {
+                    "proto": f"{proto} is a {model}, which does not encode text alone "
+                    f"({type(error).__name__}: {first_line(error)}). Give a text encoder."
+                }
             ) from error
         if states.shape[:2] != ids.shape:
-            raise ConfigError(
-                f"model.encoder.proto: {proto} gives {list(states.shape)} for two tokens, where a "
-                "text encoder gives a vector for each."
+            raise ArgumentError(
+                {
+                    "proto": f"{proto} gives {list(states.shape)} for two tokens, where a text "
+                    "encoder gives a vector for each."
+                }
             )
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
         return f"proto={self.proto}, pooling={self.pooling}, freeze={self.freeze}"
+
+
+class WordEncoder(nn.Module):
+    """Reports to one vector a word and one a report, as GLoRIA has them (Huang et al. 2021).
+
+    The states of the last layers are added up; the pieces of a word are added up to the word, in
+    which the opening and the closing special token are words too; the report is the mean over its
+    words.
+
+    Args:
+        spec: the tokenizer and the length of the longest report.
+        proto: the local folder or the hub name of a published model; null starts a BERT at random
+            with the vocabulary of the tokenizer.
+        last_n_layers: layers whose states are added up, counted from the last.
+        freeze: keep the encoder as it is.
+        pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
+            start from; both need the same vocabulary.
+        filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
+        settings: fields of the transformers configuration class of the model (BertConfig for null).
+
+    Attributes:
+        hidden_size: width of the output.
+        opening: special tokens in front of a report.
+        closing: special tokens behind it.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: Runtime[DataSpec],
+        proto: str | None = None,
+        last_n_layers: Annotated[int, Between(1, 1024)] = 4,
+        freeze: bool = False,
+        pretrained: str | None = None,
+        filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
+        **settings: Annotated[Any, ConfigOf(default="bert", key="proto")],
+    ) -> None:
+        super().__init__()
+        self.text = TextEncoder(
+            spec=spec,
+            proto=proto,
+            pooling="mean",
+            freeze=freeze,
+            pretrained=pretrained,
+            filled=filled,
+            read_encoder=read_encoder,
+            **settings,
+        )
+        layers = self.text.network.config.num_hidden_layers
+        if not 1 <= last_n_layers <= layers:
+            raise ArgumentError(
+                {
+                    "last_n_layers": f"given {last_n_layers}, but {proto or 'the random BERT'} has "
+                    f"{layers} layers. Allowed: 1 to {layers}."
+                }
+            )
+        assert spec.tokenizer is not None
+        if not has_word_boundaries(spec.tokenizer):
+            raise ArgumentError(
+                {
+                    "": "the tokenizer of the reports takes a sentence as one word, but the model "
+                    "compares words with regions of the image. Use a tokenizer that splits reports "
+                    "into words first, as those of BERT, RoBERTa and T5 do, or null to build a "
+                    "vocabulary of words."
+                }
+            )
+        self.opening, self.closing = special_tokens_around(spec.tokenizer)
+        self.last_n_layers = last_n_layers
+        self.hidden_size: int = self.text.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, word_ids: Tensor) -> Words:
+        """Encode reports; the amount of padding does not change the result.
+
+        Args:
+            input_ids: ids of the tokens, [B, T].
+            attention_mask: 1 for tokens, 0 for padding, [B, T].
+            word_ids: the word of each token, counted from 0, special tokens included; -1 for
+                padding, [B, T].
+        """
+        network = self.text.network
+        output = network(
+            input_ids=input_ids,
+            attention_mask=mask_for(network, attention_mask),
+            output_hidden_states=True,
+        )
+        states = torch.stack(output.hidden_states[-self.last_n_layers :]).sum(dim=0)
+        padding = (word_ids < 0).unsqueeze(-1)
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        states = states.masked_fill(padding, 0.0)
+        places = word_ids.clamp(min=0).unsqueeze(-1).expand_as(states)
+        words = torch.zeros_like(states).scatter_add(1, places, states)
+        count = word_ids.amax(dim=1, keepdim=True) + 1
+        mask = torch.arange(words.shape[1], device=words.device) < count - self.closing
+        return Words(words.sum(dim=1) / count, words, mask)
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return f"last_n_layers={self.last_n_layers}"
+
+
+class Words(NamedTuple):
+    """Reports as words.
+
+    Args:
+        report: one vector a report, [B, D].
+        words: one vector a word, [B, T, D], zero behind the last one; T is the number of tokens,
+            which no report has more words than.
+        mask: which of them stand for the report, [B, T]: the opening special token and all words,
+            but not the closing special token.
+    """
+
+    report: Tensor
+    words: Tensor
+    mask: Tensor
 
 
 def mask_for(network: PreTrainedModel, attention_mask: Tensor) -> Tensor:
@@ -193,9 +317,8 @@ def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> P
     known = BertConfig().to_dict()
     unknown = [field for field in settings if field not in known]
     if unknown:
-        raise ConfigError(
-            f"model.encoder.{field} is not a setting of BertConfig.{nearest(field, known)}"
-            for field in unknown
+        raise ArgumentError(
+            {field: f"is not a setting of BertConfig.{nearest(field, known)}" for field in unknown}
         )
     assert spec.tokenizer is not None
     vocabulary = {"vocab_size": spec.vocab_size, "pad_token_id": spec.tokenizer.pad_token_id}
@@ -204,4 +327,4 @@ def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> P
         return BertModel(config, add_pooling_layer=pooler)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"model.encoder: BertConfig refuses these settings: {reason}") from error
+        raise ArgumentError({"": f"BertConfig refuses these settings: {reason}"}) from error

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from vilmedic.blocks.rotary import rotary_angles, rotation
-from vilmedic.blocks.token_shift import TokenShift
-from vilmedic.blocks.transformer_cache import TransformerCache
-from vilmedic.blocks.transformer_parts import Attention, AttentionType, Branch, FeedForward
+from vilmedic.blocks.linear import Linear, linear_of_few
+from vilmedic.blocks.positions import TokenShift, rotary_angles, rotation, turn, turn_one
 
-
-class _Stack(nn.Module):
-    def __init__(self, layers: list[nn.ModuleList]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
+AttentionType = Literal["full", "axial_row", "axial_col"]
 
 
 class TextImageTransformer(nn.Module):
@@ -68,7 +63,7 @@ class TextImageTransformer(nn.Module):
         layers = []
         for number in range(1, depth + 1):
             kind = attn_types[(number - 1) % len(attn_types)]
-            attention = Attention(dim, heads, dim_head, attn_dropout, kind)
+            attention = CausalAttention(dim, heads, dim_head, attn_dropout, kind)
             feed_forward = FeedForward(dim, ff_dropout)
             around = (3, 2) if shift_tokens else (1, 0)
             branches = (
@@ -135,7 +130,7 @@ class TextImageTransformer(nn.Module):
                 if branch.shift is not None:
                     memory = cache.shifted[2 * number + half]
                     normed = branch.shift.one(normed, memory, position, sources)
-                if isinstance(inner, Attention):
+                if isinstance(inner, CausalAttention):
                     projected = inner.project_one(normed, factors)
                     seen = cache.store(number, position, projected[1:])
                     keys, values = (some[:, :, :end] for some in seen)
@@ -177,7 +172,7 @@ class TextImageTransformer(nn.Module):
                 if cache is not None:
                     cache.fill_shift(2 * number + half, normed)
                 normed = branch.shift(normed)
-            if isinstance(inner, Attention):
+            if isinstance(inner, CausalAttention):
                 query, key, value = inner.project(normed, factors)
                 if cache is not None:
                     cache.fill(number, key, value)
@@ -212,3 +207,219 @@ class TextImageTransformer(nn.Module):
         text = place < self.text_len
         same_line = (line[:, None] == line) & ~text[:, None] & ~text
         return (place[:, None] >= place) & (text | same_line)
+
+
+class TransformerCache:
+    """Keys, values and shifted channels of all positions, allocated once at their full length.
+
+    Shapes never change while a sequence grows, so that a step can be compiled or captured.
+
+    Args:
+        depth: number of layers.
+        batch: sequences.
+        heads: attention heads.
+        length: positions of a whole sequence, n.
+        dim_head: channels of a head.
+        dim: width of the layers.
+        sources: where the token shift finds its channels, int64 [2, n].
+        factors: rotation factors of all positions, if they turn.
+        like: a tensor of the dtype and device to use; keys and values are in that of autocast.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        batch: int,
+        heads: int,
+        length: int,
+        dim_head: int,
+        dim: int,
+        sources: Tensor,
+        factors: Tensor | None,
+        like: Tensor,
+    ) -> None:
+        device, dtype = like.device, like.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        shape = (depth, 2, batch, heads, length, dim_head)
+        # Zeros, not left unset: what is masked still takes part in the sum, with weight zero.
+        self.seen = torch.zeros(shape, dtype=dtype, device=device)
+        self.factors = factors
+        self.shifted = like.new_zeros(2 * depth, batch, length + 1, dim // 2)
+        self.sources = sources.to(device)
+        self.places = torch.arange(length, device=like.device)[None]
+
+    def fill(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keep the keys and values [B, heads, n, D] of a sequence from its start."""
+        self.seen[layer, 0, :, :, : key.shape[2]] = key
+        self.seen[layer, 1, :, :, : key.shape[2]] = value
+
+    def fill_shift(self, branch: int, x: Tensor) -> None:
+        """Keep the channels of a sequence from its start, [B, n, d], that later ones take."""
+        self.shifted[branch, :, : x.shape[1]] = x[..., : self.shifted.shape[-1]]
+
+    def store(self, layer: int, position: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the key and the value of a position, [2, B, heads, 1, D]; returns those of all."""
+        seen = self.seen[layer]
+        seen.index_copy_(3, position, pair.to(seen.dtype))
+        return seen[0], seen[1]
+
+
+class Branch(nn.Module):
+    """One residual branch: normalise, shift, apply, scale (LayerScale, arXiv:2103.17239).
+
+    Args:
+        dim: width.
+        number: the layer's number from 1, on which the first scale depends.
+        inner: what is applied.
+        shift: the token shift; None leaves it out.
+        depth: how deep published checkpoints nest `inner` below the normalisation.
+    """
+
+    def __init__(
+        self, dim: int, number: int, inner: nn.Module, shift: TokenShift | None, depth: int
+    ) -> None:
+        super().__init__()
+        first = 0.1 if number <= 18 else 1e-5 if number <= 24 else 1e-6
+        self.scale = nn.Parameter(torch.full((1, 1, dim), first))
+        self.shift = shift
+        self._inner = (inner,)  # a tuple, so that it is not registered under a second name
+        for _ in range(depth):
+            inner = Nested(inner)
+        self.fn = Nested(inner, nn.LayerNorm(dim))
+
+    @property
+    def inner(self) -> Any:
+        """What is applied."""
+        return self._inner[0]
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The normalised input, not shifted yet."""
+        normed: Tensor = self.fn.norm(x)
+        return normed
+
+
+class CausalAttention(nn.Module):
+    """Causal attention whose queries, keys and values are all turned by their positions.
+
+    Args:
+        dim: width of the layer.
+        heads: number of heads.
+        dim_head: channels of a head.
+        dropout: of the result.
+        kind: which positions an image position sees.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, dropout: float, kind: AttentionType
+    ) -> None:
+        super().__init__()
+        self.heads, self.kind = heads, kind
+        self.to_qkv = Linear(dim, 3 * heads * dim_head, bias=False)
+        self.to_out = nn.Sequential(Linear(heads * dim_head, dim), nn.Dropout(dropout))
+
+    def project(self, x: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of positions [B, n, dim], each [B, heads, n, dim_head]."""
+        heads = self.to_qkv(x).unflatten(-1, (3, self.heads, -1))
+        if factors is not None:
+            return turn(heads, factors)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def project_one(self, x: Tensor, factors: Tensor | None) -> Tensor:
+        """The same for one position [B, 1, dim] without a gradient, [3, B, heads, 1, dim_head]."""
+        heads = linear_of_few(x, self.to_qkv.weight, None).unflatten(-1, (3, self.heads, -1))
+        return heads.permute(2, 0, 3, 1, 4) if factors is None else turn_one(heads, factors)
+
+    def attend_one(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The result for one query [B, heads, 1, dim_head], without dropout: [B, 1, dim].
+
+        Without a mask it sees all keys.
+        """
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        layer: Any = self.to_out[0]
+        return linear_of_few(found.transpose(1, 2).flatten(2), layer.weight, layer.bias)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """The result for each query, [B, n, dim]; without a mask, all before it and itself."""
+        found = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None
+        )
+        result: Tensor = self.to_out(found.transpose(1, 2).flatten(2))
+        return result
+
+
+class FeedForward(nn.Module):
+    """The gated feed-forward part of a layer, four times as wide inside.
+
+    Args:
+        dim: width of the layer.
+        dropout: of the gated channels.
+    """
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            Linear(dim, 8 * dim), GatedGelu(), nn.Dropout(dropout), Linear(4 * dim, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, n, dim] to the same."""
+        result: Tensor = self.net(x)
+        return result
+
+    def one(self, x: Tensor) -> Tensor:
+        """The same for one position [B, 1, dim], without dropout and without a gradient."""
+        first, last = self.net[0], self.net[3]
+        values, gates = linear_of_few(x, first.weight, first.bias).chunk(2, dim=-1)  # type: ignore[arg-type]
+        gated = values * functional.gelu(gates)
+        return linear_of_few(gated, last.weight, last.bias)  # type: ignore[arg-type]
+
+
+class GatedGelu(nn.Module):
+    """The first half of the channels times the GELU of the second (arXiv:2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 2 d] to [..., d]."""
+        gated: Tensor = _GatedGelu.apply(x)
+        return gated
+
+
+class Nested(nn.Module):
+    """Gives a module one more `fn.` in its name, as published checkpoints have it.
+
+    Args:
+        fn: the module.
+        norm: a normalisation beside it, called `norm`.
+    """
+
+    def __init__(self, fn: nn.Module, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        if norm is not None:
+            self.norm = norm
+        self.fn = fn
+
+
+class _Stack(nn.Module):
+    def __init__(self, layers: list[nn.ModuleList]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class _GatedGelu(torch.autograd.Function):
+    """Keeps its input alone; what lies between is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        values, gates = x.chunk(2, dim=-1)
+        return values * functional.gelu(gates)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        [x] = ctx.saved_tensors
+        values, gates = x.chunk(2, dim=-1)
+        grad_values = gradients[0] * functional.gelu(gates)
+        grad_gates = torch.ops.aten.gelu_backward(gradients[0] * values, gates)
+        return torch.cat((grad_values, grad_gates), dim=-1)

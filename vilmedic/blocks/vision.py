@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision import models
+from transformers import PreTrainedModel
 
-from vilmedic.blocks.backbones import capture, image_size, load_backbone, pool
-from vilmedic.blocks.pretrained import Filled
+from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
 from vilmedic.config.types import Dropout, Runtime
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, ConfigError, nearest
 
-PERMUTATIONS = ("batch_first", "spatial_first", "no_permute")
+HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
 
 
 class VisionEncoder(nn.Module):
@@ -38,6 +43,7 @@ class VisionEncoder(nn.Module):
             or a checkpoint of another run, whose image encoder is taken; or the path of a file
             with a state dict of the backbone.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
+        read_encoder: reads the weights that `pretrained` names.
 
     A transformer of transformers that was trained at another image size gets its positions
     interpolated where its class can do that.
@@ -56,21 +62,19 @@ class VisionEncoder(nn.Module):
         freeze: bool = False,
         pretrained: bool | str = True,
         filled: Runtime[Filled | None] = None,
+        read_encoder: Runtime[ReadEncoder | None] = None,
     ) -> None:
         super().__init__()
-        if permute not in PERMUTATIONS:
-            raise ConfigError(
-                f"model.cnn.permute: '{permute}' is not allowed; choose {', '.join(PERMUTATIONS)}."
-                f"{nearest(permute, PERMUTATIONS)}"
-            )
         self.backbone = backbone
         self.output_layer = output_layer
         self.permute = permute
         self.freeze = freeze
-        self.network = load_backbone(backbone, output_layer, pretrained, filled)
+        self.network = load_backbone(backbone, output_layer, pretrained, filled, read_encoder)
         # Convolutions run faster in this layout, on CPU and GPU alike.
         self.network.to(memory_format=torch.channels_last)
         self.trained_size = image_size(self.network)
+        self._tapped: set[str] = set()
+        self._kept: dict[str, Tensor] = {}
         forward = inspect.signature(self.network.forward).parameters
         self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
@@ -124,19 +128,21 @@ class VisionEncoder(nn.Module):
         options: dict[str, Any] = {}
         if self.trained_size not in (None, tuple(images.shape[-2:])) and self.interpolates:
             options["interpolate_pos_encoding"] = True
-        with capture(self.network, layers) as outputs:
-            try:
-                self.network(images.contiguous(memory_format=torch.channels_last), **options)
-            except ValueError as error:
-                if self.trained_size is None:
-                    raise
-                raise ConfigError(
-                    f"model.cnn.backbone: {self.backbone} does not take images of "
-                    f"{images.shape[-2]} x {images.shape[-1]} pixels ({error}). It is made for "
-                    f"{self.trained_size[0]} x {self.trained_size[1]}: set dataset.image.crop to "
-                    "that."
-                ) from error
-        return outputs
+        try:
+            return self._outputs(
+                layers,
+                lambda: self.network(
+                    images.contiguous(memory_format=torch.channels_last), **options
+                ),
+            )
+        except ValueError as error:
+            if self.trained_size is None:
+                raise
+            raise ConfigError(
+                f"{self.backbone} does not take images of {images.shape[-2]} x "
+                f"{images.shape[-1]} pixels ({error}). It is made for {self.trained_size[0]} x "
+                f"{self.trained_size[1]}: set the crop of the images to that."
+            ) from error
 
     def width(self, layer: str) -> int:
         """Number of channels of a layer's output."""
@@ -154,10 +160,34 @@ class VisionEncoder(nn.Module):
         images = torch.empty(1, 3, height, width, device="meta")
         training = self.network.training
         self.network.eval()
-        with torch.no_grad(), capture(self.network, [layer]) as outputs:
-            functional_call(self.network, state, (images,))
+        with torch.no_grad():
+            outputs = self._outputs(
+                [layer], lambda: functional_call(self.network, state, (images,))
+            )
         self.network.train(training)
         return outputs[layer].shape
+
+    def _outputs(self, layers: list[str], run: Callable[[], object]) -> dict[str, Tensor]:
+        """The outputs of layers in a run of the network.
+
+        Each layer gets its tap the first time that it is asked for, and keeps it.
+        """
+        for layer in layers:
+            if layer not in self._tapped:
+                _tap(self.network, layer, self._kept)
+                self._tapped.add(layer)
+        try:
+            run()
+            if missing := [layer for layer in layers if layer not in self._kept]:
+                raise ArgumentError(
+                    {
+                        "": f"the layer '{missing[0]}' of {type(self.network).__name__} is a "
+                        "container without an output of its own; name one of the layers inside it."
+                    }
+                )
+            return {layer: self._kept[layer] for layer in layers}
+        finally:
+            self._kept.clear()
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
@@ -165,3 +195,238 @@ class VisionEncoder(nn.Module):
             f"backbone={self.backbone}, output_layer={self.output_layer}, "
             f"permute={self.permute}, freeze={self.freeze}"
         )
+
+
+def load_backbone(
+    name: str,
+    output_layer: str,
+    pretrained: bool | str,
+    filled: Filled | None = None,
+    read: ReadEncoder | None = None,
+) -> nn.Module:
+    """A backbone that ends at a layer.
+
+    Args:
+        name: a classification network of torchvision, a hub name or a local folder.
+        output_layer: the last layer kept.
+        pretrained: published weights, random ones, or those of another run or of a file.
+        filled: given when a checkpoint fills the weights afterwards.
+        read: reads the weights of another run or of a file.
+
+    Raises:
+        ConfigError: if the backbone, the layer or the weights cannot be had.
+    """
+    if filled is not None:
+        pretrained = False
+    if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
+        return _hub_backbone(name, output_layer, pretrained, filled, read)
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ArgumentError(
+            {
+                "backbone": f"'{name}' is neither a classification network of torchvision nor a "
+                f"folder nor a hub name (owner/model).{nearest(name, known)} torchvision has: "
+                f"{', '.join(known)}."
+            }
+        )
+    network = _torchvision_network(name, published=pretrained is True)
+    whole = set(network.state_dict())
+    file = None
+    if isinstance(pretrained, str):
+        file = read_pretrained(read, "cnn", pretrained, network)
+    head = _head(network)
+    for auxiliary in ("aux1", "aux2", "AuxLogits"):  # second classifiers, used in training only
+        if hasattr(network, auxiliary):
+            setattr(network, auxiliary, None)
+    _cut(network, output_layer)
+    if file is not None:
+        file.fill(network, cut=whole, head=None if file.of_run else head)
+    return network
+
+
+def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:
+    """The layer of a name, unless it does not exist or was cut off.
+
+    Args:
+        network: what `load_backbone` returned.
+        layer: a top-level child or a dotted name.
+        key: the configuration key that names it, for messages.
+
+    Raises:
+        ConfigError: listing the layers there are.
+    """
+    named = dict(network.named_modules())
+    if layer and isinstance(named.get(layer), nn.Module) and not isinstance(named[layer], Removed):
+        return named[layer]
+    top = [name for name, child in network.named_children() if not isinstance(child, Removed)]
+    top += ["avgpool"] if "avgpool" not in named else []
+    kept = [name for name, module in named.items() if not isinstance(module, Removed)]
+    why = "lies behind output_layer" if layer in named else "does not exist"
+    raise ArgumentError(
+        {
+            key: f"the layer '{layer}' of {type(network).__name__} {why}. "
+            f"Allowed: {', '.join(top)}, or a layer inside one of them by its dotted name."
+            f"{nearest(layer, [*kept, 'avgpool'])}"
+        }
+    )
+
+
+def pool(features: Tensor) -> Tensor:
+    """The mean over positions, [B, F], of features [B, F], [B, T, F] or [B, F, H, W]."""
+    if features.ndim == 4:
+        return features.mean(dim=(2, 3))
+    return features.mean(dim=1) if features.ndim == 3 else features
+
+
+def image_size(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width that a model of transformers was made for; None where none is stated."""
+    size = (
+        getattr(network.config, "image_size", None)
+        if isinstance(network, PreTrainedModel)
+        else None
+    )
+    if not size:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
+
+
+class Removed(nn.Identity):
+    """Stands where a layer was that lies behind the last one kept."""
+
+
+def _head(network: nn.Module) -> str:
+    """Name of the classifier, which torchvision puts last."""
+    return list(dict(network.named_children()))[-1]
+
+
+def _cut(network: nn.Module, output_layer: str) -> None:
+    """Replace everything behind a layer, so that it costs nothing and has no parameters."""
+    path = output_layer
+    if output_layer == "avgpool" and not hasattr(network, "avgpool"):
+        children = [child for child, _ in network.named_children()]
+        network.add_module(children[-1], Removed())
+        return
+    find_layer(network, output_layer)
+    while path:
+        parent_name, _, child_name = path.rpartition(".")
+        parent = network.get_submodule(parent_name)
+        # Inside other modules the order of children need not be that of execution.
+        if parent is network or isinstance(parent, nn.Sequential | nn.ModuleList):
+            children = [child for child, _ in parent.named_children()]
+            for child in children[children.index(child_name) + 1 :]:
+                iterated = isinstance(parent.get_submodule(child), nn.ModuleList)
+                parent.add_module(child, nn.ModuleList() if iterated else Removed())
+        path = parent_name
+
+
+def _torchvision_network(name: str, *, published: bool) -> nn.Module:
+    with warnings.catch_warnings():  # two networks announce a change of their random start
+        warnings.simplefilter("ignore", FutureWarning)
+        if not published:
+            return models.get_model(name, weights=None)
+        choices = models.get_model_weights(name)
+        # The first published weights, as published results used them; some networks have others.
+        weights = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
+        try:
+            return models.get_model(name, weights=weights)
+        except (OSError, RuntimeError) as error:
+            file = weights.url.rpartition("/")[2]
+            cache = Path(torch.hub.get_dir()) / "checkpoints" / file
+            raise ArgumentError(
+                {
+                    "pretrained": f"the ImageNet weights of {name} could not be downloaded "
+                    f"({error}). Set pretrained=false to start from random weights, or "
+                    f"pretrained=<path> to a file with a state dict of {name}, or put {file} "
+                    f"where torch looks for it: {cache}"
+                }
+            ) from error
+
+
+def _hub_backbone(
+    name: str,
+    output_layer: str,
+    pretrained: bool | str,
+    filled: Filled | None,
+    read: ReadEncoder | None,
+) -> nn.Module:
+    if output_layer not in HUB_OUTPUTS:
+        raise ArgumentError(
+            {
+                "output_layer": f"'{output_layer}' is not an output of a transformers model. "
+                f"Allowed: {', '.join(HUB_OUTPUTS)}.{nearest(output_layer, HUB_OUTPUTS)}"
+            }
+        )
+    saved = None if filled is None else filled.config_of("cnn")
+    config = load_config("backbone", name, {}, saved)
+    network = load_model(
+        "backbone",
+        name,
+        config,
+        pooler=output_layer != "last_hidden_state",
+        weights=pretrained is True,
+    )
+    if network.main_input_name != "pixel_values":
+        raise ArgumentError(
+            {"backbone": f"{name}, a {config.model_type} model, does not take images alone."}
+        )
+    if isinstance(pretrained, str):
+        read_pretrained(read, "cnn", pretrained, network).fill(network, head="classifier")
+    return network
+
+
+@dataclass(eq=False)
+class _Tap:
+    """Keeps the output of a layer whenever the network runs.
+
+    An object rather than a function, so that a copy of the network keeps its outputs apart.
+
+    Args:
+        layer: its name.
+        kept: where the output goes: [B, F] for a layer that leaves one position, [B, T, C] for one
+            of tokens and [B, C, H, W] for others.
+        channels_last: whether the layer gives [B, H, W, C].
+    """
+
+    layer: str
+    kept: dict[str, Tensor]
+    channels_last: bool = False
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        if isinstance(module, nn.AdaptiveAvgPool2d) and value.shape[2:] == (1, 1):
+            value = value.flatten(1)
+        elif self.channels_last:
+            value = value.permute(0, 3, 1, 2)
+        self.kept[self.layer] = value
+
+
+class _HubTap(_Tap):
+    """The same for a model of transformers, of whose outputs one is asked for."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pooled = output.get("pooler_output")
+        if self.layer == "last_hidden_state" or pooled is None:
+            value = output.last_hidden_state
+            self.kept[self.layer] = value if self.layer == "last_hidden_state" else pool(value)
+        else:
+            self.kept[self.layer] = pooled.flatten(1)
+
+
+class _InputTap(_Tap):
+    """The same for the input of a classifier."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        self.kept[self.layer] = pool(args[0])
+
+
+def _tap(network: nn.Module, layer: str, kept: dict[str, Tensor]) -> None:
+    """Have the output of a layer put into `kept` whenever the network runs."""
+    if isinstance(network, PreTrainedModel):
+        network.register_forward_hook(_HubTap(layer, kept))
+    elif layer == "avgpool" and not hasattr(network, "avgpool"):
+        network.get_submodule(_head(network)).register_forward_pre_hook(_InputTap(layer, kept))
+    else:
+        # Swin transformers keep channels last up to there.
+        last = hasattr(network, "permute") and layer.split(".")[0] in ("features", "norm")
+        find_layer(network, layer).register_forward_hook(_Tap(layer, kept, last))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,14 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
-from vilmedic.checkpoints.older_formats import older_names, unify, zoo_config, zoo_file
-from vilmedic.checkpoints.safe_load import load_plain
-from vilmedic.config.scores import known_better
+from vilmedic.config.declared import known_better
+from vilmedic.distributed.tensors import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
-from vilmedic.files import no_file, sync_folder
+from vilmedic.files import no_file, replacing, sync_folder
 from vilmedic.manifest import is_export
-from vilmedic.training.parallel import like
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -31,7 +29,6 @@ STATE_NAME = re.compile(
 )
 FOR_TRAINING = ("optimizer", "schedule", "scale", "random", "random_of_others")
 """What a state holds for the training to go on, and a best checkpoint does not."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -184,7 +181,7 @@ def better_of(state: dict[str, Any]) -> str | None:
     return better or known_better(str(state.get("metric")))
 
 
-def rank(found: Iterable[BestCheckpoint]) -> list[BestCheckpoint]:
+def best_first(found: Iterable[BestCheckpoint]) -> list[BestCheckpoint]:
     """Checkpoints with scores of one metric, best first; equal ones by epoch, then by seed."""
     return sorted(
         found,
@@ -223,7 +220,7 @@ def find_checkpoints(
         lasts = sorted(path.name for path in run_dir.glob("last_*.pth"))
         hint = f" There is {', '.join(lasts)}: evaluate it with ckpt={lasts[0]}." if lasts else ""
         raise CheckpointError(f"{run_dir}: no checkpoint with a score in this directory.{hint}")
-    ranked = rank(_of_one_metric(found, run_dir, rank_by, remedy))
+    ranked = best_first(_of_one_metric(found, run_dir, rank_by, remedy))
     if match[1] is None:
         return [one.path for one in ranked]
     wanted = int(match[1])
@@ -300,6 +297,8 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     """
     if ckpt == "last" and (path := newest(run_dir, seed)) is not None:
         return path
+    from vilmedic.checkpoints.older_formats import zoo_file
+
     places = (run_dir / ckpt, Path(ckpt))
     for path in places:
         if os.path.isfile(path):  # not Path.is_file, which raises for what cannot be a name
@@ -329,18 +328,13 @@ def save_checkpoint(
         path: the file to write.
         kept: a file that is there, and a further name that it gets before `path` is replaced.
     """
-    # One name for all attempts: what a killed one has left is overwritten by the next.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
+    with replacing(path) as draft:
+        with open(draft, "wb") as stream:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
         if kept is not None:
             _keep(*kept, replaced=path)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -384,6 +378,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or holds other things than tensors and
             plain values.
     """
+    # imported here, as below: a run that begins anew reads no checkpoint
+    from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
+    from vilmedic.checkpoints.older_formats import unify, zoo_config, zoo_file
+    from vilmedic.checkpoints.safe_load import load_plain
+
     path = zoo_file(path) or path
     if is_export(path):
         state = read_export(path)
@@ -410,6 +409,9 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as `load_checkpoint`.
     """
+    from vilmedic.checkpoints.older_formats import unify
+    from vilmedic.checkpoints.safe_load import load_plain
+
     return unify(load_plain(path, mapped=True), path)
 
 
@@ -431,6 +433,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
             f"{path}: holds no averaged weights, so ensemblor.ema cannot be true: the run was not "
             "trained with trainor.ema."
         )
+    from vilmedic.checkpoints.older_formats import older_names
+
     own = model.state_dict()
     prefixes: Any = getattr(model, "prefixes", ("",))
     given = older_names(state["ema" if ema else "model"], list(own), prefixes)
@@ -463,3 +467,18 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
             f"{path}: does not fit the model of this configuration. " + "; ".join(complaints) + "."
         )
     model.load_state_dict({key: like(given[key], value) for key, value in own.items()})
+
+
+def improves(score: float, best: float | None, better: str) -> bool:
+    """Whether a score beats the best one so far; one that is not finite never does.
+
+    Args:
+        score: the score.
+        best: the best one so far; None when there is none.
+        better: `higher` or `lower`.
+    """
+    if not math.isfinite(score):
+        return False
+    if best is None:
+        return True
+    return score < best if better == "lower" else score > best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -16,13 +15,6 @@ from huggingface_hub.errors import (
 
 from vilmedic.errors import CheckpointError
 from vilmedic.manifest import MANIFEST, read_by_us, read_manifest
-
-NAME = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
-
-
-def is_repository(name: str) -> bool:
-    """Whether a name may be that of a repository, `user/name`, rather than a path."""
-    return NAME.fullmatch(name) is not None and not Path(name.partition("/")[0]).is_dir()
 
 
 def fetch_export(name: str) -> Path:

@@ -173,8 +173,8 @@ def acquire(lock: FileLock, seconds: float) -> bool:
         if folder not in _WITHOUT_LOCKS:
             _WITHOUT_LOCKS.add(folder)
             LOGGER.warning(
-                "%s is on a file system without locks: take care that no seed is trained there "
-                "twice at the same time",
+                "%s is on a file system without locks: take care that no two processes write the "
+                "same seed or file there at the same time",
                 folder,
             )
         return False

@@ -5,41 +5,95 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vilmedic.config import types
-from vilmedic.config.annotations import (
+from vilmedic.config.keys import find_older, idle_keys, judge_older
+from vilmedic.config.namespaces import Target, named_target, names, registry_of, signature, target
+from vilmedic.config.signature import Param, Signature
+from vilmedic.config.transformers_fields import config_signature, model_type_of
+from vilmedic.config.tree import BROKEN, MOST_PROBLEMS, KeyPath, Tree, dotted
+from vilmedic.config.types import (
     ANY,
+    BOUNDS,
     NUMBERS,
+    UNFIT,
     AnyOf,
+    AsLongAs,
     Basic,
+    Calls,
+    ConfigOf,
+    FolderName,
     Instance,
+    Lengths,
     ListOf,
     MapOf,
     Marked,
+    Matching,
+    NameIn,
+    OptionsOf,
     TupleOf,
     Type,
     instance_of,
     is_number,
     options,
     plain,
+    read_scalar,
+    wrong_folder_name,
 )
-from vilmedic.config.idle import idle_keys
-from vilmedic.config.marks import KeyPath, Tree, dotted
-from vilmedic.config.named import check_calls, check_options
-from vilmedic.config.namespaces import signature
-from vilmedic.config.nodes import Target, registry_of, target
-from vilmedic.config.older_keys import find_older, judge_older
-from vilmedic.config.resolve import BROKEN, MOST_PROBLEMS
-from vilmedic.config.scalars import UNFIT, read_scalar, wrong_folder_name
-from vilmedic.config.signature import Param, Signature
-from vilmedic.config.transformers_fields import config_signature, model_type_of
 from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
 from vilmedic.errors import ConfigError
+from vilmedic.registry import REGISTRIES
+
+_CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A judged node: what it becomes, and of what.
+
+    Args:
+        found: the class.
+        arguments: the judged keys of the node, those that chose the class included.
+        path: where the node stands.
+        implied: whether it is not given, and the class does with its defaults.
+    """
+
+    found: Target
+    arguments: dict[str, Any]
+    path: KeyPath
+    implied: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    """A judged list that a constructor gets as a tuple or a set."""
+
+    container: type
+    values: list[Any]
+
+
+class PathText(str):
+    """Judged text that a constructor gets as a path."""
+
+
+def plain_data(judged: Any) -> Any:
+    """A judged value as a configuration writes it."""
+    if isinstance(judged, Plan):
+        judged = {
+            key: one
+            for key, one in judged.arguments.items()
+            if not (isinstance(one, Plan) and one.implied)
+        }
+    if isinstance(judged, dict):
+        return {key: plain_data(one) for key, one in judged.items()}
+    if isinstance(judged, list | Items):
+        return [plain_data(one) for one in (judged if isinstance(judged, list) else judged.values)]
+    return str(judged) if isinstance(judged, PathText) else judged
 
 
 class Checker:
-    """Collects every problem of a tree of values.
+    """Collects every problem of a tree of values, and plans what they become.
 
     Args:
         tree: the values and their marks, interpolations resolved.
@@ -48,6 +102,7 @@ class Checker:
     Attributes:
         problems: one complete text for each problem found.
         notes: one line for each key that was left out.
+        plans: what each faultless node becomes, by where it stands.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
@@ -55,6 +110,7 @@ class Checker:
         self.elsewhere = elsewhere
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.plans: dict[KeyPath, Plan] = {}
         self.trying = False
 
     @property
@@ -68,10 +124,8 @@ class Checker:
             if len(self.problems) == MOST_PROBLEMS:
                 self.problems.append(f"there are more problems than these {MOST_PROBLEMS}.")
             return
-        origin = self.tree.origin(path)
         note = self.tree.mark(path).note
-        where = f"{dotted(path)} ({origin})" if origin else dotted(path)
-        self.problems.append(f"{where}: {text}{f' ({note})' if note else ''}")
+        self.problems.append(f"{self.tree.where(path)}: {text}{f' ({note})' if note else ''}")
 
     # -- mappings whose keys are arguments
 
@@ -152,7 +206,7 @@ class Checker:
 
     def leave_out(self, path: KeyPath, given: dict[str, Any], depth: int, why: str) -> None:
         """Take a key out of a section, `depth` keys deep, with a line that says so."""
-        self.notes.append(f"{dotted(path)} ({self.tree.origin(path)}) is left out: {why}.")
+        self.notes.append(f"{self.tree.where(path)} is left out: {why}.")
         Tree(given).remove(path[depth:])
         if self.tree.has(path):
             self.tree.remove(path)
@@ -162,7 +216,7 @@ class Checker:
         """What `**settings` may hold: its keys, and whether any other key is fine as well."""
         if read.extras is None:
             return {}, False
-        if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, types.ConfigOf)):
+        if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, ConfigOf)):
             return {}, True
         defaults = {param.name: param.default for param in read.params.values()}
         model_type = model_type_of(read.extras.mark, {**defaults, **given})
@@ -174,9 +228,9 @@ class Checker:
         where = (*path, param.name)
         if instance_of(param.type) is not None:
             trial = self.trial()
-            trial.value(param.type, {}, where)
+            implied = trial.value(param.type, {}, where)
             if not trial.problems:
-                self.default_node(param.type, where, result)
+                result[param.name] = replace(implied, implied=True)
                 return
         origin = self.tree.origin(path)
         under = f" under '{dotted(path)}'" if path else " at the top level"
@@ -184,9 +238,6 @@ class Checker:
         self.problems.append(
             f"{dotted(where)}: missing{under}{place}; allowed: {allowed(param.type)}."
         )
-
-    def default_node(self, kind: Type, path: KeyPath, result: dict[str, Any]) -> None:
-        """Take note of a node that is not given and can do with the defaults of its class."""
 
     # -- values
 
@@ -226,7 +277,7 @@ class Checker:
         if result is UNFIT:
             self.report(path, mismatch(kind, given))
             return None
-        return self.path_value(result) if kind == Basic("path") else result
+        return PathText(result) if kind == Basic("path") else result
 
     def items(self, kind: ListOf | TupleOf, given: list[Any], path: KeyPath) -> Any:
         """Judge a list."""
@@ -238,15 +289,8 @@ class Checker:
             self.value(one, item, (*path, index))
             for index, (one, item) in enumerate(zip(types_of, given, strict=True))
         ]
-        return self.sequence(kind, values)
-
-    def sequence(self, kind: ListOf | TupleOf, values: list[Any]) -> Any:
-        """What a judged list becomes."""
-        return values
-
-    def path_value(self, text: str) -> Any:
-        """What the text of a path becomes."""
-        return text
+        container = "tuple" if isinstance(kind, TupleOf) else kind.container
+        return values if container == "list" else Items(_CONTAINERS[container], values)
 
     def any_of(
         self,
@@ -284,7 +328,7 @@ class Checker:
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
         """Whether a value has the outer form of an alternative, whatever it holds."""
-        if isinstance(option, Marked) and isinstance(option.mark, types.Calls):
+        if isinstance(option, Marked) and isinstance(option.mark, Calls):
             return isinstance(given, dict | list)
         base = plain(option)
         if isinstance(given, dict):
@@ -307,14 +351,14 @@ class Checker:
     ) -> Any:
         """Judge a value by its type and by its mark."""
         mark = kind.mark
-        if given is None and isinstance(mark, types.Calls | types.OptionsOf):
+        if given is None and isinstance(mark, Calls | OptionsOf):
             given = _empty(kind)
-        if isinstance(mark, types.Calls) and isinstance(given, dict | list):
-            calls = check_calls(self, mark, given, path)
+        if isinstance(mark, Calls) and isinstance(given, dict | list):
+            calls = self.calls(mark, given, path)
             if isinstance(calls, dict) and not _is_map(kind):
                 return [{name: one} for name, one in calls.items()]
             return calls
-        if isinstance(mark, (*types.BOUNDS, types.Matching, types.FolderName)):
+        if isinstance(mark, (*BOUNDS, Matching, FolderName)):
             trial = self.trial()
             trial.value(kind.base, given, path)
             if trial.problems:
@@ -324,13 +368,13 @@ class Checker:
         value = self.value(kind.base, given, path, read, siblings)
         if len(self.problems) > before or given is None:
             return value
-        if isinstance(mark, types.BOUNDS):
+        if isinstance(mark, BOUNDS):
             if is_number(given) and not mark.allows(given):
                 self.report(path, mismatch(kind, given))
-        elif isinstance(mark, types.Lengths):
+        elif isinstance(mark, Lengths):
             if len(given) not in mark.allowed:
                 self.report(path, mismatch(kind, given))
-        elif isinstance(mark, types.AsLongAs):
+        elif isinstance(mark, AsLongAs):
             default = read.params[mark.key].default if read and mark.key in read.params else None
             other = (siblings or {}).get(mark.key, default)
             if isinstance(other, list | tuple) and len(other) != len(given):
@@ -339,21 +383,94 @@ class Checker:
                     f"given {shown(given)}; allowed: as many entries as "
                     f"{dotted((*path[:-1], mark.key))} has, {len(other)}.",
                 )
-        elif isinstance(mark, types.FolderName):
+        elif isinstance(mark, FolderName):
             problem = wrong_folder_name(str(value))
             if problem:
                 self.report(path, f"given {shown(value)}; {problem}")
-        elif isinstance(mark, types.Matching):
+        elif isinstance(mark, Matching):
             if not re.fullmatch(mark.pattern, str(value)):
                 self.report(path, mismatch(kind, given))
-        elif isinstance(mark, types.NameIn) and isinstance(value, str):
+        elif isinstance(mark, NameIn) and isinstance(value, str):
             try:
                 signature(mark.namespace, value)
             except ConfigError as error:
                 self.report(path, f"given {shown(given)}; {error}")
-        elif isinstance(mark, types.OptionsOf) and isinstance(value, dict):
-            return check_options(self, mark, value, path, read, siblings or {})
+        elif isinstance(mark, OptionsOf) and isinstance(value, dict):
+            return self.chosen_options(mark, value, path, read, siblings or {})
         return value
+
+    # -- names with options
+
+    def calls(self, mark: Calls, given: Any, path: KeyPath) -> Any:
+        """Judge a mapping, or a list, of names with options."""
+        if isinstance(given, dict):
+            return {name: self.call(mark, name, one, (*path, name)) for name, one in given.items()}
+        result: list[Any] = []
+        for index, entry in enumerate(given):
+            where = (*path, index)
+            if isinstance(entry, str):
+                self.call(mark, entry, None, where)
+                result.append(entry)
+            elif isinstance(entry, dict) and len(entry) == 1:
+                ((name, one),) = entry.items()
+                result.append({name: self.call(mark, name, one, (*where, name))})
+            elif entry is not BROKEN:
+                self.report(
+                    where,
+                    f"given {shown(entry)}; allowed: a name, or one name with its options, of: "
+                    f"{', '.join(names(mark.namespace))}.",
+                )
+        return result
+
+    def call(self, mark: Calls, name: str, given: Any, path: KeyPath) -> dict[str, Any] | None:
+        """Judge the options of one name."""
+        if given is BROKEN or self.full:
+            return None
+        try:
+            read = signature(mark.namespace, name)
+        except ConfigError as error:
+            self.report(path, str(error))
+            return None
+        given = {} if given is None else given
+        if not isinstance(given, dict):
+            known = ", ".join(read.settable) if read and read.settable else "its options"
+            self.report(path, f"given {shown(given)}; allowed: a mapping with {known}.")
+            return None
+        before = len(self.problems)
+        judged = given if read is None else self.section(read, given, path)
+        if mark.namespace in REGISTRIES and len(self.problems) == before:
+            # a name with its options is a node without proto
+            found = named_target(REGISTRIES[mark.namespace], {"proto": name})
+            self.plans[path] = Plan(found, {"proto": name, **judged}, path)
+        return judged
+
+    def chosen_options(
+        self,
+        mark: OptionsOf,
+        given: dict[str, Any],
+        path: KeyPath,
+        read: Signature | None,
+        siblings: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Judge the options of the class that a sibling key names."""
+        default = read.params[mark.key].default if read and mark.key in read.params else None
+        name = siblings.get(mark.key, default)
+        if name is BROKEN:
+            return given
+        if name is None:
+            sibling = dotted((*path[:-1], mark.key))
+            for key, value in given.items():
+                self.report(
+                    (*path, key),
+                    f"given {shown(value)}; no option is allowed while '{sibling}' is null.",
+                )
+            return given
+        try:
+            of = signature(mark.namespace, str(name))
+        except ConfigError:
+            # the name is reported where it stands
+            return given
+        return given if of is None else self.section(of, given, path, filled=mark.filled)
 
     # -- nodes
 
@@ -371,17 +488,14 @@ class Checker:
         except ConfigError as error:
             self.report((*path, "proto"), str(error))
             return given
-        if found.signature is None:
-            return self.finish(found, dict(given), path)
         before = len(self.problems)
-        arguments = self.section(found.signature, given, path, consumed=found.consumed)
+        arguments = dict(given)
+        if found.signature is not None:
+            arguments = self.section(found.signature, given, path, consumed=found.consumed)
         if len(self.problems) > before:
             return arguments
-        return self.finish(found, arguments, path)
-
-    def finish(self, found: Target, arguments: dict[str, Any], path: KeyPath) -> Any:
-        """What a judged node becomes."""
-        return arguments
+        self.plans[path] = Plan(found, arguments, path)
+        return self.plans[path]
 
 
 def _is_map(kind: Marked) -> bool:

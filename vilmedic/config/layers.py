@@ -1,16 +1,35 @@
-"""Configuration files with what they include, and how one layer goes over another."""
+"""Layers of a configuration: files, what they include and the command line, one over another.
+
+An upper layer may make keys of a lower one meaningless, by a new class or by a section given whole:
+they are dropped, with a line that says so.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from vilmedic.config.marks import COMMAND_LINE, KeyPath, Tree
-from vilmedic.config.resolve import guard
-from vilmedic.config.yaml_source import read_file
+from vilmedic.config.check import Checker
+from vilmedic.config.namespaces import Target, is_node, signature, target
+from vilmedic.config.signature import Signature, derives_from
+from vilmedic.config.tree import (
+    COMMAND_LINE,
+    KeyPath,
+    Mark,
+    Tree,
+    copied,
+    dotted,
+    guard,
+    resolve,
+)
+from vilmedic.config.types import Marked, OptionsOf, Type, instance_of, options, spell
+from vilmedic.config.yaml_source import Override, read_file
 from vilmedic.errors import ConfigError, nearest
 
 MOST_FILES = 32
@@ -109,7 +128,7 @@ def merge(lower: Tree, upper: Tree) -> Tree:
         lower: the weaker layer.
         upper: the stronger layer.
     """
-    weaker = Tree(_copy(lower.data), dict(lower.marks))
+    weaker = Tree(copied(lower.data), dict(lower.marks))
     removed = {**lower.removed, **upper.removed}
     _make_way(weaker, upper, ())
     data = _together(weaker.data, upper.data)
@@ -118,7 +137,7 @@ def merge(lower: Tree, upper: Tree) -> Tree:
         if not isinstance(upper.get(path), dict):
             continue
         if mark.whole:
-            result.get(path[:-1])[path[-1]] = _copy(upper.get(path))
+            result.get(path[:-1])[path[-1]] = copied(upper.get(path))
             result.forget(path)
             inside = (one for one in upper.marks if one[: len(path)] == path)
             result.marks.update({one: upper.marks[one] for one in inside})
@@ -164,12 +183,270 @@ def _looks_up(below: dict[str, Any], above: dict[str, Any]) -> bool:
 
 def _over(below: Any, above: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(above, dict)):
-        return _copy(above)
+        return copied(above)
     both = {key: _over(below.get(key), value) for key, value in above.items()}
-    return {**_copy(below), **both}
+    return {**copied(below), **both}
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(one) for key, one in value.items()}
-    return [_copy(one) for one in value] if isinstance(value, list) else value
+def apply_overrides(overrides: list[Override], lower: Tree) -> tuple[Tree, list[str]]:
+    """The layer that a command line makes over the files.
+
+    A section given whole, `a={b: 1}`, replaces that of the files; a dotted key, `a.b=1`, changes
+    it inside.
+
+    Args:
+        overrides: the words, in their order.
+        lower: the merged files; what `~key` names is taken out of it.
+
+    Returns:
+        The layer, and one text a problem.
+    """
+    layer = Tree()
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            if override.removes:
+                _remove(override, layer, lower)
+            else:
+                _set(override, layer, lower)
+        except ConfigError as error:
+            problems += error.problems
+    return layer, problems
+
+
+def _remove(override: Override, layer: Tree, lower: Tree) -> None:
+    found = False
+    for tree in (layer, lower):
+        path = _indexed(override.path, tree)
+        if tree.has(path):
+            tree.remove(path)
+            found = True
+    layer.removed[override.path] = Mark(COMMAND_LINE)
+    if not found:
+        key = dotted(override.path)
+        known = {dotted(path) for tree in (layer, lower) for path in tree.marks}
+        raise ConfigError(
+            f"~{key} ({COMMAND_LINE}): there is no such key to remove.{nearest(key, known)}"
+        )
+
+
+def _set(override: Override, layer: Tree, lower: Tree) -> None:
+    path = _indexed(override.path, layer if layer.has(override.path[:1]) else lower)
+    node: Any = layer.data
+    for depth, part in enumerate(path[:-1], start=1):
+        here = path[:depth]
+        following = path[depth]
+        inside = node[part] if _holds(node, part) else None
+        if isinstance(following, int) and not isinstance(inside, list):
+            # one entry changes: the rest of the list is that of the lower layer
+            inside = copy.deepcopy(lower.get(here))
+            layer.marks.update(
+                {known: mark for known, mark in lower.marks.items() if known[:depth] == here}
+            )
+        elif not isinstance(inside, dict | list):
+            # what an earlier word put here is gone, and with it what the files have
+            whole = _holds(node, part)
+            inside = {}
+            layer.forget(here)
+            layer.marks[here] = Mark(COMMAND_LINE, whole=whole)
+        layer.marks.setdefault(here, Mark(COMMAND_LINE))
+        node[part] = inside
+        node = inside
+    layer.forget(path)
+    node[path[-1]] = override.value
+    layer.marks.update({(*path, *inner): mark for inner, mark in override.marks.items()})
+    if isinstance(override.value, dict):
+        layer.marks[path] = replace(layer.marks[path], whole=True)
+
+
+def _holds(node: Any, part: str | int) -> bool:
+    return part in node if isinstance(node, dict) else True
+
+
+def _indexed(path: tuple[str, ...], tree: Tree) -> KeyPath:
+    """The path with the indices of existing lists as numbers.
+
+    Raises:
+        ConfigError: an index that the list does not have.
+    """
+    result: KeyPath = ()
+    node: Any = tree.data
+    for part in path:
+        if isinstance(node, list):
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
+                allowed = f"0 to {len(node) - 1}" if node else "none, it is empty"
+                raise ConfigError(
+                    f"{dotted(path)} ({COMMAND_LINE}): '{part}' is no index of the list "
+                    f"'{dotted(result)}'. Allowed: {allowed}."
+                )
+            result = (*result, int(part))
+            node = node[int(part)]
+        else:
+            result = (*result, part)
+            node = node.get(part) if isinstance(node, dict) else None
+    return result
+
+
+def drop_replaced(lower: Tree, upper: Tree, root: Signature, defaults: dict[str, Any]) -> list[str]:
+    """Take out of a lower layer what an upper one makes meaningless.
+
+    Args:
+        lower: the weaker layer; changed in place.
+        upper: the stronger layer.
+        root: the signature of the whole configuration.
+        defaults: the values of keys that are not given, for interpolations.
+
+    Returns:
+        One line for each choice that dropped something.
+    """
+    below, _ = resolve(lower, defaults)
+    above, _ = resolve(merge(lower, upper), defaults)
+    return _Dropper(lower, upper, below, above).run(root)
+
+
+class _Dropper:
+    def __init__(self, lower: Tree, upper: Tree, below: Tree, above: Tree) -> None:
+        self.lower = lower
+        self.upper = upper
+        self.below = below
+        self.above = above
+        self.checker = Checker(above)
+        self.lines: list[str] = []
+        self.origins: dict[KeyPath, str] = {}
+
+    def run(self, root: Signature) -> list[str]:
+        for path, mark in list(self.upper.marks.items()):
+            if mark.whole:
+                self.replaced(path)
+        self.arguments(root, ())
+        return self.lines
+
+    def replaced(self, path: KeyPath) -> None:
+        """Drop what a section given whole does not name again."""
+        given = self.mapping(self.upper, path)
+        below = self.mapping(self.lower, path)
+        if given is None or below is None:
+            return
+        gone = [(*path, key) for key in below if key not in given]
+        origins = {one: self.lower.origin(one) for one in gone}
+        self.lower.remove(path)
+        if gone:
+            listed = ", ".join(f"{dotted(one)} ({origins[one]})" for one in gone)
+            self.lines.append(
+                f"{dotted(path)} is given whole ({self.upper.origin(path)}), which leaves out: "
+                f"{listed}. A key inside, such as {dotted(gone[0])}=..., changes nothing else."
+            )
+
+    def mapping(self, tree: Tree, path: KeyPath) -> dict[str, Any] | None:
+        found = tree.get(path) if tree.has(path) else None
+        return found if isinstance(found, dict) else None
+
+    def arguments(self, read: Signature, path: KeyPath) -> None:
+        """Look through the arguments that both layers give."""
+        for name, param in read.settable.items():
+            for option in options(param.type):
+                if isinstance(option, Marked) and isinstance(option.mark, OptionsOf):
+                    self.chosen(option.mark, read, path, name)
+            if is_node(param.type):
+                self.node(param.type, (*path, name))
+
+    def node(self, kind: Type, path: KeyPath) -> None:
+        above = self.mapping(self.above, path)
+        below = self.mapping(self.below, path)
+        if above is None or below is None or not self.touched(path):
+            return
+        try:
+            found = target(kind, above)
+        except ConfigError:
+            return
+        if found.signature is None:
+            return
+        if self.upper.has((*path, "proto")) and above.get("proto") != below.get("proto"):
+            self.tell((*path, "proto"), self.strip(found, path))
+        self.arguments(found.signature, path)
+
+    def touched(self, path: KeyPath) -> bool:
+        """Whether the upper layer says anything of a section, or takes something out of it."""
+        removed = any(one[: len(path)] == path for one in self.upper.removed)
+        return removed or self.mapping(self.upper, path) is not None
+
+    def strip(self, found: Target, path: KeyPath) -> list[KeyPath]:
+        """Drop from a node what its new class does not know; the paths dropped."""
+        below = self.mapping(self.below, path)
+        if found.signature is None or below is None:
+            return []
+        dropped: list[KeyPath] = []
+        extras, open_ended = self.checker.extras(found.signature, self.above.get(path))
+        settable = found.signature.settable
+        for key in list(below):
+            where = (*path, key)
+            if key in found.consumed or (open_ended and key not in found.signature.params):
+                continue
+            if key in settable and is_node(settable[key].type):
+                dropped += self.nested(settable[key].type, where)
+            elif key not in settable and key not in extras:
+                dropped += self.drop(where)
+        return dropped
+
+    def nested(self, kind: Type, path: KeyPath) -> list[KeyPath]:
+        """Drop from a node inside a node of a new class what it does not know."""
+        below = self.mapping(self.below, path)
+        above = self.mapping(self.above, path)
+        if below is None or above is None:
+            return []
+        dropped: list[KeyPath] = []
+        instance = instance_of(kind)
+        try:
+            found = target(kind, above)
+            kept = self.upper.has((*path, "proto")) or "proto" not in below or not found.consumed
+            if not kept and instance and not derives_from(found.path, instance.path):
+                # the old class had its own kind of part here
+                dropped += self.drop((*path, "proto"))
+                found = target(kind, {key: above[key] for key in above if key != "proto"})
+        except ConfigError:
+            return dropped
+        return dropped + self.strip(found, path)
+
+    def chosen(self, mark: OptionsOf, read: Signature, path: KeyPath, name: str) -> None:
+        """Drop the options of a class that is not the named one any more."""
+        key = (*path, mark.key)
+        where = (*path, name)
+        below = self.mapping(self.below, where)
+        removed = key in self.upper.removed
+        if below is None or not (removed or self.upper.has(key)):
+            return
+        default = read.params[mark.key].default if mark.key in read.params else None
+        old = self.below.get(key) if self.below.has(key) else default
+        new = self.above.get(key) if self.above.has(key) else default
+        if old == new and not removed:
+            return
+        known: set[str] = set()
+        if new is not None:
+            try:
+                of = signature(mark.namespace, str(new))
+            except ConfigError:
+                return
+            if of is None or of.extras is not None:
+                return
+            known = set(of.settable)
+        self.tell(
+            key,
+            [one for option in below if option not in known for one in self.drop((*where, option))],
+        )
+
+    def drop(self, path: KeyPath) -> list[KeyPath]:
+        if not self.lower.has(path):
+            return []
+        self.origins[path] = self.lower.origin(path)
+        self.lower.remove(path)
+        return [path]
+
+    def tell(self, choice: KeyPath, dropped: list[KeyPath]) -> None:
+        if dropped:
+            listed = ", ".join(f"{dotted(one)} ({self.origins[one]})" for one in dropped)
+            chosen = self.above.has(choice)
+            now = f"now {spell(self.above.get(choice))}" if chosen else "removed"
+            origin = self.upper.origin(choice) if chosen else COMMAND_LINE
+            self.lines.append(
+                f"{dotted(choice)} is {now} ({origin}), which does not know: {listed}; left out."
+            )

@@ -1,43 +1,44 @@
-"""One checked configuration out of files and a command line."""
+"""One checked configuration out of files and a command line, and the objects that it describes."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from vilmedic.config.annotations import Marked, Type, instance_of, options
-from vilmedic.config.build import entries
-from vilmedic.config.check import Checker
-from vilmedic.config.fit import misfits
-from vilmedic.config.layers import merge, read_layers
-from vilmedic.config.marks import KeyPath, Mark, Tree
-from vilmedic.config.nodes import schema_keys
-from vilmedic.config.optimizers import check_optimizer
-from vilmedic.config.overrides import Override, apply_overrides, parse_override
-from vilmedic.config.replaced import drop_replaced
-from vilmedic.config.resolve import MOST_PROBLEMS, guard, resolve
-from vilmedic.config.scalars import wrong_folder_name
-from vilmedic.config.scores import read_scores
+from vilmedic.config.check import Checker, Items, PathText, Plan, plain_data
+from vilmedic.config.declared import misfits, wrong_optimizer, wrong_score
+from vilmedic.config.layers import apply_overrides, drop_replaced, merge, read_layers
+from vilmedic.config.namespaces import Target, entries, schema_keys
 from vilmedic.config.sections import (
     EnsemblorSection,
     RunSection,
     TrainorSection,
     ValidatorSection,
 )
-from vilmedic.config.signature import Signature, read_signature
-from vilmedic.config.types import Calls
+from vilmedic.config.signature import Signature, find_class, read_signature
+from vilmedic.config.tree import MOST_PROBLEMS, KeyPath, Mark, Tree, dotted, guard, resolve
+from vilmedic.config.types import (
+    ANY,
+    Calls,
+    MapOf,
+    Marked,
+    NameIn,
+    Type,
+    instance_of,
+    options,
+    wrong_folder_name,
+)
 from vilmedic.config.wording import shown
-from vilmedic.config.yaml_source import PlainDumper
-from vilmedic.errors import ConfigError
-from vilmedic.registry import import_plugins
+from vilmedic.config.yaml_source import Override, parse_override, read_file, to_yaml
+from vilmedic.errors import ArgumentError, ConfigError
+from vilmedic.registry import Registry, import_class, import_plugins
 
+C = TypeVar("C")
 ROOT = f"{RunSection.__module__}.{RunSection.__name__}"
 
 
@@ -48,12 +49,31 @@ class Node(dict[str, Any]):
         data: the keys and values.
         path: where the mapping stands.
         tree: the configuration that it is part of, for the origins of its keys.
+        plans: what the judged nodes of the configuration become; a new one is added.
     """
 
-    def __init__(self, data: dict[str, Any], path: KeyPath, tree: Tree) -> None:
+    def __init__(
+        self, data: dict[str, Any], path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]
+    ) -> None:
         super().__init__(data)
-        self.path = path
-        self.tree = tree
+        self.path, self.tree, self.plans = path, tree, plans
+
+    def plan(self, registry: Registry) -> Plan:
+        """What the node becomes; it is judged unless it was before and is as it was.
+
+        Raises:
+            ConfigError: the node does not fit the signatures.
+        """
+        known = self.plans.get(self.path)
+        if known is not None and plain_data(known) == dict(self):
+            return known
+        checker = Checker(self.tree)
+        kind = Marked(MapOf(ANY), NameIn(registry.kind))
+        made: Plan = checker.value(kind, dict(self), self.path)
+        if checker.problems:
+            raise ConfigError(checker.problems)
+        self.plans |= checker.plans
+        return made
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Config:
         overrides: the words of the command line.
         notes: one line for each choice that made keys of lower layers meaningless.
         path: the configuration file.
+        plans: what its nodes become, so that none is judged a second time.
     """
 
     run: RunSection
@@ -75,6 +96,7 @@ class Config:
     overrides: tuple[str, ...]
     notes: tuple[str, ...]
     path: str
+    plans: dict[KeyPath, Plan] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -94,12 +116,12 @@ class Config:
     @property
     def dataset(self) -> Node:
         """The node of the data set, for `build(DATASETS, ...)`."""
-        return Node(self.run.dataset, ("dataset",), self.tree)
+        return Node(self.run.dataset, ("dataset",), self.tree, self.plans)
 
     @property
     def model(self) -> Node:
         """The node of the model, for `build(MODELS, ...)`."""
-        return Node(self.run.model, ("model",), self.tree)
+        return Node(self.run.model, ("model",), self.tree, self.plans)
 
     @property
     def trainor(self) -> TrainorSection:
@@ -115,6 +137,13 @@ class Config:
     def ensemblor(self) -> EnsemblorSection:
         """How trained checkpoints are evaluated."""
         return self.run.ensemblor
+
+    def calls(self, section: str, key: str) -> list[Node]:
+        """Names with options as nodes for `build_calls`: `calls("validator", "metrics")`."""
+        path, given = (section, key), getattr(getattr(self, section), key)
+        if self.tree.has(path) and isinstance(self.tree.get(path), dict):
+            given = dict(entries(given))
+        return list(_nodes(given, path, self.tree, self.plans))
 
     @property
     def origins(self) -> dict[str, str]:
@@ -161,13 +190,10 @@ def load(
     root = root_signature()
     tree = draft.tree
     checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
-    judged = checker.section(root, tree.data, ())
-    check_optimizer(checker, judged)
-    if not (draft.problems or checker.problems):
-        _check_score(judged, checker)
-    problems = [*draft.problems, *checker.problems]
+    judged = plain_data(checker.section(root, tree.data, ()))
+    problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, judged)]
     if not problems:
-        problems += misfits(tree, judged, training=training)
+        problems += [*wrong_score(tree, judged), *misfits(tree, judged, training=training)]
     if problems:
         raise ConfigError(problems)
     judged["name"] = judged.get("name") or Path(path).stem
@@ -179,7 +205,8 @@ def load(
         judged[key] = cls(**judged.get(key) or {})
     run = RunSection(**judged)
     notes = (*draft.notes, *checker.notes)
-    return Config(run, asdict(run), tree, tuple(overrides), notes, os.fspath(path))
+    words = tuple(overrides)
+    return Config(run, asdict(run), tree, words, notes, os.fspath(path), checker.plans)
 
 
 def read(path: str, words: Iterable[str] = ()) -> Draft:
@@ -263,18 +290,6 @@ def _section_type(section: str, key: str) -> Type | None:
     return read.params[key].type if read is not None and key in read.params else None
 
 
-def _check_score(judged: dict[str, Any], checker: Checker) -> None:
-    """Refuse a score to judge a run by that no evaluation of it gives."""
-    trainor = TrainorSection(**judged.get("trainor") or {})
-    validator = ValidatorSection(**judged.get("validator") or {})
-    metrics = [name for name, _ in entries(validator.metrics)]
-    try:
-        scores = read_scores(validator.splits, metrics, ema=trainor.ema is not None)
-        scores.better(trainor.early_stop_metric)
-    except ConfigError as error:
-        checker.report(("trainor", "early_stop_metric"), str(error))
-
-
 def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     """Import the plugins that the strongest layer names; their classes are part of the schema."""
     found = Tree()
@@ -293,14 +308,148 @@ def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
     return [f"plugins ({origin}): {problem}" for problem in import_plugins(names)]
 
 
-def to_yaml(data: Any) -> str:
-    """Plain values as YAML that `load` reads back unchanged."""
-    text: str = yaml.dump(
-        data,
-        Dumper=PlainDumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=10**6,
-        default_flow_style=False,
-    )
-    return text
+# -- objects
+
+
+def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
+    """Make the object that a node describes, the nodes inside it first.
+
+    Args:
+        registry: where `proto` is looked up.
+        node: `proto` and the arguments; arguments that are missing keep the defaults of the code.
+        runtime: what the framework gives: each value reaches every constructor, nested ones
+            included, that has a `Runtime` argument of that name.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: the node does not fit the signatures, or a constructor refuses a value.
+        TypeError: the framework gives nothing of that name to classes of this kind.
+    """
+    if unknown := [name for name in runtime if name not in registry.runtime]:
+        allowed = ", ".join(registry.runtime) or "nothing"
+        raise TypeError(f"build gives {allowed} to a {registry.kind}, not {', '.join(unknown)}")
+    if not isinstance(node, Node):
+        node = Node(node, (registry.kind,), Tree(), {})
+    return _make(node.plan(registry), node.tree, runtime)
+
+
+def build_calls(
+    registry: Registry, calls: Any, where: str = "", **runtime: Any
+) -> list[tuple[str, Any]]:
+    """Make the objects that a mapping or a list of names with options describes.
+
+    Args:
+        registry: where the names are looked up.
+        calls: `{zero_shot: {prompts: p.yml}, retrieval: }`, or a list of such entries, of names and
+            of the nodes that `Config.calls` gives.
+        where: the dotted key of what is no node, for messages.
+        runtime: as for `build`.
+
+    Returns:
+        Name and object, in order.
+    """
+    path = tuple((where or registry.kind).split("."))
+    nodes = _nodes(calls, path, Tree(), {})
+    return [(node["proto"], build(registry, node, **runtime)) for node in nodes]
+
+
+def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
+    """An object of a class out of a file of its own, judged as a configuration is.
+
+    Args:
+        cls: a class of this package; its arguments are the keys of the file.
+        path: the YAML file.
+
+    Returns:
+        The object, and the values of the file with the line of each.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit the signature.
+    """
+    tree = read_file(os.fspath(path))
+    return cls(**_make(_judge(cls, tree), tree, {})), tree
+
+
+def check_arguments(cls: type, given: dict[str, Any]) -> None:
+    """Refuse arguments that the signature of a class does not allow.
+
+    Args:
+        cls: a class of this package that configurations build.
+        given: its arguments, as a caller from Python gives them.
+
+    Raises:
+        ConfigError: a value is none of those that a configuration may have there.
+    """
+    _judge(cls, Tree(dict(given)))
+
+
+def _judge(cls: type, tree: Tree) -> dict[str, Any]:
+    """The judged arguments of a class.
+
+    Raises:
+        ConfigError: they do not fit its signature.
+    """
+    read = read_signature(f"{cls.__module__}.{cls.__qualname__}")
+    assert read is not None
+    checker = Checker(tree)
+    arguments = checker.section(read, tree.data, ())
+    if checker.problems:
+        raise ConfigError(checker.problems)
+    return arguments
+
+
+def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) -> Iterator[Node]:
+    """Names with options as nodes, each with the place where it stands."""
+    if isinstance(calls, dict):
+        for name, given in calls.items():
+            yield Node({"proto": name, **(given or {})}, (*path, name), tree, plans)
+        return
+    for index, entry in enumerate(calls or ()):
+        where = (*path, index)
+        if isinstance(entry, Node):
+            yield entry
+        elif isinstance(entry, str):
+            yield Node({"proto": entry}, where, tree, plans)
+        else:
+            yield from _nodes(entry, where, tree, plans)
+
+
+def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
+    """What a judged value becomes."""
+    if isinstance(judged, dict):
+        return {key: _make(one, tree, runtime) for key, one in judged.items()}
+    if isinstance(judged, list):
+        return [_make(one, tree, runtime) for one in judged]
+    if isinstance(judged, Items):
+        return judged.container(_make(judged.values, tree, runtime))
+    if not isinstance(judged, Plan):
+        return Path(judged) if isinstance(judged, PathText) else judged
+    found = judged.found
+    given = {key: one for key, one in judged.arguments.items() if key not in found.consumed}
+    arguments = _make(given, tree, runtime)
+    for name, param in found.signature.params.items() if found.signature else ():
+        if param.runtime and name in runtime:
+            arguments[name] = runtime[name]
+    cls = _class_of(found, judged.path)
+    try:
+        return cls(**arguments)
+    except ArgumentError as error:
+        raise ConfigError(
+            f"{tree.where((*judged.path, *(name.split('.') if name else ())))}: {text}"
+            for name, text in error.arguments.items()
+        ) from error
+    except (ValueError, TypeError) as error:
+        where = tree.where(judged.path)
+        raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
+
+
+def _class_of(found: Target, path: KeyPath) -> Any:
+    if found.registry is not None and found.name is not None:
+        return found.registry.get(found.name)
+    cls = find_class(found.path)
+    if cls is None:
+        raise ConfigError(f"{dotted(path)}: there is no class {found.path}.")
+    module = cls.module.path
+    return import_class(f"{module}:{found.path[len(module) + 1 :]}", f"'{dotted(path)}'")

@@ -1,31 +1,48 @@
-"""Names that stand for a class, and the arguments of that class: registries, torch, torchvision."""
+"""Which class a name or a node stands for, and its arguments: registries, torch, torchvision."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import griffe
 
-from vilmedic.config.annotations import (
-    ANY,
-    AnyOf,
-    Basic,
-    ListOf,
-    Marked,
-    Type,
-    options,
-    plain,
-)
-from vilmedic.config.foreign_bounds import bounded
 from vilmedic.config.signature import (
     Param,
     Signature,
+    bases,
     derives_from,
+    find_class,
+    read_module,
     read_signature,
+    wildcard_imports,
 )
-from vilmedic.config.sources import bases, find_class, read_module, wildcard_imports
-from vilmedic.config.types import Calls
+from vilmedic.config.tree import KeyPath, dotted
+from vilmedic.config.types import (
+    ANY,
+    NUMBERS,
+    Above,
+    AnyMark,
+    AnyOf,
+    AtLeast,
+    AtMost,
+    Basic,
+    Below,
+    Between,
+    Calls,
+    Instance,
+    ListOf,
+    MapOf,
+    Marked,
+    NameIn,
+    TupleOf,
+    Type,
+    instance_of,
+    options,
+    plain,
+)
 from vilmedic.errors import ConfigError, nearest
 from vilmedic.registry import REGISTRIES, Registry
 
@@ -45,6 +62,73 @@ _REFUSED = {
 }
 # arguments that the framework gives, or that are part of a method
 _GIVEN = {"torch.optim": {"params", "ns_coefficients"}, "torch.optim.lr_scheduler": {"optimizer"}}
+Bounds = tuple[AnyMark, ...]
+
+
+def _by_name(*groups: Any) -> dict[str, Bounds]:
+    """The bounds of each argument out of groups: names in one text, then the bounds they share."""
+    return {name: tuple(bounds) for names, *bounds in groups for name in names.split()}
+
+
+# bounds of the numbers of torch and torchvision, whose signatures state none
+_BOUNDS: dict[str, dict[str, Bounds]] = {
+    "torch.optim": _by_name(
+        ("lr step_sizes", Above(0), AtMost(1000)),
+        ("alpha betas momentum rho", AtLeast(0), Below(1)),
+        ("beta2_decay", Between(-1, 0)),
+        ("d", Between(1, 1000000)),
+        ("dampening lambd", Between(0, 1)),
+        ("eps", Above(0), AtMost(1)),
+        ("etas", Above(0), AtMost(100)),
+        ("initial_accumulator_value lr_decay momentum_decay weight_decay", Between(0, 1000)),
+        ("ns_steps", Between(1, 100)),
+        ("t0", Between(0, 1000000000000)),
+    ),
+    "torch.optim.lr_scheduler": _by_name(
+        (
+            "T_0 T_max epochs milestones step_size step_size_down step_size_up steps_per_epoch "
+            "total_iters total_steps",
+            AtLeast(1),
+        ),
+        ("T_mult", Between(1, 1000)),
+        ("base_lr eta_min min_lr threshold", Between(0, 1000)),
+        ("base_momentum max_momentum", AtLeast(0), Below(1)),
+        ("cooldown patience", AtLeast(0)),
+        ("div_factor", Above(0), AtMost(1000000)),
+        ("end_factor eps", Between(0, 1)),
+        ("factor start_factor", Above(0), AtMost(1)),
+        ("final_div_factor", Above(0), AtMost(1000000000000)),
+        ("gamma", Above(0), AtMost(10)),
+        ("last_epoch", Between(-1, -1)),
+        ("max_lr", Above(0), AtMost(1000)),
+        ("pct_start", Above(0), Below(1)),
+        ("power", Between(0, 100)),
+    ),
+    _TRANSFORMS: _by_name(
+        ("alpha", Above(0), AtMost(10000)),
+        ("bits", Between(0, 8)),
+        ("brightness contrast magnitude saturation sharpness_factor", Between(0, 1000)),
+        ("center", Between(-16384, 16384)),
+        ("chain_depth", Between(-1, 16)),
+        ("degrees shear", Between(-360, 360)),
+        ("distortion_scale p translate", Between(0, 1)),
+        ("fill threshold", Between(0, 255)),
+        ("hue", Between(-0.5, 0.5)),
+        ("kernel_size", Between(1, 16383)),
+        ("max_size min_size size target_size", Between(1, 16384)),
+        ("mean value", Between(-1000, 1000)),
+        ("mixture_width side_range", Between(1, 16)),
+        ("num_magnitude_bins", Between(2, 1000)),
+        ("num_ops", Between(0, 64)),
+        ("num_output_channels", Between(1, 3)),
+        ("num_samples trials", Between(1, 1000)),
+        ("padding", Between(0, 4096)),
+        ("quality", Between(1, 100)),
+        ("ratio scale sigma std", Above(0), AtMost(1000)),
+        ("scale_range", Above(0), AtMost(16)),
+        ("severity", Between(1, 10)),
+    ),
+}
 
 
 def names(namespace: str) -> list[str]:
@@ -90,6 +174,18 @@ def signature(namespace: str, name: str) -> Signature | None:
     return _member_signature(namespace, name)
 
 
+def entries(calls: Any) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Names with their options, out of a mapping or a list."""
+    if isinstance(calls, dict):
+        yield from calls.items()
+        return
+    for entry in calls or ():
+        if isinstance(entry, str):
+            yield entry, None
+        else:
+            yield from entry.items()
+
+
 @cache
 def _members(namespace: str) -> dict[str, str]:
     """The public names of a module, each with the dotted path that it stands for."""
@@ -128,7 +224,10 @@ def _member_signature(namespace: str, name: str) -> Signature | None:
         # transforms that hold transforms: RandomApply, RandomChoice
         held = replace(read.params["transforms"], type=Marked(ListOf(ANY), Calls(namespace)))
         read = replace(read, params={**read.params, "transforms": held})
-    return bounded(read.without(_GIVEN.get(namespace, set())), namespace)
+    stated = _BOUNDS.get(namespace, {})
+    otherwise = (Between(-16384, 16384),) if namespace == _TRANSFORMS else ()
+    given = read.without(_GIVEN.get(namespace, set()))
+    return bounded(given, lambda argument: stated.get(argument, otherwise))
 
 
 @cache
@@ -180,3 +279,146 @@ def kind_of(path: str) -> Registry | None:
         if found is not None:
             return found
     return None
+
+
+def bounded(read: Signature, bounds_of: Callable[[str], Bounds]) -> Signature:
+    """A signature of another package with the bounds of its numbers.
+
+    Args:
+        read: the signature as the package has it.
+        bounds_of: from the name of an argument to its bounds.
+    """
+    params = {
+        name: replace(param, type=_within(param.type, bounds_of(name)))
+        for name, param in read.params.items()
+    }
+    return replace(read, params=params)
+
+
+def _within(kind: Type, bounds: Bounds) -> Type:
+    """A type with bounds on the numbers in it."""
+    if kind in NUMBERS or kind == ANY:
+        for bound in bounds:
+            kind = Marked(kind, bound)
+        return kind
+    if isinstance(kind, AnyOf):
+        return AnyOf(tuple(_within(option, bounds) for option in kind.options))
+    if isinstance(kind, ListOf):
+        return ListOf(_within(kind.item, bounds), kind.container)
+    if isinstance(kind, TupleOf):
+        return TupleOf(tuple(_within(item, bounds) for item in kind.items))
+    if isinstance(kind, MapOf):
+        return MapOf(_within(kind.value, bounds))
+    return kind
+
+
+# -- nodes
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class behind a node.
+
+    Args:
+        signature: its arguments; None when its source text does not show them.
+        path: dotted path of the class.
+        registry: where `proto` is looked up; None when the node has no such key.
+        name: the name that was looked up; None when the class is that of the argument.
+    """
+
+    signature: Signature | None
+    path: str
+    registry: Registry | None = None
+    name: str | None = None
+
+    @property
+    def consumed(self) -> set[str]:
+        """The keys of the node that choose the class and are not its arguments."""
+        return set() if self.registry is None else {"proto"}
+
+
+def registry_of(kind: Type) -> Registry | None:
+    """The registry that the `proto` of a node of a type always names; None for other types."""
+    for option in options(kind):
+        if (
+            isinstance(option, Marked)
+            and isinstance(option.mark, NameIn)
+            and option.mark.namespace in REGISTRIES
+            and isinstance(option.base, MapOf)
+        ):
+            return REGISTRIES[option.mark.namespace]
+    return None
+
+
+def is_node(kind: Type) -> bool:
+    """Whether a mapping of a type is built into an object."""
+    return registry_of(kind) is not None or instance_of(kind) is not None
+
+
+def target(kind: Type, node: dict[str, Any]) -> Target:
+    """The class that a node becomes.
+
+    Args:
+        kind: what the signature says of the node.
+        node: its keys and values.
+
+    Raises:
+        ConfigError: `proto` is missing where it is needed, or names nothing.
+    """
+    registry = registry_of(kind)
+    if registry is not None:
+        return named_target(registry, node)
+    instance = instance_of(kind)
+    if instance is None:
+        raise ValueError(f"{kind} is not the type of a node")
+    return instance_target(instance, node)
+
+
+def named_target(registry: Registry, node: dict[str, Any]) -> Target:
+    """The class that the `proto` of a node names in a registry."""
+    proto = node.get("proto")
+    if proto is None:
+        allowed = ", ".join(registry.names()) or "none"
+        raise ConfigError(
+            f"missing: the name of a {registry.kind} is needed here. Allowed: {allowed}."
+        )
+    if not isinstance(proto, str):
+        allowed = ", ".join(registry.names()) or "none"
+        raise ConfigError(f"given {proto!r}, which is not a name. Allowed: {allowed}.")
+    location = registry.location(proto)
+    return Target(read_signature(location), location.replace(":", "."), registry, proto)
+
+
+def instance_target(instance: Instance, node: dict[str, Any]) -> Target:
+    """The class of an argument, or another one of its kind that the node's `proto` names."""
+    signature = read_signature(instance.path)
+    registry = None
+    if "proto" in node and not (signature and "proto" in signature.params):
+        registry = kind_of(instance.path)
+        if registry is not None and node["proto"] is not None:
+            return named_target(registry, node)
+    return Target(signature, instance.path, registry)
+
+
+def schema_keys(read: Signature, data: Any, path: KeyPath = ()) -> list[str]:
+    """All dotted keys that the schema of a configuration has, nested ones after their parents.
+
+    Args:
+        read: the signature of the section at `path`.
+        data: the values, whose `proto`s decide on the schema.
+        path: where the section stands.
+    """
+    found: list[tuple[int, str]] = []
+    for name, param in read.settable.items():
+        where = (*path, name)
+        found.append((len(where), dotted(where)))
+        if is_node(param.type):
+            given = data.get(name) if isinstance(data, dict) else None
+            given = given if isinstance(given, dict) else {}
+            try:
+                inner = target(param.type, given).signature
+            except ConfigError:
+                continue
+            if inner is not None and len(path) < 8:
+                found += [(key.count(".") + 1, key) for key in schema_keys(inner, given, where)]
+    return [key for _, key in sorted(found, key=lambda entry: entry[0])]

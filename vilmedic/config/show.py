@@ -7,17 +7,23 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from vilmedic.config import types
-from vilmedic.config.annotations import Instance, Marked, options
-from vilmedic.config.build import entries
-from vilmedic.config.load import Config, Draft, root_signature, to_yaml
-from vilmedic.config.marks import KeyPath, dotted
-from vilmedic.config.namespaces import names, signature
-from vilmedic.config.nodes import is_node, registry_of, target
+from vilmedic.config.load import Config, Draft, root_signature
+from vilmedic.config.namespaces import entries, is_node, names, registry_of, signature, target
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, model_type_of
-from vilmedic.config.wording import describe, spell
-from vilmedic.config.yaml_source import read_yaml
+from vilmedic.config.tree import KeyPath, dotted
+from vilmedic.config.types import (
+    Calls,
+    ConfigOf,
+    Instance,
+    Marked,
+    NameIn,
+    OptionsOf,
+    options,
+    spell,
+)
+from vilmedic.config.wording import describe
+from vilmedic.config.yaml_source import read_yaml, to_yaml
 from vilmedic.errors import ConfigError
 from vilmedic.registry import REGISTRIES
 
@@ -70,9 +76,9 @@ def _keys(read: Signature, data: Any, path: KeyPath) -> Iterator[tuple[KeyPath, 
         yield where, param, doc, _names_of(param)
         for option in options(param.type):
             mark = option.mark if isinstance(option, Marked) else None
-            if isinstance(mark, types.OptionsOf):
+            if isinstance(mark, OptionsOf):
                 yield from _option_keys(mark, where, read, given)
-            elif isinstance(mark, types.Calls):
+            elif isinstance(mark, Calls):
                 yield from _call_keys(mark.namespace, where, given.get(name))
     yield from _extra_keys(read, given, path)
 
@@ -125,9 +131,8 @@ def first_sentence(text: str) -> str:
 
 
 def _option_keys(
-    mark: types.OptionsOf, where: KeyPath, read: Signature, given: dict[str, Any]
+    mark: OptionsOf, where: KeyPath, read: Signature, given: dict[str, Any]
 ) -> Iterator[tuple[KeyPath, Param, str, str]]:
-
     default = read.params[mark.key].default if mark.key in read.params else None
     name = given.get(mark.key, default)
     try:
@@ -143,8 +148,7 @@ def _option_keys(
 def _extra_keys(
     read: Signature, given: dict[str, Any], path: KeyPath
 ) -> Iterator[tuple[KeyPath, Param, str, str]]:
-
-    if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, types.ConfigOf)):
+    if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, ConfigOf)):
         return
     model_type = model_type_of(read.extras.mark, given)
     fields = config_signature(model_type) if model_type is not None else None
@@ -156,7 +160,7 @@ def _extra_keys(
 
 def _names_of(param: Param) -> str:
     for option in options(param.type):
-        if isinstance(option, Marked) and isinstance(option.mark, types.NameIn | types.Calls):
+        if isinstance(option, Marked) and isinstance(option.mark, NameIn | Calls):
             return f"Names: {', '.join(names(option.mark.namespace))}."
     return ""
 

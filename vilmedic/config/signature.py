@@ -1,17 +1,67 @@
-"""The arguments of a class, read from its source text: the schema of the node that builds it."""
+"""How a class is found and its arguments are read, from source text: nothing is imported for it.
+
+The arguments of a class are the schema of the node that builds it, so that a typo is known before
+torch is loaded.
+"""
 
 from __future__ import annotations
 
 import ast
+import builtins
+import importlib.util
+import sys
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import griffe
 
-from vilmedic.config.annotations import ANY, Type, is_runtime, parse_annotation
-from vilmedic.config.sources import bases, find_class
+from vilmedic.config.types import (
+    ANY,
+    AnyMark,
+    AnyOf,
+    Basic,
+    Choice,
+    Instance,
+    ListOf,
+    MapOf,
+    Marked,
+    TupleOf,
+    Type,
+)
 from vilmedic.registry import own_packages
+
+_MARKS = {f"{mark.__module__}.{mark.__name__}": mark for mark in get_args(AnyMark)}
+_RUNTIME = f"{Marked.__module__}.Runtime"
+_BASIC = {
+    "None": "null",
+    "bool": "bool",
+    "int": "int",
+    "float": "float",
+    "str": "text",
+    "pathlib.Path": "path",
+    "os.PathLike": "path",
+    "typing.Any": "any",
+    "object": "any",
+    "numbers.Number": "float",
+    "numbers.Real": "float",
+    "numbers.Integral": "int",
+}
+_LISTS = {
+    "list": "list",
+    "typing.List": "list",
+    "tuple": "tuple",
+    "typing.Tuple": "tuple",
+    "set": "set",
+    "frozenset": "set",
+    **{
+        f"{module}.{name}": "list"
+        for module in ("typing", "collections.abc")
+        for name in ("Sequence", "Iterable", "Collection", "MutableSequence")
+    },
+}
+_MAPS = {"dict", "typing.Dict", "typing.Mapping", "collections.abc.Mapping"}
 
 
 @dataclass(frozen=True)
@@ -202,3 +252,231 @@ def _field_default(text: str) -> str | None:
         return None
     name = ast.unparse(factory)
     return {"dict": "{}", "list": "[]", "tuple": "()", "str": "''"}.get(name, f"{name}()")
+
+
+# -- annotations
+
+
+def parse_annotation(text: str | None, module: griffe.Module) -> Type:
+    """The type that an annotation stands for.
+
+    Args:
+        text: the annotation as written; None when there is none.
+        module: the module whose imports give its names their meaning.
+
+    Returns:
+        The type; what is not understood may be anything.
+    """
+    if text is None:
+        return ANY
+    try:
+        return _Parser(module).type(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError):
+        return ANY
+
+
+def is_runtime(text: str | None, module: griffe.Module) -> bool:
+    """Whether an annotation holds `Runtime[...]`."""
+    if text is None or "Runtime" not in text:
+        return False
+    try:
+        tree = ast.parse(text.strip("'\""), mode="eval")
+    except SyntaxError:
+        return False
+    names = (_name(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript))
+    return any(absolute_name(module, name) == _RUNTIME for name in names if name)
+
+
+def _name(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and _name(node.value):
+        return f"{_name(node.value)}.{node.attr}"
+    return ""
+
+
+class _Parser:
+    def __init__(self, module: griffe.Module) -> None:
+        self.module = module
+
+    def type(self, node: ast.expr) -> Type:
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str):
+                return self.type(ast.parse(node.value.strip(), mode="eval").body)
+            return Basic("null") if node.value is None else ANY
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return AnyOf((self.type(node.left), self.type(node.right)))
+        if isinstance(node, ast.Subscript):
+            return self.subscript(node)
+        name = _name(node)
+        return self.named(absolute_name(self.module, name)) if name else ANY
+
+    def named(self, path: str) -> Type:
+        if path in _BASIC:
+            return Basic(_BASIC[path])
+        if path in _LISTS:
+            return ListOf(ANY, _LISTS[path])
+        if path in _MAPS:
+            return MapOf(ANY)
+        if path.partition(".")[0] not in own_packages():
+            return Basic("foreign")
+        found = find_object(path)
+        if isinstance(found, griffe.Class):
+            return Instance(found.path)
+        if isinstance(found, griffe.Attribute) and found.value is not None:
+            return parse_annotation(str(found.value), found.module)
+        return Basic("foreign")
+
+    def subscript(self, node: ast.Subscript) -> Type:
+        path = absolute_name(self.module, _name(node.value)).replace(
+            "typing_extensions.", "typing."
+        )
+        inner = node.slice
+        parts = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+        if path == "typing.Optional":
+            return AnyOf((self.type(parts[0]), Basic("null")))
+        if path == "typing.Union":
+            return AnyOf(tuple(self.type(part) for part in parts))
+        if path == "typing.Literal":
+            return Choice(tuple(ast.literal_eval(part) for part in parts))
+        if path == "typing.Annotated":
+            kind = self.type(parts[0])
+            for part in parts[1:]:
+                mark = self.mark(part)
+                kind = kind if mark is None else Marked(kind, mark)
+            return kind
+        if path in _LISTS:
+            if _LISTS[path] == "tuple" and not (
+                isinstance(parts[-1], ast.Constant) and parts[-1].value is ...
+            ):
+                return TupleOf(tuple(self.type(part) for part in parts))
+            return ListOf(self.type(parts[0]), _LISTS[path])
+        if path in _MAPS:
+            return MapOf(self.type(parts[-1]))
+        if path == _RUNTIME:
+            return self.type(parts[0])
+        return self.named(path)
+
+    def mark(self, node: ast.expr) -> AnyMark | None:
+        if not isinstance(node, ast.Call):
+            return None
+        cls = _MARKS.get(absolute_name(self.module, _name(node.func)))
+        if cls is None:
+            return None
+        given = [ast.literal_eval(argument) for argument in node.args]
+        named = {one.arg: ast.literal_eval(one.value) for one in node.keywords if one.arg}
+        mark: AnyMark = cls(*given, **named)
+        return mark
+
+
+# -- Python files as text
+
+
+@cache
+def find_file(module: str) -> Path | None:
+    """The file of a module; no package but the top-level one is looked at by the import system."""
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded and loaded.endswith(".py"):
+        return Path(loaded)
+    top, *parts = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not parts:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        base = Path(folder, *parts)
+        for file in (base.with_name(base.name + ".py"), base / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+@cache
+def read_module(module: str) -> griffe.Module | None:
+    """The names of a module, read from its text; None when there is no such Python file."""
+    file = find_file(module)
+    if file is None:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        return griffe.visit(module.rpartition(".")[2], file, text, parent=_package(module))
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return None
+
+
+@cache
+def _package(module: str) -> griffe.Module | None:
+    """An empty stand-in for the package of a module, which relative imports are counted from."""
+    package, _, _ = module.rpartition(".")
+    if not package:
+        return None
+    name = package.rpartition(".")[2]
+    return griffe.Module(name, filepath=Path("__init__.py"), parent=_package(package))
+
+
+def absolute_name(module: griffe.Module, name: str) -> str:
+    """The absolute dotted path of a name as a module sees it: `Opt` -> `typing.Optional`."""
+    first, dot, rest = name.partition(".")
+    if first in module.imports:
+        return module.imports[first] + dot + rest
+    if first in module.members:
+        return f"{module.path}.{name}"
+    for pattern in wildcard_imports(module):
+        found = find_object(f"{pattern}.{name}")
+        if found is not None:
+            return found.path
+    return name if hasattr(builtins, first) else f"{module.path}.{name}"
+
+
+def wildcard_imports(module: griffe.Module) -> list[str]:
+    """The modules that a module imports everything from."""
+    return [
+        member.target_path
+        for member in module.members.values()
+        if isinstance(member, griffe.Alias) and member.wildcard
+    ]
+
+
+def find_object(path: str) -> griffe.Object | None:
+    """The class, function or attribute at an absolute dotted path; re-exports are followed."""
+    for _ in range(10):
+        parts = path.split(".")
+        for length in range(len(parts) - 1, 0, -1):
+            module = read_module(".".join(parts[:length]))
+            if module is not None:
+                break
+        else:
+            return None
+        first = parts[length]
+        if first in module.imports and module.imports[first] != path:
+            path = ".".join([module.imports[first], *parts[length + 1 :]])
+            continue
+        found: griffe.Object | griffe.Alias | None = module
+        for part in parts[length:]:
+            found = found.members.get(part) if found is not None else None
+            if found is None or isinstance(found, griffe.Alias):
+                break
+        if isinstance(found, griffe.Object):
+            return found
+        for target in wildcard_imports(module):
+            if target != module.path:
+                inner = find_object(".".join([target, *parts[length:]]))
+                if inner is not None:
+                    return inner
+        return None
+    return None
+
+
+def find_class(path: str) -> griffe.Class | None:
+    """The class at a dotted path or a `module:Class` location."""
+    found = find_object(path.replace(":", "."))
+    return found if isinstance(found, griffe.Class) else None
+
+
+def bases(cls: griffe.Class) -> list[str]:
+    """The absolute dotted paths of the classes that a class derives from."""
+    return [absolute_name(cls.module, str(base).partition("[")[0]) for base in cls.bases]

@@ -13,21 +13,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vilmedic.config.annotations import ANY, Basic, MapOf, Marked, Type, instance_of, options
 from vilmedic.config.check import Checker
+from vilmedic.config.declared import IMAGES, REPORTS
 from vilmedic.config.load import Config, read
-from vilmedic.config.marks import COMMAND_LINE, KeyPath, Mark, Tree, dotted
-from vilmedic.config.nodes import Target, is_node, target
+from vilmedic.config.namespaces import Target, is_node, target
 from vilmedic.config.signature import Param, derives_from, read_signature
 from vilmedic.config.transformers_fields import same_model, stated_fields
-from vilmedic.config.types import ConfigOf, NameIn
+from vilmedic.config.tree import COMMAND_LINE, KeyPath, Mark, Tree, dotted
+from vilmedic.config.types import (
+    ANY,
+    Basic,
+    ConfigOf,
+    MapOf,
+    Marked,
+    NameIn,
+    Type,
+    instance_of,
+    options,
+)
 from vilmedic.config.wording import shown
 from vilmedic.errors import CheckpointError, ConfigError
 
 Keys = dict[str, tuple[str, ...]]
 
-IMAGES = "vilmedic.datasets.image.ImageDataset"
-REPORTS = "vilmedic.datasets.text.TextDataset"
 _FROZEN_VAE = "vilmedic.models.dalle_settings.FrozenVAE"
 _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
@@ -38,7 +46,7 @@ _PARTS: Keys = {
 _FREE: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
     "vilmedic.blocks.text.TextEncoder": ("pretrained",),
-    "vilmedic.blocks.words.WordEncoder": ("pretrained",),
+    "vilmedic.blocks.text.WordEncoder": ("pretrained",),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
 }
@@ -46,7 +54,7 @@ _FREE: Keys = {
 _PLACES: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("backbone",),
     "vilmedic.blocks.text.TextEncoder": ("proto",),
-    "vilmedic.blocks.words.WordEncoder": ("proto",),
+    "vilmedic.blocks.text.WordEncoder": ("proto",),
     _FROZEN_VAE: ("ckpt",),
     REPORTS: ("tokenizer",),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,28 @@ from typing import Any
 
 import griffe
 
-from vilmedic.config.annotations import ANY, AnyOf, Basic, Choice
-from vilmedic.config.foreign_bounds import bounded
-from vilmedic.config.signature import Param, Signature, field_params, function_params
-from vilmedic.config.sources import bases, find_class, read_module
-from vilmedic.config.types import ConfigOf
+from vilmedic.config.namespaces import Bounds, bounded
+from vilmedic.config.signature import (
+    Param,
+    Signature,
+    bases,
+    field_params,
+    find_class,
+    function_params,
+    read_module,
+)
+from vilmedic.config.types import (
+    ANY,
+    Above,
+    AnyOf,
+    AtLeast,
+    AtMost,
+    Basic,
+    Below,
+    Between,
+    Choice,
+    ConfigOf,
+)
 from vilmedic.config.yaml_source import read_file_text
 from vilmedic.errors import ConfigError
 
@@ -109,6 +127,19 @@ _NO_SETTINGS = frozenset(
 )
 # weights are float32 always, and trainor.precision says what is computed with
 _FLOAT32 = frozenset(("dtype", "torch_dtype"))
+# The first pattern that the whole name of a field fits, in any model of transformers.
+_MODELS: dict[str, Bounds] = {
+    r".*drop.*|.*_prob": (AtLeast(0), Below(1)),
+    r"n(um)?_.*(layers?|heads)|n_layers?|.*_layers|.*_heads": (Between(1, 1024),),
+    r"vocab_size": (Between(1, 16777216),),
+    r".*_token_id": (Between(0, 16777216),),
+    r"max_position_embeddings": (Between(1, 1048576),),
+    r"chunk_size_feed_forward": (Between(0, 65536),),
+    r"initializer_(range|factor)": (Above(0), AtMost(100)),
+    r".*_eps(ilon)?": (Above(0), AtMost(1)),
+    r"num_labels": (Between(0, 1000000),),
+    r"(.*_)?(size|dim|channels|stride)|d_.*": (Between(1, 65536),),
+}
 
 
 @cache
@@ -160,7 +191,12 @@ def _fields(path: str) -> Signature:
         found[name] = Param(name, AnyOf((Choice(("float32",)), Basic("null"))), required=False)
     for name in _ALWAYS:
         found.setdefault(name, Param(name, ANY, required=False))
-    return bounded(Signature(path, found, None, tuple(docstrings)), "transformers")
+    return bounded(Signature(path, found, None, tuple(docstrings)), _bounds)
+
+
+def _bounds(name: str) -> Bounds:
+    """The bounds of a field, whose signature states none."""
+    return next((b for pattern, b in _MODELS.items() if re.fullmatch(pattern, name)), ())
 
 
 def _renamed(cls: griffe.Class) -> list[str]:

@@ -1,15 +1,19 @@
-"""Marks in constructor signatures and sections that say how a configuration value is judged.
+"""What a value of a configuration may be: types, and the marks that bound them.
 
 The checker reads signatures as text, without importing the module that holds them. Plain
 annotations (`int`, `str | None`, `Literal["a", "b"]`, `list[str]`, `dict[str, float]`) speak for
 themselves, and an annotation that names a class of this package (`cnn: VisionEncoder`) means a
-nested section that is built into an instance of that class. The marks below cover the rest.
+nested section that is built into an instance of that class. The marks below cover the rest. What
+they all become for the checker, from `Basic` to `Marked`, stands at the end.
 """
 
 from __future__ import annotations
 
+import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -70,82 +74,50 @@ class ConfigOf:
 
 
 @dataclass(frozen=True)
-class AtLeast:
-    """The value is a number that is not smaller: `Annotated[int, AtLeast(1)]`.
+class _Limit:
+    """A bound of a number to one side; several bounds on one value all hold.
 
-    Several bounds on one value all hold: `Annotated[float, AtLeast(0), Below(1)]`. Whatever the
-    bounds, a number of a configuration is finite and fits into 64 bits.
-
-    Args:
-        minimum: the smallest number allowed.
-    """
-
-    minimum: float
-
-    def allows(self, number: float) -> bool:
-        """Whether a number is within the bound."""
-        return number >= self.minimum
-
-    def words(self) -> str:
-        """The bound as messages and `--help` say it."""
-        return f">= {_spelt(self.minimum)}"
-
-
-@dataclass(frozen=True)
-class Above:
-    """The value is a number that is larger: `Annotated[float, Above(0)]`.
+    Whatever the bounds, a number of a configuration is finite and fits into 64 bits.
 
     Args:
-        limit: the largest number that is not allowed.
+        limit: the number that the value is compared with.
     """
 
     limit: float
+    sign: ClassVar[str]
+    compare: ClassVar[Callable[[float, float], bool]]
 
     def allows(self, number: float) -> bool:
         """Whether a number is within the bound."""
-        return number > self.limit
+        return type(self).compare(number, self.limit)
 
     def words(self) -> str:
         """The bound as messages and `--help` say it."""
-        return f"> {_spelt(self.limit)}"
+        return f"{self.sign} {_spelt(self.limit)}"
 
 
-@dataclass(frozen=True)
-class Below:
-    """The value is a number that is smaller: `Annotated[float, Below(1)]`.
+class AtLeast(_Limit):
+    """The value is a number that is not smaller: `Annotated[int, AtLeast(1)]`."""
 
-    Args:
-        limit: the smallest number that is not allowed.
-    """
-
-    limit: float
-
-    def allows(self, number: float) -> bool:
-        """Whether a number is within the bound."""
-        return number < self.limit
-
-    def words(self) -> str:
-        """The bound as messages and `--help` say it."""
-        return f"< {_spelt(self.limit)}"
+    sign, compare = ">=", operator.ge
 
 
-@dataclass(frozen=True)
-class AtMost:
-    """The value is a number that is not larger: `Annotated[float, Above(0), AtMost(1)]`.
+class Above(_Limit):
+    """The value is a number that is larger: `Annotated[float, Above(0)]`."""
 
-    Args:
-        maximum: the largest number allowed.
-    """
+    sign, compare = ">", operator.gt
 
-    maximum: float
 
-    def allows(self, number: float) -> bool:
-        """Whether a number is within the bound."""
-        return number <= self.maximum
+class Below(_Limit):
+    """The value is a number that is smaller: `Annotated[float, AtLeast(0), Below(1)]`."""
 
-    def words(self) -> str:
-        """The bound as messages and `--help` say it."""
-        return f"<= {_spelt(self.maximum)}"
+    sign, compare = "<", operator.lt
+
+
+class AtMost(_Limit):
+    """The value is a number that is not larger: `Annotated[float, Above(0), AtMost(1)]`."""
+
+    sign, compare = "<=", operator.le
 
 
 @dataclass(frozen=True)
@@ -300,3 +272,192 @@ Seed = Annotated[int, Between(0, 4294967295)]
 """A seed, as every generator of random numbers takes it."""
 Resamples = Annotated[int, Between(0, 1000000)]
 """How often a bootstrap draws; 0 leaves intervals out."""
+
+# -- what an annotation with its marks becomes
+
+AnyMark = (
+    NameIn
+    | OptionsOf
+    | Calls
+    | ConfigOf
+    | AtLeast
+    | Above
+    | Below
+    | AtMost
+    | Between
+    | Lengths
+    | AsLongAs
+    | FolderName
+    | Matching
+    | UsedWith
+    | Within
+    | Overruled
+)
+
+
+@dataclass(frozen=True)
+class Basic:
+    """A plain value: null, bool, int, float, text, path, any, or foreign.
+
+    Foreign is what no configuration can hold (a tensor, a function); alone it is never judged.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some literal values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of any length; `container` is what a constructor gets: list, tuple or set."""
+
+    item: Type
+    container: str = "list"
+
+
+@dataclass(frozen=True)
+class TupleOf:
+    """A list of a fixed length."""
+
+    items: tuple[Type, ...]
+
+
+@dataclass(frozen=True)
+class MapOf:
+    """A mapping from text."""
+
+    value: Type
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """A value of any of several types."""
+
+    options: tuple[Type, ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A mapping that is built into an object of a class of this package or of a plugin."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A type with a mark."""
+
+    base: Type
+    mark: AnyMark
+
+
+Type = Basic | Choice | ListOf | TupleOf | MapOf | AnyOf | Instance | Marked
+ANY = Basic("any")
+NUMBERS = (Basic("int"), Basic("float"))
+LARGEST = 2**63 - 1
+"""The largest whole number: what 64 bits hold, as torch and numpy count."""
+UNFIT = object()
+"""What `read_scalar` returns for a value that its type does not allow."""
+
+
+def is_number(given: Any) -> bool:
+    """Whether a value is a number, which a truth value is not."""
+    return isinstance(given, int | float) and not isinstance(given, bool)
+
+
+def is_usable(given: Any) -> bool:
+    """Whether every number in a value is finite and fits into 64 bits."""
+    if isinstance(given, dict):
+        return all(is_usable(one) for one in given.values())
+    if isinstance(given, list):
+        return all(is_usable(one) for one in given)
+    if not is_number(given):
+        return True
+    return math.isfinite(given) if isinstance(given, float) else -LARGEST <= given <= LARGEST
+
+
+def plain(kind: Type) -> Type:
+    """A type without its marks."""
+    return plain(kind.base) if isinstance(kind, Marked) else kind
+
+
+def options(kind: Type) -> tuple[Type, ...]:
+    """The alternatives that a type consists of."""
+    if isinstance(kind, AnyOf):
+        return tuple(option for part in kind.options for option in options(part))
+    return (kind,)
+
+
+def instance_of(kind: Type) -> Instance | None:
+    """The class that a mapping of a type becomes; None when it stays a mapping."""
+    found = [one for one in options(plain(kind)) if isinstance(one, Instance)]
+    return found[0] if found else None
+
+
+def spell(value: Any) -> str:
+    """A value as YAML spells it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def read_scalar(kind: Type, given: Any, raw: str | None) -> Any:
+    """A value as a plain type wants it.
+
+    Args:
+        kind: the type.
+        given: the value as YAML reads it.
+        raw: how it was spelt, where reading it loses that: keys for text take what was typed.
+
+    Returns:
+        The value, or `UNFIT`. A whole number becomes one with a fraction where one is wanted; the
+        reverse is not done, and a truth value is no number. Whatever the type, a number is finite
+        and fits into 64 bits.
+    """
+    if isinstance(kind, Choice):
+        for value in kind.values:
+            if type(value) is type(given) and value == given:
+                return value
+        return raw if raw is not None and raw in kind.values else UNFIT
+    if not isinstance(kind, Basic):
+        return UNFIT
+    if kind.name in ("any", "foreign"):
+        return given if is_usable(given) else UNFIT
+    if kind.name == "null":
+        return None if given is None else UNFIT
+    if kind.name == "bool":
+        return given if isinstance(given, bool) else UNFIT
+    if kind.name == "int":
+        return given if is_number(given) and isinstance(given, int) and is_usable(given) else UNFIT
+    if kind.name == "float":
+        return float(given) if is_number(given) and is_usable(given) else UNFIT
+    return UNFIT if given is None else _text(given, raw)
+
+
+def _text(given: Any, raw: str | None) -> Any:
+    if isinstance(given, str):
+        return given
+    if raw is not None:
+        return raw
+    # an interpolation may give a number to a key for text
+    return UNFIT if isinstance(given, dict | list) else spell(given)
+
+
+def wrong_folder_name(name: str) -> str:
+    """What keeps text from being the name of a folder inside another one; empty when nothing does.
+
+    Several parts, `group/run`, are a folder in a folder.
+    """
+    parts = name.split("/")
+    if len(name.encode("utf-8", "replace")) > 200:
+        return "allowed: at most 200 bytes."
+    if any(not character.isprintable() for character in name):
+        return "allowed: no line breaks and no control characters."
+    if "\\" in name or any(part.strip() in ("", ".", "..") for part in parts):
+        return "allowed: the name of a folder inside ckpt_dir, such as my_run or group/my_run."
+    return ""

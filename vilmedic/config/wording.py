@@ -6,27 +6,32 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-from vilmedic.config import types
-from vilmedic.config.annotations import (
+from vilmedic.config.namespaces import registry_of
+from vilmedic.config.signature import read_signature
+from vilmedic.config.tree import KeyPath, dotted
+from vilmedic.config.types import (
     ANY,
+    BOUNDS,
     NUMBERS,
     AnyOf,
     Basic,
     Choice,
     Instance,
+    Lengths,
     ListOf,
     MapOf,
     Marked,
+    Matching,
     TupleOf,
     Type,
+    UsedWith,
+    Within,
     is_number,
     is_usable,
     options,
     plain,
+    spell,
 )
-from vilmedic.config.marks import KeyPath, dotted
-from vilmedic.config.nodes import registry_of
-from vilmedic.config.signature import read_signature
 from vilmedic.errors import nearest, visible
 
 _YAML_1_1 = {"yes": "true", "on": "true", "no": "false", "off": "false"}
@@ -36,12 +41,12 @@ def describe(kind: Type) -> str:
     """The type in words, as messages say it."""
     if isinstance(kind, Marked):
         mark = kind.mark
-        if isinstance(mark, types.BOUNDS):
+        if isinstance(mark, BOUNDS):
             bounded = _bounded(kind, one=True)
             return bounded or f"{describe(kind.base)} {mark.words()}"
-        if isinstance(mark, types.Matching):
+        if isinstance(mark, Matching):
             return mark.words
-        if isinstance(mark, types.Lengths):
+        if isinstance(mark, Lengths):
             lengths = " or ".join(str(length) for length in mark.allowed)
             return describe(kind.base).replace("a list of ", f"a list of {lengths} ", 1)
         return describe(kind.base)
@@ -73,10 +78,8 @@ def describe(kind: Type) -> str:
 def _bounded(kind: Type, *, one: bool) -> str:
     """A number with all of its bounds in words, or several such numbers; empty for other types."""
     bounds: list[str] = []
-    while isinstance(kind, Marked) and isinstance(
-        kind.mark, (*types.BOUNDS, types.UsedWith, types.Within)
-    ):
-        if isinstance(kind.mark, types.BOUNDS):
+    while isinstance(kind, Marked) and isinstance(kind.mark, (*BOUNDS, UsedWith, Within)):
+        if isinstance(kind.mark, BOUNDS):
             bounds.insert(0, kind.mark.words())
         kind = kind.base
     if kind not in (*NUMBERS, ANY) or not isinstance(kind, Basic):
@@ -85,13 +88,6 @@ def _bounded(kind: Type, *, one: bool) -> str:
         (kind.name, one), "a number" if one else "numbers"
     )
     return f"{noun} {' and '.join(bounds)}".strip()
-
-
-def spell(value: Any) -> str:
-    """A value as YAML spells it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def allowed(kind: Type) -> str:

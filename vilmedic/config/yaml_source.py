@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the line and the spelling of each.
+"""YAML text and words of a command line to plain values, with the source and spelling of each.
 
 Only plain data can come out: numbers, truth values, null, text, lists and mappings. Unlike in
 YAML 1.1, `5e-5` is a number, `no` and `on` are text and `00123` is text.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from vilmedic.config.marks import KeyPath, Mark, Tree
+from vilmedic.config.tree import COMMAND_LINE, KeyPath, Mark, Tree
 from vilmedic.errors import ConfigError, visible
 from vilmedic.files import open_regular
 
+_NULL = ("", "~", "null", "Null", "NULL")
+_SYNTAX = "Allowed: key=value, with dots between nested keys, or ~key to remove one."
 _PREFIX = "tag:yaml.org,2002:"
 _RESOLVERS = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -233,6 +236,87 @@ def read_file(path: str) -> Tree:
         )
     marks.pop((), None)
     return Tree(data, marks)
+
+
+def to_yaml(data: Any) -> str:
+    """Plain values as YAML that is read back unchanged."""
+    text: str = yaml.dump(
+        data,
+        Dumper=PlainDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**6,
+        default_flow_style=False,
+    )
+    return text
+
+
+@dataclass(frozen=True)
+class Override:
+    """One word of the command line.
+
+    Args:
+        path: the keys that lead to the value; digits may be the index of a list entry.
+        value: the value; None for a removal.
+        marks: the marks of the value, by path in it.
+        removes: whether the word is `~key`.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    marks: dict[KeyPath, Mark]
+    removes: bool = False
+
+
+def parse_override(word: str) -> Override:
+    """Read one word.
+
+    Args:
+        word: `trainor.batch_size=32`, `ensemblor.splits=[validate,test]`, `~trainor.lr_decay`.
+
+    Raises:
+        ConfigError: it is neither form.
+    """
+    check_characters(word, lambda line: COMMAND_LINE)
+    removes = word.startswith("~")
+    key, equals, text = word.removeprefix("~").partition("=")
+    if removes == bool(equals):
+        problem = "takes no value" if removes else "has no '='"
+        raise ConfigError(f"'{word}' ({COMMAND_LINE}): {problem}. {_SYNTAX}")
+    path = tuple(key.split("."))
+    if len(path) > DEEPEST:
+        raise ConfigError(f"'{visible(word)}' ({COMMAND_LINE}): more than {DEEPEST} nested keys.")
+    if any(not part or part != part.strip() or part.startswith(("+", "-")) for part in path):
+        raise ConfigError(f"'{word}' ({COMMAND_LINE}): '{key}' is not a key. {_SYNTAX}")
+    if path[0] == "includes":
+        raise ConfigError(f"includes ({COMMAND_LINE}): is only allowed in a file.")
+    if removes:
+        return Override(path, None, {}, removes=True)
+    value, marks = _parse_value(text.strip())
+    return Override(path, value, marks)
+
+
+def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
+    """The value of a word, with the text itself kept for keys that hold text."""
+    try:
+        value, marks = read_yaml(text, lambda line: COMMAND_LINE)
+    except ConfigError as error:
+        note = str(error).removeprefix(COMMAND_LINE).lstrip(":0123456789 ")
+        return text, {(): Mark(COMMAND_LINE, note=note)}
+    if value is None and text not in _NULL:
+        # nothing but a comment or an anchor to YAML
+        value = text
+    raw = None if value is None else text
+    if isinstance(value, list) and not text.startswith("["):
+        # "- No effusion." is a list to YAML; a list is written [a, b] here
+        value, marks = text, {}
+    if isinstance(value, str):
+        raw = None
+        if text[:1] not in ("'", '"'):
+            # what follows a # belongs to the value here
+            value = text
+    marks[()] = replace(marks.get((), Mark(COMMAND_LINE)), raw=raw)
+    return value, marks
 
 
 class _Reader:

@@ -1,28 +1,134 @@
-"""What all data sets share: samples are lines, and a sample may have several parts."""
+"""What all data sets share: samples are lines of files, and may have several parts.
+
+Whatever is drawn for a sample is a function of the run's seed, the epoch and the sample's line, so
+neither the number of workers nor a restart changes the data.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from vilmedic.datasets.lines import Lines, check_aligned, listed
-from vilmedic.datasets.sample import SampleKey
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.errors import DataError
+from vilmedic.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]
+SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a tokenizer's words
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """What a loader asks a data set for.
+
+    Args:
+        index: position in the data set, from 0 to `len(dataset) - 1`.
+        epoch: the pass over the data, from 0.
+    """
+
+    index: int
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The properties of a data set that shape a model.
+
+    Args:
+        tokenizer: turns reports into ids; None when the data set has no text.
+        tokenizer_max_len: largest number of ids of a report, special tokens included.
+        labels: the class names in the order of the label columns; empty when there are none.
+        multi_label: whether a sample may have several labels.
+        filler: the word that reports are filled up with, for models that give every text position a
+            token; None, the rule, leaves it to them to mark what lies behind a report's end.
+        normalization: mean and standard deviation of the colour channels that images are brought
+            to after scaling to 0..1; None when the data set has no images.
+    """
+
+    tokenizer: PreTrainedTokenizerFast | None = None
+    tokenizer_max_len: int | None = None
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+    filler: int | None = None
+    normalization: tuple[list[float], list[float]] | None = None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The largest id that the tokenizer can produce plus one: ids may have gaps."""
+        return None if self.tokenizer is None else max(self.tokenizer.get_vocab().values()) + 1
+
+    def to_plain(self) -> dict[str, Any]:
+        """The properties as plain values, which a checkpoint can hold; see `from_plain`."""
+        return {
+            "tokenizer": None if self.tokenizer is None else _plain_tokenizer(self.tokenizer),
+            "tokenizer_max_len": self.tokenizer_max_len,
+            "labels": list(self.labels),
+            "multi_label": self.multi_label,
+            "filler": self.filler,
+            "normalization": None if self.normalization is None else list(self.normalization),
+        }
+
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Any]) -> DataSpec:
+        """The properties that `to_plain` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: they are damaged.
+        """
+        normalization = saved["normalization"]
+        tokenizer = None if saved["tokenizer"] is None else _tokenizer(saved["tokenizer"])
+        if tokenizer is not None:
+            if not _is_count(saved["tokenizer_max_len"]):
+                raise ValueError(f"tokenizer_max_len is {saved['tokenizer_max_len']!r}")
+            if not (saved["filler"] is None or saved["filler"] in tokenizer.get_vocab().values()):
+                raise ValueError(f"filler is {saved['filler']!r}, which is no word")
+        if not all(isinstance(label, str) for label in saved["labels"]):
+            raise ValueError("a label is no text")
+        return cls(
+            tokenizer=tokenizer,
+            tokenizer_max_len=saved["tokenizer_max_len"],
+            labels=tuple(saved["labels"]),
+            multi_label=bool(saved["multi_label"]),
+            filler=saved["filler"],
+            normalization=None if normalization is None else (normalization[0], normalization[1]),
+        )
+
+    def check_pixels(self, model: str) -> None:
+        """Refuse normalised images, for a model that takes pixels in 0..1.
+
+        Args:
+            model: its name, for the message.
+
+        Raises:
+            ConfigError: the data set normalises its images.
+        """
+        if self.normalization is None:
+            return
+        mean, std = self.normalization
+        if any(mean) or set(std) != {1}:
+            raise ConfigError(
+                f"mean and std of the images: given {mean} and {std}, but {model} takes pixels in "
+                "0..1 and normalises them itself. Set mean=[0] and std=[1] where the data set says "
+                "how images are read."
+            )
 
 
 class AlignedDataset(Dataset[Sample]):
@@ -43,7 +149,8 @@ class AlignedDataset(Dataset[Sample]):
         self._reported = 0
         total = len(parts[0].texts)
         dropped = {line for part in parts for line in part.dropped}
-        self.kept = np.array([line for line in range(total) if line not in dropped], dtype=np.int64)
+        every = np.arange(total)
+        self.kept = np.delete(every, sorted(dropped)) if dropped else every
         for part in parts:
             self.skip(part.dropped)
 
@@ -181,3 +288,58 @@ class Part(AlignedDataset):
     def tolerates(self, error: Exception) -> bool:
         """Whether a sample of which this part raised `error` is left out."""
         return False
+
+
+def stable_seed(purpose: str, *numbers: int) -> int:
+    """A 64-bit seed that is the same on every machine and in every process.
+
+    Args:
+        purpose: what is drawn (`image`, `shuffle`), so that two uses do not share their numbers.
+        numbers: what the draw depends on: seed, epoch, line, view.
+    """
+    text = ":".join([purpose, *(str(number) for number in numbers)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block on torch's CPU random numbers from `seed`; the caller's numbers go on unchanged.
+
+    `torch.manual_seed` would also reseed the accelerators, which the training loop is using.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
+    special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # How reports are cut and padded is said with each call, and the last one is remembered there.
+    content |= {"truncation": None, "padding": None}
+    return {
+        "json": json.dumps(content, ensure_ascii=False),
+        "special": {name: str(word) for name, word in special.items() if word is not None},
+    }
+
+
+def _tokenizer(saved: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        backend = Tokenizer.from_str(saved["json"])
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise ValueError(f"its tokenizer is damaged: {error}") from None
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **saved["special"])
+    if tokenizer.pad_token_id is None:
+        raise ValueError("its tokenizer has no padding token")
+    return tokenizer
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -18,8 +18,10 @@ Rules, the same for every format:
 from __future__ import annotations
 
 import io
+import os
 import re
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -28,21 +30,19 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vilmedic.datasets.dicom import (
-    DICOM_SUFFIXES,
-    HEAD,
-    UnreadableDicom,
-    dicom_pixels,
-    is_marked,
-)
 from vilmedic.errors import DataError
 from vilmedic.files import open_regular
 
 Color = Literal["grey", "rgb"]
+
 Image.preinit()  # the usual formats first: Pillow tries all in the order in which they were loaded
 Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place, for all formats and by a setting
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000")
 """Pillow's names of the formats that it decodes here."""
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+HEAD = 132
+"""Bytes at the start of a file that hold the mark of the format."""
+DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install '.[dicom]' in the clone."
 _JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 _JPEG_2000_SUFFIXES = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
 _OTHER_SUFFIXES = {".png", ".tif", ".tiff", ".bmp", ".webp", ".npy"}
@@ -138,7 +138,7 @@ def decode_file(
         if not content:
             raise UndecodableImage(f"{name} is an empty file.")
         if suffix in DICOM_SUFFIXES or is_marked(content):
-            shown = dicom_pixels(content, max_pixels=max_pixels, thorough=thorough, notes=notes)
+            shown = _dicom_pixels(content, name, max_pixels, thorough, notes)
             pixels = _converted(Image.fromarray(shown), color)
         elif suffix == ".npy" or suffix_by_content(content[:HEAD]) == ".npy":
             pixels = _converted(_from_array(content, name, max_pixels), color)
@@ -146,8 +146,6 @@ def decode_file(
             pixels = _open(content, name, color, max_pixels, thorough)
     except UndecodableImage:
         raise
-    except UnreadableDicom as error:
-        raise UndecodableImage(f"{name}{'' if str(error)[0] == ':' else ' '}{error}") from None
     except UnidentifiedImageError:
         if suffix_by_content(content[:HEAD]) == ".tif":
             raise UndecodableImage(
@@ -165,6 +163,28 @@ def decode_file(
         raise UndecodableImage(f"{name} cannot be decoded: {reason}.") from error
     tensor = torch.from_numpy(pixels)
     return tensor[None] if color == "grey" else tensor.permute(2, 0, 1).contiguous()
+
+
+def is_marked(head: bytes) -> bool:
+    """Whether the first `HEAD` bytes of a file bear the mark of the format."""
+    return head[128:HEAD] == b"DICM"
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is named as DICOM or marked so: many have no suffix, or a number for one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if os.path.splitext(path)[1].lower() in DICOM_SUFFIXES:
+        return True
+    with open_regular(path) as file:
+        return is_marked(file.read(HEAD))
+
+
+def dicom_available() -> bool:
+    """Whether DICOM files can be read here."""
+    return find_spec("pydicom") is not None
 
 
 def suffix_by_content(head: bytes) -> str | None:
@@ -213,6 +233,22 @@ def _open(content: bytes, name: str, color: Color, max_pixels: int, thorough: bo
         if upright.has_transparency_data:
             upright = _over_black(upright)
         return _converted(upright, color)
+
+
+def _dicom_pixels(
+    content: bytes, name: str, max_pixels: int, thorough: bool, notes: list[str]
+) -> np.ndarray:
+    if not dicom_available():
+        raise UndecodableImage(f"{name}: {DICOM_REMEDY}")
+    # imported here: most folders have no such files
+    from vilmedic.datasets.dicom import NoDecoder, UnreadableDicom, dicom_pixels
+
+    try:
+        return dicom_pixels(content, max_pixels=max_pixels, thorough=thorough, notes=notes)
+    except NoDecoder as error:
+        raise UndecodableImage(f"{name} {error} {DICOM_REMEDY}") from None
+    except UnreadableDicom as error:
+        raise UndecodableImage(f"{name}{'' if str(error)[0] == ':' else ' '}{error}") from None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -16,47 +16,19 @@ pydicom and the decoders of compressed files are the optional dependency `dicom`
 from __future__ import annotations
 
 import io
-import os
 import zlib
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from vilmedic.files import open_regular
-
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
-HEAD = 132
-"""Bytes at the start of a file that hold the mark of the format."""
-DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install '.[dicom]' in the clone."
 
 
 class UnreadableDicom(Exception):
     """What a DICOM file lacks, in words that follow its name."""
 
 
-def is_marked(head: bytes) -> bool:
-    """Whether the first `HEAD` bytes of a file bear the mark of the format."""
-    return head[128:HEAD] == b"DICM"
-
-
-def is_dicom(path: str | Path) -> bool:
-    """Whether a file is named as DICOM or marked so: many have no suffix, or a number for one.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if os.path.splitext(path)[1].lower() in DICOM_SUFFIXES:
-        return True
-    with open_regular(path) as file:
-        return is_marked(file.read(HEAD))
-
-
-def dicom_available() -> bool:
-    """Whether DICOM files can be read here."""
-    return find_spec("pydicom") is not None
+class NoDecoder(UnreadableDicom):
+    """How a file is compressed, for which no decoder is installed."""
 
 
 def dicom_pixels(
@@ -74,11 +46,9 @@ def dicom_pixels(
         uint8 [H, W] for grey pictures, [H, W, 3] (red, green, blue) for coloured ones.
 
     Raises:
-        UnreadableDicom: pydicom or a decoder is missing, or the file holds no picture.
+        UnreadableDicom: a decoder is missing, or the file holds no picture.
         Exception: whatever else the decoders raise on damaged files.
     """
-    if not dicom_available():
-        raise UnreadableDicom(f": {DICOM_REMEDY}")
     data = _read(content, max_pixels)
     values = _stored_values(data, max_pixels, thorough)
     interpretation = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
@@ -150,7 +120,7 @@ def _stored_values(data: Any, max_pixels: int, thorough: bool) -> np.ndarray:
     if syntax.is_encapsulated:
         decoder = get_decoder(syntax)
         if not decoder.is_available:
-            raise UnreadableDicom(f"is compressed as {syntax.name}. {DICOM_REMEDY}")
+            raise NoDecoder(f"is compressed as {syntax.name}.")
         frame = get_frame(data.PixelData, 0, number_of_frames=int(data.get("NumberOfFrames") or 1))
         _check_size(*_frame_size(frame), max_pixels)
         if thorough and frame.startswith(b"\xff\xd8"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
@@ -21,17 +21,19 @@ from vilmedic.config.types import (
     UsedWith,
 )
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
-from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.image_tokens import TokenFile
-from vilmedic.datasets.lines import listed, read_lines
-from vilmedic.datasets.picture_cache import PictureCache
-from vilmedic.datasets.picture_sources import open_pictures
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.transforms import check_sizes, resized_shape
+from vilmedic.datasets.decode import Color, UndecodableImage
+from vilmedic.datasets.lines import Lines, listed, read_lines
+from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures
+from vilmedic.datasets.transforms import Pixels, check_sizes, resized_shape
 from vilmedic.errors import DataError
+
+if TYPE_CHECKING:
+    from vilmedic.datasets.picture_cache import PictureCache
 
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a picture, as shares of its width and height."""
+
+GIB = 2**30
 
 
 class ImageDataset(Part):
@@ -123,7 +125,7 @@ class ImageDataset(Part):
         )
         self.training, self.seed = training, seed
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
-        self.token_file: TokenFile | None = None
+        self.token_rows: Callable[[int], torch.Tensor | None] | None = None  # see `TokenFile`
         self.resize, self.crop, self.color = resize, crop, color
         self.multi_image, self.views, self.on_error = multi_image, views, on_error
 
@@ -148,6 +150,8 @@ class ImageDataset(Part):
                 "on_error=skip to leave a few samples out."
             )
         if cache is not None:
+            from vilmedic.datasets.picture_cache import PictureCache
+
             self._use_cache(PictureCache(self.pictures, Path(cache), split, set(missing)))
         super().__init__(texts, missing)
 
@@ -161,8 +165,8 @@ class ImageDataset(Part):
         Raises:
             UndecodableImage: a file cannot be decoded; the message names the line.
         """
-        if self.token_file is not None:
-            found = self.token_file[line]
+        if self.token_rows is not None:
+            found = self.token_rows(line)
             if found is None:
                 raise UndecodableImage(f"{self.texts.where(line)}: the image cannot be decoded")
             return {"image_tokens": found}
@@ -269,3 +273,37 @@ def image_part(dataset: AlignedDataset) -> ImageDataset:
         if isinstance(part, ImageDataset):
             return part
     raise DataError("This data set has no images.")
+
+
+def open_pictures(
+    texts: Lines,
+    *,
+    root: str,
+    split: str,
+    image_path: str | None,
+    ext: str | None,
+    color: Color,
+    resize: int | None,
+    most: int,
+    spool: str | None,
+    spool_gib: float,
+    max_pixels: int,
+) -> Pictures:
+    """The pictures of a split; see `ImageDataset` for the arguments.
+
+    Raises:
+        DataError: shards are not there, or do not belong to the lines.
+    """
+    index = Path(root) / f"{split}.{SHARD_INDEX}"
+    if index.is_file():
+        from vilmedic.datasets.shards import PictureShards, ShardIndex, ShardStore
+
+        folder = Path(spool) if spool is not None else Path(root) / "spool"
+        store = ShardStore(image_path or root, folder, int(spool_gib * GIB))
+        shards = ShardIndex.load(index)
+        return PictureShards(texts, shards, store, color, resize, most, max_pixels)
+    images = Path(root) / "images"
+    default = images if images.is_dir() else Path(root)
+    folder = Path(image_path) if image_path is not None else default
+    suffix = f".{ext.lstrip('.')}" if ext else ""
+    return PictureFiles(texts, folder, suffix, color, resize, most, max_pixels)

@@ -13,12 +13,11 @@ arithmetic codes, lossless ones, JPEG-LS) nothing is said.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numba import njit
+
+from vilmedic.compiled import compiled
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _RESTARTS = range(0xD0, 0xD8)
@@ -38,14 +37,6 @@ _WORDS = {
 }
 _TO_THE_END = -1
 _EVERY = 16  # bits of a coefficient that no scan has given yet
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile, and keep the result for other processes where there is a place for it."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package nor the user has a folder that can be written to
-        return njit(nogil=True)(function)
 
 
 class DamagedJpeg(Exception):

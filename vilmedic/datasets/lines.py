@@ -39,7 +39,7 @@ class Lines(Sequence[str]):
         for text in texts:
             self._bytes += text.encode()
             ends.append(len(self._bytes))
-        self._ends = np.array(ends, dtype=np.int64)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1

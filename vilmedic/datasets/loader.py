@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample
-from vilmedic.datasets.sample import SampleKey, stable_seed
+from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample, SampleKey, stable_seed
 from vilmedic.distributed import processes
 from vilmedic.errors import DataError, VilmedicError
 from vilmedic.files import core_count

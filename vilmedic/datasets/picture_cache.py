@@ -9,7 +9,6 @@ lock, and renamed when it is whole: what is under its name can be used.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.pictures import Pictures, first_numbers
 from vilmedic.errors import DataError
-from vilmedic.files import core_count
+from vilmedic.files import FULL, core_count
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +89,7 @@ class PictureCache(Pictures):
                 wanted, settings, lambda: source.contents(lines, folder) == contents
             )
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full" if full else error.strerror or str(error)
+            reason = "the disk is full" if error.errno in FULL else error.strerror or str(error)
             raise DataError(
                 f"The image cache {self.path} cannot be made: {reason}. Give another folder with "
                 "image.cache, lower image.resize, or leave image.cache out."

@@ -1,40 +1,72 @@
-"""Samples out of tar shards: the index that finds them, and the order that reads them well.
+"""Samples out of tar shards: the index that finds them, their bytes, and the order that reads well.
 
 A folder of shards is a folder of line files with one more file a split, `<split>.shards.npz`, which
 says in which shard and at which byte each image is. With it any sample can be read by itself, so
 batches are a function of seed, epoch and position as they are for files, whatever the number of
 loading processes and ranks, and a run continues exactly. `data/make_shards.py` writes such folders.
+
+Shards behind a URL are fetched whole, when the first of their samples is read, into a folder that
+the loading processes of a machine share and that holds a limited number of bytes: the ones that
+were not used for longest make room. So the data set can be larger than the disk, and each shard
+crosses the network once for each time that training comes to it.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import math
+import os
 import re
+import time
+import urllib.parse
 import zipfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
+from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import Color
 from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.datasets.pictures import Pictures
-from vilmedic.datasets.sample import stable_seed
-from vilmedic.datasets.shard_store import Shard, ShardStore
 from vilmedic.errors import DataError
-from vilmedic.files import plain_name
+from vilmedic.files import confined, plain_name, replacing, sha256_of
 
-INDEX = "shards.npz"
+if TYPE_CHECKING:
+    from httpx2 import Client
+
+logger = logging.getLogger(__name__)
+
 LANES = 8
 MOST_BYTES = 2**30
 """Of an index in memory: that of about 35 million images."""
 ROOM_FOR_MORE = "-" * 32
 """As long as what a shard's name gets in front and behind while it is fetched."""
 _SUM = re.compile(r"[0-9a-f]{64}")
+OPEN_FILES = 64
+TRIES = 6
+TIMEOUT = 60.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file.
+
+    Args:
+        name: its file name.
+        size: bytes.
+        sha256: hex digest of its content.
+    """
+
+    name: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -61,17 +93,18 @@ class ShardIndex:
         return self.shard[self.starts[:-1]]
 
     def save(self, path: Path) -> None:
-        """Write the index."""
-        np.savez_compressed(
-            path,
-            names=np.array([shard.name for shard in self.shards]),
-            sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
-            sha256=np.array([shard.sha256 for shard in self.shards]),
-            starts=self.starts,
-            shard=self.shard,
-            offset=self.offset,
-            size=self.size,
-        )
+        """Write the index so that the file is either the old one or the whole new one."""
+        with replacing(path) as draft, open(draft, "wb") as file:
+            np.savez_compressed(
+                file,
+                names=np.array([shard.name for shard in self.shards]),
+                sizes=np.array([shard.size for shard in self.shards], dtype=np.int64),
+                sha256=np.array([shard.sha256 for shard in self.shards]),
+                starts=self.starts,
+                shard=self.shard,
+                offset=self.offset,
+                size=self.size,
+            )
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -136,27 +169,6 @@ class ShardIndex:
         # compared without a sum, which could pass the largest number
         if self.offset.min() < 0 or self.size.min() < 0 or (self.size > room - self.offset).any():
             raise ValueError("an image lies outside its shard")
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` whose claims were compared with what the file holds."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if sum(member.file_size for member in members) > MOST_BYTES:
-            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
-        for member in members:
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, _, dtype = read(file)
-                claimed = math.prod(shape) * dtype.itemsize
-                if claimed != member.file_size - file.tell():
-                    raise ValueError(f"{member.filename} claims {claimed:,} bytes, and has others")
-    with np.load(path, allow_pickle=False) as saved:
-        return {name: saved[name] for name in saved.files}
 
 
 class PictureShards(Pictures):
@@ -279,3 +291,188 @@ def shard_order(
     even = np.stack([row[: batches * share].reshape(batches, share) for row in rows], axis=1)
     rest = generator.permutation(np.concatenate([row[batches * share :] for row in rows]))
     return torch.from_numpy(np.concatenate([even.ravel(), rest]).astype(np.int64))
+
+
+class ShardStore:
+    """Reads ranges of bytes of the shards of a split.
+
+    Args:
+        place: folder, or http(s) URL of one.
+        spool: folder for shards that come from a URL.
+        spool_bytes: most that it holds, apart from shards that are being fetched.
+
+    Raises:
+        DataError: the URL is of another kind.
+    """
+
+    def __init__(self, place: str, spool: Path, spool_bytes: int) -> None:
+        self.place, self.spool, self.spool_bytes = place.rstrip("/"), spool, spool_bytes
+        scheme = urllib.parse.urlsplit(place).scheme if "://" in place else ""
+        if scheme not in ("", "http", "https"):
+            raise DataError(
+                f"Shards cannot be read from '{place}'. Allowed: a folder, or a URL that starts "
+                "with http:// or https://."
+            )
+        if "@" in urllib.parse.urlsplit(place).netloc:
+            raise DataError(
+                "The URL of the shards holds a user name. Put user and password into ~/.netrc, "
+                "where no configuration, log or run directory repeats them."
+            )
+        self.remote = bool(scheme)
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def where(self, shard: Shard) -> str:
+        """Path or URL of a shard."""
+        return f"{self.place}/{shard.name}"
+
+    def check(self, shards: list[Shard]) -> None:
+        """Raise a `DataError` unless all shards of a folder are there in their full size."""
+        for shard in [] if self.remote else shards:
+            path = Path(self.place, shard.name)
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.size:
+                found = "does not exist" if size is None else f"has {size} bytes"
+                raise DataError(
+                    f"{path} {found}, and the index expects {shard.size} bytes. Set image_path to "
+                    "the folder or URL of the shards, or write them again with data/make_shards.py."
+                )
+
+    def read(self, shard: Shard, offset: int, size: int) -> bytes:
+        """Some bytes of a shard.
+
+        Raises:
+            DataError: the shard cannot be had, or ends before them.
+        """
+        descriptor = self._descriptor(shard)
+        content = os.pread(descriptor, size, offset)
+        if len(content) != size:
+            raise DataError(f"{self.where(shard)} ends before byte {offset + size}.")
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}  # descriptors belong to a process
+
+    def _descriptor(self, shard: Shard) -> int:
+        if shard.name in self._open:
+            self._open.move_to_end(shard.name)
+            return self._open[shard.name]
+        try:
+            if self.remote:
+                descriptor = self._fetched(shard)
+            else:
+                descriptor = os.open(f"{self.place}/{shard.name}", os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{self.where(shard)} cannot be read: {error.strerror}.") from error
+        self._open[shard.name] = descriptor
+        if len(self._open) > OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def _fetched(self, shard: Shard) -> int:
+        """An open shard of the spool, fetched first where need be; one process fetches it."""
+        self.spool.mkdir(parents=True, exist_ok=True)
+        path = confined(self.spool, f"{shard.sha256[:16]}-{plain_name(shard.name)}")
+        while True:
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not path.exists():
+                    with FileLock(self.spool / ".room.lock"):
+                        self._make_room(shard.size)
+                    self._fetch(shard, path)
+                try:
+                    os.utime(path)
+                    return os.open(path, os.O_RDONLY)  # stays readable when it is removed
+                except FileNotFoundError:
+                    continue  # another process has just made room with it
+
+    def _make_room(self, size: int) -> None:
+        held = sorted(self.spool.glob("*.tar"), key=lambda path: path.stat().st_mtime)
+        total = size + sum(path.stat().st_size for path in held)
+        for path in held:
+            if total <= self.spool_bytes:
+                break
+            total -= path.stat().st_size
+            path.unlink()
+
+    def _fetch(self, shard: Shard, path: Path) -> None:
+        """Download a shard, going on where a broken connection stopped; checked before it counts.
+
+        Raises:
+            DataError: the server refuses, or does not give the right bytes.
+        """
+        from vilmedic.http import Again, open_client  # for shards behind a URL alone
+
+        url = f"{self.place}/{urllib.parse.quote(shard.name)}"
+        partial = path.with_name(f".{path.name}.partial")
+        reason = ""
+        with open_client(TIMEOUT) as client:
+            for attempt in range(TRIES):
+                if attempt:
+                    time.sleep(min(0.25 * 4 ** (attempt - 1), 30))
+                    logger.warning("%s: %s; trying again", url, reason)
+                try:
+                    _receive(client, url, partial, shard.size)
+                except Again as trouble:
+                    reason = str(trouble)
+                    continue
+                except DataError as error:
+                    reason = str(error).rstrip(".")
+                    break
+                if sha256_of(partial) == shard.sha256:
+                    os.replace(partial, path)
+                    return
+                reason = "what came is not what the index expects (SHA-256 differs)"
+                partial.unlink()
+        raise DataError(f"{url} cannot be fetched: {reason}.")
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` whose claims were compared with what the file holds."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        for member in members:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read(file)
+                claimed = math.prod(shape) * dtype.itemsize
+                if claimed != member.file_size - file.tell():
+                    raise ValueError(f"{member.filename} claims {claimed:,} bytes, and has others")
+    with np.load(path, allow_pickle=False) as saved:
+        return {name: saved[name] for name in saved.files}
+
+
+def _receive(client: Client, url: str, partial: Path, size: int) -> None:
+    """Append to a partial file what it lacks.
+
+    Raises:
+        Again: the server or the connection failed in a way that may pass.
+        DataError: the server refuses.
+    """
+    from vilmedic.http import Again, Answer, may_pass, netrc_login, received, said
+
+    have = partial.stat().st_size if partial.exists() else 0
+    if have >= size:
+        have = 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    login = netrc_login(urllib.parse.urlsplit(url).hostname or "")
+    with Answer(client, "GET", url, headers, login) as answer:
+        if answer.status_code == 416:  # it has less than was fetched before
+            partial.unlink(missing_ok=True)
+        if answer.status_code == 416 or may_pass(answer.status_code):
+            raise Again(said(answer))
+        if answer.status_code not in (200, 206):
+            raise DataError(said(answer))
+        goes_on = have and answer.status_code == 206
+        with open(partial, "ab" if goes_on else "wb") as file:
+            for chunk in received(answer, TIMEOUT):
+                file.write(chunk)
+                if file.tell() > size:
+                    raise Again(f"the server sends more than the {size} bytes expected")
+            arrived = file.tell()
+    if arrived < size:
+        raise Again(f"the connection ended after {arrived} of {size} bytes")

@@ -1,4 +1,4 @@
-"""Reports, one a line."""
+"""Reports, one a line, from their text to batches of ids."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
-from vilmedic.datasets.aligned import Batch, Part, Sample
+from vilmedic.datasets.aligned import Batch, Part, Sample, stable_seed
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.report_cleaning import CLEANERS, clean
-from vilmedic.datasets.report_tokens import ReportTokens
-from vilmedic.datasets.sample import stable_seed
-from vilmedic.datasets.scripts import words
-from vilmedic.datasets.sentences import MIN_WORDS, split_sentences
-from vilmedic.datasets.vocabulary import run_vocabulary
-from vilmedic.datasets.word_list import read_word_list, word_list
-from vilmedic.errors import CheckpointError, ConfigError, DataError, nearest
+from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
+from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
+from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError, nearest
 from vilmedic.manifest import TEXT_ENCODER, TOKENIZER, exported_part
 
 logger = logging.getLogger(__name__)
@@ -35,6 +31,8 @@ USUAL_TOKENS = {
     "sep_token": ("[SEP]", "</s>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
+NO_WORD = -1  # of padding
 
 
 class TextDataset(Part):
@@ -212,6 +210,63 @@ class CleanedLines(Sequence[str]):
         return self.clean(self.texts[line])
 
 
+class ReportTokens:
+    """What a data set does to a report between its file and the model.
+
+    Args:
+        tokenizer: turns text into ids.
+        max_len: most ids of a report, special tokens included; the rest is cut off.
+        processing: name of the cleaning; None for none.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, max_len: int, processing: str | None
+    ) -> None:
+        self.tokenizer, self.max_len, self.processing = tokenizer, max_len, processing
+
+    def encode(self, reports: Sequence[str]) -> Batch:
+        """Clean and tokenize reports.
+
+        Returns:
+            `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]: the last one numbers the
+            words of a report from 0, special tokens included, and is -1 for padding. T is the
+            longest report, rounded up to a multiple of 8.
+        """
+        return self.pad([self.tokens(clean(self.processing, report)) for report in reports])
+
+    def words(self, report: str) -> list[str]:
+        """The words of a report as the tokenizer splits it, in the numbering of `word_ids`."""
+        text = clean(self.processing, report)
+        encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
+        encoding = encoded.encodings[0]
+        numbers = word_numbers(encoding.word_ids)
+        return word_texts(numbers, encoding.offsets, encoding.tokens, text)
+
+    def tokens(self, text: str) -> Sample:
+        """The `ids` of a cleaned report, the word of each (`words`), and if it was `truncated`."""
+        encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
+        encoding = encoded.encodings[0]
+        return {
+            "ids": encoded["input_ids"],
+            "words": word_numbers(encoding.word_ids),
+            "truncated": bool(encoding.overflowing),
+        }
+
+    def pad(self, samples: Sequence[Sample]) -> Batch:
+        """A batch of what `tokens` gave; see `encode`."""
+        longest = max(len(sample["ids"]) for sample in samples)
+        length = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.max_len)
+        ids = torch.full((len(samples), length), self.tokenizer.pad_token_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        words = torch.full_like(ids, NO_WORD)
+        for row, sample in enumerate(samples):
+            used = slice(len(sample["ids"]))
+            ids[row, used] = torch.tensor(sample["ids"])
+            mask[row, used] = 1
+            words[row, used] = torch.tensor(sample["words"])
+        return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """A ready tokenizer, from a local folder, an exported one too, or from the hub.
 
@@ -254,7 +309,7 @@ def _read_tokenizer(name: str) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         usable = "Without it a tokenizer needs tokenizer.json, which is not there."
-        raise ConfigError(own_code("dataset.seq.tokenizer", name, usable)) from error
+        raise ArgumentError({"tokenizer": own_code(name, usable)}) from error
     # Roles that its class would have given to tokens by their usual names.
     special = {
         str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
@@ -272,16 +327,15 @@ def _read_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def own_code(key: str, name: str, usable: str) -> str:
+def own_code(name: str, usable: str) -> str:
     """What to say of a model or tokenizer that needs Python of its own.
 
     Args:
-        key: the configuration key that holds the name.
         name: a local folder or a hub name.
         usable: what of it can be used all the same.
     """
     return (
-        f"{key}: {name} needs Python code that comes with it, which could do anything and is never "
+        f"{name} needs Python code that comes with it, which could do anything and is never "
         f"executed. {usable}"
     )
 
@@ -296,3 +350,59 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+def word_numbers(boundaries: Sequence[int | None]) -> list[int]:
+    """Number the words of a report; every special token around it is a word of its own.
+
+    Args:
+        boundaries: the word of each token as `Encoding.word_ids` has it; None for special tokens.
+
+    Returns:
+        For each token the number of its word, counted from 0: for `[CLS] pleu ##ral . [SEP]` this
+        is 0, 1, 1, 2, 3.
+    """
+    numbers: list[int] = []
+    number, previous = -1, None
+    for word in boundaries:
+        if word is None or word != previous:
+            number += 1
+        numbers.append(number)
+        previous = word
+    return numbers
+
+
+def word_texts(
+    numbers: Sequence[int], offsets: Sequence[tuple[int, int]], tokens: Sequence[str], text: str
+) -> list[str]:
+    """The words of a report as they stand in it.
+
+    Args:
+        numbers: the word of each token.
+        offsets: where each token begins and ends in the text; special tokens take no place.
+        tokens: the tokens, which stand for words that take no place.
+        text: the report.
+    """
+    spans: dict[int, tuple[int, int]] = {}
+    names: dict[int, str] = {}
+    for number, (start, end), token in zip(numbers, offsets, tokens, strict=True):
+        names[number] = names.get(number, "") + token
+        if end > start:
+            first, last = spans.get(number, (start, end))
+            spans[number] = (min(first, start), max(last, end))
+    return [
+        text[slice(*spans[number])].strip() if number in spans else name
+        for number, name in names.items()
+    ]
+
+
+def has_word_boundaries(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a tokenizer tells words apart; one that works on whole sentences does not."""
+    return len({word for word in tokenizer("left right").word_ids() if word is not None}) > 1
+
+
+def special_tokens_around(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts in front of a report and behind it."""
+    words = tokenizer("left").word_ids()
+    inside = [place for place, word in enumerate(words) if word is not None]
+    return inside[0], len(words) - 1 - inside[-1]

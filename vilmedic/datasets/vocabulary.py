@@ -1,4 +1,8 @@
-"""A vocabulary of words made from the training reports, for runs without a ready tokenizer."""
+"""Vocabularies of words, for runs without a ready tokenizer.
+
+They are made from the training reports, or read from a word list of the original vilmedic
+(`vocab.src`, one word a line, its number the id).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,11 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from vilmedic.datasets.scripts import UNSPACED
+from vilmedic.datasets.report_text import UNSPACED
 from vilmedic.errors import DataError
 
 FOLDER = "tokenizer"  # in the run directory
+WORD_LIST = "vocab.src"
 _SETTINGS = "vocabulary.json"
 _REMEDY = (
     "If the training reports are those of before, delete the folder: it is made again from them."
@@ -29,7 +34,7 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTrainedTokenizerFast:
     """A tokenizer of lower-case words and punctuation, most frequent first.
 
-    Scripts that put no spaces between words are split as `vilmedic.datasets.scripts` says.
+    Scripts that put no spaces between words are split as `vilmedic.datasets.report_text` says.
 
     Args:
         reports: cleaned reports of the training split.
@@ -185,3 +190,40 @@ def _check_settings(folder: Path, settings: dict[str, str | int | None]) -> None
             f"The vocabulary in {folder} was built from other {', '.join(changed)} than this "
             "training has. Give the run another name, or delete that folder and its checkpoints."
         )
+
+
+def word_list(name: str | None, run_dir: Path) -> Path | None:
+    """The word list that a run reads: the file that is named, or that of the run directory.
+
+    Args:
+        name: the value of `tokenizer`.
+        run_dir: the run directory; one that has a vocabulary of this project does not need a list.
+    """
+    if name is not None:
+        return Path(name) if Path(name).is_file() else None
+    path = run_dir / WORD_LIST
+    return path if path.is_file() and not (run_dir / FOLDER).is_dir() else None
+
+
+def read_word_list(path: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer that splits at white space and adds no special tokens, as those runs did.
+
+    Raises:
+        DataError: the file is not such a list.
+    """
+    try:
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a word list that can be read: {error}.") from None
+    ids = {word: number for number, word in enumerate(words)}
+    missing = [token for token in sorted(_SPECIAL) if token not in ids]
+    if missing or len(ids) < len(words):
+        double = next((f"line {n + 1}: '{w}'" for n, w in enumerate(words) if ids[w] != n), "")
+        what = f"has no {', '.join(missing)}" if missing else f"repeats a word ({double})"
+        raise DataError(
+            f"{path}: not a word list of the original vilmedic, as it {what}. Expected: one word "
+            f"a line, each once, {', '.join(sorted(_SPECIAL))} among them."
+        )
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return with_special_tokens(tokenizer)

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from vilmedic.datasets.jpeg_data import compiled
+from vilmedic.compiled import compiled
 
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type: grey, colours, and both with alpha
 # Of each pass of an interlaced file: first row, first column, step of rows and of columns.

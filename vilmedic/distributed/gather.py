@@ -4,17 +4,19 @@ The loss of a contrastive batch compares every sample with every other. Each pro
 terms of its own samples against those of all, which it gathers *with* their gradient: what other
 processes' terms contribute to the gradient of its own features comes back by adding up. The terms
 of all processes together are the loss of one process on the whole batch, and so is the gradient.
+One process is a group of one: nothing is exchanged, and its terms are the loss.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vilmedic.distributed import processes
@@ -28,12 +30,18 @@ class Part:
     process multiplies what it sums over its own samples by `world / total`.
 
     Args:
-        sizes: samples of each process, by rank; some may have none.
+        sizes: samples of each process, by rank; some may have none. Empty for one process that
+            has the whole batch, however large.
         rank: the process.
     """
 
     sizes: tuple[int, ...]
     rank: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process has the whole batch."""
+        return len(self.sizes) < 2
 
     @property
     def own(self) -> int:
@@ -50,18 +58,24 @@ class Part:
         """What a mean over the own samples counts in an average over processes."""
         return self.own * len(self.sizes) / self.total
 
-    def mean(self, terms: Tensor) -> Tensor:
+    def count(self, rows: Tensor) -> int:
+        """Samples of the whole batch, of which `rows` are the own ones."""
+        return sum(self.sizes) if self.sizes else len(rows)
+
+    def mean(self, terms: Tensor, *, each: int = 1) -> Tensor:
         """The own samples' share of a mean over the batch; averaged over processes it is the mean.
 
         Args:
-            terms: one for each own sample.
+            terms: as many for each own sample as `each` says.
         """
-        return terms.sum() * (len(self.sizes) / self.total)
+        if self.alone:
+            return terms.mean()
+        return terms.sum() * (len(self.sizes) / (self.total * each))
 
-    def places(self, device: torch.device) -> Tensor:
-        """Where the own samples are in the whole batch: int64 [own]."""
+    def places(self, rows: Tensor) -> Tensor:
+        """Where the own samples, of which there are `rows`, are in the whole batch: int64 [own]."""
         first = sum(self.sizes[: self.rank])
-        return torch.arange(first, first + self.own, device=device)
+        return torch.arange(first, first + len(rows), device=rows.device)
 
     def gather(self, value: Tensor) -> Tensor:
         """The rows of all processes, in the order of the batch, differentiable if they can be.
@@ -73,6 +87,8 @@ class Part:
         Returns:
             [total, ...].
         """
+        if self.alone:
+            return value
         if value.is_floating_point():
             wide = torch.promote_types(value.dtype, torch.float32)
             return _Gather.apply(value.to(wide), self.sizes)
@@ -83,6 +99,8 @@ class Part:
 
         Features that are longer in one process than in another, such as words, are filled up.
         """
+        if self.alone:
+            return features
         names = [name for name, value in features.items() if value.ndim]
         sides = [side for name in names for side in features[name].shape[1:]]
         wanted = iter([max(column) for column in zip(*processes.exchange(sides), strict=True)])
@@ -104,10 +122,34 @@ class Part:
         """
         return _Swap.apply(value, self.sizes, self.rank)
 
+    def call(
+        self, loss: Callable[..., dict[str, Tensor]], *features: Any, **named: Tensor
+    ) -> dict[str, Tensor]:
+        """Call a loss on features of the own samples.
 
-def takes_part(loss: nn.Module) -> bool:
-    """Whether a loss can compute the terms of a part of a batch: its `forward` has a `part`."""
-    return "part" in inspect.signature(loss.forward).parameters
+        Args:
+            loss: a function or a module. If it takes a `part` it computes the terms of the own
+                samples; any other one gets the features of all processes.
+            features: tensors, or dictionaries of them.
+            named: further tensors, by the names that the loss has for them.
+
+        Returns:
+            Scalars whose averages over the processes are those of the whole batch.
+        """
+        if "part" in inspect.signature(getattr(loss, "forward", loss)).parameters:
+            return loss(*features, **named, part=self)
+        everything = [
+            self.gather_features(one if isinstance(one, dict) else {"": one}) for one in features
+        ]
+        given = [
+            found if isinstance(one, dict) else found[""]
+            for one, found in zip(features, everything, strict=True)
+        ]
+        return loss(*given, **self.gather_features(named))
+
+
+WHOLE = Part(())
+"""The part of one process that has the whole batch."""
 
 
 def widened(value: Tensor, sizes: list[int]) -> Tensor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +12,24 @@ from torch import nn
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.encoders import read_encoder
 from vilmedic.checkpoints.run_directory import make_run_directory
-from vilmedic.config.build import build, build_calls, entries
-from vilmedic.config.generation import GenerationSection
-from vilmedic.config.scores import distinct
+from vilmedic.config import build
+from vilmedic.config.namespaces import entries
+from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
-from vilmedic.datasets.image_tokens import cache_tokens
-from vilmedic.datasets.loader import make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.evaluation.baselines import RawPixels
-from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.evaluation import Ensemble, Splits
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.results import grouped, results_name, source, table
+from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.random_state import seed_everything
-from vilmedic.registry import DATASETS, METRICS, MODELS, POST_PROCESSING
+from vilmedic.registry import MODELS
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -54,6 +52,8 @@ class Ensemblor:
 
     Args:
         config: the checked configuration; its section `ensemblor` says what is done.
+        generate: makes images of reports, for `generate_images`: `generate_from_checkpoints` of
+            `vilmedic.generation.generate`.
 
     Raises:
         ConfigError: a value fits the schema but not the data, the model or this machine.
@@ -61,9 +61,15 @@ class Ensemblor:
         CheckpointError: there is no such checkpoint, or it does not fit the model.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, generate: Callable[..., list[Path]] | None = None) -> None:
         self.config = config
         self.section = config.ensemblor
+        if self.section.generate_images and generate is None:
+            raise ConfigError(
+                "ensemblor.generate_images: this Ensemblor was made without `generate`, which "
+                "makes the images. Run the command vilmedic-ensemble, or call vilmedic.evaluate."
+            )
+        self._make_images = generate
         self.run_dir = config.run_dir
         self.device = pick_device(self.section.device)
         self.paths = self._find_checkpoints()
@@ -73,9 +79,17 @@ class Ensemblor:
         self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
         self.system = str(self.config.model.get("proto", "model"))
         self.source = source(self.system, self.checkpoints, ema=self.section.ema)
-        self.metrics = distinct(build_calls(METRICS, self.section.metrics, "ensemblor.metrics"))
-        self.post_processing = distinct(
-            build_calls(POST_PROCESSING, self._steps(), "ensemblor.post_processing")
+        self.splits = Splits(
+            self.config,
+            where="ensemblor",
+            metrics=config.calls("ensemblor", "metrics"),
+            post_processing=self._steps(),
+            seed=self.section.seed,
+            batch_size=self.section.batch_size,
+            num_workers=self.section.num_workers,
+            precision=self.section.precision,
+            device=self.device,
+            source=self.source,
         )
         self.folder = EvaluationFolder(
             self.run_dir,
@@ -88,7 +102,6 @@ class Ensemblor:
                 "generated": self.section.generate_images,
             },
         )
-        self._dataset = cache(self._build_dataset)
 
     def start(self) -> dict[str, dict[str, Any]]:
         """Evaluate, and write `results_<split>.json` and what post-processing makes.
@@ -104,19 +117,18 @@ class Ensemblor:
         make_run_directory(self.run_dir)  # a checkpoint may come from elsewhere
         with processes.main_first():
             for split in self.section.splits:
-                self._dataset(split)
+                self.splits.dataset(split)
         if self.section.generate_images:
             if processes.is_main():
                 with processes.alone():
                     self._generate()
             return {}
-        model = self._networks(self._trained_members())
+        model = self.splits.networks(self._trained_members())
         for split in self.section.splits:
-            cache_tokens(
-                self._dataset(split), model.members[0](), self.device, self.section.num_workers
-            )
+            self.splits.tokens_ready(split, model.members[0]())
         with processes.alone():
-            self._check(model)
+            for split in self.section.splits:
+                self.splits.check(model, split)
         names = ", ".join(path.name for path in self.paths)
         LOGGER.info("Evaluating %d checkpoint(s) of %s: %s", len(self.paths), self.run_dir, names)
 
@@ -127,7 +139,7 @@ class Ensemblor:
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
             try:
-                baseline = self._networks([self._baseline(name)])
+                baseline = self.splits.networks([self._baseline(name)])
             except ConfigError as error:  # weights that training began with and that are gone
                 LOGGER.warning("The baseline %s is left out: %s", name, error)
                 continue
@@ -147,29 +159,23 @@ class Ensemblor:
 
     def _generate(self) -> None:
         """Make images of reports with all checkpoints together."""
-        from vilmedic.generation.generate import ImageGeneration
-        from vilmedic.generation.generators import load_generators
-
-        ema = self.section.ema
-        models = load_generators(self._build_model(filled=True), self.paths, self.section, ema=ema)
-        generation = ImageGeneration(
-            models=models,
-            section=self.section,
-            seed=self.section.seed,
-            batch_size=self.section.batch_size,
+        assert self._make_images is not None  # as `__init__` has seen to
+        folders = self._make_images(
+            self._build_model(filled=True),
+            self.paths,
+            {split: self.splits.dataset(split) for split in self.section.splits},
+            self.section,
             device=self.device,
-            precision=self.section.precision,
             origin={
                 "run": self.config.name,
                 "model": self.source,
                 "checkpoints": [path.name for path in self.paths],
-                "ema": ema,
+                "ema": self.section.ema,
                 "changed": self.changed,
             },
             out_dir=self.folder.path,
         )
-        datasets = {split: self._dataset(split) for split in self.section.splits}
-        for folder in generation.start(datasets):
+        for folder in folders:
             LOGGER.info("Written: %s", folder / "sheet.png")
         self.folder.note()
 
@@ -179,46 +185,25 @@ class Ensemblor:
 
     def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
         """The loss and every metric of a split."""
-        evaluation = self._evaluation(networks, split)
-        metrics = {name: metric(evaluation) for name, metric in self.metrics}
+        evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
+        metrics = {name: metric(evaluation) for name, metric in self.splits.metrics}
         return {"loss": evaluation.features.loss, "metrics": metrics}
 
     def _post_process(self, networks: Ensemble) -> list[str]:
         """Make pictures and files; returns what failed, having made all the others."""
         failures = []
-        for (name, action), split in itertools.product(self.post_processing, self.section.splits):
+        steps = itertools.product(self.splits.post_processing, self.section.splits)
+        for (name, action), split in steps:
             try:
                 with processes.alone():
-                    written = action(self._evaluation(networks, split))
+                    evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
+                    written = action(evaluation)
                 for line in grouped(written):
                     LOGGER.info("Written: %s", line)
             except Exception as error:
                 LOGGER.exception("%s failed on the split %s", name, split)
                 failures.append(f"{name} on {split}: {error}")
         return failures
-
-    def _check(self, networks: Ensemble) -> None:
-        """Let metrics and post-processing refuse their options on the first batch of each split.
-
-        Everything that is wrong with names is known after a second rather than after the run.
-        """
-        for split in self.section.splits:
-            loader = self._loader(self._dataset(split), num_workers=0)
-            evaluation = self._evaluation(networks, split, networks.preview(split, loader))
-            for _, step in [*self.metrics, *self.post_processing]:
-                step.check(evaluation)
-
-    def _evaluation(self, networks: Ensemble, split: str, features: Any = None) -> Evaluation:
-        return Evaluation(
-            name=self.config.name,
-            split=split,
-            features=features or networks.split(split),
-            dataset=self._dataset(split),
-            networks=networks,
-            seed=self.section.seed,
-            source=self.source,
-            out_dir=self.folder.path,
-        )
 
     def _header(self, split: str, networks: Ensemble) -> dict[str, Any]:
         """What a number needs to be cited: where it comes from and how it was made."""
@@ -235,7 +220,7 @@ class Ensemblor:
             "batch_size": self.section.batch_size,
             "precision": self.section.precision,
             "changed": self.changed,
-            "protocols": {name: metric.options() for name, metric in self.metrics},
+            "protocols": {name: metric.options() for name, metric in self.splits.metrics},
             "loss": None,
             "metrics": {},
             "baselines": {},
@@ -243,10 +228,10 @@ class Ensemblor:
 
     def _steps(self) -> Any:
         """The post-processing asked for, and last what the report needs."""
-        steps = self.section.post_processing
-        if not self.section.report or EXPLORER in dict(entries(steps)):
+        steps = self.config.calls("ensemblor", "post_processing")
+        if not self.section.report or EXPLORER in dict(entries(self.section.post_processing)):
             return steps
-        return [*({name: options} for name, options in entries(steps)), EXPLORER]
+        return [*steps, EXPLORER]
 
     @property
     def _ckpt(self) -> str | None:
@@ -311,19 +296,10 @@ class Ensemblor:
             return settings | {"generation": {name: own[name] for name in names}}
         return settings | {
             "batch_size": section.batch_size,
-            "protocols": {name: with_contents(one.options()) for name, one in self.metrics},
+            "protocols": {name: with_contents(one.options()) for name, one in self.splits.metrics},
             "baselines": sorted(set(section.baselines)),
             "post_processing": [list(one) for one in entries(section.post_processing)],
         }
-
-    def _networks(self, members: list[Callable[[], nn.Module]]) -> Ensemble:
-        return Ensemble(
-            members=members,
-            dataset=self._dataset,
-            loader=self._loader,
-            device=self.device,
-            precision=self.section.precision,
-        )
 
     def _trained_members(self) -> list[Callable[[], nn.Module]]:
         """A function for each checkpoint that fills the one model with its weights."""
@@ -353,29 +329,11 @@ class Ensemblor:
         """
         known = Filled(self.networks) if filled else None
         seed_everything(self.section.seed)
-        spec = self._dataset(self.section.splits[0]).spec
-        model: Model = build(MODELS, self.config.model, spec=spec, filled=known)
+        spec = self.splits.dataset(self.section.splits[0]).spec
+        model: Model = build(
+            MODELS, self.config.model, spec=spec, filled=known, read_encoder=read_encoder
+        )
         return model.to(self.device)
-
-    def _build_dataset(self, split: str) -> Any:
-        return build(
-            DATASETS,
-            self.config.dataset,
-            split=split,
-            training=False,
-            seed=self.section.seed,
-            run_dir=self.run_dir,
-        )
-
-    def _loader(self, dataset: Any, num_workers: int | None = None) -> Any:
-        return make_loader(
-            dataset,
-            batch_size=self.section.batch_size,
-            training=False,
-            seed=self.section.seed,
-            drop_last=False,
-            num_workers=self.section.num_workers if num_workers is None else num_workers,
-        )
 
 
 def without(value: Any, keys: Sequence[str]) -> Any:
@@ -392,11 +350,7 @@ def with_contents(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if isinstance(value, str) and Path(value).is_file()
     }
-    hashes = {
-        f"{key}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
-        for key, path in files.items()
-    }
-    return options | hashes
+    return options | {f"{key}_sha256": sha256_of(path) for key, path in files.items()}
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from vilmedic.checkpoints.left_out import LeftOut, read_json
 from vilmedic.evaluation.results import headline, results_name, write_results
 from vilmedic.files import plain_name, replace_text
 from vilmedic.loggers.contract import flat
-from vilmedic.report.left_out import LeftOut, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -28,7 +30,8 @@ class SplitFeatures:
         split: name of the split.
         index: sample numbers, int64 [N]; sample i is line i + 1 of the split's files.
         features: name to float32 [N, D] on the CPU, rows in the order of `index`.
-        labels: multi-hot float32 [N, L]; None when the data set has no labels.
+        labels: multi-hot bool [N, L], sparse, as of many classes a sample has few; None when the
+            data set has no labels.
         label_names: the L class names.
         multi_label: whether a sample may have several labels.
         loss: mean over samples of the batch losses; None when the data lacks what it needs.
@@ -37,7 +40,7 @@ class SplitFeatures:
     split: str
     index: Tensor
     features: dict[str, Tensor]
-    labels: Tensor | None = None
+    labels: csr_array | None = None
     label_names: tuple[str, ...] = ()
     multi_label: bool = False
     loss: float | None = None
@@ -95,6 +98,7 @@ def collect(
         DataError: the split has no samples.
     """
     outputs: dict[str, Tensor] = {}
+    labels = _Labels(len(dataset.spec.labels))
     filled = 0
     losses: list[Tensor] = []
     weights: list[tuple[int, int]] = []
@@ -107,7 +111,7 @@ def collect(
                 produced, loss = _run(model, dataset, move(batch, device), device, precision)
                 produced["index"] = batch["index"]
                 if "labels" in batch:
-                    produced["labels"] = _multi_hot(batch["labels"], len(dataset.spec.labels))
+                    labels.add(batch["labels"])
                 if loss is not None:
                     losses.append(loss.double())
                     weights.append((int(batch["index"][0]), size))
@@ -124,6 +128,7 @@ def collect(
     if processes.world_size() > 1:
         for skipped in processes.gather(dataset.skipped):
             dataset.skip(skipped)
+        labels.gather(outputs.get("index"))
         outputs = _from_all(outputs)
         values, weights = _losses_of_all(values, weights)
     if not len(outputs.get("index", ())):
@@ -133,7 +138,7 @@ def collect(
     return SplitFeatures(
         split=split,
         index=outputs.pop("index"),
-        labels=outputs.pop("labels", None),
+        labels=labels.table(),
         features=outputs,
         label_names=tuple(dataset.spec.labels),
         multi_label=dataset.spec.multi_label,
@@ -228,7 +233,7 @@ def _losses_of_all(
 def _one_row_a_sample(key: str, value: Any, size: int, keep: Sequence[str]) -> bool:
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != size:
         return False
-    if key in ("index", "labels") or key in keep:
+    if key == "index" or key in keep:
         return True
     return value.ndim == 2 and value.is_floating_point()  # a mask is as wide as its batch
 
@@ -238,7 +243,53 @@ def _buffer(like: Tensor, rows: int) -> Tensor:
     return torch.empty((rows, *like.shape[1:]), dtype=dtype)
 
 
-def _multi_hot(labels: Tensor, classes: int) -> Tensor:
-    if labels.ndim == 1:
-        labels = functional.one_hot(labels, classes)
-    return labels.float()
+class _Labels:
+    """The labels of the samples seen so far, one row a sample.
+
+    Args:
+        classes: L.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.counts: list[Tensor] = []  # of each sample, how many it has
+        self.columns: list[Tensor] = []  # and which these are
+
+    def add(self, labels: Tensor) -> None:
+        """Add a batch: multi-hot [B, L], or with one label a sample its number [B]."""
+        if labels.ndim == 1:
+            counts, columns = torch.ones_like(labels), labels
+        else:
+            rows, columns = labels.nonzero(as_tuple=True)
+            counts = rows.bincount(minlength=len(labels))
+        self.counts.append(counts.int())
+        self.columns.append(columns.int())
+
+    def gather(self, index: Tensor | None) -> None:
+        """Take the labels of all processes, in the order of the split.
+
+        Args:
+            index: numbers of the samples that this process saw; None when it saw none.
+        """
+        own = [torch.empty(0)] * 3
+        if index is not None and self.counts:
+            own = [index, torch.cat(self.counts), torch.cat(self.columns)]
+        everything = [part for part in processes.gather(own) if len(part[0])]
+        self.counts = [counts for _, counts, _ in everything]
+        self.columns = [columns for _, _, columns in everything]
+        if everything:
+            order = torch.cat([index for index, _, _ in everything]).argsort()
+            columns = torch.cat(self.columns).split(torch.cat(self.counts).tolist())
+            self.counts = [torch.cat(self.counts)[order]]
+            self.columns = [columns[row] for row in order.tolist()]
+
+    def table(self) -> csr_array | None:
+        """All rows, bool [N, L]; None without any."""
+        if not self.counts:
+            return None
+        columns = torch.cat(self.columns).numpy()
+        starts = np.append(0, torch.cat(self.counts).numpy().cumsum(dtype=np.int64))
+        shape = (len(starts) - 1, self.classes)
+        table = csr_array((np.ones(len(columns), np.bool_), columns, starts), shape=shape)
+        table.check_format()  # numbers that no class has
+        return table

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.device import autocast, move
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows
 from vilmedic.evaluation.features import evaluating
-
-if TYPE_CHECKING:
-    from vilmedic.evaluation.evaluation import Ensemble
 
 Aggregation = Literal["sum", "max"]
 
 BATCH = 64
 MEMORY = 2**30
 """Bytes of regions that are remembered: 950 images of 19 x 19 regions and 768 channels."""
+
+
+class Networks(Protocol):
+    """What is asked of the networks; `Ensemble` is what they are."""
+
+    members: Sequence[Callable[[], Any]]
+    dataset: Callable[[str], Any]
+    loader: Callable[[Any], Iterable[dict[str, Any]]]
+    device: torch.device
+    precision: str
 
 
 class _Texts(NamedTuple):
@@ -43,7 +50,7 @@ class LocalFeatures:
         networks: the networks.
     """
 
-    def __init__(self, networks: Ensemble) -> None:
+    def __init__(self, networks: Networks) -> None:
         self._networks = networks
         self._kept: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         self._bytes = 0

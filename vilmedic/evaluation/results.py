@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilmedic.files import replace_text
+from vilmedic.files import replace_text, text_table
 
 logger = logging.getLogger(__name__)
 
@@ -72,15 +72,7 @@ def table(results: dict[str, Any]) -> str:
 
     Numbers of single classes are in the file only, and those of fractions but for the AUROC.
     """
-    cells = table_cells(results)
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        line[0].ljust(widths[0])
-        + "".join(
-            f"   {cell.rjust(width)}" for cell, width in zip(line[1:], widths[1:], strict=True)
-        )
-        for line in cells
-    ]
+    lines = text_table(table_cells(results), between="   ")
     rule = "-" * len(lines[0])
     title = (
         f"{results['run']}, split {results['split']}: {results['samples']} samples, "

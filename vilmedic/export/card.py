@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from vilmedic.config.trained import IMAGES, REPORTS, data_parts
+from vilmedic.config.declared import IMAGES, REPORTS
+from vilmedic.config.trained import data_parts
 from vilmedic.errors import CheckpointError, escaped
 from vilmedic.evaluation.evaluations import FOLDER, read_index
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.evaluation.results import results_name, source, table_cells
 from vilmedic.export import snippets
 from vilmedic.export.parts import HEADS, PREPROCESSOR, Part
@@ -26,6 +26,7 @@ from vilmedic.manifest import (
     TEXT_ENCODER,
     VAE_FOLDER,
 )
+from vilmedic.models.from_checkpoint import Loaded
 
 CARD = "README.md"
 SUMMARIES = {

@@ -17,7 +17,6 @@ import torch
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints.exported import SAID
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.export.card import CARD, gather, shortened, write_card
 from vilmedic.export.onnx import require_packages, write_onnx
 from vilmedic.export.parts import Part, write_parts
@@ -31,6 +30,7 @@ from vilmedic.manifest import (
     is_export,
     read_manifest,
 )
+from vilmedic.models.from_checkpoint import Loaded
 
 KEPT = ("name", "model", "dataset")
 """Sections of a configuration that say what a model is."""

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.errors import ConfigError, VilmedicError
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.export.parts import side_of
 from vilmedic.manifest import ONNX_FOLDER
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.models.dalle import DALLE
+from vilmedic.models.from_checkpoint import Loaded
 from vilmedic.models.vae import VAE
 
 OPSET = 18

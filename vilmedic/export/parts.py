@@ -24,11 +24,10 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.datasets.pixels import Pixels
-from vilmedic.datasets.spec import DataSpec
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import quiet
+from vilmedic.datasets.transforms import Pixels
 from vilmedic.errors import VilmedicError
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.files import replace_text
 from vilmedic.manifest import (
     DALLE_FOLDER,
@@ -39,6 +38,7 @@ from vilmedic.manifest import (
     WEIGHTS,
 )
 from vilmedic.models.dalle import DALLE
+from vilmedic.models.from_checkpoint import Loaded
 from vilmedic.models.vae import VAE
 
 RESNETS = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vilmedic.evaluation.from_checkpoint import Loaded
 from vilmedic.export.parts import HEADS, Part
 from vilmedic.manifest import DALLE_FOLDER, IMAGE_ENCODER, ONNX_FOLDER, TEXT_ENCODER, VAE_FOLDER
+from vilmedic.models.from_checkpoint import Loaded
 
 PROJECT = (
     "def project(given, head):",

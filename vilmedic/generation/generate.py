@@ -13,23 +13,27 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
-from vilmedic.config.generation import GenerationSection
+from vilmedic.config.sections import EnsemblorSection, GenerationSection
+from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
-from vilmedic.datasets.sample import stable_seed
 from vilmedic.datasets.transforms import crop_square, resize_short_side, resized_shape
-from vilmedic.device import autocast
+from vilmedic.device import autocast, move
+from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError
-from vilmedic.generation.rerank import Reranker
+from vilmedic.generation.generators import load_generators
 from vilmedic.generation.sampling import Sampling, generate_tokens
-from vilmedic.generation.sheet import draw_image_sheet, pixels
+from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.dalle import DALLE
+from vilmedic.models.from_checkpoint import from_checkpoint
 
 LOGGER = logging.getLogger("vilmedic")
 FOLDER = "generated"
+RERANK = "ensemblor.rerank.ckpt"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,47 @@ class Report:
     text: str
     source: str
     real: Tensor | None = None
+
+
+def generate_from_checkpoints(
+    model: nn.Module,
+    paths: Sequence[Path],
+    datasets: dict[str, Any],
+    section: EnsemblorSection,
+    *,
+    device: torch.device,
+    origin: dict[str, Any],
+    out_dir: Path,
+) -> list[Path]:
+    """Make images of the reports that a configuration asks for, with some checkpoints together.
+
+    Args:
+        model: what the configuration describes, on the device.
+        paths: the checkpoints.
+        datasets: those of the splits, by name.
+        section: what to make, and how.
+        device: where the model is.
+        origin: see `ImageGeneration`.
+        out_dir: the folder of the evaluation.
+
+    Returns:
+        The folders written, one a report.
+
+    Raises:
+        ConfigError: the model makes no images.
+        CheckpointError: a checkpoint does not fit, or holds another VAE.
+    """
+    generation = ImageGeneration(
+        models=load_generators(model, paths, section, ema=section.ema),
+        section=section,
+        seed=section.seed,
+        batch_size=section.batch_size,
+        device=device,
+        precision=section.precision,
+        origin=origin,
+        out_dir=out_dir,
+    )
+    return generation.start(datasets)
 
 
 def generate_images(
@@ -276,6 +321,56 @@ class ImageGeneration:
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "settings.json").write_text(text + "\n", encoding="utf-8")
         return folder
+
+
+class Reranker:
+    """Scores images by the cosine similarity of their embedding and that of the report.
+
+    The model, its tokenizer and the preparation of its images are those of the run that wrote the
+    checkpoint; the data of that run are not needed.
+
+    Args:
+        ckpt: path of the checkpoint.
+        device: where to compute.
+
+    Raises:
+        ConfigError: the checkpoint is not one of ConVIRT.
+        CheckpointError: it is missing, damaged or does not say how it was made.
+    """
+
+    def __init__(self, ckpt: str, device: torch.device) -> None:
+        found = from_checkpoint(Path(ckpt))
+        if not isinstance(found.model, ConVIRT):
+            kind = type(found.model).__name__
+            raise ConfigError(f"{RERANK}: {ckpt} is a checkpoint of {kind}; allowed: ConVIRT.")
+        if found.reports is None or found.pixels is None:
+            raise ConfigError(f"{RERANK}: {ckpt} was not trained on images and reports.")
+        self.device = device
+        self.reports, self.pixels = found.reports, found.pixels
+        self.model = found.model.to(device)
+
+    @torch.inference_mode()
+    def scores(self, report: str, images: Tensor) -> list[float]:
+        """The agreement of images with a report, -1 to 1 each; the same for equal images.
+
+        Args:
+            report: the text.
+            images: [B, 1 or 3, H, W] in 0..1.
+        """
+        batch = move(self.reports.encode([report]), self.device)
+        wanted = self.model.encode_text(batch)["linguistic"]
+        distinct, places = images.unique(dim=0, return_inverse=True)
+        found = self.model.encode({"images": self._prepare(distinct)})["visual"]
+        scores = functional.cosine_similarity(found.double(), wanted.double())
+        agreement: list[float] = scores[places].tolist()
+        return agreement
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        pixels = (images * 255).round().to(torch.uint8)
+        if self.pixels.channels == 1:
+            pixels = pixels.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+        plain = torch.stack([self.pixels.plain(image) for image in pixels.cpu()])
+        return self.pixels.normalized(plain.to(self.device))
 
 
 def _slug(text: str) -> str:

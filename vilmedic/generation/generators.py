@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
-from vilmedic.config.generation import GenerationSection
+from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import ConfigError
 from vilmedic.models.dalle import DALLE
 

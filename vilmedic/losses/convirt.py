@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.config.types import Share, Temperature
-from vilmedic.distributed.gather import Part
-from vilmedic.losses.pairs import contrast_pairs
+from vilmedic.distributed.gather import WHOLE, Part
 
 
 def convirt_loss(
-    visual: Tensor, linguistic: Tensor, tau: float, lambda_: float, part: Part | None = None
+    visual: Tensor, linguistic: Tensor, tau: float, lambda_: float, part: Part = WHOLE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Contrast every image with every report of the batch, and every report with every image.
 
@@ -41,7 +40,7 @@ def convirt_loss(
             "convirt_loss takes two tensors [B, D] of the same shape, "
             f"not {list(visual.shape)} and {list(linguistic.shape)}."
         )
-    if (len(visual) if part is None else part.total) < 2:
+    if part.count(visual) < 2:
         raise ValueError(
             "A contrastive loss needs at least two pairs in a batch, because the other pairs are "
             "what each one is contrasted with: raise the batch size or drop a last batch of one."
@@ -50,13 +49,8 @@ def convirt_loss(
     with torch.autocast(visual.device.type, enabled=False):
         images = functional.normalize(visual.to(wide), dim=1)
         reports = functional.normalize(linguistic.to(wide), dim=1)
-        if part is None:
-            logits = images @ reports.T / tau
-            target = torch.arange(len(logits), device=logits.device)
-            image_to_text = functional.cross_entropy(logits, target)
-            text_to_image = functional.cross_entropy(logits.T, target)
-        else:
-            image_to_text, text_to_image = contrast_pairs(images, reports, 1 / tau, part)
+        logits = images @ part.gather(reports).T / tau
+        image_to_text, text_to_image = cross_entropy_both_ways(logits, part)
         loss = lambda_ * image_to_text + (1 - lambda_) * text_to_image
     return loss, image_to_text, text_to_image
 
@@ -74,9 +68,7 @@ class ConVIRTLoss(nn.Module):
         self.tau = tau
         self.lambda_ = lambda_
 
-    def forward(
-        self, visual: Tensor, linguistic: Tensor, part: Part | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, visual: Tensor, linguistic: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss and its two terms.
 
         Args:
@@ -99,3 +91,30 @@ class ConVIRTLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
         return f"tau={self.tau}, lambda_={self.lambda_}"
+
+
+def cross_entropy_both_ways(similarity: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+    """Rank the partner of each sample of one kind among all of the other kind, and the other way.
+
+    A column is spread over the processes; of each, its process is sent the logarithm of a sum of
+    exponentials by every other: one number a sample and process.
+
+    Args:
+        similarity: scaled similarities of the own samples of one kind to all of the other kind,
+            [own, total]; those of matched pairs are on the diagonal of [total, total].
+        part: which samples of the batch the rows are.
+
+    Returns:
+        The terms of the rows and those of the columns; scalars whose averages over the processes
+        are the means over the whole batch.
+    """
+    target = part.places(similarity)
+    if part.alone:
+        return (
+            functional.cross_entropy(similarity, target),
+            functional.cross_entropy(similarity.T, target),
+        )
+    rows = functional.cross_entropy(similarity, target, reduction="none")
+    matched = similarity.gather(1, target.unsqueeze(1)).squeeze(1)
+    columns = part.swap(torch.logsumexp(similarity, 0)).logsumexp(0) - matched
+    return part.mean(rows), part.mean(columns)

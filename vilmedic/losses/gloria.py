@@ -9,29 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.config.types import Between, Temperature, Weight
-from vilmedic.distributed import processes
-from vilmedic.distributed.gather import Part, widened
-from vilmedic.errors import ConfigError
+from vilmedic.distributed.gather import WHOLE, Part
+from vilmedic.errors import ArgumentError
+from vilmedic.losses.convirt import cross_entropy_both_ways
 from vilmedic.losses.gloria_local import local_similarity
-from vilmedic.losses.pairs import contrast_pairs, contrast_rows
-
-
-def cross_entropy_both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the matched pairs, among the reports and among the images.
-
-    Args:
-        logits: scores of every image against every report, [B, B], matched ones on the diagonal.
-
-    Returns:
-        The image-to-text term, which ranks the reports of each image, and the text-to-image term;
-        two scalars, each a mean over the batch.
-    """
-    target = torch.arange(len(logits), device=logits.device)
-    return functional.cross_entropy(logits, target), functional.cross_entropy(logits.T, target)
 
 
 def gloria_global_loss(
-    visual: Tensor, linguistic: Tensor, temp3: float, part: Part | None = None
+    visual: Tensor, linguistic: Tensor, temp3: float, part: Part = WHOLE
 ) -> tuple[Tensor, Tensor]:
     """Contrast of whole images with whole reports.
 
@@ -55,14 +40,12 @@ def gloria_global_loss(
             "gloria_global_loss takes two tensors [B, D] of the same shape, "
             f"not {list(visual.shape)} and {list(linguistic.shape)}."
         )
-    _check_pairs(len(visual), len(linguistic), part)
+    _check_pairs(visual, linguistic, part)
     wide = torch.promote_types(torch.promote_types(visual.dtype, linguistic.dtype), torch.float32)
     with torch.autocast(visual.device.type, enabled=False):
         images = functional.normalize(visual.to(wide), dim=1, eps=1e-8)
         reports = functional.normalize(linguistic.to(wide), dim=1, eps=1e-8)
-        if part is not None:
-            return contrast_pairs(images, reports, temp3, part)
-        return cross_entropy_both_ways(temp3 * images @ reports.T)
+        return cross_entropy_both_ways(temp3 * images @ part.gather(reports).T, part)
 
 
 def gloria_local_loss(
@@ -75,7 +58,7 @@ def gloria_local_loss(
     temp2: float,
     temp3: float,
     block_size: int = 4096,
-    part: Part | None = None,
+    part: Part = WHOLE,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of image regions with report words.
 
@@ -99,24 +82,19 @@ def gloria_local_loss(
     Raises:
         ValueError: if the shapes do not fit, or the batch holds fewer than two pairs.
     """
-    _check_pairs(len(regions), len(words), part)
-    if part is not None:
-        longest = max(width for (width,) in processes.exchange([words.shape[1]]))
-        words = part.gather(widened(words, [longest, words.shape[2]]))
-        mask = part.gather(widened(mask, [longest]))
+    _check_pairs(regions, words, part)
+    everything = part.gather_features({"words": words, "mask": mask})
     similarity = local_similarity(
         regions,
-        words,
-        mask,
+        everything["words"],
+        everything["mask"],
         temp0=temp0,
         temp1=temp1,
         temp2=temp2,
         block_size=block_size,
     )
     with torch.autocast(similarity.device.type, enabled=False):
-        if part is not None:
-            return contrast_rows(temp3 * similarity, part)
-        return cross_entropy_both_ways(temp3 * similarity)
+        return cross_entropy_both_ways(temp3 * similarity, part)
 
 
 class GLoRIALoss(nn.Module):
@@ -149,7 +127,7 @@ class GLoRIALoss(nn.Module):
     ) -> None:
         super().__init__()
         if local_loss_weight == global_loss_weight == 0:
-            raise ConfigError("model.loss.local_loss_weight and global_loss_weight are both 0.")
+            raise ArgumentError({"": "local_loss_weight and global_loss_weight are both 0."})
         self.local_loss_weight = local_loss_weight
         self.global_loss_weight = global_loss_weight
         self.temp0 = temp0
@@ -165,7 +143,7 @@ class GLoRIALoss(nn.Module):
         word_mask: Tensor,
         visual: Tensor,
         linguistic: Tensor,
-        part: Part | None = None,
+        part: Part = WHOLE,
     ) -> dict[str, Tensor]:
         """The loss and its four terms.
 
@@ -215,13 +193,13 @@ class GLoRIALoss(nn.Module):
         )
 
 
-def _check_pairs(images: int, reports: int, part: Part | None) -> None:
-    if images != reports:
+def _check_pairs(images: Tensor, reports: Tensor, part: Part) -> None:
+    if len(images) != len(reports):
         raise ValueError(
-            f"Given {images} images and {reports} reports; each image is contrasted with the "
-            "reports of the others, so give one report for each image, in the same order."
+            f"Given {len(images)} images and {len(reports)} reports; each image is contrasted with "
+            "the reports of the others, so give one report for each image, in the same order."
         )
-    total = images if part is None else part.total
+    total = part.count(images)
     if total < 2:
         raise ValueError(
             f"Given a batch of {total}; a contrastive loss needs at least two pairs, because the "

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.config.types import Temperature
-from vilmedic.distributed.gather import Part
+from vilmedic.distributed.gather import WHOLE, Part
 
 
-def ntxent_loss(first: Tensor, second: Tensor, tau: float, part: Part | None = None) -> Tensor:
+def ntxent_loss(first: Tensor, second: Tensor, tau: float, part: Part = WHOLE) -> Tensor:
     """Normalised, temperature-scaled cross-entropy between two views of a batch of images.
 
     With s_ij the cosine similarity of views i and j, the term of a view i whose other view is j is
@@ -40,7 +40,7 @@ def ntxent_loss(first: Tensor, second: Tensor, tau: float, part: Part | None = N
             "ntxent_loss takes two tensors [B, D] of the same shape, "
             f"not {list(first.shape)} and {list(second.shape)}."
         )
-    size = len(first) if part is None else part.total
+    size = part.count(first)
     if size < 2:
         raise ValueError(
             f"ntxent_loss was given a batch of {size} and needs at least two images: the "
@@ -53,25 +53,14 @@ def ntxent_loss(first: Tensor, second: Tensor, tau: float, part: Part | None = N
     with torch.autocast(first.device.type, enabled=False):
         one = functional.normalize(first.to(wide), dim=1)
         other = functional.normalize(second.to(wide), dim=1)
-        if part is not None:
-            return _share(one, other, tau, part)
         views = torch.cat([one, other])
-        logits = (views / tau) @ views.T
-        logits.fill_diagonal_(-torch.inf)
+        everything = views if part.alone else torch.cat([part.gather(one), part.gather(other)])
+        logits = (views / tau) @ everything.T
+        itself = torch.cat([part.places(one), part.places(other) + size])
+        logits.scatter_(1, itself.unsqueeze(1), -torch.inf)
         # Both views of an image have the same positive, so the mean over B is that over 2B.
         positives = (one * other).sum(1) / tau
-        return logits.logsumexp(1).mean() - positives.mean()
-
-
-def _share(one: Tensor, other: Tensor, tau: float, part: Part) -> Tensor:
-    """The terms of this process's views among those of all processes."""
-    everything = torch.cat([part.gather(one), part.gather(other)])
-    logits = (torch.cat([one, other]) / tau) @ everything.T
-    places = part.places(logits.device)
-    itself = torch.cat([places, places + part.total])
-    logits.scatter_(1, itself.unsqueeze(1), -torch.inf)
-    positives = (one * other).sum(1) / tau
-    return part.mean(logits.logsumexp(1)) / 2 - part.mean(positives)
+        return part.mean(logits.logsumexp(1), each=2) - part.mean(positives)
 
 
 class NTXentLoss(nn.Module):
@@ -85,7 +74,7 @@ class NTXentLoss(nn.Module):
         super().__init__()
         self.tau = tau
 
-    def forward(self, first: Tensor, second: Tensor, part: Part | None = None) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss.
 
         Args:
@@ -94,9 +83,9 @@ class NTXentLoss(nn.Module):
             part: see `ntxent_loss`.
 
         Returns:
-            The loss, a scalar.
+            The scalar `loss`.
         """
-        return ntxent_loss(first, second, self.tau, part)
+        return {"loss": ntxent_loss(first, second, self.tau, part)}
 
     def extra_repr(self) -> str:
         """The setting, as `print(model)` shows it."""

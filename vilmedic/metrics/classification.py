@@ -1,19 +1,36 @@
-"""The numbers that every protocol with class scores reports."""
+"""The numbers that every protocol with class scores reports, and bootstrap intervals of them.
+
+A bootstrap resample is a count for each sample: how often it was drawn. Sorting once and weighting
+by those counts gives the metric of every resample from cumulative sums, without sorting again.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from tqdm import tqdm
 
-from vilmedic.metrics.bootstrap import TIE, RankedScores, interval, resamples
+from vilmedic.datasets.lines import shown
+from vilmedic.distributed.launch import is_main_process
 
 logger = logging.getLogger(__name__)
 
 SCORES = ("auroc", "average_precision")
+BLOCK = 1 << 23
+"""Scores held at a time, samples times classes: of 100,000 classes all would be many gigabytes."""
+LISTED = 50  # classes that a warning names
+
+Scores = Callable[[slice], NDArray[np.float64]]
+"""The scores of a slice of the classes, [N, C]."""
+Array = NDArray[np.float64]
+# Scores closer than this are one: the same sum rounds differently by its place in a vector.
+TIE = 1e-12
+CHUNK_ELEMENTS = 4_000_000
 
 
 def undefined(*, accuracy: bool = False) -> dict[str, Any]:
@@ -25,38 +42,71 @@ def undefined(*, accuracy: bool = False) -> dict[str, Any]:
     return report | {"classes": {}, "excluded": []}
 
 
-def right_decisions(
-    scores: NDArray[np.floating], targets: NDArray[np.bool_], *, multi_label: bool
-) -> NDArray[np.float64]:
-    """How far the decisions that scores make are right.
+def class_blocks(samples: int, classes: int) -> list[slice]:
+    """The classes in slices of which no more than `BLOCK` scores are held at a time."""
+    width = max(1, BLOCK // max(1, samples))
+    return [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
 
-    A score of exactly one half decides nothing and counts one half; classes that share the largest
-    score of a sample share its decision. Scores closer than `TIE` are equal.
+
+def right_decisions(
+    scores: NDArray[np.floating], targets: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """How far the decisions that scores make are right, of classes that exclude no other.
+
+    Each class is decided at one half. A score of exactly one half decides nothing and counts one
+    half; scores closer than `TIE` to it are equal to it.
 
     Args:
-        scores: shares or probabilities, [N, L]; a class without scores is never chosen.
-        targets: [N, L].
-        multi_label: whether each class is decided on its own, at one half, or the class with the
-            largest score is the decision.
+        scores: shares or probabilities, [N, C].
+        targets: [N, C].
 
     Returns:
-        0 to 1, [N, L] with several labels a sample, else [N, 1].
+        0 to 1, [N, C].
     """
     known = np.nan_to_num(scores.astype(np.float64), nan=-1.0)
-    if multi_label:
-        tied = np.abs(known - 0.5) <= TIE
-        return np.where(tied, 0.5, (known > 0.5) == targets)
-    chosen = known >= known.max(axis=1, keepdims=True) - TIE
-    right: NDArray[np.float64] = (chosen & targets).sum(axis=1) / chosen.sum(axis=1)
-    return right[:, None]
+    tied = np.abs(known - 0.5) <= TIE
+    return np.where(tied, 0.5, (known > 0.5) == targets)
+
+
+def right_choices(scores: Scores, targets: csr_array) -> NDArray[np.float64]:
+    """How far the choice of the class with the largest score is right, with one label a sample.
+
+    Classes that share the largest score of a sample share its decision. Scores closer than `TIE`
+    are equal; a class without scores is never chosen.
+
+    Args:
+        scores: of slices of the classes.
+        targets: [N, L].
+
+    Returns:
+        0 to 1, [N].
+    """
+    samples, classes = targets.shape
+    by_column = targets.tocsc()
+    blocks = class_blocks(samples, classes)
+
+    def known(block: slice) -> NDArray[np.float64]:
+        return np.nan_to_num(scores(block).astype(np.float64), nan=-1.0)
+
+    held = known(blocks[0]) if len(blocks) == 1 else None
+    largest = np.full(samples, -np.inf)
+    for block in blocks:
+        largest = np.maximum(largest, (known(block) if held is None else held).max(axis=1))
+    hits, chosen = np.zeros(samples), np.zeros(samples)
+    for block in blocks:
+        values = known(block) if held is None else held
+        best = values >= largest[:, None] - TIE
+        hits += (best & by_column[:, block].toarray()).sum(axis=1)
+        chosen += best.sum(axis=1)
+    return hits / chosen
 
 
 def report_classes(
-    scores: NDArray[np.floating],
-    targets: NDArray[np.bool_],
+    scores: Scores,
+    targets: csr_array,
     names: Sequence[str],
     *,
-    correct: NDArray[np.floating] | NDArray[np.bool_] | None = None,
+    multi_label: bool | None = None,
     bootstrap: int,
     seed: int,
     context: str,
@@ -71,11 +121,12 @@ def report_classes(
     `excluded`.
 
     Args:
-        scores: [N, L], larger for the class.
-        targets: [N, L].
+        scores: of slices of the classes, larger for the class. Asked for in blocks, so that the
+            scores of many classes are never held at once.
+        targets: bool [N, L].
         names: the L classes.
-        correct: how far decisions were right, as `right_decisions` says, [N, L], or [N, 1] when a
-            sample has one label; adds the accuracy, and with [N, L] that of each class.
+        multi_label: adds the accuracy: with several labels a sample that of each class and their
+            mean, else the share of samples whose class is chosen; None leaves it out.
         bootstrap: number of resamples.
         seed: seed of the resampling.
         context: what is measured, for the log.
@@ -84,56 +135,186 @@ def report_classes(
         `auroc`, `average_precision` (and `accuracy`), each with `<name>_interval`; `classes`
         with the same for each class and its counts; `excluded`.
     """
-    positives = targets.sum(axis=0)
-    usable = (positives > 0) & (positives < len(targets)) & np.isfinite(scores).all(axis=0)
-    excluded = [name for name, use in zip(names, usable, strict=True) if not use]
+    samples = targets.shape[0]
+    by_column = targets.tocsc()
+    positives = np.asarray(targets.sum(axis=0))
+    report = undefined(accuracy=multi_label is not None)
+    means = {name: _Mean() for name in (*SCORES, "accuracy")}
+    excluded: list[str] = []
+    blocks = class_blocks(samples, len(names))
+    alone = None if len(blocks) > 1 and is_main_process() else True
+    for block in tqdm(blocks, desc=context, unit="block", leave=False, disable=alone):
+        values, hot = scores(block), by_column[:, block].toarray()
+        count = positives[block]
+        usable = (count > 0) & (count < samples) & np.isfinite(values).all(axis=0)
+        excluded += [name for name, use in zip(names[block], usable, strict=True) if not use]
+        right = right_decisions(values, hot) if multi_label else None
+        exact, drawn, hits = _measure(values, hot, usable, right, bootstrap, seed)
+        for k, name in enumerate(names[block]):
+            entry: dict[str, Any] = {
+                "positives": int(count[k]),
+                "negatives": int(samples - count[k]),
+            }
+            for s, score in enumerate(SCORES):
+                entry[score] = float(exact[k][s]) if k in exact else None
+                entry[f"{score}_interval"] = interval(drawn[k][s]) if k in drawn else None
+                if k in exact:
+                    means[score].add(exact[k][s], drawn[k][s])
+            if right is not None:
+                accuracy = right[:, k].mean()
+                entry["accuracy"] = float(accuracy) if k in exact else None
+                entry["accuracy_interval"] = interval(hits[:, k]) if k in exact else None
+                if k in exact:
+                    means["accuracy"].add(accuracy, hits[:, k])
+            report["classes"][name] = entry
     if excluded:
         logger.warning(
             "%s: left out of the means, for lack of positives, negatives or scores: %s.",
             context,
-            ", ".join(excluded),
+            shown(excluded, LISTED),
         )
+    if multi_label is False and len(excluded) < len(names):
+        chosen = right_choices(scores, targets)
+        every = [
+            counts @ chosen / samples for counts in resamples(samples, number=bootstrap, seed=seed)
+        ]
+        means["accuracy"].add(chosen.mean(), np.concatenate([np.empty(0), *every]))
+    for name, mean in means.items():
+        if name in report and mean.exact:
+            report[name] = float(np.mean(mean.exact))
+            report[f"{name}_interval"] = interval(mean.drawn())
+    report["excluded"] = excluded
+    return report
+
+
+class RankedScores:
+    """Scores of a binary task, sorted once.
+
+    Args:
+        scores: [N], larger for the positive class.
+        targets: [N], true for positives.
+    """
+
+    def __init__(self, scores: NDArray[np.floating], targets: NDArray[np.bool_]) -> None:
+        self.order = np.argsort(scores, kind="stable")
+        ranked = scores[self.order]
+        self.positive = targets[self.order].astype(np.float64)
+        # The last position of every run of equal scores: ties count as one threshold.
+        self.ends = np.flatnonzero(np.append(np.diff(ranked) > TIE, True))
+
+    def measure(self, weights: Array | None = None) -> tuple[Array, Array]:
+        """Area under the ROC curve and average precision of weighted samples.
+
+        The area is the chance that a positive scores above a negative, ties counting half. The
+        average precision is the sum over thresholds of precision times gain in recall.
+
+        Args:
+            weights: [R, N], one row a resample; None weighs every sample once.
+
+        Returns:
+            Two arrays [R]; not-a-number where a resample lacks positives or negatives.
+        """
+        w = np.ones((1, len(self.order))) if weights is None else weights[:, self.order]
+        positives = np.cumsum(w * self.positive, axis=1)[:, self.ends]
+        everyone = np.cumsum(w, axis=1)[:, self.ends]
+        negatives = everyone - positives
+        tied_positives = np.diff(positives, axis=1, prepend=0.0)
+        tied_negatives = np.diff(negatives, axis=1, prepend=0.0)
+        all_positive, all_negative = positives[:, -1:], negatives[:, -1:]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            wins = (tied_positives * (negatives - tied_negatives / 2)).sum(axis=1)
+            area = wins / (all_positive * all_negative)[:, 0]
+            found = all_positive - positives + tied_positives
+            alarms = all_negative - negatives + tied_negatives
+            # A threshold that a resample never drew adds no recall, whatever its precision.
+            precision = np.divide(
+                found, found + alarms, out=np.zeros_like(found), where=found + alarms > 0
+            )
+            average = (tied_positives * precision).sum(axis=1) / all_positive[:, 0]
+        average[np.isnan(area)] = np.nan
+        return area, average
+
+
+def resamples(samples: int, *, number: int, seed: int) -> Iterator[Array]:
+    """Draw bootstrap resamples as counts.
+
+    Args:
+        samples: N, the size of the data and of every resample.
+        number: how many resamples in all.
+        seed: makes them reproducible.
+
+    Yields:
+        Chunks [r, N] of counts, small enough to keep memory bounded.
+    """
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK_ELEMENTS // samples)
+    for start in range(0, number, rows):
+        r = min(rows, number - start)
+        drawn = generator.integers(0, samples, (r, samples))
+        drawn += np.arange(r)[:, None] * samples
+        counts = np.bincount(drawn.ravel(), minlength=r * samples)
+        yield counts.reshape(r, samples).astype(np.float64)
+
+
+def interval(values: Array, confidence: float = 0.95) -> list[float] | None:
+    """The percentile interval of a resampled statistic.
+
+    Args:
+        values: [R]; resamples in which it was undefined are left out.
+        confidence: share of the resamples inside.
+
+    Returns:
+        `[low, high]`, or None when no resample defines it.
+    """
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return [float(low), float(high)]
+
+
+class _Mean:
+    """A mean over classes, and in each resample over those that it defines."""
+
+    def __init__(self) -> None:
+        self.exact: list[float] = []
+        self.total: Any = 0.0
+        self.count: Any = 0
+
+    def add(self, exact: float, drawn: NDArray[np.float64]) -> None:
+        """Add a class: its value, and that of every resample, [R]."""
+        defined = np.isfinite(drawn)
+        self.exact.append(float(exact))
+        self.total = self.total + np.where(defined, drawn, 0.0)
+        self.count = self.count + defined
+
+    def drawn(self) -> NDArray[np.float64]:
+        """The mean of each resample that defines one."""
+        known = self.count > 0
+        found: NDArray[np.float64] = self.total[known] / self.count[known]
+        return found
+
+
+def _measure(
+    scores: NDArray[np.floating],
+    targets: NDArray[np.bool_],
+    usable: NDArray[np.bool_],
+    right: NDArray[np.float64] | None,
+    bootstrap: int,
+    seed: int,
+) -> tuple[dict[int, Any], dict[int, Any], NDArray[np.float64]]:
+    """What usable classes score on the samples, [2], in the resamples, [2, R], and their hits."""
     ranked = {
         k: RankedScores(scores[:, k], targets[:, k]) for k in map(int, np.flatnonzero(usable))
     }
-    drawn: dict[int, list[Any]] = {k: [] for k in ranked}
-    hits = []
-    for counts in resamples(len(targets), number=bootstrap, seed=seed):
+    drawn: dict[int, list[Any]] = {k: [np.empty((len(SCORES), 0))] for k in ranked}
+    hits = [np.empty((0, scores.shape[1]))]
+    for counts in resamples(len(targets), number=bootstrap, seed=seed) if ranked else ():
         for k, ranking in ranked.items():
             drawn[k].append(np.stack(ranking.measure(counts)))
-        if correct is not None:
-            hits.append(counts @ correct / len(correct))
-
+        if right is not None:
+            hits.append(counts @ right / len(right))
     exact = {k: np.concatenate(ranking.measure()) for k, ranking in ranked.items()}
-    none = np.empty((len(SCORES), 0))
-    spread = {k: np.concatenate([none, *parts], axis=1) for k, parts in drawn.items()}
-    report = undefined(accuracy=correct is not None)
-    for s, score in enumerate(SCORES):
-        if ranked:
-            report[score] = float(np.mean([values[s] for values in exact.values()]))
-            every_class = np.stack([values[s] for values in spread.values()])
-            defined = np.isfinite(every_class)
-            count = defined.sum(axis=0)
-            total = np.where(defined, every_class, 0.0).sum(axis=0)
-            report[f"{score}_interval"] = interval(total[count > 0] / count[count > 0])
-    if correct is not None:
-        hit_rates = np.concatenate([np.empty((0, correct.shape[1])), *hits])
-        counted = usable if correct.shape[1] == len(names) else usable.any(keepdims=True)
-        if counted.any():
-            report["accuracy"] = float(correct[:, counted].mean())
-            report["accuracy_interval"] = interval(hit_rates[:, counted].mean(axis=1))
-
-    for k, name in enumerate(names):
-        entry: dict[str, Any] = {
-            "positives": int(positives[k]),
-            "negatives": int(len(targets) - positives[k]),
-        }
-        for s, score in enumerate(SCORES):
-            entry[score] = float(exact[k][s]) if k in exact else None
-            entry[f"{score}_interval"] = interval(spread[k][s]) if k in spread else None
-        if correct is not None and correct.shape[1] == len(names):
-            entry["accuracy"] = float(correct[:, k].mean()) if k in exact else None
-            entry["accuracy_interval"] = interval(hit_rates[:, k]) if k in exact else None
-        report["classes"][name] = entry
-    report["excluded"] = excluded
-    return report
+    spread = {k: np.concatenate(parts, axis=1) for k, parts in drawn.items()}
+    return exact, spread, np.concatenate(hits)

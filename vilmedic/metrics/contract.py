@@ -6,7 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from vilmedic.config.scores import Declared
+from vilmedic.config.declared import Declared
 from vilmedic.evaluation.evaluation import Evaluation
 
 

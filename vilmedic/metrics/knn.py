@@ -7,15 +7,16 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, sparray
 from torch import Tensor
 from torch.nn import functional
 
 from vilmedic.config.types import AtLeast, Portion, Resamples, Temperature
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.bootstrap import TIE
-from vilmedic.metrics.classification import report_classes, right_decisions, undefined
+from vilmedic.metrics.classification import TIE, Scores, report_classes, undefined
 from vilmedic.metrics.contract import Metric
-from vilmedic.metrics.fractions import nested_subsets, read_fractions
+from vilmedic.metrics.linear_probe import nested_subsets, read_fractions
 
 logger = logging.getLogger(__name__)
 
@@ -90,22 +91,20 @@ class NearestNeighbours(Metric):
         if voters is None or votes is None or len(voters) < 2:
             return undefined(accuracy=True) | {"fractions": []}
         subsets = nested_subsets(len(voters), self.fractions, evaluation.seed)
-        targets = split.labels.numpy().astype(np.bool_)
         reports = []
         for fraction, rows in zip(self.fractions, subsets, strict=True):
-            scores = vote(
+            neighbours = Neighbours(
                 queries.flatten(1),
                 voters.flatten(1)[rows],
-                votes[rows],
                 k=self.k,
                 temperature=self.temperature,
                 own=rows if self.fit_split == evaluation.split else None,
-            ).numpy()
+            )
             report = report_classes(
-                scores,
-                targets,
+                neighbours.scores(votes[rows.numpy()]),
+                split.labels,
                 split.label_names,
-                correct=right_decisions(scores, targets, multi_label=split.multi_label),
+                multi_label=split.multi_label,
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"knn, {evaluation.name}, split {evaluation.split}",
@@ -114,16 +113,8 @@ class NearestNeighbours(Metric):
         return reports[-1] | {"fractions": reports}
 
 
-def vote(
-    queries: Tensor,
-    voters: Tensor,
-    votes: Tensor,
-    *,
-    k: int,
-    temperature: float,
-    own: Tensor | None = None,
-) -> Tensor:
-    """Share of the votes that each class gets from the nearest voters.
+class Neighbours:
+    """The nearest voters of some queries, and what each of their votes weighs.
 
     Computed in float64: a class that all neighbours have gets the same share for every query, and
     the shares of two classes add up to one, so that both rank the queries alike.
@@ -131,54 +122,75 @@ def vote(
     Args:
         queries: [N, D].
         voters: [M, D].
-        votes: labels of the voters, [M, L], zeros and ones.
         k: number of neighbours. Where the k-th is as far as others behind it, each of these votes
             with the share of them that has a place.
         temperature: weights are exp(similarity / temperature).
         own: the query that each voter is, int64 [M], for which it does not vote; None when the
             voters are other samples.
-
-    Returns:
-        float64 [N, L], between 0 and 1.
     """
-    queries = functional.normalize(queries.double(), dim=1)
-    voters = functional.normalize(voters.double(), dim=1)
-    votes = votes.double()
-    k = min(k, len(voters) - (own is not None))
-    rows = max(1, BLOCK // len(voters))
-    shares = []
-    for start in range(0, len(queries), rows):
-        similarity = queries[start : start + rows] @ voters.T
-        if own is not None:
-            numbers = torch.arange(start, start + len(similarity))
-            similarity.masked_fill_(numbers[:, None] == own, -torch.inf)
-        nearest, neighbours = similarity.topk(k, dim=1)
-        weights = (nearest / temperature).softmax(dim=1)
-        share = (weights[:, None] @ votes[neighbours]).squeeze(1)
-        last = nearest[:, -1:]
-        crowded = (similarity >= last - TIE).sum(dim=1) > k
-        if crowded.any():
-            share[crowded] = _crowded_vote(
-                similarity[crowded], last[crowded], votes, k=k, temperature=temperature
-            )
-        shares.append(share)
-    return torch.cat(shares)
 
+    def __init__(
+        self,
+        queries: Tensor,
+        voters: Tensor,
+        *,
+        k: int,
+        temperature: float,
+        own: Tensor | None = None,
+    ) -> None:
+        self.queries = functional.normalize(queries.double(), dim=1)
+        self.voters = functional.normalize(voters.double(), dim=1)
+        self.k = min(k, len(voters) - (own is not None))
+        self.temperature, self.own = temperature, own
+        weights, neighbours, lasts, crowded = [], [], [], []
+        for rows in torch.arange(len(queries)).split(max(1, BLOCK // len(voters))):
+            similarity = self._similarity(rows)
+            nearest, places = similarity.topk(self.k, dim=1)
+            weights.append((nearest / temperature).softmax(dim=1))
+            neighbours.append(places)
+            lasts.append(nearest[:, -1:])
+            crowded.append(rows[(similarity >= nearest[:, -1:] - TIE).sum(dim=1) > self.k])
+        self.last, self.crowded = torch.cat(lasts), torch.cat(crowded)
+        starts = np.arange(len(queries) + 1) * self.k
+        self.weights = csr_array(
+            (torch.cat(weights).flatten().numpy(), torch.cat(neighbours).flatten().numpy(), starts),
+            shape=(len(queries), len(voters)),
+        )
 
-def _crowded_vote(
-    similarity: Tensor, last: Tensor, votes: Tensor, *, k: int, temperature: float
-) -> Tensor:
-    """Shares [R, L] of queries that have several voters at the distance of their k-th neighbour.
+    def scores(self, votes: csr_array) -> Scores:
+        """Share of the votes that each class gets from the nearest voters, between 0 and 1.
 
-    Args:
-        similarity: [R, M], float64.
-        last: that of the k-th neighbour, [R, 1].
-        votes: [M, L], float64.
-        k: number of neighbours.
-        temperature: weights are exp(similarity / temperature).
-    """
-    nearer, tied = similarity > last + TIE, (similarity - last).abs() <= TIE
-    left = k - nearer.sum(dim=1, keepdim=True)
-    weights = ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp()
-    weights *= nearer + tied * (left / tied.sum(dim=1, keepdim=True))
-    return weights @ votes / weights.sum(dim=1, keepdim=True)
+        Args:
+            votes: labels of the voters, bool [M, L].
+
+        Returns:
+            Gives the shares of a slice of the classes, float64 [N, C].
+        """
+        by_column = votes.tocsc()
+
+        def shares(block: slice) -> NDArray[np.float64]:
+            some = by_column[:, block].astype(np.float64)
+            found: NDArray[np.float64] = (self.weights @ some).toarray()
+            if len(self.crowded):
+                for rows in self.crowded.split(max(1, BLOCK // len(self.voters))):
+                    found[rows.numpy()] = self._crowded_shares(rows, some)
+            return found
+
+        return shares
+
+    def _similarity(self, rows: Tensor) -> Tensor:
+        """Of some queries with all voters, [R, M]."""
+        similarity = self.queries[rows] @ self.voters.T
+        if self.own is not None:
+            similarity.masked_fill_(rows[:, None] == self.own, -torch.inf)
+        return similarity
+
+    def _crowded_shares(self, rows: Tensor, votes: sparray) -> NDArray[np.float64]:
+        """Shares [R, C] of queries that have several voters at the distance of their k-th one."""
+        similarity, last = self._similarity(rows), self.last[rows]
+        nearer, tied = similarity > last + TIE, (similarity - last).abs() <= TIE
+        left = self.k - nearer.sum(dim=1, keepdim=True)
+        largest = similarity.amax(dim=1, keepdim=True)
+        weights = ((similarity - largest) / self.temperature).exp()
+        weights *= nearer + tied * (left / tied.sum(dim=1, keepdim=True))
+        return weights.numpy() @ votes / weights.sum(dim=1, keepdim=True).numpy()

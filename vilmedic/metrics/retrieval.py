@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from vilmedic.compiled import compiled
 from vilmedic.config.types import Between, UsedWith
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.evaluation.evaluation import Evaluation
@@ -26,9 +27,8 @@ logger = logging.getLogger(__name__)
 # Similarities closer than this are one: a sum of products rounds differently by its place.
 TIE = 1e-9
 RECALLS = (1, 5, 10)
-TILE = (192, 512)
-"""Images and reports that a processor compares at once, so that all of it stays in its cache; at
-most 255 and 2,040, for sums of bytes."""
+TILE = (512, 512)
+"""Images and reports that a processor compares at once, so that all of it stays in its cache."""
 TOLD = 30.0  # seconds between two lines where there is no terminal
 
 
@@ -196,20 +196,19 @@ def count_ahead(leads: Leads, *, block_size: int) -> dict[str, tuple[Tensor, Ten
     height, width = (min(block_size, side, count) for side in sides)
     parts = _slices(count, width)
 
+    compare = _compare_on_cpu if on_cpu else _compare
+
     def strip(rows: slice) -> tuple[slice, Tensor, Tensor]:
         """Counts [2, R] of the images of a strip, and what it adds to those of all reports."""
         images = rows.stop - rows.start
         held = own.new_empty(images * width)
-        flags = torch.zeros(2, images, -(-width // 8) * 8, dtype=torch.bool, device=own.device)
         of_rows = torch.zeros(2, images, dtype=torch.int64, device=own.device)
         of_columns = torch.zeros(2, count, dtype=torch.int64, device=own.device)
         for columns in parts:
             reports = columns.stop - columns.start
             lead = held[: images * reports].view(images, reports)
             write(rows, columns, lead)
-            of_rows += _sum_rows(_not_behind(lead, flags))
-            lead.add_(own[rows, None]).sub_(own[columns])
-            of_columns[:, columns] = _sum_columns(_not_behind(lead, flags))[:, :reports]
+            compare(lead, own[rows], own[columns], of_rows, of_columns[:, columns])
         return rows, of_rows, of_columns
 
     of_rows = torch.zeros(2, count, dtype=torch.int64, device=own.device)
@@ -261,37 +260,48 @@ def _shown(results: Iterator[Any], parts: list[slice]) -> Iterator[Any]:
                 logger.info("Retrieval: %d of %d queries compared", part.stop, total)
 
 
-def _not_behind(lead: Tensor, flags: Tensor) -> Tensor:
-    """Which of leads [R, C] are ahead, and which are ahead or ties: bool [2, R, C'], C' >= C.
+def _compare(
+    lead: Tensor, own_rows: Tensor, own_columns: Tensor, of_rows: Tensor, of_columns: Tensor
+) -> None:
+    """Add to the counts what is ahead, and what is ahead or tied, in a tile; overwrites its leads.
 
     Args:
-        lead: how far ahead.
-        flags: where to write, [2, R, C'].
+        lead: similarities less the own one of each row, [R, C].
+        own_rows: the own similarity of each row, [R].
+        own_columns: that of each column, [C].
+        of_rows: counts of rows, int64 [2, R].
+        of_columns: counts of columns, int64 [2, C].
     """
-    columns = lead.shape[1]
-    if columns < flags.shape[2]:
-        flags[:, :, columns:] = False
-    if lead.device.type == "cpu":
-        # Several times faster than torch, which is slow to write truth values.
-        values, out = lead.numpy(), flags.numpy()
-        np.greater(values, TIE, out=out[0, :, :columns])
-        np.greater_equal(values, -TIE, out=out[1, :, :columns])
-    else:
-        torch.gt(lead, TIE, out=flags[0, :, :columns])
-        torch.ge(lead, -TIE, out=flags[1, :, :columns])
-    return flags
+    of_rows[0] += (lead > TIE).sum(dim=1)
+    of_rows[1] += (lead >= -TIE).sum(dim=1)
+    lead.add_(own_rows[:, None]).sub_(own_columns)
+    of_columns[0] += (lead > TIE).sum(dim=0)
+    of_columns[1] += (lead >= -TIE).sum(dim=0)
 
 
-def _sum_rows(flags: Tensor) -> Tensor:
-    """How many are true in each row: int64 [2, R] of bool [2, R, C]."""
-    if flags.device.type != "cpu":
-        return flags.sum(dim=2)
-    # Eight flags are one number, so eight of them are added up at a time, each in its own byte.
-    return flags.view(torch.int64).sum(dim=2, keepdim=True).view(torch.uint8).sum(dim=2)
+def _compare_on_cpu(
+    lead: Tensor, own_rows: Tensor, own_columns: Tensor, of_rows: Tensor, of_columns: Tensor
+) -> None:
+    """The same, reading the tile once while it is in the processor's cache."""
+    # Small counts side by side in memory: several of them are added to at a time.
+    some = np.zeros((2, lead.shape[1]), np.int32)
+    _compare_tile(lead.numpy(), own_rows.numpy(), own_columns.numpy(), of_rows.numpy(), some)
+    of_columns += torch.from_numpy(some)
 
 
-def _sum_columns(flags: Tensor) -> Tensor:
-    """How many are true in each column: [2, C] of bool [2, R, C]."""
-    if flags.device.type != "cpu":
-        return flags.sum(dim=1)
-    return flags.view(torch.uint8).sum(dim=1, dtype=torch.uint8)
+@compiled
+def _compare_tile(
+    lead: Any, own_rows: Any, own_columns: Any, of_rows: Any, of_columns: Any
+) -> None:
+    for i in range(lead.shape[0]):
+        ahead = not_behind = 0
+        own = own_rows[i]
+        for j in range(lead.shape[1]):
+            by_row = lead[i, j]
+            by_column = by_row + own - own_columns[j]
+            ahead += by_row > TIE
+            not_behind += by_row >= -TIE
+            of_columns[0, j] += np.int32(by_column > TIE)
+            of_columns[1, j] += np.int32(by_column >= -TIE)
+        of_rows[0, i] += ahead
+        of_rows[1, i] += not_behind

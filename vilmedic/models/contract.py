@@ -10,9 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vilmedic.distributed.gather import Part
-from vilmedic.errors import ConfigError
-from vilmedic.models.constant_memory import encode_in_constant_memory, join
+from vilmedic.distributed.gather import WHOLE, Part
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -75,12 +73,8 @@ class ContrastiveModel(Model):
 
     def __init__(self, forward_batch_size: int | None = None) -> None:
         super().__init__()
-        if forward_batch_size is not None and forward_batch_size < 1:
-            raise ConfigError(
-                f"model.forward_batch_size must be at least 1, not {forward_batch_size}; "
-                "null encodes the whole batch at once."
-            )
         self.forward_batch_size = forward_batch_size
+        self.observer: Callable[[Features], None] | None = None  # is shown what is contrasted
 
     @abstractmethod
     def encode(self, batch: Batch) -> Features:
@@ -105,7 +99,13 @@ class ContrastiveModel(Model):
 
     @abstractmethod
     def contrast(self, features: Features) -> dict[str, Tensor]:
-        """The scalar `loss` of a batch's features, and its parts: all interaction of samples."""
+        """The scalar `loss` of a batch's features, and its parts: all interaction of samples.
+
+        Called with all features of the batch, those of other processes included. A method with a
+        second argument `part` (`vilmedic.distributed.gather.Part`) is called with the features of
+        the own samples instead, and gives scalars whose averages over the processes are those of
+        the whole batch.
+        """
 
     def chance_loss(self, size: int) -> float | None:
         """The loss of a batch of `size` samples whose features tell nothing.
@@ -124,50 +124,41 @@ class ContrastiveModel(Model):
         tau = features.get("temperature", getattr(getattr(self, "loss", None), "tau", None))
         return None if tau is None else float(tau)
 
-    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
-        """What `contrast` gives, of a batch that is spread over processes.
-
-        Here every process gathers all features and contrasts the whole batch, which is right for
-        any loss. A model that knows better computes the terms of its own samples only.
-
-        Args:
-            features: of the own samples.
-            part: which samples these are.
-
-        Returns:
-            Scalars whose averages over the processes are those of the whole batch.
-        """
-        return self.contrast(part.gather_features(features))
-
     def forward(
         self,
         batch: Batch,
         prepare: Callable[[Batch], Batch] | None = None,
-        part: Part | None = None,
+        part: Part = WHOLE,
     ) -> dict[str, Tensor]:
         """Encode, chunk by chunk where `forward_batch_size` says so, then contrast.
 
         Args:
             batch: a batch as the loader gives it, on the device.
             prepare: makes what `encode` takes of a part of it; None when that is done already.
-            part: which samples of a batch of several processes these are; None when all of it. A
-                process without any is given one that is not counted.
+            part: which samples of a batch of several processes these are. A process without any is
+                given one that is not counted.
 
         Returns:
-            What `contrast` gives for the whole batch, or `contrast_part` for a part of it.
+            What `contrast` gives.
         """
         chunks = [
             lambda chunk=chunk: self.encode(chunk if prepare is None else prepare(chunk))
-            for chunk in self.chunks(batch, None if part is None else max(part.sizes))
+            for chunk in self.chunks(batch, max(part.sizes, default=None))
         ]
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            features = encode_in_constant_memory(self, chunks)
+        if len(chunks) == 1:
+            features = chunks[0]()
         else:
-            features = join([encode() for encode in chunks])
-        if part is None:
-            return self.contrast(features)
-        counted = {k: v[: part.own] if v.ndim else v for k, v in features.items()}
-        return self.contrast_part(counted, part)
+            from vilmedic.models.constant_memory import encode_in_constant_memory, join
+
+            if torch.is_grad_enabled():
+                features = encode_in_constant_memory(self, chunks)
+            else:
+                features = join([encode() for encode in chunks])
+        if not part.alone:
+            features = {k: v[: part.own] if v.ndim else v for k, v in features.items()}
+        if self.observer is not None:
+            self.observer(features)
+        return part.call(self.contrast, features)
 
     def chunks(self, batch: Batch, largest: int | None = None) -> Iterator[Batch]:
         """Split a batch into parts of nearly equal size, none above `forward_batch_size`.

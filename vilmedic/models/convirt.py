@@ -10,10 +10,9 @@ from torch import Tensor
 from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast, Runtime
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.distributed.gather import Part, takes_part
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -49,15 +48,15 @@ class ConVIRT(ContrastiveModel):
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(
-            "model.projection.visual_embedding_dim",
+            "projection.visual_embedding_dim",
             projection.visual_embedding_dim,
-            f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+            f"cnn ({cnn.backbone}, {cnn.output_layer})",
             cnn.out_features,
         )
         check_width(
-            "model.projection.textual_embedding_dim",
+            "projection.textual_embedding_dim",
             projection.textual_embedding_dim,
-            f"model.encoder ({encoder.proto or 'random BERT'})",
+            f"encoder ({encoder.proto or 'random BERT'})",
             encoder.hidden_size,
         )
         self.cnn = cnn
@@ -91,29 +90,13 @@ class ConVIRT(ContrastiveModel):
         reports = self.encoder(batch["input_ids"], batch["attention_mask"])
         return {"linguistic": self.projection.linguistic(reports)}
 
-    def contrast(self, features: Features) -> dict[str, Tensor]:
+    def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss of `visual` and `linguistic`, both [B, D].
 
         Raises:
             ConfigError: if the data set gave no images or no reports.
             ValueError: if there is a single pair.
         """
-        self._check(features)
-        return self.loss(features["visual"], features["linguistic"])
-
-    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
-        """The terms of the own pairs; `visual` and `linguistic` of all are gathered."""
-        self._check(features)
-        if not takes_part(self.loss):
-            return super().contrast_part(features, part)
-        return self.loss(features["visual"], features["linguistic"], part)
-
-    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the original vilmedic under the names of today."""
-        return original_names(weights, self, text="encoder.network.")
-
-    @staticmethod
-    def _check(features: Features) -> None:
         missing = [name for name in ("visual", "linguistic") if name not in features]
         if missing:
             what = {"visual": "images", "linguistic": "reports"}[missing[0]]
@@ -121,6 +104,13 @@ class ConVIRT(ContrastiveModel):
                 f"ConVIRT compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
+        return part.call(self.loss, features["visual"], features["linguistic"])
+
+    def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the original vilmedic under the names of today."""
+        from vilmedic.checkpoints.older_formats import original_names
+
+        return original_names(weights, self, text="encoder.network.")
 
     def _encode_images(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """One vector a sample, [B, F]; only images that exist are encoded, then averaged."""
@@ -129,8 +119,7 @@ class ConVIRT(ContrastiveModel):
         if mask is None:
             raise ConfigError(
                 f"ConVIRT takes images [B, 3, H, W], or several a sample with a mask, but got "
-                f"{list(images.shape)} without one. Views are for SimCLR: leave out "
-                "dataset.image.views."
+                f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
         existing = self.cnn.pooled(images[mask])
         padded = existing.new_zeros(*mask.shape, existing.shape[1])

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.blocks.axial_positions import AxialPositions
 from vilmedic.blocks.linear import linear_of_few
-from vilmedic.blocks.text_image_transformer import TextImageTransformer
-from vilmedic.blocks.transformer_cache import TransformerCache
+from vilmedic.blocks.positions import AxialPositions
+from vilmedic.blocks.text_image_transformer import TextImageTransformer, TransformerCache
 from vilmedic.config.types import Runtime
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.errors import ConfigError, DataError
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.errors import ArgumentError, ConfigError, DataError
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 from vilmedic.models.contract import Batch, Model
-from vilmedic.models.dalle_checkpoint import (
+from vilmedic.models.dalle_settings import (
+    FrozenVAE,
+    TransformerSettings,
     is_other_vae,
     position_differences,
     setting_differences,
     todays_names,
 )
-from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
-from vilmedic.models.vae_checkpoint import load_vae
+from vilmedic.models.vae import load_vae
 
 BEGIN = 0  # the begin token shares its vector with the first word of the vocabulary
 
@@ -129,7 +129,7 @@ class DALLE(Model):
         """
         length, words = self.text_seq_len, self.num_text_tokens - self.text_seq_len
         if ids.shape[1] > length:
-            raise DataError(f"Reports of {ids.shape[1]} tokens; model.dalle.text_seq_len={length}.")
+            raise DataError(f"Reports of {ids.shape[1]} tokens; text_seq_len={length}.")
         inside = functional.pad(mask, (0, length - ids.shape[1])) != 0
         ids = functional.pad(ids, (0, length - ids.shape[1]))
         if not torch.compiler.is_compiling() and ids.device.type == "cpu":
@@ -158,8 +158,8 @@ class DALLE(Model):
         size = self.vae.image_size
         if images.ndim != 4 or images.shape[-2:] != (size, size):
             raise ConfigError(
-                f"model.vae: takes one image a sample of {size} x {size} pixels, but the data set "
-                f"gives {list(images.shape)}. Set the resize and crop of dataset.image to {size}, "
+                f"DALLE takes one image a sample of {size} x {size} pixels, but the data set "
+                f"gives {list(images.shape)}. Set the resize and crop of the images to {size}, "
                 "and leave out multi_image and views."
             )
         # Not in reduced precision, so that tokens are those that a cache holds.
@@ -239,8 +239,8 @@ class DALLE(Model):
         found += position_differences(weights, self.transformer.pos_emb)
         if is_other_vae(weights, self.vae.state_dict()):
             found.append(
-                f"its VAE is another one than that of model.vae.ckpt={self.vae_ckpt}, whose tokens "
-                "mean other things (as model.vae.ckpt the checkpoint itself gives its own)"
+                f"its VAE is another one than that of vae.ckpt={self.vae_ckpt}, whose tokens "
+                "mean other things (as vae.ckpt the checkpoint itself gives its own)"
             )
         return found
 
@@ -283,16 +283,20 @@ def _vocabulary_size(spec: DataSpec, dalle: TransformerSettings) -> int:
         )
     words = dalle.num_text_tokens or spec.vocab_size
     if words < spec.vocab_size:
-        raise ConfigError(
-            f"model.dalle.num_text_tokens: given {words}, but the tokenizer has "
-            f"{spec.vocab_size} tokens, and those above would be outside the vocabulary. Leave the "
-            "key out, or give the tokenizer that belongs to it."
+        raise ArgumentError(
+            {
+                "dalle.num_text_tokens": f"given {words}, but the tokenizer has {spec.vocab_size} "
+                "tokens, and those above would be outside the vocabulary. Leave the key out, or "
+                "give the tokenizer that belongs to it."
+            }
         )
     longest = spec.tokenizer_max_len
     if longest is not None and longest > dalle.text_seq_len:
-        raise ConfigError(
-            f"dataset.seq.tokenizer_max_len: given {longest}, but model.dalle.text_seq_len is "
-            f"{dalle.text_seq_len}. Allowed: at most that."
+        raise ArgumentError(
+            {
+                "dalle.text_seq_len": f"given {dalle.text_seq_len}, but tokenizer_max_len of the "
+                f"reports is {longest}. Allowed: at least that."
+            }
         )
     return words
 

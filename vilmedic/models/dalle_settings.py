@@ -1,9 +1,15 @@
-"""The nested sections of the DALLE model: its transformer, and the frozen VAE in front of it."""
+"""The settings of DALLE and of its frozen VAE, and how a checkpoint of it differs from them."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
+
+import torch
+from torch import Tensor
 
 from vilmedic.config.types import (
     AtLeast,
@@ -17,22 +23,31 @@ from vilmedic.config.types import (
     Weight,
     Width,
 )
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, nearest
 
 ATTENTION_TYPES = ("full", "axial_row", "axial_col")
 REFUSED = {
     "reversible": (
-        "reversible layers are not offered. model.dalle.activation_checkpointing=True saves "
+        "reversible layers are not offered. activation_checkpointing=True saves "
         "memory instead, and leaves the result as it is"
     ),
     "stable": "the stabilised softmax is not offered; attention is computed in a stable form as is",
     "sandwich_norm": "normalisation behind a branch is not offered",
     "shared_attn_ids": "layers that share their attention are not offered",
     "shared_ff_ids": "layers that share their feed-forward part are not offered",
-    "sparse_attn": "sparse attention is not offered; model.dalle.attn_types has axial layers",
+    "sparse_attn": "sparse attention is not offered; attn_types has axial layers",
     "optimize_for_inference": "generation always caches, axial layers included; leave this out",
 }
 """Options of dalle-pytorch that this model does not have, and why they cannot be turned on."""
+POSITIONS = "transformer.pos_emb"
+DEFAULTED = ("heads", "dim_head", "attn_types")
+"""Settings that no weight tells; what a file leaves out had its default, which never changed."""
+STATED = ("text_seq_len", "num_text_tokens")
+"""Settings that count where a file states them, as those behind them do."""
+SWITCHES = ("rotary_emb", "shift_tokens", "share_input_output_emb")
+WITHOUT_EFFECT = ("sparse_attn", "optimize_for_inference")
+"""Options that dalle-pytorch ignores, or that change how it computes and not what."""
+_INNER = re.compile(r"(transformer\.layers\.layers\.\d+\.[01]\.)(?:fn\.){2,}(.*)")
 
 
 class TransformerSettings:
@@ -101,24 +116,20 @@ class TransformerSettings:
             "shared_attn_ids": shared_attn_ids,
             "shared_ff_ids": shared_ff_ids,
         }
-        problems = [
-            f"model.dalle.{name}: given {value}, but {REFUSED[name]}."
-            for name, value in given.items()
-            if value
-        ]
+        problems = {
+            name: f"given {value}, but {REFUSED[name]}." for name, value in given.items() if value
+        }
         types = [attn_types] if isinstance(attn_types, str) else attn_types or ["full"]
-        problems += [_unknown_attention(kind) for kind in types if kind not in ATTENTION_TYPES]
+        if unknown := [_unknown_attention(kind) for kind in types if kind not in ATTENTION_TYPES]:
+            problems["attn_types"] = " ".join(unknown)
         if dim % 4:
-            problems.append(
-                f"model.dalle.dim: given {dim}, allowed: multiples of 4, as the token shift moves "
-                "quarters."
+            problems["dim"] = (
+                f"given {dim}, allowed: multiples of 4, as the token shift moves quarters."
             )
         if rotary_emb and dim_head < 6:
-            problems.append(
-                f"model.dalle.dim_head: given {dim_head}, but rotary embeddings need at least 6."
-            )
+            problems["dim_head"] = f"given {dim_head}, but rotary embeddings need at least 6."
         if problems:
-            raise ConfigError(problems)
+            raise ArgumentError(problems)
         self.dim, self.depth, self.heads, self.dim_head = dim, depth, heads, dim_head
         self.num_text_tokens, self.text_seq_len = num_text_tokens, text_seq_len
         self.attn_types = types
@@ -180,14 +191,99 @@ class FrozenVAE:
         return {name: value for name, value in settings.items() if value is not None}
 
 
+def setting_differences(
+    config: Any, settings: TransformerSettings, num_text_tokens: int
+) -> list[str]:
+    """Where the transformer of a checkpoint is not the one that is configured.
+
+    Args:
+        config: the configuration in the file, if there is one; its node `model.dalle` counts.
+        settings: what is configured.
+        num_text_tokens: size of the text vocabulary.
+
+    Returns:
+        A line for each difference, and for each option that is not offered.
+    """
+    node = ((config or {}).get("model") or {}).get("dalle") or {}
+    if not node:
+        return []
+    defaults = inspect.signature(TransformerSettings).parameters
+    stated = {name: node.get(name, defaults[name].default) for name in DEFAULTED}
+    stated |= {name: node[name] for name in (*STATED, *SWITCHES) if node.get(name) is not None}
+    stated["attn_types"] = _repeated(stated["attn_types"], settings.depth)
+    own = vars(settings) | {"num_text_tokens": num_text_tokens}
+    own["attn_types"] = _repeated(settings.attn_types, settings.depth)
+    found = [
+        f"{name} is {value}, the configuration says {own[name]}"
+        for name, value in stated.items()
+        if value != own[name]
+    ]
+    refused = [name for name in REFUSED if name not in WITHOUT_EFFECT and node.get(name)]
+    return found + [f"{name} is {node[name]}, but {REFUSED[name]}" for name in refused]
+
+
+def position_differences(weights: Mapping[str, Tensor], own: Tensor | None) -> list[str]:
+    """Whether a file turns by other positions, [1, n, D], than the model."""
+    given = weights.get(POSITIONS)
+    if given is None or own is None or given.shape != own.shape:
+        return []  # names and shapes are compared in any case
+    if torch.allclose(given.float(), own.float().cpu(), rtol=1e-3, atol=1e-3):
+        return []
+    return [
+        f"the positions ({POSITIONS}) are others, so dim_head, text_seq_len or the number of image "
+        "tokens are not those of the configuration"
+    ]
+
+
+def is_other_vae(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether a file holds another VAE than the one in front of the model."""
+    given = {name: weights.get(f"vae.{name}") for name in own}
+    return any(
+        value is not None
+        and value.shape == own[name].shape
+        and not torch.equal(value.to(own[name].dtype), own[name].cpu())
+        for name, value in given.items()
+    )
+
+
+def todays_names(
+    weights: Mapping[str, Tensor],
+    names: Iterable[str],
+    positions: Tensor | None,
+    *,
+    shift_tokens: bool,
+) -> dict[str, Tensor]:
+    """Weights of dalle-pytorch before version 1.4, which nested layers less, under our names.
+
+    Before version 1.1.4 it also left out the last position, which nothing is turned by.
+
+    Args:
+        weights: by their names in a file, with or without a prefix.
+        names: those of the model.
+        positions: those of the model, [1, n, D], or None.
+        shift_tokens: whether the model shifts; files with it nest once more.
+    """
+    nested = "fn." * (3 if shift_tokens else 2)
+    todays = {_INNER.sub(rf"\1{nested}\2", name): name for name in names}
+    named = {}
+    for name, value in weights.items():
+        before, found, after = name.partition("transformer.layers.")
+        named[before + todays.get(found + after, found + after)] = value
+        if positions is None or not name.endswith(POSITIONS):
+            continue
+        if value.shape == positions[:, None, :-1].shape:
+            named[name] = torch.cat((value[:, 0], positions[:, -1:].to(value)), dim=1)
+    return named
+
+
 def _unknown_attention(kind: str) -> str:
     offered = ", ".join(ATTENTION_TYPES)
     if kind in ("conv_like", "sparse", "mlp"):
-        return (
-            f"model.dalle.attn_types: the attention '{kind}' of dalle-pytorch is not offered. "
-            f"Allowed: {offered}."
-        )
-    return (
-        f"model.dalle.attn_types: given '{kind}', allowed: {offered}."
-        f"{nearest(kind, ATTENTION_TYPES)}"
-    )
+        return f"the attention '{kind}' of dalle-pytorch is not offered. Allowed: {offered}."
+    return f"given '{kind}', allowed: {offered}.{nearest(kind, ATTENTION_TYPES)}"
+
+
+def _repeated(kinds: Any, depth: int) -> list[str]:
+    """The attention of each layer."""
+    kinds = [kinds] if isinstance(kinds, str) else list(kinds or ["full"])
+    return [kinds[layer % len(kinds)] for layer in range(depth)]

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from vilmedic.blocks.backbones import find_layer, pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
-from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.blocks.words import WordEncoder
-from vilmedic.checkpoints.older_formats import original_names, without_pooler
+from vilmedic.blocks.text import WordEncoder
+from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
 from vilmedic.config.types import AtLeast, Runtime, Side
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.distributed.gather import Part, takes_part
-from vilmedic.errors import ConfigError
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.distributed.gather import WHOLE, Part
+from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -95,7 +93,7 @@ class GLoRIA(ContrastiveModel):
             if images.ndim != 4:
                 raise ConfigError(
                     f"GLoRIA takes one image a sample, [B, 3, H, W], but got {list(images.shape)}. "
-                    "Leave out dataset.image.multi_image and dataset.image.views."
+                    "Leave out multi_image and views."
                 )
             if self.upsample is not None:
                 size = (self.upsample, self.upsample)
@@ -129,22 +127,13 @@ class GLoRIA(ContrastiveModel):
             "word_mask": encoded.mask,
         }
 
-    def contrast(self, features: Features) -> dict[str, Tensor]:
+    def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss of what `encode` gives for images and reports.
 
         Raises:
             ConfigError: if the data set gave no images or no reports.
             ValueError: if there is a single pair.
         """
-        return self._loss(features)
-
-    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
-        """The terms of the own pairs; of others the words and the whole features are gathered."""
-        if not takes_part(self.loss):
-            return super().contrast_part(features, part)
-        return self._loss(features, part)
-
-    def _loss(self, features: Features, part: Part | None = None) -> dict[str, Tensor]:
         missing = [name for name in self.contrast_needs if name not in features]
         if missing:
             what = "images" if missing[0] == "visual" else "reports"
@@ -152,8 +141,7 @@ class GLoRIA(ContrastiveModel):
                 f"GLoRIA compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        needed = {name: features[name] for name in self.contrast_needs}
-        return self.loss(**needed) if part is None else self.loss(**needed, part=part)
+        return part.call(self.loss, **{name: features[name] for name in self.contrast_needs})
 
     def chance_loss(self, size: int) -> float:
         """ln(B) for each direction of the global and of the local loss, weighted as these are."""
@@ -166,6 +154,8 @@ class GLoRIA(ContrastiveModel):
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic and of the official repository under today's names."""
+        from vilmedic.checkpoints.older_formats import original_names, without_pooler
+
         text = "encoder.text.network."
         return without_pooler(original_names(weights, self, text=text), text)
 
@@ -228,26 +218,30 @@ class GLoRIA(ContrastiveModel):
 def _check_visual(cnn: VisionEncoder, local_layer: str, widths: VisualEmbedder) -> None:
     """Refuse a layer without regions, and widths that do not fit the image encoder."""
     if isinstance(cnn.network, PreTrainedModel):
-        raise ConfigError(
-            f"model.cnn.backbone: GLoRIA takes regions from a layer inside a network of "
-            f"torchvision, and {cnn.backbone} is a model of transformers."
+        raise ArgumentError(
+            {
+                "cnn.backbone": "GLoRIA takes regions from a layer inside a network of "
+                f"torchvision, and {cnn.backbone} is a model of transformers."
+            }
         )
-    find_layer(cnn.network, local_layer, "model.local_layer")
+    find_layer(cnn.network, local_layer, "local_layer")
     shape = cnn.shape(local_layer)
     if len(shape) != 4 or shape[2] * shape[3] < 2:
-        raise ConfigError(
-            f"model.local_layer: '{local_layer}' of {cnn.backbone} gives no map of regions, "
-            f"but {list(shape[1:])} for an image. Name a layer with positions, such as layer3."
+        raise ArgumentError(
+            {
+                "local_layer": f"'{local_layer}' of {cnn.backbone} gives no map of regions, but "
+                f"{list(shape[1:])} for an image. Name a layer with positions, such as layer3."
+            }
         )
     check_width(
-        "model.visual_embedder.interm_feature_dim",
+        "visual_embedder.interm_feature_dim",
         widths.interm_feature_dim,
-        f"model.local_layer ({cnn.backbone}, {local_layer})",
+        f"local_layer ({cnn.backbone}, {local_layer})",
         shape[1],
     )
     check_width(
-        "model.visual_embedder.feature_dim",
+        "visual_embedder.feature_dim",
         widths.feature_dim,
-        f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+        f"cnn ({cnn.backbone}, {cnn.output_layer})",
         cnn.out_features,
     )

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from vilmedic.blocks.projection import VisualProjection, check_width
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.checkpoints.older_formats import original_names
 from vilmedic.config.types import AtLeast
-from vilmedic.distributed.gather import Part, takes_part
+from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -46,9 +45,9 @@ class SimCLR(ContrastiveModel):
     ) -> None:
         super().__init__(forward_batch_size)
         check_width(
-            "model.projection.visual_embedding_dim",
+            "projection.visual_embedding_dim",
             projection.visual_embedding_dim,
-            f"model.cnn ({cnn.backbone}, {cnn.output_layer})",
+            f"cnn ({cnn.backbone}, {cnn.output_layer})",
             cnn.out_features,
         )
         self.cnn = cnn
@@ -79,29 +78,19 @@ class SimCLR(ContrastiveModel):
             features["visual_backbone"] = backbone.unflatten(0, views.shape[:2])[:, 0]
         return features
 
-    def contrast(self, features: Features) -> dict[str, Tensor]:
+    def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss of `visual` and `visual_second`, both [B, D].
 
         Raises:
             ConfigError: if the data set gave one view of each image.
             ValueError: if there is a single sample.
         """
-        return {"loss": self._loss(features)}
-
-    def contrast_part(self, features: Features, part: Part) -> dict[str, Tensor]:
-        """The terms of the own images; both views of all images are gathered."""
-        if not takes_part(self.loss):
-            return super().contrast_part(features, part)
-        return {"loss": self._loss(features, part)}
-
-    def _loss(self, features: Features, part: Part | None = None) -> Tensor:
         if "visual_second" not in features:
             raise ConfigError(
                 "SimCLR compares two views of each image, but the data set gives one. Set "
                 "dataset.views=2 (dataset.proto=ImageDataset)."
             )
-        pair = (features["visual"], features["visual_second"])
-        return self.loss(*pair) if part is None else self.loss(*pair, part)
+        return part.call(self.loss, features["visual"], features["visual_second"])
 
     def chance_loss(self, size: int) -> float:
         """ln(2B - 1): each view is told from all others but itself."""
@@ -109,6 +98,8 @@ class SimCLR(ContrastiveModel):
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic under the names of today."""
+        from vilmedic.checkpoints.older_formats import original_names
+
         return original_names(weights, self)
 
     @staticmethod

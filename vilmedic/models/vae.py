@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -11,8 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from vilmedic.blocks.autoencoder import PixelScale, make_decoder, make_encoder
-from vilmedic.blocks.codebook import at_least_float32, likeliest_codes, relaxed_lookup
+from vilmedic.blocks.autoencoder import (
+    PixelScale,
+    at_least_float32,
+    likeliest_codes,
+    make_decoder,
+    make_encoder,
+    relaxed_lookup,
+)
+from vilmedic.checkpoints.checkpoint import find_checkpoints, load_checkpoint, load_weights
+from vilmedic.checkpoints.older_formats import older_names, zoo_file
 from vilmedic.config.types import (
     Between,
     Count,
@@ -25,12 +37,17 @@ from vilmedic.config.types import (
     Weight,
     Width,
 )
-from vilmedic.datasets.spec import DataSpec
-from vilmedic.errors import ConfigError, DataError
+from vilmedic.datasets.aligned import DataSpec
+from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from vilmedic.manifest import is_export
 from vilmedic.models.contract import Batch, Model
 
 PART = 2**24
 """Numbers in the largest maps of the decoder that exist at a time: 64 MiB of float32."""
+SHAPE = ("num_tokens", "codebook_dim", "num_layers", "num_resnet_blocks", "hidden_dim", "channels")
+"""Hyperparameters that the weights themselves tell."""
+STATED = ("image_size", "normalization")
+"""Those that only the configuration in the file tells."""
 
 
 class VAE(Model):
@@ -101,8 +118,6 @@ class VAE(Model):
             spec.check_pixels("VAE")
         _check_image_size(image_size, num_layers)
         _check_temperature(temperature, temperature_end)
-        if reinmax and not straight_through:
-            raise ConfigError("model.reinmax: is a gradient of model.straight_through; set both.")
         self.image_size, self.num_tokens, self.channels = image_size, num_tokens, channels
         self.codebook_dim, self.hidden_dim = codebook_dim, hidden_dim
         self.num_layers, self.num_resnet_blocks = num_layers, num_resnet_blocks
@@ -232,7 +247,7 @@ class VAE(Model):
         if images.shape[-2:] != (self.image_size, self.image_size):
             height, width = images.shape[-2:]
             raise ConfigError(
-                f"model.image_size: given {self.image_size}, but the images are {height} x {width} "
+                f"VAE has image_size={self.image_size}, but the images are {height} x {width} "
                 "pixels. Set the resize and crop of the images to the same number."
             )
         return self.own_channels(images)
@@ -247,7 +262,7 @@ class VAE(Model):
             return images.mean(dim=1, keepdim=True)
         if images.shape[1] != self.channels:
             raise ConfigError(
-                f"model.channels: given {self.channels}, but the images have {images.shape[1]}."
+                f"VAE has channels={self.channels}, but the images have {images.shape[1]}."
             )
         return images
 
@@ -302,6 +317,62 @@ class VAE(Model):
         return measure(output, target, reduction="none").flatten(1).mean(dim=1)
 
 
+def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
+    """A frozen VAE.
+
+    Hyperparameters come from the checkpoint. Those that are given as well must agree with it.
+
+    Args:
+        path: a file, an exported folder, a folder of the original's model zoo, or a run directory,
+            whose best checkpoint is taken.
+        settings: arguments of `VAE`, as far as they are given. Those of its training
+            (temperature, loss) have no effect on a frozen one and are not compared.
+
+    Returns:
+        The VAE, in evaluation mode and without gradients.
+
+    Raises:
+        CheckpointError: the file is damaged, holds no VAE, or one that differs from the settings;
+            all differences are listed.
+        ConfigError: there is no such file, or neither it nor the settings tell the size of the
+            images.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ArgumentError({"vae.ckpt": f"there is no {path}, neither a file nor a folder."})
+    if path.is_dir() and zoo_file(path) is None and not is_export(path):
+        path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
+    state = load_checkpoint(path)
+    weights = _vae_weights(state["model"], path)
+    actual = {**_stated(state.get("config")), **_shape(weights, path)}
+    differences = [
+        f"{name} is {_shown(actual[name])}, the configuration says {_shown(settings[name])}"
+        for name in (*STATED, *SHAPE)
+        if name in settings
+        and name in actual
+        and _differ(actual[name], settings[name], actual["channels"])
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path}: is another VAE than the section vae describes: {'; '.join(differences)}. "
+            "Leave these keys out to take what the checkpoint says, or give the checkpoint that "
+            "belongs to them."
+        )
+    for name in STATED:
+        if name in settings:
+            actual.setdefault(name, settings[name])
+    if "image_size" not in actual:
+        raise ArgumentError(
+            {
+                "vae.image_size": f"{path} does not tell it, so it has to be given: the side of "
+                "the images, in pixels, that the VAE was trained on."
+            }
+        )
+    vae = VAE(**actual)
+    load_weights(vae, {"model": weights}, path)
+    return vae.eval().requires_grad_(False)
+
+
 def _linear(convolution: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution of one pixel as those of a linear map."""
     assert isinstance(convolution, nn.Conv2d)
@@ -314,15 +385,77 @@ def _check_image_size(image_size: int, num_layers: int) -> None:
     if image_size % factor:
         below = image_size // factor * factor
         allowed = [size for size in (below, below + factor) if size]
-        raise ConfigError(
-            f"model.image_size: given {image_size}, but model.num_layers={num_layers} halves "
-            f"the image {num_layers} times, so the size must be a multiple of {factor}. Nearest: "
-            f"{' or '.join(map(str, allowed))}."
+        raise ArgumentError(
+            {
+                "image_size": f"given {image_size}, but num_layers={num_layers} halves the image "
+                f"{num_layers} times, so the size must be a multiple of {factor}. Nearest: "
+                f"{' or '.join(map(str, allowed))}."
+            }
         )
 
 
 def _check_temperature(start: float, end: float) -> None:
     if end > start:
-        raise ConfigError(
-            f"model.temperature_end: given {end}, must not be above model.temperature={start}."
+        raise ArgumentError(
+            {"temperature_end": f"given {end}, must not be above temperature={start}."}
         )
+
+
+def _vae_weights(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights of the VAE in a file, which may hold a whole DALLE."""
+    bare = older_names(weights, ())
+    for prefix in VAE.prefixes:
+        if f"{prefix}codebook.weight" in bare:
+            own = re.compile(re.escape(prefix) + r"(?=(?:codebook|encoder|decoder)\.)")
+            return {own.sub("", name, 1): value for name, value in bare.items() if own.match(name)}
+    raise CheckpointError(
+        f"{path}: holds no VAE: it has no codebook.weight, but {', '.join(sorted(bare)[:3])}, ..."
+    )
+
+
+def _shape(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """The hyperparameters that names and shapes of the weights tell."""
+    first = weights.get("encoder.0.0.weight")
+    if first is None or first.ndim != 4:
+        raise CheckpointError(f"{path}: holds no VAE: its encoder has no first convolution.")
+    tokens, width = weights["codebook.weight"].shape
+
+    def count(pattern: str) -> int:
+        return sum(bool(re.fullmatch(pattern, name)) for name in weights)
+
+    return {
+        "num_tokens": tokens,
+        "codebook_dim": width,
+        "num_layers": count(r"encoder\.\d+\.0\.weight"),
+        "num_resnet_blocks": count(r"encoder\.\d+\.net\.0\.weight"),
+        "hidden_dim": first.shape[0],
+        "channels": first.shape[1],
+    }
+
+
+def _stated(config: Any) -> dict[str, Any]:
+    """What the configuration in a file says of the images; defaults count, as none changed."""
+    node = config.get("model") if isinstance(config, Mapping) else None
+    if isinstance(node, Mapping) and isinstance(node.get("vae"), Mapping):
+        node = node["vae"]
+        if "image_size" not in node:
+            return {name: node[name] for name in STATED if name in node}
+    if not isinstance(node, Mapping):
+        return {}
+    defaults = inspect.signature(VAE).parameters
+    return {name: node.get(name, defaults[name].default) for name in STATED}
+
+
+def _differ(actual: Any, given: Any, channels: int) -> bool:
+    return bool(_comparable(actual, channels) != _comparable(given, channels))
+
+
+def _comparable(value: Any, channels: int) -> Any:
+    """A value such that 1 equals 1.0, a list a tuple, and surplus channels do not count."""
+    if isinstance(value, list | tuple):
+        return [[float(number) for number in part[:channels]] for part in value]
+    return value
+
+
+def _shown(value: Any) -> str:
+    return str(list(map(list, value))) if isinstance(value, tuple) else str(value)

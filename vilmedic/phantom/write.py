@@ -1,8 +1,7 @@
-"""Writes a data set of phantoms to disk, all of it or nothing."""
+"""Writes a data set of phantoms to disk, all of it or nothing, or a sheet of them to look at."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,17 +13,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vilmedic.errors import DataError
+from vilmedic.files import core_count, sha256_of
 from vilmedic.phantom import FINDINGS, NO_FINDING, SPLITS, VERSION
 from vilmedic.phantom.case import Case, draw_case
 from vilmedic.phantom.render import Place, render
-from vilmedic.phantom.report import write_impression, write_report
+from vilmedic.phantom.report import impression_text, report_text
 
 GENERATOR = "vilmedic.phantom"
 CARD = "card.json"
 SIZES = (32, 1024)
+COLUMNS = ROWS = 5
+TILE, CAPTION, GAP = 160, 40, 6
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Row:
+class SampleLines:
     """The line of one sample in each of its split's files."""
 
     image: str
@@ -94,6 +96,72 @@ def build(root: Path, plan: Plan, *, force: bool = False, workers: int = 0) -> b
     return True
 
 
+def make_row(root: Path, split: str, plan: Plan, index: int) -> SampleLines:
+    """Writes the image of one sample and returns its lines."""
+    case = draw_case(plan.seed, split, index)
+    picture = render(case, plan.size)
+    name = f"{split}/{index:05d}.png"
+    Image.fromarray(picture.pixels).save(root / "images" / name, compress_level=4)
+    labels = ",".join(label_names(case))
+    texts = report_text(case), impression_text(case)
+    return SampleLines(name, *texts, labels, finding_record(case, picture.places))
+
+
+def label_names(case: Case) -> tuple[str, ...]:
+    """The labels of a case: its findings, or the one that says there is none."""
+    return tuple(finding.name for finding in case.findings) or (NO_FINDING,)
+
+
+def finding_record(case: Case, places: dict[str, list[Place]]) -> str:
+    """One line of JSON: of each finding its side, severity and places in the image."""
+    record = {
+        finding.name: {
+            "side": finding.side or None,
+            "severity": finding.severity,
+            "zone": finding.parts[0].zone or None,
+            "parts": [
+                {
+                    "side": place.side or None,
+                    "box": [round(value, 4) for value in place.box],
+                    "centre": [round(value, 4) for value in place.centre],
+                }
+                for place in places[finding.name]
+            ],
+        }
+        for finding in case.findings
+    }
+    return json.dumps(record)
+
+
+def write_sheet(path: Path, seed: int) -> None:
+    """Draws the first 25 training cases of a seed.
+
+    Args:
+        path: PNG file to write; its folder is made.
+        seed: seed of the data set.
+    """
+    cell = (TILE + GAP, TILE + CAPTION + GAP)
+    sheet = Image.new("L", (COLUMNS * cell[0] + GAP, ROWS * cell[1] + GAP), 255)
+    pen = ImageDraw.Draw(sheet)
+    for index in range(COLUMNS * ROWS):
+        case = draw_case(seed, "train", index)
+        left = GAP + index % COLUMNS * cell[0]
+        top = GAP + index // COLUMNS * cell[1]
+        sheet.paste(Image.fromarray(render(case, TILE).pixels), (left, top))
+        pen.multiline_text((left, top + TILE + 2), caption(case), fill=0, spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def caption(case: Case) -> str:
+    """The findings of a case, one a line."""
+    lines = [
+        " ".join(word for word in (finding.severity, finding.side, finding.name.lower()) if word)
+        for finding in case.findings
+    ]
+    return "\n".join(lines) or "no finding"
+
+
 def _is_free(root: Path, plan: Plan, force: bool) -> bool:
     """Whether to build in `root`: False when it holds this plan's data set already."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
@@ -133,7 +201,7 @@ def _read_card(root: Path) -> dict[str, Any]:
 def _is_complete(root: Path, plan: Plan, card: dict[str, Any]) -> bool:
     for name, digest in card.get("sha256", {}).items():
         path = root / name
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             return False
     for split in SPLITS:
         folder = root / "images" / split
@@ -143,7 +211,7 @@ def _is_complete(root: Path, plan: Plan, card: dict[str, Any]) -> bool:
     return True
 
 
-def _write_split(root: Path, split: str, plan: Plan, workers: int) -> list[Row]:
+def _write_split(root: Path, split: str, plan: Plan, workers: int) -> list[SampleLines]:
     (root / "images" / split).mkdir(parents=True)
     rows = list(_make_rows(root, split, plan, workers))
     for name, lines in (
@@ -158,9 +226,9 @@ def _write_split(root: Path, split: str, plan: Plan, workers: int) -> list[Row]:
     return rows
 
 
-def _make_rows(root: Path, split: str, plan: Plan, workers: int) -> Iterator[Row]:
+def _make_rows(root: Path, split: str, plan: Plan, workers: int) -> Iterator[SampleLines]:
     make = partial(make_row, root, split, plan)
-    workers = min(workers or os.cpu_count() or 1, max(1, plan.count(split) // 50))
+    workers = min(workers or core_count(), max(1, plan.count(split) // 50))
     if workers == 1:
         yield from map(make, range(plan.count(split)))
         return
@@ -169,44 +237,7 @@ def _make_rows(root: Path, split: str, plan: Plan, workers: int) -> Iterator[Row
         yield from pool.imap(make, range(plan.count(split)), chunksize=25)
 
 
-def make_row(root: Path, split: str, plan: Plan, index: int) -> Row:
-    """Writes the image of one sample and returns its lines."""
-    case = draw_case(plan.seed, split, index)
-    picture = render(case, plan.size)
-    name = f"{split}/{index:05d}.png"
-    Image.fromarray(picture.pixels).save(root / "images" / name, compress_level=4)
-    labels = ",".join(label_names(case))
-    texts = write_report(case), write_impression(case)
-    return Row(name, *texts, labels, describe(case, picture.places))
-
-
-def label_names(case: Case) -> tuple[str, ...]:
-    """The labels of a case: its findings, or the one that says there is none."""
-    return tuple(finding.name for finding in case.findings) or (NO_FINDING,)
-
-
-def describe(case: Case, places: dict[str, list[Place]]) -> str:
-    """One line of JSON: of each finding its side, severity and places in the image."""
-    record = {
-        finding.name: {
-            "side": finding.side or None,
-            "severity": finding.severity,
-            "zone": finding.parts[0].zone or None,
-            "parts": [
-                {
-                    "side": place.side or None,
-                    "box": [round(value, 4) for value in place.box],
-                    "centre": [round(value, 4) for value in place.centre],
-                }
-                for place in places[finding.name]
-            ],
-        }
-        for finding in case.findings
-    }
-    return json.dumps(record)
-
-
-def _card(root: Path, plan: Plan, rows: dict[str, list[Row]]) -> dict[str, Any]:
+def _card(root: Path, plan: Plan, rows: dict[str, list[SampleLines]]) -> dict[str, Any]:
     counts = {}
     for split, lines in rows.items():
         seen = Counter(label for row in lines for label in row.labels.split(","))
@@ -218,9 +249,5 @@ def _card(root: Path, plan: Plan, rows: dict[str, list[Row]]) -> dict[str, Any]:
         "arguments": asdict(plan),
         "sides": "the patient's; the patient's right is on the left of the image",
         "counts": counts,
-        "sha256": {path.name: _sha256(path) for path in files},
+        "sha256": {path.name: sha256_of(path) for path in files},
     }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

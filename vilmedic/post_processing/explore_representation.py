@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import Between
+from vilmedic.drawing.images import thumbnails
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.files import replace_bytes
 from vilmedic.post_processing.contract import PostProcessing
-from vilmedic.post_processing.projection import FEWEST, NAMES, Method, project, spread
-from vilmedic.report.neighbours import nearest_samples
-from vilmedic.report.thumbnails import thumbnails
+from vilmedic.post_processing.projection import (
+    FEWEST,
+    NAMES,
+    Method,
+    all_alike,
+    nearest_samples,
+    project,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +85,8 @@ class ExploreRepresentation(PostProcessing):
             "neighbours": self._neighbours(features),
         }
         path = evaluation.out_dir / f"{evaluation.split}_explorer.json.gz"
-        temporary = path.with_name(f".{path.name}.tmp")
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        temporary.write_bytes(gzip.compress(text.encode(), 6, mtime=0))
-        os.replace(temporary, path)
+        replace_bytes(path, gzip.compress(text.encode(), 6, mtime=0))
         return [path]
 
     def _features(
@@ -96,7 +101,7 @@ class ExploreRepresentation(PostProcessing):
             if value is None or len(rows) < FEWEST:
                 continue
             x = value.flatten(1).numpy()[rows]
-            if spread(x) < 1e-6:
+            if all_alike(x):
                 logger.warning("explore_representation: all samples have the same '%s'.", key)
                 continue
             features[key] = x
@@ -150,8 +155,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
     }
     labels = evaluation.features.labels
     if labels is not None:
-        hot = labels[rows].numpy() > 0
-        columns["labels"] = [np.flatnonzero(row).tolist() for row in hot]
+        some = labels[rows]
+        some.sort_indices()
+        columns["labels"] = [
+            some.indices[first:last].tolist() for first, last in pairwise(some.indptr)
+        ]
     return columns
 
 

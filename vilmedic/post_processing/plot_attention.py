@@ -1,21 +1,40 @@
-"""Pictures of where each word of a report looks in its X-ray."""
+"""Heat maps of where each word of a report looks in its X-ray."""
 
 from __future__ import annotations
 
 import logging
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from vilmedic.config.types import AtLeast, UsedWith
-from vilmedic.datasets.image import image_part
+from vilmedic.datasets.image import Window, image_part
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
-from vilmedic.post_processing.heat_maps import Sample, draw_heat_maps
 
 logger = logging.getLogger(__name__)
+
+COLUMNS = 6
+PANEL = 1.35  # inches across one heat map
+SIDE = 3.6  # inches across the X-ray
+LONG_SIDE = 320  # pixels of a heat map
+COLOURS = "inferno"
 
 
 class PlotAttention(PostProcessing):
@@ -89,3 +108,136 @@ class PlotAttention(PostProcessing):
             )
             files.append(path)
         return files
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is drawn of one sample.
+
+    Args:
+        picture: the X-ray, uint8 [C, H, W].
+        window: the part of it that the model saw.
+        report: its text.
+        words: the words of the report.
+        attention: a map for each of them, [L, h, w], each adding up to 1.
+    """
+
+    picture: Tensor
+    window: Window
+    report: str
+    words: Sequence[str]
+    attention: Tensor
+
+
+@rc_context({"text.parse_math": False})  # a report may hold dollar signs
+def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> None:
+    """Draw an X-ray with its report, and beside them the X-ray under the heat map of each word.
+
+    All maps share one scale, in multiples of even attention, so that a word which looks nowhere in
+    particular stays dark.
+
+    Args:
+        path: the PNG file to write.
+        sample: what to draw.
+        title: which sample it is.
+        caption: where it comes from, in small print.
+    """
+    height, width = sample.picture.shape[-2:]
+    aspect = height / width
+    rows = math.ceil(len(sample.words) / COLUMNS)
+    row_height = PANEL * aspect + 0.26
+    text = textwrap.wrap(sample.report, 52)
+    side_height = SIDE * aspect + 0.35 + 0.165 * len(text)
+    inches = max(rows * row_height, side_height) + 0.75
+    across = SIDE + COLUMNS * PANEL + 1.3
+    figure = Figure(figsize=(across, inches))
+    FigureCanvasAgg(figure)
+
+    def place(left: float, top: float, wide: float, high: float) -> Any:
+        """Axes by inches from the upper left corner."""
+        box = (left / across, 1 - (top + high) / inches, wide / across, high / inches)
+        axes = figure.add_axes(box)
+        axes.set_axis_off()
+        return axes
+
+    figure.text(0.15 / across, 1 - 0.28 / inches, title, fontsize=12, fontweight="bold")
+    figure.text(0.15 / across, 1 - 0.50 / inches, caption, fontsize=8.5, color="#444444")
+    grey = _grey(sample.picture)
+    axes = place(0.15, 0.65, SIDE, SIDE * aspect)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect="auto")
+    if sample.window != (0.0, 0.0, 1.0, 1.0):
+        axes.add_patch(_frame(sample.window, width, height))
+    figure.text(
+        0.15 / across,
+        1 - (0.65 + SIDE * aspect + 0.15) / inches,
+        "\n".join(text),
+        fontsize=8.5,
+        linespacing=1.35,
+        va="top",
+    )
+
+    times_even = sample.attention * sample.attention[0].numel()
+    peak = max(2.0, float(times_even.max()))
+    shown = _shrink(grey)
+    for number, word in enumerate(sample.words):
+        row, column = divmod(number, COLUMNS)
+        left, top = SIDE + 0.4 + column * PANEL, 0.65 + row * row_height
+        axes = place(left, top + 0.2, PANEL - 0.08, (PANEL - 0.08) * aspect)
+        axes.imshow(overlay(shown, times_even[number], sample.window, peak), aspect="auto")
+        axes.set_title(_short(word), fontsize=9, pad=3)
+
+    left = SIDE + 0.5 + COLUMNS * PANEL
+    bar = figure.add_axes(
+        (
+            left / across,
+            1 - (0.85 + min(3.0, inches - 1.1)) / inches,
+            0.13 / across,
+            min(3.0, inches - 1.1) / inches,
+        )
+    )
+    scale = ScalarMappable(Normalize(0, peak), COLOURS)
+    figure.colorbar(scale, cax=bar).set_label("attention, 1 = even", fontsize=8)
+    bar.tick_params(labelsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def overlay(
+    grey: NDArray[np.float32], attention: Tensor, window: Window, peak: float
+) -> NDArray[np.float32]:
+    """The picture tinted by a map of its window: [H, W, 3]; outside the window it is faint."""
+    height, width = grey.shape
+    left, right = round(window[0] * width), max(round(window[2] * width), 1)
+    top, bottom = round(window[1] * height), max(round(window[3] * height), 1)
+    size = (bottom - top, right - left)
+    smooth = functional.interpolate(
+        attention[None, None].float(), size=size, mode="bilinear", align_corners=False
+    )
+    heat = (smooth[0, 0] / peak).clamp(0, 1).numpy()
+    tinted = np.repeat(grey[:, :, None] * 0.35, 3, axis=2)
+    colours = colormaps[COLOURS](heat)[:, :, :3]
+    strength = 0.25 + 0.5 * heat[:, :, None]
+    inside = grey[top:bottom, left:right, None]
+    tinted[top:bottom, left:right] = inside * (1 - strength) + colours * strength
+    return tinted.clip(0, 1)
+
+
+def _grey(picture: Tensor) -> NDArray[np.float32]:
+    grey: NDArray[np.float32] = (picture.float().mean(dim=0) / 255).numpy()
+    return grey
+
+
+def _shrink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The picture in as many pixels as a small panel can show."""
+    step = max(1, max(grey.shape) // LONG_SIDE)
+    return grey[::step, ::step]
+
+
+def _frame(window: Window, width: int, height: int) -> Rectangle:
+    left, top, right, bottom = window
+    corner = (left * width - 0.5, top * height - 0.5)
+    size = ((right - left) * width, (bottom - top) * height)
+    return Rectangle(corner, *size, fill=False, edgecolor="#E69F00", linewidth=1, linestyle="--")
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= 16 else f"{word[:15]}\u2026"

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vilmedic.config.types import Between
-from vilmedic.datasets.sample import SampleKey
+from vilmedic.datasets.aligned import SampleKey
 from vilmedic.device import autocast, move
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.evaluation.features import evaluating

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.config.types import AtLeast
+from vilmedic.drawing.scatter import COLOURS, SHAPES, draw_scatter
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.files import spreadsheet_text
 from vilmedic.post_processing.contract import PostProcessing
-from vilmedic.post_processing.projection import FEWEST, NAMES, project, spread
-from vilmedic.post_processing.scatter import draw_scatter
+from vilmedic.post_processing.projection import FEWEST, NAMES, all_alike, project
 
 logger = logging.getLogger(__name__)
+
+MOST = len(COLOURS) * len(SHAPES)
 
 
 class PlotRepresentation(PostProcessing):
@@ -32,7 +34,8 @@ class PlotRepresentation(PostProcessing):
 
     Args:
         keys: the features to plot, such as visual and linguistic.
-        labels_keep: the labels to draw, in the order of the legend; null draws all.
+        labels_keep: the labels to draw, in the order of the legend; null draws all, or of very
+            many the 64 most frequent, which is as many as can be told apart.
         max_samples_per_class: cap of the sampled plot; null leaves that plot out.
         method: how features are mapped to the plane.
     """
@@ -69,11 +72,19 @@ class PlotRepresentation(PostProcessing):
             )
             return []
         names = list(dict.fromkeys(self.labels_keep or features.label_names))
-        columns = [features.label_names.index(name) for name in names]
-        kept = features.labels[:, columns].numpy().astype(np.bool_)
+        places = {name: column for column, name in enumerate(features.label_names)}
+        columns = np.array([places[name] for name in names], dtype=np.int64)
+        by_column = features.labels.tocsc()
+        if self.labels_keep is None and len(names) > MOST:
+            columns = np.sort(np.argsort(-by_column.sum(axis=0), kind="stable")[:MOST])
+            names = [features.label_names[column] for column in columns]
+            logger.info("plot_representation: the %d most frequent of %d labels", MOST, len(places))
+        kept = by_column[:, columns].tocsr()
         rows = np.flatnonzero(kept.sum(axis=1) == 1)
-        classes = kept[rows].argmax(axis=1)
-        exactly = f"{len(rows):,} of {len(kept):,} samples have exactly one of {len(names)} labels"
+        classes = kept[rows].indices.astype(np.int64)
+        exactly = (
+            f"{len(rows):,} of {len(features):,} samples have exactly one of {len(names)} labels"
+        )
         logger.info("plot_representation, split %s: %s", evaluation.split, exactly)
         if len(rows) < FEWEST:
             logger.warning("plot_representation: fewer than %d samples, nothing drawn.", FEWEST)
@@ -81,7 +92,7 @@ class PlotRepresentation(PostProcessing):
         files: list[Path] = []
         for key in self.keys:
             value = evaluation.feature(key)
-            if value is None or spread(x := value.flatten(1).numpy()[rows]) < 1e-6:
+            if value is None or all_alike(x := value.flatten(1).numpy()[rows]):
                 logger.warning(
                     "plot_representation: every sample of '%s' has the same '%s', not drawn.",
                     evaluation.split,

@@ -1,4 +1,4 @@
-"""Maps of high-dimensional features onto the plane."""
+"""Maps of high-dimensional features onto the plane, and the neighbours of samples in them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ Method = Literal["umap", "tsne", "pca"]
 NAMES = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 FEWEST = 3
 
+BLOCK = 1024  # rows of cosines held at a time
+
+Features = NDArray[np.float32]
 Points = NDArray[np.float32]
 
 
-def project(features: NDArray[np.float32], *, method: Method, seed: int) -> Points:
+def project(features: Features, *, method: Method, seed: int) -> Points:
     """Place samples in the plane so that neighbours by cosine similarity stay neighbours.
 
     UMAP (McInnes et al. 2018) with 15 neighbours or as many as there are, t-SNE (van der Maaten
@@ -30,8 +33,7 @@ def project(features: NDArray[np.float32], *, method: Method, seed: int) -> Poin
     Returns:
         Coordinates [N, 2].
     """
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.maximum(norms, 1e-12)
+    unit = _unit(features)
     with warnings.catch_warnings():
         # Both warn about small or partly disconnected data; the picture is still drawn.
         warnings.simplefilter("ignore", UserWarning)
@@ -43,6 +45,51 @@ def project(features: NDArray[np.float32], *, method: Method, seed: int) -> Poin
         else:
             points = _pca(unit)
     return points.astype(np.float32)
+
+
+def nearest_samples(
+    queries: Features, targets: Features, count: int, *, itself: bool
+) -> tuple[NDArray[np.int64], Features]:
+    """The samples whose targets are nearest to each query by cosine similarity.
+
+    Args:
+        queries: [N, D].
+        targets: [N, D], of the same samples.
+        count: how many, at most.
+        itself: whether a sample may be its own neighbour, which tells whether a pair was found.
+
+    Returns:
+        Sample numbers and cosines, nearest first, both [N, k].
+    """
+    one, other = _unit(queries), _unit(targets)
+    k = min(count, len(other) - (0 if itself else 1))
+    index = np.empty((len(one), k), dtype=np.int64)
+    cosine = np.empty((len(one), k), dtype=np.float32)
+    for start in range(0, len(one), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(one)))
+        similarity = one[rows] @ other.T
+        if not itself:
+            similarity[np.arange(len(rows)), rows] = -np.inf
+        top = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(similarity, top, axis=1), axis=1, kind="stable")
+        index[rows] = np.take_along_axis(top, order, axis=1)
+        cosine[rows] = np.take_along_axis(similarity, index[rows], axis=1)
+    return index, cosine
+
+
+def all_alike(features: Features) -> bool:
+    """Whether the normalised features [N, D] of all samples are the same, so that no map shows any.
+
+    They are when none of their D values has a standard deviation of 1e-6 or more.
+    """
+    return bool(_unit(features).std(axis=0).max() < 1e-6)
+
+
+def _unit(features: Features) -> Features:
+    """Features scaled to length 1."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    scaled: Features = (features / np.maximum(norms, 1e-12)).astype(np.float32)
+    return scaled
 
 
 def _umap(unit: NDArray[np.float32], seed: int) -> Points:
@@ -81,9 +128,3 @@ def _pca(unit: NDArray[np.float32]) -> Points:
     signs = np.sign(vt[np.arange(axes), np.abs(vt[:axes]).argmax(axis=1)])
     points = u[:, :axes] * s[:axes] * signs
     return np.pad(points, ((0, 0), (0, 2 - axes)))
-
-
-def spread(features: NDArray[np.float32]) -> float:
-    """Largest standard deviation of a normalised feature: 0 when all samples are placed alike."""
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return float((features / np.maximum(norms, 1e-12)).std(axis=0).max())

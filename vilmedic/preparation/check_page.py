@@ -1,7 +1,9 @@
-"""The result of a check as a table, as plain values and as a page of histograms."""
+"""The result of a check as a table, as plain values and as pages of histograms and samples."""
 
 from __future__ import annotations
 
+import os
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
+from vilmedic.drawing.scatter import COLOURS
 from vilmedic.errors import escaped
-from vilmedic.post_processing.scatter import COLOURS
-from vilmedic.preparation.check_facts import Findings, SplitFacts
-from vilmedic.preparation.near_duplicates import repeated_share
+from vilmedic.files import text_table
+from vilmedic.preparation.checking import Findings, SplitFacts
+from vilmedic.preparation.image_facts import SampleImage
+from vilmedic.preparation.report_facts import repeated_share
 
 MOST_LABELS = 20
 BINS = 40
@@ -27,6 +31,9 @@ _FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei"),
     *("Microsoft YaHei", "SimHei", "PingFang SC", "Malgun Gothic", "Arial Unicode MS"),
 )
+COLUMNS = 6
+_WIDTH, _LINES = 38, 9  # letters and lines of a report that are shown
+_NAME = 34
 
 
 @contextmanager
@@ -69,16 +76,7 @@ def as_table(findings: Findings) -> str:
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [["", *columns]]
     rows += [[name, *(column.get(name, "-") for column in columns.values())] for name in names]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for row in rows
-    )
+    return "\n".join(text_table(rows))
 
 
 @plain_text()
@@ -99,6 +97,34 @@ def draw_page(findings: Findings, path: Path, title: str) -> None:
     )
     figure.legend(handles, names, loc="outside lower center", ncols=max(1, len(names)))
     figure.savefig(path, dpi=110)
+
+
+@plain_text()
+def draw_samples(findings: Findings, path: Path, title: str) -> bool:
+    """Write a page of the samples of all splits as PNG, each over the report of its line.
+
+    Returns:
+        Whether there were any; without, no file is written.
+    """
+    cells = [
+        (split, sample, facts.texts)
+        for split, facts in findings.splits.items()
+        for sample in (facts.images.samples if facts.images else ())
+    ]
+    if not cells:
+        return False
+    rows = -(-len(cells) // COLUMNS)
+    figure = Figure(figsize=(15, 0.6 + 4.0 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_shown(title))
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (split, sample, texts) in zip(axes, cells, strict=False):
+        report = texts[sample.line] if sample.line < len(texts) else ""
+        _draw(axis, split, sample, report)
+    figure.savefig(path, dpi=90)
+    return True
 
 
 def _figures(facts: SplitFacts) -> dict[str, Any]:
@@ -270,3 +296,17 @@ def _duplicates(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
     axis.set_xticks([0, 1], ["word for word", "nearly"])
     axis.set(ylabel="share of the split", ylim=(0, 1))
     return True
+
+
+def _draw(axis: Axes, split: str, sample: SampleImage, report: str) -> None:
+    axis.imshow(sample.pixels, cmap="gray", vmin=0, vmax=255, aspect="equal")
+    name = _shown(os.path.basename(sample.place))
+    name = name if len(name) <= _NAME else f"...{name[-_NAME + 3 :]}"
+    axis.set_title(f"{split}, line {sample.line + 1}\n{name}", fontsize=8)
+    text = textwrap.fill(_shown(report), _WIDTH, max_lines=_LINES, placeholder=" ...")
+    axis.text(0, -0.02, text, va="top", fontsize=7, transform=axis.transAxes, clip_on=False)
+
+
+def _shown(text: str) -> str:
+    """A text without letters that cannot be drawn."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -10,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilmedic.datasets.file_contents import sha256_of
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
-from vilmedic.files import core_count
-from vilmedic.preparation.disk import disk_trouble
+from vilmedic.files import disk_trouble, sha256_of, walk_files
 from vilmedic.preparation.folder import (
     CARD,
     LEFT_OUT,
@@ -24,9 +23,9 @@ from vilmedic.preparation.folder import (
     is_built,
     write_folder,
 )
-from vilmedic.preparation.labels import UNCERTAIN
 from vilmedic.preparation.splitting import Shares, parse_shares
-from vilmedic.preparation.tables import MISSING, list_facts
+from vilmedic.script import count
+from vilmedic.tables import MISSING
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
 
@@ -82,17 +81,6 @@ def add_line(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_uncertain(parser: argparse.ArgumentParser) -> None:
-    """The option that says what becomes of uncertain labels."""
-    parser.add_argument(
-        "--uncertain",
-        choices=list(UNCERTAIN),
-        default="negative",
-        help="what labels of -1 count as; mixed: present for atelectasis, edema and pleural "
-        "effusion; drop: leave such studies out",
-    )
-
-
 def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> None:
     """The options of a random split."""
     parser.add_argument(
@@ -109,7 +97,7 @@ def add_missing(parser: argparse.ArgumentParser) -> None:
     """The option that says which texts of a table stand for a missing value."""
     parser.add_argument(
         "--missing",
-        type=names,
+        type=name_list,
         default=",".join(MISSING),
         metavar="TEXT,...",
         help="cells that count as missing, in any letter case; blank ones always do",
@@ -129,14 +117,7 @@ def shares(text: str) -> Shares:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def count(text: str) -> int:
-    """An argument that is a whole number of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def names(text: str) -> tuple[str, ...]:
+def name_list(text: str) -> tuple[str, ...]:
     """An argument of names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -211,6 +192,16 @@ def input_facts(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     }
 
 
+def list_facts(folder: Path) -> dict[str, Any]:
+    """Number, size and sum of the list of a folder's files: a different file, a different sum."""
+    files, total, digest = 0, 0, hashlib.sha256()
+    for path in walk_files(folder):
+        size = path.stat().st_size
+        files, total = files + 1, total + size
+        digest.update(f"{path.relative_to(folder)}\t{size}\n".encode())
+    return {"files": files, "bytes": total, "sha256_of_list": digest.hexdigest()}
+
+
 def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
     """What is in the folder of images that limits a build, for the card.
 
@@ -252,11 +243,6 @@ def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
         except (OSError, ValueError):  # none there, or no name that a folder could have
             listed[folder] = set()
     return listed[folder]
-
-
-def cores(workers: int) -> int:
-    """The number of processes to use: the one given, or one a core."""
-    return workers or core_count()
 
 
 def _short(value: Any) -> bool:

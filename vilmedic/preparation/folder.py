@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from vilmedic.datasets.lines import brief, join_names, shown
 from vilmedic.errors import DataError
+from vilmedic.files import sha256_of
 from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 
 CARD = "data_card.json"
@@ -39,7 +40,7 @@ class Sample:
     patient: str
 
 
-class LeftOut:
+class Dropped:
     """What is left out of a folder, each with its name and reason.
 
     Attributes:
@@ -98,7 +99,7 @@ class Build:
     """
 
     samples: dict[str, list[Sample]]
-    dropped: LeftOut = field(default_factory=LeftOut)
+    dropped: Dropped = field(default_factory=Dropped)
     notes: dict[str, Any] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     missing: Counter[str] = field(default_factory=Counter)
@@ -153,7 +154,9 @@ def split_by_patient(
     }
 
 
-def gather(samples: Sequence[Sample], split: Mapping[str, str]) -> dict[str, list[Sample]]:
+def samples_by_split(
+    samples: Sequence[Sample], split: Mapping[str, str]
+) -> dict[str, list[Sample]]:
     """The samples of each split, in their order, by the split of their patient."""
     return {
         name: [sample for sample in samples if split[sample.patient] == name] for name in SPLITS
@@ -192,7 +195,7 @@ def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
         )
     for name, facts in card.get("files", {}).items():
         path = root / name
-        if not path.is_file() or _sha256(path.read_bytes()) != facts["sha256"]:
+        if not path.is_file() or sha256_of(path) != facts["sha256"]:
             raise DataError(f"{path}: is missing or was changed. Build it anew with --force.")
     return not differs
 
@@ -277,7 +280,10 @@ def _facts(build: Build, folder: Path) -> dict[str, Any]:
     files = {}
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
-        files[path.name] = {"lines": content.count(b"\n"), "sha256": _sha256(content)}
+        files[path.name] = {
+            "lines": content.count(b"\n"),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
     return {
         "kept": kept,
         "dropped": build.dropped.counts(),
@@ -314,7 +320,7 @@ def _check(build: Build, beside: Path) -> None:
                     )
 
 
-def _write_left_out(path: Path, dropped: LeftOut) -> None:
+def _write_left_out(path: Path, dropped: Dropped) -> None:
     # Names may hold bytes that are no UTF-8.
     path.write_text(dropped.text(), encoding="utf-8", errors="backslashreplace", newline="\n")
 
@@ -336,7 +342,3 @@ def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str
         elif given != value:
             differs[key] = f"{key} {brief(str(given))} instead of {brief(str(value))}"
     return differs
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

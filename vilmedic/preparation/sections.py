@@ -15,10 +15,12 @@ Beyond them, a heading that is no administrative one and stands inside findings 
 from __future__ import annotations
 
 import difflib
+import heapq
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 FINDINGS, IMPRESSION = "findings", "impression"
@@ -123,14 +125,14 @@ def find_sections(report: str) -> Sections:
         The sections, with white space run together.
     """
     text = _RULE.sub("", report.replace("\r\n", "\n").replace("\r", "\n"))
-    pieces = list(_pieces(text))
-    found = {
-        name: [body for section, body in pieces if section == name and _WORD.search(body)]
-        for name in (FINDINGS, IMPRESSION)
-    }
-    last = {name: _one_line(bodies[-1]) if bodies else "" for name, bodies in found.items()}
-    rest = "" if any(last.values()) else _unheaded(pieces)
-    return Sections(last[FINDINGS], last[IMPRESSION], rest)
+    pieces = _pieces(text)
+    last = {FINDINGS: "", IMPRESSION: ""}
+    for section, body in pieces:
+        if section in last and _WORD.search(body):
+            last[section] = body
+    findings, impression = map(_one_line, last.values())
+    rest = "" if findings or impression else _unheaded(pieces)
+    return Sections(findings, impression, rest)
 
 
 def choose_text(sections: Sections, section: str, *, unheaded: bool = True) -> str:
@@ -153,39 +155,46 @@ def choose_text(sections: Sections, section: str, *, unheaded: bool = True) -> s
     return both or (sections.rest if unheaded else "")
 
 
-def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """Sections in their order, each with its text; the first one has no heading."""
+def _pieces(text: str) -> list[tuple[str, str]]:
+    """Sections in their order, each with its text; the first one has no heading.
+
+    Those without a word are left out, but for the last one.
+    """
+    pieces = []
     current, start = "", 0
-    for heading in _headings(text):
-        if not heading.known and current in (FINDINGS, IMPRESSION):
+    for _, section, begin, end, known in _until_the_end(_headings(text)):
+        if not known and current in (FINDINGS, IMPRESSION):
             continue
-        yield current, text[start : heading.start]
-        current, start = heading.section, heading.end
-    yield current, text[start:]
+        if _WORD.search(text, start, begin):
+            pieces.append((current, text[start:begin]))
+        current, start = section, end
+    return [*pieces, (current, text[start:])]
 
 
-def _headings(text: str) -> list[_Heading]:
-    headings = list(_line_headings(text))
+def _headings(text: str) -> Iterator[_Heading]:
+    """Headings in their order, one at a time: a text may have one on every line."""
+    titles = []
     for pattern in _TITLES:
         for match in pattern.finditer(text):
             name = _normal(match["title"])
-            headings.append(_Heading(name, _KNOWN[name], match.start(), match.end(), True))
-    headings.sort(key=lambda heading: heading.start)
-    return _until_the_end(headings)
+            titles.append(_Heading(name, _KNOWN[name], match.start(), match.end(), True))
+    if not titles:
+        return _line_headings(text)
+    place = attrgetter("start")
+    return heapq.merge(_line_headings(text), sorted(titles, key=place), key=place)
 
 
-def _until_the_end(headings: list[_Heading]) -> list[_Heading]:
+def _until_the_end(headings: Iterator[_Heading]) -> Iterator[_Heading]:
     """Headings without the summaries that follow the end of an impression."""
-    names = [heading.name for heading in headings]
-    end = names.index(_END) if _END in names else len(headings)
-    if not any(heading.section == IMPRESSION for heading in headings[:end]):
-        return headings
-    return headings[:end] + [
-        heading._replace(section="other")
-        if heading.section == IMPRESSION and "impression" not in heading.name
-        else heading
-        for heading in headings[end:]
-    ]
+    impression = closed = ended = False
+    for heading in headings:
+        if heading.section == IMPRESSION:
+            impression = True
+            if ended and "impression" not in heading.name:
+                heading = heading._replace(section="other")
+        elif heading.name == _END and not closed:
+            ended, closed = impression, True
+        yield heading
 
 
 def _line_headings(text: str) -> Iterator[_Heading]:
@@ -193,17 +202,17 @@ def _line_headings(text: str) -> Iterator[_Heading]:
     start = compared = 0
     for line in text.split("\n"):
         colon = line.find(":", 0, 80)
-        name = (line if colon < 0 else line[:colon]).strip()
         if colon > 0:
-            heading = _named(name, compared < MOST_SPELLINGS)
+            named = _named(line[:colon].strip(), compared < MOST_SPELLINGS)
             compared += 1
-            if heading is not None:
-                yield _Heading(heading[0], heading[1], start, start + colon + 1, heading[2])
-        elif colon < 0 and 0 < len(name) < 32 and name[0].isupper():
-            alone = _KNOWN.get(_normal(name), "")
-            capitals = name.upper() == name
-            if alone and (capitals or name in ("Findings", "Impression", "Conclusion")):
-                yield _Heading(_normal(name), alone, start, start + len(line), True)
+            if named is not None:
+                name, section, known = named
+                yield _Heading(name, section, start, start + colon + 1, known)
+        elif colon < 0 and line and 0 < len(alone := line.strip()) < 32 and alone[0].isupper():
+            name = _normal(alone)
+            capitals = alone.upper() == alone
+            if name in _KNOWN and (capitals or alone in ("Findings", "Impression", "Conclusion")):
+                yield _Heading(name, _KNOWN[name], start, start + len(line), True)
         start += len(line) + 1
 
 

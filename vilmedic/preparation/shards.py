@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -23,15 +22,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilmedic.datasets.decode import MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
-from vilmedic.datasets.dicom import HEAD
-from vilmedic.datasets.file_contents import sha256_of
+from vilmedic.datasets.decode import HEAD, MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
-from vilmedic.datasets.pictures import PictureFiles, first_numbers
-from vilmedic.datasets.shard_store import Shard
-from vilmedic.datasets.shards import INDEX, ShardIndex
+from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
+from vilmedic.datasets.shards import Shard, ShardIndex
 from vilmedic.errors import DataError
-from vilmedic.files import core_count
+from vilmedic.files import core_count, replacing, sha256_of
 
 CARD = "shards.json"
 ALL = 10**6  # images of a line that are taken
@@ -163,9 +159,7 @@ def _write_split(
         )
         written = list(bar)
     index = _index(written, [len(files.names(line)) for line in range(count)])
-    draft = target / f".{split}.{INDEX}"
-    index.save(draft)
-    os.replace(draft, target / f"{split}.{INDEX}")
+    index.save(target / f"{split}.{SHARD_INDEX}")
     size = sum(shard.size for shard in index.shards)
     return {"lines": count, "images": len(index.size), "shards": len(chunks), "bytes": size}
 
@@ -185,11 +179,12 @@ def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int
     """Write a shard unless it is there, and find its images: first byte and size of each."""
     found = list(_members(path)) if path.is_file() else []
     if not _holds(path, found, members):
-        draft = path.with_name(f".{path.name}.partial")
-        with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            replacing(path) as draft,
+            tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for member in members:
                 _add(tar, member)
-        os.replace(draft, path)
         found = list(_members(path))
     images = [
         (offset, size)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from vilmedic.checkpoints.left_out import LeftOut, read_json
+from vilmedic.drawing.images import webp
 from vilmedic.evaluation.evaluations import FOLDER, shown_folders
 from vilmedic.files import open_regular
-from vilmedic.report.left_out import LeftOut, read_json
-from vilmedic.report.thumbnails import webp
 
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Representations", ("*_full_*.png", "*_sampled_*.png")),

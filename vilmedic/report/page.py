@@ -6,7 +6,8 @@ import base64
 import gzip
 import io
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -15,16 +16,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vilmedic.checkpoints.score import improves
-from vilmedic.config.scores import known_better
-from vilmedic.errors import escaped
+from vilmedic.checkpoints.checkpoint import improves
+from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes, read_json
+from vilmedic.config.declared import known_better
+from vilmedic.config.yaml_source import parse_override, read_file_text, read_yaml
+from vilmedic.errors import ConfigError, escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text
-from vilmedic.report.curves import Line, arrange, read_curves
-from vilmedic.report.draw_curves import shorter
+from vilmedic.report.curves import Line, arrange, read_curves, shorter
 from vilmedic.report.gallery import read_gallery
-from vilmedic.report.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
-from vilmedic.report.settings import Settings, read_settings
 from vilmedic.report.tables import read_evaluations, read_results, shown
 
 CURVES = "curves.png"
@@ -57,7 +57,7 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
     explorers = _explorers(run_dir, left_out)
     tiles = _tiles(run_dir, settings, lines, left_out)
     page = (
-        _environment()
+        _templates()
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
@@ -78,6 +78,50 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
     return path
 
 
+@dataclass
+class RunSettings:
+    """Configuration and environment of the run with one seed.
+
+    Args:
+        seed: its seed.
+        lines: each line of the resolved configuration, and whether the command line set it.
+        overrides: the words of the command line.
+        environment: name and text of what it was run with.
+        data: the configuration itself.
+    """
+
+    seed: int
+    lines: list[tuple[str, bool]]
+    overrides: list[str] = field(default_factory=list)
+    environment: list[tuple[str, str]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def read_settings(run_dir: Path, left_out: LeftOut | None = None) -> list[RunSettings]:
+    """The settings of every seed of a run directory, the newest first.
+
+    Args:
+        run_dir: the directory.
+        left_out: takes the files that cannot be read.
+    """
+    left_out = left_out or LeftOut(run_dir)
+    paths = sorted(run_dir.glob("config_*.yml"), key=lambda p: (-p.lstat().st_mtime, p.name))
+    found = []
+    for path in paths:
+        seed = path.stem.removeprefix("config_")
+        if not re.fullmatch("[0-9]{1,20}", seed):
+            continue
+        settings = RunSettings(int(seed), [])
+        recorded = run_dir / f"environment_{seed}.json"
+        if recorded.exists():  # runs of earlier versions have none
+            with left_out.damaged(recorded):
+                _read_environment(recorded, settings)
+        with left_out.damaged(path):
+            _read_configuration(path, settings)
+            found.append(settings)
+    return found
+
+
 @cache
 def plotly() -> str:
     """The plotting library that the installed package carries, packed."""
@@ -86,7 +130,7 @@ def plotly() -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _templates() -> Environment:
     loader = PackageLoader("vilmedic.report", "templates")
     # Every value is escaped, control characters too: reports and names are text from outside.
     return Environment(
@@ -159,7 +203,7 @@ def _panels(lines: list[Line]) -> str:
 
 
 def _better(
-    run_dir: Path, settings: list[Settings], metric: str | None, left_out: LeftOut
+    run_dir: Path, settings: list[RunSettings], metric: str | None, left_out: LeftOut
 ) -> str | None:
     """Whether a higher or a lower value of a score is better; None when nobody says."""
     better = known_better(str(metric))
@@ -175,7 +219,7 @@ def _better(
 
 
 def _tiles(
-    run_dir: Path, settings: list[Settings], lines: list[Line], left_out: LeftOut
+    run_dir: Path, settings: list[RunSettings], lines: list[Line], left_out: LeftOut
 ) -> list[tuple[str, str, str]]:
     """What a reader wants to know first: label, value and small print."""
     tiles = []
@@ -205,7 +249,7 @@ def _tiles(
     return tiles
 
 
-def _section(settings: list[Settings], name: str) -> dict[str, Any]:
+def _section(settings: list[RunSettings], name: str) -> dict[str, Any]:
     section = settings[0].data.get(name) if settings else None
     return section if isinstance(section, dict) else {}
 
@@ -213,3 +257,49 @@ def _section(settings: list[Settings], name: str) -> dict[str, Any]:
 def _epochs(trainor: dict[str, Any]) -> str:
     known = {"epochs": "{} epochs", "batch_size": "batch size {}"}
     return ", ".join(text.format(trainor[key]) for key, text in known.items() if key in trainor)
+
+
+def _read_configuration(path: Path, settings: RunSettings) -> None:
+    text = read_file_text(str(path))
+    try:
+        data, marks = read_yaml(text, lambda line: f"line {line}")
+    except ConfigError as error:
+        raise ConfigError(f"it is no configuration: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError("it is no configuration, which is a mapping of keys to values")
+    given = {path for word in settings.overrides for path in _path_of(word)}
+    marked = {
+        int(mark.origin.removeprefix("line "))
+        for key, mark in marks.items()
+        if any(tuple(map(str, key[:depth])) in given for depth in range(1, len(key) + 1))
+    }
+    lines = enumerate(text.splitlines(), start=1)
+    settings.lines = [(line, number in marked) for number, line in lines]
+    settings.data = data
+
+
+def _path_of(word: str) -> list[tuple[str, ...]]:
+    """The key that a word of the command line sets; none for a word that sets none."""
+    try:
+        return [parse_override(word).path]
+    except ConfigError:
+        return []
+
+
+def _read_environment(path: Path, settings: RunSettings) -> None:
+    content = read_json(path)
+    overrides = content.get("overrides") or []
+    if not isinstance(overrides, list):
+        raise ValueError("its overrides are no list")
+    settings.environment = _environment_rows(content)
+    settings.overrides = [str(word) for word in overrides]
+
+
+def _environment_rows(content: dict[str, Any]) -> list[tuple[str, str]]:
+    command = content.get("command")
+    rows = {"command": " ".join(map(str, command)) if isinstance(command, list) else None}
+    rows |= {key: content.get(key) for key in ("git_commit", "device", "python", "platform")}
+    versions = content.get("versions")
+    if isinstance(versions, dict):
+        rows["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [(key.replace("_", " "), str(value)) for key, value in rows.items() if value]

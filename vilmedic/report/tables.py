@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vilmedic.checkpoints.left_out import LeftOut, read_json
 from vilmedic.evaluation.evaluations import FOLDER, read_index
 from vilmedic.evaluation.results import source
-from vilmedic.report.left_out import LeftOut, read_json
 
 Cell = tuple[str, str]
 """A number and, in small print, its confidence interval."""

@@ -1,28 +1,34 @@
-"""What is seen of a run while it trains: progress, numbers, and steps that went wrong."""
+"""What is seen of a run while it trains: progress, numbers, bad steps, and where the time goes."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile, schedule
+from tqdm import tqdm
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
+from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
 from vilmedic.log import LOGGER
-from vilmedic.training.bars import RunBars
-from vilmedic.training.diagnostics import Observed, contrastive_diagnostics, observing
-from vilmedic.training.groups import Group
-from vilmedic.training.health import StuckWarning
-from vilmedic.training.metrics_log import MetricsLog
-from vilmedic.training.no_log import NoLog
-from vilmedic.training.progress import Tally
-from vilmedic.training.step import StepResult
-from vilmedic.training.throughput import Throughput
+from vilmedic.training.health import Observed, StuckWarning, contrastive_diagnostics, observing
+from vilmedic.training.metrics_log import MetricsLog, NoLog
+from vilmedic.training.parallel import Group
+from vilmedic.training.step import StepResult, Tally
 
 T = TypeVar("T")
+GIB = 1024**3
+SKIPPED = 3
+"""Steps before the trace: the first ones load libraries and fill caches."""
 
 
 class StepWatch:
@@ -34,8 +40,10 @@ class StepWatch:
         section: `log_every` and `max_bad_steps`.
         model: the model that is trained.
         data: names the samples of a bad step.
-        log: where numbers go.
         tally: counts bad steps.
+
+    Attributes:
+        log: where numbers go; nowhere until it is set.
     """
 
     def __init__(
@@ -43,12 +51,12 @@ class StepWatch:
         section: TrainorSection,
         model: nn.Module,
         data: Any,
-        log: MetricsLog | NoLog,
         tally: Tally,
     ) -> None:
         self.section, self.model, self.data = section, model, data
         self.device = next(model.parameters()).device
-        self.log, self.tally = log, tally
+        self.log: MetricsLog | NoLog = NoLog()
+        self.tally = tally
         self.bars = RunBars(section.epochs)
         self.throughput = Throughput(self.device)
         self.stuck = StuckWarning()
@@ -151,3 +159,225 @@ class StepWatch:
                 "trainor.clip_grad_norm or trainor.precision=fp32 may help. Samples of the last "
                 "step:\n  " + "\n  ".join(lines)
             )
+
+
+class RunBars:
+    """Shows the epochs of a run and the steps of each epoch.
+
+    On a terminal these are two bars. In a file, under Slurm say, it is a line after `every`
+    seconds within an epoch, so that a long epoch is seen to move and a short one adds nothing.
+    Processes other than the main one show nothing.
+
+    Args:
+        epochs: number of epochs of the run.
+        every: seconds between two lines where there is no terminal.
+        terminal: whether bars can be drawn; None asks the standard error stream.
+    """
+
+    def __init__(self, epochs: int, *, every: float = 30.0, terminal: bool | None = None) -> None:
+        self._main = is_main_process()
+        self._terminal = self._main and (sys.stderr.isatty() if terminal is None else terminal)
+        self._every = every
+        self._epochs = epochs
+        self._outer: tqdm[Any] | None = None
+        self._inner: tqdm[Any] | None = None
+
+    def start_epoch(self, epoch: int, steps: int, done: int = 0) -> None:
+        """Begin an epoch.
+
+        Args:
+            epoch: counted from 0.
+            steps: its number of steps.
+            done: steps of it that were done before.
+        """
+        self._title = f"Epoch {epoch} of {self._epochs}"
+        self._steps, self._done, self._here = steps, done, 0
+        self._began = self._told = time.monotonic()
+        if not self._terminal:
+            return
+        if self._outer is None:
+            self._outer = tqdm(total=self._epochs, initial=epoch, desc="Epochs", unit="epoch")
+        self._inner = tqdm(
+            total=steps, initial=done, desc=self._title, unit="step", leave=False, position=1
+        )
+
+    def step(self) -> None:
+        """Count a step."""
+        self._here += 1
+        if self._inner is not None:
+            self._inner.update()
+
+    def show(self, **numbers: str) -> None:
+        """The newest numbers, beside the bar or, when it is time, in a line."""
+        if self._inner is not None:
+            self._inner.set_postfix(numbers)
+        now = time.monotonic()
+        if self._terminal or not self._main or now - self._told < self._every:
+            return
+        self._told = now
+        step = self._done + self._here
+        left = (now - self._began) / max(self._here, 1) * (self._steps - step)
+        text = "".join(f"  {name} {value}" for name, value in numbers.items())
+        LOGGER.info(
+            "%s  step %d of %d%s  %s left", self._title, step, self._steps, text, clock(left)
+        )
+
+    def end_epoch(self) -> None:
+        """End an epoch."""
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+        if self._outer is not None:
+            self._outer.update()
+
+    def close(self) -> None:
+        """Take the bars down."""
+        for bar in (self._inner, self._outer):
+            if bar is not None:
+                bar.close()
+        self._inner = self._outer = None
+
+
+class Throughput:
+    """Samples a second, the share of time spent waiting for data, and memory.
+
+    Args:
+        device: where the run computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._samples = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass on batches and time how long each is waited for."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - started
+            yield batch
+
+    def count(self, samples: int) -> None:
+        """Add samples that were trained on."""
+        self._samples += samples
+
+    def restart(self) -> None:
+        """Begin a new interval, after an evaluation say."""
+        self._samples, self._waited = 0, 0.0
+        self._since = time.perf_counter()
+
+    def rate(self) -> float:
+        """Samples a second since the interval began."""
+        return self._samples / max(time.perf_counter() - self._since, 1e-9)
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers of the interval, after which a new one begins.
+
+        Returns:
+            `samples_per_second`; `data_wait`, the share of the time spent waiting for the loader;
+            `memory_gib`, the most that the run held so far: on a GPU of tensors there, on the CPU
+            of resident memory of this process, loaders left out.
+        """
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        numbers = {
+            "samples_per_second": round(self.rate(), 2),
+            "data_wait": round(min(self._waited / elapsed, 1.0), 4),
+            "memory_gib": round(peak_memory(self.device) / GIB, 3),
+        }
+        self.restart()
+        return numbers
+
+
+class StepProfiler:
+    """Traces a number of steps and writes `profile_<seed>.json` and `.txt`.
+
+    The trace opens in chrome://tracing or https://ui.perfetto.dev; the table has one line an
+    operation, and those of the engine itself: data, forward, backward and update.
+
+    Args:
+        steps: number of steps to trace, after the first three; None traces nothing.
+        run_dir: where the files go.
+        seed: the run's seed.
+        device: where the model computes.
+    """
+
+    def __init__(self, steps: int | None, run_dir: Path, seed: int, device: torch.device) -> None:
+        self._files = [run_dir / f"profile_{seed}.{suffix}" for suffix in ("json", "txt")]
+        self._cuda = device.type == "cuda"
+        self._left = 0
+        self._profiler: profile | None = None
+        if steps is not None:
+            self._left = SKIPPED + steps
+            self._profiler = profile(
+                activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * self._cuda)],
+                schedule=schedule(wait=SKIPPED - 1, warmup=1, active=steps, repeat=1),
+            )
+
+    def __enter__(self) -> StepProfiler:
+        if self._profiler is not None:
+            self._profiler.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+            LOGGER.warning("The run ended before trainor.profile had its steps; nothing is written")
+
+    def after_step(self) -> None:
+        """Call after each step; writes the files after the last one to trace."""
+        if self._profiler is None:
+            return
+        self._left -= 1
+        if self._left == 0:
+            self._profiler.stop()
+            try:
+                self._write(self._profiler)
+            except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
+                LOGGER.warning("The trace of trainor.profile could not be written: %s", error)
+            self._profiler = None
+        else:
+            self._profiler.step()
+
+    def _write(self, profiler: profile) -> None:
+        trace, table = self._files
+        profiler.export_chrome_trace(str(trace))
+        key = "self_cuda_time_total" if self._cuda else "self_cpu_time_total"
+        averages = profiler.key_averages()
+        engine = [one for one in averages if one.key in ("data", "forward", "backward", "update")]
+        lines = [
+            f"{one.key:10s} {one.cpu_time_total / 1e6:9.3f} s on the CPU"
+            + (f" {one.device_time_total / 1e6:9.3f} s on the GPU" if self._cuda else "")
+            for one in engine
+        ]
+        text = "\n".join(lines)
+        table.write_text(f"{text}\n\n{averages.table(sort_by=key, row_limit=40)}\n", "utf-8")
+        LOGGER.info("Where the time of the profiled steps went:\n%s", text)
+        LOGGER.info("Written: %s and %s", trace, table)
+
+
+def clock(seconds: float) -> str:
+    """A duration as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes held at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on every system that Python runs on
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

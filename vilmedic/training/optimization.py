@@ -1,18 +1,20 @@
-"""The optimizer and the learning-rate schedule that a configuration names."""
+"""The optimizer and the learning-rate schedule that a configuration names, and averaged weights."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
+from vilmedic.distributed.tensors import like, local
 from vilmedic.errors import ConfigError
-from vilmedic.training.parallel import like
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
@@ -42,20 +44,6 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
         return cls(parameters, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
-
-
-def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
-    """Whether torch has one kernel for the whole update, and the options leave the choice open."""
-    others = ("fused", "foreach", "capturable", "differentiable")
-    if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
-        return False
-    if isinstance(parameters[0], DTensor) and cls not in FUSED_WHEN_SHARDED:
-        return False
-    try:
-        cls(parameters, **options, fused=True)
-    except (RuntimeError, TypeError, ValueError):  # not on this device, or an option is wrong
-        return False
-    return True
 
 
 def restore_optimizer(
@@ -106,19 +94,6 @@ def schedule_options(trainor: dict[str, Any]) -> tuple[str | None, dict[str, Any
     elif "max_lr" in options and options["max_lr"] == rate:
         del options["max_lr"]
     return trainor["lr_decay"], options
-
-
-def _changed_options(
-    optimizer: Optimizer, saved: dict[str, Any], options: dict[str, Any]
-) -> dict[str, tuple[Any, Any]]:
-    """Then and now of the options that differ."""
-    parameters = inspect.signature(type(optimizer)).parameters
-    both = {
-        key: tuple(given.get(key, parameters[key].default) for given in (saved, options))
-        for key in dict.fromkeys([*saved, *options])
-        if key in parameters
-    }
-    return {key: (old, new) for key, (old, new) in both.items() if old != new}
 
 
 class Schedule:
@@ -227,3 +202,96 @@ class Schedule:
                 rates = self._scheduler._get_closed_form_lr()
                 for group, lr in zip(self._scheduler.optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr
+
+
+class AveragedWeights:
+    """The exponential moving average of weights and running statistics.
+
+    After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) towards the weights, so
+    that the start of training is soon forgotten.
+
+    Args:
+        model: whose weights are averaged; its device and its values now are where it starts.
+        decay: share of the average that stays, from 0 to below 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._model = model
+        self._average = {name: value.detach().clone() for name, value in self._tensors().items()}
+
+    @torch.no_grad()
+    def update(self, step: int, taken: Tensor) -> None:
+        """Move towards the weights.
+
+        Args:
+            step: steps of the run so far.
+            taken: whether the last one was taken, bool scalar; the average waits otherwise.
+        """
+        move = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, value in self._tensors().items():
+            average, value = local(self._average[name]), local(value)
+            if value.is_floating_point():
+                average.lerp_(value, (taken * move).to(value.dtype))
+            else:
+                average.copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average as the weights of the model, and the weights back afterwards, bit by bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average, under the names that the model's own state has."""
+        first = {id(value): name for name, value in self._tensors().items()}
+        state = self._model.state_dict(keep_vars=True)
+        return {name: self._average[first[id(value)]] for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue with the average of a checkpoint."""
+        for name, value in self._average.items():
+            value.copy_(like(state[name], value))
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self._tensors().items():
+            kept = value.clone()
+            value.copy_(self._average[name])
+            self._average[name].copy_(kept)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of the model's state, those that carry several names once."""
+        state = self._model.state_dict(keep_vars=True)
+        once = {id(value): name for name, value in reversed(state.items())}
+        return {name: state[name] for name in once.values()}
+
+
+def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
+    """Whether torch has one kernel for the whole update, and the options leave the choice open."""
+    others = ("fused", "foreach", "capturable", "differentiable")
+    if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
+        return False
+    if isinstance(parameters[0], DTensor) and cls not in FUSED_WHEN_SHARDED:
+        return False
+    try:
+        cls(parameters, **options, fused=True)
+    except (RuntimeError, TypeError, ValueError):  # not on this device, or an option is wrong
+        return False
+    return True
+
+
+def _changed_options(
+    optimizer: Optimizer, saved: dict[str, Any], options: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Then and now of the options that differ."""
+    parameters = inspect.signature(type(optimizer)).parameters
+    both = {
+        key: tuple(given.get(key, parameters[key].default) for given in (saved, options))
+        for key in dict.fromkeys([*saved, *options])
+        if key in parameters
+    }
+    return {key: (old, new) for key, (old, new) in both.items() if old != new}

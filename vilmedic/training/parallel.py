@@ -1,4 +1,4 @@
-"""One model in several processes: how it is wrapped, and what becomes one gradient and one state.
+"""One model in several processes: how it is wrapped, how batches are shared, what is averaged.
 
 Data parallel (`ddp`): every process holds the whole model and gradients are averaged while the
 backward pass goes on. Sharded (`fsdp`): every process holds a part of each weight, of its gradient
@@ -8,8 +8,10 @@ and of its optimizer state, and gathers a block's weights while it computes with
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,21 +19,83 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
-from vilmedic.blocks.repeated import repeated_blocks
-from vilmedic.datasets.sample import stable_seed
+from vilmedic.datasets.aligned import SampleKey, stable_seed
+from vilmedic.datasets.loader import EpochLoader
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part
+from vilmedic.distributed.tensors import copy_from_main, in_buckets, local
 from vilmedic.errors import ConfigError
 from vilmedic.models.contract import ContrastiveModel, Model
 from vilmedic.random_state import seed_everything
 
-BUCKET = 25 * 2**20
-"""Bytes of gradients or weights that are exchanged at once."""
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = next(k for k in ("forward_sync_buffers", "broadcast_buffers") if k in _KNOWN)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What an optimizer step is taken on.
+
+    Args:
+        batches: this process's parts of at most `grad_accu` batches.
+        parts: what they are of the batches of all processes.
+        signals: which of the signals any process gave.
+    """
+
+    batches: list[dict[str, Any]]
+    parts: list[Part]
+    signals: list[bool]
+
+
+def groups(
+    loader: EpochLoader,
+    dataset: Any,
+    count: int,
+    smallest: int,
+    signals: Callable[[], Sequence[bool]],
+) -> Iterator[Group]:
+    """The groups of the rest of an epoch; the last one may be shorter.
+
+    A process of which a batch has no sample, the last one of an epoch perhaps, takes part with
+    other samples that are not counted, since the others wait for it.
+
+    Args:
+        loader: this process's parts of the batches; None for one without a sample.
+        dataset: where samples that are not counted come from.
+        count: batches a group.
+        smallest: samples below which a batch is left out.
+        signals: what this process has to tell the others, asked before each group.
+    """
+    single = processes.world_size() == 1
+    batches = (b for b in loader if not single or len(b["index"]) >= smallest)
+    spare: dict[str, Any] | None = None
+    while True:
+        with record_function("data"):
+            own = list(itertools.islice(batches, count))
+        if not own:
+            return
+        told = [int(signal) for signal in signals()]
+        sizes = [0 if batch is None else len(batch["index"]) for batch in own]
+        table = list(zip(*processes.exchange([*sizes, *told]), strict=True))
+        filled = []
+        for batch in own:
+            if batch is None and spare is None:
+                keys = [SampleKey(index) for index in range(min(2, len(dataset)))]
+                spare = dataset.collate([dataset[key] for key in keys])
+            spare = batch if batch is not None else spare
+            filled.append(spare)
+        parts = [Part(row, processes.rank()) for row in table[: len(own)]]
+        kept = [n for n, part in enumerate(parts) if part.total >= smallest]
+        if kept:
+            yield Group(
+                [batch for n, batch in enumerate(filled) if n in kept and batch is not None],
+                [parts[n] for n in kept],
+                [any(row) for row in table[len(own) :]],
+            )
 
 
 def seed_this_process(seed: int) -> None:
@@ -48,6 +112,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     """
     if processes.world_size() == 1:
         return
+    from vilmedic.blocks.repeated import repeated_blocks
+
     single = [name for name, value in model.named_parameters() if value.ndim == 0]
     if single:
         raise ConfigError(
@@ -106,11 +172,10 @@ class Parallel:
         A model that encodes in chunks also makes the floats of a chunk only.
         """
         if isinstance(self.model, ContrastiveModel):
-            share = part if self.world > 1 else None
             if self.sharded:
                 # Weights are gathered by `encode`, whose second pass comes in the backward pass.
-                return self.model.forward(batch, prepare, share)
-            output: dict[str, Tensor] = self._network(batch, prepare, share)
+                return self.model.forward(batch, prepare, part)
+            output: dict[str, Tensor] = self._network(batch, prepare, part)
             return output
         output = self._network(prepare(batch))
         if self.world == 1:
@@ -144,7 +209,7 @@ class Parallel:
             dist.all_reduce(flat)
             flat /= self.world
 
-        _in_buckets(gradients, average)
+        in_buckets(gradients, average)
 
     def average(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
         """The averages over the processes of scalars, float32."""
@@ -176,35 +241,6 @@ class Parallel:
             copy_from_main(self._buffers)
 
 
-def local(value: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; all of one that is not sharded."""
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
-def whole(tree: Any) -> Any:
-    """Nested dictionaries and lists with every sharded tensor as a whole one; all must call this.
-
-    What is gathered goes to the CPU, and only in the main process is it kept.
-    """
-    if isinstance(tree, dict):
-        return {key: whole(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [whole(value) for value in tree]
-    if not isinstance(tree, DTensor):
-        return tree
-    value = tree.full_tensor()
-    return value.cpu() if processes.is_main() else None
-
-
-def like(value: Any, peer: Any) -> Any:
-    """A whole tensor as the part of it that this process holds, if its peer is sharded."""
-    if not isinstance(peer, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
-        return value
-    if value.shape != peer.shape:
-        return value
-    return distribute_tensor(value.to(peer.device), peer.device_mesh, peer.placements)
-
-
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """A stretch in which every process has all weights, to evaluate as many batches as it likes."""
@@ -218,32 +254,3 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for module in sharded:
             module.reshard()
             module.set_reshard_after_forward(module is not model, recurse=False)
-
-
-@torch.no_grad()
-def copy_from_main(tensors: Sequence[Tensor]) -> None:
-    """Fill the tensors of all processes with the values of the main one."""
-    _in_buckets(tensors, lambda flat: dist.broadcast(flat, 0))
-
-
-@torch.no_grad()
-def _in_buckets(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) -> None:
-    """Apply a function that changes a tensor in place to many at once, as flat ones."""
-    waiting: dict[torch.dtype, list[Tensor]] = {}
-
-    def flush(bucket: list[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        change(flat)
-        pieces = flat.split([tensor.numel() for tensor in bucket])
-        for tensor, piece in zip(bucket, pieces, strict=True):
-            tensor.data.copy_(piece.view(tensor.shape))
-        bucket.clear()
-
-    for tensor in tensors:
-        bucket = waiting.setdefault(tensor.dtype, [])
-        bucket.append(tensor)
-        if sum(one.numel() * one.element_size() for one in bucket) >= BUCKET:
-            flush(bucket)
-    for bucket in waiting.values():
-        if bucket:
-            flush(bucket)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,35 @@ from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import flat
-from vilmedic.training.progress import Progress
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 UNTOLD = ("ckpt", "ckpt_dir", "name", "trainor.seed")
 """Keys that say where a run is rather than what it does."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps of a run besides tensors and random numbers.
+
+    Args:
+        epoch: the epoch that is being trained, counted from 0.
+        batch: batches of it that were trained on.
+        step: optimizer steps taken or skipped.
+        best: the best score so far.
+        stale: evaluations in a row without improvement.
+        lines: lines written to metrics.jsonl.
+        tally: what `Tally` holds.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float | None = None
+    stale: int = 0
+    lines: int = 0
+    tally: list[float] = field(default_factory=lambda: [0.0] * 5)
 
 
 @dataclass(frozen=True)
@@ -189,7 +211,7 @@ def load_state(path: Path) -> dict[str, Any]:
     if not _is_setting(state["config"]):
         raise CheckpointError(f"{path}: is damaged: its configuration holds other than settings.")
     given = state["progress"] or {}
-    unknown = sorted(set(map(str, given)) - {field.name for field in fields(Progress)})
+    unknown = sorted(set(map(str, given)) - {one.name for one in fields(Progress)})
     counts = [given.get(name, 0) for name in ("epoch", "batch", "step", "stale", "lines")]
     tally, best = given.get("tally", [0.0] * 5), given.get("best")
     numbers = [*tally, best or 0.0] if isinstance(tally, list) and len(tally) == 5 else [None]

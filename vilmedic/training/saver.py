@@ -13,7 +13,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
-from vilmedic.training.progress import Progress
+from vilmedic.training.resume import Progress
 
 
 class Saver:
@@ -146,7 +146,9 @@ class Saver:
                 found.append(checkpoint.read_best(path))
             except CheckpointError as error:
                 LOGGER.warning("Not ranked: %s", error)
-        return checkpoint.rank([one for one in found if (one.metric, one.better) == self._ranking])
+        return checkpoint.best_first(
+            [one for one in found if (one.metric, one.better) == self._ranking]
+        )
 
     def _keep_state(self, step: int | None, batch: int | None) -> None:
         """Let the newest state stay under a name of its own, if it is one of the end of an epoch.

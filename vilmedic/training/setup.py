@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from vilmedic.blocks.repeated import checkpoint_blocks, compile_blocks
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.distributed import processes
-from vilmedic.distributed.sync_batch_norm import synchronize_batch_norm
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.log import LOGGER
 from vilmedic.training.parallel import shard
@@ -130,10 +128,14 @@ def prepare_network(model: nn.Module, section: TrainorSection, device: torch.dev
         ConfigError: it is to be compiled, and there is no compiler.
     """
     if section.sync_bn and processes.world_size() > 1:
+        from vilmedic.distributed.sync_batch_norm import synchronize_batch_norm
+
         synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
     if section.compile:
+        from vilmedic.blocks.repeated import compile_blocks
+
         compilers = [os.environ.get("CXX") or "g++", "clang++"]
         if not any(shutil.which(name) for name in compilers):
             raise ConfigError(
@@ -142,6 +144,8 @@ def prepare_network(model: nn.Module, section: TrainorSection, device: torch.dev
             )
         LOGGER.info("Compiling %d blocks; the first steps take long", compile_blocks(model))
     if section.activation_checkpointing:
+        from vilmedic.blocks.repeated import checkpoint_blocks
+
         count = checkpoint_blocks(model)
         if not count:
             LOGGER.warning("trainor.activation_checkpointing: this model has no repeated blocks")

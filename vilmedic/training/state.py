@@ -1,7 +1,8 @@
-"""Everything that a run is, as one dictionary, and a run that goes on from it exactly."""
+"""What a checkpoint holds of a run, and how a run goes on from it exactly."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,60 +11,206 @@ from torch.optim import Optimizer
 
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
-from vilmedic.config.sections import TrainorSection
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed import processes
+from vilmedic.distributed.tensors import whole
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
+from vilmedic.models.contract import Model
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
-from vilmedic.training.optimization import Schedule, restore_optimizer, schedule_options
-from vilmedic.training.parallel import whole
-from vilmedic.training.progress import Progress
+from vilmedic.training.optimization import (
+    AveragedWeights,
+    Schedule,
+    restore_optimizer,
+    schedule_options,
+)
+from vilmedic.training.step import Tally, TrainingStep
 
 if TYPE_CHECKING:
-    from vilmedic.training.trainor import Trainor
-
+    from vilmedic.config.load import Config
 
 AS_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg"}
 """What optimizers keep in the shape of the weights."""
 
 
-def capture(run: Trainor, score: float | None) -> dict[str, Any]:
-    """The state of a run between two steps: tensors and plain values, not copied.
-
-    All processes take part; whole is what the main one gets.
+class TrainState:
+    """Everything that training changes: what a checkpoint holds of a run between two steps.
 
     Args:
-        run: the run.
-        score: the score of the evaluation that led to this; None when it was not the best.
+        config: the checked configuration.
+        start: what the run continues from.
+        step: takes the steps; it has the model, the optimizer and the loss scale.
+        spec: what is known of the data.
+        batches: batches of an epoch.
+        better: `higher` or `lower`, whatever is better of the score that ranks checkpoints.
+
+    Attributes:
+        progress: how far the run has come.
+        schedule: the schedule of the learning rate.
+        ema: the averaged weights, if there are to be any.
+        tally: what the epoch adds up to.
+
+    Raises:
+        ConfigError: the schedule does not fit the run.
+        CheckpointError: what the checkpoint says of its progress cannot be used.
     """
-    run.progress.lines, run.progress.tally = run.log.lines, run.tally.read()
-    finished = run.progress.epoch - (run.progress.batch == 0)
-    random, *others = processes.gather(random_state())
-    return {
-        "model": whole(run.model.state_dict()),
-        "ema": None if run.ema is None else whole(run.ema.state_dict()),
-        "optimizer": whole(run.optimizer.state_dict()),
-        "schedule": run.schedule.state_dict(),
-        "scale": run.step.scale.state_dict(),
-        "random": random,
-        "random_of_others": others,
-        "progress": asdict(run.progress),
-        "metric": run.section.early_stop_metric,
-        "better": run.better,
-        "score": score,
-        "epoch": finished,
-        "seed": run.seed,
-        "config": run.config.data,
-        "data": run.data.spec.to_plain(),
-        "networks": network_configs(run.model),
-    }
+
+    def __init__(
+        self,
+        config: Config,
+        start: resume.Start,
+        step: TrainingStep,
+        *,
+        spec: DataSpec,
+        batches: int,
+        better: str,
+    ) -> None:
+        self.seed, self.better = start.seed, better
+        self._config, self._section, self._spec = config, config.trainor, spec
+        self._step, self._batches = step, batches
+        self.model, self.optimizer = step.model, step.optimizer
+        self.progress = self._progress(start)
+        self.schedule = self._new_schedule(self.progress.step + self.steps_left())
+        decay = self._section.ema
+        self.ema = None if decay is None else AveragedWeights(self.model, decay)
+        self.tally = Tally(step.device, self.progress.tally)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return math.ceil(self._batches / self._section.grad_accu)
+
+    def steps_left(self) -> int:
+        """Optimizer steps from here to the end of the last epoch."""
+        further = self._section.epochs - self.progress.epoch - 1
+        rest = math.ceil((self._batches - self.progress.batch) / self._section.grad_accu)
+        return max(0, rest + further * self.steps_per_epoch)
+
+    def capture(self, score: float | None, lines: int) -> dict[str, Any]:
+        """The state between two steps: tensors and plain values, not copied.
+
+        All processes take part; whole is what the main one gets.
+
+        Args:
+            score: the score of the evaluation that led to this; None when it was not the best.
+            lines: lines written to metrics.jsonl.
+        """
+        self.progress.lines, self.progress.tally = lines, self.tally.read()
+        finished = self.progress.epoch - (self.progress.batch == 0)
+        random, *others = processes.gather(random_state())
+        return {
+            "model": whole(self.model.state_dict()),
+            "ema": None if self.ema is None else whole(self.ema.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "schedule": self.schedule.state_dict(),
+            "scale": self._step.scale.state_dict(),
+            "random": random,
+            "random_of_others": others,
+            "progress": asdict(self.progress),
+            "metric": self._section.early_stop_metric,
+            "better": self.better,
+            "score": score,
+            "epoch": finished,
+            "seed": self.seed,
+            "config": self._config.data,
+            "data": self._spec.to_plain(),
+            "networks": network_configs(self.model),
+        }
+
+    def restore(self, start: resume.Start) -> None:
+        """Go on where a checkpoint was written, whose weights the model already has.
+
+        What the configuration changes takes effect: another batch size goes on behind the samples
+        that were seen, other optimizer options are set, and another optimizer or schedule starts
+        anew.
+
+        Raises:
+            CheckpointError: the state of the optimizer does not fit.
+        """
+        state = start.state
+        if state is None:
+            return
+        with resume.restoring(start.path):
+            self._restore_optimizer(state, start)
+            if start.saved["trainor"]["precision"] == self._section.precision:
+                self._step.scale.load_state_dict(state["scale"])
+            if self.ema is not None and state["ema"] is not None:
+                self.ema.load_state_dict(state["ema"])
+            if self.progress.step:
+                self.model.schedule(self.progress.step)  # an evaluation may be what comes first
+            states = [state["random"], *state.get("random_of_others", [])]
+            if processes.rank() < len(states):
+                restore_random_state(states[processes.rank()])
+
+    def _progress(self, start: resume.Start) -> resume.Progress:
+        """How far the run has come, in batches of now, with the best score that still counts.
+
+        Checkpoints of another directory were not the best ones of this, and scores of another
+        metric cannot be compared: then nothing has been the best yet.
+        """
+        state, path, section = start.state, start.path, self._section
+        if state is None or path is None:
+            return resume.Progress()
+        with resume.restoring(path):
+            progress = resume.Progress(**state["progress"])
+            progress.batch = resume.position(progress.batch, start.saved, section.batch_size)
+            before = (state["metric"], checkpoint.better_of(state))
+            changed = before != (section.early_stop_metric, self.better)
+        if changed:
+            LOGGER.warning(
+                "trainor.early_stop_metric has changed: what was the best by %s (%s is better) no "
+                "longer counts",
+                *before,
+            )
+        if changed or start.moved:
+            progress.best, progress.stale = None, 0
+        return progress
+
+    def _restore_optimizer(self, state: dict[str, Any], start: resume.Start) -> None:
+        saved, now = start.saved["trainor"], self._section
+        if saved["optimizer"] != now.optimizer:
+            LOGGER.warning("trainor.optimizer has changed: optimizer and schedule start anew")
+            self._start_schedule_anew()
+            return
+        fresh = [dict(group) for group in self.optimizer.param_groups]
+        try:
+            restore_optimizer(self.optimizer, state["optimizer"], saved["optim_params"], now)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
+        _check_optimizer(self.optimizer, fresh, start)
+        if schedule_options(saved) == schedule_options(asdict(now)):
+            # A plateau of another score is none of this one; the learning rate stays where it is.
+            before = (state["metric"], checkpoint.better_of(state))
+            same = before == (now.early_stop_metric, self.better)
+            if same or not self.schedule.on_plateau:
+                if not _alike(state["schedule"], self.schedule.state_dict()):
+                    raise CheckpointError(f"{start.path}: the state of the schedule is damaged.")
+                self.schedule.load_state_dict(state["schedule"])
+            return
+        LOGGER.warning("trainor.lr_decay or its options have changed: the schedule starts anew")
+        self._start_schedule_anew()
+
+    def _start_schedule_anew(self) -> None:
+        """A schedule over the steps that are left."""
+        for group in self.optimizer.param_groups:
+            group.pop("initial_lr", None)
+            group["lr"] = self.optimizer.defaults["lr"]
+        self.schedule = self._new_schedule(self.steps_left())
+
+    def _new_schedule(self, steps: int) -> Schedule:
+        return Schedule(self.optimizer, self._section, steps, better=self.better)
 
 
-def restore_weights(run: Trainor, start: resume.Start) -> None:
+def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -> None:
     """Give a model that was just built the weights of a checkpoint.
 
     Before anything is made of the model: tokens of images, say, or an average of its weights.
+
+    Args:
+        model: the model.
+        start: what the run continues from.
+        config: the configuration of now, whose changes are told.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
@@ -71,87 +218,8 @@ def restore_weights(run: Trainor, start: resume.Start) -> None:
     if start.state is None or start.path is None:
         return
     LOGGER.info("Continuing %s after step %d", start.path, start.state["progress"]["step"])
-    resume.tell_changes(start.saved, run.config.data)
-    checkpoint.load_weights(run.model, start.state, start.path)
-
-
-def restore(run: Trainor, start: resume.Start) -> None:
-    """Make a run that has its weights go on where their checkpoint was written.
-
-    What the configuration changes takes effect: another batch size goes on behind the samples
-    that were seen, other optimizer options are set, and another optimizer or schedule starts anew.
-
-    Raises:
-        CheckpointError: the state of the optimizer does not fit.
-    """
-    state = start.state
-    if state is None:
-        return
-    with resume.restoring(start.path):
-        _restore_optimizer(run, state, start)
-        if start.saved["trainor"]["precision"] == run.section.precision:
-            run.step.scale.load_state_dict(state["scale"])
-        if run.ema is not None and state["ema"] is not None:
-            run.ema.load_state_dict(state["ema"])
-        if run.progress.step:
-            run.model.schedule(run.progress.step)  # an evaluation may be what comes first
-        states = [state["random"], *state.get("random_of_others", [])]
-        if processes.rank() < len(states):
-            restore_random_state(states[processes.rank()])
-
-
-def restore_progress(start: resume.Start, section: TrainorSection, better: str) -> Progress:
-    """How far the run has come, in batches of now, with the best score that still counts.
-
-    Checkpoints of another directory were not the best ones of this, and scores of another metric
-    cannot be compared: then nothing has been the best yet.
-
-    Args:
-        start: what the run continues from.
-        section: how it is trained from now on.
-        better: `higher` or `lower`, whatever is better of its score.
-    """
-    state, path = start.state, start.path
-    if state is None or path is None:
-        return Progress()
-    with resume.restoring(path):
-        progress = Progress(**state["progress"])
-        progress.batch = resume.position(progress.batch, start.saved, section.batch_size)
-        before = (state["metric"], checkpoint.better_of(state))
-        changed = before != (section.early_stop_metric, better)
-    if changed:
-        LOGGER.warning(
-            "trainor.early_stop_metric has changed: what was the best by %s (%s is better) no "
-            "longer counts",
-            *before,
-        )
-    if changed or start.moved:
-        progress.best, progress.stale = None, 0
-    return progress
-
-
-def _restore_optimizer(run: Trainor, state: dict[str, Any], start: resume.Start) -> None:
-    saved, now = start.saved["trainor"], run.section
-    if saved["optimizer"] != now.optimizer:
-        LOGGER.warning("trainor.optimizer has changed: optimizer and schedule start anew")
-        _start_schedule_anew(run)
-        return
-    fresh = [dict(group) for group in run.optimizer.param_groups]
-    try:
-        restore_optimizer(run.optimizer, state["optimizer"], saved["optim_params"], now)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
-    _check_optimizer(run.optimizer, fresh, start)
-    if schedule_options(saved) == schedule_options(asdict(now)):
-        # A plateau of another score is none of this one; the learning rate stays where it is.
-        same = (state["metric"], checkpoint.better_of(state)) == (now.early_stop_metric, run.better)
-        if same or not run.schedule.on_plateau:
-            if not _alike(state["schedule"], run.schedule.state_dict()):
-                raise CheckpointError(f"{start.path}: the state of the schedule is damaged.")
-            run.schedule.load_state_dict(state["schedule"])
-        return
-    LOGGER.warning("trainor.lr_decay or its options have changed: the schedule starts anew")
-    _start_schedule_anew(run)
+    resume.tell_changes(start.saved, config)
+    checkpoint.load_weights(model, start.state, start.path)
 
 
 def _check_optimizer(
@@ -207,11 +275,3 @@ def _alike(given: Any, own: Any) -> bool:
     if isinstance(own, int | float) and not isinstance(own, bool):
         return isinstance(given, int | float) and not isinstance(given, bool)
     return own is None or isinstance(given, type(own))
-
-
-def _start_schedule_anew(run: Trainor) -> None:
-    """A schedule over the steps that are left."""
-    for group in run.optimizer.param_groups:
-        group.pop("initial_lr", None)
-        group["lr"] = run.optimizer.defaults["lr"]
-    run.schedule = Schedule(run.optimizer, run.section, run.steps_left(), better=run.better)

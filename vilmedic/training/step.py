@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,12 @@ from torch.profiler import record_function
 from vilmedic.config.sections import TrainorSection
 from vilmedic.device import autocast, move
 from vilmedic.distributed.gather import Part
+from vilmedic.distributed.tensors import local
 from vilmedic.models.contract import Model
-from vilmedic.training.loss_scale import LossScale
-from vilmedic.training.parallel import Parallel, local
+from vilmedic.training.parallel import Parallel
+
+FIRST_SCALE = 2.0**16
+STEPS_TO_GROW = 2000
 
 
 @dataclass(frozen=True)
@@ -150,3 +154,99 @@ class TrainingStep:
             del self.optimizer.found_inf  # type: ignore[attr-defined]
         elif finite.item():
             self.optimizer.step()
+
+
+class Tally:
+    """Sums over steps that stay on the device until they are asked for.
+
+    Args:
+        device: where the results of the steps are.
+        values: what `read` gave.
+    """
+
+    def __init__(self, device: torch.device, values: list[float]) -> None:
+        # Loss and number of steps that counted in this epoch; steps skipped as bad in this run,
+        # the last ones in a row, and the most in a row since they were last looked at.
+        self._sums = torch.tensor(values, dtype=torch.float64, device=device)
+
+    def add(self, result: StepResult) -> None:
+        """Count a step."""
+        loss, counted, bad, in_a_row, longest = self._sums.unbind()
+        in_a_row = torch.where(result.bad, in_a_row + 1, torch.where(result.taken, 0, in_a_row))
+        self._sums = torch.stack(
+            [
+                loss + torch.where(result.taken, result.loss.double(), 0),
+                counted + result.taken,
+                bad + result.bad,
+                in_a_row,
+                torch.maximum(longest, in_a_row),
+            ]
+        )
+
+    def read(self) -> list[float]:
+        """All sums, as a checkpoint keeps them; waits for the device."""
+        return self._sums.tolist()
+
+    def mean_loss(self) -> float:
+        """Mean loss of the steps of the epoch that were taken; not a number without any."""
+        loss, counted, *_ = self.read()
+        return loss / counted if counted else math.nan
+
+    def bad_steps(self) -> tuple[int, int]:
+        """Steps skipped as bad in the run, and the most in a row since this was last asked."""
+        values = self.read()
+        self._sums[4] = values[3]
+        return int(values[2]), int(values[4])
+
+    def start_epoch(self) -> None:
+        """Forget the losses."""
+        self._sums[:2] = 0
+
+
+class LossScale:
+    """Multiplies the loss before the backward pass; the gradient is divided by it afterwards.
+
+    Halved whenever the gradient overflows, doubled after 2000 steps without that, and never below
+    1 (Micikevicius et al. 2018, arXiv 1710.03740). Always a power of two, so that scaling rounds
+    nothing. It lives on the device: nothing here waits for it.
+
+    Args:
+        precision: anything but `fp16` leaves the loss as it is.
+        device: where the loss is.
+    """
+
+    def __init__(self, precision: str, device: torch.device) -> None:
+        self.used = precision == "fp16"
+        self.value = torch.full((), FIRST_SCALE if self.used else 1.0, device=device)
+        self._good = torch.zeros((), device=device)
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate."""
+        return loss * self.value if self.used else loss
+
+    def can_shrink(self) -> Tensor:
+        """Whether a gradient that is not a number may be the fault of the scale: bool scalar."""
+        return self.value > 1
+
+    def update(self, finite: Tensor) -> None:
+        """Adapt the scale to what a step gave.
+
+        Args:
+            finite: whether loss and gradient were numbers, bool scalar.
+        """
+        if not self.used:
+            return
+        self._good = (self._good + 1) * finite
+        grow = self._good >= STEPS_TO_GROW
+        grown = torch.where(grow, self.value * 2, self.value)
+        self.value = torch.where(finite, grown, self.value / 2).clamp(min=1.0)
+        self._good = self._good * ~grow
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"value": self.value.item(), "good": self._good.item()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue with the scale of a run of the same precision."""
+        self.value.fill_(state["value"])
+        self._good.fill_(state["good"])

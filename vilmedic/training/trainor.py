@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
-from vilmedic.checkpoints.score import improves
-from vilmedic.config.build import build, build_calls
-from vilmedic.datasets.image_tokens import cache_tokens
+from vilmedic.config import build, build_calls
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, Interrupted
+from vilmedic.evaluation.evaluation import tokens_ready
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
-from vilmedic.training import state as run_state
-from vilmedic.training.ema import AveragedWeights
-from vilmedic.training.groups import groups
 from vilmedic.training.interruption import Interruption
-from vilmedic.training.metrics_log import MetricsLog
-from vilmedic.training.monitor import StepWatch
-from vilmedic.training.no_log import NoLog
-from vilmedic.training.optimization import Schedule, make_optimizer
-from vilmedic.training.parallel import seed_this_process
-from vilmedic.training.profiling import StepProfiler
-from vilmedic.training.progress import Tally
+from vilmedic.training.metrics_log import MetricsLog, NoLog
+from vilmedic.training.monitor import StepProfiler, StepWatch
+from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.parallel import groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Saver
 from vilmedic.training.setup import (
@@ -37,6 +30,7 @@ from vilmedic.training.setup import (
     prepare_network,
     tell_what_batches_mean,
 )
+from vilmedic.training.state import TrainState, restore_weights
 from vilmedic.training.step import TrainingStep
 from vilmedic.training.validator import Validator
 
@@ -58,7 +52,7 @@ class Trainor:
 
     def __init__(self, config: Config) -> None:
         self.config, self.section, self.run_dir = config, config.trainor, config.run_dir
-        self.loggers = build_calls(LOGGERS, self.section.loggers, "trainor.loggers")
+        self.loggers = build_calls(LOGGERS, config.calls("trainor", "loggers"))
         self.device = pick_device(self.section.device)
         start, self.lock = claim_start(config)
         try:
@@ -77,19 +71,20 @@ class Trainor:
             self.data = build(
                 DATASETS,
                 config.dataset,
-                where="dataset",
                 split="train",
                 training=True,
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
         filled = None if start.state is None else Filled(start.state.get("networks") or {})
-        self.model = build(MODELS, config.model, where="model", spec=self.data.spec, filled=filled)
-        run_state.restore_weights(self, start)
+        self.model = build(
+            MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=_read_encoder
+        )
+        restore_weights(self.model, start, config.data)
         check_batch_size(self.model, len(self.data), self.section)
         check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
-        cache_tokens(self.data, self.model, self.device, self.section.num_workers)
+        tokens_ready(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,
@@ -98,29 +93,37 @@ class Trainor:
             drop_last=self.model.cross_sample,
             num_workers=self.section.num_workers,
         )
-        self.steps_per_epoch = math.ceil(len(self.loader) / self.section.grad_accu)
         self.validator = Validator(config, seed=self.seed, device=self.device)
         metric = self.section.early_stop_metric
-        self.better = self.validator.better(metric, ema=self.section.ema is not None)
-        self.progress = run_state.restore_progress(start, self.section, self.better)
-        self.started_at = self.progress.step
-        self.optimizer = make_optimizer(self.model, self.section)
-        total = self.progress.step + self.steps_left()
-        self.schedule = Schedule(self.optimizer, self.section, total, better=self.better)
+        better = self.validator.better(metric, ema=self.section.ema is not None)
+        optimizer = make_optimizer(self.model, self.section)
         self.step = TrainingStep(
-            self.model, self.data.prepare, self.optimizer, self.section, self.device
+            self.model, self.data.prepare, optimizer, self.section, self.device
         )
-        decay = self.section.ema
-        self.ema = None if decay is None else AveragedWeights(self.model, decay)
+        self.state = TrainState(
+            config,
+            start,
+            self.step,
+            spec=self.data.spec,
+            batches=len(self.loader),
+            better=better,
+        )
+        self.started_at = self.state.progress.step
         seed_this_process(self.seed)
-        run_state.restore(self, start)
-        self.tally = Tally(self.device, self.progress.tally)
-
-    def steps_left(self) -> int:
-        """Optimizer steps from here to the end of the last epoch."""
-        further = self.section.epochs - self.progress.epoch - 1
-        rest = math.ceil((len(self.loader) - self.progress.batch) / self.section.grad_accu)
-        return max(0, rest + further * self.steps_per_epoch)
+        self.state.restore(start)
+        self.log: MetricsLog | NoLog = NoLog()  # until the run starts
+        self.saver = Saver(
+            self.run_dir,
+            self.seed,
+            self.section,
+            better,
+            before=lambda: self.log.flush(),
+            started_from=self.started_from,
+        )
+        self.watch = StepWatch(self.section, self.model, self.data, self.state.tally)
+        traced = self.section.profile if processes.is_main() else None
+        self.profiler = StepProfiler(traced, self.run_dir, self.seed, self.device)
+        self.interruption = Interruption()
 
     def start(self) -> None:
         """Train until the last epoch or the early stop, then say where the best checkpoint is.
@@ -142,8 +145,8 @@ class Trainor:
 
     def _start(self) -> None:
         self.validator.check(self.model)
-        main = processes.is_main()
-        if main:
+        progress = self.state.progress
+        if processes.is_main():
             write_provenance(self.config, self.run_dir, self.seed, str(self.device))
         tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
@@ -152,30 +155,19 @@ class Trainor:
             self.seed,
             self.device,
             len(self.data),
-            self.steps_per_epoch,
+            self.state.steps_per_epoch,
             f"{sum(p.numel() for p in self.step.parameters):,}",
         )
-        self.log: MetricsLog | NoLog = self._open_log() if main else NoLog()
-        self.saver = Saver(
-            self.run_dir,
-            self.seed,
-            self.section,
-            self.better,
-            before=self.log.flush,
-            started_from=self.started_from,
-        )
-        self.saver.set_aside(self.progress)
-        if self.progress.best is not None:
+        if processes.is_main():
+            self.log = self.watch.log = self._open_log()
+        self.saver.set_aside(progress)
+        if progress.best is not None:
             # What was set aside may have replaced it: the next is to beat what is on the disk.
-            self.progress.best = self.saver.best_score()
-        self.watch = StepWatch(self.section, self.model, self.data, self.log, self.tally)
-        traced = self.section.profile if main else None
-        self.profiler = StepProfiler(traced, self.run_dir, self.seed, self.device)
-        self.interruption = Interruption()
+            progress.best = self.saver.best_score()
         try:
             with self.interruption, self.profiler:
-                while self.progress.epoch < self.section.epochs and not self._stopped_early():
-                    self._epoch(self.progress.epoch)
+                while progress.epoch < self.section.epochs and not self._stopped_early():
+                    self._epoch(progress.epoch)
                 self._make_sure_of_the_last_state()
         except LostWorker as error:
             raise LostWorker(f"{error} {self._saved_after_fault()}") from None
@@ -187,59 +179,61 @@ class Trainor:
 
     def _open_log(self) -> MetricsLog:
         """Open the files of the run's numbers and the loggers."""
-        step = self.progress.step
+        step = self.state.progress.step
         run = Run(self.config.name, self.run_dir, self.seed, step, self.config.data)
         for _, logger in self.loggers:
             logger.open(run)
-        return MetricsLog(self.run_dir, self.seed, step, self.progress.lines, self.loggers)
+        return MetricsLog(self.run_dir, self.seed, step, self.state.progress.lines, self.loggers)
 
     def _epoch(self, epoch: int) -> None:
         """Train on every batch once, evaluate, and save."""
+        state, progress = self.state, self.state.progress
         self._train_on_all_batches(epoch)
         scores = self._evaluate(epoch)
         # From here to the save nothing can interrupt: a checkpoint has all of it or nothing.
-        self.schedule.after_epoch()
+        state.schedule.after_epoch()
         improved = self._judge(epoch, scores)
-        numbers = {"train_loss": self.tally.mean_loss(), **scores}
-        self.log.metrics(self.progress.step, {"epoch": epoch, **numbers})
+        numbers = {"train_loss": state.tally.mean_loss(), **scores}
+        self.log.metrics(progress.step, {"epoch": epoch, **numbers})
         shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
         LOGGER.info("Epoch %d  %s%s", epoch, shown, "  (best so far)" if improved else "")
-        self.progress.epoch, self.progress.batch = epoch + 1, 0
-        self.tally.start_epoch()
+        progress.epoch, progress.batch = epoch + 1, 0
+        state.tally.start_epoch()
         self._save(improved)
 
     def _train_on_all_batches(self, epoch: int) -> None:
         """One pass over the training split, or the rest of one."""
+        state, progress = self.state, self.state.progress
         self.model.train()
-        self.loader.set_epoch(epoch, self.progress.batch)
-        done = self.progress.batch // self.section.grad_accu
-        self.watch.start_epoch(epoch, self.steps_per_epoch, done)
+        self.loader.set_epoch(epoch, progress.batch)
+        done = progress.batch // self.section.grad_accu
+        self.watch.start_epoch(epoch, state.steps_per_epoch, done)
         smallest = 2 if self.model.cross_sample else 1
         accu = self.section.grad_accu
         found = groups(self.loader, self.data, accu, smallest, self._signals)
         for group in self.watch.waiting_for(found):
             stop, due = group.signals
-            lr = self.optimizer.param_groups[0]["lr"]
-            scheduled = self.model.schedule(self.progress.step + 1)
-            with self.watch.observing(self.progress.step + 1):
+            lr = state.optimizer.param_groups[0]["lr"]
+            scheduled = self.model.schedule(progress.step + 1)
+            with self.watch.observing(progress.step + 1):
                 result = self.step(group.batches, group.parts)
-            self.progress.step += 1
-            self.progress.batch = self.loader.position
-            self.schedule.after_step()
-            self.tally.add(result)
-            if self.ema is not None:
-                self.ema.update(self.progress.step, result.taken)
-            self.watch.after_step(self.progress.step, result, {"lr": lr, **scheduled}, group)
+            progress.step += 1
+            progress.batch = self.loader.position
+            state.schedule.after_step()
+            state.tally.add(result)
+            if state.ema is not None:
+                state.ema.update(progress.step, result.taken)
+            self.watch.after_step(progress.step, result, {"lr": lr, **scheduled}, group)
             self.profiler.after_step()
             if stop or self._told_to_stop():
                 raise self._stop()
-            if due and self.progress.batch < len(self.loader):
+            if due and progress.batch < len(self.loader):
                 self._save()
         self.watch.end_epoch()
 
     def _signals(self) -> tuple[bool, bool]:
         """Whether this process was told to stop, and whether it would save after the next step."""
-        due = processes.is_main() and self.saver.due(self.progress.step + 1)
+        due = processes.is_main() and self.saver.due(self.state.progress.step + 1)
         return self.interruption.received is not None, due
 
     def _told_to_stop(self) -> bool:
@@ -253,12 +247,12 @@ class Trainor:
             return scores
         try:
             with self.interruption.may_come_at_once():
-                pictures = self.run_dir / "pictures" / f"{self.seed}_{self.progress.step}"
+                pictures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"
                 scores |= self.validator.score(self.model, pictures)
-                self.log.pictures(self.progress.step, pictures)
-            if self.ema is not None:
+                self.log.pictures(self.state.progress.step, pictures)
+            if self.state.ema is not None:
                 # Never between two tensors: what is saved then would be half the average.
-                with self.ema.in_place(), self.interruption.may_come_at_once():
+                with self.state.ema.in_place(), self.interruption.may_come_at_once():
                     averaged = self.validator.score(self.model)
                 scores |= {f"ema_{name}": value for name, value in averaged.items()}
         except Interrupted:
@@ -283,33 +277,35 @@ class Trainor:
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
         """Step a plateau schedule and the early stop; returns whether the score is the best."""
+        state, progress = self.state, self.state.progress
         metric = self.section.early_stop_metric
         if epoch < self.section.eval_start:
             return False
         score = scores[metric]
         if epoch >= self.section.decay_metric_start:
-            self.schedule.after_evaluation(score)
+            state.schedule.after_evaluation(score)
         if epoch < self.section.early_stop_start:
             return False
-        if improves(score, self.progress.best, self.better):
-            self.progress.best, self.progress.stale = score, 0
+        if improves(score, progress.best, state.better):
+            progress.best, progress.stale = score, 0
             return True
-        self.progress.stale += 1
+        progress.stale += 1
         return False
 
     def _stopped_early(self) -> bool:
         patience = self.section.early_stop
-        return patience is not None and self.progress.stale >= patience
+        return patience is not None and self.state.progress.stale >= patience
 
     def _save(self, improved: bool = False) -> bool:
         """Write the newest state, and on improvement the best one; returns whether that worked."""
-        state = run_state.capture(self, self.progress.best if improved else None)
+        progress = self.state.progress
+        state = self.state.capture(progress.best if improved else None, self.log.lines)
         if improved:
-            assert self.progress.best is not None
-            if not self.saver.save_best(state, self.progress.best, state["epoch"]):
+            assert progress.best is not None
+            if not self.saver.save_best(state, progress.best, state["epoch"]):
                 # The next evaluation is to beat what is on the disk, not what was lost.
-                self.progress.best = self.saver.best_score()
-                state = run_state.capture(self, None)
+                progress.best = self.saver.best_score()
+                state = self.state.capture(None, self.log.lines)
         return self.saver.save_last(state)
 
     def _make_sure_of_the_last_state(self) -> None:
@@ -318,7 +314,7 @@ class Trainor:
         Raises:
             CheckpointError: it is not there.
         """
-        saver, step = self.saver, self.progress.step
+        saver, step = self.saver, self.state.progress.step
         if self.started_from is not None and step == self.started_at:
             return  # nothing was trained: the state is the one that the run continued
         if saver.saved != step:
@@ -342,7 +338,7 @@ class Trainor:
         """Save because what gives the data has failed, between two steps; returns what to do."""
         if processes.world_size() == 1 and self._save():
             return (
-                f"{self.saver.last} holds the state after step {self.progress.step}; "
+                f"{self.saver.last} holds the state after step {self.state.progress.step}; "
                 "ckpt=last continues."
             )
         return "ckpt=last continues what was saved before."
@@ -353,14 +349,21 @@ class Trainor:
             what = f"{self.saver.last} holds the state; ckpt=last continues"
         else:
             what = "the state could not be saved; ckpt=last continues what was saved before"
-        return self.interruption.stop(f"after step {self.progress.step}, {what}")
+        return self.interruption.stop(f"after step {self.state.progress.step}, {what}")
 
     def _report_end(self) -> None:
         """Say why the run ended and where its best checkpoint is."""
         reason = "early stop" if self._stopped_early() else "last epoch"
-        bad, _ = self.tally.bad_steps()
+        bad, _ = self.state.tally.bad_steps()
         if bad:
             LOGGER.warning("%d steps were skipped in this run", bad)
         best = self.saver.best()
         where = f"; best checkpoint {best[0].path}" if best else ""
-        LOGGER.info("Finished after %d epochs (%s)%s", self.progress.epoch, reason, where)
+        LOGGER.info("Finished after %d epochs (%s)%s", self.state.progress.epoch, reason, where)
+
+
+def _read_encoder(*arguments: Any) -> Any:
+    """See `read_encoder`, which is imported for a model that asks for weights of another run."""
+    from vilmedic.checkpoints.encoders import read_encoder
+
+    return read_encoder(*arguments)

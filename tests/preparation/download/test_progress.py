@@ -8,17 +8,15 @@ from pathlib import Path
 import pytest
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.download.answers import Job
-from vilmedic.preparation.download.errors import NoSpace, WrongPassword
-from vilmedic.preparation.download.progress import Progress, run_all
-from vilmedic.preparation.download.space import check_space, readable
+from vilmedic.preparation.download.http import Job, NoSpace, WrongPassword
+from vilmedic.preparation.download.progress import TransferBar, check_space, readable, run_all
 
 
 def test_the_bar_shows_bytes_and_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress("images", 3_000_000, guess=1_000_000)
+    progress = TransferBar("images", 3_000_000, guess=1_000_000)
     job = Job("http://x/a", Path("a"))
     progress.sized(job, 3_000_000)
     assert progress.bar.total == 5_000_000

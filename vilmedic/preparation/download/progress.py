@@ -1,23 +1,25 @@
-"""One bar for all transfers, and many transfers at a time."""
+"""Many transfers at a time with one bar for all, and the room that they need on the disk."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from vilmedic.errors import DataError
-from vilmedic.preparation.download.answers import Job
-from vilmedic.preparation.download.errors import FATAL, Interrupted
+from vilmedic.preparation.download.http import FATAL, Job, NoSpace, Stopped
 
 T = TypeVar("T")
+SPARE = 2**29  # bytes left over for what runs beside
 
 
-class Progress:
+class TransferBar:
     """Bytes that arrived, of those expected, with the time that is left.
 
     Sizes that are not known yet count as `guess`; they are corrected when the server says them.
@@ -104,9 +106,52 @@ def run_all(
             pool.shutdown(cancel_futures=True)
             raise
     if fatal:
-        raise next((e for e in fatal if not isinstance(e, Interrupted)), fatal[0])
+        raise next((e for e in fatal if not isinstance(e, Stopped)), fatal[0])
     return failed
+
+
+def check_space(needed: Mapping[Path, int]) -> None:
+    """Compare what will be written with what is free, disk by disk.
+
+    Args:
+        needed: bytes that will be written into each folder; folders of one disk add up.
+
+    Raises:
+        NoSpace: a disk has too little.
+        DataError: a file is where a folder is to be.
+    """
+    by_disk: dict[int, tuple[Path, int]] = {}
+    for folder, size in needed.items():
+        place = _existing(folder)
+        if not place.is_dir():
+            raise DataError(f"{place} is a file; {folder} cannot be written there.")
+        disk = place.stat().st_dev
+        by_disk[disk] = (place, by_disk.get(disk, (place, 0))[1] + size)
+    for place, size in by_disk.values():
+        free = shutil.disk_usage(place).free
+        if size and size + SPARE > free:
+            raise NoSpace(
+                f"{place} has {readable(free)} free, and {readable(size)} will be written there "
+                f"(with {readable(SPARE)} to spare). Make room, choose another disk with --data, "
+                "or fetch less with --subset."
+            )
+
+
+def readable(size: float) -> str:
+    """A number of bytes as people say it: `1.5 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def _name(job: Any) -> str:
     return str(getattr(job, "name", None) or getattr(job, "url", job))
+
+
+def _existing(folder: Path) -> Path:
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return place

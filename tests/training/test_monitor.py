@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import io
+import sys
+import time
+
+import pytest
+import torch
+
+from vilmedic.log import LOGGER
+from vilmedic.training.monitor import RunBars, Throughput, clock
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger=LOGGER.name)
+
+
+def run(bars: RunBars, steps: int = 3) -> None:
+    bars.start_epoch(1, steps + 2, done=2)
+    for _ in range(steps):
+        bars.step()
+        bars.show(loss="0.5", lr="1e-3")
+    bars.end_epoch()
+    bars.close()
+
+
+def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    run(RunBars(4, every=0.0, terminal=False))
+
+    assert len(caplog.messages) == 3
+    assert caplog.messages[0].startswith("Epoch 1 of 4  step 3 of 5  loss 0.5  lr 1e-3  0:00 left")
+    assert "step 5 of 5" in caplog.messages[2]
+
+
+def test_a_short_epoch_adds_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    run(RunBars(4, every=30.0, terminal=False))
+    assert caplog.messages == []
+
+
+def test_bars_on_a_terminal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    run(RunBars(4, every=0.0, terminal=True))
+
+    shown = screen.getvalue()
+    assert "Epochs:" in shown
+    assert "Epoch 1 of 4:" in shown
+    assert "loss=0.5, lr=1e-3" in shown
+    assert "5/5" in shown
+    assert "2/4" in shown
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_the_main_process_shows_anything(
+    terminal: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    run(RunBars(4, every=0.0, terminal=terminal))
+    assert caplog.messages == []
+    assert capsys.readouterr().err == ""
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 59.6, 3599, 3661, -5)] == [
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:01:01",
+        "0:00",
+    ]
+
+
+def slow(count: int, seconds: float) -> object:
+    for i in range(count):
+        time.sleep(seconds)
+        yield i
+
+
+def test_waiting_for_data_is_told_from_computing() -> None:
+    meter = Throughput(torch.device("cpu"))
+    for _ in meter.waiting_for(slow(3, 0.05)):  # type: ignore[var-annotated, arg-type]
+        time.sleep(0.05)
+        meter.count(8)
+
+    numbers = meter.numbers()
+
+    assert 0.3 < numbers["data_wait"] < 0.7
+    assert 40 < numbers["samples_per_second"] < 24 / 0.3
+    assert 0.05 < numbers["memory_gib"] < 64
+
+
+def test_each_interval_begins_anew() -> None:
+    meter = Throughput(torch.device("cpu"))
+    meter.count(100)
+    meter.numbers()
+    assert meter.numbers()["samples_per_second"] == 0

@@ -1,0 +1,324 @@
+"""What metrics and models declare in their class bodies, and whether a configuration goes with it.
+
+A metric declares its numbers as a literal mapping,
+
+    numbers: ClassVar = {"auroc": "higher", "*_uniformity": "lower", "words": "neither"}
+
+where `*` stands for any text, as in numbers that are named after features: they are the scores that
+a run can be judged by. What a model takes is said by attributes of its class in the same way
+(`vilmedic.models.contract.Model`). Both are read from the source text, without importing the class,
+so that what does not go together is known before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
+
+import griffe
+
+from vilmedic.config.namespaces import Target, entries, named_target
+from vilmedic.config.sections import TrainorSection, ValidatorSection
+from vilmedic.config.signature import bases, derives_from, find_class, read_signature
+from vilmedic.config.tree import KeyPath, Tree, dotted
+from vilmedic.config.types import instance_of
+from vilmedic.config.wording import shown
+from vilmedic.errors import ConfigError, nearest
+from vilmedic.registry import DATASETS, METRICS, MODELS
+
+Better = Literal["higher", "lower", "neither"]
+Declared = Mapping[str, str]
+"""Names of numbers, or patterns of them, with what is better."""
+
+BETTER = ("higher", "lower", "neither")
+PUBLISHED_NAMES = {"validate": "validation"}
+"""Score names start with the split; `validate` gives the published name `validation_loss`."""
+EMA = "ema_"
+"""In front of the scores of the averaged copy that `trainor.ema` keeps."""
+KEY = "trainor.early_stop_metric"
+
+IMAGES = "vilmedic.datasets.image.ImageDataset"
+REPORTS = "vilmedic.datasets.text.TextDataset"
+
+T = TypeVar("T")
+
+
+def constant(path: str, name: str) -> Any:
+    """A literal attribute of a class or of a class that it derives from; None when there is none.
+
+    Args:
+        path: dotted path of the class.
+        name: the attribute.
+    """
+    cls = find_class(path)
+    if cls is None:
+        return None
+    member = cls.members.get(name)
+    if isinstance(member, griffe.Attribute) and member.value is not None:
+        try:
+            return ast.literal_eval(str(member.value))
+        except (ValueError, SyntaxError):
+            return None
+    for base in bases(cls):
+        found = constant(base, name) if base != path else None
+        if found is not None:
+            return found
+    return None
+
+
+def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
+    """The calls with a number after each name that came before: `knn`, `knn_2`."""
+    seen: dict[str, int] = {}
+    named = []
+    for name, call in calls:
+        seen[name] = seen.get(name, 0) + 1
+        named.append((name if seen[name] == 1 else f"{name}_{seen[name]}", call))
+    return named
+
+
+def declared_numbers(metric: str) -> dict[str, str] | None:
+    """The numbers that a metric declares, read from its source text.
+
+    Args:
+        metric: its name in a configuration.
+
+    Returns:
+        None when the text does not show them, or there is no such metric.
+    """
+    try:
+        location = METRICS.location(metric)
+    except ConfigError:
+        return None
+    value = constant(location.replace(":", "."), "numbers")
+    return value if is_declaration(value) else None
+
+
+def is_declaration(value: Any) -> bool:
+    """Whether a value has the form in which a metric declares its numbers."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and better in BETTER for name, better in value.items()
+    )
+
+
+class Scores:
+    """The scores that an evaluation during training can give.
+
+    Args:
+        splits: the splits that are scored.
+        metrics: each metric's name among the scores, and what it declares; None when that is not
+            known.
+        ema: whether the averaged copy is scored as well.
+    """
+
+    def __init__(
+        self, splits: Iterable[str], metrics: Iterable[tuple[str, Declared | None]], *, ema: bool
+    ) -> None:
+        self._known: dict[str, str] = {}
+        self._unknown: list[str] = []
+        self._ema = ema
+        metrics = list(metrics)
+        for copy in ("", EMA) if ema else ("",):
+            for split in splits:
+                prefix = f"{copy}{PUBLISHED_NAMES.get(split, split)}"
+                self._known[f"{prefix}_loss"] = "lower"
+                for name, numbers in metrics:
+                    if numbers is None:
+                        self._unknown.append(f"{prefix}_{name}_*")
+                    for number, better in (numbers or {}).items():
+                        self._known[f"{prefix}_{name}_{number}"] = better
+
+    def better(self, score: str) -> str | None:
+        """Which direction is better; None for a metric that does not say what it gives.
+
+        Args:
+            score: the name of a score.
+
+        Raises:
+            ConfigError: there is no such score, or it tells nothing about better or worse.
+        """
+        found = self._known.get(score) or next(
+            (better for known, better in self._known.items() if fnmatchcase(score, known)), None
+        )
+        if found in ("higher", "lower"):
+            return found
+        if found is None and any(fnmatchcase(score, pattern) for pattern in self._unknown):
+            return None
+        fit = [name for name, better in self._known.items() if better != "neither"]
+        fit += self._unknown
+        problem = "an evaluation of this configuration does not give it"
+        if found == "neither":
+            problem = "neither a higher nor a lower value of it is better"
+        plain = ", ".join(name for name in fit if not name.startswith(EMA))
+        plain = plain or "none, as validator.splits is empty"
+        copies = f", and those of the average with {EMA} in front" if self._ema else ""
+        raise ConfigError(
+            f"given '{score}', but {problem}. Allowed: {plain}{copies}.{nearest(score, fit)}"
+        )
+
+
+def read_scores(splits: Iterable[str], metrics: Iterable[str], *, ema: bool) -> Scores:
+    """The scores of a configuration, as far as the source text of its metrics shows them."""
+    named = distinct((name, declared_numbers(name)) for name in metrics)
+    return Scores(splits, named, ema=ema)
+
+
+def known_better(score: str) -> str | None:
+    """Which direction of a score is better, by its name alone.
+
+    For checkpoints and pages that only have the name.
+
+    Args:
+        score: such as `validation_loss` or `ema_validation_knn_2_auroc`.
+
+    Returns:
+        None when no metric that is known declares it.
+    """
+    for metric in METRICS.names():
+        match = re.search(rf"_{re.escape(metric)}(?:_\d+)?_(\w+)$", score)
+        for number, better in (declared_numbers(metric) or {}).items() if match else ():
+            if match is not None and fnmatchcase(match[1], number):
+                return None if better == "neither" else better
+    return "lower" if score == "loss" or score.endswith("_loss") else None
+
+
+# -- what goes together
+
+
+def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
+    """Refuse Muon, which updates matrices only, for a model that has other weights.
+
+    Every model of this package has biases and scales of normalisations. A model of a plugin may
+    have matrices alone; its weights are looked at when the optimizer is made.
+
+    Args:
+        tree: the values that were given, for their origins.
+        data: the judged configuration, which may have other problems.
+    """
+    section, node = data.get("trainor"), data.get("model")
+    if not isinstance(section, dict) or section.get("optimizer") != "Muon":
+        return
+    proto = node.get("proto") if isinstance(node, dict) else None
+    try:
+        location = MODELS.location(str(proto))
+    except ConfigError:
+        return  # told where it stands
+    if location.startswith("vilmedic."):
+        yield (
+            f"{tree.where(('trainor', 'optimizer'))}: given 'Muon', which updates matrices only, "
+            f"and {proto} has biases and other weights that are none. Use AdamW or another "
+            "optimizer."
+        )
+
+
+def wrong_score(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
+    """Refuse a score to judge a run by that no evaluation of it gives.
+
+    Args:
+        tree: the values that were given, for their origins.
+        data: the judged configuration.
+    """
+    trainor = TrainorSection(**data.get("trainor") or {})
+    validator = ValidatorSection(**data.get("validator") or {})
+    metrics = [name for name, _ in entries(validator.metrics)]
+    try:
+        scores = read_scores(validator.splits, metrics, ema=trainor.ema is not None)
+        scores.better(trainor.early_stop_metric)
+    except ConfigError as error:
+        yield f"{tree.where(('trainor', 'early_stop_metric'))}: {error}"
+
+
+def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str]:
+    """One text for each setting that the model cannot work with.
+
+    Args:
+        tree: the values that were given, for their origins.
+        data: the judged configuration.
+        training: whether it is to be trained with, which asks more than an evaluation does.
+    """
+    try:
+        model = named_target(MODELS, data["model"])
+        dataset = named_target(DATASETS, data["dataset"])
+    except (ConfigError, KeyError, TypeError):
+        return  # told where it stands
+    if training and constant(model.path, "cross_sample"):
+        yield from _batches(tree, data, model)
+    images = _part(dataset, data["dataset"], IMAGES)
+    reports = _part(dataset, data["dataset"], REPORTS)
+    wanted = constant(model.path, "image_options") or {}
+    if training:
+        wanted = {**wanted, **(constant(model.path, "training_image_options") or {})}
+    if images is not None:
+        path, given = images
+        for option, allowed in wanted.items():
+            yield from _option(tree, path, given, option, allowed, model)
+    if not dataset.path.startswith("vilmedic."):
+        return  # one of a plugin may have them in a way of its own
+    if images is None and wanted and training:
+        yield _lacks(tree, data, model, "images")
+    if reports is None and constant(model.path, "reads_reports"):
+        yield _lacks(tree, data, model, "reports")
+
+
+def _batches(tree: Tree, data: dict[str, Any], model: Target) -> Iterator[str]:
+    for section in ("trainor", "validator"):
+        key = (section, "batch_size")
+        if (data.get(section) or {}).get("batch_size", 2) < 2:
+            yield (
+                f"{tree.where(key)}: given 1, but {model.name} compares the "
+                "samples of a batch. Allowed: 2 or more."
+            )
+
+
+def _part(
+    dataset: Target, node: dict[str, Any], kind: str
+) -> tuple[KeyPath, dict[str, Any]] | None:
+    """Where a data set says how its images, or its reports, are read, and what it says."""
+    if derives_from(dataset.path, kind):
+        return ("dataset",), node
+    for name, param in (dataset.signature.settable if dataset.signature else {}).items():
+        instance = instance_of(param.type)
+        if instance is not None and derives_from(instance.path, kind):
+            return ("dataset", name), node.get(name) or {}
+    return None
+
+
+def _option(
+    tree: Tree,
+    path: KeyPath,
+    given: dict[str, Any],
+    option: str,
+    allowed: tuple[Any, ...],
+    model: Target,
+) -> Iterator[str]:
+    read = read_signature(IMAGES)
+    default = read.params[option].default if read is not None else None
+    value = given.get(option, default)
+    if value in allowed:
+        return
+    key = (*path, option)
+    origin = tree.origin(key) if tree.has(key) else "default"
+    listed = " or ".join(shown(one) for one in allowed)
+    yield (
+        f"{dotted(key)} ({origin}): given {shown(value)}, but {model.name} works with {listed} "
+        f"only. Set {dotted(key)}={shown(allowed[0]).replace(' ', '')}."
+    )
+
+
+def _lacks(tree: Tree, data: dict[str, Any], model: Target, what: str) -> str:
+    key = ("dataset", "proto")
+    proto = data["dataset"]["proto"]
+    fitting = [name for name in DATASETS.names() if _has(name, what)]
+    return (
+        f"{tree.where(key)}: given '{proto}', but {model.name} needs {what}. "
+        f"Allowed: {', '.join(fitting)}."
+    )
+
+
+def _has(name: str, what: str) -> bool:
+    target = named_target(DATASETS, {"proto": name})
+    alone = derives_from(target.path, REPORTS) if what == "reports" else False
+    kind = REPORTS if what == "reports" else IMAGES
+    return not alone and _part(target, {}, kind) is not None

@@ -1,0 +1,1 @@
+"""Colours, thumbnails and image sheets that several rooms draw with."""

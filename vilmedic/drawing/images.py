@@ -1,0 +1,159 @@
+"""Images as other files show them: thumbnails for a page, and generated images on one sheet."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+FORMS = ((144, 60), (128, 60), (112, 60), (96, 60), (80, 55), (64, 50), (64, 30), (48, 25))
+"""Pixels of the long side and WebP quality, the best first."""
+EACH = 1500  # bytes a thumbnail may take where there are many
+AT_LEAST = 1_500_000  # bytes that all of a split may take in any case
+PILOT = 32
+
+Picture = Callable[[int], Any]
+"""From a sample's number to its picture, uint8 [C, H, W]."""
+
+# of a sheet
+COLUMNS = 5
+PANEL = 2.0  # inches across an image
+GAP = 0.08
+HEAD, LINE = 0.24, 0.17
+
+
+def thumbnails(picture: Picture, indices: Sequence[int]) -> list[str]:
+    """The pictures of samples as base64 WebP, as large as the page can bear.
+
+    Args:
+        picture: gives the picture of a sample.
+        indices: the samples.
+
+    Returns:
+        One text a sample, empty where the picture cannot be read.
+    """
+    if not indices:
+        return []
+    stride = max(1, len(indices) // PILOT)
+    pilot = [_read(picture, index, FORMS[0][0]) for index in indices[::stride][:PILOT]]
+    side, quality = _fitting([image for image in pilot if image is not None], len(indices))
+
+    def encoded(index: int) -> str:
+        image = _read(picture, index, side)
+        return "" if image is None else base64.b64encode(webp(image, quality)).decode("ascii")
+
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(encoded, indices))
+
+
+def webp(image: Image.Image, quality: int) -> bytes:
+    """An image as WebP bytes."""
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=quality, method=4)
+    return stream.getvalue()
+
+
+def pixels(image: Tensor) -> NDArray[np.uint8]:
+    """An image in 0..1, [C, H, W], as 8-bit values: [H, W] when grey, else [H, W, 3]."""
+    values = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().numpy()
+    return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)
+
+
+@rc_context({"text.parse_math": False})  # a report may hold dollar signs
+def draw_image_sheet(
+    path: Path,
+    images: Sequence[Tensor],
+    titles: Sequence[str],
+    *,
+    real: Tensor | None,
+    primed: float,
+    report: str,
+    caption: str,
+) -> None:
+    """Draw generated images in rows, the real one to their left, the report underneath.
+
+    Args:
+        path: the PNG file to write.
+        images: the generated images, [C, H, W] in 0..1.
+        titles: what stands over each.
+        real: the image that the report was written for, if there is one.
+        primed: share of the images, from the top, that is that of a real image; a line marks it.
+        report: the report.
+        caption: where the images come from, in small print.
+    """
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    left = PANEL * 1.18 if real is not None else 0.0
+    width = max(left + columns * (PANEL + GAP) + 0.2, 5.0)
+    text = textwrap.wrap(report, int(width * 13.5)) or [""]
+    below = LINE * (len(text) + 1) + 0.2
+    height = rows * (PANEL + HEAD) + below + 0.1
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+
+    def place(image: Tensor, x: float, y: float, title: str) -> Any:
+        """Draw an image by inches from the upper left corner."""
+        box = (x / width, 1 - (y + HEAD + PANEL) / height, PANEL / width, PANEL / height)
+        axes = figure.add_axes(box)
+        axes.set_axis_off()
+        axes.imshow(pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(title, fontsize=9, pad=3)
+        return axes
+
+    if real is not None:
+        place(real, 0.1, 0.05, "real image")
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        x = 0.1 + left + (number % columns) * (PANEL + GAP)
+        axes = place(image, x, 0.05 + (number // columns) * (PANEL + HEAD), title)
+        if primed:
+            axes.axhline(primed * image.shape[-2] - 0.5, color="#E69F00", linewidth=0.8)
+    for number, line in enumerate([*text, caption]):
+        last = number == len(text)
+        y = height - below + 0.12 + LINE * (number + 0.5)
+        figure.text(
+            0.1 / width,
+            1 - y / height,
+            line,
+            fontsize=7.5 if last else 9.5,
+            color="#666666" if last else "black",
+            va="center",
+        )
+    figure.savefig(path, dpi=150)
+
+
+def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
+    """The grey picture of a sample with its long side at most `side`."""
+    try:
+        pixels = picture(index)
+    except Exception:
+        # a picture that cannot be read was said to be so when the data set was made
+        return None
+    image = Image.fromarray(pixels.float().mean(dim=0).byte().numpy())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return image
+
+
+def _fitting(pilot: Sequence[Image.Image], count: int) -> tuple[int, int]:
+    """The best form in which all pictures fit, judged by some of them."""
+    budget = max(EACH, AT_LEAST / count)
+    for side, quality in FORMS:
+        sizes = []
+        for image in pilot:
+            small = image.copy()
+            small.thumbnail((side, side), Image.Resampling.LANCZOS)
+            sizes.append(len(webp(small, quality)))
+        if not sizes or sum(sizes) / len(sizes) <= budget:
+            return side, quality
+    return FORMS[-1]

@@ -1,0 +1,1 @@
+"""One builder for each data set: published tables and reports become a folder to train on."""
