@@ -101,9 +101,11 @@ def check_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str])
                 "copy or download it again."
             ) from error
         if (size, digest) != (said["size"], said["sha256"]):
+            same = f"its content is not what {MANIFEST} lists"
+            other = f"it has {size:,} bytes, {MANIFEST} lists {said['size']:,}"
             raise CheckpointError(
-                f"{path}: is damaged or was changed: its {size:,} bytes are not the "
-                f"{said['size']:,} that {MANIFEST} lists. Copy or download the folder again."
+                f"{path}: is damaged or was changed: {same if size == said['size'] else other}. "
+                "Copy or download the folder again."
             )
 
 
