@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -274,7 +275,9 @@ class _VAEDecoder(nn.Module):
 
 def _export(tower: Tower, path: Path) -> None:
     """Write a tower, without the exporter's own output."""
-    module = tower.module.eval()
+    module = copy.deepcopy(
+        tower.module
+    ).eval()  # the exporter puts other objects into what it traces
     given = tower.inputs(BATCHES[1], 0)
     bytes_of_weights = sum(one.numel() * one.element_size() for one in module.parameters())
     try:
