@@ -132,7 +132,7 @@ def test_zero_shot_gives_the_scores_of_the_metric(
         seen.append(scores(slice(None)))
         return {"classes": {}}
 
-    monkeypatch.setattr("vilmedic.metrics.zero_shot.report_classes", report_classes)
+    monkeypatch.setattr("vilmedic.metrics.classification.report_classes", report_classes)
     settings = f"prompts: {PROMPTS}, similarity: {similarity}, on_missing: skip"
     evaluate(trained, system, f"ensemblor.metrics={{zero_shot: {{{settings}}}}}")
     model = vilmedic.load(trained(system), device="cpu")

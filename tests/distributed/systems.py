@@ -14,8 +14,7 @@ from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, 
 from tests.together import CPU
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import Part
-from vilmedic.distributed.tensors import whole
+from vilmedic.distributed.gather import Part, whole
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.setup import prepare_network

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from vilmedic.datasets.label import label_counts
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import ConfigError, DataError, nearest
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.classification import Scores, report_classes, undefined
 from vilmedic.metrics.contract import Metric
+
+if TYPE_CHECKING:
+    from vilmedic.metrics.classification import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,9 @@ class ZeroShot(Metric):
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`auroc` and `average_precision`, means over classes with intervals; `classes`."""
+        # imported here: options are checked, and models trained, without it
+        from vilmedic.metrics.classification import report_classes, undefined
+
         features = evaluation.features
         if features.labels is None:
             logger.warning(

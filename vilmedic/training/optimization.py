@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
 from vilmedic.config.sections import TrainorSection
-from vilmedic.distributed.tensors import like, local
+from vilmedic.distributed.gather import like, local
 from vilmedic.errors import ConfigError
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")

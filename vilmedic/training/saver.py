@@ -1,19 +1,26 @@
-"""When the state of a run is written, and what happens when the disk does not take it."""
+"""When the state of a run is written: on full disks, and when Ctrl-C or SIGTERM ends the run."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.run_directory import remove, set_aside
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
-from vilmedic.errors import CheckpointError
+from vilmedic.distributed.launch import process_count
+from vilmedic.errors import CheckpointError, Interrupted
 from vilmedic.log import LOGGER
 from vilmedic.training.resume import Progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Saver:
@@ -185,3 +192,63 @@ class Saver:
             return False
         self.problem = None
         return True
+
+
+class Interruption:
+    """Catches signals while it is entered, once; the second one acts as it always does.
+
+    A launcher of several processes passes signals on, and repeats them: those of its processes are
+    caught as often as they come, and the launcher itself ends what takes too long.
+
+    Outside the main thread, where Python handles no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+    @contextmanager
+    def may_come_at_once(self) -> Iterator[None]:
+        """A stretch that changes nothing, an evaluation say, and may be left in the middle.
+
+        With several processes it is not left, since the others would wait.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        if process_count() > 1:
+            yield
+            return
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise self.stop("")
+            yield
+        finally:
+            self._at_once = False
+
+    def stop(self, message: str) -> Interrupted:
+        """The error that ends the run, with the status that shells give a process so ended."""
+        # Where another process was told to stop, this one may hear of it from that.
+        return Interrupted(message, 128 + (self.received or signal.SIGTERM))
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        if process_count() == 1:
+            self._let_go()
+        if self._at_once:
+            raise self.stop("")
+
+    def _let_go(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -13,7 +13,7 @@ from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed import processes
-from vilmedic.distributed.tensors import whole
+from vilmedic.distributed.gather import whole
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model

@@ -17,13 +17,12 @@ from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
-from vilmedic.training.interruption import Interruption
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.parallel import groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
-from vilmedic.training.saver import Saver
+from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.setup import (
     check_batch_size,
     check_validation_batches,
