@@ -174,7 +174,7 @@ def _image_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
 
     def inputs(size: int, number: int) -> Inputs:
         random = torch.Generator().manual_seed(number)
-        shape = (size, pixels.channels, side, side)
+        shape = (size, pixels.channels, side, side if pixels.crop else side + 8 * number)
         drawn = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
         return {"images": pixels.normalized(drawn).contiguous()}
 

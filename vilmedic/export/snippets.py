@@ -73,7 +73,9 @@ def features(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
     lines.append(f'image = Image.open("{IMAGE}").convert("{"L" if grey else "RGB"}")')
     lines.append('pixels = processor([image], return_tensors="pt")["pixel_values"]')
     if text is not None:
-        lines.append(f"texts = {TEXTS}")
+        cleaning = None if loaded.reports is None else loaded.reports.processing
+        note = f"  # those of the training were cleaned by '{cleaning}'" if cleaning else ""
+        lines.append(f"texts = {TEXTS}{note}")
         options = 'padding=True, truncation=True, return_tensors="pt"'
         lines.append(f"tokens = tokenizer(texts, {options})")
         lines.append('ids, mask = tokens["input_ids"], tokens["attention_mask"]')
