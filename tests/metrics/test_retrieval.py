@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.evaluations import Lines, evaluation, random, split_features
-from tests.reading import REPORTS, gloria_evaluation
+from tests.made_up_evaluations import Lines, evaluation, random, split_features
+from tests.pairs_on_disk import REPORTS, gloria_evaluation
 from vilmedic.errors import ConfigError
 from vilmedic.metrics import retrieval
 from vilmedic.metrics.retrieval import Retrieval, cosines, count_ahead

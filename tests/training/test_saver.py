@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.disk import no_file_beyond
+from tests.full_disk import no_file_beyond
 from vilmedic.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import Interrupted

@@ -142,7 +142,7 @@ class AlignedDataset(Dataset[Sample]):
             tolerated are left out.
     """
 
-    def __init__(self, *parts: Part) -> None:
+    def __init__(self, *parts: AlignedPart) -> None:
         self.parts = parts
         check_aligned([part.texts for part in parts])
         self.skipped: dict[int, str] = {}
@@ -252,7 +252,7 @@ class AlignedDataset(Dataset[Sample]):
         self._reported = len(self.skipped)
 
 
-class Part(AlignedDataset):
+class AlignedPart(AlignedDataset):
     """A data set of one file, which can also be a part of the samples of another data set.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vilmedic.config.types import Runtime
-from vilmedic.datasets.aligned import Batch, Part, Sample
+from vilmedic.datasets.aligned import AlignedPart, Batch, Sample
 from vilmedic.datasets.lines import Lines, brief, read_lines, shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import replace_text
@@ -22,7 +22,7 @@ from vilmedic.files import replace_text
 LABELS_FILE = "labels.json"  # in the run directory
 
 
-class LabelDataset(Part):
+class LabelDataset(AlignedPart):
     """Label names read from `<root>/<split>.<file>`, several on a line separated by commas.
 
     The list of labels is that of all splits in `root`, sorted: rare labels often miss in a training

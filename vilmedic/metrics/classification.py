@@ -161,11 +161,11 @@ def report_classes(
                 if k in exact:
                     means[score].add(exact[k][s], drawn[k][s])
             if right is not None:
-                accuracy = right[:, k].mean()
-                entry["accuracy"] = float(accuracy) if k in exact else None
+                entry["accuracy"] = float(right[:, k].mean()) if k in exact else None
                 entry["accuracy_interval"] = interval(hits[:, k]) if k in exact else None
                 if k in exact:
-                    means["accuracy"].add(accuracy, hits[:, k])
+                    # Added up as halves, which float64 holds exactly, however classes are blocked.
+                    means["accuracy"].add(right[:, k].sum(), hits[:, k])
             report["classes"][name] = entry
     if excluded:
         logger.warning(
@@ -181,7 +181,8 @@ def report_classes(
         means["accuracy"].add(chosen.mean(), np.concatenate([np.empty(0), *every]))
     for name, mean in means.items():
         if name in report and mean.exact:
-            report[name] = float(np.mean(mean.exact))
+            whole = samples if name == "accuracy" and multi_label else 1
+            report[name] = float(np.sum(mean.exact) / (len(mean.exact) * whole))
             report[f"{name}_interval"] = interval(mean.drawn())
     report["excluded"] = excluded
     return report
