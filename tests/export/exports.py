@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.dalles import TINY_TRANSFORMER, TINY_VAE, save_vae
-from tests.factories import TINY_BERT, tiny_spec
+from tests.small_dalles import TINY_TRANSFORMER, TINY_VAE, save_vae
+from tests.small_models import TINY_BERT, tiny_spec
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.config import build

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.export.exports import BEST, LENGTH, convirt, evaluate, save_run
-from tests.factories import tiny_spec
+from tests.small_models import tiny_spec
 from vilmedic.errors import CheckpointError
 from vilmedic.evaluation.evaluations import write_index
 from vilmedic.export.card import shortened

@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTModel
 import vilmedic
 from tests.export import exports
 from tests.export.exports import LENGTH, VIT, save_run, simclr
-from tests.factories import WORDS, tiny_cnn, tiny_encoder, tiny_spec, tiny_tokenizer
+from tests.small_models import WORDS, tiny_cnn, tiny_encoder, tiny_spec, tiny_tokenizer
 from vilmedic import cli
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.checkpoints.encoders import read_encoder
