@@ -333,6 +333,51 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def export(argv: Sequence[str] | None = None) -> int:
+    """Write a run as a folder for others: `bin/export.py`, `vilmedic-export`."""
+    given = _export_parser(_prog("export.py")).parse_args(argv)
+
+    def call() -> None:
+        if given.public and given.push is None:
+            raise ConfigError("--public: belongs to --push, which is not given.")
+        from vilmedic.export.push import check_name
+        from vilmedic.log import start_console
+        from vilmedic.run import load
+
+        if given.push is not None:
+            check_name(given.push)
+        start_console()
+        model = load(given.run, ckpt=given.ckpt, ema=given.ema, device="cpu")
+        model.export(
+            given.out, onnx=given.onnx, push=given.push, public=given.public, force=given.force
+        )
+
+    return _guarded(call)
+
+
+def _export_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Writes a finished run as a folder that others can use without this project: "
+        "weights in the layouts of timm, torchvision, transformers and safetensors, and a model "
+        "card. What is there already of the same weights stays as it is.",
+    )
+    add = parser.add_argument
+    add("run", help="a run directory, whose best checkpoint is taken, or a checkpoint")
+    add("out", type=Path, help="the folder to write")
+    add("--ckpt", metavar="NAME", help="a checkpoint of the run directory instead of the best")
+    add("--ema", action="store_true", help="take the averaged weights that trainor.ema kept")
+    add(
+        "--onnx",
+        action="store_true",
+        help="write ONNX files as well, compared with PyTorch (needs the extra [onnx])",
+    )
+    add("--push", metavar="USER/NAME", help="upload to this repository of the Hugging Face hub")
+    add("--public", action="store_true", help="let everybody see the repository")
+    add("--force", action="store_true", help="replace an export of other weights")
+    return parser
+
+
 def _prog(fallback: str) -> str:
     return os.path.basename(sys.argv[0]) or fallback
 
