@@ -97,7 +97,13 @@ def test_evaluates_the_best_checkpoint_by_number(
     assert written["models_used"] == 1
     assert written["samples"] == 21
     assert written["protocols"] == {
-        "retrieval": {"similarity": "global", "local_aggregation": "max", "block_size": 1024}
+        "retrieval": {
+            "positives": "strict",
+            "precision_at": [],
+            "similarity": "global",
+            "local_aggregation": "max",
+            "block_size": 1024,
+        }
     }
     assert written["metrics"]["retrieval"]["image_to_text_r10"] > 0
 

@@ -16,7 +16,6 @@ from torchvision import models
 from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
-from vilmedic.blocks.repeated import repeated_blocks
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
@@ -122,6 +121,8 @@ class VisionEncoder(nn.Module):
         What comes before the first block is a group of its own; what lies between blocks, or behind
         the last one, belongs to the block before it.
         """
+        from vilmedic.blocks.repeated import repeated_blocks
+
         place = {
             id(parameter): number
             for number, block in enumerate(repeated_blocks(self.network), start=1)

@@ -12,7 +12,6 @@ from vilmedic.config.types import Above, AtMost, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import AlignedDataset, Batch
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
-from vilmedic.datasets.subset import keep_subset
 from vilmedic.datasets.text import TextDataset
 
 Fraction = Annotated[float, UsedWith("ids", (None,)), Above(0), AtMost(1)]
@@ -31,6 +30,10 @@ class Paired(AlignedDataset):
         seed: int,
         ids: str | None,
     ) -> None:
+        if fraction is None and ids is None:
+            return
+        from vilmedic.datasets.subset import keep_subset  # most runs take the whole split
+
         where = run_dir if training else None
         keep_subset(self, split=split, fraction=fraction, seed=seed, ids=ids, run_dir=where)
 
