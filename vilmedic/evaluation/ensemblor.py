@@ -134,7 +134,7 @@ class Ensemblor:
 
         results = {}
         for split in self.section.splits:
-            results[split] = self._header(split, model) | self._measure(model, split)
+            results[split] = self._header(split, model) | self._measure(model, split, keep=True)
             self._write(results[split])
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
@@ -183,10 +183,16 @@ class Ensemblor:
         if processes.is_main():
             self.folder.write(results)
 
-    def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
-        """The loss and every metric of a split."""
+    def _measure(self, networks: Ensemble, split: str, *, keep: bool = False) -> dict[str, Any]:
+        """The loss and every metric of a split; `keep` writes what is known of single samples."""
         evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
-        metrics = {name: metric(evaluation) for name, metric in self.splits.metrics}
+        metrics = {}
+        for name, metric in self.splits.metrics:
+            evaluation.predictions.metric = name
+            metrics[name] = metric(evaluation)
+        if keep and processes.is_main():
+            names = evaluation.sample_names() if evaluation.predictions.arrays else []
+            evaluation.predictions.write(self.folder.path, split, names)
         return {"loss": evaluation.features.loss, "metrics": metrics}
 
     def _post_process(self, networks: Ensemble) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from vilmedic.evaluation.features import (
     ensemble,
     evaluating,
 )
+from vilmedic.evaluation.predictions import Predictions
 from vilmedic.models.contract import ContrastiveModel
 from vilmedic.registry import DATASETS, METRICS, POST_PROCESSING
 
@@ -157,6 +158,7 @@ class Evaluation:
         seed: seed of whatever a metric or a picture draws.
         source: which model that is, for titles: system, epoch and seed; empty in training.
         out_dir: where files are written.
+        predictions: takes what metrics know of single samples.
     """
 
     name: str
@@ -167,6 +169,7 @@ class Evaluation:
     seed: int = 0
     source: str = ""
     out_dir: Path = Path()
+    predictions: Predictions = field(default_factory=Predictions)
 
     @property
     def title(self) -> str:
@@ -221,6 +224,16 @@ class Evaluation:
             key = tuple(value) if isinstance(value, list) else value
             places.append(first.setdefault(key, place))
         return torch.tensor(places, dtype=torch.int64)
+
+    def sample_names(self) -> list[str]:
+        """A name for each sample that is the same on every machine: file, line, image files."""
+        index = self.features.index.tolist()
+        lines = [Path(where).name for where in self.dataset.lines(index)]
+        images = [self.dataset.describe(one).get("image") or () for one in index]
+        return [
+            " ".join([line, *(Path(str(path)).name for path in own)])
+            for line, own in zip(lines, images, strict=True)
+        ]
 
     def line_numbers(self, index: Iterable[int]) -> list[int]:
         """The line of each sample in the files of the split, counted from 1."""

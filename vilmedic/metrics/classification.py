@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vilmedic.datasets.lines import shown
 from vilmedic.distributed.launch import is_main_process
+from vilmedic.evaluation.predictions import MOST_VALUES, Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,26 @@ def class_blocks(samples: int, classes: int) -> list[slice]:
     """The classes in slices of which no more than `BLOCK` scores are held at a time."""
     width = max(1, BLOCK // max(1, samples))
     return [slice(start, min(start + width, classes)) for start in range(0, classes, width)]
+
+
+def keep_scores(
+    predictions: Predictions, scores: Scores, targets: csr_array, names: Sequence[str]
+) -> None:
+    """Keep the score of each sample for each class, to be written.
+
+    Args:
+        predictions: takes them.
+        scores: of slices of the classes.
+        targets: bool [N, L].
+        names: the L classes.
+    """
+    if targets.shape[0] * targets.shape[1] > MOST_VALUES:
+        logger.warning("Scores of %d samples for %d classes are not written.", *targets.shape)
+        return
+    blocks = [scores(block).astype(np.float32) for block in class_blocks(*targets.shape)]
+    predictions.take(
+        scores=np.concatenate(blocks, axis=1), labels=targets.toarray(), classes=list(names)
+    )
 
 
 def right_decisions(

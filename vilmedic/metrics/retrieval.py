@@ -107,6 +107,7 @@ class Retrieval(Metric):
         """
         leads = self._leads(evaluation)
         results: dict[str, Any] = {}
+        each: dict[str, Tensor] = {}
         counts = None
         if leads is not None:
             counts = count_ahead(leads, block_size=self.block_size)
@@ -117,10 +118,13 @@ class Retrieval(Metric):
                 continue
             above, beside = counts[direction]
             for k in RECALLS:
-                recall = ((k - above) / (beside + 1)).clamp(0, 1).mean()
-                results[f"{direction}_r{k}"] = recall.item()
-            ranks = 1 + above + beside / 2
+                each[f"{direction}_r{k}"] = ((k - above) / (beside + 1)).clamp(0, 1)
+                results[f"{direction}_r{k}"] = each[f"{direction}_r{k}"].mean().item()
+            each[f"{direction}_median_rank"] = ranks = 1 + above + beside / 2
             results[f"{direction}_median_rank"] = torch.quantile(ranks, 0.5).item()
+        if each:
+            values = torch.stack(list(each.values()), dim=1).numpy()
+            evaluation.predictions.take(values=values, numbers=list(each))
         return results
 
     def _leads(self, evaluation: Evaluation) -> Leads | None:

@@ -25,7 +25,7 @@ from vilmedic.datasets.label import label_counts
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import ConfigError, DataError, nearest
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
-from vilmedic.metrics.classification import Scores, report_classes, undefined
+from vilmedic.metrics.classification import Scores, keep_scores, report_classes, undefined
 from vilmedic.metrics.contract import Metric
 
 logger = logging.getLogger(__name__)
@@ -109,10 +109,12 @@ class ZeroShot(Metric):
         counts = targets.sum(axis=0).tolist()
         present = {c.name: count for c, count in zip(classes, counts, strict=True)}
         self._check_counts(classes, present, len(features), evaluation.split)
+        names = [c.name for c in classes]
+        keep_scores(evaluation.predictions, scores, targets, names)
         return report_classes(
             scores,
             targets,
-            [c.name for c in classes],
+            names,
             bootstrap=self.bootstrap,
             seed=evaluation.seed,
             context=f"zero_shot, {evaluation.name}, split {evaluation.split}",
