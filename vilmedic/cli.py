@@ -298,6 +298,52 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def compare(argv: Sequence[str] | None = None) -> int:
+    """Compare evaluated runs: `bin/compare.py`, `vilmedic-compare`."""
+    given = _compare_parser(_prog("compare.py")).parse_args(argv)
+
+    def call() -> None:
+        from vilmedic.comparison.table import compare, text_of
+
+        by = [key for word in given.by for key in word.split(",") if key]
+        found = compare(
+            given.runs,
+            split=given.split,
+            by=by,
+            anyway=given.anyway,
+            number=given.bootstrap,
+        )
+        _print(text_of(found, given.format))
+
+    return _guarded(call)
+
+
+def _compare_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import count
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Compares evaluated runs: a row a setting, a column a number, with intervals "
+        "and the differences to the best. Runs equal but for name and seed are one setting.",
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="ckpt/<name>", help="run directories")
+    add("--split", metavar="NAME", help="(default: test, or another split that all runs have)")
+    add(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a row for each value of a key of the configuration, such as dataset.fraction, "
+        "whatever else the runs differ in; several with commas",
+    )
+    forms = ("table", "md", "latex", "csv", "html")
+    add("--format", choices=forms, default=forms[0], help="(default: table)")
+    add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
+    add("--bootstrap", type=count, default=1000, metavar="N", help="resamples (default: 1000)")
+    return parser
+
+
 def _prog(fallback: str) -> str:
     return os.path.basename(sys.argv[0]) or fallback
 

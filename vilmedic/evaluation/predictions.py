@@ -74,7 +74,8 @@ class Predictions:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft, open(draft, "wb") as file:
-            np.savez_compressed(file, **{SAMPLES: np.array(samples, dtype=np.str_)}, **self.arrays)
+            content: dict[str, Any] = {SAMPLES: np.array(samples, dtype=np.str_), **self.arrays}
+            np.savez_compressed(file, **content)
         return path
 
 
