@@ -344,6 +344,58 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def sweep(argv: Sequence[str] | None = None) -> int:
+    """Train a grid of runs: `bin/sweep.py`, `vilmedic-sweep`.
+
+    Returns:
+        The exit status: 0; 2 after a message, which lists the runs that failed; see `command`.
+    """
+    given, words = _sweep_parser(_prog("sweep.py")).parse_known_args(argv)
+
+    def call() -> None:
+        from vilmedic.comparison.grid import plan
+        from vilmedic.comparison.sweep import Sweep, slurm_script
+        from vilmedic.files import replace_text
+
+        line = parse([given.config, *words], _prog("sweep.py"))
+        if line.option:
+            raise ConfigError(f"'{line.option}': is an option of train.py; a sweep always checks.")
+        runs = plan(given.config, line.overrides)
+        if given.slurm:
+            text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
+            folder = runs[0].run_dir.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "sweep.sh"
+            replace_text(path, text)
+            _print(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
+            return
+        _print(f"{len(runs)} runs, all of them checked")
+        Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=_print).start()
+        _print(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+
+    return _guarded(call)
+
+
+def _sweep_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import positive
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Trains a grid of runs and evaluates each. Stopped at any moment, the same "
+        "command continues.",
+        usage=f"{prog} config.yml 'key=value,value' [key=value ...] [~key ...] [options]",
+        epilog="Values that vary are separated by commas, or given as log(1e-5,1e-3,5) or "
+        "lin(0,1,3). Each run has the directory <ckpt_dir>/<name>/<what varies>.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", metavar="config.yml", help="the configuration of all runs")
+    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
+    add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
+    add("--slurm", action="store_true", help="write an array script instead of training")
+    return parser
+
+
 def _prog(fallback: str) -> str:
     return os.path.basename(sys.argv[0]) or fallback
 
