@@ -358,9 +358,12 @@ def sweep(argv: Sequence[str] | None = None) -> int:
         from vilmedic.files import replace_text
 
         line = parse([given.config, *words], _prog("sweep.py"))
-        if line.option:
-            raise ConfigError(f"'{line.option}': is an option of train.py; a sweep always checks.")
+        if line.option not in (None, "--check"):
+            raise ConfigError(f"'{line.option}': is an option of train.py and ensemble.py.")
         runs = plan(given.config, line.overrides)
+        if line.option == "--check":
+            _print(f"ok: {given.config}: {len(runs)} runs")
+            return
         if given.slurm:
             text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
             folder = runs[0].run_dir.parent
@@ -385,7 +388,8 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
         "command continues.",
         usage=f"{prog} config.yml 'key=value,value' [key=value ...] [~key ...] [options]",
         epilog="Values that vary are separated by commas, or given as log(1e-5,1e-3,5) or "
-        "lin(0,1,3). Each run has the directory <ckpt_dir>/<name>/<what varies>.",
+        "lin(0,1,3). Each run has the directory <ckpt_dir>/<name>/<what varies>. --check checks "
+        "all of them and ends.",
         allow_abbrev=False,
     )
     add = parser.add_argument
