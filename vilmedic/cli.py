@@ -211,7 +211,10 @@ def report(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     prog = _prog("report.py")
     help_wanted = "--help" in words or "-h" in words
-    purpose = "Draws curves.png and makes report.html from what is in run directories."
+    purpose = (
+        "Draws curves.png and makes report.html from what is in run directories; of several, also "
+        "comparison.html in the folder above: their curves over each other, and one table."
+    )
     call = f"usage: {prog} ckpt/<name> [ckpt/<name> ...]"
     if help_wanted:
         _print(f"{purpose}\n\n{call}")
@@ -219,10 +222,18 @@ def report(argv: Sequence[str] | None = None) -> int:
     try:
         if not words:
             raise ConfigError(f"no run directory is given. {call}")
-        return max(_report(Path(word)) for word in words)
+        run_dirs = list(dict.fromkeys(map(Path, words)))
+        status = max(map(_report, run_dirs))
+        if len(run_dirs) > 1 and status != FAILED:
+            from vilmedic.report.side_by_side import write_comparison
+
+            _print(f"Written: {write_comparison(run_dirs)}")
+        return status
     except VilmedicError as error:
         _tell(error)
-        return FAILED
+    except OSError as error:
+        _tell(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
+    return FAILED
 
 
 def _report(run_dir: Path) -> int:

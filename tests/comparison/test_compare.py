@@ -186,11 +186,25 @@ def test_all_that_is_no_evaluated_run_is_told(
     assert cli.compare([str(run)]) == 0
 
 
-def test_damaged_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metrics": {"knn": 3}, "samples": true}'])
+def test_damaged_results_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
     run = write_run(tmp_path / "a")
-    (run / "results_test.json").write_text("{")
+    (run / "results_test.json").write_text(text)
     assert cli.compare([str(run)]) == 2
     assert "a: its results of test cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["predictions_test.npz", "evaluation.json"])
+def test_a_damaged_file_beside_them_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)]
+    (damaged,) = runs[1].glob(f"evaluations/*/{name}")
+    damaged.write_text("x")
+    assert cli.compare([str(run) for run in runs]) == 2
+    assert f"{name}: cannot be" in capsys.readouterr().err
 
 
 def test_the_spreadsheet_has_every_figure(grid: list[Path]) -> None:

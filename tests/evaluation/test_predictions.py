@@ -105,3 +105,21 @@ def test_zero_shot_keeps_the_scores_of_its_classes(tmp_path: Path) -> None:
 def test_samples_have_the_same_names_wherever_the_data_lies() -> None:
     one = evaluation(split_features({"visual": random(2, 3)}))
     assert one.sample_names() == ["test.image.tok:1 0.png b.png", "test.image.tok:2 1.png b.png"]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"m/scores": np.zeros((2, 3)), "m/classes": np.array(["a", "b", "c"])},
+        {"m/scores": np.zeros((2, 1)), "m/labels": np.zeros((2, 1), bool)},
+        {"m/values": np.zeros((2, 2)), "m/numbers": np.array(["a"])},
+        {"m/values": np.zeros(2), "m/numbers": np.array(["a"])},
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    path = tmp_path / "predictions_test.npz"
+    np.savez(path, **{"samples": np.array(["1", "2"]), **arrays})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="do not belong together"):
+        read_predictions(path)

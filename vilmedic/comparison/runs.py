@@ -78,9 +78,12 @@ class Run:
         A file that an option names counts by its content, where the evaluation knows that.
         """
         record = self.folder / RECORD
-        known = self.results.get("protocols", {})
+        known = self.results.get("protocols") or {}
         if record.is_file():
-            known = _read(record)["settings"].get("protocols", known)
+            try:
+                known = _read(record)["settings"].get("protocols", known)
+            except (OSError, ValueError, KeyError, AttributeError) as error:
+                raise ConfigError(f"{record}: cannot be read: {error}.") from None
         own = dict(flat({"protocols": known}))
         own = {key: one for key, one in own.items() if f"{key}_sha256" not in own}
         return own | {key: self.results.get(key) for key in OF_EVALUATION}
@@ -289,7 +292,7 @@ def _config_of(directory: Path) -> str:
 
 def _runs(directory: Path, split: str) -> list[Run]:
     """The runs of a directory, with the newest evaluation of each seed."""
-    newest = _read(directory / results_name(split))
+    newest = _results(directory / results_name(split))
     found = {_seeds(newest): (newest, _folder(directory, newest))}
     configs = {path.stem.removeprefix("config_"): path for path in directory.glob("config_*.yml")}
     if len(configs) > 1 and newest["models_used"] == 1:
@@ -299,7 +302,7 @@ def _runs(directory: Path, split: str) -> list[Run]:
             if (path.parent / RECORD).is_file()
         ]
         for _, path in sorted(others, reverse=True):
-            results = _read(path)
+            results = _results(path)
             alike = results["models_used"] == 1 and results.get("ema") == newest.get("ema")
             if alike and _seeds(results) not in found:
                 found[_seeds(results)] = (results, path.parent)
@@ -307,6 +310,24 @@ def _runs(directory: Path, split: str) -> list[Run]:
         Run(directory, seeds, _config(configs, seeds, folder), results, folder)
         for seeds, (results, folder) in sorted(found.items(), key=lambda one: str(one[0]))
     ]
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """What a results file holds.
+
+    Raises:
+        ValueError: it is not what an evaluation writes.
+    """
+    content = _read(path)
+    kinds = {"metrics": dict, "checkpoints": list, "samples": int, "models_used": int, "split": str}
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise ValueError(f"{path.name}: {key} is missing or of another kind")
+    if not all(isinstance(one, dict) for one in content["metrics"].values()) or not all(
+        isinstance(content.get(key, {}) or {}, dict) for key in ("protocols", "changed")
+    ):
+        raise ValueError(f"{path.name}: a metric or a protocol is no mapping")
+    return {"loss": None, **content}
 
 
 def _config(configs: dict[str, Path], seeds: tuple[Any, ...], folder: Path) -> dict[str, Any]:

@@ -99,6 +99,18 @@ def read_predictions(path: Path) -> Arrays:
         if name.rpartition("/")[2] in ("scores", "labels", "known", "values")
     ):
         raise ValueError(f"{path}: its arrays are not of one length, or it names no samples")
+    for name, value in arrays.items():
+        metric, _, kind = name.rpartition("/")
+        beside = {"scores": "classes", "values": "numbers"}.get(kind)
+        if beside and (
+            value.ndim != 2 or len(arrays.get(f"{metric}/{beside}", ())) != len(value.T)
+        ):
+            raise ValueError(f"{path}: {name} and {metric}/{beside} do not belong together")
+        if (
+            kind == "scores"
+            and arrays.get(f"{metric}/labels", arrays[SAMPLES]).shape != value.shape
+        ):
+            raise ValueError(f"{path}: {name} and {metric}/labels do not belong together")
     return arrays
 
 
