@@ -29,7 +29,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peak_memory import MIB, read_peak, start_peak
-from tests.factories import tiny_spec
+from tests.small_models import tiny_spec
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder

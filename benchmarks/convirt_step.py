@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.factories import tiny_spec
+from tests.small_models import tiny_spec
 from vilmedic.blocks.projection import PairedProjection
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder

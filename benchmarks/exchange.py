@@ -16,7 +16,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.distributed.systems import build, make_batches, parts_of, train
-from tests.together import run_checks
+from tests.several_processes import run_checks
 from vilmedic.files import text_table
 
 BYTES = 4

@@ -26,7 +26,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.exchange import BYTES, Costs, check, costs_of, sent
-from tests.factories import tiny_spec
+from tests.small_models import tiny_spec
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.finished_runs import trained
 from tests.hostile.table import pytest_terminal_summary
-from tests.trained import trained
 from vilmedic.log import LOGGER
 
 __all__ = ["pytest_terminal_summary", "trained"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from tests.together import environment, free_port
+from tests.several_processes import environment, free_port
 from vilmedic import cli
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, DataError

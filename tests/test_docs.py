@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.systems import CONVIRT
-from tests.trained import Runs
+from tests.finished_runs import Runs
 from vilmedic import cli
 from vilmedic.config.load import load
 from vilmedic.phantom.write import Plan, build

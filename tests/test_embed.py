@@ -19,7 +19,7 @@ from pyarrow import parquet
 import vilmedic
 from tests.crash.killing import PROCESSES
 from tests.crash.systems import CONVIRT, SIMCLR, VAE
-from tests.trained import ROOT, Runs
+from tests.finished_runs import ROOT, Runs
 from vilmedic import cli, embedding_file
 
 NAMES = ["--batch-size", "4", "--device", "cpu"]

@@ -19,12 +19,12 @@ from transformers import BertConfig, BertModel
 
 import vilmedic
 from tests.crash.systems import CONVIRT, DALLE, GLORIA, SIMCLR, SYSTEMS, VAE, System
-from tests.dalles import TINY_TRANSFORMER, save_vae, tiny_dalle
-from tests.dalles import TINY_VAE as VAE_OF_DALLE
-from tests.factories import TINY_BERT, TINY_VAE, WORDS, tiny_spec, tiny_tokenizer, tiny_vae
+from tests.finished_runs import EVALUATION, ROOT, Runs
 from tests.models.test_original_checkpoints import head, image_part, text_part
 from tests.older_files import write_dalle_pytorch_dalle, write_vilmedic
-from tests.trained import EVALUATION, ROOT, Runs
+from tests.small_dalles import TINY_TRANSFORMER, save_vae, tiny_dalle
+from tests.small_dalles import TINY_VAE as VAE_OF_DALLE
+from tests.small_models import TINY_BERT, TINY_VAE, WORDS, tiny_spec, tiny_tokenizer, tiny_vae
 from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.local_features import LocalFeatures
@@ -132,7 +132,7 @@ def test_zero_shot_gives_the_scores_of_the_metric(
         seen.append(scores(slice(None)))
         return {"classes": {}}
 
-    monkeypatch.setattr("vilmedic.metrics.zero_shot.report_classes", report_classes)
+    monkeypatch.setattr("vilmedic.metrics.classification.report_classes", report_classes)
     settings = f"prompts: {PROMPTS}, similarity: {similarity}, on_missing: skip"
     evaluate(trained, system, f"ensemblor.metrics={{zero_shot: {{{settings}}}}}")
     model = vilmedic.load(trained(system), device="cpu")

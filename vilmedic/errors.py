@@ -38,7 +38,7 @@ class ConfigError(VilmedicError):
 class ArgumentError(ConfigError):
     """Arguments that a constructor refuses.
 
-    `vilmedic.config.build` says in front of each where in the configuration it stands.
+    `build` of `vilmedic.config` says in front of each where in the configuration it stands.
 
     Args:
         problems: what is wrong, by the name of the argument; of one inside an argument the names

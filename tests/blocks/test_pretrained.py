@@ -27,7 +27,7 @@ from transformers import (
 )
 
 import vilmedic
-from tests.factories import TINY_BERT, tiny_batch, tiny_spec
+from tests.small_models import TINY_BERT, tiny_batch, tiny_spec
 from vilmedic.blocks.pretrained import load_config
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder

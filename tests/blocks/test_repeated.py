@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from vilmedic.blocks.repeated import checkpoint_blocks, compile_blocks, repeated_blocks
 from vilmedic.models.contract import ContrastiveModel
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tests.datasets.test_text import REPORT, byte_pairs, sentence_pieces, word_pieces
-from tests.factories import TINY_BERT, tiny_encoder, tiny_spec, tiny_tokenizer
+from tests.small_models import TINY_BERT, tiny_encoder, tiny_spec, tiny_tokenizer
 from vilmedic.blocks import text
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.text import TextEncoder, WordEncoder

@@ -9,7 +9,7 @@ import torch
 from torchvision import models
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
-from tests.factories import tiny_cnn
+from tests.small_models import tiny_cnn
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.load import check_arguments

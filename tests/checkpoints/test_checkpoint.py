@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.disk import odd_file
+from tests.full_disk import odd_file
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.errors import CheckpointError, ConfigError

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from tests.factories import (
+from tests.small_models import (
     TINY_BERT,
     WORDS,
     tiny_cnn,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.disk import no_file_beyond
+from tests.full_disk import no_file_beyond
 from vilmedic.checkpoints.run_directory import (
     RunLock,
     choose_seed,

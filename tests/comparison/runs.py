@@ -68,8 +68,8 @@ def write_run(
     generator = np.random.default_rng(100 + (seed if draw is None else draw))
     hard = np.random.default_rng(8).normal(size=labels.shape)
     noise = generator.normal(size=labels.shape)
-    scores = (skill * labels + 0.7 * hard + 0.7 * noise).astype(np.float32)
-    hits = (scores[:, :1] > np.median(scores[:, 0])).astype(np.float32)
+    scores = skill * labels + 0.7 * hard + 0.7 * noise
+    above = (scores[:, 0] < np.median(scores[:, 0])) * 20
     areas = [RankedScores(scores[:, k], labels[:, k]).measure() for k in range(len(classes))]
     area, precision = np.mean(areas, axis=0)[:, 0].tolist()
     metrics = {
@@ -81,7 +81,7 @@ def write_run(
             "classes": {name: {"auroc": 0.5} for name in classes},
             "excluded": [],
         },
-        "retrieval": {"image_to_text_r1": float(hits.mean())},
+        "retrieval": {"image_to_text_r1": float((above == 0).mean())},
     }
     options = {"zero_shot": {"prompts": "p.yml", **(protocol or {})}, "retrieval": {}}
     results = {
@@ -115,12 +115,15 @@ def write_run(
         np.savez(
             folder / f"predictions_{split}.npz",
             **{
-                "samples": np.array(names or [f"test:{i}" for i in range(samples)]),
+                "version": np.array(1),
+                "lines": np.arange(1, samples + 1),
+                "images": np.array(names or [f"{directory}/{i}.png" for i in range(samples)]),
+                "label_names": np.array(classes),
+                "labels": labels.astype(np.int8),
                 "zero_shot/scores": scores,
-                "zero_shot/labels": labels,
                 "zero_shot/classes": np.array(classes),
-                "retrieval/values": hits,
-                "retrieval/numbers": np.array(["image_to_text_r1"]),
+                "retrieval/image_to_text_above": above,
+                "retrieval/image_to_text_beside": np.zeros_like(above),
             },
         )
     return directory

@@ -16,9 +16,11 @@ from torch.optim import lr_scheduler
 from torchvision.transforms import v2
 from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
-from tests.dalles import dalle_batch, save_vae, tiny_dalle
-from tests.evaluations import evaluation, random, split_features
-from tests.factories import (
+from tests.made_up_evaluations import evaluation, random, split_features
+from tests.metrics.test_reconstruction import evaluation as vae_evaluation
+from tests.post_processing.test_plot_attention import gloria_evaluation
+from tests.small_dalles import dalle_batch, save_vae, tiny_dalle
+from tests.small_models import (
     TINY_BERT,
     TINY_VAE,
     tiny_batch,
@@ -28,8 +30,6 @@ from tests.factories import (
     tiny_spec,
     tiny_vae,
 )
-from tests.metrics.test_reconstruction import evaluation as vae_evaluation
-from tests.post_processing.test_plot_attention import gloria_evaluation
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.config.check import Checker
 from vilmedic.config.load import ROOT

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.disk import odd_file
+from tests.full_disk import odd_file
 from vilmedic.config.transformers_fields import model_type_of
 from vilmedic.config.types import ConfigOf
 

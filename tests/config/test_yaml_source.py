@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.disk import odd_file
+from tests.full_disk import odd_file
 from vilmedic.config.yaml_source import PlainDumper, read_file, read_yaml, to_yaml
 from vilmedic.errors import ConfigError
 

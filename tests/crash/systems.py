@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.dalles import TINY_VAE, save_vae
+from tests.small_dalles import TINY_VAE, save_vae
 
 CNN = ("model.cnn.backbone=shufflenet_v2_x0_5",)
 BERT = (

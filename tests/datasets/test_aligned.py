@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tests.factories import tiny_spec, tiny_tokenizer
+from tests.small_models import tiny_spec, tiny_tokenizer
 from vilmedic.datasets.aligned import DataSpec, seeded, stable_seed
 from vilmedic.errors import ConfigError
 

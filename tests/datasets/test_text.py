@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tests.factories import tiny_tokenizer
+from tests.small_models import tiny_tokenizer
 from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.text import (
     TextDataset,

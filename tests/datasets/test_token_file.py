@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.dalles import TINY_VAE
+from tests.small_dalles import TINY_VAE
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.token_file import cache_tokens

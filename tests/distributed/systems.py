@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
-from tests.together import CPU
+from tests.several_processes import CPU
+from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import Part
-from vilmedic.distributed.tensors import whole
+from vilmedic.distributed.gather import Part, whole
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.setup import prepare_network

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories import tiny_gloria
-from tests.together import CPU, run_checks
-from tests.toys import ToyAutoencoder, ToyData, ToyModel
+from tests.several_processes import CPU, run_checks
+from tests.small_models import tiny_gloria
+from tests.toy_models import ToyAutoencoder, ToyData, ToyModel
 from vilmedic.distributed import processes
 from vilmedic.evaluation.evaluation import Ensemble
 from vilmedic.evaluation.features import SplitFeatures, collect

@@ -17,7 +17,7 @@ from tests.distributed.systems import (
     parts_of,
     train,
 )
-from tests.together import run_checks
+from tests.several_processes import run_checks
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows
 

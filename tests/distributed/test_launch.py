@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch.distributed import TCPStore
 
-from tests.together import environment, free_port
+from tests.several_processes import environment, free_port
 from vilmedic.distributed.launch import (
     first_to_fail,
     is_lost_connection,

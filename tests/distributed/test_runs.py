@@ -15,7 +15,7 @@ import torch
 
 from tests.crash.killing import assert_same_runs
 from tests.crash.systems import CONVIRT, GLORIA, System
-from tests.together import ROOT, finish, start_command
+from tests.several_processes import ROOT, finish, start_command
 from vilmedic.phantom.write import Plan, build
 
 pytestmark = pytest.mark.slow

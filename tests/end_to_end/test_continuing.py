@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock
 
 from tests.crash.systems import VAE
-from tests.disk import no_file_beyond
 from tests.end_to_end.conftest import Run
+from tests.full_disk import no_file_beyond
 from vilmedic import run
 from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.datasets import decode

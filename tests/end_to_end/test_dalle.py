@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.dalles import TINY_VAE, save_vae
 from tests.end_to_end.conftest import Run
 from tests.end_to_end.test_real import COVID, needs_covid
 from tests.older_files import write_dalle_pytorch_dalle
 from tests.parity.reference import load_reference, missing_packages
+from tests.small_dalles import TINY_VAE, save_vae
 from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.datasets.text import load_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.toys import ToyData, ToyModel
+from tests.toy_models import ToyData, ToyModel
 from vilmedic.checkpoints.checkpoint import best_name, save_checkpoint
 from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import EnsemblorSection, TrainorSection

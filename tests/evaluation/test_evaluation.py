@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.evaluations import evaluation, random, split_features
-from tests.toys import ToyData, ToyModel
+from tests.made_up_evaluations import evaluation, random, split_features
+from tests.toy_models import ToyData, ToyModel
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import PROMPT_BATCH, Ensemble

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluations import random
-from tests.toys import LABELS, ToyAutoencoder, ToyData, ToyModel
+from tests.made_up_evaluations import random
+from tests.toy_models import LABELS, ToyAutoencoder, ToyData, ToyModel
 from vilmedic.errors import DataError
 from vilmedic.evaluation.features import SplitFeatures, collect, ensemble
 

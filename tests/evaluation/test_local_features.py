@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reading import REPORTS, gloria_evaluation
-from tests.toys import ToyData, ToyModel
+from tests.pairs_on_disk import REPORTS, gloria_evaluation
+from tests.toy_models import ToyData, ToyModel
 from vilmedic.evaluation import local_features as local
 from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dalles import TINY_TRANSFORMER, save_vae, tiny_dalle
+from tests.small_dalles import TINY_TRANSFORMER, save_vae, tiny_dalle
 from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import CheckpointError, ConfigError

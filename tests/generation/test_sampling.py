@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.dalles import dalle_batch, save_vae, tiny_dalle
+from tests.small_dalles import dalle_batch, save_vae, tiny_dalle
 from vilmedic.generation.sampling import Sampling, draw, generate_tokens
 from vilmedic.models.dalle import DALLE
 

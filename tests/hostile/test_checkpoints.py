@@ -23,7 +23,7 @@ import torch
 
 from tests.crash.killing import ROOT
 from tests.crash.systems import VAE
-from tests.disk import odd_file
+from tests.full_disk import odd_file
 from tests.hostile.table import Table
 from vilmedic import cli, run
 from vilmedic.log import LOGGER

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.evaluations import evaluation, random, sparse, split_features
+from tests.made_up_evaluations import evaluation, random, sparse, split_features
 from vilmedic.metrics import knn
 from vilmedic.metrics.knn import NearestNeighbours, Neighbours
 

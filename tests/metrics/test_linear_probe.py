@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression as Reference
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tests.evaluations import evaluation, random, sparse, split_features
+from tests.made_up_evaluations import evaluation, random, sparse, split_features
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.metrics import classification, linear_probe

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.evaluations import evaluation, random, split_features, undeclared
-from tests.reading import FINDINGS, REPORTS, gloria_evaluation, write_pairs
+from tests.made_up_evaluations import evaluation, random, split_features, undeclared
+from tests.pairs_on_disk import FINDINGS, REPORTS, gloria_evaluation, write_pairs
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.pointing_game import Finding, PointingGame, read_findings

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dalles import save_vae, tiny_dalle
+from tests.small_dalles import save_vae, tiny_dalle
 from vilmedic.errors import ConfigError
 from vilmedic.metrics.pointing_game import Finding
 from vilmedic.metrics.prompted_findings import ImageClassifier, PromptedFindings, _read_prompt

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.evaluations import undeclared
-from tests.factories import tiny_vae
-from tests.toys import ToyModel
+from tests.made_up_evaluations import undeclared
+from tests.small_models import tiny_vae
+from tests.toy_models import ToyModel
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation

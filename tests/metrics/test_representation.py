@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.evaluations import evaluation, random, split_features
+from tests.made_up_evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
 from vilmedic.metrics.representation import Representation, effective_rank, spread, uniformity
 

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-from tests.disk import odd_file
-from tests.evaluations import evaluation, random, split_features
-from tests.reading import gloria_evaluation
+from tests.full_disk import odd_file
+from tests.made_up_evaluations import evaluation, random, split_features
+from tests.pairs_on_disk import gloria_evaluation
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.metrics.zero_shot import ZeroShot, load_prompts
 

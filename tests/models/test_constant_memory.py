@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from vilmedic.models import constant_memory
 from vilmedic.models.constant_memory import join
 from vilmedic.models.contract import Batch, ContrastiveModel, Features

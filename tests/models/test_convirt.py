@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaModel
 
-from tests.factories import (
+from tests.small_models import (
     tiny_batch,
     tiny_cnn,
     tiny_convirt,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
-from tests.factories import tiny_spec
+from tests.small_dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
+from tests.small_models import tiny_spec
 from vilmedic.checkpoints.checkpoint import load_weights
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import CheckpointError, ConfigError, DataError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.factories import tiny_batch, tiny_cnn, tiny_gloria
+from tests.small_models import tiny_batch, tiny_cnn, tiny_gloria
 from vilmedic.blocks.projection import VisualEmbedder
 from vilmedic.errors import ConfigError
 from vilmedic.losses.gloria import GLoRIALoss

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torchvision import models
 from transformers import BertConfig, BertGenerationConfig, BertGenerationEncoder, BertModel
 
-from tests.factories import TINY_BERT, WORDS, tiny_batch, tiny_cnn, tiny_spec, tiny_views
+from tests.small_models import TINY_BERT, WORDS, tiny_batch, tiny_cnn, tiny_spec, tiny_views
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder

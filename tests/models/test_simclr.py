@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.factories import tiny_cnn, tiny_simclr, tiny_views
+from tests.small_models import tiny_cnn, tiny_simclr, tiny_views
 from vilmedic.blocks.projection import VisualProjection
 from vilmedic.errors import ConfigError
 from vilmedic.losses.ntxent import NTXentLoss

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories import TINY_VAE, tiny_vae
 from tests.older_files import (
     renamed,
     write_dalle_pytorch_dalle,
@@ -16,6 +15,7 @@ from tests.older_files import (
     write_first_vilmedic,
     write_vilmedic,
 )
+from tests.small_models import TINY_VAE, tiny_vae
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from vilmedic.config.load import check_arguments
 from vilmedic.errors import CheckpointError, ConfigError, DataError

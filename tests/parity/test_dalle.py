@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
+from tests.small_dalles import TINY_TRANSFORMER, TINY_VAE, dalle_batch, save_vae, tiny_dalle
 from vilmedic.models.dalle import DALLE
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.factories import tiny_vae
+from tests.small_models import tiny_vae
 from vilmedic.blocks import autoencoder
 from vilmedic.models import vae
 from vilmedic.models.vae import SHAPE, VAE, load_vae

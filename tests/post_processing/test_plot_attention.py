@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.evaluations import evaluation, random, split_features
-from tests.reading import REPORTS, gloria_evaluation
+from tests.made_up_evaluations import evaluation, random, split_features
+from tests.pairs_on_disk import REPORTS, gloria_evaluation
 from vilmedic.errors import ConfigError
 from vilmedic.post_processing import plot_attention
 from vilmedic.post_processing.plot_attention import PlotAttention, Sample, draw_heat_maps, overlay

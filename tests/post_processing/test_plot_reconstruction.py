@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.factories import tiny_vae
+from tests.small_models import tiny_vae
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation

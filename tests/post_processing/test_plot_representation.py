@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.evaluations import evaluation, random, split_features
+from tests.made_up_evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.post_processing.plot_representation import PlotRepresentation, capped

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluations import evaluation, random, split_features
+from tests.made_up_evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
 from vilmedic.post_processing import save_representation
 from vilmedic.post_processing.save_representation import SaveRepresentation

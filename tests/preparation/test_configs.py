@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.factories import tiny_tokenizer
 from tests.preparation.archives import make_mimic, write_csv, write_images, write_mimic
 from tests.preparation.builders.test_indiana import many as indiana_reports
 from tests.preparation.builders.test_indiana import write_reports
 from tests.preparation.builders.test_padchest import HEADER as PADCHEST_HEADER
 from tests.preparation.builders.test_padchest import TABLE
 from tests.preparation.builders.test_padchest import many as padchest_rows
+from tests.small_models import tiny_tokenizer
 from vilmedic.config import build
 from vilmedic.config.load import load
 from vilmedic.preparation.builders import indiana, mimic_cxr, padchest

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.factories import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
-from tests.toys import ToyAutoencoder
+from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.toy_models import ToyAutoencoder
 from vilmedic.training.health import (
     StuckWarning,
     contrastive_diagnostics,

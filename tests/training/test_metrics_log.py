@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.disk import no_file_beyond
+from tests.full_disk import no_file_beyond
 from vilmedic.errors import DataError
 from vilmedic.loggers.contract import Logger, Run
 from vilmedic.training.metrics_log import MetricsLog, read_entries

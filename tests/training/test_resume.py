@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.disk import odd_file
+from tests.full_disk import odd_file
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.checkpoints.run_directory import RunLock

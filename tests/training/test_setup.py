@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
-from tests.factories import tiny_convirt
-from tests.toys import ToyAutoencoder
+from tests.small_models import tiny_convirt
+from tests.toy_models import ToyAutoencoder
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.training.setup import (

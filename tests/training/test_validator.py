@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.toys import ToyData, ToyModel
+from tests.toy_models import ToyData, ToyModel
 from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError

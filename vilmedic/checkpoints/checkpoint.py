@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from vilmedic.config.declared import known_better
-from vilmedic.distributed.tensors import like
+from vilmedic.distributed.gather import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.files import no_file, replacing, sync_folder
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from vilmedic.checkpoints.left_out import check_run, read_json
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ConfigError, DataError, nearest
 from vilmedic.evaluation.evaluations import FOLDER, RECORD
-from vilmedic.evaluation.predictions import SAMPLES, Arrays, predictions_name, read_predictions
+from vilmedic.evaluation.predictions import predictions_name, read_predictions
 from vilmedic.evaluation.results import headline, results_name
 from vilmedic.loggers.contract import flat
 
@@ -26,6 +28,9 @@ IGNORED = re.compile(
 """Keys in which the runs of one setting may differ: they change no trained weight but by chance."""
 OF_EVALUATION = ("seed", "batch_size", "precision")
 """What numbers of an evaluation depend on besides the options of the protocols."""
+WHOLE = ("version", "label_names")
+OF_CLASSES = ("/classes", "/thresholds")
+"""Arrays of predictions that hold nothing for each sample."""
 LISTED = 5  # keys and runs that a message names
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -54,13 +59,19 @@ class Run:
         return headline(self.results)
 
     @cached_property
-    def predictions(self) -> Arrays:
+    def predictions(self) -> dict[str, NDArray[Any]]:
         """What its numbers are made of, sample by sample; nothing when that was not written."""
         path = self.folder / predictions_name(self.results["split"])
-        try:
-            return read_predictions(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be used: {error}") from None
+        arrays = read_predictions(path) if path.exists() else {}
+        samples = self.results["samples"]
+        short = [
+            name
+            for name, value in arrays.items()
+            if name not in WHOLE and not name.endswith(OF_CLASSES) and len(value) != samples
+        ]
+        if short:
+            raise DataError(f"{path}: {short[0]} is not of the {samples} samples of the results.")
+        return arrays
 
     @cached_property
     def setting(self) -> dict[str, Any]:
@@ -256,16 +267,42 @@ def _differences(first: Run, run: Run) -> Iterator[str]:
         counts = f"{run.results['samples']} and {first.results['samples']}"
         yield f"the sample lists differ: {counts} samples"
         return
-    mine, theirs = run.predictions.get(SAMPLES), first.predictions.get(SAMPLES)
-    if mine is not None and theirs is not None and (mine != theirs).any():
-        place = int((mine != theirs).argmax())
-        yield f"the sample lists differ, first in '{mine[place]}' and '{theirs[place]}'"
+    mine, theirs = run.predictions, first.predictions
+    if not mine or not theirs:
         return
-    for name in sorted(set(run.predictions) & set(first.predictions)):
-        if name.rpartition("/")[2] in ("labels", "known"):
-            one, two = run.predictions[name], first.predictions[name]
-            if one.shape == two.shape and (one != two).any():
-                yield f"the labels of {int((one != two).any(axis=1).sum())} samples differ ({name})"
+    place = other_sample(mine, theirs)
+    if place is not None:
+        yield f"the sample lists differ, first in '{_sample(mine, place)}' and " + (
+            f"'{_sample(theirs, place)}'"
+        )
+        return
+    own, other = (one["label_names"].tolist() for one in (mine, theirs))
+    if own == other and "labels" in mine and "labels" in theirs:
+        odd = (mine["labels"] != theirs["labels"]).any(axis=1).sum()
+        if odd:
+            yield f"the labels of {odd} samples differ"
+
+
+def other_sample(one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]]) -> int | None:
+    """The place of the first sample that two runs do not have in common; None without any.
+
+    Samples are known by their line and the names of their images, whose folders may differ.
+    """
+    if len(one["lines"]) != len(two["lines"]):
+        return min(len(one["lines"]), len(two["lines"]))
+    differ = one["lines"] != two["lines"]
+    for place in map(int, np.flatnonzero((one["images"] != two["images"]) | differ)):
+        if differ[place] or _images(one, place) != _images(two, place):
+            return place
+    return None
+
+
+def _images(arrays: Mapping[str, NDArray[Any]], place: int) -> list[str]:
+    return [path.rpartition("/")[2] for path in str(arrays["images"][place]).split(",")]
+
+
+def _sample(arrays: Mapping[str, NDArray[Any]], place: int) -> str:
+    return f"line {arrays['lines'][place]}: {', '.join(_images(arrays, place))}"
 
 
 def _listed(names: Sequence[str]) -> str:

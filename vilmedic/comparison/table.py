@@ -14,11 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vilmedic.comparison.runs import Run, group, read_runs, varying, what_differs
+from vilmedic.comparison.runs import (
+    Run,
+    group,
+    other_sample,
+    read_runs,
+    varying,
+    what_differs,
+)
 from vilmedic.comparison.statistics import Array, Difference, Estimate, differences, estimate
 from vilmedic.config.declared import known_better
 from vilmedic.errors import ConfigError
-from vilmedic.evaluation.predictions import SAMPLES
 from vilmedic.files import spreadsheet_text, text_table
 
 RESAMPLES = 1000
@@ -194,11 +200,10 @@ def _drawn(runs: Sequence[Run], number: int) -> dict[int, dict[str, Array]]:
         return {id(run): {} for run in runs}
     from vilmedic.comparison.resampled import resampled  # brings what 1,000 listed runs need not
 
-    names = next(run.predictions[SAMPLES] for run in runs if run.predictions)
-    found = {}
+    first = next(run.predictions for run in runs if run.predictions)
+    found: dict[int, dict[str, Array]] = {}
     for run in runs:
-        own = run.predictions.get(SAMPLES)
-        alike = own is not None and len(own) == len(names) and bool((own == names).all())
+        alike = run.predictions and other_sample(run.predictions, first) is None
         found[id(run)] = resampled(run.predictions, run.numbers, number=number) if alike else {}
     return found
 

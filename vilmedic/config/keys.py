@@ -90,6 +90,8 @@ class _Section:
         if isinstance(mark, Overruled):
             return self.overruled(mark, name)
         value, other = self.given[name], self.value(mark.key)
+        if isinstance(mark, Within) and mark.unless and self.value(mark.unless) is not None:
+            return None
         if BROKEN in (value, other) or not self.is_idle(mark, value, other):
             return None
         if value in (None, {}, []):

@@ -20,7 +20,7 @@ from vilmedic.config.types import (
     Spreads,
     UsedWith,
 )
-from vilmedic.datasets.aligned import AlignedDataset, Batch, Part, Sample
+from vilmedic.datasets.aligned import AlignedDataset, AlignedPart, Batch, Sample
 from vilmedic.datasets.decode import Color, UndecodableImage
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures
@@ -36,7 +36,7 @@ Window = tuple[float, float, float, float]
 GIB = 2**30
 
 
-class ImageDataset(Part):
+class ImageDataset(AlignedPart):
     """Images read from `<root>/<split>.<file>`: a path a line, several separated by commas.
 
     An image is decoded, resized, put through the transforms and cropped, in this order. The loader

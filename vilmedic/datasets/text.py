@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
-from vilmedic.datasets.aligned import Batch, Part, Sample, stable_seed
+from vilmedic.datasets.aligned import AlignedPart, Batch, Sample, stable_seed
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
@@ -34,7 +34,7 @@ PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 NO_WORD = -1  # of padding
 
 
-class TextDataset(Part):
+class TextDataset(AlignedPart):
     """Reports read from `<root>/<split>.<file>`, cleaned and turned into ids.
 
     Args:

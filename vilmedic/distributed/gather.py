@@ -1,4 +1,4 @@
-"""A batch that is spread over processes, and what its parts exchange with a gradient.
+"""A batch that is spread over processes, what its parts exchange, and tensors kept in parts.
 
 The loss of a contrastive batch compares every sample with every other. Each process computes the
 terms of its own samples against those of all, which it gathers *with* their gradient: what other
@@ -10,16 +10,20 @@ One process is a group of one: nothing is exchanged, and its terms are the loss.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from vilmedic.distributed import processes
+
+BUCKET = 25 * 2**20
+"""Bytes of gradients or weights that are exchanged at once."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Part:
 
         Features that are longer in one process than in another, such as words, are filled up.
         """
-        if self.alone:
+        if self.alone or not features:
             return features
         names = [name for name, value in features.items() if value.ndim]
         sides = [side for name in names for side in features[name].shape[1:]]
@@ -138,12 +142,11 @@ class Part:
         """
         if "part" in inspect.signature(getattr(loss, "forward", loss)).parameters:
             return loss(*features, **named, part=self)
-        everything = [
-            self.gather_features(one if isinstance(one, dict) else {"": one}) for one in features
-        ]
         given = [
-            found if isinstance(one, dict) else found[""]
-            for one, found in zip(features, everything, strict=True)
+            self.gather_features(one)
+            if isinstance(one, dict)
+            else self.gather_features({"": one})[""]
+            for one in features
         ]
         return loss(*given, **self.gather_features(named))
 
@@ -178,6 +181,64 @@ def gather_rows(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
         parts = everything.split(largest)
         everything = torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
     return everything.to(value.dtype)
+
+
+def local(value: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; all of one that is not sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole(tree: Any) -> Any:
+    """Nested dictionaries and lists with every sharded tensor as a whole one; all must call this.
+
+    What is gathered goes to the CPU, and only in the main process is it kept.
+    """
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [whole(value) for value in tree]
+    if not isinstance(tree, DTensor):
+        return tree
+    value = tree.full_tensor()
+    return value.cpu() if processes.is_main() else None
+
+
+def like(value: Any, peer: Any) -> Any:
+    """A whole tensor as the part of it that this process holds, if its peer is sharded."""
+    if not isinstance(peer, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
+        return value
+    if value.shape != peer.shape:
+        return value
+    return distribute_tensor(value.to(peer.device), peer.device_mesh, peer.placements)
+
+
+@torch.no_grad()
+def copy_from_main(tensors: Sequence[Tensor]) -> None:
+    """Fill the tensors of all processes with the values of the main one."""
+    in_buckets(tensors, lambda flat: dist.broadcast(flat, 0))
+
+
+@torch.no_grad()
+def in_buckets(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) -> None:
+    """Apply a function that changes a tensor in place to many at once, as flat ones."""
+    waiting: dict[torch.dtype, list[Tensor]] = {}
+
+    def flush(bucket: list[Tensor]) -> None:
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        change(flat)
+        pieces = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, piece in zip(bucket, pieces, strict=True):
+            tensor.data.copy_(piece.view(tensor.shape))
+        bucket.clear()
+
+    for tensor in tensors:
+        bucket = waiting.setdefault(tensor.dtype, [])
+        bucket.append(tensor)
+        if sum(one.numel() * one.element_size() for one in bucket) >= BUCKET:
+            flush(bucket)
+    for bucket in waiting.values():
+        if bucket:
+            flush(bucket)
 
 
 def _add_up_rows(value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:

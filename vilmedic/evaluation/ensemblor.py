@@ -24,6 +24,7 @@ from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble, Splits
 from vilmedic.evaluation.evaluations import EvaluationFolder
+from vilmedic.evaluation.predictions import pack_predictions
 from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
@@ -134,7 +135,7 @@ class Ensemblor:
 
         results = {}
         for split in self.section.splits:
-            results[split] = self._header(split, model) | self._measure(model, split, keep=True)
+            results[split] = self._header(split, model) | self._measure(model, split, record=True)
             self._write(results[split])
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
@@ -183,16 +184,24 @@ class Ensemblor:
         if processes.is_main():
             self.folder.write(results)
 
-    def _measure(self, networks: Ensemble, split: str, *, keep: bool = False) -> dict[str, Any]:
-        """The loss and every metric of a split; `keep` writes what is known of single samples."""
+    def _measure(self, networks: Ensemble, split: str, *, record: bool = False) -> dict[str, Any]:
+        """The loss and every metric of a split.
+
+        Args:
+            networks: what is measured.
+            split: name of the split.
+            record: write what the metrics say of every sample.
+        """
         evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
-        metrics = {}
+        metrics, recorded = {}, {}
         for name, metric in self.splits.metrics:
-            evaluation.predictions.metric = name
+            evaluation.recorded = {} if record and processes.is_main() else None
             metrics[name] = metric(evaluation)
-        if keep and processes.is_main():
-            names = evaluation.sample_names() if evaluation.predictions.arrays else []
-            evaluation.predictions.write(self.folder.path, split, names)
+            if evaluation.recorded:
+                recorded[name] = evaluation.recorded
+        if recorded:
+            content = pack_predictions(evaluation.samples(), recorded)
+            LOGGER.info("Written: %s", self.folder.write_predictions(split, content))
         return {"loss": evaluation.features.loss, "metrics": metrics}
 
     def _post_process(self, networks: Ensemble) -> list[str]:

@@ -257,7 +257,8 @@ def _section(settings: list[RunSettings], name: str) -> dict[str, Any]:
 
 
 def _epochs(trainor: dict[str, Any]) -> str:
-    known = {"epochs": "{} epochs", "batch_size": "batch size {}"}
+    length = "steps" if trainor.get("steps") else "epochs"
+    known = {length: f"{{}} {length}", "batch_size": "batch size {}"}
     return ", ".join(text.format(trainor[key]) for key, text in known.items() if key in trainor)
 
 

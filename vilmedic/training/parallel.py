@@ -26,8 +26,7 @@ from torch.profiler import record_function
 from vilmedic.datasets.aligned import SampleKey, stable_seed
 from vilmedic.datasets.loader import EpochLoader
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import Part
-from vilmedic.distributed.tensors import copy_from_main, in_buckets, local
+from vilmedic.distributed.gather import Part, copy_from_main, in_buckets, local
 from vilmedic.errors import ConfigError
 from vilmedic.models.contract import ContrastiveModel, Model
 from vilmedic.random_state import seed_everything

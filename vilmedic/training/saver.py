@@ -1,19 +1,26 @@
-"""When the state of a run is written, and what happens when the disk does not take it."""
+"""When the state of a run is written: on full disks, and when Ctrl-C or SIGTERM ends the run."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.run_directory import remove, set_aside
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
-from vilmedic.errors import CheckpointError
+from vilmedic.distributed.launch import process_count
+from vilmedic.errors import CheckpointError, Interrupted
 from vilmedic.log import LOGGER
 from vilmedic.training.resume import Progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Saver:
@@ -21,9 +28,9 @@ class Saver:
 
     The state that `last_<seed>.pth` replaces stays as `previous_<seed>.pth`: should the newest one
     be damaged, no more than what was trained between two saves is lost. States of ends of epochs
-    stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none is written twice. Best
-    checkpoints hold the weights without what only training needs. Of several processes the main one
-    writes, and all learn whether that worked.
+    and after evaluations stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none
+    is written twice. Best checkpoints hold the weights without what only training needs. Of several
+    processes the main one writes, and all learn whether that worked.
 
     Args:
         run_dir: the directory of the run.
@@ -68,7 +75,7 @@ class Saver:
         self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
 
     def due(self, step: int) -> bool:
-        """Whether the state is to be saved after a step within an epoch."""
+        """Whether the state is to be saved after a step without an evaluation."""
         if self._steps is not None:
             return step % self._steps == 0
         return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
@@ -84,7 +91,7 @@ class Saver:
             if self._later is not None:
                 self._previous.unlink(missing_ok=True)  # older than the state that is kept now
             self._newest = self.last
-            self._keep_state(**{key: progress.get(key) for key in ("step", "batch")})
+            self._keep_state(**{key: progress.get(key) for key in ("step", "batch", "evaluated")})
             return True
 
         progress = state.get("progress", {})
@@ -120,14 +127,14 @@ class Saver:
             for left in self._run_dir.glob(f".*_{self._seed}.pth.tmp"):  # of a save that was killed
                 remove(left)
             for path in checkpoint.scored(self._run_dir, self._seed):
-                if checkpoint.epoch_of(path) >= first:
+                if checkpoint.epoch_of(path) >= first and not _led_here(path, progress):
                     set_aside(path)
             for path in checkpoint.kept_states(self._run_dir, self._seed):
                 if checkpoint.step_of(path) > progress.step:
                     set_aside(path)
             here = self._run_dir.resolve()
             if self._newest is not None and self._newest.parent.resolve() == here:
-                self._keep_state(progress.step, progress.batch)
+                self._keep_state(progress.step, progress.batch, progress.evaluated)
 
         processes.on_main(move)
 
@@ -150,15 +157,19 @@ class Saver:
             [one for one in found if (one.metric, one.better) == self._ranking]
         )
 
-    def _keep_state(self, step: int | None, batch: int | None) -> None:
-        """Let the newest state stay under a name of its own, if it is one of the end of an epoch.
+    def _keep_state(self, step: int | None, batch: int | None, evaluated: int | None) -> None:
+        """Let the newest state stay under a name of its own, if it is one to keep.
+
+        That is one of the end of an epoch, or after an evaluation within one.
 
         Args:
             step: the optimizer step after which it was written.
             batch: batches of the epoch that had been trained on; 0 at its end.
+            evaluated: the step of the last evaluation.
         """
         self._later = None
-        if not self._section.keep_states or not step or batch != 0 or self._newest is None:
+        stays = batch == 0 or evaluated == step
+        if not self._section.keep_states or not step or not stays or self._newest is None:
             return
         name = self._run_dir / checkpoint.state_name(step, self._seed)
         if not checkpoint.link(self._newest, name) and self._newest == self.last:
@@ -185,3 +196,75 @@ class Saver:
             return False
         self.problem = None
         return True
+
+
+def _led_here(path: Path, progress: Progress) -> bool:
+    """Whether a best checkpoint is of an evaluation that the state to go on from has behind it."""
+    if progress.best is None:
+        return False
+    try:
+        saved = checkpoint.read_header(path).get("progress") or {}
+    except CheckpointError:
+        return False
+    step = saved.get("step")
+    return isinstance(step, int) and step <= progress.evaluated
+
+
+class Interruption:
+    """Catches signals while it is entered, once; the second one acts as it always does.
+
+    A launcher of several processes passes signals on, and repeats them: those of its processes are
+    caught as often as they come, and the launcher itself ends what takes too long.
+
+    Outside the main thread, where Python handles no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._at_once = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._let_go()
+
+    @contextmanager
+    def may_come_at_once(self) -> Iterator[None]:
+        """A stretch that changes nothing, an evaluation say, and may be left in the middle.
+
+        With several processes it is not left, since the others would wait.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        if process_count() > 1:
+            yield
+            return
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise self.stop("")
+            yield
+        finally:
+            self._at_once = False
+
+    def stop(self, message: str) -> Interrupted:
+        """The error that ends the run, with the status that shells give a process so ended."""
+        # Where another process was told to stop, this one may hear of it from that.
+        return Interrupted(message, 128 + (self.received or signal.SIGTERM))
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        if process_count() == 1:
+            self._let_go()
+        if self._at_once:
+            raise self.stop("")
+
+    def _let_go(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

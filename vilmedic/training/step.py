@@ -14,8 +14,7 @@ from torch.profiler import record_function
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.device import autocast, move
-from vilmedic.distributed.gather import Part
-from vilmedic.distributed.tensors import local
+from vilmedic.distributed.gather import Part, local
 from vilmedic.models.contract import Model
 from vilmedic.training.parallel import Parallel
 

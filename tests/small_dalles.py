@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.factories import tiny_spec
+from tests.small_models import tiny_spec
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
 from vilmedic.models.vae import VAE

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.factories import tiny_gloria
+from tests.small_models import tiny_gloria
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.loader import make_loader
