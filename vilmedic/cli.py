@@ -351,7 +351,8 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     forms = ("table", "md", "latex", "csv", "html")
     add("--format", choices=forms, default=forms[0], help="(default: table)")
     add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
-    add("--bootstrap", type=count, default=1000, metavar="N", help="resamples (default: 1000)")
+    drawn = "resamples behind intervals and differences (default: 1000; 0 for over 100 runs)"
+    add("--bootstrap", type=count, metavar="N", help=drawn)
     return parser
 
 

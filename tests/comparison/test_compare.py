@@ -86,6 +86,16 @@ def test_one_run_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Differences" not in out
 
 
+def test_many_runs_are_listed_without_resampling(
+    grid: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vilmedic.comparison.table.MOST_RESAMPLED", 5)
+    found = compare(grid)
+    assert column(found, "zero_shot auroc").cells[0].estimate.over == "seeds"
+    assert "more than 5 runs: no samples are drawn" in text_of(found, "table")
+    assert column(compare(grid[:5]), "zero_shot auroc").cells[0].estimate.draws.size == 1000
+
+
 def test_without_predictions_the_intervals_of_the_evaluation_are_shown(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / name, draw=k, trainor__epochs=k, predictions=False)

@@ -129,6 +129,16 @@ def test_a_single_seed_has_the_percentiles_of_its_resamples() -> None:
     assert (found.spread, found.over) == (None, "samples")
 
 
+def test_resamples_that_leave_it_undefined_are_left_out() -> None:
+    draws = np.where(np.arange(1001) % 10 == 3, np.nan, np.arange(1001.0))
+    found = estimate([500.0], [draws])
+    assert found.interval == pytest.approx((25, 975), abs=1)
+    gap = difference(found, estimate([400.0], [np.zeros(1001)]))
+    assert gap is not None
+    assert gap.interval[1] - gap.value == pytest.approx(1.96 * np.nanstd(draws), rel=0.01)
+    assert estimate([1.0], [np.where(np.arange(10) < 6, np.nan, 1.0)]).draws is None
+
+
 def test_without_resamples_the_interval_of_the_evaluation_stays() -> None:
     assert estimate([0.5], [None], (0.4, 0.6)).interval == (0.4, 0.6)
     assert estimate([0.5], [None]).interval is None

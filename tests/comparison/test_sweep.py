@@ -51,7 +51,7 @@ from tests.comparison.test_sweep import planned, sweep
 from vilmedic.errors import Interrupted
 folder = Path(sys.argv[1])
 try:
-    sweep(folder, planned(folder, 6, pause=0.03), jobs=2).start()
+    sweep(folder, planned(folder, 6, pause=0.1), jobs=2).start()
 except Interrupted as stop:
     sys.exit(stop.status)
 """
@@ -136,6 +136,7 @@ def test_a_killed_sweep_goes_on_to_the_same_end(tmp_path: Path) -> None:
     """Killed at any moment, by the system or by a signal that it can answer."""
     generator = random.Random(0)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    statuses = []
     for attempt in range(4):
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER, str(tmp_path)],
@@ -148,10 +149,11 @@ def test_a_killed_sweep_goes_on_to_the_same_end(tmp_path: Path) -> None:
         driver.stdout.readline()  # it has begun
         time.sleep(generator.uniform(0, 0.4))
         driver.send_signal(signal.SIGKILL if attempt % 2 else signal.SIGTERM)
-        status = driver.wait(timeout=60)
+        statuses.append(driver.wait(timeout=60))
         driver.stdout.close()
-        assert status in (-signal.SIGKILL, -signal.SIGTERM, 143)  # never at its end
-    sweep(tmp_path, planned(tmp_path, 6, pause=0.03), tell=lambda line: None).start()
+    assert statuses[0] == 143  # others may find little left to do
+    assert set(statuses) <= {-signal.SIGKILL, -signal.SIGTERM, 143, 0}
+    sweep(tmp_path, planned(tmp_path, 6, pause=0.1), tell=lambda line: None).start()
     assert results(tmp_path) == {f"run{k}": ["0\n1\n2\n3\n4\n5\n", "6"] for k in range(6)}
 
 

@@ -83,20 +83,21 @@ def estimate(
     Args:
         values: the number of each seed, [S].
         draws: the number of each seed in the same resamples of the samples, [R] each; None where
-            nothing is known of single samples.
+            nothing is known of single samples. Resamples in which it is undefined, for lack of a
+            positive say, are not a number and left out; so are all where most are.
         known: the interval that the evaluation of a single seed states, for where there are no
             draws.
     """
     seeds = len(values)
     value = float(np.mean(values))
     spread = float(np.std(values, ddof=1)) if seeds > 1 else None
-    whole = [one for one in draws if one is not None and np.isfinite(one).all()]
+    whole = [one for one in draws if one is not None and np.isfinite(one).mean() > 0.5]
     mean = np.mean(whole, axis=0) if len(whole) == seeds and whole[0].size > 1 else None
     paired = whole if mean is not None else []
     seed_variance = 0.0 if spread is None else _seed_variance(spread, seeds, paired)
     if seeds == 1:
         if mean is not None:
-            low, high = np.quantile(mean, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+            low, high = np.nanquantile(mean, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
             known = (float(low), float(high))
         return Estimate(value, None, 1, known, "samples" if known else "", mean, 0.0)
     half = _half_width([_sample_part(mean), (seed_variance, seeds - 1)])
@@ -186,13 +187,13 @@ def _seed_variance(spread: float, seeds: int, draws: Sequence[Array]) -> float:
     if not draws:
         return spread**2 / seeds
     own = np.asarray(draws) - np.mean(draws, axis=0)
-    of_samples = float(np.mean(np.var(own, axis=1, ddof=1))) * seeds / (seeds - 1)
+    of_samples = float(np.mean(np.nanvar(own, axis=1, ddof=1))) * seeds / (seeds - 1)
     return max(0.0, spread**2 - of_samples) / seeds
 
 
 def _sample_part(draws: Array | None) -> tuple[float, float]:
     """The variance over the samples, and its degrees of freedom."""
-    return (0.0, LARGE) if draws is None else (float(np.var(draws, ddof=1)), LARGE)
+    return (0.0, LARGE) if draws is None else (float(np.nanvar(draws, ddof=1)), LARGE)
 
 
 def _half_width(parts: Sequence[tuple[float, float]], chance: float = 1 - CONFIDENCE) -> float:

@@ -28,6 +28,8 @@ from vilmedic.errors import ConfigError
 from vilmedic.files import spreadsheet_text, text_table
 
 RESAMPLES = 1000
+MOST_RESAMPLED = 100
+"""Runs that are resampled unless asked for: a thousand are listed in a second."""
 BEST = "better than every other setting beyond chance (p < 0.05, Holm)"
 
 
@@ -89,7 +91,7 @@ def compare(
     split: str | None = None,
     by: Sequence[str] = (),
     anyway: bool = False,
-    number: int = RESAMPLES,
+    number: int | None = None,
 ) -> Comparison:
     """Compare evaluated runs; loads no model.
 
@@ -98,7 +100,8 @@ def compare(
         split: see `read_runs`.
         by: see `group`.
         anyway: go on where runs cannot be compared; the table says so.
-        number: resamples behind each interval; 0 leaves out what needs them.
+        number: resamples behind each interval; 0 leaves out what needs them. None takes 1,000, and
+            0 for more than 100 runs.
 
     Raises:
         ConfigError: a directory is no evaluated run, or the runs cannot be compared.
@@ -113,6 +116,13 @@ def compare(
     for label, some in settings.items() if by else ():
         if keys := varying(some):
             notes.append(f"{label}: {len(some)} runs, which also differ in {', '.join(keys)}")
+    if number is None:
+        number = RESAMPLES if len(runs) <= MOST_RESAMPLED else 0
+        if not number:
+            notes.append(
+                f"more than {MOST_RESAMPLED} runs: no samples are drawn; --bootstrap {RESAMPLES} "
+                "draws them"
+            )
     drawn = _drawn(runs, number)
     columns = []
     for name in dict.fromkeys(key for run in runs for key in run.numbers):
