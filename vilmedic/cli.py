@@ -30,6 +30,7 @@ REFUSED_BY_SYSTEM = (
 )
 """What a full, read-only or failing disk answers, wherever it is met."""
 INTERRUPTED = 130  # what shells report after Ctrl-C
+EMBEDDINGS = "--embeddings"
 _OPTIONS = ("--help", "--print-config", "--check")
 
 
@@ -191,14 +192,48 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def ensemble(argv: Sequence[str] | None = None) -> int:
-    """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`."""
+    """Evaluate trained checkpoints: `bin/ensemble.py`, `vilmedic-ensemble`.
+
+    With `--embeddings FILE`, embeddings of another program instead.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        embeddings = _take(words, EMBEDDINGS)
+    except ConfigError as error:
+        _tell(error)
+        return FAILED
 
     def run(config: Config) -> None:
         from vilmedic.run import run_ensemble
 
-        run_ensemble(config)
+        run_ensemble(config, embeddings)
 
-    return command(argv, _prog("ensemble.py"), "Evaluates trained checkpoints.", run)
+    purpose = (
+        "Evaluates trained checkpoints; with --embeddings FILE.npz the embeddings of another "
+        "program (visual [N, D] and path [N], linguistic [M, D] and text [M])."
+    )
+    return command(words, _prog("ensemble.py"), purpose, run)
+
+
+def _take(words: list[str], option: str) -> Path | None:
+    """Take an option that names a file, `--option FILE` or `--option=FILE`, out of the words.
+
+    Raises:
+        ConfigError: it is given twice, or without a file.
+    """
+    places = [n for n, word in enumerate(words) if word.partition("=")[0] == option]
+    if not places:
+        return None
+    if len(places) > 1:
+        raise ConfigError(f"{option}: given {len(places)} times; allowed: once.")
+    word = words.pop(places[0])
+    name = word.partition("=")[2]
+    if "=" not in word and places[0] < len(words):
+        name = words.pop(places[0])
+    if not name or name.startswith("-") or not Path(name).is_file():
+        given = f"there is no file '{name}'" if name else "no file is given"
+        raise ConfigError(f"{option}: {given}. Use: {option} FILE.npz")
+    return Path(name)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
@@ -306,6 +341,51 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--workers", type=positive, metavar="N", help="threads that read images (default: cores)")
     add("--force", action="store_true", help="replace a file made from something else")
+    return parser
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """Write a run as a folder for others: `bin/export.py`, `vilmedic-export`."""
+    given = _export_parser(_prog("export.py")).parse_args(argv)
+
+    def call() -> None:
+        if given.public and given.push is None:
+            raise ConfigError("--public: belongs to --push, which is not given.")
+        from vilmedic.export.push import check_name
+        from vilmedic.log import start_console
+        from vilmedic.run import load
+
+        if given.push is not None:
+            check_name(given.push)
+        start_console()
+        model = load(given.run, ckpt=given.ckpt, ema=given.ema, device="cpu")
+        model.export(
+            given.out, onnx=given.onnx, push=given.push, public=given.public, force=given.force
+        )
+
+    return _guarded(call)
+
+
+def _export_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Writes a finished run as a folder that others can use without this project: "
+        "weights in the layouts of timm, torchvision, transformers and safetensors, and a model "
+        "card. What is there already of the same weights stays as it is.",
+    )
+    add = parser.add_argument
+    add("run", help="a run directory, whose best checkpoint is taken, or a checkpoint")
+    add("out", type=Path, help="the folder to write")
+    add("--ckpt", metavar="NAME", help="a checkpoint of the run directory instead of the best")
+    add("--ema", action="store_true", help="take the averaged weights that trainor.ema kept")
+    add(
+        "--onnx",
+        action="store_true",
+        help="write ONNX files as well, compared with PyTorch (needs the extra [onnx])",
+    )
+    add("--push", metavar="USER/NAME", help="upload to this repository of the Hugging Face hub")
+    add("--public", action="store_true", help="let everybody see the repository")
+    add("--force", action="store_true", help="replace an export of other weights")
     return parser
 
 

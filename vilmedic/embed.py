@@ -26,6 +26,7 @@ from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import sha256_of
 from vilmedic.inputs import images_in
+from vilmedic.manifest import MANIFEST, is_export
 from vilmedic.run import find_checkpoint, load
 from vilmedic.tables import open_text, read_numbered, table_columns
 from vilmedic.trained_model import TrainedModel
@@ -257,6 +258,8 @@ class _Job:
 
 def _weights(path: Path) -> str:
     """A checkpoint as a plan knows it, with what older ones take from the files around them."""
+    if is_export(path):
+        return sha256_of(path / MANIFEST)  # which lists the digests of all files
     state = read_header(path)
     around = []
     if not state.get("config"):

@@ -62,6 +62,7 @@ class Embedder:
         self.model = loaded.model.eval().requires_grad_(False)
         self.to(device)
         self.config, self.path = loaded.config, loaded.path
+        self._loaded = loaded
         self.spec = loaded.spec
         self._reports = loaded.reports
         self._preprocess = None if loaded.pixels is None else Preprocess(loaded.pixels)
@@ -114,7 +115,7 @@ class Embedder:
             found += ["local_similarity", "attention"]
         if isinstance(self.model, VAE | DALLE):
             found += ["encode", "decode", "reconstruct"]
-        if isinstance(self.model, DALLE):
+        if isinstance(self.model, DALLE) and self._reports is not None:
             found.append("generate")
         return found
 

@@ -19,6 +19,7 @@ from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.log import LOGGER, start_console
+from vilmedic.manifest import is_export, is_repository
 
 # What trains, evaluates, loads and reports is imported by the function that does it.
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def load(
     """A trained model, ready to be used.
 
     Args:
-        source: a run directory, whose best checkpoint is taken, or a checkpoint.
+        source: a run directory, whose best checkpoint is taken; a checkpoint; a folder that
+            `export` wrote, or the name of a repository that holds one, `user/name`.
         ckpt: a checkpoint of the run directory instead of the best: its file name, or `last`.
         config: the configuration of a checkpoint that holds none, as those of dalle-pytorch, or
             one whose images were transformed by Python code, as some of the original vilmedic; its
@@ -126,13 +128,26 @@ def run_training(config: Config) -> Trainor:
         return trainor
 
 
-def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
-    """Evaluate trained checkpoints; returns the results of each split."""
+def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Evaluate trained checkpoints, or embeddings of another program.
+
+    Args:
+        config: the checked configuration.
+        embeddings: the file of these; None evaluates checkpoints.
+
+    Returns:
+        The results of each split.
+    """
     from vilmedic.evaluation.ensemblor import Ensemblor
 
     _announce(config)
     with processes.process_group(pick_device(config.ensemblor.device)):
-        ensemblor = Ensemblor(config, _generate)
+        if embeddings is None:
+            ensemblor = Ensemblor(config, _generate)
+        else:
+            from vilmedic.evaluation.given import GivenEnsemblor
+
+            ensemblor = GivenEnsemblor(config, embeddings)
         try:
             return ensemblor.start()
         finally:
@@ -201,11 +216,19 @@ def _word(value: Any) -> str:
 
 
 def find_checkpoint(source: Path, ckpt: str | None) -> Path:
-    """The checkpoint of a run directory, or the one that is named.
+    """The checkpoint of a run directory, or the one that is named; an export is one itself.
 
     Raises:
         CheckpointError: there is none.
     """
+    if not os.path.lexists(source) and is_repository(str(source)):
+        from vilmedic.checkpoints.repository import fetch_export
+
+        source = fetch_export(str(source))
+    if is_export(source):
+        if ckpt is not None:
+            raise CheckpointError(f"{source}: is an export, so ckpt='{ckpt}' has no meaning.")
+        return source
     # not Path.is_dir, which raises for what cannot be a name
     if not os.path.isdir(source):
         if not os.path.exists(source):

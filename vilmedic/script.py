@@ -19,6 +19,8 @@ MODULES = {
     "torchvision": "torchvision",
     "transformers": "transformers",
     "tokenizers": "tokenizers",
+    "safetensors": "safetensors",
+    "huggingface_hub": "huggingface_hub",
     "omegaconf": "omegaconf",
     "pyyaml": "yaml",
     "griffelib": "griffe",

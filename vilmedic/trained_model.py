@@ -322,6 +322,50 @@ class TrainedModel(Embedder):
         made = made.mean(dim=1, keepdim=True) if grey else made
         return [Image.fromarray(pixels(image)) for image in made]
 
+    # -- for others
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        onnx: bool = False,
+        push: str | None = None,
+        public: bool = False,
+        force: bool = False,
+    ) -> Path:
+        """Write the model as a folder that others can use without this project.
+
+        Each part is in the layout of the library that it comes from; see docs/sharing.md. The
+        folder appears when it is whole. One of the same weights that is there already stays as it
+        is, with what was filled in in its README.md.
+
+        Args:
+            path: the folder.
+            onnx: write ONNX files as well, each compared with PyTorch on batches of several sizes.
+            push: upload the folder to this repository of the Hugging Face hub, `user/name`.
+            public: let everybody see the repository.
+            force: replace an export of other weights.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: something else is at that place, a package is missing, or the repository
+                is public without `public`.
+            VilmedicError: a part cannot be exported, or the upload failed.
+        """
+        # imported here: few who load a model export it
+        from vilmedic.export.folder import write_export
+        from vilmedic.export.push import check_name
+        from vilmedic.export.push import push as push_export
+
+        if push is not None:
+            check_name(push)
+        write_export(self._loaded, path, onnx=onnx, force=force)
+        if push is not None:
+            push_export(Path(path), push, public=public)
+        return Path(path)
+
     @property
     def _vae(self) -> VAE:
         vae = self.model if isinstance(self.model, VAE) else getattr(self.model, "vae", None)

@@ -62,3 +62,4 @@ def test_names_lose_what_stands_before_them(wrapper: str, prefix: str) -> None:
 def test_names_that_fit_none_of_the_formats_stay_for_the_complaint() -> None:
     assert list(older_names({"module.c": W}, ["a"], ("", "vae."))) == ["c"]
     assert list(older_names({"module.a": W, "b": W}, ["a", "b"], ("",))) == ["module.a", "b"]
+    assert older_names({}, ["a"], ("",)) == {}

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,28 @@ def test_what_was_cut_last_does_not_change_what_is_saved() -> None:
     before = spec.to_plain()
     spec.tokenizer(["no acute effusion"], truncation=True, max_length=3, padding="max_length")
     assert spec.to_plain() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tokenizer_max_len": None}, "tokenizer_max_len is None"),
+        ({"tokenizer_max_len": 0}, "tokenizer_max_len is 0"),
+        ({"tokenizer_max_len": "9"}, "tokenizer_max_len is '9'"),
+        ({"filler": 1000}, "filler is 1000, which is no word"),
+        ({"filler": {}}, "which is no word"),
+        ({"labels": ["Edema", None]}, "a label is no text"),
+        ({"tokenizer": {"special": {"unk_token": "[UNK]"}}}, "has no padding token"),
+    ],
+)
+def test_plain_values_that_no_data_set_has_are_refused(
+    changed: dict[str, Any], message: str
+) -> None:
+    plain = tiny_spec().to_plain()
+    if "tokenizer" in changed:
+        changed = {"tokenizer": plain["tokenizer"] | changed["tokenizer"]}
+    with pytest.raises(ValueError, match=message):
+        DataSpec.from_plain(plain | changed)
 
 
 def test_seed_is_the_same_in_every_process() -> None:

@@ -153,7 +153,7 @@ def test_other_splits_stay_whole_and_evaluation_writes_nothing(root: Path) -> No
 
 def test_names_without_their_folder_are_found(root: Path) -> None:
     file = root / "one_percent.txt"
-    file.write_text("train7.png\n\na/train3.png\nelsewhere/train3.png\n")
+    file.write_text("train7.png\n\na/train3.png\n/elsewhere/a/train3.png\n")
     assert made(root, ids=str(file)).kept.tolist() == [3, 7]
 
 
@@ -161,6 +161,7 @@ def test_names_without_their_folder_are_found(root: Path) -> None:
     ("content", "problem"),
     [
         ("a/train1.png\na/train99.png\n", r"ids\.txt:2: .*train\.image\.tok has no sample"),
+        ("b/train1.png\n", r"ids\.txt:1: .*has no sample 'b/train1\.png'"),
         ("\n", "names no sample"),
     ],
 )

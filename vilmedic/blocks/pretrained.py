@@ -20,6 +20,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig,
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import ArgumentError, CheckpointError, nearest
+from vilmedic.manifest import IMAGE_ENCODER, TEXT_ENCODER, exported_part
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ def load_config(
             raise CheckpointError(
                 f"{key}: what the checkpoint says of its network is damaged: {first_line(error)}."
             ) from error
+    name = _exported(key, name)
     folder = Path(name)
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise ArgumentError(
@@ -196,6 +198,7 @@ def load_model(
     if not weights:
         config.dtype = torch.float32
         return _encoder(AutoModel.from_config(config, trust_remote_code=False, **options))
+    name = _exported(key, name)
     try:
         with quiet():
             model, info = AutoModel.from_pretrained(
@@ -221,6 +224,18 @@ def load_model(
             ", ".join(fresh),
         )
     return network
+
+
+def _exported(key: str, name: str) -> str:
+    """The folder of the encoder in an exported folder, whose files are whole; other names stay.
+
+    Raises:
+        ConfigError: the export is damaged or has no such encoder.
+    """
+    try:
+        return exported_part(name, IMAGE_ENCODER if key == "backbone" else TEXT_ENCODER)
+    except CheckpointError as error:
+        raise ArgumentError({key: str(error)}) from error
 
 
 def _encoder(model: PreTrainedModel) -> PreTrainedModel:

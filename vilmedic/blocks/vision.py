@@ -88,6 +88,8 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> VisionEncoder:
         """Switch between training and evaluation; what is frozen stays in evaluation."""
         super().train(mode)
+        if self.freeze:
+            self.network.eval()
         for module in self._frozen:
             module.training = False
         return self

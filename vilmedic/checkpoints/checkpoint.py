@@ -18,6 +18,7 @@ from vilmedic.config.declared import known_better
 from vilmedic.distributed.gather import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.files import no_file, replacing, sync_folder
+from vilmedic.manifest import is_export
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -370,18 +371,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Files of the original vilmedic, of dalle-pytorch and of the official GLoRIA repository are
     brought into the shape of this project. A file of the original's model zoo has its configuration
-    in config.yml beside it, or is named by its folder.
+    in config.yml beside it, or is named by its folder. An exported folder counts as the checkpoint
+    that it was made of, and a safetensors file as weights alone.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds other things than tensors and
             plain values.
     """
     # imported here, as below: a run that begins anew reads no checkpoint
+    from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
     from vilmedic.checkpoints.older_formats import unify, zoo_config, zoo_file
     from vilmedic.checkpoints.safe_load import load_plain
 
     path = zoo_file(path) or path
-    state = unify(load_plain(path), path)
+    if is_export(path):
+        state = read_export(path)
+    else:
+        weights = path.suffix == SAFETENSORS
+        state = unify(load_safetensors(path) if weights else load_plain(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
     for key in ("config", "progress", "ema", "data", "networks"):

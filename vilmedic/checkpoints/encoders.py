@@ -18,6 +18,7 @@ from vilmedic.config.trained import VOCABULARY, data_parts
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import ArgumentError, CheckpointError
+from vilmedic.manifest import WEIGHTS, exported_part, is_export
 
 log = logging.getLogger(__name__)
 
@@ -158,8 +159,9 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
 
     Args:
         key: the argument that gives the name.
-        name: a run directory, whose best checkpoint is taken; a checkpoint, of an older project
-            too; or a file with a state dict of the network.
+        name: a run directory, whose best checkpoint is taken; an exported folder, or the folder of
+            an encoder in one; a checkpoint, of an older project too; or a file with a state dict of
+            the network.
         part: `cnn` or `encoder`.
         network: the whole network, for the names of its layers.
 
@@ -196,12 +198,16 @@ def _find(key: str, name: str) -> Path:
     path = Path(name)
     if (inside := zoo_file(path)) is not None:
         return inside
+    if is_export(path):
+        return path
+    if (path / WEIGHTS).is_file():
+        return Path(exported_part(name, path.name)) / WEIGHTS
     if not path.is_dir():
         if not path.exists():
             raise ArgumentError(
                 {
                     key: f"there is no file {path.absolute()}. Allowed: a run directory, a "
-                    "checkpoint or a file with a state dict of the network."
+                    "checkpoint, an exported folder or a file with a state dict of the network."
                 }
             )
         return path
@@ -247,7 +253,7 @@ def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
     Raises:
         ConfigError: they are damaged.
     """
-    folder = file.path.parent / VOCABULARY
+    folder = _vocabulary_beside(file)
     try:
         if saved := file.state.get("data"):
             tokenizer = DataSpec.from_plain(saved).tokenizer
@@ -258,9 +264,17 @@ def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
     return None if tokenizer is None else tokenizer.get_vocab()
 
 
+def _vocabulary_beside(file: EncoderFile) -> Path:
+    """The folder that may hold the vocabulary of a file: of its run, or its own in an export."""
+    folder = file.path.parent
+    return folder if (folder / "tokenizer.json").is_file() else folder / VOCABULARY
+
+
 def _tokenizer_of(file: EncoderFile) -> str:
     """What to give as a tokenizer for the words of a file."""
-    folder = file.path.parent / VOCABULARY
+    folder = _vocabulary_beside(file)
+    if is_export(file.path):
+        return str(file.path)
     if name := _reports(file).get("tokenizer"):
         return str(name)
     if folder.is_dir():

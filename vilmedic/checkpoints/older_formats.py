@@ -74,7 +74,9 @@ def older_names(
         weights without what training wrapped around them.
     """
     bare = dict(weights)
-    while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in bare)), None):
+    while bare and (
+        wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in bare)), None)
+    ):
         bare = {name.removeprefix(wrapper): value for name, value in bare.items()}
     for prefix in filter(None, prefixes):
         if all(prefix + name in bare for name in wanted):

@@ -298,6 +298,9 @@ OLDER_KEYS = (
     OlderKey("ensemblor", "proto", _ONE, accepted=("Ensemblor",)),
     OlderKey("validator", "beam_width", _BEAMS),
     OlderKey("ensemblor", "beam_width", _BEAMS),
+    OlderKey(  # of `ensemblor: ${validator}`
+        "ensemblor", "every", "a trained model is evaluated when it is asked for", accepted=None
+    ),
 )
 _BY_NAME = {(one.section, one.name): one for one in OLDER_KEYS}
 

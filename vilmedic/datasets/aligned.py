@@ -98,9 +98,17 @@ class DataSpec:
         Raises:
             ValueError, KeyError, TypeError: they are damaged.
         """
-        tokenizer, normalization = saved["tokenizer"], saved["normalization"]
+        normalization = saved["normalization"]
+        tokenizer = None if saved["tokenizer"] is None else _tokenizer(saved["tokenizer"])
+        if tokenizer is not None:
+            if not _is_count(saved["tokenizer_max_len"]):
+                raise ValueError(f"tokenizer_max_len is {saved['tokenizer_max_len']!r}")
+            if not (saved["filler"] is None or saved["filler"] in tokenizer.get_vocab().values()):
+                raise ValueError(f"filler is {saved['filler']!r}, which is no word")
+        if not all(isinstance(label, str) for label in saved["labels"]):
+            raise ValueError("a label is no text")
         return cls(
-            tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
+            tokenizer=tokenizer,
             tokenizer_max_len=saved["tokenizer_max_len"],
             labels=tuple(saved["labels"]),
             multi_label=bool(saved["multi_label"]),
@@ -338,4 +346,11 @@ def _tokenizer(saved: Mapping[str, Any]) -> PreTrainedTokenizerFast:
         backend = Tokenizer.from_str(saved["json"])
     except Exception as error:  # tokenizers raises bare exceptions
         raise ValueError(f"its tokenizer is damaged: {error}") from None
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **saved["special"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **saved["special"])
+    if tokenizer.pad_token_id is None:
+        raise ValueError("its tokenizer has no padding token")
+    return tokenizer
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -169,26 +169,28 @@ def _labels(dataset: AlignedDataset, lines: NDArray[np.int64]) -> list[list[str]
 def _named(path: Path, texts: Lines, lines: NDArray[np.int64]) -> NDArray[np.int64]:
     """The samples whose line, or one of whose images, a file names.
 
-    A name is the path that the line file has, or its last part where no other sample has that.
+    A name is the path that the line file has, the end of it where that is enough, or a path that
+    ends with it.
     """
     given = read_ids(path)
     whole: dict[str, set[int]] = {}
-    last: dict[str, set[int]] = {}
+    last: dict[str, set[str]] = {}
     for line in lines.tolist():
         text = texts[line]
         for name in {text, *split_names(text)}:
             whole.setdefault(name, set()).add(line)
-            last.setdefault(name.rpartition("/")[2], set()).add(line)
+            last.setdefault(name.rpartition("/")[2], set()).add(name)
     chosen: set[int] = set()
     for number, name in given:
         found = whole.get(name)
         if found is None:
-            found = last.get(name.rpartition("/")[2], set())
-            if len(found) > 1:
+            near = last.get(name.rpartition("/")[2], set())
+            fitting = [one for one in near if same_end(one, name)]
+            found = {line for one in fitting for line in whole[one]}
+            if len(fitting) > 1:
                 raise DataError(
                     f"{path}:{number}: '{brief(name)}' may be any of {len(found)} samples: "
-                    f"{shown([texts[line] for line in sorted(found)])}. Give the path that "
-                    f"{texts.path} has."
+                    f"{shown(sorted(fitting))}. Give the path that {texts.path} has."
                 )
         if not found:
             raise DataError(
@@ -197,6 +199,11 @@ def _named(path: Path, texts: Lines, lines: NDArray[np.int64]) -> NDArray[np.int
             )
         chosen |= found
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def same_end(one: str, other: str) -> bool:
+    """Whether one of two paths is the other, or the end of it."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def read_ids(path: Path) -> list[tuple[int, str]]:

@@ -18,7 +18,8 @@ from vilmedic.datasets.aligned import AlignedPart, Batch, Sample, stable_seed
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
-from vilmedic.errors import ArgumentError, ConfigError, DataError, nearest
+from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError, nearest
+from vilmedic.manifest import TEXT_ENCODER, TOKENIZER, exported_part
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ class ReportTokens:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A ready tokenizer, from a local folder or from the hub.
+    """A ready tokenizer, from a local folder, an exported one too, or from the hub.
 
     Python that comes with a tokenizer is never executed: its tokenizer.json is read without it.
 
@@ -275,8 +276,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         ValueError: there is none of that name, or it lacks what batches need.
     """
     try:
+        name = exported_part(name, TEXT_ENCODER, TOKENIZER)
         with quiet():
             tokenizer = _read_tokenizer(name)
+    except CheckpointError as error:  # of an export that is damaged or has none
+        raise ValueError(str(error)) from error
     except ConfigError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # the hub client raises errors of many libraries

@@ -124,7 +124,7 @@ class Ensemblor:
                 with processes.alone():
                     self._generate()
             return {}
-        model = self.splits.networks(self._trained_members())
+        model = self._trained()
         for split in self.section.splits:
             self.splits.tokens_ready(split, model.members[0]())
         with processes.alone():
@@ -315,6 +315,10 @@ class Ensemblor:
             "baselines": sorted(set(section.baselines)),
             "post_processing": [list(one) for one in entries(section.post_processing)],
         }
+
+    def _trained(self) -> Ensemble:
+        """What is evaluated."""
+        return self.splits.networks(self._trained_members())
 
     def _trained_members(self) -> list[Callable[[], nn.Module]]:
         """A function for each checkpoint that fills the one model with its weights."""

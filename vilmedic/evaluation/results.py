@@ -72,19 +72,23 @@ def table(results: dict[str, Any]) -> str:
 
     Numbers of single classes are in the file only, and those of fractions but for the AUROC.
     """
+    lines = text_table(table_cells(results), between="   ")
+    rule = "-" * len(lines[0])
+    title = (
+        f"{results['run']}, split {results['split']}: {results['samples']} samples, "
+        f"{source(results['system'], results['checkpoints'], ema=results['ema'])}"
+    )
+    return "\n".join(["", title, rule, lines[0], rule, *lines[1:], rule])
+
+
+def table_cells(results: dict[str, Any]) -> list[list[str]]:
+    """The rows of that table: the split and the systems, then a number and its values each."""
     used, system = results["models_used"], results["system"]
     systems = {system if used == 1 else f"ensemble of {used}": results} | results["baselines"]
     columns = {name: dict(_headline(system)) for name, system in systems.items()}
     rows = list(dict.fromkeys(key for column in columns.values() for key in column))
-    cells = [[results["split"], *columns]]
-    cells += [[row, *(column.get(row, "-") for column in columns.values())] for row in rows]
-    lines = text_table(cells, between="   ")
-    rule = "-" * len(lines[0])
-    title = (
-        f"{results['run']}, split {results['split']}: {results['samples']} samples, "
-        f"{source(system, results['checkpoints'], ema=results['ema'])}"
-    )
-    return "\n".join(["", title, rule, lines[0], rule, *lines[1:], rule])
+    head = [results["split"], *columns]
+    return [head, *([row, *(one.get(row, "-") for one in columns.values())] for row in rows)]
 
 
 def grouped(paths: Iterable[Path]) -> list[str]:

@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
+from vilmedic.checkpoints.exported import SAID
 from vilmedic.config import build
 from vilmedic.config.declared import IMAGES, REPORTS
 from vilmedic.config.keys import OF_INPUTS, find_older, judge_older
+from vilmedic.config.load import check_arguments
 from vilmedic.config.trained import data_parts
 from vilmedic.config.tree import KeyPath, dotted
 from vilmedic.datasets.aligned import DataSpec
@@ -40,6 +42,10 @@ class Loaded:
         pixels: what is done to images; None for data without any.
         reports: what is done to reports; None for data without any.
         path: the checkpoint.
+        ema: whether its weights are averages over training.
+        header: what the checkpoint says of itself: epoch, step, seed, and its score with the
+            metric and what is better of it; of an exported folder, as `export`, what it tells of
+            its run.
     """
 
     model: Model
@@ -48,6 +54,8 @@ class Loaded:
     pixels: Pixels | None
     reports: ReportTokens | None
     path: Path
+    ema: bool
+    header: Mapping[str, Any]
 
 
 def from_checkpoint(
@@ -75,8 +83,10 @@ def from_checkpoint(
     filled = Filled(state.get("networks") or {})
     model: Model = build(MODELS, node, spec=spec, filled=filled)
     load_weights(model, state, path, ema=ema)
-    if step := (state.get("progress") or {}).get("step"):
+    step = (state.get("progress") or {}).get("step")
+    if step:
         model.schedule(step)
+    exported = state.get("export")
     reports = None
     if text is not None and spec.tokenizer is not None:
         longest = spec.tokenizer_max_len or 0
@@ -88,6 +98,8 @@ def from_checkpoint(
         pixels=None if image is None else _pixels(image, model, path),
         reports=reports,
         path=path,
+        ema=ema or bool(exported and exported["source"].get("ema")),
+        header={**{name: state.get(name) for name in SAID}, "step": step, "export": exported},
     )
 
 
@@ -100,6 +112,9 @@ def _settings(
         CheckpointError: it has none that can be used, and none is given.
         ConfigError: one is given, and it has its own.
     """
+    for section in ("model", "dataset"):
+        if not isinstance(own.get(section, {}), Mapping):
+            raise CheckpointError(f"{path}: is damaged: its section '{section}' is no section.")
     if "model" not in own or "dataset" not in own:
         lacks = "holds weights without the configuration of its run, so the model cannot be built"
     elif problems := [*_older_keys(own["dataset"], ("dataset",))]:
@@ -130,9 +145,15 @@ def _pixels(node: Mapping[str, Any], model: Model, path: Path) -> Pixels:
     """What is done to images.
 
     Raises:
-        CheckpointError: it is not what the model works with.
+        CheckpointError: it is damaged, or not what the model works with.
     """
-    pixels = Pixels.of_evaluation(ImageDataset, node)
+    wanted = inspect.signature(Pixels).parameters
+    given = {name: value for name, value in node.items() if name in wanted}
+    try:
+        check_arguments(ImageDataset, {"root": "", **given})
+        pixels = Pixels.of_evaluation(ImageDataset, node)
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}: says of its images what cannot be: {error}") from None
     for option, allowed in model.image_options.items():
         found = getattr(pixels, option, allowed[0])
         if found not in allowed:

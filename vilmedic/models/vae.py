@@ -39,6 +39,7 @@ from vilmedic.config.types import (
 )
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from vilmedic.manifest import is_export
 from vilmedic.models.contract import Batch, Model
 
 PART = 2**24
@@ -322,8 +323,8 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     Hyperparameters come from the checkpoint. Those that are given as well must agree with it.
 
     Args:
-        path: a file, a folder of the original's model zoo, or a run directory, whose best
-            checkpoint is taken.
+        path: a file, an exported folder, a folder of the original's model zoo, or a run directory,
+            whose best checkpoint is taken.
         settings: arguments of `VAE`, as far as they are given. Those of its training
             (temperature, loss) have no effect on a frozen one and are not compared.
 
@@ -339,7 +340,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     path = Path(path)
     if not path.exists():
         raise ArgumentError({"vae.ckpt": f"there is no {path}, neither a file nor a folder."})
-    if path.is_dir() and zoo_file(path) is None:
+    if path.is_dir() and zoo_file(path) is None and not is_export(path):
         path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
     state = load_checkpoint(path)
     weights = _vae_weights(state["model"], path)

@@ -1,0 +1,107 @@
+"""Exported folders and safetensors files as the contents of a checkpoint; no code in them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from vilmedic.errors import CheckpointError
+from vilmedic.files import no_file
+from vilmedic.manifest import MANIFEST, check_files, read_by_us, read_manifest
+
+SAFETENSORS = ".safetensors"
+SAID = ("epoch", "seed", "metric", "better", "score")
+"""What a checkpoint says of itself and an export passes on."""
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing, cut short or damaged.
+    """
+    if (kind := no_file(path)) is not None:
+        raise CheckpointError(f"{path}: is {kind}, not a file of weights.")
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file of weights.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # SafetensorError, but also what torch makes of damaged values
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{path}: not a readable safetensors file; it was cut short or is damaged ({reason})."
+        ) from error
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """An exported folder in the shape of a checkpoint.
+
+    Its files are held to their digests first.
+
+    Returns:
+        `model`, `config`, `data`, `networks`, `progress`, what the checkpoint said of itself, and
+        as `export` what else the manifest says.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or changed.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest, read_by_us(manifest))
+    try:
+        weights = _weights(folder, manifest["weights"], manifest["files"])
+        data = _with_tokenizer(folder, manifest["data"], manifest["files"])
+        source = dict(manifest["source"])
+        step = manifest["step"]
+        if not isinstance(step, int | None):
+            raise TypeError("its step is no number")
+        return {
+            "model": weights,
+            "config": manifest["config"],
+            "data": data,
+            "networks": manifest["networks"],
+            "progress": {"step": step},
+            "export": {"about": dict(manifest["about"]), "source": source},
+            **{name: source.get(name) for name in SAID},
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{folder / MANIFEST}: is damaged: {reason}.") from None
+
+
+def _weights(folder: Path, places: Any, files: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of the model under its own names.
+
+    Args:
+        folder: the export.
+        places: for each file what its names begin with, and what they begin with in the model.
+        files: the files that were held to their digests.
+    """
+    found: dict[str, Tensor] = {}
+    for place in places:
+        name, theirs, ours = (str(place[key]) for key in ("file", "theirs", "ours"))
+        if name not in files:
+            raise ValueError(f"it lists no file '{name}'")
+        for key, value in load_safetensors(folder / name).items():
+            if key.startswith(theirs):
+                found[ours + key.removeprefix(theirs)] = value
+    if not found:
+        raise ValueError("it names no weights")
+    return found
+
+
+def _with_tokenizer(folder: Path, data: Any, files: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model knows of its data, with the tokenizer that lies in a file of its own."""
+    plain = dict(data)
+    if (tokenizer := plain.get("tokenizer")) is not None:
+        name = tokenizer["file"]
+        if name not in files:
+            raise ValueError(f"it lists no file '{name}'")
+        text = (folder / name).read_text(encoding="utf-8")
+        plain["tokenizer"] = {"json": text, "special": dict(tokenizer["special"])}
+    return plain

@@ -1,0 +1,69 @@
+"""An exported folder out of a repository of the Hugging Face hub; nothing in it is executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from vilmedic.errors import CheckpointError
+from vilmedic.manifest import MANIFEST, read_by_us, read_manifest
+
+
+def fetch_export(name: str) -> Path:
+    """The exported folder of a repository, as the local cache of the hub has it.
+
+    What the manifest lists is fetched and nothing else: weights, JSON and words, and no programs.
+
+    Args:
+        name: `user/name`.
+
+    Raises:
+        CheckpointError: there is none that can be reached, or it holds no export.
+    """
+    try:
+        folder = Path(hf_hub_download(name, MANIFEST)).parent
+        for file in read_by_us(read_manifest(folder)):
+            hf_hub_download(name, file, revision=folder.name)
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the hub was not asked, or did not answer
+            raise CheckpointError(_unreachable(name, error)) from error
+        raise CheckpointError(
+            f"{name}: the repository is no complete export: it has no {_entry(error)}. An export "
+            "is what bin/export.py writes."
+        ) from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{name}: the repository is there, but its owner has to give access first. Ask for it "
+            "on its page, and log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: there is no such run directory, checkpoint or repository, or the repository "
+            "is private. Log in with `hf auth login` if it is yours."
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(_unreachable(name, error)) from error
+    return folder
+
+
+def _entry(error: EntryNotFoundError) -> str:
+    """The file that is missing, as the end of its address has it."""
+    response = getattr(error, "response", None)
+    url = "" if response is None else str(response.url)
+    return url.rpartition("/")[2] or "file that it lists"
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    return (
+        f"{name}: there is no such run directory or checkpoint, and a repository of that name "
+        f"could not be fetched ({type(error).__name__}: {reason})."
+    )
