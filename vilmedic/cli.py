@@ -206,6 +206,8 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     def run(config: Config) -> None:
         from vilmedic.run import run_ensemble
 
+        if embeddings is not None and not embeddings.is_file():
+            raise ConfigError(f"{EMBEDDINGS}: there is no file '{embeddings}'.")
         run_ensemble(config, embeddings)
 
     purpose = (
@@ -230,9 +232,8 @@ def _take(words: list[str], option: str) -> Path | None:
     name = word.partition("=")[2]
     if "=" not in word and places[0] < len(words):
         name = words.pop(places[0])
-    if not name or name.startswith("-") or not Path(name).is_file():
-        given = f"there is no file '{name}'" if name else "no file is given"
-        raise ConfigError(f"{option}: {given}. Use: {option} FILE.npz")
+    if not name or name.startswith("-"):
+        raise ConfigError(f"{option}: no file is given. Use: {option} FILE.npz")
     return Path(name)
 
 
