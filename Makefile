@@ -9,7 +9,7 @@ PROMPTS := [Clear lungs and a heart of normal size., Large left pleural effusion
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo demo-simclr demo-gloria demo-dalle test test-crash check phantom reference clean
+.PHONY: setup demo demo-simclr demo-gloria demo-dalle demo-finetune test test-crash check phantom reference clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,16 @@ demo-dalle: phantom
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle \
 		ensemblor.generate_images=True ensemblor.prompt='$(PROMPTS)'
+
+# The encoder of `make demo` and a random one on a part of the labels, each with three seeds.
+demo-finetune: phantom
+	$(BIN)/python bin/train.py config/phantom/convirt.yml name=demo-convirt trainor.seed=0 ckpt=auto
+	set -e; for encoder in ckpt/demo-convirt False; do for fraction in 0.01 0.1 1.0; do for seed in 0 1 2; do \
+		name=finetune/$$(basename $$encoder)-$$fraction-$$seed; \
+		words="name=$$name model.cnn.pretrained=$$encoder dataset.fraction=$$fraction dataset.fraction_seed=$$seed"; \
+		$(BIN)/python bin/train.py config/downstream/phantom.yml $$words trainor.seed=$$seed ckpt=auto; \
+		$(BIN)/python bin/ensemble.py config/downstream/phantom.yml $$words ensemblor.splits=[test]; \
+	done; done; done
 
 check: setup
 	$(BIN)/ruff check .

@@ -186,6 +186,7 @@ def own_packages() -> set[str]:
 MODELS = Registry(
     "model",
     {
+        "Classifier": "vilmedic.models.classifier:Classifier",
         "ConVIRT": "vilmedic.models.convirt:ConVIRT",
         "DALLE": "vilmedic.models.dalle:DALLE",
         "GLoRIA": "vilmedic.models.gloria:GLoRIA",
@@ -232,6 +233,7 @@ METRICS = Registry(
     {
         "retrieval": "vilmedic.metrics.retrieval:Retrieval",
         "zero_shot": "vilmedic.metrics.zero_shot:ZeroShot",
+        "classification": "vilmedic.metrics.decisions:Classification",
         "linear_probe": "vilmedic.metrics.linear_probe:LinearProbe",
         "knn": "vilmedic.metrics.knn:NearestNeighbours",
         "representation": "vilmedic.metrics.representation:Representation",

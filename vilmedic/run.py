@@ -127,13 +127,26 @@ def run_training(config: Config) -> Trainor:
         return trainor
 
 
-def run_ensemble(config: Config) -> dict[str, dict[str, Any]]:
-    """Evaluate trained checkpoints; returns the results of each split."""
+def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Evaluate trained checkpoints, or embeddings of another program.
+
+    Args:
+        config: the checked configuration.
+        embeddings: the file of these; None evaluates checkpoints.
+
+    Returns:
+        The results of each split.
+    """
     from vilmedic.evaluation.ensemblor import Ensemblor
 
     _announce(config)
     with processes.process_group(pick_device(config.ensemblor.device)):
-        ensemblor = Ensemblor(config, _generate)
+        if embeddings is None:
+            ensemblor = Ensemblor(config, _generate)
+        else:
+            from vilmedic.evaluation.given import GivenEnsemblor
+
+            ensemblor = GivenEnsemblor(config, embeddings)
         try:
             return ensemblor.start()
         finally:

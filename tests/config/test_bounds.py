@@ -34,7 +34,7 @@ from vilmedic.blocks.text import TextEncoder
 from vilmedic.config.check import Checker
 from vilmedic.config.load import ROOT
 from vilmedic.config.namespaces import names, signature
-from vilmedic.config.sections import GenerationSection
+from vilmedic.config.sections import GenerationSection, TrainorSection
 from vilmedic.config.signature import Param, Signature, read_signature
 from vilmedic.config.transformers_fields import config_signature
 from vilmedic.config.tree import Tree
@@ -53,16 +53,18 @@ from vilmedic.config.types import (
     options,
     plain,
 )
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.transforms import build_transforms, try_transforms
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.metrics import pointing_game
+from vilmedic.models.classifier import Classifier
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import METRICS, REGISTRIES
-from vilmedic.training.optimization import AveragedWeights
+from vilmedic.training.optimization import AveragedWeights, make_optimizer
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)
@@ -219,6 +221,19 @@ def _convirt_loss(key: str, value: Any, folder: Path) -> None:
     assert visual.grad.abs().sum() > 0
 
 
+def _classifier(key: str, value: Any, folder: Path) -> None:
+    if key == "hidden":
+        value = min(value, 4096)  # a layer of 64 Ki and 1024 features is 256 MiB
+    spec = DataSpec(labels=("A", "B"), multi_label=True)
+    model = Classifier(spec=spec, cnn=tiny_cnn(), **{key: value})
+    optimizer = make_optimizer(model, TrainorSection())
+    assert all(0 < group["lr"] <= 1000 for group in optimizer.param_groups)
+    batch = {"images": random(2, 3, 32, 32), "labels": torch.eye(2)}
+    loss = model(batch)["loss"]
+    loss.backward()
+    finite(loss, *(p.grad for p in model.parameters() if p.grad is not None))
+
+
 def _gloria_loss(key: str, value: Any, folder: Path) -> None:
     model = tiny_gloria(loss=GLoRIALoss(**{key: value}))
     loss = model(tiny_batch())["loss"]
@@ -307,9 +322,10 @@ def _metric(key: str, value: Any, folder: Path, name: str = "") -> None:
     labels = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]] * 5)
     features = {"visual": random(20, 6), "linguistic": random(20, 6, seed=1)}
     features["visual_backbone"] = random(20, 6, seed=2)
+    features["logits"] = random(20, 2, seed=4)
     splits = [
         split_features(features, labels, names=("A", "B"), split=split)
-        for split in ("test", "train")
+        for split in ("test", "train", "validate")
     ]
     options = {key: value}
     if name == "zero_shot":
@@ -426,6 +442,7 @@ PROOFS: dict[str, Proof] = {
     "vilmedic.config.sections.TrainorSection": _trainor,
     "vilmedic.config.sections.EnsemblorSection": _ensemblor,
     "vilmedic.losses.convirt.ConVIRTLoss": _convirt_loss,
+    "vilmedic.models.classifier.Classifier": _classifier,
     "vilmedic.losses.gloria.GLoRIALoss": _gloria_loss,
     "vilmedic.models.dalle_settings.TransformerSettings": _transformer,
     "vilmedic.models.dalle_settings.FrozenVAE": _frozen_vae,
@@ -437,7 +454,7 @@ PROOFS: dict[str, Proof] = {
     "vilmedic.post_processing.plot_attention.PlotAttention": _plot_attention,
     **{
         METRICS.location(name).replace(":", "."): partial(_metric, name=name)
-        for name in ("knn", "linear_probe", "representation", "zero_shot")
+        for name in ("classification", "knn", "linear_probe", "representation", "zero_shot")
     },
 }
 FAMILIES: dict[str, Proof] = {

@@ -106,3 +106,48 @@ def test_many_classes_stay_sparse(label_args: Args, write: Write) -> None:
     assert sum(counts.values()) == len(expected)
     dataset.kept = dataset.kept[5:6]
     assert {name for name, n in (label_counts(dataset) or {}).items() if n} == {"c5", "c35"}
+
+
+def test_a_question_mark_says_that_a_label_is_unknown(
+    label_args: Args, write: Write, tmp_path: Path
+) -> None:
+    write("train.label.tok", ["Pneumonia, ?Edema", "?Pneumonia,?Edema", "Edema", "No Finding"])
+    write("validate.label.tok", ["?Edema"])
+    dataset = LabelDataset(**label_args())
+    assert dataset.spec.multi_label, "none of them excludes another"
+    assert dataset.names == ("Edema", "No Finding", "Pneumonia")
+    given = dataset.collate([dataset[line] for line in range(4)])
+    assert given["labels"].tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    unknown = [[1, 0, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert (~given["labels_known"]).int().tolist() == unknown
+    assert dataset.describe(1) == {"labels": []}
+    assert label_counts(dataset) == {"Edema": 1, "No Finding": 1, "Pneumonia": 1}
+    assert dataset.spec.positives == (1, 1, 1)
+    assert dataset.spec.negatives == (1, 3, 2)
+
+
+def test_a_split_without_unknown_labels_says_nothing_of_them(
+    label_args: Args, write: Write
+) -> None:
+    write("test.label.tok", ["?Pneumonia", "No Finding"])
+    dataset = LabelDataset(**label_args())
+    assert "labels_known" not in dataset.collate([dataset[0]])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("Pneumonia,?", r"train\.label\.tok:1 has a '\?' without a label"),
+        ("Mass,?Mass", r"tok:1 has the label 'Mass' both as there and as unknown"),
+    ],
+)
+def test_odd_marks_are_refused(label_args: Args, write: Write, line: str, problem: str) -> None:
+    write("train.label.tok", [line, "Mass"])
+    with pytest.raises(DataError, match=problem):
+        LabelDataset(**label_args())
+
+
+def test_an_unknown_label_needs_several_a_sample(label_args: Args, write: Write) -> None:
+    write("train.label.tok", ["Mass,?Pneumonia", "Mass"])
+    with pytest.raises(DataError, match=r"tok:1 has labels that are unknown; set multi_label=true"):
+        LabelDataset(**label_args(), multi_label=False)

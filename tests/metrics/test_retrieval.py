@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -194,3 +196,87 @@ def test_memory_stays_within_the_blocks() -> None:
 
     count_ahead(leads._replace(write=watched), block_size=10)
     assert largest == 100
+
+
+def alike_pairs(tied: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Twelve samples of three classes; with `tied`, embeddings on a coarse grid that often meet."""
+    drawn = torch.Generator().manual_seed(5)
+    images = torch.randn(12, 4, generator=drawn)
+    reports = images + torch.randn(12, 4, generator=drawn)
+    if tied:
+        images, reports = images.sign(), reports.sign()
+    classes = torch.arange(12) % 3
+    features = split_features(
+        {"visual": images, "linguistic": reports}, torch.eye(3)[classes], names="abc"
+    )
+    unit = [functional.normalize(x.double(), dim=1) for x in (images, reports)]
+    return features, unit[0] @ unit[1].T, classes
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("block_size", [5, 1024])
+def test_precision_is_the_mean_over_all_orders_of_the_tied(tied: bool, block_size: int) -> None:
+    features, similarity, classes = alike_pairs(tied)
+    found = Retrieval(precision_at=[1, 5, 12, 13], block_size=block_size)(evaluation(features))
+    generator = np.random.default_rng(0)
+    for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        for k in (1, 5, 12):
+            total = 0.0
+            for _ in range(1 if not tied else 4000):
+                noise = torch.from_numpy(generator.random((12, 12))) * 1e-10
+                first = (scores.round(decimals=9) + noise).argsort(dim=1, descending=True)[:, :k]
+                total += (classes[first] == classes[:, None]).double().mean().item()
+            expected = total / (4000 if tied else 1)
+            assert found[f"{direction}_p{k}"] == pytest.approx(expected, abs=0.01 if tied else 1e-9)
+        assert found[f"{direction}_p13"] is None, "there are no thirteen candidates"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_first_of_several_right_candidates_counts(tied: bool) -> None:
+    features, similarity, classes = alike_pairs(tied)
+    found = Retrieval(positives=["strict", "same_labels"])(evaluation(features))
+    strict = Retrieval()(evaluation(features))
+    assert {key: found[key] for key in strict} == strict
+    generator = np.random.default_rng(1)
+    draws = 4000 if tied else 1
+    for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        ranks = torch.zeros(12)
+        hits = dict.fromkeys((1, 5), 0.0)
+        for _ in range(draws):
+            noise = torch.from_numpy(generator.random((12, 12))) * 1e-10
+            order = (scores.round(decimals=9) + noise).argsort(dim=1, descending=True)
+            first = (classes[order] == classes[:, None]).double().argmax(dim=1) + 1
+            ranks += first / draws
+            for k in hits:
+                hits[k] += (first <= k).double().mean().item() / draws
+        bound = 0.01 if tied else 1e-9
+        for k, expected in hits.items():
+            assert found[f"same_labels_{direction}_r{k}"] == pytest.approx(expected, abs=bound)
+        median = torch.quantile(ranks, 0.5).item()
+        rank = found[f"same_labels_{direction}_median_rank"]
+        assert rank == pytest.approx(median, abs=0.1 if tied else 1e-9)
+
+
+def test_a_report_that_is_equal_word_for_word_is_right_with_same_text() -> None:
+    features, _, _ = alike_pairs()
+    given = evaluation(features)
+    texts = ["a", "b", "c"]
+    given.dataset = SimpleNamespace(
+        describe=lambda i: {"image": [f"{i}.png"], "report": texts[i % 3]}
+    )
+    reports = features.features["linguistic"]
+    reports[:] = reports[torch.arange(12) % 3]  # equal texts have equal embeddings
+    found = Retrieval(positives=["same_text", "same_labels"])(given)
+    assert "image_to_text_r1" not in found
+    numbers = [key for key in found if key.startswith("same_text_")]
+    assert len(numbers) == 8
+    for key in numbers:  # here texts and labels are the same
+        assert found[key] == pytest.approx(found[key.replace("same_text", "same_labels")])
+    assert found["same_text_image_to_text_r1"] > Retrieval()(given)["image_to_text_r1"]
+
+
+def test_what_needs_labels_is_null_without_them() -> None:
+    features, _, _ = alike_pairs()
+    features.labels = None
+    found = Retrieval(positives="same_labels", precision_at=[5])(evaluation(features))
+    assert found["same_labels_image_to_text_r1"] is found["text_to_image_p5"] is None

@@ -16,6 +16,7 @@ from torchvision import models
 from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
+from vilmedic.blocks.repeated import repeated_blocks
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
@@ -78,17 +79,60 @@ class VisionEncoder(nn.Module):
         forward = inspect.signature(self.network.forward).parameters
         self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
+        self._frozen: list[nn.Module] = []
         if freeze:
-            self.network.requires_grad_(False)
+            self.freeze_until(None)
         self.train()
         self.out_features = self.width(output_layer)
 
     def train(self, mode: bool = True) -> VisionEncoder:
-        """Switch between training and evaluation; a frozen backbone stays in evaluation."""
+        """Switch between training and evaluation; what is frozen stays in evaluation."""
         super().train(mode)
         if self.freeze:
             self.network.eval()
+        for module in self._frozen:
+            module.training = False
         return self
+
+    def freeze_until(self, layer: str | None) -> None:
+        """Keep the backbone as it is up to the end of a layer, batch statistics included.
+
+        Args:
+            layer: a top-level child or a dotted name; None freezes all of the backbone.
+
+        Raises:
+            ConfigError: if the layer does not exist or was cut off.
+        """
+        last = self.network if layer is None else find_layer(self.network, layer, "freeze")
+        inside = set(last.modules())
+        reached = False
+        for module in self.network.modules():
+            reached = reached or module is last
+            if reached and module not in inside:
+                break
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+            if module in inside or last not in set(module.modules()):  # a parent goes on behind it
+                self._frozen.append(module)
+        self.train(self.training)
+
+    def parameters_by_block(self) -> list[list[nn.Parameter]]:
+        """The parameters of the backbone by block, in order, for rates that differ by depth.
+
+        What comes before the first block is a group of its own; what lies between blocks, or behind
+        the last one, belongs to the block before it.
+        """
+        place = {
+            id(parameter): number
+            for number, block in enumerate(repeated_blocks(self.network), start=1)
+            for parameter in block.parameters()
+        }
+        groups: dict[int, list[nn.Parameter]] = {}
+        current = 0
+        for parameter in self.network.parameters():
+            current = max(current, place.get(id(parameter), current))
+            groups.setdefault(place.get(id(parameter), current), []).append(parameter)
+        return [groups[number] for number in sorted(groups)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -110,6 +154,28 @@ class VisionEncoder(nn.Module):
         """One vector an image, [B, F]: the output, averaged over positions if it has several."""
         features = self.features(images, [self.output_layer])[self.output_layer]
         return self.dropout(pool(features))
+
+    def pooled_images(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """One vector a sample, [B, F], of one image or the mean over several.
+
+        Args:
+            images: [B, 3, H, W], or [B, N, 3, H, W] with a mask.
+            mask: which of the images exist, bool [B, N]; only these are encoded.
+
+        Raises:
+            ConfigError: if there are several images, but no mask.
+        """
+        if images.ndim == 4:
+            return self.pooled(images)
+        if mask is None:
+            raise ConfigError(
+                f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
+                f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
+            )
+        existing = self.pooled(images[mask])
+        padded = existing.new_zeros(*mask.shape, existing.shape[1])
+        padded[mask] = existing
+        return padded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
     def features(self, images: Tensor, layers: list[str]) -> dict[str, Tensor]:
         """The outputs of several layers in one pass, without permutation and dropout.

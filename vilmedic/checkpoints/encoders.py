@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PLACES = {"cnn": ("cnn.network.",), "encoder": ("encoder.network.", "encoder.text.network.")}
 """What stands before the names of an encoder's weights in the systems that have one."""
 WHAT = {"cnn": "image encoder", "encoder": "text encoder"}
-HOLDERS = {"cnn": "ConVIRT, GLoRIA or SimCLR", "encoder": "ConVIRT or GLoRIA"}
+HOLDERS = {"cnn": "ConVIRT, GLoRIA, SimCLR or Classifier", "encoder": "ConVIRT or GLoRIA"}
 POOLER = "pooler."
 """The part of a model of transformers that only some ways of pooling use."""
 FIELDS = (

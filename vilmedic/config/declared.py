@@ -42,6 +42,7 @@ KEY = "trainor.early_stop_metric"
 
 IMAGES = "vilmedic.datasets.image.ImageDataset"
 REPORTS = "vilmedic.datasets.text.TextDataset"
+LABELS = "vilmedic.datasets.label.LabelDataset"
 
 T = TypeVar("T")
 
@@ -260,6 +261,9 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
         yield _lacks(tree, data, model, "images")
     if reports is None and constant(model.path, "reads_reports"):
         yield _lacks(tree, data, model, "reports")
+    labels = _part(dataset, data["dataset"], LABELS)
+    if labels is None and training and constant(model.path, "reads_labels"):
+        yield _lacks(tree, data, model, "labels")
 
 
 def _batches(tree: Tree, data: dict[str, Any], model: Target) -> Iterator[str]:
@@ -319,6 +323,6 @@ def _lacks(tree: Tree, data: dict[str, Any], model: Target, what: str) -> str:
 
 def _has(name: str, what: str) -> bool:
     target = named_target(DATASETS, {"proto": name})
-    alone = derives_from(target.path, REPORTS) if what == "reports" else False
-    kind = REPORTS if what == "reports" else IMAGES
+    kind = {"images": IMAGES, "reports": REPORTS, "labels": LABELS}[what]
+    alone = what != "images" and derives_from(target.path, kind)
     return not alone and _part(target, {}, kind) is not None

@@ -90,6 +90,8 @@ class _Section:
         if isinstance(mark, Overruled):
             return self.overruled(mark, name)
         value, other = self.given[name], self.value(mark.key)
+        if isinstance(mark, Within) and mark.unless and self.value(mark.unless) is not None:
+            return None
         if BROKEN in (value, other) or not self.is_idle(mark, value, other):
             return None
         if value in (None, {}, []):
@@ -296,6 +298,9 @@ OLDER_KEYS = (
     OlderKey("ensemblor", "proto", _ONE, accepted=("Ensemblor",)),
     OlderKey("validator", "beam_width", _BEAMS),
     OlderKey("ensemblor", "beam_width", _BEAMS),
+    OlderKey(  # of `ensemblor: ${validator}`
+        "ensemblor", "every", "a trained model is evaluated when it is asked for", accepted=None
+    ),
 )
 _BY_NAME = {(one.section, one.name): one for one in OLDER_KEYS}
 

@@ -43,17 +43,18 @@ class TrainorSection:
             and max_lr is optim_params.lr.
         decay_metric_start: first epoch whose evaluation a plateau scheduler sees.
         epochs: number of passes over the training split.
+        steps: number of optimizer steps, instead of epochs; null trains by epochs.
         eval_start: first epoch that is evaluated.
         early_stop: evaluations without improvement after which the run ends; null never ends it.
         early_stop_metric: the score that decides on improvement: validation_loss, or split, metric
             and number of a validator metric, as in validation_zero_shot_auroc.
         early_stop_start: first epoch whose evaluation counts for the early stop, and as the best.
         keep: number of best checkpoints that stay on disk; they hold weights only.
-        keep_states: number of states of ends of epochs, the newest ones, that stay on disk as
+        keep_states: number of states after evaluations, the newest ones, that stay on disk as
             state_<step>_<seed>.pth, so that training can be continued from an earlier epoch.
         seed: seed of weights, shuffling, augmentation and dropout; drawn and recorded when null.
-        save_every: how often the newest state is saved besides the end of each epoch: a number of
-            steps (500) or of minutes (15min); null saves at the end of an epoch only.
+        save_every: how often the newest state is saved besides after each evaluation: a number of
+            steps (500) or of minutes (15min); null saves after an evaluation only.
         precision: arithmetic of the forward pass; bf16 and fp16 keep weights and optimizer in
             float32, and fp16 scales the loss.
         ema: decay of an averaged copy of the weights (0.999), which is evaluated and saved beside
@@ -103,13 +104,19 @@ class TrainorSection:
         ),
     ] = field(default_factory=dict)
     decay_metric_start: Annotated[
-        int, UsedWith("lr_decay", ("ReduceLROnPlateau",)), Within("epochs"), AtLeast(0)
+        int,
+        UsedWith("lr_decay", ("ReduceLROnPlateau",)),
+        Within("epochs", unless="steps"),
+        AtLeast(0),
     ] = 0
-    epochs: Annotated[int, AtLeast(0)] = 99
-    eval_start: Annotated[int, Within("epochs"), AtLeast(0)] = 0
+    epochs: Annotated[int, UsedWith("steps", (None,)), AtLeast(0)] = 99
+    steps: Annotated[int, AtLeast(1)] | None = None
+    eval_start: Annotated[int, Within("epochs", unless="steps"), AtLeast(0)] = 0
     early_stop: Annotated[int, AtLeast(1)] | None = None
     early_stop_metric: str = "validation_loss"
-    early_stop_start: Annotated[int, UsedWith("early_stop"), Within("epochs"), AtLeast(0)] = 0
+    early_stop_start: Annotated[
+        int, UsedWith("early_stop"), Within("epochs", unless="steps"), AtLeast(0)
+    ] = 0
     keep: Annotated[int, AtLeast(1)] = 3
     keep_states: Annotated[int, AtLeast(0)] = 0
     seed: Seed | None = None
@@ -136,12 +143,17 @@ class ValidatorSection:
 
     Args:
         batch_size: samples a batch; a contrastive loss depends on it.
+        every: how often the model is scored: a number of steps (50), or of epochs (1epoch,
+            2epochs); and in any case at the end of the run.
         splits: the splits that are scored; the first one decides on improvement.
         metrics: protocols to compute besides the loss, each with its options.
         post_processing: pictures to make at each evaluation, each with its options.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 32
+    every: Annotated[
+        str, Matching("[1-9][0-9]*(epochs?)?", "steps (50) or epochs (1epoch, 2epochs)")
+    ] = "1epoch"
     splits: list[str] = field(default_factory=lambda: ["validate"])
     metrics: Annotated[dict[str, Any], Calls("metric")] = field(default_factory=dict)
     post_processing: Annotated[dict[str, Any], Calls("post_processing")] = field(

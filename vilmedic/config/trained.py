@@ -48,6 +48,7 @@ _FREE: Keys = {
     "vilmedic.blocks.text.TextEncoder": ("pretrained",),
     "vilmedic.blocks.text.WordEncoder": ("pretrained",),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
+    "vilmedic.models.classifier.Classifier": ("freeze", "encoder_lr", "head_lr", "layer_decay"),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
 }
 """The keys of a model that change no number of an evaluation."""

@@ -220,9 +220,12 @@ class Within:
 
     Args:
         key: the sibling key.
+        unless: another sibling key that, when it is set, says how many there are in its place; the
+            value is then not judged.
     """
 
     key: str
+    unless: str | None = None
 
 
 @dataclass(frozen=True)

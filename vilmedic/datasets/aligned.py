@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vilmedic.datasets.lines import Lines, check_aligned, listed
@@ -57,6 +58,8 @@ class DataSpec:
         tokenizer_max_len: largest number of ids of a report, special tokens included.
         labels: the class names in the order of the label columns; empty when there are none.
         multi_label: whether a sample may have several labels.
+        positives: how many samples have each label; not part of a checkpoint.
+        negatives: how many are known not to have it.
         filler: the word that reports are filled up with, for models that give every text position a
             token; None, the rule, leaves it to them to mark what lies behind a report's end.
         normalization: mean and standard deviation of the colour channels that images are brought
@@ -67,6 +70,8 @@ class DataSpec:
     tokenizer_max_len: int | None = None
     labels: tuple[str, ...] = ()
     multi_label: bool = False
+    positives: tuple[int, ...] = ()
+    negatives: tuple[int, ...] = ()
     filler: int | None = None
     normalization: tuple[list[float], list[float]] | None = None
 
@@ -208,6 +213,8 @@ class AlignedDataset(Dataset[Sample]):
     def spec(self) -> DataSpec:
         """What a model must know of the data."""
         known = {name: value for part in self.parts for name, value in part.properties().items()}
+        for part in self.parts:
+            known |= part.counted(self.kept)
         return dataclasses.replace(DataSpec(), **known)
 
     def describe(self, index: int) -> dict[str, Any]:
@@ -283,6 +290,10 @@ class AlignedPart(AlignedDataset):
 
     def properties(self) -> dict[str, Any]:
         """The fields of `DataSpec` that this part determines."""
+        return {}
+
+    def counted(self, lines: NDArray[np.int64]) -> dict[str, Any]:
+        """The fields of `DataSpec` that depend on which lines are used."""
         return {}
 
     def tolerates(self, error: Exception) -> bool:

@@ -20,10 +20,16 @@ from vilmedic.errors import DataError, nearest
 from vilmedic.files import replace_text
 
 LABELS_FILE = "labels.json"  # in the run directory
+UNKNOWN = "?"
+"""In front of a label of which nobody knows whether the sample has it: `Edema,?Pneumonia`."""
 
 
 class LabelDataset(AlignedPart):
     """Label names read from `<root>/<split>.<file>`, several on a line separated by commas.
+
+    A line names the labels that its sample has; all others are absent. A label with a question mark
+    in front (`Edema,?Pneumonia`) is unknown: neither present nor absent, it counts in no loss and
+    in no number of its class. Where there are such labels a sample may have several.
 
     The list of labels is that of all splits in `root`, sorted: rare labels often miss in a training
     split. It is kept in the run directory as `labels.json` from the first use of labels on, be that
@@ -53,33 +59,60 @@ class LabelDataset(AlignedPart):
             _save(path, {"labels": names, "multi_label": several})
         self.names = tuple(names)
         self.multi_label = several if multi_label is None else multi_label
-        self._starts, self._columns = _columns(texts, self.names, path, single=not self.multi_label)
+        single = not self.multi_label
+        self._starts, self._columns = _columns(texts, self.names, path, single=single)
+        self._unknown = _columns(texts, self.names, path, single=single, unknown=True)
         super().__init__(texts)
 
     def columns(self, line: int) -> NDArray[np.int32]:
         """The numbers of the labels of a line, in ascending order."""
         return self._columns[self._starts[line] : self._starts[line + 1]]
 
+    def unknown(self, line: int) -> NDArray[np.int32]:
+        """The numbers of the labels that are unknown on a line, in ascending order."""
+        starts, columns = self._unknown
+        return columns[starts[line] : starts[line + 1]]
+
     def counts(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of some lines have each label: [L]."""
+        return self._counts(lines, self._starts, self._columns)
+
+    def unknown_counts(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
+        """On how many of some lines each label is unknown: [L]."""
+        return self._counts(lines, *self._unknown)
+
+    def _counts(
+        self, lines: NDArray[np.int64], starts: NDArray[np.int64], columns: NDArray[np.int32]
+    ) -> NDArray[np.int64]:
         chosen = np.zeros(len(self.texts), np.bool_)
         chosen[lines] = True
-        counted = self._columns[np.repeat(chosen, np.diff(self._starts))]
+        counted = columns[np.repeat(chosen, np.diff(starts))]
         return np.bincount(counted, minlength=len(self.names))
 
     def read(self, line: int, epoch: int) -> Sample:
         """The numbers of a line's labels, int32: a row of all classes would be long and empty."""
-        return {"labels": self.columns(line)}
+        sample: Sample = {"labels": self.columns(line)}
+        if len(self._unknown[1]):
+            sample["unknown_labels"] = self.unknown(line)
+        return sample
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
-        """Batch the labels: `labels` float32 [B, L] with several a sample, else int64 [B]."""
+        """Batch the labels: `labels` float32 [B, L] with several a sample, else int64 [B].
+
+        Where the split has unknown ones also `labels_known`, bool [B, L].
+        """
         rows = [torch.from_numpy(sample["labels"].astype(np.int64)) for sample in samples]
         if not self.multi_label:
             return {"labels": torch.cat(rows)}
         labels = torch.zeros(len(rows), len(self.names))
         for row, columns in enumerate(rows):
             labels[row, columns] = 1.0
-        return {"labels": labels}
+        if "unknown_labels" not in samples[0]:
+            return {"labels": labels}
+        known = torch.ones(labels.shape, dtype=torch.bool)
+        for row, sample in enumerate(samples):
+            known[row, torch.from_numpy(sample["unknown_labels"].astype(np.int64))] = False
+        return {"labels": labels, "labels_known": known}
 
     def show(self, line: int) -> dict[str, Any]:
         """The label names of a line, in the order of the columns."""
@@ -88,6 +121,12 @@ class LabelDataset(AlignedPart):
     def properties(self) -> dict[str, Any]:
         """The label names and whether a sample may have several."""
         return {"labels": self.names, "multi_label": self.multi_label}
+
+    def counted(self, lines: NDArray[np.int64]) -> dict[str, Any]:
+        """How many of the lines have each label, and how many do not."""
+        present = self.counts(lines)
+        absent = len(lines) - present - self.unknown_counts(lines)
+        return {"positives": tuple(present.tolist()), "negatives": tuple(absent.tolist())}
 
 
 def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:
@@ -107,23 +146,43 @@ def label_counts(dataset: Any) -> dict[str, int] | None:
     return None
 
 
-def _rows(texts: Lines) -> Iterator[list[str]]:
-    """The label names of each line, each once."""
+def read_labels(text: str) -> tuple[list[str], list[str]]:
+    """The labels that a line says are there, and those that it says are unknown, each once.
+
+    Raises:
+        ValueError: there is no name between two commas or behind a question mark, or a label is
+            both there and unknown.
+    """
+    present: dict[str, None] = {}
+    unknown: dict[str, None] = {}
+    for name in text.split(","):
+        name = name.strip()
+        bare = name.removeprefix(UNKNOWN).strip()
+        if not bare:
+            raise ValueError(f"a '{UNKNOWN}' without a label" if name else "an empty label")
+        (unknown if name.startswith(UNKNOWN) else present)[bare] = None
+    if both := present.keys() & unknown.keys():
+        raise ValueError(f"the label '{brief(min(both))}' both as there and as unknown")
+    return list(present), list(unknown)
+
+
+def _rows(texts: Lines) -> Iterator[tuple[list[str], list[str]]]:
+    """The labels of each line, and those that are unknown."""
     for line, text in enumerate(texts):
-        row = [name.strip() for name in text.split(",")]
-        if "" in row:
-            raise DataError(f"{texts.where(line)} has an empty label between commas.")
-        yield list(dict.fromkeys(row))
+        try:
+            yield read_labels(text)
+        except ValueError as error:
+            raise DataError(f"{texts.where(line)} has {error}.") from None
 
 
 def _names(splits: Iterable[Lines]) -> tuple[list[str], bool]:
-    """All label names, sorted, and whether any line has several."""
+    """All label names, sorted, and whether any line has several or leaves one open."""
     names: set[str] = set()
     several = False
     for texts in splits:
-        for row in _rows(texts):
-            names.update(row)
-            several = several or len(row) > 1
+        for present, unknown in _rows(texts):
+            names.update(present, unknown)
+            several = several or len(present) > 1 or bool(unknown)
     return sorted(names), several
 
 
@@ -136,16 +195,29 @@ def _all_splits(root: str, file: str) -> Iterator[Lines]:
 
 
 def _columns(
-    texts: Lines, names: Sequence[str], source: Path, *, single: bool
+    texts: Lines, names: Sequence[str], source: Path, *, single: bool, unknown: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The labels of all lines one behind the other, as numbers, and where each line starts."""
+    """Where the labels of each line start, and those of all lines one behind the other.
+
+    Args:
+        texts: the lines.
+        names: the labels, in the order of their numbers.
+        source: where these come from.
+        single: whether a line has exactly one label.
+        unknown: take those that are unknown instead.
+    """
     numbers = {name: column for column, name in enumerate(names)}
     starts, columns = array("q", [0]), array("i")
-    for line, row in enumerate(_rows(texts)):
-        if unknown := [name for name in row if name not in numbers]:
+    for line, rows in enumerate(_rows(texts)):
+        row = rows[unknown]
+        if strange := [name for name in row if name not in numbers]:
             raise DataError(
-                f"{texts.where(line)} has the label '{brief(unknown[0])}', which {source} does not "
-                f"list: {shown(names)}.{nearest(unknown[0], names)}"
+                f"{texts.where(line)} has the label '{brief(strange[0])}', which {source} does not "
+                f"list: {shown(names)}.{nearest(strange[0], names)}"
+            )
+        if single and unknown and row:
+            raise DataError(
+                f"{texts.where(line)} has labels that are unknown; set multi_label=true."
             )
         if single and len(row) > 1:
             raise DataError(f"{texts.where(line)} has {len(row)} labels; set multi_label=true.")

@@ -24,6 +24,7 @@ from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.evaluation.evaluation import Ensemble, Splits
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.features import RawPixels
+from vilmedic.evaluation.predictions import pack_predictions
 from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER
@@ -123,7 +124,7 @@ class Ensemblor:
                 with processes.alone():
                     self._generate()
             return {}
-        model = self.splits.networks(self._trained_members())
+        model = self._trained()
         for split in self.section.splits:
             self.splits.tokens_ready(split, model.members[0]())
         with processes.alone():
@@ -134,7 +135,7 @@ class Ensemblor:
 
         results = {}
         for split in self.section.splits:
-            results[split] = self._header(split, model) | self._measure(model, split)
+            results[split] = self._header(split, model) | self._measure(model, split, record=True)
             self._write(results[split])
         for name in dict.fromkeys(self.section.baselines):
             LOGGER.info("Measuring the baseline %s", name)
@@ -183,10 +184,24 @@ class Ensemblor:
         if processes.is_main():
             self.folder.write(results)
 
-    def _measure(self, networks: Ensemble, split: str) -> dict[str, Any]:
-        """The loss and every metric of a split."""
+    def _measure(self, networks: Ensemble, split: str, *, record: bool = False) -> dict[str, Any]:
+        """The loss and every metric of a split.
+
+        Args:
+            networks: what is measured.
+            split: name of the split.
+            record: write what the metrics say of every sample.
+        """
         evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
-        metrics = {name: metric(evaluation) for name, metric in self.splits.metrics}
+        metrics, recorded = {}, {}
+        for name, metric in self.splits.metrics:
+            evaluation.recorded = {} if record and processes.is_main() else None
+            metrics[name] = metric(evaluation)
+            if evaluation.recorded:
+                recorded[name] = evaluation.recorded
+        if recorded:
+            content = pack_predictions(evaluation.samples(), recorded)
+            LOGGER.info("Written: %s", self.folder.write_predictions(split, content))
         return {"loss": evaluation.features.loss, "metrics": metrics}
 
     def _post_process(self, networks: Ensemble) -> list[str]:
@@ -300,6 +315,10 @@ class Ensemblor:
             "baselines": sorted(set(section.baselines)),
             "post_processing": [list(one) for one in entries(section.post_processing)],
         }
+
+    def _trained(self) -> Ensemble:
+        """What is evaluated."""
+        return self.splits.networks(self._trained_members())
 
     def _trained_members(self) -> list[Callable[[], nn.Module]]:
         """A function for each checkpoint that fills the one model with its weights."""

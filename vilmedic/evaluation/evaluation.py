@@ -10,12 +10,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vilmedic.config import build, build_calls
 from vilmedic.config.declared import distinct
-from vilmedic.datasets.lines import shown
+from vilmedic.datasets.lines import join_names, shown
 from vilmedic.datasets.loader import make_loader
 from vilmedic.device import autocast, move
 from vilmedic.errors import ConfigError, nearest
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROMPT_BATCH = 64
+MOST_SCORES = 1 << 26
+"""Samples times classes of the scores that are written: half a gigabyte before compression."""
 LISTED = 50  # labels that a message lists
 LABEL_OVERRIDES = (
     "dataset.proto=ImSeqLabel dataset.label.root=<folder of the label file> "
@@ -157,6 +161,7 @@ class Evaluation:
         seed: seed of whatever a metric or a picture draws.
         source: which model that is, for titles: system, epoch and seed; empty in training.
         out_dir: where files are written.
+        recorded: takes what a metric says of every sample; None keeps nothing of it.
     """
 
     name: str
@@ -167,6 +172,52 @@ class Evaluation:
     seed: int = 0
     source: str = ""
     out_dir: Path = Path()
+    recorded: dict[str, NDArray[Any]] | None = None
+
+    def record(self, **arrays: NDArray[Any]) -> None:
+        """Keep what a metric says of every sample, for `predictions_<split>.npz`."""
+        if self.recorded is not None:
+            self.recorded |= arrays
+
+    def record_scores(
+        self, scores: Callable[[slice], NDArray[np.float64]], names: Sequence[str]
+    ) -> None:
+        """Keep the score of every sample for every class.
+
+        Args:
+            scores: of a slice of the classes, [N, C].
+            names: the classes.
+        """
+        if self.recorded is None:
+            return
+        if len(self.features) * len(names) > MOST_SCORES:
+            logger.info(
+                "%s, split %s: %d x %d scores are too many to be written",
+                self.name,
+                self.split,
+                len(self.features),
+                len(names),
+            )
+            return
+        self.record(scores=scores(slice(0, len(names))), classes=np.array(names, np.str_))
+
+    def samples(self) -> dict[str, NDArray[Any]]:
+        """What is known of the samples, for `predictions_<split>.npz`."""
+        features = self.features
+        index = features.index.tolist()
+        images = [self.dataset.describe(i).get("image") for i in index]
+        paths = ["" if image is None else join_names(list(image)) for image in images]
+        found = {
+            "lines": np.array(self.line_numbers(index), np.int64),
+            "images": np.array(paths, np.str_),
+            "label_names": np.array(features.label_names, np.str_),
+        }
+        if features.labels is not None and features.labels.shape[1] * len(index) <= MOST_SCORES:
+            labels = features.labels.toarray().astype(np.int8)
+            if features.unknown is not None:
+                labels[features.unknown.toarray()] = -1
+            found["labels"] = labels
+        return found
 
     @property
     def title(self) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.checkpoints.left_out import LeftOut, read_json
+from vilmedic.evaluation.predictions import predictions_name
 from vilmedic.evaluation.results import headline, results_name, write_results
-from vilmedic.files import plain_name, replace_text
+from vilmedic.files import plain_name, replace_bytes, replace_text
 from vilmedic.loggers.contract import flat
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,18 @@ class EvaluationFolder:
         _keep_earlier(self.run_dir, path.name)
         replace_text(self.run_dir / path.name, path.read_text(encoding="utf-8"))
         self.note()
+        return path
+
+    def write_predictions(self, split: str, content: bytes) -> Path:
+        """Write the predictions of a split, and their copy in the run directory.
+
+        Returns:
+            The file in the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / predictions_name(split)
+        for place in (path, self.run_dir / path.name):
+            replace_bytes(place, content)
         return path
 
     def note(self) -> None:

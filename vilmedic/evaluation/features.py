@@ -20,7 +20,7 @@ from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows, widened
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
-from vilmedic.models.contract import ContrastiveModel
+from vilmedic.models.contract import LOGITS, ContrastiveModel
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class SplitFeatures:
         features: name to float32 [N, D] on the CPU, rows in the order of `index`.
         labels: multi-hot bool [N, L], sparse, as of many classes a sample has few; None when the
             data set has no labels.
+        unknown: which labels are unknown, bool [N, L], sparse; None when all are known. No number
+            of a class counts the samples in which it is.
         label_names: the L class names.
         multi_label: whether a sample may have several labels.
         loss: mean over samples of the batch losses; None when the data lacks what it needs.
@@ -47,6 +49,7 @@ class SplitFeatures:
     index: Tensor
     features: dict[str, Tensor]
     labels: csr_array | None = None
+    unknown: csr_array | None = None
     label_names: tuple[str, ...] = ()
     multi_label: bool = False
     loss: float | None = None
@@ -104,7 +107,7 @@ def collect(
         DataError: the split has no samples.
     """
     outputs: dict[str, Tensor] = {}
-    labels = _Labels(len(dataset.spec.labels))
+    labels, unknown = (_Labels(len(dataset.spec.labels)) for _ in range(2))
     filled = 0
     losses: list[Tensor] = []
     weights: list[tuple[int, int]] = []
@@ -118,6 +121,8 @@ def collect(
                 produced["index"] = batch["index"]
                 if "labels" in batch:
                     labels.add(batch["labels"])
+                if "labels_known" in batch:
+                    unknown.add(~batch["labels_known"])
                 if loss is not None:
                     losses.append(loss.double())
                     weights.append((int(batch["index"][0]), size))
@@ -135,6 +140,7 @@ def collect(
         for skipped in processes.gather(dataset.skipped):
             dataset.skip(skipped)
         labels.gather(outputs.get("index"))
+        unknown.gather(outputs.get("index"))
         outputs = _from_all(outputs)
         values, weights = _losses_of_all(values, weights)
     if not len(outputs.get("index", ())):
@@ -145,6 +151,7 @@ def collect(
         split=split,
         index=outputs.pop("index"),
         labels=labels.table(),
+        unknown=unknown.table(),
         features=outputs,
         label_names=tuple(dataset.spec.labels),
         multi_label=dataset.spec.multi_label,
@@ -156,8 +163,9 @@ def ensemble(members: Sequence[SplitFeatures]) -> SplitFeatures:
     """The features of several models as those of one.
 
     Every feature is L2-normalised for each of the M models, divided by sqrt(M) and concatenated:
-    a dot product of two ensembled features is the mean of the models' cosine similarities. The
-    loss is the mean of the losses. One model alone keeps its features as they are.
+    a dot product of two ensembled features is the mean of the models' cosine similarities. Logits
+    of classes are averaged instead. The loss is the mean of the losses. One model alone keeps its
+    features as they are.
 
     Args:
         members: the same split seen by each model.
@@ -171,13 +179,20 @@ def ensemble(members: Sequence[SplitFeatures]) -> SplitFeatures:
         split=first.split,
         index=first.index,
         labels=first.labels,
+        unknown=first.unknown,
         label_names=first.label_names,
         multi_label=first.multi_label,
         features={
-            key: concatenate([member.features[key] for member in members]) for key in first.features
+            key: (average if key == LOGITS else concatenate)([one.features[key] for one in members])
+            for key in first.features
         },
         loss=sum(known) / len(known) if len(known) == len(losses) else None,
     )
+
+
+def average(features: Sequence[Tensor]) -> Tensor:
+    """The mean of M features of the same samples."""
+    return torch.stack(list(features)).mean(dim=0)
 
 
 def concatenate(features: Sequence[Tensor]) -> Tensor:

@@ -106,6 +106,7 @@ def report_classes(
     targets: csr_array,
     names: Sequence[str],
     *,
+    unknown: csr_array | None = None,
     multi_label: bool | None = None,
     bootstrap: int,
     seed: int,
@@ -125,6 +126,8 @@ def report_classes(
             scores of many classes are never held at once.
         targets: bool [N, L].
         names: the L classes.
+        unknown: which labels are unknown, bool [N, L]; such a sample counts in no number of the
+            class. None when all are known.
         multi_label: adds the accuracy: with several labels a sample that of each class and their
             mean, else the share of samples whose class is chosen; None leaves it out.
         bootstrap: number of resamples.
@@ -139,21 +142,22 @@ def report_classes(
     by_column = targets.tocsc()
     positives = np.asarray(targets.sum(axis=0))
     report = undefined(accuracy=multi_label is not None)
-    means = {name: _Mean() for name in (*SCORES, "accuracy")}
+    means = {name: ClassMean() for name in (*SCORES, "accuracy")}
     excluded: list[str] = []
     blocks = class_blocks(samples, len(names))
     alone = None if len(blocks) > 1 and is_main_process() else True
     for block in tqdm(blocks, desc=context, unit="block", leave=False, disable=alone):
         values, hot = scores(block), by_column[:, block].toarray()
-        count = positives[block]
-        usable = (count > 0) & (count < samples) & np.isfinite(values).all(axis=0)
+        known = None if unknown is None else ~unknown[:, block].toarray()
+        count, total = positives[block], known_samples(known, values)
+        usable = (count > 0) & (count < total) & np.isfinite(values).all(axis=0)
         excluded += [name for name, use in zip(names[block], usable, strict=True) if not use]
         right = right_decisions(values, hot) if multi_label else None
-        exact, drawn, hits = _measure(values, hot, usable, right, bootstrap, seed)
+        exact, drawn, hits = _measure(values, hot, usable, right, bootstrap, seed, known)
         for k, name in enumerate(names[block]):
             entry: dict[str, Any] = {
                 "positives": int(count[k]),
-                "negatives": int(samples - count[k]),
+                "negatives": int(total[k] - count[k]),
             }
             for s, score in enumerate(SCORES):
                 entry[score] = float(exact[k][s]) if k in exact else None
@@ -161,11 +165,13 @@ def report_classes(
                 if k in exact:
                     means[score].add(exact[k][s], drawn[k][s])
             if right is not None:
-                entry["accuracy"] = float(right[:, k].mean()) if k in exact else None
+                seen = samples if known is None else int(total[k])
+                hit = (right[:, k] if known is None else right[known[:, k], k]).sum()
+                entry["accuracy"] = float(hit / seen) if k in exact else None
                 entry["accuracy_interval"] = interval(hits[:, k]) if k in exact else None
                 if k in exact:
                     # Added up as halves, which float64 holds exactly, however classes are blocked.
-                    means["accuracy"].add(right[:, k].sum(), hits[:, k])
+                    means["accuracy"].add(hit * (samples / seen), hits[:, k])
             report["classes"][name] = entry
     if excluded:
         logger.warning(
@@ -186,6 +192,15 @@ def report_classes(
             report[f"{name}_interval"] = interval(mean.drawn())
     report["excluded"] = excluded
     return report
+
+
+def known_samples(
+    known: NDArray[np.bool_] | None, scores: NDArray[np.floating]
+) -> NDArray[np.int64]:
+    """How many samples of each class are known to have it or not, [C]."""
+    if known is None:
+        return np.full(scores.shape[1], len(scores))
+    return known.sum(axis=0)
 
 
 class RankedScores:
@@ -275,7 +290,7 @@ def interval(values: Array, confidence: float = 0.95) -> list[float] | None:
     return [float(low), float(high)]
 
 
-class _Mean:
+class ClassMean:
     """A mean over classes, and in each resample over those that it defines."""
 
     def __init__(self) -> None:
@@ -304,18 +319,25 @@ def _measure(
     right: NDArray[np.float64] | None,
     bootstrap: int,
     seed: int,
+    known: NDArray[np.bool_] | None,
 ) -> tuple[dict[int, Any], dict[int, Any], NDArray[np.float64]]:
     """What usable classes score on the samples, [2], in the resamples, [2, R], and their hits."""
-    ranked = {
-        k: RankedScores(scores[:, k], targets[:, k]) for k in map(int, np.flatnonzero(usable))
+    rows = {
+        k: slice(None) if known is None else np.flatnonzero(known[:, k])
+        for k in map(int, np.flatnonzero(usable))
     }
+    ranked = {k: RankedScores(scores[rows[k], k], targets[rows[k], k]) for k in rows}
+    weight = None if known is None else known.astype(np.float64)
     drawn: dict[int, list[Any]] = {k: [np.empty((len(SCORES), 0))] for k in ranked}
     hits = [np.empty((0, scores.shape[1]))]
     for counts in resamples(len(targets), number=bootstrap, seed=seed) if ranked else ():
         for k, ranking in ranked.items():
-            drawn[k].append(np.stack(ranking.measure(counts)))
-        if right is not None:
+            drawn[k].append(np.stack(ranking.measure(counts[:, rows[k]])))
+        if right is not None and weight is None:
             hits.append(counts @ right / len(right))
+        elif right is not None and weight is not None:
+            with np.errstate(invalid="ignore"):  # none of those drawn is known
+                hits.append(counts @ (right * weight) / (counts @ weight))
     exact = {k: np.concatenate(ranking.measure()) for k, ranking in ranked.items()}
     spread = {k: np.concatenate(parts, axis=1) for k, parts in drawn.items()}
     return exact, spread, np.concatenate(hits)

@@ -31,8 +31,9 @@ class NearestNeighbours(Metric):
     score of a class is its share of the votes. Voters that are equally far share the places that
     are left among the k. A sample never votes for itself. Accuracy is the share of right decisions
     at one half of the votes, the mean over classes, or of right classes when a sample has one
-    label; a tie counts by the share of its decisions that are right. Fractions are prefixes of one
-    seeded permutation, the same as those of the linear probe.
+    label; a tie counts by the share of its decisions that are right. Labels that are unknown get no
+    vote and are not scored. Fractions are prefixes of one seeded permutation, the same as those of
+    the linear probe.
 
     Args:
         features: the feature that is compared.
@@ -100,16 +101,19 @@ class NearestNeighbours(Metric):
                 temperature=self.temperature,
                 own=rows if self.fit_split == evaluation.split else None,
             )
+            scores = neighbours.scores(votes[rows.numpy()])
             report = report_classes(
-                neighbours.scores(votes[rows.numpy()]),
+                scores,
                 split.labels,
                 split.label_names,
+                unknown=split.unknown,
                 multi_label=split.multi_label,
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"knn, {evaluation.name}, split {evaluation.split}",
             )
             reports.append({"fit": {"fraction": fraction, "samples": len(rows)}} | report)
+        evaluation.record_scores(scores, split.label_names)
         return reports[-1] | {"fractions": reports}
 
 

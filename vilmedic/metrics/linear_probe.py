@@ -42,7 +42,8 @@ class LinearProbe(Metric):
     chosen once for all classes among C = 1e-4, 1e-3, 1e-2, 1e-1 by the log loss on a fifth of the
     fitted samples, then all of them are fitted; no other split is looked at. Accuracy is the
     share of right decisions at probability one half, the mean over classes, or of right classes
-    when a sample has one label; a tie counts by the share of its decisions that are right.
+    when a sample has one label; a tie counts by the share of its decisions that are right. Labels
+    that are unknown count as absent where the probe is fitted, and not at all where it is scored.
     Fractions are prefixes of one seeded permutation, so the smaller lie within the larger.
 
     Args:
@@ -99,6 +100,7 @@ class LinearProbe(Metric):
                 probe.scores(x),
                 split.labels,
                 split.label_names,
+                unknown=split.unknown,
                 multi_label=split.multi_label,
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
@@ -106,6 +108,7 @@ class LinearProbe(Metric):
             )
             fit = {"fraction": fraction, "samples": probe.samples, "C": probe.strength}
             reports.append({"fit": fit} | report)
+        evaluation.record_scores(probes[-1].scores(x), split.label_names)
         return reports[-1] | {"fractions": reports}
 
     def _probes(self, evaluation: Evaluation) -> list[Probe] | None:

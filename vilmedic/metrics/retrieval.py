@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vilmedic.compiled import compiled
 from vilmedic.config.types import Between, UsedWith
 from vilmedic.distributed.launch import is_main_process
-from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.contract import Metric
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ TIE = 1e-9
 RECALLS = (1, 5, 10)
 TILE = (512, 512)
 """Images and reports that a processor compares at once, so that all of it stays in its cache."""
+SCORES = 1 << 24
+"""Similarities held at a time where whole rows of them are looked at."""
+DIRECTIONS = ("image_to_text", "text_to_image")
+Rule = Literal["strict", "same_text", "same_labels"]
 TOLD = 30.0  # seconds between two lines where there is no terminal
 
 
@@ -62,7 +66,20 @@ class Retrieval(Metric):
     Models that compare words with regions (GLoRIA) can be asked for that similarity instead of the
     cosine of the whole image and the whole report, or for the mean of the two.
 
+    Other rules than the strict one can be measured beside it, on the same candidates: with
+    same_text every report that is equal word for word is right, with same_labels every sample with
+    the same set of labels. The rank is then that of the first right candidate, and recall at k the
+    share of queries with one among the first k, again the mean over all orders of the tied.
+
+    The precision at k is the share of the first k candidates that have the query's set of labels,
+    the mean over all queries, the own pair included (Zhang et al. 2020, Huang et al. 2021). Those
+    tied for the last places count with the share of them that has a place.
+
     Args:
+        positives: which candidates are right for a query: strict, same_text, same_labels, or a
+            list of these. Numbers of the strict rule have no prefix.
+        precision_at: numbers of candidates of which the precision is measured, such as 5, 10 and
+            100; needs labels.
         similarity: what ranks the candidates: global (whole image, whole report), local (regions,
             words) or both, the mean of the two.
         local_aggregation: how the words of a report count together in the local similarity: max,
@@ -80,17 +97,27 @@ class Retrieval(Metric):
         "text_to_image_r5": "higher",
         "text_to_image_r10": "higher",
         "text_to_image_median_rank": "lower",
+        "same_*_r1": "higher",
+        "same_*_r5": "higher",
+        "same_*_r10": "higher",
+        "same_*_median_rank": "lower",
+        "image_to_text_p*": "higher",
+        "text_to_image_p*": "higher",
     }
 
     def __init__(
         self,
         *,
+        positives: Rule | list[Rule] = "strict",
+        precision_at: list[Annotated[int, Between(1, 1048576)]] = [],  # noqa: B006
         similarity: Literal["global", "local", "both"] = "global",
         local_aggregation: Annotated[
             Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
         ] = "max",
         block_size: Annotated[int, Between(1, 16384)] = 1024,
     ) -> None:
+        self.positives = positives
+        self.precision_at = precision_at
         self.similarity = similarity
         self.local_aggregation = local_aggregation
         self.block_size = block_size
@@ -103,19 +130,69 @@ class Retrieval(Metric):
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`{image_to_text,text_to_image}_{r1,r5,r10,median_rank}`.
 
-        All are None for features without images or without texts.
+        With `same_text_` or `same_labels_` in front for these rules, and `_p5` and so on for the
+        precision. All are None for features without images or without texts, and those that need
+        labels where there are none.
         """
+        rules = [self.positives] if isinstance(self.positives, str) else self.positives
         leads = self._leads(evaluation)
+        results: dict[str, Any] = {}
+        if "strict" in rules:
+            results |= self._strict(evaluation, leads)
+        names: list[str | None] = [rule for rule in rules if rule != "strict"]
+        for rule in dict.fromkeys(names + ([None] if self.precision_at else [])):
+            alike = None if leads is None else _alike(evaluation, rule or "same_labels")
+            for direction in DIRECTIONS:
+                if rule is None:
+                    ks = list(dict.fromkeys(self.precision_at))
+                    values = dict.fromkeys((f"p{k}" for k in ks), None)
+                    if leads is not None and alike is not None:
+                        values = _precision(self._rows(leads, direction), alike, ks)
+                else:
+                    values = dict.fromkeys([*(f"r{k}" for k in RECALLS), "median_rank"], None)
+                    if leads is not None and alike is not None:
+                        values = _first_right(self._rows(leads, direction), alike)
+                prefix = f"{rule}_" if rule else ""
+                results |= {f"{prefix}{direction}_{key}": v for key, v in values.items()}
+        return results
+
+    def _rows(self, leads: Leads, direction: str) -> Iterator[tuple[slice, Tensor]]:
+        """The similarities of some queries with all candidates, on the CPU, block by block.
+
+        They are less a number that is one for each query, which ranks nothing.
+        """
+        count = len(leads.own)
+        every = slice(0, count)
+        size = max(1, min(self.block_size, SCORES // count))
+        for some in _slices(count, size):
+            length = some.stop - some.start
+            if direction == "image_to_text":
+                lead = leads.own.new_empty(length, count)
+                leads.write(some, every, lead)
+                yield some, lead.cpu()
+            else:
+                lead = leads.own.new_empty(count, length)
+                leads.write(every, some, lead)
+                yield some, lead.add_(leads.own[:, None]).T.cpu()
+
+    def _strict(self, evaluation: Evaluation, leads: Leads | None) -> dict[str, Any]:
+        """Recall and rank of the own pair alone."""
         results: dict[str, Any] = {}
         counts = None
         if leads is not None:
             counts = count_ahead(leads, block_size=self.block_size)
-        for direction in ("image_to_text", "text_to_image"):
+        for direction in DIRECTIONS:
             if counts is None:
                 results |= {f"{direction}_r{k}": None for k in RECALLS}
                 results[f"{direction}_median_rank"] = None
                 continue
             above, beside = counts[direction]
+            evaluation.record(
+                **{
+                    f"{direction}_above": above.long().numpy(),
+                    f"{direction}_beside": beside.long().numpy(),
+                }
+            )
             for k in RECALLS:
                 recall = ((k - above) / (beside + 1)).clamp(0, 1).mean()
                 results[f"{direction}_r{k}"] = recall.item()
@@ -152,6 +229,75 @@ class Retrieval(Metric):
         if self.similarity == "local":
             return Leads(own, write)
         return Leads((whole.own + own) / 2, write_mean)
+
+
+def _alike(evaluation: Evaluation, rule: str) -> Tensor | None:
+    """A number for each sample, equal for samples that are right for each other: int64 [N].
+
+    Returns:
+        None without labels, for a rule that needs them.
+    """
+    if rule == "same_text":
+        return evaluation.repeats("report")
+    features = evaluation.features
+    if features.labels is None:
+        logger.warning(
+            "retrieval: no labels on the split '%s', so what needs them is null. Add %s",
+            evaluation.split,
+            LABEL_OVERRIDES,
+        )
+        return None
+    starts, columns = features.labels.indptr, features.labels.indices
+    first: dict[tuple[int, ...], int] = {}
+    rows = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+    sets = (tuple(sorted(columns[start:end].tolist())) for start, end in rows)
+    return torch.tensor([first.setdefault(one, place) for place, one in enumerate(sets)])
+
+
+def _precision(
+    rows: Iterator[tuple[slice, Tensor]], alike: Tensor, ks: list[int]
+) -> dict[str, Any]:
+    """The precision at each k, the mean over queries; None for more candidates than there are."""
+    total = dict.fromkeys(ks, 0.0)
+    for some, similarity in rows:
+        right = alike[some, None] == alike
+        for k in ks:
+            if k > len(alike):
+                continue
+            last = similarity.topk(k, dim=1).values[:, -1:]
+            nearer, tied = similarity > last + TIE, (similarity - last).abs() <= TIE
+            left = (k - nearer.sum(dim=1)).double() / tied.sum(dim=1)
+            found = (nearer & right).sum(dim=1) + left * (tied & right).sum(dim=1)
+            total[k] += float(found.sum()) / k
+    return {f"p{k}": None if k > len(alike) else total[k] / len(alike) for k in ks}
+
+
+def _first_right(rows: Iterator[tuple[slice, Tensor]], alike: Tensor) -> dict[str, Any]:
+    """Recalls and the median rank of the first right candidate.
+
+    With g candidates above it, of which none is right, and m right and t wrong ones that share its
+    similarity, the expected rank is 1 + g + t / (m + 1), and the chance that none of the right ones
+    is among the first j of the tied is that of drawing j wrong ones.
+    """
+    recalls: dict[int, list[Tensor]] = {k: [] for k in RECALLS}
+    ranks = []
+    for some, similarity in rows:
+        right = alike[some, None] == alike
+        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        above = (similarity > best + TIE).sum(dim=1).double()
+        tied = (similarity - best).abs() <= TIE
+        found = (tied & right).sum(dim=1).double()
+        wrong = (tied & ~right).sum(dim=1).double()
+        ranks.append(1 + above + wrong / (found + 1))
+        for k in RECALLS:
+            missed = torch.ones_like(above)
+            for draw in range(k):
+                drawn = draw < (k - above)
+                left = ((wrong - draw) / (wrong + found - draw).clamp(min=1)).clamp(min=0)
+                missed = torch.where(drawn, missed * left, missed)
+            recalls[k].append(1 - missed)
+    results: dict[str, Any] = {f"r{k}": torch.cat(recalls[k]).mean().item() for k in RECALLS}
+    return results | {"median_rank": torch.quantile(torch.cat(ranks), 0.5).item()}
 
 
 def cosines(images: Tensor, reports: Tensor, device: torch.device | None = None) -> Leads:

@@ -45,12 +45,21 @@ class ZeroShot(Metric):
     negative follows Tiu et al. 2022). Only the ranking counts, so no threshold is needed. Classes
     that the file leaves out are not evaluated.
 
+    `scoring: normalized_max` is the rule of GLoRIA (Huang et al. 2021) instead: the similarity with
+    the best of the positive prompts, less its mean over the images of the split and divided by its
+    standard deviation. Negative prompts have no part in it and may be left out of the file.
+
+    Where every sample has exactly one of the classes, the accuracy is the share of samples whose
+    own class has the largest score; classes that share it share the decision.
+
     Models that compare words with regions (GLoRIA) can be asked for that similarity instead of the
     cosine, or for the mean of the two; prompts are averaged in the same way.
 
     Args:
         prompts: YAML file of `{class: {positive: [text, ...], negative: [text, ...]}}`, in the
             style of the reports the model was trained on.
+        scoring: how the prompts of a class become its score: difference, positive less negative
+            ones, or normalized_max.
         similarity: what an image and a prompt are compared by: global (whole image, whole
             prompt), local (regions, words) or both, the mean of the two.
         local_aggregation: how the words of a prompt count together in the local similarity: max,
@@ -61,12 +70,13 @@ class ZeroShot(Metric):
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
 
-    numbers: ClassVar = {"auroc": "higher", "average_precision": "higher"}
+    numbers: ClassVar = {"auroc": "higher", "average_precision": "higher", "accuracy": "higher"}
 
     def __init__(
         self,
         *,
         prompts: str,
+        scoring: Literal["difference", "normalized_max"] = "difference",
         similarity: Literal["global", "local", "both"] = "global",
         local_aggregation: Annotated[
             Literal["sum", "max"], UsedWith("similarity", ("local", "both"))
@@ -75,6 +85,7 @@ class ZeroShot(Metric):
         bootstrap: Resamples = 1000,
     ) -> None:
         self.prompts = prompts
+        self.scoring = scoring
         self.similarity = similarity
         self.local_aggregation = local_aggregation
         self.on_missing = on_missing
@@ -86,13 +97,16 @@ class ZeroShot(Metric):
             evaluation.check_local(f"zero_shot.similarity: given {self.similarity}")
         names = evaluation.features.label_names
         if evaluation.features.labels is not None:
-            classes = load_prompts(self.prompts, names)
+            classes = load_prompts(self.prompts, names, negative=self._negative)
             counts = label_counts(evaluation.dataset)
             if counts is not None:
                 self._check_counts(classes, counts, len(evaluation.dataset), evaluation.split)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
-        """`auroc` and `average_precision`, means over classes with intervals; `classes`."""
+        """`auroc` and `average_precision`, means over classes with intervals; `classes`.
+
+        And `accuracy` where every sample has exactly one of the classes.
+        """
         # imported here: options are checked, and models trained, without it
         from vilmedic.metrics.classification import report_classes, undefined
 
@@ -104,7 +118,7 @@ class ZeroShot(Metric):
                 LABEL_OVERRIDES,
             )
             return undefined()
-        classes = load_prompts(self.prompts, features.label_names)
+        classes = load_prompts(self.prompts, features.label_names, negative=self._negative)
         scores = self._scores(evaluation, classes)
         if scores is None:
             return undefined()
@@ -114,14 +128,24 @@ class ZeroShot(Metric):
         counts = targets.sum(axis=0).tolist()
         present = {c.name: count for c, count in zip(classes, counts, strict=True)}
         self._check_counts(classes, present, len(features), evaluation.split)
+        evaluation.record_scores(scores, [c.name for c in classes])
+        unknown = features.unknown
+        exclusive = not features.multi_label and bool((targets.sum(axis=1) == 1).all())
         return report_classes(
             scores,
             targets,
             [c.name for c in classes],
+            unknown=None if unknown is None else unknown.tocsc()[:, columns].tocsr(),
+            multi_label=False if exclusive else None,
             bootstrap=self.bootstrap,
             seed=evaluation.seed,
             context=f"zero_shot, {evaluation.name}, split {evaluation.split}",
         )
+
+    @property
+    def _negative(self) -> bool:
+        """Whether negative prompts are needed."""
+        return self.scoring == "difference"
 
     def _check_counts(
         self, classes: list[ClassPrompts], counts: dict[str, int], samples: int, split: str
@@ -139,6 +163,8 @@ class ZeroShot(Metric):
 
     def _scores(self, evaluation: Evaluation, classes: list[ClassPrompts]) -> Scores | None:
         """The score of every image for the classes; None without images or text."""
+        if self.scoring == "normalized_max":
+            return self._normalized_max(evaluation, classes)
         visual = evaluation.feature("visual")
         directions = None if visual is None else class_directions(evaluation, classes)
         if visual is None or directions is None:
@@ -162,6 +188,28 @@ class ZeroShot(Metric):
 
         return scores
 
+    def _normalized_max(self, evaluation: Evaluation, classes: list[ClassPrompts]) -> Scores | None:
+        """The scores of GLoRIA's rule; None without images or text."""
+        visual = evaluation.feature("visual")
+        texts = [text for c in classes for text in c.positive]
+        embedded = None if visual is None else evaluation.encode_text(texts)
+        if visual is None or embedded is None or not torch.isfinite(embedded).all():
+            return None
+        images = evaluation.repeats("image")
+        unit = [functional.normalize(x.double(), dim=1) for x in (visual, embedded)]
+        similarity = (unit[0] @ unit[1].T)[images]
+        if self.similarity != "global":
+            local = evaluation.local_similarity(texts, self.local_aggregation)
+            if local is None:
+                return None
+            words = local[images].double()
+            similarity = words if self.similarity == "local" else (similarity + words) / 2
+        parts = similarity.split([len(c.positive) for c in classes], dim=1)
+        best = torch.stack([part.amax(dim=1) for part in parts], dim=1)
+        spread, mean = torch.std_mean(best, dim=0, correction=0)
+        normalized = ((best - mean) / spread.where(spread > 0, 1.0)).numpy()
+        return lambda block: normalized[:, block]
+
 
 @dataclass(frozen=True)
 class ClassPrompts:
@@ -178,12 +226,15 @@ class ClassPrompts:
     negative: tuple[str, ...]
 
 
-def load_prompts(path: str, labels: Sequence[str] | None) -> list[ClassPrompts]:
+def load_prompts(
+    path: str, labels: Sequence[str] | None, *, negative: bool = True
+) -> list[ClassPrompts]:
     """Read `{class: {positive: [...], negative: [...]}}`.
 
     Args:
         path: the YAML file.
         labels: the label names of the data; a class must be one of them. None takes any class.
+        negative: whether each class needs negative prompts.
 
     Returns:
         The classes in the order of the file.
@@ -217,7 +268,7 @@ def load_prompts(path: str, labels: Sequence[str] | None) -> list[ClassPrompts]:
                 f"{where}: the data has no label '{name}'. Allowed: {shown(labels, LISTED)}."
                 f"{nearest(name, labels)}"
             )
-        sides, found = _sides(value, name, path)
+        sides, found = _sides(value, name, path, negative=negative)
         problems += found
         classes[name] = ClassPrompts(name, sides["positive"], sides["negative"])
     if problems:
@@ -275,7 +326,9 @@ def class_directions(evaluation: Evaluation, classes: list[ClassPrompts]) -> Ten
     return means[0::2] - means[1::2]
 
 
-def _sides(node: yaml.Node, name: str, path: str) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _sides(
+    node: yaml.Node, name: str, path: str, *, negative: bool
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     sides: dict[str, tuple[str, ...]] = dict.fromkeys(SIDES, ())
     where = f"{path}:{_line(node)}: class '{name}'"
     if not isinstance(node, yaml.MappingNode):
@@ -299,6 +352,8 @@ def _sides(node: yaml.Node, name: str, path: str) -> tuple[dict[str, tuple[str, 
                 )
             sides[side] = tuple(texts)
     for side in SIDES:
+        if side not in entries and not negative and side == "negative":
+            continue
         if side not in entries:
             problems.append(f"{where} has no {side} prompts. {_form()}")
         elif isinstance(entries[side][1], yaml.SequenceNode) and not entries[side][1].value:

@@ -14,6 +14,8 @@ from vilmedic.distributed.gather import WHOLE, Part
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
+LOGITS = "logits"
+"""The output of a model that classifies: log odds of the classes, or unnormalised log shares."""
 
 
 class Model(nn.Module, ABC):
@@ -29,19 +31,32 @@ class Model(nn.Module, ABC):
     image_options: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Options of `ImageDataset` that the model needs, each with the values that it works with.
 
-    Like `cross_sample` and the next two written as a literal: a configuration is checked against
+    Like `cross_sample` and the next three written as a literal: a configuration is checked against
     them without importing the class.
     """
     training_image_options: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Further ones that training needs; an evaluation may do with others."""
     reads_reports: ClassVar[bool] = False
     """Whether the data set has to have reports."""
+    reads_labels: ClassVar[bool] = False
+    """Whether training needs a data set with labels."""
     prefixes: ClassVar[tuple[str, ...]] = ("",)
     """What may stand before the names of all weights in files of older formats, if anything."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The scalar `loss` of a batch, and other scalars worth logging."""
+
+    def learning_rates(self, base: float) -> list[tuple[list[nn.Parameter], float]]:
+        """Groups of the parameters that are trained, each with its learning rate.
+
+        Args:
+            base: `trainor.optim_params.lr`.
+
+        Returns:
+            Nothing when all have that one.
+        """
+        return []
 
     def schedule(self, step: int) -> dict[str, float]:
         """Set what changes as training goes on, such as a temperature.

@@ -77,7 +77,7 @@ class ConVIRT(ContrastiveModel):
         """
         features: Features = {}
         if "images" in batch:
-            backbone = self._encode_images(batch["images"], batch.get("images_mask"))
+            backbone = self.cnn.pooled_images(batch["images"], batch.get("images_mask"))
             features["visual"] = self.projection.visual(backbone)
             if not self.training:
                 features["visual_backbone"] = backbone
@@ -111,17 +111,3 @@ class ConVIRT(ContrastiveModel):
         from vilmedic.checkpoints.older_formats import original_names
 
         return original_names(weights, self, text="encoder.network.")
-
-    def _encode_images(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        """One vector a sample, [B, F]; only images that exist are encoded, then averaged."""
-        if images.ndim == 4:
-            return self.cnn.pooled(images)
-        if mask is None:
-            raise ConfigError(
-                f"ConVIRT takes images [B, 3, H, W], or several a sample with a mask, but got "
-                f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
-            )
-        existing = self.cnn.pooled(images[mask])
-        padded = existing.new_zeros(*mask.shape, existing.shape[1])
-        padded[mask] = existing
-        return padded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vilmedic.config.load import Config
 from vilmedic.datasets.aligned import TOLERATED
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image import ImageDataset, open_pictures
-from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.label import LabelDataset, read_labels
 from vilmedic.datasets.lines import SHOWN, Lines, listed, read_lines
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
@@ -277,8 +278,9 @@ class _SplitCheck:
             self.error(str(error))
 
     def labels(self, texts: Lines) -> None:
-        names = (name.strip() for text in texts for name in set(text.split(",")))
-        self.facts.labels.update(filter(None, names))
+        for text in texts:
+            with suppress(ValueError):  # told below
+                self.facts.labels.update(read_labels(text)[0])
         if "label" in self.faulty:
             return
         given = {key: value for key, value in self.parts["label"].items() if key != "proto"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vilmedic.datasets.label import UNKNOWN
 from vilmedic.datasets.lines import brief, join_names, shown
 from vilmedic.errors import DataError
 from vilmedic.files import sha256_of
@@ -275,7 +276,8 @@ def _facts(build: Build, folder: Path) -> dict[str, Any]:
             "images": sum(len(sample.images) for sample in samples),
             "patients": len({sample.patient for sample in samples}),
         }
-        seen = Counter(name for sample in samples for name in sample.labels)
+        named = (name for sample in samples for name in sample.labels)
+        seen = Counter(name for name in named if not name.startswith(UNKNOWN))
         labels[split] = dict(sorted(seen.items()))
     files = {}
     for path in sorted(folder.iterdir()):

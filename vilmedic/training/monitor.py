@@ -41,6 +41,7 @@ class StepWatch:
         model: the model that is trained.
         data: names the samples of a bad step.
         tally: counts bad steps.
+        epochs: number of epochs of the run; None takes those of the section.
 
     Attributes:
         log: where numbers go; nowhere until it is set.
@@ -52,12 +53,13 @@ class StepWatch:
         model: nn.Module,
         data: Any,
         tally: Tally,
+        epochs: int | None = None,
     ) -> None:
         self.section, self.model, self.data = section, model, data
         self.device = next(model.parameters()).device
         self.log: MetricsLog | NoLog = NoLog()
         self.tally = tally
-        self.bars = RunBars(section.epochs)
+        self.bars = RunBars(section.epochs if epochs is None else epochs)
         self.throughput = Throughput(self.device)
         self.stuck = StuckWarning()
         self._observed = Observed()

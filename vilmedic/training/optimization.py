@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed.gather import like, local
 from vilmedic.errors import ConfigError
+from vilmedic.models.contract import Model
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
@@ -23,6 +24,8 @@ LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """Learning rates of a group of parameters: the one of now, and what schedulers keep there."""
+SCALE = "lr_scale"
+"""Of a group of parameters: its learning rate as a multiple of `trainor.optim_params.lr`."""
 LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
 """What a scheduler keeps of them."""
 
@@ -33,11 +36,14 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
     Raises:
         ConfigError: torch refuses an option, or no parameter is left to train.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("model: every parameter is frozen, so there is nothing to train.")
     cls = getattr(torch.optim, section.optimizer)
     options = dict(section.optim_params)
+    base = options.get("lr", _default_rate(cls))
+    if isinstance(model, Model) and base and (groups := model.learning_rates(base)):
+        parameters = [{"params": some, "lr": rate, SCALE: rate / base} for some, rate in groups]
     if _can_be_fused(cls, parameters, options):
         options["fused"] = True
     try:
@@ -64,19 +70,25 @@ def restore_optimizer(
     """
     kept = ("fused", "foreach")
     choices = [{key: group.get(key) for key in kept} for group in optimizer.param_groups]
+    scales = [group.get(SCALE, 1.0) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         moments.update({name: like(value, parameter) for name, value in moments.items()})
     changed = _changed_options(optimizer, saved, section.optim_params)
-    for group, choice in zip(optimizer.param_groups, choices, strict=True):
+    for group, choice, scale in zip(optimizer.param_groups, choices, scales, strict=True):
         group.update({key: value for key, value in choice.items() if key in group})
+        if SCALE in group and group[SCALE] != scale:
+            for rate in RATES:
+                if rate in group:
+                    group[rate] = group[rate] / group[SCALE] * scale
+            group[SCALE] = scale
         for key, (old, new) in changed.items():
             if key == "lr":
                 if "max_lr" in section.lr_decay_params:
                     continue  # the rate is the schedule's own
                 for rate in RATES:
                     if rate in group:
-                        group[rate] = group[rate] * (new / old) if old else new
+                        group[rate] = group[rate] * (new / old) if old else new * scale
             elif key in group and key not in kept:
                 group[key] = new
 
@@ -134,6 +146,10 @@ class Schedule:
                 options.setdefault(argument, max(1, total_steps))
         if "max_lr" in known:
             options.setdefault("max_lr", optimizer.defaults["lr"])
+        scales = [group.get(SCALE, 1.0) for group in optimizer.param_groups]
+        for rate in ("max_lr", "base_lr"):  # torch takes one number as that of every group
+            if isinstance(options.get(rate), int | float) and set(scales) != {1.0}:
+                options[rate] = [options[rate] * scale for scale in scales]
         try:
             self._scheduler = cls(optimizer, **options)
         except (TypeError, ValueError) as error:
@@ -141,7 +157,8 @@ class Schedule:
         except ZeroDivisionError as error:
             raise ConfigError(
                 f"trainor.lr_decay_params ({self._name}): the run has {total_steps} steps, too few "
-                "for a phase of this schedule. Raise trainor.epochs, or set trainor.lr_decay=null."
+                "for a phase of this schedule. Raise trainor.epochs or trainor.steps, or set "
+                "trainor.lr_decay=null."
             ) from error
         if self._name not in PER_EPOCH:
             self._check_length(total_steps)
@@ -270,12 +287,19 @@ class AveragedWeights:
         return {name: state[name] for name in once.values()}
 
 
+def _default_rate(cls: Any) -> float:
+    """The learning rate that an optimizer takes when none is given."""
+    known = inspect.signature(cls).parameters
+    return float(known["lr"].default) if "lr" in known else 0.0
+
+
 def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
     """Whether torch has one kernel for the whole update, and the options leave the choice open."""
     others = ("fused", "foreach", "capturable", "differentiable")
     if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
         return False
-    if isinstance(parameters[0], DTensor) and cls not in FUSED_WHEN_SHARDED:
+    first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
+    if isinstance(first, DTensor) and cls not in FUSED_WHEN_SHARDED:
         return False
     try:
         cls(parameters, **options, fused=True)

@@ -42,6 +42,7 @@ class Progress:
         stale: evaluations in a row without improvement.
         lines: lines written to metrics.jsonl.
         tally: what `Tally` holds.
+        evaluated: the step of the last evaluation.
     """
 
     epoch: int = 0
@@ -51,6 +52,7 @@ class Progress:
     stale: int = 0
     lines: int = 0
     tally: list[float] = field(default_factory=lambda: [0.0] * 5)
+    evaluated: int = 0
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is damaged: its configuration holds other than settings.")
     given = state["progress"] or {}
     unknown = sorted(set(map(str, given)) - {one.name for one in fields(Progress)})
-    counts = [given.get(name, 0) for name in ("epoch", "batch", "step", "stale", "lines")]
+    names = ("epoch", "batch", "step", "stale", "lines", "evaluated")
+    counts = [given.get(name, 0) for name in names]
     tally, best = given.get("tally", [0.0] * 5), given.get("best")
     numbers = [*tally, best or 0.0] if isinstance(tally, list) and len(tally) == 5 else [None]
     if unknown or not all(map(_is_count, counts)) or not all(map(_is_number, numbers)):

@@ -28,9 +28,9 @@ class Saver:
 
     The state that `last_<seed>.pth` replaces stays as `previous_<seed>.pth`: should the newest one
     be damaged, no more than what was trained between two saves is lost. States of ends of epochs
-    stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none is written twice. Best
-    checkpoints hold the weights without what only training needs. Of several processes the main one
-    writes, and all learn whether that worked.
+    and after evaluations stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none
+    is written twice. Best checkpoints hold the weights without what only training needs. Of several
+    processes the main one writes, and all learn whether that worked.
 
     Args:
         run_dir: the directory of the run.
@@ -75,7 +75,7 @@ class Saver:
         self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
 
     def due(self, step: int) -> bool:
-        """Whether the state is to be saved after a step within an epoch."""
+        """Whether the state is to be saved after a step without an evaluation."""
         if self._steps is not None:
             return step % self._steps == 0
         return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
@@ -91,7 +91,7 @@ class Saver:
             if self._later is not None:
                 self._previous.unlink(missing_ok=True)  # older than the state that is kept now
             self._newest = self.last
-            self._keep_state(**{key: progress.get(key) for key in ("step", "batch")})
+            self._keep_state(**{key: progress.get(key) for key in ("step", "batch", "evaluated")})
             return True
 
         progress = state.get("progress", {})
@@ -127,14 +127,14 @@ class Saver:
             for left in self._run_dir.glob(f".*_{self._seed}.pth.tmp"):  # of a save that was killed
                 remove(left)
             for path in checkpoint.scored(self._run_dir, self._seed):
-                if checkpoint.epoch_of(path) >= first:
+                if checkpoint.epoch_of(path) >= first and not _led_here(path, progress):
                     set_aside(path)
             for path in checkpoint.kept_states(self._run_dir, self._seed):
                 if checkpoint.step_of(path) > progress.step:
                     set_aside(path)
             here = self._run_dir.resolve()
             if self._newest is not None and self._newest.parent.resolve() == here:
-                self._keep_state(progress.step, progress.batch)
+                self._keep_state(progress.step, progress.batch, progress.evaluated)
 
         processes.on_main(move)
 
@@ -157,15 +157,19 @@ class Saver:
             [one for one in found if (one.metric, one.better) == self._ranking]
         )
 
-    def _keep_state(self, step: int | None, batch: int | None) -> None:
-        """Let the newest state stay under a name of its own, if it is one of the end of an epoch.
+    def _keep_state(self, step: int | None, batch: int | None, evaluated: int | None) -> None:
+        """Let the newest state stay under a name of its own, if it is one to keep.
+
+        That is one of the end of an epoch, or after an evaluation within one.
 
         Args:
             step: the optimizer step after which it was written.
             batch: batches of the epoch that had been trained on; 0 at its end.
+            evaluated: the step of the last evaluation.
         """
         self._later = None
-        if not self._section.keep_states or not step or batch != 0 or self._newest is None:
+        stays = batch == 0 or evaluated == step
+        if not self._section.keep_states or not step or not stays or self._newest is None:
             return
         name = self._run_dir / checkpoint.state_name(step, self._seed)
         if not checkpoint.link(self._newest, name) and self._newest == self.last:
@@ -192,6 +196,18 @@ class Saver:
             return False
         self.problem = None
         return True
+
+
+def _led_here(path: Path, progress: Progress) -> bool:
+    """Whether a best checkpoint is of an evaluation that the state to go on from has behind it."""
+    if progress.best is None:
+        return False
+    try:
+        saved = checkpoint.read_header(path).get("progress") or {}
+    except CheckpointError:
+        return False
+    step = saved.get("step")
+    return isinstance(step, int) and step <= progress.evaluated
 
 
 class Interruption:

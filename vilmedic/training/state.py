@@ -20,6 +20,7 @@ from vilmedic.models.contract import Model
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
 from vilmedic.training.optimization import (
+    SCALE,
     AveragedWeights,
     Schedule,
     restore_optimizer,
@@ -81,8 +82,16 @@ class TrainState:
         """Optimizer steps of an epoch."""
         return math.ceil(self._batches / self._section.grad_accu)
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of the run, the last of which may be a part of one."""
+        steps = self._section.steps
+        return self._section.epochs if steps is None else math.ceil(steps / self.steps_per_epoch)
+
     def steps_left(self) -> int:
-        """Optimizer steps from here to the end of the last epoch."""
+        """Optimizer steps from here to the end of the run."""
+        if self._section.steps is not None:
+            return max(0, self._section.steps - self.progress.step)
         further = self._section.epochs - self.progress.epoch - 1
         rest = math.ceil((self._batches - self.progress.batch) / self._section.grad_accu)
         return max(0, rest + further * self.steps_per_epoch)
@@ -195,7 +204,7 @@ class TrainState:
         """A schedule over the steps that are left."""
         for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
-            group["lr"] = self.optimizer.defaults["lr"]
+            group["lr"] = self.optimizer.defaults["lr"] * group.get(SCALE, 1.0)
         self.schedule = self._new_schedule(self.steps_left())
 
     def _new_schedule(self, steps: int) -> Schedule:

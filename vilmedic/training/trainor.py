@@ -11,7 +11,7 @@ from vilmedic.config import build, build_calls
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
-from vilmedic.errors import CheckpointError, ConfigError, Interrupted
+from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
 from vilmedic.evaluation.evaluation import tokens_ready
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
@@ -20,7 +20,7 @@ from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.parallel import groups, seed_this_process
+from vilmedic.training.parallel import Group, groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.setup import (
@@ -93,6 +93,10 @@ class Trainor:
             num_workers=self.section.num_workers,
         )
         self.validator = Validator(config, seed=self.seed, device=self.device)
+        every = config.validator.every
+        number, by_epochs = int(every.rstrip("epochs")), not every.isdigit()
+        self._every_epochs = number if by_epochs else None
+        self._every_steps = None if by_epochs else number
         metric = self.section.early_stop_metric
         better = self.validator.better(metric, ema=self.section.ema is not None)
         optimizer = make_optimizer(self.model, self.section)
@@ -119,7 +123,9 @@ class Trainor:
             before=lambda: self.log.flush(),
             started_from=self.started_from,
         )
-        self.watch = StepWatch(self.section, self.model, self.data, self.state.tally)
+        self.watch = StepWatch(
+            self.section, self.model, self.data, self.state.tally, self.state.epochs
+        )
         traced = self.section.profile if processes.is_main() else None
         self.profiler = StepProfiler(traced, self.run_dir, self.seed, self.device)
         self.interruption = Interruption()
@@ -165,7 +171,7 @@ class Trainor:
             progress.best = self.saver.best_score()
         try:
             with self.interruption, self.profiler:
-                while progress.epoch < self.section.epochs and not self._stopped_early():
+                while not self._finished():
                     self._epoch(progress.epoch)
                 self._make_sure_of_the_last_state()
         except LostWorker as error:
@@ -184,25 +190,79 @@ class Trainor:
             logger.open(run)
         return MetricsLog(self.run_dir, self.seed, step, self.state.progress.lines, self.loggers)
 
+    def _finished(self) -> bool:
+        """Whether there is nothing left to train or to evaluate."""
+        progress = self.state.progress
+        if self._stopped_early() or self.section.steps is None:
+            return self._stopped_early() or progress.epoch >= self.section.epochs
+        return self._took_all_steps() and progress.evaluated == progress.step
+
+    def _took_all_steps(self) -> bool:
+        """Whether the run goes by steps, and the last one was taken."""
+        steps = self.section.steps
+        return steps is not None and self.state.progress.step >= steps
+
     def _epoch(self, epoch: int) -> None:
-        """Train on every batch once, evaluate, and save."""
-        state, progress = self.state, self.state.progress
+        """Train on every batch once, or to the last step; evaluate when it is time, and save."""
+        progress = self.state.progress
+        before = (progress.step, progress.batch)
         self._train_on_all_batches(epoch)
+        endless = self.section.steps is not None and not self._took_all_steps()
+        if endless and before == (progress.step, 0):
+            raise DataError("trainor.steps: an epoch of the training split holds no batch.")
+        ended = progress.batch >= len(self.loader)
+        last = ended and self.section.steps is None and epoch + 1 >= self.section.epochs
+        last = (last or self._took_all_steps()) and progress.evaluated != progress.step
+        due = self._every_epochs is not None and (epoch + 1) % self._every_epochs == 0
+        if last or (ended and due):
+            self._validate(epoch, ended=ended)
+        elif ended:
+            self._end_epoch(epoch)
+            if self._save_due:
+                self._save()
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Go on to the next epoch."""
+        self.state.schedule.after_epoch()
+        self.state.progress.epoch, self.state.progress.batch = epoch + 1, 0
+
+    def _validate(self, epoch: int, *, ended: bool) -> None:
+        """Evaluate, judge and save.
+
+        Args:
+            epoch: the epoch that is being trained.
+            ended: whether that was its last step.
+        """
+        state, progress = self.state, self.state.progress
         scores = self._evaluate(epoch)
         # From here to the save nothing can interrupt: a checkpoint has all of it or nothing.
-        state.schedule.after_epoch()
+        if ended:
+            self._end_epoch(epoch)
+        progress.evaluated = progress.step
         improved = self._judge(epoch, scores)
         numbers = {"train_loss": state.tally.mean_loss(), **scores}
         self.log.metrics(progress.step, {"epoch": epoch, **numbers})
         shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-        LOGGER.info("Epoch %d  %s%s", epoch, shown, "  (best so far)" if improved else "")
-        progress.epoch, progress.batch = epoch + 1, 0
+        when = f"Epoch {epoch}" if self._every_epochs else f"Epoch {epoch}, step {progress.step}"
+        LOGGER.info("%s  %s%s", when, shown, "  (best so far)" if improved else "")
         state.tally.start_epoch()
         self._save(improved)
 
+    def _due_after_step(self) -> bool:
+        """Whether an evaluation is due that waits for no end of an epoch."""
+        progress = self.state.progress
+        if self._every_steps is None or progress.evaluated == progress.step:
+            return False
+        return progress.step % self._every_steps == 0
+
     def _train_on_all_batches(self, epoch: int) -> None:
-        """One pass over the training split, or the rest of one."""
+        """One pass over the training split, or the rest of one, or what is left of the run."""
         state, progress = self.state, self.state.progress
+        self._save_due = False
+        if self._due_after_step():
+            self._validate(epoch, ended=False)  # the run was stopped in it
+        if self._took_all_steps() or self._stopped_early():
+            return
         self.model.train()
         self.loader.set_epoch(epoch, progress.batch)
         done = progress.batch // self.section.grad_accu
@@ -211,24 +271,38 @@ class Trainor:
         accu = self.section.grad_accu
         found = groups(self.loader, self.data, accu, smallest, self._signals)
         for group in self.watch.waiting_for(found):
-            stop, due = group.signals
-            lr = state.optimizer.param_groups[0]["lr"]
-            scheduled = self.model.schedule(progress.step + 1)
-            with self.watch.observing(progress.step + 1):
-                result = self.step(group.batches, group.parts)
-            progress.step += 1
-            progress.batch = self.loader.position
-            state.schedule.after_step()
-            state.tally.add(result)
-            if state.ema is not None:
-                state.ema.update(progress.step, result.taken)
-            self.watch.after_step(progress.step, result, {"lr": lr, **scheduled}, group)
-            self.profiler.after_step()
-            if stop or self._told_to_stop():
-                raise self._stop()
-            if due and progress.batch < len(self.loader):
-                self._save()
+            self._train_on(group)
+            if self._took_all_steps() or self._stopped_early():
+                break
+        else:
+            progress.batch = len(self.loader)
         self.watch.end_epoch()
+
+    def _train_on(self, group: Group) -> None:
+        """Take a step, and do what is due after it."""
+        state, progress = self.state, self.state.progress
+        stop, due = group.signals
+        lr = state.optimizer.param_groups[0]["lr"]
+        scheduled = self.model.schedule(progress.step + 1)
+        with self.watch.observing(progress.step + 1):
+            result = self.step(group.batches, group.parts)
+        progress.step += 1
+        progress.batch = self.loader.position
+        state.schedule.after_step()
+        state.tally.add(result)
+        if state.ema is not None:
+            state.ema.update(progress.step, result.taken)
+        self.watch.after_step(progress.step, result, {"lr": lr, **scheduled}, group)
+        self.profiler.after_step()
+        if stop or self._told_to_stop():
+            raise self._stop()
+        if self._due_after_step():
+            self._validate(self.state.progress.epoch, ended=False)
+            self.watch.throughput.restart()
+            return
+        self._save_due = due
+        if due and progress.batch < len(self.loader):
+            self._save()
 
     def _signals(self) -> tuple[bool, bool]:
         """Whether this process was told to stop, and whether it would save after the next step."""
@@ -352,7 +426,8 @@ class Trainor:
 
     def _report_end(self) -> None:
         """Say why the run ended and where its best checkpoint is."""
-        reason = "early stop" if self._stopped_early() else "last epoch"
+        last = "last epoch" if self.section.steps is None else "last step"
+        reason = "early stop" if self._stopped_early() else last
         bad, _ = self.state.tally.bad_steps()
         if bad:
             LOGGER.warning("%d steps were skipped in this run", bad)

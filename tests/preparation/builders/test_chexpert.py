@@ -224,8 +224,15 @@ def test_uncertain_labels(uncertain: str, labels: tuple[str, ...] | None) -> Non
     assert present_labels(["-1.0", "-1", ""], NAMES, uncertain) == labels
 
 
+def test_unknown_labels_are_written_as_such() -> None:
+    marked = ("?Atelectasis", "?Fracture", "?No Finding")
+    names = ("Atelectasis", "Fracture", "No Finding")
+    assert present_labels(["-1.0", "-1", ""], names, "unknown") == marked
+    assert present_labels(["1.0", "-1", ""], names, "unknown") == ("Atelectasis", "?Fracture")
+
+
 def test_certain_labels_do_not_depend_on_the_policy() -> None:
-    for uncertain in ("negative", "positive", "mixed", "drop"):
+    for uncertain in ("negative", "positive", "mixed", "unknown", "drop"):
         assert present_labels(["1.0", "0.0", ""], NAMES, uncertain) == ("Atelectasis",)
         assert present_labels(["", "0", "1"], NAMES, uncertain) == ("No Finding",)
         assert present_labels(["", "", ""], NAMES, uncertain) == ("No Finding",)

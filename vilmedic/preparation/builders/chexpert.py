@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vilmedic.datasets.label import UNKNOWN
 from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_text import gloria_clean_report_chexpert
 from vilmedic.errors import DataError
@@ -55,7 +56,7 @@ CHEXPERT_LABELS = (
     "Pneumothorax",
     "Support Devices",
 )
-UNCERTAIN = ("negative", "positive", "mixed", "drop")
+UNCERTAIN = ("negative", "positive", "mixed", "unknown", "drop")
 # Of the five competition labels, those that GLoRIA counts as present, after Irvin et al. 2019.
 MIXED_POSITIVE = frozenset({"Atelectasis", "Edema", "Pleural Effusion"})
 _NUMBERS = {"": 0, "1.0": 1, "1": 1, "0.0": 0, "0": 0, "-1.0": -1, "-1": -1}
@@ -221,7 +222,7 @@ def add_uncertain(parser: argparse.ArgumentParser) -> None:
         choices=list(UNCERTAIN),
         default="negative",
         help="what labels of -1 count as; mixed: present for atelectasis, edema and pleural "
-        "effusion; drop: leave such studies out",
+        "effusion; unknown: neither present nor absent; drop: leave such studies out",
     )
 
 
@@ -234,26 +235,32 @@ def present_labels(
         values: one a label: `1.0` is present, `0.0` absent, `-1.0` uncertain, blank not mentioned.
         names: the labels.
         uncertain: `negative` counts uncertain labels as absent, `positive` as present, `mixed` as
-            present for atelectasis, edema and pleural effusion only, and `drop` refuses the row.
+            present for atelectasis, edema and pleural effusion only, `unknown` as neither, and
+            `drop` refuses the row.
 
     Returns:
-        The names, in the order given; `No Finding` when nothing is present; None when the row is
-        refused.
+        The names, in the order given, those of unknown labels with a question mark in front; `No
+        Finding` when nothing is present, itself unknown when something might be; None when the row
+        is refused.
 
     Raises:
         ValueError: a value is none of the four.
     """
-    present = []
+    present, unknown = [], []
     for name, value in zip(names, values, strict=True):
         number = label_number(value)
         if number == -1:
             if uncertain == "drop":
                 return None
+            if uncertain == "unknown":
+                unknown.append(f"{UNKNOWN}{name}")
             if uncertain == "positive" or (uncertain == "mixed" and name in MIXED_POSITIVE):
                 present.append(name)
         elif number == 1:
             present.append(name)
-    return tuple(present) or (NO_FINDING,)
+    if not present and f"{UNKNOWN}{NO_FINDING}" not in unknown:
+        (unknown if unknown else present).append(f"{UNKNOWN if unknown else ''}{NO_FINDING}")
+    return (*present, *unknown)
 
 
 def label_number(value: str) -> int:

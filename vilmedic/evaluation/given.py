@@ -1,0 +1,278 @@
+"""Evaluation of embeddings that another program made, by the same protocols as a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from vilmedic.config import build
+from vilmedic.config.declared import REPORTS
+from vilmedic.config.trained import VOCABULARY, data_parts
+from vilmedic.datasets.label import LabelDataset
+from vilmedic.datasets.lines import brief, shown
+from vilmedic.datasets.subset import same_end
+from vilmedic.device import pick_device
+from vilmedic.errors import ConfigError, DataError
+from vilmedic.evaluation.ensemblor import Ensemblor
+from vilmedic.evaluation.evaluation import Ensemble, Splits
+from vilmedic.evaluation.evaluations import EvaluationFolder
+from vilmedic.evaluation.features import SplitFeatures
+from vilmedic.evaluation.results import source
+from vilmedic.files import sha256_of
+from vilmedic.registry import DATASETS
+
+if TYPE_CHECKING:
+    from vilmedic.config.load import Config
+
+IMAGES = ("visual", "visual_backbone")
+FORM = (
+    "Expected: an .npz file with visual [N, D] (and visual_backbone [N, F], if there is one) and "
+    "the image paths path [N]; for protocols with texts linguistic [M, D] and text [M]"
+)
+
+
+class Embeddings(nn.Module):
+    """Stands for the model that made the embeddings, which is not here."""
+
+
+class GivenEmbeddings(Ensemble):
+    """Embeddings of images and texts, looked up by path and by text.
+
+    Args:
+        path: an `.npz` file, as `bin/embed.py` writes it: `visual` and `path`, `linguistic` and
+            `text`.
+        networks: what the protocols would otherwise ask.
+
+    Raises:
+        DataError: the file cannot be read, or is not of this form.
+    """
+
+    def __init__(self, path: Path, networks: Ensemble) -> None:
+        super().__init__(
+            members=[Embeddings],
+            dataset=networks.dataset,
+            loader=networks.loader,
+            device=networks.device,
+            precision="fp32",
+        )
+        self.path = path
+        arrays = read_arrays(path)
+        self.images = {name: arrays[name] for name in IMAGES if name in arrays}
+        self.texts = arrays.get("linguistic")
+        self._paths = {str(one): row for row, one in enumerate(arrays["path"].tolist())}
+        self._last: dict[str, list[str]] = {}
+        for one in self._paths:
+            self._last.setdefault(PurePath(one).name, []).append(one)
+        names = arrays["text"].tolist() if "text" in arrays else []
+        self._texts = {str(one): row for row, one in enumerate(names)}
+
+    def split(self, name: str) -> SplitFeatures:
+        """The embeddings of the samples of a split, in their order.
+
+        Raises:
+            DataError: some have none.
+        """
+        if name not in self._splits:
+            self._splits[name] = self._read(name)
+        return self._splits[name]
+
+    def preview(self, name: str, loader: Any) -> SplitFeatures:
+        """The same, as nothing has to be computed."""
+        return self.split(name)
+
+    def forget(self) -> None:
+        """Drop the splits."""
+        self._splits.clear()
+
+    def encode_text(self, dataset: Any, texts: Sequence[str]) -> Tensor | None:
+        """The embeddings of texts [P, D]; None where the file has none at all.
+
+        Raises:
+            DataError: the file lacks some of them.
+        """
+        if self.texts is None:
+            return None
+        if missing := [text for text in texts if text not in self._texts]:
+            raise DataError(
+                f"{self.path}: text lacks {len(missing)} of {len(texts)} texts that are needed: "
+                f"{shown(missing)}."
+            )
+        return torch.from_numpy(self.texts[[self._texts[text] for text in texts]])
+
+    def _read(self, name: str) -> SplitFeatures:
+        dataset = self.dataset(name)
+        described = [dataset.describe(index) for index in range(len(dataset))]
+        rows = [self._row(one.get("image") or []) for one in described]
+        if missing := [
+            one["image"][0] for one, row in zip(described, rows, strict=True) if row < 0
+        ]:
+            raise DataError(
+                f"{self.path}: path lacks {len(missing)} of the {len(rows)} images of the split "
+                f"'{name}': {shown(missing)}."
+            )
+        features = {key: torch.from_numpy(value[rows]) for key, value in self.images.items()}
+        reports = [one["report"] for one in described if "report" in one]
+        if reports and self.texts is not None:
+            encoded = self.encode_text(dataset, reports)
+            assert encoded is not None
+            features["linguistic"] = encoded
+        spec = dataset.spec
+        part = next((one for one in dataset.parts if isinstance(one, LabelDataset)), None)
+        lines = dataset.kept.tolist()
+        labels = unknown = None
+        if part is not None:
+            labels = _table([part.columns(line) for line in lines], len(spec.labels))
+            unknown = _table([part.unknown(line) for line in lines], len(spec.labels))
+        return SplitFeatures(
+            split=name,
+            index=torch.arange(len(dataset)),
+            features=features,
+            labels=labels,
+            unknown=unknown if unknown is not None and unknown.nnz else None,
+            label_names=spec.labels,
+            multi_label=spec.multi_label,
+        )
+
+    def _row(self, images: Sequence[str]) -> int:
+        """The row of a sample's first image; -1 if there is none.
+
+        Its path is the same, or one is the end of the other: the images may have been elsewhere.
+        """
+        if not images:
+            return -1
+        place = images[0]
+        if place in self._paths:
+            return self._paths[place]
+        near = self._last.get(PurePath(place).name, [])
+        fitting = [one for one in near if same_end(one.removeprefix("./"), place)]
+        if len(fitting) > 1:
+            raise DataError(
+                f"{self.path}: the image {brief(place)} may be any of {len(fitting)} rows: "
+                f"{shown(fitting)}. Give the path as the data set has it."
+            )
+        return self._paths[fitting[0]] if fitting else -1
+
+
+class GivenEnsemblor(Ensemblor):
+    """Measures embeddings of another program as `Ensemblor` measures checkpoints.
+
+    Args:
+        config: the checked configuration; its section `model` has no part in it.
+        path: the file.
+
+    Raises:
+        ConfigError: what is asked for needs a model.
+        DataError: the file, or a split, cannot be used.
+    """
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self.config, self.section, self.run_dir = config, config.ensemblor, config.run_dir
+        if self.section.generate_images:
+            raise ConfigError("ensemblor.generate_images: embeddings make no images.")
+        if "untrained" in self.section.baselines:
+            raise ConfigError(
+                "ensemblor.baselines: given untrained, but the network of other embeddings is not "
+                "known. Allowed: raw_pixels."
+            )
+        read_arrays(path)
+        self._make_vocabulary()
+        self.device = pick_device(self.section.device)
+        self.file, self.paths, self.changed = path, [path], {}
+        self.system = path.stem
+        self.checkpoints = [{"file": path.name, "sha256": sha256_of(path)}]
+        self.source = source(self.system, self.checkpoints, ema=False)
+        self.splits = Splits(
+            config,
+            where="ensemblor",
+            metrics=config.calls("ensemblor", "metrics"),
+            post_processing=self._steps(),
+            seed=self.section.seed,
+            batch_size=self.section.batch_size,
+            num_workers=self.section.num_workers,
+            precision=self.section.precision,
+            device=self.device,
+            source=self.source,
+        )
+        self.folder = EvaluationFolder(
+            self.run_dir,
+            f"embeddings-{path.stem}",
+            ema=False,
+            settings=self._settings({path: {}}),
+            about={
+                "system": self.system,
+                "checkpoints": self.checkpoints,
+                "generated": False,
+            },
+        )
+
+    def _make_vocabulary(self) -> None:
+        """Let the training split make the vocabulary that a training would have left.
+
+        No report is encoded here, but a data set of reports has to know its words.
+        """
+        parts = dict(data_parts(self.config.data["dataset"]))
+        made = (self.run_dir / VOCABULARY).is_dir()
+        if REPORTS in parts and parts[REPORTS][1].get("tokenizer") is None and not made:
+            given = {"split": "train", "training": True, "run_dir": self.run_dir}
+            build(DATASETS, self.config.dataset, seed=self.section.seed, **given)
+
+    def _trained(self) -> Ensemble:
+        return GivenEmbeddings(self.file, self.splits.networks([Embeddings]))
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file of embeddings, checked.
+
+    Raises:
+        DataError: it cannot be read, or is not of this form.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            wanted = (*IMAGES, "path", "linguistic", "text")
+            arrays = {name: archive[name] for name in wanted if name in archive.files}
+    except Exception as error:  # zip, zlib and numpy each raise their own
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: cannot be read ({reason}). {FORM}.") from None
+    if not any(name in arrays for name in IMAGES) or "path" not in arrays:
+        raise DataError(f"{path}: holds {', '.join(arrays) or 'none of these arrays'}. {FORM}.")
+    if ("linguistic" in arrays) != ("text" in arrays):
+        raise DataError(f"{path}: holds linguistic or text, but not both. {FORM}.")
+    for name in (*IMAGES, "linguistic"):
+        if name in arrays:
+            arrays[name] = _rows(path, name, arrays)
+    if "visual" in arrays and "linguistic" in arrays:
+        widths = arrays["visual"].shape[1], arrays["linguistic"].shape[1]
+        if widths[0] != widths[1]:
+            raise DataError(
+                f"{path}: visual has {widths[0]} columns and linguistic {widths[1]}, so that they "
+                "cannot be compared."
+            )
+    return arrays
+
+
+def _rows(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """An array of embeddings as float32."""
+    value, key = arrays[name], "text" if name == "linguistic" else "path"
+    fits = value.ndim == 2 and np.issubdtype(value.dtype, np.floating)
+    if not fits or arrays[key].shape != value.shape[:1] or arrays[key].dtype.kind != "U":
+        raise DataError(
+            f"{path}: {name} is {value.dtype} {list(value.shape)} and {key} is "
+            f"{arrays[key].dtype} {list(arrays[key].shape)}; wanted are numbers [N, D] "
+            "and texts [N]."
+        )
+    return value.astype(np.float32)
+
+
+def _table(rows: Sequence[NDArray[np.int32]], classes: int) -> csr_array:
+    """Columns of each row as a sparse table, bool [N, L]."""
+    columns = np.concatenate([np.empty(0, np.int32), *rows])
+    starts = np.append(0, np.cumsum([len(row) for row in rows], dtype=np.int64))
+    shape = (len(rows), classes)
+    return csr_array((np.ones(len(columns), np.bool_), columns, starts), shape=shape)
