@@ -18,7 +18,7 @@ from vilmedic.phantom.write import Plan, build
 
 ROOT = Path(__file__).parents[1]
 LOGGERS = re.compile(r"^ +(trainor\.loggers=\S.*)$", re.MULTILINE)
-COMMAND = re.compile(r"^ +(?:\.venv/bin/)?python +bin/(train|ensemble)\.py +(config/.*)$")
+COMMAND = re.compile(r"^ +(?:\.venv/bin/)?python +bin/(train|ensemble|sweep)\.py +(config/.*)$")
 
 
 def commands() -> list[tuple[str, str, str]]:

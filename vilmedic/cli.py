@@ -247,7 +247,10 @@ def report(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     prog = _prog("report.py")
     help_wanted = "--help" in words or "-h" in words
-    purpose = "Draws curves.png and makes report.html from what is in run directories."
+    purpose = (
+        "Draws curves.png and makes report.html from what is in run directories; of several, also "
+        "comparison.html in the folder above: their curves over each other, and one table."
+    )
     call = f"usage: {prog} ckpt/<name> [ckpt/<name> ...]"
     if help_wanted:
         _print(f"{purpose}\n\n{call}")
@@ -255,10 +258,18 @@ def report(argv: Sequence[str] | None = None) -> int:
     try:
         if not words:
             raise ConfigError(f"no run directory is given. {call}")
-        return max(_report(Path(word)) for word in words)
+        run_dirs = list(dict.fromkeys(map(Path, words)))
+        status = max(map(_report, run_dirs))
+        if len(run_dirs) > 1 and status != FAILED:
+            from vilmedic.report.side_by_side import write_comparison
+
+            _print(f"Written: {write_comparison(run_dirs)}")
+        return status
     except VilmedicError as error:
         _tell(error)
-        return FAILED
+    except OSError as error:
+        _tell(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
+    return FAILED
 
 
 def _report(run_dir: Path) -> int:
@@ -376,6 +387,109 @@ def _export_parser(prog: str) -> argparse.ArgumentParser:
     add("--push", metavar="USER/NAME", help="upload to this repository of the Hugging Face hub")
     add("--public", action="store_true", help="let everybody see the repository")
     add("--force", action="store_true", help="replace an export of other weights")
+    return parser
+
+
+def compare(argv: Sequence[str] | None = None) -> int:
+    """Compare evaluated runs: `bin/compare.py`, `vilmedic-compare`."""
+    given = _compare_parser(_prog("compare.py")).parse_args(argv)
+
+    def call() -> None:
+        from vilmedic.comparison.table import compare, text_of
+
+        by = [key for word in given.by for key in word.split(",") if key]
+        found = compare(
+            given.runs,
+            split=given.split,
+            by=by,
+            anyway=given.anyway,
+            number=given.bootstrap,
+        )
+        _print(text_of(found, given.format))
+
+    return _guarded(call)
+
+
+def _compare_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import count
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Compares evaluated runs: a row a setting, a column a number, with intervals "
+        "and the differences to the best. Runs equal but for name and seed are one setting.",
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="ckpt/<name>", help="run directories")
+    add("--split", metavar="NAME", help="(default: test, or another split that all runs have)")
+    add(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a row for each value of a key of the configuration, such as dataset.fraction, "
+        "whatever else the runs differ in; several with commas",
+    )
+    forms = ("table", "md", "latex", "csv", "html")
+    add("--format", choices=forms, default=forms[0], help="(default: table)")
+    add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
+    drawn = "resamples behind intervals and differences (default: 1000; 0 for over 100 runs)"
+    add("--bootstrap", type=count, metavar="N", help=drawn)
+    return parser
+
+
+def sweep(argv: Sequence[str] | None = None) -> int:
+    """Train a grid of runs: `bin/sweep.py`, `vilmedic-sweep`.
+
+    Returns:
+        The exit status: 0; 2 after a message, which lists the runs that failed; see `command`.
+    """
+    given, words = _sweep_parser(_prog("sweep.py")).parse_known_args(argv)
+
+    def call() -> None:
+        from vilmedic.comparison.grid import plan
+        from vilmedic.comparison.sweep import Sweep, slurm_script
+        from vilmedic.files import replace_text
+
+        line = parse([given.config, *words], _prog("sweep.py"))
+        if line.option not in (None, "--check"):
+            raise ConfigError(f"'{line.option}': is an option of train.py and ensemble.py.")
+        runs = plan(given.config, line.overrides)
+        if line.option == "--check":
+            _print(f"ok: {given.config}: {len(runs)} runs")
+            return
+        if given.slurm:
+            text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
+            folder = runs[0].run_dir.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "sweep.sh"
+            replace_text(path, text)
+            _print(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
+            return
+        _print(f"{len(runs)} runs, all of them checked")
+        Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=_print).start()
+        _print(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+
+    return _guarded(call)
+
+
+def _sweep_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import positive
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Trains a grid of runs and evaluates each. Stopped at any moment, the same "
+        "command continues.",
+        usage=f"{prog} config.yml 'key=value,value' [key=value ...] [~key ...] [options]",
+        epilog="Values that vary are separated by commas, or given as log(1e-5,1e-3,5) or "
+        "lin(0,1,3). Each run has the directory <ckpt_dir>/<name>/<what varies>. --check checks "
+        "all of them and ends.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", metavar="config.yml", help="the configuration of all runs")
+    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
+    add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
+    add("--slurm", action="store_true", help="write an array script instead of training")
     return parser
 
 

@@ -19,7 +19,6 @@ from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.log import LOGGER, start_console
-from vilmedic.manifest import is_export, is_repository
 
 # What trains, evaluates, loads and reports is imported by the function that does it.
 if TYPE_CHECKING:
@@ -221,6 +220,8 @@ def find_checkpoint(source: Path, ckpt: str | None) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    from vilmedic.manifest import is_export, is_repository
+
     if not os.path.lexists(source) and is_repository(str(source)):
         from vilmedic.checkpoints.repository import fetch_export
 

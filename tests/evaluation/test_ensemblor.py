@@ -18,6 +18,7 @@ from vilmedic.evaluation import ensemblor
 from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.evaluation.features import collect
+from vilmedic.metrics.retrieval import Retrieval
 from vilmedic.registry import DATASETS, Registry
 
 SPLITS = {"train": 40, "validate": 12, "test": 21}
@@ -96,15 +97,7 @@ def test_evaluates_the_best_checkpoint_by_number(
     ]
     assert written["models_used"] == 1
     assert written["samples"] == 21
-    assert written["protocols"] == {
-        "retrieval": {
-            "positives": "strict",
-            "precision_at": [],
-            "similarity": "global",
-            "local_aggregation": "max",
-            "block_size": 1024,
-        }
-    }
+    assert written["protocols"] == {"retrieval": Retrieval().options()}
     assert written["metrics"]["retrieval"]["image_to_text_r10"] > 0
 
 

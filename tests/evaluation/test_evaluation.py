@@ -7,8 +7,8 @@ from torch.nn import functional
 from tests.made_up_evaluations import evaluation, random, split_features
 from tests.toy_models import ToyData, ToyModel
 from vilmedic.errors import ConfigError
-from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import PROMPT_BATCH, Ensemble
+from vilmedic.evaluation.features import RawPixels
 
 
 def networks(*models: torch.nn.Module) -> Ensemble:

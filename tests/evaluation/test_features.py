@@ -7,7 +7,7 @@ import torch
 from tests.made_up_evaluations import random
 from tests.toy_models import LABELS, ToyAutoencoder, ToyData, ToyModel
 from vilmedic.errors import DataError
-from vilmedic.evaluation.features import SplitFeatures, collect, ensemble
+from vilmedic.evaluation.features import RawPixels, SplitFeatures, collect, ensemble
 
 CPU = torch.device("cpu")
 
@@ -150,3 +150,26 @@ def test_one_model_keeps_its_features_and_a_missing_loss_stays_missing() -> None
     alone = make(1, None)
     assert ensemble([alone]) is alone
     assert ensemble([make(1, 2.0), make(2, None)]).loss is None
+
+
+def test_pixels_are_grey_averaged_and_standardised() -> None:
+    images = torch.rand(3, 3, 64, 64)
+    feature = RawPixels()({"images": images})["visual_backbone"]
+    assert feature.shape == (3, 1024)
+    torch.testing.assert_close(feature.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(feature.std(dim=1), torch.ones(3))
+    grey = images.mean(dim=1)
+    small = grey.reshape(3, 32, 2, 32, 2).mean(dim=(2, 4)).flatten(1)
+    correlation = torch.corrcoef(torch.stack([small[0], feature[0]]))[0, 1]
+    assert correlation > 0.9999
+    brighter = RawPixels()({"images": 0.5 * images + 3})["visual_backbone"]
+    torch.testing.assert_close(brighter, feature, atol=1e-3, rtol=0)
+
+
+def test_takes_the_first_of_several_images_and_survives_a_flat_one() -> None:
+    images = torch.rand(2, 4, 3, 32, 32)
+    feature = RawPixels()({"images": images})["visual_backbone"]
+    assert torch.equal(feature, RawPixels()({"images": images[:, 0]})["visual_backbone"])
+    flat = RawPixels()({"images": torch.ones(1, 3, 32, 32)})["visual_backbone"]
+    assert flat.isfinite().all()
+    assert RawPixels()({"input_ids": torch.zeros(1, 2)}) == {}

@@ -10,8 +10,8 @@ from torch import Tensor
 from tests.pairs_on_disk import REPORTS, gloria_evaluation
 from tests.toy_models import ToyData, ToyModel
 from vilmedic.evaluation import local_features as local
-from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble
+from vilmedic.evaluation.features import RawPixels
 from vilmedic.models.gloria import GLoRIA
 
 TEXTS = ["No effusion.", "Heart is normal.", "Left.", "No effusion."]

@@ -13,8 +13,8 @@ from tests.made_up_evaluations import undeclared
 from tests.small_models import tiny_vae
 from tests.toy_models import ToyModel
 from vilmedic.errors import ConfigError
-from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble, Evaluation
+from vilmedic.evaluation.features import RawPixels
 from vilmedic.metrics.reconstruction import Reconstruction, codebook_use
 from vilmedic.registry import METRICS
 

@@ -20,7 +20,6 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig,
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import ArgumentError, CheckpointError, nearest
-from vilmedic.manifest import IMAGE_ENCODER, TEXT_ENCODER, exported_part
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +231,8 @@ def _exported(key: str, name: str) -> str:
     Raises:
         ConfigError: the export is damaged or has no such encoder.
     """
+    from vilmedic.manifest import IMAGE_ENCODER, TEXT_ENCODER, exported_part
+
     try:
         return exported_part(name, IMAGE_ENCODER if key == "backbone" else TEXT_ENCODER)
     except CheckpointError as error:

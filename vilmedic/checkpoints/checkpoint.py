@@ -18,7 +18,6 @@ from vilmedic.config.declared import known_better
 from vilmedic.distributed.gather import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.files import no_file, replacing, sync_folder
-from vilmedic.manifest import is_export
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -382,6 +381,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
     from vilmedic.checkpoints.older_formats import unify, zoo_config, zoo_file
     from vilmedic.checkpoints.safe_load import load_plain
+    from vilmedic.manifest import is_export
 
     path = zoo_file(path) or path
     if is_export(path):

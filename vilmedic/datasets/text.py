@@ -19,7 +19,6 @@ from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError, nearest
-from vilmedic.manifest import TEXT_ENCODER, TOKENIZER, exported_part
 
 logger = logging.getLogger(__name__)
 
@@ -275,6 +274,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: there is none of that name, or it lacks what batches need.
     """
+    from vilmedic.manifest import TEXT_ENCODER, TOKENIZER, exported_part
+
     try:
         name = exported_part(name, TEXT_ENCODER, TOKENIZER)
         with quiet():

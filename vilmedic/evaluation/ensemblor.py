@@ -21,9 +21,9 @@ from vilmedic.config.trained import as_trained
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError
-from vilmedic.evaluation.baselines import RawPixels
 from vilmedic.evaluation.evaluation import Ensemble, Splits
 from vilmedic.evaluation.evaluations import EvaluationFolder
+from vilmedic.evaluation.features import RawPixels
 from vilmedic.evaluation.predictions import pack_predictions
 from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.files import sha256_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from vilmedic.distributed.gather import gather_rows, widened
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
 from vilmedic.models.contract import LOGITS, ContrastiveModel
+
+logger = logging.getLogger(__name__)
+
+SIDE = 32
+"""Pixels along a side of the image that is the baseline's feature."""
 
 
 @dataclass(kw_only=True)
@@ -308,3 +314,24 @@ class _Labels:
         table = csr_array((np.ones(len(columns), np.bool_), columns, starts), shape=shape)
         table.check_format()  # numbers that no class has
         return table
+
+
+class RawPixels(nn.Module):
+    """The image itself as a feature: what can be read off without any learning.
+
+    `visual_backbone` is the grey image, averaged down to 32 x 32 pixels, flattened and
+    standardised (mean 0, variance 1) for each image: [B, 1024]. Of several images or views of a
+    sample it takes the first. There are no texts, so metrics that need them are null.
+    """
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`visual_backbone` of a prepared batch; nothing when it has no images."""
+        if "images" not in batch:
+            logger.warning("raw_pixels: the data has no images, so this baseline is null.")
+            return {}
+        images = batch["images"].float()
+        if images.ndim == 5:
+            images = images[:, 0]
+        grey = functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), SIDE).flatten(1)
+        spread, mean = torch.std_mean(grey, dim=1, keepdim=True)
+        return {"visual_backbone": (grey - mean) / spread.clamp(min=1e-6)}

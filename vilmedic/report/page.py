@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
@@ -23,7 +24,7 @@ from vilmedic.config.yaml_source import parse_override, read_file_text, read_yam
 from vilmedic.errors import ConfigError, escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text
-from vilmedic.report.curves import Line, arrange, read_curves, shorter
+from vilmedic.report.curves import Line, Panel, arrange, read_curves, shorter
 from vilmedic.report.gallery import read_gallery
 from vilmedic.report.tables import read_evaluations, read_results, shown
 
@@ -57,12 +58,12 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
     explorers = _explorers(run_dir, left_out)
     tiles = _tiles(run_dir, settings, lines, left_out)
     page = (
-        _templates()
+        templates()
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
             tiles=tiles,
-            panels=_panels(lines),
+            panels=packed_panels(arrange(lines)),
             results=results,
             evaluations=evaluations,
             kinds=kinds,
@@ -130,7 +131,8 @@ def plotly() -> str:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """The templates of pages."""
     loader = PackageLoader("vilmedic.report", "templates")
     # Every value is escaped, control characters too: reports and names are text from outside.
     return Environment(
@@ -191,15 +193,15 @@ def _order(path: Path) -> tuple[bool, str]:
     return not path.name.startswith("test"), path.name
 
 
-def _panels(lines: list[Line]) -> str:
+def packed_panels(panels: Sequence[Panel]) -> str:
     """The curves for the page's script, packed like everything that holds data."""
-    panels: list[dict[str, Any]] = []
-    for panel in arrange(lines):
+    made: list[dict[str, Any]] = []
+    for panel in panels:
         names = list(dict.fromkeys(line.name for line in panel.lines))
         short = dict(zip(names, shorter(names), strict=True))
         drawn = [{**asdict(line.thinned()), "short": short[line.name]} for line in panel.lines]
-        panels.append({**asdict(panel), "lines": drawn})
-    return _encoded(gzip.compress(json.dumps(panels).encode(), 9, mtime=0)) if panels else ""
+        made.append({**asdict(panel), "lines": drawn})
+    return _encoded(gzip.compress(json.dumps(made).encode(), 9, mtime=0)) if made else ""
 
 
 def _better(

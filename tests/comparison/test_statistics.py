@@ -1,0 +1,204 @@
+"""The statistics, against references of their own and in simulation.
+
+`simulate` draws data of which the truth is known: values of samples that are hard or easy for all
+systems, of systems whose seeds differ, and counts how often an interval holds the truth and how
+often two equal systems are called different.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+
+from vilmedic.comparison.statistics import (
+    Estimate,
+    difference,
+    differences,
+    estimate,
+    holm,
+)
+from vilmedic.metrics.classification import RankedScores, resamples
+
+Array = NDArray[np.float64]
+DRAWS = 1000
+
+
+def simulate(seeds: int, between_seeds: float, samples: int = 150) -> tuple[float, float]:
+    """The share of intervals that hold the truth, and of equal systems called different."""
+    generator = np.random.default_rng(3)
+    counts = np.concatenate(list(resamples(samples, number=300, seed=0)))
+    hold = different = 0
+    for _ in range(DRAWS):
+        shared = generator.normal(size=samples)
+        systems = []
+        for _ in range(2):
+            own = between_seeds * generator.normal(size=(seeds, 1))
+            values = shared + own + 0.7 * generator.normal(size=(seeds, samples))
+            systems.append(
+                estimate(values.mean(axis=1).tolist(), list(values @ counts.T / samples))
+            )
+        low, high = systems[0].interval or (1, 0)
+        hold += low <= 0 <= high
+        found = difference(systems[0], systems[1])
+        different += found is not None and found.significant
+    return hold / DRAWS, different / DRAWS
+
+
+@pytest.mark.parametrize(
+    ("seeds", "between_seeds"), [(1, 0.0), (2, 0.1), (3, 0.0), (3, 0.1), (5, 0.3)]
+)
+def test_intervals_hold_the_truth_and_equal_systems_are_rarely_told_apart(
+    seeds: int, between_seeds: float
+) -> None:
+    hold, different = simulate(seeds, between_seeds)
+    assert 0.93 <= hold <= 0.97
+    assert different <= 0.065
+
+
+def test_so_it_is_for_the_auroc_of_one_checkpoint_each() -> None:
+    generator = np.random.default_rng(5)
+    counts = np.concatenate(list(resamples(100, number=500, seed=0)))
+    truth = norm.cdf(1 / np.sqrt(2))  # of scores that are N(1, 1) and N(0, 1)
+    hold = different = 0
+    for _ in range(DRAWS):
+        labels = generator.random(100) < 0.4
+        shared = generator.normal(size=100)
+        systems = []
+        for _ in range(2):
+            scores = labels + np.sqrt(0.5) * (shared + generator.normal(size=100))
+            ranked = RankedScores(scores, labels)
+            systems.append(estimate([ranked.measure()[0][0]], [ranked.measure(counts)[0]]))
+        low, high = systems[0].interval or (1, 0)
+        hold += low <= truth <= high
+        found = difference(systems[0], systems[1])
+        different += found is not None and found.significant
+    assert 0.93 <= hold / DRAWS <= 0.97
+    assert different / DRAWS <= 0.065
+
+
+def delong(one: Array, two: Array, labels: NDArray[np.bool_]) -> float:
+    """The p value of two AUROCs on the same samples, by DeLong et al. (1988), as they write it."""
+    structural = []
+    for scores in (one, two):
+        positive, negative = scores[labels], scores[~labels]
+        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        structural.append((wins.mean(axis=1), wins.mean(axis=0)))
+    of_positives = np.cov([structural[0][0], structural[1][0]])
+    of_negatives = np.cov([structural[0][1], structural[1][1]])
+    covariance = of_positives / labels.sum() + of_negatives / (~labels).sum()
+    gap = structural[0][0].mean() - structural[1][0].mean()
+    deviation = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    return float(2 * norm.sf(abs(gap) / deviation))
+
+
+@pytest.mark.parametrize("skill", [1.0, 1.2, 1.5])
+def test_the_paired_bootstrap_agrees_with_delong(skill: float) -> None:
+    generator = np.random.default_rng(1)
+    labels = generator.random(400) < 0.4
+    shared = generator.normal(size=400)
+    one, two = (s * labels + shared + 0.6 * generator.normal(size=400) for s in (skill, 1.0))
+    systems = [
+        estimate(
+            [ranked.measure()[0][0]],
+            [np.concatenate([ranked.measure(c)[0] for c in resamples(400, number=3000, seed=0)])],
+        )
+        for ranked in (RankedScores(one, labels), RankedScores(two, labels))
+    ]
+    found = difference(systems[0], systems[1])
+    assert found is not None
+    expected = delong(one, two, labels)
+    # of the normal deviates, which a p value is a steep function of
+    assert norm.isf(found.p / 2) == pytest.approx(norm.isf(expected / 2), rel=0.06)
+
+
+def test_seeds_alone_give_the_interval_of_student() -> None:
+    values = [0.7, 0.75, 0.72, 0.71]
+    found = estimate(values, [None] * 4)
+    half = t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
+    assert found.interval == pytest.approx((0.72 - half, 0.72 + half))
+    assert found.spread == pytest.approx(np.std(values, ddof=1))
+    assert found.over == "seeds"
+
+
+def test_a_single_seed_has_the_percentiles_of_its_resamples() -> None:
+    draws = np.arange(1001.0)
+    found = estimate([500.0], [draws])
+    assert found.interval == pytest.approx((25, 975))
+    assert (found.spread, found.over) == (None, "samples")
+
+
+def test_resamples_that_leave_it_undefined_are_left_out() -> None:
+    draws = np.where(np.arange(1001) % 10 == 3, np.nan, np.arange(1001.0))
+    found = estimate([500.0], [draws])
+    assert found.interval == pytest.approx((25, 975), abs=1)
+    gap = difference(found, estimate([400.0], [np.zeros(1001)]))
+    assert gap is not None
+    assert gap.interval[1] - gap.value == pytest.approx(1.96 * np.nanstd(draws), rel=0.01)
+    assert estimate([1.0], [np.where(np.arange(10) < 6, np.nan, 1.0)]).draws is None
+
+
+def test_without_resamples_the_interval_of_the_evaluation_stays() -> None:
+    assert estimate([0.5], [None], (0.4, 0.6)).interval == (0.4, 0.6)
+    assert estimate([0.5], [None]).interval is None
+
+
+def test_what_the_seeds_add_is_not_counted_twice() -> None:
+    """Seeds that differ by the samples alone add nothing to the variance over the samples."""
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(2000, 50))
+    counts = np.concatenate(list(resamples(50, number=400, seed=0)))
+    found = estimate(values.mean(axis=1).tolist(), list(values @ counts.T / 50))
+    assert found.seed_variance < 0.1 * values.mean(axis=1).var() / 2000
+
+
+def _single(value: float, draws: Array | None) -> Estimate:
+    return estimate([value], [draws])
+
+
+def test_equal_systems_do_not_differ() -> None:
+    draws = np.random.default_rng(0).normal(size=100)
+    found = difference(_single(0.5, draws), _single(0.5, draws))
+    assert found is not None
+    assert (found.value, found.p, found.significant) == (0, 1, False)
+
+
+def test_the_p_value_is_where_the_interval_ends_at_zero() -> None:
+    draws = np.random.default_rng(0).normal(size=500)
+    spread = float(np.std(draws, ddof=1))
+    found = difference(_single(1.5, draws), _single(0.0, np.zeros(500)))
+    assert found is not None
+    assert found.p == pytest.approx(2 * norm.sf(1.5 / spread), rel=1e-6)
+    assert found.interval == pytest.approx((1.5 - 1.96 * spread, 1.5 + 1.96 * spread), abs=1e-3)
+
+
+def test_single_runs_without_samples_are_not_compared() -> None:
+    assert difference(_single(0.5, None), _single(0.6, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "comparisons", "expected"),
+    [
+        ([0.01, 0.04, 0.03], None, [0.03, 0.06, 0.06]),
+        ([0.5], None, [0.5]),
+        ([0.02, 0.9], None, [0.04, 0.9]),
+        ([0.01, 0.01], 3, [0.03, 0.03]),
+        ([], None, []),
+    ],
+)
+def test_holm(given: list[float], comparisons: int | None, expected: list[float]) -> None:
+    assert holm(given, comparisons) == pytest.approx(expected)
+
+
+def test_the_best_of_many_equal_systems_is_rarely_told_apart() -> None:
+    """The best is chosen by the same numbers, so all pairs count."""
+    generator = np.random.default_rng(2)
+    counts = np.concatenate(list(resamples(100, number=300, seed=0)))
+    told = 0
+    for _ in range(300):
+        values = generator.normal(size=(6, 100))
+        systems = [estimate([own.mean()], [counts @ own / 100]) for own in values]
+        best = int(np.argmax([one.value for one in systems]))
+        told += any(one is not None and one.significant for one in differences(systems, best))
+    assert told / 300 <= 0.065

@@ -1,0 +1,223 @@
+"""What numbers of several runs say: means, intervals over samples and seeds, paired differences.
+
+A number of a run varies for two reasons: other samples could have been in the split, and another
+seed could have been trained with. The first is measured by a bootstrap over the samples, with the
+same resamples for all runs, so that what makes a sample hard for all of them cancels in a
+difference (Efron and Tibshirani 1993, chapters 6 and 8). The second is measured by the variance
+between the seeds, with the t distribution that so few values ask for. The half widths of both are
+added in quadrature (the MOVER of Zou and Donner 2008), so that two or three seeds that disagree
+give the wide intervals that they deserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+Array = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+LEVEL = 0.05
+"""Share of false differences that is accepted, in all comparisons of a column together."""
+NO_DIFFERENCE = 1e-12  # values closer than this are one
+LARGE = 1e9  # degrees of freedom
+SMALLEST = 1e-16  # p value that is told apart from none
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number of a setting.
+
+    Args:
+        value: the mean over the seeds.
+        spread: the standard deviation between the seeds; None with one.
+        seeds: how many there are.
+        interval: of 95%, over samples, over seeds or over both; None where neither is known.
+        over: what the interval covers: `samples`, `seeds`, `samples and seeds` or nothing.
+        draws: the mean over the seeds in each resample of the samples, [R]; None when unknown.
+        seed_variance: the variance of `value` that the choice of the seeds causes.
+    """
+
+    value: float
+    spread: float | None
+    seeds: int
+    interval: tuple[float, float] | None
+    over: str
+    draws: Array | None
+    seed_variance: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a setting is from the best one.
+
+    Args:
+        value: its mean less that of the best.
+        interval: of 95%, of this comparison alone.
+        p: chance of a difference at least as large between equal settings.
+        corrected: the same after Holm's correction.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    p: float
+    corrected: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is beyond chance, all comparisons of the column taken together."""
+        return self.corrected < LEVEL
+
+
+def estimate(
+    values: Sequence[float],
+    draws: Sequence[Array | None],
+    known: tuple[float, float] | None = None,
+) -> Estimate:
+    """A number of a setting, from its seeds.
+
+    Args:
+        values: the number of each seed, [S].
+        draws: the number of each seed in the same resamples of the samples, [R] each; None where
+            nothing is known of single samples. Resamples in which it is undefined, for lack of a
+            positive say, are not a number and left out; so are all where most are.
+        known: the interval that the evaluation of a single seed states, for where there are no
+            draws.
+    """
+    seeds = len(values)
+    value = float(np.mean(values))
+    spread = float(np.std(values, ddof=1)) if seeds > 1 else None
+    whole = [one for one in draws if one is not None and np.isfinite(one).mean() > 0.5]
+    mean = np.mean(whole, axis=0) if len(whole) == seeds and whole[0].size > 1 else None
+    paired = whole if mean is not None else []
+    seed_variance = 0.0 if spread is None else _seed_variance(spread, seeds, paired)
+    if seeds == 1:
+        if mean is not None:
+            low, high = np.nanquantile(mean, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+            known = (float(low), float(high))
+        return Estimate(value, None, 1, known, "samples" if known else "", mean, 0.0)
+    half = _half_width([_sample_part(mean), (seed_variance, seeds - 1)])
+    over = "seeds" if mean is None else "samples and seeds"
+    return Estimate(value, spread, seeds, (value - half, value + half), over, mean, seed_variance)
+
+
+def difference(one: Estimate, best: Estimate, comparisons: int = 1) -> Difference | None:
+    """How far a setting is from the best, on the same samples.
+
+    Args:
+        one: the setting.
+        best: the best one.
+        comparisons: for `corrected`, which multiplies by it; see `holm` for several.
+
+    Returns:
+        None when nothing is known of single samples and one of them has a single seed.
+    """
+    gap = one.value - best.value
+    parts = [(each.seed_variance, float(each.seeds - 1)) for each in (one, best) if each.seeds > 1]
+    if one.draws is not None and best.draws is not None and len(one.draws) == len(best.draws):
+        parts.append(_sample_part(one.draws - best.draws))
+    elif min(one.seeds, best.seeds) < 2:
+        return None
+    half, p = _half_width(parts), _chance(abs(gap), parts)
+    return Difference(gap, (gap - half, gap + half), p, min(1.0, p * comparisons))
+
+
+def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[float]:
+    """Holm's correction (1979): the chance of any false difference stays below the level.
+
+    Args:
+        p_values: of the comparisons that are told.
+        comparisons: how many were possible, when the best of several was chosen by the same data:
+            any of the pairs could have been told. None takes the number of p values.
+
+    Returns:
+        The corrected values, in the same order.
+    """
+    count = len(p_values) if comparisons is None else comparisons
+    if count < len(p_values):
+        raise ValueError(f"{len(p_values)} p values of {count} comparisons")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (count - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def differences(estimates: Sequence[Estimate], best: int) -> list[Difference | None]:
+    """The differences of all settings of a column to the best one, corrected together.
+
+    The best one was chosen by the same numbers, so every pair of settings counts as a comparison.
+
+    Args:
+        estimates: of the settings.
+        best: which of them is the best.
+
+    Returns:
+        One a setting; None for the best and for what cannot be compared.
+    """
+    found = [
+        None if place == best else difference(one, estimates[best])
+        for place, one in enumerate(estimates)
+    ]
+    told = [place for place, one in enumerate(found) if one is not None]
+    pairs = (len(told) + 1) * len(told) // 2
+    corrected = holm([one.p for one in found if one is not None], pairs)
+    for place, p in zip(told, corrected, strict=True):
+        one = found[place]
+        assert one is not None
+        found[place] = Difference(one.value, one.interval, one.p, p)
+    return found
+
+
+def _seed_variance(spread: float, seeds: int, draws: Sequence[Array]) -> float:
+    """The variance of a mean over seeds that the seeds cause.
+
+    Part of the variance between seeds is that of the samples, to which each seed answers in its
+    own way. The bootstrap has that part already, so it is taken off.
+
+    Args:
+        spread: standard deviation between the seeds.
+        seeds: how many there are.
+        draws: of the seeds, in the same resamples; none when unknown.
+    """
+    if not draws:
+        return spread**2 / seeds
+    own = np.asarray(draws) - np.mean(draws, axis=0)
+    of_samples = float(np.mean(np.nanvar(own, axis=1, ddof=1))) * seeds / (seeds - 1)
+    return max(0.0, spread**2 - of_samples) / seeds
+
+
+def _sample_part(draws: Array | None) -> tuple[float, float]:
+    """The variance over the samples, and its degrees of freedom."""
+    return (0.0, LARGE) if draws is None else (float(np.nanvar(draws, ddof=1)), LARGE)
+
+
+def _half_width(parts: Sequence[tuple[float, float]], chance: float = 1 - CONFIDENCE) -> float:
+    """Half the width of an interval for a sum of independent parts.
+
+    Args:
+        parts: variance and degrees of freedom of each.
+        chance: of what lies outside the interval.
+    """
+    parts = [(variance, freedom) for variance, freedom in parts if variance > 0]
+    if not parts:
+        return 0.0
+    variances, freedoms = np.array(parts).T
+    # without a bound the t distribution is the normal one, which is what a large number gives
+    quantiles = stdtrit(np.minimum(freedoms, LARGE), 1 - chance / 2)
+    return float(np.sqrt((quantiles**2 * variances).sum()))
+
+
+def _chance(gap: float, parts: Sequence[tuple[float, float]]) -> float:
+    """The chance at which the interval of a difference ends at zero: its p value."""
+    if _half_width(parts) <= NO_DIFFERENCE:
+        return 1.0 if gap <= NO_DIFFERENCE else 0.0
+    low, high = np.log(SMALLEST), 0.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _half_width(parts, np.exp(middle)) > gap else (low, middle)
+    return float(np.exp(high)) if high < 0 else 1.0

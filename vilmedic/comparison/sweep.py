@@ -1,0 +1,306 @@
+"""A sweep: a grid of ordinary runs, trained and evaluated one process a device.
+
+Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
+configuration it is of and how far it is, and `sweep.log` what its processes printed. The same
+command again goes on where it was stopped: finished runs are skipped, others continue by
+`ckpt=auto`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vilmedic.checkpoints.left_out import read_json
+from vilmedic.comparison.grid import Planned
+from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped
+from vilmedic.files import core_count, replace_text
+from vilmedic.script import CLONE
+
+RECORD = "sweep.json"
+LOG = "sweep.log"
+STEPS = ("train", "ensemble")
+SAID = {"train": "trained", "ensemble": "evaluated"}
+POLL = 0.05  # seconds
+GRACE = 120.0  # seconds in which a run that is asked to stop saves its state
+LISTED = 20  # failures that the last message names
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
+
+@dataclass
+class _Job:
+    """A run and how far it is."""
+
+    run: Planned
+    left: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    slot: int = 0
+
+
+@dataclass
+class Sweep:
+    """Trains and evaluates planned runs.
+
+    Args:
+        path: the configuration file.
+        runs: what is to be trained, checked.
+        jobs: processes at a time; None takes one for each GPU, or one.
+        evaluate: whether each run is evaluated after its training.
+        tell: says what happens, a line at a time.
+        command: the command of a step, `train` or `ensemble`.
+
+    Attributes:
+        failures: the name of each run that failed, and why.
+    """
+
+    path: str
+    runs: Sequence[Planned]
+    jobs: int | None = None
+    evaluate: bool = True
+    tell: Callable[[str], object] = print
+    command: Callable[[str], list[str]] = field(default_factory=lambda: command_of)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Do all that is left.
+
+        Raises:
+            ConfigError: a directory holds a run of another configuration.
+            VilmedicError: some runs failed; all others are done.
+            Interrupted: a signal ended the sweep; what runs was asked to save its state.
+        """
+        steps = STEPS if self.evaluate else STEPS[:1]
+        waiting = [_Job(run, left) for run in self.runs if (left := self._left(run, steps))]
+        done = len(self.runs) - len(waiting)
+        gpus = [] if self._device_is_given() else visible_gpus()
+        jobs = self.jobs or max(1, len(gpus))
+        running: list[_Job] = []
+        try:
+            with _signals():
+                if done:
+                    self.tell(f"{done} of {len(self.runs)} runs are finished already")
+                while waiting or running:
+                    while waiting and len(running) < jobs:
+                        job = waiting.pop(0)
+                        job.slot = min(set(range(jobs)) - {one.slot for one in running})
+                        running.append(job)
+                        self._launch(job, gpus, jobs)
+                    time.sleep(POLL)
+                    running = [job for job in running if self._goes_on(job, gpus, jobs)]
+        except BaseException:
+            _stop(running)
+            raise
+        if self.failures:
+            raise VilmedicError(self._told())
+
+    def _left(self, run: Planned, steps: Sequence[str]) -> list[str]:
+        """The steps of a run that are not done.
+
+        Raises:
+            ConfigError: its directory holds a run of another configuration.
+        """
+        record = _read(run.run_dir)
+        if record and record.get("configuration") != digest(run):
+            raise ConfigError(
+                f"{run.run_dir}: holds a run of another configuration, of an earlier sweep. Give "
+                "this sweep another name, or remove that directory."
+            )
+        return [step for step in steps if step not in record.get("done", [])]
+
+    def _device_is_given(self) -> bool:
+        return any(run.config.trainor.device is not None for run in self.runs)
+
+    def _launch(self, job: _Job, gpus: Sequence[str], jobs: int) -> None:
+        """Start the next step of a run."""
+        step, run_dir = job.left[0], job.run.run_dir
+        environment = dict(os.environ)
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[job.slot % len(gpus)]
+        elif jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, core_count() // jobs)))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not _read(run_dir):
+            _write(job.run, [])
+        self.tell(f"{job.run.name}: {step}")
+        with open(run_dir / LOG, "ab") as log:
+            job.process = subprocess.Popen(
+                [*self.command(step), self.path, *job.run.words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
+            )
+
+    def _goes_on(self, job: _Job, gpus: Sequence[str], jobs: int) -> bool:
+        """Whether a run has something left to do after what its process did."""
+        assert job.process is not None
+        status = job.process.poll()
+        if status is None:
+            return True
+        step = job.left[0]
+        if status == 0:
+            done = [*_read(job.run.run_dir).get("done", []), step]
+            _write(job.run, done)
+            job.left = job.left[1:]
+            if job.left:
+                self._launch(job, gpus, jobs)
+                return True
+            self.tell(f"{job.run.name}: {SAID[step]}")
+        else:
+            reason = _reason(job.run.run_dir / LOG, status)
+            self.failures[job.run.name] = f"{step}: {reason}"
+            self.tell(f"{job.run.name}: failed, {step}: {reason}")
+        return False
+
+    def _told(self) -> str:
+        """The last message, of a sweep in which runs failed."""
+        done = len(self.runs) - len(self.failures)
+        named = [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:LISTED]]
+        more = len(self.failures) - len(named)
+        rest = [f"  and {more} more"] if more else []
+        return "\n".join(
+            [
+                f"{len(self.failures)} of {len(self.runs)} runs failed, {done} are finished. Their "
+                f"{LOG} say more; the same command tries them again.",
+                *named,
+                *rest,
+            ]
+        )
+
+
+def slurm_script(path: str, runs: Sequence[Planned], *, jobs: int | None, evaluate: bool) -> str:
+    """An array job with a task for each run.
+
+    Args:
+        path: the configuration file.
+        runs: of the sweep.
+        jobs: tasks at a time; None leaves that to the cluster.
+        evaluate: whether each run is evaluated after its training.
+    """
+    steps = STEPS if evaluate else STEPS[:1]
+    limit = f"%{jobs}" if jobs else ""
+    name = runs[0].name.partition("/")[0]
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name={shlex.quote(name)}",
+        f"#SBATCH --array=0-{len(runs) - 1}{limit}",
+        "#SBATCH --ntasks=1",
+        "#SBATCH --gpus=1",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=TERM@120",
+        "# Each task is a run; one that is started again continues by ckpt=auto. Time, memory and",
+        "# partition are those of your cluster: sbatch --time=... --partition=... this file.",
+        "set -e",
+        f"cd {shlex.quote(os.getcwd())}",
+        'case "$SLURM_ARRAY_TASK_ID" in',
+    ]
+    for number, run in enumerate(runs):
+        calls = [shlex.join([*command_of(step), path, *run.words]) for step in steps]
+        lines += [f"{number})", *(f"  srun {call}" for call in calls), "  ;;"]
+    return "\n".join([*lines, "esac", ""])
+
+
+def command_of(step: str) -> list[str]:
+    """The command that trains or evaluates, with this Python."""
+    script = CLONE / "bin" / f"{step}.py"
+    if script.is_file():
+        return [sys.executable, str(script)]
+    return [str(Path(sys.executable).with_name(f"vilmedic-{step}"))]
+
+
+def digest(run: Planned) -> str:
+    """What tells its configuration from others."""
+    return hashlib.sha256(run.config.to_yaml().encode()).hexdigest()[:16]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, as `CUDA_VISIBLE_DEVICES` names them; found without torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [one.strip() for one in given.split(",") if one.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in lines))]
+
+
+def _die_with_parent() -> Callable[[], None]:
+    """What lets a process end when the sweep is killed, so that none trains on unseen."""
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(DIE_WITH_PARENT, signal.SIGKILL)
+
+    return ask
+
+
+@contextmanager
+def _signals() -> Any:
+    """A stretch in which SIGTERM ends the sweep as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(
+            "what was running saved its state; the same command goes on.", 128 + number
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(jobs: Sequence[_Job]) -> None:
+    """Ask what runs to save its state, and wait for that."""
+    there = [job.process for job in jobs if job.process is not None]
+    for process in there:
+        with suppress(OSError):
+            process.terminate()
+    until = time.monotonic() + GRACE
+    for process in there:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _reason(log: Path, status: int) -> str:
+    """Why a process ended, from the end of its log."""
+    if status < 0:
+        return f"ended by the signal {signal.Signals(-status).name}"
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4000))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    last = next((line for line in reversed(lines) if line.startswith("error: ")), "")
+    last = last or next((line for line in reversed(lines) if line.strip()), "")
+    return f"status {status}" + (f", {escaped(last.strip()[:300])}" if last else "")
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    try:
+        content = read_json(run_dir / RECORD)
+    except (OSError, ValueError):  # not begun
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(run: Planned, done: Sequence[str]) -> None:
+    record = {"configuration": digest(run), "words": list(run.words), "done": list(done)}
+    replace_text(run.run_dir / RECORD, json.dumps(record, indent=2) + "\n")

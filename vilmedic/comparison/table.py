@@ -1,0 +1,404 @@
+"""The table of a comparison: a row a setting, a column a number; as text, LaTeX and so on.
+
+`compare` makes it from run directories, `text_of` writes it.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vilmedic.comparison.runs import (
+    Run,
+    group,
+    other_sample,
+    read_runs,
+    varying,
+    what_differs,
+)
+from vilmedic.comparison.statistics import Array, Difference, Estimate, differences, estimate
+from vilmedic.config.declared import known_better
+from vilmedic.errors import ConfigError
+from vilmedic.files import spreadsheet_text, text_table
+
+RESAMPLES = 1000
+MOST_RESAMPLED = 100
+"""Runs that are resampled unless asked for: a thousand are listed in a second."""
+BEST = "better than every other setting beyond chance (p < 0.05, Holm)"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a setting.
+
+    Args:
+        estimate: the number; None where the setting has none.
+        difference: how far it is from the best of its column; None for the best, and where nothing
+            is known of single samples and there are no seeds.
+        bold: whether it is the best, and that beyond chance.
+    """
+
+    estimate: Estimate | None
+    difference: Difference | None = None
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of all settings.
+
+    Args:
+        name: the metric and the number, such as `zero_shot auroc`.
+        better: `higher`, `lower`, or None where neither is.
+        cells: one a setting.
+        best: the place of the best setting; None without a comparison.
+    """
+
+    name: str
+    better: str | None
+    cells: list[Cell]
+    best: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a table shows.
+
+    Args:
+        split: name of the split.
+        samples: its size, of the first run.
+        settings: the name of each row and its runs.
+        columns: the numbers.
+        notes: what a reader has to know, such as what keeps the runs from being compared.
+    """
+
+    split: str
+    samples: int
+    settings: dict[str, list[Run]]
+    columns: list[Column]
+    notes: list[str]
+
+
+def compare(
+    directories: Sequence[Path],
+    *,
+    split: str | None = None,
+    by: Sequence[str] = (),
+    anyway: bool = False,
+    number: int | None = None,
+) -> Comparison:
+    """Compare evaluated runs; loads no model.
+
+    Args:
+        directories: of the runs.
+        split: see `read_runs`.
+        by: see `group`.
+        anyway: go on where runs cannot be compared; the table says so.
+        number: resamples behind each interval; 0 leaves out what needs them. None takes 1,000, and
+            0 for more than 100 runs.
+
+    Raises:
+        ConfigError: a directory is no evaluated run, or the runs cannot be compared.
+    """
+    split, runs = read_runs(directories, split)
+    problems = what_differs(runs)
+    if problems and not anyway:
+        told = "Nothing is compared; --anyway does it all the same and says so in the table."
+        raise ConfigError([*(f"{one}." for one in problems), told])
+    settings = group(runs, by)
+    notes = [f"not comparable: {one}" for one in problems]
+    for label, some in settings.items() if by else ():
+        if keys := varying(some):
+            notes.append(f"{label}: {len(some)} runs, which also differ in {', '.join(keys)}")
+    if number is None:
+        number = RESAMPLES if len(runs) <= MOST_RESAMPLED else 0
+        if not number:
+            notes.append(
+                f"more than {MOST_RESAMPLED} runs: no samples are drawn; --bootstrap {RESAMPLES} "
+                "draws them"
+            )
+    drawn = _drawn(runs, number)
+    columns = []
+    for name in dict.fromkeys(key for run in runs for key in run.numbers):
+        better = _better(split, name)
+        if better is not None or len(settings) == 1:
+            columns.append(_column(name, better, list(settings.values()), drawn))
+    known = [column for column in columns if any(cell.estimate for cell in column.cells)]
+    return Comparison(split, runs[0].results["samples"], settings, known, notes)
+
+
+def text_of(comparison: Comparison, form: str) -> str:
+    """A comparison as text.
+
+    Args:
+        comparison: what is shown.
+        form: `table`, `md`, `latex`, `csv` or `html`.
+    """
+    return _FORMS[form](comparison)
+
+
+def rows(comparison: Comparison, bold: Callable[[str], str]) -> list[list[str]]:
+    """The cells of the table: a head, and a row a setting."""
+    arrows = {"higher": " ↑", "lower": " ↓", None: ""}
+    table = [["setting", "seeds", *(one.name + arrows[one.better] for one in comparison.columns)]]
+    for place, (label, runs) in enumerate(comparison.settings.items()):
+        cells = [column.cells[place] for column in comparison.columns]
+        table.append([label, str(len(runs)), *(_shown(cell, bold) for cell in cells)])
+    return table
+
+
+def difference_rows(comparison: Comparison) -> list[list[str]]:
+    """The differences to the best: a head, and a row a number and a setting; none without any."""
+    labels, table = list(comparison.settings), []
+    for column in comparison.columns:
+        for label, cell in zip(labels, column.cells, strict=True):
+            if (one := cell.difference) is not None and column.best is not None:
+                low, high = (_number(bound, sign=True) for bound in one.interval)
+                row = [column.name, label, labels[column.best], _number(one.value, sign=True)]
+                verdict = "different" if one.significant else "not told apart"
+                table.append([*row, f"[{low}, {high}]", _chance(one.corrected), verdict])
+    head = ["number", "setting", "best", "difference", "95% interval", "p (Holm)", ""]
+    return [head, *table] if table else []
+
+
+def caption(comparison: Comparison) -> str:
+    """What the table shows, in one sentence."""
+    runs = sum(map(len, comparison.settings.values()))
+    return (
+        f"split {comparison.split}: {comparison.samples} samples, {runs} run(s), "
+        f"{len(comparison.settings)} setting(s)"
+    )
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """How the table is read."""
+    cells = [cell for column in comparison.columns for cell in column.cells if cell.estimate]
+    over = sorted({cell.estimate.over for cell in cells if cell.estimate and cell.estimate.over})
+    found = list(comparison.notes)
+    if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
+        found.append("mean ± standard deviation over the seeds")
+    if over:
+        found.append(f"[95% interval over {'; over '.join(over)}]")
+    if any(cell.bold for cell in cells):
+        found.append(f"marked as best: {BEST}")
+    if difference_rows(comparison):
+        found.append(
+            "differences: paired on the same samples; intervals of each comparison alone, "
+            "p corrected for all pairs of settings of a column"
+        )
+    lacking = [
+        column.name
+        for column in comparison.columns
+        if column.best is not None and all(cell.difference is None for cell in column.cells)
+    ]
+    if lacking:
+        found.append(
+            f"nothing is known of single samples, so no difference is told: {', '.join(lacking)}"
+        )
+    return found
+
+
+def _drawn(runs: Sequence[Run], number: int) -> dict[int, dict[str, Array]]:
+    """The numbers of each run in the same resamples, of runs with the samples of the first."""
+    if number < 2 or not any(run.predictions for run in runs):
+        return {id(run): {} for run in runs}
+    from vilmedic.comparison.resampled import resampled  # brings what 1,000 listed runs need not
+
+    first = next(run.predictions for run in runs if run.predictions)
+    found: dict[int, dict[str, Array]] = {}
+    for run in runs:
+        alike = run.predictions and other_sample(run.predictions, first) is None
+        found[id(run)] = resampled(run.predictions, run.numbers, number=number) if alike else {}
+    return found
+
+
+def _column(
+    name: str,
+    better: str | None,
+    settings: Sequence[Sequence[Run]],
+    drawn: dict[int, dict[str, Array]],
+) -> Column:
+    estimates: list[Estimate | None] = []
+    for runs in settings:
+        told = [run for run in runs if _is_number(run.numbers.get(name))]
+        values = [float(run.numbers[name]) for run in told]
+        draws = [drawn[id(run)].get(name) for run in told]
+        known = _interval(told[0], name) if told else None
+        estimates.append(estimate(values, draws, known) if told else None)
+    there = [place for place, one in enumerate(estimates) if one is not None]
+    if better is None or len(there) < 2:
+        return Column(name, better, [Cell(one) for one in estimates], None)
+    compared = [one for one in estimates if one is not None]
+    sign = 1 if better == "higher" else -1
+    chosen = max(range(len(compared)), key=lambda place: sign * compared[place].value)
+    found = dict(zip(there, differences(compared, chosen), strict=True))
+    best = there[chosen]
+    others = [found[place] for place in there if place != best]
+    bold = all(one is not None and one.significant for one in others)
+    cells = [
+        Cell(one, found.get(place), bold and place == best) for place, one in enumerate(estimates)
+    ]
+    return Column(name, better, cells, best)
+
+
+def _interval(run: Run, name: str) -> tuple[float, float] | None:
+    """The interval that the evaluation of a run states for a number."""
+    metric, _, key = name.partition(" ")
+    values = run.results["metrics"].get(metric)
+    bounds = values.get(f"{key}_interval") if isinstance(values, dict) else None
+    if isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
+        return float(bounds[0]), float(bounds[1])
+    return None
+
+
+def _better(split: str, name: str) -> str | None:
+    return known_better(f"{split}_{name.replace(' ', '_')}")
+
+
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and math.isfinite(value)
+
+
+def _number(value: float, *, sign: bool = False) -> str:
+    places = 1 if abs(value) >= 100 else 3
+    return f"{value:{'+' if sign else ''}.{places}f}"
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _shown(cell: Cell, bold: Callable[[str], str]) -> str:
+    if cell.estimate is None:
+        return "-"
+    one, text = cell.estimate, _number(cell.estimate.value)
+    text = bold(text) if cell.bold else text
+    if one.spread is not None:
+        text += f" ± {_number(one.spread)}"
+    if one.interval is not None:
+        text += f" [{_number(one.interval[0])}, {_number(one.interval[1])}]"
+    return text
+
+
+# -- the forms
+
+
+def _as_table(comparison: Comparison) -> str:
+    parts = [caption(comparison), "", *text_table(rows(comparison, lambda text: f"*{text}"), "   ")]
+    if found := difference_rows(comparison):
+        parts += ["", "Differences to the best", "", *text_table(found, "   ")]
+    notes = footnotes(comparison)
+    return "\n".join([*parts, *([""] if notes else []), *notes])
+
+
+def _as_markdown(comparison: Comparison) -> str:
+    def lines(table: Sequence[Sequence[str]]) -> list[str]:
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
+        head, *body = [f"| {' | '.join(row)} |" for row in escaped]
+        return [head, "|---" * len(table[0]) + "|", *body]
+
+    parts = [caption(comparison), "", *lines(rows(comparison, lambda text: f"**{text}**"))]
+    if found := difference_rows(comparison):
+        parts += ["", "Differences to the best:", "", *lines(found)]
+    notes = footnotes(comparison)
+    return "\n".join([*parts, *(line for note in notes for line in ("", f"- {note}"))])
+
+
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def _as_latex(comparison: Comparison) -> str:
+    def escaped(text: str) -> str:
+        return "".join(_LATEX.get(letter, letter) for letter in text)
+
+    marks = ("\x02", "\x03")  # no letter of a name; set before what is between them is escaped
+
+    def cell(text: str) -> str:
+        return escaped(text).replace(marks[0], r"\textbf{").replace(marks[1], "}")
+
+    def lines(table: Sequence[Sequence[str]], text_columns: int) -> list[str]:
+        layout = "l" * text_columns + "r" * (len(table[0]) - text_columns)
+        head, *body = [" & ".join(map(cell, row)) + r" \\" for row in table]
+        return [
+            f"\\begin{{tabular}}{{{layout}}}",
+            r"\hline",
+            head,
+            r"\hline",
+            *body,
+            r"\hline",
+            r"\end{tabular}",
+        ]
+
+    parts = [f"% {caption(comparison)}"]
+    parts += [f"% {note}" for note in footnotes(comparison)]
+    parts += lines(rows(comparison, lambda text: marks[0] + text + marks[1]), 1)
+    if found := difference_rows(comparison):
+        parts += ["", "% Differences to the best", *lines(found, 3)]
+    return "\n".join(parts)
+
+
+def _as_csv(comparison: Comparison) -> str:
+    head = ["setting", "seeds"]
+    for column in comparison.columns:
+        ends = ("", " sd", " low", " high", " difference", " difference low", " difference high")
+        head += [f"{column.name}{end}" for end in (*ends, " p holm", " best")]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    for place, (label, runs) in enumerate(comparison.settings.items()):
+        row: list[Any] = [spreadsheet_text(label), len(runs)]
+        for column in comparison.columns:
+            cell = column.cells[place]
+            one, gap = cell.estimate, cell.difference
+            row += [one.value, one.spread, *(one.interval or ("", ""))] if one else [""] * 4
+            row += [gap.value, *gap.interval, gap.corrected] if gap else [""] * 4
+            row.append(int(cell.bold))
+        writer.writerow(row)
+    return out.getvalue().rstrip("\n")
+
+
+def _as_html(comparison: Comparison) -> str:
+    marks = ("\x02", "\x03")
+
+    def cell(text: str) -> str:
+        return html.escape(text).replace(marks[0], "<b>").replace(marks[1], "</b>")
+
+    def lines(table: Sequence[Sequence[str]], title: str) -> list[str]:
+        head, *body = table
+        made = [f"<table>\n<caption>{html.escape(title)}</caption>"]
+        made.append(f"<tr>{''.join(f'<th>{cell(one)}</th>' for one in head)}</tr>")
+        made += [f"<tr>{''.join(f'<td>{cell(one)}</td>' for one in row)}</tr>" for row in body]
+        return [*made, "</table>"]
+
+    parts = lines(rows(comparison, lambda text: marks[0] + text + marks[1]), caption(comparison))
+    if found := difference_rows(comparison):
+        parts += lines(found, "Differences to the best")
+    notes = [f"<li>{html.escape(note)}</li>" for note in footnotes(comparison)]
+    return "\n".join([*parts, *(["<ul>", *notes, "</ul>"] if notes else [])])
+
+
+_FORMS: dict[str, Callable[[Comparison], str]] = {
+    "table": _as_table,
+    "md": _as_markdown,
+    "latex": _as_latex,
+    "csv": _as_csv,
+    "html": _as_html,
+}
+FORMS = tuple(_FORMS)
