@@ -159,7 +159,9 @@ def read_labels(text: str) -> tuple[list[str], list[str]]:
         name = name.strip()
         bare = name.removeprefix(UNKNOWN).strip()
         if not bare:
-            raise ValueError(f"a '{UNKNOWN}' without a label" if name else "an empty label")
+            raise ValueError(
+                f"a '{UNKNOWN}' without a label" if name else "an empty label between commas"
+            )
         (unknown if name.startswith(UNKNOWN) else present)[bare] = None
     if both := present.keys() & unknown.keys():
         raise ValueError(f"the label '{brief(min(both))}' both as there and as unknown")

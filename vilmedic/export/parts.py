@@ -355,7 +355,7 @@ def _write_transformers(network: PreTrainedModel, target: Path) -> str:
     """
     weights = weights_of(network)
     with torch.device("meta"):
-        whole = AutoModel.from_config(network.config)
+        whole = AutoModel.from_config(network.config, trust_remote_code=False)
     inner = whole if type(whole) is type(network) else whole.get_encoder()
     theirs = next((f"{n}." for n, one in whole.named_modules() if one is inner and n), "")
     if not theirs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class Loaded:
     pixels: Pixels | None
     reports: ReportTokens | None
     path: Path
-    ema: bool
-    header: Mapping[str, Any]
+    ema: bool = False
+    header: Mapping[str, Any] = field(default_factory=dict)
 
 
 def from_checkpoint(
