@@ -160,6 +160,6 @@ def test_scores_of_samples_are_recorded() -> None:
 
 def test_models_without_logits_are_refused_and_baselines_are_null() -> None:
     given = evaluation(split_features({"visual": torch.zeros(4, 2)}, torch.eye(4)[:, :2]))
-    with pytest.raises(ConfigError, match=r"classification: the model gives no feature 'logits'"):
+    with pytest.raises(ConfigError, match=r"^the model gives no feature 'logits'"):
         Classification().check(given)
     assert Classification()(given)["f1"] is None

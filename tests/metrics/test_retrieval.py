@@ -181,7 +181,7 @@ def test_words_and_regions_rank_the_candidates(
         assert result[f"{direction}_median_rank"] == ranks.median().item()
     plain = evaluation(split_features({"visual": random(2, 3)}))
     plain.networks.members = [lambda: torch.nn.Linear(1, 1)]
-    with pytest.raises(ConfigError, match=rf"retrieval\.similarity: given {similarity}: Linear"):
+    with pytest.raises(ConfigError, match=rf"^similarity: given {similarity}, but Linear"):
         metric.check(plain)
 
 

@@ -77,7 +77,7 @@ def test_nothing_is_written_where_there_is_nothing_to_map(tmp_path: Path) -> Non
 
 def test_options_are_checked() -> None:
     run = evaluation(split_features({"visual": random(9, 3)}))
-    with pytest.raises(ConfigError, match=r"explore_representation\.keys.*Allowed: visual"):
+    with pytest.raises(ConfigError, match=r"^keys: .*Allowed: visual"):
         ExploreRepresentation(keys=["visuel"]).check(run)
 
 

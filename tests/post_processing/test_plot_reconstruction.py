@@ -93,5 +93,5 @@ def test_large_images_keep_their_size_and_grey_ones_are_shown(tmp_path: Path) ->
 
 def test_options_that_cannot_be(run: Evaluation) -> None:
     run.networks.members = [tiny_vae, tiny_vae]
-    with pytest.raises(ConfigError, match=r"plot_reconstruction: 2 checkpoints"):
+    with pytest.raises(ConfigError, match=r"^2 checkpoints"):
         PlotReconstruction().check(run)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.toy_models import ToyData, ToyModel
+from vilmedic.config.load import Node
 from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import TrainorSection, ValidatorSection
+from vilmedic.config.tree import Mark, Tree
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.training.validator import Validator
@@ -128,6 +130,34 @@ def test_options_are_refused_before_training(tmp_path: Path) -> None:
     assert model.seen == [5, 5]
     make(tmp_path).check(model)
     assert model.seen == [5, 5]
+
+
+def test_a_refusal_names_the_key_and_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "representation": {"features": ["visul"]},
+        "retrieval": {"similarity": "local"},
+        "zero_shot": {"prompts": str(tmp_path / "none.yml")},
+        "prompted_findings": {
+            "root": str(tmp_path),
+            "prompts": {name: {"prompt": "p", "finding": "f"} for name in "ab"},
+        },
+        "reconstruction": {},
+    }
+    for line, (name, options) in enumerate(given.items(), start=3):
+        path = ("validator", "metrics", name)
+        marked = (*path, *options) if len(options) == 1 else path  # else it is the model's fault
+        marks = {marked: Mark(f"toy.yml:{line}")}
+        node = Node({"proto": name, **options}, path, Tree({}, marks), {})
+        monkeypatch.setattr(Config, "calls", _only_metrics(node))
+        with pytest.raises(ConfigError) as refused:
+            make(tmp_path).check(ToyModel())
+        assert str(refused.value).startswith(f"{'.'.join(marked)} (toy.yml:{line}): "), name
+
+
+def _only_metrics(node: Node) -> Any:
+    return lambda _, section, key: [node] if key == "metrics" else []
 
 
 def test_a_split_of_one_sample_is_refused_before_the_first_step(

@@ -350,9 +350,18 @@ def build_calls(
     Returns:
         Name and object, in order.
     """
-    path = tuple((where or registry.kind).split("."))
-    nodes = _nodes(calls, path, Tree(), {})
+    nodes = nodes_of(calls, where or registry.kind)
     return [(node["proto"], build(registry, node, **runtime)) for node in nodes]
+
+
+def nodes_of(calls: Any, where: str) -> list[Node]:
+    """The nodes of names with options, as `build_calls` takes them.
+
+    Args:
+        calls: the names with options.
+        where: the dotted key of what is no node, for messages.
+    """
+    return list(_nodes(calls, tuple(where.split(".")), Tree(), {}))
 
 
 def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
@@ -436,13 +445,24 @@ def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
     try:
         return cls(**arguments)
     except ArgumentError as error:
-        raise ConfigError(
-            f"{tree.where((*judged.path, *(name.split('.') if name else ())))}: {text}"
-            for name, text in error.arguments.items()
-        ) from error
+        raise located(error, tree, judged.path) from error
     except (ValueError, TypeError) as error:
         where = tree.where(judged.path)
         raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
+
+
+def located(error: ArgumentError, tree: Tree, path: KeyPath) -> ConfigError:
+    """What is wrong with arguments, with the place of each in the configuration in front.
+
+    Args:
+        error: what the object at `path` refuses.
+        tree: the configuration.
+        path: where the object stands in it.
+    """
+    return ConfigError(
+        f"{tree.where((*path, *(name.split('.') if name else ())))}: {text}"
+        for name, text in error.arguments.items()
+    )
 
 
 def _class_of(found: Target, path: KeyPath) -> Any:

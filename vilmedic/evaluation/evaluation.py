@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from vilmedic.config import build, build_calls
 from vilmedic.config.declared import distinct
+from vilmedic.config.load import located, nodes_of
 from vilmedic.datasets.lines import join_names, shown
 from vilmedic.datasets.loader import make_loader
 from vilmedic.device import autocast, move
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import ArgumentError, nearest
 from vilmedic.evaluation.features import (
     SplitFeatures,
     collect,
@@ -289,50 +290,57 @@ class Evaluation:
         """Where the words of samples' reports look, a map [L, h, w] each; None without regions."""
         return self.networks.local.attention(self.dataset, indices)
 
-    def check_local(self, key: str) -> None:
+    def check_local(self, argument: str = "", given: str = "") -> None:
         """Refuse a model that compares no regions with words.
 
         Args:
-            key: the configuration key that asks for it.
+            argument: the argument of the metric or step that asks for it; empty for no single one.
+            given: its value.
 
         Raises:
-            ConfigError: the model has whole images and whole reports only.
+            ArgumentError: the model has whole images and whole reports only.
         """
         model = self.networks.members[0]()
         if not hasattr(model, "local_similarity"):
-            raise ConfigError(
-                f"{key}: {type(model).__name__} compares no words with regions of images, as "
-                "GLoRIA does."
+            raise ArgumentError(
+                {
+                    argument: f"{f'given {given}, but ' if given else ''}{type(model).__name__} "
+                    "compares no words with regions of images, as GLoRIA does."
+                }
             )
 
-    def check_feature(self, name: str, key: str) -> None:
+    def check_feature(self, name: str, argument: str = "") -> None:
         """Refuse a feature that the networks do not produce.
 
         Args:
             name: the feature asked for.
-            key: the configuration key that asks for it.
+            argument: the argument of the metric or step that asks for it; empty for no single one.
 
         Raises:
-            ConfigError: there is none of that name.
+            ArgumentError: there is none of that name.
         """
         available = sorted(self.features.features)
         if name not in available:
-            raise ConfigError(
-                f"{key}: the model gives no feature '{name}' on this data. "
-                f"Allowed: {', '.join(available)}.{nearest(name, available)}"
+            raise ArgumentError(
+                {
+                    argument: f"the model gives no feature '{name}' on this data. "
+                    f"Allowed: {', '.join(available)}.{nearest(name, available)}"
+                }
             )
 
-    def check_label(self, name: str, key: str) -> None:
+    def check_label(self, name: str, argument: str) -> None:
         """Refuse a label that the data does not have.
 
         Raises:
-            ConfigError: there is none of that name.
+            ArgumentError: there is none of that name.
         """
         labels = self.features.label_names
         if name not in labels:
-            raise ConfigError(
-                f"{key}: the data has no label '{name}'. Allowed: {shown(labels, LISTED)}."
-                f"{nearest(name, labels)}"
+            raise ArgumentError(
+                {
+                    argument: f"the data has no label '{name}'. Allowed: "
+                    f"{shown(labels, LISTED)}.{nearest(name, labels)}"
+                }
             )
 
 
@@ -375,10 +383,11 @@ class Splits:
         self.config, self.seed, self.source = config, seed, source
         self.batch_size, self.num_workers = batch_size, num_workers
         self.precision, self.device = precision, device
-        self.metrics = distinct(build_calls(METRICS, metrics, f"{where}.metrics"))
-        self.post_processing = distinct(
-            build_calls(POST_PROCESSING, post_processing, f"{where}.post_processing")
-        )
+        asked = nodes_of(metrics, f"{where}.metrics")
+        steps = nodes_of(post_processing, f"{where}.post_processing")
+        self._nodes = [*asked, *steps]
+        self.metrics = distinct(build_calls(METRICS, asked))
+        self.post_processing = distinct(build_calls(POST_PROCESSING, steps))
         self.dataset = cache(self._build_dataset)
 
     def tokens_ready(self, split: str, model: nn.Module) -> Any:
@@ -439,8 +448,11 @@ class Splits:
         loader = self._loader(self.dataset(split), num_workers=0)
         features = networks.preview(split, loader)
         evaluation = self.evaluation(networks, split, out_dir=Path(), features=features)
-        for step in steps:
-            step.check(evaluation)
+        for step, node in zip(steps, self._nodes, strict=True):
+            try:
+                step.check(evaluation)
+            except ArgumentError as error:
+                raise located(error, node.tree, node.path) from error
 
     def _build_dataset(self, split: str) -> Any:
         return build(

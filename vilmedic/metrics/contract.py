@@ -33,7 +33,8 @@ class Metric(ABC):
             evaluation: the first batch of the split.
 
         Raises:
-            ConfigError: an option does not fit the model or the data.
+            ArgumentError: an option does not fit the model or the data; the key in front of it and
+                where it is set are added.
             DataError: a file that an option names is not as it must be.
         """
 

@@ -78,7 +78,7 @@ class Classification(Metric):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a model without logits, and a split that is not there."""
-        evaluation.check_feature(LOGITS, "classification")
+        evaluation.check_feature(LOGITS)
         if self.threshold_split != evaluation.split:
             evaluation.networks.dataset(self.threshold_split)
 

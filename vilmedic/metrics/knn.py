@@ -66,7 +66,7 @@ class NearestNeighbours(Metric):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a feature that the model does not give, and a split that is not there."""
-        evaluation.check_feature(self.features, "knn.features")
+        evaluation.check_feature(self.features, "features")
         if self.fit_split != evaluation.split:
             evaluation.networks.dataset(self.fit_split)
 

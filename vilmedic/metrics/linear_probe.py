@@ -72,7 +72,7 @@ class LinearProbe(Metric):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a feature that the model does not give, and a split that is not there."""
-        evaluation.check_feature(self.features, "linear_probe.features")
+        evaluation.check_feature(self.features, "features")
         if self.fit_split != evaluation.split:
             evaluation.networks.dataset(self.fit_split)
 

@@ -101,7 +101,7 @@ class PointingGame(Metric):
 
     def check(self, evaluation: Evaluation) -> None:
         """Read the findings, and refuse a model without words and regions."""
-        evaluation.check_local("pointing_game")
+        evaluation.check_local()
         self._findings(evaluation)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from vilmedic.config.types import AtLeast, Below, Between, Temperature
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.image import image_part
 from vilmedic.device import autocast
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.files import text_table
 from vilmedic.generation.generators import warn_of_guidance
@@ -105,7 +105,7 @@ class PromptedFindings(Metric):
         self.cond_scale = cond_scale
         self._wanted = [_read_prompt(name, given) for name, given in prompts.items()]
         if len(self._wanted) < 2:
-            raise ConfigError(f"{KEY}.prompts: needs at least two prompts to tell apart.")
+            raise ArgumentError({"prompts": "needs at least two prompts to tell apart."})
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse models that make no images, and findings that no training image has.
@@ -114,16 +114,18 @@ class PromptedFindings(Metric):
         """
         model = evaluation.networks.members[0]()
         if not isinstance(model, DALLE):
-            raise ConfigError(f"{KEY}: {type(model).__name__} makes no images of reports.")
+            raise ArgumentError({"": f"{type(model).__name__} makes no images of reports."})
         dropped = model.null_cond_prob
         warn_of_guidance(f"{KEY}.cond_scale", self.cond_scale, dropped, evaluation.title)
         findings = read_findings(self.root, self.train_split, self.file)
         for prompt in self._wanted:
             if not any(prompt.shown_by(found) for found in findings):
                 known = sorted({one.name for found in findings for one in found})
-                raise ConfigError(
-                    f"{KEY}.prompts.{prompt.name}: no image of {self.root} shows "
-                    f"'{prompt.finding}' there. Findings: {', '.join(known)}."
+                raise ArgumentError(
+                    {
+                        f"prompts.{prompt.name}": f"no image of {self.root} shows "
+                        f"'{prompt.finding}' there. Findings: {', '.join(known)}."
+                    }
                 )
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
@@ -239,10 +241,10 @@ def _read_prompt(name: str, given: dict[str, str | None]) -> _Prompt:
     unknown = [key for key in given if key not in FIELDS]
     if unknown or not given.get("prompt"):
         what = f"'{unknown[0]}' is not known" if unknown else "it has no 'prompt'"
-        raise ConfigError(f"{KEY}.prompts.{name}: {what}. Allowed: {', '.join(FIELDS)}.")
+        raise ArgumentError({f"prompts.{name}": f"{what}. Allowed: {', '.join(FIELDS)}."})
     side = given.get("side")
     if side not in (None, *SIDES):
-        raise ConfigError(f"{KEY}.prompts.{name}.side: given {side}, allowed: left, right.")
+        raise ArgumentError({f"prompts.{name}.side": f"given {side}, allowed: left, right."})
     return _Prompt(name, str(given["prompt"]), given.get("finding"), side)
 
 

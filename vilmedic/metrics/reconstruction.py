@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vilmedic.config.types import Share
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.metrics.contract import Metric
 
@@ -43,7 +43,7 @@ class Reconstruction(Metric):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse models without codes, and several models at once."""
-        check_single_vae(evaluation, "reconstruction")
+        check_single_vae(evaluation)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`loss`, `hard_loss`, `codebook_perplexity` and `codes_used`; None without codes."""
@@ -86,21 +86,22 @@ def codebook_use(codes: Tensor, size: int) -> tuple[float, int]:
     return math.exp(entropy), int((counts > 0).sum())
 
 
-def check_single_vae(evaluation: Evaluation, key: str) -> None:
+def check_single_vae(evaluation: Evaluation) -> None:
     """Refuse what has no codes, and several VAEs at once.
 
     Args:
         evaluation: the first batch of a split.
-        key: the configuration key that asks for codes.
 
     Raises:
-        ConfigError: the model makes no codes of images, or there is more than one.
+        ArgumentError: the model makes no codes of images, or there is more than one.
     """
     model = evaluation.networks.members[0]()
     if not hasattr(model, "get_codebook_indices"):
-        raise ConfigError(f"{key}: {type(model).__name__} makes no codes of images, as VAE does.")
+        raise ArgumentError({"": f"{type(model).__name__} makes no codes of images, as VAE does."})
     if len(evaluation.networks.members) > 1:
-        raise ConfigError(
-            f"{key}: {len(evaluation.networks.members)} checkpoints have codebooks that have "
-            "nothing to do with each other. Evaluate one: ensemblor.mode=best-1."
+        raise ArgumentError(
+            {
+                "": f"{len(evaluation.networks.members)} checkpoints have codebooks that have "
+                "nothing to do with each other. Evaluate one: ensemblor.mode=best-1."
+            }
         )

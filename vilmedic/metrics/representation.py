@@ -62,7 +62,7 @@ class Representation(Metric):
     def check(self, evaluation: Evaluation) -> None:
         """Refuse features that the model does not give."""
         for name in self.features or ():
-            evaluation.check_feature(name, "representation.features")
+            evaluation.check_feature(name, "features")
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`alignment`, and for each feature `<name>_{uniformity,effective_rank,spread}`."""

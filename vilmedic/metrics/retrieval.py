@@ -125,7 +125,7 @@ class Retrieval(Metric):
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a local similarity that the model does not have."""
         if self.similarity != "global":
-            evaluation.check_local(f"retrieval.similarity: given {self.similarity}")
+            evaluation.check_local("similarity", self.similarity)
 
     def __call__(self, evaluation: Evaluation) -> dict[str, Any]:
         """`{image_to_text,text_to_image}_{r1,r5,r10,median_rank}`.

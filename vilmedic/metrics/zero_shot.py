@@ -23,7 +23,7 @@ from vilmedic.config.types import Resamples, UsedWith
 from vilmedic.config.yaml_source import compose, read_file_text
 from vilmedic.datasets.label import label_counts
 from vilmedic.datasets.lines import shown
-from vilmedic.errors import ConfigError, DataError, nearest
+from vilmedic.errors import ArgumentError, ConfigError, DataError, nearest
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.metrics.contract import Metric
 
@@ -94,7 +94,7 @@ class ZeroShot(Metric):
     def check(self, evaluation: Evaluation) -> None:
         """Read the prompt file against the labels of the data, and look for the similarity."""
         if self.similarity != "global":
-            evaluation.check_local(f"zero_shot.similarity: given {self.similarity}")
+            evaluation.check_local("similarity", self.similarity)
         names = evaluation.features.label_names
         if evaluation.features.labels is not None:
             classes = load_prompts(self.prompts, names, negative=self._negative)
@@ -240,14 +240,14 @@ def load_prompts(
         The classes in the order of the file.
 
     Raises:
-        ConfigError: there is no such file.
+        ArgumentError: there is no such file.
         DataError: the file is empty, is not of this form or names an unknown label; all that is
             wrong is said at once, each with its line.
     """
     file = Path(path)
     if not file.is_file():  # a pipe, or a device that gives data for ever, is none
         beside = [str(p) for p in sorted(file.parent.glob("*.y*ml"))]
-        raise ConfigError(f"zero_shot.prompts: there is no file '{path}'.{nearest(path, beside)}")
+        raise ArgumentError({"prompts": f"there is no file '{path}'.{nearest(path, beside)}"})
     try:
         root = compose(read_file_text(path), lambda line: f"{path}:{line}")
     except ConfigError as error:

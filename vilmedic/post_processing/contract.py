@@ -21,7 +21,8 @@ class PostProcessing(ABC):
             evaluation: the first batch of the split.
 
         Raises:
-            ConfigError: an option does not fit the model or the data.
+            ArgumentError: an option does not fit the model or the data; the key in front of it and
+                where it is set are added.
         """
 
     @abstractmethod

@@ -64,7 +64,7 @@ class ExploreRepresentation(PostProcessing):
     def check(self, evaluation: Evaluation) -> None:
         """Refuse features that the model does not give."""
         for key in self.keys or ():
-            evaluation.check_feature(key, "explore_representation.keys")
+            evaluation.check_feature(key, "keys")
 
     def __call__(self, evaluation: Evaluation) -> list[Path]:
         """Write the file of a split; nothing where the model gives no features."""

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from vilmedic.config.types import AtLeast, UsedWith
 from vilmedic.datasets.image import Window, image_part
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.post_processing.contract import PostProcessing
 
@@ -60,13 +60,15 @@ class PlotAttention(PostProcessing):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a model without words and regions, and samples that the split does not have."""
-        evaluation.check_local("plot_attention")
+        evaluation.check_local()
         size = len(evaluation.dataset)
         missing = [number for number in self.samples or () if not 0 <= number < size]
         if missing:
-            raise ConfigError(
-                f"plot_attention.samples: given {missing[0]}, but the split '{evaluation.split}' "
-                f"has {size} samples. Allowed: 0 to {size - 1}."
+            raise ArgumentError(
+                {
+                    "samples": f"given {missing[0]}, but the split '{evaluation.split}' "
+                    f"has {size} samples. Allowed: 0 to {size - 1}."
+                }
             )
 
     def __call__(self, evaluation: Evaluation) -> list[Path]:

@@ -42,7 +42,7 @@ class PlotReconstruction(PostProcessing):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse models without codes, and several models at once."""
-        check_single_vae(evaluation, "plot_reconstruction")
+        check_single_vae(evaluation)
 
     def __call__(self, evaluation: Evaluation) -> list[Path]:
         """Draw the picture of a split."""

@@ -56,10 +56,10 @@ class PlotRepresentation(PostProcessing):
     def check(self, evaluation: Evaluation) -> None:
         """Refuse features that the model does not give and labels that the data does not have."""
         for key in self.keys:
-            evaluation.check_feature(key, "plot_representation.keys")
+            evaluation.check_feature(key, "keys")
         if evaluation.features.labels is not None:
             for label in self.labels_keep or ():
-                evaluation.check_label(label, "plot_representation.labels_keep")
+                evaluation.check_label(label, "labels_keep")
 
     def __call__(self, evaluation: Evaluation) -> list[Path]:
         """Draw the plots of a split; skips with one line what cannot be drawn."""
