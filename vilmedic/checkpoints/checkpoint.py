@@ -378,7 +378,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             plain values.
     """
     # imported here, as below: a new run reads no checkpoint
-    from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
+    from vilmedic.checkpoints.exported import is_safetensors, load_safetensors, read_export
     from vilmedic.checkpoints.older_formats import unify, zoo_config, zoo_file
     from vilmedic.checkpoints.safe_load import load_plain
     from vilmedic.manifest import is_export
@@ -387,8 +387,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if is_export(path):
         state = read_export(path)
     else:
-        weights = path.suffix == SAFETENSORS
-        state = unify(load_safetensors(path) if weights else load_plain(path), path)
+        read = load_safetensors if is_safetensors(path) else load_plain
+        state = unify(read(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
     for key in ("config", "progress", "ema", "data", "networks"):
