@@ -106,7 +106,7 @@ def test_without_predictions_the_intervals_of_the_evaluation_are_shown(tmp_path:
     value = area.cells[0].estimate.value
     assert area.cells[0].estimate.interval == pytest.approx((value - 0.1, value + 0.1))
     assert [cell.difference for cell in area.cells] == [None, None]
-    assert "nothing is known of single samples" in text_of(found, "table")
+    assert "not tested, for lack of values of single samples" in text_of(found, "table")
 
 
 def test_predictions_of_another_evaluation_are_not_used(tmp_path: Path) -> None:
