@@ -4,11 +4,11 @@
 
 Three ways to make the same number of images from the same reports with the same weights, once each
 after a short first call: ours; the reference's `generate_images`, which computes the whole sequence
-anew for each token, as it drops its cache without guidance; and the reference with its cache handed
-to its `forward` by hand. That the reference's last two agree, and ours with both, is checked on the
-likeliest tokens, where chance plays no part. Needs the reference, which `make test` installs. The
-last line printed is one JSON object: `ratio` is against `generate_images`, `ratio_cached` against
-the cache by hand.
+again for each token, as it drops its cache without guidance; and the reference with its cache
+handed to its `forward` by hand. That the reference's last two agree, and ours with both, is checked
+on the likeliest tokens, where chance plays no part. Needs the reference, which `make test`
+installs. The last line printed is one JSON object: `ratio` is against `generate_images`,
+`ratio_cached` against the cache by hand.
 """
 
 from __future__ import annotations

@@ -45,14 +45,14 @@ def peak_memory(step: Callable[[], object], device: str = "cpu") -> float:
         held = torch.cuda.memory_allocated() / MIB
         step()
         return torch.cuda.max_memory_allocated() / MIB - held
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts again
     held = _status("VmRSS")
     step()
     return _status("VmHWM") - held
 
 
 def in_fresh_process(*arguments: str) -> float:
-    """The number that this script, run anew with further arguments, prints last."""
+    """The number that this script, run again with further arguments, prints last."""
     command = [sys.executable, *sys.argv, *arguments]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(child.stdout.split()[-1])

@@ -123,7 +123,7 @@ def test_an_error_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check(arrays)
 
 
-def mended(count: int = 30, seen: Any = None) -> Column:
+def fixed(count: int = 30, seen: Any = None) -> Column:
     """The inputs of `column`, all of which can be embedded by now."""
     whole = column(count, seen=seen)
 
@@ -141,12 +141,12 @@ def test_what_was_left_out_is_named_where_nothing_may_be(tmp_path: Path, suffix:
     before = out.read_bytes()
     assert not write_embeddings(out, [column(stop=0)], PLAN)
     with pytest.raises(DataError, match=r"an earlier call left out 1 input: cut short\. --force"):
-        write_embeddings(out, [mended()], PLAN, allow_errors=False)
+        write_embeddings(out, [fixed()], PLAN, allow_errors=False)
     with pytest.raises(KeyboardInterrupt):
         write_embeddings(out, [column(stop=0)], PLAN, allow_errors=False, force=True)
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
-    assert write_embeddings(out, [mended()], PLAN, allow_errors=False, force=True)
+    assert write_embeddings(out, [fixed()], PLAN, allow_errors=False, force=True)
     assert out.read_bytes() != before
     assert not write_embeddings(out, [column(stop=0)], PLAN, allow_errors=False)
 
@@ -156,7 +156,7 @@ def test_parts_with_something_left_out_are_made_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_embeddings(out, [column(stop=16)], PLAN)
     seen: list[tuple[int, int]] = []
-    write_embeddings(out, [mended(seen=seen)], PLAN, allow_errors=False)
+    write_embeddings(out, [fixed(seen=seen)], PLAN, allow_errors=False)
     assert seen == [(0, 8), (16, 24), (24, 30)]
     with np.load(out) as arrays:
         assert not any(arrays["path_error"].tolist())

@@ -112,7 +112,7 @@ def command(
     *,
     training: bool = False,
 ) -> int:
-    """Run a command and turn what a user can mend into a message.
+    """Run a command and turn what a user can fix into a message.
 
     Args:
         argv: the words after the command; None takes those of the process.
@@ -154,7 +154,7 @@ def command(
 
 
 def _guarded(call: Callable[[], object]) -> int:
-    """Do what a command does; what a user can mend becomes a message and an exit status."""
+    """Do what a command does; what a user can fix becomes a message and an exit status."""
     try:
         call()
     except VilmedicError as error:

@@ -20,7 +20,7 @@ _HIDDEN = re.compile(
 
 
 class VilmedicError(Exception):
-    """Base of every error that a user, rather than the program, has to mend."""
+    """Base of every error that a user, rather than the program, has to fix."""
 
 
 class ConfigError(VilmedicError):

@@ -43,7 +43,7 @@ def is_export(path: str | Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder says, checked as far as files are named in it.
+    """What the manifest of a folder says; the names of files in it are checked.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, of another format, or names a file that

@@ -302,7 +302,7 @@ def _encoding_of(path: Path, given: str, size: int, changed: int) -> str:
             return name
         if _NUL in fault:
             raise DataError(
-                f"{path}:{fault}, which no text does: the file is damaged. Get it anew."
+                f"{path}:{fault}, which no text does: the file is damaged. Download it again."
             )
         if given:
             raise DataError(f"{path}:{fault}, so it is not {given} text. Give another --encoding.")

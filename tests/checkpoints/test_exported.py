@@ -60,6 +60,15 @@ def test_damage_at_any_byte_of_a_header_is_refused(out: Path) -> None:
         vilmedic.load(out)
 
 
+def test_what_a_file_holds_counts_and_not_its_name(tmp_path: Path) -> None:
+    weights = {"layer.weight": torch.arange(6.0).view(2, 3)}
+    save_file(weights, tmp_path / "a.pth")
+    torch.save(weights, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        loaded = load_checkpoint(tmp_path / name)["model"]
+        assert torch.equal(loaded["layer.weight"], weights["layer.weight"])
+
+
 def test_a_file_of_weights_alone_is_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     weights = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.int64)}
@@ -82,6 +91,8 @@ def test_a_file_of_weights_alone_is_read_or_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"a\.safetensors: "):
             load_checkpoint(path)
     with pytest.raises(CheckpointError, match="no such file of weights"):
+        load_safetensors(tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="is a folder"):
         load_safetensors(tmp_path)

@@ -150,7 +150,9 @@ def test_changed_bytes_of_a_png_are_found(tmp_path: Path) -> None:
     assert decode_image(tmp_path / "a.png").shape == (1, 40, 40)
     place = len(content) // 2
     (tmp_path / "a.png").write_bytes(content[:place] + b"\x55\xaa" + content[place + 2 :])
-    with pytest.raises(UndecodableImage, match="check sum of its chunk 'IDAT' is wrong"):
+    with pytest.raises(
+        UndecodableImage, match=r"cut short.*check sum of its chunk 'IDAT' is wrong"
+    ):
         decode_image(tmp_path / "a.png")
 
 

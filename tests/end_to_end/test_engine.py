@@ -52,7 +52,7 @@ def test_everything_at_once_and_a_changed_configuration(
     assert "Continuing" in done.stdout
     assert "trainor.epochs: 2 -> 3" in done.stdout
     assert "trainor.optim_params.lr: 0.001 -> 0.0005" in done.stdout
-    assert "the schedule starts anew" in done.stdout
+    assert "the schedule starts from the beginning" in done.stdout
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation_loss" in line] == [3, 6, 9]
     assert [line["lr"] for line in lines if "lr" in line][-1] == 5e-4

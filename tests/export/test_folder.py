@@ -84,7 +84,7 @@ def test_another_export_is_replaced_on_request_only(
 def test_damage_is_mended_on_request(made: Path, out: Path) -> None:
     model = load(made / "run", device="cpu")
     (out / "heads.safetensors").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"is damaged.*Write it anew with --force"):
+    with pytest.raises(ConfigError, match=r"is damaged.*Write it again with --force"):
         model.export(out)
     model.export(out, force=True)
     assert load(out, device="cpu").abilities == model.abilities

@@ -1,6 +1,6 @@
 """How published scripts make the MIMIC-CXR folder: report by report, in one process.
 
-Written anew from what they do: one pass splits every report at headings in capitals and writes a
+Written again from what they do: one pass splits every report at headings in capitals and writes a
 table of sections, and a second one reads it, joins impression and findings, and writes the lines.
 """
 

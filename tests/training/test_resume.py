@@ -232,7 +232,7 @@ def test_a_job_that_is_started_again_and_again_gets_somewhere(
     assert lock is not None
     lock.release()
     assert (start.seed, start.path) == (4, None)
-    assert "no state of seed 4 can be continued: the run begins anew" in caplog.text
+    assert "no state of seed 4 can be continued: the run starts from the beginning" in caplog.text
     assert len(list((tmp_path / "set_aside").iterdir())) == 4
     assert not list(tmp_path.glob("*.pth"))
 

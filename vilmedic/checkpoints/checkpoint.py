@@ -101,7 +101,7 @@ def weights_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def can_continue(state: dict[str, Any]) -> bool:
-    """Whether training can go on from a checkpoint, as far as its keys tell."""
+    """Whether the keys of a checkpoint allow training to continue from it."""
     return "progress" in state and "optimizer" in state
 
 
@@ -377,8 +377,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or holds other things than tensors and
             plain values.
     """
-    # imported here, as below: a run that begins anew reads no checkpoint
-    from vilmedic.checkpoints.exported import SAFETENSORS, load_safetensors, read_export
+    # imported here, as below: a new run reads no checkpoint
+    from vilmedic.checkpoints.exported import is_safetensors, load_safetensors, read_export
     from vilmedic.checkpoints.older_formats import unify, zoo_config, zoo_file
     from vilmedic.checkpoints.safe_load import load_plain
     from vilmedic.manifest import is_export
@@ -387,8 +387,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if is_export(path):
         state = read_export(path)
     else:
-        weights = path.suffix == SAFETENSORS
-        state = unify(load_safetensors(path) if weights else load_plain(path), path)
+        read = load_safetensors if is_safetensors(path) else load_plain
+        state = unify(read(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
     for key in ("config", "progress", "ema", "data", "networks"):

@@ -229,7 +229,7 @@ def _model(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _other_settings(file: EncoderFile, network: nn.Module) -> list[str]:
-    """In what the network of a file is another one, as far as weights alone do not tell."""
+    """What makes the network of a file another one, besides its weights."""
     if not isinstance(network, PreTrainedModel):
         return []
     own = network.config.to_dict()

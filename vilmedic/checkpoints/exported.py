@@ -10,12 +10,21 @@ import safetensors.torch
 from torch import Tensor
 
 from vilmedic.errors import CheckpointError
-from vilmedic.files import no_file
+from vilmedic.files import no_file, open_regular
 from vilmedic.manifest import MANIFEST, check_files, read_by_us, read_manifest
 
-SAFETENSORS = ".safetensors"
 SAID = ("epoch", "seed", "metric", "better", "score")
 """What a checkpoint says of itself and an export passes on."""
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as one of safetensors does, whatever its name: a length, then JSON."""
+    try:
+        with open_regular(path) as stream:
+            start = stream.read(9)
+        return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    except OSError:
+        return False
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from vilmedic.checkpoints.left_out import check_run, read_json
+from vilmedic.config.yaml_source import read_file_text, read_yaml
 from vilmedic.errors import ConfigError, DataError, nearest
 from vilmedic.evaluation.evaluations import FOLDER, RECORD
 from vilmedic.evaluation.predictions import predictions_name, read_predictions
@@ -32,7 +32,6 @@ WHOLE = ("version", "label_names")
 OF_CLASSES = ("/classes", "/thresholds")
 """Arrays of predictions that hold nothing for each sample."""
 LISTED = 5  # keys and runs that a message names
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
     for directory in there if not problems else ():
         try:
             runs += _runs(directory, chosen)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        except (ConfigError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{directory}: its results of {chosen} cannot be read: {error}.")
     if problems:
         raise ConfigError(problems)
@@ -373,8 +372,8 @@ def _config(configs: dict[str, Path], seeds: tuple[Any, ...], folder: Path) -> d
     if path is not None:
         return {
             key: value
-            for part in re.split(r"^(?=[^\s#-])", path.read_text(encoding="utf-8"), flags=re.M)
-            for key, value in _section(part).items()
+            for part in re.split(r"^(?=[^\s#-])", read_file_text(str(path)), flags=re.M)
+            for key, value in _section(part, path.name).items()
         }
     record = folder / RECORD
     settings = _read(record)["settings"] if record.is_file() else {}
@@ -382,9 +381,10 @@ def _config(configs: dict[str, Path], seeds: tuple[Any, ...], folder: Path) -> d
 
 
 @cache
-def _section(text: str) -> dict[str, Any]:
+def _section(text: str, file: str) -> dict[str, Any]:
     """The keys of a top-level section; most are the same in all runs and read once."""
-    return dict(flat(yaml.load(text, Loader=_LOADER) or {}))
+    content, _ = read_yaml(text, lambda line: file)
+    return dict(flat(content or {}))
 
 
 def _folder(directory: Path, results: dict[str, Any]) -> Path:

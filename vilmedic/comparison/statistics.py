@@ -25,7 +25,7 @@ LEVEL = 0.05
 """Share of false differences that is accepted, in all comparisons of a column together."""
 NO_DIFFERENCE = 1e-12  # values closer than this are one
 LARGE = 1e9  # degrees of freedom
-SMALLEST = 1e-16  # p value that is told apart from none
+SMALLEST = 1e-16  # p value that is shown as a number
 
 
 @dataclass(frozen=True)

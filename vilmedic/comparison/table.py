@@ -161,7 +161,7 @@ def difference_rows(comparison: Comparison) -> list[list[str]]:
             if (one := cell.difference) is not None and column.best is not None:
                 low, high = (_number(bound, sign=True) for bound in one.interval)
                 row = [column.name, label, labels[column.best], _number(one.value, sign=True)]
-                verdict = "different" if one.significant else "not told apart"
+                verdict = "significant" if one.significant else "not significant"
                 table.append([*row, f"[{low}, {high}]", _chance(one.corrected), verdict])
     head = ["number", "setting", "best", "difference", "95% interval", "p (Holm)", ""]
     return [head, *table] if table else []
@@ -170,9 +170,11 @@ def difference_rows(comparison: Comparison) -> list[list[str]]:
 def caption(comparison: Comparison) -> str:
     """What the table shows, in one sentence."""
     runs = sum(map(len, comparison.settings.values()))
+    settings = len(comparison.settings)
     return (
-        f"split {comparison.split}: {comparison.samples} samples, {runs} run(s), "
-        f"{len(comparison.settings)} setting(s)"
+        f"split {comparison.split}: {comparison.samples} samples, "
+        f"{runs} {'run' if runs == 1 else 'runs'}, "
+        f"{settings} {'setting' if settings == 1 else 'settings'}"
     )
 
 
@@ -198,9 +200,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         if column.best is not None and all(cell.difference is None for cell in column.cells)
     ]
     if lacking:
-        found.append(
-            f"nothing is known of single samples, so no difference is told: {', '.join(lacking)}"
-        )
+        found.append(f"not tested, for lack of values of single samples: {', '.join(lacking)}")
     return found
 
 
@@ -383,9 +383,12 @@ def _as_html(comparison: Comparison) -> str:
     def lines(table: Sequence[Sequence[str]], title: str) -> list[str]:
         head, *body = table
         made = [f"<table>\n<caption>{html.escape(title)}</caption>"]
-        made.append(f"<tr>{''.join(f'<th>{cell(one)}</th>' for one in head)}</tr>")
-        made += [f"<tr>{''.join(f'<td>{cell(one)}</td>' for one in row)}</tr>" for row in body]
-        return [*made, "</table>"]
+        made.append(f"<thead><tr>{''.join(f'<th>{cell(one)}</th>' for one in head)}</tr></thead>")
+        made.append("<tbody>")
+        for first, *others in body:
+            cells = "".join(f"<td>{cell(one)}</td>" for one in others)
+            made.append(f'<tr><th scope="row">{cell(first)}</th>{cells}</tr>')
+        return [*made, "</tbody>", "</table>"]
 
     parts = lines(rows(comparison, lambda text: marks[0] + text + marks[1]), caption(comparison))
     if found := difference_rows(comparison):

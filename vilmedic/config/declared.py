@@ -161,7 +161,7 @@ class Scores:
 
 
 def read_scores(splits: Iterable[str], metrics: Iterable[str], *, ema: bool) -> Scores:
-    """The scores of a configuration, as far as the source text of its metrics shows them."""
+    """The scores of a configuration that the source text of its metrics shows."""
     named = distinct((name, declared_numbers(name)) for name in metrics)
     return Scores(splits, named, ema=ema)
 

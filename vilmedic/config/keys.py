@@ -360,7 +360,7 @@ def _transforms(code: str, section: str, *, training: bool) -> str:
 
 
 def _in_yaml(code: str) -> list[str]:
-    """The lines that say the same as a published transform, as far as its text shows."""
+    """The lines that say the same as the text of a published transform."""
     try:
         tree = ast.parse(code.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -296,7 +296,7 @@ class RunSection:
         ckpt_dir: where runs are written: `<ckpt_dir>/<name>`.
         ckpt: a checkpoint, a path or a file in the run directory, or last for its newest state:
             training continues from it, evaluation uses it instead of the best ones. With auto,
-            training continues if there is something to continue and starts anew otherwise.
+            training continues if there is something to continue and starts a new run otherwise.
         plugins: modules to import first, so that what they register can be named.
         dataset: the data set.
         model: the model.

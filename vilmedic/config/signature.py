@@ -145,7 +145,7 @@ def read_signature(path: str) -> Signature | None:
 
 
 def derives_from(path: str, ancestor: str) -> bool:
-    """Whether the class at a path is another one or derives from it, as far as the text shows."""
+    """Whether the source text shows that the class at a path is another one or derives from it."""
     cls = find_class(path)
     if cls is None:
         return False

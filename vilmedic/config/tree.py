@@ -161,7 +161,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def copied(value: Any) -> Any:
-    """The mappings and lists of a value anew; what they hold is never changed in place."""
+    """Copies of the mappings and lists of a value; what they hold is never changed in place."""
     if isinstance(value, dict):
         return {key: copied(one) for key, one in value.items()}
     return [copied(one) for one in value] if isinstance(value, list) else value

@@ -298,7 +298,10 @@ def _check_png(content: bytes) -> None:
         end = place + 8 + length
         needed = not kind[0] & 0x20
         if needed and zlib.crc32(view[place + 4 : end]).to_bytes(4, "big") != view[end : end + 4]:
-            raise ValueError(f"the check sum of its chunk {kind.decode('latin-1')!r} is wrong")
+            raise ValueError(
+                "it is damaged or cut short, fetch it again "
+                f"(the check sum of its chunk {kind.decode('latin-1')!r} is wrong)"
+            )
         place = end + 4
         if kind == b"IEND":
             return

@@ -36,7 +36,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
     Args:
         size: number of samples in the data set.
         batch_size: samples a batch.
-        training: shuffle, anew in each epoch; otherwise the order is that of the file.
+        training: shuffle, in another order each epoch; otherwise the order is that of the file.
         seed: seed of the order.
         drop_last: leave out a last batch that is shorter than the others.
         rank: number of the process.

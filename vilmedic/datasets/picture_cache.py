@@ -192,7 +192,9 @@ class PictureCache(Pictures):
         except FileNotFoundError:
             return False
         except Exception as error:  # a damaged file raises errors of zip, of numpy and others
-            logger.warning("The image cache %s is damaged (%s) and is built anew", self.path, error)
+            logger.warning(
+                "The image cache %s is damaged (%s) and is built again", self.path, error
+            )
             return False
 
     def _build(

@@ -1,7 +1,7 @@
 """The text of reports: cleaning, words and sentences, in any language.
 
 Results of published work depend on the rules of its cleaning to the letter, oddities included, so
-those functions are written anew from what the published ones do; each says which work it follows.
+those functions are our own, after what the published ones do; each says which work it follows.
 
 Chinese characters, hiragana and the syllables of Thai, Lao, Burmese and Khmer each count as a word,
 and so does a run of katakana: without a dictionary there is no better unit, and a whole clause as

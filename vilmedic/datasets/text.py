@@ -46,7 +46,7 @@ class TextDataset(AlignedPart):
         tokenizer_max_len: most ids of a report, special tokens included; the rest is cut off.
         processing: way of cleaning the reports, published ones but for multilingual_clean_report,
             which keeps letters of any language; null leaves them as they are.
-        sample_sentence: in training, draw sentences of the report anew at each step.
+        sample_sentence: in training, draw other sentences of the report at each step.
         max_sentences: with sample_sentence, draw one to this many, in order; 1 is the paper's way.
         vocab_min_frequency: occurrences that a word needs to get into a vocabulary that is built.
         on_error: whether reports with nothing left after cleaning end the run or are left out and
@@ -160,7 +160,7 @@ class TextDataset(AlignedPart):
         if empty and on_error == "raise":
             raise DataError(
                 f"{listed(list(empty.values()), 'report')} with nothing left after "
-                f"processing={self.processing}. Mend the lines, or set on_error=skip for the "
+                f"processing={self.processing}. Fix the lines, or set on_error=skip for the "
                 "reports to leave a few samples out."
             )
 
@@ -190,7 +190,7 @@ class TextDataset(AlignedPart):
 
 
 class CleanedLines(Sequence[str]):
-    """Lines as they are after cleaning, which is done anew for each that is asked for.
+    """Lines as they are after cleaning, which is done again for each that is asked for.
 
     To hold them beside the lines would double the memory of a large data set.
 

@@ -158,7 +158,7 @@ def _read(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _damaged(folder: Path) -> Path:
-    """The file of a vocabulary that is to blame, as far as it can be told."""
+    """The file of a vocabulary that cannot be read."""
     for path in sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))

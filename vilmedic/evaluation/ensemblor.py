@@ -79,11 +79,16 @@ class Ensemblor:
         self.changed = self._follow(headers)
         self.networks = {} if self.changed else next(iter(headers.values())).get("networks") or {}
         self.system = str(self.config.model.get("proto", "model"))
-        self.source = source(self.system, self.checkpoints, ema=self.section.ema)
+        name = self.section.mode if self._ckpt is None else self.paths[0].stem
+        self._set_up(name, headers, ema=self.section.ema)
+
+    def _set_up(self, name: str, headers: dict[Path, dict[str, Any]], *, ema: bool) -> None:
+        """Make ready what measures, and the folder of this evaluation."""
+        self.source = source(self.system, self.checkpoints, ema=ema)
         self.splits = Splits(
             self.config,
             where="ensemblor",
-            metrics=config.calls("ensemblor", "metrics"),
+            metrics=self.config.calls("ensemblor", "metrics"),
             post_processing=self._steps(),
             seed=self.section.seed,
             batch_size=self.section.batch_size,
@@ -94,8 +99,8 @@ class Ensemblor:
         )
         self.folder = EvaluationFolder(
             self.run_dir,
-            self.section.mode if self._ckpt is None else self.paths[0].stem,
-            ema=self.section.ema,
+            name,
+            ema=ema,
             settings=self._settings(headers),
             about={
                 "system": self.system,

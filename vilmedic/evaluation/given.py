@@ -21,10 +21,8 @@ from vilmedic.datasets.subset import same_end
 from vilmedic.device import pick_device
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.evaluation.ensemblor import Ensemblor
-from vilmedic.evaluation.evaluation import Ensemble, Splits
-from vilmedic.evaluation.evaluations import EvaluationFolder
+from vilmedic.evaluation.evaluation import Ensemble
 from vilmedic.evaluation.features import SplitFeatures
-from vilmedic.evaluation.results import source
 from vilmedic.files import sha256_of
 from vilmedic.registry import DATASETS
 
@@ -187,30 +185,7 @@ class GivenEnsemblor(Ensemblor):
         self.file, self.paths, self.changed = path, [path], {}
         self.system = path.stem
         self.checkpoints = [{"file": path.name, "sha256": sha256_of(path)}]
-        self.source = source(self.system, self.checkpoints, ema=False)
-        self.splits = Splits(
-            config,
-            where="ensemblor",
-            metrics=config.calls("ensemblor", "metrics"),
-            post_processing=self._steps(),
-            seed=self.section.seed,
-            batch_size=self.section.batch_size,
-            num_workers=self.section.num_workers,
-            precision=self.section.precision,
-            device=self.device,
-            source=self.source,
-        )
-        self.folder = EvaluationFolder(
-            self.run_dir,
-            f"embeddings-{path.stem}",
-            ema=False,
-            settings=self._settings({path: {}}),
-            about={
-                "system": self.system,
-                "checkpoints": self.checkpoints,
-                "generated": False,
-            },
-        )
+        self._set_up(f"embeddings-{path.stem}", {path: {}}, ema=False)
 
     def _make_vocabulary(self) -> None:
         """Let the training split make the vocabulary that a training would have left.

@@ -43,7 +43,7 @@ class LocalFeatures:
     """What networks make of words and regions, over a whole split and in bounded memory.
 
     Regions are taken one batch at a time. They are remembered while those of all splits and
-    networks together stay below 1 GiB, and computed anew in every pass beyond that. Several
+    networks together stay below 1 GiB, and computed again in every pass beyond that. Several
     networks count with their mean.
 
     Args:

@@ -153,7 +153,7 @@ def _to_write(target: Path, identity: Mapping[str, Any], force: bool) -> bool:
         manifest = read_manifest(target)
         check_files(target, manifest, manifest["files"])
     except CheckpointError as error:
-        raise ConfigError(f"{error} Write it anew with --force (force=True).") from error
+        raise ConfigError(f"{error} Write it again with --force (force=True).") from error
     known = manifest.get("identity")
     if known == identity:
         return False
@@ -161,7 +161,7 @@ def _to_write(target: Path, identity: Mapping[str, Any], force: bool) -> bool:
         what = "without ONNX files" if identity["onnx"] else "with ONNX files"
         raise ConfigError(
             f"{target}: holds an export of these weights {what}. Replace it with --force "
-            "(force=True), which also writes README.md anew."
+            "(force=True), which also writes README.md again."
         )
     raise ConfigError(
         f"{target}: holds an export of other weights. Replace it with --force (force=True), or "

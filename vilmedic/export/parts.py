@@ -157,7 +157,7 @@ def preprocessing(pixels: Pixels, upsample: int | None) -> dict[str, Any]:
 
 
 def side_or_default(pixels: Pixels) -> int:
-    """Pixels a side of the images that come out, as far as the settings say."""
+    """Pixels a side: those of the settings, or a usual one where images keep their size."""
     return pixels.crop or pixels.resize or SIDE
 
 

@@ -80,7 +80,7 @@ def generate_tokens(
             same tokens, whichever reports are in the batch.
         sampling: how tokens are drawn.
         start: first tokens of the images, [B, n], to go on from.
-        cached: remember keys, values and shifted channels; otherwise compute everything anew for
+        cached: remember keys, values and shifted channels; otherwise compute everything again for
             each token, which gives the same and is slow.
         progress: is told the number of tokens drawn since it was last called.
 

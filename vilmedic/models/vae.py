@@ -325,7 +325,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     Args:
         path: a file, an exported folder, a folder of the original's model zoo, or a run directory,
             whose best checkpoint is taken.
-        settings: arguments of `VAE`, as far as they are given. Those of its training
+        settings: arguments of `VAE` that are given. Those of its training
             (temperature, loss) have no effect on a frozen one and are not compared.
 
     Returns:

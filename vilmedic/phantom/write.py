@@ -186,7 +186,7 @@ def _is_free(root: Path, plan: Plan, force: bool) -> bool:
             "Replace it with --force or give another folder with --root."
         )
     if not _is_complete(root, plan, card):
-        raise DataError(f"{root}: files are missing or were changed. Build it anew with --force.")
+        raise DataError(f"{root}: files are missing or were changed. Build it again with --force.")
     return False
 
 

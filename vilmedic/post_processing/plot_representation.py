@@ -26,7 +26,7 @@ class PlotRepresentation(PostProcessing):
     """Scatter plots of features in the plane, coloured by label.
 
     For each key and split two plots, `<split>_{full,sampled}_<key>.png`: all samples, and at most
-    so many of each class, mapped anew so that a frequent class does not shape the picture. Beside
+    so many of each class, mapped again so that a frequent class does not shape the picture. Beside
     each stand the `.npz` (`embedding` [n, 2], `labels` [n], `index` [n]) and the `.csv` (line,
     x, y, label) it was drawn from. Of samples with several labels those with exactly one of
     `labels_keep` are drawn. UMAP and t-SNE show neighbourhoods: distances between groups and

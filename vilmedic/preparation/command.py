@@ -123,7 +123,7 @@ def name_list(text: str) -> tuple[str, ...]:
 
 
 def guarded(script: str, call: Callable[[], int]) -> int:
-    """Run a command; an error that the user can mend is printed and gives the exit code 2.
+    """Run a command; an error that the user can fix is printed and gives the exit code 2.
 
     So is one of the disk, as that it is full or that a folder cannot be made.
     """

@@ -197,7 +197,7 @@ def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
     for name, facts in card.get("files", {}).items():
         path = root / name
         if not path.is_file() or sha256_of(path) != facts["sha256"]:
-            raise DataError(f"{path}: is missing or was changed. Build it anew with --force.")
+            raise DataError(f"{path}: is missing or was changed. Build it again with --force.")
     return not differs
 
 

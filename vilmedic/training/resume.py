@@ -182,7 +182,9 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
         return Start(seed, path, state, damaged=tuple(damaged), seen=seen)
     if refused is not None:
         raise refused
-    LOGGER.warning("ckpt=auto: no state of seed %d can be continued: the run begins anew", seed)
+    LOGGER.warning(
+        "ckpt=auto: no state of seed %d can be continued: the run starts from the beginning", seed
+    )
     return Start(seed, damaged=tuple(damaged))
 
 

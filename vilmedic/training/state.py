@@ -132,7 +132,7 @@ class TrainState:
 
         What the configuration changes takes effect: another batch size goes on behind the samples
         that were seen, other optimizer options are set, and another optimizer or schedule starts
-        anew.
+        again.
 
         Raises:
             CheckpointError: the state of the optimizer does not fit.
@@ -179,8 +179,10 @@ class TrainState:
     def _restore_optimizer(self, state: dict[str, Any], start: resume.Start) -> None:
         saved, now = start.saved["trainor"], self._section
         if saved["optimizer"] != now.optimizer:
-            LOGGER.warning("trainor.optimizer has changed: optimizer and schedule start anew")
-            self._start_schedule_anew()
+            LOGGER.warning(
+                "trainor.optimizer has changed: optimizer and schedule start from the beginning"
+            )
+            self._restart_schedule()
             return
         fresh = [dict(group) for group in self.optimizer.param_groups]
         try:
@@ -197,10 +199,12 @@ class TrainState:
                     raise CheckpointError(f"{start.path}: the state of the schedule is damaged.")
                 self.schedule.load_state_dict(state["schedule"])
             return
-        LOGGER.warning("trainor.lr_decay or its options have changed: the schedule starts anew")
-        self._start_schedule_anew()
+        LOGGER.warning(
+            "trainor.lr_decay or its options have changed: the schedule starts from the beginning"
+        )
+        self._restart_schedule()
 
-    def _start_schedule_anew(self) -> None:
+    def _restart_schedule(self) -> None:
         """A schedule over the steps that are left."""
         for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)

@@ -225,7 +225,7 @@ def _members(path: Path) -> Iterator[tuple[str, bytes]]:
                 if content is not None:
                     yield f"{path}: {member.name}", content.read()
     except (OSError, *DAMAGE) as error:
-        raise DataError(f"{path} is no complete archive: {error}. Get it anew.") from None
+        raise DataError(f"{path} is no complete archive: {error}. Download it again.") from None
 
 
 def _parse(name: str, content: bytes) -> IndianaReport:

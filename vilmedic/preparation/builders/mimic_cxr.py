@@ -329,7 +329,7 @@ def _labels(table: Path, uncertain: str, missing: Missing) -> dict[str, tuple[st
 
 
 def _balance(made: Build, given: argparse.Namespace) -> Build:
-    """Deal the patients out anew, with an even distribution of labels."""
+    """Deal the patients out again, with an even distribution of labels."""
     everything = [sample for samples in made.samples.values() for sample in samples]
     labels: dict[str, Counter[str]] = defaultdict(Counter)
     sizes: Counter[str] = Counter()
@@ -424,7 +424,7 @@ def _prefix(archive: Path) -> str:
                 if match := _MEMBER.match(name):
                     return match["prefix"]
     except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive} is no complete archive: {error}. Get it anew.") from None
+        raise DataError(f"{archive} is no complete archive: {error}. Download it again.") from None
     raise DataError(f"{archive} holds no report such as files/p10/p10000032/s50414267.txt.")
 
 

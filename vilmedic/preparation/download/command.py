@@ -117,7 +117,7 @@ def fetch(table: ResourceTable, resources: dict[str, Resource], options: Options
         0 when all is there, 1 when single images could not be fetched.
 
     Raises:
-        DataError: something that the user has to mend; what was fetched stays.
+        DataError: something that the user has to fix; what was fetched stays.
     """
     data = options.data
     if options.subset and not any(r.images or r.subset_after for r in resources.values()):

@@ -37,7 +37,7 @@ from vilmedic.preparation.download.resources import Account
 
 LONGEST_WAIT = 60.0  # seconds
 LONGEST_ASKED = 600.0  # seconds that a server may ask us to wait
-SPOILT = 3  # times that wrong content is fetched anew before it is reported
+SPOILT = 3  # times that wrong content is fetched again before it is reported
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 MOST_DIGITS = 18  # of a number in a header: more bytes or seconds than there are
 _MARKUP = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta", b"<title")
@@ -212,7 +212,9 @@ class Transfer:
                 if response.headers.get("Content-Range", "") == f"bytes */{start}":
                     return  # it had arrived whole
                 self._discard(part)
-                raise Again("the server has less than was fetched before, so it starts anew")
+                raise Again(
+                    "the server has less than was fetched before: it starts from the beginning"
+                )
             judge(response, job, self.login)
             total = whole_number(response.headers.get("Content-Length"))
             if response.status_code == 206:

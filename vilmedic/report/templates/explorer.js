@@ -133,7 +133,7 @@ function drawMap() {
 }
 
 // A ring around the chosen sample, and lines to its neighbours. Shapes rather than traces: they are
-// drawn anew without the thousands of points under them.
+// drawn again without the thousands of points under them.
 function chosenShapes(map) {
   const { chosen, data } = explorer;
   if (chosen === null) return [];
