@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vilmedic.device import autocast, move, pick_device
+from tests.conversions import WeightConversions
+from vilmedic.device import autocast, inference, move, pick_device, weights_converted_once
 from vilmedic.errors import ConfigError
 
 
@@ -21,6 +22,41 @@ def test_precision_of_the_forward_pass() -> None:
         assert layer(x).dtype is torch.bfloat16
     with autocast(torch.device("cpu"), "fp32"):
         assert layer(x).dtype is torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_weight_is_converted_once_for_many_forward_passes(precision: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[1].requires_grad_(False)
+    x, device = torch.rand(2, 4), torch.device("cpu")
+    with autocast(device, precision), torch.no_grad():
+        expected = model(x)
+    with WeightConversions(model) as seen, weights_converted_once(device, precision, model):
+        for _ in range(3):
+            with inference(device, precision):
+                found = model(x)
+    assert torch.equal(found, expected)
+    assert sorted(seen.counts.values()) == [1, 1, 1, 1]
+    assert [weight.requires_grad for weight in model.parameters()] == [True, True, False, False]
+
+
+def test_converted_weights_are_forgotten_at_the_end() -> None:
+    model, x, device = torch.nn.Linear(4, 4), torch.rand(2, 4), torch.device("cpu")
+    found = []
+    for _ in range(2):
+        with weights_converted_once(device, "bf16", model), inference(device, "bf16"):
+            found.append(model(x))
+        with torch.no_grad():
+            model.weight.add_(1)
+    assert not torch.equal(*found)
+
+
+def test_float32_is_computed_in_inference_mode() -> None:
+    model, device = torch.nn.Linear(4, 4), torch.device("cpu")
+    with weights_converted_once(device, "fp32", model), inference(device, "fp32"):
+        found = model(torch.rand(2, 4))
+    assert found.is_inference()
+    assert found.dtype is torch.float32
 
 
 def test_only_tensors_move() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
@@ -59,6 +61,49 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=HALF[precision])
+
+
+@contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """The context in which a model is used without gradients, in the arithmetic of `autocast`.
+
+    Inference mode, but for 16 bits: autocast keeps no converted weights in that one.
+    """
+    without_gradients = torch.inference_mode if precision == "fp32" else torch.no_grad
+    with without_gradients(), autocast(device, precision):
+        yield
+
+
+@contextmanager
+def weights_converted_once(
+    device: torch.device, precision: str, *models: nn.Module
+) -> Iterator[None]:
+    """Let every `inference` within use the 16-bit weights that the first one made.
+
+    Autocast keeps them until the outermost of its contexts ends, so one that does nothing else is
+    put around. It keeps only those of weights that can have a gradient: frozen ones can for as long
+    as this lasts. Weights must not be changed within.
+
+    Args:
+        device: where the models are.
+        precision: `fp32` converts nothing.
+        models: what is used within.
+    """
+    if precision == "fp32":
+        yield
+        return
+    weights = [weight for model in models for weight in model.parameters()]
+    frozen = [
+        weight for weight in weights if weight.is_floating_point() and not weight.requires_grad
+    ]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for weight in frozen:
+            weight.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
 
 
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

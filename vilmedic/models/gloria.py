@@ -63,6 +63,8 @@ class GLoRIA(ContrastiveModel):
         forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
+        if not isinstance(loss, GLoRIALoss):  # attention and local similarity ask its temperatures
+            raise ArgumentError({"loss": f"given {type(loss).__name__}. Allowed: GLoRIALoss."})
         _check_visual(cnn, local_layer, visual_embedder)
         width = encoder.hidden_size
         self.cnn = cnn
