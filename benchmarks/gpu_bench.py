@@ -1,4 +1,4 @@
-"""What the sections of `benchmarks/gpu.py` share: rows with a time budget, and kinds of products."""
+"""What the sections of `benchmarks/gpu.py` share: rows with a time budget, kinds of products."""
 
 from __future__ import annotations
 
