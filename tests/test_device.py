@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from tests.conversions import WeightConversions
-from vilmedic.device import autocast, inference, move, pick_device, weights_converted_once
+from vilmedic.device import (
+    autocast,
+    float32_products,
+    inference,
+    move,
+    pick_device,
+    pick_precision,
+    uses_tf32,
+    weights_converted_once,
+)
 from vilmedic.errors import ConfigError
 
 
@@ -77,6 +86,42 @@ def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="Lower --nproc-per-node"):
         pick_device(None)
+
+
+def test_the_precision_is_that_of_the_card_or_of_the_run_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for capable, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, one=capable: one
+        )
+        assert pick_precision("auto", gpu) == chosen
+        assert pick_precision("auto", gpu, kept="fp16") == "fp16"
+        assert pick_precision("fp32", gpu, kept="bf16") == "fp32"
+        assert pick_precision("auto", cpu) == "fp32"
+        assert pick_precision("auto", cpu, kept="bf16") == "bf16"
+        assert pick_precision("auto", gpu, kept="auto") == chosen
+
+
+def products() -> tuple[bool, bool, bool]:
+    backends = torch.backends
+    return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> None:
+    before, gpu, cpu = products(), torch.device("cuda", 1), torch.device("cpu")
+    with float32_products(gpu, tf32=tf32):
+        assert products() == (tf32,) * 3
+        with float32_products(gpu, tf32=False):
+            assert products() == (False,) * 3
+        assert products() == (tf32,) * 3
+    assert products() == before
+    with float32_products(cpu, tf32=tf32):
+        assert products() == before
+    assert uses_tf32(gpu, tf32) is tf32
+    assert not uses_tf32(cpu, tf32)
 
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vilmedic.distributed import processes
 from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
@@ -54,6 +55,56 @@ def pick_device(name: str | None) -> torch.device:
             )
         return torch.device("cuda", own)
     return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device, kept: str | None = None) -> str:
+    """The arithmetic that a configuration names, or with `auto` the one for the device.
+
+    Of several processes the first one decides.
+
+    Args:
+        name: `fp32`, `bf16`, `fp16` or `auto`.
+        device: where the run computes.
+        kept: what `auto` was when the run began.
+
+    Returns:
+        `fp32`, `bf16` or `fp16`.
+    """
+    if name != "auto":
+        return name
+    if kept in ("fp32", *HALF):
+        return kept
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return processes.on_main(lambda: "bf16" if capable else "fp32")
+
+
+def uses_tf32(device: torch.device, tf32: bool) -> bool:
+    """Whether products are computed in TF32 where a configuration allows it."""
+    return tf32 and device.type == "cuda"
+
+
+@contextmanager
+def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """The context that says how a GPU computes products and convolutions of float32 tensors.
+
+    TF32 reads 10 of the 23 bits behind the point and adds up in float32, which is several times as
+    fast. A CPU computes as ever. What is set is as before afterwards.
+
+    Args:
+        device: where the run computes.
+        tf32: compute in TF32, and let cuDNN time its algorithms for each new shape and take the
+            fastest; otherwise neither.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
