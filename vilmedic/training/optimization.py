@@ -280,14 +280,13 @@ class AveragedWeights:
         pairs = [(local(self._average[k]), local(v)) for k, v in self._tensors().items()]
         counts = [pair for pair in pairs if not pair[1].is_floating_point()]
         if counts:
-            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
-        by_type: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for average, value in pairs:
-            if value.is_floating_point():
-                some = by_type.setdefault(value.dtype, ([], []))
-                some[0].append(average)
-                some[1].append(value)
-        for kind, (averages, values) in by_type.items():
+            torch._foreach_copy_([one for one, _ in counts], [value for _, value in counts])
+        by_type: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for pair in pairs:
+            if pair[1].is_floating_point():
+                by_type.setdefault(pair[1].dtype, []).append(pair)
+        for kind, some in by_type.items():
+            averages, values = [one for one, _ in some], [value for _, value in some]
             share = (taken * move).to(kind)
             if share.device.type == "cpu":
                 torch._foreach_lerp_(averages, values, [share] * len(values))

@@ -32,7 +32,7 @@ class RAdam(torch.optim.RAdam):
     found_inf: Tensor
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step, unless `found_inf` says otherwise."""
         loss = None
         if closure is not None:
