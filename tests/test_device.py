@@ -15,6 +15,7 @@ from vilmedic.device import (
     weights_converted_once,
 )
 from vilmedic.errors import ConfigError
+from vilmedic.random_state import random_state
 
 
 def test_named_devices() -> None:
@@ -128,3 +129,23 @@ def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> Non
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="allowed: cpu, cuda, cuda:N or null"):
         pick_device(name)
+
+
+def test_a_numbered_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generator state and pinned memory are those of the current device."""
+    current: list[torch.device] = []
+    states = [torch.full((16,), number, dtype=torch.uint8) for number in range(3)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[current[-1].index])
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]
+    assert torch.equal(random_state()["cuda"][0], states[1])
+    pick_device("cpu")
+    pick_device("cuda")
+    pick_device(None)
+    assert current == [torch.device("cuda", 1)]
+    with pytest.raises(ConfigError, match="3 CUDA devices"):
+        pick_device("cuda:3")
+    assert len(current) == 1
