@@ -6,6 +6,7 @@ import torch
 from tests.conversions import WeightConversions
 from vilmedic.device import (
     autocast,
+    constants,
     float32_products,
     inference,
     move,
@@ -73,6 +74,32 @@ def test_only_tensors_move() -> None:
     moved = move({"index": torch.arange(2), "names": ["a", "b"]}, torch.device("meta"))
     assert moved["index"].device.type == "meta"
     assert moved["names"] == ["a", "b"]
+
+
+def test_what_shapes_follow_from_is_kept_on_the_host() -> None:
+    batch = {"word_ids": torch.tensor([[0, 1], [0, -1]]), "images_mask": torch.ones(2, 1) > 0}
+    moved = move(batch, torch.device("meta"))
+    assert moved["word_ids"].device.type == "meta"
+    assert moved["host_word_ids"] == [[0, 1], [0, -1]]
+    assert moved["host_images_mask"] == [[True], [True]]
+    assert move(batch, torch.device("cpu")).keys() == batch.keys()
+
+
+def test_constants_are_made_once_for_each_device() -> None:
+    made = []
+
+    def make(number: float) -> tuple[torch.Tensor, ...]:
+        made.append(number)
+        return (torch.full((2,), number),)
+
+    with torch.inference_mode():
+        [first] = constants(make, 3.0, like=torch.zeros(1))
+    for _ in range(3):
+        assert constants(make, 3.0, like=torch.zeros(5))[0] is first
+    assert not first.is_inference(), "training saves it"
+    assert constants(make, 4.0, like=torch.zeros(1))[0].tolist() == [4.0, 4.0]
+    assert constants(make, 3.0, like=torch.zeros(1, device="meta"))[0].device.type == "meta"
+    assert made == [3.0, 4.0, 3.0]
 
 
 def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
