@@ -259,7 +259,7 @@ def report(argv: Sequence[str] | None = None) -> int:
     try:
         if not words:
             raise ConfigError(f"no run directory is given. {call}")
-        run_dirs = list(dict.fromkeys(map(Path, words)))
+        run_dirs = list(dict.fromkeys(_folders([Path(word) for word in words])))
         status = max(map(_report, run_dirs))
         if len(run_dirs) > 1 and status != FAILED:
             from vilmedic.report.side_by_side import write_comparison
@@ -400,15 +400,24 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
         by = [key for word in given.by for key in word.split(",") if key]
         found = compare(
-            given.runs,
+            _folders(given.runs),
             split=given.split,
             by=by,
             anyway=given.anyway,
             number=given.bootstrap,
         )
         _print(text_of(found, given.format))
+        if given.plot is not None:
+            from vilmedic.comparison.plot import write_plot
+
+            print(f"Written: {escaped(str(write_plot(found, given.plot, by)))}", file=sys.stderr)
 
     return _guarded(call)
+
+
+def _folders(paths: Sequence[Path]) -> list[Path]:
+    """Paths without the files that sweeps and pages leave beside runs, as `ckpt/sweep/*` gives."""
+    return [path for path in paths if not path.is_file()] or list(paths)
 
 
 def _compare_parser(prog: str) -> argparse.ArgumentParser:
@@ -432,6 +441,8 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     )
     forms = ("table", "md", "latex", "csv", "html")
     add("--format", choices=forms, default=forms[0], help="(default: table)")
+    along = "draw the numbers along a key, such as dataset.fraction, as comparison_<key>.png"
+    add("--plot", metavar="KEY", help=along)
     add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
     drawn = "resamples behind intervals and differences (default: 1000; 0 for over 100 runs)"
     add("--bootstrap", type=count, metavar="N", help=drawn)
