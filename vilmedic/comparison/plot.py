@@ -36,8 +36,8 @@ def write_plot(comparison: Comparison, key: str, by: Sequence[str] = ()) -> Path
     """
     panels = series_along(comparison, key, by)
     note = interval_note(comparison)
-    title = f"{caption(comparison)}\n{note}" if note else caption(comparison)
-    picture = draw_intervals(panels, along=visible(key), title=visible(title))
+    title = "\n".join(visible(line) for line in (caption(comparison), note) if line)
+    picture = draw_intervals(panels, along=visible(key), title=title)
     runs = [run for some in comparison.settings.values() for run in some]
     folder = Path(os.path.commonpath([run.directory.resolve().parent for run in runs]))
     path = folder / f"comparison_{key.rpartition('.')[2]}.png"
