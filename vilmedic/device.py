@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from vilmedic.distributed import processes
 from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HOST = "host_"
+"""In front of the name of a part of a batch: its values as plain lists."""
+READ_ON_HOST = ("word_ids", "images_mask")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -54,6 +61,56 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+def pick_precision(name: str, device: torch.device, kept: str | None = None) -> str:
+    """The arithmetic that a configuration names, or with `auto` the one for the device.
+
+    Of several processes the first one decides.
+
+    Args:
+        name: `fp32`, `bf16`, `fp16` or `auto`.
+        device: where the run computes.
+        kept: what `auto` was when the run began.
+
+    Returns:
+        `fp32`, `bf16` or `fp16`.
+    """
+    if name != "auto":
+        return name
+    if kept in ("fp32", *HALF):
+        return kept
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return processes.on_main(lambda: "bf16" if capable else "fp32")
+
+
+def uses_tf32(device: torch.device, tf32: bool) -> bool:
+    """Whether products are computed in TF32 where a configuration allows it."""
+    return tf32 and device.type == "cuda"
+
+
+@contextmanager
+def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """The context that says how a GPU computes products and convolutions of float32 tensors.
+
+    TF32 reads 10 of the 23 bits behind the point and adds up in float32, which is several times as
+    fast. A CPU computes as ever. What is set is as before afterwards.
+
+    Args:
+        device: where the run computes.
+        tf32: compute in TF32, and let cuDNN time its algorithms for each new shape and take the
+            fastest; otherwise neither.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context in which a forward pass computes: 16 bits where it is safe, or float32."""
     if precision == "fp32":
@@ -61,9 +118,84 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtype=HALF[precision])
 
 
+@contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """The context in which a model is used without gradients, in the arithmetic of `autocast`.
+
+    Inference mode, but for 16 bits: autocast keeps no converted weights in that one.
+    """
+    without_gradients = torch.inference_mode if precision == "fp32" else torch.no_grad
+    with without_gradients(), autocast(device, precision):
+        yield
+
+
+@contextmanager
+def weights_converted_once(
+    device: torch.device, precision: str, *models: nn.Module
+) -> Iterator[None]:
+    """Let every `inference` within use the 16-bit weights that the first one made.
+
+    Autocast keeps them until the outermost of its contexts ends, so one that does nothing else is
+    put around. It keeps only those of weights that can have a gradient: frozen ones can for as long
+    as this lasts. Weights must not be changed within.
+
+    Args:
+        device: where the models are.
+        precision: `fp32` converts nothing.
+        models: what is used within.
+    """
+    if precision == "fp32":
+        yield
+        return
+    weights = [weight for model in models for weight in model.parameters()]
+    frozen = [
+        weight for weight in weights if weight.is_floating_point() and not weight.requires_grad
+    ]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for weight in frozen:
+            weight.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
+
+
+def constants(
+    make: Callable[..., tuple[Tensor, ...]], *numbers: Any, like: Tensor
+) -> tuple[Tensor, ...]:
+    """Tensors that follow from numbers, made once for each device.
+
+    A copy to a GPU in every step would each time wait for all that it has still to do.
+
+    Args:
+        make: makes them on the CPU.
+        numbers: its arguments.
+        like: a tensor where they are wanted.
+    """
+    # Fake tensors, whose steps are planned and not run, are none of another plan.
+    return _made(make, numbers, like.device, getattr(like, "fake_mode", None))
+
+
+@lru_cache(maxsize=64)
+def _made(
+    make: Callable[..., tuple[Tensor, ...]], numbers: Any, device: torch.device, plan: object
+) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False):  # training uses them as well
+        return tuple(value.to(device) for value in make(*numbers))
+
+
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device, copied without waiting where memory is pinned."""
-    return {
+    """The batch with its tensors on the device, copied without waiting where memory is pinned.
+
+    What shapes follow from stays within reach as well: on a GPU the values of `word_ids` and
+    `images_mask` are added as lists, one entry a sample, under `host_word_ids` and
+    `host_images_mask`. To read them from the GPU would wait for all that it has still to do.
+    """
+    moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
+    if device.type != "cpu":
+        moved |= {HOST + key: batch[key].tolist() for key in READ_ON_HOST if key in batch}
+    return moved

@@ -9,6 +9,7 @@ from torch.nn import functional
 from tests.small_models import tiny_batch, tiny_cnn, tiny_gloria
 from vilmedic.blocks.projection import VisualEmbedder
 from vilmedic.errors import ConfigError
+from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.models.gloria import GLoRIA
 from vilmedic.registry import LOSSES, MODELS
@@ -187,6 +188,7 @@ def test_data_that_lacks_images_or_reports() -> None:
             {"cnn": tiny_cnn(output_layer="conv1"), "local_layer": "stage2"},
             r"'stage2'.*lies behind output_layer",
         ),
+        ({"loss": ConVIRTLoss()}, r"^loss: given ConVIRTLoss\. Allowed: GLoRIALoss"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -62,6 +63,8 @@ _REFUSED = {
 }
 # arguments that the framework gives, or that are part of a method
 _GIVEN = {"torch.optim": {"params", "ns_coefficients"}, "torch.optim.lr_scheduler": {"optimizer"}}
+_POSITIONAL = (griffe.ParameterKind.positional_only, griffe.ParameterKind.positional_or_keyword)
+_REST = (griffe.ParameterKind.var_positional, griffe.ParameterKind.var_keyword)
 Bounds = tuple[AnyMark, ...]
 
 
@@ -396,8 +399,46 @@ def instance_target(instance: Instance, node: dict[str, Any]) -> Target:
     if "proto" in node and not (signature and "proto" in signature.params):
         registry = kind_of(instance.path)
         if registry is not None and node["proto"] is not None:
-            return named_target(registry, node)
+            found = named_target(registry, node)
+            if registry.kind == "loss":
+                _same_call(found.path, instance.path)
+            return found
     return Target(signature, instance.path, registry)
+
+
+def _same_call(given: str, wanted: str) -> None:
+    """Refuse a loss that is called with other tensors than the one whose place it takes."""
+    forward, model = _forward(given), _forward(wanted)
+    if forward is None or model is None:
+        return
+    takes, gives = list(_required(forward)), list(_required(model))
+    places = [p for p in forward.parameters if p.kind in _POSITIONAL]
+    most = math.inf if any(p.kind in _REST for p in forward.parameters) else len(places) - 1
+    if not len(takes) <= len(gives) <= most:
+        names = [place.rpartition(".")[2] for place in (given, wanted)]
+        raise ConfigError(
+            f"given {names[0]}, which compares {', '.join(takes)}; this model gives its loss "
+            f"{', '.join(gives)}. Allowed: {names[1]}, or a loss called with as many tensors."
+        )
+
+
+def _forward(path: str) -> griffe.Function | None:
+    """The `forward` of a class, its own or inherited; None where the source text shows none."""
+    cls = find_class(path)
+    if cls is None:
+        return None
+    found = cls.members.get("forward")
+    if isinstance(found, griffe.Function):
+        return found
+    inherited = (_forward(base) for base in bases(cls) if base != path)
+    return next((one for one in inherited if one is not None), None)
+
+
+def _required(method: griffe.Function) -> Iterator[str]:
+    """The arguments of a method that a call has to give, without the object itself."""
+    for parameter in list(method.parameters)[1:]:
+        if parameter.default is None and parameter.kind not in _REST:
+            yield parameter.name
 
 
 def schema_keys(read: Signature, data: Any, path: KeyPath = ()) -> list[str]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 BLOCK = 2**22
 """Logits that are held at once: 16 MiB in float32."""
+HALF_ROWS = 2**12
+"""Rows at once in float16, whose largest number is 65504: so many slopes add up to 4096 at most."""
 
 
 def linear_cross_entropy(
@@ -56,8 +58,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         total = weight.new_zeros(())
         narrow = weight.to(compute)
+        half = compute == torch.float16
+        rows = min(rows, HALF_ROWS) if half else rows
         if differentiate:
-            grad_hidden = torch.empty_like(hidden)
+            grad_hidden = torch.empty_like(hidden, dtype=weight.dtype if half else None)
             grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         share = 1 / len(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -71,7 +75,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 slope = logits.sub_(normaliser).exp_()
                 slope.scatter_add_(1, wanted, slope.new_full((), -1.0).expand_as(wanted))
-                slope.mul_(share)
+                # Slopes over N are too small for float16, whose smallest number is 6e-8: there the
+                # products are of whole slopes, and are divided by N in full precision.
+                if not half:
+                    slope.mul_(share)
                 grad_bias += slope.sum(dim=0)
                 slope = slope.to(compute)
                 grad_hidden[start : start + rows] = slope @ narrow
@@ -80,11 +87,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight += slope.T @ part
         if differentiate:
+            if half:
+                torch._foreach_mul_([grad_hidden, grad_weight, grad_bias], share)
+            ctx.kinds = (hidden.dtype, weight.dtype, bias.dtype)
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total * share
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [scale] = gradients
-        scaled = [gradient * scale.to(gradient.dtype) for gradient in ctx.saved_tensors]
+        scaled = [
+            (gradient * scale.to(gradient.dtype)).to(kind)
+            for gradient, kind in zip(ctx.saved_tensors, ctx.kinds, strict=True)
+        ]
         return (*scaled, None, None, None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from inspect import signature
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -63,6 +64,8 @@ class GLoRIA(ContrastiveModel):
         forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
         super().__init__(forward_batch_size)
+        if not isinstance(loss, GLoRIALoss):  # attention and local similarity ask its temperatures
+            raise ArgumentError({"loss": f"given {type(loss).__name__}. Allowed: GLoRIALoss."})
         _check_visual(cnn, local_layer, visual_embedder)
         width = encoder.hidden_size
         self.cnn = cnn
@@ -141,7 +144,11 @@ class GLoRIA(ContrastiveModel):
                 f"GLoRIA compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        return part.call(self.loss, **{name: features[name] for name in self.contrast_needs})
+        given: dict[str, Any] = {name: features[name] for name in self.contrast_needs}
+        words: Any = features.get("host_word_ids")
+        if words is not None and "word_counts" in signature(self.loss.forward).parameters:
+            given["word_counts"] = [max(row) + 1 - self.encoder.closing for row in words]
+        return part.call(self.loss, **given)
 
     def chance_loss(self, size: int) -> float:
         """ln(B) for each direction of the global and of the local loss, weighted as these are."""
