@@ -145,7 +145,7 @@ class ResidualBlock(nn.Module):
         return refined + images
 
 
-class PixelScale:
+class PixelScale(nn.Module):
     """The scale of pixels inside a network that is given, and gives, pixels in 0..1.
 
     Args:
@@ -158,6 +158,7 @@ class PixelScale:
     """
 
     def __init__(self, given: Sequence[list[float]] | None, channels: int) -> None:
+        super().__init__()
         self.mean_and_std = None
         if given is None:
             return
@@ -169,18 +170,20 @@ class PixelScale:
                 }
             )
         self.mean_and_std = given[0][:channels], given[1][:channels]
+        self.register_buffer("planes", torch.tensor(self.mean_and_std), persistent=False)
+        self.planes: Tensor
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels in 0..1 as the network takes them, [..., C, H, W]."""
         if self.mean_and_std is None:
             return images
-        mean, std = (images.new_tensor(values)[:, None, None] for values in self.mean_and_std)
+        mean, std = self.planes.to(images.dtype)[..., None, None]
         return (images - mean) / std
 
     def restore(self, images: Tensor) -> Tensor:
         """What the network gives as pixels, cut to 0..1: [..., C, H, W]."""
         if self.mean_and_std is not None:
-            mean, std = (images.new_tensor(values)[:, None, None] for values in self.mean_and_std)
+            mean, std = self.planes.to(images.dtype)[..., None, None]
             images = images * std + mean
         return images.clamp(0, 1)
 

@@ -41,6 +41,7 @@ def local_similarity(
     temp2: float,
     aggregation: Aggregation = "sum",
     block_size: int = 4096,
+    word_counts: list[int] | None = None,
 ) -> Tensor:
     """Similarity of every image to every report by attention of words over regions.
 
@@ -59,6 +60,8 @@ def local_similarity(
         aggregation: `sum` over the words, as in training, or `max`, as in published evaluation,
             where `mask` leaves out the opening special token as well.
         block_size: number of image-report pairs whose attention may be held in memory.
+        word_counts: number of words of each report where these are its first ones; None reads the
+            mask, for which a GPU has to be waited for.
 
     Returns:
         Similarities, [I, J].
@@ -71,8 +74,9 @@ def local_similarity(
         raise ValueError(f"aggregation is {aggregation!r}; allowed are 'sum' and 'max'.")
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be 1 or more.")
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    lengths, counts = torch.stack([(mask * places).amax(1), mask.sum(1)]).tolist()
+    lengths = counts = word_counts
+    if lengths is None or counts is None:
+        lengths, counts = torch.stack([_lengths(mask), mask.sum(1)]).tolist()
     if 0 in counts:
         raise ValueError(
             f"Report {counts.index(0)} of the batch has no word: its mask is False everywhere. "
@@ -231,6 +235,11 @@ def _gradients(
     return grad_regions, gathered
 
 
+def _lengths(mask: Tensor) -> Tensor:
+    """Place of the last word of each report, counted from one, int64 [J]."""
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
+
+
 def _check_features(regions: Tensor, words: Tensor, mask: Tensor) -> None:
     shapes = f"regions {list(regions.shape)}, words {list(words.shape)}, mask {list(mask.shape)}"
     if regions.dim() not in (3, 4) or words.dim() != 3 or regions.shape[1] != words.shape[2]:
@@ -272,11 +281,12 @@ def group_reports(
     """Sorts the reports by length, so that little of each block is padding."""
     lengths, counts = settings.lengths, settings.counts
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    places = _lengths(mask).argsort(stable=True)  # the same, where the words are
     groups = []
     for start in range(0, len(order), size):
         members = order[start : start + size]
         longest = lengths[members[-1]]
-        index = torch.tensor(members, device=words.device)
+        index = places[start : start + size]
         rows = words[index, :longest] * settings.temp0
         norms = torch.linalg.vector_norm(rows, dim=2).clamp(min=EPS)
         # Their scores are MASKED: divided by the norm of an empty vector they would be infinite.
