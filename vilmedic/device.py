@@ -17,6 +17,9 @@ from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ON_A_GPU = 2**25
+"""Numbers of a block on a GPU, 128 MiB in float32: a kernel runs ten times as long as it takes to
+start one, and the several tensors of a block fit on any card."""
 HOST = "host_"
 """In front of the name of a part of a batch: its values as plain lists."""
 READ_ON_HOST = ("word_ids", "images_mask")
@@ -165,6 +168,16 @@ def weights_converted_once(
         finally:
             for weight in frozen:
                 weight.requires_grad_(False)
+
+
+def block_numbers(device: torch.device, on_cpu: int) -> int:
+    """How many numbers the largest tensor of a computation in blocks holds at a time.
+
+    Args:
+        device: where it is computed.
+        on_cpu: as many as its caches and its memory deal with best there, which differs.
+    """
+    return on_cpu if device.type == "cpu" else ON_A_GPU
 
 
 def constants(

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError
 
 BLOCK = 2**23
-"""Logits that exist at a time: 32 MiB of float32, several times over while a block is computed.
+"""Logits that exist at a time on a CPU: 32 MiB of float32, several times over while one is made.
 
 From this size on the C library maps memory for each tensor and gives it back at once. Smaller ones
 it takes from its heap, where what is kept of each block lies between the holes of the blocks.
@@ -188,8 +189,8 @@ class PixelScale(nn.Module):
 
 
 def _blocks(features: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Groups of rows with at most `BLOCK` logits, each with the place of its first row."""
-    size = max(1, BLOCK // len(weight))
+    """Groups of rows, as many as fit into a block, each with the place of its first row."""
+    size = max(1, block_numbers(features.device, BLOCK) // len(weight))
     for start in range(0, len(features), size):
         yield start, features[start : start + size]
 
