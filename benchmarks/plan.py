@@ -19,8 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -32,6 +31,7 @@ from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.plan import MadeUp
 from vilmedic.training.step import TrainingStep
 
+ROOT = Path(__file__).resolve().parents[1]
 PHANTOM = ("convirt", "simclr", "gloria", "vae", "dalle")
 
 
@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def predicted(made_up: MadeUp) -> dict[str, float]:
     """MiB of a step without numbers."""
-    training = FakeTraining(made_up.model, made_up.data.prepare, made_up.section)
+    training = FakeTraining(made_up.model, made_up.data.prepare, made_up.section, gpu=False)
     step = training.step(made_up.group(made_up.section.batch_size))
     return {"mib": step.peak / MIB} | {part: size / MIB for part, size in step.held.items()}
 

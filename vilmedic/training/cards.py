@@ -26,6 +26,7 @@ class Card:
         tf32: the same of float32 inputs rounded to 19 bits, as training does by itself.
         fp32: the same of float32.
         bandwidth: GB/s of its memory.
+        bf16: whether it computes in bfloat16.
     """
 
     memory: float
@@ -33,6 +34,7 @@ class Card:
     tf32: float
     fp32: float
     bandwidth: float
+    bf16: bool = True
 
     def rate(self, dtype: torch.dtype, *, tf32: bool) -> float:
         """Floating-point operations a second of products of a type of number."""
@@ -42,8 +44,8 @@ class Card:
 
 
 CARDS = {
-    "t4": Card(16, 65, 8.1, 8.1, 320),
-    "v100": Card(32, 125, 15.7, 15.7, 900),
+    "t4": Card(16, 65, 8.1, 8.1, 320, bf16=False),
+    "v100": Card(32, 125, 15.7, 15.7, 900, bf16=False),
     "a10": Card(24, 125, 62.5, 31.2, 600),
     "l4": Card(24, 121, 60, 30.3, 300),
     "rtx3090": Card(24, 71, 35.6, 35.6, 936),

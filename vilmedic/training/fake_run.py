@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from vilmedic.config.sections import TrainorSection
+from vilmedic.device import blocks_of_a_gpu
 from vilmedic.training.optimization import AveragedWeights, make_optimizer
 from vilmedic.training.step import TrainingStep
 
@@ -77,6 +79,7 @@ class FakeTraining:
         model: as `prepare_network` leaves it, on the CPU; its weights are gone afterwards.
         prepare: of the data set.
         section: how the model is trained.
+        gpu: whether blocks are as large as on a GPU, rather than as on a CPU.
     """
 
     def __init__(
@@ -84,8 +87,11 @@ class FakeTraining:
         model: Any,
         prepare: Callable[[dict[str, Any]], dict[str, Any]],
         section: TrainorSection,
+        *,
+        gpu: bool,
     ) -> None:
         self._model, self._prepare, self._section = model.train(), prepare, section
+        self._gpu = gpu
         # What is small and decides on shapes, ids and masks, keeps its numbers.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._ledger = _Ledger()
@@ -105,7 +111,7 @@ class FakeTraining:
         """
         model, section, ledger = self._model, self._section, self._ledger
         model.zero_grad(set_to_none=True)
-        with self._mode, ledger:
+        with blocks_of_a_gpu() if self._gpu else nullcontext(), self._mode, ledger:
             batches = [
                 {key: _without_numbers(value) for key, value in batch.items()} for batch in group
             ]

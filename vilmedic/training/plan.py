@@ -99,15 +99,14 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
     Raises:
         ConfigError: the model cannot be built, or the data set is not one of this package.
     """
-    section = config.trainor
     with tempfile.TemporaryDirectory() as folder:
-        made_up = MadeUp(config, Path(folder))
-        model = made_up.model
+        made_up = MadeUp(config, Path(folder), bf16=CARDS[card].bf16)
+        model, section = made_up.model, made_up.section
         parameters = tuple(
             sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
             for trained in (False, True)
         )
-        training = FakeTraining(model, made_up.data.prepare, made_up.section)
+        training = FakeTraining(model, made_up.data.prepare, section, gpu=made_up.gpu)
         step = training.step(made_up.group(section.batch_size))
         twice = training.step(made_up.group(2 * section.batch_size))
     largest = {
@@ -122,7 +121,7 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
         precision=section.precision,
         step=step,
         largest=largest,
-        card=(card, seconds_of(step, CARDS[card])),
+        card=(card, seconds_of(step, CARDS[card], tf32=section.tf32)),
         samples=samples,
         assumed=made_up.assumed,
     )
@@ -134,16 +133,21 @@ class MadeUp:
     Args:
         config: the checked configuration.
         folder: where the few made-up samples are written.
+        bf16: whether `trainor.precision=auto` is bfloat16 on the GPU that is planned for.
 
     Attributes:
-        section: how to train it in one process on a CPU.
+        gpu: whether the configuration leaves it to train on a GPU.
+        section: how to train it in one process, with the device put aside.
         data: the data set.
         model: on the CPU, laid out as training lays it out.
         assumed: what the data would have told.
     """
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, folder: Path, *, bf16: bool = True) -> None:
+        self.gpu = config.trainor.device != "cpu"
         self.section = _on_cpu(config.trainor)
+        if self.section.precision == "auto":
+            self.section.precision = "bf16" if self.gpu and bf16 else "fp32"
         self.data, self.assumed = make_up_data(config, folder)
         self.model = build(
             MODELS,
@@ -160,7 +164,7 @@ class MadeUp:
         return [make_batch(self.data, batch, tokens) for _ in range(self.section.grad_accu)]
 
 
-def seconds_of(step: FakeRun, card: Card, *, tf32: bool = True) -> float:
+def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
     """Seconds that a step takes on a card: those of its GPU, or of the CPU that queues it.
 
     An operation takes as long as its products or its memory, whichever is longer.
@@ -168,7 +172,7 @@ def seconds_of(step: FakeRun, card: Card, *, tf32: bool = True) -> float:
     Args:
         step: what it computes.
         card: where.
-        tf32: whether float32 products take inputs of 19 bits, as they do by default.
+        tf32: whether float32 products take inputs of 19 bits.
     """
     busy = 0.0
     for operation in step.operations:
