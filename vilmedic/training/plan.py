@@ -15,7 +15,6 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.config import build
 from vilmedic.config.load import Config
 from vilmedic.config.sections import TrainorSection
-from vilmedic.errors import ConfigError
 from vilmedic.models.vae import VAE
 from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
@@ -149,9 +148,11 @@ class MadeUp:
         if self.section.precision == "auto":
             self.section.precision = "bf16" if self.gpu and bf16 else "fp32"
         self.data, self.assumed = make_up_data(config, folder)
+        node, more = _with_vae(config, folder)
+        self.assumed += more
         self.model = build(
             MODELS,
-            _with_vae(config, folder),
+            node,
             spec=self.data.spec,
             filled=Filled(),  # published weights are not needed
             read_encoder=None,
@@ -201,26 +202,27 @@ def _on_cpu(section: TrainorSection) -> TrainorSection:
     )
 
 
-def _with_vae(config: Config, folder: Path) -> Any:
-    """The node of the model; a VAE that is not trained yet is made from what is said of it."""
+def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
+    """The node of the model, with a made-up VAE in the place of one that is not trained yet.
+
+    Returns:
+        The node, and what had to be assumed.
+    """
     node = config.model
     vae = node.get("vae")
     if node["proto"] != "DALLE" or not isinstance(vae, dict) or Path(vae["ckpt"]).exists():
-        return node
+        return node, []
     settings = {key: value for key, value in vae.items() if key != "ckpt" and value is not None}
-    try:
-        made = VAE(**settings)
-    except TypeError:
-        raise ConfigError(
-            f"model.vae.ckpt: there is no '{vae['ckpt']}', which tells what the VAE is like. Give "
-            "its checkpoint, or beside it image_size, num_tokens, codebook_dim, num_layers, "
-            "num_resnet_blocks and hidden_dim."
-        ) from None
+    made = VAE(**settings)
+    settings |= {key: getattr(made, key) for key in ("image_size", "num_tokens", "num_layers")}
     path = folder / "vae.pth"
     torch.save({"model": made.state_dict(), "config": {"model": settings}}, path)
     node = copy.deepcopy(dict(node))
     node["vae"] = {**vae, "ckpt": str(path)}
-    return node
+    return node, [
+        f"a VAE of {made.num_tokens} codes that halves {made.image_size} pixels "
+        f"{made.num_layers} times, as model.vae.ckpt={vae['ckpt']} is not there"
+    ]
 
 
 def count_samples(config: Config) -> int | None:
