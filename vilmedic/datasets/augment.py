@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
 from vilmedic.datasets.resizing import crop_square, resize_to
+from vilmedic.device import constants
 
 Range = tuple[float, float]
 Rows = list[float]
@@ -27,6 +28,8 @@ _LOG_RATIO = torch.log(torch.tensor([3 / 4, 4 / 3])).tolist()  # of the sides of
 _LUMA = (0.2989, 0.587, 0.114)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)
 """Factors of brightness, contrast, saturation and hue that leave a picture as it is."""
+_SEQUENCES = {0: (), 2: (0, 1, 0), 4: (0, 1, 2, 3) * 4}
+"""Kinds of colour changes in a row that hold every order of so many kinds."""
 _WEIGHT = 2048
 """What the whole-number weights of a blur add up to."""
 _FRACTION = 8
@@ -82,13 +85,10 @@ class Augmentation:
 
     @property
     def sizes(self) -> list[int]:
-        """How many numbers of a row say what to do to geometry, colours, greyscale and blur.
-
-        The colours have a factor for each kind of change in each step, as the order is random.
-        """
+        """How many numbers of a row say what to do to geometry, colours, greyscale and blur."""
         return [
             6 if self.affine else 0,
-            len(self.jitter) ** 2,
+            len(_SEQUENCES[len(self.jitter)]),
             1 if self.grey_share else 0,
             _radius(self.crop) + 1 if self.blur and self.crop else 0,
         ]
@@ -136,39 +136,40 @@ class Augmentation:
             float32 [B, C, H, W], whole numbers from 0 to 255.
         """
         # What is not drawn for an image changes nothing; where the host can tell, it is left out.
-        alone = len(rows) == 1 and rows.device.type == "cpu"
-        known = rows[0].tolist() if alone else None
+        known = rows.T.tolist() if rows.device.type == "cpu" else None
+
+        def idle(place: int, identity: float) -> bool:
+            return known is not None and all(number == identity for number in known[place])
+
         matrix, factors, grey, weights = rows.split(self.sizes, dim=1)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             values = images.float()
             if self.affine is not None:
                 values = _warped(values, matrix)
             start = matrix.shape[1]
-            for place, factor in enumerate(factors.unbind(1)):
-                kind = place % len(self.jitter)
-                if known is None or known[start + place] != _IDENTITY[kind]:
-                    values = _CHANGES[kind](values, factor.view(-1, 1, 1, 1))
+            for place, kind in enumerate(_SEQUENCES[len(self.jitter)]):
+                if not idle(start + place, _IDENTITY[kind]):
+                    values = _CHANGES[kind](values, factors[:, place].view(-1, 1, 1, 1))
             start += factors.shape[1]
-            if self.grey_share and (known is None or known[start]):
+            if self.grey_share and not idle(start, 0.0):
                 values = torch.where(grey.view(-1, 1, 1, 1) != 0, _luma(values), values)
             start += grey.shape[1]
-            if self.blur is not None and (known is None or known[start] != _WEIGHT):
+            if self.blur is not None and not idle(start, _WEIGHT):
                 values = _blurred(values, weights)
         return values
 
     def _draw_jitter(self) -> Rows:
-        """A factor for each kind of change in each step; see `torchvision.transforms.ColorJitter`.
-
-        One that is not drawn for a step is that which changes nothing.
-        """
-        kinds = len(self.jitter)
-        row = list(_IDENTITY[:kinds]) * kinds
+        """A factor for each of `_SEQUENCES`; see `torchvision.transforms.ColorJitter`."""
+        sequence = _SEQUENCES[len(self.jitter)]
+        row = [_IDENTITY[kind] for kind in sequence]
         if self.jitter_share < 1 and not _happens(self.jitter_share):
             return row
         order = torch.randperm(len(_IDENTITY)).tolist()
         drawn = [_uniform(low, high) for low, high in self.jitter]
-        for step, kind in enumerate(kind for kind in order if kind < kinds):
-            row[step * kinds + kind] = drawn[kind]
+        place = -1
+        for kind in (kind for kind in order if kind < len(drawn)):
+            place = sequence.index(kind, place + 1)
+            row[place] = drawn[kind]
         return row
 
     def _draw_blur(self, sigma: Range, radius: int) -> Rows:
@@ -230,12 +231,16 @@ def _draw_affine(ranges: Affine, height: int, width: int) -> Rows:
 def _warped(values: Tensor, matrix: Tensor) -> Tensor:
     """Whole numbers [B, C, H, W] after affine maps [B, 6]."""
     count, _, height, width = values.shape
-    x = torch.arange(width, dtype=values.dtype, device=values.device) - (width - 1) / 2
-    y = torch.arange(height, dtype=values.dtype, device=values.device) - (height - 1) / 2
+    x, y = constants(_from_the_middle, width, height, like=values)
     of_x, of_y, constant = matrix.view(count, 2, 3, 1).unbind(2)
     places = (of_x * x + constant)[:, :, None, :] + (of_y * y)[:, :, :, None]  # [B, 2, H, W]
     places = places.permute(0, 2, 3, 1)
     return grid_sample(values, places, padding_mode="zeros", align_corners=False).round_()
+
+
+def _from_the_middle(*sizes: int) -> tuple[Tensor, ...]:
+    """Places of pixels along axes of these sizes, measured from the middle."""
+    return tuple(torch.arange(size, dtype=torch.float32) - (size - 1) / 2 for size in sizes)
 
 
 def _luma(values: Tensor) -> Tensor:
@@ -273,13 +278,18 @@ def _hued(values: Tensor, shift: Tensor) -> Tensor:
         (green - blue) / divisor,
         torch.where(high == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
-    steps = torch.arange(5, 0, -2, device=values.device).view(1, 3, 1, 1)  # of red, green and blue
+    (steps,) = constants(_hue_steps, like=values)
     place = (hue + 6 * shift + steps).remainder(6)
     moved = high - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
     return torch.where(shift != 0, moved.add_(1e-3).floor_(), values)
 
 
 _CHANGES = (_brightened, _contrasted, _saturated, _hued)
+
+
+def _hue_steps() -> tuple[Tensor]:
+    """Where the colour circle starts for red, green and blue, [3, 1, 1]."""
+    return (torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1),)
 
 
 def _blurred(values: Tensor, weights: Tensor) -> Tensor:

@@ -20,9 +20,13 @@ from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.augment import Affine, Augmentation
 from vilmedic.datasets.decode import Color
 from vilmedic.datasets.resizing import crop_square, resize_short_side
+from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
+
+_CACHED = 2**18
+"""Numbers of images that are prepared together on a CPU; as floats they take 1 MB."""
 
 Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"]
 
@@ -162,23 +166,28 @@ class Pixels:
         Returns:
             float32 [..., 3, H, W].
         """
-        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        scale, shift = 1 / (255 * std), mean / std
+        scale, shift = constants(_scale_and_shift, tuple(self.mean), tuple(self.std), like=pixels)
         flat = pixels.reshape(-1, *pixels.shape[-3:])
-        channels, size = max(flat.shape[1], len(scale)), pixels.shape[-2:]
+        channels, size = max(flat.shape[1], len(scale)), flat.shape[2:]
         images = torch.empty(len(flat), channels, *size, device=pixels.device)
-        # (pixels / 255 - mean) / std, without a further copy of the batch for each operation; on a
-        # CPU image by image, as one stays in the cache of a core
-        most = 1 if pixels.device.type == "cpu" else max(1, len(flat))
+        # On a CPU some images at a time, which stay in the cache of a core.
+        cached = _CACHED // flat.shape[1:].numel() if pixels.device.type == "cpu" else len(flat)
+        most = max(1, cached)
         for start in range(0, len(flat), most):
             part = slice(start, start + most)
             values = flat[part]
             if rows is not None and self.augmentation is not None:
                 values = self.augmentation.apply(values, rows.reshape(-1, rows.shape[-1])[part])
+            # (values / 255 - mean) / std, without a further copy for each operation
             torch.mul(values, scale, out=images[part]).sub_(shift)
         images = images.view(*pixels.shape[:-3], channels, *size)
         return images.expand(*images.shape[:-3], 3, *size)
+
+
+def _scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What pixels are multiplied by, and what is subtracted then, each [C, 1, 1]."""
+    middle, spread = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+    return 1 / (255 * spread), middle / spread
 
 
 def build_transforms(entries: Sequence[Any]) -> list[v2.Transform]:
