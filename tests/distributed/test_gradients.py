@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from tests.distributed.systems import (
 )
 from tests.several_processes import run_checks
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import gather_rows
+from vilmedic.distributed.gather import copy_from_main, gather_rows
+from vilmedic.training.optimization import AveragedWeights
 
 CLIPPED = {"clip_grad_norm": 0.5}
 
@@ -84,7 +86,42 @@ def sharded_autoencoder() -> Any:
     return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=3, **keys)
 
 
+def gloria_told_by_the_host() -> Any:
+    """As on a GPU, where the words of a report are counted before a batch moves."""
+
+    def move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+        return batch | {"host_word_ids": batch["word_ids"].tolist()}
+
+    with mock.patch("vilmedic.training.step.move", move):
+        return compare("GLoRIA", settings={"forward_batch_size": 2}, **CLIPPED)
+
+
+def statistics_of_the_first() -> dict[str, Any]:
+    """Running statistics and their average after steps, and after they were exchanged."""
+    model: Any = build("ConVIRT", norm=True)
+    average = AveragedWeights(model, 0.5)
+    broadcasts = []
+    send = dist.broadcast
+    with mock.patch("torch.distributed.broadcast", lambda *of: broadcasts.append(of) or send(*of)):
+        step, _ = train(model, make_batches("ConVIRT", [16]))
+        made = len(broadcasts)
+        own, parts = parts_of(make_batches("ConVIRT", [16]))
+        for number in (1, 2):
+            average.update(number, step(own, parts).taken)
+        in_steps = len(broadcasts) - made
+
+    def state() -> list[Tensor]:
+        values = [value.clone() for value in model.buffers()]
+        return [*values, *(value.clone() for value in average.buffers())]
+
+    before = state()
+    step.parallel.share_buffers()
+    copy_from_main(average.buffers())
+    return {"in steps": in_steps, "before": before, "after": state()}
+
+
 EQUAL = [
+    gloria_told_by_the_host,
     convirt,
     simclr,
     gloria,
@@ -169,7 +206,8 @@ def temperatures() -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    return run_checks([*EQUAL, wrong_gradients, temperatures], tmp_path_factory.mktemp("two"))
+    others = [wrong_gradients, temperatures, statistics_of_the_first]
+    return run_checks([*EQUAL, *others], tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
@@ -200,6 +238,18 @@ def test_clipping_and_statistics_were_at_work(results: dict[str, list[Any]]) -> 
     assert total.item() == pytest.approx(0.5, rel=1e-3)
     state = results["synchronized_statistics"][0][0]["state"]
     assert any((v != 0).any() for k, v in state.items() if k.endswith("running_mean"))
+
+
+def test_statistics_are_exchanged_when_they_are_asked_for(results: dict[str, list[Any]]) -> None:
+    first, second = results["statistics_of_the_first"]
+    for result in (first, second):
+        assert not isinstance(result, str), result
+        assert result["in steps"] == 0
+    pairs = list(zip(first["before"], second["before"], strict=True))
+    assert not all(torch.equal(one, other) for one, other in pairs)
+    for one, after, other in zip(first["before"], first["after"], second["after"], strict=True):
+        assert torch.equal(one, after)
+        assert torch.equal(one, other)
 
 
 def test_ways_that_are_wrong(results: dict[str, list[Any]]) -> None:
