@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 
 from tests.distributed.systems import (
@@ -20,20 +21,34 @@ from tests.distributed.systems import (
 from tests.several_processes import run_checks
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows
+from vilmedic.errors import ConfigError
 
 CLIPPED = {"clip_grad_norm": 0.5}
+REAL = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")
 
 
 def convirt() -> Any:
-    return compare("ConVIRT", **CLIPPED)
+    return compare("ConVIRT", double=True, steps=2, **CLIPPED)
 
 
 def simclr() -> Any:
-    return compare("SimCLR", **CLIPPED)
+    return compare("SimCLR", double=True, steps=2, **CLIPPED)
 
 
 def gloria() -> Any:
-    return compare("GLoRIA", **CLIPPED)
+    return compare("GLoRIA", double=True, steps=2, **CLIPPED)
+
+
+def vae() -> Any:
+    return compare("VAE", steps=2, **CLIPPED)
+
+
+def dalle() -> Any:
+    return compare("DALLE", steps=2, **CLIPPED)
+
+
+def weights_that_a_step_leaves_out() -> Any:
+    return compare("VaryingCoin", (8,), steps=3, **CLIPPED)
 
 
 def convirt_in_chunks() -> Any:
@@ -68,6 +83,40 @@ def sharded_convirt() -> Any:
     return compare("ConVIRT", double=True, parallel="fsdp", steps=2, **CLIPPED)
 
 
+def sharded_simclr() -> Any:
+    return compare("SimCLR", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_gloria() -> Any:
+    return compare("GLoRIA", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_vae() -> Any:
+    return compare("VAE", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_vae_in_parts() -> Any:
+    """A few codes and images at a time, whose layers are called several times and once more."""
+    from vilmedic.blocks import autoencoder
+    from vilmedic.models import vae
+
+    whole = autoencoder.BLOCK, vae.PART
+    autoencoder.BLOCK, vae.PART = 60, 2 * 8 * 16**2
+    try:
+        return sharded_vae()
+    finally:
+        autoencoder.BLOCK, vae.PART = whole
+
+
+def sharded_dalle() -> Any:
+    return compare("DALLE", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_dalle_computed_twice() -> Any:
+    keys = {"parallel": "fsdp", "activation_checkpointing": True, "steps": 2}
+    return compare("DALLE", double=True, **keys, **CLIPPED)
+
+
 def sharded_gloria_in_chunks() -> Any:
     settings = {"forward_batch_size": 2}
     return compare("GLoRIA", double=True, parallel="fsdp", steps=2, settings=settings, **CLIPPED)
@@ -88,6 +137,9 @@ EQUAL = [
     convirt,
     simclr,
     gloria,
+    vae,
+    dalle,
+    weights_that_a_step_leaves_out,
     convirt_in_chunks,
     simclr_in_chunks,
     gloria_in_chunks,
@@ -96,6 +148,12 @@ EQUAL = [
     no_interaction,
     synchronized_statistics,
     sharded_convirt,
+    sharded_simclr,
+    sharded_gloria,
+    sharded_vae,
+    sharded_vae_in_parts,
+    sharded_dalle,
+    sharded_dalle_computed_twice,
     sharded_gloria_in_chunks,
     sharded_gloria_one_by_one,
     sharded_autoencoder,
@@ -167,9 +225,43 @@ def temperatures() -> dict[str, float]:
     return {"ours": ours, "outside": outside.item()}
 
 
+def searched() -> dict[str, bool]:
+    """Whether the graph is searched for unused weights from the second step on."""
+    found = {}
+    for system in (*REAL, "Pairs", "VaryingCoin"):
+        step, _ = train(build(system), make_batches(system, [8]))
+        found[system] = step.parallel.network.find_unused_parameters
+    return found
+
+
+def weights_left_out_without_a_word() -> str:
+    with pytest.raises(ConfigError) as error:
+        train(build("Coin"), make_batches("Coin", [8]), steps=3)
+    return str(error.value)
+
+
+def groups_of_blocks() -> dict[str, list[int]]:
+    """For each system its groups of sharded weights and its blocks."""
+    found = {}
+    for system in REAL:
+        step, _ = train(build(system), make_batches(system, [8]), parallel="fsdp")
+        sharded = [m for m in step.model.modules() if isinstance(m, FSDPModule)]
+        found[system] = [len(sharded), len(step.model.repeated_blocks())]
+    return found
+
+
+OTHERS = [
+    wrong_gradients,
+    temperatures,
+    searched,
+    weights_left_out_without_a_word,
+    groups_of_blocks,
+]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    return run_checks([*EQUAL, wrong_gradients, temperatures], tmp_path_factory.mktemp("two"))
+    return run_checks([*EQUAL, *OTHERS], tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
@@ -218,3 +310,23 @@ def test_a_temperature_outside_of_the_wrapped_module_drifts(results: dict[str, l
     one, other = results["temperatures"]
     assert one["ours"] == other["ours"] != -1.0
     assert abs(one["outside"] - other["outside"]) > 1e-3
+
+
+def test_the_graph_is_searched_only_for_weights_without_use(
+    results: dict[str, list[Any]],
+) -> None:
+    for found in results["searched"]:
+        assert found == {**dict.fromkeys(REAL, False), "Pairs": True, "VaryingCoin": True}
+
+
+def test_a_weight_that_loses_its_use_is_refused(results: dict[str, list[Any]]) -> None:
+    for message in results["weights_left_out_without_a_word"]:
+        assert "the weight 'sides.1.weight' had a gradient in the first step" in message
+        assert "varying = True" in message
+
+
+def test_each_block_is_gathered_by_itself(results: dict[str, list[Any]]) -> None:
+    for found in results["groups_of_blocks"]:
+        assert not isinstance(found, str), found
+        for system, (groups, blocks) in found.items():
+            assert groups == blocks + 1 > 2, system  # one more for all that lies between

@@ -114,6 +114,10 @@ class DALLE(Model):
         loss = (text_loss + weight * image_loss) / (1 + weight)
         return {"loss": loss, "text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The layers of the transformer; the frozen VAE gives its tokens to the last bit."""
+        return list(self.transformer.layers.layers)
+
     def text_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Reports as `text_seq_len` tokens: where a report has ended, the token of the position.
 
