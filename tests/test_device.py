@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vilmedic.device import autocast, move, pick_device
+from tests.conversions import WeightConversions
+from vilmedic.device import (
+    autocast,
+    float32_products,
+    inference,
+    move,
+    pick_device,
+    pick_precision,
+    uses_tf32,
+    weights_converted_once,
+)
 from vilmedic.errors import ConfigError
 
 
@@ -21,6 +31,41 @@ def test_precision_of_the_forward_pass() -> None:
         assert layer(x).dtype is torch.bfloat16
     with autocast(torch.device("cpu"), "fp32"):
         assert layer(x).dtype is torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_weight_is_converted_once_for_many_forward_passes(precision: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[1].requires_grad_(False)
+    x, device = torch.rand(2, 4), torch.device("cpu")
+    with autocast(device, precision), torch.no_grad():
+        expected = model(x)
+    with WeightConversions(model) as seen, weights_converted_once(device, precision, model):
+        for _ in range(3):
+            with inference(device, precision):
+                found = model(x)
+    assert torch.equal(found, expected)
+    assert sorted(seen.counts.values()) == [1, 1, 1, 1]
+    assert [weight.requires_grad for weight in model.parameters()] == [True, True, False, False]
+
+
+def test_converted_weights_are_forgotten_at_the_end() -> None:
+    model, x, device = torch.nn.Linear(4, 4), torch.rand(2, 4), torch.device("cpu")
+    found = []
+    for _ in range(2):
+        with weights_converted_once(device, "bf16", model), inference(device, "bf16"):
+            found.append(model(x))
+        with torch.no_grad():
+            model.weight.add_(1)
+    assert not torch.equal(*found)
+
+
+def test_float32_is_computed_in_inference_mode() -> None:
+    model, device = torch.nn.Linear(4, 4), torch.device("cpu")
+    with weights_converted_once(device, "fp32", model), inference(device, "fp32"):
+        found = model(torch.rand(2, 4))
+    assert found.is_inference()
+    assert found.dtype is torch.float32
 
 
 def test_only_tensors_move() -> None:
@@ -41,6 +86,42 @@ def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ConfigError, match="Lower --nproc-per-node"):
         pick_device(None)
+
+
+def test_the_precision_is_that_of_the_card_or_of_the_run_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    for capable, chosen in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, one=capable: one
+        )
+        assert pick_precision("auto", gpu) == chosen
+        assert pick_precision("auto", gpu, kept="fp16") == "fp16"
+        assert pick_precision("fp32", gpu, kept="bf16") == "fp32"
+        assert pick_precision("auto", cpu) == "fp32"
+        assert pick_precision("auto", cpu, kept="bf16") == "bf16"
+        assert pick_precision("auto", gpu, kept="auto") == chosen
+
+
+def products() -> tuple[bool, bool, bool]:
+    backends = torch.backends
+    return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> None:
+    before, gpu, cpu = products(), torch.device("cuda", 1), torch.device("cpu")
+    with float32_products(gpu, tf32=tf32):
+        assert products() == (tf32,) * 3
+        with float32_products(gpu, tf32=False):
+            assert products() == (False,) * 3
+        assert products() == (tf32,) * 3
+    assert products() == before
+    with float32_products(cpu, tf32=tf32):
+        assert products() == before
+    assert uses_tf32(gpu, tf32) is tf32
+    assert not uses_tf32(cpu, tf32)
 
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])

@@ -28,7 +28,7 @@ from tests.small_models import TINY_BERT, TINY_VAE, WORDS, tiny_spec, tiny_token
 from vilmedic.config.sections import GenerationSection
 from vilmedic.errors import CheckpointError, ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.local_features import LocalFeatures
-from vilmedic.generation.generate import generate_images
+from vilmedic.generation.generate import generate_images, token_drawing
 from vilmedic.run import write_pages
 
 PROMPTS = str(ROOT / "config/phantom/prompts-impression.yml")
@@ -434,16 +434,10 @@ def test_files_of_dalle_pytorch(trained: Runs, tmp_path: Path) -> None:
     settings = GenerationSection(generate_images=True, num_images=2, prompt="no acute effusion")
     ids = tiny_spec(6).tokenizer("no acute effusion", return_tensors="pt")  # type: ignore[misc]
     batch = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}
-    expected = generate_images(
-        [dalle.eval()],
-        batch,
-        "no acute effusion",
-        settings,
-        seed=5,
-        batch_size=32,
-        device=torch.device("cpu"),
-        precision="fp32",
-    ).mean(dim=1)
+    with token_drawing([dalle.eval()], settings, "fp32") as drawing:
+        expected = generate_images(
+            drawing, batch, "no acute effusion", num_images=2, seed=5, batch_size=32
+        ).mean(dim=1)
     for image, one in zip(images, expected, strict=True):
         np.testing.assert_allclose(np.asarray(image), one.numpy() * 255, atol=1)
     sections["model"]["dalle"] = {**TINY_TRANSFORMER, "shift_tokens": False}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
+from vilmedic.distributed import processes
 from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
@@ -54,11 +57,104 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+def pick_precision(name: str, device: torch.device, kept: str | None = None) -> str:
+    """The arithmetic that a configuration names, or with `auto` the one for the device.
+
+    Of several processes the first one decides.
+
+    Args:
+        name: `fp32`, `bf16`, `fp16` or `auto`.
+        device: where the run computes.
+        kept: what `auto` was when the run began.
+
+    Returns:
+        `fp32`, `bf16` or `fp16`.
+    """
+    if name != "auto":
+        return name
+    if kept in ("fp32", *HALF):
+        return kept
+    capable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return processes.on_main(lambda: "bf16" if capable else "fp32")
+
+
+def uses_tf32(device: torch.device, tf32: bool) -> bool:
+    """Whether products are computed in TF32 where a configuration allows it."""
+    return tf32 and device.type == "cuda"
+
+
+@contextmanager
+def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """The context that says how a GPU computes products and convolutions of float32 tensors.
+
+    TF32 reads 10 of the 23 bits behind the point and adds up in float32, which is several times as
+    fast. A CPU computes as ever. What is set is as before afterwards.
+
+    Args:
+        device: where the run computes.
+        tf32: compute in TF32, and let cuDNN time its algorithms for each new shape and take the
+            fastest; otherwise neither.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The context in which a forward pass computes: 16 bits where it is safe, or float32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=HALF[precision])
+
+
+@contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """The context in which a model is used without gradients, in the arithmetic of `autocast`.
+
+    Inference mode, but for 16 bits: autocast keeps no converted weights in that one.
+    """
+    without_gradients = torch.inference_mode if precision == "fp32" else torch.no_grad
+    with without_gradients(), autocast(device, precision):
+        yield
+
+
+@contextmanager
+def weights_converted_once(
+    device: torch.device, precision: str, *models: nn.Module
+) -> Iterator[None]:
+    """Let every `inference` within use the 16-bit weights that the first one made.
+
+    Autocast keeps them until the outermost of its contexts ends, so one that does nothing else is
+    put around. It keeps only those of weights that can have a gradient: frozen ones can for as long
+    as this lasts. Weights must not be changed within.
+
+    Args:
+        device: where the models are.
+        precision: `fp32` converts nothing.
+        models: what is used within.
+    """
+    if precision == "fp32":
+        yield
+        return
+    weights = [weight for model in models for weight in model.parameters()]
+    frozen = [
+        weight for weight in weights if weight.is_floating_point() and not weight.requires_grad
+    ]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for weight in frozen:
+            weight.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
 
 
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

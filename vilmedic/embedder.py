@@ -15,7 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from vilmedic.datasets.lines import brief
-from vilmedic.device import autocast, move, pick_device
+from vilmedic.device import inference, move, pick_device, weights_converted_once
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.inputs import Groups, OnError, Preprocess, Sources, listed
 from vilmedic.models.contract import ContrastiveModel
@@ -248,9 +248,10 @@ class Embedder:
         parts = []
         hidden = None if progress else True
         bar = tqdm(range(0, len(every), batch_size), "Texts", delay=LATE, disable=hidden)
-        for start in bar:
-            batch = self._tokens(every[start : start + batch_size])
-            parts.append(self._features("encode_text", batch, precision)["linguistic"].cpu())
+        with weights_converted_once(self.device, precision, self.model):
+            for start in bar:
+                batch = self._tokens(every[start : start + batch_size])
+                parts.append(self._features("encode_text", batch, precision)["linguistic"].cpu())
         found = torch.cat(parts)
         return functional.normalize(found, dim=1) if normalize else found
 
@@ -317,13 +318,13 @@ class Embedder:
         return move(self._reports.encode(texts), self.device)
 
     def _features(self, method: str, batch: Any, precision: str) -> dict[str, Tensor]:
-        with torch.inference_mode(), autocast(self.device, precision):
+        with inference(self.device, precision):
             found = getattr(self.model, method)(batch)
         return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
 
     def _run(self, encode: Any, batch: Any, precision: str) -> Tensor:
         """What an encoder gives for a batch, float32 on the CPU; images arrive as uint8."""
-        with torch.inference_mode(), autocast(self.device, precision):
+        with inference(self.device, precision):
             if isinstance(batch, Tensor):
                 batch = self.preprocess.pixels.normalized(batch.to(self.device))
             found: Tensor = encode(batch)

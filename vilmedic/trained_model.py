@@ -36,7 +36,7 @@ from vilmedic.embedder import (
     check_width,
 )
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.generation.generate import generate_images
+from vilmedic.generation.generate import generate_images, token_drawing
 from vilmedic.inputs import Source, Sources, listed
 from vilmedic.metrics.zero_shot import as_prompts, load_prompts, prompt_weights
 from vilmedic.models.dalle import DALLE
@@ -308,16 +308,10 @@ class TrainedModel(Embedder):
         check_arguments(GenerationSection, options)
         section = GenerationSection(**options)
         assert isinstance(self.model, DALLE)
-        made = generate_images(
-            [self.model],
-            tokens,
-            text,
-            section,
-            seed=seed,
-            batch_size=batch_size,
-            device=self.device,
-            precision=precision,
-        )
+        with token_drawing([self.model], section, precision) as drawing:
+            made = generate_images(
+                drawing, tokens, text, num_images=num_images, seed=seed, batch_size=batch_size
+            )
         grey = self.preprocess.pixels.color == "grey"
         made = made.mean(dim=1, keepdim=True) if grey else made
         return [Image.fromarray(pixels(image)) for image in made]

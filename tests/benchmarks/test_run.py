@@ -89,4 +89,4 @@ def test_the_table_of_scaling_has_a_line_for_each_system(tmp_path: Path) -> None
 
 def test_every_benchmark_is_tried() -> None:
     scripts = {path.stem for path in ROOT.glob("benchmarks/*.py") if "main()" in path.read_text()}
-    assert scripts == {*SIZES, "scaling"}
+    assert scripts == {*SIZES, "scaling", "gpu"}  # test_gpu.py

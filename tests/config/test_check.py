@@ -59,7 +59,7 @@ def test_the_origin_of_a_key_in_a_file_is_its_line(project: Project) -> None:
         ("trainor.optim_params.betas=[0.9,x]", "trainor.optim_params.betas.1 (command line): giv"),
         (
             "trainor.precision=fp166",
-            "given 'fp166'; allowed: one of fp32, bf16, fp16. Did you mean",
+            "given 'fp166'; allowed: one of fp32, bf16, fp16, auto. Did you mean",
         ),
         ("ensemblor.mode=best-0", "given 'best-0'; allowed: best-1, best-N or all."),
         ("ensemblor.splits=test", "given 'test'; allowed: a list of text."),

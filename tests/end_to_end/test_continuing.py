@@ -99,6 +99,26 @@ def _stopped_after(epochs: int, run_here: Run, words: list[str]) -> None:
         run_here("bin/train.py", *words, status=143)
 
 
+def test_the_precision_that_a_run_began_with_is_kept(
+    run_here: Run, arguments: list[str], tmp_path: Path
+) -> None:
+    words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.precision=auto"]
+    path, written = tmp_path / "run/last_3.pth", tmp_path / "run/config_3.yml"
+    done = run_here("bin/train.py", *words, "trainor.epochs=1")
+    state = torch.load(path, weights_only=True)
+    assert state["config"]["trainor"]["precision"] == "fp32"
+    assert "\n  precision: fp32\n" in written.read_text()
+    assert "on cpu, fp32: 9 training samples" in done.stdout
+    assert json.loads((tmp_path / "run/environment_3.json").read_text())["tf32"] is False
+
+    state["config"]["trainor"]["precision"] = "bf16"  # as if it had been on a GPU until here
+    torch.save(state, path)
+    done = run_here("bin/train.py", *words, "trainor.epochs=2")
+    assert "\n  precision: bf16\n" in written.read_text()
+    assert torch.load(path, weights_only=True)["config"]["trainor"]["precision"] == "bf16"
+    assert "trainor.precision" not in done.stdout
+
+
 def test_another_metric_has_no_best_yet(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:

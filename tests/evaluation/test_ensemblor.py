@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -330,3 +331,32 @@ def test_what_a_schedule_set_in_training_is_set_again(
     save_checkpoint(state, tmp_path / "last_1.pth")
     Ensemblor(config(tmp_path, ckpt="last_1.pth", splits=["test"])).start()
     assert steps == [7]
+
+
+@pytest.mark.parametrize("given", ["auto", "fp32"])
+def test_results_name_the_arithmetic(
+    tmp_path: Path, models: dict[float, ToyModel], given: str
+) -> None:
+    results = Ensemblor(config(tmp_path, precision=given)).start()["test"]
+    assert (results["precision"], results["tf32"]) == ("fp32", False)
+
+
+def test_an_evaluation_on_a_gpu_computes_as_its_results_say(
+    tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, named = [], []
+
+    def evaluate(self: Ensemblor) -> dict[str, Any]:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return {}
+
+    monkeypatch.setattr(Ensemblor, "_evaluate", evaluate)
+    networks: Any = SimpleNamespace(split=lambda _: [])
+    for tf32 in (True, False):
+        ours = Ensemblor(config(tmp_path, tf32=tf32))
+        ours.device = torch.device("cuda", 0)
+        ours.start()
+        named.append(ours._header("test", networks)["tf32"])
+        settings = ours._settings({path: {} for path in ours.paths})
+        assert settings.get("tf32", False) is tf32
+    assert seen == named == [True, False]

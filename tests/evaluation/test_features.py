@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conversions import WeightConversions
 from tests.made_up_evaluations import random
 from tests.toy_models import LABELS, ToyAutoencoder, ToyData, ToyModel
 from vilmedic.errors import DataError
@@ -64,6 +65,16 @@ def test_without_what_the_loss_needs_it_is_none_and_features_remain() -> None:
     assert result.labels is None
     assert sorted(result.features) == ["visual", "visual_backbone"]
     assert run(ToyModel(), ToyData(size=1)).loss is None
+
+
+def test_weights_are_converted_once_in_a_whole_pass() -> None:
+    model = ToyModel()
+    model.requires_grad_(False)
+    with WeightConversions(model) as seen:
+        result = run(model, ToyData(size=10), 3, precision="bf16")
+    assert len(result) == 10
+    assert seen.counts == {"0.image.weight": 1, "0.image.bias": 1}
+    assert not any(weight.requires_grad for weight in model.parameters())
 
 
 def test_modes_of_all_modules_are_restored_even_after_an_error() -> None:

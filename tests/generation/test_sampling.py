@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from tests.conversions import WeightConversions
 from tests.small_dalles import dalle_batch, save_vae, tiny_dalle
-from vilmedic.generation.sampling import Sampling, draw, generate_tokens
+from vilmedic.device import inference
+from vilmedic.generation import sampling as sampling_module
+from vilmedic.generation.sampling import Sampling, TokenDrawing, draw, generate_tokens
 from vilmedic.models.dalle import DALLE
 
 
@@ -122,3 +129,145 @@ def test_progress_counts_tokens(vae: Path) -> None:
         progress=told.append,
     )
     assert told == [3] * 12
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_are_converted_once_for_all_tokens_of_all_batches(vae: Path, shared: bool) -> None:
+    models = [strong(vae, seed, share_input_output_emb=shared) for seed in (0, 1)]
+    batch, sampling = dalle_batch(), Sampling(cond_scale=2.0)
+    # Biases of the maps of single positions are views on a CPU, and small.
+    with (
+        WeightConversions(*models, least=2) as seen,
+        TokenDrawing(models, sampling, precision="bf16") as drawing,
+    ):
+        for seed in (0, 1):
+            tokens = drawing(batch["input_ids"], batch["attention_mask"], numbers(3, seed))
+    assert len(seen.counts) == 2 * (4 * 2 + 1)
+    assert set(seen.counts.values()) == {1}
+    assert len(tokens.unique()) > 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_second_batch_is_as_if_it_were_the_first(vae: Path, precision: str) -> None:
+    model, batch = strong(vae), dalle_batch()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    start = torch.tensor([[3, 1, 4, 1, 5]]).expand(3, -1)
+    options: dict[str, Any] = {"precision": precision}
+    with TokenDrawing([model], Sampling(), **options) as drawing:
+        drawing(ids, mask, numbers(3))
+        primed = drawing(ids.flip(0), mask.flip(0), numbers(3, 1), start=start)
+        smaller = drawing(ids[:2], mask[:2], numbers(2, 2))
+    given = ([model], ids.flip(0), mask.flip(0), numbers(3, 1), Sampling())
+    assert torch.equal(primed, generate_tokens(*given, start=start, **options))
+    given = ([model], ids[:2], mask[:2], numbers(2, 2), Sampling())
+    assert torch.equal(smaller, generate_tokens(*given, **options))
+
+
+class Recording(TorchDispatchMode):
+    """Notes every operation, so that the same ones can be run again on the same tensors.
+
+    What a CUDA graph does, on a CPU: numbers that Python computed are those of the recording.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **kwargs or {})
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def run(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            fresh = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(fresh), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("options", "sampling"),
+    [
+        ({}, Sampling(filter_thres=0.5)),
+        ({"attn_types": ["axial_row", "axial_col"]}, Sampling(top_p=0.9, cond_scale=2.0)),
+        ({"rotary_emb": False, "shift_tokens": False}, Sampling(filter_thres=0.0)),
+    ],
+)
+def test_a_recorded_step_draws_every_later_token(
+    vae: Path,
+    options: dict[str, Any],
+    sampling: Sampling,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recordings: list[Recording] = []
+
+    def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        recordings.append(Recording())
+        place = steps[0].place.clone()
+        with recordings[-1]:
+            step()
+        steps[0].place.copy_(place)  # a capture runs nothing
+        return recordings[-1].run
+
+    steps: list[Any] = []
+    made = sampling_module._Steps
+    monkeypatch.setattr(
+        sampling_module, "_Steps", lambda *a, **k: steps.append(made(*a, **k)) or steps[0]
+    )
+    models = [strong(vae, seed, **options) for seed in (0, 1)]
+    batch = dalle_batch()
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    # With shapes that do not grow, as on a GPU.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    expected = [
+        generate_tokens(models, ids, mask, numbers(3, seed), sampling, precision=precision)
+        for seed in (0, 1)
+    ]
+    steps.clear()
+    monkeypatch.setattr(sampling_module, "recorded", record)
+    with TokenDrawing(models, sampling, precision=precision) as drawing:
+        found = [drawing(ids, mask, numbers(3, seed)) for seed in (0, 1)]
+    assert len(recordings) == 1
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def pretend_cuda(model: nn.Module) -> None:
+    """Give a model tensors without values on a GPU that is not there."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            fake = torch.empty(weight.shape, device="cuda")
+            module._parameters[name] = nn.Parameter(fake, requires_grad=weight.requires_grad)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_on_a_gpu_waits_for_nothing_and_converts_nothing(
+    vae: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretended GPU, which has no values: reading one would fail."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    model = tiny_dalle(vae).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pretend_cuda(model)
+        ids = torch.ones(3, 5, dtype=torch.int64, device="cuda")
+        random = torch.rand(3, 16, dtype=torch.float64, device="cuda")
+        with (
+            TokenDrawing([model], Sampling(top_p=0.9), precision=precision) as drawing,
+            inference(drawing.device, precision),
+        ):
+            steps = sampling_module._Steps([model], drawing.sampling, random, cached=True)
+            logits = steps.streams[0].begin(ids, torch.ones_like(ids), steps.tokens[:, :0], False)
+            assert logits.device.type == "cuda"
+            assert logits.dtype is {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+            steps.step()
+            with WeightConversions(model) as seen:
+                steps.step()
+    assert not seen.counts

@@ -33,9 +33,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map of few rows, a small multiple faster than `functional.linear` on a processor.
+    """A linear map of few rows, a small multiple faster than `functional.linear` on a CPU.
 
-    The weight stands on the left, so that it is read in the order in which it lies.
+    There the weight stands on the left, so that it is read in the order in which it lies.
 
     Args:
         x: [B, 1, d] or [B, d].
@@ -45,6 +45,8 @@ def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         [B, 1, D] or [B, D].
     """
+    if x.device.type != "cpu":
+        return functional.linear(x, weight, bias)
     rows = x.flatten(0, -2).t()
     found = weight @ rows if bias is None else torch.addmm(bias[:, None], weight, rows)
     return found.t().unflatten(0, x.shape[:-1])

@@ -116,7 +116,7 @@ class TextImageTransformer(nn.Module):
             masks["full"] = cache.places <= position
         # As numbers to add: attention would make them of truth values in every layer.
         added = {
-            kind: x.new_zeros(1, end).masked_fill_(~mask[:, :end], -torch.inf)
+            kind: cache.seen.new_zeros(1, end).masked_fill_(~mask[:, :end], -torch.inf)
             for kind, mask in masks.items()
         }
         sources = cache.sources.index_select(1, position)[:, 0]
@@ -130,9 +130,7 @@ class TextImageTransformer(nn.Module):
                     projected = inner.project_one(normed, factors)
                     seen = cache.store(number, position, projected[1:])
                     keys, values = (some[:, :, :end] for some in seen)
-                    mask = added.get(inner.kind)
-                    mask = None if mask is None else mask.to(keys.dtype)
-                    result = inner.attend_one(projected[0], keys, values, mask)
+                    result = inner.attend_one(projected[0], keys, values, added.get(inner.kind))
                 else:
                     result = inner.one(normed)
                 x = torch.addcmul(x, result, branch.scale)
@@ -267,6 +265,11 @@ class TransformerCache:
         self.shifted = like.new_zeros(2 * depth, batch, length + 1, dim // 2)
         self.sources = sources.to(device)
         self.places = torch.arange(length, device=like.device)[None]
+
+    def clear(self) -> None:
+        """Make it ready for other sequences; all tensors stay where they are."""
+        self.seen.zero_()
+        self.shifted.zero_()
 
     def fill(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Keep the keys and values [B, heads, n, D] of a sequence from its start."""

@@ -222,7 +222,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def describe_environment(config: Config, seed: int, device: str) -> dict[str, Any]:
+def describe_environment(
+    config: Config, seed: int, device: str, *, tf32: bool = False
+) -> dict[str, Any]:
     """What is needed to repeat a run: command, overrides, versions, commit, device."""
     versions = {}
     for package in PACKAGES:
@@ -235,6 +237,7 @@ def describe_environment(config: Config, seed: int, device: str) -> dict[str, An
         "overrides": list(config.overrides),
         "seed": seed,
         "device": device,
+        "tf32": tf32,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
@@ -258,12 +261,21 @@ def git_commit() -> str | None:
     return described.stdout.strip()
 
 
-def write_provenance(config: Config, run_dir: Path, seed: int, device: str) -> None:
+def write_provenance(
+    config: Config, run_dir: Path, seed: int, device: str, *, tf32: bool = False
+) -> None:
     """Write `config_<seed>.yml` and `environment_<seed>.json` into the run directory.
 
     A disk that is full is a warning; the files of before stay.
+
+    Args:
+        config: the configuration of the run.
+        run_dir: its directory.
+        seed: its seed.
+        device: where it computes.
+        tf32: whether float32 products are computed in TF32 there.
     """
-    environment = json.dumps(describe_environment(config, seed, device), indent=2)
+    environment = json.dumps(describe_environment(config, seed, device, tf32=tf32), indent=2)
     texts = {f"config_{seed}.yml": config.to_yaml(), f"environment_{seed}.json": environment + "\n"}
     for name, text in texts.items():
         try:

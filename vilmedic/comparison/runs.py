@@ -23,7 +23,7 @@ from vilmedic.loggers.contract import flat
 
 IGNORED = re.compile(
     r"name|ckpt_dir|ckpt|trainor\.(seed|loggers|log_every|profile|save_every|keep|keep_states)|"
-    r"(.+\.)?(device|num_workers|cache|spool|spool_gib)|ensemblor\..+"
+    r"(.+\.)?(device|tf32|num_workers|cache|spool|spool_gib)|ensemblor\..+"
 )
 """Keys in which the runs of one setting may differ: they change no trained weight but by chance."""
 OF_EVALUATION = ("seed", "batch_size", "precision")
@@ -96,7 +96,8 @@ class Run:
                 raise ConfigError(f"{record}: cannot be read: {error}.") from None
         own = dict(flat({"protocols": known}))
         own = {key: one for key, one in own.items() if f"{key}_sha256" not in own}
-        return own | {key: self.results.get(key) for key in OF_EVALUATION}
+        own |= {key: self.results.get(key) for key in OF_EVALUATION}
+        return own | {"tf32": self.results.get("tf32", False)}
 
     def classes(self, metric: str) -> list[str] | None:
         """The classes that a metric was measured on; None for one without."""

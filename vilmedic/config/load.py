@@ -150,6 +150,11 @@ class Config:
         """Dotted key to `file:line` or `command line`, for every value that was given."""
         return {".".join(map(str, path)): mark.origin for path, mark in self.tree.marks.items()}
 
+    def settle(self, section: str, key: str, value: Any) -> None:
+        """Replace a value of a section that left the choice to the machine by what was chosen."""
+        setattr(getattr(self.run, section), key, value)
+        self.data[section][key] = value
+
     def to_yaml(self) -> str:
         """The resolved configuration; reading it gives the same configuration."""
         return to_yaml(self.data)

@@ -56,7 +56,10 @@ class TrainorSection:
         save_every: how often the newest state is saved besides after each evaluation: a number of
             steps (500) or of minutes (15min); null saves after an evaluation only.
         precision: arithmetic of the forward pass; bf16 and fp16 keep weights and optimizer in
-            float32, and fp16 scales the loss.
+            float32, and fp16 scales the loss. auto is bf16 on a GPU that has it and fp32 elsewhere,
+            and a run keeps what it began with.
+        tf32: on a GPU, compute float32 products in TF32, and let cuDNN time its convolutions and
+            take the fastest.
         ema: decay of an averaged copy of the weights (0.999), which is evaluated and saved beside
             the weights themselves, as ema_validation_loss and so on; null keeps none.
         compile: compile the repeated blocks of the model, which takes minutes at first.
@@ -123,7 +126,8 @@ class TrainorSection:
     save_every: (
         Annotated[str, Matching("[1-9][0-9]*(min)?", "steps (500) or minutes (15min)")] | None
     ) = "15min"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    tf32: bool = True
     ema: Annotated[float, AtLeast(0), Below(1)] | None = None
     compile: bool = False
     activation_checkpointing: bool = False
@@ -255,7 +259,9 @@ class EnsemblorSection(GenerationSection):
         report: whether report.html is made, with the embedding explorer of
             post_processing.explore_representation.
         seed: seed of whatever an evaluation draws.
-        precision: arithmetic of the forward pass.
+        precision: arithmetic of the forward pass; auto is bf16 on a GPU that has it, and fp32
+            elsewhere.
+        tf32: see trainor.tf32.
         device: cpu, cuda or cuda:N; null takes a GPU when there is one.
         num_workers: processes that load data; null takes one a core, four at most.
     """
@@ -280,7 +286,8 @@ class EnsemblorSection(GenerationSection):
     ] = field(default_factory=dict)
     report: bool = True
     seed: Seed = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    tf32: bool = True
     device: Device | None = None
     num_workers: Annotated[int, Between(0, 256)] | None = None
 

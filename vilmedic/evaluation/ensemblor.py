@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from vilmedic.config import build
 from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
-from vilmedic.device import pick_device
+from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.evaluation.evaluation import Ensemble, Splits
@@ -84,6 +84,8 @@ class Ensemblor:
 
     def _set_up(self, name: str, headers: dict[Path, dict[str, Any]], *, ema: bool) -> None:
         """Make ready what measures, and the folder of this evaluation."""
+        precision = pick_precision(self.section.precision, self.device)
+        self.section = replace(self.section, precision=precision)
         self.source = source(self.system, self.checkpoints, ema=ema)
         self.splits = Splits(
             self.config,
@@ -120,6 +122,10 @@ class Ensemblor:
         Raises:
             VilmedicError: post-processing failed, after everything else was done.
         """
+        with float32_products(self.device, tf32=self.section.tf32):
+            return self._evaluate()
+
+    def _evaluate(self) -> dict[str, dict[str, Any]]:
         make_run_directory(self.run_dir)  # a checkpoint may come from elsewhere
         with processes.main_first():
             for split in self.section.splits:
@@ -239,6 +245,7 @@ class Ensemblor:
             "seed": self.section.seed,
             "batch_size": self.section.batch_size,
             "precision": self.section.precision,
+            "tf32": uses_tf32(self.device, self.section.tf32),
             "changed": self.changed,
             "protocols": {name: metric.options() for name, metric in self.splits.metrics},
             "loss": None,
@@ -310,6 +317,8 @@ class Ensemblor:
             "seed": section.seed,
             "precision": section.precision,
         }
+        if uses_tf32(self.device, section.tf32):
+            settings["tf32"] = True
         if section.generate_images:
             names = [one.name for one in fields(GenerationSection) if one.name not in WHAT_IS_MADE]
             own = asdict(section)

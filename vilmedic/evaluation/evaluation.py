@@ -20,7 +20,7 @@ from vilmedic.config.declared import distinct
 from vilmedic.config.load import located, nodes_of
 from vilmedic.datasets.lines import join_names, shown
 from vilmedic.datasets.loader import make_loader
-from vilmedic.device import autocast, move
+from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.errors import ArgumentError, nearest
 from vilmedic.evaluation.features import (
     SplitFeatures,
@@ -138,7 +138,11 @@ class Ensemble:
             if not isinstance(model, ContrastiveModel):
                 return None
             parts = []
-            with evaluating(model), torch.inference_mode(), autocast(self.device, self.precision):
+            with (
+                evaluating(model),
+                weights_converted_once(self.device, self.precision, model),
+                inference(self.device, self.precision),
+            ):
                 for start in range(0, len(texts), PROMPT_BATCH):
                     batch = dataset.encode_text(list(texts[start : start + PROMPT_BATCH]))
                     embedded = model.encode_text(move(batch, self.device)).get("linguistic")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from vilmedic.device import autocast, move
+from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows, widened
 from vilmedic.distributed.launch import is_main_process
@@ -113,11 +113,11 @@ def collect(
     weights: list[tuple[int, int]] = []
     rows = len(dataset)
     hidden = None if is_main_process() else True
-    with evaluating(model):
+    with evaluating(model), weights_converted_once(device, precision, model):
         for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=hidden):
             size = len(batch["index"])
-            with torch.inference_mode():
-                produced, loss = _run(model, dataset, move(batch, device), device, precision)
+            with inference(device, precision):
+                produced, loss = _run(model, dataset, move(batch, device), device)
                 produced["index"] = batch["index"]
                 if "labels" in batch:
                     labels.add(batch["labels"])
@@ -204,22 +204,22 @@ def concatenate(features: Sequence[Tensor]) -> Tensor:
 
 
 def _run(
-    model: Any, dataset: Any, batch: dict[str, Any], device: torch.device, precision: str
+    model: Any, dataset: Any, batch: dict[str, Any], device: torch.device
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     size = len(batch["index"])
     countable = size > 1 or not getattr(model, "cross_sample", False)
-    with autocast(device, precision):
-        batch = dataset.prepare(batch)
-        if not isinstance(model, ContrastiveModel):
-            outputs = dict(model(batch))
-            loss = outputs.pop("loss", None)
-            return outputs, loss if countable else None
-        features = dict(model.encode(batch))
+    batch = dataset.prepare(batch)
+    if not isinstance(model, ContrastiveModel):
+        outputs = dict(model(batch))
+        loss = outputs.pop("loss", None)
+        return outputs, loss if countable else None
+    features = dict(model.encode(batch))
     if not countable or any(name not in features for name in model.contrast_needs):
         return features, None
     # Outside autocast: the loss of a reduced-precision model is still summed up in float32.
     exact = {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
-    return features, model.contrast(exact)["loss"]
+    with torch.autocast(device.type, enabled=False):
+        return features, model.contrast(exact)["loss"]
 
 
 def _from_all(own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.datasets.aligned import SampleKey
-from vilmedic.device import autocast, move
+from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows
 from vilmedic.evaluation.features import evaluating
@@ -82,20 +82,24 @@ class LocalFeatures:
             model = member()
             if not hasattr(model, "local_similarity"):
                 return None
-            encoded = self._encode_texts(model, dataset, list(unique))
             parts: list[Tensor] = [torch.empty(0, len(unique))]
             index: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
-            for rows, regions in self._regions(split, number, model):
-                index.append(rows)
-                part = torch.empty(len(regions), len(unique))
-                for block in encoded:
-                    words, mask = block.words.to(networks.device), block.mask.to(networks.device)
-                    with torch.inference_mode():
-                        found = model.local_similarity(
-                            regions, words, mask, aggregation=aggregation
+            with weights_converted_once(networks.device, networks.precision, model):
+                encoded = self._encode_texts(model, dataset, list(unique))
+                for rows, regions in self._regions(split, number, model):
+                    index.append(rows)
+                    part = torch.empty(len(regions), len(unique))
+                    for block in encoded:
+                        words, mask = (
+                            block.words.to(networks.device),
+                            block.mask.to(networks.device),
                         )
-                    part[:, block.places] = found.cpu()
-                parts.append(part)
+                        with torch.inference_mode():
+                            found = model.local_similarity(
+                                regions, words, mask, aggregation=aggregation
+                            )
+                        part[:, block.places] = found.cpu()
+                    parts.append(part)
             similarity = _in_order(torch.cat(parts), torch.cat(index)) / len(networks.members)
             total = similarity if total is None else total + similarity
         return None if total is None else total[:, [unique[text] for text in texts]]
@@ -118,18 +122,19 @@ class LocalFeatures:
             if not hasattr(model, "attention"):
                 return None
             maps: list[Tensor] = []
-            for start in range(0, len(indices), BATCH):
-                chosen = indices[start : start + BATCH]
-                batch = dataset.collate([dataset[SampleKey(int(index))] for index in chosen])
-                prepared = dataset.prepare(move(batch, networks.device))
-                features = self._run(model, "encode", prepared)
-                if "regions" not in features or "words" not in features:
-                    return None
-                mask = features["word_mask"]
-                with torch.inference_mode():
-                    found = model.attention(features["regions"], features["words"], mask)
-                found = found.cpu() / len(networks.members)
-                maps += [one[: int(n)] for one, n in zip(found, mask.sum(dim=1), strict=True)]
+            with weights_converted_once(networks.device, networks.precision, model):
+                for start in range(0, len(indices), BATCH):
+                    chosen = indices[start : start + BATCH]
+                    batch = dataset.collate([dataset[SampleKey(int(index))] for index in chosen])
+                    prepared = dataset.prepare(move(batch, networks.device))
+                    features = self._run(model, "encode", prepared)
+                    if "regions" not in features or "words" not in features:
+                        return None
+                    mask = features["word_mask"]
+                    with torch.inference_mode():
+                        found = model.attention(features["regions"], features["words"], mask)
+                    found = found.cpu() / len(networks.members)
+                    maps += [one[: int(n)] for one, n in zip(found, mask.sum(dim=1), strict=True)]
             total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
         return total
 
@@ -159,7 +164,7 @@ class LocalFeatures:
     def _run(self, model: nn.Module, method: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The features that a method of the model gives, in float32, on the networks' device."""
         device, precision = self._networks.device, self._networks.precision
-        with evaluating(model), torch.inference_mode(), autocast(device, precision):
+        with evaluating(model), inference(device, precision):
             features = getattr(model, method)(batch)
         return {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
 

@@ -154,6 +154,7 @@ def _results(folder: Path) -> dict[str, Any]:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
             said = {name: results[name] for name in COPIED}
+            said["tf32"] = bool(results.get("tf32"))
             said["cells"] = table_cells(results)
             _numbers({"results": {"": said}})
             found[str(results["split"])] = shortened(said)
@@ -336,7 +337,8 @@ def _numbers(about: Mapping[str, Any]) -> str:
     first = next(iter(results.values()))
     evaluated = source(first["system"], first["checkpoints"], ema=first["ema"])
     sizes = ", ".join(f"{split}: {said['samples']} samples" for split, said in results.items())
-    how = f"batches of {first['batch_size']} in {first['precision']}, seed {first['seed']}"
+    arithmetic = first["precision"] + (" with TF32 products" if first.get("tf32") else "")
+    how = f"batches of {first['batch_size']} in {arithmetic}, seed {first['seed']}"
     beside = [BASELINES[name] for name in BASELINES if any(name in table[0] for table in tables)]
     more = f" Beside it: {' and '.join(beside)}." if beside else ""
     blocks.append(f"Of {evaluated}; {sizes}; {how}.{more}")

@@ -22,11 +22,11 @@ from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.transforms import crop_square, resize_short_side, resized_shape
-from vilmedic.device import autocast, move
+from vilmedic.device import move
 from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError
 from vilmedic.generation.generators import load_generators
-from vilmedic.generation.sampling import Sampling, generate_tokens
+from vilmedic.generation.sampling import Sampling, TokenDrawing
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.from_checkpoint import from_checkpoint
@@ -94,56 +94,63 @@ def generate_from_checkpoints(
     return generation.start(datasets)
 
 
+def token_drawing(
+    models: Sequence[DALLE], section: GenerationSection, precision: str
+) -> TokenDrawing:
+    """What draws tokens as a configuration says.
+
+    Args:
+        models: one or several, in evaluation mode on their device.
+        section: how to draw.
+        precision: `fp32`, `bf16` or `fp16`.
+    """
+    sampling = Sampling(
+        section.temperature, section.filter_thres, section.top_p, section.cond_scale
+    )
+    return TokenDrawing(models, sampling, precision=precision)
+
+
 def generate_images(
-    models: Sequence[DALLE],
+    drawing: TokenDrawing,
     encoded: Mapping[str, Tensor],
     text: str,
-    section: GenerationSection,
     *,
+    num_images: int,
     seed: int,
     batch_size: int,
-    device: torch.device,
-    precision: str,
     start: Tensor | None = None,
     progress: Callable[[int], object] = lambda _tokens: None,
 ) -> Tensor:
     """Images of one text.
 
     Args:
-        models: one or several, in evaluation mode on their device.
+        drawing: what draws the tokens, within its `with` statement.
         encoded: `input_ids` and `attention_mask` [1, T] of the text.
         text: the text, which the draws depend on.
-        section: how to draw, and how many.
+        num_images: how many.
         seed: of the draws; see `ImageGeneration`.
         batch_size: images made at once.
-        device: where the models are.
-        precision: `fp32` or `bf16`.
         start: first tokens of the images, int64 [1, n]; None draws all.
         progress: told how many tokens were drawn.
 
     Returns:
         float32 [num_images, C, H, W] in 0..1, on the CPU.
     """
-    sampling = Sampling(
-        section.temperature, section.filter_thres, section.top_p, section.cond_scale
-    )
+    model, device = drawing.models[0], drawing.device
     images = []
-    for first in range(0, section.num_images, batch_size):
-        numbers = range(first, min(first + batch_size, section.num_images))
-        draws = torch.stack([_draws(models[0], text, seed, number) for number in numbers])
+    for first in range(0, num_images, batch_size):
+        numbers = range(first, min(first + batch_size, num_images))
+        draws = torch.stack([_draws(model, text, seed, number) for number in numbers])
         size = len(numbers)
-        with autocast(device, precision):
-            tokens = generate_tokens(
-                models,
-                encoded["input_ids"].expand(size, -1).to(device),
-                encoded["attention_mask"].expand(size, -1).to(device),
-                draws.to(device),
-                sampling,
-                start=None if start is None else start.expand(size, -1),
-                progress=progress,
-            )
+        tokens = drawing(
+            encoded["input_ids"].expand(size, -1).to(device),
+            encoded["attention_mask"].expand(size, -1).to(device),
+            draws.to(device),
+            start=None if start is None else start.expand(size, -1),
+            progress=progress,
+        )
         with torch.inference_mode():
-            images.append(models[0].vae.decode(tokens).float().cpu())
+            images.append(model.vae.decode(tokens).float().cpu())
     return torch.cat(images)
 
 
@@ -222,23 +229,24 @@ class ImageGeneration:
         folders = []
         drawn = self.models[0].image_seq_len - self._primed()
         total = len(reports) * self.section.num_images * drawn
-        with tqdm(total=total, desc="Generating", unit="token", disable=None) as bar:
+        with (
+            tqdm(total=total, desc="Generating", unit="token", disable=None) as bar,
+            token_drawing(self.models, self.section, self.precision) as drawing,
+        ):
             for report in reports:
-                images = self.generate(dataset, report, bar)
+                images = self.generate(drawing, dataset, report, bar)
                 folders.append(self._write(report, images, dataset))
         return folders
 
-    def generate(self, dataset: Any, report: Report, bar: Any) -> Tensor:
+    def generate(self, drawing: TokenDrawing, dataset: Any, report: Report, bar: Any) -> Tensor:
         """The images of a report in the order of their numbers, [num_images, C, H, W] in 0..1."""
         made = generate_images(
-            self.models,
+            drawing,
             dataset.encode_text([report.text]),
             report.text,
-            self.section,
+            num_images=self.section.num_images,
             seed=self.seed,
             batch_size=self.batch_size,
-            device=self.device,
-            precision=self.precision,
             start=self._start(dataset, report),
             progress=bar.update,
         )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vilmedic.device import inference, weights_converted_once
 from vilmedic.models.dalle import DALLE
+
+WARM_STEPS = 2  # run one by one, so that libraries have set up what they need
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,6 @@ def draw(logits: Tensor, numbers: Tensor, sampling: Sampling, vocabulary: int) -
     return found[:, 0].clamp(max=logits.shape[1] - 1)
 
 
-@torch.inference_mode()
 def generate_tokens(
     models: Sequence[DALLE],
     ids: Tensor,
@@ -67,10 +70,11 @@ def generate_tokens(
     sampling: Sampling,
     *,
     start: Tensor | None = None,
+    precision: str = "fp32",
     cached: bool = True,
     progress: Callable[[int], object] = lambda drawn: None,
 ) -> Tensor:
-    """Draw the image tokens of reports.
+    """Draw the image tokens of one batch of reports; see `TokenDrawing`.
 
     Args:
         models: in evaluation mode, with one VAE; their logits are averaged.
@@ -80,6 +84,7 @@ def generate_tokens(
             same tokens, whichever reports are in the batch.
         sampling: how tokens are drawn.
         start: first tokens of the images, [B, n], to go on from.
+        precision: `fp32`, `bf16` or `fp16`.
         cached: remember keys, values and shifted channels; otherwise compute everything again for
             each token, which gives the same and is slow.
         progress: is told the number of tokens drawn since it was last called.
@@ -87,46 +92,174 @@ def generate_tokens(
     Returns:
         int64 [B, N].
     """
-    batch, length = numbers.shape
-    guided = sampling.cond_scale != 1
-    tokens = ids.new_zeros((batch, length))
-    first = 0 if start is None else start.shape[1]
-    if start is not None:
-        tokens[:, :first] = start
-    streams = [_Stream(model, ids, mask, guided=guided, cached=cached) for model in models]
-    vocabulary = models[0].num_text_tokens + models[0].num_image_tokens
-    places = torch.arange(length, device=ids.device)
-    for place in range(first, length):
+    with TokenDrawing(models, sampling, precision=precision, cached=cached) as drawing:
+        return drawing(ids, mask, numbers, start=start, progress=progress)
+
+
+class TokenDrawing(AbstractContextManager["TokenDrawing"]):
+    """Draws the image tokens of any number of batches of reports, in a `with` statement.
+
+    What can be kept from batch to batch is: 16-bit weights, caches, and on a GPU the recorded
+    kernels of a step. Weights must not change until the end.
+
+    Args:
+        models: in evaluation mode on their device, with one VAE; their logits are averaged.
+        sampling: how tokens are drawn.
+        precision: `fp32`, `bf16` or `fp16`.
+        cached: see `generate_tokens`.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[DALLE],
+        sampling: Sampling,
+        *,
+        precision: str = "fp32",
+        cached: bool = True,
+    ) -> None:
+        self.models, self.sampling = models, sampling
+        self.precision, self.cached = precision, cached
+        self.device = next(models[0].parameters()).device
+        self._kept = ExitStack()
+        self._steps: _Steps | None = None
+
+    def __enter__(self) -> TokenDrawing:
+        self._kept.enter_context(weights_converted_once(self.device, self.precision, *self.models))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._steps = None  # with its kernels, which read the converted weights
+        self._kept.close()
+
+    def __call__(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        numbers: Tensor,
+        *,
+        start: Tensor | None = None,
+        progress: Callable[[int], object] = lambda drawn: None,
+    ) -> Tensor:
+        """The tokens of a batch, int64 [B, N]; see `generate_tokens` for the arguments."""
+        with inference(self.device, self.precision):
+            if self._steps is None or self._steps.numbers.shape != numbers.shape:
+                self._steps = None  # before there is another one, which needs its memory
+                self._steps = _Steps(
+                    self.models, self.sampling, torch.zeros_like(numbers), cached=self.cached
+                )
+            return self._steps.draw_all(ids, mask, numbers, start, progress)
+
+
+class _Steps:
+    """The steps in which the tokens of a batch are drawn.
+
+    All that changes from step to step is in tensors that stay where they are, the place of the
+    token included: one step is the same kernels as every other.
+
+    Args:
+        models: see `TokenDrawing`.
+        sampling: how tokens are drawn.
+        numbers: where the random numbers of a batch will be, float64 [B, N].
+        cached: see `generate_tokens`.
+    """
+
+    def __init__(
+        self, models: Sequence[DALLE], sampling: Sampling, numbers: Tensor, *, cached: bool
+    ) -> None:
+        self.sampling, self.numbers = sampling, numbers
+        self.guided = sampling.cond_scale != 1
+        copies = len(numbers) * (2 if self.guided else 1)
+        self.streams = [_Stream(model, copies, cached=cached) for model in models]
+        self.vocabulary = models[0].num_text_tokens + models[0].num_image_tokens
+        self.tokens = torch.zeros_like(numbers, dtype=torch.int64)
+        self.place = torch.zeros(1, dtype=torch.int64, device=numbers.device)
+        self._recorded: Callable[[], None] | None = None
+
+    def draw_all(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        numbers: Tensor,
+        start: Tensor | None,
+        progress: Callable[[int], object],
+    ) -> Tensor:
+        """The tokens of a batch, int64 [B, N]; see `generate_tokens`."""
+        batch, length = self.numbers.shape
+        first = 0 if start is None else start.shape[1]
+        self.numbers.copy_(numbers)
+        self.place.fill_(first)
+        if start is not None:
+            self.tokens[:, :first] = start
+        before = self.tokens[:, :first]
+        self._draw([stream.begin(ids, mask, before, self.guided) for stream in self.streams])
+        progress(batch)
+        for number in range(1, length - first):
+            if number > WARM_STEPS and self._recorded is None:
+                self._recorded = recorded(self.step, self.numbers.device)
+            (self._recorded or self.step)()
+            progress(batch)
+        return self.tokens.clone()
+
+    def step(self) -> None:
+        """Draw the token of the place, and go on to the next place."""
+        self._draw([stream.next(self.tokens, self.place) for stream in self.streams])
+
+    def _draw(self, every: list[Tensor]) -> None:
         total: Tensor | None = None
-        for stream in streams:
-            logits = stream.logits(tokens, place, places, fresh=place == first)
-            if guided:
+        for logits in every:
+            if self.guided:
                 with_text, without = logits.chunk(2)
-                logits = without + sampling.cond_scale * (with_text - without)
+                logits = without + self.sampling.cond_scale * (with_text - without)
             total = logits if total is None else total + logits
         assert total is not None
-        tokens[:, place] = draw(total / len(streams), numbers[:, place], sampling, vocabulary)
-        progress(batch)
-    return tokens
+        numbers = self.numbers.index_select(1, self.place)[:, 0]
+        drawn = draw(total / len(every), numbers, self.sampling, self.vocabulary)
+        self.tokens.index_copy_(1, self.place, drawn[:, None])
+        self.place.add_(1)
 
 
 class _Stream:
     """The texts of a batch in one model, and beside them, with guidance, the same without text."""
 
-    def __init__(
-        self, model: DALLE, ids: Tensor, mask: Tensor, *, guided: bool, cached: bool
-    ) -> None:
-        self.model, self.copies = model, 2 if guided else 1
-        text = model.text_tokens(ids, mask)
-        if guided:
-            text = torch.cat((text, model.text_tokens(ids, torch.zeros_like(mask))))
-        self.text = text
-        self.cache = model.transformer.make_cache(len(text)) if cached else None
+    def __init__(self, model: DALLE, copies: int, *, cached: bool) -> None:
+        self.model, self.copies = model, copies
+        self.cache = model.transformer.make_cache(copies) if cached else None
+        self.output = model.image_output()
 
-    def logits(self, tokens: Tensor, place: int, places: Tensor, *, fresh: bool) -> Tensor:
-        """Logits of the token at a place, given those before it."""
-        if self.cache is None or fresh:
-            before = tokens[:, :place].repeat(self.copies, 1)
-            return self.model.begin_image(self.text, before, self.cache)
-        last = tokens[:, place - 1].repeat(self.copies)
-        return self.model.next_image_token(last, places[place - 1 : place], self.cache)
+    def begin(self, ids: Tensor, mask: Tensor, before: Tensor, guided: bool) -> Tensor:
+        """Read the reports of a batch and the first tokens of its images: logits of the next."""
+        text = self.model.text_tokens(ids, mask)
+        if guided:
+            text = torch.cat((text, self.model.text_tokens(ids, torch.zeros_like(mask))))
+        self.text = text
+        if self.cache is not None:
+            self.cache.clear()
+        return self.model.begin_image(text, self._all(before), self.cache, self.output)
+
+    def next(self, tokens: Tensor, place: Tensor) -> Tensor:
+        """Logits of the token at a place, int64 [1], given those before it in `tokens`."""
+        if self.cache is None:
+            before = self._all(tokens[:, : int(place)])
+            return self.model.begin_image(self.text, before, None, self.output)
+        last = place - 1
+        token = self._all(tokens.index_select(1, last))[:, 0]
+        return self.model.next_image_token(token, last, self.cache, self.output)
+
+    def _all(self, tokens: Tensor) -> Tensor:
+        """The tokens for each text, with guidance once more for the same without text."""
+        return tokens.repeat(self.copies // len(tokens), 1)
+
+
+def recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """The step as one CUDA graph, which starts its hundreds of kernels at once.
+
+    Args:
+        step: reads and writes tensors at fixed addresses, waits for nothing, and has run before.
+        device: where; a CPU takes the step as it is.
+    """
+    if device.type != "cuda":
+        return step
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        step()
+    return graph.replay

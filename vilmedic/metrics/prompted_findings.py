@@ -15,12 +15,11 @@ from torch.nn import functional
 from vilmedic.config.types import AtLeast, Below, Between, Temperature
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.image import image_part
-from vilmedic.device import autocast
 from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.files import text_table
 from vilmedic.generation.generators import warn_of_guidance
-from vilmedic.generation.sampling import Sampling, generate_tokens
+from vilmedic.generation.sampling import Sampling, TokenDrawing
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.pointing_game import SIDES, Finding, read_findings
 from vilmedic.models.dalle import DALLE
@@ -135,7 +134,10 @@ class PromptedFindings(Metric):
         real, real_labels = self._real(evaluation, evaluation.split)
         models = [copy.deepcopy(member()).eval() for member in evaluation.networks.members]
         through = _reconstruct(models[0], real, evaluation)
-        generated = torch.stack([self._generate(models, p, evaluation) for p in self._wanted])
+        sampling = Sampling(self.temperature, self.filter_thres, 1.0, self.cond_scale)
+        precision = evaluation.networks.precision
+        with TokenDrawing(models, sampling, precision=precision) as drawing:
+            generated = torch.stack([self._generate(drawing, p, evaluation) for p in self._wanted])
         count = len(self._wanted)
         logits = classifier.logits(generated.flatten(0, 1)).view(count, self.num_images, count)
         usual = torch.logit(labels.float().mean(dim=0), eps=1e-4)
@@ -174,23 +176,19 @@ class PromptedFindings(Metric):
         shown = [[prompt.shown_by(findings[line]) for prompt in self._wanted] for line in lines]
         return images, torch.tensor(shown)
 
-    def _generate(self, models: list[DALLE], prompt: _Prompt, evaluation: Evaluation) -> Tensor:
-        networks = evaluation.networks
+    def _generate(self, drawing: TokenDrawing, prompt: _Prompt, evaluation: Evaluation) -> Tensor:
+        model, device = drawing.models[0], drawing.device
         encoded = evaluation.dataset.encode_text([prompt.text])
         random = torch.Generator().manual_seed(stable_seed(prompt.text, evaluation.seed))
-        shape = (self.num_images, models[0].image_seq_len)
+        shape = (self.num_images, model.image_seq_len)
         numbers = torch.rand(shape, generator=random, dtype=torch.float64)
-        sampling = Sampling(self.temperature, self.filter_thres, 1.0, self.cond_scale)
-        with autocast(networks.device, networks.precision):
-            tokens = generate_tokens(
-                models,
-                encoded["input_ids"].expand(self.num_images, -1).to(networks.device),
-                encoded["attention_mask"].expand(self.num_images, -1).to(networks.device),
-                numbers.to(networks.device),
-                sampling,
-            )
+        tokens = drawing(
+            encoded["input_ids"].expand(self.num_images, -1).to(device),
+            encoded["attention_mask"].expand(self.num_images, -1).to(device),
+            numbers.to(device),
+        )
         with torch.inference_mode():
-            return _pixels(models[0].vae.decode(tokens))
+            return _pixels(model.vae.decode(tokens))
 
 
 class ImageClassifier:

@@ -27,6 +27,7 @@ from vilmedic.models.dalle_settings import (
 )
 from vilmedic.models.vae import load_vae
 
+Output = tuple[Tensor, Tensor]  # weight and bias of an output layer
 BEGIN = 0  # the begin token shares its vector with the first word of the vocabulary
 
 
@@ -201,26 +202,52 @@ class DALLE(Model):
         embedded: Tensor = self.image_emb(tokens)
         return embedded + self.image_pos_emb(places) if self.learned_positions else embedded
 
-    def image_logits(self, states: Tensor) -> Tensor:
-        """Logits of the next image token, [B, num_image_tokens], of states [B, dim]."""
-        return linear_of_few(self.to_logits[0](states), *self._outputs()[1])
+    def image_output(self) -> Output:
+        """Weight and bias of the output layer for image tokens, in the dtype of autocast.
 
-    def begin_image(self, text: Tensor, image: Tensor, cache: TransformerCache | None) -> Tensor:
+        They are parts of larger ones, which autocast would convert at every use.
+        """
+        weight, bias = self._outputs()[1]
+        kind = weight.device.type
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return weight.to(dtype), bias.to(dtype)
+
+    def image_logits(self, states: Tensor, output: Output | None = None) -> Tensor:
+        """Logits of the next image token, [B, num_image_tokens].
+
+        Args:
+            states: of the positions before, [B, dim].
+            output: what `image_output` gave, where it is used more than once.
+        """
+        return linear_of_few(self.to_logits[0](states), *output or self.image_output())
+
+    def begin_image(
+        self,
+        text: Tensor,
+        image: Tensor,
+        cache: TransformerCache | None,
+        output: Output | None = None,
+    ) -> Tensor:
         """Read a text and the first n image tokens, into a cache: logits of the next, [B, K]."""
         states = self.transformer(self.embed(text, image), cache)
-        return self.image_logits(states[:, -1])
+        return self.image_logits(states[:, -1], output)
 
-    def next_image_token(self, token: Tensor, place: Tensor, cache: TransformerCache) -> Tensor:
+    def next_image_token(
+        self, token: Tensor, place: Tensor, cache: TransformerCache, output: Output | None = None
+    ) -> Tensor:
         """Logits of the image token after one, [B, K].
 
         Args:
             token: the token, [B].
             place: its place in the image, from 0, int64 [1].
             cache: all before it; it is added.
+            output: see `image_logits`.
         """
         embedded = self.embed_image(token[:, None], place)
         position = place + self.text_seq_len + 1
-        return self.image_logits(self.transformer.step(embedded, position, cache)[:, 0])
+        return self.image_logits(self.transformer.step(embedded, position, cache)[:, 0], output)
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of older versions of dalle-pytorch under our names."""
@@ -248,7 +275,7 @@ class DALLE(Model):
             )
         return found
 
-    def _outputs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _outputs(self) -> tuple[Output, Output]:
         """Weight and bias of the output layer for text tokens, and those for image tokens."""
         layer: Any = self.to_logits[1]
         sizes = (self.num_text_tokens, self.num_image_tokens)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vilmedic.config.types import Between
 from vilmedic.datasets.aligned import SampleKey
-from vilmedic.device import autocast, move
+from vilmedic.device import inference, move
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.evaluation.features import evaluating
 from vilmedic.metrics.reconstruction import check_single_vae
@@ -53,8 +53,7 @@ class PlotReconstruction(PostProcessing):
         model = networks.members[0]()
         with (
             evaluating(model),
-            torch.inference_mode(),
-            autocast(networks.device, networks.precision),
+            inference(networks.device, networks.precision),
         ):
             images = dataset.prepare(move(batch, networks.device))["images"]
             made = model.reconstruct(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from vilmedic.blocks.pretrained import Filled
@@ -9,7 +10,7 @@ from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls
 from vilmedic.datasets.loader import LostWorker, make_loader
-from vilmedic.device import pick_device
+from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
 from vilmedic.evaluation.evaluation import tokens_ready
@@ -55,7 +56,8 @@ class Trainor:
         self.device = pick_device(self.section.device)
         start, self.lock = claim_start(config)
         try:
-            self._prepare(start)
+            with self._products():
+                self._prepare(start)
         except BaseException:
             self._unlock()
             raise
@@ -63,6 +65,10 @@ class Trainor:
     def _prepare(self, start: Start) -> None:
         """Make what the run consists of, as it is at the start."""
         config = self.config
+        began = start.saved.get("trainor")
+        kept = began.get("precision") if isinstance(began, dict) else None
+        precision = pick_precision(self.section.precision, self.device, kept)
+        config.settle("trainor", "precision", precision)
         self.seed, self.started_from = start.seed, start.path
         seed_everything(self.seed)
 
@@ -140,9 +146,14 @@ class Trainor:
             CheckpointError: the run came to its end, but its last state is not on the disk.
         """
         try:
-            self._start()
+            with self._products():
+                self._start()
         finally:
             self._unlock()
+
+    def _products(self) -> AbstractContextManager[None]:
+        """How float32 products are computed in this run."""
+        return float32_products(self.device, tf32=self.section.tf32)
 
     def _unlock(self) -> None:
         """Let other processes train this run."""
@@ -152,14 +163,17 @@ class Trainor:
     def _start(self) -> None:
         self.validator.check(self.model)
         progress = self.state.progress
+        tf32 = uses_tf32(self.device, self.section.tf32)
         if processes.is_main():
-            write_provenance(self.config, self.run_dir, self.seed, str(self.device))
+            write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
         tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
-            "Run %s, seed %d, on %s: %d training samples, %d steps an epoch, %s parameters",
+            "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s parameters",
             self.run_dir,
             self.seed,
             self.device,
+            self.section.precision,
+            " with TF32 products" if tf32 else "",
             len(self.data),
             self.state.steps_per_epoch,
             f"{sum(p.numel() for p in self.step.parameters):,}",

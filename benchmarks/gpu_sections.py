@@ -1,0 +1,565 @@
+"""What `benchmarks/gpu.py` measures, section by section."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from benchmarks.gpu_timing import Device, flop
+from benchmarks.plain_steps import plain_step
+from benchmarks.published_systems import (
+    PUBLISHED_OPTIMIZER,
+    SYSTEMS,
+    Batch,
+    Lacking,
+    Systems,
+    our_step,
+    trainor_section,
+)
+from tests.losses.reference import local_loss_report_by_report
+from tests.parity.reference import load_reference, missing_packages
+from vilmedic.datasets.loader import make_loader
+from vilmedic.device import autocast, move
+from vilmedic.losses.gloria import gloria_local_loss
+from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
+from vilmedic.training.optimization import AveragedWeights, make_optimizer
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """What the sections share.
+
+    Args:
+        timing: the device.
+        systems: the models and batches.
+        found: all figures so far; a section adds its own.
+        write: writes them to the file.
+        tiny: whether figures mean nothing.
+
+    Attributes:
+        deadline: when the section should have ended, by `time.perf_counter`.
+        operations: floating-point operations of steps, by what they compute and samples.
+    """
+
+    timing: Device
+    systems: Systems
+    found: dict[str, Any]
+    write: Callable[[], None]
+    tiny: bool
+    deadline: float = 0.0
+    operations: dict[tuple[str, int], float] = field(default_factory=dict)
+    _section: str = ""
+    _slowest: float = field(default=0.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.timing.device
+
+    def start(self, section: str, seconds: float) -> None:
+        """Begin a section, which has its seconds and what others have left."""
+        self._section, self._slowest = section, 0.0
+        self.deadline += seconds
+        self.found[section] = {}
+
+    def row(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Measure a row of the section, if there is time for another as slow as the slowest."""
+        began = time.perf_counter()
+        if not self.tiny and began + self._slowest > self.deadline:
+            self.found["skipped"][f"{self._section}: {key}"] = "no time left"
+            return None
+        row = None
+        try:
+            row = self.found[self._section][key] = measure()
+            print(self._section, key, row, flush=True)
+        except Lacking as lack:
+            self.found["skipped"][f"{self._section}: {key}"] = str(lack)
+        except torch.OutOfMemoryError:
+            self.found["skipped"][f"{self._section}: {key}"] = "out of memory"
+        except Exception as error:
+            self.failed(key, error)  # and the others can be had
+        self.timing.release()
+        self._slowest = max(self._slowest, time.perf_counter() - began)
+        self.write()
+        return row
+
+    def failed(self, key: str, error: Exception) -> None:
+        """Note a figure that cannot be had."""
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        self.found["failed"][f"{self._section}: {key}"] = why
+        print(self._section, key, why, file=sys.stderr, flush=True)
+
+    def kernels(self, step: Callable[[], object]) -> Row:
+        """Kernels of a step; without them where the device cannot be traced."""
+        try:
+            return dict(self.timing.kernels(step))
+        except RuntimeError as error:
+            self.failed("kernels", error)
+            return {}
+
+
+@contextmanager
+def products(kind: str) -> Iterator[None]:
+    """Float32 products as they are written down (`ieee`), or with inputs of 19 bits (`tf32`)."""
+    tf32 = kind == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def peaks(bench: Bench) -> None:
+    """What the device reaches: products, a copy, a launch."""
+    device, timing = bench.device, bench.timing
+    size = 256 if bench.tiny else 8192 if timing.cuda else 2048
+
+    def product(dtype: torch.dtype, kind: str) -> Row:
+        _needs_gpu(bench, kind)
+        one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        with products(kind):
+            took = timing.time(lambda: one @ other)["ms"]
+        return {"tflops": round(2 * size**3 / took / 1e9, 3)}
+
+    bench.row("bf16", lambda: product(torch.bfloat16, "ieee"))
+    bench.row("tf32", lambda: product(torch.float32, "tf32"))
+    bench.row("ieee", lambda: product(torch.float32, "ieee"))
+
+    def copy() -> Row:
+        source = torch.empty(2**20 if bench.tiny else 2**30, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        took = timing.time(lambda: target.copy_(source))["ms"]
+        return {"read_and_written_gb_s": round(2 * source.numel() / took / 1e6, 1)}
+
+    def launch() -> Row:
+        value = torch.zeros(1, device=device)
+        took = timing.time(lambda: [value.add_(1) for _ in range(1000)])
+        return {"us": took["ms"], "queue_us": took["queue_ms"]}
+
+    bench.row("copy", copy)
+    bench.row("launch", launch)
+
+
+def correct(bench: Bench) -> None:
+    """Gradients by chunks are those of the whole; the cross-entropy is right in 16 bits."""
+    for name in ("ConVIRT", "SimCLR", "GLoRIA"):
+        bench.row(f"{name} gradient by chunks", lambda n=name: _chunk_error(bench, n))
+    rows, width, classes = (256, 16, 64) if bench.tiny else (12_288, 256, 8192)
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, width, generator=random).to(bench.device)
+    weight = (0.02 * torch.randn(classes, width, generator=random)).to(bench.device)
+    targets = torch.randint(classes, (rows,), generator=random).to(bench.device)
+    bias = torch.zeros(classes, device=bench.device)
+    wide = [value.double().requires_grad_() for value in (hidden, weight, bias)]
+    functional.cross_entropy(functional.linear(*wide), targets).backward()
+
+    def error(precision: str, scale: float) -> Row:
+        given = [value.clone().requires_grad_() for value in (hidden, weight, bias)]
+        with autocast(bench.device, precision), products("ieee"):
+            loss = linear_cross_entropy(given[0], given[1], given[2], targets)
+            (loss * scale).backward()
+        names = ("hidden", "weight", "bias")
+        return {
+            name: _relative(ours.grad.double() / scale, right.grad)
+            for name, ours, right in zip(names, given, wide, strict=True)
+        }
+
+    for precision, scale in (("fp32", 1.0), ("bf16", 1.0), ("fp16", 65_536.0)):
+        bench.row(f"cross-entropy gradient {precision}", lambda p=precision, s=scale: error(p, s))
+
+
+def _chunk_error(bench: Bench, name: str) -> Row:
+    """How far the gradient with and without the graphs of all chunks is apart, dropout on."""
+    from vilmedic.models.constant_memory import join
+
+    size = 4 if bench.tiny else 8
+    batch = move(bench.systems.batch(name, size), bench.device)
+    prepare = bench.systems.prepare(name)
+    gradients = []
+    with products("ieee"):
+        for kept in (True, False):
+            model = bench.systems.model(name, chunk=size // 2).to(bench.device).train()
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+            torch.manual_seed(3)
+            if kept:
+                features = join([model.encode(prepare(part)) for part in model.chunks(batch)])
+                loss = model.contrast(features)["loss"]
+            else:
+                loss = model(batch, prepare)["loss"]
+            loss.backward()
+            gradients.append(
+                torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            )
+    return {"relative_error": _relative(gradients[1], gradients[0])}
+
+
+def _relative(value: Tensor, right: Tensor) -> float:
+    return float(f"{float((value - right).norm() / right.norm()):.3g}")
+
+
+def stalls(bench: Bench) -> None:
+    """Lines at which a training step waits for the device."""
+    optimizers: dict[str, Row] = {"AdamW": {}, "RAdam": {}, "SGD": {"momentum": 0.9}}
+    for name in SYSTEMS:
+        size = bench.systems.sizes.batch[name]
+        batch, prepare = bench.systems.batch(name, size), bench.systems.prepare(name)
+        for optimizer, options in optimizers.items():
+            for chunk in (None, max(1, size // 2)) if optimizer == "AdamW" else (None,):
+                if chunk is not None and name not in ("ConVIRT", "SimCLR", "GLoRIA"):
+                    continue
+
+                def measure(optimizer: str = optimizer, options: Row = options, chunk=chunk) -> Row:  # type: ignore[no-untyped-def]
+                    model = bench.systems.model(name, chunk)  # noqa: B023
+                    step = our_step(
+                        model,
+                        prepare,  # noqa: B023
+                        bench.device,
+                        optimizer=optimizer,
+                        precision="bf16",
+                        optim_params=options,
+                    )
+                    for _ in range(2):
+                        step(batch)  # noqa: B023
+                    lines = bench.timing.stalls(lambda: step(batch))  # noqa: B023
+                    return {"waits": sum(lines.values()), "lines": lines}
+
+                bench.row(f"{name} {optimizer}{' in chunks' if chunk else ''}", measure)
+
+
+def losses(bench: Bench) -> None:
+    """GLoRIA's local loss and the linear cross-entropy alone, forward and backward."""
+    _local_loss(bench)
+    _cross_entropy(bench)
+
+
+def _local_loss(bench: Bench) -> None:
+    pairs, words, grid, width = (4, 9, 4, 32) if bench.tiny else (48, 97, 19, 768)
+    random = torch.Generator().manual_seed(0)
+    regions = torch.randn(pairs, width, grid, grid, generator=random).bfloat16()
+    reports = (0.2 * torch.randn(pairs, words, width, generator=random)).bfloat16()
+    lengths = torch.randint(words // 4, words + 1, (pairs,), generator=random)
+    lengths[0] = words
+    mask = (torch.arange(words) < lengths[:, None]).to(bench.device)
+    right: list[Tensor] = []
+
+    def ours(one: Tensor, other: Tensor) -> Tensor:
+        terms = gloria_local_loss(one, other, mask, temp1=4.0, temp2=5.0, temp3=10.0)
+        return terms[0] + terms[1]
+
+    def peer(one: Tensor, other: Tensor) -> Tensor:
+        return local_loss_report_by_report(one, other, lengths.tolist())
+
+    def measure(loss: Callable[..., Tensor], kind: str, dtype: torch.dtype) -> Row:
+        _needs_gpu(bench, kind)
+        given = [v.to(bench.device, dtype).requires_grad_() for v in (regions, reports)]
+
+        def step() -> None:
+            for value in given:
+                value.grad = None
+            loss(*given).backward()
+
+        with products(kind), autocast(bench.device, "bf16" if kind == "bf16" else "fp32"):
+            row: Row = {} if kind == "float64" else bench.timing.time(step)
+            row |= bench.timing.peak(step) | bench.kernels(step)
+        gradients = [value.grad.double() for value in given if value.grad is not None]
+        if kind == "float64":
+            right[:] = gradients
+        else:
+            names = ("regions_error", "words_error")
+            row |= dict(zip(names, map(_relative, gradients, right), strict=True))
+        return row
+
+    bench.row("local right", lambda: measure(peer, "float64", torch.float64))
+    for kind in ("ieee", "tf32", "bf16"):
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+        bench.row(f"local {kind}", lambda k=kind, d=dtype: measure(ours, k, d))
+        bench.row(f"local {kind} report by report", lambda k=kind, d=dtype: measure(peer, k, d))
+
+
+def _cross_entropy(bench: Bench) -> None:
+    rows, width, classes = (64, 16, 32) if bench.tiny else (12_288, 1024, 8192)
+    random = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        (scale * torch.randn(shape, generator=random)).to(bench.device).requires_grad_()
+        for scale, shape in ((1.0, (rows, width)), (0.02, (classes, width)), (0.0, (classes,)))
+    )
+    targets = torch.randint(classes, (rows,), generator=random).to(bench.device)
+
+    def plain(*given: Tensor) -> Tensor:
+        return functional.cross_entropy(functional.linear(*given).float(), targets)
+
+    def ours(*given: Tensor) -> Tensor:
+        return linear_cross_entropy(given[0], given[1], given[2], targets)
+
+    def of_torch(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        function: Any = getattr(functional, "linear_cross_entropy", None)
+        if function is None:
+            raise Lacking("this torch has no functional.linear_cross_entropy")
+        loss: Tensor = function(hidden, weight, targets, linear_bias=bias)
+        return loss
+
+    def measure(loss: Callable[..., Tensor], precision: str) -> Row:
+        def step() -> None:
+            hidden.grad = weight.grad = bias.grad = None
+            with autocast(bench.device, precision):
+                value = loss(hidden, weight, bias)
+            value.backward()
+
+        with products("ieee"):
+            row = bench.timing.time(step) | bench.timing.peak(step)
+            return row | bench.kernels(step)
+
+    for precision in ("fp32", "bf16"):
+        bench.row(f"cross-entropy {precision}", lambda p=precision: measure(ours, p))
+        bench.row(f"cross-entropy {precision} plain", lambda p=precision: measure(plain, p))
+        bench.row(f"cross-entropy {precision} of torch", lambda p=precision: measure(of_torch, p))
+    fused = plain if bench.tiny else torch.compile(plain)
+    bench.row("cross-entropy bf16 plain compiled", lambda: measure(fused, "bf16"))
+
+
+def generation(bench: Bench) -> None:
+    """Milliseconds a token, and a mark of the tokens in float32, which are to stay as they are."""
+    from vilmedic.generation.sampling import Sampling, generate_tokens
+
+    model = bench.systems.model("DALLE").to(bench.device).eval()
+    batch = bench.systems.batch("DALLE", 16)
+    length = min(model.image_seq_len, 256)
+    random = torch.Generator().manual_seed(0)
+    draws = torch.rand(16, length, generator=random, dtype=torch.float64).to(bench.device)
+    ids, mask = (batch[key].to(bench.device) for key in ("input_ids", "attention_mask"))
+
+    def measure(images: int, precision: str, guided: bool) -> Row:
+        sampling = Sampling(filter_thres=0.9, cond_scale=3.0 if guided else 1.0)
+
+        def make(tokens: int) -> Tensor:
+            with autocast(bench.device, precision):
+                return generate_tokens(
+                    [model], ids[:images], mask[:images], draws[:images, :tokens], sampling
+                )
+
+        tokens = make(length)
+        took = bench.timing.time(lambda: make(length), warm=0)["ms"]
+        few, many = (bench.kernels(lambda n=n: make(n)) for n in (4, 12))  # type: ignore[misc]
+        row: Row = {"ms_a_token": round(took / length, 4)}
+        if few and many:
+            row["kernels_a_token"] = (many["kernels"] - few["kernels"]) / 8
+        if precision == "fp32":
+            digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
+            row["tokens"] = digest[:16]
+        return row | bench.timing.peak(lambda: make(length))
+
+    for images in (1, 5, 16):
+        for precision in ("fp32", "bf16"):
+            key = f"{images} images {precision}"
+            bench.row(key, lambda i=images, p=precision: measure(i, p, False))
+    bench.row("5 images bf16 guided", lambda: measure(5, "bf16", True))
+    for precision in ("fp32", "bf16"):
+        key = f"5 images {precision} dalle-pytorch, its cache handed on"
+        bench.row(key, lambda p=precision: _peer_generation(bench, batch, p))
+
+
+def _peer_generation(bench: Bench, batch: Batch, precision: str) -> Row:
+    if missing := missing_packages():
+        raise Lacking(f"{', '.join(missing)}: not installed")
+    from benchmarks.dalle_generate import cached_images
+
+    reference, sizes = load_reference(), bench.systems.sizes
+    vae = reference.DiscreteVAE(**sizes.vae)
+    model = reference.DALLE(vae=vae, **sizes.dalle).to(bench.device).eval()
+    longest = sizes.dalle["text_seq_len"]
+    reports = functional.pad(batch["input_ids"][:5], (0, longest - batch["input_ids"].shape[1]))
+    model.vae.decode = lambda tokens: tokens  # the tokens alone, as of ours
+    length = min(sizes.image_tokens, 64)
+    with autocast(bench.device, precision):
+        took = bench.timing.time(
+            lambda: cached_images(model, reference, reports.to(bench.device), 0.9, length), warm=1
+        )["ms"]
+    return {"ms_a_token": round(took / length, 4)}
+
+
+def update(bench: Bench) -> None:
+    """What a step does behind the backward pass: the optimizers, and averaged weights."""
+    model = bench.systems.model("ConVIRT").to(bench.device).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    taken = torch.ones((), dtype=torch.bool, device=bench.device)
+
+    def measure(step: Callable[[], object]) -> Row:
+        row: Row = bench.timing.time(step)
+        return row | bench.kernels(step)
+
+    def averaged() -> Row:
+        average = AveragedWeights(model, 0.999)
+        return measure(lambda: average.update(10, taken))
+
+    bench.row("average", averaged)
+    for name, options in (("AdamW", {}), ("Adam", {}), ("RAdam", {}), ("SGD", {"momentum": 0.9})):
+
+        def stepped(name: str = name, options: Row = options) -> Row:
+            section = trainor_section(optimizer=name, optim_params=options)
+            return measure(make_optimizer(model, section).step)
+
+        bench.row(name, stepped)
+
+
+def steps(bench: Bench) -> None:
+    """Training steps at the published batch and a larger one, beside plain loops."""
+    sizes = bench.systems.sizes
+    for name in SYSTEMS:
+        size = sizes.batch[name]
+        key, published = f"{name} {size}", {"optimizer": PUBLISHED_OPTIMIZER[name]}
+        ours: dict[str, tuple[str, Row]] = {
+            "as set": ("as set", published),
+            "ieee": ("ieee", {}),
+            "tf32": ("tf32", {}),
+            "bf16": ("bf16", {"precision": "bf16"}),
+            "bf16 checkpointed": (
+                "bf16",
+                {"precision": "bf16", "activation_checkpointing": True},
+            ),
+        }
+        for label, (kind, options) in ours.items():
+            bench.row(
+                f"{key} {label}", lambda n=name, s=size, k=kind, o=options: _ours(bench, n, s, k, o)
+            )
+        for kind in ("ieee", "tf32", "bf16"):
+            bench.row(f"{key} {kind} plain", lambda n=name, s=size, k=kind: _plain(bench, n, s, k))
+    for name, size in sizes.large.items():
+        options = {"precision": "bf16"}
+        bench.row(
+            f"{name} {size} bf16", lambda n=name, s=size, o=options: _ours(bench, n, s, "bf16", o)
+        )
+        bench.row(f"{name} {size} bf16 plain", lambda n=name, s=size: _plain(bench, n, s, "bf16"))
+
+
+def _ours(bench: Bench, name: str, size: int, kind: str, options: Row) -> Row:
+    _needs_gpu(bench, kind)
+    options = {"optimizer": "AdamW"} | options
+    step = our_step(bench.systems.model(name), bench.systems.prepare(name), bench.device, **options)
+    batch = bench.systems.batch(name, size)
+    if kind == "as set":
+        return _step_row(bench, lambda: step(batch), name, size, kind)
+    what = name + " checkpointed" * ("activation_checkpointing" in options)
+    with products(kind):
+        return _step_row(bench, lambda: step(batch), what, size, kind)
+
+
+def _plain(bench: Bench, name: str, size: int, kind: str) -> Row:
+    _needs_gpu(bench, kind)
+    precision = "bf16" if kind == "bf16" else "fp32"
+    step = plain_step(name, bench.systems.sizes, bench.device, precision)
+    batch = bench.systems.batch(name, size)
+    with products(kind):
+        return _step_row(bench, lambda: step(batch), f"{name} plain", size, kind)
+
+
+def _step_row(bench: Bench, step: Callable[[], object], what: str, size: int, kind: str) -> Row:
+    """Figures of a step.
+
+    Args:
+        bench: what is shared.
+        step: on a batch of `size`.
+        what: it computes, whose operations are counted once, whatever the arithmetic.
+        size: samples.
+        kind: of products, or `as set` or `compiled`.
+    """
+    row: Row = bench.timing.time(step, warm=3)
+    row = {"samples_s": round(size / row["ms"] * 1e3, 2), **row} | bench.timing.peak(step)
+    if kind == "compiled":  # to count would compile again
+        return row | bench.kernels(step)
+    if (what, size) not in bench.operations:
+        bench.operations[what, size] = flop(step)
+    done = bench.operations[what, size]
+    row["tflop"] = float(f"{done / 1e12:.4g}")
+    peak = bench.found.get("peaks", {}).get("bf16" if kind == "bf16" else kind)
+    if peak:
+        row["share"] = float(f"{done / row['ms'] / 1e9 / peak['tflops']:.3g}")
+    if kind in ("as set", "bf16"):
+        row |= bench.kernels(step)
+    return row
+
+
+def _needs_gpu(bench: Bench, kind: str) -> None:
+    if kind == "tf32" and not bench.timing.cuda:
+        raise Lacking("TF32 products: a CPU has none")
+
+
+def compiled(bench: Bench) -> None:
+    """Steps in bfloat16 with `trainor.compile`, and the seconds that all of it takes.
+
+    Tiny ones are not compiled, to try the script.
+    """
+    if bench.tiny:
+        torch.compiler.set_stance("force_eager")
+    for name in SYSTEMS:
+        size = bench.systems.sizes.batch[name]
+        options = {"precision": "bf16", "compile": True}
+
+        def measure(name: str = name, size: int = size, options: Row = options) -> Row:
+            began = time.perf_counter()
+            row = _ours(bench, name, size, "compiled", options)
+            row["with_compiling_s"] = round(time.perf_counter() - began, 1)
+            return row
+
+        bench.row(f"{name} {size} bf16", measure)
+
+
+def loader(bench: Bench) -> None:
+    """Images a second that arrive on the device, augmented and normalised, from JPEG or PNG files.
+
+    With as many workers as are set by default, and with one a core.
+    """
+    cores = len(os.sched_getaffinity(0))
+    pixels = bench.systems.sizes.pixels
+    settings: Row = {"resize": pixels * 8 // 7, "crop": pixels}
+    for name, preset in (
+        ("ConVIRT", "resize_crop"),
+        ("ConVIRT", "convirt"),
+        ("SimCLR", "simclr_xray"),
+    ):
+        data = bench.systems.images(name, preset=preset, **settings)
+        for workers in (1,) if bench.tiny else (None, cores):
+
+            def measure(data: Any = data, workers: int | None = workers) -> Row:
+                size = min(32, len(data))
+                load = make_loader(
+                    data,
+                    batch_size=size,
+                    training=True,
+                    seed=0,
+                    drop_last=True,
+                    num_workers=workers,
+                )
+                began = images = epoch = 0
+                while epoch < 2 or time.perf_counter() - began < 4 * bench.timing.seconds:
+                    load.set_epoch(epoch)
+                    for batch in load:
+                        done = data.prepare(move(batch, bench.device))
+                        images += done["images"].shape[:-3].numel() if epoch else 0
+                    epoch += 1
+                    if epoch == 1:  # the workers are there now
+                        bench.timing.wait()
+                        began = time.perf_counter()
+                bench.timing.wait()
+                took = time.perf_counter() - began
+                load.close()
+                return {"images_s": round(images / took, 1)}
+
+            bench.row(f"{preset} {workers or 'default'} workers", measure)
