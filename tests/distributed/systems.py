@@ -73,6 +73,32 @@ class Autoencoder(Model):
         return {"loss": error.mean(), "largest": error.mean().detach()}
 
 
+class Layer(nn.Module):
+    """A layer without normalisation; remembers the types of its weight and its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.types = ("", "")
+
+    def forward(self, states: Tensor) -> Tensor:
+        self.types = (str(self.linear.weight.dtype), str(states.dtype))
+        return states + functional.gelu(self.linear(states))
+
+
+class Stack(Model):
+    """Equal layers, and one behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Layer(), Layer(), Layer())
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        predicted = self.last(self.layers(batch["images"]))
+        return {"loss": (predicted - batch["words"]).square().mean()}
+
+
 class Coin(Model):
     """Two layers, of which the second has no part from the third step on."""
 
@@ -134,6 +160,7 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
     "DALLE": (small_dalle, dalle_batch),
     "Pairs": (Pairs, pairs_batch),
     "Autoencoder": (Autoencoder, pairs_batch),
+    "Stack": (Stack, pairs_batch),
     "Coin": (Coin, pairs_batch),
     "VaryingCoin": (VaryingCoin, pairs_batch),
 }

@@ -18,10 +18,12 @@ from tests.distributed.systems import (
     parts_of,
     train,
 )
-from tests.several_processes import run_checks
+from tests.several_processes import CPU, run_checks
+from vilmedic.device import autocast
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows
 from vilmedic.errors import ConfigError
+from vilmedic.training import parallel
 
 CLIPPED = {"clip_grad_norm": 0.5}
 REAL = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")
@@ -250,12 +252,30 @@ def groups_of_blocks() -> dict[str, list[int]]:
     return found
 
 
+def sixteen_bits() -> dict[str, Any]:
+    """Layers that travel in bfloat16, as they would to a GPU, and those of one process."""
+    policy = parallel.precision_of
+    parallel.precision_of = lambda block, precision, _: policy(block, precision, "cuda")
+    try:
+        keys: dict[str, Any] = {"precision": "bf16", "parallel": "fsdp"}
+        given, expected = compare("Stack", **keys)
+        step, _ = train(build("Stack"), make_batches("Stack", [8]), **keys)
+    finally:
+        parallel.precision_of = policy
+    types = [step.model.layers[-1].types, {str(p.grad.dtype) for p in step.parameters}]
+    with parallel.gathered(step.model), torch.no_grad(), autocast(CPU, "bf16"):
+        loss = step.model(make_batches("Stack", [8])[0])["loss"]
+    seen = [list(one) for one in types]
+    return {"given": given, "expected": expected, "types": seen, "evaluated": loss}
+
+
 OTHERS = [
     wrong_gradients,
     temperatures,
     searched,
     weights_left_out_without_a_word,
     groups_of_blocks,
+    sixteen_bits,
 ]
 
 
@@ -330,3 +350,36 @@ def test_each_block_is_gathered_by_itself(results: dict[str, list[Any]]) -> None
         assert not isinstance(found, str), found
         for system, (groups, blocks) in found.items():
             assert groups == blocks + 1 > 2, system  # one more for all that lies between
+
+
+def test_layers_travel_in_16_bits_and_gradients_in_32(results: dict[str, list[Any]]) -> None:
+    one, other = results["sixteen_bits"]
+    assert not isinstance(one, str), one
+    assert one["types"] == [
+        ["torch.bfloat16", "torch.float32"],
+        ["torch.float32"],
+    ]
+    for name, gradient in one["expected"]["gradients"].items():
+        error = (one["given"]["gradients"][name] - gradient).norm() / gradient.norm()
+        assert error < 2**-7, name
+    assert one["evaluated"] == other["evaluated"]
+    for name, value in one["given"]["state"].items():
+        assert value.dtype == torch.float32, name
+
+
+@pytest.mark.parametrize(
+    ("block", "precision", "device", "expected"),
+    [
+        (nn.TransformerEncoderLayer(8, 2), "bf16", "cuda", torch.bfloat16),
+        (nn.TransformerEncoderLayer(8, 2), "fp16", "cuda", torch.float16),
+        (nn.TransformerEncoderLayer(8, 2), "fp32", "cuda", None),
+        (nn.TransformerEncoderLayer(8, 2), "bf16", "cpu", None),
+        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), "bf16", "cuda", None),
+    ],
+)
+def test_what_travels_in_16_bits(
+    block: nn.Module, precision: str, device: str, expected: torch.dtype | None
+) -> None:
+    policy = parallel.precision_of(block, precision, device)
+    assert policy.param_dtype == expected
+    assert policy.reduce_dtype == (None if expected is None else torch.float32)

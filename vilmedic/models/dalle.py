@@ -171,7 +171,8 @@ class DALLE(Model):
         with torch.autocast(images.device.type, enabled=False):
             tokens = self.vae.get_codebook_indices(images)
         # Out of inference mode's tensors, which autograd does not save.
-        return tokens.clone() if tokens.is_inference() else tokens
+        inference = not torch.compiler.is_compiling() and tokens.is_inference()
+        return tokens.clone() if inference else tokens
 
     def states(self, text: Tensor, image: Tensor) -> Tensor:
         """The transformer's states of whole sequences, before the output layer.
