@@ -35,15 +35,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks import gpu_sections
+from benchmarks import gpu_losses, gpu_sections
+from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_timing import Device
 from benchmarks.published_systems import PUBLISHED, TINY, Lacking, Systems
 
-SECTIONS: dict[str, tuple[Callable[[gpu_sections.Bench], None], float]] = {
+SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "peaks": (gpu_sections.peaks, 15),
     "correct": (gpu_sections.correct, 30),
     "stalls": (gpu_sections.stalls, 45),
-    "losses": (gpu_sections.losses, 50),
+    "losses": (gpu_losses.losses, 50),
     "generation": (gpu_sections.generation, 50),
     "update": (gpu_sections.update, 20),
     "steps": (gpu_sections.steps, 160),
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         systems = Systems(TINY if arguments.tiny else PUBLISHED, Path(folder), device)
         timing = Device(device, 0 if arguments.tiny else 0.6)
-        bench = gpu_sections.Bench(timing, systems, found, write, arguments.tiny)
+        bench = Bench(timing, systems, found, write, arguments.tiny)
         bench.deadline = time.perf_counter()
         for name in arguments.only or SECTIONS:
             section, seconds = SECTIONS[name]

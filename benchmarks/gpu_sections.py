@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,112 +14,22 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.gpu_timing import Device, flop
+from benchmarks.gpu_bench import Bench, Row, needs_gpu, products, relative
+from benchmarks.gpu_timing import flop
 from benchmarks.plain_steps import plain_step
 from benchmarks.published_systems import (
     PUBLISHED_OPTIMIZER,
     SYSTEMS,
     Batch,
     Lacking,
-    Systems,
     our_step,
     trainor_section,
 )
-from tests.losses.reference import local_loss_report_by_report
 from tests.parity.reference import load_reference, missing_packages
 from vilmedic.datasets.loader import make_loader
 from vilmedic.device import autocast, move
-from vilmedic.losses.gloria import gloria_local_loss
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 from vilmedic.training.optimization import AveragedWeights, make_optimizer
-
-Row = dict[str, Any]
-
-
-@dataclass
-class Bench:
-    """What the sections share.
-
-    Args:
-        timing: the device.
-        systems: the models and batches.
-        found: all figures so far; a section adds its own.
-        write: writes them to the file.
-        tiny: whether figures mean nothing.
-
-    Attributes:
-        deadline: when the section should have ended, by `time.perf_counter`.
-        operations: floating-point operations of steps, by what they compute and samples.
-    """
-
-    timing: Device
-    systems: Systems
-    found: dict[str, Any]
-    write: Callable[[], None]
-    tiny: bool
-    deadline: float = 0.0
-    operations: dict[tuple[str, int], float] = field(default_factory=dict)
-    _section: str = ""
-    _slowest: float = field(default=0.0)
-
-    @property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        return self.timing.device
-
-    def start(self, section: str, seconds: float) -> None:
-        """Begin a section, which has its seconds and what others have left."""
-        self._section, self._slowest = section, 0.0
-        self.deadline += seconds
-        self.found[section] = {}
-
-    def row(self, key: str, measure: Callable[[], Any]) -> Any:
-        """Measure a row of the section, if there is time for another as slow as the slowest."""
-        began = time.perf_counter()
-        if not self.tiny and began + self._slowest > self.deadline:
-            self.found["skipped"][f"{self._section}: {key}"] = "no time left"
-            return None
-        row = None
-        try:
-            row = self.found[self._section][key] = measure()
-            print(self._section, key, row, flush=True)
-        except Lacking as lack:
-            self.found["skipped"][f"{self._section}: {key}"] = str(lack)
-        except torch.OutOfMemoryError:
-            self.found["skipped"][f"{self._section}: {key}"] = "out of memory"
-        except Exception as error:
-            self.failed(key, error)  # and the others can be had
-        self.timing.release()
-        self._slowest = max(self._slowest, time.perf_counter() - began)
-        self.write()
-        return row
-
-    def failed(self, key: str, error: Exception) -> None:
-        """Note a figure that cannot be had."""
-        why = f"{type(error).__name__}: {str(error)[:300]}"
-        self.found["failed"][f"{self._section}: {key}"] = why
-        print(self._section, key, why, file=sys.stderr, flush=True)
-
-    def kernels(self, step: Callable[[], object]) -> Row:
-        """Kernels of a step; without them where the device cannot be traced."""
-        try:
-            return dict(self.timing.kernels(step))
-        except RuntimeError as error:
-            self.failed("kernels", error)
-            return {}
-
-
-@contextmanager
-def products(kind: str) -> Iterator[None]:
-    """Float32 products as they are written down (`ieee`), or with inputs of 19 bits (`tf32`)."""
-    tf32 = kind == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = True
 
 
 def peaks(bench: Bench) -> None:
@@ -130,7 +38,7 @@ def peaks(bench: Bench) -> None:
     size = 256 if bench.tiny else 8192 if timing.cuda else 2048
 
     def product(dtype: torch.dtype, kind: str) -> Row:
-        _needs_gpu(bench, kind)
+        needs_gpu(bench, kind)
         one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         with products(kind):
             took = timing.time(lambda: one @ other)["ms"]
@@ -175,7 +83,7 @@ def correct(bench: Bench) -> None:
             (loss * scale).backward()
         names = ("hidden", "weight", "bias")
         return {
-            name: _relative(ours.grad.double() / scale, right.grad)
+            name: relative(ours.grad.double() / scale, right.grad)
             for name, ours, right in zip(names, given, wide, strict=True)
         }
 
@@ -207,11 +115,7 @@ def _chunk_error(bench: Bench, name: str) -> Row:
             gradients.append(
                 torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
             )
-    return {"relative_error": _relative(gradients[1], gradients[0])}
-
-
-def _relative(value: Tensor, right: Tensor) -> float:
-    return float(f"{float((value - right).norm() / right.norm()):.3g}")
+    return {"relative_error": relative(gradients[1], gradients[0])}
 
 
 def stalls(bench: Bench) -> None:
@@ -243,100 +147,9 @@ def stalls(bench: Bench) -> None:
                 bench.row(f"{name} {optimizer}{' in chunks' if chunk else ''}", measure)
 
 
-def losses(bench: Bench) -> None:
-    """GLoRIA's local loss and the linear cross-entropy alone, forward and backward."""
-    _local_loss(bench)
-    _cross_entropy(bench)
-
-
-def _local_loss(bench: Bench) -> None:
-    pairs, words, grid, width = (4, 9, 4, 32) if bench.tiny else (48, 97, 19, 768)
-    random = torch.Generator().manual_seed(0)
-    regions = torch.randn(pairs, width, grid, grid, generator=random).bfloat16()
-    reports = (0.2 * torch.randn(pairs, words, width, generator=random)).bfloat16()
-    lengths = torch.randint(words // 4, words + 1, (pairs,), generator=random)
-    lengths[0] = words
-    mask = (torch.arange(words) < lengths[:, None]).to(bench.device)
-    right: list[Tensor] = []
-
-    def ours(one: Tensor, other: Tensor) -> Tensor:
-        terms = gloria_local_loss(one, other, mask, temp1=4.0, temp2=5.0, temp3=10.0)
-        return terms[0] + terms[1]
-
-    def peer(one: Tensor, other: Tensor) -> Tensor:
-        return local_loss_report_by_report(one, other, lengths.tolist())
-
-    def measure(loss: Callable[..., Tensor], kind: str, dtype: torch.dtype) -> Row:
-        _needs_gpu(bench, kind)
-        given = [v.to(bench.device, dtype).requires_grad_() for v in (regions, reports)]
-
-        def step() -> None:
-            for value in given:
-                value.grad = None
-            loss(*given).backward()
-
-        with products(kind), autocast(bench.device, "bf16" if kind == "bf16" else "fp32"):
-            row: Row = {} if kind == "float64" else bench.timing.time(step)
-            row |= bench.timing.peak(step) | bench.kernels(step)
-        gradients = [value.grad.double() for value in given if value.grad is not None]
-        if kind == "float64":
-            right[:] = gradients
-        else:
-            names = ("regions_error", "words_error")
-            row |= dict(zip(names, map(_relative, gradients, right), strict=True))
-        return row
-
-    bench.row("local right", lambda: measure(peer, "float64", torch.float64))
-    for kind in ("ieee", "tf32", "bf16"):
-        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-        bench.row(f"local {kind}", lambda k=kind, d=dtype: measure(ours, k, d))
-        bench.row(f"local {kind} report by report", lambda k=kind, d=dtype: measure(peer, k, d))
-
-
-def _cross_entropy(bench: Bench) -> None:
-    rows, width, classes = (64, 16, 32) if bench.tiny else (12_288, 1024, 8192)
-    random = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (
-        (scale * torch.randn(shape, generator=random)).to(bench.device).requires_grad_()
-        for scale, shape in ((1.0, (rows, width)), (0.02, (classes, width)), (0.0, (classes,)))
-    )
-    targets = torch.randint(classes, (rows,), generator=random).to(bench.device)
-
-    def plain(*given: Tensor) -> Tensor:
-        return functional.cross_entropy(functional.linear(*given).float(), targets)
-
-    def ours(*given: Tensor) -> Tensor:
-        return linear_cross_entropy(given[0], given[1], given[2], targets)
-
-    def of_torch(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        function: Any = getattr(functional, "linear_cross_entropy", None)
-        if function is None:
-            raise Lacking("this torch has no functional.linear_cross_entropy")
-        loss: Tensor = function(hidden, weight, targets, linear_bias=bias)
-        return loss
-
-    def measure(loss: Callable[..., Tensor], precision: str) -> Row:
-        def step() -> None:
-            hidden.grad = weight.grad = bias.grad = None
-            with autocast(bench.device, precision):
-                value = loss(hidden, weight, bias)
-            value.backward()
-
-        with products("ieee"):
-            row = bench.timing.time(step) | bench.timing.peak(step)
-            return row | bench.kernels(step)
-
-    for precision in ("fp32", "bf16"):
-        bench.row(f"cross-entropy {precision}", lambda p=precision: measure(ours, p))
-        bench.row(f"cross-entropy {precision} plain", lambda p=precision: measure(plain, p))
-        bench.row(f"cross-entropy {precision} of torch", lambda p=precision: measure(of_torch, p))
-    fused = plain if bench.tiny else torch.compile(plain)
-    bench.row("cross-entropy bf16 plain compiled", lambda: measure(fused, "bf16"))
-
-
 def generation(bench: Bench) -> None:
     """Milliseconds a token, and a mark of the tokens in float32, which are to stay as they are."""
-    from vilmedic.generation.sampling import Sampling, generate_tokens
+    from vilmedic.generation import sampling as ours
 
     model = bench.systems.model("DALLE").to(bench.device).eval()
     batch = bench.systems.batch("DALLE", 16)
@@ -346,24 +159,32 @@ def generation(bench: Bench) -> None:
     ids, mask = (batch[key].to(bench.device) for key in ("input_ids", "attention_mask"))
 
     def measure(images: int, precision: str, guided: bool) -> Row:
-        sampling = Sampling(filter_thres=0.9, cond_scale=3.0 if guided else 1.0)
+        sampling = ours.Sampling(filter_thres=0.9, cond_scale=3.0 if guided else 1.0)
+        given = (ids[:images], mask[:images])
+        with ExitStack() as kept:
+            if hasattr(ours, "TokenDrawing"):
+                drawing = ours.TokenDrawing([model], sampling, precision=precision)
+                kept.enter_context(drawing)
 
-        def make(tokens: int) -> Tensor:
-            with autocast(bench.device, precision):
-                return generate_tokens(
-                    [model], ids[:images], mask[:images], draws[:images, :tokens], sampling
-                )
+                def make(tokens: int) -> Tensor:
+                    return drawing(*given, draws[:images, :tokens])
+            else:
+                kept.enter_context(autocast(bench.device, precision))
 
-        tokens = make(length)
-        took = bench.timing.time(lambda: make(length), warm=0)["ms"]
-        few, many = (bench.kernels(lambda n=n: make(n)) for n in (4, 12))  # type: ignore[misc]
-        row: Row = {"ms_a_token": round(took / length, 4)}
+                def make(tokens: int) -> Tensor:
+                    return ours.generate_tokens([model], *given, draws[:images, :tokens], sampling)
+
+            tokens = make(length)
+            took = bench.timing.time(lambda: make(length), warm=0)["ms"]
+            row: Row = {"ms_a_token": round(took / length, 4)}
+            row |= bench.timing.peak(lambda: make(length))
+            few, many = (bench.kernels(lambda n=n: make(n)) for n in (4, 12))  # type: ignore[misc]
         if few and many:
             row["kernels_a_token"] = (many["kernels"] - few["kernels"]) / 8
         if precision == "fp32":
             digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
             row["tokens"] = digest[:16]
-        return row | bench.timing.peak(lambda: make(length))
+        return row
 
     for images in (1, 5, 16):
         for precision in ("fp32", "bf16"):
@@ -450,7 +271,7 @@ def steps(bench: Bench) -> None:
 
 
 def _ours(bench: Bench, name: str, size: int, kind: str, options: Row) -> Row:
-    _needs_gpu(bench, kind)
+    needs_gpu(bench, kind)
     options = {"optimizer": "AdamW"} | options
     step = our_step(bench.systems.model(name), bench.systems.prepare(name), bench.device, **options)
     batch = bench.systems.batch(name, size)
@@ -462,7 +283,7 @@ def _ours(bench: Bench, name: str, size: int, kind: str, options: Row) -> Row:
 
 
 def _plain(bench: Bench, name: str, size: int, kind: str) -> Row:
-    _needs_gpu(bench, kind)
+    needs_gpu(bench, kind)
     precision = "bf16" if kind == "bf16" else "fp32"
     step = plain_step(name, bench.systems.sizes, bench.device, precision)
     batch = bench.systems.batch(name, size)
@@ -494,11 +315,6 @@ def _step_row(bench: Bench, step: Callable[[], object], what: str, size: int, ki
     if kind in ("as set", "bf16"):
         row |= bench.kernels(step)
     return row
-
-
-def _needs_gpu(bench: Bench, kind: str) -> None:
-    if kind == "tf32" and not bench.timing.cuda:
-        raise Lacking("TF32 products: a CPU has none")
 
 
 def compiled(bench: Bench) -> None:

@@ -1,0 +1,119 @@
+"""What the sections of `benchmarks/gpu.py` share: rows with a time budget, kinds of products."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_timing import Device
+from benchmarks.published_systems import Lacking, Systems
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """What the sections share.
+
+    Args:
+        timing: the device.
+        systems: the models and batches.
+        found: all figures so far; a section adds its own.
+        write: writes them to the file.
+        tiny: whether figures mean nothing.
+
+    Attributes:
+        deadline: when the section should have ended, by `time.perf_counter`.
+        operations: floating-point operations of steps, by what they compute and samples.
+    """
+
+    timing: Device
+    systems: Systems
+    found: dict[str, Any]
+    write: Callable[[], None]
+    tiny: bool
+    deadline: float = 0.0
+    operations: dict[tuple[str, int], float] = field(default_factory=dict)
+    _section: str = ""
+    _slowest: float = field(default=0.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.timing.device
+
+    def start(self, section: str, seconds: float) -> None:
+        """Begin a section, which has its seconds and what others have left."""
+        self._section, self._slowest = section, 0.0
+        self.deadline += seconds
+        self.found[section] = {}
+
+    def row(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Measure a row of the section, if there is time for another as slow as the slowest."""
+        began = time.perf_counter()
+        if not self.tiny and began + self._slowest > self.deadline:
+            self.found["skipped"][f"{self._section}: {key}"] = "no time left"
+            return None
+        row = None
+        try:
+            row = self.found[self._section][key] = measure()
+            print(self._section, key, row, flush=True)
+        except Lacking as lack:
+            self.found["skipped"][f"{self._section}: {key}"] = str(lack)
+        except torch.OutOfMemoryError:
+            self.found["skipped"][f"{self._section}: {key}"] = "out of memory"
+        except Exception as error:
+            self.failed(key, error)  # and the others can be had
+        self.timing.release()
+        self._slowest = max(self._slowest, time.perf_counter() - began)
+        self.write()
+        return row
+
+    def failed(self, key: str, error: Exception) -> None:
+        """Note a figure that cannot be had."""
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        self.found["failed"][f"{self._section}: {key}"] = why
+        print(self._section, key, why, file=sys.stderr, flush=True)
+
+    def kernels(self, step: Callable[[], object]) -> Row:
+        """Kernels of a step; without them where the device cannot be traced."""
+        try:
+            return dict(self.timing.kernels(step))
+        except RuntimeError as error:
+            self.failed("kernels", error)
+            return {}
+
+
+@contextmanager
+def products(kind: str) -> Iterator[None]:
+    """Float32 products as they are written down (`ieee`), or with inputs of 19 bits (`tf32`)."""
+    tf32 = kind == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def relative(value: Tensor, right: Tensor) -> float:
+    """Norm of a difference by that of what is right."""
+    return float(f"{float((value - right).norm() / right.norm()):.3g}")
+
+
+def needs_gpu(bench: Bench, kind: str) -> None:
+    """Leave out what a CPU does not have.
+
+    Raises:
+        Lacking: it is that.
+    """
+    if kind == "tf32" and not bench.timing.cuda:
+        raise Lacking("TF32 products: a CPU has none")
