@@ -60,6 +60,7 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> int:
     # Each width of a residual network and each length of report counts as a compilation.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+    block: Any
     for block in blocks:
         if _is_computed_twice(block):
             block.forward = partial(_computed_twice, block, torch.compile(block.forward.args[1]))

@@ -208,6 +208,7 @@ class TransformerLayer(nn.Sequential):
         Returns:
             [B, n, dim].
         """
+        branch: Any
         for half, branch in enumerate(self):
             inner, normed = branch.inner, branch.normalise(x)
             if branch.shift is not None:
