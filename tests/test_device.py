@@ -6,6 +6,7 @@ import torch
 from tests.conversions import WeightConversions
 from vilmedic.device import (
     autocast,
+    block_numbers,
     float32_products,
     inference,
     move,
@@ -122,6 +123,11 @@ def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> Non
         assert products() == before
     assert uses_tf32(gpu, tf32) is tf32
     assert not uses_tf32(cpu, tf32)
+
+
+def test_blocks_have_the_size_for_the_device() -> None:
+    assert block_numbers(torch.device("cpu"), 100) == 100
+    assert block_numbers(torch.device("cuda", 1), 100) == 2**25
 
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])

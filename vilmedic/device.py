@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ON_A_GPU = 2**25
+"""Numbers of a block on a GPU, 128 MiB in float32: a kernel runs ten times as long as it takes to
+start one, and the several tensors of a block fit on any card."""
+HOST = "host_"
+"""In front of the name of a part of a batch: its values as plain lists."""
+READ_ON_HOST = ("word_ids", "images_mask")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -157,9 +164,51 @@ def weights_converted_once(
                 weight.requires_grad_(False)
 
 
+def block_numbers(device: torch.device, on_cpu: int) -> int:
+    """How many numbers the largest tensor of a computation in blocks holds at a time.
+
+    Args:
+        device: where it is computed.
+        on_cpu: as many as its caches and its memory deal with best there, which differs.
+    """
+    return on_cpu if device.type == "cpu" else ON_A_GPU
+
+
+def constants(
+    make: Callable[..., tuple[Tensor, ...]], *numbers: Any, like: Tensor
+) -> tuple[Tensor, ...]:
+    """Tensors that follow from numbers, made once for each device.
+
+    A copy to a GPU in every step would each time wait for all that it has still to do.
+
+    Args:
+        make: makes them on the CPU.
+        numbers: its arguments.
+        like: a tensor where they are wanted.
+    """
+    # Fake tensors, whose steps are planned and not run, are none of another plan.
+    return _made(make, numbers, like.device, getattr(like, "fake_mode", None))
+
+
+@lru_cache(maxsize=64)
+def _made(
+    make: Callable[..., tuple[Tensor, ...]], numbers: Any, device: torch.device, plan: object
+) -> tuple[Tensor, ...]:
+    with torch.inference_mode(False):  # training uses them as well
+        return tuple(value.to(device) for value in make(*numbers))
+
+
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device, copied without waiting where memory is pinned."""
-    return {
+    """The batch with its tensors on the device, copied without waiting where memory is pinned.
+
+    What shapes follow from stays within reach as well: on a GPU the values of `word_ids` and
+    `images_mask` are added as lists, one entry a sample, under `host_word_ids` and
+    `host_images_mask`. To read them from the GPU would wait for all that it has still to do.
+    """
+    moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
+    if device.type != "cpu":
+        moved |= {HOST + key: batch[key].tolist() for key in READ_ON_HOST if key in batch}
+    return moved

@@ -95,13 +95,61 @@ def words_and_regions() -> Any:
             device=CPU,
             precision="fp32",
         )
-        once = networks.local.similarity("test", TEXTS, "sum")
-        assert torch.equal(once, networks.local.similarity("test", TEXTS, "sum"))
-        return {"similarity": once}
+        found = networks.local_similarity("test", TEXTS, "sum")
+        assert found is not None
+        assert torch.equal(found, networks.local.similarity("test", TEXTS, "sum"))
+
+        def measure() -> list[list[float]]:
+            again = networks.local_similarity("test", TEXTS, "sum")
+            assert again is not None
+            return again.tolist()
+
+        assert networks.once(measure) == found.tolist()
+        return {"similarity": found}
 
     with processes.alone():
         expected = run()
     return [run(), expected]
+
+
+def measured_by_the_main_process() -> Any:
+    """A metric that asks for another split: one process computes, all take part in the pass."""
+    torch.manual_seed(0)
+    model, splits = ToyModel(), {"test": SharedToys(), "train": SharedToys(7)}
+    networks = Ensemble(
+        members=[lambda: model],
+        dataset=splits.__getitem__,
+        loader=lambda dataset: dataset.loader(),
+        device=CPU,
+        precision="fp32",
+    )
+    networks.split("test")
+    model.seen.clear()
+    ran = []
+
+    def measure() -> dict[str, Any]:
+        ran.append(processes.rank())
+        train = networks.split("train").features["visual"]
+        return {"sum": float(train.sum()), "nothing": None, "nan": float("nan")}
+
+    result = networks.once(measure)
+    assert result.pop("nan") != result.get("nan")
+    with processes.alone():
+        expected = collect(
+            model,
+            splits["train"],
+            splits["train"].loader(),
+            split="train",
+            device=CPU,
+            precision="fp32",
+        )
+    return {
+        "result": result,
+        "expected": {"sum": float(expected.features["visual"].sum()), "nothing": None},
+        "ran": ran,
+        "batches": model.seen[:1],
+        "kept": len(networks.split("train")),
+    }
 
 
 def agreements() -> Any:
@@ -121,7 +169,9 @@ EQUAL = [contrastive, autoencoder, fewer_batches_than_processes, words_and_regio
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    return run_checks([*EQUAL, agreements], tmp_path_factory.mktemp("two"))
+    return run_checks(
+        [*EQUAL, measured_by_the_main_process, agreements], tmp_path_factory.mktemp("two")
+    )
 
 
 @pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
@@ -139,6 +189,16 @@ def test_shared_split_is_that_of_one_process(check: Any, results: dict[str, list
 
 def test_samples_left_out_by_one_process_are_known_to_all(results: dict[str, list[Any]]) -> None:
     assert [result[2] for result in results["contrastive"]] == [[3], [3]]
+
+
+def test_metrics_are_computed_once(results: dict[str, list[Any]]) -> None:
+    main, other = results["measured_by_the_main_process"]
+    for result in (main, other):
+        assert not isinstance(result, str), result
+        assert result["result"] == result["expected"]
+        assert result["kept"] == 7
+    assert (main["ran"], other["ran"]) == ([0], [])
+    assert (main["batches"], other["batches"]) == ([4], [3])  # each its own part of the pass
 
 
 def test_processes_agree_and_draw_their_own_numbers(results: dict[str, list[Any]]) -> None:

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.losses import reference
 from vilmedic.errors import ConfigError
+from vilmedic.losses import gloria_local
 from vilmedic.losses.gloria import GLoRIALoss, gloria_global_loss, gloria_local_loss
-from vilmedic.losses.gloria_local import attention_maps, local_similarity
+from vilmedic.losses.gloria_local import (
+    SimilaritySettings,
+    attention_maps,
+    block_shape,
+    local_similarity,
+)
 
 LENGTHS = (6, 3, 1, 2, 6, 4, 5)
 TEMPERATURES = {"temp1": 4.0, "temp2": 5.0}
@@ -123,6 +134,68 @@ def test_float32_equals_the_published_style_loop() -> None:
     ):
         assert (gradient - wanted).norm() < 2e-6 * wanted.norm()
         assert (gradient - other).norm() < 4e-6 * wanted.norm()
+
+
+def as_tf32(values: Tensor) -> Tensor:
+    """Rounded to the 10 bits behind the point that a GPU reads of float32 factors in TF32."""
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_products_as_a_gpu_computes_them_keep_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32, and where regions meet regions bfloat16; other products would not stand that."""
+    generator = torch.Generator().manual_seed(0)
+    words = 0.2 * torch.randn(8, 12, 256, generator=generator)
+    drawn = torch.randint(0, 12, (49,), generator=generator)
+    regions = 0.2 * torch.randn(8, 256, 49, generator=generator) + 0.06 * words[:, drawn].mT
+    regions = regions.bfloat16().float()
+    mask = torch.ones(8, 12, dtype=torch.bool)
+
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        given = [one.to(dtype).requires_grad_() for one in (regions, words)]
+        terms = gloria_local_loss(*given, mask, **TEMPERATURES, temp3=10.0)  # type: ignore[misc]
+        return torch.autograd.grad(sum(terms), given)
+
+    def errors() -> list[float]:
+        pairs = zip(gradients(torch.float32), wanted, strict=True)
+        return [float((one - exact).norm() / exact.norm()) for one, exact in pairs]
+
+    wanted = gradients(torch.float64)
+    plain = gloria_local.multiply
+    monkeypatch.setattr(gloria_local, "narrow_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(
+        gloria_local,
+        "multiply",
+        lambda a, b, narrow=None: plain(as_tf32(a), as_tf32(b), narrow),
+    )
+    assert 1e-5 < max(errors()) < 1e-3
+    monkeypatch.setattr(gloria_local, "multiply", lambda a, b, _=None: plain(a, b, torch.bfloat16))
+    assert max(errors()) > 1e-3
+
+
+def test_blocks_are_larger_on_a_gpu_and_its_products_narrower() -> None:
+    """On a pretended GPU: regions meet regions in bfloat16, and are added up in float32."""
+    seen: Counter[Any] = Counter()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen[func, args[0].dtype if args and isinstance(args[0], Tensor) else None] += 1
+            return func(*args, **kwargs or {})
+
+    with FakeTensorMode(allow_non_fake_inputs=True), Products():
+        regions = torch.randn(64, 8, 361, device="cuda", dtype=torch.bfloat16)
+        words = torch.randn(32, 30, 8, device="cuda")
+        mask = torch.ones(32, 30, dtype=torch.bool, device="cuda")
+        settings = SimilaritySettings(1.0, 4.0, 5.0, "sum", 4096, [30] * 32, [30] * 32)
+        upstream = torch.ones(64, 32, device="cuda")
+        gradients = gloria_local._gradients(upstream, settings, regions, words, mask)
+    assert [one.dtype for one in gradients] == [torch.bfloat16, torch.float32]
+    # Two groups of 16 reports, each with all images at once.
+    assert seen[torch.ops.aten.bmm.dtype, torch.bfloat16] == 1 + 2 + 1
+    assert block_shape(settings, torch.empty(64, 8, 361)) == (16, 1)
+    assert block_shape(settings, torch.empty(64, 8, 361, device="meta")) == (16, 193)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError
 
 BLOCK = 2**23
-"""Logits that exist at a time: 32 MiB of float32, several times over while a block is computed.
+"""Logits that exist at a time on a CPU: 32 MiB of float32, several times over while one is made.
 
 From this size on the C library maps memory for each tensor and gives it back at once. Smaller ones
 it takes from its heap, where what is kept of each block lies between the holes of the blocks.
@@ -144,7 +145,7 @@ class ResidualBlock(nn.Module):
         return refined + images
 
 
-class PixelScale:
+class PixelScale(nn.Module):
     """The scale of pixels inside a network that is given, and gives, pixels in 0..1.
 
     Args:
@@ -157,6 +158,7 @@ class PixelScale:
     """
 
     def __init__(self, given: Sequence[list[float]] | None, channels: int) -> None:
+        super().__init__()
         self.mean_and_std = None
         if given is None:
             return
@@ -168,25 +170,27 @@ class PixelScale:
                 }
             )
         self.mean_and_std = given[0][:channels], given[1][:channels]
+        self.register_buffer("planes", torch.tensor(self.mean_and_std), persistent=False)
+        self.planes: Tensor
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels in 0..1 as the network takes them, [..., C, H, W]."""
         if self.mean_and_std is None:
             return images
-        mean, std = (images.new_tensor(values)[:, None, None] for values in self.mean_and_std)
+        mean, std = self.planes.to(images.dtype)[..., None, None]
         return (images - mean) / std
 
     def restore(self, images: Tensor) -> Tensor:
         """What the network gives as pixels, cut to 0..1: [..., C, H, W]."""
         if self.mean_and_std is not None:
-            mean, std = (images.new_tensor(values)[:, None, None] for values in self.mean_and_std)
+            mean, std = self.planes.to(images.dtype)[..., None, None]
             images = images * std + mean
         return images.clamp(0, 1)
 
 
 def _blocks(features: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Groups of rows with at most `BLOCK` logits, each with the place of its first row."""
-    size = max(1, BLOCK // len(weight))
+    """Groups of rows, as many as fit into a block, each with the place of its first row."""
+    size = max(1, block_numbers(features.device, BLOCK) // len(weight))
     for start in range(0, len(features), size):
         yield start, features[start : start + size]
 

@@ -161,7 +161,8 @@ class _Turn(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         [factors] = ctx.saved_tensors
         joined = torch.stack([gradient.transpose(1, 2) for gradient in gradients], dim=2)
-        return _turned(joined, factors * factors.new_tensor([1.0, -1.0])), None
+        cosine, sine = factors.unbind(-1)
+        return _turned(joined, torch.stack((cosine, -sine), dim=-1)), None
 
 
 def _turned(x: Tensor, factors: Tensor) -> Tensor:

@@ -154,12 +154,15 @@ class VisionEncoder(nn.Module):
         features = self.features(images, [self.output_layer])[self.output_layer]
         return self.dropout(pool(features))
 
-    def pooled_images(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def pooled_images(
+        self, images: Tensor, mask: Tensor | None, known: list[list[bool]] | None = None
+    ) -> Tensor:
         """One vector a sample, [B, F], of one image or the mean over several.
 
         Args:
             images: [B, 3, H, W], or [B, N, 3, H, W] with a mask.
             mask: which of the images exist, bool [B, N]; only these are encoded.
+            known: the same as a list; without it a GPU has to be waited for.
 
         Raises:
             ConfigError: if there are several images, but no mask.
@@ -171,9 +174,12 @@ class VisionEncoder(nn.Module):
                 f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
-        existing = self.pooled(images[mask])
-        padded = existing.new_zeros(*mask.shape, existing.shape[1])
-        padded[mask] = existing
+        count = int(mask.sum()) if known is None else sum(map(sum, known))
+        # Those that exist come first, in their order.
+        places = (~mask).flatten().byte().argsort(stable=True)[:count]
+        existing = self.pooled(images.flatten(0, 1)[places])
+        padded = existing.new_zeros(mask.numel(), existing.shape[1])
+        padded = padded.index_copy(0, places, existing).unflatten(0, mask.shape)
         return padded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
     def features(self, images: Tensor, layers: list[str]) -> dict[str, Tensor]:

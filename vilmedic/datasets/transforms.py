@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.decode import Color
+from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
@@ -137,11 +138,16 @@ class Pixels:
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """Normalised float32 images of three channels: uint8 [..., C, H, W] to [..., 3, H, W]."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         # (pixels / 255 - mean) / std, without a further copy of the batch for each operation
-        images = (pixels * (1 / (255 * std))).sub_(mean / std)
+        scale, shift = constants(_scale_and_shift, tuple(self.mean), tuple(self.std), like=pixels)
+        images = (pixels * scale).sub_(shift)
         return images.expand(*images.shape[:-3], 3, *images.shape[-2:])
+
+
+def _scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """What pixels are multiplied by, and what is subtracted then, each [C, 1, 1]."""
+    middle, spread = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+    return 1 / (255 * spread), middle / spread
 
 
 def build_transforms(entries: Sequence[Any]) -> list[v2.Transform]:

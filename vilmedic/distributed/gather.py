@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -98,17 +99,22 @@ class Part:
             return _Gather.apply(value.to(wide), self.sizes)
         return gather_rows(value, self.sizes)
 
-    def gather_features(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gather_features(self, features: dict[str, Any]) -> dict[str, Any]:
         """All features of the whole batch; a scalar, such as a temperature, stays as it is.
 
         Features that are longer in one process than in another, such as words, are filled up.
+        Lists, one entry a sample, become that of all samples.
         """
         if self.alone or not features:
             return features
-        names = [name for name, value in features.items() if value.ndim]
+        gathered: dict[str, Any] = dict(features)
+        lists = {name: value for name, value in features.items() if isinstance(value, list)}
+        if lists:
+            every = processes.gather(lists)
+            gathered |= {name: list(chain(*(one[name] for one in every))) for name in lists}
+        names = [name for name in features if name not in lists and features[name].ndim]
         sides = [side for name in names for side in features[name].shape[1:]]
         wanted = iter([max(column) for column in zip(*processes.exchange(sides), strict=True)])
-        gathered = dict(features)
         for name in names:
             value = features[name]
             sizes = [next(wanted) for _ in value.shape[1:]]
@@ -127,7 +133,7 @@ class Part:
         return _Swap.apply(value, self.sizes, self.rank)
 
     def call(
-        self, loss: Callable[..., dict[str, Tensor]], *features: Any, **named: Tensor
+        self, loss: Callable[..., dict[str, Tensor]], *features: Any, **named: Any
     ) -> dict[str, Tensor]:
         """Call a loss on features of the own samples.
 
@@ -224,11 +230,9 @@ def in_buckets(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) ->
     waiting: dict[torch.dtype, list[Tensor]] = {}
 
     def flush(bucket: list[Tensor]) -> None:
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        flat = joined(bucket)
         change(flat)
-        pieces = flat.split([tensor.numel() for tensor in bucket])
-        for tensor, piece in zip(bucket, pieces, strict=True):
-            tensor.data.copy_(piece.view(tensor.shape))
+        fill(bucket, flat)
         bucket.clear()
 
     for tensor in tensors:
@@ -239,6 +243,19 @@ def in_buckets(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) ->
     for bucket in waiting.values():
         if bucket:
             flush(bucket)
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """The numbers of tensors of one dtype in a row, as a copy without a graph."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def fill(tensors: Sequence[Tensor], numbers: Tensor) -> None:
+    """Put numbers that `joined` has given back into the tensors."""
+    pieces = numbers.split([tensor.numel() for tensor in tensors])
+    shaped = [piece.view(one.shape) for one, piece in zip(tensors, pieces, strict=True)]
+    torch._foreach_copy_([tensor.data for tensor in tensors], shaped)
 
 
 def _add_up_rows(value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:

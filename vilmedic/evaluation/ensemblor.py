@@ -84,8 +84,8 @@ class Ensemblor:
 
     def _set_up(self, name: str, headers: dict[Path, dict[str, Any]], *, ema: bool) -> None:
         """Make ready what measures, and the folder of this evaluation."""
-        precision = pick_precision(self.section.precision, self.device)
-        self.section = replace(self.section, precision=precision)
+        settled: dict[str, Any] = {"precision": pick_precision(self.section.precision, self.device)}
+        self.section = replace(self.section, **settled)
         self.source = source(self.system, self.checkpoints, ema=ema)
         self.splits = Splits(
             self.config,
@@ -204,12 +204,18 @@ class Ensemblor:
             record: write what the metrics say of every sample.
         """
         evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
-        metrics, recorded = {}, {}
-        for name, metric in self.splits.metrics:
-            evaluation.recorded = {} if record and processes.is_main() else None
-            metrics[name] = metric(evaluation)
-            if evaluation.recorded:
-                recorded[name] = evaluation.recorded
+        recorded = {}
+
+        def measure() -> dict[str, Any]:
+            found = {}
+            for name, metric in self.splits.metrics:
+                evaluation.recorded = {} if record else None
+                found[name] = metric(evaluation)
+                if evaluation.recorded:
+                    recorded[name] = evaluation.recorded
+            return found
+
+        metrics = networks.once(measure)
         if recorded:
             content = pack_predictions(evaluation.samples(), recorded)
             LOGGER.info("Written: %s", self.folder.write_predictions(split, content))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from vilmedic.config.load import located, nodes_of
 from vilmedic.datasets.lines import join_names, shown
 from vilmedic.datasets.loader import make_loader
 from vilmedic.device import inference, move, weights_converted_once
+from vilmedic.distributed import processes
 from vilmedic.errors import ArgumentError, nearest
 from vilmedic.evaluation.features import (
     SplitFeatures,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from vilmedic.evaluation.local_features import Aggregation, LocalFeatures
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PROMPT_BATCH = 64
 MOST_SCORES = 1 << 26
@@ -76,10 +79,42 @@ class Ensemble:
         self.device = device
         self.precision = precision
         self._splits: dict[str, SplitFeatures] = {}
+        self._leads = False  # whether the other processes wait for what this one asks them for
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Let the main process compute what all would compute alike, and give them the result.
+
+        The others wait, and take part in passes over data: `split` and `local_similarity`.
+
+        Args:
+            work: what is computed with the networks; returns what JSON can hold.
+        """
+        if processes.world_size() == 1:
+            return work()
+        if processes.is_main():
+            self._leads = True
+            try:
+                result = work()
+            finally:
+                self._leads = False
+            processes.on_main(lambda: ["", json.dumps(result)])
+            return result
+        while True:
+            method, *given = processes.on_main(list[Any])
+            if not method:
+                told: T = json.loads(given[0])
+                return told
+            getattr(self, method)(*given)
+
+    def _ask(self, method: str, *given: Any) -> None:
+        """Let the processes that wait in `once` call a method as this one does."""
+        if self._leads:
+            processes.on_main(lambda: [method, *given])
 
     def split(self, name: str) -> SplitFeatures:
         """The features of a split: one pass a network when first asked for, then remembered."""
         if name not in self._splits:
+            self._ask("split", name)
             dataset = self.dataset(name)
             self._splits[name] = ensemble(
                 [
@@ -116,6 +151,13 @@ class Ensemble:
         """Drop the remembered features."""
         self._splits.clear()
         self.__dict__.pop("local", None)
+
+    def local_similarity(
+        self, split: str, texts: Sequence[str], aggregation: Aggregation
+    ) -> Tensor | None:
+        """See `LocalFeatures.similarity`."""
+        self._ask("local_similarity", split, list(texts), aggregation)
+        return self.local.similarity(split, texts, aggregation)
 
     @cached_property
     def local(self) -> LocalFeatures:
@@ -225,6 +267,12 @@ class Evaluation:
         return found
 
     @property
+    def device(self) -> torch.device:
+        """Where products of all features are computed, in float64: a GPU, if networks run there."""
+        device = self.networks.device  # other accelerators have no float64
+        return device if device.type == "cuda" else torch.device("cpu")
+
+    @property
     def title(self) -> str:
         """The run and what of it is evaluated, for captions."""
         return f"{self.name}, {self.source}" if self.source else self.name
@@ -288,7 +336,7 @@ class Evaluation:
         Returns:
             None when the networks compare no regions with words.
         """
-        return self.networks.local.similarity(self.split, texts, aggregation)
+        return self.networks.local_similarity(self.split, texts, aggregation)
 
     def attention(self, indices: Sequence[int]) -> list[Tensor] | None:
         """Where the words of samples' reports look, a map [L, h, w] each; None without regions."""

@@ -59,6 +59,7 @@ def gloria_local_loss(
     temp3: float,
     block_size: int = 4096,
     part: Part = WHOLE,
+    word_counts: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of image regions with report words.
 
@@ -75,6 +76,7 @@ def gloria_local_loss(
             gathered, and the averages of the results over the processes are those of the batch.
             Words travel and regions stay: there are fewer words in a report than regions in an
             image.
+        word_counts: see `local_similarity`; those of the own reports.
 
     Returns:
         The image-to-text and the text-to-image term, scalars.
@@ -83,7 +85,8 @@ def gloria_local_loss(
         ValueError: if the shapes do not fit, or the batch holds fewer than two pairs.
     """
     _check_pairs(regions, words, part)
-    everything = part.gather_features({"words": words, "mask": mask})
+    known = {} if word_counts is None else {"counts": word_counts}
+    everything = part.gather_features({"words": words, "mask": mask, **known})
     similarity = local_similarity(
         regions,
         everything["words"],
@@ -92,6 +95,7 @@ def gloria_local_loss(
         temp1=temp1,
         temp2=temp2,
         block_size=block_size,
+        word_counts=everything.get("counts"),
     )
     with torch.autocast(similarity.device.type, enabled=False):
         return cross_entropy_both_ways(temp3 * similarity, part)
@@ -144,6 +148,7 @@ class GLoRIALoss(nn.Module):
         visual: Tensor,
         linguistic: Tensor,
         part: Part = WHOLE,
+        word_counts: list[int] | None = None,
     ) -> dict[str, Tensor]:
         """The loss and its four terms.
 
@@ -155,6 +160,7 @@ class GLoRIALoss(nn.Module):
             visual: global image features, [B, D].
             linguistic: report features, [B, D].
             part: see `gloria_local_loss`.
+            word_counts: see `gloria_local_loss`.
 
         Returns:
             Scalars: `loss`, and without gradient and unweighted `local_image_to_text`,
@@ -170,6 +176,7 @@ class GLoRIALoss(nn.Module):
             temp3=self.temp3,
             block_size=self.block_size,
             part=part,
+            word_counts=word_counts,
         )
         global_terms = gloria_global_loss(visual, linguistic, self.temp3, part)
         local = local_terms[0] + local_terms[1]

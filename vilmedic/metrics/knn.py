@@ -100,6 +100,7 @@ class NearestNeighbours(Metric):
                 k=self.k,
                 temperature=self.temperature,
                 own=rows if self.fit_split == evaluation.split else None,
+                device=evaluation.device,
             )
             scores = neighbours.scores(votes[rows.numpy()])
             report = report_classes(
@@ -131,6 +132,7 @@ class Neighbours:
         temperature: weights are exp(similarity / temperature).
         own: the query that each voter is, int64 [M], for which it does not vote; None when the
             voters are other samples.
+        device: where they are compared.
     """
 
     def __init__(
@@ -141,19 +143,21 @@ class Neighbours:
         k: int,
         temperature: float,
         own: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.queries = functional.normalize(queries.double(), dim=1)
-        self.voters = functional.normalize(voters.double(), dim=1)
+        self.queries, self.voters = (
+            functional.normalize(x.to(device, torch.float64), dim=1) for x in (queries, voters)
+        )
         self.k = min(k, len(voters) - (own is not None))
-        self.temperature, self.own = temperature, own
+        self.temperature, self.own = temperature, None if own is None else own.to(device)
         weights, neighbours, lasts, crowded = [], [], [], []
         for rows in torch.arange(len(queries)).split(max(1, BLOCK // len(voters))):
             similarity = self._similarity(rows)
             nearest, places = similarity.topk(self.k, dim=1)
-            weights.append((nearest / temperature).softmax(dim=1))
-            neighbours.append(places)
+            weights.append((nearest / temperature).softmax(dim=1).cpu())
+            neighbours.append(places.cpu())
             lasts.append(nearest[:, -1:])
-            crowded.append(rows[(similarity >= nearest[:, -1:] - TIE).sum(dim=1) > self.k])
+            crowded.append(rows[((similarity >= nearest[:, -1:] - TIE).sum(dim=1) > self.k).cpu()])
         self.last, self.crowded = torch.cat(lasts), torch.cat(crowded)
         starts = np.arange(len(queries) + 1) * self.k
         self.weights = csr_array(
@@ -184,6 +188,7 @@ class Neighbours:
 
     def _similarity(self, rows: Tensor) -> Tensor:
         """Of some queries with all voters, [R, M]."""
+        rows = rows.to(self.queries.device)
         similarity = self.queries[rows] @ self.voters.T
         if self.own is not None:
             similarity.masked_fill_(rows[:, None] == self.own, -torch.inf)
@@ -191,10 +196,11 @@ class Neighbours:
 
     def _crowded_shares(self, rows: Tensor, votes: sparray) -> NDArray[np.float64]:
         """Shares [R, C] of queries that have several voters at the distance of their k-th one."""
-        similarity, last = self._similarity(rows), self.last[rows]
+        similarity, last = self._similarity(rows), self.last[rows.to(self.last.device)]
         nearer, tied = similarity > last + TIE, (similarity - last).abs() <= TIE
         left = self.k - nearer.sum(dim=1, keepdim=True)
         largest = similarity.amax(dim=1, keepdim=True)
         weights = ((similarity - largest) / self.temperature).exp()
         weights *= nearer + tied * (left / tied.sum(dim=1, keepdim=True))
+        weights = weights.cpu()
         return weights.numpy() @ votes / weights.sum(dim=1, keepdim=True).numpy()

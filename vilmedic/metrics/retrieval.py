@@ -206,9 +206,7 @@ class Retrieval(Metric):
         if visual is None or linguistic is None:
             return None
         images, texts = evaluation.repeats("image"), evaluation.repeats("report")
-        device = evaluation.networks.device
-        if device.type != "cuda":  # other accelerators have no float64
-            device = torch.device("cpu")
+        device = evaluation.device
         whole = cosines(visual[images], linguistic[texts], device)
         if self.similarity == "global":
             return whole

@@ -170,7 +170,7 @@ class ZeroShot(Metric):
         if visual is None or directions is None:
             return None
         images = evaluation.repeats("image")
-        unit = functional.normalize(visual.double(), dim=1)
+        unit = functional.normalize(visual.to(evaluation.device, torch.float64), dim=1)
         local, weights = None, prompt_weights(classes)
         if self.similarity != "global":
             texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
@@ -180,7 +180,7 @@ class ZeroShot(Metric):
             local = local[images].double()
 
         def scores(block: slice) -> NDArray[np.float64]:
-            whole = (unit @ directions[block].T)[images].numpy()
+            whole = (unit @ directions[block].T.to(unit)).cpu()[images].numpy()
             if local is None:
                 return whole
             words = local.numpy() @ weights[:, block]
@@ -196,8 +196,11 @@ class ZeroShot(Metric):
         if visual is None or embedded is None or not torch.isfinite(embedded).all():
             return None
         images = evaluation.repeats("image")
-        unit = [functional.normalize(x.double(), dim=1) for x in (visual, embedded)]
-        similarity = (unit[0] @ unit[1].T)[images]
+        unit = [
+            functional.normalize(x.to(evaluation.device, torch.float64), dim=1)
+            for x in (visual, embedded)
+        ]
+        similarity = (unit[0] @ unit[1].T).cpu()[images]
         if self.similarity != "global":
             local = evaluation.local_similarity(texts, self.local_aggregation)
             if local is None:

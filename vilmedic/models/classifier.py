@@ -12,7 +12,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.types import Above, AtMost, Dropout, Portion, Runtime, Weight, Width
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, ConfigError, nearest
-from vilmedic.models.contract import LOGITS, Batch, Model
+from vilmedic.models.contract import LOGITS, Batch, Model, several_images
 
 Rate = Annotated[float, Above(0), AtMost(1000)]
 
@@ -106,7 +106,7 @@ class Classifier(Model):
                 "Classifier looks at images, but the data set gives none. Use "
                 "dataset.proto=ImLabel or ImSeqLabel."
             )
-        features = self.cnn.pooled_images(batch["images"], batch.get("images_mask"))
+        features = self.cnn.pooled_images(*several_images(batch))
         logits = self.head(features)
         output = {LOGITS: logits}
         if not self.training:

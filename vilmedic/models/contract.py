@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vilmedic.blocks.repeated import repeated_blocks
+from vilmedic.device import HOST
 from vilmedic.distributed.gather import WHOLE, Part
 
 Batch = dict[str, Tensor]
@@ -135,7 +137,7 @@ class ContrastiveModel(Model):
         Called with all features of the batch, those of other processes included. A method with a
         second argument `part` (`vilmedic.distributed.gather.Part`) is called with the features of
         the own samples instead, and gives scalars whose averages over the processes are those of
-        the whole batch.
+        the whole batch. On a GPU, training adds what `move` keeps on the host.
         """
 
     def chance_loss(self, size: int) -> float | None:
@@ -189,6 +191,9 @@ class ContrastiveModel(Model):
             features = {k: v[: part.own] if v.ndim else v for k, v in features.items()}
         if self.observer is not None:
             self.observer(features)
+        own = None if part.alone else part.own
+        if "part" in signature(self.contrast).parameters:
+            features |= {key: value[:own] for key, value in batch.items() if key.startswith(HOST)}
         return part.call(self.contrast, features)
 
     def chunks(self, batch: Batch, largest: int | None = None) -> Iterator[Batch]:
@@ -207,11 +212,25 @@ class ContrastiveModel(Model):
         count = math.ceil((largest or size) / limit) if limit else 1
         wanted = min(max(size, count), largest) if limit and largest else size
         if wanted != size:
-            rows = [n % size for n in range(wanted)]
-            batch = {key: value[rows] for key, value in batch.items()}
+            batch = {key: _repeated(value, wanted) for key, value in batch.items()}
         if count <= 1:
             yield batch
             return
-        parts = {key: torch.tensor_split(value, count) for key, value in batch.items()}
-        for i in range(count):
-            yield {key: part[i] for key, part in parts.items()}
+        each, rest = divmod(wanted, count)
+        end = 0
+        for number in range(count):
+            start, end = end, end + each + (number < rest)
+            yield {key: value[start:end] for key, value in batch.items()}
+
+
+def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, Any]:
+    """Of a batch with one image a sample or several: images, mask, and the mask on the host."""
+    mask = batch.get("images_mask")
+    return batch["images"], mask, batch.get(HOST + "images_mask")
+
+
+def _repeated(values: Any, count: int) -> Any:
+    """As many samples as asked for, a tensor or a list, from the first one on again and again."""
+    if isinstance(values, Tensor):
+        return values[torch.arange(count, device=values.device) % len(values)]
+    return [values[number % len(values)] for number in range(count)]

@@ -15,7 +15,7 @@ from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
-from vilmedic.models.contract import Batch, ContrastiveModel, Features
+from vilmedic.models.contract import Batch, ContrastiveModel, Features, several_images
 
 
 class ConVIRT(ContrastiveModel):
@@ -77,7 +77,7 @@ class ConVIRT(ContrastiveModel):
         """
         features: Features = {}
         if "images" in batch:
-            backbone = self.cnn.pooled_images(batch["images"], batch.get("images_mask"))
+            backbone = self.cnn.pooled_images(*several_images(batch))
             features["visual"] = self.projection.visual(backbone)
             if not self.training:
                 features["visual_backbone"] = backbone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from inspect import signature
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -143,7 +144,11 @@ class GLoRIA(ContrastiveModel):
                 f"GLoRIA compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        return part.call(self.loss, **{name: features[name] for name in self.contrast_needs})
+        given: dict[str, Any] = {name: features[name] for name in self.contrast_needs}
+        words: Any = features.get("host_word_ids")
+        if words is not None and "word_counts" in signature(self.loss.forward).parameters:
+            given["word_counts"] = [max(row) + 1 - self.encoder.closing for row in words]
+        return part.call(self.loss, **given)
 
     def chance_loss(self, size: int) -> float:
         """ln(B) for each direction of the global and of the local loss, weighted as these are."""

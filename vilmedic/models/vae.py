@@ -38,12 +38,13 @@ from vilmedic.config.types import (
     Width,
 )
 from vilmedic.datasets.aligned import DataSpec
+from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from vilmedic.manifest import is_export
 from vilmedic.models.contract import Batch, Model
 
 PART = 2**24
-"""Numbers in the largest maps of the decoder that exist at a time: 64 MiB of float32."""
+"""Numbers in the largest maps of the decoder that exist at a time on a CPU: 64 MiB of float32."""
 SHAPE = ("num_tokens", "codebook_dim", "num_layers", "num_resnet_blocks", "hidden_dim", "channels")
 """Hyperparameters that the weights themselves tell."""
 STATED = ("image_size", "normalization")
@@ -307,7 +308,8 @@ class VAE(Model):
         def measure(some: Tensor, wanted: Tensor) -> Tensor:
             return self._errors(wanted, self.decoder[-2:](some))
 
-        size = max(1, PART // (self.hidden_dim * self.image_size**2))
+        part = block_numbers(maps.device, PART)
+        size = max(1, part // (self.hidden_dim * self.image_size**2))
         parts = list(zip(maps.split(size), target.split(size), strict=True))
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([measure(*part) for part in parts])

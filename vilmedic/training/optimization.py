@@ -16,10 +16,13 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed.gather import like, local
 from vilmedic.errors import ConfigError
 from vilmedic.models.contract import Model
+from vilmedic.training.radam import RAdam
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
 """The fused updates that torch has for weights of which each process holds a part."""
+KERNELS = {"fused", "foreach", "capturable", "differentiable"}
+"""Options of optimizers by which a configuration itself chooses how they are computed."""
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -41,6 +44,9 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
         raise ConfigError("model: every parameter is frozen, so there is nothing to train.")
     cls = getattr(torch.optim, section.optimizer)
     options = dict(section.optim_params)
+    on_cpu = parameters[0].device.type == "cpu"
+    if cls is torch.optim.RAdam and not on_cpu and not options.keys() & KERNELS:
+        cls = RAdam
     base = options.get("lr", _default_rate(cls))
     if isinstance(model, Model) and base and (groups := model.learning_rates(base)):
         parameters = [{"params": some, "lr": rate, SCALE: rate / base} for some, rate in groups]
@@ -50,6 +56,31 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
         return cls(parameters, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
+
+
+def skips_by_itself(optimizer: Optimizer, device: torch.device) -> bool:
+    """Whether the update reads on the device that it is to be left out (`found_inf`).
+
+    On a CPU reading costs nothing, and SGD with momentum is told before: a first step that its
+    update leaves out would leave momentum in memory that nobody has written.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    groups = [group for group in optimizer.param_groups if group.get("momentum")]
+    return not groups or (
+        device.type != "cpu" and not any(group.get("dampening") for group in groups)
+    )
+
+
+def start_momentum(optimizer: Optimizer) -> None:
+    """Momentum of zero for weights that have none yet: then a first step may be left out."""
+    for group in optimizer.param_groups:
+        if not group.get("momentum"):
+            continue
+        for parameter in group["params"]:
+            state = optimizer.state[parameter] if parameter.grad is not None else None
+            if state is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def restore_optimizer(
@@ -246,12 +277,21 @@ class AveragedWeights:
             taken: whether the last one was taken, bool scalar; the average waits otherwise.
         """
         move = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, value in self._tensors().items():
-            average, value = local(self._average[name]), local(value)
-            if value.is_floating_point():
-                average.lerp_(value, (taken * move).to(value.dtype))
+        pairs = [(local(self._average[k]), local(v)) for k, v in self._tensors().items()]
+        counts = [pair for pair in pairs if not pair[1].is_floating_point()]
+        if counts:
+            torch._foreach_copy_([one for one, _ in counts], [value for _, value in counts])
+        by_type: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for pair in pairs:
+            if pair[1].is_floating_point():
+                by_type.setdefault(pair[1].dtype, []).append(pair)
+        for kind, some in by_type.items():
+            averages, values = [one for one, _ in some], [value for _, value in some]
+            share = (taken * move).to(kind)
+            if share.device.type == "cpu":
+                torch._foreach_lerp_(averages, values, [share] * len(values))
             else:
-                average.copy_(value)
+                move_towards(averages, values, share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -267,6 +307,14 @@ class AveragedWeights:
         first = {id(value): name for name, value in self._tensors().items()}
         state = self._model.state_dict(keep_vars=True)
         return {name: self._average[first[id(value)]] for name, value in state.items()}
+
+    def buffers(self) -> list[Tensor]:
+        """The averages of what is no weight, such as running statistics."""
+        return [
+            self._average[name]
+            for name, value in self._tensors().items()
+            if not isinstance(value, nn.Parameter)
+        ]
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue with the average of a checkpoint."""
@@ -287,6 +335,22 @@ class AveragedWeights:
         return {name: state[name] for name in once.values()}
 
 
+@torch.no_grad()
+def move_towards(averages: list[Tensor], values: list[Tensor], share: Tensor) -> None:
+    """Move tensors by a share of their way, in a few kernels of a GPU.
+
+    Torch interpolates by a number of the device in a kernel for each tensor.
+
+    Args:
+        averages: what is moved.
+        values: where to, of the same dtype.
+        share: from 0 to 1, a scalar of that dtype.
+    """
+    steps = list(torch._foreach_sub(values, averages))
+    torch._foreach_mul_(steps, share)
+    torch._foreach_add_(averages, steps)
+
+
 def _default_rate(cls: Any) -> float:
     """The learning rate that an optimizer takes when none is given."""
     known = inspect.signature(cls).parameters
@@ -295,8 +359,7 @@ def _default_rate(cls: Any) -> float:
 
 def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
     """Whether torch has one kernel for the whole update, and the options leave the choice open."""
-    others = ("fused", "foreach", "capturable", "differentiable")
-    if "fused" not in inspect.signature(cls).parameters or any(key in options for key in others):
+    if "fused" not in inspect.signature(cls).parameters or options.keys() & KERNELS:
         return False
     first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
     if isinstance(first, DTensor) and cls not in FUSED_WHEN_SHARDED:

@@ -283,7 +283,7 @@ class Parallel:
         return DTensor.from_local(value, mesh, [Replicate()])
 
     def share_buffers(self) -> None:
-        """Running statistics are those of the main process, everywhere."""
+        """Running statistics are those of the main process, everywhere; no step reads them."""
         if self.world > 1:
             copy_from_main(self._buffers)
 

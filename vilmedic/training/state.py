@@ -13,7 +13,7 @@ from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import whole
+from vilmedic.distributed.gather import copy_from_main, whole
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
@@ -96,6 +96,15 @@ class TrainState:
         rest = math.ceil((self._batches - self.progress.batch) / self._section.grad_accu)
         return max(0, rest + further * self.steps_per_epoch)
 
+    def share_buffers(self) -> None:
+        """Make running statistics, averaged ones as well, those of the main process everywhere.
+
+        Training reads none of them, so this is for an evaluation or a checkpoint.
+        """
+        self._step.parallel.share_buffers()
+        if self.ema is not None and processes.world_size() > 1:
+            copy_from_main(self.ema.buffers())
+
     def capture(self, score: float | None, lines: int) -> dict[str, Any]:
         """The state between two steps: tensors and plain values, not copied.
 
@@ -105,6 +114,7 @@ class TrainState:
             score: the score of the evaluation that led to this; None when it was not the best.
             lines: lines written to metrics.jsonl.
         """
+        self.share_buffers()
         self.progress.lines, self.progress.tally = lines, self.tally.read()
         finished = self.progress.epoch - (self.progress.batch == 0)
         random, *others = processes.gather(random_state())

@@ -14,8 +14,9 @@ from torch.profiler import record_function
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.device import autocast, move
-from vilmedic.distributed.gather import Part, local
+from vilmedic.distributed.gather import Part, fill, joined, local
 from vilmedic.models.contract import Model
+from vilmedic.training.optimization import skips_by_itself, start_momentum
 from vilmedic.training.parallel import Parallel
 
 FIRST_SCALE = 2.0**16
@@ -51,7 +52,7 @@ class TrainingStep:
         model: the model; called through `forward`.
         prepare: the batched step on the device that makes floats of images.
         optimizer: updates the parameters it holds. A fused one skips a step on the device; for
-            others, and for SGD with momentum, the step is read back before they are called.
+            others (`skips_by_itself`) it is read back whether a step is one to take.
         section: accumulation, clipping and precision.
         device: where the model is.
 
@@ -74,14 +75,13 @@ class TrainingStep:
         self.section = section
         self.device = device
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.statistics = [b for b in model.buffers() if b.is_floating_point()]
+        self.statistics: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                self.statistics.setdefault(buffer.dtype, []).append(buffer)
         self.scale = LossScale(section.precision, device)
         self.parallel = Parallel(model, self.parameters)
-        # A first step that the fused SGD skips leaves its momentum in memory nobody has written.
-        self._skips = bool(
-            getattr(optimizer, "_step_supports_amp_scaling", False)
-            and not optimizer.defaults.get("momentum")
-        )
+        self._skips = skips_by_itself(optimizer, device)
 
     def __call__(
         self, group: list[dict[str, Any]], parts: Sequence[Part] | None = None
@@ -98,7 +98,7 @@ class TrainingStep:
         """
         if parts is None:
             parts = [Part((len(batch["index"]),)) for batch in group]
-        statistics = [buffer.clone() for buffer in self.statistics]
+        statistics = [joined(buffers) for buffers in self.statistics.values()]
         self.optimizer.zero_grad(set_to_none=True)
         means = self._accumulate(group, parts)
         loss = means.pop("loss")
@@ -106,9 +106,8 @@ class TrainingStep:
             norm = self._unscale_and_clip()
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             self._update_if(finite)
-            for buffer, value in zip(self.statistics, statistics, strict=True):
-                torch.where(finite, buffer, value, out=buffer)
-            self.parallel.share_buffers()
+            for buffers, before in zip(self.statistics.values(), statistics, strict=True):
+                fill(buffers, torch.where(finite, joined(buffers), before))
             bad = ~finite & ~(torch.isfinite(loss) & self.scale.can_shrink())
             self.scale.update(finite)
         samples = sum(part.total for part in parts)
@@ -147,6 +146,7 @@ class TrainingStep:
     def _update_if(self, finite: Tensor) -> None:
         """Update the weights unless the gradient is not a number."""
         if self._skips:
+            start_momentum(self.optimizer)
             # Fused kernels read this themselves and leave weights, moments and counts alone.
             self.optimizer.found_inf = self.parallel.flag((~finite).float())  # type: ignore[attr-defined]
             self.optimizer.step()

@@ -333,6 +333,7 @@ class Trainor:
         scores: dict[str, float] = {}
         if epoch < self.section.eval_start:
             return scores
+        self.state.share_buffers()
         try:
             with self.interruption.may_come_at_once():
                 pictures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"

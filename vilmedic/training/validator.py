@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,13 +133,20 @@ class Validator:
                 evaluation = self._splits.evaluation(networks, split, out_dir=self._config.run_dir)
                 if evaluation.features.loss is not None:
                     scores[f"{prefix}_loss"] = evaluation.features.loss
-                for name, metric in self._splits.metrics:
-                    scores.update(_numbers(f"{prefix}_{name}", metric(evaluation)))
-                if self._watches:
-                    _watch()(evaluation)
+                measure = partial(self._measure, evaluation, prefix)
+                scores |= networks.once(measure)
                 if pictures is not None and processes.is_main():
                     with processes.alone():
                         self._draw(evaluation, pictures)
+        return scores
+
+    def _measure(self, evaluation: Evaluation, prefix: str) -> dict[str, float]:
+        """The numbers of every metric, and a look at whether the representation collapsed."""
+        scores: dict[str, float] = {}
+        for name, metric in self._splits.metrics:
+            scores |= _numbers(f"{prefix}_{name}", metric(evaluation))
+        if self._watches:
+            _watch()(evaluation)
         return scores
 
     def _random_state_kept(self) -> AbstractContextManager[None]:

@@ -1,0 +1,165 @@
+"""No system's training step waits for a GPU: each is run on a fake one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fake_device import DEVICE, Waits, fake_device
+from tests.small_dalles import dalle_batch, save_vae, tiny_dalle
+from tests.small_models import (
+    tiny_batch,
+    tiny_cnn,
+    tiny_encoder,
+    tiny_gloria,
+    tiny_spec,
+    tiny_vae,
+    tiny_views,
+)
+from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.sections import TrainorSection
+from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.transforms import Pixels
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.models.convirt import ConVIRT
+from vilmedic.models.gloria import GLoRIA
+from vilmedic.models.simclr import SimCLR
+from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.resume import Progress
+from vilmedic.training.step import Tally, TrainingStep
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "AdamW": {"lr": 1e-3},
+    "RAdam": {"lr": 1e-3},
+    "SGD": {"lr": 1e-3, "momentum": 0.9},
+}
+
+PIXELS = Pixels(
+    training=True,
+    resize=None,
+    crop=32,
+    color="grey",
+    views=1,
+    preset="resize_crop",
+    transforms=None,
+    eval_transforms=None,
+    mean=[0.485, 0.456, 0.406],
+    std=[0.229, 0.224, 0.225],
+    max_pixels=2**20,
+)
+
+
+def prepare(batch: dict[str, Any]) -> dict[str, Any]:
+    """What a data set of images does to a batch on the device."""
+    part: Any = SimpleNamespace(pixels=PIXELS)
+    return ImageDataset.finish(part, batch)
+
+
+def pixels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch as the loader gives it, of one grey channel, which `prepare` makes floats of."""
+    images = batch["images"]
+    grey = torch.zeros(*images.shape[:-3], 1, *images.shape[-2:], dtype=torch.uint8)
+    return batch | {"images": grey}
+
+
+def several(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two images a sample, of which some samples have one."""
+    images = batch["images"].unsqueeze(1).expand(-1, 2, -1, -1, -1)
+    mask = torch.ones(len(images), 2, dtype=torch.bool)
+    mask[1:, 1] = False
+    return batch | {"images": images, "images_mask": mask}
+
+
+def small_cnn() -> VisionEncoder:
+    """The first layers of a network, batch normalisation among them, which give 8 x 8 positions."""
+    return tiny_cnn(output_layer="maxpool")
+
+
+def small_convirt(**settings: Any) -> ConVIRT:
+    widths = {"visual_embedding_dim": 24, "textual_embedding_dim": 16, "projection_dim": 8}
+    spec = tiny_spec()
+    return ConVIRT(
+        spec=spec,
+        encoder=tiny_encoder(spec),
+        cnn=small_cnn(),
+        projection=PairedProjection(**widths),
+        loss=ConVIRTLoss(),
+        **settings,
+    )
+
+
+def small_simclr(**settings: Any) -> SimCLR:
+    head = VisualProjection(visual_embedding_dim=24, projection_dim=8)
+    return SimCLR(cnn=small_cnn(), projection=head, loss=NTXentLoss(), **settings)
+
+
+def small_gloria(**settings: Any) -> GLoRIA:
+    widths = VisualEmbedder(interm_feature_dim=24, feature_dim=24)
+    settings |= {"cnn": small_cnn(), "visual_embedder": widths, "local_layer": "maxpool"}
+    return tiny_gloria(**settings)
+
+
+def system(name: str, folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model on the CPU, and a batch of what it learns from."""
+    chunks = {"forward_batch_size": 2} if name.endswith("chunks") else {}
+    if name.startswith("ConVIRT"):
+        batch = pixels(tiny_batch())
+        return small_convirt(**chunks), batch if name == "ConVIRT" else several(batch)
+    if name.startswith("SimCLR"):
+        return small_simclr(**chunks), pixels(tiny_views())
+    if name.startswith("GLoRIA"):
+        return small_gloria(**chunks), pixels(tiny_batch())
+    if name == "VAE":
+        vae = tiny_vae(kl_div_loss_weight=0.1, straight_through=True)
+        return vae, pixels({"index": torch.arange(4), "images": torch.zeros(4, 3, 16, 16)})
+    settings = {"null_cond_prob": 0.5, "attn_types": ["full", "axial_row"], "attn_dropout": 0.1}
+    return tiny_dalle(save_vae(folder / "vae.pth"), **settings), pixels(dalle_batch())
+
+
+SYSTEMS = (
+    "ConVIRT",
+    "ConVIRT with several images",
+    "ConVIRT in chunks",
+    "SimCLR",
+    "SimCLR in chunks",
+    "GLoRIA",
+    "GLoRIA in chunks",
+    "VAE",
+    "DALLE",
+)
+
+
+PRECISIONS = {"AdamW": "bf16", "RAdam": "fp32", "SGD": "fp16"}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_no_step_waits(name: str, tmp_path: Path) -> None:
+    """With all that is done for each step; the first one may copy its constants."""
+    model, batch = system(name, tmp_path)
+    seen = {}
+    with fake_device():
+        model.to(DEVICE).train()
+        for optimizer, precision in PRECISIONS.items():
+            section = TrainorSection(
+                optimizer=optimizer,
+                optim_params=OPTIMIZERS[optimizer],
+                precision=precision,
+                clip_grad_norm=1.0,
+            )
+            step = TrainingStep(model, prepare, make_optimizer(model, section), section, DEVICE)
+            average, tally = AveragedWeights(model, 0.99), Tally(DEVICE, Progress().tally)
+            for number in (1, 2):
+                model.schedule(number)
+                waits = Waits()
+                with waits:
+                    result = step([batch] * number)
+                    tally.add(result)
+                    average.update(number, result.taken)
+            seen[optimizer] = waits.seen
+    assert seen == {"AdamW": [], "RAdam": [], "SGD": []}
