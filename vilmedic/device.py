@@ -28,6 +28,9 @@ READ_ON_HOST = ("word_ids", "images_mask")
 def pick_device(name: str | None) -> torch.device:
     """The device that a configuration names, or a GPU when there is one, or the CPU.
 
+    A GPU named by its number becomes the current one, whose generator is saved and restored and for
+    which memory is pinned.
+
     Args:
         name: `cpu`, `cuda`, `cuda:N` or None. Of several processes on a machine, each takes the
             GPU of its own number.
@@ -61,7 +64,10 @@ def pick_device(name: str | None) -> torch.device:
                 "processes were started. Lower --nproc-per-node, or set device to cpu."
             )
         return torch.device("cuda", own)
-    return torch.device(name)
+    device = torch.device(name)
+    if number:
+        torch.cuda.set_device(device)
+    return device
 
 
 def pick_precision(name: str, device: torch.device, kept: str | None = None) -> str:

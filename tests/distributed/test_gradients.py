@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ from tests.distributed.systems import (
 from tests.several_processes import CPU, run_checks
 from vilmedic.device import autocast
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import gather_rows
+from vilmedic.distributed.gather import copy_from_main, gather_rows
 from vilmedic.errors import ConfigError
 from vilmedic.training import parallel
+from vilmedic.training.optimization import AveragedWeights
 
 CLIPPED = {"clip_grad_norm": 0.5}
 REAL = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")
@@ -135,7 +137,42 @@ def sharded_autoencoder() -> Any:
     return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=3, **keys)
 
 
+def gloria_told_by_the_host() -> Any:
+    """As on a GPU, where the words of a report are counted before a batch moves."""
+
+    def move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+        return batch | {"host_word_ids": batch["word_ids"].tolist()}
+
+    with mock.patch("vilmedic.training.step.move", move):
+        return compare("GLoRIA", settings={"forward_batch_size": 2}, **CLIPPED)
+
+
+def statistics_of_the_first() -> dict[str, Any]:
+    """Running statistics and their average after steps, and after they were exchanged."""
+    model: Any = build("ConVIRT", norm=True)
+    average = AveragedWeights(model, 0.5)
+    broadcasts = []
+    send = dist.broadcast
+    with mock.patch("torch.distributed.broadcast", lambda *of: broadcasts.append(of) or send(*of)):
+        step, _ = train(model, make_batches("ConVIRT", [16]))
+        made = len(broadcasts)
+        own, parts = parts_of(make_batches("ConVIRT", [16]))
+        for number in (1, 2):
+            average.update(number, step(own, parts).taken)
+        in_steps = len(broadcasts) - made
+
+    def state() -> list[Tensor]:
+        values = [value.clone() for value in model.buffers()]
+        return [*values, *(value.clone() for value in average.buffers())]
+
+    before = state()
+    step.parallel.share_buffers()
+    copy_from_main(average.buffers())
+    return {"in steps": in_steps, "before": before, "after": state()}
+
+
 EQUAL = [
+    gloria_told_by_the_host,
     convirt,
     simclr,
     gloria,
@@ -272,6 +309,7 @@ def sixteen_bits() -> dict[str, Any]:
 OTHERS = [
     wrong_gradients,
     temperatures,
+    statistics_of_the_first,
     searched,
     weights_left_out_without_a_word,
     groups_of_blocks,
@@ -312,6 +350,18 @@ def test_clipping_and_statistics_were_at_work(results: dict[str, list[Any]]) -> 
     assert total.item() == pytest.approx(0.5, rel=1e-3)
     state = results["synchronized_statistics"][0][0]["state"]
     assert any((v != 0).any() for k, v in state.items() if k.endswith("running_mean"))
+
+
+def test_statistics_are_exchanged_when_they_are_asked_for(results: dict[str, list[Any]]) -> None:
+    first, second = results["statistics_of_the_first"]
+    for result in (first, second):
+        assert not isinstance(result, str), result
+        assert result["in steps"] == 0
+    pairs = list(zip(first["before"], second["before"], strict=True))
+    assert not all(torch.equal(one, other) for one, other in pairs)
+    for one, after, other in zip(first["before"], first["after"], second["after"], strict=True):
+        assert torch.equal(one, after)
+        assert torch.equal(one, other)
 
 
 def test_ways_that_are_wrong(results: dict[str, list[Any]]) -> None:

@@ -22,7 +22,8 @@ from vilmedic.evaluation.results import headline, results_name
 from vilmedic.loggers.contract import flat
 
 IGNORED = re.compile(
-    r"name|ckpt_dir|ckpt|trainor\.(seed|loggers|log_every|profile|save_every|keep|keep_states)|"
+    r"name|ckpt_dir|ckpt|dataset\.fraction_seed|"
+    r"trainor\.(seed|loggers|log_every|profile|save_every|keep|keep_states)|"
     r"(.+\.)?(device|tf32|num_workers|cache|spool|spool_gib)|ensemblor\..+"
 )
 """Keys in which the runs of one setting may differ: they change no trained weight but by chance."""
@@ -190,12 +191,48 @@ def group(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[str, list[Run]]:
         own: Any = [_under(run.config, key) for key in by] if by else run.setting
         groups.setdefault(json.dumps(own, sort_keys=True, default=str), []).append(run)
     settings = list(groups.values())
-    if by:
-        told = list(by)
-        labels = [", ".join(_say(one[0].config, key) for key in told) for one in settings]
-    else:
-        labels = _labels(settings)
-    return dict(zip(labels, settings, strict=True))
+    return dict(zip(_labels(settings, by), settings, strict=True))
+
+
+def lines_along(
+    settings: Mapping[str, Sequence[Run]], key: str, by: Sequence[str] = ()
+) -> dict[str, list[tuple[float, str]]]:
+    """Settings that differ in one key alone, as lines along it.
+
+    Args:
+        settings: as `group` gives them.
+        key: dotted key of the configuration, whose values are numbers.
+        by: as `group` was given.
+
+    Returns:
+        A name for each line, none for a single one; the places on it, ascending, and the setting
+        at each.
+
+    Raises:
+        ConfigError: a setting has no number there or several.
+    """
+    lines: dict[str, list[tuple[float, str]]] = {}
+    firsts: dict[str, list[Run]] = {}
+    for label, runs in settings.items():
+        known = {name for run in runs for name in run.config}
+        values = {run.config.get(key) for run in runs if not isinstance(run.config.get(key), list)}
+        if key not in known:
+            raise ConfigError(f"--plot: {label}: has no key '{key}'.{nearest(key, sorted(known))}")
+        value = values.pop() if len(values) == 1 else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(
+                f"--plot: {label}: given {key}={value}; allowed: a key with a number as its value, "
+                "the same in all runs of a row."
+            )
+        names = [name for name in by if name != key] if by else [*runs[0].setting]
+        source = runs[0].config if by else runs[0].setting
+        own = [_under(source, name) for name in names if name != key]
+        line = json.dumps(own, sort_keys=True, default=str)
+        lines.setdefault(line, []).append((float(value), label))
+        firsts.setdefault(line, list(runs))
+    labels = _labels(list(firsts.values()), [name for name in by if name != key], left_out=key)
+    labels = labels if len(lines) > 1 else [""]
+    return {name: sorted(lines[line]) for name, line in zip(labels, firsts, strict=True)}
 
 
 def varying(runs: Sequence[Run]) -> list[str]:
@@ -211,10 +248,12 @@ def varying(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _labels(settings: Sequence[Sequence[Run]]) -> list[str]:
+def _labels(settings: Sequence[Sequence[Run]], by: Sequence[str], left_out: str = "") -> list[str]:
     """A short name for each setting: what differs, or the name of a run where that is too much."""
+    if by:
+        return [", ".join(_say(one[0].config, key) for key in by) for one in settings]
     firsts = [one[0] for one in settings]
-    keys = varying(firsts)
+    keys = [key for key in varying(firsts) if key != left_out]
     if len(firsts) > 1 and len(keys) <= LISTED:
         labels = [
             ", ".join(_say(run.setting, key) for key in keys if key in run.setting)

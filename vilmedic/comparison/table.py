@@ -181,12 +181,11 @@ def caption(comparison: Comparison) -> str:
 def footnotes(comparison: Comparison) -> list[str]:
     """How the table is read."""
     cells = [cell for column in comparison.columns for cell in column.cells if cell.estimate]
-    over = sorted({cell.estimate.over for cell in cells if cell.estimate and cell.estimate.over})
     found = list(comparison.notes)
     if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
         found.append("mean ± standard deviation over the seeds")
-    if over:
-        found.append(f"[95% interval over {'; over '.join(over)}]")
+    if intervals := interval_note(comparison):
+        found.append(f"[{intervals}]")
     if any(cell.bold for cell in cells):
         found.append(f"marked as best: {BEST}")
     if difference_rows(comparison):
@@ -202,6 +201,13 @@ def footnotes(comparison: Comparison) -> list[str]:
     if lacking:
         found.append(f"not tested, for lack of values of single samples: {', '.join(lacking)}")
     return found
+
+
+def interval_note(comparison: Comparison) -> str:
+    """What the intervals cover; empty without any."""
+    estimates = [cell.estimate for column in comparison.columns for cell in column.cells]
+    over = sorted({one.over for one in estimates if one is not None and one.over})
+    return f"95% interval over {'; over '.join(over)}" if over else ""
 
 
 def _drawn(runs: Sequence[Run], number: int) -> dict[int, dict[str, Array]]:
