@@ -75,9 +75,12 @@ def local_similarity(
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be 1 or more.")
     lengths = counts = word_counts
-    if lengths is None or counts is None:
+    if torch.compiler.is_compiling():
+        # A graph knows no contents: as if each report went to the end and had a gap.
+        lengths, counts = ([size] * len(mask) for size in (mask.shape[1], mask.shape[1] - 1))
+    elif lengths is None or counts is None:
         lengths, counts = torch.stack([_lengths(mask), mask.sum(1)]).tolist()
-    if 0 in counts:
+    if 0 in counts and not torch.compiler.is_compiling():
         raise ValueError(
             f"Report {counts.index(0)} of the batch has no word: its mask is False everywhere. "
             "Every report needs at least one; keep its opening token."
