@@ -43,15 +43,14 @@ demo-dalle: phantom
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle \
 		ensemblor.generate_images=True ensemblor.prompt='$(PROMPTS)'
 
-# The encoder of `make demo` and a random one on a part of the labels, each with three seeds.
+# The encoder of `make demo` and a random one on three parts of the labels, each with three seeds:
+# one sweep, one table and ckpt/finetune/comparison_fraction.png.
 demo-finetune: phantom
 	$(BIN)/python bin/train.py config/phantom/convirt.yml name=demo-convirt trainor.seed=0 ckpt=auto
-	set -e; for encoder in ckpt/demo-convirt False; do for fraction in 0.01 0.1 1.0; do for seed in 0 1 2; do \
-		name=finetune/$$(basename $$encoder)-$$fraction-$$seed; \
-		words="name=$$name model.cnn.pretrained=$$encoder dataset.fraction=$$fraction dataset.fraction_seed=$$seed"; \
-		$(BIN)/python bin/train.py config/downstream/phantom.yml $$words trainor.seed=$$seed ckpt=auto; \
-		$(BIN)/python bin/ensemble.py config/downstream/phantom.yml $$words ensemblor.splits=[test]; \
-	done; done; done
+	$(BIN)/python bin/sweep.py config/downstream/phantom.yml name=finetune --jobs 2 \
+		model.cnn.pretrained=ckpt/demo-convirt,False dataset.fraction=0.01,0.1,1.0 \
+		trainor.seed=0,1,2 'dataset.fraction_seed=$${trainor.seed}' 'ensemblor.splits=[test]'
+	$(BIN)/python bin/compare.py ckpt/finetune/* --plot dataset.fraction
 
 check: setup
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from tests.conversions import WeightConversions
 from vilmedic.device import (
     autocast,
     block_numbers,
+    constants,
     float32_products,
     inference,
     move,
@@ -16,6 +17,7 @@ from vilmedic.device import (
     weights_converted_once,
 )
 from vilmedic.errors import ConfigError
+from vilmedic.random_state import random_state
 
 
 def test_named_devices() -> None:
@@ -75,6 +77,32 @@ def test_only_tensors_move() -> None:
     assert moved["names"] == ["a", "b"]
 
 
+def test_what_shapes_follow_from_is_kept_on_the_host() -> None:
+    batch = {"word_ids": torch.tensor([[0, 1], [0, -1]]), "images_mask": torch.ones(2, 1) > 0}
+    moved = move(batch, torch.device("meta"))
+    assert moved["word_ids"].device.type == "meta"
+    assert moved["host_word_ids"] == [[0, 1], [0, -1]]
+    assert moved["host_images_mask"] == [[True], [True]]
+    assert move(batch, torch.device("cpu")).keys() == batch.keys()
+
+
+def test_constants_are_made_once_for_each_device() -> None:
+    made = []
+
+    def make(number: float) -> tuple[torch.Tensor, ...]:
+        made.append(number)
+        return (torch.full((2,), number),)
+
+    with torch.inference_mode():
+        [first] = constants(make, 3.0, like=torch.zeros(1))
+    for _ in range(3):
+        assert constants(make, 3.0, like=torch.zeros(5))[0] is first
+    assert not first.is_inference(), "training saves it"
+    assert constants(make, 4.0, like=torch.zeros(1))[0].tolist() == [4.0, 4.0]
+    assert constants(make, 3.0, like=torch.zeros(1, device="meta"))[0].device.type == "meta"
+    assert made == [3.0, 4.0, 3.0]
+
+
 def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -127,10 +155,30 @@ def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> Non
 
 def test_blocks_have_the_size_for_the_device() -> None:
     assert block_numbers(torch.device("cpu"), 100) == 100
-    assert block_numbers(torch.device("cuda", 1), 100) == 2**25
+    assert block_numbers(torch.device("cuda", 1), 100) == 2**27
 
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="allowed: cpu, cuda, cuda:N or null"):
         pick_device(name)
+
+
+def test_a_numbered_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generator state and pinned memory are those of the current device."""
+    current: list[torch.device] = []
+    states = [torch.full((16,), number, dtype=torch.uint8) for number in range(3)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[current[-1].index])
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", 1)]
+    assert torch.equal(random_state()["cuda"][0], states[1])
+    pick_device("cpu")
+    pick_device("cuda")
+    pick_device(None)
+    assert current == [torch.device("cuda", 1)]
+    with pytest.raises(ConfigError, match="3 CUDA devices"):
+        pick_device("cuda:3")
+    assert len(current) == 1

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from vilmedic.config.load import Config, load, read
@@ -258,7 +259,7 @@ def report(argv: Sequence[str] | None = None) -> int:
     try:
         if not words:
             raise ConfigError(f"no run directory is given. {call}")
-        run_dirs = list(dict.fromkeys(map(Path, words)))
+        run_dirs = list(dict.fromkeys(_folders([Path(word) for word in words])))
         status = max(map(_report, run_dirs))
         if len(run_dirs) > 1 and status != FAILED:
             from vilmedic.report.side_by_side import write_comparison
@@ -399,15 +400,24 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
         by = [key for word in given.by for key in word.split(",") if key]
         found = compare(
-            given.runs,
+            _folders(given.runs),
             split=given.split,
             by=by,
             anyway=given.anyway,
             number=given.bootstrap,
         )
         _print(text_of(found, given.format))
+        if given.plot is not None:
+            from vilmedic.comparison.plot import write_plot
+
+            print(f"Written: {escaped(str(write_plot(found, given.plot, by)))}", file=sys.stderr)
 
     return _guarded(call)
+
+
+def _folders(paths: Sequence[Path]) -> list[Path]:
+    """Paths without the files that sweeps and pages leave beside runs, as `ckpt/sweep/*` gives."""
+    return [path for path in paths if not path.is_file()] or list(paths)
 
 
 def _compare_parser(prog: str) -> argparse.ArgumentParser:
@@ -431,6 +441,8 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     )
     forms = ("table", "md", "latex", "csv", "html")
     add("--format", choices=forms, default=forms[0], help="(default: table)")
+    along = "draw the numbers along a key, such as dataset.fraction, as comparison_<key>.png"
+    add("--plot", metavar="KEY", help=along)
     add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
     drawn = "resamples behind intervals and differences (default: 1000; 0 for over 100 runs)"
     add("--bootstrap", type=count, metavar="N", help=drawn)
@@ -438,7 +450,7 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def sweep(argv: Sequence[str] | None = None) -> int:
-    """Train a grid of runs: `bin/sweep.py`, `vilmedic-sweep`.
+    """Train a grid of runs, or search for the best: `bin/sweep.py`, `vilmedic-sweep`.
 
     Returns:
         The exit status: 0; 2 after a message, which lists the runs that failed; see `command`.
@@ -446,30 +458,77 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     given, words = _sweep_parser(_prog("sweep.py")).parse_known_args(argv)
 
     def call() -> None:
-        from vilmedic.comparison.grid import plan
-        from vilmedic.comparison.sweep import Sweep, slurm_script
-        from vilmedic.files import replace_text
-
         line = parse([given.config, *words], _prog("sweep.py"))
         if line.option not in (None, "--check"):
             raise ConfigError(f"'{line.option}': is an option of train.py and ensemble.py.")
-        runs = plan(given.config, line.overrides)
-        if line.option == "--check":
-            _print(f"ok: {given.config}: {len(runs)} runs")
-            return
-        if given.slurm:
-            text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
-            folder = runs[0].run_dir.parent
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "sweep.sh"
-            replace_text(path, text)
-            _print(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
-            return
-        _print(f"{len(runs)} runs, all of them checked")
-        Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=_print).start()
-        _print(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+        if given.search is None:
+            only = [name for name in ("trials", "metric") if getattr(given, name) is not None]
+            if only:
+                raise ConfigError(
+                    f"--{one}: belongs to --search, which is not given." for one in only
+                )
+        (_grid if given.search is None else _search)(given, line)
 
     return _guarded(call)
+
+
+def _grid(given: argparse.Namespace, line: CommandLine) -> None:
+    """Train all combinations."""
+    from vilmedic.comparison.grid import plan
+    from vilmedic.comparison.sweep import Sweep, slurm_script
+    from vilmedic.files import replace_text
+
+    runs = plan(given.config, line.overrides)
+    if line.option == "--check":
+        _print(f"ok: {given.config}: {len(runs)} runs")
+        return
+    if given.slurm:
+        text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
+        folder = runs[0].run_dir.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "sweep.sh"
+        replace_text(path, text)
+        _print(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
+        return
+    _print(f"{len(runs)} runs, all of them checked")
+    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=_print).start()
+    _print(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+
+
+def _search(given: argparse.Namespace, line: CommandLine) -> None:
+    """Train runs that are chosen by the scores of those before."""
+    from vilmedic.comparison.grid import MOST_RUNS, plan_search
+    from vilmedic.comparison.sweep import Sweep
+
+    problems = []
+    if given.trials is None or given.trials > MOST_RUNS:
+        problems.append(f"--search: allowed: --trials N, at most {MOST_RUNS:,}.")
+    if given.slurm:
+        problems.append("--slurm: is for a grid; a search chooses each run by those before.")
+    if find_spec("optuna") is None:
+        problems.append(
+            "--search: needs optuna, which the extra [optuna] brings and which is not installed."
+        )
+    if problems:
+        raise ConfigError(problems)
+    from vilmedic.comparison.search import direction, opened
+
+    space = plan_search(given.config, line.overrides)
+    metric = given.metric or space.corner.config.trainor.early_stop_metric
+    sought = f"{metric} ({direction(space, metric)} is better)"
+    if line.option == "--check":
+        _print(f"ok: {given.config}: {given.trials} trials of {', '.join(space.axes)} for {sought}")
+        return
+    with opened(space, trials=given.trials, metric=metric) as search:
+        run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
+        run.tell, run.another, run.ended = _print, search.another, search.ended
+        _print(f"{given.trials} trials for {sought}, all ends and values checked")
+        try:
+            run.start()
+        finally:
+            if best := search.best():
+                _print(best)
+    _print(f"{run.count} trials are finished, in {space.corner.run_dir}")
 
 
 def _sweep_parser(prog: str) -> argparse.ArgumentParser:
@@ -477,12 +536,12 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Trains a grid of runs and evaluates each. Stopped at any moment, the same "
-        "command continues.",
+        description="Trains a grid of runs, or with --search those that promise the best score, "
+        "and evaluates each. Stopped at any moment, the same command continues.",
         usage=f"{prog} config.yml 'key=value,value' [key=value ...] [~key ...] [options]",
         epilog="Values that vary are separated by commas, or given as log(1e-5,1e-3,5) or "
-        "lin(0,1,3). Each run has the directory <ckpt_dir>/<name>/<what varies>. --check checks "
-        "all of them and ends.",
+        "lin(0,1,3); with --search also as ranges: log(1e-5,1e-3), lin(0,1), int(1,8). Each run "
+        "has the directory <ckpt_dir>/<name>/<what varies>. --check checks all of them and ends.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -490,6 +549,10 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
     add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
     add("--slurm", action="store_true", help="write an array script instead of training")
+    add("--search", choices=("optuna",), help="choose each run by the scores of those before")
+    add("--trials", type=positive, metavar="N", help="runs of a search")
+    score = "the score that a search is for (default: trainor.early_stop_metric)"
+    add("--metric", metavar="NAME", help=score)
     return parser
 
 

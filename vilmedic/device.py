@@ -17,9 +17,9 @@ from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ON_A_GPU = 2**25
-"""Numbers of a block on a GPU, 128 MiB in float32: a kernel runs ten times as long as it takes to
-start one, and the several tensors of a block fit on any card."""
+ON_A_GPU = 2**27
+"""Numbers of a block on a GPU, 512 MiB in float32: from a quarter of that on, starting kernels is
+nothing beside running them, and a loss that fits into one block computes nothing twice."""
 HOST = "host_"
 """In front of the name of a part of a batch: its values as plain lists."""
 READ_ON_HOST = ("word_ids", "images_mask")
@@ -27,6 +27,9 @@ READ_ON_HOST = ("word_ids", "images_mask")
 
 def pick_device(name: str | None) -> torch.device:
     """The device that a configuration names, or a GPU when there is one, or the CPU.
+
+    A GPU named by its number becomes the current one, whose generator is saved and restored and for
+    which memory is pinned.
 
     Args:
         name: `cpu`, `cuda`, `cuda:N` or None. Of several processes on a machine, each takes the
@@ -61,7 +64,10 @@ def pick_device(name: str | None) -> torch.device:
                 "processes were started. Lower --nproc-per-node, or set device to cpu."
             )
         return torch.device("cuda", own)
-    return torch.device(name)
+    device = torch.device(name)
+    if number:
+        torch.cuda.set_device(device)
+    return device
 
 
 def pick_precision(name: str, device: torch.device, kept: str | None = None) -> str:

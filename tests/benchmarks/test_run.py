@@ -17,6 +17,7 @@ SMALL_DALLE = (
     "--dim 16 --depth 1 --heads 2 --dim-head 16 --text-len 6 --image-side 2 --words 20 --codes 16"
 )
 SIZES = {
+    "compare": "--runs 10 --repetitions 1",
     "constant_memory": "--systems GLoRIA --batches 16 --pixels 32 --repetitions 1",
     "convirt_step": "--tiny --rounds 1 --batches 2 --peak 1 --repetitions 1",
     "dalle_generate": f"{SMALL_DALLE} --repetitions 1",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,9 +105,12 @@ def test_several_images_are_averaged_and_padding_is_ignored(model: ConVIRT) -> N
     images[0] = single[:2]
     images[1, 0] = single[2]
     mask = torch.tensor([[True, True], [True, False]])
-    backbone = model.encode({"images": images, "images_mask": mask})["visual_backbone"]
+    batch = {"images": images, "images_mask": mask}
+    backbone = model.encode(batch)["visual_backbone"]
     each = model.cnn(single)
     torch.testing.assert_close(backbone, torch.stack([each[:2].mean(dim=0), each[2]]))
+    told: dict[str, Any] = batch | {"host_images_mask": mask.tolist()}
+    assert torch.equal(model.encode(told)["visual_backbone"], backbone)
 
 
 def test_views_are_refused(model: ConVIRT) -> None:

@@ -202,3 +202,19 @@ def test_resnet_has_the_published_layers() -> None:
     model = tiny_gloria(cnn=cnn, visual_embedder=embedder, local_layer="layer3", upsample=299)
     features = model.eval().encode({"images": torch.zeros(1, 3, 32, 32)})
     assert features["regions"].shape == (1, 16, 19, 19)
+
+
+def test_words_counted_on_the_host_change_nothing() -> None:
+    """On a GPU they are, so that the loss need not read the mask there."""
+    batch = tiny_batch(6)
+    told = batch | {"host_word_ids": batch["word_ids"].tolist()}
+    for chunks in (None, 2):
+        found = []
+        for given in (batch, told):
+            torch.manual_seed(0)
+            model = tiny_gloria(forward_batch_size=chunks).train()
+            output = model(given)
+            output["loss"].backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            found.append([output["loss"], *gradients])
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.comparison import runs as evaluated
 from tests.report.browser import Page
 from tests.report.runs import EVIL, write_curves, write_explorer
+from vilmedic.comparison.table import caption, compare, rows
 from vilmedic.drawing.images import EACH
 from vilmedic.report.page import write_report
+from vilmedic.report.side_by_side import write_comparison
 
 TIP = "document.getElementById('tip')"
 FOUND = "#scatter .trace .point"
@@ -122,6 +125,46 @@ def test_it_is_readable_at_the_width_of_a_phone(browser: Any, report: Path) -> N
     assert page.run(small) == 0
     page.run("choose(0)")
     assert page.text("#chosen strong") == "Line 1"
+    assert page.errors() == []
+
+
+def test_several_runs_lie_over_each_other_on_one_page(browser: Any, tmp_path: Path) -> None:
+    runs = [
+        evaluated.write_run(tmp_path / name, draw=place, trainor__epochs=place)
+        for place, name in enumerate(("first", "<img src=x onerror=alert(1)>"))
+    ]
+    for run in runs:
+        write_curves(run, seed=0)
+    path = write_comparison(runs)
+    page = Page(browser, path)
+    charts = page.run("return document.querySelectorAll('#charts .js-plotly-plot').length")
+    assert charts == page.run("return document.querySelectorAll('#charts .card').length") > 0
+    drawn = "return document.querySelector('#charts .plot').data.map((trace) => trace.name)"
+    assert page.run(drawn) == [run.name for run in runs]
+    lines = "return document.querySelectorAll('.card:first-child .scatterlayer .trace').length"
+    assert page.run(lines) == 2
+    found = compare(runs)
+    table = "return [...document.querySelectorAll('#results table')[0].rows].map("
+    shown = page.run(table + "(row) => [...row.cells].map((cell) => cell.textContent))")
+    assert shown == rows(found, lambda text: text)
+    assert page.text("#results caption") == caption(found)
+    assert page.run("return document.querySelectorAll('[onerror]').length") == 0
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    before = page.run(ground)
+    page.driver.find_element("id", "theme").click()
+    assert page.run(ground) != before
+    assert page.errors() == []
+
+    narrow = Page(browser, path, 390, 844)
+    assert narrow.run("return document.documentElement.scrollWidth") <= 390
+    assert narrow.errors() == []
+
+
+def test_runs_without_curves_or_results_have_a_page_too(browser: Any, tmp_path: Path) -> None:
+    only_results = [evaluated.write_run(tmp_path / name) for name in "ab"]
+    page = Page(browser, write_comparison(only_results))
+    assert len(page.driver.find_elements("css selector", "#results table")) >= 1
+    assert page.driver.find_elements("css selector", "#curves") == []
     assert page.errors() == []
 
 

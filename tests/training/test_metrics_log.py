@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.full_disk import no_file_beyond
+from vilmedic.checkpoints.left_out import read_entries
 from vilmedic.errors import DataError
 from vilmedic.loggers.contract import Logger, Run
-from vilmedic.training.metrics_log import MetricsLog, read_entries
+from vilmedic.training.metrics_log import MetricsLog
 
 
 class Recorder(Logger):

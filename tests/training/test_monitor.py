@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -101,3 +102,70 @@ def test_each_interval_begins_anew() -> None:
     meter.count(100)
     meter.numbers()
     assert meter.numbers()["samples_per_second"] == 0
+
+
+class Stream:
+    """A GPU that works through what is queued, one thing after the other, beside the host."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # of the host, in seconds
+        self.idle_at = 0.0
+
+    def launch(self, seconds: float) -> None:
+        self.idle_at = max(self.idle_at, self.now) + seconds
+
+
+class Event:
+    """A mark in the queue of the stream: its time is when the stream comes to it."""
+
+    stream: Stream
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+
+    def record(self, stream: Stream) -> None:
+        stream.launch(0.0)
+        self.stream, self.time = stream, stream.idle_at
+
+    def query(self) -> bool:
+        return self.time <= self.stream.now
+
+    def synchronize(self) -> None:
+        self.stream.now = max(self.stream.now, self.time)
+
+    def elapsed_time(self, other: Event) -> float:
+        assert self.query()
+        assert other.query()
+        return 1000 * (other.time - self.time)
+
+
+@pytest.mark.parametrize(
+    ("load", "compute", "share"), [(0.2, 1.0, 0.0), (1.0, 1.0, 0.0), (1.5, 1.0, 1 / 3)]
+)
+def test_on_a_gpu_what_it_waits_counts_and_not_what_the_host_does(
+    load: float, compute: float, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Stream()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(time, "perf_counter", lambda: stream.now)
+
+    def batches(count: int) -> Iterator[int]:
+        for number in range(count):
+            stream.now += load
+            yield number
+
+    meter = Throughput(torch.device("cuda", 0))
+    for interval in range(2):
+        meter.restart()
+        began = stream.now
+        for _ in meter.waiting_for(batches(50)):
+            stream.now += 0.01  # launching takes a moment, and then the host goes on
+            stream.launch(compute)
+            meter.count(8)
+        stream.now = max(stream.now, stream.idle_at)  # the step is logged: its loss is read
+        numbers = meter.numbers()
+        assert numbers["data_wait"] == pytest.approx(share, abs=0.04), interval
+        assert numbers["samples_per_second"] == pytest.approx(400 / (stream.now - began), rel=0.01)
+        assert numbers["memory_gib"] == 1

@@ -109,6 +109,34 @@ def read_json(path: Path) -> Any:
     return json.loads(read_bytes(path))
 
 
+def read_entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a metrics file as they are, each with what it says; None if that is no line.
+
+    Args:
+        path: the file; there may be none.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+    """
+    if not path.exists():
+        return []
+    found = []
+    with open_regular(path) as stream:
+        lines = stream.readlines()
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):  # not JSON or not UTF-8; lists without end
+            entry = None
+        whole = isinstance(entry, dict) and all(
+            type(entry.get(key)) is int and 0 <= entry[key] < 2**63 for key in ("seed", "step")
+        )
+        found.append((line, entry if whole else None))
+    return found
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, VilmedicError):
         return str(error)

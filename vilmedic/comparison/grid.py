@@ -1,4 +1,4 @@
-"""The grid of a sweep: what varies, read from the command line, and a run for each combination."""
+"""What varies in a sweep, read from the command line: a run for each combination, or a search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from vilmedic.errors import ConfigError
 
 LONGEST = 120  # letters of the name of a run
 MOST_RUNS = 10_000
+MOST_CORNERS = 1_000  # combinations of a search that are checked before it starts: some seconds
 NOT_VARIED = ("name", "ckpt", "ckpt_dir")
-_RANGE = re.compile(r"(log|lin)\(([^,()]+),([^,()]+),([^,()]+)\)")
+_RANGE = re.compile(r"(log|lin|int)\(([^,()]+),([^,()]+)(?:,([^,()]+))?\)")
+_LETTERS = re.compile(r"[^\w.+=-]+")  # that have no place in the name of a folder
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -42,6 +44,65 @@ class Planned:
         return self.config.run_dir
 
 
+@dataclass(frozen=True)
+class Range:
+    """All values between two ends, of which a search takes some.
+
+    Args:
+        kind: `log`, `lin` or `int`: numbers at equal ratios or distances, or whole numbers.
+        low: the lower end, which belongs to it.
+        high: the upper end, which belongs to it.
+    """
+
+    kind: str
+    low: float
+    high: float
+
+    def text(self, value: float) -> str:
+        """A value as it is given to a run."""
+        if self.kind == "int":
+            return str(round(value))
+        return repr(min(max(float(f"{value:.6g}"), self.low), self.high))
+
+
+Axes = dict[str, "list[str] | Range"]
+"""Of each key that varies its values, as they were typed, or the range that they are taken from."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search varies, each of its ends and values checked.
+
+    Args:
+        path: the configuration file.
+        fixed: the overrides of all runs.
+        axes: what varies.
+        corner: a run at the first end or value of each.
+    """
+
+    path: str
+    fixed: tuple[str, ...]
+    axes: Axes
+    corner: Planned
+
+    @property
+    def name(self) -> str:
+        """The name of the search."""
+        return self.corner.name
+
+    def run_name(self, number: int, values: Sequence[str]) -> str:
+        """The name of a trial: `<search>/trial=007-lr=0.001`."""
+        return f"{self.name}/trial={number:03d}-{_named(_short_keys(list(self.axes)), values)}"
+
+    def run(self, name: str, values: Sequence[str]) -> Planned:
+        """The run of a trial.
+
+        Raises:
+            ConfigError: its values do not go together.
+        """
+        return _planned(self.path, self.fixed, dict(zip(self.axes, values, strict=True)), name)
+
+
 def plan(path: str, words: Sequence[str]) -> list[Planned]:
     """The runs of a sweep, each of them checked; loads no torch.
 
@@ -56,25 +117,61 @@ def plan(path: str, words: Sequence[str]) -> list[Planned]:
     count = math.prod(len(values) for values in axes.values())
     if count > MOST_RUNS:
         raise ConfigError(f"the grid has {count:,} runs; allowed: at most {MOST_RUNS:,}.")
-    base = load(path, fixed, training=True).name if not axes else _base(path, fixed, axes)
-    names = run_names(axes)
+    base = _base(path, fixed, {key: values[0] for key, values in axes.items()})
     runs: list[Planned] = []
     problems: dict[str, str] = {}
-    for point, name in zip(itertools.product(*axes.values()), names, strict=True):
-        varied = [f"{key}={value}" for key, value in zip(axes, point, strict=True)]
+    for point, name in zip(itertools.product(*axes.values()), run_names(axes), strict=True):
         full = f"{base}/{name}" if name else base
-        own = [*(word for word in fixed if not word.startswith("name=")), *varied]
-        own += [f"name={full}", "ckpt=auto"]
         try:
-            if wrong := wrong_folder_name(full):
-                raise ConfigError(f"name: given '{full}', of the sweep; {wrong}")
-            runs.append(Planned(full, tuple(own), load(path, own, training=True)))
+            runs.append(_planned(path, fixed, dict(zip(axes, point, strict=True)), full))
         except ConfigError as error:
             for problem in error.problems:
                 problems.setdefault(problem, full)
     if problems:
         raise ConfigError(f"{name}: {problem}" for problem, name in problems.items())
     return runs
+
+
+def plan_search(path: str, words: Sequence[str]) -> Space:
+    """What a search varies, checked at each end and value; loads no torch.
+
+    All combinations are checked, or each end and value alone where there are more than 1,000.
+
+    Args:
+        path: the configuration file.
+        words: overrides; those with several values or a range are varied.
+
+    Raises:
+        ConfigError: all that is wrong with any of them.
+    """
+    fixed, axes = _read_axes(words)
+    if not axes:
+        raise ConfigError(
+            "--search: nothing varies. Give a key a range or several values, as in "
+            "'trainor.optim_params.lr=log(1e-5,1e-3)'."
+        )
+    ends = {
+        key: [one.text(one.low), one.text(one.high)] if isinstance(one, Range) else one
+        for key, one in axes.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    points: Iterable[dict[str, str]]
+    if math.prod(map(len, ends.values())) <= MOST_CORNERS:
+        combined = itertools.product(*ends.values())
+        points = (dict(zip(ends, values, strict=True)) for values in combined)
+    else:
+        points = ({**first, key: value} for key, values in ends.items() for value in values)
+    base = _base(path, fixed, first)
+    corners: list[Planned] = []
+    problems: dict[str, None] = {}
+    for point in points:
+        try:
+            corners.append(_planned(path, fixed, point, base))
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return Space(path, tuple(fixed), axes, corners[0])
 
 
 def read_axes(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -93,26 +190,42 @@ def read_axes(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     Raises:
         ConfigError: a word is none of these, or a key is given twice.
     """
+    fixed, axes = _read_axes(words)
+    grid = {key: values for key, values in axes.items() if not isinstance(values, Range)}
+    if len(grid) < len(axes):
+        raise ConfigError(
+            f"{key}: a range without a number of values is for --search; allowed in a grid: "
+            "log(from,to,how many), as in log(1e-5,1e-3,5), or lin."
+            for key in axes
+            if key not in grid
+        )
+    return fixed, grid
+
+
+def _read_axes(words: Sequence[str]) -> tuple[list[str], Axes]:
+    """The same, with the ranges that a search takes values from."""
     fixed: list[str] = []
-    axes: dict[str, list[str]] = {}
+    axes: Axes = {}
     problems: list[str] = []
     for word in words:
         key, equals, text = word.partition("=")
         try:
             values = _values(key, text) if equals else [""]
-            if len(values) == 1:
+            if not isinstance(values, Range) and len(values) == 1:
                 word = f"{key}={values[0]}" if equals else word
                 parse_override(word)
                 fixed.append(word)
                 continue
             if key in NOT_VARIED:
-                raise ConfigError(f"{key}: given {len(values)} values; a sweep sets it itself.")
+                given = "a range" if isinstance(values, Range) else f"{len(values)} values"
+                raise ConfigError(f"{key}: given {given}; a sweep sets it itself.")
             if key in axes or any(one.partition("=")[0] == key for one in fixed):
                 raise ConfigError(f"{key}: is given twice.")
-            same = {one: other for one, other in itertools.combinations(values, 2) if one == other}
-            if same:
-                raise ConfigError(f"{key}: the value {next(iter(same))} is given twice.")
-            for value in values:
+            if not isinstance(values, Range):
+                pairs = itertools.combinations(values, 2)
+                if same := next((one for one, other in pairs if one == other), None):
+                    raise ConfigError(f"{key}: the value {same} is given twice.")
+            for value in ["0"] if isinstance(values, Range) else values:
                 parse_override(f"{key}={value}")
             axes[key] = values
         except ConfigError as error:
@@ -136,21 +249,46 @@ def run_names(axes: dict[str, list[str]]) -> list[str]:
     short = _short_keys(list(axes))
     names, whole = [], []
     for point in itertools.product(*axes.values()):
-        text = "-".join(f"{key}={value}" for key, value in zip(short, point, strict=True))
-        whole.append(text)
-        names.append(re.sub(r"[^\w.+=-]+", "_", text))
+        whole.append(_text(short, point))
+        names.append(_LETTERS.sub("_", whole[-1]))
     if len(set(names)) < len(names) or any(len(name.encode()) > LONGEST for name in names):
-        names = [
-            f"{name[: LONGEST // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-            for name, text in zip(names, whole, strict=True)
-        ]
+        names = [_hashed(name, text) for name, text in zip(names, whole, strict=True)]
     return names
 
 
-def _base(path: str, fixed: Sequence[str], axes: dict[str, list[str]]) -> str:
-    """The name of the sweep: that of the configuration."""
-    first = [f"{key}={values[0]}" for key, values in axes.items()]
-    return load(path, [*fixed, *first], training=True).name
+def _named(short: Sequence[str], values: Sequence[str]) -> str:
+    """What varies in a single run, as a part of its name."""
+    text = _text(short, values)
+    name = _LETTERS.sub("_", text)
+    return name if len(name.encode()) <= LONGEST else _hashed(name, text)
+
+
+def _text(short: Sequence[str], values: Sequence[str]) -> str:
+    return "-".join(f"{key}={value}" for key, value in zip(short, values, strict=True))
+
+
+def _hashed(name: str, text: str) -> str:
+    return f"{name[: LONGEST // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _base(path: str, fixed: Sequence[str], first: dict[str, str]) -> str:
+    """The name of the sweep: that of the configuration, with the first value of each key."""
+    words = [f"{key}={value}" for key, value in first.items()]
+    return load(path, [*fixed, *words], training=True).name
+
+
+def _planned(path: str, fixed: Sequence[str], varied: dict[str, str], name: str) -> Planned:
+    """A checked run.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    words = [word for word in fixed if not word.startswith("name=")]
+    words += [f"{key}={value}" for key, value in varied.items()]
+    words += [f"name={name}", "ckpt=auto"]
+    if wrong := wrong_folder_name(name):
+        raise ConfigError(f"name: given '{name}', of the sweep; {wrong}")
+    return Planned(name, tuple(words), load(path, words, training=True))
 
 
 def _short_keys(keys: list[str]) -> list[str]:
@@ -166,14 +304,17 @@ def _short_keys(keys: list[str]) -> list[str]:
     return found
 
 
-def _values(key: str, text: str) -> list[str]:
-    """The values of a word, as they were typed."""
+def _values(key: str, text: str) -> list[str] | Range:
+    """The values of a word, as they were typed, or a range."""
     text = text.strip()
     if match := _RANGE.fullmatch(text):
-        return _range(key, *match.groups())
-    if re.match(r"(log|lin)\(", text):
+        kind, start, end, count = match.groups()
+        if kind != "int" or count is None:
+            return _range(key, kind, start, end, count)
+    if re.match(r"(log|lin|int)\(", text):
         raise ConfigError(
-            f"{key}: given {text}; allowed: log(from,to,how many), as in log(1e-5,1e-3,5), or lin."
+            f"{key}: given {text}; allowed: log(from,to,how many), as in log(1e-5,1e-3,5), or lin; "
+            "with --search also log(from,to), lin(from,to) and int(from,to)."
         )
     values = _split(key, text)
     if len(values) > 1 and not all(values):
@@ -209,19 +350,29 @@ def _begins(before: str, closing: list[str]) -> bool:
     return not before or bool(closing and before[-1] in "[{(,:")
 
 
-def _range(key: str, kind: str, *texts: str) -> list[str]:
+def _range(key: str, kind: str, start: str, end: str, count: str | None) -> list[str] | Range:
+    """Some values between two ends, or all of them without a count.
+
+    Raises:
+        ConfigError: these are no ends.
+    """
+    given = f"{key}: given {kind}({','.join(filter(None, (start, end, count)))})"
     try:
-        low, high, count = float(texts[0]), float(texts[1]), int(texts[2])
+        number = int if kind == "int" else float
+        low, high, steps = number(start), number(end), None if count is None else int(count)
     except ValueError:
-        raise ConfigError(
-            f"{key}: given {kind}({','.join(texts)}), which are no numbers."
-        ) from None
-    if not (math.isfinite(low) and math.isfinite(high)) or not 2 <= count <= MOST_RUNS:
-        raise ConfigError(f"{key}: {kind}(from,to,how many): allowed: 2 or more finite values.")
+        whole = "whole " if kind == "int" else ""
+        raise ConfigError(f"{given}, which are no {whole}numbers.") from None
+    if not math.isfinite(high - low):
+        raise ConfigError(f"{given}; allowed: finite ends.")
     if low == high or (kind == "log" and min(low, high) <= 0):
         above = " above 0" if kind == "log" else ""
-        raise ConfigError(f"{key}: {kind}({','.join(texts)}): allowed: two different ends{above}.")
-    shares = [step / (count - 1) for step in range(count)]
+        raise ConfigError(f"{given}; allowed: two different ends{above}.")
+    if steps is None:
+        return Range(kind, min(low, high), max(low, high))
+    if not 2 <= steps <= MOST_RUNS:
+        raise ConfigError(f"{given}; allowed: 2 to {MOST_RUNS:,} values.")
+    shares = [step / (steps - 1) for step in range(steps)]
     if kind == "log":
         found = [math.exp(math.log(low) * (1 - one) + math.log(high) * one) for one in shares]
     else:

@@ -1,4 +1,4 @@
-"""A sweep: a grid of ordinary runs, trained and evaluated one process a device.
+"""A sweep: ordinary runs of a grid or a search, trained and evaluated one process a device.
 
 Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
 configuration it is of and how far it is, and `sweep.log` what its processes printed. The same
@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,19 @@ class _Job:
     slot: int = 0
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A run that cannot be begun.
+
+    Args:
+        name: of the run.
+        reason: what is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
 @dataclass
 class Sweep:
     """Trains and evaluates planned runs.
@@ -60,9 +73,13 @@ class Sweep:
         evaluate: whether each run is evaluated after its training.
         tell: says what happens, a line at a time.
         command: the command of a step, `train` or `ensemble`.
+        another: gives a further run when a device is free, as a search does; None at the end.
+        ended: is told of each run that ended and of the reason if it failed; what it says instead
+            is why the run counts as failed all the same.
 
     Attributes:
         failures: the name of each run that failed, and why.
+        count: how many runs were looked at.
     """
 
     path: str
@@ -71,7 +88,10 @@ class Sweep:
     evaluate: bool = True
     tell: Callable[[str], object] = print
     command: Callable[[str], list[str]] = field(default_factory=lambda: command_of)
+    another: Callable[[], Planned | Refused | None] = lambda: None
+    ended: Callable[[Planned, str | None], str | None] = lambda run, reason: reason
     failures: dict[str, str] = field(default_factory=dict)
+    count: int = 0
 
     def start(self) -> None:
         """Do all that is left.
@@ -82,21 +102,30 @@ class Sweep:
             Interrupted: a signal ended the sweep; what runs was asked to save its state.
         """
         steps = STEPS if self.evaluate else STEPS[:1]
-        waiting = [_Job(run, left) for run in self.runs if (left := self._left(run, steps))]
-        done = len(self.runs) - len(waiting)
-        gpus = [] if self._device_is_given() else visible_gpus()
+        planned = [_Job(run, self._left(run, steps)) for run in self.runs]
+        waiting = [job for job in planned if job.left]
+        self.count = len(planned)
+        if done := self.count - len(waiting):
+            self.tell(f"{done} of {self.count} runs are finished already")
+        for job in planned:
+            if not job.left:
+                self._end(job.run, None)
+        waiting = waiting or self._more(steps)
+        given = any(job.run.config.trainor.device is not None for job in [*planned, *waiting])
+        gpus = [] if given else visible_gpus()
         jobs = self.jobs or max(1, len(gpus))
         running: list[_Job] = []
         try:
             with _signals():
-                if done:
-                    self.tell(f"{done} of {len(self.runs)} runs are finished already")
-                while waiting or running:
-                    while waiting and len(running) < jobs:
+                while True:
+                    while len(running) < jobs and (waiting := waiting or self._more(steps)):
                         job = waiting.pop(0)
                         job.slot = min(set(range(jobs)) - {one.slot for one in running})
                         running.append(job)
-                        self._launch(job, gpus, jobs)
+                        with self._written(job):
+                            self._launch(job, gpus, jobs)
+                    if not running:
+                        break
                     time.sleep(POLL)
                     running = [job for job in running if self._goes_on(job, gpus, jobs)]
         except BaseException:
@@ -117,10 +146,31 @@ class Sweep:
                 f"{run.run_dir}: holds a run of another configuration, of an earlier sweep. Give "
                 "this sweep another name, or remove that directory."
             )
-        return [step for step in steps if step not in record.get("done", [])]
+        return [step for step in steps if step not in _done(record)]
 
-    def _device_is_given(self) -> bool:
-        return any(run.config.trainor.device is not None for run in self.runs)
+    def _more(self, steps: Sequence[str]) -> list[_Job]:
+        """A further run of which something is left to do; none at the end."""
+        while (run := self.another()) is not None:
+            self.count += 1
+            if isinstance(run, Refused):
+                self.failures[run.name] = run.reason
+                self.tell(f"{run.name}: failed, {run.reason}")
+                continue
+            try:
+                left = self._left(run, steps)
+            except ConfigError as error:
+                self._end(run, str(error))
+                continue
+            if left:
+                return [_Job(run, left)]
+            self._end(run, None)
+        return []
+
+    def _end(self, run: Planned, reason: str | None) -> None:
+        """Note how a run ended."""
+        if (failed := self.ended(run, reason)) is not None:
+            self.failures[run.name] = failed
+            self.tell(f"{run.name}: failed, {failed}")
 
     def _launch(self, job: _Job, gpus: Sequence[str], jobs: int) -> None:
         """Start the next step of a run."""
@@ -146,34 +196,43 @@ class Sweep:
 
     def _goes_on(self, job: _Job, gpus: Sequence[str], jobs: int) -> bool:
         """Whether a run has something left to do after what its process did."""
-        assert job.process is not None
+        if job.process is None:  # it could not be begun
+            return False
         status = job.process.poll()
         if status is None:
             return True
         step = job.left[0]
-        if status == 0:
-            done = [*_read(job.run.run_dir).get("done", []), step]
-            _write(job.run, done)
+        if status != 0:
+            self._end(job.run, f"{step}: {_reason(job.run.run_dir / LOG, status)}")
+            return False
+        with self._written(job):
+            _write(job.run, [*_done(_read(job.run.run_dir)), step])
             job.left = job.left[1:]
             if job.left:
                 self._launch(job, gpus, jobs)
                 return True
             self.tell(f"{job.run.name}: {SAID[step]}")
-        else:
-            reason = _reason(job.run.run_dir / LOG, status)
-            self.failures[job.run.name] = f"{step}: {reason}"
-            self.tell(f"{job.run.name}: failed, {step}: {reason}")
+            self._end(job.run, None)
         return False
+
+    @contextmanager
+    def _written(self, job: _Job) -> Iterator[None]:
+        """A stretch in which a folder that cannot be written to is the failure of its run alone."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or job.run.run_dir
+            self._end(job.run, f"{job.left[0]}: {where}: {error.strerror or error}")
 
     def _told(self) -> str:
         """The last message, of a sweep in which runs failed."""
-        done = len(self.runs) - len(self.failures)
+        done = self.count - len(self.failures)
         named = [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:LISTED]]
         more = len(self.failures) - len(named)
         rest = [f"  and {more} more"] if more else []
         return "\n".join(
             [
-                f"{len(self.failures)} of {len(self.runs)} runs failed, {done} are finished. Their "
+                f"{len(self.failures)} of {self.count} runs failed, {done} are finished. Their "
                 f"{LOG} say more; the same command tries them again.",
                 *named,
                 *rest,
@@ -296,9 +355,15 @@ def _reason(log: Path, status: int) -> str:
 def _read(run_dir: Path) -> dict[str, Any]:
     try:
         content = read_json(run_dir / RECORD)
-    except (OSError, ValueError):  # not begun
+    except (OSError, ValueError, RecursionError):  # not begun, or nothing that can be used
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _done(record: dict[str, Any]) -> list[Any]:
+    """The steps that are done."""
+    done = record.get("done")
+    return done if isinstance(done, list) else []
 
 
 def _write(run: Planned, done: Sequence[str]) -> None:

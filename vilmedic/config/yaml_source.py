@@ -134,7 +134,8 @@ def compose(text: str, origin: Callable[[int], str]) -> yaml.Node | None:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{origin(1)}: not valid YAML: {problem}.") from None
-    if node is not None and _expanded(node, {}) > MOST_NODES:
+    # without a reference nothing counts twice, and what there is has been counted
+    if node is not None and "*" in text and _expanded(node, {}) > MOST_NODES:
         raise _too_large(origin(1), deep=False)
     return node
 

@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vilmedic.checkpoints.left_out import LeftOut
+from vilmedic.checkpoints.left_out import LeftOut, read_entries
 from vilmedic.drawing.scatter import COLOURS
 from vilmedic.errors import escaped, visible
 from vilmedic.files import replace_bytes
 from vilmedic.registry import METRICS
-from vilmedic.training.metrics_log import UNPLOTTED, read_entries
+from vilmedic.training.metrics_log import UNPLOTTED
 
 MOST_POINTS = 600
 MOST_NAMES = 200  # of numbers, and of seeds, that are drawn: each name can be a panel

@@ -12,9 +12,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from vilmedic.checkpoints.left_out import read_entries
 from vilmedic.checkpoints.run_directory import SET_ASIDE, shared
 from vilmedic.errors import DataError
-from vilmedic.files import no_file, open_regular, replace_text
+from vilmedic.files import no_file, replace_text
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Logger
 
@@ -157,34 +158,6 @@ class NoLog:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def read_entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a metrics file as they are, each with what it says; None if that is no line.
-
-    Args:
-        path: the file; there may be none.
-
-    Raises:
-        OSError: it cannot be read, or is no file.
-    """
-    if not path.exists():
-        return []
-    found = []
-    with open_regular(path) as stream:
-        lines = stream.readlines()
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):  # not JSON or not UTF-8; lists without end
-            entry = None
-        whole = isinstance(entry, dict) and all(
-            type(entry.get(key)) is int and 0 <= entry[key] < 2**63 for key in ("seed", "step")
-        )
-        found.append((line, entry if whole else None))
-    return found
 
 
 def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,20 +250,22 @@ class Throughput:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._waits: HostWaits | DeviceWaits = (
+            DeviceWaits(device) if device.type == "cuda" else HostWaits()
+        )
         self._samples = 0
-        self._waited = 0.0
         self._since = time.perf_counter()
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass on batches and time how long each is waited for."""
         iterator = iter(batches)
         while True:
-            started = time.perf_counter()
+            self._waits.begin()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - started
+            self._waits.end()
             yield batch
 
     def count(self, samples: int) -> None:
@@ -271,7 +274,8 @@ class Throughput:
 
     def restart(self) -> None:
         """Begin a new interval, after an evaluation say."""
-        self._samples, self._waited = 0, 0.0
+        self._samples = 0
+        self._waits.restart()
         self._since = time.perf_counter()
 
     def rate(self) -> float:
@@ -282,18 +286,92 @@ class Throughput:
         """The numbers of the interval, after which a new one begins.
 
         Returns:
-            `samples_per_second`; `data_wait`, the share of the time spent waiting for the loader;
+            `samples_per_second`; `data_wait`, the share of the time in which whatever computes has
+            nothing to do because the loader has no batch;
             `memory_gib`, the most that the run held so far: on a GPU of tensors there, on the CPU
             of resident memory of this process, loaders left out.
         """
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         numbers = {
             "samples_per_second": round(self.rate(), 2),
-            "data_wait": round(min(self._waited / elapsed, 1.0), 4),
+            "data_wait": round(min(self._waits.seconds() / elapsed, 1.0), 4),
             "memory_gib": round(peak_memory(self.device) / GIB, 3),
         }
         self.restart()
         return numbers
+
+
+class HostWaits:
+    """How long a CPU that computes waits for batches: the time until each is there."""
+
+    def __init__(self) -> None:
+        self._seconds = self._began = 0.0
+
+    def begin(self) -> None:
+        """A batch is asked for."""
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        """It is there."""
+        self._seconds += time.perf_counter() - self._began
+
+    def seconds(self) -> float:
+        """Time waited since the last restart."""
+        return self._seconds
+
+    def restart(self) -> None:
+        """Forget what was waited so far."""
+        self._seconds = 0.0
+
+
+class DeviceWaits:
+    """How long a GPU waits for batches: the time from its last kernel to the next batch.
+
+    The host asks for a batch while the GPU is busy with earlier steps, and waits for nothing that
+    counts until that has come to its end. So the GPU itself notes two times, one behind the work
+    that it had when a batch was asked for, one when it hears that the batch is there. While it
+    has work, the second follows the first at once.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began: Any = None
+        self._open: deque[tuple[Any, Any]] = deque()
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        """A batch is asked for."""
+        self._began = self._now()
+
+    def end(self) -> None:
+        """It is there."""
+        self._open.append((self._began, self._now()))
+        while self._open[0][1].query() and len(self._open) > 1:
+            self._add()
+
+    def seconds(self) -> float:
+        """Time waited since the last restart; waits until the GPU has begun with the last batch."""
+        while self._open:
+            self._open[0][1].synchronize()
+            self._add()
+        return self._seconds
+
+    def restart(self) -> None:
+        """Forget what was waited so far."""
+        self._open.clear()
+        self._seconds = 0.0
+
+    def _add(self) -> None:
+        began, ended = self._open.popleft()
+        self._seconds += began.elapsed_time(ended) / 1000
+
+    def _now(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
 
 class StepProfiler:

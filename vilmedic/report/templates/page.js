@@ -75,9 +75,8 @@ function enlargePictures() {
 async function start() {
   followTheme();
   enlargePictures();
-  if (!byId("data-plotly")) return;
   try {
-    await loadPlotly();
+    if (byId("data-plotly")) await loadPlotly();
     if (byId("data-curves")) await startCharts();
     if (byId("explorer")) await startExplorer();
     document.documentElement.dataset.ready = "true";
