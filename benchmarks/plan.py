@@ -97,7 +97,7 @@ def main() -> None:
             made_up = MadeUp(config, Path(folder))
             print(json.dumps(predicted(made_up) if kind == "ours" else measured(made_up)))
         return
-    worst: dict[str, Any] = {"ratio": 1.0}
+    worst: dict[str, Any] = {}
     for config in arguments.configs:
         ours, peer = (in_process(arguments, kind, config) for kind in ("ours", "peer"))
         ratio = ours["mib"] / peer["mib"]
@@ -106,7 +106,7 @@ def main() -> None:
             f"{ratio - 1:+.1%}; the process grew by {peer['process_grown_mib']:.1f} MiB",
             flush=True,
         )
-        if "name" not in worst or abs(ratio - 1) > abs(worst["ratio"] - 1):
+        if not worst or abs(ratio - 1) > abs(worst["ratio"] - 1):
             worst = {
                 "name": f"plan {config}",
                 "ours": round(ours["mib"], 1),

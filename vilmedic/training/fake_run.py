@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -30,6 +32,7 @@ ACTIVATIONS = "activations"
 PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE, ACTIVATIONS)
 BLOCK = 512  # bytes of which memory is given out in multiples
 MADE = ("arange", "empty", "full", "ones", "rand", "randint", "randperm", "zeros")
+NOTHING_TO_RUN = ("detach", "empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 CPU = torch.device("cpu")
 
@@ -79,7 +82,7 @@ class FakeTraining:
         model: as `prepare_network` leaves it, on the CPU; its weights are gone afterwards.
         prepare: of the data set.
         section: how the model is trained.
-        gpu: whether blocks are as large as on a GPU, rather than as on a CPU.
+        gpu: whether blocks are as large as on a GPU and attention keeps what it keeps there.
     """
 
     def __init__(
@@ -111,7 +114,12 @@ class FakeTraining:
         """
         model, section, ledger = self._model, self._section, self._ledger
         model.zero_grad(set_to_none=True)
-        with blocks_of_a_gpu() if self._gpu else nullcontext(), self._mode, ledger:
+        with ExitStack() as modes:
+            if self._gpu:
+                modes.enter_context(blocks_of_a_gpu())
+                modes.enter_context(_AttentionOfAGPU())
+            modes.enter_context(self._mode)
+            modes.enter_context(ledger)
             batches = [
                 {key: _without_numbers(value) for key, value in batch.items()} for batch in group
             ]
@@ -130,6 +138,39 @@ class FakeTraining:
                     if isinstance(value, Tensor):
                         ledger.assign(value, OPTIMIZER)
         return FakeRun(ledger.peak, ledger.operations)
+
+
+class _AttentionOfAGPU(TorchFunctionMode):
+    """Attention by the kernel of a GPU, which keeps no weights; with dropout a CPU keeps them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As `scaled_dot_product_attention`."""
+    bias = None
+    if attn_mask is not None:
+        seen = torch.zeros(attn_mask.shape, dtype=query.dtype)
+        bias = seen.expand(*query.shape[:2], query.shape[2], key.shape[2])
+    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, dropout_p, is_causal, scale=scale
+    )[0]
+    return output
 
 
 class _Ledger(TorchDispatchMode):
@@ -210,7 +251,7 @@ class _Ledger(TorchDispatchMode):
         outputs: list[Tensor],
     ) -> None:
         name = func.overloadpacket
-        if func.is_view or name is torch.ops.aten.detach or not (inputs or outputs):
+        if func.namespace != "aten" or func.is_view or name.__name__ in NOTHING_TO_RUN:
             return
         formula = flop_registry.get(name)
         flop = float(formula(*args, **kwargs, out_val=output)) if formula else 0.0
