@@ -22,8 +22,10 @@ from tests.several_processes import run_checks
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import copy_from_main, gather_rows
 from vilmedic.training.optimization import AveragedWeights
+from vilmedic.training.radam import RAdam
 
 CLIPPED = {"clip_grad_norm": 0.5}
+RADAM: dict[str, Any] = {"optimizer": "RAdam", "optim_params": {"lr": 1e-3}}
 
 
 def convirt() -> Any:
@@ -120,8 +122,21 @@ def statistics_of_the_first() -> dict[str, Any]:
     return {"in steps": in_steps, "before": before, "after": state()}
 
 
+def radam() -> Any:
+    """The class that takes torch's place on a GPU."""
+    with mock.patch("torch.optim.RAdam", RAdam):
+        return compare("Autoencoder", (8, 8, 1), steps=7, **RADAM)
+
+
+def sharded_radam() -> Any:
+    with mock.patch("torch.optim.RAdam", RAdam):
+        return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=7, **RADAM)
+
+
 EQUAL = [
     gloria_told_by_the_host,
+    radam,
+    sharded_radam,
     convirt,
     simclr,
     gloria,
