@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision import models
 
 from tests.full_disk import odd_file
 from vilmedic.checkpoints import checkpoint
@@ -204,6 +205,15 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     assert "weights that the file lacks (1): bias" in text
     assert "weights that the model does not have (1): scale" in text
     assert "weight is (2, 4), the model wants (2, 3)" in text
+
+
+def test_networks_that_ask_for_a_version_are_filled(tmp_path: Path) -> None:
+    given, model = (models.mnasnet0_5(weights=None) for _ in range(2))
+    path = tmp_path / "x.pth"
+    checkpoint.save_checkpoint({"model": given.state_dict()}, path)
+    checkpoint.load_weights(model, checkpoint.load_checkpoint(path), path)
+    name = "layers.0.weight"
+    assert torch.equal(model.state_dict()[name], given.state_dict()[name])
 
 
 def test_newest_state_and_its_name(tmp_path: Path) -> None:

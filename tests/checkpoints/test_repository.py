@@ -86,3 +86,21 @@ def test_a_path_is_not_taken_for_a_repository(
         assert not is_repository(name)
     with pytest.raises(CheckpointError, match="ckpt/missing: there is no such run directory"):
         vilmedic.load("ckpt/missing")
+
+
+def test_without_a_network_the_hub_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def ask(url: str) -> None:
+        asked.append(url)
+        raise RuntimeError("Connection refused")  # as httpx, which has a family of its own
+
+    with serve() as server:
+        use(server, tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr("vilmedic.checkpoints.repository.get_hf_file_metadata", ask)
+    monkeypatch.setattr("vilmedic.checkpoints.repository.hf_hub_download", None)
+    with pytest.raises(CheckpointError, match=f"{NAME}: .*could not be fetched.*Connection ref"):
+        vilmedic.load(NAME)
+    assert len(asked) == 1

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.config.conftest import Project
+from tests.config.conftest import PACKAGE, Project
 from vilmedic.config import build, build_calls
 from vilmedic.config.check import Checker
 from vilmedic.config.load import load
@@ -393,6 +394,50 @@ def test_a_misspelt_runtime_name_is_an_error(project: Project) -> None:
         build(DATASETS, dataset, split="train", splits=3)
     with pytest.raises(TypeError, match="build gives nothing to a metric, not spec"):
         build_calls(METRICS, {"counting": {"of": "a"}}, spec=None)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "expected"),
+    [
+        (
+            "@MODELS.register('Typo')\nclass Typo:\n"
+            "    def __init__(self, *, net: Net, spce: Runtime[object] = None): ...",
+            ("model.proto=Typo",),
+            r"model .*Typo has the argument 'spce: Runtime\[...\]', which the framework does not "
+            r"give to what it builds of a model. Allowed: spec, filled, read_encoder. Did you mean "
+            r"'spec'\?$",
+        ),
+        (
+            "@LOSSES.register('Typo')\nclass Typo(Near):\n"
+            "    def __init__(self, *, split: Runtime[str]): ...",
+            ("model.loss.proto=Typo",),
+            r"model.loss .*'split: Runtime\[...\]'.*a model. Allowed: spec, filled, read_encoder.$",
+        ),
+        (
+            "@METRICS.register('typo')\nclass Typo:\n"
+            "    def __init__(self, *, spec: Runtime[object]): ...",
+            ("ensemblor.metrics={typo: }",),
+            r"ensemblor.metrics.typo .*'spec: Runtime\[...\]'.*a metric. Allowed: none.$",
+        ),
+    ],
+)
+def test_a_class_that_wants_what_the_framework_does_not_give(
+    project: Project, code: str, words: tuple[str, ...], expected: str
+) -> None:
+    project.write(f"{project.package}/parts.py", f"{PACKAGE}\n\n{code}\n")
+    found = [one for one in project.problems(*words) if "Runtime" in one]
+    assert len(found) == 1
+    assert re.match(expected, found[0]), found[0]
+
+
+def test_a_nested_class_gets_what_the_object_around_it_gets(project: Project) -> None:
+    code = (
+        "@LOSSES.register('Asks')\nclass Asks(Near):\n"
+        "    def __init__(self, *, spec: Runtime[object]):\n        self.spec = spec\n"
+    )
+    project.write(f"{project.package}/parts.py", f"{PACKAGE}\n\n{code}")
+    config = project.load("model.loss.proto=Asks")
+    assert build(MODELS, config.model, spec=3).given["loss"].spec == 3
 
 
 def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,3 +147,16 @@ def test_names_do_not_break_the_card(tmp_path: Path) -> None:
     assert r"| Labels | a\|b, c # d (not trained on) |" in text
     assert "# x --- # y: ConVIRT for chest X-rays" in text
     assert text.splitlines().count("---") == 2, "no rule but those around the front matter"
+
+
+def test_the_card_says_what_the_processor_leaves_out(made: Path, tmp_path: Path) -> None:
+    config = convirt("shufflenet_v2_x0_5", 1024)
+    blur = [{"GaussianBlur": {"kernel_size": 3, "sigma": 1.0}}]
+    config["dataset"] = {**config["dataset"]}
+    config["dataset"]["image"] = config["dataset"]["image"] | {"eval_transforms": blur}
+    save_run(tmp_path / "run", config)
+    text = card(tmp_path / "run", tmp_path / "out")
+    assert "images also go through\n# `transforms` of preprocessor_config.json." in text
+    assert "What the processor leaves out" not in (made / "out/README.md").read_text()
+    said = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
+    assert said["transforms"] == blur

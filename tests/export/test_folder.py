@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 import vilmedic
-from tests.export.exports import BEST, convirt, picture, save_run
+from tests.export.exports import BEST, cnn, convirt, dalle, picture, save_run, simclr
+from tests.export.without_us import snippets
+from tests.full_disk import no_file_beyond
+from tests.small_dalles import save_vae
 from vilmedic import cli
 from vilmedic.checkpoints.checkpoint import load_checkpoint
 from vilmedic.errors import ConfigError
 from vilmedic.export.folder import write_export
+from vilmedic.models.vae import stated_of
 from vilmedic.run import load
 
 
@@ -155,6 +160,34 @@ def test_a_run_that_cannot_be_loaded_is_named(tmp_path: Path, capsys: Any) -> No
     assert "averaged weights" in capsys.readouterr().out
 
 
+def test_a_full_disk_is_named_and_nothing_stays(made: Path, tmp_path: Path) -> None:
+    model = load(made / "run", device="cpu")
+    with no_file_beyond(50_000), pytest.raises(ConfigError, match=r"cannot be written: File too"):
+        model.export(tmp_path / "new")
+    assert not os.listdir(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be the name of a folder"):
+        model.export("a\0b")
+
+
+def test_dalle_needs_no_size_of_images_in_its_configuration(tmp_path: Path) -> None:
+    """The checkpoint and the export hold it; an older checkpoint goes by its images."""
+    config = dalle(tmp_path)
+    del config["model"]["vae"]["image_size"]
+    scale = [[0.25] * 3, [0.75] * 3]
+    config["model"]["vae"]["ckpt"] = str(save_vae(tmp_path / "v.pth", normalization=scale))
+    model = save_run(tmp_path / "older", config)
+    said = stated_of(model)
+    assert said == {"image_size": 16, "normalization": scale}
+    save_run(tmp_path / "run", config, vae=said)
+    for file in ("vae.pth", "v.pth"):
+        (tmp_path / file).unlink()
+    assert load(tmp_path / "older", device="cpu").model.vae.image_size == 16
+    out = load(tmp_path / "run", device="cpu").export(tmp_path / "out")
+    shutil.rmtree(tmp_path / "run")
+    for place in (out, load(out, device="cpu").export(tmp_path / "again")):
+        assert stated_of(load(place, device="cpu").model) == said
+
+
 def test_encoders_of_transformers_with_a_decoder(tmp_path: Path) -> None:
     """Of them the encoder is trained, and their folder is one that transformers loads."""
     from transformers import AutoModel, T5Config, T5Model
@@ -176,3 +209,23 @@ def test_encoders_of_transformers_with_a_decoder(tmp_path: Path) -> None:
     again = vilmedic.load(out, device="cpu")
     texts = ["small effusion"]
     assert torch.equal(again.embed_texts(texts), model.embed_texts(texts))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer", "width"),
+    [("mnasnet0_5", "avgpool", 1280), ("densenet121", "features.denseblock1", 256)],
+)
+def test_the_card_gives_the_features_of_networks_with_ways_of_their_own(
+    tmp_path: Path, backbone: str, layer: str, width: int
+) -> None:
+    """Of a network that asks its weights for a version, and of one that changes them in place."""
+    save_run(tmp_path / "run", simclr(cnn(backbone, output_layer=layer), width))
+    model = load(tmp_path / "run", device="cpu")
+    out = model.export(tmp_path / "out")
+    image = picture(tmp_path / "image.png", color=True)
+    names: dict[str, Any] = {}
+    for code in snippets(str(out), str(image)):
+        exec(compile(code, "README.md", "exec"), names)
+    expected = model.embed_images(image, features="visual_backbone", normalize=False)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(names["backbone"], expected, rtol=1e-5, atol=1e-5)

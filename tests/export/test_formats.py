@@ -192,11 +192,15 @@ def test_an_export_gives_the_features_of_its_run(exported: Exports, name: str) -
 
 
 SNIPPET = re.compile(
-    r"^```python\n(.*?)^```$|^    python bin/(export|train)\.py ([^\n]*)$", re.M | re.S
+    r"^```python\n(.*?)^```$|^    python bin/(export|train|ensemble)\.py ([^\n]*)$", re.M | re.S
 )
 SMALL = (
     *("trainor.epochs=1", "trainor.batch_size=8", "trainor.precision=fp32"),
     *("trainor.num_workers=0", "trainor.early_stop_metric=validation_loss", "~validator.metrics"),
+)
+PLAIN = (
+    *("ensemblor.splits=[test]", "ensemblor.metrics={retrieval: }", "ensemblor.baselines=[]"),
+    *("ensemblor.post_processing={}", "ensemblor.report=False", "ensemblor.batch_size=4"),
 )
 
 
@@ -220,13 +224,18 @@ def test_every_snippet_of_the_page_runs(
         if code:
             exec(compile(code, "docs/sharing.md", "exec"), names)
         else:
-            more = SMALL if command == "train" else ()
+            more = {"train": SMALL, "ensemble": PLAIN}.get(command, ())
             status = getattr(cli, command)([*shlex.split(words), *more])
             assert status == 0, capsys.readouterr().err
         done.append(command or "python")
     assert done.count("python") == 7
     assert done.count("export") == 3
     assert done.count("train") == 1
+    assert done.count("ensemble") == 1
+    [results] = (tmp_path / "ckpt/from-export/evaluations").glob("*/results_test.json")
+    found = json.loads(results.read_text())
+    assert found["metrics"]["retrieval"]
+    assert [one["file"] for one in found["checkpoints"]] == ["demo-convirt"]
     assert names["classifier"](names["pixels"]).shape == (1, 5)
     assert names["visual"].shape == (1, 128)
     assert list((tmp_path / "ckpt/started-from-export").glob("last_*.pth"))

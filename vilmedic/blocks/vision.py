@@ -121,11 +121,9 @@ class VisionEncoder(nn.Module):
         What comes before the first block is a group of its own; what lies between blocks, or behind
         the last one, belongs to the block before it.
         """
-        from vilmedic.blocks.repeated import repeated_blocks
-
         place = {
             id(parameter): number
-            for number, block in enumerate(repeated_blocks(self.network), start=1)
+            for number, block in enumerate(_members(self.network), start=1)
             for parameter in block.parameters()
         }
         groups: dict[int, list[nn.Parameter]] = {}
@@ -315,6 +313,18 @@ def load_backbone(
     if file is not None:
         file.fill(network, cut=whole, head=None if file.of_run else head)
     return network
+
+
+def _members(network: nn.Module) -> list[nn.Module]:
+    """The members of the outermost containers of at least two members with parameters."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        members = [m for m in child.children() if any(True for _ in m.parameters())]
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(members) > 1:
+            found += members
+        else:
+            found += _members(child)
+    return found
 
 
 def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:

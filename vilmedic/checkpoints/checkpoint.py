@@ -284,7 +284,8 @@ def newest(run_dir: Path, seed: int | None = None) -> Path | None:
 def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     """The file that `ckpt` names: a file of the run directory, a path, or `last`.
 
-    A path may be a folder of the original vilmedic's model zoo, with one .pth and config.yml.
+    A path may be an exported folder, or a folder of the original vilmedic's model zoo, with one
+    .pth and config.yml.
 
     Args:
         ckpt: what the configuration says.
@@ -297,10 +298,12 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
     if ckpt == "last" and (path := newest(run_dir, seed)) is not None:
         return path
     from vilmedic.checkpoints.older_formats import zoo_file
+    from vilmedic.manifest import is_export
 
     places = (run_dir / ckpt, Path(ckpt))
     for path in places:
-        if os.path.isfile(path):  # not Path.is_file, which raises for what cannot be a name
+        # not Path.is_file, which raises for what cannot be a name
+        if os.path.isfile(path) or is_export(path):
             return path
         if (inside := zoo_file(path)) is not None:
             return inside
@@ -391,7 +394,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = unify(read(path), path)
     if not state.get("config") and (config := zoo_config(path)) is not None:
         state["config"] = config
-    for key in ("config", "progress", "ema", "data", "networks"):
+    for key in ("config", "progress", "ema", "data", "networks", "vae"):
         if not isinstance(state.get(key), dict | None):
             what = type(state[key]).__name__
             raise CheckpointError(f"{path}: is damaged: its '{key}' is a {what}.")
@@ -411,7 +414,10 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     from vilmedic.checkpoints.older_formats import unify
     from vilmedic.checkpoints.safe_load import load_plain
+    from vilmedic.manifest import is_export
 
+    if is_export(path):
+        return load_checkpoint(path)
     return unify(load_plain(path, mapped=True), path)
 
 
@@ -466,7 +472,9 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
         raise CheckpointError(
             f"{path}: does not fit the model of this configuration. " + "; ".join(complaints) + "."
         )
-    model.load_state_dict({key: like(given[key], value) for key, value in own.items()})
+    # into the model's own state, which keeps the versions that some networks ask for (MNASNet)
+    own.update({key: like(given[key], value) for key, value in own.items()})
+    model.load_state_dict(own)
 
 
 def improves(score: float, best: float | None, better: str) -> bool:

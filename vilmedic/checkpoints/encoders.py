@@ -125,7 +125,9 @@ class EncoderFile:
             what = WHAT[self.part] if self.part != "cnn" else "backbone"
             listed = "; ".join([*settings, *problems])
             raise ArgumentError({self.key: f"{self.path} does not fit the {what}: {listed}."})
-        network.load_state_dict({name: given[name] for name in both}, strict=False)
+        whole = network.state_dict()  # with the versions that some networks ask for
+        whole.update({name: given[name] for name in both})
+        network.load_state_dict(whole)
 
     def check_vocabulary(self, spec: DataSpec) -> None:
         """Refuse a text encoder whose numbers stand for other words than those of this run.

@@ -54,8 +54,8 @@ def read_export(folder: Path) -> dict[str, Any]:
     Its files are held to their digests first.
 
     Returns:
-        `model`, `config`, `data`, `networks`, `progress`, what the checkpoint said of itself, and
-        as `export` what else the manifest says.
+        `model`, `config`, `data`, `networks`, `vae`, `progress`, what the checkpoint said of
+        itself, and as `export` what else the manifest says.
 
     Raises:
         CheckpointError: a file is missing, damaged or changed.
@@ -74,6 +74,7 @@ def read_export(folder: Path) -> dict[str, Any]:
             "config": manifest["config"],
             "data": data,
             "networks": manifest["networks"],
+            "vae": manifest.get("vae"),
             "progress": {"step": step},
             "export": {"about": dict(manifest["about"]), "source": source},
             **{name: source.get(name) for name in SAID},

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -29,6 +33,9 @@ def fetch_export(name: str) -> Path:
         CheckpointError: there is none that can be reached, or it holds no export.
     """
     try:
+        if not isinstance(try_to_load_from_cache(name, MANIFEST), str):
+            # one question: without a network the download asks again for half a minute
+            get_hf_file_metadata(hf_hub_url(name, MANIFEST))
         folder = Path(hf_hub_download(name, MANIFEST)).parent
         for file in read_by_us(read_manifest(folder)):
             hf_hub_download(name, file, revision=folder.name)
@@ -49,7 +56,9 @@ def fetch_export(name: str) -> Path:
             f"{name}: there is no such run directory, checkpoint or repository, or the repository "
             "is private. Log in with `hf auth login` if it is yours."
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except CheckpointError:  # of the manifest
+        raise
+    except Exception as error:  # of the connection, of the server, of the cache
         raise CheckpointError(_unreachable(name, error)) from error
     return folder
 

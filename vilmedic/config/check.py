@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,8 +43,8 @@ from vilmedic.config.types import (
     wrong_folder_name,
 )
 from vilmedic.config.wording import allowed, mismatch, shown, unknown_key
-from vilmedic.errors import ConfigError
-from vilmedic.registry import REGISTRIES
+from vilmedic.errors import ConfigError, nearest
+from vilmedic.registry import REGISTRIES, Registry
 
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set}
 
@@ -103,6 +104,7 @@ class Checker:
         problems: one complete text for each problem found.
         notes: one line for each key that was left out.
         plans: what each faultless node becomes, by where it stands.
+        within: the registry of the object that is judged, the outermost one; None outside of any.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
@@ -112,6 +114,7 @@ class Checker:
         self.notes: list[str] = []
         self.plans: dict[KeyPath, Plan] = {}
         self.trying = False
+        self.within: Registry | None = None
 
     @property
     def full(self) -> bool:
@@ -152,6 +155,7 @@ class Checker:
         """
         result: dict[str, Any] = {}
         settable = read.settable
+        self.given_by_framework(read, path)
         self.idle(read, given, path)
         extras, open_ended = self.extras(read, given)
         for key, value in list(given.items()):
@@ -178,6 +182,20 @@ class Checker:
             if param.required and name not in given and name not in filled:
                 self.missing(param, path, result)
         return result
+
+    def given_by_framework(self, read: Signature, path: KeyPath) -> None:
+        """Refuse a class that wants of the framework what it does not give."""
+        if self.within is None:
+            return
+        names, kind = self.within.runtime, self.within.kind
+        for param in read.params.values():
+            if param.runtime and param.name not in names:
+                self.report(
+                    path,
+                    f"{read.path} has the argument '{param.name}: Runtime[...]', which the "
+                    f"framework does not give to what it builds of a {kind}. Allowed: "
+                    f"{', '.join(names) or 'none'}.{nearest(param.name, names)}",
+                )
 
     def idle(self, read: Signature, given: dict[str, Any], path: KeyPath) -> None:
         """Refuse the keys of a section that have no effect, or take them out of it."""
@@ -323,7 +341,22 @@ class Checker:
         """A checker of the same tree whose problems do not count."""
         trial = Checker(self.tree)
         trial.trying = True
+        trial.within = self.within
         return trial
+
+    @contextmanager
+    def inside(self, registry: Registry | None) -> Iterator[None]:
+        """Judge what is built as one object of a registry, which decides what the framework gives.
+
+        Args:
+            registry: of the object; that of one around it counts.
+        """
+        outer = self.within
+        self.within = outer or registry
+        try:
+            yield
+        finally:
+            self.within = outer
 
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
@@ -437,7 +470,8 @@ class Checker:
             self.report(path, f"given {shown(given)}; allowed: a mapping with {known}.")
             return None
         before = len(self.problems)
-        judged = given if read is None else self.section(read, given, path)
+        with self.inside(REGISTRIES.get(mark.namespace)):
+            judged = given if read is None else self.section(read, given, path)
         if mark.namespace in REGISTRIES and len(self.problems) == before:
             # a name with its options is a node without proto
             found = named_target(REGISTRIES[mark.namespace], {"proto": name})
@@ -491,7 +525,8 @@ class Checker:
         before = len(self.problems)
         arguments = dict(given)
         if found.signature is not None:
-            arguments = self.section(found.signature, given, path, consumed=found.consumed)
+            with self.inside(found.registry):
+                arguments = self.section(found.signature, given, path, consumed=found.consumed)
         if len(self.problems) > before:
             return arguments
         self.plans[path] = Plan(found, arguments, path)

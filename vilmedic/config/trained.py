@@ -33,6 +33,7 @@ from vilmedic.config.types import (
 )
 from vilmedic.config.wording import shown
 from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.manifest import is_export
 
 Keys = dict[str, tuple[str, ...]]
 
@@ -297,7 +298,13 @@ def _alike(*folders: Path) -> bool | None:
 
 
 def _vocabulary(saved: dict[str, Any], config: Config, source: Path) -> list[Difference]:
-    """The vocabulary of a checkpoint that lies in the directory of another run."""
+    """The vocabulary of a checkpoint that lies in the directory of another run, or in an export."""
+    if is_export(source):
+        after = dict(data_parts(config.data["dataset"])).get(REPORTS)
+        if after is None:
+            return []
+        where = (*after[0], "tokenizer")
+        return [Difference(where, str(source), after[1].get("tokenizer"), given=True, place=True)]
     folder = source.parent / VOCABULARY
     if source.parent.resolve() == config.run_dir.resolve() or not folder.is_dir():
         return []

@@ -183,7 +183,10 @@ class TextDataset(AlignedPart):
         if path is not None:
             return read_word_list(path)
         if name is not None:
-            return load_tokenizer(name)
+            try:
+                return load_tokenizer(name)
+            except ValueError as error:
+                raise ArgumentError({"tokenizer": str(error)}) from error
         return run_vocabulary(
             Path(run_dir), None, processing=self.processing, min_frequency=min_frequency
         )

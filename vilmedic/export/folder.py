@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from importlib import metadata
@@ -16,7 +17,7 @@ import torch
 
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints.exported import SAID
-from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.errors import CheckpointError, ConfigError, visible
 from vilmedic.export.card import CARD, gather, shortened, write_card
 from vilmedic.export.onnx import require_packages, write_onnx
 from vilmedic.export.parts import Part, write_parts
@@ -31,9 +32,12 @@ from vilmedic.manifest import (
     read_manifest,
 )
 from vilmedic.models.from_checkpoint import Loaded
+from vilmedic.models.vae import stated_of
 
 KEPT = ("name", "model", "dataset")
 """Sections of a configuration that say what a model is."""
+OF_SYSTEM = re.compile(r"([^:]+) \(os error \d+\)")
+"""How safetensors and tokenizers tell that the system refuses to write, such as on a full disk."""
 
 
 def write_export(
@@ -54,6 +58,8 @@ def write_export(
         ConfigError: there is something else at that place, or a package is missing.
         VilmedicError: a part cannot be exported.
     """
+    if "\0" in str(folder):
+        raise ConfigError(f"{visible(str(folder))}: cannot be the name of a folder.")
     target = Path(os.path.abspath(folder))
     if onnx:
         require_packages()
@@ -76,6 +82,10 @@ def write_export(
     except OSError as error:
         where = error.filename2 or error.filename or target
         raise ConfigError(f"{where}: cannot be written: {error.strerror or error}.") from error
+    except Exception as error:
+        if (refused := OF_SYSTEM.search(str(error))) is None:
+            raise
+        raise ConfigError(f"{target}: cannot be written: {refused[1].strip()}.") from error
     finally:
         loaded.model.to(device)
     return True
@@ -101,6 +111,7 @@ def _write(loaded: Loaded, draft: Path, identity: Mapping[str, Any]) -> None:
         "config": shortened({key: loaded.config[key] for key in KEPT if key in loaded.config}),
         "data": _data(loaded, draft, parts),
         "networks": network_configs(loaded.model),
+        "vae": stated_of(loaded.model),
         "weights": [dataclasses.asdict(place) for part in parts for place in part.places],
         "onnx": onnx,
         "about": about,

@@ -275,9 +275,8 @@ class _VAEDecoder(nn.Module):
 
 def _export(tower: Tower, path: Path) -> None:
     """Write a tower, without the exporter's own output."""
-    module = copy.deepcopy(
-        tower.module
-    ).eval()  # the exporter puts other objects into what it traces
+    # the exporter puts other objects into what it traces
+    module = copy.deepcopy(tower.module).eval()
     given = tower.inputs(BATCHES[1], 0)
     bytes_of_weights = sum(one.numel() * one.element_size() for one in module.parameters())
     try:
@@ -294,6 +293,8 @@ def _export(tower: Tower, path: Path) -> None:
             )
             assert program is not None
             program.save(path, external_data=bytes_of_weights > LARGEST_FILE)
+    except OSError:  # of the disk, not of the network
+        raise
     except Exception as error:  # the exporter raises errors of many kinds
         raise VilmedicError(
             f"{path.name}: torch cannot export this network to ONNX: "

@@ -253,13 +253,16 @@ def _whole(backbone: str, weights: Mapping[str, Tensor]) -> tuple[nn.Module, lis
     """
     options = {"init_weights": False} if backbone in ("googlenet", "inception_v3") else {}
     network = models.get_model(backbone, weights=None, **options)
-    missing, unexpected = network.load_state_dict(dict(weights), strict=False)
+    whole = network.state_dict()
+    missing, unexpected = whole.keys() - weights.keys(), sorted(weights.keys() - whole.keys())
     if unexpected:
         raise VilmedicError(
             f"The image encoder cannot be exported: {backbone} of torchvision has no weights named "
             f"{', '.join(unexpected[:3])}."
         )
-    return network.eval(), list(missing)
+    whole.update(weights)
+    network.load_state_dict(whole)
+    return network.eval(), sorted(missing)
 
 
 @torch.inference_mode()
@@ -276,8 +279,9 @@ def _place_of_features(
 
     Returns:
         `layer`, whose output is averaged over the dimensions `positions`; with `before`, what the
-        layer is given rather than what it gives. No layer when the features are what the network
-        gives without its classifier.
+        layer is given rather than what it gives; with `rectified`, without what is negative, as
+        DenseNet changes its last features in their place. No layer when the features are what the
+        network gives without its classifier.
 
     Raises:
         VilmedicError: they are nowhere.
@@ -306,9 +310,11 @@ def _place_of_features(
         whole(images)
     for positions in ([], [2, 3], [1, 2], [1]):
         if isinstance(seen[0], Tensor) and seen[0].ndim == len(positions) + 2:
-            mean = seen[0].mean(dim=positions) if positions else seen[0]
-            if same(mean):
-                return {"layer": layer, "before": before, "positions": positions}
+            for rectified in (False, True):
+                found = seen[0].relu() if rectified else seen[0]
+                if same(found.mean(dim=positions) if positions else found):
+                    said = {"layer": layer, "before": before, "positions": positions}
+                    return said | {"rectified": rectified}
     raise VilmedicError(
         f"The image encoder cannot be exported: torchvision's {cnn.backbone} gives other features "
         f"at the layer '{cnn.output_layer}'."

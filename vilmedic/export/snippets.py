@@ -29,6 +29,10 @@ RESULTS = {
     "vae_decoder": "[made]",
 }
 IMAGE = "image.png"
+MORE_PIXELS = (
+    "# What the processor leaves out: between resizing and cropping, images also go through",
+    "# `transforms` of preprocessor_config.json. Without them the features are others.",
+)
 TEXTS = '["No acute findings.", "Large left pleural effusion."]'
 
 
@@ -71,6 +75,7 @@ def features(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
     lines += ["from torch.nn.functional import linear, relu"] if projects else []
     lines += [""] if not projects else ["", "", *PROJECT, "", ""]
     lines.append(f'image = Image.open("{IMAGE}").convert("{"L" if grey else "RGB"}")')
+    lines += MORE_PIXELS if loaded.pixels is not None and loaded.pixels.own_list else ()
     lines.append('pixels = processor([image], return_tensors="pt")["pixel_values"]')
     if text is not None:
         cleaning = None if loaded.reports is None else loaded.reports.processing
@@ -98,6 +103,7 @@ def codes(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
         f'image = Image.open("{IMAGE}").convert("{"L" if grey else "RGB"}")',
         'pixels = processor([image], return_tensors="pt")["pixel_values"]',
     ]
+    lines += MORE_PIXELS if loaded.pixels is not None and loaded.pixels.own_list else ()
     lines += ["pixels = pixels.mean(dim=1, keepdim=True)"] if one_channel else []
     if dalle is not None:
         lines += [
@@ -144,8 +150,9 @@ def _image_encoder(part: Part) -> list[str]:
     network = f'torchvision.models.get_model("{part.said["architecture"]}", weights=None)'
     lines = [
         f"image_encoder = {network}",
-        f'weights = load_file(f"{{folder}}/{part.name}/model.safetensors")',
-        "image_encoder.load_state_dict(weights, strict=False)  # no classifier is in them",
+        "weights = image_encoder.state_dict()  # with the version that some networks ask for",
+        f'weights.update(load_file(f"{{folder}}/{part.name}/model.safetensors"))  # no classifier',
+        "image_encoder.load_state_dict(weights)",
     ]
     if part.said["layer"] is None:
         lines.append(f"image_encoder.{part.said['classifier']} = torch.nn.Identity()")
@@ -173,6 +180,7 @@ def _image_lines(loaded: Loaded, by_name: Mapping[str, Part]) -> list[str]:
         positions = tuple(part.said["positions"])
         mean = f".mean(dim={positions})" if positions else ""
         seen = "given[0]" if part.said["before"] else "output"
+        rectified = ".relu()" if part.said["rectified"] else ""
         return [
             *lines,
             "seen = []",
@@ -180,7 +188,7 @@ def _image_lines(loaded: Loaded, by_name: Mapping[str, Part]) -> list[str]:
             f"hook = layer.register_forward_hook(lambda _, given, output: seen.append({seen}))",
             f"image_encoder({given})",
             "hook.remove()",
-            f"backbone = seen[0]{mean}",
+            f"backbone = seen[0]{rectified}{mean}",
         ]
     return [*lines, f"backbone = image_encoder({given})"]
 

@@ -25,6 +25,8 @@ from vilmedic.blocks.autoencoder import (
 )
 from vilmedic.checkpoints.checkpoint import find_checkpoints, load_checkpoint, load_weights
 from vilmedic.checkpoints.older_formats import older_names, zoo_file
+from vilmedic.config.declared import IMAGES
+from vilmedic.config.trained import data_parts
 from vilmedic.config.types import (
     Between,
     Count,
@@ -38,6 +40,7 @@ from vilmedic.config.types import (
     Width,
 )
 from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.image import ImageDataset
 from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from vilmedic.manifest import is_export
@@ -137,6 +140,10 @@ class VAE(Model):
     def grid(self) -> int:
         """Positions along a side of the grid of codes."""
         return self.image_size // 2**self.num_layers
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        """All but the last doubling, which is called, and computed twice, for parts of a batch."""
+        return [block for block in super().repeated_blocks() if block is not self.decoder[-2]]
 
     def schedule(self, step: int) -> dict[str, float]:
         """Set the temperature of a training step, counted from 1, and tell it for the log."""
@@ -319,6 +326,19 @@ class VAE(Model):
         return measure(output, target, reduction="none").flatten(1).mean(dim=1)
 
 
+def stated_of(model: nn.Module) -> dict[str, Any] | None:
+    """What no weight tells of the VAE in a model; None for a model without one.
+
+    A checkpoint and an export hold it, since the configuration of DALLE may leave it out.
+    """
+    vae = getattr(model, "vae", None)
+    if not isinstance(vae, VAE):
+        return None
+    scale = vae.pixels.mean_and_std
+    normalization = None if scale is None else [list(map(float, part)) for part in scale]
+    return {"image_size": vae.image_size, "normalization": normalization}
+
+
 def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     """A frozen VAE.
 
@@ -346,7 +366,8 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
         path = find_checkpoints(path, "best-1", remedy="Name the file to use")[0]
     state = load_checkpoint(path)
     weights = _vae_weights(state["model"], path)
-    actual = {**_stated(state.get("config")), **_shape(weights, path)}
+    stated = _stated(state.get("config")) | dict(state.get("vae") or {})
+    actual = {**stated, **_shape(weights, path)}
     differences = [
         f"{name} is {_shown(actual[name])}, the configuration says {_shown(settings[name])}"
         for name in (*STATED, *SHAPE)
@@ -441,11 +462,24 @@ def _stated(config: Any) -> dict[str, Any]:
     if isinstance(node, Mapping) and isinstance(node.get("vae"), Mapping):
         node = node["vae"]
         if "image_size" not in node:
-            return {name: node[name] for name in STATED if name in node}
+            found = {name: node[name] for name in STATED if name in node}
+            side = _side_of_images(config.get("dataset"))
+            return found if side is None else found | {"image_size": side}
     if not isinstance(node, Mapping):
         return {}
     defaults = inspect.signature(VAE).parameters
     return {name: node.get(name, defaults[name].default) for name in STATED}
+
+
+def _side_of_images(dataset: Any) -> int | None:
+    """The side of the images that DALLE was trained on, which is that of its VAE."""
+    parts = dict(data_parts(dataset)) if isinstance(dataset, dict) else {}
+    if IMAGES not in parts:
+        return None
+    default = inspect.signature(ImageDataset).parameters["crop"].default
+    node = parts[IMAGES][1]
+    side = node.get("crop", default) or node.get("resize")
+    return side if isinstance(side, int) else None
 
 
 def _differ(actual: Any, given: Any, channels: int) -> bool:
