@@ -217,9 +217,9 @@ def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
     settings |= {key: getattr(made, key) for key in ("image_size", "num_tokens", "num_layers")}
     path = folder / "vae.pth"
     torch.save({"model": made.state_dict(), "config": {"model": settings}}, path)
-    node = copy.deepcopy(dict(node))
-    node["vae"] = {**vae, "ckpt": str(path)}
-    return node, [
+    changed = copy.deepcopy(dict(node))
+    changed["vae"] = {**vae, "ckpt": str(path)}
+    return changed, [
         f"a VAE of {made.num_tokens} codes that halves {made.image_size} pixels "
         f"{made.num_layers} times, as model.vae.ckpt={vae['ckpt']} is not there"
     ]
