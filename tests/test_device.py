@@ -155,7 +155,7 @@ def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> Non
 
 def test_blocks_have_the_size_for_the_device() -> None:
     assert block_numbers(torch.device("cpu"), 100) == 100
-    assert block_numbers(torch.device("cuda", 1), 100) == 2**25
+    assert block_numbers(torch.device("cuda", 1), 100) == 2**27
 
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])

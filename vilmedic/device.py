@@ -17,9 +17,9 @@ from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ON_A_GPU = 2**25
-"""Numbers of a block on a GPU, 128 MiB in float32: a kernel runs ten times as long as it takes to
-start one, and the several tensors of a block fit on any card."""
+ON_A_GPU = 2**27
+"""Numbers of a block on a GPU, 512 MiB in float32: from a quarter of that on, starting kernels is
+nothing beside running them, and a loss that fits into one block computes nothing twice."""
 HOST = "host_"
 """In front of the name of a part of a batch: its values as plain lists."""
 READ_ON_HOST = ("word_ids", "images_mask")
