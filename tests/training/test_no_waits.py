@@ -40,19 +40,20 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 1e-3, "momentum": 0.9},
 }
 
-PIXELS = Pixels(
-    training=True,
-    resize=None,
-    crop=32,
-    color="grey",
-    views=1,
-    preset="resize_crop",
-    transforms=None,
-    eval_transforms=None,
-    mean=[0.485, 0.456, 0.406],
-    std=[0.229, 0.224, 0.225],
-    max_pixels=2**20,
-)
+HOW: dict[str, Any] = {
+    "training": True,
+    "resize": None,
+    "crop": 32,
+    "color": "grey",
+    "views": 1,
+    "preset": "resize_crop",
+    "transforms": None,
+    "eval_transforms": None,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "max_pixels": 2**20,
+}
+PIXELS = Pixels(**HOW)
 
 
 def prepare(batch: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +178,21 @@ def test_no_optimizer_waits_in_any_precision(tmp_path: Path) -> None:
                 found = waits_of(model, batch, optimizer, precision).seen
                 seen |= {(optimizer, precision): found} if found else {}
     assert seen == {}
+
+
+@pytest.mark.parametrize(("preset", "color"), [("convirt", "grey"), ("simclr", "rgb")])
+def test_augmentations_do_not_wait(preset: str, color: str) -> None:
+    how = Pixels(**HOW | {"preset": preset, "color": color})
+    channels = 3 if color == "rgb" else 1
+    image = torch.zeros(channels, 40, 40, dtype=torch.uint8)
+    cut = [how.cut(image, 0, 0, line, 0) for line in range(3)]
+    images = torch.stack([one for one, _ in cut]).to(DEVICE)
+    rows = torch.tensor([row for _, row in cut]).to(DEVICE)
+    with fake_device():
+        how.normalized(images, rows)
+        with Waits() as waits:
+            how.normalized(images, rows)
+    assert waits.seen == []
 
 
 def test_what_would_wait_is_noted() -> None:
