@@ -26,8 +26,10 @@ from vilmedic.distributed.gather import copy_from_main, gather_rows
 from vilmedic.errors import ConfigError
 from vilmedic.training import parallel
 from vilmedic.training.optimization import AveragedWeights
+from vilmedic.training.radam import RAdam
 
 CLIPPED = {"clip_grad_norm": 0.5}
+RADAM: dict[str, Any] = {"optimizer": "RAdam", "optim_params": {"lr": 1e-3}}
 REAL = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")
 
 
@@ -141,7 +143,7 @@ def gloria_told_by_the_host() -> Any:
     """As on a GPU, where the words of a report are counted before a batch moves."""
 
     def move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
-        return batch | {"host_word_ids": batch["word_ids"].tolist()}
+        return batch | {"host_word_count": (batch["word_ids"].amax(1) + 1).tolist()}
 
     with mock.patch("vilmedic.training.step.move", move):
         return compare("GLoRIA", settings={"forward_batch_size": 2}, **CLIPPED)
@@ -171,8 +173,21 @@ def statistics_of_the_first() -> dict[str, Any]:
     return {"in steps": in_steps, "before": before, "after": state()}
 
 
+def radam() -> Any:
+    """The class that takes torch's place on a GPU."""
+    with mock.patch("torch.optim.RAdam", RAdam):
+        return compare("Autoencoder", (8, 8, 1), steps=7, **RADAM)
+
+
+def sharded_radam() -> Any:
+    with mock.patch("torch.optim.RAdam", RAdam):
+        return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=7, **RADAM)
+
+
 EQUAL = [
     gloria_told_by_the_host,
+    radam,
+    sharded_radam,
     convirt,
     simclr,
     gloria,

@@ -155,14 +155,14 @@ class VisionEncoder(nn.Module):
         return self.dropout(pool(features))
 
     def pooled_images(
-        self, images: Tensor, mask: Tensor | None, known: list[list[bool]] | None = None
+        self, images: Tensor, mask: Tensor | None, counts: list[int] | None = None
     ) -> Tensor:
         """One vector a sample, [B, F], of one image or the mean over several.
 
         Args:
             images: [B, 3, H, W], or [B, N, 3, H, W] with a mask.
             mask: which of the images exist, bool [B, N]; only these are encoded.
-            known: the same as a list; without it a GPU has to be waited for.
+            counts: how many of each sample exist; without it a GPU has to be waited for.
 
         Raises:
             ConfigError: if there are several images, but no mask.
@@ -174,7 +174,7 @@ class VisionEncoder(nn.Module):
                 f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
-        count = int(mask.sum()) if known is None else sum(map(sum, known))
+        count = int(mask.sum()) if counts is None else sum(counts)
         # Those that exist come first, in their order.
         places = (~mask).flatten().byte().argsort(stable=True)[:count]
         existing = self.pooled(images.flatten(0, 1)[places])

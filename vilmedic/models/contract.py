@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.blocks.repeated import repeated_blocks
-from vilmedic.device import HOST
+from vilmedic.device import HOST, IMAGES
 from vilmedic.distributed.gather import WHOLE, Part
 
 Batch = dict[str, Tensor]
@@ -223,10 +223,9 @@ class ContrastiveModel(Model):
             yield {key: value[start:end] for key, value in batch.items()}
 
 
-def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, Any]:
-    """Of a batch with one image a sample or several: images, mask, and the mask on the host."""
-    mask = batch.get("images_mask")
-    return batch["images"], mask, batch.get(HOST + "images_mask")
+def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
+    """Of a batch with one image a sample or several: images, mask, and how many each has."""
+    return batch["images"], batch.get("images_mask"), batch.get(IMAGES)
 
 
 def _repeated(values: Any, count: int) -> Any:
