@@ -1,7 +1,7 @@
 """From decoded images to what a model takes: sizes, transforms, crop and normalisation.
 
-Transforms are torchvision's own by name, or published sets of them as presets. All work on uint8
-tensors [C, H, W] on the CPU.
+Transforms are torchvision's own by name, image by image on uint8 tensors [C, H, W] on the CPU, or
+published sets of them as presets, which work on batches as far as they can (see `augment`).
 """
 
 from __future__ import annotations
@@ -170,9 +170,10 @@ class Pixels:
         flat = pixels.reshape(-1, *pixels.shape[-3:])
         channels, size = max(flat.shape[1], len(scale)), flat.shape[2:]
         images = torch.empty(len(flat), channels, *size, device=pixels.device)
-        # On a CPU some images at a time, which stay in the cache of a core.
-        cached = _CACHED // flat.shape[1:].numel() if pixels.device.type == "cpu" else len(flat)
-        most = max(1, cached)
+        # On a CPU some images at a time: what most operations work on stays in the cache of a core.
+        worked_on = images if rows is None else flat
+        cached = _CACHED // worked_on.shape[1:].numel()
+        most = max(1, cached if pixels.device.type == "cpu" else len(flat))
         for start in range(0, len(flat), most):
             part = slice(start, start + most)
             values = flat[part]
