@@ -307,7 +307,9 @@ def test_predictions_of_another_shape_are_refused(
         compare(runs, number=10)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metrics": {"knn": 3}, "samples": true}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", "[" * 100_000, '{"metrics": {"knn": 3}, "samples": true}']
+)
 def test_damaged_results_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:

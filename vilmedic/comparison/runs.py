@@ -499,7 +499,10 @@ def _seeds(results: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except RecursionError:
+        raise ValueError(f"{path.name} nests too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no mapping")
     return content
