@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.gpu_timing import flop
 from benchmarks.plan import PHANTOM, measured
 from vilmedic import cli
 from vilmedic.config.load import Config, load
+from vilmedic.errors import ConfigError
+from vilmedic.models.vae import VAE as OwnVAE
 from vilmedic.training import plan
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED
 from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining, Operation
@@ -245,3 +248,19 @@ def test_several_images_a_sample_are_planned_as_many_as_there_can_be(tmp_path: P
     words += ["dataset.image.multi_image=3"]
     several = fake_step(load(path, words, training=True), tmp_path / "several")
     assert several.flop > 2 * one.flop
+
+
+@pytest.mark.parametrize("asks", ["numpy", "mask"])
+def test_a_model_that_asks_for_numbers_is_refused_by_name(
+    asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of a user's own, in which a shape follows from numbers, say."""
+
+    def errors(self: OwnVAE, target: Tensor, output: Tensor) -> Tensor:
+        if asks == "mask":
+            return output[output > 0]
+        return output * float(output.detach().numpy().sum())
+
+    monkeypatch.setattr(OwnVAE, "_errors", errors)
+    with pytest.raises(ConfigError, match=r"^model.proto: VAE cannot be planned"):
+        make_plan(config_of(tmp_path, VAE), card="h100")

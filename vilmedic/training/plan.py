@@ -17,6 +17,7 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.config import build
 from vilmedic.config.load import Config
 from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError
 from vilmedic.models.vae import VAE
 from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
@@ -104,7 +105,8 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
         samples: of the training split; None leaves the time of an epoch to 100,000 samples.
 
     Raises:
-        ConfigError: the model cannot be built, or the data set is not one of this package.
+        ConfigError: the model cannot be built, its step depends on the numbers in tensors, or the
+            data set is not one of this package.
     """
     with tempfile.TemporaryDirectory() as folder:
         made_up = MadeUp(config, Path(folder), bf16=CARDS[card].bf16)
@@ -114,13 +116,20 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
             for trained in (False, True)
         )
         training = FakeTraining(model, made_up.data.prepare, section, gpu=made_up.gpu)
-        step = training.step(made_up.group(section.batch_size))
-        peaks = _peaks(
-            section.batch_size,
-            step,
-            lambda batch: training.step(made_up.group(batch)),
-            [size * GIB * USABLE for size in SIZES],
-        )
+
+        def run(batch: int) -> FakeRun:
+            try:
+                return training.step(made_up.group(batch))
+            except RuntimeError as error:  # torch's, of whatever asks for numbers
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                raise ConfigError(
+                    f"model.proto: {config.model['proto']} cannot be planned, as a step of it does "
+                    f"not run on tensors that have a shape and no numbers ({reason})."
+                ) from error
+
+        step = run(section.batch_size)
+        rooms = [size * GIB * USABLE for size in SIZES]
+        peaks = _peaks(section.batch_size, step, run, rooms)
     largest = {size: _largest(peaks, size * GIB * USABLE) for size in SIZES}
     return Plan(
         config=config.path,
