@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.distributed.systems import build, make_batches, parts_of, train
 from tests.several_processes import run_checks
 from vilmedic.files import text_table
+from vilmedic.models.contract import Model
 
 BYTES = 4
 TCP_INFO = 11
@@ -30,19 +31,20 @@ class Costs:
 
     Args:
         parameters: trained numbers.
-        buffers: bytes of running statistics.
         floats: floats of a sample that all processes gather, and whose gradients come back.
         fixed: bytes of a sample that are gathered without a gradient.
         swapped: floats of a sample that each process sends to the one that has the sample.
         scalars: numbers that are averaged for the log.
+        blocks: trained numbers in repeated blocks, which `fsdp` gathers for each direction; the
+            others it gathers once.
     """
 
     parameters: int
-    buffers: int
     floats: int
     fixed: int = 0
     swapped: int = 0
     scalars: int = 1
+    blocks: int = 0
 
 
 def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> dict[str, float]:
@@ -58,25 +60,27 @@ def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> 
     """
     others = (world - 1) / world
     scatter = others if ring else 2 * others
-    weights = BYTES * costs.parameters
+    gradients = 2 * others * costs.parameters
+    if parallel == "fsdp":
+        gradients = (others + scatter) * costs.parameters + others * costs.blocks
     features = BYTES * costs.floats * batch
-    gradient = 2 * others if parallel == "ddp" else 2 * others + scatter
     return {
-        "gradients": weights * gradient,
+        "gradients": BYTES * gradients,
         "features": features * (others + scatter) + costs.fixed * batch * others,
         # Forward and backward, each process the others' share of what it has.
         "swapped": 2 * BYTES * costs.swapped * batch * others,
-        # From the main process down a line: all but the last pass it on.
-        "statistics": costs.buffers * others,
         "scalars": 2 * BYTES * costs.scalars * others,
     }
 
 
-def costs_of(model: nn.Module, floats: int, **more: int) -> Costs:
+def costs_of(model: Model, floats: int, **more: int) -> Costs:
     """The costs of a model, of which the floats of a sample are known."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    statistics = sum(b.numel() * b.element_size() for b in model.buffers())
-    return Costs(trained, statistics, floats, **more)
+    blocks = sum(map(_trained, model.repeated_blocks()))
+    return Costs(_trained(model), floats, blocks=blocks, **more)
+
+
+def _trained(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 # The check: what two processes send

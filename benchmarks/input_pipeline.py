@@ -5,10 +5,14 @@
 The published pipeline opens each file with Pillow, converts it to RGB and applies torchvision's v1
 transforms (`Resize`, `RandomCrop`, `ToTensor`, `Normalize`); its samples are stacked to batches.
 Ours is the training loader followed by `prepare`, from the JPEGs and from the cache. All end with
-normalised float batches on the processor. Times are medians of rounds that alternate in one
-process on one thread, after a first one of each, in wall time. The files are grey, as the JPEGs
-of MIMIC-CXR are, with the grain that the phantom has at full resolution. The pictures are compared
-with a crop from the middle, in grey levels. The last line printed is one JSON object.
+normalised float batches on the processor. Each preset is measured against torchvision's v2
+transforms on the same decoded images, one by one, with a blur along one axis and then the other.
+Rates are medians of rounds that alternate in one process on one thread, after a first one of each,
+in processor time. The files are grey, as the JPEGs of MIMIC-CXR are, with the grain that the
+phantom has at full resolution. The pictures are compared, in grey levels: with a crop from the
+middle the largest difference, with a preset, of the same random numbers, the average. What the
+decoder of the files does by itself is the bound of all figures. The last line printed is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -20,22 +24,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode, v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from vilmedic.datasets.aligned import seeded, stable_seed
+from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
+from vilmedic.datasets.resizing import resize_short_side
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LEVELS = 2  # grey levels by which the pictures may differ
+PRESETS = ("convirt", "simclr", "simclr_xray")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -119,8 +131,84 @@ def largest_difference(
     return largest
 
 
+class AxisBlur(v2.Transform):
+    """torchvision's Gaussian blur, along one axis and then the other."""
+
+    def __init__(self, width: int, low: float, high: float) -> None:
+        super().__init__()
+        self.width, self.low, self.high = width, low, high
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the standard deviation."""
+        return {"sigma": [self.low + (self.high - self.low) * float(torch.rand(()))]}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Blur one uint8 image [C, H, W]."""
+        rows = v2.functional.gaussian_blur(inpt.float(), [1, self.width], **params)
+        both = v2.functional.gaussian_blur(rows, [self.width, 1], **params)
+        return both.round_().to(torch.uint8)
+
+
+def of_torchvision(preset: str, crop: int) -> v2.Compose:
+    """A preset for grey images as torchvision's transforms."""
+    flip, width = v2.RandomHorizontalFlip(), crop // 10 | 1
+    if preset == "simclr_xray":
+        return v2.Compose([flip, v2.RandomCrop(crop)])
+    if preset == "simclr":
+        jitter, blur = v2.ColorJitter(0.8, 0.8), AxisBlur(width, 0.1, 2.0)
+        part = v2.RandomResizedCrop(crop, scale=(0.08, 1.0))
+        return v2.Compose([part, flip, v2.RandomApply([jitter], 0.8), v2.RandomApply([blur], 0.5)])
+    bilinear = InterpolationMode.BILINEAR
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(crop, scale=(0.6, 1.0)),
+            flip,
+            v2.RandomAffine(20, (0.1, 0.1), (0.95, 1.05), interpolation=bilinear),
+            v2.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4)),
+            AxisBlur(width, 0.1, 3.0),
+        ]
+    )
+
+
+def torchvision_image(path: Path, resize: int, preset: v2.Compose) -> Tensor:
+    """An image [1, H, W] after torchvision's transforms."""
+    image: Tensor = preset(resize_short_side(decode_image(path), resize))
+    return image
+
+
+def torchvision_round(paths: list[Path], arguments: argparse.Namespace, preset: v2.Compose) -> int:
+    """All images once, in normalised batches, each by itself through torchvision's transforms."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    for start in range(0, len(paths), arguments.batch_size):
+        some = paths[start : start + arguments.batch_size]
+        pixels = torch.stack([torchvision_image(path, arguments.resize, preset) for path in some])
+        (pixels * (1 / (255 * std))).sub_(mean / std)
+    return len(paths)
+
+
+def average_difference(
+    paths: list[Path], dataset: ImageDataset, arguments: argparse.Namespace, preset: str
+) -> float:
+    """The average difference of a pixel from torchvision's transforms, in grey levels."""
+    transform = of_torchvision(preset, arguments.crop)
+    differences = []
+    for line, path in enumerate(paths):
+        with seeded(stable_seed("image", 0, 0, line, 0)):
+            expected = torchvision_image(path, arguments.resize, transform)
+        [image] = dataset.images(line)
+        differences.append((image.float() - expected).abs().mean().item())
+    return statistics.mean(differences)
+
+
+def decoding_round(paths: list[Path]) -> int:
+    """All images once, decoded and nothing else."""
+    for path in paths:
+        simplejpeg.decode_jpeg(path.read_bytes(), "GRAY")
+    return len(paths)
+
+
 def main() -> None:
-    """Measures all three and prints the comparison."""
+    """Measures all of them and prints the comparison."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,34 +230,55 @@ def main() -> None:
 
         cache = {"cache": str(root / "cache")}
         for name, settings in (("files", {}), ("cache", cache)):
-            difference = largest_difference(paths, dataset(False, **settings), arguments)
-            print(f"{name}: differs from the published pipeline by {difference:.2f} grey levels")
-            if difference > LEVELS:
-                raise SystemExit(f"That is more than {LEVELS}: the figures would mean nothing.")
+            check(name, largest_difference(paths, dataset(False, **settings), arguments))
         sets = {"ours": dataset(True), "cache": dataset(True, **cache)}
-        rates: dict[str, list[float]] = {"peer": [], "ours": [], "cache": []}
+        rounds: dict[str, Callable[[int], int]] = {
+            "decoding": lambda number: decoding_round(paths),
+            "peer": lambda number: peer_round(paths, arguments),
+        }
+        for preset in PRESETS:
+            sets[preset] = dataset(True, preset=preset)
+            sets[f"{preset}_cache"] = dataset(True, preset=preset, **cache)
+            check(preset, average_difference(paths, sets[preset], arguments, preset))
+            rounds[f"{preset} of torchvision"] = partial(
+                lambda transform, number: torchvision_round(paths, arguments, transform),
+                of_torchvision(preset, arguments.crop),
+            )
+        for name, data in sets.items():
+            rounds[name] = partial(own_round, data, arguments)
+        rates: dict[str, list[float]] = {name: [] for name in rounds}
         for number in range(arguments.rounds + 1):
-            for name, seen in rates.items():
-                began = time.perf_counter()
-                if name == "peer":
-                    count = peer_round(paths, arguments)
-                else:
-                    count = own_round(sets[name], arguments, number)
+            for name, run in rounds.items():
+                began = time.process_time()
+                count = run(number)
                 if number:
-                    seen.append(count / (time.perf_counter() - began))
+                    rates[name].append(count / (time.process_time() - began))
     for name, seen in rates.items():
         print(f"{name}: images/s", *(f"{rate:.0f}" for rate in seen))
-    peer, ours, cached = (statistics.median(rates[name]) for name in ("peer", "ours", "cache"))
+    medians = {name: round(statistics.median(seen), 1) for name, seen in rates.items()}
     result = {
         "name": "input_pipeline",
-        "ours": round(ours, 1),
-        "peer": round(peer, 1),
+        "ours": medians["ours"],
+        "peer": medians["peer"],
         "unit": "images/s",
-        "ratio": round(ours / peer, 2),
-        "cache": round(cached, 1),
-        "ratio_cache": round(cached / peer, 2),
+        "ratio": round(medians["ours"] / medians["peer"], 2),
+        "cache": medians["cache"],
+        "ratio_cache": round(medians["cache"] / medians["peer"], 2),
+        "decoding": medians["decoding"],
     }
+    for preset in PRESETS:
+        other = medians[f"{preset} of torchvision"]
+        result |= {name: medians[name] for name in (preset, f"{preset}_cache")}
+        result[f"{preset}_of_torchvision"] = other
+        result[f"ratio_{preset}"] = round(medians[preset] / other, 2)
     print(json.dumps(result))
+
+
+def check(name: str, difference: float) -> None:
+    """Say by how many grey levels pictures differ, and end where that is too much."""
+    print(f"{name}: differs from torchvision by {difference:.2f} grey levels", flush=True)
+    if difference > LEVELS:
+        raise SystemExit(f"That is more than {LEVELS}: the figures would mean nothing.")
 
 
 if __name__ == "__main__":

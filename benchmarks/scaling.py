@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def published() -> dict[str, Published]:
         loss=ConVIRTLoss(),
     )
     costs = costs_of(model, 2 * WIDTH, scalars=3)
-    costs = Costs(costs.parameters + vocabulary, costs.buffers, costs.floats, scalars=3)
+    costs = replace(costs, parameters=costs.parameters + vocabulary)
     made["ConVIRT"] = Published(
         costs, 32, flops_of(model, {"images": images} | texts), 4 * WIDTH, 2 * BYTES * (WIDTH + 2)
     )
@@ -124,9 +124,7 @@ def published() -> dict[str, Published]:
         loss=GLoRIALoss(),
     )
     costs = costs_of(model, (2 + WORDS) * WIDTH, fixed=WORDS, swapped=1, scalars=5)
-    costs = Costs(
-        costs.parameters + vocabulary, costs.buffers, costs.floats, WORDS, swapped=1, scalars=5
-    )
+    costs = replace(costs, parameters=costs.parameters + vocabulary)
     made["GLoRIA"] = Published(
         costs,
         48,

@@ -150,6 +150,26 @@ def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() 
     assert all(line.endswith(" trainor.seed=0 ckpt=auto") for line in trained)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_label_efficiency_is_one_sweep_of_18_runs_and_one_picture(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = subprocess.run(["make", "--dry-run", "demo-finetune"], capture_output=True, text=True)
+    recipe = done.stdout.replace("\\\n", " ").splitlines()
+    (swept,) = [shlex.split(line) for line in recipe if "bin/sweep.py" in line]
+    assert cli.sweep([*swept[2:], "--check"]) == 0
+    assert "18 runs" in capsys.readouterr().out
+    (compared,) = [shlex.split(line) for line in recipe if "bin/compare.py" in line]
+    assert compared[2:] == ["ckpt/finetune/*", "--plot", "dataset.fraction"]
+    page = (ROOT / "docs/fine-tuning.md").read_text().replace("\\\n", " ")
+    assert shlex.join(swept[1:]) in {
+        shlex.join(shlex.split(line)[1:])
+        for line in page.splitlines()
+        if line.startswith("    python bin/sweep.py")
+    }
+
+
 def test_the_files_that_the_description_of_the_package_names_are_there() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"\b(?:vilmedic|distributed|training|evaluation)/[\w/]+\.py\b", text)

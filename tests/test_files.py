@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from vilmedic.files import (
+    _core_share,
     confined,
+    core_count,
     from_spreadsheet,
     open_regular,
     plain_name,
@@ -135,3 +138,52 @@ def test_a_table_of_text_is_aligned() -> None:
     rows = [["", "train", "test"], ["images", "1,200", "-"], ["labels", "7", "12"]]
     assert text_table(rows) == ["        train  test", "images  1,200     -", "labels      7    12"]
     assert text_table([["a"], ["long"]]) == ["a", "long"]
+
+
+def control_groups(tmp_path: Path, lines: str, files: dict[str, str]) -> float:
+    """What `_core_share` says of a process in groups with some files."""
+    own = tmp_path / "cgroup"
+    own.write_text(lines)
+    for name, content in files.items():
+        path = tmp_path / "mounted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return _core_share(own, tmp_path / "mounted")
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000"}, 2),
+        ("0::/of/the/machine\n", {"cpu.max": "50000 100000"}, 0.5),
+        (
+            "5:memory:/a\n4:cpu,cpuacct:/a\n0::/\n",
+            {
+                "cpu,cpuacct/a/cpu.cfs_quota_us": "600000\n",
+                "cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            6,
+        ),
+        ("5:memory:/a\n", {"memory/a/cpu.max": "100000 100000"}, math.inf),
+        ("what is this\n", {}, math.inf),
+    ],
+)
+def test_time_that_a_control_group_has(
+    tmp_path: Path, lines: str, files: dict[str, str], cores: float
+) -> None:
+    assert control_groups(tmp_path, lines, files) == cores
+
+
+def test_cores_are_those_of_the_affinity_and_the_control_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    for share, cores in ((math.inf, 12), (64.0, 12), (2.5, 3), (0.2, 1)):
+        monkeypatch.setattr("vilmedic.files._core_share", lambda _, share=share: share)
+        assert core_count() == cores
+    assert _core_share(Path("/nowhere")) == math.inf

@@ -17,12 +17,12 @@ from vilmedic.distributed.launch import process_count
 from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ON_A_GPU = 2**25
-"""Numbers of a block on a GPU, 128 MiB in float32: a kernel runs ten times as long as it takes to
-start one, and the several tensors of a block fit on any card."""
+ON_A_GPU = 2**27
+"""Numbers of a block on a GPU, 512 MiB in float32: from a quarter of that on, starting kernels is
+nothing beside running them, and a loss that fits into one block computes nothing twice."""
 HOST = "host_"
-"""In front of the name of a part of a batch: its values as plain lists."""
-READ_ON_HOST = ("word_ids", "images_mask")
+"""In front of the name of a part of a batch that is a list on the host, one entry a sample."""
+WORDS, IMAGES = HOST + "word_count", HOST + "image_count"
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -207,14 +207,17 @@ def _made(
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on the device, copied without waiting where memory is pinned.
 
-    What shapes follow from stays within reach as well: on a GPU the values of `word_ids` and
-    `images_mask` are added as lists, one entry a sample, under `host_word_ids` and
-    `host_images_mask`. To read them from the GPU would wait for all that it has still to do.
+    What shapes follow from is counted before: to read it from a GPU would wait for all that this
+    has still to do. So on one a batch also has lists, with a number for each sample: of the words
+    of its report, special tokens included, in `host_word_count`, and of its images in
+    `host_image_count`.
     """
     moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
-    if device.type != "cpu":
-        moved |= {HOST + key: batch[key].tolist() for key in READ_ON_HOST if key in batch}
+    if device.type != "cpu" and "word_ids" in batch:
+        moved[WORDS] = [max(row) + 1 for row in batch["word_ids"].tolist()]
+    if device.type != "cpu" and "images_mask" in batch:
+        moved[IMAGES] = [sum(row) for row in batch["images_mask"].tolist()]
     return moved

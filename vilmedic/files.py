@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import lzma
+import math
 import os
 import stat
 import tarfile
@@ -287,7 +288,45 @@ def _is_number(text: str) -> bool:
 
 
 def core_count() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use, which may be fewer than the machine has.
+
+    Its affinity counts, and the share of time that its control group has, as containers set it.
+    """
+    affine = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _core_share(Path("/proc/self/cgroup")))))
+
+
+def _core_share(own: Path, mounted: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores whose time the control groups of this process may use; infinite without a limit.
+
+    Args:
+        own: the file that says which groups the process belongs to.
+        mounted: where the groups are shown. A container may see its own one as the topmost, under
+            whatever name `own` gives it.
+    """
+    try:
+        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:  # not Linux
+        return math.inf
+    shares = [math.inf]
+    for number, controllers, path in (group for group in groups if len(group) == 3):
+        if number != "0" and "cpu" not in controllers.split(","):
+            continue
+        top = mounted / controllers  # version 2 has one tree, whose line names no controller
+        folder = top / path.strip("/")
+        while folder.is_relative_to(top):
+            shares.append(_quota(folder))
+            folder = folder.parent
+    return min(shares)
+
+
+def _quota(group: Path) -> float:
+    """Cores whose time a control group of version 2 or 1 may use."""
+    for names in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            return int(quota) / int(period) if int(quota) > 0 else math.inf
+        except (OSError, ValueError):  # not there, or `max`
+            continue
+    return math.inf

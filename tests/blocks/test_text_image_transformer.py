@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vilmedic.blocks.positions import TokenShift, rotary_angles, rotation, turn
-from vilmedic.blocks.text_image_transformer import TextImageTransformer
+from vilmedic.blocks.text_image_transformer import TextImageTransformer, attend_once
 
 TEXT, SIDE = 5, 3
 SHAPE: dict[str, Any] = {
@@ -130,3 +131,16 @@ def test_checkpointing_changes_no_gradient() -> None:
         gradients.append([p.grad for p in model.parameters()])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_one_query_is_that_of_many(masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
+    mask = torch.zeros(1, 9).masked_fill(torch.arange(9) > 5, -torch.inf) if masked else None
+    expected = functional.scaled_dot_product_attention(query, key, value, mask)
+    torch.testing.assert_close(attend_once(query, key, value, mask), expected)
+    half = [one.bfloat16() for one in (query, key, value)]
+    found = attend_once(*half, None if mask is None else mask.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from tests.comparison.runs import write_run
 from vilmedic import cli
 from vilmedic.comparison.runs import read_runs
 from vilmedic.comparison.table import Comparison, compare, text_of
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -199,7 +201,115 @@ def test_all_that_is_no_evaluated_run_is_told(
     assert cli.compare([str(run)]) == 0
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"metrics": {"knn": 3}, "samples": true}'])
+def test_a_run_counts_once_whatever_its_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "a")
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    paths = [run, Path("a"), tmp_path / "link", Path("a/../a")]
+    assert [len(runs) for runs in compare(paths, number=0).settings.values()] == [1]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert cli.compare([str(tmp_path / "loop")]) == 2
+    assert "loop: there is no such run directory" in capsys.readouterr().err
+
+
+def test_the_same_seed_twice_is_no_second_seed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(ConfigError, match=r"copy and .*a: the same setting with the same seed"):
+        compare([run, tmp_path / "copy"], number=0)
+    found = compare([run, tmp_path / "copy"], number=0, anyway=True)
+    assert any("not comparable: " in note for note in found.notes)
+    other_part = write_run(tmp_path / "b", dataset__fraction_seed=1)
+    assert [len(runs) for runs in compare([run, other_part], number=0).settings.values()] == [2]
+
+
+def test_a_number_that_some_runs_lack_is_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, seed=k) for k, name in enumerate("ab")]
+    for path in runs[1].rglob("results_test.json"):
+        results = json.loads(path.read_text())
+        results["metrics"]["zero_shot"]["auroc"] = float("nan")
+        path.write_text(json.dumps(results))
+    notes = compare(runs, number=0).notes
+    assert (
+        "a and 1 more: zero_shot auroc is that of 1 of 2 runs; the others have no such number"
+        in (notes)
+    )
+
+
+def test_a_setting_has_one_line(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / x, trainor__x=x * 300 + "\n\u202e") for x in "ab"]
+    found = compare(runs, number=0)
+    assert [label[:4] for label in found.settings] == ["x=aa", "x=bb"]
+    assert all("\n" not in label and len(label) < 250 for label in found.settings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoints": []},
+        {"checkpoints": [5]},
+        {"checkpoints": [{"seed": [1]}]},
+        {"models_used": 0},
+        {"samples": 0},
+        {"split": "../test"},
+        {"evaluation": "../../elsewhere"},
+    ],
+)
+def test_results_that_no_evaluation_writes_are_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run = write_run(tmp_path / "a")
+    path = run / "results_test.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ConfigError, match="a: its results of test cannot be read"):
+        compare([run], number=0)
+
+
+@pytest.mark.parametrize("value", [10**400, 1e200, float("inf"), True, "0.5", None])
+def test_what_is_no_number_is_left_out(tmp_path: Path, value: Any) -> None:
+    run = write_run(tmp_path / "a")
+    for path in run.rglob("results_test.json"):
+        results = json.loads(path.read_text())
+        results["metrics"]["zero_shot"]["auroc"] = value
+        path.write_text(json.dumps(results))
+    names = [one.name for one in compare([run], number=10).columns]
+    assert "zero_shot average_precision" in names
+    assert "zero_shot auroc" not in names
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("lines", None, "lacks the array lines"),
+        ("label_names", None, "lacks the array label_names"),
+        ("lines", lambda one: one[0], "lines is a single value, not 200"),
+        ("images", lambda one: one[:9], "images is 9, not 200"),
+        ("labels", lambda one: one[:, 0], "labels is 200, not 200 x 2"),
+        ("zero_shot/scores", lambda one: one[:, :1], "zero_shot/scores is 200 x 1, not 200 x 2"),
+        ("zero_shot/scores", lambda one: one.astype(str), "zero_shot/scores holds no numbers"),
+        ("retrieval/image_to_text_above", lambda one: one[:, None], "is 200 x 1, not 200"),
+    ],
+)
+def test_predictions_of_another_shape_are_refused(
+    tmp_path: Path, name: str, change: Any, expected: str
+) -> None:
+    runs = [write_run(tmp_path / x, seed=k) for k, x in enumerate("ab")]
+    (path,) = runs[0].glob("evaluations/*/predictions_test.npz")
+    arrays = dict(np.load(path))
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = np.asarray(change(arrays[name]))
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=re.escape(expected)):
+        compare(runs, number=10)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", "[" * 100_000, '{"metrics": {"knn": 3}, "samples": true}']
+)
 def test_damaged_results_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:

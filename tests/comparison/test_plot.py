@@ -94,6 +94,16 @@ def test_other_keys_are_refused(grid: list[Path], key: str, expected: str) -> No
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e200, [0.1]])
+def test_a_value_without_a_place_is_refused(tmp_path: Path, value: object) -> None:
+    runs = [
+        write_run(tmp_path / f"r{seed}", seed=seed, dataset__fraction=one)
+        for seed, one in enumerate((value, 0.5))
+    ]
+    with pytest.raises(ConfigError, match="allowed: a key with a number as its value"):
+        series_along(compare(runs, number=0), KEY)
+
+
 def test_it_needs_no_torch(grid: list[Path]) -> None:
     script = (
         "import sys; from vilmedic import cli; status = cli.compare(sys.argv[1:]); "

@@ -135,6 +135,22 @@ def write_scores(run: Planned, scores: list[float]) -> None:
     (run.run_dir / METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "no line", '{"seed": 0, "step": 1}', "1" + "0" * 400, "true", '"0.5"', "NaN", "1e999"],
+)
+def test_what_is_no_score_is_none(tmp_path: Path, text: str) -> None:
+    space = plan_search(CONFIG, [*WORDS, f"ckpt_dir={tmp_path}", "name=s"])
+    with opened(space, trials=1, metric="validation_zero_shot_auroc") as one:
+        run = one.another()
+        assert isinstance(run, Planned)
+        write_scores(run, [])
+        line = '{"seed": 0, "step": 1, "validation_zero_shot_auroc": ' + text + "}\n"
+        (run.run_dir / METRICS).write_text(line)
+        assert "no finite validation_zero_shot_auroc" in str(one.ended(run, None))
+        assert one.best() == ""
+
+
 def test_the_same_again_does_nothing_and_more_trials_go_on(tmp_path: Path) -> None:
     search(tmp_path, trials=3)
     told: list[str] = []

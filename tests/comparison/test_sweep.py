@@ -18,7 +18,14 @@ import pytest
 
 from vilmedic import cli
 from vilmedic.comparison.grid import Planned, plan
-from vilmedic.comparison.sweep import LOG, RECORD, Sweep, slurm_script, visible_gpus
+from vilmedic.comparison.sweep import (
+    LOG,
+    RECORD,
+    Sweep,
+    digest,
+    slurm_script,
+    visible_gpus,
+)
 from vilmedic.errors import ConfigError, VilmedicError
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +170,37 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     run.config.text = "changed"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="run0: holds a run of another configuration"):
         sweep(tmp_path, [run]).start()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "\xff{", "[" * 100_000, '{"done": ["train"'])
+def test_a_damaged_record_is_a_run_that_was_not_begun(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run0").mkdir()
+    (tmp_path / "run0" / RECORD).write_text(content)
+    sweep(tmp_path, planned(tmp_path, 1), tell=lambda line: None).start()
+    assert json.loads((tmp_path / "run0" / RECORD).read_text())["done"] == ["train", "ensemble"]
+
+
+@pytest.mark.parametrize("done", [None, 5, "train", {"train": 1}, [["train"]]])
+def test_a_record_of_something_else_done_is_a_run_to_do(tmp_path: Path, done: Any) -> None:
+    (run,) = planned(tmp_path, 1)
+    run.run_dir.mkdir()
+    record = {"configuration": digest(run), "done": done}
+    (run.run_dir / RECORD).write_text(json.dumps(record))
+    sweep(tmp_path, [run], tell=lambda line: None, evaluate=False).start()
+    assert (run.run_dir / "steps.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["run0", f"run0/{LOG}", f"run0/{RECORD}"])
+def test_a_folder_that_cannot_be_written_is_a_failed_run(tmp_path: Path, name: str) -> None:
+    if name == "run0":
+        (tmp_path / name).write_text("a file")
+    else:
+        (tmp_path / name).mkdir(parents=True)
+    one = sweep(tmp_path, planned(tmp_path, 2), tell=lambda line: None)
+    with pytest.raises(VilmedicError, match="1 of 2 runs failed, 1 are finished"):
+        one.start()
+    assert list(one.failures) == ["s/run0"]
+    assert (tmp_path / "run1/results.txt").exists()
 
 
 def test_one_process_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

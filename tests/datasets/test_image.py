@@ -16,7 +16,7 @@ from vilmedic.datasets import pictures
 from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.datasets.transforms import flips
+from vilmedic.datasets.loader import make_loader
 from vilmedic.errors import DataError
 
 Args = Callable[..., dict[str, Any]]
@@ -62,23 +62,51 @@ def test_a_centre_crop_is_the_same_in_training_and_evaluation(image_args: Args) 
 
 @pytest.mark.parametrize("preset", ["resize_crop", "convirt", "simclr", "simclr_xray"])
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(image_args: Args, preset: str) -> None:
+    def images(dataset: ImageDataset, *indices: int, epoch: int = 0) -> torch.Tensor:
+        return dataset.prepare(load(dataset, *indices, epoch=epoch))["images"]
+
     dataset = ImageDataset(**image_args(preset=preset))
     state = torch.get_rng_state()
-    first = [load(dataset, *range(8), epoch=epoch)["images"] for epoch in range(6)]
+    first = [images(dataset, *range(8), epoch=epoch) for epoch in range(6)]
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
     other = ImageDataset(**image_args(preset=preset))
-    again = [load(other, *range(8), epoch=epoch)["images"] for epoch in (5, 4, 3, 2, 1, 0)]
+    again = [images(other, *range(8), epoch=epoch) for epoch in (5, 4, 3, 2, 1, 0)]
     assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
     assert not torch.equal(first[0], first[1])
+    assert torch.equal(images(other, 6, 3, epoch=2), first[2][[6, 3]])
     reseeded = ImageDataset(**image_args(preset=preset, seed=2))
-    assert not torch.equal(load(reseeded, *range(8))["images"], first[0])
+    assert not torch.equal(images(reseeded, *range(8)), first[0])
+
+
+@pytest.mark.parametrize("preset", ["resize_crop", "convirt", "simclr"])
+def test_images_of_a_line_are_those_of_its_batch(image_args: Args, preset: str) -> None:
+    plain = {"mean": [0.0], "std": [1 / 255], "views": 2}
+    dataset = ImageDataset(**image_args(preset=preset, **plain))
+    batch = dataset.prepare(load(dataset, 3, 1, epoch=4))
+    assert set(batch) == {"index", "images"}
+    for row, line in enumerate((3, 1)):
+        expected = torch.stack(dataset.images(line, 4))
+        assert torch.equal(batch["images"][row, :, :1], expected.float())
+
+
+@pytest.mark.parametrize("preset", ["convirt", "simclr"])
+def test_loading_processes_do_not_change_augmented_images(image_args: Args, preset: str) -> None:
+    def images(batch_size: int, num_workers: int) -> torch.Tensor:
+        dataset = ImageDataset(**image_args(preset=preset, views=2))
+        loader = make_loader(
+            dataset, batch_size=batch_size, training=True, seed=0, num_workers=num_workers
+        )
+        return torch.cat([dataset.prepare(batch)["images"] for batch in loader])
+
+    assert torch.equal(images(3, 0), images(4, 2))
 
 
 def test_evaluation_is_the_same_in_every_epoch(image_args: Args) -> None:
     for changes in ({}, {"views": 2, "preset": "simclr"}):
         dataset = ImageDataset(**image_args(training=False, **changes))
-        assert torch.equal(load(dataset, 0, epoch=0)["images"], load(dataset, 0, epoch=7)["images"])
+        one, other = (dataset.prepare(load(dataset, 0, epoch=epoch)) for epoch in (0, 7))
+        assert torch.equal(one["images"], other["images"])
 
 
 def test_views_differ_from_each_other(image_args: Args) -> None:
@@ -86,8 +114,10 @@ def test_views_differ_from_each_other(image_args: Args) -> None:
         dataset = ImageDataset(**image_args(training=training, views=3, preset="simclr"))
         batch = load(dataset, 0, 1)
         assert batch["images"].shape == (2, 3, 1, 12, 12)
-        assert not torch.equal(batch["images"][0, 0], batch["images"][0, 1])
-        assert dataset.prepare(batch)["images"].shape == (2, 3, 3, 12, 12)
+        assert batch["augmentation"].shape[:2] == (2, 3)
+        prepared = dataset.prepare(batch)["images"]
+        assert prepared.shape == (2, 3, 3, 12, 12)
+        assert not torch.equal(prepared[0, 0], prepared[0, 1])
 
 
 def test_several_images_are_filled_up_and_masked(image_args: Args, write: Write) -> None:
@@ -101,6 +131,11 @@ def test_several_images_are_filled_up_and_masked(image_args: Args, write: Write)
     assert torch.equal(load(single, 0, 1)["images"], batch["images"][:, 0])
     assert "images_mask" not in load(single, 0)
     assert len(dataset.describe(0)["image"]) == 3
+    augmented = ImageDataset(**image_args(multi_image=3, preset="convirt", mean=[0.0]))
+    prepared = augmented.prepare(load(augmented, 0, 1))["images"]
+    assert prepared.shape == (2, 3, 3, 12, 12)
+    assert prepared[1, 1:].abs().sum() == 0
+    assert prepared[0].flatten(1).sum(1).min() > 0
 
 
 def test_colour_images_keep_three_channels(image_args: Args) -> None:
@@ -247,9 +282,10 @@ def test_flip_of_a_preset_goes_next_to_reports(
     image_args: Args, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = ImageDataset(**image_args(preset="convirt"))
-    assert any(flips(transform) for transform in dataset.pixels.transforms)
+    assert dataset.pixels.augmentation is not None
+    assert dataset.pixels.augmentation.flip
     dataset.keep_sides()
-    assert not any(flips(transform) for transform in dataset.pixels.transforms)
+    assert not dataset.pixels.augmentation.flip
     assert not caplog.messages
     own = ImageDataset(**image_args(transforms=["RandomHorizontalFlip"]))
     own.keep_sides()

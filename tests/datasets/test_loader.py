@@ -271,3 +271,25 @@ def test_the_death_of_a_loading_process_interrupts_nothing_else(dataset: ImSeq) 
     worker.join(30)
     time.sleep(0.05)  # where the signal of its death would be handled
     loader.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "batch_size", "workers"),
+    [(3, 1, 2, 3), (64, 1, 1, 6), (64, 1, 3, 3), (8, 3, 1, 2), (1, 1, 8, 1)],
+)
+def test_workers_are_as_many_as_cores_and_batches_are_at_hand(
+    dataset: ImSeq,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    processes: int,
+    batch_size: int,
+    workers: int,
+) -> None:
+    monkeypatch.setattr("vilmedic.datasets.loader.core_count", lambda: cores)
+    monkeypatch.setattr("vilmedic.distributed.processes.on_this_machine", lambda: processes)
+    monkeypatch.setattr("vilmedic.datasets.loader.MOST_WORKERS", 6)
+    assert len(dataset) == 8
+    settings = {"batch_size": batch_size, "training": True, "seed": 0}
+    assert make_loader(dataset, **settings).num_workers == workers  # type: ignore[arg-type]
+    chosen = make_loader(dataset, num_workers=7, **settings)  # type: ignore[arg-type]
+    assert chosen.num_workers == 7

@@ -14,7 +14,6 @@ from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.label import LabelDataset
 from vilmedic.datasets.pairs import ImLabel, ImSeq, ImSeqLabel
 from vilmedic.datasets.text import TextDataset
-from vilmedic.datasets.transforms import flips
 from vilmedic.errors import DataError
 from vilmedic.preparation.shards import write_shards
 from vilmedic.registry import DATASETS
@@ -48,14 +47,16 @@ def test_no_flip_next_to_reports_but_next_to_labels(
     label = LabelDataset(**label_args())
     alone = ImageDataset(**image_args(preset="simclr_xray"))
     ImLabel(image=alone, label=label)
-    assert any(flips(transform) for transform in alone.pixels.transforms)
+    assert alone.pixels.augmentation is not None
+    assert alone.pixels.augmentation.flip
     for combine in (
         lambda image, seq: ImSeq(image=image, seq=seq),
         lambda image, seq: ImSeqLabel(image=image, seq=seq, label=label),
     ):
         image = ImageDataset(**image_args(preset="simclr_xray"))
         combine(image, TextDataset(**text_args()))
-        assert not any(flips(transform) for transform in image.pixels.transforms)
+        assert image.pixels.augmentation is not None
+        assert not image.pixels.augmentation.flip
 
 
 def test_different_counts(image_args: Args, text_args: Args, write: Write) -> None:

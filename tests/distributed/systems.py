@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.several_processes import CPU
-from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.small_dalles import dalle_batch, save_vae, tiny_dalle
+from tests.small_models import (
+    TINY_VAE,
+    tiny_batch,
+    tiny_convirt,
+    tiny_gloria,
+    tiny_simclr,
+    tiny_views,
+)
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import WHOLE, Part, whole
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
+from vilmedic.models.vae import VAE
 from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.setup import prepare_network
 from vilmedic.training.step import StepResult, TrainingStep
@@ -80,6 +91,79 @@ class Autoencoder(Model):
         return {"loss": error.mean(), "largest": error.mean().detach()}
 
 
+class Layer(nn.Module):
+    """A layer without normalisation; remembers the types of its weight and its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.types = ("", "")
+
+    def forward(self, states: Tensor) -> Tensor:
+        self.types = (str(self.linear.weight.dtype), str(states.dtype))
+        return states + functional.gelu(self.linear(states))
+
+
+class Stack(Model):
+    """Equal layers, and one behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Layer(), Layer(), Layer())
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        predicted = self.last(self.layers(batch["images"]))
+        return {"loss": (predicted - batch["words"]).square().mean()}
+
+
+class Coin(Model):
+    """Two layers, of which the second has no part from the third step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.steps = 0
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        self.steps += 1
+        used = list(self.sides)[: 2 if self.steps < 3 else 1]
+        found = [side(batch["images"]).square().mean() for side in used]
+        return {"loss": torch.stack(found).sum()}
+
+
+class VaryingCoin(Coin):
+    """The same, and says so."""
+
+    varying = True
+
+
+class VAEWithGivenNoise(VAE):
+    """A VAE that draws nothing, so that each process has the noise of its own images."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        loss, _ = self.objective(batch["images"], batch["noise"])
+        return {"loss": loss}
+
+
+def small_vae(**settings: Any) -> VAE:
+    return VAEWithGivenNoise(**TINY_VAE, kl_div_loss_weight=0.1, **settings)
+
+
+def vae_batch(size: int, seed: int = 1) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        "index": torch.arange(size),
+        "images": torch.rand(size, 3, 16, 16, generator=random),
+        "noise": -torch.rand(size, 16, 12, generator=random).log().neg().log(),
+    }
+
+
+def small_dalle(**settings: Any) -> Model:
+    with tempfile.TemporaryDirectory() as folder:
+        return tiny_dalle(save_vae(Path(folder) / "vae.pth"), **settings)
+
+
 def pairs_batch(size: int, seed: int = 1) -> Batch:
     random = torch.Generator().manual_seed(seed)
     index = {"index": torch.arange(size)}
@@ -90,9 +174,14 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
     "ConVIRT": (tiny_convirt, tiny_batch),
     "SimCLR": (tiny_simclr, tiny_views),
     "GLoRIA": (tiny_gloria, tiny_batch),
+    "VAE": (small_vae, vae_batch),
+    "DALLE": (small_dalle, dalle_batch),
     "Pairs": (Pairs, pairs_batch),
     "Compared": (Compared, pairs_batch),
     "Autoencoder": (Autoencoder, pairs_batch),
+    "Stack": (Stack, pairs_batch),
+    "Coin": (Coin, pairs_batch),
+    "VaryingCoin": (VaryingCoin, pairs_batch),
 }
 
 
@@ -140,7 +229,7 @@ def parts_of(batches: Batches) -> tuple[Batches, list[Part]]:
             mine = {key: piece[rank] for key, piece in pieces.items()}
         if "attention_mask" in mine:
             width = int(mine["attention_mask"].sum(1).max())
-            texts = ("input_ids", "attention_mask", "word_ids")
+            texts = {"input_ids", "attention_mask", "word_ids"} & mine.keys()
             mine |= {key: mine[key][:, :width] for key in texts}
         own.append(mine)
         parts.append(part)

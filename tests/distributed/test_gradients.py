@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 
 from tests.distributed.systems import (
@@ -18,28 +20,48 @@ from tests.distributed.systems import (
     parts_of,
     train,
 )
-from tests.several_processes import run_checks
+from tests.several_processes import CPU, run_checks
+from tests.small_models import tiny_encoder
+from vilmedic.blocks.text_image_transformer import TextImageTransformer
+from vilmedic.device import autocast
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import copy_from_main, gather_rows
+from vilmedic.errors import ConfigError
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 from vilmedic.losses.info_nce import InfoNCELoss
 from vilmedic.losses.siglip import SigLIPLoss
 from vilmedic.losses.vicreg import VICRegLoss
+from vilmedic.training import parallel
 from vilmedic.training.optimization import AveragedWeights
+from vilmedic.training.radam import RAdam
 
 CLIPPED = {"clip_grad_norm": 0.5}
+RADAM: dict[str, Any] = {"optimizer": "RAdam", "optim_params": {"lr": 1e-3}}
+REAL = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")
 
 
 def convirt() -> Any:
-    return compare("ConVIRT", **CLIPPED)
+    return compare("ConVIRT", double=True, steps=2, **CLIPPED)
 
 
 def simclr() -> Any:
-    return compare("SimCLR", **CLIPPED)
+    return compare("SimCLR", double=True, steps=2, **CLIPPED)
 
 
 def gloria() -> Any:
-    return compare("GLoRIA", **CLIPPED)
+    return compare("GLoRIA", double=True, steps=2, **CLIPPED)
+
+
+def vae() -> Any:
+    return compare("VAE", steps=2, **CLIPPED)
+
+
+def dalle() -> Any:
+    return compare("DALLE", steps=2, **CLIPPED)
+
+
+def weights_that_a_step_leaves_out() -> Any:
+    return compare("VaryingCoin", (8,), steps=3, **CLIPPED)
 
 
 def convirt_in_chunks() -> Any:
@@ -72,6 +94,40 @@ def synchronized_statistics() -> Any:
 
 def sharded_convirt() -> Any:
     return compare("ConVIRT", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_simclr() -> Any:
+    return compare("SimCLR", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_gloria() -> Any:
+    return compare("GLoRIA", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_vae() -> Any:
+    return compare("VAE", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_vae_in_parts() -> Any:
+    """A few codes and images at a time, whose layers are called several times and once more."""
+    from vilmedic.blocks import autoencoder
+    from vilmedic.models import vae
+
+    whole = autoencoder.BLOCK, vae.PART
+    autoencoder.BLOCK, vae.PART = 60, 2 * 8 * 16**2
+    try:
+        return sharded_vae()
+    finally:
+        autoencoder.BLOCK, vae.PART = whole
+
+
+def sharded_dalle() -> Any:
+    return compare("DALLE", double=True, parallel="fsdp", steps=2, **CLIPPED)
+
+
+def sharded_dalle_computed_twice() -> Any:
+    keys = {"parallel": "fsdp", "activation_checkpointing": True, "steps": 2}
+    return compare("DALLE", double=True, **keys, **CLIPPED)
 
 
 def sharded_gloria_in_chunks() -> Any:
@@ -131,7 +187,7 @@ def gloria_told_by_the_host() -> Any:
     """As on a GPU, where the words of a report are counted before a batch moves."""
 
     def move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
-        return batch | {"host_word_ids": batch["word_ids"].tolist()}
+        return batch | {"host_word_count": (batch["word_ids"].amax(1) + 1).tolist()}
 
     with mock.patch("vilmedic.training.step.move", move):
         return compare("GLoRIA", settings={"forward_batch_size": 2}, **CLIPPED)
@@ -161,11 +217,27 @@ def statistics_of_the_first() -> dict[str, Any]:
     return {"in steps": in_steps, "before": before, "after": state()}
 
 
+def radam() -> Any:
+    """The class that takes torch's place on a GPU."""
+    with mock.patch("torch.optim.RAdam", RAdam):
+        return compare("Autoencoder", (8, 8, 1), steps=7, **RADAM)
+
+
+def sharded_radam() -> Any:
+    with mock.patch("torch.optim.RAdam", RAdam):
+        return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=7, **RADAM)
+
+
 EQUAL = [
     gloria_told_by_the_host,
+    radam,
+    sharded_radam,
     convirt,
     simclr,
     gloria,
+    vae,
+    dalle,
+    weights_that_a_step_leaves_out,
     convirt_in_chunks,
     simclr_in_chunks,
     gloria_in_chunks,
@@ -174,6 +246,12 @@ EQUAL = [
     no_interaction,
     synchronized_statistics,
     sharded_convirt,
+    sharded_simclr,
+    sharded_gloria,
+    sharded_vae,
+    sharded_vae_in_parts,
+    sharded_dalle,
+    sharded_dalle_computed_twice,
     sharded_gloria_in_chunks,
     sharded_gloria_one_by_one,
     sharded_autoencoder,
@@ -255,10 +333,62 @@ def temperatures() -> dict[str, float]:
     return {"ours": ours, "outside": outside.item()}
 
 
+def searched() -> dict[str, bool]:
+    """Whether the graph is searched for unused weights from the second step on."""
+    found = {}
+    for system in (*REAL, "Pairs", "VaryingCoin"):
+        step, _ = train(build(system), make_batches(system, [8]))
+        found[system] = step.parallel.network.find_unused_parameters
+    return found
+
+
+def weights_left_out_without_a_word() -> str:
+    with pytest.raises(ConfigError) as error:
+        train(build("Coin"), make_batches("Coin", [8]), steps=3)
+    return str(error.value)
+
+
+def groups_of_blocks() -> dict[str, list[int]]:
+    """For each system its groups of sharded weights and its blocks."""
+    found = {}
+    for system in REAL:
+        step, _ = train(build(system), make_batches(system, [8]), parallel="fsdp")
+        sharded = [m for m in step.model.modules() if isinstance(m, FSDPModule)]
+        found[system] = [len(sharded), len(step.model.repeated_blocks())]
+    return found
+
+
+def sixteen_bits() -> dict[str, Any]:
+    """Layers that travel in bfloat16, as they would to a GPU, and those of one process."""
+    policy = parallel.precision_of
+    parallel.precision_of = lambda block, precision, _: policy(block, precision, "cuda")
+    try:
+        keys: dict[str, Any] = {"precision": "bf16", "parallel": "fsdp"}
+        given, expected = compare("Stack", **keys)
+        step, _ = train(build("Stack"), make_batches("Stack", [8]), **keys)
+    finally:
+        parallel.precision_of = policy
+    types = [step.model.layers[-1].types, {str(p.grad.dtype) for p in step.parameters}]
+    with parallel.gathered(step.model), torch.no_grad(), autocast(CPU, "bf16"):
+        loss = step.model(make_batches("Stack", [8])[0])["loss"]
+    seen = [list(one) for one in types]
+    return {"given": given, "expected": expected, "types": seen, "evaluated": loss}
+
+
+OTHERS = [
+    wrong_gradients,
+    temperatures,
+    statistics_of_the_first,
+    searched,
+    weights_left_out_without_a_word,
+    groups_of_blocks,
+    sixteen_bits,
+]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    others = [wrong_gradients, temperatures, statistics_of_the_first]
-    return run_checks([*EQUAL, *LOSSES, *others], tmp_path_factory.mktemp("two"))
+    return run_checks([*EQUAL, *LOSSES, *OTHERS], tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
@@ -341,3 +471,78 @@ def test_a_temperature_outside_of_the_wrapped_module_drifts(results: dict[str, l
     one, other = results["temperatures"]
     assert one["ours"] == other["ours"] != -1.0
     assert abs(one["outside"] - other["outside"]) > 1e-3
+
+
+def test_the_graph_is_searched_only_for_weights_without_use(
+    results: dict[str, list[Any]],
+) -> None:
+    for found in results["searched"]:
+        assert found == {**dict.fromkeys(REAL, False), "Pairs": True, "VaryingCoin": True}
+
+
+def test_a_weight_that_loses_its_use_is_refused(results: dict[str, list[Any]]) -> None:
+    for message in results["weights_left_out_without_a_word"]:
+        assert "the weight 'sides.1.weight' had a gradient in the first step" in message
+        assert "varying = True" in message
+
+
+def test_each_block_is_gathered_by_itself(results: dict[str, list[Any]]) -> None:
+    for found in results["groups_of_blocks"]:
+        assert not isinstance(found, str), found
+        for system, (groups, blocks) in found.items():
+            assert groups == blocks + 1 > 2, system  # one more for all that lies between
+
+
+def test_layers_travel_in_16_bits_and_gradients_in_32(results: dict[str, list[Any]]) -> None:
+    one, other = results["sixteen_bits"]
+    assert not isinstance(one, str), one
+    assert one["types"] == [
+        ["torch.bfloat16", "torch.float32"],
+        ["torch.float32"],
+    ]
+    for name, gradient in one["expected"]["gradients"].items():
+        error = (one["given"]["gradients"][name] - gradient).norm() / gradient.norm()
+        assert error < 2**-7, name
+    assert one["evaluated"] == other["evaluated"]
+    for name, value in one["given"]["state"].items():
+        assert value.dtype == torch.float32, name
+
+
+@pytest.mark.parametrize(
+    ("block", "precision", "device", "expected"),
+    [
+        (nn.TransformerEncoderLayer(8, 2), "bf16", "cuda", torch.bfloat16),
+        (nn.TransformerEncoderLayer(8, 2), "fp16", "cuda", torch.float16),
+        (nn.TransformerEncoderLayer(8, 2), "fp32", "cuda", None),
+        (nn.TransformerEncoderLayer(8, 2), "bf16", "cpu", None),
+        (nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), "bf16", "cuda", None),
+    ],
+)
+def test_what_travels_in_16_bits(
+    block: nn.Module, precision: str, device: str, expected: torch.dtype | None
+) -> None:
+    policy = parallel.precision_of(block, precision, device)
+    assert policy.param_dtype == expected
+    assert policy.reduce_dtype == (None if expected is None else torch.float32)
+
+
+def test_autocast_of_a_gpu_takes_layers_whose_weights_have_16_bits() -> None:
+    """Layer normalisation of a float32 state, say, with the weights as they travelled."""
+    kept = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+            layers = TextImageTransformer(dim=16, depth=2, heads=2, dim_head=12, text_len=5, side=3)
+            reports = tiny_encoder(num_hidden_layers=2)
+            for module in (layers.layers, reports.network.encoder):
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.bfloat16()
+            states = layers(torch.empty(2, layers.length, 16))
+            ids = torch.ones(2, 6, dtype=torch.int64)
+            encoded = reports(ids, ids)
+    finally:
+        torch.set_autocast_enabled("cuda", kept[0])
+        torch.set_autocast_dtype("cuda", kept[1])
+    assert states.dtype == torch.float32, "what is added up stays in float32"
+    assert encoded.dtype == torch.bfloat16

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,10 +10,12 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.losses import reference
+from vilmedic.device import float32_products
 from vilmedic.errors import ConfigError
 from vilmedic.losses import gloria_local
 from vilmedic.losses.gloria import GLoRIALoss, gloria_global_loss, gloria_local_loss
 from vilmedic.losses.gloria_local import (
+    ProductBits,
     SimilaritySettings,
     attention_maps,
     block_shape,
@@ -142,13 +143,15 @@ def as_tf32(values: Tensor) -> Tensor:
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-def test_products_as_a_gpu_computes_them_keep_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TF32, and where regions meet regions bfloat16; other products would not stand that."""
+@pytest.mark.parametrize("size", [0.2, 1.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_as_a_gpu_computes_them_keep_the_gradient(
+    size: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of split factors, TF32, and where regions meet regions their own precision."""
     generator = torch.Generator().manual_seed(0)
-    words = 0.2 * torch.randn(8, 12, 256, generator=generator)
-    drawn = torch.randint(0, 12, (49,), generator=generator)
-    regions = 0.2 * torch.randn(8, 256, 49, generator=generator) + 0.06 * words[:, drawn].mT
-    regions = regions.bfloat16().float()
+    words = size * torch.randn(8, 12, 256, generator=generator)
+    regions = (size * torch.randn(8, 256, 49, generator=generator)).to(dtype).float()
     mask = torch.ones(8, 12, dtype=torch.bool)
 
     def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -156,46 +159,57 @@ def test_products_as_a_gpu_computes_them_keep_the_gradient(monkeypatch: pytest.M
         terms = gloria_local_loss(*given, mask, **TEMPERATURES, temp3=10.0)  # type: ignore[misc]
         return torch.autograd.grad(sum(terms), given)
 
-    def errors() -> list[float]:
+    def worst() -> float:
         pairs = zip(gradients(torch.float32), wanted, strict=True)
-        return [float((one - exact).norm() / exact.norm()) for one, exact in pairs]
+        return max(float((one - exact).norm() / exact.norm()) for one, exact in pairs)
+
+    def multiply(left: Tensor, right: Tensor, narrow: bool = False) -> Tensor:
+        return plain(left, right, True) if narrow else plain(as_tf32(left), as_tf32(right))
 
     wanted = gradients(torch.float64)
     plain = gloria_local.multiply
-    monkeypatch.setattr(gloria_local, "narrow_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(
-        gloria_local,
-        "multiply",
-        lambda a, b, narrow=None: plain(as_tf32(a), as_tf32(b), narrow),
-    )
-    assert 1e-5 < max(errors()) < 1e-3
-    monkeypatch.setattr(gloria_local, "multiply", lambda a, b, _=None: plain(a, b, torch.bfloat16))
-    assert max(errors()) > 1e-3
+    monkeypatch.setattr(gloria_local, "multiply", multiply)
+    bits = ProductBits(narrow=dtype == torch.bfloat16, split=True)
+    monkeypatch.setattr(gloria_local, "product_bits", lambda *_: bits)
+    assert 1e-5 < worst() < 1e-3
+    if size == 1.0:  # what the split is for
+        bits = bits._replace(split=False)
+        assert worst() > 1e-3
 
 
-def test_blocks_are_larger_on_a_gpu_and_its_products_narrower() -> None:
-    """On a pretended GPU: regions meet regions in bfloat16, and are added up in float32."""
-    seen: Counter[Any] = Counter()
+@pytest.mark.parametrize(("dtype", "parts"), [(torch.bfloat16, 2), (torch.float32, 3)])
+def test_blocks_are_larger_on_a_gpu_and_its_products_narrower(
+    dtype: torch.dtype, parts: int
+) -> None:
+    """On a pretended GPU: products of 16-bit factors are added up in float32."""
+    seen: list[tuple[torch.dtype, int]] = []
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            seen[func, args[0].dtype if args and isinstance(args[0], Tensor) else None] += 1
+            if func in (torch.ops.aten.bmm.dtype, torch.ops.aten.bmm.default):
+                seen.append((args[0].dtype, args[0].shape[2]))
             return func(*args, **kwargs or {})
 
     with FakeTensorMode(allow_non_fake_inputs=True), Products():
-        regions = torch.randn(64, 8, 361, device="cuda", dtype=torch.bfloat16)
+        regions = torch.randn(64, 8, 361, device="cuda", dtype=dtype)
         words = torch.randn(32, 30, 8, device="cuda")
         mask = torch.ones(32, 30, dtype=torch.bool, device="cuda")
         settings = SimilaritySettings(1.0, 4.0, 5.0, "sum", 4096, [30] * 32, [30] * 32)
         upstream = torch.ones(64, 32, device="cuda")
-        gradients = gloria_local._gradients(upstream, settings, regions, words, mask)
-    assert [one.dtype for one in gradients] == [torch.bfloat16, torch.float32]
+        with float32_products(regions.device, tf32=True):
+            bits = gloria_local.product_bits(regions, torch.float32)
+        gradients = gloria_local._gradients(upstream, settings, bits, regions, words, mask)
+        with float32_products(regions.device, tf32=False):
+            assert gloria_local.product_bits(regions, torch.float32) == (False, False)
+    assert [one.dtype for one in gradients] == [dtype, torch.float32]
     # Two groups of 16 reports, each with all images at once.
-    assert seen[torch.ops.aten.bmm.dtype, torch.bfloat16] == 1 + 2 + 1
+    assert seen.count((torch.bfloat16, parts * 8)) == 2
+    narrow = sum(one == torch.bfloat16 for one, _ in seen) - 2
+    assert narrow == (1 + 2 + 1 if dtype == torch.bfloat16 else 0)
     assert block_shape(settings, torch.empty(64, 8, 361)) == (16, 1)
-    assert block_shape(settings, torch.empty(64, 8, 361, device="meta")) == (16, 193)
+    assert block_shape(settings, torch.empty(64, 8, 361, device="meta")) == (16, 256)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -133,7 +133,7 @@ def test_several_images_are_averaged_and_padding_is_ignored(model: ConVIRT) -> N
     backbone = model.encode(batch)["visual_backbone"]
     each = model.cnn(single)
     torch.testing.assert_close(backbone, torch.stack([each[:2].mean(dim=0), each[2]]))
-    told: dict[str, Any] = batch | {"host_images_mask": mask.tolist()}
+    told: dict[str, Any] = batch | {"host_image_count": [2, 1]}
     assert torch.equal(model.encode(told)["visual_backbone"], backbone)
 
 

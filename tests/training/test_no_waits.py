@@ -41,19 +41,20 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 1e-3, "momentum": 0.9},
 }
 
-PIXELS = Pixels(
-    training=True,
-    resize=None,
-    crop=32,
-    color="grey",
-    views=1,
-    preset="resize_crop",
-    transforms=None,
-    eval_transforms=None,
-    mean=[0.485, 0.456, 0.406],
-    std=[0.229, 0.224, 0.225],
-    max_pixels=2**20,
-)
+HOW: dict[str, Any] = {
+    "training": True,
+    "resize": None,
+    "crop": 32,
+    "color": "grey",
+    "views": 1,
+    "preset": "resize_crop",
+    "transforms": None,
+    "eval_transforms": None,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "max_pixels": 2**20,
+}
+PIXELS = Pixels(**HOW)
 
 
 def prepare(batch: dict[str, Any]) -> dict[str, Any]:
@@ -144,28 +145,81 @@ SYSTEMS = (
 PRECISIONS = {"AdamW": "bf16", "RAdam": "fp32", "SGD": "fp16"}
 
 
+def waits_of(model: Any, batch: dict[str, torch.Tensor], optimizer: str, precision: str) -> Waits:
+    """A step with all that is done for each; one before it may copy its constants."""
+    section = TrainorSection(
+        optimizer=optimizer,
+        optim_params=OPTIMIZERS[optimizer],
+        precision=precision,
+        clip_grad_norm=1.0,
+    )
+    step = TrainingStep(model, prepare, make_optimizer(model, section), section, DEVICE)
+    average, tally = AveragedWeights(model, 0.99), Tally(DEVICE, Progress().tally)
+    for number in (1, 2):
+        model.schedule(number)
+        waits = Waits()
+        with waits:
+            result = step([batch] * number)
+            tally.add(result)
+            average.update(number, result.taken)
+    return waits
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_no_step_waits(name: str, tmp_path: Path) -> None:
-    """With all that is done for each step; the first one may copy its constants."""
     model, batch = system(name, tmp_path)
+    with fake_device():
+        model.to(DEVICE).train()
+        seen = {one: waits_of(model, batch, one, how).seen for one, how in PRECISIONS.items()}
+    assert seen == {"AdamW": [], "RAdam": [], "SGD": []}
+
+
+def test_no_optimizer_waits_in_any_precision(tmp_path: Path) -> None:
+    model, batch = system("VAE", tmp_path)
     seen = {}
     with fake_device():
         model.to(DEVICE).train()
-        for optimizer, precision in PRECISIONS.items():
-            section = TrainorSection(
-                optimizer=optimizer,
-                optim_params=OPTIMIZERS[optimizer],
-                precision=precision,
-                clip_grad_norm=1.0,
-            )
-            step = TrainingStep(model, prepare, make_optimizer(model, section), section, DEVICE)
-            average, tally = AveragedWeights(model, 0.99), Tally(DEVICE, Progress().tally)
-            for number in (1, 2):
-                model.schedule(number)
-                waits = Waits()
-                with waits:
-                    result = step([batch] * number)
-                    tally.add(result)
-                    average.update(number, result.taken)
-            seen[optimizer] = waits.seen
-    assert seen == {"AdamW": [], "RAdam": [], "SGD": []}
+        for optimizer in OPTIMIZERS:
+            for precision in ("fp32", "bf16", "fp16"):
+                found = waits_of(model, batch, optimizer, precision).seen
+                seen |= {(optimizer, precision): found} if found else {}
+    assert seen == {}
+
+
+@pytest.mark.parametrize(("preset", "color"), [("convirt", "grey"), ("simclr", "rgb")])
+def test_augmentations_do_not_wait(preset: str, color: str) -> None:
+    how = Pixels(**HOW | {"preset": preset, "color": color})
+    channels = 3 if color == "rgb" else 1
+    image = torch.zeros(channels, 40, 40, dtype=torch.uint8)
+    cut = [how.cut(image, 0, 0, line, 0) for line in range(3)]
+    images = torch.stack([one for one, _ in cut]).to(DEVICE)
+    rows = torch.tensor([row for _, row in cut]).to(DEVICE)
+    with fake_device():
+        how.normalized(images, rows)
+        with Waits() as waits:
+            how.normalized(images, rows)
+    assert waits.seen == []
+
+
+def test_what_would_wait_is_noted() -> None:
+    """Each of these does on a GPU; a copy that is queued does not."""
+    here, mask = torch.ones(3), torch.tensor([True, False, True])
+    there = here.to(DEVICE)
+    waits = Waits()
+    with waits:
+        here.sum().item()
+        here.tolist()
+        here[mask]
+        here.to(DEVICE)
+        there[torch.tensor([0, 1])]
+        torch.tensor([1.0], device=DEVICE)
+        there.new_tensor([1.0])
+        here.to(DEVICE, non_blocking=True)
+        torch.where(there > 0, there, 0.0)
+        there.new_zeros(3)
+    noted = [one.split(" at ")[0] for one in waits.seen]
+    for name in ("aten._local_scalar_dense", "aten.index.Tensor", "aten._to_copy", "tensor"):
+        assert any(one.startswith(name) for one in noted), (name, noted)
+    assert "new_tensor" in noted
+    assert sum(one.startswith("aten._to_copy") for one in noted) == 1
+    assert sum(one.startswith("aten.index.Tensor") for one in noted) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import suppress
 from dataclasses import asdict
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.fake_device import DEVICE, Waits
+from tests.fake_device import DEVICE, Waits, fake_device
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
 from vilmedic.training.optimization import (
@@ -18,6 +19,8 @@ from vilmedic.training.optimization import (
     move_towards,
     restore_optimizer,
     schedule_options,
+    skips_by_itself,
+    start_momentum,
 )
 
 
@@ -374,3 +377,65 @@ def test_what_moves_on_a_gpu_moves_as_on_a_cpu(share: float) -> None:
     for found, wanted, old in zip(averages, expected, before, strict=True):
         torch.testing.assert_close(found, wanted)
         assert share or torch.equal(found, old)
+
+
+def momentum(model: nn.Module, **options: float) -> torch.optim.Optimizer:
+    params = {"lr": 0.1, "momentum": 0.9, **options}
+    return make_optimizer(model, TrainorSection(optimizer="SGD", optim_params=params))
+
+
+def set_gradients(model: nn.Module, value: float) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": True, "weight_decay": 0.1}])
+def test_momentum_is_not_touched_by_a_step_that_its_update_leaves_out(
+    options: dict[str, float],
+) -> None:
+    """The first one too, after which torch would find momentum in memory nobody has written."""
+    model = nn.Linear(3, 2)
+    peer = copy.deepcopy(model)
+    one, other = momentum(model, **options), momentum(peer, **options)
+    for number, value in enumerate([math.nan, 1.0, 0.5, math.inf, 2.0]):
+        set_gradients(model, value)
+        start_momentum(one)
+        one.found_inf = torch.tensor(float(not math.isfinite(value)))  # type: ignore[attr-defined]
+        one.step()
+        if math.isfinite(value):
+            set_gradients(peer, value)
+            other.step()
+        for mine, its in zip(model.parameters(), peer.parameters(), strict=True):
+            assert torch.equal(mine, its), number
+    for mine, its in zip(model.parameters(), peer.parameters(), strict=True):
+        assert torch.equal(one.state[mine]["momentum_buffer"], other.state[its]["momentum_buffer"])
+
+
+def test_momentum_starts_where_there_is_a_gradient() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = momentum(model)
+    model.weight.grad = torch.ones_like(model.weight)
+    start_momentum(optimizer)
+    assert list(optimizer.state) == [model.weight]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "on_cpu", "elsewhere"),
+    [
+        ("AdamW", {}, True, True),
+        ("SGD", {}, True, True),
+        ("SGD", {"momentum": 0.9}, False, True),
+        ("SGD", {"momentum": 0.9, "dampening": 0.1}, False, False),
+        ("RAdam", {}, False, True),
+        ("RMSprop", {}, False, False),
+        ("AdamW", {"foreach": True}, False, False),
+    ],
+)
+def test_which_updates_leave_out_a_step_by_themselves(
+    optimizer: str, options: dict[str, float], on_cpu: bool, elsewhere: bool
+) -> None:
+    section = TrainorSection(optimizer=optimizer, optim_params={"lr": 0.1, **options})
+    with fake_device():
+        for device, expected in ((torch.device("cpu"), on_cpu), (DEVICE, elsewhere)):
+            found = make_optimizer(nn.Linear(2, 2, device=device), section)
+            assert skips_by_itself(found, device) is expected

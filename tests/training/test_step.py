@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -178,6 +179,32 @@ def test_no_step_waits_for_the_device(build: type[Model], precision: str) -> Non
         assert result.loss.item() > 0
     assert waits.seen == ["_local_scalar_dense"]
     assert tally.mean_loss() > 0
+
+
+def test_statistics_are_kept_by_few_calls_however_many_there_are() -> None:
+    counts = []
+    for layers in (2, 40):
+        model = Embedding()
+        model.layers = nn.Sequential(*model.layers, *(nn.BatchNorm1d(8) for _ in range(layers)))
+        step = make_step(model, optimizer="AdamW", precision="bf16")
+        step(batches([4]))
+        with Called() as called:
+            step(batches([4]))
+        assert called.names["clone"] == 0
+        counts.append({name: called.names[name] for name in ("cat", "where", "_foreach_copy_")})
+    assert counts[0] == counts[1]
+
+
+class Called(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def test_other_scalars_are_averaged_over_the_samples() -> None:

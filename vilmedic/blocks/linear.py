@@ -52,6 +52,18 @@ def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found.t().unflatten(0, x.shape[:-1])
 
 
+def product_in_float32(left: Tensor, right: Tensor) -> Tensor:
+    """Batched matrix product of 16-bit or float32 factors, added up and given in float32.
+
+    Args:
+        left: [B, M, K].
+        right: [B, K, N], of the same dtype.
+    """
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left.float(), right.float())
+
+
 class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`."""
 

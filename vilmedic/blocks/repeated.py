@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,22 +13,43 @@ from torch.utils.checkpoint import checkpoint
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network that follow on each other: residual blocks, transformer layers.
+    """The blocks of a network that follow on each other: residual blocks, transformer layers.
 
-    These are the members of the outermost `Sequential` and `ModuleList` containers of at least
-    two members with parameters; containers inside a block are part of the block.
+    These are the members of `Sequential` and `ModuleList` containers, stages of stages included,
+    that are made of layers and are called through a `forward` of their own. A single layer is none:
+    its weights are often read rather than the layer called, there is nothing in it to fuse, and
+    computing it twice saves no memory. Containers inside a block are part of the block.
     """
     found: list[nn.Module] = []
     for child in model.children():
-        members = [m for m in child.children() if any(True for _ in m.parameters())]
-        if isinstance(child, nn.Sequential | nn.ModuleList) and len(members) > 1:
-            found += members
-        else:
-            found += repeated_blocks(child)
+        blocks = _blocks_in(child) if _is_container(child) else []
+        found += blocks if len(blocks) > 1 else repeated_blocks(child)
     return found
 
 
-def compile_blocks(model: nn.Module) -> int:
+def _blocks_in(container: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for member in container.children():
+        inner = _blocks_in(member) if _is_container(member) else []
+        if inner or not _is_block(member):
+            found += inner
+        else:
+            found.append(member)
+    return found
+
+
+def _is_container(module: nn.Module) -> bool:
+    """Whether a module is a list of others, and does no more than call one after the other."""
+    own = type(module).forward not in (nn.Sequential.forward, nn.Module.forward)
+    return isinstance(module, nn.Sequential | nn.ModuleList) and not own
+
+
+def _is_block(module: nn.Module) -> bool:
+    called = type(module).forward is not nn.Module.forward
+    return called and any(True for child in module.children() for _ in child.parameters())
+
+
+def compile_blocks(blocks: Sequence[nn.Module]) -> int:
     """Let torch compile each block, in place; returns how many there are.
 
     Blocks rather than the whole: equal ones are compiled once, and what lies between them may do
@@ -36,25 +57,34 @@ def compile_blocks(model: nn.Module) -> int:
     """
     import torch._dynamo  # takes a second, which other runs need not wait
 
-    blocks = repeated_blocks(model)
     # Each width of a residual network and each length of report counts as a compilation.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+    block: Any
     for block in blocks:
-        block.forward = torch.compile(block.forward)
+        if _is_computed_twice(block):
+            block.forward = partial(_computed_twice, block, torch.compile(block.forward.args[1]))
+        else:
+            block.forward = torch.compile(block.forward)
     return len(blocks)
 
 
-def checkpoint_blocks(model: nn.Module) -> int:
+def checkpoint_blocks(blocks: Sequence[nn.Module]) -> int:
     """Keep the input of each block instead of all that is inside, in place; returns how many.
 
     What the backward pass needs is computed once more, with the same random numbers (Chen et al.
-    2016, arXiv 1604.06174). Running statistics are updated the first time only.
+    2016, arXiv 1604.06174). Running statistics are updated the first time only. A frozen block
+    keeps nothing for the backward pass and stays as it is.
     """
-    blocks = repeated_blocks(model)
-    for block in blocks:
-        block.forward = partial(_computed_twice, block, block.forward)
-    return len(blocks)
+    trained = [block for block in blocks if any(p.requires_grad for p in block.parameters())]
+    for block in trained:
+        if not _is_computed_twice(block):
+            block.forward = partial(_computed_twice, block, block.forward)
+    return len(trained)
+
+
+def _is_computed_twice(block: Any) -> bool:
+    return isinstance(block.forward, partial) and block.forward.func is _computed_twice
 
 
 def _computed_twice(block: nn.Module, forward: Callable[..., Any], *args: Any, **kw: Any) -> Any:

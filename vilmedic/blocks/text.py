@@ -249,6 +249,18 @@ class WordEncoder(nn.Module):
         self.opening, self.closing = special_tokens_around(spec.tokenizer)
         self.last_n_layers = last_n_layers
         self.hidden_size: int = self.text.hidden_size
+        self._record_states()
+
+    def _record_states(self) -> None:
+        """Let transformers prepare for giving the states of all layers.
+
+        It does so in the first pass that asks for them, which could then not be traced.
+        """
+        ids = torch.zeros(1, 1, dtype=torch.int64)
+        self.text.network.eval()
+        with torch.no_grad():
+            self.text.network(input_ids=ids, output_hidden_states=True)
+        self.text.train()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, word_ids: Tensor) -> Words:
         """Encode reports; the amount of padding does not change the result.

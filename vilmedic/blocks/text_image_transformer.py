@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from vilmedic.blocks.linear import Linear, linear_of_few
+from vilmedic.blocks.linear import Linear, linear_of_few, product_in_float32
 from vilmedic.blocks.positions import TokenShift, rotary_angles, rotation, turn, turn_one
+from vilmedic.blocks.repeated import checkpoint_blocks
 
 AttentionType = Literal["full", "axial_row", "axial_col"]
 
@@ -35,7 +35,7 @@ class TextImageTransformer(nn.Module):
         rotary_emb: turn queries, keys and values by their positions.
         shift_tokens: shift channels between positions.
         activation_checkpointing: in training, keep the inputs of layers only and compute the rest
-            again for the gradient.
+            again for the gradient; see `checkpoint_blocks`.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class TextImageTransformer(nn.Module):
         self.dim, self.heads, self.dim_head = dim, heads, dim_head
         self.text_len, self.side = text_len, side
         self.length = text_len - 1 + side**2
-        self.activation_checkpointing = activation_checkpointing
         shift = TokenShift(text_len, side) if shift_tokens else None
         layers = []
         for number in range(1, depth + 1):
@@ -70,13 +69,15 @@ class TextImageTransformer(nn.Module):
                 Branch(dim, number, inner, shift, nested)
                 for inner, nested in zip((attention, feed_forward), around, strict=True)
             )
-            layers.append(nn.ModuleList(branches))
+            layers.append(TransformerLayer(number - 1, *branches))
         self.layers = _Stack(layers)
         angles = rotary_angles(text_len, side, dim_head) if rotary_emb else None
         self.register_buffer("pos_emb", angles)
         self.pos_emb: Tensor | None
         for kind in sorted(set(attn_types) - {"full"}):
             self.register_buffer(f"{kind}_mask", self._axial_mask(kind), persistent=False)
+        if activation_checkpointing:
+            checkpoint_blocks(self._layers())
 
     def forward(self, x: Tensor, cache: TransformerCache | None = None) -> Tensor:
         """The states of a sequence from its start.
@@ -91,13 +92,8 @@ class TextImageTransformer(nn.Module):
         length = x.shape[1]
         factors = self._factors(slice(length))
         masks = {kind: mask[:length, :length] for kind, mask in self._masks().items()}
-        for number, layer in enumerate(self._layers()):
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(
-                    self._layer, layer, number, x, factors, masks, None, use_reentrant=False
-                )
-            else:
-                x = self._layer(layer, number, x, factors, masks, cache)
+        for layer in self._layers():
+            x = layer(x, factors, masks, cache)
         return x
 
     def step(self, x: Tensor, position: Tensor, cache: TransformerCache) -> Tensor:
@@ -155,33 +151,8 @@ class TextImageTransformer(nn.Module):
             like=layers[0][0].scale,
         )
 
-    def _layer(
-        self,
-        layer: Any,
-        number: int,
-        x: Tensor,
-        factors: Tensor | None,
-        masks: dict[str, Tensor],
-        cache: TransformerCache | None,
-    ) -> Tensor:
-        for half, branch in enumerate(layer):
-            inner, normed = branch.inner, branch.normalise(x)
-            if branch.shift is not None:
-                if cache is not None:
-                    cache.fill_shift(2 * number + half, normed)
-                normed = branch.shift(normed)
-            if isinstance(inner, CausalAttention):
-                query, key, value = inner.project(normed, factors)
-                if cache is not None:
-                    cache.fill(number, key, value)
-                result = inner.attend(query, key, value, masks.get(inner.kind))
-            else:
-                result = inner(normed)
-            x = torch.addcmul(x, result, branch.scale)
-        return x
-
     def _layers(self) -> Any:
-        """The layers, each a pair of branches."""
+        """The layers in order."""
         return self.layers.layers
 
     def _factors(self, positions: slice) -> Tensor | None:
@@ -205,6 +176,54 @@ class TextImageTransformer(nn.Module):
         text = place < self.text_len
         same_line = (line[:, None] == line) & ~text[:, None] & ~text
         return (place[:, None] >= place) & (text | same_line)
+
+
+class TransformerLayer(nn.Sequential):
+    """One layer, which is called as a whole: a branch of attention, then a feed-forward one.
+
+    Args:
+        number: the layer's number, from 0.
+        branches: the two of them.
+    """
+
+    def __init__(self, number: int, *branches: Branch) -> None:
+        super().__init__(*branches)
+        self.number = number
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        factors: Tensor | None,
+        masks: dict[str, Tensor],
+        cache: TransformerCache | None = None,
+    ) -> Tensor:
+        """The states after the layer, of a sequence from its start.
+
+        Args:
+            x: the states before it, [B, n, dim].
+            factors: rotation factors of the n positions, if they turn.
+            masks: what a position sees in layers of a kind, bool [n, n]; all before it in others.
+            cache: is filled with what later positions need, if given.
+
+        Returns:
+            [B, n, dim].
+        """
+        branch: Any
+        for half, branch in enumerate(self):
+            inner, normed = branch.inner, branch.normalise(x)
+            if branch.shift is not None:
+                if cache is not None:
+                    cache.fill_shift(2 * self.number + half, normed)
+                normed = branch.shift(normed)
+            if isinstance(inner, CausalAttention):
+                query, key, value = inner.project(normed, factors)
+                if cache is not None:
+                    cache.fill(self.number, key, value)
+                result = inner.attend(query, key, value, masks.get(inner.kind))
+            else:
+                result = inner(normed)
+            x = torch.addcmul(x, result, branch.scale)
+        return x
 
 
 class TransformerCache:
@@ -340,7 +359,10 @@ class CausalAttention(nn.Module):
 
         Without a mask it sees all keys.
         """
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attention = (
+            functional.scaled_dot_product_attention if query.device.type == "cpu" else attend_once
+        )
+        found = attention(query, key, value, mask)
         layer: Any = self.to_out[0]
         return linear_of_few(found.transpose(1, 2).flatten(2), layer.weight, layer.bias)
 
@@ -351,6 +373,29 @@ class CausalAttention(nn.Module):
         )
         result: Tensor = self.to_out(found.transpose(1, 2).flatten(2))
         return result
+
+
+def attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of one query on a GPU, by plain products.
+
+    Kernels made for many queries give a head to a single processor, which then reads all keys
+    alone: in float32 they take several times as long. And cuDNN's, which is taken in 16 bits, gives
+    other bits each time, so that the same draws would give other tokens.
+
+    Args:
+        query: [B, heads, 1, D].
+        key: [B, heads, n, D].
+        value: [B, heads, n, D].
+        mask: numbers to add to the scores, [1, n]; None adds nothing.
+
+    Returns:
+        [B, heads, 1, D].
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = product_in_float32(query.flatten(0, 1), key.flatten(0, 1).mT)
+    scores = scores * scale if mask is None else torch.add(mask, scores, alpha=scale)
+    shares = scores.softmax(dim=-1).to(value.dtype)
+    return torch.bmm(shares, value.flatten(0, 1)).view_as(query)
 
 
 class FeedForward(nn.Module):
@@ -405,7 +450,7 @@ class Nested(nn.Module):
 
 
 class _Stack(nn.Module):
-    def __init__(self, layers: list[nn.ModuleList]) -> None:
+    def __init__(self, layers: list[TransformerLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 

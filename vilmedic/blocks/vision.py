@@ -121,11 +121,9 @@ class VisionEncoder(nn.Module):
         What comes before the first block is a group of its own; what lies between blocks, or behind
         the last one, belongs to the block before it.
         """
-        from vilmedic.blocks.repeated import repeated_blocks
-
         place = {
             id(parameter): number
-            for number, block in enumerate(repeated_blocks(self.network), start=1)
+            for number, block in enumerate(_members(self.network), start=1)
             for parameter in block.parameters()
         }
         groups: dict[int, list[nn.Parameter]] = {}
@@ -157,14 +155,14 @@ class VisionEncoder(nn.Module):
         return self.dropout(pool(features))
 
     def pooled_images(
-        self, images: Tensor, mask: Tensor | None, known: list[list[bool]] | None = None
+        self, images: Tensor, mask: Tensor | None, counts: list[int] | None = None
     ) -> Tensor:
         """One vector a sample, [B, F], of one image or the mean over several.
 
         Args:
             images: [B, 3, H, W], or [B, N, 3, H, W] with a mask.
             mask: which of the images exist, bool [B, N]; only these are encoded.
-            known: the same as a list; without it a GPU has to be waited for.
+            counts: how many of each sample exist; without it a GPU has to be waited for.
 
         Raises:
             ConfigError: if there are several images, but no mask.
@@ -176,7 +174,7 @@ class VisionEncoder(nn.Module):
                 f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
-        count = int(mask.sum()) if known is None else sum(map(sum, known))
+        count = int(mask.sum()) if counts is None else sum(counts)
         # Those that exist come first, in their order.
         places = (~mask).flatten().byte().argsort(stable=True)[:count]
         existing = self.pooled(images.flatten(0, 1)[places])
@@ -315,6 +313,18 @@ def load_backbone(
     if file is not None:
         file.fill(network, cut=whole, head=None if file.of_run else head)
     return network
+
+
+def _members(network: nn.Module) -> list[nn.Module]:
+    """The members of the outermost containers of at least two members with parameters."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        members = [m for m in child.children() if any(True for _ in m.parameters())]
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(members) > 1:
+            found += members
+        else:
+            found += _members(child)
+    return found
 
 
 def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:

@@ -363,7 +363,7 @@ def _range(key: str, kind: str, start: str, end: str, count: str | None) -> list
     except ValueError:
         whole = "whole " if kind == "int" else ""
         raise ConfigError(f"{given}, which are no {whole}numbers.") from None
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not math.isfinite(high - low):
         raise ConfigError(f"{given}; allowed: finite ends.")
     if low == high or (kind == "log" and min(low, high) <= 0):
         above = " above 0" if kind == "log" else ""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from vilmedic.comparison.runs import is_number
 from vilmedic.metrics.classification import (
     SCORES,
     RankedScores,
@@ -183,4 +184,4 @@ def _median(values: Array, counts: Array) -> Array:
 
 def _is(told: Any, value: float) -> bool:
     """Whether a number of the results is one that was computed again."""
-    return isinstance(told, int | float) and abs(value - told) <= SAME
+    return is_number(told) and abs(value - told) <= SAME

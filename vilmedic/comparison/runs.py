@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from vilmedic.checkpoints.left_out import check_run, read_json
 from vilmedic.config.yaml_source import read_file_text, read_yaml
-from vilmedic.errors import ConfigError, DataError, nearest
+from vilmedic.errors import ConfigError, DataError, nearest, visible
 from vilmedic.evaluation.evaluations import FOLDER, RECORD
 from vilmedic.evaluation.predictions import predictions_name, read_predictions
 from vilmedic.evaluation.results import headline, results_name
+from vilmedic.files import plain_name
 from vilmedic.loggers.contract import flat
 
 IGNORED = re.compile(
@@ -29,10 +31,8 @@ IGNORED = re.compile(
 """Keys in which the runs of one setting may differ: they change no trained weight but by chance."""
 OF_EVALUATION = ("seed", "batch_size", "precision")
 """What numbers of an evaluation depend on besides the options of the protocols."""
-WHOLE = ("version", "label_names")
-OF_CLASSES = ("/classes", "/thresholds")
-"""Arrays of predictions that hold nothing for each sample."""
 LISTED = 5  # keys and runs that a message names
+LARGEST = 1e100  # numbers beyond it, and their squares, are none that can be compared
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,8 @@ class Run:
         """What its numbers are made of, sample by sample; nothing when that was not written."""
         path = self.folder / predictions_name(self.results["split"])
         arrays = read_predictions(path) if path.exists() else {}
-        samples = self.results["samples"]
-        short = [
-            name
-            for name, value in arrays.items()
-            if name not in WHOLE and not name.endswith(OF_CLASSES) and len(value) != samples
-        ]
-        if short:
-            raise DataError(f"{path}: {short[0]} is not of the {samples} samples of the results.")
+        if arrays and (wrong := _wrong_arrays(arrays, self.results["samples"])):
+            raise DataError(f"{path}: {wrong}.")
         return arrays
 
     @cached_property
@@ -125,7 +119,10 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
     """
     problems: list[str] = []
     there: dict[Path, list[str]] = {}
-    for directory in dict.fromkeys(directories):
+    places: dict[str, Path] = {}  # a directory that is given by two paths is one run
+    for directory in directories:
+        places.setdefault(os.path.realpath(directory), directory)
+    for directory in places.values():
         try:
             check_run(directory)
         except ConfigError as error:
@@ -169,6 +166,32 @@ def what_differs(runs: Sequence[Run]) -> list[str]:
         for what in _differences(first, run):
             note(what, run)
     return [f"{_listed(names)} and {first.directory}: {what}" for what, names in found.items()]
+
+
+def trained_twice(runs: Sequence[Run]) -> list[str]:
+    """Runs of one setting that have a seed in common: their spread says nothing about chance.
+
+    Args:
+        runs: all that are to be compared.
+    """
+    known: dict[str, Run] = {}
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        seeds = [run.seeds, run.config.get("dataset.fraction_seed")]
+        key = json.dumps([seeds, run.setting], sort_keys=True, default=str)
+        first = known.setdefault(key, run)
+        if first is not run:
+            found.setdefault(str(first.directory), []).append(str(run.directory))
+    return [
+        f"{_listed(others)} and {first}: the same setting with the same seed"
+        for first, others in found.items()
+    ]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be compared."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and abs(value) < LARGEST
 
 
 def group(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[str, list[Run]]:
@@ -219,11 +242,12 @@ def lines_along(
         if key not in known:
             raise ConfigError(f"--plot: {label}: has no key '{key}'.{nearest(key, sorted(known))}")
         value = values.pop() if len(values) == 1 else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise ConfigError(
-                f"--plot: {label}: given {key}={value}; allowed: a key with a number as its value, "
-                "the same in all runs of a row."
+                f"--plot: {label}: given {key}={visible(str(value))}; allowed: a key with a number "
+                "as its value, the same in all runs of a row."
             )
+        assert value is not None
         names = [name for name in by if name != key] if by else [*runs[0].setting]
         source = runs[0].config if by else runs[0].setting
         own = [_under(source, name) for name in names if name != key]
@@ -277,7 +301,7 @@ def _say(config: dict[str, Any], key: str) -> str:
     under = _under(config, key)
     value = under.get(key, under) if under else "not set"
     short = key.rpartition(".")[2]
-    return f"{short}={value}"
+    return visible(f"{short}={value}")
 
 
 def _under(config: dict[str, Any], key: str) -> dict[str, Any]:
@@ -403,6 +427,15 @@ def _results(path: Path) -> dict[str, Any]:
         isinstance(content.get(key, {}) or {}, dict) for key in ("protocols", "changed")
     ):
         raise ValueError(f"{path.name}: a metric or a protocol is no mapping")
+    checkpoints = content["checkpoints"]
+    if not checkpoints or not all(
+        isinstance(one, dict) and isinstance(one.get("seed"), int | None) for one in checkpoints
+    ):
+        raise ValueError(f"{path.name}: does not say which seeds its checkpoints have")
+    if path.name != results_name(content["split"]):
+        raise ValueError(f"{path.name}: is of another split, '{visible(content['split'])}'")
+    if min(content["samples"], content["models_used"]) < 1:
+        raise ValueError(f"{path.name}: is of no samples or no model")
     return {"loss": None, **content}
 
 
@@ -429,7 +462,36 @@ def _section(text: str, file: str) -> dict[str, Any]:
 
 def _folder(directory: Path, results: dict[str, Any]) -> Path:
     name = results.get("evaluation")
-    return directory / FOLDER / name if isinstance(name, str) and name else directory
+    return directory / FOLDER / plain_name(name) if isinstance(name, str) and name else directory
+
+
+def _wrong_arrays(arrays: Mapping[str, NDArray[Any]], samples: int) -> str:
+    """What keeps arrays from being predictions of so many samples; empty when nothing does."""
+    for name in ("lines", "images", "label_names"):
+        if name not in arrays:
+            return f"lacks the array {name}"
+    for name, value in arrays.items():
+        protocol, _, last = name.rpartition("/")
+        shape: tuple[int, ...] = (samples,)
+        if name == "version":
+            continue
+        if name == "label_names" or last in ("classes", "thresholds"):
+            shape = value.shape[:1]
+        elif name == "labels":
+            shape = (samples, arrays["label_names"].size)
+        elif last == "scores":
+            classes = arrays.get(f"{protocol}/classes")
+            shape = (samples, -1 if classes is None else classes.size)
+        elif name not in ("lines", "images") and not last.endswith(("_above", "_beside")):
+            continue  # of a later metric or a plugin
+        if not shape or value.shape != shape:
+            expected = " x ".join(map(str, shape or ("any number",)))
+            return (
+                f"{name} is {' x '.join(map(str, value.shape)) or 'a single value'}, not {expected}"
+            )
+        if protocol and last != "classes" and value.dtype.kind not in "biuf":
+            return f"{name} holds no numbers"
+    return ""
 
 
 def _seeds(results: dict[str, Any]) -> tuple[Any, ...]:
@@ -437,7 +499,10 @@ def _seeds(results: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except RecursionError:
+        raise ValueError(f"{path.name} nests too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no mapping")
     return content

@@ -7,7 +7,6 @@ that is killed and started again ends, one run at a time, with the trials of one
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from vilmedic.checkpoints.left_out import read_entries
 from vilmedic.comparison.grid import Planned, Range, Space
+from vilmedic.comparison.runs import is_number
 from vilmedic.comparison.sweep import Refused, digest
 from vilmedic.config.declared import read_scores
 from vilmedic.config.namespaces import entries
@@ -167,14 +167,14 @@ class Search:
             self._study.tell(trial.number, value, state)
 
     def _score(self, run_dir: Path) -> float | None:
-        values = [
-            float(entry[self._metric])
-            for _, entry in read_entries(run_dir / METRICS)
-            if entry is not None and isinstance(entry.get(self._metric), int | float)
-        ]
-        finite = [value for value in values if math.isfinite(value)]
+        """The best score that the evaluations of a run gave; None without a finite one."""
+        try:
+            entries = [one for _, one in read_entries(run_dir / METRICS) if one is not None]
+        except OSError:
+            return None
+        scores = [float(one[self._metric]) for one in entries if is_number(one.get(self._metric))]
         pick = max if self._better == "higher" else min
-        return pick(finite) if finite else None
+        return pick(scores, default=None)
 
 
 def direction(space: Space, metric: str) -> str:

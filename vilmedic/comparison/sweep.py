@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +122,8 @@ class Sweep:
                         job = waiting.pop(0)
                         job.slot = min(set(range(jobs)) - {one.slot for one in running})
                         running.append(job)
-                        self._launch(job, gpus, jobs)
+                        with self._written(job):
+                            self._launch(job, gpus, jobs)
                     if not running:
                         break
                     time.sleep(POLL)
@@ -145,7 +146,7 @@ class Sweep:
                 f"{run.run_dir}: holds a run of another configuration, of an earlier sweep. Give "
                 "this sweep another name, or remove that directory."
             )
-        return [step for step in steps if step not in record.get("done", [])]
+        return [step for step in steps if step not in _done(record)]
 
     def _more(self, steps: Sequence[str]) -> list[_Job]:
         """A further run of which something is left to do; none at the end."""
@@ -195,23 +196,33 @@ class Sweep:
 
     def _goes_on(self, job: _Job, gpus: Sequence[str], jobs: int) -> bool:
         """Whether a run has something left to do after what its process did."""
-        assert job.process is not None
+        if job.process is None:  # it could not be begun
+            return False
         status = job.process.poll()
         if status is None:
             return True
         step = job.left[0]
-        if status == 0:
-            done = [*_read(job.run.run_dir).get("done", []), step]
-            _write(job.run, done)
+        if status != 0:
+            self._end(job.run, f"{step}: {_reason(job.run.run_dir / LOG, status)}")
+            return False
+        with self._written(job):
+            _write(job.run, [*_done(_read(job.run.run_dir)), step])
             job.left = job.left[1:]
             if job.left:
                 self._launch(job, gpus, jobs)
                 return True
             self.tell(f"{job.run.name}: {SAID[step]}")
             self._end(job.run, None)
-        else:
-            self._end(job.run, f"{step}: {_reason(job.run.run_dir / LOG, status)}")
         return False
+
+    @contextmanager
+    def _written(self, job: _Job) -> Iterator[None]:
+        """A stretch in which a folder that cannot be written to is the failure of its run alone."""
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or job.run.run_dir
+            self._end(job.run, f"{job.left[0]}: {where}: {error.strerror or error}")
 
     def _told(self) -> str:
         """The last message, of a sweep in which runs failed."""
@@ -344,9 +355,15 @@ def _reason(log: Path, status: int) -> str:
 def _read(run_dir: Path) -> dict[str, Any]:
     try:
         content = read_json(run_dir / RECORD)
-    except (OSError, ValueError):  # not begun
+    except (OSError, ValueError, RecursionError):  # not begun, or nothing that can be used
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _done(record: dict[str, Any]) -> list[Any]:
+    """The steps that are done."""
+    done = record.get("done")
+    return done if isinstance(done, list) else []
 
 
 def _write(run: Planned, done: Sequence[str]) -> None:

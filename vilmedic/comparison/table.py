@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,10 @@ from typing import Any
 from vilmedic.comparison.runs import (
     Run,
     group,
+    is_number,
     other_sample,
     read_runs,
+    trained_twice,
     varying,
     what_differs,
 )
@@ -107,7 +108,7 @@ def compare(
         ConfigError: a directory is no evaluated run, or the runs cannot be compared.
     """
     split, runs = read_runs(directories, split)
-    problems = what_differs(runs)
+    problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:
         told = "Nothing is compared; --anyway does it all the same and says so in the table."
         raise ConfigError([*(f"{one}." for one in problems), told])
@@ -130,6 +131,7 @@ def compare(
         if better is not None or len(settings) == 1:
             columns.append(_column(name, better, list(settings.values()), drawn))
     known = [column for column in columns if any(cell.estimate for cell in column.cells)]
+    notes += _gaps(known, settings)
     return Comparison(split, runs[0].results["samples"], settings, known, notes)
 
 
@@ -203,6 +205,17 @@ def footnotes(comparison: Comparison) -> list[str]:
     return found
 
 
+def _gaps(columns: Sequence[Column], settings: dict[str, list[Run]]) -> list[str]:
+    """Numbers that some runs of a setting do not have: its mean is one of the others."""
+    return [
+        f"{label}: {column.name} is that of {cell.estimate.seeds} of {len(runs)} runs; the others "
+        "have no such number"
+        for column in columns
+        for cell, (label, runs) in zip(column.cells, settings.items(), strict=True)
+        if cell.estimate is not None and cell.estimate.seeds < len(runs)
+    ]
+
+
 def interval_note(comparison: Comparison) -> str:
     """What the intervals cover; empty without any."""
     estimates = [cell.estimate for column in comparison.columns for cell in column.cells]
@@ -232,7 +245,7 @@ def _column(
 ) -> Column:
     estimates: list[Estimate | None] = []
     for runs in settings:
-        told = [run for run in runs if _is_number(run.numbers.get(name))]
+        told = [run for run in runs if is_number(run.numbers.get(name))]
         values = [float(run.numbers[name]) for run in told]
         draws = [drawn[id(run)].get(name) for run in told]
         known = _interval(told[0], name) if told else None
@@ -258,18 +271,13 @@ def _interval(run: Run, name: str) -> tuple[float, float] | None:
     metric, _, key = name.partition(" ")
     values = run.results["metrics"].get(metric)
     bounds = values.get(f"{key}_interval") if isinstance(values, dict) else None
-    if isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds)):
+    if isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds)):
         return float(bounds[0]), float(bounds[1])
     return None
 
 
 def _better(split: str, name: str) -> str | None:
     return known_better(f"{split}_{name.replace(' ', '_')}")
-
-
-def _is_number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and math.isfinite(value)
 
 
 def _number(value: float, *, sign: bool = False) -> str:

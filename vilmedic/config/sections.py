@@ -69,7 +69,7 @@ class TrainorSection:
             part of each weight, for models that do not fit.
         sync_bn: batch normalisation over the samples of all processes instead of those of each.
         device: cpu, cuda or cuda:N; null takes a GPU when there is one.
-        num_workers: processes that load data; null takes one a core, four at most.
+        num_workers: processes that load data; null takes one a core, 16 at most.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
         log_every: steps between two lines in metrics.jsonl.
         loggers: where else numbers go, each with its options.
@@ -263,7 +263,7 @@ class EnsemblorSection(GenerationSection):
             elsewhere.
         tf32: see trainor.tf32.
         device: cpu, cuda or cuda:N; null takes a GPU when there is one.
-        num_workers: processes that load data; null takes one a core, four at most.
+        num_workers: processes that load data; null takes one a core, 16 at most.
     """
 
     mode: Annotated[

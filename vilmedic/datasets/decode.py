@@ -130,7 +130,7 @@ def decode_file(
         notes: gets what a user should know of a file that can be read, such as a table that
             contradicts its header.
     """
-    suffix = Path(name).suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()
     notes = [] if notes is None else notes
     try:
         file.seek(0)
@@ -260,7 +260,8 @@ def _jpeg_pixels(image: Image.Image, content: bytes, color: Color, thorough: boo
 
     Pillow does not pass on what libjpeg says of damaged files.
     """
-    if content.count(b"\xff\xda") > _MOST_SCANS:
+    codes = np.frombuffer(content, np.uint8)  # `count` of bytes takes five times as long
+    if np.count_nonzero((codes[:-1] == 0xFF) & (codes[1:] == 0xDA)) > _MOST_SCANS:
         raise ValueError(f"it has more than {_MOST_SCANS} scans")
     plain = image.mode in ("L", "RGB")
     space = ("GRAY" if color == "grey" or image.mode == "L" else "RGB") if plain else "CMYK"

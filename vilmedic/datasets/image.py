@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 
@@ -24,7 +24,8 @@ from vilmedic.datasets.aligned import AlignedDataset, AlignedPart, Batch, Sample
 from vilmedic.datasets.decode import Color, UndecodableImage
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures
-from vilmedic.datasets.transforms import Pixels, check_sizes, resized_shape
+from vilmedic.datasets.resizing import resized_shape
+from vilmedic.datasets.transforms import Pixels, check_sizes
 from vilmedic.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,13 +35,15 @@ Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a picture, as shares of its width and height."""
 
 GIB = 2**30
+Changed = TypeVar("Changed")
 
 
 class ImageDataset(AlignedPart):
     """Images read from `<root>/<split>.<file>`: a path a line, several separated by commas.
 
     An image is decoded, resized, put through the transforms and cropped, in this order. The loader
-    delivers uint8; `prepare` makes the floats on the device.
+    delivers uint8; `prepare` makes the floats on the device. What a preset does to geometry,
+    colours and sharpness after its crop is done there too, on whole batches.
 
     Args:
         root: folder that holds the line files.
@@ -170,10 +173,17 @@ class ImageDataset(AlignedPart):
             if found is None:
                 raise UndecodableImage(f"{self.texts.where(line)}: the image cannot be decoded")
             return {"image_tokens": found}
-        return {"images": self.images(line, epoch)}
+        cut = self._each(line, epoch, self.pixels.cut)
+        rows = [row for _, row in cut]
+        augmentation = {"augmentation": torch.tensor(rows)} if rows[0] else {}
+        return {"images": [image for image, _ in cut], **augmentation}
 
     def images(self, line: int, epoch: int = 0) -> list[torch.Tensor]:
         """The images of a line, uint8 [C, H, W] each, whether or not tokens are cached."""
+        return self._each(line, epoch, self.pixels.transformed)
+
+    def _each(self, line: int, epoch: int, change: Callable[..., Changed]) -> list[Changed]:
+        """What a method of `Pixels` makes of each image of a line."""
         try:
             images = self.pictures.read(line)
         except UndecodableImage as error:
@@ -183,35 +193,35 @@ class ImageDataset(AlignedPart):
         draw = (self.seed, epoch if self.training else 0, line)
         shared = self.pictures.shared
         try:
-            images = [
-                self.pixels.transformed(image, *draw, view, shared=shared)
-                for view, image in enumerate(images)
-            ]
+            return [change(image, *draw, view, shared=shared) for view, image in enumerate(images)]
         except ValueError as error:
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
-        return images
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
         """Batch the images.
 
         Returns:
             `images` uint8 [B, C, H, W]; with several views [B, V, C, H, W]; with several images
-            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]. Of tokens
-            `image_tokens` int64 [B, N].
+            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]. Where a preset
+            leaves something to do on the device, `augmentation` float32 with the numbers for it in
+            the place of [C, H, W]. Of tokens `image_tokens` int64 [B, N].
         """
         if "image_tokens" in samples[0]:
             return {"image_tokens": torch.stack([sample["image_tokens"] for sample in samples])}
         check_sizes(samples)
+        every = {"images": torch.stack([image for sample in samples for image in sample["images"]])}
+        if "augmentation" in samples[0]:
+            every["augmentation"] = torch.cat([sample["augmentation"] for sample in samples])
         if self.multi_image == 1:
-            every = torch.stack([image for sample in samples for image in sample["images"]])
-            several = (len(samples), self.views, *every.shape[1:])
-            return {"images": every.view(several) if self.views > 1 else every}
+            several = (len(samples), self.views)
+            return {k: v.unflatten(0, several) if self.views > 1 else v for k, v in every.items()}
         counts = torch.tensor([len(sample["images"]) for sample in samples])
-        first = samples[0]["images"][0]
-        images = first.new_zeros((len(samples), self.multi_image, *first.shape))
-        for row, sample in enumerate(samples):
-            images[row, : counts[row]] = torch.stack(sample["images"])
-        return {"images": images, "images_mask": torch.arange(self.multi_image) < counts[:, None]}
+        mask = torch.arange(self.multi_image) < counts[:, None]
+        batch: Batch = {"images_mask": mask}
+        for name, values in every.items():
+            batch[name] = values.new_zeros(*mask.shape, *values.shape[1:])
+            batch[name][mask] = values
+        return batch
 
     def finish(self, batch: Batch) -> Batch:
         """Make normalised float32 images of three channels, [..., 3, H, W], on their device."""
@@ -220,7 +230,9 @@ class ImageDataset(AlignedPart):
         pixels = batch["images"]
         if pixels.dtype != torch.uint8:
             return batch
-        return batch | {"images": self.pixels.normalized(pixels)}
+        rest = dict(batch)
+        rows = rest.pop("augmentation", None)
+        return rest | {"images": self.pixels.normalized(pixels, rows)}
 
     def properties(self) -> dict[str, Any]:
         """How pixels are normalised."""

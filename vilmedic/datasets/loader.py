@@ -22,6 +22,9 @@ from vilmedic.files import core_count
 
 logger = logging.getLogger(__name__)
 
+MOST_WORKERS = 16
+"""Loading processes that are started unasked: they feed any GPU, and each takes memory."""
+
 
 class LostWorker(DataError):
     """A loading process that was killed, which is nothing that the data are to blame for."""
@@ -268,16 +271,15 @@ def make_loader(
         epoch: first pass; `set_epoch` chooses the later ones.
         start_batch: batches of that pass to leave out, without reading them.
         drop_last: leave out a last batch that is shorter than the others.
-        num_workers: loading processes, which stay alive between passes; null takes one a core, four
-            at most. The data do not depend on their number.
+        num_workers: loading processes, which stay alive between passes; null takes one for each
+            core that this process may use, up to `MOST_WORKERS` and to the batches of a pass. The
+            data do not depend on their number.
 
     Raises:
         DataError: `drop_last` leaves no batch at all.
     """
     cores = max(1, core_count() // processes.on_this_machine())
-    if num_workers is None:
-        num_workers = min(cores, 4)
-    elif num_workers > 4 * cores:
+    if num_workers is not None and num_workers > 4 * cores:
         _warn_of_workers(num_workers, cores)
     if drop_last and len(dataset) < batch_size:
         raise DataError(
@@ -296,6 +298,8 @@ def make_loader(
         start_batch=start_batch,
         order=dataset.order,
     )
+    if num_workers is None:
+        num_workers = min(cores, MOST_WORKERS, len(sampler))
     guarded = _Guarded(dataset)
     Finalize(None, _end_workers, exitpriority=100)
     return EpochLoader(

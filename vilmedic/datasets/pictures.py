@@ -35,7 +35,7 @@ from vilmedic.datasets.decode import (
     open_image,
 )
 from vilmedic.datasets.lines import Lines, split_names
-from vilmedic.datasets.transforms import resize_short_side, resized_shape
+from vilmedic.datasets.resizing import resize_short_side, resized_shape
 from vilmedic.errors import DataError
 from vilmedic.files import BLOCK, core_count, open_regular, replacing
 

@@ -1,7 +1,7 @@
 """From decoded images to what a model takes: sizes, transforms, crop and normalisation.
 
-Transforms are torchvision's own by name, or published sets of them as presets. All work on uint8
-tensors [C, H, W] on the CPU.
+Transforms are torchvision's own by name, image by image on uint8 tensors [C, H, W] on the CPU, or
+published sets of them as presets, which work on batches as far as they can (see `augment`).
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from vilmedic.datasets.aligned import seeded, stable_seed
+from vilmedic.datasets.augment import Affine, Augmentation
 from vilmedic.datasets.decode import Color
+from vilmedic.datasets.resizing import crop_square, resize_short_side
 from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
 
 logger = logging.getLogger(__name__)
 
+_CACHED = 2**18
+"""Numbers of images that are prepared together on a CPU; as floats they take 1 MB."""
+
 Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"]
-_BILINEAR = v2.InterpolationMode.BILINEAR
 
 
 class Pixels:
@@ -73,12 +77,15 @@ class Pixels:
             self.random = False
         self.own_list = transforms if self.random else eval_transforms
         self.transforms: list[v2.Transform] = []
+        self.augmentation: Augmentation | None = None
         if self.own_list is not None:
             self.transforms = build_transforms(self.own_list)
             try_transforms(self.transforms, self.channels, resize, crop)
         elif self.random:
-            self.transforms = preset_transforms(preset, crop, self.channels)
-        if views > 1 and not self.transforms and (crop is None or not self.random):
+            self.augmentation = preset_augmentation(preset, crop, self.channels)
+        flipped = self.augmentation is not None and self.augmentation.flip
+        moved = crop is not None and self.random
+        if views > 1 and not (self.transforms or flipped or moved):
             raise ValueError(
                 f"views={views}, but these settings make all views of an image alike: there is "
                 "neither a random transform nor a random crop. Choose a preset (simclr_xray), name "
@@ -103,8 +110,8 @@ class Pixels:
 
         A flip that a list of transforms asks for stays, with a warning.
         """
-        if self.own_list is None:
-            self.transforms = without_flips(self.transforms)
+        if self.augmentation is not None:
+            self.augmentation = replace(self.augmentation, flip=False)
         elif any(flips(transform) for transform in self.transforms):
             logger.warning(
                 "transforms flip images left to right while their reports name sides: "
@@ -118,30 +125,64 @@ class Pixels:
         return self.transformed(image, 0, 0, 0, 0)
 
     def transformed(self, image: Tensor, *draw: int, shared: bool = False) -> Tensor:
-        """An image after transforms and crop.
+        """An image after transforms and crop, uint8 [C, H, W]; see `cut` for the arguments."""
+        image, row = self.cut(image, *draw, shared=shared)
+        if not row or self.augmentation is None:
+            return image
+        return self.augmentation.apply(image[None], torch.tensor([row]))[0].to(torch.uint8)
+
+    def cut(self, image: Tensor, *draw: int, shared: bool = False) -> tuple[Tensor, list[float]]:
+        """An image after what is done to it as it is read, and the numbers for `augmented`.
 
         Args:
             image: uint8 [C, H, W], resized.
             draw: what the random numbers depend on: seed, epoch, line and view.
             shared: whether others see the memory of the image, so that it is not written to.
+
+        Returns:
+            uint8 [C, crop, crop], or [C, H, W] without a crop, and no number where nothing is left
+            to do.
         """
         if shared and (self.transforms or self.crop is None):
             image = image.clone()
         if not self.random and not self.transforms:
-            return image if self.crop is None else crop_square(image, self.crop, random=False)
+            return image if self.crop is None else crop_square(image, self.crop, random=False), []
         with seeded(stable_seed("image", *draw)):
+            if self.augmentation is not None:
+                return self.augmentation.cut(image)
             for transform in self.transforms:
                 image = transform(image)
             if self.crop is not None:
                 image = crop_square(image, self.crop, random=self.random)
-        return image
+        return image, []
 
-    def normalized(self, pixels: Tensor) -> Tensor:
-        """Normalised float32 images of three channels: uint8 [..., C, H, W] to [..., 3, H, W]."""
-        # (pixels / 255 - mean) / std, without a further copy of the batch for each operation
+    def normalized(self, pixels: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Normalised float32 images of three channels, on their device.
+
+        Args:
+            pixels: uint8 [..., C, H, W].
+            rows: float32 [..., N], the numbers of `cut` where it left something to do.
+
+        Returns:
+            float32 [..., 3, H, W].
+        """
         scale, shift = constants(_scale_and_shift, tuple(self.mean), tuple(self.std), like=pixels)
-        images = (pixels * scale).sub_(shift)
-        return images.expand(*images.shape[:-3], 3, *images.shape[-2:])
+        flat = pixels.reshape(-1, *pixels.shape[-3:])
+        channels, size = max(flat.shape[1], len(scale)), flat.shape[2:]
+        images = torch.empty(len(flat), channels, *size, device=pixels.device)
+        # On a CPU some images at a time: what most operations work on stays in the cache of a core.
+        worked_on = images if rows is None else flat
+        cached = _CACHED // worked_on.shape[1:].numel()
+        most = max(1, cached if pixels.device.type == "cpu" else len(flat))
+        for start in range(0, len(flat), most):
+            part = slice(start, start + most)
+            values = flat[part]
+            if rows is not None and self.augmentation is not None:
+                values = self.augmentation.apply(values, rows.reshape(-1, rows.shape[-1])[part])
+            # (values / 255 - mean) / std, without a further copy for each operation
+            torch.mul(values, scale, out=images[part]).sub_(shift)
+        images = images.view(*pixels.shape[:-3], channels, *size)
+        return images.expand(*images.shape[:-3], 3, *size)
 
 
 def _scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -181,149 +222,51 @@ def _build_transform(name: str, arguments: dict[str, Any]) -> v2.Transform:
         raise ValueError(f"The transform {name} does not take {arguments}: {error}.") from None
 
 
-class GaussianBlur(v2.Transform):
-    """`torchvision.transforms.v2.GaussianBlur`, computed along one axis and then the other.
+def preset_augmentation(preset: Preset, crop: int | None, channels: int) -> Augmentation:
+    """The random part of a preset, which comes after resizing.
 
-    The result is the same up to rounding, in a fraction of the time for wide kernels.
-
-    Args:
-        kernel_size: width of the kernel in pixels, odd.
-        sigma: smallest and largest standard deviation in pixels; drawn uniformly.
-    """
-
-    def __init__(self, kernel_size: int, sigma: tuple[float, float]) -> None:
-        super().__init__()
-        self.kernel_size, self.sigma = kernel_size, sigma
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, float]:
-        """Draw the standard deviation."""
-        low, high = self.sigma
-        return {"sigma": low + (high - low) * float(torch.rand(()))}
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Blur one uint8 image [C, H, W]."""
-        size, sigma = self.kernel_size, [params["sigma"]]
-        rows = v2.functional.gaussian_blur(inpt.float(), [1, size], sigma)
-        return v2.functional.gaussian_blur(rows, [size, 1], sigma).round_().to(torch.uint8)
-
-
-def preset_transforms(preset: Preset, crop: int | None, channels: int) -> list[v2.Transform]:
-    """The random part of a preset, which runs between resizing and the final crop.
-
-    - `resize_crop`: nothing; the crop at a random place is the augmentation.
-    - `center_crop`: nothing, and the crop is the one in the middle.
+    - `resize_crop`: nothing but a crop at a random place.
     - `convirt`: Zhang et al. 2020 (arXiv:2010.00747), section 3: crop of 0.6 to 1.0 of the area,
       horizontal flip, rotation up to 20 degrees, translation up to 0.1, scale 0.95 to 1.05,
       brightness and contrast 0.6 to 1.4, Gaussian blur with sigma 0.1 to 3.0.
     - `simclr`: Chen et al. 2020 (arXiv:2002.05709), appendix A: crop of 0.08 to 1.0 of the area,
       flip, colour jitter of strength 1, greyscale, blur. On grey images the jitter of hue and
       saturation and the greyscale step, which mean nothing there, are left out.
-    - `simclr_xray`: horizontal flip, and the crop at a random place.
+    - `simclr_xray`: horizontal flip, and a crop at a random place.
 
     Raises:
         ValueError: the preset crops and there is no `crop`.
     """
-    if preset in ("resize_crop", "center_crop"):
-        return []
-    flip = v2.RandomHorizontalFlip(p=0.5)
+    if preset == "resize_crop":
+        return Augmentation(crop=crop, channels=channels)
     if preset == "simclr_xray":
-        return [flip]
+        return Augmentation(crop=crop, channels=channels, flip=True)
     if crop is None:
         raise ValueError(f"The preset {preset} crops to `crop` pixels, and crop is null.")
     if preset == "convirt":
-        return [
-            v2.RandomResizedCrop(crop, scale=(0.6, 1.0)),
-            flip,
-            v2.RandomAffine(20, translate=(0.1, 0.1), scale=(0.95, 1.05), interpolation=_BILINEAR),
-            v2.ColorJitter(brightness=(0.6, 1.4), contrast=(0.6, 1.4)),
-            GaussianBlur(_odd(crop), sigma=(0.1, 3.0)),
-        ]
-    jitter: list[v2.Transform] = [v2.ColorJitter(0.8, 0.8)]
-    if channels == 3:
-        jitter = [v2.ColorJitter(0.8, 0.8, 0.8, 0.2)]
-    return [
-        v2.RandomResizedCrop(crop, scale=(0.08, 1.0)),
-        flip,
-        v2.RandomApply(jitter, p=0.8),
-        *([v2.RandomGrayscale(p=0.2)] if channels == 3 else []),
-        v2.RandomApply([GaussianBlur(_odd(crop), sigma=(0.1, 2.0))], p=0.5),
-    ]
-
-
-def _odd(crop: int) -> int:
-    """Width of a blur kernel: a tenth of the image as in SimCLR, and odd."""
-    return crop // 10 | 1
-
-
-def resize_short_side(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale uint8 [C, H, W] so that its short side has `size` pixels; antialiased bilinear."""
-    height, width = image.shape[-2:]
-    new = resized_shape(height, width, size)
-    if new == (height, width):
-        return image
-    if len(image) == 1 and image.dtype == torch.uint8:
-        return _resize_grey(image[0], *new)[None]
-    return v2.functional.resize(image, list(new), antialias=True)
-
-
-def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of an image whose short side is scaled to `size` pixels."""
-    short, long = min(height, width), max(height, width)
-    if short == size:
-        return height, width
-    other = int(size * long / short)
-    return (size, other) if height == short else (other, size)
-
-
-def _resize_grey(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What `v2.functional.resize` makes of uint8 [H, W], to the bit, in half the time.
-
-    torch scales four channels in the time of one. Rows are independent of each other while their
-    width is scaled, and columns while their height is: a quarter of them makes up a channel.
-    """
-    rows, columns = image.shape
-    image = _padded(image, -rows % 4, 0)
-    wide = _scaled(image.view(1, 4, -1, columns), len(image) // 4, width).view(-1, width)
-    wide = _padded(wide[:rows], 0, -width % 4)
-    stacked = wide.view(1, rows, -1, 4).permute(0, 3, 1, 2)  # neighbours are channels, no copy
-    high = _scaled(stacked, height, wide.shape[1] // 4)
-    return high.permute(0, 2, 3, 1).reshape(height, -1)[:, :width].contiguous()
-
-
-def _scaled(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return interpolate(image, [height, width], mode="bilinear", antialias=True)
-
-
-def _padded(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """[H, W] with some more rows and columns, which may hold anything."""
-    if not rows and not columns:
-        return image
-    height, width = image.shape
-    larger = image.new_zeros(height + rows, width + columns)
-    larger[:height, :width] = image
-    return larger
-
-
-def crop_square(image: torch.Tensor, size: int, *, random: bool) -> torch.Tensor:
-    """Cut a square of `size` pixels from [C, H, W], at a random place or in the middle.
-
-    Raises:
-        ValueError: the image is smaller than the square.
-    """
-    height, width = image.shape[-2:]
-    if (height, width) == (size, size):
-        return image
-    if min(height, width) < size:
-        raise ValueError(
-            f"an image of {height} x {width} pixels is too small for crop={size}; "
-            "lower crop or set resize to at least as much"
+        return Augmentation(
+            crop=crop,
+            channels=channels,
+            area=(0.6, 1.0),
+            flip=True,
+            affine=Affine(degrees=20, shift=0.1, scale=(0.95, 1.05)),
+            jitter=((0.6, 1.4), (0.6, 1.4)),
+            blur=(0.1, 3.0),
         )
-    if random:
-        top = int(torch.randint(height - size + 1, ()))
-        left = int(torch.randint(width - size + 1, ()))
-    else:
-        top, left = (height - size) // 2, (width - size) // 2
-    return image[..., top : top + size, left : left + size]
+    colours: tuple[tuple[float, float], ...] = ((0.2, 1.8), (0.2, 1.8))
+    if channels == 3:
+        colours = (*colours, (0.2, 1.8), (-0.2, 0.2))
+    return Augmentation(
+        crop=crop,
+        channels=channels,
+        area=(0.08, 1.0),
+        flip=True,
+        jitter=colours,
+        jitter_share=0.8,
+        grey_share=0.2 if channels == 3 else 0.0,
+        blur=(0.1, 2.0),
+        blur_share=0.5,
+    )
 
 
 def try_transforms(
@@ -357,11 +300,6 @@ def try_transforms(
         image = result
     if crop is not None:
         crop_square(image, crop, random=False)
-
-
-def without_flips(transforms: Sequence[v2.Transform]) -> list[v2.Transform]:
-    """The transforms that keep left and right in place."""
-    return [transform for transform in transforms if not flips(transform)]
 
 
 def flips(transform: v2.Transform) -> bool:

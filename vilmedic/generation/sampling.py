@@ -260,6 +260,8 @@ def recorded(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     if device.type != "cuda":
         return step
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    # Of this thread alone: another may be pinning the memory of training batches.
+    capture = torch.cuda.graph(graph, capture_error_mode="thread_local")
+    with torch.cuda.device(device), capture:
         step()
     return graph.replay

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from vilmedic.blocks.linear import linear
+from vilmedic.blocks.linear import linear, product_in_float32
 from vilmedic.device import block_numbers
 
 Aggregation = Literal["sum", "max"]
@@ -75,9 +75,12 @@ def local_similarity(
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be 1 or more.")
     lengths = counts = word_counts
-    if lengths is None or counts is None:
+    if torch.compiler.is_compiling():
+        # A graph knows no contents: as if each report went to the end and had a gap.
+        lengths, counts = ([size] * len(mask) for size in (mask.shape[1], mask.shape[1] - 1))
+    elif lengths is None or counts is None:
         lengths, counts = torch.stack([_lengths(mask), mask.sum(1)]).tolist()
-    if 0 in counts:
+    if 0 in counts and not torch.compiler.is_compiling():
         raise ValueError(
             f"Report {counts.index(0)} of the batch has no word: its mask is False everywhere. "
             "Every report needs at least one; keep its opening token."
@@ -129,16 +132,17 @@ class _LocalSimilarity(torch.autograd.Function):
         dtype = compute_dtype(regions, words)
         similarity = torch.empty(len(regions), len(words), dtype=dtype, device=words.device)
         reports_size, images_size = block_shape(settings, regions)
-        narrow = narrow_dtype(regions)
+        ctx.bits = bits = product_bits(regions, dtype)
         groups = group_reports(words.to(dtype), mask, settings, reports_size)
         room = settings.block_size if any(ctx.needs_input_grad) else 0
         kept: list[Tensor] = []
         for start in range(0, len(regions), images_size):
             images = regions[start : start + images_size].to(dtype)
-            gram = multiply(images.mT, images, narrow)
+            gram = multiply(images.mT, images, bits.narrow)
+            factor = region_factor(images, bits)
             for reports in groups:
                 scores, projected, _, attention = compute_block(
-                    images, gram, reports, settings.temp1
+                    factor, gram, reports, settings.temp1
                 )
                 cosine, _ = cosine_of(attention, scores, projected, reports.norms)
                 logits = logits_of(cosine, reports, settings.temp2)
@@ -156,12 +160,13 @@ class _LocalSimilarity(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad.device.type, enabled=False):
-            return (*_gradients(grad, ctx.settings, *ctx.saved_tensors), None, None)
+            return (*_gradients(grad, ctx.settings, ctx.bits, *ctx.saved_tensors), None, None)
 
 
 def _gradients(
     grad: Tensor,
     settings: SimilaritySettings,
+    bits: ProductBits,
     regions: Tensor,
     words: Tensor,
     mask: Tensor,
@@ -174,7 +179,6 @@ def _gradients(
     """
     dtype = grad.dtype
     reports_size, images_size = block_shape(settings, regions)
-    narrow = narrow_dtype(regions)
     groups = group_reports(words.to(dtype), mask, settings, reports_size)
     transposed = [reports.words.T.contiguous() for reports in groups]
     saved = iter(kept)
@@ -185,6 +189,7 @@ def _gradients(
         images = regions[start : start + images_size].to(dtype)
         flat = images.transpose(0, 1).flatten(1)
         gram: Tensor | None = None
+        factor: Tensor | None = None
         grad_images = torch.zeros_like(images)
         grad_gram = images.new_zeros(len(images), images.shape[2], images.shape[2])
         for place, reports in enumerate(groups):
@@ -193,9 +198,10 @@ def _gradients(
                 projected = next(saved)
                 over_words, attention = attend(scores, settings.temp1)
             else:
-                gram = multiply(images.mT, images, narrow) if gram is None else gram
+                gram = multiply(images.mT, images, bits.narrow) if gram is None else gram
+                factor = region_factor(images, bits) if factor is None else factor
                 scores, projected, over_words, attention = compute_block(
-                    images, gram, reports, settings.temp1
+                    factor, gram, reports, settings.temp1
                 )
             cosine, context = cosine_of(attention, scores, projected, reports.norms)
             logits = logits_of(cosine, reports, settings.temp2)
@@ -218,12 +224,12 @@ def _gradients(
             grad_scores.addcmul_(attention, grad_dot)
 
             weights = attention.flatten(1, 2)
-            grad_gram += multiply(weights.mT, (attention * grad_square).flatten(1, 2), narrow)
+            grad_gram += multiply(weights.mT, (attention * grad_square).flatten(1, 2), bits.narrow)
             rows = grad_scores.flatten(1, 2)
             grad_images += multiply(transposed[place].expand(len(images), -1, -1), rows)
             rows = rows.transpose(0, 1).flatten(1)
             grad_words[place] += multiply(rows.unsqueeze(0), flat.T.unsqueeze(0))[0]
-        grad_images += multiply(images, grad_gram, narrow)
+        grad_images += multiply(images, grad_gram, bits.narrow)
         grad_regions[start : start + images_size] = grad_images
 
     gathered = torch.zeros_like(words)
@@ -305,22 +311,57 @@ def block_shape(settings: SimilaritySettings, regions: Tensor) -> tuple[int, int
     return reports, max(1, pairs // reports)
 
 
-def narrow_dtype(regions: Tensor) -> torch.dtype | None:
-    """The dtype for the products of regions with regions and their gradients; None for all bits.
+class ProductBits(NamedTuple):
+    """How a GPU computes the products of float32 tensors where TF32 is allowed."""
 
-    With bfloat16 regions the first loses nothing, and the gradient stays within a few 1e-4. The
-    other products would not: rounding words, attention or the gradient of scores to 8 bits costs
-    2e-3 each. They are TF32 on a GPU, where that is allowed, which costs 5e-4.
+    narrow: bool = False  # regions with regions, and their gradients, in bfloat16
+    split: bool = False  # scores in bfloat16, of two parts each
+
+
+def product_bits(regions: Tensor, dtype: torch.dtype) -> ProductBits:
+    """What keeps the gradient within 1e-3, whatever the size of the features.
+
+    The products of regions with regions lose nothing where those are bfloat16, and their gradients
+    are within a few 1e-5 then. TF32 costs the others 6e-4 together, but the scores up to 1e-2: what
+    a softmax is taken of is too large to lose any of its bits.
+
+    Args:
+        regions: as they are given.
+        dtype: what is computed in.
     """
-    return torch.bfloat16 if regions.is_cuda and regions.dtype == torch.bfloat16 else None
+    cheaper = regions.is_cuda and torch.backends.cuda.matmul.allow_tf32 and dtype == torch.float32
+    return ProductBits(cheaper and regions.dtype == torch.bfloat16, cheaper)
+
+
+def region_factor(images: Tensor, bits: ProductBits) -> Tensor:
+    """What words are multiplied with for the scores, [I, D, N] or [I, 2 D or 3 D, N]."""
+    if not bits.split:
+        return images
+    high = images.bfloat16()
+    if bits.narrow:
+        return torch.cat((high, high), dim=1)
+    return torch.cat((high, high, (images - high).bfloat16()), dim=1)
+
+
+def scores_of(words: Tensor, factor: Tensor) -> Tensor:
+    """Products of words [M, D] with the regions of each image, float32 [I, M, N].
+
+    Where `region_factor` has split the regions, words are split into the same parts: bfloat16 and
+    what it leaves, which together have 16 bits. Products of two remainders are left out.
+    """
+    parts = factor.shape[1] // words.shape[1]
+    if parts == 1:
+        return multiply(words.expand(len(factor), -1, -1), factor)
+    high = words.bfloat16()
+    left = torch.cat((high, (words - high).bfloat16(), high)[:parts], dim=1)
+    return product_in_float32(left.expand(len(factor), -1, -1), factor)
 
 
 def compute_block(
-    images: Tensor, gram: Tensor, reports: Reports, temp1: float
+    factor: Tensor, gram: Tensor, reports: Reports, temp1: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores, attention times Gram matrix, softmax over the words and attention."""
-    words = reports.words.expand(len(images), -1, -1)
-    scores = multiply(words, images).view(len(images), *reports.mask.shape, -1)
+    scores = scores_of(reports.words, factor).view(len(factor), *reports.mask.shape, -1)
     if reports.padded:
         scores.masked_fill_(~reports.mask.unsqueeze(2), MASKED)
     over_words, attention = attend(scores, temp1)
@@ -349,19 +390,10 @@ def logits_of(cosine: Tensor, reports: Reports, temp2: float) -> Tensor:
     return (cosine * temp2).masked_fill(~reports.mask, -torch.inf)
 
 
-def multiply(left: Tensor, right: Tensor, narrow: torch.dtype | None = None) -> Tensor:
-    """Batched matrix product, [I, M, K] times [I, K, N]; adds up in the dtype of the input.
-
-    Args:
-        left: the first factor.
-        right: the second.
-        narrow: what both are rounded to before.
-    """
-    if narrow is not None:
-        wide, left, right = left.dtype, left.to(narrow), right.to(narrow)
-        if left.is_cuda:
-            return torch.bmm(left, right, out_dtype=wide)
-        left, right = left.to(wide), right.to(wide)  # the CPU has no such product
+def multiply(left: Tensor, right: Tensor, narrow: bool = False) -> Tensor:
+    """Batched matrix product, [I, M, K] times [I, K, N]; of bfloat16 factors if `narrow`."""
+    if narrow:
+        return product_in_float32(left.bfloat16(), right.bfloat16())
     if len(right) > 1:
         return torch.bmm(left, right)
     return linear(left[0], right[0].mT, None)[None]  # faster than `bmm` on a processor

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vilmedic.device import HOST
+from vilmedic.blocks.repeated import repeated_blocks
+from vilmedic.device import HOST, IMAGES
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.losses.learned import LearnedLoss
 
@@ -45,10 +46,25 @@ class Model(nn.Module, ABC):
     """Whether training needs a data set with labels."""
     prefixes: ClassVar[tuple[str, ...]] = ("",)
     """What may stand before the names of all weights in files of older formats, if anything."""
+    varying: ClassVar[bool] = False
+    """Whether one step uses weights that another does not, such as layers left out at random.
+
+    Data-parallel processes then look for the weights of each step. Weights that no step uses need
+    not be told of: they are found in the first one.
+    """
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The scalar `loss` of a batch, and other scalars worth logging."""
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The blocks that follow on each other, such as the layers of a transformer.
+
+        `trainor.compile` compiles each of them, `trainor.activation_checkpointing` computes each of
+        them twice, and `trainor.parallel=fsdp` gathers each of them by itself. So each is called
+        as a whole, and nothing reads the weights inside of it in place of that.
+        """
+        return repeated_blocks(self)
 
     def learning_rates(self, base: float) -> list[tuple[list[nn.Parameter], float]]:
         """Groups of the parameters that are trained, each with its learning rate.
@@ -231,10 +247,9 @@ class ContrastiveModel(Model):
             yield {key: value[start:end] for key, value in batch.items()}
 
 
-def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, Any]:
-    """Of a batch with one image a sample or several: images, mask, and the mask on the host."""
-    mask = batch.get("images_mask")
-    return batch["images"], mask, batch.get(HOST + "images_mask")
+def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
+    """Of a batch with one image a sample or several: images, mask, and how many each has."""
+    return batch["images"], batch.get("images_mask"), batch.get(IMAGES)
 
 
 def _repeated(values: Any, count: int) -> Any:

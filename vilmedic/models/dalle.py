@@ -115,6 +115,10 @@ class DALLE(Model):
         loss = (text_loss + weight * image_loss) / (1 + weight)
         return {"loss": loss, "text_loss": text_loss.detach(), "image_loss": image_loss.detach()}
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The layers of the transformer; the frozen VAE gives its tokens to the last bit."""
+        return list(self.transformer.layers.layers)
+
     def text_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Reports as `text_seq_len` tokens: where a report has ended, the token of the position.
 
@@ -167,7 +171,8 @@ class DALLE(Model):
         with torch.autocast(images.device.type, enabled=False):
             tokens = self.vae.get_codebook_indices(images)
         # Out of inference mode's tensors, which autograd does not save.
-        return tokens.clone() if tokens.is_inference() else tokens
+        inference = not torch.compiler.is_compiling() and tokens.is_inference()
+        return tokens.clone() if inference else tokens
 
     def states(self, text: Tensor, image: Tensor) -> Tensor:
         """The transformer's states of whole sequences, before the output layer.

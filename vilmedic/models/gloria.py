@@ -17,6 +17,7 @@ from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.aligned import DataSpec
+from vilmedic.device import WORDS
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
@@ -145,9 +146,9 @@ class GLoRIA(ContrastiveModel):
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
         given: dict[str, Any] = {name: features[name] for name in self.contrast_needs}
-        words: Any = features.get("host_word_ids")
-        if words is not None and "word_counts" in signature(self.loss.forward).parameters:
-            given["word_counts"] = [max(row) + 1 - self.encoder.closing for row in words]
+        counts: Any = features.get(WORDS)
+        if counts is not None and "word_counts" in signature(self.loss.forward).parameters:
+            given["word_counts"] = [count - self.encoder.closing for count in counts]
         return part.call(self.loss, **given)
 
     def chance_loss(self, size: int) -> float:

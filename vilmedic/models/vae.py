@@ -141,6 +141,10 @@ class VAE(Model):
         """Positions along a side of the grid of codes."""
         return self.image_size // 2**self.num_layers
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        """All but the last doubling, which is called, and computed twice, for parts of a batch."""
+        return [block for block in super().repeated_blocks() if block is not self.decoder[-2]]
+
     def schedule(self, step: int) -> dict[str, float]:
         """Set the temperature of a training step, counted from 1, and tell it for the log."""
         decayed = self.temperature_start * math.exp(-self.temperature_rate * (step - 1))

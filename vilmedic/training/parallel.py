@@ -18,13 +18,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from vilmedic.datasets.aligned import SampleKey, stable_seed
 from vilmedic.datasets.loader import EpochLoader
+from vilmedic.device import HALF
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part, copy_from_main, in_buckets, local
 from vilmedic.errors import ConfigError
@@ -103,16 +109,17 @@ def seed_this_process(seed: int) -> None:
         seed_everything(stable_seed("process", seed, processes.rank()))
 
 
-def shard(model: nn.Module, device: torch.device) -> None:
+def shard(model: Model, precision: str, device: torch.device) -> None:
     """Leave each process its part of every weight, in place; whole blocks are gathered at once.
+
+    Weights outside of the repeated blocks are gathered for the whole step. A frozen model inside of
+    the model, such as the VAE of DALLE, stays whole: it is also used outside of steps.
 
     Raises:
         ConfigError: a weight is a single number without a dimension, which cannot be parted.
     """
     if processes.world_size() == 1:
         return
-    from vilmedic.blocks.repeated import repeated_blocks
-
     single = [name for name, value in model.named_parameters() if value.ndim == 0]
     if single:
         raise ConfigError(
@@ -123,11 +130,27 @@ def shard(model: nn.Module, device: torch.device) -> None:
         parameter.data = parameter.data.contiguous()  # parts are cut from memory as it lies
     copy_from_main([*model.parameters(), *model.buffers()])
     mesh = init_device_mesh(device.type, (processes.world_size(),))
-    for block in repeated_blocks(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for block in model.repeated_blocks():
+        fully_shard(block, mesh=mesh, mp_policy=precision_of(block, precision, device.type))
+    inner = [one for one in model.modules() if isinstance(one, Model) and one is not model]
+    frozen = {p for one in inner for p in one.parameters() if not p.requires_grad}
+    fully_shard(model, mesh=mesh, ignored_params=frozen)
     if isinstance(model, ContrastiveModel):
         register_fsdp_forward_method(model, "encode")
+
+
+def precision_of(block: nn.Module, precision: str, device: str) -> MixedPrecisionPolicy:
+    """The type in which the weights of a block travel; gradients are added up in float32.
+
+    In a run of 16 bits, those of transformer layers travel as autocast would cast them. Blocks with
+    convolutions have few weights for what they compute, and batch normalisation keeps float32. A
+    CPU normalises in the type of its input and takes no weights of another.
+    """
+    convolves = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    half = HALF.get(precision) if device == "cuda" else None
+    if half is None or any(isinstance(module, convolves) for module in block.modules()):
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(half, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 class Parallel:
@@ -138,6 +161,9 @@ class Parallel:
     Args:
         model: on its device, sharded or not; the same in all processes once this is made.
         parameters: those that are trained.
+
+    Attributes:
+        network: what is called: the model, or what averages its gradients in the backward pass.
     """
 
     def __init__(self, model: Model, parameters: Sequence[nn.Parameter]) -> None:
@@ -145,19 +171,11 @@ class Parallel:
         self.world = processes.world_size()
         self.sharded = isinstance(model, FSDPModule)
         self._buffers = list(model.buffers())
-        self._network: nn.Module = model
+        self.network: Any = model
         # Encoding in chunks adds to gradients once a chunk, and wrappers reduce them at the first.
         self._by_hand = getattr(model, "forward_batch_size", None) is not None
         if self.world > 1 and not self.sharded:
             copy_from_main([*model.parameters(), *model.buffers()])
-            if not self._by_hand:
-                buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
-                self._network = DistributedDataParallel(
-                    model,
-                    find_unused_parameters=True,
-                    gradient_as_bucket_view=True,
-                    **buffers,
-                )
 
     def forward(
         self,
@@ -174,9 +192,9 @@ class Parallel:
             if self.sharded:
                 # Weights are gathered by `encode`, whose second pass comes in the backward pass.
                 return self.model.forward(batch, prepare, part)
-            output: dict[str, Tensor] = self._network(batch, prepare, part)
+            output: dict[str, Tensor] = self.network(batch, prepare, part)
             return output
-        output = self._network(prepare(batch))
+        output = self.network(prepare(batch))
         if self.world == 1:
             return output
         return {k: v * part.weight if v.ndim == 0 else v for k, v in output.items()}
@@ -186,17 +204,41 @@ class Parallel:
 
         Sharded gradients are averaged in each: whole ones would not fit.
         """
-        if isinstance(self._network, DistributedDataParallel) and not last:
-            return self._network.no_sync()
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            return self.network.no_sync()
         return nullcontext()
 
     def finish_gradients(self) -> None:
-        """Average what was not averaged during the backward pass."""
-        if self.world == 1 or self.sharded or not self._by_hand:
+        """Average what was not averaged during the backward pass.
+
+        The first step shows which weights the model uses. From the second on gradients are averaged
+        during the backward pass, and the graph is searched for unused weights only if there are
+        any.
+
+        Raises:
+            ConfigError: a weight that the first step used was not used in this one.
+        """
+        if self.world == 1 or self.sharded:
             return
-        # A process that had no use for a weight takes part with zeros, unless none had.
         missing = [int(p.grad is None) for p in self.parameters]
-        nowhere = [all(column) for column in zip(*processes.exchange(missing), strict=True)]
+        if isinstance(self.network, DistributedDataParallel):
+            if not self.network.find_unused_parameters and any(missing):
+                raise ConfigError(self._has_changed(missing))
+            return
+        absent = list(zip(*processes.exchange(missing), strict=True))
+        self._average([all(column) for column in absent])
+        if not self._by_hand:
+            buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
+            self.network = DistributedDataParallel(
+                self.model,
+                find_unused_parameters=self.model.varying or any(map(any, absent)),
+                gradient_as_bucket_view=True,
+                **buffers,
+            )
+
+    def _average(self, nowhere: Sequence[bool]) -> None:
+        """Average gradients after the backward pass; those that no process has stay away."""
+        # A process that had no use for a weight takes part with zeros.
         gradients = []
         for parameter, unused in zip(self.parameters, nowhere, strict=True):
             if not unused:
@@ -209,6 +251,15 @@ class Parallel:
             flat /= self.world
 
         in_buckets(gradients, average)
+
+    def _has_changed(self, missing: Sequence[int]) -> str:
+        lost = self.parameters[missing.index(1)]
+        name = next(name for name, value in self.model.named_parameters() if value is lost)
+        return (
+            f"model: the weight '{name}' had a gradient in the first step and has none in this "
+            "one, for which the other processes wait. Let the class of the model say so "
+            "(varying = True), or train it in one process."
+        )
 
     def average(self, scalars: dict[str, Tensor]) -> dict[str, Tensor]:
         """The averages over the processes of scalars, float32."""

@@ -13,6 +13,7 @@ from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.log import LOGGER
+from vilmedic.models.contract import Model
 from vilmedic.training.parallel import shard
 
 
@@ -121,7 +122,7 @@ def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> Non
         )
 
 
-def prepare_network(model: nn.Module, section: TrainorSection, device: torch.device) -> None:
+def prepare_network(model: Model, section: TrainorSection, device: torch.device) -> None:
     """Move a model to its device and lay it out, in place, for how it is to be computed.
 
     Raises:
@@ -133,6 +134,7 @@ def prepare_network(model: nn.Module, section: TrainorSection, device: torch.dev
         synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
+    blocks = model.repeated_blocks()
     if section.compile:
         from vilmedic.blocks.repeated import compile_blocks
 
@@ -142,12 +144,19 @@ def prepare_network(model: nn.Module, section: TrainorSection, device: torch.dev
                 "trainor.compile: torch needs a C++ compiler, and none of "
                 f"{', '.join(compilers)} is installed. Install one or leave the key out."
             )
-        LOGGER.info("Compiling %d blocks; the first steps take long", compile_blocks(model))
+        count = compile_blocks(blocks)
+        _tell_of_blocks("compile", count, "Compiling %d blocks; the first steps take long")
     if section.activation_checkpointing:
         from vilmedic.blocks.repeated import checkpoint_blocks
 
-        count = checkpoint_blocks(model)
-        if not count:
-            LOGGER.warning("trainor.activation_checkpointing: this model has no repeated blocks")
+        count = checkpoint_blocks(blocks)
+        _tell_of_blocks("activation_checkpointing", count, "Computing %d blocks twice")
     if section.parallel == "fsdp":
-        shard(model, device)
+        shard(model, section.precision, device)
+
+
+def _tell_of_blocks(key: str, count: int, what: str) -> None:
+    if count:
+        LOGGER.info(what, count)
+    else:
+        LOGGER.warning("trainor.%s has no effect: this model has no repeated blocks to train", key)
