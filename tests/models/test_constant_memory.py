@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.distributed.systems import Compared
 from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 from vilmedic.losses.info_nce import InfoNCELoss
@@ -123,26 +124,20 @@ def test_gradient_and_statistics_are_those_of_kept_graphs(
     assert_same(dict(model.named_buffers()), buffers, 0)
 
 
-@pytest.mark.parametrize("make", [tiny_convirt, tiny_simclr])
 @pytest.mark.parametrize("loss", [InfoNCELoss, SigLIPLoss, VICRegLoss, BarlowTwinsLoss])
-def test_what_a_loss_learns_is_replayed_as_well(make: Any, loss: Any) -> None:
+def test_what_a_loss_learns_is_replayed_as_well(loss: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    model = make(loss=loss(), forward_batch_size=4).double().train()
+    model = Compared(loss(), forward_batch_size=4).double()
     peer = copy.deepcopy(model)
-    batch = doubled(tiny_views(9) if make is tiny_simclr else tiny_batch(9))
+    batch = pairs_batch(9)
 
-    torch.manual_seed(7)
     kept_graphs(peer, batch).backward()
-    torch.manual_seed(7)
     model(batch)["loss"].backward()
 
-    wanted = gradients(peer)
-    assert gradients(model).keys() == wanted.keys()
-    for name, gradient in gradients(model).items():
-        assert (gradient - wanted[name]).norm() <= 1e-10 * wanted[name].norm(), name
+    assert_same(gradients(model), gradients(peer), 1e-12)
     for name, weight in model.loss.named_parameters():
         assert weight.shape == (1,)
-        assert gradients(model)[f"loss.{name}"].abs() > 1e-6
+        assert gradients(model)[f"loss.{name}"].abs() > 1e-3
 
 
 @SYSTEMS
