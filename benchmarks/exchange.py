@@ -31,7 +31,6 @@ class Costs:
 
     Args:
         parameters: trained numbers.
-        buffers: bytes of running statistics.
         floats: floats of a sample that all processes gather, and whose gradients come back.
         fixed: bytes of a sample that are gathered without a gradient.
         swapped: floats of a sample that each process sends to the one that has the sample.
@@ -41,7 +40,6 @@ class Costs:
     """
 
     parameters: int
-    buffers: int
     floats: int
     fixed: int = 0
     swapped: int = 0
@@ -71,8 +69,6 @@ def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> 
         "features": features * (others + scatter) + costs.fixed * batch * others,
         # Forward and backward, each process the others' share of what it has.
         "swapped": 2 * BYTES * costs.swapped * batch * others,
-        # From the main process down a line: all but the last pass it on.
-        "statistics": costs.buffers * others,
         "scalars": 2 * BYTES * costs.scalars * others,
     }
 
@@ -80,8 +76,7 @@ def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> 
 def costs_of(model: Model, floats: int, **more: int) -> Costs:
     """The costs of a model, of which the floats of a sample are known."""
     blocks = sum(map(_trained, model.repeated_blocks()))
-    statistics = sum(b.numel() * b.element_size() for b in model.buffers())
-    return Costs(_trained(model), statistics, floats, blocks=blocks, **more)
+    return Costs(_trained(model), floats, blocks=blocks, **more)
 
 
 def _trained(module: nn.Module) -> int:

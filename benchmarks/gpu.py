@@ -10,11 +10,11 @@ published sizes; loading images; compiled steps. Each has its share of the time:
 and what this version or machine lacks is named under `skipped`, what went wrong under `failed`. The
 file is written after every figure, so that a run that is ended early loses nothing. Milliseconds
 are of a step among others, kernels and memory of one alone. Products are `ieee` (float32
-throughout), `tf32` or `bf16`; `as set` is what a training does by itself in float32, with the
-published optimizer. `share` is the share of the product peak measured here in that arithmetic. With
-`--before`, a table compares the figures with those of an older file. The last line printed is one
-JSON object: the geometric mean, over the systems, of samples a second in bfloat16, of ours and of
-the plain loops.
+throughout), `tf32` or `bf16`, the last two with cuDNN's timing of convolutions; `as set` is what a
+training does by itself in float32, with the published optimizer. `share` is the share of the
+product peak measured here in that arithmetic. With `--before`, a table compares the figures with
+those of an older file. The last line printed is one JSON object: the geometric mean, over the
+systems, of samples a second in bfloat16, of ours and of the plain loops.
 """
 
 from __future__ import annotations

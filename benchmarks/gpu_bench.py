@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_timing import Device
 from benchmarks.published_systems import Lacking, Systems
+from vilmedic import device as devices
 
 Row = dict[str, Any]
 
@@ -93,15 +94,27 @@ class Bench:
 
 @contextmanager
 def products(kind: str) -> Iterator[None]:
-    """Float32 products as they are written down (`ieee`), or with inputs of 19 bits (`tf32`)."""
-    tf32 = kind == "tf32"
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    """Float32 products as they are written down (`ieee`), or with inputs of 19 bits (`tf32`).
+
+    With all but `ieee`, cuDNN times its convolutions and takes the fastest.
+    """
+    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    torch.backends.cudnn.benchmark = kind != "ieee"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = False
+
+
+def our_products(bench: Bench, kind: str) -> AbstractContextManager[None]:
+    """The same as this version sets it for a training; `as set` is what it does by itself."""
+    setting = getattr(devices, "float32_products", None)
+    if setting is not None:
+        return cast(AbstractContextManager[None], setting(bench.device, tf32=kind != "ieee"))
+    return nullcontext() if kind in ("as set", "bf16") else products(kind)
 
 
 def relative(value: Tensor, right: Tensor) -> float:

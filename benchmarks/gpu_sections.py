@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.gpu_bench import Bench, Row, needs_gpu, products, relative
+from benchmarks.gpu_bench import Bench, Row, needs_gpu, our_products, products, relative
 from benchmarks.gpu_timing import flop
 from benchmarks.plain_steps import plain_step
 from benchmarks.published_systems import (
@@ -158,10 +158,13 @@ def generation(bench: Bench) -> None:
     draws = torch.rand(16, length, generator=random, dtype=torch.float64).to(bench.device)
     ids, mask = (batch[key].to(bench.device) for key in ("input_ids", "attention_mask"))
 
-    def measure(images: int, precision: str, guided: bool) -> Row:
+    def measure(images: int, kind: str, guided: bool) -> Row:
+        needs_gpu(bench, kind)
+        precision = "bf16" if kind == "bf16" else "fp32"
         sampling = ours.Sampling(filter_thres=0.9, cond_scale=3.0 if guided else 1.0)
         given = (ids[:images], mask[:images])
         with ExitStack() as kept:
+            kept.enter_context(our_products(bench, kind))
             if hasattr(ours, "TokenDrawing"):
                 drawing = ours.TokenDrawing([model], sampling, precision=precision)
                 kept.enter_context(drawing)
@@ -181,15 +184,14 @@ def generation(bench: Bench) -> None:
             few, many = (bench.kernels(lambda n=n: make(n)) for n in (4, 12))  # type: ignore[misc]
         if few and many:
             row["kernels_a_token"] = (many["kernels"] - few["kernels"]) / 8
-        if precision == "fp32":
+        if kind == "ieee":
             digest = hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()
             row["tokens"] = digest[:16]
         return row
 
     for images in (1, 5, 16):
-        for precision in ("fp32", "bf16"):
-            key = f"{images} images {precision}"
-            bench.row(key, lambda i=images, p=precision: measure(i, p, False))
+        for kind in ("ieee", "tf32", "bf16"):
+            bench.row(f"{images} images {kind}", lambda i=images, k=kind: measure(i, k, False))
     bench.row("5 images bf16 guided", lambda: measure(5, "bf16", True))
     for precision in ("fp32", "bf16"):
         key = f"5 images {precision} dalle-pytorch, its cache handed on"
@@ -275,10 +277,8 @@ def _ours(bench: Bench, name: str, size: int, kind: str, options: Row) -> Row:
     options = {"optimizer": "AdamW"} | options
     step = our_step(bench.systems.model(name), bench.systems.prepare(name), bench.device, **options)
     batch = bench.systems.batch(name, size)
-    if kind == "as set":
-        return _step_row(bench, lambda: step(batch), name, size, kind)
     what = name + " checkpointed" * ("activation_checkpointing" in options)
-    with products(kind):
+    with our_products(bench, "bf16" if kind == "compiled" else kind):
         return _step_row(bench, lambda: step(batch), what, size, kind)
 
 

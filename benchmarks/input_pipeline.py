@@ -238,6 +238,7 @@ def main() -> None:
         }
         for preset in PRESETS:
             sets[preset] = dataset(True, preset=preset)
+            sets[f"{preset}_cache"] = dataset(True, preset=preset, **cache)
             check(preset, average_difference(paths, sets[preset], arguments, preset))
             rounds[f"{preset} of torchvision"] = partial(
                 lambda transform, number: torchvision_round(paths, arguments, transform),
@@ -267,7 +268,8 @@ def main() -> None:
     }
     for preset in PRESETS:
         other = medians[f"{preset} of torchvision"]
-        result |= {preset: medians[preset], f"{preset}_of_torchvision": other}
+        result |= {name: medians[name] for name in (preset, f"{preset}_cache")}
+        result[f"{preset}_of_torchvision"] = other
         result[f"ratio_{preset}"] = round(medians[preset] / other, 2)
     print(json.dumps(result))
 

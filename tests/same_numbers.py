@@ -48,8 +48,8 @@ EVALUATION = (
     "ensemblor.baselines=[]",
     "ensemblor.report=False",
 )
-UNCOMPARED = ("config", "checkpoints")
-"""What says where a run was made rather than what was computed."""
+UNCOMPARED = ("config", "checkpoints", "tf32")
+"""What says where a run was made, or that it was no GPU, rather than what was computed."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ REFUSED_BY_SYSTEM = (
 """What a full, read-only or failing disk answers, wherever it is met."""
 INTERRUPTED = 130  # what shells report after Ctrl-C
 EMBEDDINGS = "--embeddings"
+PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
 _OPTIONS = ("--help", "--print-config", "--check")
 
 
@@ -182,14 +183,65 @@ def _guarded(call: Callable[[], object]) -> int:
 
 
 def train(argv: Sequence[str] | None = None) -> int:
-    """Train a model: `bin/train.py`, `vilmedic-train`."""
+    """Train a model: `bin/train.py`, `vilmedic-train`.
+
+    With `--plan`, say instead what that will take.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        plan = _take_plan(words)
+    except ConfigError as error:
+        _tell(error)
+        return FAILED
 
     def run(config: Config) -> None:
+        if plan is not None:
+            from vilmedic.run import plan_training
+
+            _print(plan_training(config, card=plan.card, samples=plan.samples))
+            return
         from vilmedic.run import run_training
 
         run_training(config)
 
-    return command(argv, _prog("train.py"), "Trains a model.", run, training=True)
+    purpose = (
+        "Trains a model; with --plan [--card h100] [--samples N] says instead what that will take: "
+        "parameters, operations, memory, the largest batch, and the time on a GPU. Reads no data."
+    )
+    return command(words, _prog("train.py"), purpose, run, training=True)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What `--plan` is asked for.
+
+    Args:
+        card: the GPU.
+        samples: of the training split; None takes the lines of its file, where it is there.
+    """
+
+    card: str
+    samples: int | None
+
+
+def _take_plan(words: list[str]) -> PlanOptions | None:
+    """Take `--plan` and what belongs to it out of the words.
+
+    Raises:
+        ConfigError: a value is missing or wrong, or belongs to a plan that is not asked for.
+    """
+    wanted = PLAN in words
+    while PLAN in words:
+        words.remove(PLAN)
+    card = _take(words, CARD, "h100")
+    samples = _take(words, SAMPLES, "368960")
+    if not wanted:
+        if given := [name for name, one in ((CARD, card), (SAMPLES, samples)) if one is not None]:
+            raise ConfigError(f"{given[0]}: belongs to {PLAN}, which is not given.")
+        return None
+    if samples is not None and not (samples.isdecimal() and 0 < len(samples) < 13 and int(samples)):
+        raise ConfigError(f"{SAMPLES}: given '{samples}', allowed: a number above 0.")
+    return PlanOptions(card or "h100", None if samples is None else int(samples))
 
 
 def ensemble(argv: Sequence[str] | None = None) -> int:
@@ -199,10 +251,12 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        embeddings = _take(words, EMBEDDINGS)
+        file = _take(words, EMBEDDINGS, "FILE.npz")
     except ConfigError as error:
         _tell(error)
         return FAILED
+
+    embeddings = None if file is None else Path(file)
 
     def run(config: Config) -> None:
         from vilmedic.run import run_ensemble
@@ -218,11 +272,11 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     return command(words, _prog("ensemble.py"), purpose, run)
 
 
-def _take(words: list[str], option: str) -> Path | None:
-    """Take an option that names a file, `--option FILE` or `--option=FILE`, out of the words.
+def _take(words: list[str], option: str, example: str) -> str | None:
+    """Take an option with a value, `--option VALUE` or `--option=VALUE`, out of the words.
 
     Raises:
-        ConfigError: it is given twice, or without a file.
+        ConfigError: it is given twice, or without a value.
     """
     places = [n for n, word in enumerate(words) if word.partition("=")[0] == option]
     if not places:
@@ -230,12 +284,12 @@ def _take(words: list[str], option: str) -> Path | None:
     if len(places) > 1:
         raise ConfigError(f"{option}: given {len(places)} times; allowed: once.")
     word = words.pop(places[0])
-    name = word.partition("=")[2]
+    value = word.partition("=")[2]
     if "=" not in word and places[0] < len(words):
-        name = words.pop(places[0])
-    if not name or name.startswith("-"):
-        raise ConfigError(f"{option}: no file is given. Use: {option} FILE.npz")
-    return Path(name)
+        value = words.pop(places[0])
+    if not value or value.startswith("-"):
+        raise ConfigError(f"{option}: nothing is given. Use: {option} {example}")
+    return value
 
 
 def report(argv: Sequence[str] | None = None) -> int:

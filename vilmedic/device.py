@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ON_A_GPU = 2**27
 """Numbers of a block on a GPU, 512 MiB in float32: from a quarter of that on, starting kernels is
 nothing beside running them, and a loss that fits into one block computes nothing twice."""
+_PLANNED_FOR_GPU = ContextVar("planned_for_gpu", default=False)
 HOST = "host_"
 """In front of the name of a part of a batch that is a list on the host, one entry a sample."""
 WORDS, IMAGES = HOST + "word_count", HOST + "image_count"
@@ -177,7 +179,17 @@ def block_numbers(device: torch.device, on_cpu: int) -> int:
         device: where it is computed.
         on_cpu: as many as its caches and its memory deal with best there, which differs.
     """
-    return on_cpu if device.type == "cpu" else ON_A_GPU
+    return on_cpu if device.type == "cpu" and not _PLANNED_FOR_GPU.get() else ON_A_GPU
+
+
+@contextmanager
+def blocks_of_a_gpu() -> Iterator[None]:
+    """Blocks as large as on a GPU, for a step on a CPU that is planned for one and not run."""
+    before = _PLANNED_FOR_GPU.set(True)
+    try:
+        yield
+    finally:
+        _PLANNED_FOR_GPU.reset(before)
 
 
 def constants(

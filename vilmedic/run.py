@@ -17,7 +17,7 @@ from vilmedic.config.load import load as load_config
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
-from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.log import LOGGER, start_console
 
 # What trains, evaluates, loads and reports is imported by the function that does it.
@@ -125,6 +125,28 @@ def run_training(config: Config) -> Trainor:
             # a run that was interrupted or failed is the one whose curves are looked at first
             write_pages(config.run_dir)
         return trainor
+
+
+def plan_training(config: Config, *, card: str, samples: int | None = None) -> str:
+    """What a training will take, as text.
+
+    Args:
+        config: the checked configuration.
+        card: the GPU, a name of `vilmedic.training.cards.CARDS`.
+        samples: of the training split; None takes the lines of its file, where it is there.
+
+    Raises:
+        ConfigError: there is no such GPU, or the model cannot be built.
+    """
+    from vilmedic.training.cards import CARDS
+    from vilmedic.training.plan import count_samples, make_plan
+
+    if card not in CARDS:
+        raise ConfigError(
+            f"--card: given '{card}', allowed: {', '.join(CARDS)}.{nearest(card, list(CARDS))}"
+        )
+    start_console()
+    return make_plan(config, card=card, samples=samples or count_samples(config)).text()
 
 
 def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, dict[str, Any]]:

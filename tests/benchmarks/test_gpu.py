@@ -59,7 +59,7 @@ def test_every_section_gives_its_figures(
     assert found["losses"]["local ieee"]["words_error"] < 1e-5
     assert found["correct"]["ConVIRT gradient by chunks"]["relative_error"] < 1e-5
     assert found["correct"]["cross-entropy gradient fp32"]["weight"] < 1e-5
-    assert len(found["generation"]["5 images fp32"]["tokens"]) == 16
+    assert len(found["generation"]["5 images ieee"]["tokens"]) == 16
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["name"] == "gpu"
     assert last["ratio"] == pytest.approx(last["ours"] / last["peer"], abs=0.01)

@@ -27,6 +27,7 @@ SIZES = {
     "gloria_loss": "--images 3 --reports 3 --width 8 --grid 4 --repetitions 1",
     "input_pipeline": "--images 4 --size 96 --resize 64 --crop 56 --batch-size 2 --rounds 1",
     "make_mimic_cxr": "--studies 60",
+    "plan": "--configs phantom/vae.yml --keys trainor.device=cpu trainor.batch_size=2",
     "retrieval": "--pairs 300 --width 8 --repetitions 1 --loop",
     "vae_step": "--batch-size 2 --image-size 32 --num-tokens 32 --codebook-dim 8 --hidden-dim 8"
     " --repetitions 1",

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 
@@ -20,6 +21,8 @@ from tests.distributed.systems import (
     train,
 )
 from tests.several_processes import CPU, run_checks
+from tests.small_models import tiny_encoder
+from vilmedic.blocks.text_image_transformer import TextImageTransformer
 from vilmedic.device import autocast
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import copy_from_main, gather_rows
@@ -448,3 +451,25 @@ def test_what_travels_in_16_bits(
     policy = parallel.precision_of(block, precision, device)
     assert policy.param_dtype == expected
     assert policy.reduce_dtype == (None if expected is None else torch.float32)
+
+
+def test_autocast_of_a_gpu_takes_layers_whose_weights_have_16_bits() -> None:
+    """Layer normalisation of a float32 state, say, with the weights as they travelled."""
+    kept = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+            layers = TextImageTransformer(dim=16, depth=2, heads=2, dim_head=12, text_len=5, side=3)
+            reports = tiny_encoder(num_hidden_layers=2)
+            for module in (layers.layers, reports.network.encoder):
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.bfloat16()
+            states = layers(torch.empty(2, layers.length, 16))
+            ids = torch.ones(2, 6, dtype=torch.int64)
+            encoded = reports(ids, ids)
+    finally:
+        torch.set_autocast_enabled("cuda", kept[0])
+        torch.set_autocast_dtype("cuda", kept[1])
+    assert states.dtype == torch.float32, "what is added up stays in float32"
+    assert encoded.dtype == torch.bfloat16

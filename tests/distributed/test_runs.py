@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.crash.killing import assert_same_runs
-from tests.crash.systems import CONVIRT, GLORIA, System
+from tests.crash.systems import CONVIRT, DALLE, GLORIA, System
 from tests.several_processes import ROOT, finish, start_command
 from vilmedic.phantom.write import Plan, build
 
@@ -135,6 +135,24 @@ def test_number_of_processes_changes_with_every_epoch(
     for key in ("model", "ema"):
         for name, value in states[0][key].items():
             torch.testing.assert_close(states[1][key][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_sharded_dalle_trains_as_one_process_does(data: Path, tmp_path: Path) -> None:
+    """With its frozen VAE whole in each, which makes the tokens; one process continues it."""
+    still = (
+        "model.dalle.depth=2",
+        "model.dalle.attn_dropout=0",
+        "model.dalle.ff_dropout=0",
+        "model.dalle.null_cond_prob=0",
+        *STILL[3:],
+    )
+    one = train(DALLE, data, tmp_path / "one", *still, world=1)
+    more = (*still, "trainor.parallel=fsdp", "trainor.activation_checkpointing=true")
+    for epochs, world in ((1, 2), (2, 1)):
+        given = train(DALLE, data, tmp_path / "two", *more, f"trainor.epochs={epochs}", world=world)
+    torch.testing.assert_close(
+        torch.tensor(losses(given)), torch.tensor(losses(one)), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_evaluation_in_two_processes_gives_the_same_results(data: Path, tmp_path: Path) -> None:

@@ -170,9 +170,10 @@ class Pixels:
         flat = pixels.reshape(-1, *pixels.shape[-3:])
         channels, size = max(flat.shape[1], len(scale)), flat.shape[2:]
         images = torch.empty(len(flat), channels, *size, device=pixels.device)
-        # On a CPU some images at a time, which stay in the cache of a core.
-        cached = _CACHED // flat.shape[1:].numel() if pixels.device.type == "cpu" else len(flat)
-        most = max(1, cached)
+        # On a CPU some images at a time: what most operations work on stays in the cache of a core.
+        worked_on = images if rows is None else flat
+        cached = _CACHED // worked_on.shape[1:].numel()
+        most = max(1, cached if pixels.device.type == "cpu" else len(flat))
         for start in range(0, len(flat), most):
             part = slice(start, start + most)
             values = flat[part]

@@ -112,7 +112,8 @@ def seed_this_process(seed: int) -> None:
 def shard(model: Model, precision: str, device: torch.device) -> None:
     """Leave each process its part of every weight, in place; whole blocks are gathered at once.
 
-    Weights outside of the repeated blocks are gathered for the whole step.
+    Weights outside of the repeated blocks are gathered for the whole step. A frozen model inside of
+    the model, such as the VAE of DALLE, stays whole: it is also used outside of steps.
 
     Raises:
         ConfigError: a weight is a single number without a dimension, which cannot be parted.
@@ -131,7 +132,9 @@ def shard(model: Model, precision: str, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (processes.world_size(),))
     for block in model.repeated_blocks():
         fully_shard(block, mesh=mesh, mp_policy=precision_of(block, precision, device.type))
-    fully_shard(model, mesh=mesh)
+    inner = [one for one in model.modules() if isinstance(one, Model) and one is not model]
+    frozen = {p for one in inner for p in one.parameters() if not p.requires_grad}
+    fully_shard(model, mesh=mesh, ignored_params=frozen)
     if isinstance(model, ContrastiveModel):
         register_fsdp_forward_method(model, "encode")
 

@@ -21,7 +21,7 @@ from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.parallel import Group, gathered, groups, seed_this_process
+from vilmedic.training.parallel import Group, groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.setup import (
@@ -89,8 +89,7 @@ class Trainor:
         check_batch_size(self.model, len(self.data), self.section)
         check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
-        with gathered(self.model):
-            tokens_ready(self.data, self.model, self.device, self.section.num_workers)
+        tokens_ready(self.data, self.model, self.device, self.section.num_workers)
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,
