@@ -58,12 +58,12 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What the parity tests compare with. Its own dependencies no longer install, and are not needed.
+# What tests compare with. Their own dependencies do not install or are many, and are not needed.
 reference: $(VENV)/.reference
 
 $(VENV)/.reference: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps dalle-pytorch==1.6.6 \
-		einops==0.8.2 axial-positional-embedding==0.3.12 rotary-embedding-torch==0.9.1
+		einops==0.8.2 axial-positional-embedding==0.3.12 rotary-embedding-torch==0.9.1 lightly==1.5.22
 	touch $@
 
 # One file of tests goes to one of two processes, each with one thread.

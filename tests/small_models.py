@@ -89,14 +89,14 @@ def tiny_convirt(spec: DataSpec | None = None, **settings: Any) -> ConVIRT:
         encoder=tiny_encoder(spec),
         cnn=tiny_cnn(),
         projection=projection,
-        loss=ConVIRTLoss(),
-        **settings,
+        **{"loss": ConVIRTLoss(), **settings},
     )
 
 
 def tiny_simclr(**settings: Any) -> SimCLR:
     projection = VisualProjection(visual_embedding_dim=1024, projection_dim=8)
-    return SimCLR(cnn=tiny_cnn(), projection=projection, loss=NTXentLoss(tau=0.5), **settings)
+    parts: dict[str, Any] = {"loss": NTXentLoss(tau=0.5), **settings}
+    return SimCLR(cnn=tiny_cnn(), projection=projection, **parts)
 
 
 def tiny_gloria(spec: DataSpec | None = None, **settings: Any) -> GLoRIA:

@@ -222,9 +222,13 @@ BLOCKS = Registry(
 LOSSES = Registry(
     "loss",
     {
+        "BarlowTwinsLoss": "vilmedic.losses.barlow_twins:BarlowTwinsLoss",
         "ConVIRTLoss": "vilmedic.losses.convirt:ConVIRTLoss",
         "GLoRIALoss": "vilmedic.losses.gloria:GLoRIALoss",
+        "InfoNCELoss": "vilmedic.losses.info_nce:InfoNCELoss",
         "NTXentLoss": "vilmedic.losses.ntxent:NTXentLoss",
+        "SigLIPLoss": "vilmedic.losses.siglip:SigLIPLoss",
+        "VICRegLoss": "vilmedic.losses.vicreg:VICRegLoss",
     },
     group="vilmedic.losses",
 )

@@ -18,7 +18,7 @@ import pytest
 from tests.comparison.runs import write_run
 from vilmedic import cli
 from vilmedic.comparison.runs import read_runs
-from vilmedic.comparison.table import Comparison, compare, text_of
+from vilmedic.comparison.table import Comparison, compare, footnotes, text_of
 from vilmedic.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,18 @@ def test_runs_equal_but_for_name_and_seed_are_one_row(grid: list[Path]) -> None:
     assert area.cells[0].difference.value < -0.2
     assert area.cells[0].difference.significant
     assert not area.cells[0].bold
+
+
+def test_it_is_told_where_differences_are_between_seeds_alone(grid: list[Path]) -> None:
+    def told(found: Comparison) -> str:
+        return next(line for line in footnotes(found) if line.startswith("differences: "))
+
+    assert told(compare(grid, number=0)).startswith("differences: between seeds alone; ")
+    assert told(compare(grid, number=20)).startswith(
+        "differences: paired on the same samples, between seeds alone for loss; "
+    )
+    ours = compare([*grid[:1], *grid[3:4]], number=20)
+    assert told(ours).startswith("differences: paired on the same samples; ")
 
 
 def test_the_lower_loss_is_the_better(grid: list[Path]) -> None:

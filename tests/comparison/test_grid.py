@@ -112,6 +112,17 @@ def test_what_is_wrong_with_any_run_is_told_before_the_first(tmp_path: Path) -> 
     assert "given -1" in text
 
 
+def test_a_value_that_is_written_in_two_ways_is_one_run(tmp_path: Path) -> None:
+    words = ["trainor.optim_params.lr=1e-3,0.001", "trainor.seed=0,1", f"ckpt_dir={tmp_path}"]
+    with pytest.raises(ConfigError) as caught:
+        plan(CONFIG, [*words, "name=mine"])
+    assert caught.value.problems == [
+        f"mine/lr=0.001-seed={seed}: is the same run as mine/lr=1e-3-seed={seed}, "
+        "with a value written in another way."
+        for seed in (0, 1)
+    ]
+
+
 def test_checking_needs_no_torch() -> None:
     script = (
         "import sys; from vilmedic.comparison import sweep; from vilmedic.comparison.grid import "

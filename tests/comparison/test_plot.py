@@ -85,7 +85,7 @@ def test_the_command_writes_a_picture_beside_the_runs(
     [
         ("dataset.fractoin", "has no key 'dataset.fractoin'. Did you mean 'dataset.fraction'?"),
         ("model.proto", "given model.proto=ConVIRT; allowed: a key with a number"),
-        ("trainor.seed", "given trainor.seed=None; allowed: a key with a number as its value"),
+        ("trainor.seed", "given trainor.seed=0, 1; allowed: a key with a number as its value"),
     ],
 )
 def test_other_keys_are_refused(grid: list[Path], key: str, expected: str) -> None:

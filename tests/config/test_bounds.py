@@ -57,13 +57,12 @@ from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.transforms import build_transforms, try_transforms
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.generation.sampling import Sampling, generate_tokens
-from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.metrics import pointing_game
 from vilmedic.models.classifier import Classifier
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
-from vilmedic.registry import METRICS, REGISTRIES
+from vilmedic.registry import LOSSES, METRICS, REGISTRIES
 from vilmedic.training.optimization import AveragedWeights, make_optimizer
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
@@ -212,9 +211,9 @@ def finite(*tensors: Tensor) -> None:
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _convirt_loss(key: str, value: Any, folder: Path) -> None:
+def _pairs_loss(key: str, value: Any, folder: Path, name: str = "") -> None:
     visual = random(4, 8).requires_grad_()
-    loss = ConVIRTLoss(**{key: value})(visual, random(4, 8, seed=1))["loss"]
+    loss = LOSSES.get(name)(**{key: value})(visual, random(4, 8, seed=1))["loss"]
     loss.backward()
     assert visual.grad is not None
     finite(loss, visual.grad)
@@ -441,7 +440,6 @@ Proof = Callable[..., None]
 PROOFS: dict[str, Proof] = {
     "vilmedic.config.sections.TrainorSection": _trainor,
     "vilmedic.config.sections.EnsemblorSection": _ensemblor,
-    "vilmedic.losses.convirt.ConVIRTLoss": _convirt_loss,
     "vilmedic.models.classifier.Classifier": _classifier,
     "vilmedic.losses.gloria.GLoRIALoss": _gloria_loss,
     "vilmedic.models.dalle_settings.TransformerSettings": _transformer,
@@ -452,6 +450,10 @@ PROOFS: dict[str, Proof] = {
     "vilmedic.metrics.pointing_game.PointingGame": _pointing_game,
     "vilmedic.metrics.reconstruction.Reconstruction": _reconstruction,
     "vilmedic.post_processing.plot_attention.PlotAttention": _plot_attention,
+    **{
+        LOSSES.location(name).replace(":", "."): partial(_pairs_loss, name=name)
+        for name in ("BarlowTwinsLoss", "ConVIRTLoss", "SigLIPLoss", "VICRegLoss")
+    },
     **{
         METRICS.location(name).replace(":", "."): partial(_metric, name=name)
         for name in ("classification", "knn", "linear_probe", "representation", "zero_shot")

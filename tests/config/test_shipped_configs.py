@@ -48,6 +48,13 @@ def test_a_loss_that_is_called_with_other_tensors(name: str, loss: str, given: s
         load(ROOT / f"config/SELFSUP/{name}-mimic.yml", [f"model.loss.proto={loss}"])
 
 
+@pytest.mark.parametrize("loss", ["InfoNCELoss", "SigLIPLoss", "VICRegLoss", "BarlowTwinsLoss"])
+@pytest.mark.parametrize("name", ["convirt", "simclr"])
+def test_one_line_chooses_another_loss_of_pairs(name: str, loss: str) -> None:
+    config = load(ROOT / f"config/phantom/{name}.yml", [f"model.loss.proto={loss}"])
+    assert config.data["model"]["loss"]["proto"] == loss
+
+
 def test_a_loss_that_is_called_alike_may_take_the_place_of_another() -> None:
     config = load(ROOT / "config/SELFSUP/convirt-mimic.yml", ["model.loss.proto=NTXentLoss"])
     assert config.data["model"]["loss"]["proto"] == "NTXentLoss"

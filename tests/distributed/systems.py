@@ -24,7 +24,7 @@ from tests.small_models import (
 )
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
-from vilmedic.distributed.gather import Part, whole
+from vilmedic.distributed.gather import WHOLE, Part, whole
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 from vilmedic.models.vae import VAE
 from vilmedic.training.optimization import make_optimizer
@@ -59,6 +59,24 @@ class Pairs(ContrastiveModel):
         logits = logits.masked_fill(~features["mask"], -9.0)
         loss = functional.cross_entropy(logits, torch.arange(len(logits)))
         return {"loss": loss, "temperature": features["temperature"].detach()}
+
+
+class Compared(ContrastiveModel):
+    """Linear maps, and a loss of the package that compares what they give."""
+
+    def __init__(self, loss: nn.Module, forward_batch_size: int | None = None) -> None:
+        super().__init__(forward_batch_size)
+        self.image = nn.Linear(6, 4)
+        self.text = nn.Linear(6, 4)
+        self.loss = loss
+
+    def encode(self, batch: Batch) -> Features:
+        visual, linguistic = self.image(batch["images"]), self.text(batch["words"])
+        return {**self.learned(), "visual": visual, "linguistic": linguistic}
+
+    def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
+        learned = self.learned(features)
+        return part.call(self.loss, features["visual"], features["linguistic"], **learned)
 
 
 class Autoencoder(Model):
@@ -159,6 +177,7 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
     "VAE": (small_vae, vae_batch),
     "DALLE": (small_dalle, dalle_batch),
     "Pairs": (Pairs, pairs_batch),
+    "Compared": (Compared, pairs_batch),
     "Autoencoder": (Autoencoder, pairs_batch),
     "Stack": (Stack, pairs_batch),
     "Coin": (Coin, pairs_batch),
@@ -169,7 +188,7 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
 def build(system: str, *, norm: bool = False, double: bool = False, **settings: Any) -> Model:
     """A model that is the same in every process, without dropout; batch statistics on wish."""
     torch.manual_seed(0)
-    model = SYSTEMS[system][0](**settings)
+    model = SYSTEMS[system][0](**copy.deepcopy(settings))  # a loss may have weights
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.distributed.systems import Compared
 from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from vilmedic.losses.barlow_twins import BarlowTwinsLoss
+from vilmedic.losses.info_nce import InfoNCELoss
+from vilmedic.losses.siglip import SigLIPLoss
+from vilmedic.losses.vicreg import VICRegLoss
 from vilmedic.models import constant_memory
 from vilmedic.models.constant_memory import join
 from vilmedic.models.contract import Batch, ContrastiveModel, Features
@@ -117,6 +122,22 @@ def test_gradient_and_statistics_are_those_of_kept_graphs(
     buffers = dict(peer.named_buffers())
     assert any("running_var" in name for name in buffers)
     assert_same(dict(model.named_buffers()), buffers, 0)
+
+
+@pytest.mark.parametrize("loss", [InfoNCELoss, SigLIPLoss, VICRegLoss, BarlowTwinsLoss])
+def test_what_a_loss_learns_is_replayed_as_well(loss: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = Compared(loss(), forward_batch_size=4).double()
+    peer = copy.deepcopy(model)
+    batch = pairs_batch(9)
+
+    kept_graphs(peer, batch).backward()
+    model(batch)["loss"].backward()
+
+    assert_same(gradients(model), gradients(peer), 1e-12)
+    for name, weight in model.loss.named_parameters():
+        assert weight.shape == (1,)
+        assert gradients(model)[f"loss.{name}"].abs() > 1e-3
 
 
 @SYSTEMS

@@ -20,6 +20,9 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.load import check_arguments
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.losses.info_nce import InfoNCELoss
+from vilmedic.losses.learned import LearnedLoss
+from vilmedic.losses.siglip import SigLIPLoss
 from vilmedic.models.convirt import ConVIRT
 
 
@@ -36,6 +39,28 @@ def test_forward_is_the_loss_of_what_encode_gives(model: ConVIRT) -> None:
     expected = ConVIRTLoss()(features["visual"], features["linguistic"])
     assert out.keys() == {"loss", "image_to_text", "text_to_image"}
     torch.testing.assert_close(out["loss"], expected["loss"])
+
+
+@pytest.mark.parametrize("loss", [InfoNCELoss(), SigLIPLoss()])
+def test_what_a_loss_learns_reaches_it_through_the_features(loss: LearnedLoss) -> None:
+    model = tiny_convirt(loss=loss)
+    features = model.eval().encode(tiny_batch())
+    assert [name for name, value in features.items() if value.ndim == 0] == list(loss.learns)
+    out = model.contrast(features)
+    torch.testing.assert_close(
+        out["loss"], loss(features["visual"], features["linguistic"])["loss"]
+    )
+    given = {name: torch.tensor(0.5, requires_grad=True) for name in loss.learns}
+    model.contrast(features | given)["loss"].backward()
+    assert all(value.grad is not None for value in given.values())
+    assert all(weight.grad is None for weight in loss.parameters())
+
+
+def test_a_learned_temperature_is_within_its_bounds_at_each_step() -> None:
+    model = tiny_convirt(loss=InfoNCELoss())
+    model.loss.log_temperature.data.fill_(-9.0)
+    assert model.schedule(1) == {}
+    assert model.encode(tiny_batch())["temperature"].item() == pytest.approx(0.01)
 
 
 def test_every_parameter_gets_a_gradient(model: ConVIRT) -> None:

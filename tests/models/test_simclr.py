@@ -6,7 +6,10 @@ import torch
 from tests.small_models import tiny_cnn, tiny_simclr, tiny_views
 from vilmedic.blocks.projection import VisualProjection
 from vilmedic.errors import ConfigError
+from vilmedic.losses.info_nce import InfoNCELoss
+from vilmedic.losses.learned import LearnedLoss
 from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.losses.siglip import SigLIPLoss
 from vilmedic.models.simclr import SimCLR
 from vilmedic.registry import LOSSES, MODELS
 
@@ -39,6 +42,17 @@ def test_the_representation_is_the_input_of_the_head() -> None:
     features = model.encode(tiny_views())
     projected = model.projection.visual(features["visual_backbone"])
     torch.testing.assert_close(features["visual"], projected)
+
+
+@pytest.mark.parametrize("loss", [InfoNCELoss(), SigLIPLoss()])
+def test_what_a_loss_learns_reaches_it_through_the_features(loss: LearnedLoss) -> None:
+    model = tiny_simclr(loss=loss).eval()
+    features = model.encode(tiny_views())
+    given = {name: torch.tensor(0.5, requires_grad=True) for name in loss.learns}
+    assert [name for name, value in features.items() if value.ndim == 0] == list(loss.learns)
+    model.contrast(features | given)["loss"].backward()
+    assert all(value.grad is not None for value in given.values())
+    assert all(weight.grad is None for weight in loss.parameters())
 
 
 def test_the_head_has_the_published_shape() -> None:

@@ -4,9 +4,16 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from tests.toy_models import ToyAutoencoder
+from vilmedic.losses.barlow_twins import BarlowTwinsLoss
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.losses.info_nce import InfoNCELoss
+from vilmedic.losses.ntxent import NTXentLoss
+from vilmedic.losses.siglip import SigLIPLoss
+from vilmedic.losses.vicreg import VICRegLoss
 from vilmedic.training.health import (
     StuckWarning,
     contrastive_diagnostics,
@@ -141,6 +148,32 @@ def test_chance_is_the_loss_of_features_that_tell_nothing(make) -> None:  # type
         same["visual_second"] = same["visual"]
     loss = model.contrast(same)["loss"].item()
     assert loss == pytest.approx(model.chance_loss(5), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "temperature", "chance"),
+    [
+        (InfoNCELoss(tau=0.2), 0.2, math.log(6)),
+        (SigLIPLoss(scale=5.0), 0.2, math.log(6) + 5 * math.log(6 / 5)),
+        (NTXentLoss(tau=0.2), 0.2, math.log(11)),
+        (ConVIRTLoss(tau=0.2), 0.2, math.log(6)),
+        (VICRegLoss(), None, None),
+        (BarlowTwinsLoss(), None, None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+@pytest.mark.parametrize("make", [tiny_convirt, tiny_simclr])
+def test_each_loss_gives_its_temperature_and_what_chance_is(
+    make, loss, temperature, chance
+) -> None:  # type: ignore[no-untyped-def]
+    features = {name: torch.randn(6, 8) for name in ("visual", "linguistic", "visual_second")}
+    model = make(loss=loss)
+    numbers = contrastive_diagnostics(model, features | model.learned(), 3.0, {}, 6)
+    expected = None if temperature is None else pytest.approx(temperature)
+    assert numbers.get("temperature") == expected
+    ratio = numbers.get("loss_over_ln_batch")
+    assert ratio == (None if chance is None else pytest.approx(3.0 / chance))
+    assert 0 <= numbers["in_batch_r1"] <= 1
 
 
 def test_observing_changes_nothing_and_ends() -> None:

@@ -30,6 +30,7 @@ from vilmedic.losses.ntxent import NTXentLoss
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.gloria import GLoRIA
 from vilmedic.models.simclr import SimCLR
+from vilmedic.registry import LOSSES
 from vilmedic.training.optimization import AveragedWeights, make_optimizer
 from vilmedic.training.resume import Progress
 from vilmedic.training.step import Tally, TrainingStep
@@ -90,8 +91,7 @@ def small_convirt(**settings: Any) -> ConVIRT:
         encoder=tiny_encoder(spec),
         cnn=small_cnn(),
         projection=PairedProjection(**widths),
-        loss=ConVIRTLoss(),
-        **settings,
+        **{"loss": ConVIRTLoss(), **settings},
     )
 
 
@@ -108,7 +108,9 @@ def small_gloria(**settings: Any) -> GLoRIA:
 
 def system(name: str, folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model on the CPU, and a batch of what it learns from."""
-    chunks = {"forward_batch_size": 2} if name.endswith("chunks") else {}
+    chunks: dict[str, Any] = {"forward_batch_size": 2} if name.endswith("chunks") else {}
+    if name.endswith("Loss"):
+        return small_convirt(loss=LOSSES.get(name)()), pixels(tiny_batch())
     if name.startswith("ConVIRT"):
         batch = pixels(tiny_batch())
         return small_convirt(**chunks), batch if name == "ConVIRT" else several(batch)
@@ -127,6 +129,10 @@ SYSTEMS = (
     "ConVIRT",
     "ConVIRT with several images",
     "ConVIRT in chunks",
+    "BarlowTwinsLoss",
+    "InfoNCELoss",
+    "SigLIPLoss",
+    "VICRegLoss",
     "SimCLR",
     "SimCLR in chunks",
     "GLoRIA",

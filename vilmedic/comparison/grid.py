@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -129,7 +130,23 @@ def plan(path: str, words: Sequence[str]) -> list[Planned]:
                 problems.setdefault(problem, full)
     if problems:
         raise ConfigError(f"{name}: {problem}" for problem, name in problems.items())
+    if same := _written_twice(runs):
+        raise ConfigError(
+            f"{one}: is the same run as {first}, with a value written in another way."
+            for first, one in same
+        )
     return runs
+
+
+def _written_twice(runs: Sequence[Planned]) -> list[tuple[str, str]]:
+    """Runs that differ in nothing but the name, as those of `lr=0.001,1e-3` do."""
+    known: dict[str, str] = {}
+    found = []
+    for run in runs:
+        content = json.dumps({**run.config.data, "name": None}, default=str)
+        if (first := known.setdefault(content, run.name)) != run.name:
+            found.append((first, run.name))
+    return found
 
 
 def plan_search(path: str, words: Sequence[str]) -> Space:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def resampled(
     found: dict[str, Array] = {}
     protocols = dict.fromkeys(name.rpartition("/")[0] for name in arrays if "/" in name)
     for protocol in protocols:
-        parts = _parts(arrays, protocol)
+        parts = _parts(arrays, protocol, numbers.get(f"{protocol} accuracy"))
         exact = {} if parts is None else parts.measure(None)
         wanted = {
             key: f"{protocol} {key}"
@@ -64,7 +64,7 @@ def resampled(
     return found
 
 
-def _parts(arrays: Arrays, protocol: str) -> _Scores | _Ranks | None:
+def _parts(arrays: Arrays, protocol: str, accuracy: Any) -> _Scores | _Ranks | None:
     """What measures the numbers of a protocol; None when they do not follow from samples."""
     own = {
         name.removeprefix(f"{protocol}/"): value
@@ -81,7 +81,8 @@ def _parts(arrays: Arrays, protocol: str) -> _Scores | _Ranks | None:
     if not all(name in places for name in classes):
         return None
     labels = arrays["labels"][:, [places[name] for name in classes]]
-    return _Scores(own["scores"].astype(np.float64), labels, own.get("thresholds"))
+    scores = own["scores"].astype(np.float64)
+    return _Scores(scores, labels, own.get("thresholds"), accuracy)
 
 
 class _Ranks:
@@ -111,10 +112,16 @@ class _Scores:
         scores: [N, C].
         labels: 1 present, 0 absent, -1 unknown, [N, C].
         thresholds: from which on a class is chosen, [C]; None without decisions.
+        accuracy: that of the results. Samples with one label each may be those of classes that
+            exclude each other or not, which this number tells.
     """
 
     def __init__(
-        self, scores: Array, labels: NDArray[np.integer], thresholds: Array | None
+        self,
+        scores: Array,
+        labels: NDArray[np.integer],
+        thresholds: Array | None,
+        accuracy: Any,
     ) -> None:
         self.size = len(scores)
         hot, known = labels == 1, labels >= 0
@@ -124,12 +131,11 @@ class _Scores:
             targets, values = hot[rows, k], scores[rows, k]
             if 0 < targets.sum() < len(targets) and np.isfinite(scores[:, k]).all():
                 self.ranked[k] = RankedScores(values, targets)
-        self.right: Array | None = None
-        if known.all() and self.ranked:
-            if (hot.sum(axis=1) == 1).all():
-                self.right = right_choices(lambda block: scores[:, block], csr_array(hot))
-            else:
-                self.right = right_decisions(scores, hot)[:, list(self.ranked)].mean(axis=1)
+        self.right: tuple[Array, Array] | None = None
+        for right, seen in self._rules(scores, hot, known):
+            if _is(accuracy, float(_accuracy(right, seen, np.ones((1, self.size)))[0])):
+                self.right = right, seen
+                break
         self.decisions: tuple[Array, Array, Array, Array] | None = None
         if thresholds is not None and self.ranked:
             used = [k for k in self.ranked if np.isfinite(thresholds[k])]
@@ -138,6 +144,17 @@ class _Scores:
             flags = (chosen & hot & known, chosen & ~hot & known, hot & known, known)
             a, b, c, d = (one.astype(np.float64) for one in flags)
             self.decisions = (a, b, c, d)
+
+    def _rules(
+        self, scores: Array, hot: NDArray[np.bool_], known: NDArray[np.bool_]
+    ) -> Iterator[tuple[Array, Array]]:
+        """How far decisions are right and whether that is known, [N, C], by each rule there is."""
+        if self.ranked:
+            used = list(self.ranked)
+            yield right_decisions(scores, hot)[:, used], known[:, used].astype(np.float64)
+            if known.all() and (hot.sum(axis=1) == 1).all():
+                chosen = right_choices(lambda block: scores[:, block], csr_array(hot))[:, None]
+                yield chosen, np.ones_like(chosen)
 
     def measure(self, counts: Array | None) -> dict[str, Array]:
         """Each number in each resample, [R]; None counts every sample once.
@@ -150,7 +167,7 @@ class _Scores:
         each = np.array([one.measure(w[:, self.rows[k]]) for k, one in self.ranked.items()])
         found = {name: _mean(each[:, place]) for place, name in enumerate(SCORES)}
         if self.right is not None:
-            found["accuracy"] = w @ self.right / self.size
+            found["accuracy"] = _accuracy(*self.right, w)
         if self.decisions is not None:
             tp, fp, positives, total = (w @ one for one in self.decisions)
             fn, tn = positives - tp, total - positives - fp
@@ -161,6 +178,12 @@ class _Scores:
             mcc = np.where((positives > 0) & (positives < total), mcc, np.nan)
             found |= {"f1": _mean(f1.T), "mcc": _mean(mcc.T)}
         return found
+
+
+def _accuracy(right: Array, seen: Array, counts: Array) -> Array:
+    """The mean over classes of how far decisions on their known samples are right, [R]."""
+    with np.errstate(invalid="ignore"):  # none of those drawn is known
+        return _mean((counts @ (right * seen) / (counts @ seen)).T)
 
 
 def _mean(values: Array) -> Array:

@@ -238,16 +238,16 @@ def lines_along(
     firsts: dict[str, list[Run]] = {}
     for label, runs in settings.items():
         known = {name for run in runs for name in run.config}
-        values = {run.config.get(key) for run in runs if not isinstance(run.config.get(key), list)}
+        values: list[Any] = []
+        values += (one for run in runs if (one := run.config.get(key)) not in values)
         if key not in known:
             raise ConfigError(f"--plot: {label}: has no key '{key}'.{nearest(key, sorted(known))}")
-        value = values.pop() if len(values) == 1 else None
-        if not is_number(value):
+        value = values[0]
+        if len(values) > 1 or not is_number(value):
             raise ConfigError(
-                f"--plot: {label}: given {key}={visible(str(value))}; allowed: a key with a number "
-                "as its value, the same in all runs of a row."
+                f"--plot: {label}: given {key}={visible(_listed([str(one) for one in values]))}; "
+                "allowed: a key with a number as its value, the same in all runs of a row."
             )
-        assert value is not None
         names = [name for name in by if name != key] if by else [*runs[0].setting]
         source = runs[0].config if by else runs[0].setting
         own = [_under(source, name) for name in names if name != key]

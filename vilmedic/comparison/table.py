@@ -192,7 +192,7 @@ def footnotes(comparison: Comparison) -> list[str]:
         found.append(f"marked as best: {BEST}")
     if difference_rows(comparison):
         found.append(
-            "differences: paired on the same samples; intervals of each comparison alone, "
+            f"differences: {_compared(comparison.columns)}; intervals of each comparison alone, "
             "p corrected for all pairs of settings of a column"
         )
     lacking = [
@@ -214,6 +214,23 @@ def _gaps(columns: Sequence[Column], settings: dict[str, list[Run]]) -> list[str
         for cell, (label, runs) in zip(column.cells, settings.items(), strict=True)
         if cell.estimate is not None and cell.estimate.seeds < len(runs)
     ]
+
+
+def _compared(columns: Sequence[Column]) -> str:
+    """What the differences are between: the same samples, or for want of these seeds alone."""
+    paired: list[str] = []
+    apart: list[str] = []
+    for column in columns:
+        if column.best is None or not any(cell.difference for cell in column.cells):
+            continue
+        estimates = [cell.estimate for cell in column.cells if cell.difference is not None]
+        best = column.cells[column.best].estimate
+        known = all(one is not None and one.draws is not None for one in [best, *estimates])
+        (paired if known else apart).append(column.name)
+    if not apart:
+        return "paired on the same samples"
+    seeds = f"between seeds alone for {', '.join(apart)}" if paired else "between seeds alone"
+    return f"paired on the same samples, {seeds}" if paired else seeds
 
 
 def interval_note(comparison: Comparison) -> str:

@@ -10,7 +10,7 @@ One process is a group of one: nothing is exchanged, and its terms are the loss.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -131,6 +131,37 @@ class Part:
             [world, own]; row r is from process r.
         """
         return _Swap.apply(value, self.sizes, self.rank)
+
+    def pieces(self, rows: Tensor) -> Iterator[Tensor]:
+        """The rows of each process in turn, by rank, so that those of one more are held at a time.
+
+        All processes go through them together. They have no gradient; `add_up` returns one.
+
+        Args:
+            rows: own rows, [own, ...], of one shape and dtype in all processes.
+        """
+        if self.alone:
+            yield rows
+            return
+        for rank, size in enumerate(self.sizes):
+            if rank == self.rank:
+                piece = rows.detach().contiguous()
+            else:
+                piece = rows.new_empty(size, *rows.shape[1:])
+            if size:
+                dist.broadcast(piece, rank)
+            yield piece
+
+    def add_up(self, value: Tensor, rank: int) -> Tensor:
+        """The sum over the processes of what each has on the rows of one, of use to that one only.
+
+        Args:
+            value: what this process has on them, [rows of that process, ...]; overwritten.
+            rank: whose rows they are.
+        """
+        if not self.alone and len(value):
+            dist.reduce(value, rank)
+        return value
 
     def call(
         self, loss: Callable[..., dict[str, Tensor]], *features: Any, **named: Any

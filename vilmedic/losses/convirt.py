@@ -11,7 +11,11 @@ from vilmedic.distributed.gather import WHOLE, Part
 
 
 def convirt_loss(
-    visual: Tensor, linguistic: Tensor, tau: float, lambda_: float, part: Part = WHOLE
+    visual: Tensor,
+    linguistic: Tensor,
+    tau: float | Tensor,
+    lambda_: float,
+    part: Part = WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Contrast every image with every report of the batch, and every report with every image.
 
@@ -24,7 +28,7 @@ def convirt_loss(
     Args:
         visual: embeddings of the images, [B, D], of any length.
         linguistic: embeddings of their reports, [B, D], in the same order.
-        tau: temperature, above 0.
+        tau: temperature, above 0; a scalar tensor if it is learned.
         lambda_: weight of the image-to-text term, from 0 to 1.
         part: which pairs of a batch that is spread over processes these are; the others are
             gathered, and the averages of the results over the processes are those of the batch.
@@ -35,16 +39,7 @@ def convirt_loss(
     Raises:
         ValueError: if the shapes differ, or the batch holds fewer than two pairs.
     """
-    if visual.ndim != 2 or visual.shape != linguistic.shape:
-        raise ValueError(
-            "convirt_loss takes two tensors [B, D] of the same shape, "
-            f"not {list(visual.shape)} and {list(linguistic.shape)}."
-        )
-    if part.count(visual) < 2:
-        raise ValueError(
-            "A contrastive loss needs at least two pairs in a batch, because the other pairs are "
-            "what each one is contrasted with: raise the batch size or drop a last batch of one."
-        )
+    check_pairs("convirt_loss", visual, linguistic, part)
     wide = torch.promote_types(visual.dtype, torch.float32)
     with torch.autocast(visual.device.type, enabled=False):
         images = functional.normalize(visual.to(wide), dim=1)
@@ -91,6 +86,30 @@ class ConVIRTLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
         return f"tau={self.tau}, lambda_={self.lambda_}"
+
+
+def check_pairs(name: str, first: Tensor, second: Tensor, part: Part = WHOLE) -> None:
+    """Refuse what is no batch of pairs.
+
+    Args:
+        name: the loss, for messages.
+        first: one side of each pair, [B, D].
+        second: the other side, [B, D].
+        part: which pairs of a batch that is spread over processes these are.
+
+    Raises:
+        ValueError: if the shapes differ, or the batch holds fewer than two pairs.
+    """
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            f"{name} takes two tensors [B, D] of the same shape, "
+            f"not {list(first.shape)} and {list(second.shape)}."
+        )
+    if part.count(first) < 2:
+        raise ValueError(
+            f"{name} needs at least two pairs in a batch, because the other pairs are what each "
+            "one is compared with: raise the batch size or drop a last batch of one."
+        )
 
 
 def cross_entropy_both_ways(similarity: Tensor, part: Part) -> tuple[Tensor, Tensor]:

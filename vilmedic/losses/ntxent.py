@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -86,6 +88,10 @@ class NTXentLoss(nn.Module):
             The scalar `loss`.
         """
         return {"loss": ntxent_loss(first, second, self.tau, part)}
+
+    def chance_loss(self, size: int) -> float:
+        """ln(2B - 1): each view is told from all others but itself."""
+        return math.log(2 * size - 1)
 
     def extra_repr(self) -> str:
         """The setting, as `print(model)` shows it."""

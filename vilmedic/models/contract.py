@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vilmedic.blocks.repeated import repeated_blocks
 from vilmedic.device import HOST, IMAGES
 from vilmedic.distributed.gather import WHOLE, Part
+from vilmedic.losses.learned import LearnedLoss
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -140,13 +141,36 @@ class ContrastiveModel(Model):
         the whole batch. On a GPU, training adds what `move` keeps on the host.
         """
 
+    def learned(self, features: Features | None = None) -> Features:
+        """What the loss learns, such as a temperature: scalars, by name.
+
+        Args:
+            features: what `encode` gave, of which these are returned; None for the weights of the
+                loss as they are now, which `encode` gives among its features: only there has a
+                sharded model its weights at hand, and only what is encoded is replayed in chunks.
+        """
+        loss = getattr(self, "loss", None)
+        if not isinstance(loss, LearnedLoss):
+            return {}
+        if features is None:
+            return loss.learned()
+        return {name: features[name] for name in loss.learns if name in features}
+
+    def schedule(self, step: int) -> dict[str, float]:
+        """Bring what the loss learns back within its bounds, as after each optimizer step."""
+        if isinstance(loss := getattr(self, "loss", None), LearnedLoss):
+            loss.clamp()
+        return {}
+
     def chance_loss(self, size: int) -> float | None:
         """The loss of a batch of `size` samples whose features tell nothing.
 
-        It is the ln(B) of a cross-entropy over the batch, and what training curves are compared
-        with. A model whose loss is another sum says so here; None when there is no such number.
+        It is what training curves are compared with: what the loss gives as its own `chance_loss`,
+        or the ln(B) of a cross-entropy over the batch. A model whose loss is another sum says so
+        here; None when there is no such number.
         """
-        return math.log(size)
+        own = getattr(getattr(self, "loss", None), "chance_loss", None)
+        return math.log(size) if own is None else own(size)
 
     def temperature_of(self, features: Features) -> float | None:
         """The temperature by which cosine similarities are divided, fixed or learned.

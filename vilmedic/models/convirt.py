@@ -73,9 +73,10 @@ class ConVIRT(ContrastiveModel):
                 [B, T]. Where images or reports are missing, so are their features.
 
         Returns:
-            `visual` and `linguistic`, [B, projection_dim]; in evaluation `visual_backbone` as well.
+            `visual` and `linguistic`, [B, projection_dim], and what the loss learns; in evaluation
+            `visual_backbone` as well.
         """
-        features: Features = {}
+        features: Features = self.learned()
         if "images" in batch:
             backbone = self.cnn.pooled_images(*several_images(batch))
             features["visual"] = self.projection.visual(backbone)
@@ -104,7 +105,8 @@ class ConVIRT(ContrastiveModel):
                 f"ConVIRT compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        return part.call(self.loss, features["visual"], features["linguistic"])
+        learned = self.learned(features)
+        return part.call(self.loss, features["visual"], features["linguistic"], **learned)
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic under the names of today."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -62,7 +61,8 @@ class SimCLR(ContrastiveModel):
 
         Returns:
             `visual` [B, projection_dim] of the first view and, where there are two,
-            `visual_second` of the other; in evaluation `visual_backbone` of the first view.
+            `visual_second` of the other, and what the loss learns; in evaluation `visual_backbone`
+            of the first view.
 
         Raises:
             ConfigError: if the data set gives no images, or several that are not two views.
@@ -71,7 +71,7 @@ class SimCLR(ContrastiveModel):
         # Both views in one pass: batch statistics then tell nothing about which is which.
         backbone = self.cnn.pooled(views.flatten(0, 1))
         projected = self.projection.visual(backbone).unflatten(0, views.shape[:2])
-        features: Features = {"visual": projected[:, 0]}
+        features: Features = {"visual": projected[:, 0], **self.learned()}
         if views.shape[1] == 2:
             features["visual_second"] = projected[:, 1]
         if not self.training:
@@ -90,11 +90,8 @@ class SimCLR(ContrastiveModel):
                 "SimCLR compares two views of each image, but the data set gives one. Set "
                 "dataset.views=2 (dataset.proto=ImageDataset)."
             )
-        return part.call(self.loss, features["visual"], features["visual_second"])
-
-    def chance_loss(self, size: int) -> float:
-        """ln(2B - 1): each view is told from all others but itself."""
-        return math.log(2 * size - 1)
+        learned = self.learned(features)
+        return part.call(self.loss, features["visual"], features["visual_second"], **learned)
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic under the names of today."""

@@ -1,0 +1,189 @@
+"""The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, arXiv 2303.15343)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vilmedic.config.types import Between, Temperature
+from vilmedic.device import block_numbers
+from vilmedic.distributed.gather import WHOLE, Part
+from vilmedic.losses.convirt import check_pairs
+from vilmedic.losses.learned import LearnedLoss
+
+BLOCK = 2**22
+"""Logits that are held at once on a CPU: 16 MiB in float32."""
+
+
+def siglip_loss(
+    visual: Tensor,
+    linguistic: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    part: Part = WHOLE,
+    *,
+    block: int | None = None,
+) -> Tensor:
+    """Tell of every image and every report of the batch whether they are a pair.
+
+    With s_ij the cosine similarity of image i and report j, and z_ij 1 for a pair and -1 otherwise,
+
+        -1 / B * sum over i and j of log sigmoid(z_ij * (s_ij / temperature + bias))
+
+    (section 3.2; algorithm 1). No term needs another one, so that logits are made a block at a
+    time, and of several processes each sees the reports of one other at a time; the backward pass
+    makes them again. Half precision is widened to float32, under autocast as well.
+
+    Args:
+        visual: embeddings of the images, [B, D], of any length.
+        linguistic: embeddings of their reports, [B, D], in the same order.
+        temperature: divides the similarities, a scalar above 0.
+        bias: is added to the logits, a scalar.
+        part: which pairs of a batch that is spread over processes these are; the average of the
+            result over the processes is that of the batch.
+        block: largest number of logits that are held at once; None takes what suits the device.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: if the shapes differ, or the batch holds fewer than two pairs.
+    """
+    check_pairs("siglip_loss", visual, linguistic, part)
+    wide = torch.promote_types(torch.promote_types(visual.dtype, linguistic.dtype), torch.float32)
+    with torch.autocast(visual.device.type, enabled=False):
+        images = functional.normalize(visual.to(wide), dim=1)
+        reports = functional.normalize(linguistic.to(wide), dim=1)
+        scale = 1 / temperature.to(wide)
+        numbers = block or block_numbers(visual.device, BLOCK)
+        loss: Tensor = _PairwiseSigmoid.apply(images, reports, scale, bias.to(wide), part, numbers)
+    return loss
+
+
+class SigLIPLoss(LearnedLoss):
+    """`siglip_loss` with a learned scale and bias.
+
+    The logarithm of the scale is learned. The bias starts where nearly all pairs count as wrong, as
+    nearly all are.
+
+    Args:
+        scale: factor on the cosine similarities to start with.
+        bias: what is added to the logits to start with.
+    """
+
+    learns: ClassVar[tuple[str, ...]] = ("temperature", "bias")
+
+    def __init__(
+        self, *, scale: Temperature = 10.0, bias: Annotated[float, Between(-1000, 1000)] = -10.0
+    ) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.bias = nn.Parameter(torch.tensor([float(bias)]))
+
+    def learned(self) -> dict[str, Tensor]:
+        """The scalars `temperature`, which is one over the scale, and `bias`."""
+        return {"temperature": (-self.log_scale).exp().sum(), "bias": self.bias.sum()}
+
+    def forward(
+        self,
+        visual: Tensor,
+        linguistic: Tensor,
+        part: Part = WHOLE,
+        temperature: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The loss.
+
+        Args:
+            visual: embeddings of the images, [B, D].
+            linguistic: embeddings of the reports, or of other views of the images, [B, D].
+            part: see `siglip_loss`.
+            temperature: what `learned` gave.
+            bias: what `learned` gave.
+
+        Returns:
+            Scalars `loss`, and without gradient `bias`.
+        """
+        own = self.learned() if temperature is None or bias is None else {}
+        temperature = own["temperature"] if temperature is None else temperature
+        bias = own["bias"] if bias is None else bias
+        loss = siglip_loss(visual, linguistic, temperature, bias, part)
+        return {"loss": loss, "bias": bias.detach()}
+
+    def chance_loss(self, size: int) -> float:
+        """The least loss of logits that are all alike: those of a sigmoid of 1 / B.
+
+        It is ln(B) + (B - 1) ln(B / (B - 1)), about one above that of a cross-entropy.
+        """
+        return math.log(size) + (size - 1) * math.log(size / (size - 1))
+
+
+class _PairwiseSigmoid(torch.autograd.Function):
+    """The loss of normalised embeddings; nothing but these is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        reports: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        part: Part,
+        numbers: int,
+    ) -> Tensor:
+        ctx.part, ctx.numbers = part, numbers
+        ctx.save_for_backward(images, reports, scale, bias)
+        terms = images.new_zeros(len(images))
+        for rank, piece in enumerate(part.pieces(reports)):
+            for start, rows in _blocks(images, piece, numbers):
+                logits = torch.addmm(bias, rows * scale, piece.T)
+                _turn_pairs(logits, rank, start, part)
+                terms[start : start + len(rows)] -= functional.logsigmoid(-logits).sum(1)
+        return part.mean(terms)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        images, reports, scale, bias = ctx.saved_tensors
+        part: Part = ctx.part
+        # The share of a term in the mean is the slope of `Part.mean`.
+        world, total = max(1, len(part.sizes)), part.count(images)
+        share = gradients[0] * (world / total)
+        grad_images, grad_reports = torch.zeros_like(images), torch.zeros_like(reports)
+        grad_bias = torch.zeros_like(bias)
+        for rank, piece in enumerate(part.pieces(reports)):
+            grad_piece = torch.zeros_like(piece)
+            for start, rows in _blocks(images, piece, ctx.numbers):
+                slope = torch.addmm(bias, rows * scale, piece.T)
+                _turn_pairs(slope, rank, start, part)
+                slope.sigmoid_()
+                _turn_pairs(slope, rank, start, part)
+                slope *= share
+                grad_bias += slope.sum()
+                grad_images[start : start + len(rows)].addmm_(slope, piece)
+                grad_piece.addmm_(slope.T, rows)
+            grad_piece = part.add_up(grad_piece, rank)
+            if part.alone or rank == part.rank:
+                grad_reports = grad_piece
+        grad_scale = (grad_images * images).sum()  # of slopes times similarities
+        return grad_images * scale, grad_reports * scale, grad_scale, grad_bias, None, None
+
+
+def _blocks(images: Tensor, reports: Tensor, numbers: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows of the images, and the place of the first, of which so many logits can be held."""
+    if not len(reports):
+        return
+    size = max(1, numbers // len(reports))
+    for start in range(0, len(images), size):
+        yield start, images[start : start + size]
+
+
+def _turn_pairs(logits: Tensor, rank: int, start: int, part: Part) -> None:
+    """Negate what belongs to the pairs, which are of a process's images and its own reports."""
+    if part.alone or rank == part.rank:
+        logits.diagonal(start).neg_()
