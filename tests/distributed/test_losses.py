@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.distributed.systems import compare
+from tests.distributed.systems import build, compare, make_batches, train
 from tests.several_processes import run_checks
+from vilmedic.distributed.gather import local
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 from vilmedic.losses.info_nce import InfoNCELoss
 from vilmedic.losses.siglip import SigLIPLoss
@@ -65,9 +66,20 @@ LOSSES = [
 ]
 
 
+def sharded_temperature() -> Any:
+    """A temperature far below its bound, after it was brought back."""
+    settings = {"loss": InfoNCELoss()}
+    step, _ = train(build("Compared", **settings), make_batches("Compared", [8]), parallel="fsdp")
+    weight: Any = step.model.loss.log_temperature
+    with torch.no_grad():
+        local(weight).fill_(-9.0)
+    step.model.schedule(2)
+    return weight.full_tensor().exp().detach()
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    return run_checks(LOSSES, tmp_path_factory.mktemp("two"))
+    return run_checks([*LOSSES, sharded_temperature], tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("check", LOSSES, ids=lambda check: check.__name__)
@@ -90,3 +102,9 @@ def test_losses_and_what_they_learn_in_two_processes(
     learned = [value for name, value in expected["gradients"].items() if name.startswith("loss.")]
     assert all(gradient.abs().max() > 1e-6 for gradient in learned)
     assert len(learned) == ("info_nce" in check.__name__) + 2 * ("siglip" in check.__name__)
+
+
+def test_a_sharded_temperature_is_brought_back_in_place(results: dict[str, list[Any]]) -> None:
+    for found in results["sharded_temperature"]:
+        assert not isinstance(found, str), found
+        assert found.tolist() == pytest.approx([0.01])
