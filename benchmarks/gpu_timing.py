@@ -8,7 +8,7 @@ import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,15 @@ class Device:
 
 def flop(step: Step) -> float:
     """Floating-point operations of the matrix products and convolutions of a step."""
-    with FlopCounterMode(display=False) as counter:
+    # Older versions of torch fail on a product whose result has a dtype of its own.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: _bmm_flop}) as counter:
         step()
     return float(counter.get_total_flops())
+
+
+def _bmm_flop(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
+    batch, rows, inner = left
+    return 2 * batch * rows * inner * right[2]
 
 
 def _line() -> str:

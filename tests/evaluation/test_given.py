@@ -76,6 +76,36 @@ def test_protocols_run_on_embeddings_of_another_program(data: Path, tmp_path: Pa
         assert found["retrieval/image_to_text_above"].shape == (10,)
 
 
+def test_the_untrained_network_is_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = embeddings(data, tmp_path / "peer.npz")
+    assert evaluate(data, tmp_path, file, "ensemblor.baselines=[untrained,raw_pixels]") == 0
+    results = json.loads((tmp_path / "peer/results_test.json").read_text())
+    assert list(results["baselines"]) == ["raw_pixels"]
+    assert "The baseline untrained is left out" in "".join(capsys.readouterr())
+
+
+def test_an_input_that_is_there_twice_has_one_embedding(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def twice(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, x[:3]])
+
+    texts = {"text": twice, "linguistic": lambda x: np.concatenate([x, x[:3] * 1.001])}
+    file = embeddings(data, tmp_path / "peer.npz", **texts)
+    assert evaluate(data, tmp_path, file) == 0
+    for key, name in (("path", "visual"), ("text", "linguistic")):
+        changes = {key: twice, name: lambda x: np.concatenate([x, x[3:6]])}
+        if key == "path":
+            changes["visual_backbone"] = twice
+        file = embeddings(data, tmp_path / "peer.npz", **changes)
+        assert evaluate(data, tmp_path, file) == 2
+        told = capsys.readouterr().err
+        assert f"{key} has " in told
+        assert f"but {name} is not the same there. Give each one embedding." in told
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -102,8 +132,6 @@ def test_what_needs_the_model_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = embeddings(data, tmp_path / "peer.npz")
-    assert evaluate(data, tmp_path, file, "ensemblor.baselines=[untrained]") == 2
-    assert "ensemblor.baselines" in capsys.readouterr().err
     local = "ensemblor.metrics={retrieval: {similarity: local}}"
     assert evaluate(data, tmp_path, file, local) == 2
     assert "compares no words with regions" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +31,15 @@ from vilmedic.registry import DATASETS
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
+logger = logging.getLogger(__name__)
+
 IMAGES = ("visual", "visual_backbone")
 FORM = (
     "Expected: an .npz file with visual [N, D] (and visual_backbone [N, F], if there is one) and "
     "the image paths path [N]; for protocols with texts linguistic [M, D] and text [M]"
 )
+ROUNDING = 1e-2
+"""Share of the largest number of a row: embeddings of one input in half precision are as close."""
 
 
 class Embeddings(nn.Module):
@@ -175,9 +181,12 @@ class GivenEnsemblor(Ensemblor):
         if self.section.generate_images:
             raise ConfigError("ensemblor.generate_images: embeddings make no images.")
         if "untrained" in self.section.baselines:
-            raise ConfigError(
-                "ensemblor.baselines: given untrained, but the network of other embeddings is not "
-                "known. Allowed: raw_pixels."
+            logger.warning(
+                "The baseline untrained is left out: the network of other embeddings is not known"
+            )
+            self.section = replace(
+                self.section,
+                baselines=[one for one in self.section.baselines if one != "untrained"],
             )
         read_arrays(path)
         self._make_vocabulary()
@@ -222,6 +231,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     for name in (*IMAGES, "linguistic"):
         if name in arrays:
             arrays[name] = _rows(path, name, arrays)
+            _check_twice(path, name, arrays)
     if "visual" in arrays and "linguistic" in arrays:
         widths = arrays["visual"].shape[1], arrays["linguistic"].shape[1]
         if widths[0] != widths[1]:
@@ -243,6 +253,21 @@ def _rows(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[
             "and texts [N]."
         )
     return value.astype(np.float32)
+
+
+def _check_twice(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse two embeddings of one image or text, but for what rounding makes of the same one."""
+    rows, key = arrays[name], "text" if name == "linguistic" else "path"
+    known: dict[str, int] = {}
+    for row, one in enumerate(arrays[key].tolist()):
+        first = known.setdefault(one, row)
+        if first != row and not np.allclose(
+            rows[first], rows[row], rtol=0, atol=ROUNDING * np.abs(rows[row]).max(), equal_nan=True
+        ):
+            raise DataError(
+                f"{path}: {key} has {brief(one)} in the rows {first} and {row}, counted from 0, "
+                f"but {name} is not the same there. Give each one embedding."
+            )
 
 
 def _table(rows: Sequence[NDArray[np.int32]], classes: int) -> csr_array:
