@@ -17,10 +17,10 @@ from vilmedic.config.load import Config, load
 from vilmedic.errors import ConfigError
 from vilmedic.models.vae import VAE as OwnVAE
 from vilmedic.training import plan
-from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED
+from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE
 from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining, Operation
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.plan import GIB, USABLE, MadeUp, count_samples, make_plan, seconds_of
+from vilmedic.training.plan import GIB, MadeUp, count_samples, make_plan, seconds_of
 from vilmedic.training.step import TrainingStep
 
 ROOT = Path(__file__).parents[2]
