@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.gpu_timing import flop
 from benchmarks.plan import PHANTOM, measured
 from vilmedic import cli
 from vilmedic.config.load import Config, load
+from vilmedic.errors import ConfigError
+from vilmedic.models.vae import VAE as OwnVAE
+from vilmedic.training import plan
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED
 from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining, Operation
 from vilmedic.training.optimization import make_optimizer
@@ -119,6 +123,24 @@ def test_the_largest_batch_is_one_that_just_fits(
     assert peak == pytest.approx(0.125 * GIB * USABLE, rel=0.03)
 
 
+def test_the_largest_batch_fits_where_memory_does_not_grow_on_one_line() -> None:
+    """As where parts of a batch are computed one after another from some size on."""
+
+    def peak(batch: int) -> int:
+        return max(8 * min(batch, 16), 64 + 2 * batch, 5 * batch)
+
+    tried: list[int] = []
+
+    def step(batch: int) -> FakeRun:
+        tried.append(batch)
+        return FakeRun({"activations": peak(batch)}, [Operation(0.0, torch.float32, 0.0)])
+
+    peaks = plan._peaks(16, step(16), step, [110.0, 1000.0, 10_000.0])
+    for room, largest in ((110.0, 13), (1000.0, 200), (10_000.0, 2000)):
+        assert plan._largest(peaks, room) == pytest.approx(largest, rel=0.05)
+    assert len(tried) < 10
+
+
 def test_a_step_takes_as_long_as_products_memory_or_launches() -> None:
     card = CARDS["h100"]
     held = dict.fromkeys(PARTS, 0)
@@ -173,6 +195,22 @@ def test_samples_are_counted_where_their_file_is(tmp_path: Path) -> None:
     assert count_samples(config_of(tmp_path, VAE)) is None
 
 
+def test_a_part_of_the_samples_is_counted_as_a_part(tmp_path: Path) -> None:
+    """An epoch is as long as the part that is trained on."""
+    (tmp_path / "train.image.tok").write_text("a.png\n" * 20)
+    (tmp_path / "some.tok").write_text("a.png\nb.png\nc.png\n")
+    text = f"""
+dataset:
+  proto: ImLabel
+  image: {{root: {tmp_path}, resize: 32, crop: 32}}
+  label: {{root: {tmp_path}}}
+model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: false}}}}
+"""
+    assert count_samples(config_of(tmp_path, text)) == 20
+    assert count_samples(config_of(tmp_path, text, "dataset.fraction=0.25")) == 5
+    assert count_samples(config_of(tmp_path, text, f"dataset.ids={tmp_path}/some.tok")) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -210,3 +248,19 @@ def test_several_images_a_sample_are_planned_as_many_as_there_can_be(tmp_path: P
     words += ["dataset.image.multi_image=3"]
     several = fake_step(load(path, words, training=True), tmp_path / "several")
     assert several.flop > 2 * one.flop
+
+
+@pytest.mark.parametrize("asks", ["numpy", "mask"])
+def test_a_model_that_asks_for_numbers_is_refused_by_name(
+    asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of a user's own, in which a shape follows from numbers, say."""
+
+    def errors(self: OwnVAE, target: Tensor, output: Tensor) -> Tensor:
+        if asks == "mask":
+            return output[output > 0]
+        return output * float(output.detach().numpy().sum())
+
+    monkeypatch.setattr(OwnVAE, "_errors", errors)
+    with pytest.raises(ConfigError, match=r"^model.proto: VAE cannot be planned"):
+        make_plan(config_of(tmp_path, VAE), card="h100")

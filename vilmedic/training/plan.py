@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.config import build
 from vilmedic.config.load import Config
 from vilmedic.config.sections import TrainorSection
+from vilmedic.errors import ConfigError
 from vilmedic.models.vae import VAE
 from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
@@ -27,6 +30,12 @@ SIZES = (24, 40, 80)
 """GiB of the cards for which the largest batch is looked for."""
 MOST = 65_536
 """Samples of the largest batch that is named."""
+SMALLEST = 2
+"""Samples of the smallest one that is tried: batch normalisation takes no single one."""
+FURTHER = 8
+"""How many times as large a batch is tried next."""
+COSTLY = 30_000
+"""Operations of a step that is not tried any more, which would take half a minute."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,8 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
         samples: of the training split; None leaves the time of an epoch to 100,000 samples.
 
     Raises:
-        ConfigError: the model cannot be built, or the data set is not one of this package.
+        ConfigError: the model cannot be built, its step depends on the numbers in tensors, or the
+            data set is not one of this package.
     """
     with tempfile.TemporaryDirectory() as folder:
         made_up = MadeUp(config, Path(folder), bf16=CARDS[card].bf16)
@@ -106,12 +116,21 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
             for trained in (False, True)
         )
         training = FakeTraining(model, made_up.data.prepare, section, gpu=made_up.gpu)
-        step = training.step(made_up.group(section.batch_size))
-        twice = training.step(made_up.group(2 * section.batch_size))
-    largest = {
-        size: _largest(section.batch_size, step.peak, twice.peak, size * GIB * USABLE)
-        for size in SIZES
-    }
+
+        def run(batch: int) -> FakeRun:
+            try:
+                return training.step(made_up.group(batch))
+            except RuntimeError as error:  # torch's, of whatever asks for numbers
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                raise ConfigError(
+                    f"model.proto: {config.model['proto']} cannot be planned, as a step of it does "
+                    f"not run on tensors that have a shape and no numbers ({reason})."
+                ) from error
+
+        step = run(section.batch_size)
+        rooms = [size * GIB * USABLE for size in SIZES]
+        peaks = _peaks(section.batch_size, step, run, rooms)
+    largest = {size: _largest(peaks, size * GIB * USABLE) for size in SIZES}
     return Plan(
         config=config.path,
         parameters=(parameters[0], parameters[1]),
@@ -182,17 +201,50 @@ def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
     return max(busy, len(step.operations) * LAUNCH)
 
 
-def _largest(batch: int, once: int, twice: int, room: float) -> int:
-    """The largest batch that fits, on the straight line through a batch and one of twice its size.
+def _peaks(
+    batch: int, first: FakeRun, step: Callable[[int], FakeRun], rooms: Sequence[float]
+) -> dict[int, int]:
+    """Bytes held at the peak of steps, from a batch that fits everywhere to one that does nowhere.
+
+    Memory does not grow on one line: parts of a batch are computed one after another from some size
+    on, and the peak comes at another moment. What takes too many operations is not run.
 
     Args:
-        batch: samples.
-        once: bytes held at the peak of a step on them.
-        twice: the same of two times the samples.
+        batch: samples of the configured batch.
+        first: its step.
+        step: runs one of a number of samples.
+        rooms: bytes that may be held, of several cards.
+    """
+    peaks, counts = {batch: first.peak}, [len(first.operations)]
+    smaller = batch
+    while peaks[smaller] > min(rooms) and smaller > SMALLEST:
+        smaller = max(SMALLEST, smaller // 2)
+        peaks[smaller] = step(smaller).peak
+    wanted = 2 * batch
+    while True:
+        found = step(wanted)
+        last, ratio = wanted, wanted / max(peaks)
+        peaks[wanted] = found.peak
+        counts.append(len(found.operations))
+        wanted = min(_largest(peaks, max(rooms)), FURTHER * last)
+        growth = math.log(counts[-1] / counts[-2], ratio)  # the power of the batch; it may rise
+        if wanted <= last or counts[-1] * (wanted / last) ** (growth + 1) > COSTLY:
+            return peaks
+
+
+def _largest(peaks: dict[int, int], room: float) -> int:
+    """The largest batch that fits, on the straight lines through batches and their peaks.
+
+    Args:
+        peaks: bytes held at the peak of a step, by the samples of the batch; two or more.
         room: bytes that may be held.
     """
-    each = max((twice - once) / batch, 1.0)
-    return max(0, min(MOST, int(batch + (room - once) / each)))
+    batches = sorted(peaks)
+    # the two around the answer, or the first or the last two
+    place = next((n for n, one in enumerate(batches) if peaks[one] > room), len(batches) - 1)
+    low, high = batches[max(place, 1) - 1], batches[max(place, 1)]
+    each = max((peaks[high] - peaks[low]) / (high - low), 1.0)
+    return max(0, min(MOST, int(low + (room - peaks[low]) / each)))
 
 
 def _on_cpu(section: TrainorSection) -> TrainorSection:
@@ -226,11 +278,22 @@ def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
 
 
 def count_samples(config: Config) -> int | None:
-    """Lines of the training split, where its file is there; no sample is read."""
+    """Samples of the training split by the lines of its file, where that is there.
+
+    No sample is read: a part of the split, `dataset.fraction`, is that share of the lines, and one
+    that `dataset.ids` names has as many samples as that file has lines.
+    """
     node = config.dataset
+    if ids := node.get("ids"):
+        return _lines(Path(str(ids)))
     part = node.get("image") or node.get("seq") or node
     name = part.get("file") or ("report.tok" if part is node.get("seq") else "image.tok")
     path = Path(str(part.get("root"))) / f"train.{name}"
+    lines = _lines(path)
+    return lines and max(1, round(lines * (node.get("fraction") or 1)))
+
+
+def _lines(path: Path) -> int | None:
     try:
         with path.open("rb") as stream:
             return sum(1 for _ in stream) or None
