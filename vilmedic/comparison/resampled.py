@@ -149,12 +149,11 @@ class _Scores:
         self, scores: Array, hot: NDArray[np.bool_], known: NDArray[np.bool_]
     ) -> Iterator[tuple[Array, Array]]:
         """How far decisions are right and whether that is known, [N, C], by each rule there is."""
-        if self.ranked:
-            used = list(self.ranked)
+        if self.ranked and known.all() and (hot.sum(axis=1) == 1).all():
+            chosen = right_choices(lambda block: scores[:, block], csr_array(hot))[:, None]
+            yield chosen, np.ones_like(chosen)
+        if used := list(self.ranked):
             yield right_decisions(scores, hot)[:, used], known[:, used].astype(np.float64)
-            if known.all() and (hot.sum(axis=1) == 1).all():
-                chosen = right_choices(lambda block: scores[:, block], csr_array(hot))[:, None]
-                yield chosen, np.ones_like(chosen)
 
     def measure(self, counts: Array | None) -> dict[str, Array]:
         """Each number in each resample, [R]; None counts every sample once.
