@@ -149,14 +149,13 @@ def _image_encoder(part: Part) -> list[str]:
         return [f"image_encoder = {whole}.eval()"]
     network = f'torchvision.models.get_model("{part.said["architecture"]}", weights=None)'
     lines = [
-        f"image_encoder = {network}",
+        f"image_encoder = {network}.eval()",
         "weights = image_encoder.state_dict()  # with the version that some networks ask for",
         f'weights.update(load_file(f"{{folder}}/{part.name}/model.safetensors"))  # no classifier',
         "image_encoder.load_state_dict(weights)",
     ]
     if part.said["layer"] is None:
         lines.append(f"image_encoder.{part.said['classifier']} = torch.nn.Identity()")
-    lines.append("image_encoder.eval()")
     return lines
 
 
