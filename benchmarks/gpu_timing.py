@@ -141,6 +141,7 @@ def _line() -> str:
     """The innermost line of this package, or of these benchmarks, that is being run."""
     frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
     frames = [f for f in frames if Path(f.filename).name != Path(__file__).name]
+    frames = [f for f in frames if "site-packages" not in f.filename]  # of `.venv`
     inside = [f for f in frames if "/vilmedic/" in f.filename.removeprefix(str(ROOT))] or frames
     if not inside:
         return "elsewhere"

@@ -41,7 +41,7 @@ from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.resizing import resize_short_side
+from vilmedic.datasets.pictures import resize_short_side
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
 

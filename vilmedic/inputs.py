@@ -29,8 +29,7 @@ from vilmedic.datasets.decode import (
 )
 from vilmedic.datasets.lines import Lines, join_names
 from vilmedic.datasets.picture_cache import PictureCache
-from vilmedic.datasets.pictures import PictureFiles
-from vilmedic.datasets.resizing import resized_shape
+from vilmedic.datasets.pictures import PictureFiles, resized_shape
 from vilmedic.datasets.transforms import Pixels
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import core_count, walk_files

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode, v2
 
 from vilmedic.datasets.aligned import seeded
-from vilmedic.datasets.augment import Affine, Augmentation
-from vilmedic.datasets.transforms import Preset, preset_augmentation
+from vilmedic.datasets.augment import Affine, Augmentation, preset_augmentation
+from vilmedic.datasets.transforms import Preset
 
 SIDE = 64
 _BILINEAR = InterpolationMode.BILINEAR

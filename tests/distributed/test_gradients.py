@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
+from torch.utils._device import _device_constructors
 
 from tests.distributed.systems import (
     Pairs,
@@ -455,6 +456,9 @@ def test_what_travels_in_16_bits(
 
 def test_autocast_of_a_gpu_takes_layers_whose_weights_have_16_bits() -> None:
     """Layer normalisation of a float32 state, say, with the weights as they travelled."""
+    # transformers replaces torch.linspace while it makes a model, and torch may then note the
+    # replacement, for good, as the function that follows the device of a `with` statement.
+    _device_constructors.cache_clear()
     kept = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)

@@ -20,7 +20,6 @@ from vilmedic import cli
 from vilmedic.checkpoints.checkpoint import load_checkpoint
 from vilmedic.errors import ConfigError
 from vilmedic.export.folder import write_export
-from vilmedic.models.vae import stated_of
 from vilmedic.run import load
 
 
@@ -176,7 +175,7 @@ def test_dalle_needs_no_size_of_images_in_its_configuration(tmp_path: Path) -> N
     scale = [[0.25] * 3, [0.75] * 3]
     config["model"]["vae"]["ckpt"] = str(save_vae(tmp_path / "v.pth", normalization=scale))
     model = save_run(tmp_path / "older", config)
-    said = stated_of(model)
+    said = model.stated_vae()
     assert said == {"image_size": 16, "normalization": scale}
     save_run(tmp_path / "run", config, vae=said)
     for file in ("vae.pth", "v.pth"):
@@ -185,7 +184,7 @@ def test_dalle_needs_no_size_of_images_in_its_configuration(tmp_path: Path) -> N
     out = load(tmp_path / "run", device="cpu").export(tmp_path / "out")
     shutil.rmtree(tmp_path / "run")
     for place in (out, load(out, device="cpu").export(tmp_path / "again")):
-        assert stated_of(load(place, device="cpu").model) == said
+        assert load(place, device="cpu").model.stated_vae() == said
 
 
 def test_encoders_of_transformers_with_a_decoder(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from vilmedic.datasets.resizing import crop_square, resize_to
+from vilmedic.datasets.pictures import crop_square, resize_to
 from vilmedic.device import constants
 
 Range = tuple[float, float]
@@ -182,6 +182,50 @@ class Augmentation:
         share = _WEIGHT / (1 + 2 * sum(heights))
         side = [float(round(share * height)) for height in heights]
         return [_WEIGHT - 2 * sum(side), *side]
+
+
+def preset_augmentation(preset: str, crop: int | None, channels: int) -> Augmentation:
+    """The random part of a preset, which comes after resizing.
+
+    - `convirt`: Zhang et al. 2020 (arXiv:2010.00747), section 3: crop of 0.6 to 1.0 of the area,
+      horizontal flip, rotation up to 20 degrees, translation up to 0.1, scale 0.95 to 1.05,
+      brightness and contrast 0.6 to 1.4, Gaussian blur with sigma 0.1 to 3.0.
+    - `simclr`: Chen et al. 2020 (arXiv:2002.05709), appendix A: crop of 0.08 to 1.0 of the area,
+      flip, colour jitter of strength 1, greyscale, blur. On grey images the jitter of hue and
+      saturation and the greyscale step, which mean nothing there, are left out.
+    - `simclr_xray`: horizontal flip, and a crop at a random place.
+
+    Raises:
+        ValueError: the preset crops and there is no `crop`.
+    """
+    if preset == "simclr_xray":
+        return Augmentation(crop=crop, channels=channels, flip=True)
+    if crop is None:
+        raise ValueError(f"The preset {preset} crops to `crop` pixels, and crop is null.")
+    if preset == "convirt":
+        return Augmentation(
+            crop=crop,
+            channels=channels,
+            area=(0.6, 1.0),
+            flip=True,
+            affine=Affine(degrees=20, shift=0.1, scale=(0.95, 1.05)),
+            jitter=((0.6, 1.4), (0.6, 1.4)),
+            blur=(0.1, 3.0),
+        )
+    colours: tuple[tuple[float, float], ...] = ((0.2, 1.8), (0.2, 1.8))
+    if channels == 3:
+        colours = (*colours, (0.2, 1.8), (-0.2, 0.2))
+    return Augmentation(
+        crop=crop,
+        channels=channels,
+        area=(0.08, 1.0),
+        flip=True,
+        jitter=colours,
+        jitter_share=0.8,
+        grey_share=0.2 if channels == 3 else 0.0,
+        blur=(0.1, 2.0),
+        blur_share=0.5,
+    )
 
 
 def _radius(crop: int) -> int:

@@ -23,8 +23,7 @@ from vilmedic.config.types import (
 from vilmedic.datasets.aligned import AlignedDataset, AlignedPart, Batch, Sample
 from vilmedic.datasets.decode import Color, UndecodableImage
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures
-from vilmedic.datasets.resizing import resized_shape
+from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures, resized_shape
 from vilmedic.datasets.transforms import Pixels, check_sizes
 from vilmedic.errors import DataError
 

@@ -10,18 +10,20 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 from vilmedic.datasets.aligned import seeded, stable_seed
-from vilmedic.datasets.augment import Affine, Augmentation
 from vilmedic.datasets.decode import Color
-from vilmedic.datasets.resizing import crop_square, resize_short_side
+from vilmedic.datasets.pictures import crop_square, resize_short_side
 from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from vilmedic.datasets.augment import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,9 @@ class Pixels:
         if self.own_list is not None:
             self.transforms = build_transforms(self.own_list)
             try_transforms(self.transforms, self.channels, resize, crop)
-        elif self.random:
+        elif self.random and preset != "resize_crop":
+            from vilmedic.datasets.augment import preset_augmentation
+
             self.augmentation = preset_augmentation(preset, crop, self.channels)
         flipped = self.augmentation is not None and self.augmentation.flip
         moved = crop is not None and self.random
@@ -220,53 +224,6 @@ def _build_transform(name: str, arguments: dict[str, Any]) -> v2.Transform:
         return transform(**arguments)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"The transform {name} does not take {arguments}: {error}.") from None
-
-
-def preset_augmentation(preset: Preset, crop: int | None, channels: int) -> Augmentation:
-    """The random part of a preset, which comes after resizing.
-
-    - `resize_crop`: nothing but a crop at a random place.
-    - `convirt`: Zhang et al. 2020 (arXiv:2010.00747), section 3: crop of 0.6 to 1.0 of the area,
-      horizontal flip, rotation up to 20 degrees, translation up to 0.1, scale 0.95 to 1.05,
-      brightness and contrast 0.6 to 1.4, Gaussian blur with sigma 0.1 to 3.0.
-    - `simclr`: Chen et al. 2020 (arXiv:2002.05709), appendix A: crop of 0.08 to 1.0 of the area,
-      flip, colour jitter of strength 1, greyscale, blur. On grey images the jitter of hue and
-      saturation and the greyscale step, which mean nothing there, are left out.
-    - `simclr_xray`: horizontal flip, and a crop at a random place.
-
-    Raises:
-        ValueError: the preset crops and there is no `crop`.
-    """
-    if preset == "resize_crop":
-        return Augmentation(crop=crop, channels=channels)
-    if preset == "simclr_xray":
-        return Augmentation(crop=crop, channels=channels, flip=True)
-    if crop is None:
-        raise ValueError(f"The preset {preset} crops to `crop` pixels, and crop is null.")
-    if preset == "convirt":
-        return Augmentation(
-            crop=crop,
-            channels=channels,
-            area=(0.6, 1.0),
-            flip=True,
-            affine=Affine(degrees=20, shift=0.1, scale=(0.95, 1.05)),
-            jitter=((0.6, 1.4), (0.6, 1.4)),
-            blur=(0.1, 3.0),
-        )
-    colours: tuple[tuple[float, float], ...] = ((0.2, 1.8), (0.2, 1.8))
-    if channels == 3:
-        colours = (*colours, (0.2, 1.8), (-0.2, 0.2))
-    return Augmentation(
-        crop=crop,
-        channels=channels,
-        area=(0.08, 1.0),
-        flip=True,
-        jitter=colours,
-        jitter_share=0.8,
-        grey_share=0.2 if channels == 3 else 0.0,
-        blur=(0.1, 2.0),
-        blur_share=0.5,
-    )
 
 
 def try_transforms(

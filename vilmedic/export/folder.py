@@ -32,7 +32,6 @@ from vilmedic.manifest import (
     read_manifest,
 )
 from vilmedic.models.from_checkpoint import Loaded
-from vilmedic.models.vae import stated_of
 
 KEPT = ("name", "model", "dataset")
 """Sections of a configuration that say what a model is."""
@@ -111,7 +110,7 @@ def _write(loaded: Loaded, draft: Path, identity: Mapping[str, Any]) -> None:
         "config": shortened({key: loaded.config[key] for key in KEPT if key in loaded.config}),
         "data": _data(loaded, draft, parts),
         "networks": network_configs(loaded.model),
-        "vae": stated_of(loaded.model),
+        "vae": loaded.model.stated_vae(),
         "weights": [dataclasses.asdict(place) for part in parts for place in part.places],
         "onnx": onnx,
         "about": about,

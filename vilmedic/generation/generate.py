@@ -21,7 +21,7 @@ from vilmedic.config.sections import EnsemblorSection, GenerationSection
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
-from vilmedic.datasets.resizing import crop_square, resize_short_side, resized_shape
+from vilmedic.datasets.pictures import crop_square, resize_short_side, resized_shape
 from vilmedic.device import move
 from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError

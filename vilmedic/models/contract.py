@@ -6,15 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from inspect import signature
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vilmedic.blocks.repeated import repeated_blocks
 from vilmedic.device import HOST, IMAGES
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.losses.learned import LearnedLoss
+
+if TYPE_CHECKING:
+    from vilmedic.losses.learned import LearnedLoss
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
@@ -64,7 +65,16 @@ class Model(nn.Module, ABC):
         them twice, and `trainor.parallel=fsdp` gathers each of them by itself. So each is called
         as a whole, and nothing reads the weights inside of it in place of that.
         """
+        from vilmedic.blocks.repeated import repeated_blocks
+
         return repeated_blocks(self)
+
+    def stated_vae(self) -> dict[str, Any] | None:
+        """What no weight tells of the VAE in a model; None for a model without one.
+
+        A checkpoint and an export hold it, since a configuration may leave it out.
+        """
+        return None
 
     def learning_rates(self, base: float) -> list[tuple[list[nn.Parameter], float]]:
         """Groups of the parameters that are trained, each with its learning rate.
@@ -149,16 +159,21 @@ class ContrastiveModel(Model):
                 loss as they are now, which `encode` gives among its features: only there has a
                 sharded model its weights at hand, and only what is encoded is replayed in chunks.
         """
-        loss = getattr(self, "loss", None)
-        if not isinstance(loss, LearnedLoss):
+        loss = self._learned_loss()
+        if loss is None:
             return {}
         if features is None:
             return loss.learned()
         return {name: features[name] for name in loss.learns if name in features}
 
+    def _learned_loss(self) -> LearnedLoss | None:
+        loss = getattr(self, "loss", None)
+        return loss if hasattr(loss, "learned") else None
+
     def schedule(self, step: int) -> dict[str, float]:
         """Bring what the loss learns back within its bounds, as after each optimizer step."""
-        if isinstance(loss := getattr(self, "loss", None), LearnedLoss):
+        loss = self._learned_loss()
+        if loss is not None:
             loss.clamp()
         return {}
 

@@ -250,6 +250,12 @@ class DALLE(Model):
         position = place + self.text_seq_len + 1
         return self.image_logits(self.transformer.step(embedded, position, cache)[:, 0], output)
 
+    def stated_vae(self) -> dict[str, Any]:
+        """Size of the images and normalization of the VAE."""
+        scale = self.vae.pixels.mean_and_std
+        normalization = None if scale is None else [list(map(float, part)) for part in scale]
+        return {"image_size": self.vae.image_size, "normalization": normalization}
+
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of older versions of dalle-pytorch under our names."""
         shift = self.settings.shift_tokens

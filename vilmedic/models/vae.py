@@ -326,19 +326,6 @@ class VAE(Model):
         return measure(output, target, reduction="none").flatten(1).mean(dim=1)
 
 
-def stated_of(model: nn.Module) -> dict[str, Any] | None:
-    """What no weight tells of the VAE in a model; None for a model without one.
-
-    A checkpoint and an export hold it, since the configuration of DALLE may leave it out.
-    """
-    vae = getattr(model, "vae", None)
-    if not isinstance(vae, VAE):
-        return None
-    scale = vae.pixels.mean_and_std
-    normalization = None if scale is None else [list(map(float, part)) for part in scale]
-    return {"image_size": vae.image_size, "normalization": normalization}
-
-
 def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     """A frozen VAE.
 

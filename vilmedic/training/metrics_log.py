@@ -12,7 +12,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from vilmedic.checkpoints.left_out import read_entries
 from vilmedic.checkpoints.run_directory import SET_ASIDE, shared
 from vilmedic.errors import DataError
 from vilmedic.files import no_file, replace_text
@@ -171,6 +170,8 @@ def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int
     """
     if not path.exists():
         return 0
+    from vilmedic.checkpoints.left_out import read_entries
+
     entries = read_entries(path)
     damaged = sum(entry is None for _, entry in entries)
     if damaged and not (damaged == 1 and entries[-1][1] is None):

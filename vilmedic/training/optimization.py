@@ -16,7 +16,6 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed.gather import like, local
 from vilmedic.errors import ConfigError
 from vilmedic.models.contract import Model
-from vilmedic.training.radam import RAdam
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
@@ -46,6 +45,8 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
     options = dict(section.optim_params)
     on_cpu = parameters[0].device.type == "cpu"
     if cls is torch.optim.RAdam and not on_cpu and not options.keys() & KERNELS:
+        from vilmedic.training.radam import RAdam
+
         cls = RAdam
     base = options.get("lr", _default_rate(cls))
     if isinstance(model, Model) and base and (groups := model.learning_rates(base)):

@@ -134,7 +134,6 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
         synchronize_batch_norm(model, device)
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
-    blocks = model.repeated_blocks()
     if section.compile:
         from vilmedic.blocks.repeated import compile_blocks
 
@@ -144,12 +143,12 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
                 "trainor.compile: torch needs a C++ compiler, and none of "
                 f"{', '.join(compilers)} is installed. Install one or leave the key out."
             )
-        count = compile_blocks(blocks)
+        count = compile_blocks(model.repeated_blocks())
         _tell_of_blocks("compile", count, "Compiling %d blocks; the first steps take long")
     if section.activation_checkpointing:
         from vilmedic.blocks.repeated import checkpoint_blocks
 
-        count = checkpoint_blocks(blocks)
+        count = checkpoint_blocks(model.repeated_blocks())
         _tell_of_blocks("activation_checkpointing", count, "Computing %d blocks twice")
     if section.parallel == "fsdp":
         shard(model, section.precision, device)

@@ -17,7 +17,6 @@ from vilmedic.distributed.gather import copy_from_main, whole
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
-from vilmedic.models.vae import stated_of
 from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
 from vilmedic.training.optimization import (
@@ -136,7 +135,7 @@ class TrainState:
             "config": self._config.data,
             "data": self._spec.to_plain(),
             "networks": network_configs(self.model),
-            "vae": stated_of(self.model),
+            "vae": self.model.stated_vae(),
         }
 
     def restore(self, start: resume.Start) -> None:
