@@ -34,10 +34,10 @@ PEER = """\
 import json, statistics, sys
 from pathlib import Path
 import yaml
-loader = getattr(yaml, sys.argv.pop(1))
+loader = getattr(yaml, sys.argv.pop(1))  # one of the safe ones
 groups = {}
 for run in map(Path, sys.argv[1:]):
-    config = yaml.load(next(run.glob("config_*.yml")).read_text(), Loader=loader)
+    config = loader(next(run.glob("config_*.yml")).read_text()).get_single_data()
     config.pop("name"), config["trainor"].pop("seed")
     results = json.loads((run / "results_test.json").read_text())
     groups.setdefault(json.dumps(config, sort_keys=True), []).append(results["metrics"])

@@ -1,4 +1,4 @@
-"""Times, kernels, memory and waits of a step on a GPU; on a CPU as far as they have a meaning."""
+"""Times, kernels, memory and waits of a step on a GPU; on a CPU those that mean something there."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From decoded images to what a model takes: sizes, transforms, crop and normalisation.
 
 Transforms are torchvision's own by name, image by image on uint8 tensors [C, H, W] on the CPU, or
-published sets of them as presets, which work on batches as far as they can (see `augment`).
+published sets of them as presets, most of which is computed for whole batches (see `augment`).
 """
 
 from __future__ import annotations

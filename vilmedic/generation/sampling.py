@@ -81,7 +81,7 @@ def generate_tokens(
         ids: reports, [B, T].
         mask: 1 for the tokens of a report, [B, T].
         numbers: uniform random numbers, float64 [B, N], one a token. The same numbers give the
-            same tokens, whichever reports are in the batch; in 16 bits a batch of another size may
+            same tokens for any other reports in the batch; in 16 bits a batch of another size may
             round otherwise.
         sampling: how tokens are drawn.
         start: first tokens of the images, [B, n], to go on from.

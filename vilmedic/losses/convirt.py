@@ -89,7 +89,7 @@ class ConVIRTLoss(nn.Module):
 
 
 def check_pairs(name: str, first: Tensor, second: Tensor, part: Part = WHOLE) -> None:
-    """Refuse what is no batch of pairs.
+    """Check that the inputs are a batch of pairs.
 
     Args:
         name: the loss, for messages.

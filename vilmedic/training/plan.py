@@ -187,7 +187,7 @@ class MadeUp:
 def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
     """Seconds that a step takes on a card: those of its GPU, or of the CPU that queues it.
 
-    An operation takes as long as its products or its memory, whichever is longer.
+    An operation takes the longer of the time of its products and that of its memory traffic.
 
     Args:
         step: what it computes.
