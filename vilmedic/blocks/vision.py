@@ -18,6 +18,7 @@ from torchvision.models import WeightsEnum
 from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
+from vilmedic.blocks.repeated import HEAD, Layer, layers_of
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
@@ -134,23 +135,23 @@ class VisionEncoder(nn.Module):
                 self._frozen.append(module)
         self.train(self.training)
 
+    def layers(self) -> list[Layer]:
+        """The layers of the backbone in order: the embedding first, the head last.
+
+        Names are those inside `network`. What lies behind `output_layer` was removed and is in
+        none of them.
+        """
+        return layers_of(self.network, _members(self.network))
+
     def parameters_by_block(self) -> list[list[nn.Parameter]]:
         """The parameters of the backbone by block, in order, for rates that differ by depth.
 
-        What comes before the first block is a group of its own; what lies between blocks, or behind
-        the last one, belongs to the block before it.
+        What comes before the first block is a group of its own; the head belongs to the last block.
         """
-        place = {
-            id(parameter): number
-            for number, block in enumerate(_members(self.network), start=1)
-            for parameter in block.parameters()
-        }
-        groups: dict[int, list[nn.Parameter]] = {}
-        current = 0
-        for parameter in self.network.parameters():
-            current = max(current, place.get(id(parameter), current))
-            groups.setdefault(place.get(id(parameter), current), []).append(parameter)
-        return [groups[number] for number in sorted(groups)]
+        layers = [list(layer.parameters.values()) for layer in self.layers()]
+        if len(layers) > 1 and self.layers()[-1].name == HEAD:
+            layers[-2:] = [layers[-2] + layers[-1]]
+        return layers
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
