@@ -276,13 +276,12 @@ def _find(topic: str, draft: Draft | None) -> list[Place]:
     Raises:
         ConfigError: there is none.
     """
-    place: Place | None = _root(draft)
+    found: Place | None = _root(draft)
     for part in topic.split("."):
-        place = next((one for one in inside(place) if one.path[-1] == part), None)
-        if place is None:
-            break
-    if place is not None:
-        return [place]
+        keys = inside(found) if found is not None else ()
+        found = next((one for one in keys if one.path[-1] == part), None)
+    if found is not None:
+        return [found]
     known = keys_named(topic, draft)
     if known and "." not in topic:
         return [place for key in known for place in _find(key, draft)]
