@@ -146,7 +146,7 @@ def command(
 
             _print(print_config(config))
         elif line.option == "--check":
-            notes = [f"note: {note}" for note in config.notes]
+            notes = [f"note: {note}" for note in (*config.notes, *config.file_notes)]
             counts = f"{len(config.origins)} keys, {len(config.overrides)} overrides"
             _print("\n".join([*notes, f"ok: {config.path}: {counts}, run '{config.name}'"]))
         else:
