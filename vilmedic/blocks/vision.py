@@ -194,13 +194,8 @@ class VisionEncoder(nn.Module):
                 f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
-        count = int(mask.sum()) if counts is None else sum(counts)
-        # Those that exist come first, in their order.
-        places = (~mask).flatten().byte().argsort(stable=True)[:count]
-        existing = self.pooled(images.flatten(0, 1)[places])
-        padded = existing.new_zeros(mask.numel(), existing.shape[1])
-        padded = padded.index_copy(0, places, existing).unflatten(0, mask.shape)
-        return padded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        places = existing_places(mask, counts)
+        return mean_of_images(self.pooled(images.flatten(0, 1)[places]), mask, places)
 
     def features(self, images: Tensor, layers: list[str]) -> dict[str, Tensor]:
         """The outputs of several layers in one pass, without permutation and dropout.
@@ -345,6 +340,29 @@ def _members(network: nn.Module) -> list[nn.Module]:
         else:
             found += _members(child)
     return found
+
+
+def existing_places(mask: Tensor, counts: list[int] | None = None) -> Tensor:
+    """The places of the images that exist among those of all samples, in their order, int64 [M].
+
+    Args:
+        mask: which of the images exist, bool [B, N].
+        counts: how many of each sample exist; without it a GPU has to be waited for.
+    """
+    count = int(mask.sum()) if counts is None else sum(counts)
+    return (~mask).flatten().byte().argsort(stable=True)[:count]
+
+
+def by_sample(values: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """What was made of the images that exist, [M, ...], as [B, N, ...], zero for the others."""
+    padded = values.new_zeros(mask.numel(), *values.shape[1:])
+    return padded.index_copy(0, places, values).unflatten(0, mask.shape)
+
+
+def mean_of_images(values: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """The mean over the images of each sample, [M, F] to [B, F]."""
+    total = by_sample(values, mask, places).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:
