@@ -80,10 +80,11 @@ class Validator:
             for split in self._section.splits:
                 self._splits.tokens_ready(split, model)
                 self._splits.check(networks, split)
-            if self._section.splits and hasattr(model, "image_tokens"):
+            codes: Any = getattr(model, "image_tokens", None)
+            if self._section.splits and codes is not None:
                 with inference(self._device, "fp32"):
                     batches = self._splits.first_batches(self._section.splits[0], FEW)
-                    warn_of_collapsed_codes(model, map(model.image_tokens, batches))
+                    warn_of_collapsed_codes(model, map(codes, batches))
 
     def _check_sizes(self, model: nn.Module) -> None:
         """Refuse a split that can have no loss, so that no checkpoint could be the best."""
