@@ -255,6 +255,12 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
         path, given = images
         for option, allowed in wanted.items():
             yield from _option(tree, path, given, option, allowed, model)
+        if given.get("image_choice") == "random" and given.get("multi_image", 1) == 1:
+            key = (*path, "image_choice")
+            yield (
+                f"{tree.where(key)}: given 'random', which draws among the first images of a "
+                f"sample, as many as {dotted((*path, 'multi_image'))} says: 1. Set that higher."
+            )
     if not dataset.path.startswith("vilmedic."):
         return  # one of a plugin may have them in a way of its own
     if images is None and wanted and training:
