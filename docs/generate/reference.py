@@ -101,7 +101,7 @@ def configuration() -> str:
         "",
         "Every key of the sections that are the same for all systems. The keys of `model` and "
         "`dataset` depend on their `proto`: [models](models.md), [data sets](data-sets.md). "
-        "`python bin/train.py <file> --help` shows the same with the values of a file.",
+        "`python bin/train.py <file> --help trainor` shows the same with the values of a file.",
         "",
         "## The run",
         "",
@@ -307,5 +307,6 @@ def prose(text: str) -> str:
     """Text of a docstring as Markdown: what is not in backticks stands for itself."""
     parts = _CODE.split(text)
     for number in range(0, len(parts), 2):
-        parts[number] = re.sub(r"([<*\[\]])", r"\\\1", parts[number])
+        escaped = re.sub(r"([*\[\]])", r"\\\1", parts[number])
+        parts[number] = escaped.replace("<", "&lt;")
     return "".join(parts)

@@ -12,11 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.small_models import tiny_tokenizer
 from vilmedic.datasets.aligned import SampleKey
+from vilmedic.datasets.report_text import CLEANERS
 from vilmedic.datasets.text import (
     TextDataset,
     has_word_boundaries,
     load_tokenizer,
     special_tokens_around,
+    text_hash,
     word_numbers,
 )
 from vilmedic.errors import ArgumentError, DataError
@@ -25,6 +27,7 @@ Args = Callable[..., dict[str, Any]]
 Write = Callable[[str, Sequence[str]], Path]
 
 
+NO_EFFUSION = -5482747047193401504
 REPORT = "No pleural effusion. Heart-size is normal"
 PIECES = ["effus", "##ion", "pl", "##eu", "##ral", "no", "heart", "-", "size", "is", "normal", "."]
 
@@ -107,6 +110,60 @@ def test_sentences_are_drawn_by_seed_epoch_and_sample(
     assert drawn == [words(again, again[SampleKey(2, epoch)]["ids"]) for epoch in range(40)]
     whole = TextDataset(**text_args(sample_sentence=True, processing=processing, training=False))
     assert len(whole[SampleKey(2)]["ids"]) > 9
+
+
+@pytest.mark.parametrize("processing", [None, *CLEANERS])
+def test_shuffled_reports_have_all_words_in_another_order(
+    text_args: Args, processing: str | None
+) -> None:
+    settings = text_args(shuffle_sentences=True, processing=processing)
+    dataset = TextDataset(**settings)
+    assert dataset.random
+    drawn = [words(dataset, dataset[SampleKey(2, epoch)]["ids"]) for epoch in range(60)]
+    assert len(set(drawn)) == 6  # three sentences in every order
+    whole = TextDataset(**text_args(shuffle_sentences=True, processing=processing, training=False))
+    assert not whole.random
+    expected = words(whole, whole[SampleKey(2)]["ids"])
+    assert expected in drawn
+    assert {tuple(sorted(text.split())) for text in drawn} == {tuple(sorted(expected.split()))}
+    again = TextDataset(**settings)  # a function of seed, epoch and line: neither order nor worker
+    assert drawn[7:] == [words(again, again[SampleKey(2, n)]["ids"]) for n in range(7, 60)]
+    other = TextDataset(**{**settings, "seed": 2})
+    assert drawn != [words(other, other[SampleKey(2, epoch)]["ids"]) for epoch in range(60)]
+
+
+def test_sampled_sentences_may_be_shuffled_too(text_args: Args) -> None:
+    both = TextDataset(**text_args(sample_sentence=True, max_sentences=2, shuffle_sentences=True))
+    drawn = {words(both, both[SampleKey(2, epoch)]["ids"]) for epoch in range(60)}
+    assert len(drawn) == 9  # one of three, or two of them in either order
+
+
+def test_a_chain_of_cleanings_is_applied_in_order_everywhere(
+    text_args: Args, write: Write, tmp_path: Path
+) -> None:
+    write(
+        "train.report.tok", ["Stable cardiomegaly since ___. No effusion.", "Clear; seen by ___."]
+    )
+    chain = ["remove_prior_references", "remove_deidentification", "r2gen_clean_report"]
+    dataset = TextDataset(**text_args(processing=chain))
+    assert list(dataset.cleaned) == ["cardiomegaly . no effusion .", "clear seen ."]
+    prompt = dataset.encode_text(["Stable cardiomegaly since ___. No effusion."])
+    assert prompt["input_ids"][0].tolist() == dataset.collate([dataset[0]])["input_ids"][0].tolist()
+    assert "cardiomegaly" in dataset.words("Unchanged cardiomegaly.")
+    assert "unchanged" not in dataset.words("Unchanged cardiomegaly.")
+    assert dataset.tokenizer.get_vocab().keys().isdisjoint({"stable", "since"})
+    settings = json.loads((tmp_path / "run" / "tokenizer" / "vocabulary.json").read_text())
+    assert settings["processing"] == chain
+    with pytest.raises(DataError, match="other processing"):
+        TextDataset(**text_args(processing=chain[:2]))
+
+
+def test_a_chain_of_one_is_that_cleaning(text_args: Args) -> None:
+    one = TextDataset(**text_args(processing="ifcc_clean_report"))
+    listed = TextDataset(**text_args(processing=["ifcc_clean_report"]))  # the same vocabulary
+    assert list(listed.cleaned) == list(one.cleaned)
+    assert listed.reports.processing == "ifcc_clean_report"
+    assert TextDataset.__init__.__kwdefaults__["processing"] is None
 
 
 def test_draws_of_several_sentences_keep_their_order(text_args: Args) -> None:
@@ -302,3 +359,44 @@ def test_special_tokens_and_word_boundaries_are_known() -> None:
     for make in (word_pieces, byte_pairs, sentence_pieces, tiny_tokenizer):
         assert has_word_boundaries(make())
     assert not has_word_boundaries(sentence_pieces(split=False))
+
+
+def test_equal_reports_as_the_model_reads_them_have_one_hash(text_args: Args, write: Write) -> None:
+    lines = ["No  effusion!", "no effusion", "Large effusion.", "no effusion . heart normal"]
+    write("train.report.tok", lines)
+    data = TextDataset(**text_args(processing="multilingual_clean_report"))
+    samples = [data[SampleKey(number)] for number in range(4)]
+    assert "report_hash" not in data.collate(samples)
+    data.hashes = True
+    samples = [data[SampleKey(number)] for number in range(4)]
+    hashes = data.collate(samples)["report_hash"]
+    assert hashes.dtype == torch.int64
+    # The number is part of runs over several machines, and so must not depend on one.
+    assert hashes[:2].tolist() == [text_hash("no effusion")] * 2 == [NO_EFFUSION] * 2
+    assert len(set(hashes.tolist())) == 3
+
+
+def test_reports_that_are_cut_to_the_same_text_have_one_hash(
+    dataset: Callable[..., TextDataset],
+) -> None:
+    data = dataset(word_pieces(), tokenizer_max_len=6)
+    data.hashes = True
+    cut, whole = data.reports.tokens("pleural effusion."), data.reports.tokens("pleural effus")
+    assert ("pleural effusion."[: cut["end"]], cut["truncated"]) == ("pleural effus", True)
+    assert ("pleural effus"[: whole["end"]], whole["truncated"]) == ("pleural effus", False)
+
+
+def test_hashes_are_those_of_the_sentence_that_was_drawn(text_args: Args) -> None:
+    data = TextDataset(**text_args(sample_sentence=True, processing=None))
+    data.hashes = True
+    samples = [data[SampleKey(2, epoch)] for epoch in range(20)]
+    drawn = {words(data, sample["ids"]): sample["hash"] for sample in samples}
+    assert len(set(drawn.values())) == len(drawn) > 1
+
+
+def test_a_report_has_one_hash_in_any_order_of_its_sentences(text_args: Args) -> None:
+    data = TextDataset(**text_args(shuffle_sentences=True))
+    data.hashes = True
+    samples = [data[SampleKey(2, epoch)] for epoch in range(20)]
+    assert len({words(data, sample["ids"]) for sample in samples}) > 1
+    assert len({sample["hash"] for sample in samples}) == 1

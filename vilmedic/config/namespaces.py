@@ -413,7 +413,7 @@ def instance_target(instance: Instance, node: dict[str, Any]) -> Target:
 
 def _same_call(given: str, wanted: str) -> None:
     """Refuse a loss that is called with other tensors than the one whose place it takes."""
-    forward, model = _forward(given), _forward(wanted)
+    forward, model = method(given, "forward"), method(wanted, "forward")
     if forward is None or model is None:
         return
     takes, gives = list(_required(forward)), list(_required(model))
@@ -427,15 +427,15 @@ def _same_call(given: str, wanted: str) -> None:
         )
 
 
-def _forward(path: str) -> griffe.Function | None:
-    """The `forward` of a class, its own or inherited; None where the source text shows none."""
+def method(path: str, name: str) -> griffe.Function | None:
+    """A method of a class, its own or inherited; None where the source text shows none."""
     cls = find_class(path)
     if cls is None:
         return None
-    found = cls.members.get("forward")
+    found = cls.members.get(name)
     if isinstance(found, griffe.Function):
         return found
-    inherited = (_forward(base) for base in bases(cls) if base != path)
+    inherited = (method(base, name) for base in bases(cls) if base != path)
     return next((one for one in inherited if one is not None), None)
 
 
