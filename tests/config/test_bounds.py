@@ -57,13 +57,12 @@ from vilmedic.datasets.transforms import build_transforms, try_transforms
 from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.losses.gloria import GLoRIALoss
-from vilmedic.training.optimization import named_class
 from vilmedic.metrics import pointing_game
 from vilmedic.models.classifier import Classifier
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import LOSSES, METRICS, REGISTRIES
-from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.optimization import AveragedWeights, make_optimizer, named_class
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)
