@@ -66,15 +66,21 @@ def protocol_names(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
     names = {}
     for name, options in protocols.items():
         others = [protocols[one] for one, kind in kinds.items() if kind == kinds[name]]
-        parts = [kinds[name].replace("_", " ")]
+        parts = [protocol_name(kinds[name])]
         if "similarity" in options:
-            parts.append(f"{options['similarity']} similarity")
+            which = options["similarity"]
+            parts.append("both similarities" if which == "both" else f"{which} similarity")
         for key, value in options.items():
             if key != "similarity" and any(one.get(key) != value for one in others):
                 shown = Path(value).name if isinstance(value, str) else value
                 parts.append(f"{key.replace('_', ' ')} {shown}")
         names[name] = ", ".join(parts)
     return names
+
+
+def protocol_name(metric: str) -> str:
+    """A metric in words: `zero shot`, `kNN`."""
+    return "kNN" if metric == "knn" else metric.replace("_", " ")
 
 
 def number_name(key: str) -> str:

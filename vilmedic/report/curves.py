@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from vilmedic.checkpoints.left_out import LeftOut, read_entries
 from vilmedic.drawing.colours import series_colours
 from vilmedic.errors import escaped, visible
+from vilmedic.evaluation.results import protocol_name
 from vilmedic.files import replace_bytes
 from vilmedic.registry import METRICS
 from vilmedic.report.settings import read_settings, score_of, section
@@ -293,12 +294,13 @@ def shorter(names: Sequence[str]) -> list[str]:
 
 def _drawn(panels: Sequence[Panel], title: str) -> bytes:
     shown = [panel for panel in panels if not panel.folded]
-    rows = math.ceil(len(shown) / COLUMNS)
-    figure = Figure(figsize=(4.6 * COLUMNS, 2.9 * rows + 0.7), layout="constrained")
+    columns = min(COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4.6 * columns, 2.9 * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     head: dict[str, Any] = {"parse_math": False, "fontsize": 13, "fontweight": "bold"}
     figure.suptitle(escaped(title), x=0.01, ha="left", **head)
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     colours = panel_colours(panels)
     for axis, panel in zip(axes, shown, strict=False):
         draw_panel(axis, panel, colours)
@@ -362,10 +364,11 @@ def _group(name: str) -> tuple[int, str]:
         ranks = ", median rank" if _RANKS.search(after) else ""
         number = re.match(r"(\d+)_", after)
         nth = f" ({number[1]})" if number else ""
-        plain = metric.replace("_", " ")
+        plain = protocol_name(metric)
         split = before.removeprefix("ema_").replace("validation", "validate")
         ema = ", averaged weights" if before.startswith("ema_") else ""
-        title = f"{plain[0].upper()}{plain[1:]}{nth}{ranks}, {split} split{ema}"
+        plain = plain if metric == "knn" else plain.capitalize()
+        title = f"{plain}{nth}{ranks}, {split} split{ema}"
         return _SCORE_RANK, title
     return 4, name.replace("_", " ")
 

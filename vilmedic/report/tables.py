@@ -20,6 +20,7 @@ from vilmedic.evaluation.predictions import predictions_name, read_predictions
 from vilmedic.evaluation.results import headline, number_name, protocol_names, source
 from vilmedic.files import spreadsheet_text
 
+NONE = "-"  # where there is no number
 RESAMPLES = 1000
 MOST_RESAMPLED = 50_000  # samples of a split of which intervals are computed here
 
@@ -68,6 +69,11 @@ class Table:
     file: str = "table"
 
     @property
+    def bounded(self) -> bool:
+        """Whether any number has an interval."""
+        return any(cell.bounds for _, cells in self.rows for cell in cells)
+
+    @property
     def csv(self) -> str:
         """The table as a data URI of a CSV file, with all digits and a column for each bound."""
         bounded = [any(cells[k].bounds for _, cells in self.rows) for k in range(len(self.columns))]
@@ -80,7 +86,8 @@ class Table:
         for name, cells in self.rows:
             line: list[str] = [name]
             for cell, more in zip(cells, bounded, strict=True):
-                line.append(cell.text if cell.value is None else repr(cell.value))
+                text = "" if cell.text == NONE else cell.text
+                line.append(text if cell.value is None else repr(cell.value))
                 line += [repr(one) for one in cell.bounds or ()] or ["", ""] if more else []
             writer.writerow(map(spreadsheet_text, line))
         return f"data:text/csv;base64,{base64.b64encode(stream.getvalue().encode()).decode()}"
@@ -312,7 +319,7 @@ def _is_finite(value: float) -> bool:
 def shown(value: Any) -> str:
     """A number as the page writes it; a dash for none."""
     if not _is_number(value) or not _is_finite(value):
-        return "-"
+        return NONE
     if isinstance(value, int):
         return f"{value:,}"
     if value and abs(value) < 0.001:

@@ -32,7 +32,7 @@ function drawBars(place, chart) {
     type: "bar", orientation: "h", x: values, y: names, marker: { color: chart.colours }, width: 0.62,
     customdata: labels, hovertemplate: "%{y}: %{customdata}<extra></extra>",
     error_x: {
-      type: "data", symmetric: false, color: css("--ink"), thickness: 1.3, width: 4,
+      type: "data", visible: bounds.some(Boolean), symmetric: false, color: css("--ink"), thickness: 1.3, width: 4,
       array: values.map((value, k) => (bounds[k] ? bounds[k][1] - value : 0)),
       arrayminus: values.map((value, k) => (bounds[k] ? value - bounds[k][0] : 0)),
     },
