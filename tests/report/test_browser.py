@@ -197,7 +197,7 @@ def test_a_long_configuration_scrolls_visibly(browser: Any, tmp_path: Path) -> N
     assert page.run(f"return {config}.scrollHeight > 2 * {config}.clientHeight")
     assert page.run(f"return getComputedStyle({config}, '::-webkit-scrollbar').width") == "12px"
     assert page.run(f"return {config}.tabIndex") == 0
-    assert "310 lines" in page.text("#configuration")
+    assert "311 lines" in page.text("#configuration")
 
 
 def test_it_is_readable_at_the_width_of_a_phone(browser: Any, report: Path) -> None:

@@ -215,8 +215,9 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
     for name, box, colour in sample.boxes:
         axes.add_patch(_frame(box, width, height, colour=colour, style="-"))
         corner = (box[0] * width, box[1] * height)
-        note = axes.annotate(name, corner, xytext=(0, 3), textcoords="offset points", fontsize=8.5)
-        note.set(color=colour, path_effects=[Stroke(linewidth=3, foreground="black"), Normal()])
+        plate = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}
+        look: dict[str, Any] = {"fontsize": 7.5, "color": "white", "bbox": plate}
+        axes.annotate(name, corner, xytext=(1, 3), textcoords="offset points", **look)
     figure.text(
         0.15 / across,
         1 - (0.65 + SIDE * aspect + 0.15) / inches,
@@ -320,7 +321,9 @@ def _frame(
     left, top, right, bottom = window
     corner = (left * width - 0.5, top * height - 0.5)
     size = ((right - left) * width, (bottom - top) * height)
-    return Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=1.3, linestyle=style)
+    halo = [Stroke(linewidth=2.6, foreground="black", alpha=0.7), Normal()]
+    look: dict[str, Any] = {"fill": False, "linewidth": 1.3, "path_effects": halo}
+    return Rectangle(corner, *size, edgecolor=colour, linestyle=style, **look)
 
 
 def _short(word: str) -> str:

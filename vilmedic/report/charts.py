@@ -145,7 +145,8 @@ def retrievals(
     above, beside = (arrays[f"{metrics[0]}/image_to_text_{one}"] for one in ("above", "beside"))
     ranks = dict(zip(arrays["lines"].tolist(), (1 + above + beside / 2).tolist(), strict=True))
     found = {one["name"]: one["index"] for one in explorer["neighbours"]}
-    nearest = found.get("reports for this image")
+    whole = len(samples["line"]) == results.samples  # else the nearest of all is not known
+    nearest = found.get("reports for this image") if whole else None
     known = [place for place, line in enumerate(samples["line"]) if line in ranks]
     order = sorted(known, key=lambda place: ranks[samples["line"][place]])
 

@@ -22,7 +22,7 @@ from vilmedic.errors import escaped, visible
 from vilmedic.evaluation.results import protocol_name
 from vilmedic.files import replace_bytes
 from vilmedic.registry import METRICS
-from vilmedic.report.settings import read_settings, score_of, section
+from vilmedic.report.settings import data_of, read_settings, score_of, section
 from vilmedic.training.metrics_log import UNPLOTTED
 
 MOST_POINTS = 600
@@ -213,9 +213,9 @@ def write_curves(run_dir: Path, left_out: LeftOut | None = None) -> Path | None:
     if not panels:
         return None
     with left_out.damaged(path):
-        system = section(settings, "model").get("proto")
-        name = run_dir.resolve().name
-        replace_bytes(path, _drawn(panels, f"{name}, {system}" if system else name))
+        system, data = section(settings, "model").get("proto"), data_of(settings)
+        title = ": ".join(filter(None, [run_dir.resolve().name, str(system or "")]))
+        replace_bytes(path, _drawn(panels, f"{title} on {data}" if data else title))
         return path
     return None
 

@@ -32,8 +32,8 @@ from vilmedic.report.curves import (
     shorter,
 )
 from vilmedic.report.gallery import read_gallery
-from vilmedic.report.settings import RunSettings, read_settings, score_of, section
-from vilmedic.report.tables import Results, read_evaluations, read_results, shown
+from vilmedic.report.settings import RunSettings, data_of, read_settings, score_of, section
+from vilmedic.report.tables import read_evaluations, read_results, shown
 
 CURVES = "curves.png"
 PAGE = "report.html"
@@ -76,7 +76,7 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
         .render(
             name=run_dir.resolve().name,
             system=section(settings, "model").get("proto") or "",
-            data=_data(settings, results),
+            data=(results[0].data if results else "") or data_of(settings),
             tiles=_tiles(settings, lines, score, better, best),
             panels=packed_panels(panels),
             folded=sum(panel.folded for panel in panels),
@@ -196,16 +196,6 @@ def packed_panels(panels: Sequence[Panel]) -> str:
         ]
         made.append({**asdict(panel), "lines": drawn})
     return _packed(made) if made else ""
-
-
-def _data(settings: Sequence[RunSettings], results: Sequence[Results]) -> str:
-    """The name of the data: of those evaluated, or of those trained on."""
-    if results and results[0].data:
-        return results[0].data
-    dataset = section(settings, "dataset")
-    sections = [dataset, *(one for one in dataset.values() if isinstance(one, dict))]
-    roots = [str(one["root"]) for one in sections if one.get("root")]
-    return Path(roots[0]).name if roots else ""
 
 
 def _tiles(

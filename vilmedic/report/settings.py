@@ -90,6 +90,14 @@ def section(settings: Sequence[RunSettings], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def data_of(settings: Sequence[RunSettings]) -> str:
+    """The name of the data that was trained on: that of its first folder; empty for none."""
+    dataset = section(settings, "dataset")
+    sections = [dataset, *(one for one in dataset.values() if isinstance(one, dict))]
+    roots = [str(one["root"]) for one in sections if one.get("root")]
+    return Path(roots[0]).name if roots else ""
+
+
 def _read_configuration(path: Path, settings: RunSettings) -> None:
     text = read_file_text(str(path))
     try:
