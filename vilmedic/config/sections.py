@@ -32,13 +32,14 @@ class TrainorSection:
     """How a model is trained.
 
     Args:
-        optimizer: a class of torch.optim.
+        optimizer: a class of torch.optim, or LARS.
         optim_params: its options.
         batch_size: samples a step takes from the data, before accumulation, in all processes
             together.
         grad_accu: batches whose gradients are averaged into one step.
         clip_grad_norm: largest norm of the gradient; null leaves it as it is.
-        lr_decay: a class of torch.optim.lr_scheduler; null keeps the learning rate.
+        lr_decay: a class of torch.optim.lr_scheduler, or WarmupCosineLR; null keeps the learning
+            rate.
         lr_decay_params: its options. T_max and total_steps are the length of the run unless given,
             and max_lr is optim_params.lr.
         decay_metric_start: first epoch whose evaluation a plateau scheduler sees.
@@ -68,7 +69,7 @@ class TrainorSection:
         parallel: how several processes share the model: ddp gives each the whole of it, fsdp a
             part of each weight, for models that do not fit.
         sync_bn: batch normalisation over the samples of all processes instead of those of each.
-        device: cpu, cuda or cuda:N; null takes a GPU when there is one.
+        device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
         num_workers: processes that load data; null takes one a core, 16 at most.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
         log_every: steps between two lines in metrics.jsonl.
@@ -262,7 +263,7 @@ class EnsemblorSection(GenerationSection):
         precision: arithmetic of the forward pass; auto is bf16 on a GPU that has it, and fp32
             elsewhere.
         tf32: see trainor.tf32.
-        device: cpu, cuda or cuda:N; null takes a GPU when there is one.
+        device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
         num_workers: processes that load data; null takes one a core, 16 at most.
     """
 
