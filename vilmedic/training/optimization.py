@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
-from vilmedic.blocks.repeated import HEAD, layers_of
-from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.namespaces import OWN
 from vilmedic.config.sections import TrainorSection
 from vilmedic.config.types import AtLeast, Below, Between
@@ -144,6 +142,10 @@ def _is_named(name: str, key: str) -> bool:
 
 def _depths(model: nn.Module, key: str) -> dict[int, int]:
     """For each weight of a part the number of its layer, counted from the last one."""
+    # imported here: a run without groups does without them
+    from vilmedic.blocks.repeated import HEAD, layers_of
+    from vilmedic.blocks.vision import VisionEncoder
+
     part = dict(model.named_modules()).get(key)
     blocks: list[list[nn.Parameter]] = []
     if isinstance(part, VisionEncoder):
