@@ -18,8 +18,8 @@ from torchvision.models import WeightsEnum
 from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
-from vilmedic.blocks.repeated import HEAD, Layer, layers_of
-from vilmedic.config.types import Dropout, Runtime
+from vilmedic.blocks.repeated import HEAD, Layer, freeze_first, layers_of
+from vilmedic.config.types import Dropout, Frozen, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
@@ -41,7 +41,8 @@ class VisionEncoder(nn.Module):
         dropout_out: dropout of the output.
         permute: arrangement of spatial outputs: batch_first is [B, HW, C], spatial_first is
             [HW, B, C] and no_permute is [B, C, H, W].
-        freeze: keep the backbone as it is, its batch statistics included.
+        freeze: keep the backbone as it is, its batch statistics included; a number keeps what
+            comes before the first block, and that many blocks.
         pretrained: true takes the published ImageNet weights, false random ones; or the directory
             or a checkpoint of another run, whose image encoder is taken; or the path of a file
             with a state dict of the backbone.
@@ -62,7 +63,7 @@ class VisionEncoder(nn.Module):
         output_layer: str = "avgpool",
         dropout_out: Dropout = 0.0,
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
-        freeze: bool = False,
+        freeze: bool | Frozen = False,
         pretrained: bool | str = True,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,
@@ -82,8 +83,10 @@ class VisionEncoder(nn.Module):
         self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
         self._frozen: list[nn.Module] = []
-        if freeze:
+        if freeze is True:
             self.freeze_until(None)
+        elif freeze:
+            self._frozen = freeze_first(self.layers(), freeze, backbone)
         self.train()
         self.out_features = self.width(output_layer)
 
@@ -107,7 +110,7 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> VisionEncoder:
         """Switch between training and evaluation; what is frozen stays in evaluation."""
         super().train(mode)
-        if self.freeze:
+        if self.freeze is True:
             self.network.eval()
         for module in self._frozen:
             module.training = False
