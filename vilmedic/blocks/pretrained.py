@@ -71,9 +71,12 @@ class Filled:
         networks: the transformers configuration of each network of transformers in it, by the
             network's name in the model, as `network_configs` gave them; folders and the hub are
             then not asked.
+        adapters: whether the adapters of `lora` are built too, as for a run that goes on;
+            otherwise the weights hold what they add.
     """
 
     networks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    adapters: bool = False
 
     def config_of(self, part: str) -> dict[str, Any] | None:
         """The configuration of the network in a part of the model, such as `encoder`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from transformers import PreTrainedModel
 
+from vilmedic.blocks.lora import LoRA, check_alone
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
 from vilmedic.blocks.repeated import HEAD, Layer, freeze_first, layers_of
-from vilmedic.config.types import Dropout, Frozen, Runtime
+from vilmedic.config.types import Dropout, Frozen, Runtime, UsedWith
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
@@ -43,6 +44,7 @@ class VisionEncoder(nn.Module):
             [HW, B, C] and no_permute is [B, C, H, W].
         freeze: keep the backbone as it is, its batch statistics included; a number keeps what
             comes before the first block, and that many blocks.
+        lora: train low-rank adapters of its linear layers instead of its weights.
         pretrained: true takes the published ImageNet weights, false random ones; or the directory
             or a checkpoint of another run, whose image encoder is taken; or the path of a file
             with a state dict of the backbone.
@@ -64,11 +66,14 @@ class VisionEncoder(nn.Module):
         dropout_out: Dropout = 0.0,
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
         freeze: bool | Frozen = False,
+        lora: Annotated[LoRA | None, UsedWith("freeze", (False,))] = None,
         pretrained: bool | str = True,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,
     ) -> None:
         super().__init__()
+        if lora is not None:
+            check_alone(freeze)
         self.backbone = backbone
         self.output_layer = output_layer
         self.permute = permute
@@ -87,6 +92,9 @@ class VisionEncoder(nn.Module):
             self.freeze_until(None)
         elif freeze:
             self._frozen = freeze_first(self.layers(), freeze, backbone)
+        self.adapted = lora is not None and (filled is None or filled.adapters)
+        if lora is not None and self.adapted:
+            lora.adapt(self.network, backbone, self._run_without_numbers)
         self.train()
         self.out_features = self.width(output_layer)
 
@@ -240,6 +248,10 @@ class VisionEncoder(nn.Module):
 
     def shape(self, layer: str) -> torch.Size:
         """Shape of a layer's output for one image, found without computing anything."""
+        return self._outputs([layer], self._run_without_numbers)[layer].shape
+
+    def _run_without_numbers(self) -> None:
+        """A pass of one image through the network in which nothing is computed."""
         state: dict[str, Any] = {
             name: tensor.to("meta")
             for name, tensor in [*self.network.named_parameters(), *self.network.named_buffers()]
@@ -250,11 +262,8 @@ class VisionEncoder(nn.Module):
         training = self.network.training
         self.network.eval()
         with torch.no_grad():
-            outputs = self._outputs(
-                [layer], lambda: functional_call(self.network, state, (images,))
-            )
+            functional_call(self.network, state, (images,))
         self.network.train(training)
-        return outputs[layer].shape
 
     def _outputs(self, layers: list[str], run: Callable[[], object]) -> dict[str, Tensor]:
         """The outputs of layers in a run of the network.

@@ -54,9 +54,9 @@ _PARTS: Keys = {
 }
 """The keys of a data set that say what a model is shown of a sample in an evaluation."""
 _FREE: Keys = {
-    "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
-    "vilmedic.blocks.text.TextEncoder": ("pretrained",),
-    "vilmedic.blocks.text.WordEncoder": ("pretrained",),
+    "vilmedic.blocks.vision.VisionEncoder": ("pretrained", "lora"),
+    "vilmedic.blocks.text.TextEncoder": ("pretrained", "lora"),
+    "vilmedic.blocks.text.WordEncoder": ("pretrained", "lora"),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
     "vilmedic.models.classifier.Classifier": ("freeze", "encoder_lr", "head_lr", "layer_decay"),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),

@@ -173,7 +173,7 @@ class MadeUp:
             MODELS,
             node,
             spec=self.data.spec,
-            filled=Filled(),  # published weights are not needed
+            filled=Filled(adapters=True),  # published weights are not needed
             read_encoder=None,
         )
         prepare_network(self.model, self.section, CPU)

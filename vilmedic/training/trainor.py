@@ -84,7 +84,8 @@ class Trainor:
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
-        filled = None if start.state is None else Filled(start.state.get("networks") or {})
+        saved = None if start.state is None else start.state.get("networks") or {}
+        filled = None if saved is None else Filled(saved, adapters=True)
         self.model = build(
             MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=_read_encoder
         )
@@ -170,7 +171,7 @@ class Trainor:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
         tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
-            "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s parameters",
+            "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s",
             self.run_dir,
             self.seed,
             self.device,
@@ -178,7 +179,7 @@ class Trainor:
             " with TF32 products" if tf32 else "",
             len(self.data),
             self.state.steps_per_epoch,
-            f"{sum(p.numel() for p in self.step.parameters):,}",
+            self._parameters(),
         )
         for line in described_groups(self.state.optimizer):
             LOGGER.info(line)
@@ -200,6 +201,13 @@ class Trainor:
             self.watch.close()
             self.log.close()
         self._report_end()
+
+    def _parameters(self) -> str:
+        """How many there are, and how many of them are trained where some are not."""
+        trained = sum(p.numel() for p in self.step.parameters)
+        every = sum(p.numel() for p in self.model.parameters())
+        of = "" if trained == every else f"{trained:,} trained of "
+        return f"{of}{every:,} parameters"
 
     def _open_log(self) -> MetricsLog:
         """Open the files of the run's numbers and the loggers."""
