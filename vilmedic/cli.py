@@ -280,15 +280,17 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
     def call() -> None:
         from vilmedic.comparison.table import compare, text_of
+        from vilmedic.log import Progress
 
         by = [key for word in given.by for key in word.split(",") if key]
-        found = compare(
-            _folders(given.runs),
-            split=given.split,
-            by=by,
-            anyway=given.anyway,
-            number=given.bootstrap,
-        )
+        with Progress("Comparing"):
+            found = compare(
+                _folders(given.runs),
+                split=given.split,
+                by=by,
+                anyway=given.anyway,
+                number=given.bootstrap,
+            )
         print_text(text_of(found, given.format))
         if given.plot is not None:
             from vilmedic.comparison.plot import write_plot

@@ -23,7 +23,7 @@ from vilmedic.datasets.picture_cache import VERSION, decoders
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import replacing
-from vilmedic.log import progress
+from vilmedic.log import Progress, progress
 
 FOLDER = "tokens"  # in the run directory
 
@@ -87,7 +87,7 @@ def cache_tokens(
                 )
             folder = part.run_dir / FOLDER
             # One process reads the files; the others find their digests where it left them.
-            with processes.main_first():
+            with processes.main_first(), Progress(f"Image tokens of {part.split}"):
                 path = folder / f"{part.split}_{_key(part, vae, folder)}.npy"
                 if not path.is_file():
                     with processes.alone():
