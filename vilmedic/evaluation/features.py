@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.device import inference, move, weights_converted_once
+from vilmedic.device import inference, move, weights_converted_once, widest_float
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows, widened
 from vilmedic.errors import DataError
@@ -122,7 +122,7 @@ def collect(
                 if "labels_known" in batch:
                     unknown.add(~batch["labels_known"])
                 if loss is not None:
-                    losses.append(loss.double())
+                    losses.append(loss.to(widest_float(loss.device)))
                     weights.append((int(batch["index"][0]), size))
             if not outputs:
                 names = (*keep, *getattr(model, "keep", ()))
