@@ -71,7 +71,6 @@ class Ensemblor:
                 "makes the images. Run the command vilmedic-ensemble, or call vilmedic.evaluate."
             )
         self._make_images = generate
-        self.results: dict[str, dict[str, Any]] = {}
         self.run_dir = config.run_dir
         self.device = pick_device(self.section.device)
         self.paths = self._find_checkpoints()
@@ -85,6 +84,7 @@ class Ensemblor:
 
     def _set_up(self, name: str, headers: dict[Path, dict[str, Any]], *, ema: bool) -> None:
         """Make ready what measures, and the folder of this evaluation."""
+        self.results: dict[str, dict[str, Any]] = {}
         settled: dict[str, Any] = {"precision": pick_precision(self.section.precision, self.device)}
         self.section = replace(self.section, **settled)
         self.source = source(self.system, self.checkpoints, ema=ema)
