@@ -49,6 +49,16 @@ def gloria() -> Any:
     return compare("GLoRIA", double=True, steps=2, **CLIPPED)
 
 
+def simclr_of_studies_in_chunks() -> Any:
+    settings = {"forward_batch_size": 2}
+    return compare("SimCLR of studies", double=True, settings=settings, **CLIPPED)
+
+
+def gloria_of_studies_in_chunks() -> Any:
+    settings = {"forward_batch_size": 2}
+    return compare("GLoRIA of studies", double=True, settings=settings, **CLIPPED)
+
+
 def vae() -> Any:
     return compare("VAE", steps=2, **CLIPPED)
 
@@ -188,7 +198,22 @@ def sharded_radam() -> Any:
         return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=7, **RADAM)
 
 
+LARS_OPTIONS = {"lr": 0.1, "trust_coefficient": 0.2, "weight_decay": 0.1}
+LARS: dict[str, Any] = {"optimizer": "LARS", "optim_params": LARS_OPTIONS}
+
+
+def lars() -> Any:
+    return compare("Autoencoder", (8, 8, 1), steps=4, **LARS)
+
+
+def sharded_lars() -> Any:
+    """The norms of layers are those of whole tensors, of which each process has a part."""
+    return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=4, **LARS)
+
+
 EQUAL = [
+    lars,
+    sharded_lars,
     gloria_told_by_the_host,
     radam,
     sharded_radam,
@@ -201,6 +226,8 @@ EQUAL = [
     convirt_in_chunks,
     simclr_in_chunks,
     gloria_in_chunks,
+    simclr_of_studies_in_chunks,
+    gloria_of_studies_in_chunks,
     any_loss_with_learned_temperature,
     any_loss_with_learned_temperature_in_chunks,
     no_interaction,

@@ -54,6 +54,11 @@ _BASES = {
     "torch.optim.lr_scheduler": {"LRScheduler", "Optimizer"},
     _TRANSFORMS: {"Transform", "InterpolationMode", "AutoAugmentPolicy"},
 }
+# classes of this package that a configuration names as if they were there
+OWN = {
+    "torch.optim": {"LARS": "vilmedic.training.lars.LARS"},
+    "torch.optim.lr_scheduler": {"WarmupCosineLR": "vilmedic.training.optimization.WarmupCosineLR"},
+}
 # classes that a run cannot use, and why
 _REFUSED = {
     "torch.optim": {
@@ -209,7 +214,7 @@ def _members(namespace: str) -> dict[str, str]:
         elif isinstance(member, griffe.Class):
             found[name] = f"{namespace}.{name}"
     hidden = _BASES.get(namespace, set())
-    return {
+    return OWN.get(namespace, {}) | {
         name: path
         for name, path in found.items()
         if not name.startswith("_")

@@ -32,13 +32,18 @@ class TrainorSection:
     """How a model is trained.
 
     Args:
-        optimizer: a class of torch.optim.
+        optimizer: a class of torch.optim, or LARS.
         optim_params: its options.
+        optim_groups: options of parts of the model, by name (cnn, encoder, projection), by the
+            dotted name of something inside one, or by a pattern of names (*.bias): lr,
+            weight_decay, and layer_decay, the factor of the rate from each layer to the one before
+            it. A weight takes each option from the last entry that has it.
         batch_size: samples a step takes from the data, before accumulation, in all processes
             together.
         grad_accu: batches whose gradients are averaged into one step.
         clip_grad_norm: largest norm of the gradient; null leaves it as it is.
-        lr_decay: a class of torch.optim.lr_scheduler; null keeps the learning rate.
+        lr_decay: a class of torch.optim.lr_scheduler, or WarmupCosineLR; null keeps the learning
+            rate.
         lr_decay_params: its options. T_max and total_steps are the length of the run unless given,
             and max_lr is optim_params.lr.
         decay_metric_start: first epoch whose evaluation a plateau scheduler sees.
@@ -92,6 +97,7 @@ class TrainorSection:
         ),
         OptionsOf("torch.optim", "optimizer"),
     ] = field(default_factory=dict)
+    optim_groups: dict[str, dict[str, float]] = field(default_factory=dict)
     batch_size: Annotated[int, AtLeast(1)] = 32
     grad_accu: Annotated[int, AtLeast(1)] = 1
     clip_grad_norm: Annotated[float, Above(0), AtMost(1000000)] | None = None
