@@ -149,7 +149,7 @@ def test_evaluation_and_fine_tuning_take_merged_weights(
         "name=tuned",
         f"model.cnn.pretrained={run_dir}",
         "trainor.epochs=1",
-        "trainor.optim_params.lr=0.0",
+        "model.cnn.freeze=True",
     )
     tuned = newest(run_dir.with_name("tuned"))["model"]
     merged = torch.load(best_of(run_dir), weights_only=True)["model"]
