@@ -3,7 +3,7 @@
     python data/make_shards.py data/SELFSUP/mimic-cxr data/SELFSUP/mimic-cxr-shards \
         --image-path data/images/mimic-cxr-images-512 --ext jpg
 
-Run again after an interruption, it goes on where it stopped. Copy the shards anywhere, also to a
+Run again after an interruption, it resumes where it stopped. Copy the shards anywhere, also to a
 web server; line files and indices stay in a folder here.
 """
 

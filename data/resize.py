@@ -2,7 +2,7 @@
 
     python data/resize.py archive/images data/images/my-images-512 --size 512
 
-Run again after an interruption, it goes on where it stopped. Images that cannot be read, and those
+Run again after an interruption, it resumes where it stopped. Images that cannot be read, and those
 that would get the same name, are listed in unreadable.txt in the new folder, and the exit status is
 then 1. Files that are no images are listed in left_out.txt.
 """

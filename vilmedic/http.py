@@ -1,4 +1,4 @@
-"""HTTP as downloads and shards need it: one client, troubles that may pass, logins out of netrc."""
+"""HTTP as downloads and shards need it: one client, transient failures, logins out of netrc."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NotAFile(DataError):
 
 
 class Again(Exception):
-    """A trouble that may pass.
+    """A failure that may pass.
 
     Args:
         reason: what happened.
@@ -101,7 +101,7 @@ def open_client(timeout: float, agent: str = "") -> httpx2.Client:
 
 
 class Answer:
-    """A response as a context; troubles of the network become `Again`."""
+    """A response as a context; failures of the network become `Again`."""
 
     def __init__(
         self,

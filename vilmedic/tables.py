@@ -265,7 +265,7 @@ def _near_files(folder: Path, name: str) -> str:
 def _start(file: Iterable[str]) -> tuple[list[str], Any, int]:
     """The header of a CSV file, the reader of its rows, and how many lines are before its header.
 
-    Commas, semicolons, tabs or bars separate fields, whichever the header has most of.
+    Commas, semicolons, tabs or bars separate fields, the most frequent one in the header.
     """
     lines = iter(file)
     before, mark = 0, ""

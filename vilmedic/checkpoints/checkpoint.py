@@ -63,7 +63,7 @@ def last_name(seed: int) -> str:
 
 
 def previous_name(seed: int) -> str:
-    """File name of the state before the newest, to go on from should that one be damaged."""
+    """File name of the state before the newest, to resume from should that one be damaged."""
     return f"previous_{seed}.pth"
 
 
@@ -171,7 +171,7 @@ def _metric_of_settings(config: Any) -> str | None:
 def better_of(state: dict[str, Any]) -> str | None:
     """What is better of the score of a checkpoint: `higher` or `lower`.
 
-    Files that were written before this was stored are judged by the metric's name.
+    For files that were written before this was stored the metric's name decides.
 
     Returns:
         None when the metric is not known.

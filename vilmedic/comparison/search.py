@@ -267,7 +267,7 @@ def _mend(path: Path) -> None:
 
 
 def _check_same(study: optuna.Study, folder: Path, sought: dict[str, Any]) -> None:
-    """Refuse to go on with a study of something else.
+    """Refuse to continue with a study of something else.
 
     Raises:
         ConfigError: it is one; says what differs.

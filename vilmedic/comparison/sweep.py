@@ -2,7 +2,7 @@
 
 Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
 configuration it is of and how far it is, and `sweep.log` what its processes printed. The same
-command again goes on where it was stopped: finished runs are skipped, others continue by
+command again resumes where it was stopped: finished runs are skipped, others continue by
 `ckpt=auto`.
 """
 
@@ -68,13 +68,13 @@ class Sweep:
 
     Args:
         path: the configuration file.
-        runs: what is to be trained, checked.
+        runs: what will be trained, checked.
         jobs: processes at a time; None takes one for each GPU, or one.
         evaluate: whether each run is evaluated after its training.
         tell: says what happens, a line at a time.
         command: the command of a step, `train` or `ensemble`.
         another: gives a further run when a device is free, as a search does; None at the end.
-        ended: is told of each run that ended and of the reason if it failed; what it says instead
+        ended: receives each run that ended and the reason if it failed; what it says instead
             is why the run counts as failed all the same.
 
     Attributes:

@@ -39,7 +39,7 @@ class Idle:
     Args:
         path: the key.
         why: the rest of a sentence that begins with the key.
-        dropped: whether a stronger layer made it so, and it is to be left out.
+        dropped: whether a stronger layer made it so, and it is left out.
     """
 
     path: KeyPath

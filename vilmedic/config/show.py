@@ -87,7 +87,7 @@ class Place:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The values inside, as far as they are a mapping."""
+        """The values inside, if it is a mapping."""
         return self.given if isinstance(self.given, dict) else {}
 
 

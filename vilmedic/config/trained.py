@@ -84,7 +84,7 @@ class Difference:
         now: its value now, a default included.
         given: whether the configuration of the training gave it.
         place: whether it only says where something lies.
-        node: what was trained in the place of another class, with all its keys.
+        node: what was trained instead of another class, with all its keys.
     """
 
     path: KeyPath

@@ -30,7 +30,7 @@ MOST_NESTED = 8
 MOST_VALUES = 3000
 """Values of a configuration that holds references, those that they stand for included."""
 MOST_PROBLEMS = 100
-"""Problems that are told at once."""
+"""Problems that are reported together."""
 DEEPEST = 32
 """References that lead to references."""
 _NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
@@ -239,7 +239,7 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
         except MissingMandatoryValue:
             return complain(path, tree.mark(path).note or "has to be given a value (it is ???).")
         except InterpolationKeyError as error:
-            # what is near is looked for as long as it is told
+            # what is near is looked for as long as it is reported
             told = len(problems) < MOST_PROBLEMS
             return complain(path, _unknown(tree, path, error)) if told else BROKEN
         except (OmegaConfBaseException, RecursionError) as error:

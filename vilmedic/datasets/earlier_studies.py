@@ -18,7 +18,7 @@ from vilmedic.datasets.report_text import split_at_stops, words
 
 Replacement = str | Callable[["re.Match[str]"], str]
 
-# What stands in the place of a date, a name or any word: `___` and `[** ... **]` of MIMIC, `XXXX`
+# What stands instead of a date, a name or any word: `___` and `[** ... **]` of MIMIC, `XXXX`
 # of Indiana. While rules are applied, one character of private use stands for a run of these: were
 # runs inside patterns that repeat, a match could be tried in more ways than time allows.
 _X = r"(?:X{3,}|x{4,})"
@@ -296,7 +296,7 @@ def _says_nothing(text: str) -> bool:
 
 
 def _hide(text: str) -> tuple[str, list[str]]:
-    """A text with a character in the place of each run of marks, and these runs."""
+    """A text with a character instead of each run of marks, and these runs."""
     runs: list[str] = []
 
     def character(match: re.Match[str]) -> str:

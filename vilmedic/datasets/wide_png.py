@@ -31,7 +31,7 @@ def read_wide_png(content: bytes) -> np.ndarray:
         uint16 [C, H, W]; C is 1 or 3, and one more with alpha.
 
     Raises:
-        ValueError: it holds something else than such a picture, or too little of it.
+        ValueError: it holds something else than such an image, or too little of it.
     """
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     kind, interlaced = content[25], content[28]

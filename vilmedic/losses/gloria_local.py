@@ -426,7 +426,7 @@ def multiply(left: Tensor, right: Tensor, narrow: bool = False) -> Tensor:
         return product_in_float32(left.bfloat16(), right.bfloat16())
     if len(right) > 1:
         return torch.bmm(left, right)
-    return linear(left[0], right[0].mT, None)[None]  # faster than `bmm` on a processor
+    return linear(left[0], right[0].mT, None)[None]  # faster than `bmm` on a CPU
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

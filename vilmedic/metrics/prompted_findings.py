@@ -57,7 +57,7 @@ class PromptedFindings(Metric):
     """How well a classifier of real images finds in generated ones what their prompts ask for.
 
     A small convolutional network learns on the real images of the training split to tell, for each
-    prompt on its own, images that show its finding. It then judges images that are generated from
+    prompt on its own, images that show its finding. It then scores images that are generated from
     the prompts. `auroc` is the mean over prompts of the area under the curve that tells the images
     of a prompt from those of the others; guessing gives 0.5. `accuracy` is the share of images for
     which the class of their prompt stands out most among the classes, guessing gives

@@ -66,7 +66,7 @@ class ZeroShot(Metric):
             the best word without the opening special token, as published evaluations have it, or
             sum, over all words and that token, as in training.
         on_missing: whether a class of the file without a positive or without a negative sample in
-            the split, of which no ranking can be judged, is an error or is reported as null.
+            the split, for which no ranking can be evaluated, is an error or is reported as null.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
 

@@ -25,7 +25,7 @@ class Classifier(Model):
     and, with several labels, over the classes; a label that is unknown adds nothing to it.
 
     Args:
-        spec: what is to be known of the data.
+        spec: data properties: tokenizer, label names, normalisation.
         cnn: the image encoder; its output is averaged over positions if it has several. Its
             `pretrained` says where its weights come from: another run, a file, or ImageNet.
         hidden: width of a hidden layer of the head; null makes the head one linear layer.

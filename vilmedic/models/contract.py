@@ -96,7 +96,7 @@ class Model(nn.Module, ABC):
         return []
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Set what changes as training goes on, such as a temperature.
+        """Set what changes during training, such as a temperature.
 
         Called before each optimizer step, and when a checkpoint is evaluated. What is set follows
         from the step alone, so that a run that is continued does as one that never stopped.

@@ -65,7 +65,7 @@ class VAE(Model):
     over images. Weights have the names and shapes of dalle-pytorch's `DiscreteVAE`.
 
     Args:
-        spec: what is to be known of the data; None for a model without any.
+        spec: data properties: tokenizer, label names, normalisation; None for a model without any.
         image_size: side of the square images in pixels; a multiple of 2 ** num_layers.
         num_tokens: number of codes in the codebook.
         codebook_dim: width of a code's vector.

@@ -85,7 +85,7 @@ class Body:
 
 @dataclass(frozen=True)
 class View:
-    """How the picture was taken: position of the body in the image, exposure and artefacts.
+    """How the image was taken: position of the body in the image, exposure and artefacts.
 
     Attributes:
         angle: rotation in radians.

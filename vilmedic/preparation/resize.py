@@ -69,7 +69,7 @@ def resize_tree(
     """Write every image below a folder with a short side of `short_side` pixels.
 
     The tree keeps its shape, and links to folders are followed. An image that is in `target` and
-    not older than its source is left as it is, so an interrupted run goes on. `unreadable.txt` in
+    not older than its source is left as it is, so an interrupted run resumes. `unreadable.txt` in
     `target` lists what could not be read, and images that would get the same name, of which none is
     written; `left_out.txt` lists the files that are no images.
 

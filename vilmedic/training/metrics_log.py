@@ -150,7 +150,7 @@ class NoLog:
         """Take a line."""
 
     def pictures(self, step: int, folder: Path) -> None:
-        """Take pictures."""
+        """Log images."""
 
     def flush(self) -> None:
         """Nothing waits."""

@@ -137,7 +137,7 @@ class StepWatch:
         self.log.timing(step, self.throughput.numbers())
 
     def _diagnostics(self, loss: float, group: Group) -> dict[str, float]:
-        """The health of contrastive training, judged by the last batch of the step."""
+        """The health of contrastive training, measured on the last batch of the step."""
         features, self._observed.features = self._observed.features, {}
         if not features:
             return {}

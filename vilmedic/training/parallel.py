@@ -1,7 +1,7 @@
 """One model in several processes: how it is wrapped, how batches are shared, what is averaged.
 
 Data parallel (`ddp`): every process holds the whole model and gradients are averaged while the
-backward pass goes on. Sharded (`fsdp`): every process holds a part of each weight, of its gradient
+backward pass runs. Sharded (`fsdp`): every process holds a part of each weight, of its gradient
 and of its optimizer state, and gathers a block's weights while it computes with it.
 """
 

@@ -255,7 +255,7 @@ def _on_cpu(section: TrainorSection) -> TrainorSection:
 
 
 def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
-    """The node of the model, with a made-up VAE in the place of one that is not trained yet.
+    """The node of the model, with a made-up VAE instead of one that is not trained yet.
 
     Returns:
         The node, and what had to be assumed.

@@ -49,7 +49,7 @@ class TrainState:
     Attributes:
         progress: how far the run has come.
         schedule: the schedule of the learning rate.
-        ema: the averaged weights, if there are to be any.
+        ema: the averaged weights, if any.
         tally: what the epoch adds up to.
 
     Raises:
@@ -240,7 +240,7 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
     Args:
         model: the model.
         start: what the run continues from.
-        config: the configuration of now, whose changes are told.
+        config: the configuration of now, whose changes are logged.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.

@@ -186,7 +186,7 @@ class Trainor:
             self.log = self.watch.log = self._open_log()
         self.saver.set_aside(progress)
         if progress.best is not None:
-            # What was set aside may have replaced it: the next is to beat what is on the disk.
+            # What was set aside may have replaced it: the next has to beat what is on the disk.
             progress.best = self.saver.best_score()
         try:
             with self.interruption, self.profiler:
@@ -246,7 +246,7 @@ class Trainor:
         self.state.progress.epoch, self.state.progress.batch = epoch + 1, 0
 
     def _validate(self, epoch: int, *, ended: bool) -> None:
-        """Evaluate, judge and save.
+        """Evaluate, score and save.
 
         Args:
             epoch: the epoch that is being trained.
@@ -356,7 +356,7 @@ class Trainor:
         return scores
 
     def _check_metric(self, scores: dict[str, float]) -> None:
-        """Save the epoch, and refuse a metric by which it cannot be judged."""
+        """Save the epoch, and refuse a metric by which it cannot be ranked."""
         metric = self.section.early_stop_metric
         if metric in scores:
             return
@@ -396,7 +396,7 @@ class Trainor:
         if improved:
             assert progress.best is not None
             if not self.saver.save_best(state, progress.best, state["epoch"]):
-                # The next evaluation is to beat what is on the disk, not what was lost.
+                # The next evaluation has to beat what is on the disk, not what was lost.
                 progress.best = self.saver.best_score()
                 state = self.state.capture(None, self.log.lines)
         return self.saver.save_last(state)

@@ -94,7 +94,7 @@ def build(
         rows: of the table or of the headers.
         images: that each row names.
         missing: which values are missing, with counts.
-        dropped: what was left out so far; is told of the rest.
+        dropped: what was left out so far; receives the rest.
     """
     labels = LabelColumns(given.label_columns, rows, missing, given.uncertain, given.no_label)
     kept = _kept(given, folder, rows, images, labels, dropped)
@@ -324,7 +324,7 @@ def _rows(given: argparse.Namespace, missing: Missing, dropped: Dropped) -> list
 
 
 def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[FoundImage]]:
-    """The images of all rows; what is wrong with some of them is told of all at once."""
+    """The images of all rows; all problems are reported together."""
     found: list[list[FoundImage]] = []
     faults: list[str] = []
     for row in rows:

@@ -34,7 +34,7 @@ def read_headers(
     workers: int = 0,
     encoding: str = "",
 ) -> list[Row]:
-    """The header fields of every DICOM file with a picture below a folder, in the order of paths.
+    """The header fields of every DICOM file with an image below a folder, in the order of paths.
 
     DICOM files are those that are named so and those that bear the mark of the format. They are
     read as in training, also without the 128 bytes before the mark and the mark itself.
@@ -43,7 +43,7 @@ def read_headers(
         folder: where to look.
         keywords: standard names of fields, such as `PatientID`.
         missing: which values count as missing; counts them.
-        left_out: is told of the files that give no row.
+        left_out: receives the files that give no row.
         workers: processes, 0 for one a core.
         encoding: character set of all texts outside ASCII, whatever the headers declare.
 

@@ -264,7 +264,7 @@ def patients_together(
     Args:
         samples: all of them.
         folder: of the images; without one they cannot be compared.
-        notes: is told which images these are.
+        notes: receives the names of these images.
     """
     patients = [sample.patient for sample in samples]
     if folder is None:

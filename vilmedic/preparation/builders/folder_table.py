@@ -114,7 +114,7 @@ class LabelColumns:
         notes: what was counted.
 
     Raises:
-        DataError: a column of 0 and 1 holds something else, or -1 that is to be an error.
+        DataError: a column of 0 and 1 holds something else, or -1 that should be an error.
     """
 
     def __init__(

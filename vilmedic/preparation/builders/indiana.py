@@ -76,7 +76,7 @@ def read_table_reports(
         table: of the reports.
         projections: of the images.
         missing: which cells have no value; counts them.
-        dropped: is told of the images that are of none of the reports.
+        dropped: receives the images that are of none of the reports.
 
     Raises:
         DataError: a table cannot be read, or a row of it has no uid.
@@ -116,7 +116,7 @@ def build(
         reports: as published.
         views: `Frontal` or `Lateral` of each image, by the part of its name that is common.
         missing: which values are missing, with counts.
-        dropped: what was left out so far; is told of the rest.
+        dropped: what was left out so far; receives the rest.
     """
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []

@@ -359,7 +359,7 @@ def _by_account(resources: dict[str, Resource]) -> dict[str, dict[str, Resource]
 
 
 def _later(resource: Resource, data: Path) -> int:
-    """Room that models and unpacking will take beside the files; what is there already counts."""
+    """Space that models and unpacking will take beside the files; what is there already counts."""
     later = 0
     for model in resource.models:
         if not has_model(data / model.path):

@@ -56,7 +56,7 @@ class WrongContent(DataError):
 
 
 class NoSpace(DataError):
-    """The disk has too little room."""
+    """The disk has too little space."""
 
 
 class Unreachable(DataError):
@@ -68,7 +68,7 @@ class Stopped(DataError):
 
 
 FATAL = (WrongPassword, NoAccess, NotAFile, NoSpace, Unreachable, Stopped)
-"""Troubles that the next file would have as well."""
+"""Failures that the next file would have as well."""
 
 
 @dataclass(frozen=True)

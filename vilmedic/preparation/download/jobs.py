@@ -126,7 +126,7 @@ def read_sums(path: Path, wanted: set[str]) -> dict[str, str]:
 def image_jobs(
     images: Images, names: list[str], sums: dict[str, str], data: Path, target: Path, page: str
 ) -> Iterator[ImageJob]:
-    """What is to be done for each image, made one by one: there are hundreds of thousands.
+    """What has to be done for each image, made one by one: there are hundreds of thousands.
 
     Raises:
         DataError: an image has no published sum.
@@ -145,7 +145,7 @@ def not_done(names: list[str], target: Path, originals: Path | None) -> list[str
     Args:
         names: paths in the release.
         target: folder of the smaller images.
-        originals: folder of the originals, when these are to be kept.
+        originals: folder of the originals, when these are kept.
     """
     listed: dict[Path, set[str]] = {}
     folders = [target] if originals is None else [target, originals]
@@ -155,7 +155,7 @@ def not_done(names: list[str], target: Path, originals: Path | None) -> list[str
 
 
 def fetch_image(transfer: Transfer, images: Images, job: ImageJob, *, keep: bool) -> None:
-    """Fetch an image, make it smaller, and drop the original unless it is to be kept."""
+    """Fetch an image, make it smaller, and drop the original unless it is kept."""
     transfer.fetch(job.original)
     try:
         if not job.target.is_file():

@@ -1,4 +1,4 @@
-"""Many transfers at a time with one bar for all, and the room that they need on the disk."""
+"""Many transfers at a time with one bar for all, and the space that they need on the disk."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def check_space(needed: Mapping[Path, int]) -> None:
 
     Raises:
         NoSpace: a disk has too little.
-        DataError: a file is where a folder is to be.
+        DataError: a file is where a folder should be.
     """
     by_disk: dict[int, tuple[Path, int]] = {}
     for folder, size in needed.items():

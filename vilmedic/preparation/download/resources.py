@@ -82,8 +82,8 @@ class Unpack:
         suffix: `.jpg` or `.png`.
         short_side: pixels of the short side.
         quality: of JPEG files.
-        bytes: room that the unpacked originals take.
-        kept_bytes: room that the images written take.
+        bytes: space that the unpacked originals take.
+        kept_bytes: space that the images written take.
     """
 
     folder: str
@@ -117,7 +117,7 @@ class HubModel:
         repo: its name.
         path: folder it goes to, in the data folder.
         patterns: files to take; empty for all.
-        bytes: room that they take.
+        bytes: space that they take.
     """
 
     repo: str
