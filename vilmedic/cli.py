@@ -1,4 +1,4 @@
-"""The commands: each reads its command line, and loads torch only when that is right."""
+"""Command-line entry points; torch is loaded only after the command line has been checked."""
 
 from __future__ import annotations
 

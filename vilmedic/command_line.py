@@ -1,4 +1,4 @@
-"""What commands share: words sorted, help, messages and exit statuses."""
+"""Shared parts of the commands: argument sorting, help, messages and exit statuses."""
 
 from __future__ import annotations
 

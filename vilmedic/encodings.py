@@ -1,4 +1,4 @@
-"""Text whose character set is missing or declared wrongly: which one it is in.
+"""Detection of the character set of text whose encoding is missing or wrong.
 
 Valid UTF-8 is UTF-8: text in another character set almost never happens to be valid. Everything
 else is decoded with each common character set, and scored by how usual the result is: by what

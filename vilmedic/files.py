@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, sums, walks, archives, full disks, cores, names in a folder."""
+"""File helpers: atomic writes, checksums, directory walks, archives, full disks, safe names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP as downloads and shards need it: one client, transient failures, logins out of netrc."""
+"""Shared HTTP client of downloads and shards: retries on transient failures, netrc logins."""
 
 from __future__ import annotations
 

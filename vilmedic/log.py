@@ -1,4 +1,4 @@
-"""The project's messages on the console."""
+"""Console logging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest of an exported folder: what its files are, and whether they are whole.
+"""Manifest of an exported folder: its files and their checksums.
 
 `vilmedic.json` in the folder lists its files with their sizes and SHA-256 digests, and says which
 of them hold which weights of the model. README.md is not among them: it is there to be edited.

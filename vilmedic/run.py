@@ -1,4 +1,4 @@
-"""Runs as functions: load a trained model, train one, evaluate it; and what the commands do."""
+"""Functions to load, train and evaluate, used by the commands and from Python."""
 
 from __future__ import annotations
 

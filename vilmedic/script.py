@@ -1,4 +1,4 @@
-"""What scripts and commands begin with: what this Python lacks, in one sentence, and arguments.
+"""Start of scripts and commands: Python version check and argument parser.
 
 Scripts import this module before any other of the package.
 """

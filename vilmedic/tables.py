@@ -1,4 +1,4 @@
-"""Tables of others: CSV in any character set, plain or compressed, and cells that are missing.
+"""Reading of CSV tables in any character set, plain or compressed, with missing cells.
 
 Columns that are asked for must be there. Text is in UTF-8, UTF-16 or an older encoding, which is
 found out from all of it.

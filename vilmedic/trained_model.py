@@ -1,4 +1,4 @@
-"""A finished run as a model: embed images and texts, classify, encode, generate; from Python.
+"""A trained model for use from Python: embed, classify, encode, generate.
 
     import vilmedic
     model = vilmedic.load("ckpt/my_run")

@@ -1,4 +1,4 @@
-"""The parts of a discrete VAE: its convolutions, its codebook, and the scale of its pixels."""
+"""Convolutions, codebook and pixel scaling of the discrete VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of transformers by hub name or local folder, with errors that say the remedy."""
+"""Loading transformers models by hub name or local folder, with errors that name the fix."""
 
 from __future__ import annotations
 

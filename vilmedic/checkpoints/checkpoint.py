@@ -1,4 +1,4 @@
-"""Checkpoints: written so that a crash never loses one, named by score, ranked by number."""
+"""Checkpoint files: crash-safe writing, names with the score, ranking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of an encoder out of a file: the checkpoint of another run, or a plain state dict."""
+"""Encoder weights from the checkpoint of another run or from a plain state dict."""
 
 from __future__ import annotations
 

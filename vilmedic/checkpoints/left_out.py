@@ -1,4 +1,4 @@
-"""Files of a run directory that may be damaged: read whole, or left out of the page by name."""
+"""Tolerant reading of run-directory files: damaged ones are listed instead of failing the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of older projects in the shape and the names of this one."""
+"""Conversion of checkpoints of older projects to the format of this one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its seeds, its locks, its configuration and what it was run with."""
+"""The run directory: seeds, locks, configuration and environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What varies in a sweep, read from the command line: a run for each combination, or a search."""
+"""Sweep values on the command line: a run for each combination, or a search space."""
 
 from __future__ import annotations
 

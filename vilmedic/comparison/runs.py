@@ -1,4 +1,4 @@
-"""Evaluated runs, as their directories tell: configuration, seed, numbers, protocols, samples."""
+"""Evaluated runs read from their directories: configuration, seed, metrics, protocols, samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search: trials that optuna chooses by the scores of those before, each an ordinary run.
+"""Hyperparameter search: optuna chooses trials by earlier scores, each one an ordinary run.
 
 The study is the file `study.journal` in the folder of the search, which optuna and its dashboard
 read. Each trial depends on the seed, on its number and on the trials before it alone, so a search

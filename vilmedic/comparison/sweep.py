@@ -1,4 +1,4 @@
-"""A sweep: ordinary runs of a grid or a search, trained and evaluated one process a device.
+"""Sweeps: the runs of a grid or search, trained and evaluated one process per device.
 
 Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
 configuration it is of and how far it is, and `sweep.log` what its processes printed. The same

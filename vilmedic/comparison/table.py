@@ -1,4 +1,4 @@
-"""The table of a comparison: a row a setting, a column a number; as text, LaTeX and so on.
+"""Comparison tables: a row per setting, a column per metric; as text, LaTeX, CSV or HTML.
 
 `compare` makes it from run directories, `text_of` writes it.
 """

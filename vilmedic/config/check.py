@@ -1,4 +1,4 @@
-"""Checks the values of a configuration against the signatures of what they build."""
+"""Validation of configuration values against the signatures of the classes they build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What metrics and models declare in their class bodies, and whether a configuration goes with it.
+"""Metric and model declarations read from class bodies, and checked against a configuration.
 
 A metric declares its numbers as a literal mapping,
 

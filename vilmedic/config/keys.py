@@ -1,4 +1,4 @@
-"""Keys without effect, and keys of published configurations that are spelt otherwise here.
+"""Keys without effect, and renamed keys of published configurations.
 
 A key has no effect because of what another one says: the marks `UsedWith`, `Overruled` and `Within`
 of its annotation tell. Keys that this project spells otherwise or does not have come from the

@@ -1,4 +1,4 @@
-"""One checked configuration out of files and a command line, and the objects that it describes."""
+"""Loading and validating a configuration, and building the objects that it describes."""
 
 from __future__ import annotations
 

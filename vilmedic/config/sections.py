@@ -1,4 +1,4 @@
-"""The sections of a configuration that the framework itself owns: typed, documented, defaulted."""
+"""Schema of the framework's own configuration sections: types, defaults, documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `--help` and `--print-config` print."""
+"""Output of `--help` and `--print-config`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a configuration differs from the one that a checkpoint was trained with.
+"""Differences between a configuration and the one that a checkpoint was trained with.
 
 What a trained model is, how its reports become tokens and its images pixels, is not for an
 evaluation to decide: there the checkpoint's configuration counts. Where data and weights lie, what

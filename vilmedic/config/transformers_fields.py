@@ -1,4 +1,4 @@
-"""The fields of transformers configuration classes, which `**settings` of an encoder may hold."""
+"""Fields of transformers configuration classes, allowed as `**settings` of an encoder."""
 
 from __future__ import annotations
 

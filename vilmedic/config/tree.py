@@ -1,4 +1,4 @@
-"""The values of a configuration with their sources, and the references `${...}` among them."""
+"""Configuration values with their sources, and `${...}` references between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a value of a configuration may be: types, and the marks that bound them.
+"""Types and bounds of configuration values.
 
 The checker reads signatures as text, without importing the module that holds them. Plain
 annotations (`int`, `str | None`, `Literal["a", "b"]`, `list[str]`, `dict[str, float]`) speak for

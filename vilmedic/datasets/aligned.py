@@ -1,4 +1,4 @@
-"""What all data sets share: samples are lines of files, and may have several parts.
+"""Base class of data sets whose samples are aligned lines of several files.
 
 Whatever is drawn for a sample is a function of the run's seed, the epoch and the sample's line, so
 neither the number of workers nor a restart changes the data.

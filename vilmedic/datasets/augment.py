@@ -1,4 +1,4 @@
-"""The random part of the presets: drawn for each image as it is read, applied to whole batches.
+"""Random augmentation of the presets: drawn per image, applied to whole batches.
 
 What an image gets is a function of (seed, epoch, line, view): numbers are drawn on the CPU, in the
 order in which torchvision's transforms draw them. The part to cut out and the flip are applied as

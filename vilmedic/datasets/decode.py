@@ -1,4 +1,4 @@
-"""From an image file to 8-bit grey or colour pixels.
+"""Decoding of image files to 8-bit grey or colour pixels.
 
 Rules, the same for every format:
 

@@ -1,4 +1,4 @@
-"""From a DICOM file to the 8-bit image that a radiologist is shown.
+"""Decoding of DICOM files to the 8-bit image that a radiologist is shown.
 
 Grey values take the way that the standard prescribes (PS3.3 C.11, C.7.6.3.1.2): stored values, the
 modality table or rescale slope and intercept, the VOI table or the first window, and inversion of

@@ -1,4 +1,4 @@
-"""Reports without their references to earlier studies and without marks of de-identification.
+"""Removal of references to earlier studies and of de-identification marks from reports.
 
 A model that sees one study cannot know what an earlier one showed: "unchanged from prior" teaches
 it words that no image explains (Ramesh et al. 2022, arXiv:2210.06340). That work removes them with

@@ -1,4 +1,4 @@
-"""Images, one or several a line."""
+"""Image data set: one or several images per line."""
 
 from __future__ import annotations
 

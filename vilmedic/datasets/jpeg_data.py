@@ -1,4 +1,4 @@
-"""Whether the compressed data of a JPEG file are whole: more than a decoder needs to know.
+"""Integrity check of compressed JPEG data, stricter than a decoder.
 
 A decoder shows whatever the bits give. Bytes that were overwritten usually fall into step again
 after a few blocks, so that it reports nothing though rows are shifted or have another brightness.

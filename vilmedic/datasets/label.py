@@ -1,4 +1,4 @@
-"""Labels, one or several a line."""
+"""Labels, one or several per line."""
 
 from __future__ import annotations
 

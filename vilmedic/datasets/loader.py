@@ -1,4 +1,4 @@
-"""From a data set to batches: a stateless sampler and a loader whose errors read well."""
+"""Batches of a data set: a stateless sampler and a loader with readable errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of several parts: images with reports, with labels, or with both, in files or shards."""
+"""Data sets of several parts: images with reports, labels, or both, in files or shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoded images of a split in one memory-mapped file.
+"""Image cache: the decoded images of a split in one memory-mapped file.
 
 `<folder>/<split>-<key>/` holds `pixels.u8` (all images in a row, each [C, H, W] in its own size),
 `index.npz` (where each one starts and how large it is) and `card.json`. The key is a hash of what

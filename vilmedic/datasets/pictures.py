@@ -1,4 +1,4 @@
-"""Where the images of a split come from, files in a folder, and how they are brought to size.
+"""Image sources of a split, reading from files, and resizing.
 
 What a file holds is told by a digest, without reading again what has not been written to. A digest
 is remembered together with what the file system said of the file when it was read: size, time of

@@ -1,4 +1,4 @@
-"""Samples out of tar shards: the index that finds them, their bytes, and the order that reads well.
+"""Tar shards: index, reading of samples, and a shuffle order that reads shard by shard.
 
 A folder of shards is a folder of line files with one more file a split, `<split>.shards.npz`, which
 says in which shard and at which byte each image is. With it any sample can be read by itself, so

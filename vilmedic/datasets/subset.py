@@ -1,4 +1,4 @@
-"""A part of the training split: a share of it, or the samples that a file names."""
+"""Subsets of the training split: a fraction, or the samples that a file lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports, one a line, from their text to batches of ids."""
+"""Report data set: tokenisation of reports, one per line, into batches of ids."""
 
 from __future__ import annotations
 

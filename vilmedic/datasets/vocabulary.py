@@ -1,4 +1,4 @@
-"""Vocabularies of words, for runs without a ready tokenizer.
+"""Word vocabularies, for runs without a pretrained tokenizer.
 
 They are made from the training reports, or read from a word list of the original vilmedic
 (`vocab.src`, one word a line, its number the id).

@@ -1,4 +1,4 @@
-"""PNG files of 16 bits a channel, with all of their bits: Pillow keeps 8 of those with colour."""
+"""16-bit PNG reader that keeps all bits; Pillow keeps 8 of them in colour images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as other files show them: thumbnails for a page, and generated images on one sheet."""
+"""Thumbnails for the report page, and contact sheets of generated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scatter plots of labelled points, fit for a paper."""
+"""Scatter plots of labelled points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What metrics and post-processing are given: the features of a split and where they come from."""
+"""The `Evaluation` that metrics and post-processing get: features of a split and their source."""
 
 from __future__ import annotations
 

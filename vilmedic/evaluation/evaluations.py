@@ -1,4 +1,4 @@
-"""The evaluations of a run: a folder each, so that none overwrites another, and an index of all.
+"""Evaluation folders of a run: one per evaluation, and an index of all.
 
 `<run directory>/evaluations/<what>-<8 hex>/` belongs to one evaluation: `what` is its checkpoint or
 its mode, and the digits come from all that its numbers depend on. `evaluation.json` in it says what

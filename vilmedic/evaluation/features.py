@@ -1,4 +1,4 @@
-"""One pass of a model over a split: what evaluation and validation both start from."""
+"""Feature extraction: one pass of a model over a split, for evaluation and validation."""
 
 from __future__ import annotations
 

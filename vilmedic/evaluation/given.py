@@ -1,4 +1,4 @@
-"""Evaluation of embeddings that another program made, by the same protocols as a run of its own."""
+"""Evaluation of embeddings from another program, by the same protocols."""
 
 from __future__ import annotations
 

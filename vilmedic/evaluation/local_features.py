@@ -1,4 +1,4 @@
-"""Words and regions: features of many vectors a sample, which do not fit in memory in general."""
+"""Local features: word and region vectors of a split, stored on disk when they exceed memory."""
 
 from __future__ import annotations
 

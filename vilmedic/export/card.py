@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how it was made, its numbers, and how it is loaded."""
+"""Model card of an export: description, training, metrics and usage."""
 
 from __future__ import annotations
 

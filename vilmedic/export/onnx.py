@@ -1,4 +1,4 @@
-"""ONNX files of a model, one a tower, held to what PyTorch computes before anybody gets them."""
+"""ONNX export, one file per tower, verified against PyTorch before it is published."""
 
 from __future__ import annotations
 

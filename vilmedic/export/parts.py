@@ -1,4 +1,4 @@
-"""The parts of a model as files that other libraries load: encoders, heads, tokenizer, pixels.
+"""Export of encoders, heads, tokenizer and image settings in the formats of other libraries.
 
 - ResNets: a folder of timm, whose weights torchvision takes as well.
 - Other networks of torchvision: safetensors under torchvision's names.

@@ -1,4 +1,4 @@
-"""Images from reports: which reports, which models, and what is written of them."""
+"""The generation command: prompts, models, and the files that are written."""
 
 from __future__ import annotations
 

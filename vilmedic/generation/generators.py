@@ -1,4 +1,4 @@
-"""The models that images are generated with, out of the checkpoints of a run."""
+"""Image generators loaded from the checkpoints of a run."""
 
 from __future__ import annotations
 

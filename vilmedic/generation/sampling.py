@@ -1,4 +1,4 @@
-"""Drawing the tokens of an image, one after another, from one or several trained transformers."""
+"""Autoregressive sampling of image tokens from one or several trained transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every logger is."""
+"""Base class of loggers."""
 
 from __future__ import annotations
 

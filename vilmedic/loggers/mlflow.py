@@ -1,4 +1,4 @@
-"""MLflow."""
+"""MLflow logger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Weights & Biases logger."""
 
 from __future__ import annotations
 

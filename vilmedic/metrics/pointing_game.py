@@ -1,4 +1,4 @@
-"""Pointing game: does the word that names a finding look to where the finding is?"""
+"""Pointing game: does the attention of a finding's word fall on the finding?"""
 
 from __future__ import annotations
 

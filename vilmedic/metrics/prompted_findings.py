@@ -1,4 +1,4 @@
-"""Do generated images show what their prompts say, as a classifier of real images sees it?"""
+"""Prompted findings: a classifier of real images tests whether generated ones match prompts."""
 
 from __future__ import annotations
 

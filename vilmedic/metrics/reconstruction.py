@@ -1,4 +1,4 @@
-"""What a discrete VAE keeps of an image, and how much of its codebook it uses."""
+"""Reconstruction error and codebook use of a discrete VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of a representation: does it use the space it has?"""
+"""Representation metrics: alignment, uniformity, effective rank and spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retrieval: does an image find its own report among all, and a report its image?"""
+"""Retrieval between images and reports: recall at k, precision at k and median rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: findings recognised by sentences that say they are there.
+"""Zero-shot classification with positive and negative prompts.
 
 The sentences that stand for a class come from a YAML file, which is read and checked here.
 """

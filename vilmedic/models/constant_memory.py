@@ -1,4 +1,4 @@
-"""Features of a large batch with the graph of one chunk in memory at a time (Gao et al. 2021).
+"""Contrastive gradients in constant memory: one chunk's graph at a time (Gao et al. 2021).
 
 "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983: a
 contrastive loss needs the features of the whole batch, but its gradient reaches the encoders only

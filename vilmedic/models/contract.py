@@ -1,4 +1,4 @@
-"""What every model offers to training and evaluation, and contrastive models on top of it."""
+"""Base classes of models: `Model` and `ContrastiveModel`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model out of its checkpoint alone: no data folder, no hub, no configuration by hand."""
+"""Models rebuilt from a checkpoint alone, without data, hub or configuration file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The healthy chest as fields over the pixels: lungs, heart, mediastinum, bones and soft tissue.
+"""Healthy anatomy of a phantom as pixel fields: lungs, heart, mediastinum, bones, soft tissue.
 
 All fields are arrays of one value a pixel between 0 and 1. Edges are ramps about as wide as a
 pixel, so that no supersampling is needed.

@@ -1,4 +1,4 @@
-"""From a case to an 8-bit image, and where in it each finding was drawn.
+"""Rendering of a phantom case to an 8-bit image with the boxes of its findings.
 
 Over the healthy chest lie the findings (fluid, consolidation, free air, collapsed lung), and over
 those what is on a radiograph but not in the patient: leads, side marker, collimated border.

@@ -1,4 +1,4 @@
-"""Writes a data set of phantoms to disk, all of it or nothing, or a sheet of them to look at."""
+"""Writing of a phantom data set to disk, and a preview sheet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the embedding explorer of the report needs of a split."""
+"""Data of the embedding explorer on the report page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heat maps of where each word of a report looks in its X-ray."""
+"""Attention heat maps of report words over the X-ray."""
 
 from __future__ import annotations
 

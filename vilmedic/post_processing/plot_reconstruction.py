@@ -1,4 +1,4 @@
-"""Originals beside what a discrete VAE makes of them."""
+"""Originals and reconstructions of a discrete VAE, side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps of high-dimensional features onto the plane, and the neighbours of samples in them."""
+"""Projection of features to two dimensions (UMAP, t-SNE, PCA), and nearest neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything about a data set that is better known before training than in the middle of it."""
+"""Data check: validates a data set before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command lines of all builders share: options, messages, exit codes."""
+"""Shared command line of the builders: options, messages, exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training-ready folder: line files of each split and a card that says how they came about."""
+"""Training folders: the line files of each split, and a data card of their origin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the images of a split are like, found by decoding them.
+"""Image statistics and problems of a split, found by decoding its images.
 
 Images that can be decoded may still be hardly what they should be: near-black, torn or negatives,
 which their pixels show.

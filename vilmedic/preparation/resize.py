@@ -1,4 +1,4 @@
-"""Images made smaller, once, on disk: a whole folder or a single one."""
+"""Resizing of image folders on disk."""
 
 from __future__ import annotations
 

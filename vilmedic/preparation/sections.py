@@ -1,4 +1,4 @@
-"""The sections of a radiology report, as radiologists write them.
+"""Section parser of radiology reports.
 
 Headings stand at the start of a line in capitals with a colon (`FINDINGS:`), in small letters when
 the word is well known (`Findings:`), alone on a line without a colon, or after a full stop in the

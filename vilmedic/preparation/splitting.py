@@ -1,4 +1,4 @@
-"""Splits by patient: at random, or with the same distribution of labels in each."""
+"""Splits by patient: random, or stratified by label."""
 
 from __future__ import annotations
 

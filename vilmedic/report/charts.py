@@ -1,4 +1,4 @@
-"""Charts and examples of an evaluation for the page: classes, ROC curves, retrievals."""
+"""Charts and examples of the report page: classes, ROC curves, retrievals."""
 
 from __future__ import annotations
 

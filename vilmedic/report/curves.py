@@ -1,4 +1,4 @@
-"""The curves of a run: the numbers logged during training, arranged in panels and drawn."""
+"""Training curves: logged numbers arranged in panels and drawn."""
 
 from __future__ import annotations
 

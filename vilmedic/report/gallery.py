@@ -1,4 +1,4 @@
-"""The images of a run directory, by kind."""
+"""Image gallery of the report page."""
 
 from __future__ import annotations
 

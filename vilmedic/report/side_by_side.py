@@ -1,4 +1,4 @@
-"""`comparison.html`: several runs on one page, their curves over each other and one table."""
+"""The comparison page `comparison.html`: curves and results of several runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training step on tensors without numbers: what it holds at its peak, and what it computes.
+"""Simulated training step on fake tensors: peak memory and operation counts.
 
 Everything runs as it does in training, model, loss, backward pass and optimizer, but on fake
 tensors (`torch._subclasses.FakeTensorMode`): shapes and lifetimes are those of a real step, and

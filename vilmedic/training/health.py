@@ -1,4 +1,4 @@
-"""The health of training: what a batch tells of it, and warnings that name a cause."""
+"""Training health: batch statistics, and warnings that name a cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a run's numbers, metrics.jsonl and timing.jsonl, and the loggers beside them."""
+"""Metric log files, metrics.jsonl and timing.jsonl, and forwarding to loggers."""
 
 from __future__ import annotations
 

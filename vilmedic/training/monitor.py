@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: progress, numbers, bad steps, and where the time goes."""
+"""Training monitor: progress bars, logged numbers, bad steps and timing."""
 
 from __future__ import annotations
 

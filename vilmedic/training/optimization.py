@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule that a configuration names, and averaged weights."""
+"""Optimizer, learning-rate schedule and averaged weights from a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model in several processes: how it is wrapped, how batches are shared, what is averaged.
+"""Distributed training of a model: DDP or FSDP, batch sharing, averaging.
 
 Data parallel (`ddp`): every process holds the whole model and gradients are averaged while the
 backward pass runs. Sharded (`fsdp`): every process holds a part of each weight, of its gradient

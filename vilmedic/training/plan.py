@@ -1,4 +1,4 @@
-"""What a training will take, before there are a GPU and data: `bin/train.py config.yml --plan`."""
+"""Memory and time estimates of a training: `bin/train.py config.yml --plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run continues from, and how that differs from what it is asked to do now."""
+"""Choice of the state that a run resumes from, and its differences from the configuration."""
 
 from __future__ import annotations
 

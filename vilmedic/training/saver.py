@@ -1,4 +1,4 @@
-"""When the state of a run is written: on full disks, and when Ctrl-C or SIGTERM ends the run."""
+"""Saving of the training state, including full disks, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused and what is said before the first step: how batches and loss fit together."""
+"""Checks and warnings before the first step, and placement of the model on its device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how a run goes on from it exactly."""
+"""Training state in a checkpoint, and exact resumption from it."""
 
 from __future__ import annotations
 

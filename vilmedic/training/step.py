@@ -1,4 +1,4 @@
-"""One optimizer step: accumulate, unscale, check, clip, update; nothing waits for the device."""
+"""One optimizer step: accumulate, unscale, check, clip, update; never waits for the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a model while it is being trained."""
+"""Validation during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds a folder to train on from any folder of images with a CSV, JSON or DICOM headers.
+"""Builder for any folder of images with CSV, JSON or DICOM headers.
 
     python data/make_folder.py --images scans --table reports.csv --image-column file \\
         --report-column report --label-columns diagnosis --group-column patient --split 0.8,0.1,0.1

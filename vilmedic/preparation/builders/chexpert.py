@@ -1,4 +1,4 @@
-"""Builds a folder to train on from CheXpert, and the 5 x 200 evaluation set.
+"""Builder for CheXpert and the 5 x 200 evaluation set.
 
 Written for `train.csv` and `valid.csv` of CheXpert-v1.0 (or -small), whose paths start with the
 name of the release, and for `df_chexpert_plus_240401.csv` of CheXpert Plus, which has the reports

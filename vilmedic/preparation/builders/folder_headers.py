@@ -1,4 +1,4 @@
-"""Rows of a data set out of DICOM headers, also of ones of a wrong character set."""
+"""Table rows from DICOM headers, including headers with a wrong character set."""
 
 from __future__ import annotations
 

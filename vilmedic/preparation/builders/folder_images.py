@@ -1,4 +1,4 @@
-"""The images that the rows of a table name, and which of them are in a folder."""
+"""Matching of image names in a table to the files of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of any table, CSV or JSON, and the labels in any of its columns."""
+"""Table rows and labels from CSV or JSON files."""
 
 from __future__ import annotations
 

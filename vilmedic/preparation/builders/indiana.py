@@ -1,4 +1,4 @@
-"""Builds the folder that the Indiana configuration trains on from the published reports.
+"""Builder for the Indiana University collection.
 
 Written for the collection of Indiana University as Open-i gives it out: `NLMCXR_reports.tgz` (3,955
 XML reports) and the images of `NLMCXR_png.tgz`; and for the two tables `indiana_reports.csv` and

@@ -1,4 +1,4 @@
-"""Builds the folder that the MIMIC-CXR configurations train on from the published archives.
+"""Builder for MIMIC-CXR.
 
 Written for the reports of MIMIC-CXR 2.1.0 (`mimic-cxr-reports.zip`, or its folder `files`) and the
 tables of MIMIC-CXR-JPG 2.1.0 (`mimic-cxr-2.0.0-split`, `-metadata` and `-chexpert`, `.csv.gz` or

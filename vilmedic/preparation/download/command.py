@@ -1,4 +1,4 @@
-"""Fetches data sets and builds what the configurations train on.
+"""The download command: fetches data sets and builds their training folders.
 
 python data/download.py                                  lists what there is
 python data/download.py mimic-cxr-images-512,SELFSUP     fetches two of them

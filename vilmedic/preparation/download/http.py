@@ -1,4 +1,4 @@
-"""Resumable HTTP download of one file, verified before it counts, and the kinds of its failures."""
+"""Resumable HTTP download of one file, verified before it gets its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done for a resource: images made smaller, archives unpacked, models, scripts."""
+"""Steps after a download: resize images, unpack archives, convert models, run builders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many transfers at a time with one bar for all, and the space that they need on the disk."""
+"""Parallel transfers with one progress bar, and the check of free disk space."""
 
 from __future__ import annotations
 

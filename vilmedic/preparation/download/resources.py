@@ -1,4 +1,4 @@
-"""The table of resources, `data/resources.yml`."""
+"""Reader of the resource table, `data/resources.yml`."""
 
 from __future__ import annotations
 
