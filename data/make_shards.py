@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=count, default=0, help="shards at a time, 0 for one a core"
     )
-    parser.add_argument("--force", action="store_true", help="replace the shards that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing shards")
     return parser
 
 

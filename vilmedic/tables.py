@@ -313,7 +313,7 @@ def _encoding_of(path: Path, given: str, size: int, changed: int) -> str:
     except DAMAGE as error:
         raise unreadable(path, error) from None
     raise DataError(
-        f"{path}:{fault}, which is not UTF-8 text, and its encoding cannot be told. Correct the "
+        f"{path}:{fault}, which is not UTF-8 text, and of unknown encoding. Correct the "
         "line if the rest is UTF-8, or convert the file (data/make_folder.py: or say which it is "
         "with --encoding)."
     )

@@ -158,7 +158,7 @@ def load_config(
         raise ArgumentError(
             {
                 given[0]: "weights are float32 here, in whatever precision a file has them. Leave "
-                "it out; trainor.precision and ensemblor.precision say what is computed in."
+                "it out; trainor.precision and ensemblor.precision set that of the computation."
             }
         )
     unknown = [field for field in settings if field not in known]
@@ -321,7 +321,7 @@ def _unusable(name: str, error: Exception) -> str:
     reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
     return (
         f"the model {name} cannot be loaded ({reason}): its files are damaged, or do not "
-        "fit its settings. Fetch it again, or leave out what is set of it."
+        "fit its settings. Fetch it again, or leave out its settings."
     )
 
 

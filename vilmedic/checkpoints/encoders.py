@@ -139,7 +139,7 @@ class EncoderFile:
         trained = _vocabulary(self)
         if trained is None:
             log.warning(
-                "%s does not hold its vocabulary, so nothing tells whether it is that of this run.",
+                "%s does not hold its vocabulary, so it cannot be compared with that of this run.",
                 self.path,
             )
             return

@@ -191,7 +191,7 @@ def direction(space: Space, metric: str) -> str:
     except ConfigError as error:
         raise ConfigError(f"--metric: {error}") from None
     if better is None:
-        raise ConfigError(f"--metric: given '{metric}', of which nothing says what is better.")
+        raise ConfigError(f"--metric: given '{metric}', of which no direction is known.")
     return better
 
 
@@ -260,7 +260,7 @@ def _mend(path: Path) -> None:
     for left in path.parent.glob(f"{path.name}.lock*"):
         left.unlink(missing_ok=True)
     if (kind := no_file(path)) is not None:
-        raise ConfigError(f"{path}: is {kind}, where the study is to be.")
+        raise ConfigError(f"{path}: is {kind}, where the study should be.")
     if path.exists():
         with open(path, "r+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)

@@ -314,7 +314,7 @@ def _signals() -> Any:
 
     def stop(number: int, frame: object) -> None:
         raise Interrupted(
-            "what was running saved its state; the same command goes on.", 128 + number
+            "running runs have saved their state; the same command resumes.", 128 + number
         )
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

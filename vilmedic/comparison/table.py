@@ -110,7 +110,7 @@ def compare(
     split, runs = read_runs(directories, split)
     problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:
-        told = "Nothing is compared; --anyway does it all the same and says so in the table."
+        told = "Nothing is compared; --anyway compares them all the same and notes it in the table."
         raise ConfigError([*(f"{one}." for one in problems), told])
     settings = group(runs, by)
     notes = [f"not comparable: {one}" for one in problems]

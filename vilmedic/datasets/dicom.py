@@ -80,7 +80,7 @@ def _read(content: bytes, max_pixels: int) -> Any:
     if "Rows" not in data or not any(
         name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     ):
-        raise UnreadableDicom("is no DICOM file with a picture in it, or ends too early.")
+        raise UnreadableDicom("is not a DICOM file with an image, or is cut short.")
     if "TransferSyntaxUID" not in data.file_meta:
         data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     _check_size(int(data.Rows), int(data.Columns), max_pixels)

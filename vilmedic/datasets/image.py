@@ -296,7 +296,7 @@ class ImageDataset(AlignedPart):
         failed = [f"{cache.texts.where(line)}: {e}" for line, e in cache.failures().items()]
         if failed and self.on_error == "raise":
             raise UndecodableImage(
-                f"{listed(failed, 'undecodable image')} Mend them, or set on_error=skip to leave "
+                f"{listed(failed, 'undecodable image')} Fix them, or set on_error=skip to leave "
                 "a few samples out."
             )
         self.pictures = cache

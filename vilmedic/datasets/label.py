@@ -243,7 +243,7 @@ def _read_saved(path: Path) -> tuple[list[str], bool]:
         raise DataError(
             f"{path}: is damaged ({type(error).__name__}: {error}). It lists the labels of the "
             "run in the order that its model knows. If the line files are those of its training, "
-            "delete the file: it is made again from them."
+            "delete the file: it is rebuilt from them."
         ) from None
     return names, bool(several)
 

@@ -420,7 +420,7 @@ class ShardStore:
                 if sha256_of(partial) == shard.sha256:
                     os.replace(partial, path)
                     return
-                reason = "what came is not what the index expects (SHA-256 differs)"
+                reason = "the content differs from the index (SHA-256)"
                 partial.unlink()
         raise DataError(f"{url} cannot be fetched: {reason}.")
 

@@ -25,9 +25,7 @@ from vilmedic.errors import DataError
 FOLDER = "tokenizer"  # in the run directory
 WORD_LIST = "vocab.src"
 _SETTINGS = "vocabulary.json"
-_REMEDY = (
-    "If the training reports are those of before, delete the folder: it is made again from them."
-)
+_REMEDY = "If the training reports are those of before, delete the folder: it is rebuilt from them."
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 

@@ -165,7 +165,7 @@ class Ensemblor:
             LOGGER.info("Written: %s", self.folder.path / results_name(split))
         if failures:
             raise VilmedicError(
-                f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
+                f"Post-processing failed, the metrics above are complete: {'; '.join(failures)}."
             )
         return results
 

@@ -1,4 +1,4 @@
-"""Local features: word and region vectors of a split, stored on disk when they exceed memory."""
+"""Local features: the word and region vectors of a split, in bounded memory."""
 
 from __future__ import annotations
 

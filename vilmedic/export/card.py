@@ -79,7 +79,7 @@ def gather(loaded: Loaded) -> dict[str, Any]:
             _training(loaded, about), _numbers(about)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{loaded.path}: what it tells of its run is damaged: {error!r}."
+                f"{loaded.path}: its description of the run is damaged: {error!r}."
             ) from None
         return about
     run_dir = loaded.path.parent

@@ -237,7 +237,7 @@ def _parse(lines: Lines, number: int) -> list[Finding]:
         raise DataError(
             f"{lines.where(number)}: not a record of findings ({type(error).__name__}: {error}). "
             'Expected: {"Pneumothorax": {"side": "left", "parts": [{"box": [0.5, 0.2, 0.7, 0.6]}]}}'
-            " with left, top, right and bottom as shares of the picture."
+            " with left, top, right and bottom as shares of the image."
         ) from None
 
 

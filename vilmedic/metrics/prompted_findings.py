@@ -105,7 +105,7 @@ class PromptedFindings(Metric):
         self.cond_scale = cond_scale
         self._wanted = [_read_prompt(name, given) for name, given in prompts.items()]
         if len(self._wanted) < 2:
-            raise ArgumentError({"prompts": "needs at least two prompts to tell apart."})
+            raise ArgumentError({"prompts": "needs at least two prompts to compare."})
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse models that make no images, and findings that no training image has.

@@ -157,7 +157,7 @@ class ZeroShot(Metric):
         found = ", ".join(f"'{name}' ({counts[name]} of {samples} samples)" for name in missing)
         raise DataError(
             f"{self.prompts}: the split '{split}' lacks positive or negative samples of {found}, "
-            "so that no ranking can be judged. Leave these classes out of the file, or set "
+            "so that no ranking can be evaluated. Leave these classes out of the file, or set "
             "on_missing=skip beside zero_shot's prompts to report them as null."
         )
 

@@ -69,7 +69,7 @@ class Classifier(Model):
         if len(spec.labels) < 2 and not spec.multi_label:
             raise ConfigError(
                 f"dataset: all samples have the one label '{spec.labels[0]}', so there is nothing "
-                "to tell apart. Set dataset.label.multi_label=true if samples may lack it."
+                "to classify. Set dataset.label.multi_label=true if samples may lack it."
             )
         self.labels, self.multi_label = spec.labels, spec.multi_label
         self.encoder_lr, self.head_lr, self.layer_decay = encoder_lr, head_lr, layer_decay

@@ -374,7 +374,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     if "image_size" not in actual:
         raise ArgumentError(
             {
-                "vae.image_size": f"{path} does not tell it, so it has to be given: the side of "
+                "vae.image_size": f"{path} does not contain it, so it has to be given: the side of "
                 "the images, in pixels, that the VAE was trained on."
             }
         )

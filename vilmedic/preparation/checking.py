@@ -232,8 +232,8 @@ class _SplitCheck:
         known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
         if facts.looked_at < known:
             self.advice(
-                f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; nothing "
-                "is known of the pixels of the others."
+                f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; the "
+                "pixels of the others are not checked."
             )
         bad = len(missing) + len(facts.unreadable)
         tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
@@ -261,7 +261,7 @@ class _SplitCheck:
         if facts.noted:
             kind = "note on images that contradict their headers"
             text = self.listed(facts.noted, kind)
-            self.advice(f"{text}. Each is shown by what it holds.")
+            self.advice(f"{text}. Each is read by its content.")
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
         """Make an image as a run would: resized, transformed and cropped."""

@@ -53,7 +53,7 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
         nargs="?",
         const="all",
         choices=["all", "images"],
-        help="replace the build that is there; images: only one that differs in nothing but the "
+        help="replace an existing build; images: only one that differs in nothing but the "
         "content of the folder of images",
     )
     return parser

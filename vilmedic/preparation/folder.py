@@ -305,12 +305,13 @@ def _check(build: Build, beside: Path) -> None:
         build.notes["splits without a sample"] = ", ".join(empty)
     if not build.samples:
         if not build.dropped.rows:
-            raise DataError("Nothing is left to train on: there was nothing at all.")
+            raise DataError("No samples are left to train on: there was no input.")
         beside.parent.mkdir(parents=True, exist_ok=True)
         _write_left_out(beside, build.dropped)
         reasons = "".join(f"\n  left out {line}" for line in build.dropped.summary())
         raise DataError(
-            f"Nothing is left to train on.{reasons}\n  all that is left out, with reasons: {beside}"
+            f"No samples are left to train on.{reasons}\n"
+            f"  all that is left out, with reasons: {beside}"
         )
     for samples in build.samples.values():
         for sample in samples:

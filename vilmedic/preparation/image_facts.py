@@ -278,7 +278,7 @@ def _look(pictures: Pictures, line: int, number: int, *, sample: bool) -> _Look:
     except VilmedicError as error:
         return _Look(reason=str(error))
     except Exception as error:  # one file must not end the check of all others
-        return _Look(reason=f"{name} cannot be looked at: {error or type(error).__name__}")
+        return _Look(reason=f"{name} cannot be read: {error or type(error).__name__}")
 
 
 def _small(grey: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def resize_tree(
         suffix: `.jpg` or `.png`.
         quality: of a JPEG, 1 to 100.
         workers: processes, 0 for one a core.
-        force: write again what is there.
+        force: convert existing images again.
         max_pixels: height times width of the largest image that is read.
 
     Raises:

@@ -19,7 +19,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Reconstructions", ("**/*reconstruct*.png", "**/*reconstruct*/**/*.png")),
     ("Codebook", ("**/*codebook*.png",)),
     ("Attention", ("**/*attention*.png",)),
-    ("Other pictures", ("**/*.png",)),
+    ("Other images", ("**/*.png",)),
 )
 """Title and patterns of each kind; an image belongs to the first kind that fits."""
 

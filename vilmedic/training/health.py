@@ -85,7 +85,7 @@ class StuckWarning:
         if (share := self._mean("duplicate_reports")) > DUPLICATES:
             return (
                 f"{share:.0%} of the reports of a batch repeat another one word for word, so that "
-                "their pairs cannot be told apart. Try data without template reports, sampled "
+                "their pairs cannot be distinguished. Try data without template reports, sampled "
                 "sentences (dataset.seq.sample_sentence) or a smaller batch."
             )
         return (

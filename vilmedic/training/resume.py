@@ -173,7 +173,7 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
             continue
         if damaged:
             LOGGER.warning(
-                "ckpt=auto: %s cannot be continued, so the run goes on from %s, after step %d; "
+                "ckpt=auto: %s cannot be resumed, so the run resumes from %s, after step %d; "
                 "what came after it is trained again",
                 ", ".join(one.name for one in damaged),
                 path.name,

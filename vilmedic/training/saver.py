@@ -188,7 +188,7 @@ class Saver:
         except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
             self.problem = reason = " ".join(str(error).split())
             LOGGER.warning(
-                "%s could not be written (%s). What was there stays, training goes on, and the "
+                "%s could not be written (%s). The earlier file stays, training continues, the "
                 "next save tries again.",
                 path,
                 reason,

@@ -365,7 +365,7 @@ class Trainor:
             f"{', '.join(scores) or 'no score'}."
         )
         if self._save():
-            problem += f" {self.saver.last} holds the epoch: go on with ckpt=last."
+            problem += f" {self.saver.last} holds the epoch: resume with ckpt=last."
         raise ConfigError(problem)
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
@@ -424,7 +424,7 @@ class Trainor:
         raise CheckpointError(
             f"Trained to the end, but the state after step {step} is not on the disk"
             f"{f' ({problem})' if problem else ''}. Last saved: {left}. "
-            "With room on the disk, ckpt=auto trains the rest again."
+            "With free disk space, ckpt=auto trains the rest again."
         )
 
     def _saved_after_fault(self) -> str:

@@ -434,5 +434,5 @@ def _parser() -> argparse.ArgumentParser:
     command.add_split(parser)
     parser.set_defaults(split=None)
     command.add_workers(parser)
-    add("--force", action="store_const", const="all", help="replace the build that is there")
+    add("--force", action="store_const", const="all", help="replace an existing build")
     return parser

@@ -184,9 +184,9 @@ def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str
     if any(pixels) and "Rows" in header:
         return _Header(values, unclear)
     if marked:
-        return _Header(reason="DICOM files without a picture")
+        return _Header(reason="DICOM files without an image")
     return _Header(
-        reason="DICOM files that cannot be read", detail="no picture in it, or it ends too early"
+        reason="DICOM files that cannot be read", detail="no image in it, or it is cut short"
     )
 
 

@@ -132,7 +132,7 @@ class ImageFolder:
             alike = self._alike(found.path.replace("\\", "/"))
             if len(alike) > 1:
                 return f"Files that fit: {shown(alike)}."
-            return f"The file that fits, {', '.join(alike)}, has a row of its own."
+            return f"The file that fits, {', '.join(alike)}, already has its own row."
         if not self.ext and not os.path.splitext(name)[1]:
             ends = sorted(
                 {os.path.splitext(n)[1] for n in names_in(place, self._listed) if n != name

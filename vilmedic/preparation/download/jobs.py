@@ -257,7 +257,7 @@ def run_script(command: tuple[str, ...], scripts: Path, data: Path) -> None:
     done = subprocess.run([sys.executable, str(script), *arguments], env=environment)
     if done.returncode:
         raise DataError(
-            f"All is fetched, and the last step failed (see above). Mend it and run: {shown}"
+            f"All is downloaded, but the last step failed (see above). Fix it and run: {shown}"
         )
 
 
@@ -299,7 +299,7 @@ def fetch_model(model: HubModel, folder: Path, parallel: int) -> bool:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unreachable(
             f"The model {model.repo} could not be fetched ({reason}). Is HF_HUB_OFFLINE set, or "
-            "the network down? Run the same command again to go on."
+            "the network down? Run the same command again to resume."
         ) from None
     if not has_model(folder):
         raise NotThere(f"{folder}: {model.repo} has no weights or vocabulary of a known form.")

@@ -132,7 +132,7 @@ def check_space(needed: Mapping[Path, int]) -> None:
         if size and size + SPARE > free:
             raise NoSpace(
                 f"{place} has {readable(free)} free, and {readable(size)} will be written there "
-                f"(with {readable(SPARE)} to spare). Make room, choose another disk with --data, "
+                f"(with {readable(SPARE)} to spare). Free space, choose another disk with --data, "
                 "or fetch less with --subset."
             )
 
