@@ -61,7 +61,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What `--plan` is asked for.
+    """Options of `--plan`.
 
     Args:
         card: the GPU.

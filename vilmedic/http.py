@@ -132,7 +132,7 @@ def may_pass(status: int) -> bool:
 
 
 def said(response: httpx2.Response) -> str:
-    """What a server answers, in words."""
+    """Description of a server's response status."""
     return f"the server answers {response.status_code} {response.reason_phrase}"
 
 

@@ -43,7 +43,7 @@ def is_export(path: str | Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder says; the names of files in it are checked.
+    """The manifest of a folder, with checked file names.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, of another format, or names a file that

@@ -128,7 +128,7 @@ def run_training(config: Config) -> Trainor:
 
 
 def plan_training(config: Config, *, card: str, samples: int | None = None) -> str:
-    """What a training will take, as text.
+    """Memory and time estimate of a training, as text.
 
     Args:
         config: the checked configuration.

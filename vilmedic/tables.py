@@ -189,7 +189,7 @@ def table_columns(path: Path, encoding: str = "") -> list[str]:
 
 
 def no_column(path: Path, name: str, known: Sequence[str]) -> DataError:
-    """What to raise for a column that a table does not have."""
+    """The error for a column that a table does not have."""
     has = shown(known) if known else "no header at all"
     return DataError(f"{path} has no column '{name}'. It has {has}.{nearest(name, known)}")
 

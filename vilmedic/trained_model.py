@@ -44,7 +44,7 @@ from vilmedic.models.vae import VAE
 
 
 class Attention(NamedTuple):
-    """Where the words of a text look in an image.
+    """Attention of the words of a text over an image.
 
     Args:
         words: the L words, the opening special token included.

@@ -307,7 +307,7 @@ def _not_found(key: str, name: str, error: Exception) -> str:
 
 
 def _unusable(name: str, error: Exception) -> str:
-    """What keeps weights that are there from being loaded."""
+    """The reason why existing weights cannot be loaded."""
     if isinstance(error, RuntimeError) and "mismatch" in str(error):
         return (
             f"the weights of {name} do not fit its settings: {first_line(error)}. "

@@ -129,7 +129,7 @@ def epoch_of(path: Path) -> int:
 
 
 def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
-    """What a checkpoint that is named by a score holds of it; its weights are not read.
+    """The score data of a checkpoint that is named by a score; its weights are not read.
 
     Args:
         path: the file.

@@ -231,7 +231,7 @@ def _model(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _other_settings(file: EncoderFile, network: nn.Module) -> list[str]:
-    """What makes the network of a file another one, besides its weights."""
+    """Settings in which the network of a file differs, besides its weights."""
     if not isinstance(network, PreTrainedModel):
         return []
     own = network.config.to_dict()

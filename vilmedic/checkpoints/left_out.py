@@ -21,7 +21,7 @@ MOST_TOLD = 50  # files that are named one by one
 
 
 class LeftOut:
-    """What a page leaves out, each part with the reason.
+    """Parts that a page leaves out, each with the reason.
 
     Args:
         run_dir: the directory of the run.

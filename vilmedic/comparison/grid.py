@@ -72,7 +72,7 @@ Axes = dict[str, "list[str] | Range"]
 
 @dataclass(frozen=True)
 class Space:
-    """What a search varies, each of its ends and values checked.
+    """Search space: the varied keys, with their checked ends and values.
 
     Args:
         path: the configuration file.

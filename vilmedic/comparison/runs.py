@@ -151,7 +151,7 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
 
 
 def what_differs(runs: Sequence[Run]) -> list[str]:
-    """What keeps runs from being compared, each difference once, with the runs that it is between.
+    """Differences because of which runs are not comparable, each once, with the runs concerned.
 
     Args:
         runs: all that are compared, the first one with each of the others.

@@ -289,7 +289,7 @@ def _check_same(study: optuna.Study, folder: Path, sought: dict[str, Any]) -> No
 
 
 def _sought(space: Space, metric: str) -> dict[str, Any]:
-    """What makes it another search than others."""
+    """The settings that identify a search."""
     varied = {
         key: f"{axis.kind}({axis.low:g},{axis.high:g})" if isinstance(axis, Range) else axis
         for key, axis in space.axes.items()

@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a setting is from the best one.
+    """Difference between a setting and the best one.
 
     Args:
         value: its mean less that of the best.

@@ -281,7 +281,7 @@ def command_of(step: str) -> list[str]:
 
 
 def digest(run: Planned) -> str:
-    """What tells its configuration from others."""
+    """Digest that identifies its configuration."""
     return hashlib.sha256(run.config.to_yaml().encode()).hexdigest()[:16]
 
 

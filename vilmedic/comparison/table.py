@@ -69,7 +69,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table shows.
+    """Content of a comparison table.
 
     Args:
         split: name of the split.

@@ -538,6 +538,6 @@ def _is_map(kind: Marked) -> bool:
 
 
 def _empty(kind: Marked) -> Any:
-    """What null stands for in a section of names or options: nothing in it, or null itself."""
+    """The meaning of null in a section of names or options: an empty section, or null itself."""
     empty: dict[type[Type], Any] = {MapOf: {}, ListOf: []}
     return empty.get(type(plain(kind)))

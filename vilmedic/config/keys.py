@@ -306,7 +306,7 @@ _BY_NAME = {(one.section, one.name): one for one in OLDER_KEYS}
 
 
 def find_older(path: KeyPath, *, open_ended: bool = False) -> OlderKey | None:
-    """What is known of a key that the schema does not have.
+    """A renamed or removed key of published configurations, if it is one.
 
     Args:
         path: the key.

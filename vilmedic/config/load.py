@@ -480,7 +480,7 @@ def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) ->
 
 
 def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
-    """What a checked value becomes."""
+    """The object that a checked value builds."""
     if isinstance(judged, dict):
         return {key: _make(one, tree, runtime) for key, one in judged.items()}
     if isinstance(judged, list):

@@ -94,7 +94,7 @@ class Place:
 def help_page(
     prog: str, purpose: str, own: Sequence[tuple[str, str]], draft: Draft | None = None
 ) -> str:
-    """How a command is called, and a line for each section.
+    """Usage of a command, and a line for each section.
 
     Args:
         prog: the command.

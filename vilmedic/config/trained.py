@@ -181,7 +181,7 @@ def _kind(registry: str) -> Type:
 
 
 def _compare(kind: Type, saved: Any, now: Any, path: KeyPath) -> Iterator[Difference]:
-    """What differs in a node that is built into an object."""
+    """Differences in a node that is built into an object."""
     saved, now = saved or {}, now or {}
     try:
         before, after = target(kind, saved), target(kind, now)

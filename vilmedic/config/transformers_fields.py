@@ -68,7 +68,7 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
 
 
 def stated_fields(folder: str) -> dict[str, Any] | None:
-    """What `config.json` of a published model states.
+    """The fields that `config.json` of a published model sets.
 
     Args:
         folder: its folder.

@@ -290,7 +290,7 @@ def _has_special(value: Any) -> bool:
 
 
 class _Size:
-    """How large a tree becomes when every reference is replaced by what it stands for.
+    """Size of a tree after every reference is replaced by its value.
 
     References to references double with each level: a few lines would fill any memory.
     """

@@ -40,7 +40,7 @@ TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves ou
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a loader asks a data set for.
+    """Key of a sample: its position in the data set and the epoch.
 
     Args:
         index: position in the data set, from 0 to `len(dataset) - 1`.

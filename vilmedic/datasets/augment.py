@@ -55,7 +55,7 @@ class Affine:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What a preset does to images, in this order; a field without a value does nothing.
+    """Augmentation settings of a preset, in order of application; None skips a step.
 
     Args:
         crop: side of the square that comes out; None keeps the size.

@@ -24,11 +24,11 @@ import numpy as np
 
 
 class UnreadableDicom(Exception):
-    """What a DICOM file lacks, in words that follow its name."""
+    """Reason why a DICOM file cannot be read, as a phrase after its name."""
 
 
 class NoDecoder(UnreadableDicom):
-    """How a file is compressed, for which no decoder is installed."""
+    """Compression of a file for which no decoder is installed."""
 
 
 def dicom_pixels(
@@ -158,7 +158,7 @@ def _high_byte(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 class _Grey:
-    """How the grey values of one file are shown."""
+    """Grey-value transformation of one DICOM file."""
 
     def __init__(self, data: Any, notes: list[str]) -> None:
         self.data, self.notes = data, notes

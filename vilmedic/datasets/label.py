@@ -139,7 +139,7 @@ def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:
 
 
 def label_counts(dataset: Any) -> dict[str, int] | None:
-    """How many samples of a data set have each label; None for data without this kind of labels."""
+    """Number of samples per label in a data set; None for data without this kind of labels."""
     for part in getattr(dataset, "parts", ()):
         if isinstance(part, LabelDataset):
             return dict(zip(part.names, part.counts(dataset.kept).tolist(), strict=True))

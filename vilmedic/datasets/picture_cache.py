@@ -280,7 +280,7 @@ def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
 
 
 def decoders() -> dict[str, str]:
-    """What decoded images depend on besides files: versions differ in the last bit."""
+    """Decoder versions: decoded images of different versions differ in the last bit."""
     return {name: version(name) for name in ("pillow", "simplejpeg", "tifffile")}
 
 

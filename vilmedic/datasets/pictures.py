@@ -64,7 +64,7 @@ class Pictures(ABC):
     shared = False
     """Whether what `read` returns is memory that others see, which must not be written to."""
     remedy = ""
-    """What to do when images are missing."""
+    """Advice for missing images."""
 
     def __init__(
         self, texts: Lines, color: Color, resize: int | None, most: int, max_pixels: int
@@ -274,7 +274,7 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
 
 
 def first_numbers(counts: Sequence[int]) -> list[int]:
-    """Where the images of each line start when those of all lines stand in a row."""
+    """Offset of each line's first image in the list of all images."""
     starts = [0]
     for count in counts:
         starts.append(starts[-1] + count)

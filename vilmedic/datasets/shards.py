@@ -71,7 +71,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the images of a split are.
+    """Index of the images of a split in shards.
 
     Args:
         shards: the tar files.

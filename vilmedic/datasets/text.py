@@ -265,7 +265,7 @@ class CleanedLines(Sequence[str]):
 
 
 class ReportTokens:
-    """What a data set does to a report between its file and the model.
+    """Report preprocessing of a data set, from file to model.
 
     Args:
         tokenizer: turns text into ids.

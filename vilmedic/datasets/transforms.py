@@ -34,7 +34,7 @@ Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray
 
 
 class Pixels:
-    """What a data set does to an image between decoding and the model.
+    """Image preprocessing of a data set, from decoded image to model.
 
     Args:
         training: whether the random transforms of training are drawn.

@@ -401,7 +401,7 @@ def with_contents(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What the results say of a checkpoint: file, epoch, score, its metric and seed."""
+    """The entry of a checkpoint in the results: file, epoch, score, metric and seed."""
     return {"file": path.name} | {
         key: state.get(key) for key in ("epoch", "metric", "score", "seed")
     }

@@ -32,7 +32,7 @@ EARLIER = "earlier"
 
 
 class EvaluationFolder:
-    """Where an evaluation is written.
+    """Folder of an evaluation.
 
     Args:
         run_dir: the directory of the run.

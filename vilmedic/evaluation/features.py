@@ -29,7 +29,7 @@ SIDE = 32
 
 @dataclass(kw_only=True)
 class SplitFeatures:
-    """What a model, or an ensemble of models, makes of the N samples of a split.
+    """Features of a model, or of an ensemble, for the N samples of a split.
 
     Args:
         split: name of the split.

@@ -41,7 +41,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Tower:
-    """What becomes one ONNX file.
+    """One tower, exported as one ONNX file.
 
     Args:
         name: of the file.
@@ -224,7 +224,7 @@ def _vae_towers(vae: VAE) -> Iterator[Tower]:
 
 
 class _Encode(nn.Module):
-    """What a model gives for images or for texts alone, as a tuple."""
+    """Output of a model for images or texts alone, as a tuple."""
 
     def __init__(self, model: ContrastiveModel, method: str, names: tuple[str, ...]) -> None:
         super().__init__()

@@ -125,7 +125,7 @@ def side_of(loaded: Loaded) -> int:
 
 
 def preprocessing(pixels: Pixels, upsample: int | None) -> dict[str, Any]:
-    """What images go through before the model, in the terms of transformers and in ours.
+    """Image preprocessing of a model, in the terms of transformers and of this project.
 
     Args:
         pixels: what an evaluation does to images.

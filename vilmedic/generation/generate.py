@@ -104,7 +104,7 @@ def generate_from_checkpoints(
 def token_drawing(
     models: Sequence[DALLE], section: GenerationSection, precision: str
 ) -> TokenDrawing:
-    """What draws tokens as a configuration says.
+    """Token sampler of a configuration.
 
     Args:
         models: one or several, in evaluation mode on their device.

@@ -17,7 +17,7 @@ WARM_STEPS = 2  # run one by one, so that libraries have set up what they need
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn from logits.
+    """Sampling settings for the next token.
 
     Args:
         temperature: divides the logits; small values keep to the likeliest tokens.

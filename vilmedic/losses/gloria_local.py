@@ -300,7 +300,7 @@ def _check_features(regions: Tensor, words: Tensor, mask: Tensor) -> None:
 
 
 class SimilaritySettings(NamedTuple):
-    """What a similarity is computed with, tensors apart."""
+    """Settings of a similarity, without its tensors."""
 
     temp0: float
     temp1: float
@@ -352,7 +352,7 @@ def block_shape(settings: SimilaritySettings, regions: Tensor) -> tuple[int, int
 
 
 class ProductBits(NamedTuple):
-    """How a GPU computes the products of float32 tensors where TF32 is allowed."""
+    """Precision of float32 products on a GPU where TF32 is allowed."""
 
     narrow: bool = False  # regions with regions, and their gradients, in bfloat16
     split: bool = False  # scores in bfloat16, of two parts each

@@ -49,7 +49,7 @@ class Finding:
 
 
 class _Hit(NamedTuple):
-    """What one word that names a finding points at."""
+    """The region that one finding word points at."""
 
     sample: int
     finding: str

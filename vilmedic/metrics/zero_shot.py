@@ -301,7 +301,7 @@ def as_prompts(prompts: Mapping[str, Any]) -> list[ClassPrompts]:
 
 
 def prompt_weights(classes: list[ClassPrompts]) -> csc_array:
-    """What each prompt contributes to each class: [P, L], float64.
+    """Weight of each prompt in the score of each class: [P, L], float64.
 
     The mean over the positive prompts of a class minus that over the negative ones; prompts in the
     order of the classes, positive ones first.

@@ -135,7 +135,7 @@ def _settings(
 
 
 def _older_keys(node: Mapping[str, Any], path: KeyPath) -> Iterator[str]:
-    """What an older project did to images and texts in a way that is not known here."""
+    """Unknown settings of older projects for images and texts."""
     for name, value in node.items():
         where = (*path, name)
         if isinstance(value, Mapping):

@@ -444,7 +444,7 @@ def _shape(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def _stated(config: Any) -> dict[str, Any]:
-    """What the configuration in a file says of the images; defaults count, as none changed."""
+    """Image settings of the configuration in a file, with defaults, which never changed."""
     node = config.get("model") if isinstance(config, Mapping) else None
     if isinstance(node, Mapping) and isinstance(node.get("vae"), Mapping):
         node = node["vae"]

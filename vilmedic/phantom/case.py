@@ -85,7 +85,7 @@ class Body:
 
 @dataclass(frozen=True)
 class View:
-    """How the image was taken: position of the body in the image, exposure and artefacts.
+    """Acquisition of the image: position of the body, exposure and artefacts.
 
     Attributes:
         angle: rotation in radians.

@@ -31,7 +31,7 @@ _LETTERS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a finding lies in the image, all from 0 to 1.
+    """Position of a finding in the image, all from 0 to 1.
 
     Attributes:
         side: "right" or "left" of the patient, "" for the heart.
@@ -156,7 +156,7 @@ class Scene:
 
 @dataclass
 class Opacity:
-    """What the findings of one case do to the lungs.
+    """Effect of the findings of a case on the lungs.
 
     Attributes:
         airless: share of each pixel's air that is replaced, 0 to 1.

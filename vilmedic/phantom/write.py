@@ -31,7 +31,7 @@ TILE, CAPTION, GAP = 160, 40, 6
 
 @dataclass(frozen=True)
 class Plan:
-    """What a data set of phantoms is made from; the same plan gives the same data set.
+    """Settings of a phantom data set; the same plan gives the same data set.
 
     Attributes:
         train: number of training samples.

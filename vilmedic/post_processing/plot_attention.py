@@ -154,7 +154,7 @@ class PlotAttention(PostProcessing):
 
 @dataclass(frozen=True)
 class Sample:
-    """What is drawn of one sample.
+    """Data of one sample for its figure.
 
     Args:
         picture: the X-ray, uint8 [C, H, W].

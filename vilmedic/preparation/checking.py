@@ -48,7 +48,7 @@ _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and 
 
 @dataclass
 class SplitFacts:
-    """What was found out about a split.
+    """Findings of the check about a split.
 
     Attributes:
         lines: of each part's file; a part that cannot be read is missing.
@@ -429,7 +429,7 @@ def _find_negatives(findings: Findings) -> None:
 
 
 def _compare_splits(findings: Findings) -> None:
-    """What no split shows by itself: patients and images in two of them, labels in one only."""
+    """Checks across splits: patients and images in two of them, labels in one only."""
     known = list(findings.splits.items())
     for place, (name, facts) in enumerate(known):
         for other_name, other in known[place + 1 :]:

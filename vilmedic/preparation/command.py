@@ -232,7 +232,7 @@ def make(
 
 
 def summary(root: Path, card: Mapping[str, Any], left_out: Sequence[str]) -> str:
-    """What was kept and left out, in lines of text.
+    """Summary of kept and left-out samples, in lines of text.
 
     Args:
         root: the folder.

@@ -42,7 +42,7 @@ class Sample:
 
 
 class Dropped:
-    """What is left out of a folder, each with its name and reason.
+    """Left-out samples of a folder, each with its name and reason.
 
     Attributes:
         rows: path or id, reason and a detail of each, such as where it is named (`t.csv:12`).
@@ -89,7 +89,7 @@ class Dropped:
 
 @dataclass
 class Build:
-    """What a builder made.
+    """Output of a builder.
 
     Attributes:
         samples: of each split, in the order of the lines.
@@ -108,7 +108,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a folder comes from; the same origin gives the same folder.
+    """Origin of a folder; the same origin gives the same folder.
 
     Attributes:
         builder: the script.

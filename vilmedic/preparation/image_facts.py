@@ -157,7 +157,7 @@ def negatives_by_split(splits: dict[str, ImageFacts]) -> dict[str, list[str]]:
 
 
 def brightness_faults(image: np.ndarray) -> list[str]:
-    """What is wrong with the grey levels of an image.
+    """Problems with the grey levels of an image.
 
     Args:
         image: uint8 [H, W].

@@ -36,7 +36,7 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 @dataclass
 class Resized:
-    """What became of the files of a folder.
+    """Results for the files of a folder.
 
     Attributes:
         written: images written now.

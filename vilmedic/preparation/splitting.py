@@ -48,7 +48,7 @@ def parse_shares(text: str) -> Shares:
 
 
 def group_key(name: str) -> str:
-    """What the names of one group share: `1` and `1.0` are one patient, read by two programs."""
+    """Common key of the names of one group: `1` and `1.0` are one patient, read by two programs."""
     return plain_number(" ".join(unicodedata.normalize("NFC", name).split()))
 
 

@@ -325,7 +325,7 @@ def panel_colours(panels: Iterable[Panel]) -> dict[str, str]:
 
 
 def _number_of(name: str) -> str:
-    """What a score says without its split and metric: `auroc`; other names as they are."""
+    """The name of a score without split and metric, such as `auroc`; other names unchanged."""
     found = _score_parts(name)
     return found[2] if found else name.removeprefix("feature_std_")
 

@@ -136,7 +136,7 @@ def _read(path: Path, run_dir: Path, left_out: LeftOut) -> Picture | None:
 
 
 def _caption(path: Path, left_out: LeftOut) -> str:
-    """What a JSON file of the same name says of an image."""
+    """The caption of an image from a JSON file of the same name."""
     content = None
     if path.exists():
         with left_out.damaged(path):

@@ -95,7 +95,7 @@ class Table:
 
 @dataclass
 class Results:
-    """What the page says of one split.
+    """Content of the page about one split.
 
     Args:
         split: name of the split.

@@ -54,7 +54,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a step takes.
+    """Cost of a step.
 
     Args:
         held: bytes at the moment when most are held, by `PARTS`.

@@ -43,7 +43,7 @@ _SYNC_BUFFERS = next(k for k in ("forward_sync_buffers", "broadcast_buffers") if
 
 @dataclass(frozen=True)
 class Group:
-    """What an optimizer step is taken on.
+    """The batches of one optimizer step.
 
     Args:
         batches: this process's parts of at most `grad_accu` batches.

@@ -40,7 +40,7 @@ COSTLY = 30_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take.
+    """Memory and time estimate of a training.
 
     Args:
         config: the configuration's file.

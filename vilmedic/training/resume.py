@@ -32,7 +32,7 @@ UNTOLD = ("ckpt", "ckpt_dir", "name", "trainor.seed")
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps of a run besides tensors and random numbers.
+    """Progress of a run in a checkpoint, besides tensors and random numbers.
 
     Args:
         epoch: the epoch that is being trained, counted from 0.
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins.
+    """Starting point of a run.
 
     Args:
         seed: the run's seed.

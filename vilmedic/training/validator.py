@@ -177,7 +177,7 @@ class Validator:
 
 @cache
 def _watch() -> Metric:
-    """What tells of a collapse."""
+    """The metric whose scores indicate a collapse."""
     from vilmedic.metrics.representation import Representation  # nothing before the first score
 
     return Representation(max_samples=WATCHED)

@@ -242,7 +242,7 @@ def _without_leaks(kept: Sequence[Kept], same: dict[str, str], dropped: Dropped)
 
 
 def _keys(one: Kept, same: dict[str, str]) -> list[str]:
-    """What a row must not share with a row of another split."""
+    """Values that rows of different splits must not share."""
     group = [f"{_GROUP}{group_key(one.sample.patient)}"] if one.sample.patient else []
     images = [f"image {path}" for path in one.sample.images]
     contents = [f"content {same[path]}" for path in one.sample.images if path in same]

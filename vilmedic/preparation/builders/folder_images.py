@@ -31,7 +31,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
 @dataclass(frozen=True)
 class FoundImage:
-    """What became of the name of an image.
+    """Result of looking up an image name.
 
     Attributes:
         name: as the table has it, with its extension.
@@ -198,7 +198,7 @@ class ImageFolder:
 
 
 def settled(rows: Sequence[Sequence[FoundImage]]) -> list[list[FoundImage]]:
-    """What was found, less what is in doubt when all names are known.
+    """Found images, without those that turned out to be ambiguous.
 
     Of two names that differ in letter case alone and fit one file, one was another image on a disk
     that tells letter case apart; the one that is not spelled as the file is `ambiguous` then.

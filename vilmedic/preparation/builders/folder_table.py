@@ -185,7 +185,7 @@ class LabelColumns:
 
 
 def _objects(path: Path, encoding: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Where each object of a JSON file is, its split when the file lists splits, and the object."""
+    """The objects of a JSON file, each with its location and, if listed, its split."""
     try:
         with open_text(path, encoding) as file:
             first = next((line for line in file if line.strip()), "")

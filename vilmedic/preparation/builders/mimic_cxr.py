@@ -139,7 +139,7 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: ReportSou
 
 @dataclass(frozen=True)
 class ReportSource:
-    """Where reports are.
+    """Location of the reports.
 
     Attributes:
         path: an archive, or the folder that holds `p10` to `p19`.
@@ -163,7 +163,7 @@ class ReportSource:
 
 @dataclass(frozen=True)
 class FoundReport:
-    """What was found of one report.
+    """Parsed text of one report.
 
     Attributes:
         text: the chosen section, empty when there is none.

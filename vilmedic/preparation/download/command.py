@@ -85,7 +85,7 @@ def listing(table: ResourceTable, data: Path) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """How to fetch.
+    """Download options.
 
     Attributes:
         data: the data folder.

@@ -52,7 +52,7 @@ class NotThere(DataError):
 
 
 class WrongContent(DataError):
-    """What arrived is not what was published: another size or another sum."""
+    """The downloaded file differs from the published one in size or checksum."""
 
 
 class NoSpace(DataError):
@@ -279,7 +279,7 @@ def part_of(path: Path) -> Path:
 
 
 def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
-    """What to raise for an error of the disk: that it is full is said in its own words."""
+    """The exception for a disk error, with its own message for a full disk."""
     if error.errno in FULL:
         return NoSpace(disk_trouble(error, str(path.parent)))
     return error

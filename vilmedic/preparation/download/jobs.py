@@ -126,7 +126,7 @@ def read_sums(path: Path, wanted: set[str]) -> dict[str, str]:
 def image_jobs(
     images: Images, names: list[str], sums: dict[str, str], data: Path, target: Path, page: str
 ) -> Iterator[ImageJob]:
-    """What has to be done for each image, made one by one: there are hundreds of thousands.
+    """Jobs for the images, made lazily: there are hundreds of thousands.
 
     Raises:
         DataError: an image has no published sum.

@@ -11,7 +11,7 @@ from vilmedic.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Account:
-    """Where user and password of a server come from.
+    """Login source of a server.
 
     Attributes:
         host: the server; they are sent to no other.
@@ -97,7 +97,7 @@ class Unpack:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the user has to put in place, as it can be fetched after registration only.
+    """Files that the user has to provide, as they require registration.
 
     Attributes:
         path: where it must lie, in the data folder; `*` stands for anything, `**` for folders at
