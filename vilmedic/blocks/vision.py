@@ -134,7 +134,7 @@ class VisionEncoder(nn.Module):
                 break
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-            if module in inside or last not in set(module.modules()):  # a parent goes on behind it
+            if module in inside or last not in set(module.modules()):  # a parent continues after it
                 self._frozen.append(module)
         self.train(self.training)
 

@@ -79,7 +79,7 @@ def stated_fields(folder: str) -> dict[str, Any] | None:
     try:
         found = json.loads(read_file_text(str(Path(folder) / "config.json")))
     except (ConfigError, ValueError, RecursionError):
-        return None  # what is wrong with it is said when the model is loaded
+        return None  # loading the model reports the problem
     return found if isinstance(found, dict) else None
 
 

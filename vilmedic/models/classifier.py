@@ -18,7 +18,7 @@ Rate = Annotated[float, Above(0), AtMost(1000)]
 
 
 class Classifier(Model):
-    """An image encoder and a head that tells the labels of an image.
+    """An image encoder and a head that predicts the labels of an image.
 
     With several labels a sample, each is a binary task of its own (binary cross-entropy); with one,
     the classes exclude each other (cross-entropy). The loss is the mean over the samples of a batch
