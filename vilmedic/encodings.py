@@ -1,7 +1,7 @@
-"""Text whose character set is missing or declared wrongly: which one it is in.
+"""Detection of the character set of text whose encoding is missing or wrong.
 
 Valid UTF-8 is UTF-8: text in another character set almost never happens to be valid. Everything
-else is decoded with each common character set, and judged by how usual the result is: by what
+else is decoded with each common character set, and scored by how usual the result is: by what
 charset-normalizer measures (chaos and coherence) and by the kind of oddities that a wrong character
 set gives, such as a Greek letter in the middle of a Latin word. A few letters may leave it open,
 and then the text is marked as doubtful.
@@ -138,7 +138,7 @@ def decode_all(contents: Sequence[bytes]) -> list[Decoded]:
     """Decode texts that are not UTF-8 and are of one source, such as the headers of a folder.
 
     The character sets are found from the texts that leave no doubt, or from all of them together
-    when every one is too short for that: a name of two signs alone tells nothing.
+    when every one is too short for that: a name of two signs alone is not enough.
 
     Args:
         contents: the texts.

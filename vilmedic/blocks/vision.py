@@ -142,7 +142,7 @@ class VisionEncoder(nn.Module):
                 break
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-            if module in inside or last not in set(module.modules()):  # a parent goes on behind it
+            if module in inside or last not in set(module.modules()):  # a parent continues after it
                 self._frozen.append(module)
         self.train(self.training)
 
@@ -478,7 +478,7 @@ def published_weights(name: str) -> WeightsEnum:
 
 
 def cached_file(weights: WeightsEnum) -> Path:
-    """Where torch keeps weights that were downloaded."""
+    """The folder of weights that torch has downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
 
 

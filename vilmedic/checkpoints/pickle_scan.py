@@ -1,4 +1,4 @@
-"""What a pickle of `torch.save` would build, found out without building any of it.
+"""Static analysis of a `torch.save` pickle: what it would build, without building it.
 
 `torch.load(weights_only=True)` runs no code of a file, but it allocates what a file claims:
 storages larger than the file, a `bytearray` of any size, nested tuples whose hash takes for ever.
@@ -173,7 +173,7 @@ def _check_key(key: Any) -> None:
 
 
 def _check_storage(told: Any, fits: Callable[[str, int], bool]) -> None:
-    """Hold what is said of a storage, `(storage, type, key, device, count)`, to the file."""
+    """Compare the record of a storage, `(storage, type, key, device, count)`, with the file."""
     items = told.items if isinstance(told, _Held) else ()
     if len(items) < 5 or not isinstance(items[1], _Global) or not isinstance(items[4], int):
         raise ValueError("a storage that is described in an unknown way")

@@ -1,4 +1,4 @@
-"""The numbers of a run in bootstrap resamples of its samples, from what it says of each sample."""
+"""Bootstrap resamples of a run's metrics, from its predictions for each sample."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class _Scores:
         labels: 1 present, 0 absent, -1 unknown, [N, C].
         thresholds: from which on a class is chosen, [C]; None without decisions.
         accuracy: that of the results. Samples with one label each may be those of classes that
-            exclude each other or not, which this number tells.
+            exclude each other or not, as this number shows.
     """
 
     def __init__(

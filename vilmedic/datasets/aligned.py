@@ -1,4 +1,4 @@
-"""What all data sets share: samples are lines of files, and may have several parts.
+"""Base class of data sets whose samples are aligned lines of several files.
 
 Whatever is drawn for a sample is a function of the run's seed, the epoch and the sample's line, so
 neither the number of workers nor a restart changes the data.
@@ -40,7 +40,7 @@ TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves ou
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a loader asks a data set for.
+    """Key of a sample: its position in the data set and the epoch.
 
     Args:
         index: position in the data set, from 0 to `len(dataset) - 1`.
@@ -332,7 +332,7 @@ def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
     special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # How reports are cut and padded is said with each call, and the last one is remembered there.
+    # Truncation and padding are set with each call, and the tokenizer remembers the last call.
     content |= {"truncation": None, "padding": None}
     return {
         "json": json.dumps(content, ensure_ascii=False),

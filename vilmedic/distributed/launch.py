@@ -1,4 +1,4 @@
-"""What is known of a distributed run before torch is loaded, and which process tells of a fault.
+"""Launch environment before torch is loaded: rank, world size, which process reports errors.
 
 The first process that fails says why. The others fail too, sooner or later, because they wait for
 it, and stay silent.
@@ -17,7 +17,7 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of a distributed run that writes and tells."""
+    """Whether this process is the one of a distributed run that writes and logs."""
     return os.environ.get("RANK", "0") == "0"
 
 

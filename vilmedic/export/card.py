@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how it was made, its numbers, and how it is loaded."""
+"""Model card of an export: description, training, metrics and usage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ COPIED = (
 
 
 def gather(loaded: Loaded) -> dict[str, Any]:
-    """What a card tells of a model beyond its weights: how it was trained, how it was measured.
+    """Content of a model card beyond the weights: training and evaluation.
 
     Args:
         loaded: the model. Its run directory is asked, or the export that it was loaded from.
@@ -71,7 +71,7 @@ def gather(loaded: Loaded) -> dict[str, Any]:
         there is none, `other` names the newest evaluation of other weights.
 
     Raises:
-        CheckpointError: what the export tells is damaged.
+        CheckpointError: the description in the export is damaged.
     """
     if (known := loaded.header.get("export")) is not None:
         about: dict[str, Any] = known["about"]
@@ -79,7 +79,7 @@ def gather(loaded: Loaded) -> dict[str, Any]:
             _training(loaded, about), _numbers(about)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{loaded.path}: what it tells of its run is damaged: {error!r}."
+                f"{loaded.path}: its description of the run is damaged: {error!r}."
             ) from None
         return about
     run_dir = loaded.path.parent

@@ -1,4 +1,4 @@
-"""ONNX files of a model, one a tower, held to what PyTorch computes before anybody gets them."""
+"""ONNX export, one file per tower, verified against PyTorch before it is published."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Tower:
-    """What becomes one ONNX file.
+    """One tower, exported as one ONNX file.
 
     Args:
         name: of the file.
@@ -186,7 +186,7 @@ def _image_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
 def _text_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
     reports = loaded.reports
     assert reports is not None
-    words = hasattr(model, "local_similarity")  # it tells words apart
+    words = hasattr(model, "local_similarity")  # it compares single words
     names = ("input_ids", "attention_mask", *(("word_ids",) if words else ()))
     vocabulary = loaded.spec.vocab_size or 1
     longest = reports.max_len
@@ -224,7 +224,7 @@ def _vae_towers(vae: VAE) -> Iterator[Tower]:
 
 
 class _Encode(nn.Module):
-    """What a model gives for images or for texts alone, as a tuple."""
+    """Output of a model for images or texts alone, as a tuple."""
 
     def __init__(self, model: ContrastiveModel, method: str, names: tuple[str, ...]) -> None:
         super().__init__()

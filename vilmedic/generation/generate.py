@@ -1,4 +1,4 @@
-"""Images from reports: which reports, which models, and what is written of them."""
+"""The generation command: prompts, models, and the files that are written."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def generate_from_checkpoints(
 def token_drawing(
     models: Sequence[DALLE], section: GenerationSection, precision: str
 ) -> TokenDrawing:
-    """What draws tokens as a configuration says.
+    """Token sampler of a configuration.
 
     Args:
         models: one or several, in evaluation mode on their device.
@@ -436,7 +436,7 @@ def _most_alike(
 
 
 def _slug(text: str) -> str:
-    """The first words of a prompt, and a hash that tells it from others that start alike."""
+    """The first words of a prompt, and a hash, as others may start alike."""
     words = "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-")
     return f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 

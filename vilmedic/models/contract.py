@@ -1,4 +1,4 @@
-"""What every model offers to training and evaluation, and contrastive models on top of it."""
+"""Base classes of models: `Model` and `ContrastiveModel`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Model(nn.Module, ABC):
         return repeated_blocks(self)
 
     def stated_vae(self) -> dict[str, Any] | None:
-        """What no weight tells of the VAE in a model; None for a model without one.
+        """Settings of the VAE in a model that no weight shows; None for a model without one.
 
         A checkpoint and an export hold it, since a configuration may leave it out.
         """
@@ -96,7 +96,7 @@ class Model(nn.Module, ABC):
         return []
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Set what changes as training goes on, such as a temperature.
+        """Set what changes during training, such as a temperature.
 
         Called before each optimizer step, and when a checkpoint is evaluated. What is set follows
         from the step alone, so that a run that is continued does as one that never stopped.
@@ -165,7 +165,7 @@ class ContrastiveModel(Model):
 
     @property
     def reads_hashes(self) -> bool:
-        """Whether batches have to hold `report_hash`, which tells equal reports."""
+        """Whether batches have to hold `report_hash`, which identifies equal reports."""
         return self.targets is not None and self.targets.needs == REPORT_HASH
 
     def targets_of(self, batch: Batch, like: Tensor) -> Features:

@@ -1,4 +1,4 @@
-"""What a run continues from, and how that differs from what it is asked to do now."""
+"""Choice of the state that a run resumes from, and its differences from the configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNTOLD = ("ckpt", "ckpt_dir", "name", "trainor.seed")
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps of a run besides tensors and random numbers.
+    """Progress of a run in a checkpoint, besides tensors and random numbers.
 
     Args:
         epoch: the epoch that is being trained, counted from 0.
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins.
+    """Starting point of a run.
 
     Args:
         seed: the run's seed.
@@ -131,7 +131,7 @@ def _left_by(run_dir: Path, seed: int) -> list[Path]:
 
 
 def _seen(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from another that replaces it."""
+    """Identity of a file, which changes when it is replaced."""
     try:
         found = path.stat()
     except OSError:
@@ -173,7 +173,7 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
             continue
         if damaged:
             LOGGER.warning(
-                "ckpt=auto: %s cannot be continued, so the run goes on from %s, after step %d; "
+                "ckpt=auto: %s cannot be resumed, so the run resumes from %s, after step %d; "
                 "what came after it is trained again",
                 ", ".join(one.name for one in damaged),
                 path.name,
@@ -293,7 +293,7 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
 
 
 def _told_start(told: list[Any]) -> Start:
-    """The start that the main process tells the others of, as they see it."""
+    """The start that the main process sends to the others, as they see it."""
     seed, path, moved = processes.on_main(lambda: told)
     if path is None or processes.is_main():
         return Start(seed)
