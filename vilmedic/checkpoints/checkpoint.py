@@ -264,7 +264,8 @@ def require_directory(run_dir: Path) -> None:
     folder = run_dir.parent
     runs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     raise CheckpointError(
-        f"{run_dir}: there is no such run directory, as name and ckpt_dir say it."
+        f"{run_dir}: there is no such run directory. Train it first with bin/train.py and the same "
+        f"configuration and name, or give name and ckpt_dir of a run that is there."
         f"{nearest(run_dir.name, runs)}"
     )
 
