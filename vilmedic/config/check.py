@@ -430,7 +430,29 @@ class Checker:
                 self.report(path, f"given {shown(given)}; {error}")
         elif isinstance(mark, OptionsOf) and isinstance(value, dict):
             return self.chosen_options(mark, value, path, read, siblings or {})
+        elif isinstance(mark, ConfigOf) and isinstance(value, dict):
+            return self.fields_of(mark, value, path, siblings or {})
         return value
+
+    def fields_of(
+        self, mark: ConfigOf, given: dict[str, Any], path: KeyPath, siblings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Judge fields of a transformers configuration class, where it is known which."""
+        model_type = model_type_of(mark, siblings)
+        fields = None if model_type is None else config_signature(model_type)
+        if fields is None:
+            return given
+        for name in given.keys() - fields.params.keys():
+            self.report(
+                (*path, name),
+                f"is not a setting of {fields.path.rpartition('.')[2]}."
+                f"{nearest(name, list(fields.params))}",
+            )
+        return {
+            name: self.value(fields.params[name].type, one, (*path, name))
+            for name, one in given.items()
+            if name in fields.params
+        }
 
     # -- names with options
 

@@ -37,6 +37,9 @@ from vilmedic.config.types import (
 from vilmedic.config.yaml_source import read_file_text
 from vilmedic.errors import ConfigError
 
+HF, TIMM = "hf:", "timm/"
+"""What stands before the name of a backbone of transformers, and of one of timm."""
+
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     """The transformers model type that the settings of a node belong to.
@@ -51,7 +54,10 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     source = siblings.get(mark.key)
     if source is None:
         return mark.default
-    found = (stated_fields(str(source)) or {}).get("model_type")
+    name = str(source).removeprefix(HF)
+    if name != str(source) and config_signature(name) is not None:
+        return name  # an architecture
+    found = (stated_fields(name) or {}).get("model_type")
     return found if isinstance(found, str) else None
 
 

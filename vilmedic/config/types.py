@@ -62,14 +62,14 @@ class Calls:
 
 @dataclass(frozen=True)
 class ConfigOf:
-    """For `**settings`: the fields of a transformers configuration class.
+    """For `**settings` or a mapping: the fields of a transformers configuration class.
 
     Args:
-        default: the model type when nothing else says (`bert`).
+        default: the model type when nothing else says (`bert`); None when nobody knows then.
         key: the sibling key that may name a local model folder, whose `config.json` then decides.
     """
 
-    default: str
+    default: str | None
     key: str
 
 

@@ -208,12 +208,11 @@ def _write_image_encoder(name: str, cnn: VisionEncoder, loaded: Loaded, folder: 
 @torch.inference_mode()
 def _transformers_outputs(cnn: VisionEncoder, side: int) -> dict[str, Any]:
     """What of the outputs of a model of transformers the features are."""
-    interpolates = cnn.interpolates and cnn.trained_size not in (None, (side, side))
-    options = {"interpolate_pos_encoding": True} if interpolates else {}
+    options = cnn.source.options((side, side))
     found = cnn.network(_noise(side).to(next(cnn.parameters()).device), **options)
     return {
         "output": cnn.output_layer,
-        "interpolate_pos_encoding": interpolates,
+        "interpolate_pos_encoding": "interpolate_pos_encoding" in options,
         "pools": found.get("pooler_output") is not None,
         "maps": found.last_hidden_state.ndim == 4,
     }
