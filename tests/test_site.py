@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import markdown
 import pytest
 from markdown_it import MarkdownIt
 from pymdownx.slugs import slugify
 
-from docs.generate import pages, reference
+from docs.generate import diagrams, pages, reference
 from vilmedic.config.load import root_signature
 from vilmedic.config.signature import read_signature
 from vilmedic.config.types import instance_of
@@ -141,7 +142,7 @@ def test_every_public_name_is_in_the_python_reference() -> None:
 
 
 def test_prose_of_a_docstring_stands_for_itself() -> None:
-    assert reference.prose("a <b> *c* [D] `<x>[*]`") == r"a \<b> \*c\* \[D\] `<x>[*]`"
+    assert reference.prose("a <b> *c* [D] `<x>[*]`") == r"a &lt;b> \*c\* \[D\] `<x>[*]`"
 
 
 def test_a_broken_link_anchor_or_forgotten_page_fails_the_build(tmp_path: Path) -> None:
@@ -158,3 +159,45 @@ def test_a_broken_link_anchor_or_forgotten_page_fails_the_build(tmp_path: Path) 
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert all(word in done.stderr for word in ("no.md", "#nowhere", "forgotten.md"))
+
+
+def test_the_diagrams_are_those_of_their_sources() -> None:
+    made = diagrams.pictures()
+    assert {path.name for path in made} == {path.name for path in ROOT.glob("docs/images/*.svg")}
+    for path, svg in made.items():
+        assert path.read_text() == svg, "run python -m docs.generate.diagrams"
+        assert "prefers-color-scheme: dark" in svg
+        ElementTree.fromstring(svg)
+    shown = "".join((ROOT / source).read_text() for source in SOURCES)
+    assert all(f"images/{path.name})" in shown for path in made)
+
+
+def test_boxes_and_arrows_of_a_diagram() -> None:
+    text = "title T <x>\nrow a data A | b model B / more\nrow c loss C\n"
+    text += "arrow a -> c: why\narrow a -> b"
+    diagram = diagrams.read(text)
+    a, b, c = diagram.boxes.values()
+    assert (a.row, b.row, c.row) == (0, 0, 1)
+    assert a.x + a.width < b.x
+    assert c.width == diagrams.WIDTH - 2 * diagrams.MARGIN
+    assert diagram.arrows == [("a", "c", "why"), ("a", "b", "")]
+    svg = diagrams.draw(diagram)
+    assert "<title>T &lt;x&gt;</title>" in svg
+    assert svg.count('class="head"') == 2
+    assert 'class="second"' in svg
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("box a", "line 1: title, row or arrow"),
+        ("row a data A\n\narrow a -> b", "line 3: no arrow between boxes"),
+        ("row a thing A", "line 1: a new name, a kind"),
+        ("row a data A | a data B", "line 1: a new name"),
+        ("row a data " + "A" * 80, "line 1: more text than the box of a holds"),
+        ("row a data A / B / C", "line 1: more text"),
+    ],
+)
+def test_a_diagram_that_cannot_be_drawn(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diagrams.read(text)

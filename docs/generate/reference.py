@@ -307,5 +307,6 @@ def prose(text: str) -> str:
     """Text of a docstring as Markdown: what is not in backticks stands for itself."""
     parts = _CODE.split(text)
     for number in range(0, len(parts), 2):
-        parts[number] = re.sub(r"([<*\[\]])", r"\\\1", parts[number])
+        escaped = re.sub(r"([*\[\]])", r"\\\1", parts[number])
+        parts[number] = escaped.replace("<", "&lt;")
     return "".join(parts)
