@@ -195,11 +195,9 @@ def _with_settings(
     if given := [field for field in DTYPES if field in settings]:
         raise ArgumentError(
             {
-                within
-                + given[
-                    0
-                ]: "weights are float32 here, in whatever precision a file has them. Leave "
-                "it out; trainor.precision and ensemblor.precision say what is computed in."
+                f"{within}{given[0]}": "weights are float32 here, in whatever precision a file has "
+                "them. Leave it out; trainor.precision and ensemblor.precision say what is "
+                "computed in."
             }
         )
     unknown = [field for field in settings if field not in known]
