@@ -101,7 +101,7 @@ def configuration() -> str:
         "",
         "Every key of the sections that are the same for all systems. The keys of `model` and "
         "`dataset` depend on their `proto`: [models](models.md), [data sets](data-sets.md). "
-        "`python bin/train.py <file> --help` shows the same with the values of a file.",
+        "`python bin/train.py <file> --help trainor` shows the same with the values of a file.",
         "",
         "## The run",
         "",

@@ -511,7 +511,7 @@ def test_a_tokenizer_without_word_boundaries_is_refused() -> None:
 
 @pytest.mark.parametrize("number", [0, 5])
 def test_layers_that_the_encoder_does_not_have(number: int) -> None:
-    with pytest.raises(ConfigError, match=r"last_n_layers.*has 3 layers\. Allowed: 1 to 3"):
+    with pytest.raises(ConfigError, match=r"last_n_layers.*Allowed: integer from 1 to 3"):
         WordEncoder(spec=tiny_spec(), last_n_layers=number, **LAYERS)
 
 

@@ -265,7 +265,7 @@ class WordEncoder(nn.Module):
             raise ArgumentError(
                 {
                     "last_n_layers": f"given {last_n_layers}, but {proto or 'the random BERT'} has "
-                    f"{layers} layers. Allowed: 1 to {layers}."
+                    f"{layers} layers. Allowed: integer from 1 to {layers}."
                 }
             )
         assert spec.tokenizer is not None
