@@ -40,7 +40,16 @@ Keys = dict[str, tuple[str, ...]]
 _FROZEN_VAE = "vilmedic.models.dalle_settings.FrozenVAE"
 _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
-    IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
+    IMAGES: (
+        "resize",
+        "interpolation",
+        "crop",
+        "multi_image",
+        "color",
+        "eval_transforms",
+        "mean",
+        "std",
+    ),
     REPORTS: ("tokenizer", "tokenizer_max_len", "processing"),
 }
 """The keys of a data set that say what a model is shown of a sample in an evaluation."""
@@ -137,9 +146,9 @@ def as_trained(config: Config, saved: Mapping[Path, dict[str, Any]], *, allow: b
         for one in replaced
     ]
     changed = {dotted(one.path): {"checkpoint": one.trained, "used": one.now} for one in wrong}
-    followed = _apply(config, replaced, str(source))
+    followed = with_values(config, replaced, str(source))
     if (held := _held_vae(followed, source)) is not None and not commanded(held.path):
-        followed = _apply(followed, [held], str(source))
+        followed = with_values(followed, [held], str(source))
         taken.append(
             f"{dotted(held.path)}: {shown(held.trained)} (there is no {shown(held.now)} any more)"
         )
@@ -369,8 +378,14 @@ def _counts(one: Difference, commanded: Callable[[KeyPath], bool]) -> bool:
     return not gone and not commanded(one.path)
 
 
-def _apply(config: Config, replaced: list[Difference], origin: str) -> Config:
-    """The configuration with the values of the checkpoint."""
+def with_values(config: Config, replaced: list[Difference], origin: str) -> Config:
+    """The configuration with the trained values of keys.
+
+    Args:
+        config: what was asked for.
+        replaced: the keys.
+        origin: where the values come from, as messages name it.
+    """
     data = copy.deepcopy({key: config.data[key] for key in ("model", "dataset")})
     tree = Tree({**config.tree.data, **data}, dict(config.tree.marks))
     for one in replaced:

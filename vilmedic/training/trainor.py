@@ -22,6 +22,7 @@ from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.parallel import Group, groups, seed_this_process
+from vilmedic.training.published_pixels import with_published_pixels
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.setup import (
@@ -75,6 +76,8 @@ class Trainor:
         if start.state is None:  # known before data is read and a vocabulary built
             with processes.main_first():
                 fetch(MODELS, config.model)
+        with processes.main_first():
+            config = self.config = with_published_pixels(config, start.state)
         with processes.main_first():
             self.data = build(
                 DATASETS,

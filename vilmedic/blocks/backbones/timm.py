@@ -87,9 +87,6 @@ class TimmBackbone(Backbone):
             found = _find(wanted)
         weights = None if not wanted.published else _read(_weights_file(found), found)
         network = _create(found, weights)
-        setattr(
-            network, DESCRIBED, {"architecture": found.architecture, "arguments": found.arguments}
-        )
         layer = wanted.output_layer
         before = set(network.state_dict())
         if layer == "forward_features":
@@ -309,6 +306,9 @@ def _create(
             kept = getattr(network, "pretrained_cfg", None)
             if isinstance(kept, dict):
                 kept.pop("state_dict", None)
+            described = {"architecture": found.architecture, "arguments": {**more, **given}}
+            described["arguments"].pop("num_classes", None)
+            setattr(network, DESCRIBED, described)
             return network
     raise ArgumentError(_refusal(found, refused)) from refused
 
