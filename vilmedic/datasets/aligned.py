@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 Sample = dict[str, Any]
 Batch = dict[str, Any]
 SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a tokenizer's words
+REPORT_HASH = "report_hash"
+"""Key of a batch: a number for each report, int64 [B], the same for equal ones only."""
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.transformers_fields import body_of
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
-from vilmedic.datasets.aligned import AlignedPart, Batch, Sample, stable_seed
+from vilmedic.datasets.aligned import REPORT_HASH, AlignedPart, Batch, Sample, stable_seed
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import (
     MIN_WORDS,
@@ -78,6 +79,10 @@ class TextDataset(AlignedPart):
         vocab_min_frequency: occurrences that a word needs to get into a vocabulary that is built.
         on_error: whether reports with nothing left after cleaning end the run or are left out and
             listed; more than one in a hundred end it in any case.
+
+    Attributes:
+        hashes: whether batches tell equal reports; set before they are loaded, for a model that
+            asks for it.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class TextDataset(AlignedPart):
         vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
+        self.hashes = False
         self.max_sentences = max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.shuffle_sentences = shuffle_sentences and training
@@ -140,11 +146,25 @@ class TextDataset(AlignedPart):
 
     def read(self, line: int, epoch: int) -> Sample:
         """The tokens of a line's report, as it is in that epoch, and whether they were cut."""
-        return self.reports.tokens(self._drawn(line, epoch) if self.random else self.cleaned[line])
+        text = self._drawn(line, epoch) if self.random else self.cleaned[line]
+        sample = self.reports.tokens(text)
+        if self.hashes:
+            # In another order of its sentences a report is still the same.
+            reordered = self.shuffle_sentences and not self.sample_sentence
+            same = self.cleaned[line] if reordered else text[: sample["end"]]
+            sample["hash"] = text_hash(same)
+        return sample
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
-        """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]."""
-        return self.reports.pad(samples)
+        """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
+
+        With `hashes` also `report_hash`, int64 [B]: that of the text that the model reads, cleaned
+        and cut to `tokenizer_max_len`.
+        """
+        batch = self.reports.pad(samples)
+        if self.hashes:
+            batch[REPORT_HASH] = torch.tensor([sample["hash"] for sample in samples])
+        return batch
 
     def show(self, line: int) -> dict[str, Any]:
         """The report as its file has it."""
@@ -283,13 +303,17 @@ class ReportTokens:
         return word_texts(numbers, encoding.offsets, encoding.tokens, text)
 
     def tokens(self, text: str) -> Sample:
-        """The `ids` of a cleaned report, the word of each (`words`), and if it was `truncated`."""
+        """The `ids` of a cleaned report and the word of each (`words`).
+
+        Also whether it was `truncated`, and the `end` in it of what was not.
+        """
         encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
         encoding = encoded.encodings[0]
         return {
             "ids": encoded["input_ids"],
             "words": word_numbers(encoding.word_ids),
             "truncated": bool(encoding.overflowing),
+            "end": max(end for _, end in encoding.offsets),
         }
 
     def pad(self, samples: Sequence[Sample]) -> Batch:
@@ -305,6 +329,12 @@ class ReportTokens:
             mask[row, used] = 1
             words[row, used] = torch.tensor(sample["words"])
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
+
+
+def text_hash(text: str) -> int:
+    """A number of 64 bits that is the same for a text in every process and on every machine."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
