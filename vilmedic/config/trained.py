@@ -45,6 +45,7 @@ _PARTS: Keys = {
         "interpolation",
         "crop",
         "multi_image",
+        "image_choice",
         "color",
         "eval_transforms",
         "mean",
