@@ -46,6 +46,7 @@ def test_a_run_is_trained_continued_loaded_and_exported(
         "trainor.num_workers=0",
         "trainor.save_every=null",
         "trainor.ema=null",
+        "trainor.lr_decay=null",
         f"ckpt_dir={tmp_path}",
         "name=run",
     ]
