@@ -97,7 +97,9 @@ class TrainorSection:
         ),
         OptionsOf("torch.optim", "optimizer"),
     ] = field(default_factory=dict)
-    optim_groups: dict[str, dict[str, float]] = field(default_factory=dict)
+    optim_groups: dict[str, dict[str, Annotated[float, Between(0, 1000)]]] = field(
+        default_factory=dict
+    )
     batch_size: Annotated[int, AtLeast(1)] = 32
     grad_accu: Annotated[int, AtLeast(1)] = 1
     clip_grad_norm: Annotated[float, Above(0), AtMost(1000000)] | None = None
