@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from vilmedic.datasets.aligned import AlignedDataset
 from vilmedic.datasets.image import ImageDataset
@@ -24,6 +23,7 @@ from vilmedic.datasets.picture_cache import VERSION, decoders
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import replacing
+from vilmedic.log import Progress, progress
 
 FOLDER = "tokens"  # in the run directory
 
@@ -87,7 +87,7 @@ def cache_tokens(
                 )
             folder = part.run_dir / FOLDER
             # One process reads the files; the others find their digests where it left them.
-            with processes.main_first():
+            with processes.main_first(), Progress(f"Image tokens of {part.split}"):
                 path = folder / f"{part.split}_{_key(part, vae, folder)}.npy"
                 if not path.is_file():
                     with processes.alone():
@@ -134,8 +134,7 @@ def _rows(
     kind = np.dtype(np.uint16 if vae.num_tokens < np.iinfo(np.uint16).max else np.uint32)
     rows = np.full((len(part.texts), length), np.iinfo(kind).max, kind)
     loader = make_loader(part, batch_size=32, training=False, seed=0, num_workers=num_workers)
-    bar = tqdm(loader, desc=f"Image tokens, {part.split}", unit="batch", disable=None, leave=False)
-    for batch in bar:
+    for batch in progress(loader, f"Image tokens of {part.split}", "batches"):
         images = part.finish({"images": batch["images"].to(device)})["images"]
         codes = vae.get_codebook_indices(images).cpu().numpy()
         rows[part.kept[batch["index"].numpy()]] = codes.astype(kind)

@@ -277,7 +277,7 @@ def _training(loaded: Loaded, about: Mapping[str, Any]) -> str:
         rows.append(("Settings", f"`{shlex.join(map(str, environment['overrides']))}`"))
     if said.get("epoch") is not None:
         step = "" if said.get("step") is None else f", step {said['step']}"
-        rows.append(("Checkpoint", f"epoch {said['epoch']}{step}, seed {said.get('seed')}"))
+        rows.append(("Checkpoint", f"epoch {said['epoch'] + 1}{step}, seed {said.get('seed')}"))
     if said.get("metric") is not None and said.get("score") is not None:
         better = {"lower": "lower is better", "higher": "higher is better"}.get(said["better"], "")
         score = f"{said['metric']} = {said['score']:.6g}"
