@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ from vilmedic.blocks.backbones.contract import (
     pool,
 )
 from vilmedic.blocks.pretrained import Filled, ReadEncoder
-from vilmedic.blocks.repeated import HEAD, Layer, freeze_first, layers_of
 from vilmedic.config.transformers_fields import HF, TIMM
 from vilmedic.config.types import ConfigOf, Dropout, Frozen, Runtime
 from vilmedic.errors import ArgumentError, ConfigError
+
+if TYPE_CHECKING:  # what finds blocks is imported by the methods that do it
+    from vilmedic.blocks.repeated import Layer
 
 
 class VisionEncoder(nn.Module):
@@ -97,6 +99,8 @@ class VisionEncoder(nn.Module):
         if freeze is True:
             self.freeze_until(None)
         elif freeze:
+            from vilmedic.blocks.repeated import freeze_first
+
             self._frozen = freeze_first(self.layers(), freeze, backbone)
         self.train()
         self.out_features = self.width(output_layer)
@@ -178,6 +182,8 @@ class VisionEncoder(nn.Module):
         Names are those inside `network`. What lies behind `output_layer` was removed and is in
         none of them.
         """
+        from vilmedic.blocks.repeated import layers_of
+
         return layers_of(self.network, self.source.blocks())
 
     def parameters_by_block(self) -> list[list[nn.Parameter]]:
@@ -185,6 +191,8 @@ class VisionEncoder(nn.Module):
 
         What comes before the first block is a group of its own; the head belongs to the last block.
         """
+        from vilmedic.blocks.repeated import HEAD
+
         layers = [list(layer.parameters.values()) for layer in self.layers()]
         if len(layers) > 1 and self.layers()[-1].name == HEAD:
             layers[-2:] = [layers[-2] + layers[-1]]

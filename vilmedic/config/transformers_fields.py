@@ -59,6 +59,12 @@ def model_name(backbone: str) -> str:
     return backbone.removeprefix(HF).removeprefix(TIMM)
 
 
+def backbone_of(model: Mapping[str, Any]) -> str:
+    """The backbone of a model's image encoder; nothing where its section states none."""
+    encoder = model.get("cnn")
+    return str(encoder.get("backbone")) if isinstance(encoder, dict) else ""
+
+
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     """The transformers model type that the settings of a node belong to.
 

@@ -8,7 +8,7 @@ from typing import Any
 from vilmedic.config.declared import IMAGES
 from vilmedic.config.load import Config, ask
 from vilmedic.config.trained import Difference, data_parts, with_values
-from vilmedic.config.transformers_fields import HF, TIMM
+from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.config.tree import dotted
 from vilmedic.config.wording import shown
 from vilmedic.log import LOGGER
@@ -31,9 +31,7 @@ def with_published_pixels(config: Config, state: Mapping[str, Any] | None) -> Co
     Raises:
         ConfigError: there is no such backbone.
     """
-    encoder = config.data["model"].get("cnn")
-    backbone = str(encoder.get("backbone")) if isinstance(encoder, dict) else ""
-    if not backbone.startswith((HF, TIMM)):
+    if not backbone_of(config.data["model"]).startswith((HF, TIMM)):
         return config
     part = dict(data_parts(config.data["dataset"])).get(IMAGES)
     if part is None:

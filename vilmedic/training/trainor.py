@@ -9,6 +9,7 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls, fetch
+from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
@@ -22,7 +23,6 @@ from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import described_groups, make_optimizer
 from vilmedic.training.parallel import Group, groups, seed_this_process
-from vilmedic.training.published_pixels import with_published_pixels
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.setup import (
@@ -76,8 +76,11 @@ class Trainor:
         if start.state is None:  # known before data is read and a vocabulary built
             with processes.main_first():
                 fetch(MODELS, config.model)
-        with processes.main_first():
-            config = self.config = with_published_pixels(config, start.state)
+        if backbone_of(config.data["model"]).startswith((HF, TIMM)):
+            from vilmedic.training.published_pixels import with_published_pixels
+
+            with processes.main_first():
+                config = self.config = with_published_pixels(config, start.state)
         with processes.main_first():
             self.data = build(
                 DATASETS,

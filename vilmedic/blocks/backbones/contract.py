@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder
-from vilmedic.blocks.repeated import inner_blocks, repeated_blocks
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
 Kept = dict[str, Tensor]
@@ -129,6 +128,8 @@ class Backbone:
 
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks that follow on each other, those of a stage one by one."""
+        from vilmedic.blocks.repeated import inner_blocks, repeated_blocks
+
         found: list[nn.Module] = []
         for block in repeated_blocks(self.network):
             found += inner_blocks(block) or [block]
