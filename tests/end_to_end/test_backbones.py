@@ -60,8 +60,10 @@ def test_a_run_is_trained_continued_loaded_and_exported(
     for key, value in whole.items():
         assert torch.equal(parts[key], value), key
 
-    assert cli.train([*words, "--plan"]) == 0
-    assert "parameters" in capsys.readouterr().out
+    timm = name.startswith("timm")  # what takes longest is done once: a plan here, ONNX there
+    if timm:
+        assert cli.train([*words, "--plan"]) == 0
+        assert "parameters" in capsys.readouterr().out
     tuned = [*words, "name=tuned", f"model.cnn.pretrained={tmp_path}/run", "trainor.epochs=0"]
     run_here("bin/train.py", *tuned)
     start = torch.load(tmp_path / "tuned/last_3.pth", weights_only=True)["model"]
@@ -69,12 +71,13 @@ def test_a_run_is_trained_continued_loaded_and_exported(
     from_run = torch.load(best, weights_only=True)["model"]
     names = [key for key in start if key.startswith("cnn.")]
     assert names
-    assert any(torch.equal(start[key], from_run[key]) for key in names)
+    assert all(torch.equal(start[key], from_run[key]) for key in names)
 
     (tmp_path / "model").rename(tmp_path / "elsewhere")
     model = vilmedic.load(tmp_path / "run", device="cpu")
     pictures = sorted((data / "images").rglob("*.png"))[:2]
     expected = model.embed_images(pictures)
-    assert cli.export([str(tmp_path / "run"), str(tmp_path / "out"), "--onnx"]) == 0
+    onnx = [] if timm else ["--onnx"]
+    assert cli.export([str(tmp_path / "run"), str(tmp_path / "out"), *onnx]) == 0
     again = vilmedic.load(tmp_path / "out", device="cpu").embed_images(pictures)
     torch.testing.assert_close(again, expected)
