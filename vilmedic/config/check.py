@@ -17,6 +17,7 @@ from vilmedic.config.tree import BROKEN, MOST_PROBLEMS, KeyPath, Tree, dotted
 from vilmedic.config.types import (
     ANY,
     BOUNDS,
+    LARGEST,
     NUMBERS,
     UNFIT,
     AnyOf,
@@ -37,6 +38,7 @@ from vilmedic.config.types import (
     Type,
     instance_of,
     is_number,
+    largest_in,
     options,
     plain,
     read_scalar,
@@ -441,6 +443,9 @@ class Checker:
         model_type = model_type_of(mark, siblings)
         fields = None if model_type is None else config_signature(model_type)
         if fields is None:
+            for name, one in given.items():
+                if largest_in(one) > LARGEST:
+                    self.report((*path, name), f"given {shown(one)}; it has to fit into 64 bits.")
             return given
         for name in given.keys() - fields.params.keys():
             self.report(

@@ -386,6 +386,13 @@ def is_usable(given: Any) -> bool:
     return math.isfinite(given) if isinstance(given, float) else -LARGEST <= given <= LARGEST
 
 
+def largest_in(given: Any) -> float:
+    """The magnitude of the largest number in a value and its lists; 0 where there is none."""
+    if isinstance(given, list):
+        return max(map(largest_in, given), default=0)
+    return abs(given) if is_number(given) else 0
+
+
 def plain(kind: Type) -> Type:
     """A type without its marks."""
     return plain(kind.base) if isinstance(kind, Marked) else kind
