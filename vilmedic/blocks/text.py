@@ -19,7 +19,6 @@ from vilmedic.blocks.pretrained import (
     load_model,
     read_pretrained,
 )
-from vilmedic.blocks.repeated import freeze_first, layers_of
 from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime, UsedWith
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
@@ -105,6 +104,8 @@ class TextEncoder(nn.Module):
         if freeze is True:
             self.network.requires_grad_(False)
         elif freeze:
+            from vilmedic.blocks.repeated import freeze_first, layers_of
+
             self._frozen = freeze_first(layers_of(self.network), freeze, proto or "the random BERT")
         if lora is not None and (filled is None or filled.adapters):
             lora.adapt(self.network, proto or "the random BERT", self._read_one_token)

@@ -269,7 +269,8 @@ def require_directory(run_dir: Path) -> None:
     folder = run_dir.parent
     runs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     raise CheckpointError(
-        f"{run_dir}: there is no such run directory (set by name and ckpt_dir)."
+        f"{run_dir}: there is no such run directory (set by name and ckpt_dir). Train it first: "
+        "bin/train.py with the same configuration and name."
         f"{nearest(run_dir.name, runs)}"
     )
 

@@ -221,10 +221,9 @@ def _contents(parts: Sequence[Part], onnx: Mapping[str, Any] | None) -> str:
     rows = []
     for part in parts:
         if part.library == "timm":
-            what = (
-                f"image encoder, {part.said['architecture']} as a folder of timm; torchvision's "
-                "network takes the same weights, all but the classifier's"
-            )
+            what = f"image encoder, {part.said['architecture']} as a folder of timm"
+            if "classifier" in part.said:  # a network of torchvision
+                what += "; torchvision's network takes the same weights, all but the classifier's"
         elif part.name == IMAGE_ENCODER:
             what = f"image encoder, as {part.library} has it"
         elif part.name == TEXT_ENCODER:

@@ -9,6 +9,7 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls, fetch
+from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
@@ -75,6 +76,11 @@ class Trainor:
         if start.state is None:  # known before data is read and a vocabulary built
             with processes.main_first():
                 fetch(MODELS, config.model)
+        if backbone_of(config.data["model"]).startswith((HF, TIMM)):
+            from vilmedic.training.published_pixels import with_published_pixels
+
+            with processes.main_first():
+                config = self.config = with_published_pixels(config, start.state)
         with processes.main_first():
             self.data = build(
                 DATASETS,
