@@ -44,7 +44,7 @@ from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.gloria import GLoRIA
 from vilmedic.models.simclr import SimCLR
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.setup import prepare_network
+from vilmedic.training.parallel import prepare_network
 from vilmedic.training.step import TrainingStep
 
 CHUNK = 8

@@ -42,7 +42,7 @@ from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.phantom.write import Plan, build
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.setup import prepare_network
+from vilmedic.training.parallel import prepare_network
 from vilmedic.training.step import TrainingStep
 
 TOKENS, PADDED, PIXELS, VOCABULARY = 48, 128, 224, 30_000

@@ -30,7 +30,7 @@ from vilmedic.models.simclr import SimCLR
 from vilmedic.models.vae import VAE
 from vilmedic.phantom.write import Plan, build
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.setup import prepare_network
+from vilmedic.training.parallel import prepare_network
 from vilmedic.training.step import StepResult, TrainingStep
 
 SYSTEMS = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")

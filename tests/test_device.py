@@ -13,11 +13,11 @@ from vilmedic.device import (
     move,
     pick_device,
     pick_precision,
+    random_state,
     uses_tf32,
     weights_converted_once,
 )
 from vilmedic.errors import ConfigError
-from vilmedic.random_state import random_state
 
 
 def test_named_devices() -> None:

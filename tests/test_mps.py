@@ -14,21 +14,19 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.device import (
     autocast,
     block_numbers,
+    device_states,
     move,
     pick_device,
     pick_precision,
-    uses_tf32,
-    widest_float,
-)
-from vilmedic.errors import ConfigError
-from vilmedic.random_state import (
-    device_states,
     random_state,
     random_state_kept,
     restore_device_states,
     restore_random_state,
+    uses_tf32,
+    widest_float,
 )
-from vilmedic.training.setup import prepare_network
+from vilmedic.errors import ConfigError
+from vilmedic.training.parallel import prepare_network
 
 ROOT = Path(__file__).parents[1]
 MPS = torch.device("mps")

@@ -264,7 +264,7 @@ LOGGERS = Registry(
     "logger",
     {
         "mlflow": "vilmedic.loggers.mlflow:MLflowLogger",
-        "tensorboard": "vilmedic.loggers.tensorboard:TensorBoardLogger",
+        "tensorboard": "vilmedic.loggers.contract:TensorBoardLogger",
         "wandb": "vilmedic.loggers.wandb:WandbLogger",
     },
     group="vilmedic.loggers",

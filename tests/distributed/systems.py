@@ -30,7 +30,7 @@ from vilmedic.losses.targets import Targets
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 from vilmedic.models.vae import VAE
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.setup import prepare_network
+from vilmedic.training.parallel import prepare_network
 from vilmedic.training.step import StepResult, TrainingStep
 
 Batches = list[dict[str, Tensor]]

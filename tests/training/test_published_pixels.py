@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BitImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
 from tests.small_backbones import FAMILIES, saved
-from vilmedic.blocks.backbones.contract import PublishedPixels
+from vilmedic.blocks.backbones import PublishedPixels
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.load import load
 from vilmedic.datasets.decode import decode_image

@@ -9,7 +9,7 @@ from tests.small_models import tiny_convirt
 from tests.toy_models import ToyAutoencoder
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.training.setup import (
+from vilmedic.training.parallel import (
     check_batch_size,
     check_validation_batches,
     prepare_network,

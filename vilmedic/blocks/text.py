@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
-from vilmedic.blocks.lora import LoRA, check_alone
 from vilmedic.blocks.pretrained import (
     ATTENTION,
     Filled,
@@ -23,6 +22,9 @@ from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime, UsedWith
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
+
+if TYPE_CHECKING:
+    from vilmedic.blocks.lora import LoRA
 
 ON_TRIAL = 3
 """Tokens of the report by which a published model is tried, the last one padding."""
@@ -73,6 +75,8 @@ class TextEncoder(nn.Module):
                 }
             )
         if lora is not None:
+            from vilmedic.blocks.lora import check_alone
+
             check_alone(freeze)
         self.proto = proto
         self.pooling = pooling

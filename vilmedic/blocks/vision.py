@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vilmedic.blocks.backbones.contract import (
+from vilmedic.blocks.backbones import (
     PublishedPixels,
     Wanted,
     find_layer,
     pool,
 )
-from vilmedic.blocks.lora import LoRA, check_alone
 from vilmedic.blocks.pretrained import Filled, ReadEncoder
 from vilmedic.config.transformers_fields import HF, TIMM
 from vilmedic.config.types import ConfigOf, Dropout, Frozen, Runtime, UsedWith
 from vilmedic.errors import ArgumentError, ConfigError
 
 if TYPE_CHECKING:  # what finds blocks is imported by the methods that do it
+    from vilmedic.blocks.lora import LoRA
     from vilmedic.blocks.repeated import Layer
 
 
@@ -78,6 +78,8 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if lora is not None:
+            from vilmedic.blocks.lora import check_alone
+
             check_alone(freeze)
         self.backbone = backbone
         self.output_layer = output_layer

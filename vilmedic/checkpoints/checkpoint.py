@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vilmedic.checkpoints.adapters import has_adapters, without_adapters
 from vilmedic.config.declared import known_better
 from vilmedic.distributed.gather import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
@@ -101,6 +100,8 @@ def weights_of(state: dict[str, Any]) -> dict[str, Any]:
 
     Adapters of `lora` are added to the weights of their layers.
     """
+    from vilmedic.checkpoints.adapters import without_adapters
+
     kept = {key: value for key, value in state.items() if key not in FOR_TRAINING}
     return without_adapters(kept)
 
@@ -447,6 +448,7 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
             f"{path}: holds no averaged weights, so ensemblor.ema cannot be true: the run was not "
             "trained with trainor.ema."
         )
+    from vilmedic.checkpoints.adapters import has_adapters, without_adapters
     from vilmedic.checkpoints.older_formats import older_names
 
     own = model.state_dict()

@@ -18,7 +18,13 @@ from vilmedic.config import build
 from vilmedic.config.namespaces import entries
 from vilmedic.config.sections import GenerationSection
 from vilmedic.config.trained import as_trained
-from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
+from vilmedic.device import (
+    float32_products,
+    pick_device,
+    pick_precision,
+    seed_everything,
+    uses_tf32,
+)
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError
 from vilmedic.evaluation.evaluation import Ensemble, Splits, data_name
@@ -29,7 +35,6 @@ from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.files import sha256_of
 from vilmedic.log import LOGGER, Progress
 from vilmedic.models.contract import Model
-from vilmedic.random_state import seed_everything
 from vilmedic.registry import MODELS
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Base class of loggers."""
+"""Base class of loggers, and the one that is used where none is named: TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,34 @@ class Logger(ABC):
     @abstractmethod
     def close(self) -> None:
         """Flush what is buffered."""
+
+
+class TensorBoardLogger(Logger):
+    """Event files in `<run directory>/tensorboard/<seed>`, for `tensorboard --logdir ckpt`."""
+
+    def open(self, run: Run) -> None:
+        """Begin; on resume what lies beyond the checkpoint is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = run.step + 1 if run.step else None
+        self._writer = SummaryWriter(
+            str(run.run_dir / "tensorboard" / str(run.seed)), purge_step=purge
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log numbers of an optimizer step."""
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show a PNG file that was made at an optimizer step, under its stem."""
+        with Image.open(path, formats=("PNG",)) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._writer.add_image(path.stem, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        self._writer.close()
 
 
 def remembered(run: Run, logger: str) -> Path:

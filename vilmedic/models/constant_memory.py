@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilmedic.random_state import device_states, restore_device_states
+from vilmedic.device import device_states, restore_device_states
 
 Features = dict[str, Tensor]
 Encode = Callable[[], Features]

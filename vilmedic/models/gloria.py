@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vilmedic.blocks.backbones import pool
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.text import WordEncoder
-from vilmedic.blocks.vision import (
-    VisionEncoder,
-    by_sample,
-    existing_places,
-    mean_of_images,
-    pool,
-)
+from vilmedic.blocks.vision import VisionEncoder, by_sample, existing_places, mean_of_images
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.device import WORDS

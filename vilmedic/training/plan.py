@@ -23,8 +23,8 @@ from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
 from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining
 from vilmedic.training.made_up_data import make_batch, make_up_data
+from vilmedic.training.parallel import prepare_network
 from vilmedic.training.published_pixels import with_published_pixels
-from vilmedic.training.setup import prepare_network
 
 GIB = 2**30
 SIZES = (24, 40, 80)

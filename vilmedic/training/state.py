@@ -11,14 +11,13 @@ from torch.optim import Optimizer
 
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
-from vilmedic.checkpoints.adapters import has_adapters
 from vilmedic.datasets.aligned import DataSpec
+from vilmedic.device import random_state, restore_random_state
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import copy_from_main, whole
 from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
-from vilmedic.random_state import random_state, restore_random_state
 from vilmedic.training import resume
 from vilmedic.training.optimization import (
     SCALE,
@@ -256,6 +255,8 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
         return
     LOGGER.info("Continuing %s after step %d", start.path, start.state["progress"]["step"])
     resume.tell_changes(start.saved, config)
+    from vilmedic.checkpoints.adapters import has_adapters
+
     had, has = (has_adapters(one) for one in (start.state["model"], model.state_dict()))
     if had != has:
         raise CheckpointError(

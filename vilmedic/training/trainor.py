@@ -11,26 +11,33 @@ from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls, fetch
 from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.datasets.loader import LostWorker, make_loader
-from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
+from vilmedic.device import (
+    float32_products,
+    pick_device,
+    pick_precision,
+    seed_everything,
+    uses_tf32,
+)
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
 from vilmedic.evaluation.evaluation import tokens_ready
 from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Run
-from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import described_groups, make_optimizer
-from vilmedic.training.parallel import Group, groups, seed_this_process
-from vilmedic.training.resume import Start, claim_start
-from vilmedic.training.saver import Interruption, Saver
-from vilmedic.training.setup import (
+from vilmedic.training.parallel import (
+    Group,
     check_batch_size,
     check_validation_batches,
+    groups,
     prepare_network,
+    seed_this_process,
     tell_what_batches_mean,
 )
+from vilmedic.training.resume import Start, claim_start
+from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.state import TrainState, restore_weights
 from vilmedic.training.step import TrainingStep
 from vilmedic.training.validator import Validator

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from vilmedic.config.declared import KEY, PUBLISHED_NAMES, Scores, is_declaration
-from vilmedic.device import inference
+from vilmedic.device import inference, random_state_kept
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation, Splits
 from vilmedic.log import LOGGER, Progress
-from vilmedic.random_state import random_state_kept
 from vilmedic.training.health import warn_of_collapsed_codes
 from vilmedic.training.parallel import gathered
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vilmedic.blocks.backbones.contract import (
+from vilmedic.blocks.backbones import (
     Backbone,
     Kept,
     PublishedPixels,
@@ -45,7 +45,7 @@ except ImportError as missing:
 log = logging.getLogger(__name__)
 
 OUTPUTS = ("avgpool", "forward_features")
-ANY_SIZE = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 """What networks of timm call that they take images of any size; the first that one knows counts."""
 MOST_NAMES = 20
 
@@ -90,7 +90,7 @@ class TimmBackbone(Backbone):
         layer = wanted.output_layer
         before = set(network.state_dict())
         if layer == "forward_features":
-            network.forward = network.forward_features  # type: ignore[operator, method-assign]
+            network.forward = network.forward_features  # type: ignore[assignment]
         elif layer not in OUTPUTS:
             cut_behind(network, layer, OUTPUTS)
         if wanted.file is not None:
@@ -117,7 +117,7 @@ class TimmBackbone(Backbone):
         found = _find(wanted)
         if not found.said:
             return None
-        from timm.data import resolve_data_config
+        from timm.data.config import resolve_data_config
 
         said = resolve_data_config(pretrained_cfg=dict(found.said))
         side = min(said["input_size"][1:])
@@ -306,8 +306,8 @@ def _create(
             kept = getattr(network, "pretrained_cfg", None)
             if isinstance(kept, dict):
                 kept.pop("state_dict", None)
-            described = {"architecture": found.architecture, "arguments": {**more, **given}}
-            described["arguments"].pop("num_classes", None)
+            arguments = {k: v for k, v in {**more, **given}.items() if k != "num_classes"}
+            described = {"architecture": found.architecture, "arguments": arguments}
             setattr(network, DESCRIBED, described)
             return network
     raise ArgumentError(_refusal(found, refused)) from refused

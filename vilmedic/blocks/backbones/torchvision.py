@@ -13,7 +13,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from vilmedic.blocks.backbones.contract import (
+from vilmedic.blocks.backbones import (
     Backbone,
     Kept,
     Removed,

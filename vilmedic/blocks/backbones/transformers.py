@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from vilmedic.blocks.backbones.contract import (
+from vilmedic.blocks.backbones import (
     Backbone,
     Kept,
     PublishedPixels,

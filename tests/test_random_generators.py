@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vilmedic.random_state import random_state, restore_random_state, seed_everything
+from vilmedic.device import random_state, restore_random_state, seed_everything
 
 
 def draw() -> tuple[float, float, float]:
