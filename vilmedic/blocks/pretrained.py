@@ -95,12 +95,18 @@ def read_pretrained(
 
 
 def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The configuration of each network of transformers in a model, by name, as plain values."""
+    """The configuration of each network of transformers in a model, by name, as plain values.
+
+    Of a network whose weights checkpoints leave out, it is what `stated_network` gives.
+    """
     found = {
         name: module.config.to_dict()
         for name, module in model.named_modules()
         if isinstance(module, PreTrainedModel)
     }
+    for name, module in model.named_modules():
+        if stated := getattr(module, "stated_network", dict)():
+            found[name] = stated
     outer = {n: c for n, c in found.items() if not any(n.startswith(f"{o}.") for o in found)}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(outer, default=str))
     return plain
