@@ -1,4 +1,4 @@
-"""Image tokens of a split, computed once by a frozen VAE and kept on disk.
+"""Image tokens of a split, computed once by a frozen VAE and stored on disk.
 
 The file is named by what the tokens follow from: the weights of the VAE, the content of every image
 and how it is prepared. Names, places and times of the image files are not part of it.
