@@ -118,6 +118,7 @@ def _key(part: ImageDataset, vae: Any, folder: Path) -> str:
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     how: list[Any] = [VERSION, decoders(), vae.pixels.mean_and_std]
     how += [part.resize, part.crop, part.color, part.pixels.mean, part.pixels.std]
+    how += [part.pixels.interpolation] if part.pixels.interpolation != "bilinear" else []
     how += [[repr(transform) for transform in part.pixels.transforms]]
     lines = [line for line in range(len(part.texts)) if line not in part.dropped]
     how += [len(part.texts), lines, part.pictures.contents(lines, folder)]
