@@ -14,6 +14,7 @@ from tests.distributed.systems import build, compare, make_batches, train
 from tests.several_processes import run_checks
 from tests.small_models import save_tiny_bert, tiny_spec
 from vilmedic.datasets.aligned import DataSpec
+from vilmedic.distributed import processes
 from vilmedic.distributed.gather import local
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 from vilmedic.losses.convirt import ConVIRTLoss
@@ -78,8 +79,10 @@ def soft_convirt_in_chunks() -> Any:
 
 def reports(loss: nn.Module, chunks: int | None = None, **keys: Any) -> Any:
     with TemporaryDirectory() as folder:
-        encoder = str(save_tiny_bert(Path(folder)))
+        save_tiny_bert(Path(folder))  # of several processes transformers writes in the first alone
+        encoder = processes.gather(folder)[0]
         targets = Targets(spec=tiny_spec(), by="reports", encoder=encoder)
+        processes.wait()
     return compare_losses(loss, chunks, more={"targets": targets}, **keys)
 
 
