@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
 from vilmedic.blocks.text import TextEncoder, WordEncoder
@@ -63,6 +64,15 @@ def tiny_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
 
 def tiny_spec(max_len: int = 16, **fields: Any) -> DataSpec:
     return DataSpec(tokenizer=tiny_tokenizer(), tokenizer_max_len=max_len, **fields)
+
+
+def save_tiny_bert(folder: Path, seed: int = 0) -> Path:
+    """A published text encoder with its tokenizer, whose reports are not all alike."""
+    torch.manual_seed(seed)
+    config = BertConfig(**TINY_BERT, vocab_size=tiny_spec().vocab_size, initializer_range=0.5)
+    BertModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def tiny_cnn(**settings: Any) -> VisionEncoder:

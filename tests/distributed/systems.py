@@ -176,6 +176,8 @@ def pairs_batch(size: int, seed: int = 1) -> Batch:
     random = torch.Generator().manual_seed(seed)
     index = {"index": torch.arange(size), "report_hash": torch.arange(size) % 3 - 1}
     index["labels"] = (torch.arange(size)[:, None] % torch.tensor([2, 3, 4]) == 0).float()
+    index["input_ids"] = torch.arange(size)[:, None] * torch.tensor([2, 3, 5]) % 9 + 4
+    index["attention_mask"] = torch.ones_like(index["input_ids"])
     return index | {name: torch.randn(size, 6, generator=random) for name in ("images", "words")}
 
 

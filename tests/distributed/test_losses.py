@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -10,7 +12,9 @@ from torch import nn
 
 from tests.distributed.systems import build, compare, make_batches, train
 from tests.several_processes import run_checks
+from tests.small_models import save_tiny_bert, tiny_spec
 from vilmedic.datasets.aligned import DataSpec
+from vilmedic.distributed import processes
 from vilmedic.distributed.gather import local
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 from vilmedic.losses.convirt import ConVIRTLoss
@@ -73,6 +77,23 @@ def soft_convirt_in_chunks() -> Any:
     return soft(ConVIRTLoss(), 2)
 
 
+def reports(loss: nn.Module, chunks: int | None = None, **keys: Any) -> Any:
+    with TemporaryDirectory() as folder:
+        save_tiny_bert(Path(folder))  # of several processes transformers writes in the first alone
+        encoder = processes.gather(folder)[0]
+        targets = Targets(spec=tiny_spec(), by="reports", encoder=encoder)
+        processes.wait()
+    return compare_losses(loss, chunks, more={"targets": targets}, **keys)
+
+
+def info_nce_by_reports_in_chunks() -> Any:
+    return reports(InfoNCELoss(), 2)
+
+
+def sharded_siglip_by_reports() -> Any:
+    return reports(SigLIPLoss(), parallel="fsdp")
+
+
 def sharded_info_nce_in_chunks() -> Any:
     return compare_losses(InfoNCELoss(), 2, parallel="fsdp")
 
@@ -99,6 +120,8 @@ LOSSES = [
     soft_info_nce,
     soft_siglip_in_chunks,
     soft_convirt_in_chunks,
+    info_nce_by_reports_in_chunks,
+    sharded_siglip_by_reports,
     sharded_info_nce_in_chunks,
     sharded_siglip,
     vicreg_in_chunks,

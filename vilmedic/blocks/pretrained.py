@@ -106,7 +106,10 @@ def read_pretrained(
 
 
 def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What each network of transformers or timm in a model is, by name, as plain values."""
+    """What each network of transformers or timm in a model is, by name, as plain values.
+
+    Of a network whose weights checkpoints leave out, it is what `stated_network` gives.
+    """
     found = {
         name: module.config.to_dict()
         for name, module in model.named_modules()
@@ -117,6 +120,9 @@ def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
         for name, module in model.named_modules()
         if hasattr(module, DESCRIBED)
     }
+    for name, module in model.named_modules():
+        if stated := getattr(module, "stated_network", dict)():
+            found[name] = stated
     outer = {n: c for n, c in found.items() if not any(n.startswith(f"{o}.") for o in found)}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(outer, default=str))
     return plain

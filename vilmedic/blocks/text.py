@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -19,8 +20,8 @@ from vilmedic.blocks.pretrained import (
     read_pretrained,
 )
 from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime, UsedWith
-from vilmedic.datasets.aligned import DataSpec
-from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
+from vilmedic.datasets.aligned import DataSpec, same_tokenizer, seeded
+from vilmedic.datasets.text import has_word_boundaries, load_tokenizer, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class TextEncoder(nn.Module):
         hidden_size: width of the output.
         expands: whether the network takes an expanded mask for what it makes of a plain one.
     """
+
+    named_by: ClassVar[str] = "proto"
+    """The argument that names the model, for messages."""
 
     def __init__(
         self,
@@ -87,10 +91,10 @@ class TextEncoder(nn.Module):
             self.expands = True
         else:
             saved = None if filled is None else filled.config_of("encoder")
-            config = load_config("proto", proto, settings, saved)
+            config = load_config(self.named_by, proto, settings, saved)
             published = filled is None and pretrained is None
             self.network = load_model(
-                "proto",
+                self.named_by,
                 proto,
                 config,
                 pooler=pooling == "pooler",
@@ -168,7 +172,7 @@ class TextEncoder(nn.Module):
         table: Any = self.network.get_input_embeddings()
         embeddings = table.num_embeddings
         if (spec.vocab_size or 0) > embeddings:
-            problems["proto"] = (
+            problems[self.named_by] = (
                 f"{name} has {embeddings} embeddings, but the tokenizer gives {spec.vocab_size} "
                 "ids. Use the tokenizer of the encoder"
                 + ("." if self.proto else " or a larger vocab_size.")
@@ -210,15 +214,15 @@ class TextEncoder(nn.Module):
             model = type(self.network).__name__
             raise ArgumentError(
                 {
-                    "proto": f"{proto} is a {model}, which does not encode text alone "
+                    self.named_by: f"{proto} is a {model}, which does not encode text alone "
                     f"({type(error).__name__}: {first_line(error)}). Give a text encoder."
                 }
             ) from error
         if states.shape[:2] != ids.shape:
             raise ArgumentError(
                 {
-                    "proto": f"{proto} gives {list(states.shape)} for {ON_TRIAL} tokens, where a "
-                    "text encoder gives a vector for each."
+                    self.named_by: f"{proto} gives {list(states.shape)} for {ON_TRIAL} tokens, "
+                    "where a text encoder gives a vector for each."
                 }
             )
         if self.network.config._attn_implementation != "sdpa" or _windows(self.network) is None:
@@ -234,6 +238,49 @@ class TextEncoder(nn.Module):
             f"proto={self.proto}, pooling={self.pooling}, freeze={self.freeze}, "
             f"attention={attention}, dtype={self.network.dtype}"
         )
+
+
+class FrozenReports(TextEncoder):
+    """A published text encoder by which reports are compared: never trained, always in evaluation.
+
+    A report is the mean over its tokens, as in Sentence-BERT (Reimers and Gurevych 2019, arXiv
+    1908.10084). What of it is random, such as weights that its file lacks, is the same each time.
+
+    Args:
+        spec: the tokenizer and the length of the longest report.
+        name: the local folder or the hub name of the model, with its tokenizer.
+
+    Raises:
+        ConfigError: there is no such model, or it reads another tokenizer than that of the data.
+    """
+
+    named_by: ClassVar[str] = "encoder"
+
+    def __init__(self, spec: DataSpec, name: str) -> None:
+        with torch.inference_mode(False), seeded(0):
+            super().__init__(spec=spec, proto=name, pooling="mean", freeze=True)
+        assert spec.tokenizer is not None
+        try:
+            own = load_tokenizer(name)
+        except ValueError as error:
+            raise ArgumentError({self.named_by: str(error)}) from error
+        if not same_tokenizer(own, spec.tokenizer):
+            raise ArgumentError(
+                {
+                    self.named_by: f"{name} has another tokenizer than the reports, whose numbers "
+                    f"mean other words to it. Set dataset.seq.tokenizer={name}."
+                }
+            )
+        digest = hashlib.sha256()
+        for key, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self.sha256 = digest.hexdigest()
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode reports without a gradient; see `TextEncoder.forward`."""
+        return super().forward(input_ids, attention_mask)
 
 
 class WordEncoder(nn.Module):

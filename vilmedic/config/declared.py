@@ -327,6 +327,13 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
         yield _lacks(tree, data, model, "labels")
 
 
+NO_ENCODER = (
+    "not given, but 'by: reports' compares reports under a frozen text encoder. Allowed: the "
+    "folder or the hub name of a model of transformers, whose tokenizer the reports have."
+)
+"""Why targets by reports are refused without an encoder."""
+
+
 def no_targets(loss: str, given: str, why: str = "does not take them") -> str:
     """Why a loss takes no further positives.
 
@@ -357,13 +364,16 @@ def _targets(
     elif takes is not None and "targets" not in [one.name for one in takes.parameters]:
         yield f"{where}: {no_targets(name, proto)}"
     by = node.get("by", "labels") if isinstance(node, dict) else "labels"
+    if (proto, by) == ("soft", "reports") and node.get("encoder") is None:
+        yield f"{tree.where(('model', 'targets', 'encoder'))}: {NO_ENCODER}"
     if training and (proto, by) == ("soft", "labels") and dataset.path.startswith("vilmedic."):
         labels = _part(dataset, data["dataset"], LABELS)
         if labels is None or not labels[1]:
             yield (
                 f"{where}: given 'soft', which compares the labels of samples, but "
                 f"{dataset.name} gives none. Set dataset.proto=ImSeqLabel and dataset.label.root, "
-                "or model.targets=same_text."
+                "model.targets={proto: soft, by: reports, encoder: <folder>} or "
+                "model.targets=same_text."
             )
 
 

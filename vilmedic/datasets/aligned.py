@@ -328,6 +328,11 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def same_tokenizer(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Whether two tokenizers turn every text into the same numbers."""
+    return bool(_plain_tokenizer(one)["json"] == _plain_tokenizer(other)["json"])
+
+
 def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
     special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}

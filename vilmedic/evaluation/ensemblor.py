@@ -255,6 +255,7 @@ class Ensemblor:
             "run": self.config.name,
             "evaluation": self.folder.name,
             "system": self.system,
+            "targets": self.config.model.get("targets"),
             "data": data_name(self.splits.dataset(split)),
             "split": split,
             "samples": len(networks.split(split)),

@@ -419,7 +419,7 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
 
     Raises:
         ConfigError: it should be compiled, and there is no compiler; or computed twice on a device
-            whose random numbers torch cannot repeat.
+            whose random numbers torch cannot repeat; or the encoder of its targets is not there.
     """
     if section.activation_checkpointing and device.type == "mps":
         raise ConfigError(
@@ -431,6 +431,11 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
         from vilmedic.distributed.sync_batch_norm import synchronize_batch_norm
 
         synchronize_batch_norm(model, device)
+    if isinstance(model, ContrastiveModel) and model.targets is not None:
+        try:
+            model.targets.load()  # of a run that is continued; a new one has done so
+        except ConfigError as error:
+            raise ConfigError(f"model.targets.{error}") from error
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
     model.to(device).to(memory_format=torch.channels_last)
     if section.compile:
