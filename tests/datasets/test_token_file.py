@@ -126,7 +126,7 @@ def test_images_that_change_meanwhile_are_no_tokens(
 
             self.vae.get_codebook_indices = changing  # type: ignore[method-assign]
 
-    with pytest.raises(DataError, match="were changed while tokens were made"):
+    with pytest.raises(DataError, match="were changed while image tokens were made"):
         cache_tokens(images(runtime), Changing(), CPU, 0)
     files = list((tmp_path / "run" / "tokens").iterdir())
     assert [file for file in files if not file.name.startswith(".contents")] == []

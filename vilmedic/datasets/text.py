@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
-from vilmedic.datasets.aligned import AlignedPart, Batch, Sample, stable_seed
+from vilmedic.datasets.aligned import (
+    REPORT_FEATURES,
+    AlignedPart,
+    Batch,
+    Sample,
+    plain_tokenizer,
+    stable_seed,
+)
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
@@ -53,6 +63,9 @@ class TextDataset(AlignedPart):
             listed; more than one in a hundred end it in any case.
     """
 
+    features: ClassVar[str] = REPORT_FEATURES
+    fixed_by: ClassVar[str] = "sample_sentence=false of the reports"
+
     def __init__(
         self,
         *,
@@ -81,7 +94,7 @@ class TextDataset(AlignedPart):
                 f"There is no processing named '{processing}'. Allowed: {', '.join(CLEANERS)}."
                 f"{nearest(processing, CLEANERS)}"
             )
-        self.max_sentences = max_sentences
+        self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.tokenizer_max_len, self.processing = tokenizer_max_len, processing
         texts = read_lines(root, split, file)
@@ -116,14 +129,40 @@ class TextDataset(AlignedPart):
         return self.reports.words(report)
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The tokens of a line's report, or of one sentence of it, and whether they were cut."""
-        return self.reports.tokens(
+        """The tokens of a line's report, or of one sentence of it, and whether they were cut.
+
+        With `rows` also what was made of the report.
+        """
+        sample = self.reports.tokens(
             self._sentence(line, epoch) if self.sample_sentence else self.cleaned[line]
         )
+        if self.rows is not None:
+            name, row = self.rows
+            sample[name] = row(line)
+        return sample
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
-        """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T]."""
-        return self.reports.pad(samples)
+        """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
+
+        With `rows` also these, [B, F].
+        """
+        batch = self.reports.pad(samples)
+        if self.rows is not None:
+            name, _ = self.rows
+            batch[name] = torch.stack([sample[name] for sample in samples])
+        return batch
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no random number decides on what a line gives in an epoch."""
+        return not self.sample_sentence
+
+    def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
+        """A digest of the cleaned reports, and what makes tokens of them."""
+        digest = hashlib.sha256()
+        for line in lines.tolist():
+            digest.update(f"{self.cleaned[line]}\n".encode())
+        return [digest.hexdigest(), plain_tokenizer(self.tokenizer), self.tokenizer_max_len]
 
     def show(self, line: int) -> dict[str, Any]:
         """The report as its file has it."""

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
+from vilmedic.config.sections import TrainorSection
 from vilmedic.datasets.aligned import SampleKey, stable_seed
 from vilmedic.datasets.loader import EpochLoader
 from vilmedic.device import HALF
@@ -137,6 +138,12 @@ def shard(model: Model, precision: str, device: torch.device) -> None:
     fully_shard(model, mesh=mesh, ignored_params=frozen)
     if isinstance(model, ContrastiveModel):
         register_fsdp_forward_method(model, "encode")
+
+
+def frozen_cache_gib(section: TrainorSection) -> float:
+    """`trainor.frozen_cache_gib`; nothing is kept where no process has all weights."""
+    sharded = section.parallel == "fsdp" and processes.world_size() > 1
+    return 0.0 if sharded else section.frozen_cache_gib
 
 
 def precision_of(block: nn.Module, precision: str, device: str) -> MixedPrecisionPolicy:

@@ -13,7 +13,7 @@ from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
-from vilmedic.evaluation.evaluation import tokens_ready
+from vilmedic.evaluation.evaluation import features_ready, tokens_ready
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything
@@ -21,7 +21,7 @@ from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
 from vilmedic.training.optimization import make_optimizer
-from vilmedic.training.parallel import Group, groups, seed_this_process
+from vilmedic.training.parallel import Group, frozen_cache_gib, groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
 from vilmedic.training.setup import (
@@ -90,6 +90,15 @@ class Trainor:
         check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
         tokens_ready(self.data, self.model, self.device, self.section.num_workers)
+        features_ready(
+            self.data,
+            self.model,
+            self.device,
+            precision=self.section.precision,
+            gib=frozen_cache_gib(self.section),
+            folder=self.run_dir,
+            num_workers=self.section.num_workers,
+        )
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,

@@ -16,7 +16,7 @@ from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation, Splits
 from vilmedic.log import LOGGER
-from vilmedic.training.parallel import gathered
+from vilmedic.training.parallel import frozen_cache_gib, gathered
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -54,6 +54,7 @@ class Validator:
             num_workers=config.trainor.num_workers,
             precision=config.trainor.precision,
             device=device,
+            frozen_gib=frozen_cache_gib(config.trainor),
         )
         # Whether or not its numbers are asked for, a collapse is worth a line in the log.
         self._watches = all(name != "representation" for name, _ in self._splits.metrics)
