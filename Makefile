@@ -9,7 +9,7 @@ PROMPTS := [Clear lungs and a heart of normal size., Large left pleural effusion
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo demo-simclr demo-gloria demo-dalle demo-finetune test test-crash check phantom reference clean
+.PHONY: setup demo demo-simclr demo-gloria demo-dalle demo-finetune test test-crash check docs phantom reference clean
 
 setup: $(VENV)/.installed
 
@@ -57,6 +57,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/site; broken links, anchors and pages that no menu shows are errors (with
+# --quiet they would pass).
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open build/site/index.html"
 
 # What tests compare with. Their own dependencies do not install or are many, and are not needed.
 reference: $(VENV)/.reference

@@ -25,7 +25,7 @@ from vilmedic.config.load import load
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
 from vilmedic.preparation.command import guarded
-from vilmedic.script import count
+from vilmedic.script import argument_parser, count
 
 LISTS = "data_check.txt"
 
@@ -72,8 +72,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").strip().splitlines()
-    parser = argparse.ArgumentParser(description=lines[0])
+    parser = argument_parser(__doc__ or "")
     parser.add_argument("config", help="configuration file")
     parser.add_argument("overrides", nargs="*", help="key=value, as for training")
     parser.add_argument("--images", type=count, help="decode at most this many images of a split")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vilmedic import script
 from vilmedic.phantom.write import SIZES, Plan, build, write_sheet
 from vilmedic.preparation.command import guarded
-from vilmedic.script import count
+from vilmedic.script import argument_parser, count
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,10 +45,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").strip().splitlines()
-    parser = argparse.ArgumentParser(
-        description=lines[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argument_parser(__doc__ or "")
     default = Plan()
     parser.add_argument("--root", type=Path, default=Path("data/phantom"), help="folder to build")
     parser.add_argument("--train", type=count, default=default.train, help="training samples")

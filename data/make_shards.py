@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vilmedic import script
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.shards import write_shards
-from vilmedic.script import count, positive
+from vilmedic.script import argument_parser, count, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,10 +47,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").strip().splitlines()
-    parser = argparse.ArgumentParser(
-        description=lines[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argument_parser(__doc__ or "")
     parser.add_argument("root", type=Path, help="folder with train.image.tok and so on")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--image-path", type=Path, help="folder that the paths start from")

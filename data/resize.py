@@ -21,7 +21,7 @@ from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_tree
-from vilmedic.script import count, positive
+from vilmedic.script import argument_parser, count, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,10 +62,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = (__doc__ or "").strip().splitlines()
-    parser = argparse.ArgumentParser(
-        description=lines[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argument_parser(__doc__ or "")
     parser.add_argument("source", type=Path, help="folder of images")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--size", type=positive, default=512, help="pixels of the short side")

@@ -1,185 +1,32 @@
-"""The commands: read the command line, check the configuration, and only then load torch."""
+"""The commands: each reads its command line, and loads torch only when that is right."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from vilmedic.config.load import Config, load, read
-from vilmedic.distributed.launch import (
-    first_to_fail,
-    is_lost_connection,
-    is_main_process,
-    process_count,
+from vilmedic.command_line import (
+    BROKEN,
+    FAILED,
+    CommandLine,
+    command,
+    guarded,
+    parse,
+    print_text,
+    program,
+    take,
+    tell,
 )
-from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
-from vilmedic.files import FULL
+from vilmedic.config.load import Config
+from vilmedic.errors import ConfigError, VilmedicError, escaped
+from vilmedic.script import argument_parser, count, positive
 
-FAILED = 2
-BROKEN = 1
-MOST_TOLD = 200  # problems
-REFUSED_BY_SYSTEM = (
-    *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
-)
-"""What a full, read-only or failing disk answers, wherever it is met."""
-INTERRUPTED = 130  # what shells report after Ctrl-C
 EMBEDDINGS = "--embeddings"
 PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
-_OPTIONS = ("--help", "--print-config", "--check")
-
-
-@dataclass(frozen=True)
-class CommandLine:
-    """The words of a command, sorted.
-
-    Args:
-        config: the configuration file; None when there is none.
-        overrides: `key=value` and `~key`, in their order.
-        option: `--help`, `--print-config`, `--check` or None.
-    """
-
-    config: str | None
-    overrides: tuple[str, ...]
-    option: str | None
-
-
-def usage(prog: str, purpose: str) -> str:
-    """How a command is called."""
-    return f"""{purpose}
-
-usage: {prog} config.yml [key=value ...] [~key ...] [--help | --print-config | --check]
-
-  key=value       sets a key, with dots between nested ones: trainor.batch_size=32; a section given
-                  whole, validator.metrics={{retrieval: }}, replaces that of the file
-  ~key            removes a key that the file sets
-  --help          lists every key with its type, its default and what it means
-  --print-config  prints the resolved configuration and where each value comes from
-  --check         checks the configuration and ends; looks at no data and no checkpoint
-
-keys:"""
-
-
-def parse(argv: Sequence[str], prog: str) -> CommandLine:
-    """Sort the words of a command line.
-
-    Args:
-        argv: the words after the command.
-        prog: the command, for messages.
-
-    Raises:
-        ConfigError: an option that does not exist, or no configuration file.
-    """
-    config: str | None = None
-    overrides: list[str] = []
-    option: str | None = None
-    problems: list[str] = []
-    for word in argv:
-        word = "--help" if word == "-h" else word
-        if word in _OPTIONS:
-            # the most harmless one counts
-            option = min((one for one in (word, option) if one), key=_OPTIONS.index)
-        elif word.startswith("-"):
-            name = word.partition("=")[0]
-            if "=" in word:
-                problems.append(f"'{word}': keys are written without dashes: {word.lstrip('-')}")
-            else:
-                hint = nearest(name, _OPTIONS)
-                problems.append(f"'{word}': unknown. Allowed: {', '.join(_OPTIONS)}.{hint}")
-        elif config is None and "=" not in word and not word.startswith("~"):
-            config = word
-        else:
-            overrides.append(word)
-    if config is None and option != "--help":
-        problems.insert(
-            0, f"no configuration file is given. Use: {prog} config.yml [key=value ...]"
-        )
-    if problems:
-        raise ConfigError(problems)
-    return CommandLine(config, tuple(overrides), option)
-
-
-def command(
-    argv: Sequence[str] | None,
-    prog: str,
-    purpose: str,
-    run: Callable[[Config], object],
-    *,
-    training: bool = False,
-) -> int:
-    """Run a command and turn what a user can fix into a message.
-
-    Args:
-        argv: the words after the command; None takes those of the process.
-        prog: the command's name.
-        purpose: what it does, as `--help` says it.
-        run: does it, given the checked configuration.
-        training: whether that is training, which asks more of a configuration.
-
-    Returns:
-        The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
-        143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
-        the end of another process.
-    """
-    if process_count() > 1:
-        # Before torch is loaded: every process would warn of the same things.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
-    def call() -> None:
-        line = parse(sys.argv[1:] if argv is None else argv, prog)
-        if line.option == "--help":
-            from vilmedic.config.show import help_text
-
-            draft = read(line.config, line.overrides) if line.config else None
-            _print(help_text(usage(prog, purpose), draft))
-            return
-        config = load(line.config or "", line.overrides, training=training)
-        if line.option == "--print-config":
-            from vilmedic.config.show import print_config
-
-            _print(print_config(config))
-        elif line.option == "--check":
-            notes = [f"note: {note}" for note in config.notes]
-            counts = f"{len(config.origins)} keys, {len(config.overrides)} overrides"
-            _print("\n".join([*notes, f"ok: {config.path}: {counts}, run '{config.name}'"]))
-        else:
-            run(config)
-
-    return _guarded(call)
-
-
-def _guarded(call: Callable[[], object]) -> int:
-    """Do what a command does; what a user can fix becomes a message and an exit status."""
-    try:
-        call()
-    except VilmedicError as error:
-        _tell(error)
-        return FAILED
-    except Interrupted as stop:
-        if is_main_process():
-            print(escaped(f"interrupted: {stop}"), file=sys.stderr)
-        return stop.status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if error.errno not in REFUSED_BY_SYSTEM:
-            raise
-        _tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
-        return FAILED
-    except Exception as error:
-        if process_count() == 1:
-            raise
-        _tell_of_defect(error)
-        return BROKEN
-    return 0
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -191,24 +38,26 @@ def train(argv: Sequence[str] | None = None) -> int:
     try:
         plan = _take_plan(words)
     except ConfigError as error:
-        _tell(error)
+        tell(error)
         return FAILED
 
     def run(config: Config) -> None:
         if plan is not None:
             from vilmedic.run import plan_training
 
-            _print(plan_training(config, card=plan.card, samples=plan.samples))
+            print_text(plan_training(config, card=plan.card, samples=plan.samples))
             return
         from vilmedic.run import run_training
 
         run_training(config)
 
-    purpose = (
-        "Trains a model; with --plan [--card h100] [--samples N] says instead what that will take: "
-        "parameters, operations, memory, the largest batch, and the time on a GPU. Reads no data."
-    )
-    return command(words, _prog("train.py"), purpose, run, training=True)
+    own = [
+        (PLAN, "print what a training will take instead: parameters, memory, largest batch, time"),
+        (f"  {CARD} NAME", "the GPU that this is for (default: h100)"),
+        (f"  {SAMPLES} N", "samples of the training split (default: the lines of its file)"),
+    ]
+    purpose = "Trains a model."
+    return command(words, program("train.py"), purpose, run, own=own, training=True)
 
 
 @dataclass(frozen=True)
@@ -233,14 +82,14 @@ def _take_plan(words: list[str]) -> PlanOptions | None:
     wanted = PLAN in words
     while PLAN in words:
         words.remove(PLAN)
-    card = _take(words, CARD, "h100")
-    samples = _take(words, SAMPLES, "368960")
+    card = take(words, CARD, "h100")
+    samples = take(words, SAMPLES, "368960")
     if not wanted:
         if given := [name for name, one in ((CARD, card), (SAMPLES, samples)) if one is not None]:
             raise ConfigError(f"{given[0]}: belongs to {PLAN}, which is not given.")
         return None
     if samples is not None and not (samples.isdecimal() and 0 < len(samples) < 13 and int(samples)):
-        raise ConfigError(f"{SAMPLES}: given '{samples}', allowed: a number above 0.")
+        raise ConfigError(f"{SAMPLES}: given '{samples}', allowed: integer >= 1.")
     return PlanOptions(card or "h100", None if samples is None else int(samples))
 
 
@@ -251,9 +100,9 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        file = _take(words, EMBEDDINGS, "FILE.npz")
+        file = take(words, EMBEDDINGS, "FILE.npz")
     except ConfigError as error:
-        _tell(error)
+        tell(error)
         return FAILED
 
     embeddings = None if file is None else Path(file)
@@ -265,31 +114,15 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{EMBEDDINGS}: there is no file '{embeddings}'.")
         run_ensemble(config, embeddings)
 
-    purpose = (
-        "Evaluates trained checkpoints; with --embeddings FILE.npz the embeddings of another "
-        "program (visual [N, D] and path [N], linguistic [M, D] and text [M])."
-    )
-    return command(words, _prog("ensemble.py"), purpose, run)
-
-
-def _take(words: list[str], option: str, example: str) -> str | None:
-    """Take an option with a value, `--option VALUE` or `--option=VALUE`, out of the words.
-
-    Raises:
-        ConfigError: it is given twice, or without a value.
-    """
-    places = [n for n, word in enumerate(words) if word.partition("=")[0] == option]
-    if not places:
-        return None
-    if len(places) > 1:
-        raise ConfigError(f"{option}: given {len(places)} times; allowed: once.")
-    word = words.pop(places[0])
-    value = word.partition("=")[2]
-    if "=" not in word and places[0] < len(words):
-        value = words.pop(places[0])
-    if not value or value.startswith("-"):
-        raise ConfigError(f"{option}: nothing is given. Use: {option} {example}")
-    return value
+    own = [
+        (
+            f"{EMBEDDINGS} FILE",
+            "evaluate embeddings of another program instead: an .npz with visual [N, D] and "
+            "path [N], linguistic [M, D] and text [M]",
+        )
+    ]
+    purpose = "Evaluates trained checkpoints, or makes images of reports with them."
+    return command(words, program("ensemble.py"), purpose, run, own=own)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
@@ -299,32 +132,30 @@ def report(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 when something was left out, which the page and the standard error
         stream name; 2 after a message, for what is no run or a page that cannot be written.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    prog = _prog("report.py")
-    help_wanted = "--help" in words or "-h" in words
-    purpose = (
-        "Draws curves.png and makes report.html from what is in run directories; of several, also "
-        "comparison.html in the folder above: their curves over each other, and one table."
-    )
-    call = f"usage: {prog} ckpt/<name> [ckpt/<name> ...]"
-    if help_wanted:
-        _print(f"{purpose}\n\n{call}")
-        return 0
+    given = _report_parser(program("report.py")).parse_args(argv)
     try:
-        if not words:
-            raise ConfigError(f"no run directory is given. {call}")
-        run_dirs = list(dict.fromkeys(_folders([Path(word) for word in words])))
+        run_dirs = list(dict.fromkeys(_folders(given.runs)))
         status = max(map(_report, run_dirs))
         if len(run_dirs) > 1 and status != FAILED:
             from vilmedic.report.side_by_side import write_comparison
 
-            _print(f"Written: {write_comparison(run_dirs)}")
+            print_text(f"Written: {write_comparison(run_dirs)}")
         return status
     except VilmedicError as error:
-        _tell(error)
+        tell(error)
     except OSError as error:
-        _tell(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
+        tell(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
     return FAILED
+
+
+def _report_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argument_parser(
+        "Draws curves.png and makes report.html from what is in run directories; of several, also "
+        "comparison.html in the folder above: their curves over each other, and one table.",
+        prog=prog,
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="ckpt/<name>", help="run directories")
+    return parser
 
 
 def _report(run_dir: Path) -> int:
@@ -341,13 +172,13 @@ def _report(run_dir: Path) -> int:
         for write in (write_curves, write_report):
             path = write(run_dir, left_out)
             if path is not None:
-                _print(f"Written: {path}")
+                print_text(f"Written: {path}")
     except VilmedicError as error:
-        _tell(error)
+        tell(error)
         return FAILED
     except (OSError, ValueError) as error:  # a name with NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
-        _tell(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
+        tell(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
         return FAILED
     if (more := len(left_out.reasons) - MOST_TOLD) > 0:
         print(f"and {more} more, which {run_dir / 'report.html'} counts", file=sys.stderr)
@@ -356,24 +187,22 @@ def _report(run_dir: Path) -> int:
 
 def embed(argv: Sequence[str] | None = None) -> int:
     """Embed images and texts with a run: `bin/embed.py`, `vilmedic-embed`."""
-    given = _embed_parser(_prog("embed.py")).parse_args(argv)
+    given = _embed_parser(program("embed.py")).parse_args(argv)
 
     def call() -> None:
         from vilmedic.embed import embed_files
 
         done = embed_files(given)
-        _print(f"Written: {given.out}" if done else f"{given.out} is complete: nothing to do.")
+        print_text(f"Written: {given.out}" if done else f"{given.out} is complete: nothing to do.")
 
-    return _guarded(call)
+    return guarded(call)
 
 
 def _embed_parser(prog: str) -> argparse.ArgumentParser:
-    from vilmedic.script import positive
-
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Embeds images and texts with a finished run: a row for each, with its path or "
+    parser = argument_parser(
+        "Embeds images and texts with a finished run: a row for each, with its path or "
         "text. Stopped at any moment, the same command continues.",
+        prog=prog,
     )
     add = parser.add_argument
     add("run", type=Path, help="a run directory, whose best checkpoint is taken, or a checkpoint")
@@ -384,11 +213,11 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     add("--ckpt", metavar="NAME", help="a checkpoint of the run directory instead of the best")
     add("--ema", action="store_true", help="take the averaged weights that trainor.ema kept")
     features = ("visual", "visual_backbone")
-    add("--features", choices=features, default=features[0], help="of images (default: visual)")
+    add("--features", choices=features, default=features[0], help="of images")
     add("--no-normalize", dest="normalize", action="store_false", help="keep the lengths of rows")
-    add("--batch-size", type=positive, default=32, metavar="N", help="inputs at once (default: 32)")
+    add("--batch-size", type=positive, default=32, metavar="N", help="inputs at once")
     add("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic")
     add(
         "--on-error",
         choices=("raise", "skip"),
@@ -402,7 +231,7 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
 
 def export(argv: Sequence[str] | None = None) -> int:
     """Write a run as a folder for others: `bin/export.py`, `vilmedic-export`."""
-    given = _export_parser(_prog("export.py")).parse_args(argv)
+    given = _export_parser(program("export.py")).parse_args(argv)
 
     def call() -> None:
         if given.public and given.push is None:
@@ -419,15 +248,15 @@ def export(argv: Sequence[str] | None = None) -> int:
             given.out, onnx=given.onnx, push=given.push, public=given.public, force=given.force
         )
 
-    return _guarded(call)
+    return guarded(call)
 
 
 def _export_parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Writes a finished run as a folder that others can use without this project: "
+    parser = argument_parser(
+        "Writes a finished run as a folder that others can use without this project: "
         "weights in the layouts of timm, torchvision, transformers and safetensors, and a model "
         "card. What is there already of the same weights stays as it is.",
+        prog=prog,
     )
     add = parser.add_argument
     add("run", help="a run directory, whose best checkpoint is taken, or a checkpoint")
@@ -447,7 +276,7 @@ def _export_parser(prog: str) -> argparse.ArgumentParser:
 
 def compare(argv: Sequence[str] | None = None) -> int:
     """Compare evaluated runs: `bin/compare.py`, `vilmedic-compare`."""
-    given = _compare_parser(_prog("compare.py")).parse_args(argv)
+    given = _compare_parser(program("compare.py")).parse_args(argv)
 
     def call() -> None:
         from vilmedic.comparison.table import compare, text_of
@@ -460,13 +289,13 @@ def compare(argv: Sequence[str] | None = None) -> int:
             anyway=given.anyway,
             number=given.bootstrap,
         )
-        _print(text_of(found, given.format))
+        print_text(text_of(found, given.format))
         if given.plot is not None:
             from vilmedic.comparison.plot import write_plot
 
             print(f"Written: {escaped(str(write_plot(found, given.plot, by)))}", file=sys.stderr)
 
-    return _guarded(call)
+    return guarded(call)
 
 
 def _folders(paths: Sequence[Path]) -> list[Path]:
@@ -475,12 +304,10 @@ def _folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def _compare_parser(prog: str) -> argparse.ArgumentParser:
-    from vilmedic.script import count
-
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Compares evaluated runs: a row a setting, a column a number, with intervals "
+    parser = argument_parser(
+        "Compares evaluated runs: a row a setting, a column a number, with intervals "
         "and the differences to the best. Runs equal but for name and seed are one setting.",
+        prog=prog,
     )
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="ckpt/<name>", help="run directories")
@@ -494,7 +321,7 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
         "whatever else the runs differ in; several with commas",
     )
     forms = ("table", "md", "latex", "csv", "html")
-    add("--format", choices=forms, default=forms[0], help="(default: table)")
+    add("--format", choices=forms, default=forms[0], help="of the table")
     along = "draw the numbers along a key, such as dataset.fraction, as comparison_<key>.png"
     add("--plot", metavar="KEY", help=along)
     add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
@@ -509,10 +336,10 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 after a message, which lists the runs that failed; see `command`.
     """
-    given, words = _sweep_parser(_prog("sweep.py")).parse_known_args(argv)
+    given, words = _sweep_parser(program("sweep.py")).parse_known_args(argv)
 
     def call() -> None:
-        line = parse([given.config, *words], _prog("sweep.py"))
+        line = parse([given.config, *words], program("sweep.py"))
         if line.option not in (None, "--check"):
             raise ConfigError(f"'{line.option}': is an option of train.py and ensemble.py.")
         if given.search is None:
@@ -523,7 +350,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
                 )
         (_grid if given.search is None else _search)(given, line)
 
-    return _guarded(call)
+    return guarded(call)
 
 
 def _grid(given: argparse.Namespace, line: CommandLine) -> None:
@@ -534,7 +361,7 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
 
     runs = plan(given.config, line.overrides)
     if line.option == "--check":
-        _print(f"ok: {given.config}: {len(runs)} runs")
+        print_text(f"ok: {given.config}: {len(runs)} runs")
         return
     if given.slurm:
         text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
@@ -542,11 +369,11 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "sweep.sh"
         replace_text(path, text)
-        _print(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
+        print_text(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
         return
-    _print(f"{len(runs)} runs, all of them checked")
-    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=_print).start()
-    _print(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+    print_text(f"{len(runs)} runs, all of them checked")
+    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=print_text).start()
+    print_text(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
 
 
 def _search(given: argparse.Namespace, line: CommandLine) -> None:
@@ -571,28 +398,28 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
     metric = given.metric or space.corner.config.trainor.early_stop_metric
     sought = f"{metric} ({direction(space, metric)} is better)"
     if line.option == "--check":
-        _print(f"ok: {given.config}: {given.trials} trials of {', '.join(space.axes)} for {sought}")
+        print_text(
+            f"ok: {given.config}: {given.trials} trials of {', '.join(space.axes)} for {sought}"
+        )
         return
     with opened(space, trials=given.trials, metric=metric) as search:
         run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
-        run.tell, run.another, run.ended = _print, search.another, search.ended
-        _print(f"{given.trials} trials for {sought}, all ends and values checked")
+        run.tell, run.another, run.ended = print_text, search.another, search.ended
+        print_text(f"{given.trials} trials for {sought}, all ends and values checked")
         try:
             run.start()
         finally:
             if best := search.best():
-                _print(best)
-    _print(f"{run.count} trials are finished, in {space.corner.run_dir}")
+                print_text(best)
+    print_text(f"{run.count} trials are finished, in {space.corner.run_dir}")
 
 
 def _sweep_parser(prog: str) -> argparse.ArgumentParser:
-    from vilmedic.script import positive
-
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Trains a grid of runs, or with --search those that promise the best score, "
+    parser = argument_parser(
+        "Trains a grid of runs, or with --search those that promise the best score, "
         "and evaluates each. Stopped at any moment, the same command continues.",
-        usage=f"{prog} config.yml 'key=value,value' [key=value ...] [~key ...] [options]",
+        prog=prog,
+        usage=f"{prog} config.yml 'key=value,value' [key=value ...] [options]",
         epilog="Values that vary are separated by commas, or given as log(1e-5,1e-3,5) or "
         "lin(0,1,3); with --search also as ranges: log(1e-5,1e-3), lin(0,1), int(1,8). Each run "
         "has the directory <ckpt_dir>/<name>/<what varies>. --check checks all of them and ends.",
@@ -608,43 +435,3 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     score = "the score that a search is for (default: trainor.early_stop_metric)"
     add("--metric", metavar="NAME", help=score)
     return parser
-
-
-def _prog(fallback: str) -> str:
-    return os.path.basename(sys.argv[0]) or fallback
-
-
-def _print(text: str) -> None:
-    try:
-        print(escaped(text), flush=True)
-    except BrokenPipeError:
-        # the reader, `head` say, has seen enough; Python would complain again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _tell(error: VilmedicError) -> None:
-    if not first_to_fail():
-        return
-    sys.stdout.flush()
-    problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-    if len(problems) > 1:
-        print(f"{len(problems)} problems:", file=sys.stderr)
-    for problem in map(escaped, problems[:MOST_TOLD]):
-        print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
-
-
-def _tell_of_defect(error: Exception) -> None:
-    """Tell of what is no fault of the user, if no other process has told of the reason."""
-    if not first_to_fail():
-        return
-    sys.stdout.flush()
-    if is_lost_connection(error):
-        rank = os.environ.get("RANK", "0")
-        print(
-            f"error: another process of this run has ended without a message, as process {rank} "
-            "found when it waited for it; the launcher says below how. Killed without a reason "
-            "often means out of memory.",
-            file=sys.stderr,
-        )
-    else:
-        traceback.print_exception(error)

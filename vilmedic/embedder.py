@@ -303,7 +303,7 @@ class Embedder:
         self, batch_size: int, precision: str, device: str | torch.device | None
     ) -> None:
         if not isinstance(batch_size, Integral) or batch_size < 1:
-            raise ConfigError(f"batch_size: given {batch_size!r}, allowed: an integer >= 1.")
+            raise ConfigError(f"batch_size: given {batch_size!r}, allowed: integer >= 1.")
         check_choice("precision", precision, get_args(Precision))
         if device is not None:
             self.to(device)

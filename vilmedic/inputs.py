@@ -153,7 +153,7 @@ class Preprocess:
                 f"on_error: given '{on_error}', allowed: {', '.join(get_args(OnError))}."
             )
         if workers is not None and (not isinstance(workers, Integral) or workers < 1):
-            raise ConfigError(f"workers: given {workers!r}, allowed: an integer >= 1.")
+            raise ConfigError(f"workers: given {workers!r}, allowed: integer >= 1.")
         return self._batches(self._reader(images, cache), images, size, workers, on_error)
 
     def _batches(

@@ -6,14 +6,17 @@ Scripts import this module before any other of the package.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 CLONE = Path(__file__).resolve().parent.parent
 PYTHON = (3, 10)
+WIDEST = 100
+"""Columns of help at most."""
 MODULES = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -49,19 +52,46 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(main())
 
 
+class _Help(argparse.HelpFormatter):
+    """Help of at most 100 columns, which names each default that says something."""
+
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size((WIDEST, 24)).columns
+        super().__init__(prog, max_help_position=28, width=max(60, min(WIDEST, columns)))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.nargs == 0 or action.default in (None, "", [], argparse.SUPPRESS)
+        told = "(default" in text or "by default" in text
+        if silent or told or not action.option_strings or action.const:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def argument_parser(description: str, **options: Any) -> argparse.ArgumentParser:
+    """A parser whose help looks like that of all commands.
+
+    Args:
+        description: what the command does; of several paragraphs the first is shown.
+        options: other arguments of `argparse.ArgumentParser`.
+    """
+    text = " ".join(description.strip().split("\n\n")[0].split())
+    return argparse.ArgumentParser(description=text, formatter_class=_Help, **options)
+
+
 def count(text: str) -> int:
-    """An argument that is a whole number of 0 or more."""
+    """An argument that is an integer >= 0."""
     return _whole(text, 0)
 
 
 def positive(text: str) -> int:
-    """An argument that is a whole number of 1 or more."""
+    """An argument that is an integer >= 1."""
     return _whole(text, 1)
 
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: integer >= {least}")
     return int(text)
 
 

@@ -96,7 +96,7 @@ class TrainedModel(Embedder):
             classes = load_prompts(str(prompts), None)
         else:
             kind = type(prompts).__name__
-            raise DataError(f"prompts: given a {kind}, allowed: a mapping or a YAML file of it.")
+            raise DataError(f"prompts: given a {kind}, allowed: mapping or a YAML file of it.")
         if similarity != "global":
             self.require("local_similarity")
         texts = [text for c in classes for side in (c.positive, c.negative) for text in side]
@@ -294,7 +294,7 @@ class TrainedModel(Embedder):
         if not isinstance(text, str):
             raise DataError(f"generate: given {text!r}, allowed: one text.")
         if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seed: given {seed!r}, allowed: an integer from 0 to {2**32 - 1}.")
+            raise ConfigError(f"seed: given {seed!r}, allowed: integer from 0 to {2**32 - 1}.")
         tokens = self._tokens(as_texts(text))
         options: dict[str, Any] = {
             "generate_images": True,

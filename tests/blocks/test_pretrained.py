@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import (
     BartConfig,
     BartModel,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     CLIPConfig,
     CLIPModel,
@@ -28,9 +30,11 @@ from transformers import (
 
 import vilmedic
 from tests.small_models import TINY_BERT, tiny_batch, tiny_spec
-from vilmedic.blocks.pretrained import load_config
+from vilmedic.blocks.pretrained import load_config, network_configs
 from vilmedic.blocks.text import TextEncoder, WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.load import check_arguments
+from vilmedic.datasets.text import load_tokenizer
 from vilmedic.errors import CheckpointError, ConfigError
 
 VOCABULARY = tiny_spec().vocab_size
@@ -182,6 +186,73 @@ def test_python_that_comes_with_a_model_is_not_executed(
         TextEncoder(spec=tiny_spec(), proto=name)
     assert not trace.exists()
     assert asked == []
+
+
+def cxr_bert(folder: Path, *, tokenizer: bool = False) -> BertForMaskedLM:
+    """A folder as that of BioViL's text encoder, whose Python fails when it runs."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**TINY_BERT, vocab_size=VOCABULARY))
+    weights = dict(model.state_dict())
+    weights["bert.embeddings.position_ids"] = torch.arange(64).unsqueeze(0)
+    for name, shape in (("dense_to_hidden", (8, 16)), ("dense_to_output", (8, 8))):
+        weights[f"cls_projection_head.{name}.weight"] = torch.ones(shape)
+    torch.save(weights, folder / "pytorch_model.bin")
+    own = "configuration_cxrbert.CXRBert"
+    settings = {
+        **model.config.to_dict(),
+        "model_type": "cxr-bert",
+        "architectures": ["CXRBertModel"],
+        "projection_size": 8,
+        "torch_dtype": "float32",
+        "auto_map": {"AutoConfig": f"{own}Config", "AutoModel": "modeling_cxrbert.CXRBertModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    for name in ("configuration_cxrbert.py", "modeling_cxrbert.py"):
+        (folder / name).write_text("raise RuntimeError('this must not run')\n")
+    if tokenizer:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "acute", "effusion"]
+        (folder / "vocab.txt").write_text("\n".join(words))
+        reader = {"AutoTokenizer": [f"{own}Tokenizer", None]}
+        settings = {"tokenizer_class": "CXRBertTokenizer", "auto_map": reader}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_the_body_of_cxr_bert_is_read_and_its_python_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = cxr_bert(tmp_path / "cxr")
+    with caplog.at_level(logging.INFO, "vilmedic"):
+        encoder = TextEncoder(spec=tiny_spec(), proto=str(tmp_path / "cxr"), pooling="cls").eval()
+    assert "is a cxr-bert: its bert body is used, without its heads and its Python" in caplog.text
+    batch = text(tiny_batch())
+    expected = whole.bert(**batch).last_hidden_state[:, 0]
+    torch.testing.assert_close(encoder(**batch), expected, rtol=0, atol=1e-5)
+    assert sorted(dict(encoder.named_parameters())) == sorted(
+        f"network.{name}" for name, _ in whole.bert.named_parameters()
+    )
+    stated = network_configs(encoder)["network"]
+    assert stated["model_type"] == "bert"
+    assert not {"auto_map", "projection_size"} & stated.keys()
+
+
+def test_the_settings_of_cxr_bert_are_those_of_bert(tmp_path: Path) -> None:
+    cxr_bert(tmp_path / "cxr")
+    proto = str(tmp_path / "cxr")
+    check_arguments(TextEncoder, {"proto": proto, "hidden_dropout_prob": 0.2})
+    with pytest.raises(ConfigError, match="Did you mean 'hidden_dropout_prob'"):
+        check_arguments(TextEncoder, {"proto": proto, "hidden_dropout": 0.2})
+    encoder = TextEncoder(spec=tiny_spec(), proto=proto, pooling="cls", hidden_dropout_prob=0.2)
+    assert encoder.network.embeddings.dropout.p == 0.2
+
+
+def test_the_vocabulary_of_cxr_bert(tmp_path: Path) -> None:
+    cxr_bert(tmp_path / "cxr", tokenizer=True)
+    tokenizer = load_tokenizer(str(tmp_path / "cxr"))
+    assert tokenizer("No acute effusion")["input_ids"] == [2, 5, 6, 7, 3]
+    assert tokenizer.pad_token == "[PAD]"
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "bert", "pad": 1j}])

@@ -28,7 +28,12 @@ from tests.small_models import (
 )
 from tests.toy_models import ToyAutoencoder
 from vilmedic.blocks.projection import PairedProjection, VisualEmbedder, VisualProjection
-from vilmedic.blocks.repeated import checkpoint_blocks, compile_blocks, repeated_blocks
+from vilmedic.blocks.repeated import (
+    checkpoint_blocks,
+    compile_blocks,
+    layers_of,
+    repeated_blocks,
+)
 from vilmedic.blocks.text import WordEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.sections import TrainorSection
@@ -277,3 +282,40 @@ def test_names_and_numbers_stay_when_blocks_are_compiled(monkeypatch: pytest.Mon
     compile_blocks(model.repeated_blocks())
     assert list(model.state_dict()) == names
     assert torch.equal(model(tiny_batch())["loss"], expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "names"),
+    [
+        (
+            "resnet18",
+            ["embedding", *(f"layer{n}.{m}" for n in range(1, 5) for m in (0, 1)), "head"],
+        ),
+        (
+            "vit_b_32",
+            ["embedding", *(f"encoder.layers.encoder_layer_{n}" for n in range(12)), "head"],
+        ),
+    ],
+)
+def test_layers_are_in_order_and_hold_every_parameter_once(network: str, names: list[str]) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(network)
+    layers = layers_of(model)
+    assert [layer.name for layer in layers] == names
+    held = [name for layer in layers for name in layer.parameters]
+    assert sorted(held) == sorted(name for name, _ in model.named_parameters())
+    assert len(set(held)) == len(held)
+    inside = {id(value) for value in layers[0].modules[0].parameters()}
+    assert inside <= {id(value) for value in layers[0].parameters.values()}
+
+
+def test_tokens_and_positions_belong_to_the_embedding_and_a_last_norm_to_the_head() -> None:
+    with torch.device("meta"):
+        layers = layers_of(torchvision.models.vit_b_32())
+    assert {"class_token", "encoder.pos_embedding"} < layers[0].parameters.keys()
+    assert {"encoder.ln.weight", "heads.head.weight"} < layers[-1].parameters.keys()
+
+
+def test_a_network_without_blocks_is_one_layer() -> None:
+    [layer] = layers_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    assert (layer.name, len(layer.parameters)) == ("embedding", 4)

@@ -4,18 +4,26 @@ import dataclasses
 import logging
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
+    CLIPTextConfig,
+    DebertaV2Config,
     DistilBertConfig,
     DistilBertModel,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
     RobertaModel,
+    T5Config,
 )
 
 from tests.datasets.test_text import REPORT, byte_pairs, sentence_pieces, word_pieces
@@ -243,9 +251,11 @@ def test_vocabulary_set_too_small_for_a_random_bert() -> None:
 def test_reports_longer_than_the_positions(roberta: Path) -> None:
     with pytest.raises(ConfigError, match=r"BERT has positions for 64 .* reports is 65"):
         tiny_encoder(tiny_spec(max_len=65))
-    with pytest.raises(ConfigError, match=r"has positions for 62 .* reports is 64"):
+    with pytest.raises(ConfigError, match=r"has positions for 63 .* reports is 64"):
         TextEncoder(spec=tiny_spec(max_len=64), proto=str(roberta))
-    TextEncoder(spec=tiny_spec(max_len=62), proto=str(roberta))
+    longest = TextEncoder(spec=tiny_spec(max_len=63), proto=str(roberta))
+    ids = torch.full((1, 63), 5)
+    longest(ids, torch.ones_like(ids))
 
 
 def test_encoder_without_pooler(tmp_path: Path) -> None:
@@ -283,24 +293,99 @@ def test_data_without_reports() -> None:
         tiny_encoder(DataSpec())
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", None])
-def test_expanded_mask_gives_the_same_without_a_look_at_it(
-    name: str | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+SIZES: dict[str, Any] = {**TINY_BERT, "num_hidden_layers": 3, "vocab_size": VOCABULARY}
+PADDED: dict[str, Any] = {**SIZES, "pad_token_id": 0}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "BERT": lambda: BertConfig(**SIZES),
+    "RoBERTa": lambda: RobertaConfig(**PADDED),
+    "DistilBERT": lambda: DistilBertConfig(
+        dim=16, n_layers=3, n_heads=2, hidden_dim=32, vocab_size=VOCABULARY
+    ),
+    "MPNet": lambda: MPNetConfig(**PADDED),
+    "DeBERTa-v2": lambda: DebertaV2Config(**SIZES, **RELATIVE),
+    "ELECTRA": lambda: ElectraConfig(**SIZES, embedding_size=8),
+    "ModernBERT": lambda: ModernBertConfig(
+        **PADDED, local_attention=4, global_attn_every_n_layers=2, bos_token_id=2, eos_token_id=3
+    ),
+    "T5": lambda: T5Config(
+        d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2, vocab_size=VOCABULARY
+    ),
+    "CLIP": lambda: CLIPTextConfig(**SIZES, eos_token_id=3),  # each token sees those before it
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each family with weights that are large enough to tell errors from rounding."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(FAMILIES[request.param]())
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def reference_states(folder: Path, layers: int) -> list[torch.Tensor]:
+    """The states that the library gives by itself, report by report without any padding."""
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    network = model.get_encoder() if model.config.is_encoder_decoder else model
+    states = []
+    for ids, mask in zip(*report().values(), strict=True):
+        output = network(input_ids=ids[mask == 1].unsqueeze(0), output_hidden_states=True)
+        states.append(
+            torch.stack(output.hidden_states[-layers:]).sum(dim=0)[0]
+            if layers > 1
+            else output.last_hidden_state[0]
+        )
+    return states
+
+
+@torch.inference_mode()
+def test_features_of_every_family_are_the_librarys_own(family: Path) -> None:
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(family), pooling="mean").eval()
+    expected = torch.stack([states.mean(dim=0) for states in reference_states(family, 1)])
+    assert expected.std() > 0.1
+    torch.testing.assert_close(encoder(**report(24)), expected, rtol=0, atol=1e-5)
+
+    words = WordEncoder(spec=tiny_spec(), proto=str(family), last_n_layers=2).eval()
+    word_ids = torch.arange(24).expand(2, 24).masked_fill(report(24)["attention_mask"] == 0, -1)
+    found = words(**report(24), word_ids=word_ids).words
+    for row, states in enumerate(reference_states(family, 2)):
+        torch.testing.assert_close(found[row, : len(states)], states, rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_mask_for_a_gpu_gives_the_same_without_a_look_at_it(
+    family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The form of the mask on a GPU, tried on a CPU."""
-    proto = None if name is None else str(request.getfixturevalue(name))
-    settings = {} if proto else TINY_BERT
-    encoder = TextEncoder(spec=tiny_spec(), proto=proto, pooling="mean", **settings).eval()
-    expected = encoder(**report())
-
-    monkeypatch.setattr(text, "mask_for", lambda network, mask: text.expanded(mask))
-    looks = []
+    """Tried on a CPU; a family that makes something else of such a mask is given the plain one."""
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(family), pooling="mean").eval()
+    expected = encoder(**report(24))
+    kernels = encoder.network.config._attn_implementation == "sdpa"
+    assert encoder.expands is (kernels and "CLIP" not in type(encoder.network).__name__)
+    if not encoder.expands:
+        return
+    monkeypatch.setattr(encoder, "mask", lambda mask: text.expanded(encoder.network, mask))
+    looks: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: looks.append(self) or True)
-    found = encoder(**report())
+    found = encoder(**report(24))
     monkeypatch.undo()
-
     assert looks == []
     torch.testing.assert_close(found, expected)
+
+
+def test_attention_and_dtype_are_stated(bert: Path) -> None:
+    encoder = TextEncoder(spec=tiny_spec(), proto=str(bert))
+    assert "attention=sdpa, dtype=torch.float32" in repr(encoder)
+    for settings in ({"proto": str(bert)}, {"proto": None, **TINY_BERT}):
+        slow = TextEncoder(spec=tiny_spec(), attn_implementation="eager", **settings)
+        assert "attention=eager, dtype=torch.float32" in repr(slow)
+    with pytest.raises(
+        ConfigError, match=r"attn_implementation: given 'flash'; allowed: one of sdpa, eager"
+    ):
+        check_arguments(TextEncoder, {"proto": str(bert), "attn_implementation": "flash"})
 
 
 def test_no_weights_are_read_that_a_checkpoint_fills(bert: Path, tmp_path: Path) -> None:
@@ -426,7 +511,7 @@ def test_a_tokenizer_without_word_boundaries_is_refused() -> None:
 
 @pytest.mark.parametrize("number", [0, 5])
 def test_layers_that_the_encoder_does_not_have(number: int) -> None:
-    with pytest.raises(ConfigError, match=r"last_n_layers.*has 3 layers\. Allowed: 1 to 3"):
+    with pytest.raises(ConfigError, match=r"last_n_layers.*Allowed: integer from 1 to 3"):
         WordEncoder(spec=tiny_spec(), last_n_layers=number, **LAYERS)
 
 

@@ -160,6 +160,12 @@ def test_missing_network_names_the_remedies(
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    VisionEncoder.fetch(backbone="resnet50", pretrained=False)
+    VisionEncoder.fetch(backbone="resnet50", pretrained="weights.pth")
+    with pytest.raises(ConfigError, match="there is no folder"):
+        VisionEncoder.fetch(backbone="nobody/nothing")
+    with pytest.raises(ConfigError, match="no route to host"):
+        VisionEncoder.fetch(backbone="resnet50")
     with pytest.raises(ConfigError) as caught:
         VisionEncoder(backbone="resnet50")
     message = str(caught.value)

@@ -41,20 +41,20 @@ def test_the_origin_of_a_key_in_a_file_is_its_line(project: Project) -> None:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("trainor.epochs=abc", "given 'abc'; allowed: an integer >= 0."),
-        ("trainor.epochs=1e3", "given 1000.0; allowed: an integer"),
+        ("trainor.epochs=abc", "given 'abc'; allowed: integer >= 0."),
+        ("trainor.epochs=1e3", "given 1000.0; allowed: integer"),
         ("trainor.epochs=1e3", "Did you mean '1000'?"),
         ("trainor.epochs=5.0", "Did you mean '5'?"),
-        ("trainor.epochs=2.5", "given 2.5; allowed: an integer >= 0."),
-        ("trainor.epochs=true", "given true; allowed: an integer"),
-        ("trainor.epochs=", "given null; allowed: an integer"),
+        ("trainor.epochs=2.5", "given 2.5; allowed: integer >= 0."),
+        ("trainor.epochs=true", "given true; allowed: integer"),
+        ("trainor.epochs=", "given null; allowed: integer"),
         ("trainor.epochs=[1", "not valid YAML"),
-        ("trainor.batch_size=0", "given 0; allowed: an integer >= 1."),
-        ("trainor.clip_grad_norm=-1", "given -1; allowed: a number > 0 and <= 1000000, or null."),
-        ("trainor.optim_params.lr=x", "given 'x'; allowed: a number > 0 and <= 1000."),
+        ("trainor.batch_size=0", "given 0; allowed: integer >= 1."),
+        ("trainor.clip_grad_norm=-1", "given -1; allowed: number > 0 and <= 1000000, or null."),
+        ("trainor.optim_params.lr=x", "given 'x'; allowed: number > 0 and <= 1000."),
         (
             "trainor.optim_params.betas=[0.9]",
-            "given [0.9]; allowed: a list of 2 numbers >= 0 and < 1.",
+            "given [0.9]; allowed: list of 2 numbers >= 0 and < 1.",
         ),
         ("trainor.optim_params.betas=[0.9,x]", "trainor.optim_params.betas.1 (command line): giv"),
         (
@@ -62,17 +62,17 @@ def test_the_origin_of_a_key_in_a_file_is_its_line(project: Project) -> None:
             "given 'fp166'; allowed: one of fp32, bf16, fp16, auto. Did you mean",
         ),
         ("ensemblor.mode=best-0", "given 'best-0'; allowed: best-1, best-N or all."),
-        ("ensemblor.splits=test", "given 'test'; allowed: a list of text."),
+        ("ensemblor.splits=test", "given 'test'; allowed: list of text."),
         ("model.net.freeze=no", "given 'no'; allowed: true or false. Did you mean 'false'?"),
         ("model.net.freeze=1", "given 1; allowed: true or false."),
         ("model.net.permute=batchfirst", "Did you mean 'batch_first'?"),
-        ("model.net=3", "given 3; allowed: a mapping with backbone (needed), permute,"),
-        ("model.sides=[1,2,3]", "allowed: a list of 2 integers."),
-        ("model.sides=x", "allowed: an integer or a list of 2 integers."),
-        ("model=3", "given 3; allowed: a mapping with a proto, one of Alone, "),
-        ("trainor=[1]", "given [1]; allowed: a mapping with optimizer, optim_params,"),
+        ("model.net=3", "given 3; allowed: mapping with backbone (needed), permute,"),
+        ("model.sides=[1,2,3]", "allowed: list of 2 integers."),
+        ("model.sides=x", "allowed: integer or list of 2 integers."),
+        ("model=3", "given 3; allowed: mapping with a proto, one of Alone, "),
+        ("trainor=[1]", "given [1]; allowed: mapping with optimizer, optim_params,"),
         ("ckpt_dir=", "given null; allowed: text."),
-        ("model.encoder.hidden_size=big", "given 'big'; allowed: an integer from 1 to 65536."),
+        ("model.encoder.hidden_size=big", "given 'big'; allowed: integer from 1 to 65536."),
     ],
 )
 def test_a_value_of_the_wrong_type_names_what_is_allowed(
@@ -134,7 +134,7 @@ def test_a_choice_of_classes_follows_the_command_line(project: Project) -> None:
         ("dataset.augment=[Flip]", "there is no 'Flip' in torchvision.transforms.v2."),
         ("dataset.augment=[{Resize: {sise: 8}}]", "augment.0.Resize.sise (command line): unknown"),
         ("dataset.augment=[3]", "dataset.augment.0 (command line): given 3; allowed: a name, or"),
-        ("ensemblor.metrics.counting=3", "given 3; allowed: a mapping with of, often."),
+        ("ensemblor.metrics.counting=3", "given 3; allowed: mapping with of, often."),
     ],
 )
 def test_an_unknown_name_lists_the_names(project: Project, word: str, expected: str) -> None:
@@ -146,7 +146,7 @@ def test_what_is_needed_and_missing_is_reported_with_its_place(project: Project)
         "model.net.backbone: missing under 'model.net' (base.yml:7); allowed: text."
     )
     assert project.problem("~dataset").startswith(
-        "dataset: missing at the top level; allowed: a mapping with a proto, one of "
+        "dataset: missing at the top level; allowed: mapping with a proto, one of "
     )
     assert project.problem("ensemblor.metrics.counting.often=2").startswith(
         "ensemblor.metrics.counting.of: missing under 'ensemblor.metrics.counting'"
@@ -244,5 +244,5 @@ def test_lists_that_belong_together_have_one_length(project: Project) -> None:
     assert problem == (
         "dataset.std (command line): given [1]; allowed: as many entries as dataset.mean has, 3."
     )
-    assert "a list of 1 or 3 numbers" in project.problem("dataset.mean=[0, 1]", path="vae.yml")
+    assert "list of 1 or 3 numbers" in project.problem("dataset.mean=[0, 1]", path="vae.yml")
     project.load("dataset.mean=[0]", "dataset.std=[1]", path="vae.yml")

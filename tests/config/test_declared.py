@@ -41,13 +41,13 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
             "config/phantom/simclr.yml",
             ["validator.batch_size=1"],
             "validator.batch_size (command line): given 1, but SimCLR compares the samples of a "
-            "batch. Allowed: 2 or more.",
+            "batch. Allowed: integer >= 2.",
         ),
         (
             "config/phantom/convirt.yml",
             ["trainor.batch_size=1"],
             "trainor.batch_size (command line): given 1, but ConVIRT compares the samples of a "
-            "batch. Allowed: 2 or more.",
+            "batch. Allowed: integer >= 2.",
         ),
         (
             "config/phantom/gloria.yml",

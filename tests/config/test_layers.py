@@ -52,7 +52,8 @@ def test_files_drop_the_keys_of_what_they_include(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\ntrainor: {optimizer: SGD}\n")
     config = project.load(path="c.yml")
     assert config.trainor.optim_params == {"lr": 5e-5}
-    assert config.notes == (
+    assert config.notes == ()  # whoever wrote the file meant it
+    assert config.file_notes == (
         "trainor.optimizer is now SGD (c.yml:2), which does not know: "
         "trainor.optim_params.decoupled_weight_decay (base.yml:18); left out.",
     )

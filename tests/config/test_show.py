@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import yaml
 
 from tests.config.conftest import Project
 from vilmedic.config.load import read
-from vilmedic.config.show import first_sentence, help_text, print_config
+from vilmedic.config.show import (
+    first_sentence,
+    help_on,
+    help_page,
+    keys_named,
+    print_config,
+)
+from vilmedic.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ["CLIP/dalle", "SELFSUP/gloria-mimic", "phantom/convirt", "phantom/simclr", "phantom/vae"]
 
 
 def test_every_printed_value_has_its_origin(project: Project) -> None:
@@ -25,32 +38,71 @@ def test_a_hash_in_a_value_does_not_hide_the_origin(project: Project) -> None:
     assert any(line.startswith("name: 'run #3' ") for line in text.splitlines())
 
 
-def test_help_lists_every_key_of_the_resolved_schema(project: Project) -> None:
-    text = help_text("usage", read("base.yml", ["model.net.width=5", "trainor.epochs=7"]))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_help_is_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    draft = read(f"config/{name}.yml")
+    for columns, lines in ((100, 36), (80, 40)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        text = help_page("train.py", "Trains a model.", [("--plan", "what it takes")], draft)
+        assert len(text.splitlines()) <= lines
+        for page in (text, help_on(["trainor", "dataset", "model", "ensemblor.metrics"], draft)):
+            assert max(map(len, page.splitlines())) <= columns
+
+
+def test_a_section_lists_its_keys_and_what_is_in_it(project: Project) -> None:
+    draft = read("base.yml", ["model.net.width=5", "trainor.epochs=7"])
+    page = help_page("train.py", "Trains a model.", [], draft)
+    assert "\n  model             the model (Pair)\n" in page
+    assert "\n  trainor           how it is trained\n" in page
+    text = help_on(["trainor", "model.net", "model.encoder"], draft)
     for expected in (
-        "usage\n",
-        "  model.net.width: an integer >= 1; default 8; now 5 (command line)",
+        "trainor: how it is trained\n",
+        "  model.net.width: integer >= 1; default 8; now 5 (command line)",
         "  model.net.backbone: text; required; now small (base.yml:9)\n      what it is made of.",
         "  model.net.permute: one of batch_first, none; default batch_first",
-        "  model.encoder.hidden_size: an integer from 1 to 65536; default 768; now 64 (base.yml:1",
-        "  trainor.epochs: an integer >= 0; default 99; now 7 (command line)",
-        "  trainor.optim_params.decoupled_weight_decay: true or false; default false; now true",
-        "  trainor.lr_decay_params.threshold_mode: one of rel, abs; default rel",
-        "  ensemblor.metrics.counting.of: text; required",
-        "      Pair: Images beside reports.",
+        "  model.encoder.hidden_size: integer from 1 to 65536; default 768; now 64 (base.yml:1",
+        "  trainor.epochs: integer >= 0; default 99; now 7 (command line)",
+        "  trainor.early_stop: integer >= 1, or null; default null",
+        "\nmore: --help trainor.optimizer, --help trainor.optim_params, ",
     ):
         assert expected in text
     assert "model.spec" not in text
+    assert "trainor.optim_params.lr" not in text  # said by --help trainor.optim_params
 
 
-def test_help_without_a_file_lists_the_names(project: Project) -> None:
+def test_names_and_options_stand_where_they_are_asked_for(project: Project) -> None:
+    draft = read("base.yml")
+    assert "decoupled_weight_decay: true or false" in help_on(["trainor.optim_params"], draft)
+    assert "\n      Names: ASGD, Adadelta" in help_on(["trainor.optimizer"], draft)
+    assert "retrieval " in (metrics := help_on(["ensemblor.metrics"], draft))
+    assert "--help ensemblor.metrics.classification lists its options" in metrics
+    assert "counting.of: text; required" in help_on(["ensemblor.metrics.counting"], draft)
+    losses = help_on(["model.proto"], draft)
+    assert "Pair " in losses
+    assert "Images beside reports." in losses
+    every = help_on(["batch-size"], draft)
+    assert every.count(".batch_size: integer >= 1") == 3
+
+
+def test_help_without_a_file(project: Project) -> None:
     project.load()
-    text = help_text("usage", None)
-    assert "Needs proto, one of: Alone, " in text
-    assert "  trainor.batch_size: an integer >= 1; default 32\n      samples" in text
-    assert "; now " not in text
+    assert "needs a proto: Alone, " in help_page("train.py", "Trains.", [])
+    text = help_on(["trainor.batch_size"])
+    assert text.startswith("  trainor.batch_size: integer >= 1; default 32\n      samples")
+    with pytest.raises(ConfigError, match=r"--help trainor\.epoch: there is no such .*epochs'"):
+        help_on(["trainor.epoch"])
 
 
-def test_long_docs_are_cut() -> None:
+def test_keys_are_found_by_their_last_part(project: Project) -> None:
+    draft = read("base.yml")
+    assert keys_named("epochs", draft) == ["trainor.epochs"]
+    assert keys_named("lr", draft) == ["trainor.optim_params.lr"]
+    assert keys_named("epoch", draft, near=False) == []
+    assert keys_named("epoch", draft) == ["trainor.epochs"]
+
+
+def test_a_sentence_ends_behind_no_abbreviation() -> None:
     assert first_sentence("One thing. Another.") == "One thing."
-    assert len(first_sentence("word " * 100)) <= 200
+    whole = "A loss (Oord et al. 2018), e.g. of pairs, i.e. of two, as Radford et al. Have it."
+    assert first_sentence(f"{whole} More.") == whole

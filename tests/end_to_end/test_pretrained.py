@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import vilmedic
 from tests.crash.systems import CONVIRT, GLORIA, System
 from tests.end_to_end.conftest import ROOT, Run
 from vilmedic import run
+from vilmedic.errors import ConfigError
 from vilmedic.phantom.write import Plan, build
 
 UNTRAINED = ("trainor.epochs=0", "trainor.loggers=[]")
@@ -70,6 +72,19 @@ def test_encoders_of_another_system(
     assert "The baseline untrained is left out: model." in done.stdout
     assert "): there is no file" in done.stdout
     assert vilmedic.load(trained.directory).embed_texts(["no effusion"]).shape[0] == 1
+
+
+def test_weights_out_of_reach_are_told_before_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    config, *more = words(CONVIRT, tmp_path / "no data", tmp_path, "model.cnn.pretrained=true")
+    with pytest.raises(ConfigError, match=r"model\.cnn\.pretrained .*no route to host"):
+        vilmedic.train(config, *more, name="run")
 
 
 def test_another_vocabulary(run_here: Run, data: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_chunks_are_even_and_within_the_limit() -> None:
 
 
 def test_forward_batch_size_of_zero_is_refused() -> None:
-    with pytest.raises(ConfigError, match="forward_batch_size: given 0; allowed: an integer >= 1"):
+    with pytest.raises(ConfigError, match="forward_batch_size: given 0; allowed: integer >= 1"):
         check_arguments(ConVIRT, {"forward_batch_size": 0})
 
 

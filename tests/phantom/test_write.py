@@ -152,8 +152,8 @@ def test_an_interrupted_build_leaves_nothing(
     [
         (["--size", "8"], "give 32 to 1024 pixels"),
         (["--size", "4096"], "give 32 to 1024 pixels"),
-        (["--train", "-1"], "'-1' is not a whole number of 0 or more"),
-        (["--seed", "x"], "'x' is not a whole number"),
+        (["--train", "-1"], "given '-1'; allowed: integer >= 0"),
+        (["--seed", "x"], "given 'x'; allowed: integer >= 0"),
     ],
 )
 def test_bad_arguments_are_explained(arguments: list[str], message: str) -> None:

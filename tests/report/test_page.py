@@ -130,10 +130,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]
     assert cli.report([str(tmp_path / "b")]) == 2
     assert re.match(r"error: .*/b: there is no such run directory", capsys.readouterr().err)
-    assert cli.report([]) == 2
-    assert "no run directory is given" in capsys.readouterr().err
-    assert cli.report(["--help"]) == 0
-    assert "ckpt/<name>" in capsys.readouterr().out
+    for words, status in ([], 2), (["--help"], 0):
+        with pytest.raises(SystemExit) as ended:
+            cli.report(words)
+        assert ended.value.code == status
+    out, err = capsys.readouterr()
+    assert "are required: ckpt/<name>" in err
+    assert "Draws curves.png" in out
 
 
 def test_lines_that_the_command_line_set_are_marked(tmp_path: Path) -> None:

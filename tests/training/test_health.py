@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests.small_dalles import save_vae, tiny_dalle
 from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
 from tests.toy_models import ToyAutoencoder
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
@@ -21,6 +23,7 @@ from vilmedic.training.health import (
     feature_std,
     in_batch_r1,
     observing,
+    warn_of_collapsed_codes,
 )
 
 HEALTHY = {
@@ -194,3 +197,12 @@ def test_other_models_are_left_alone() -> None:
     with observing(ToyAutoencoder(), wanted=True) as observed:
         pass
     assert observed.features == {}
+
+
+def test_a_collapsed_codebook_is_told_before_dalle_trains(tmp_path: Path) -> None:
+    model = tiny_dalle(save_vae(tmp_path / "vae.pth", num_tokens=512))
+    even = torch.arange(512).view(32, 16)
+    assert warn_of_collapsed_codes(model, even.split(8)) is None
+    text = warn_of_collapsed_codes(model, torch.full_like(even, 7).split(8))
+    assert text is not None
+    assert f"model.vae.ckpt={tmp_path}/vae.pth has collapsed: on 32 images it uses 1 of 512" in text

@@ -217,7 +217,7 @@ model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: f
         (["--plan", "--card", "h10"], "--card: given 'h10', allowed: t4, "),
         (["--card", "h100"], "--card: belongs to --plan, which is not given."),
         (["--samples=5"], "--samples: belongs to --plan, which is not given."),
-        (["--plan", "--samples", "0"], "--samples: given '0', allowed: a number above 0."),
+        (["--plan", "--samples", "0"], "--samples: given '0', allowed: integer >= 1."),
         (["--plan", "--card"], "--card: nothing is given. Use: --card h100"),
     ],
 )

@@ -17,12 +17,15 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from vilmedic.config.transformers_fields import BODIES
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import OWN_CODE, own_code, quiet
 from vilmedic.errors import ArgumentError, CheckpointError, nearest
 
 log = logging.getLogger(__name__)
 
+ATTENTION = "sdpa"
+"""How attention is computed unless something else is asked for: by torch's own kernels."""
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
@@ -138,7 +141,7 @@ def load_config(
             }
         )
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = _body(name) or AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ArgumentError({key: _not_found(key, name, error)}) from error
     except Exception as error:  # a damaged file: nested too deeply, not a mapping
@@ -172,8 +175,36 @@ def load_config(
     return config
 
 
+def _body(name: str) -> PretrainedConfig | None:
+    """The configuration of the model inside one that brings Python of its own, if it is known.
+
+    That Python stays as it is, unread. Its weights carry the names of that model, under which they
+    are found, and what stands beside them in the file belongs to heads that are not used.
+    """
+    stated, _ = PretrainedConfig.get_config_dict(name)
+    if not isinstance(stated, dict) or stated.get("model_type") not in BODIES:
+        return None
+    body = AutoConfig.for_model(BODIES[stated["model_type"]])
+    log.info(
+        "%s is a %s: its %s body is used, without its heads and its Python code",
+        name,
+        stated["model_type"],
+        body.model_type,
+    )
+    known = body.to_dict().keys() - {"model_type", "architectures", *DTYPES}
+    return AutoConfig.for_model(
+        body.model_type, **{field: value for field, value in stated.items() if field in known}
+    )
+
+
 def load_model(
-    key: str, name: str, config: PretrainedConfig, *, pooler: bool, weights: bool = True
+    key: str,
+    name: str,
+    config: PretrainedConfig,
+    *,
+    pooler: bool,
+    weights: bool = True,
+    attention: str = ATTENTION,
 ) -> PreTrainedModel:
     """A published model with its weights; safetensors are preferred, pickles are not executed.
 
@@ -186,6 +217,8 @@ def load_model(
         config: what `load_config` gave.
         pooler: whether the pooled output is used; where the class can do without, it has none then.
         weights: whether to load the weights, or to leave them random.
+        attention: how attention is computed, `sdpa` or `eager`; a class that has no `sdpa` goes
+            eager.
 
     Raises:
         ConfigError: if the weights are out of reach or do not fit the configuration.
@@ -194,6 +227,8 @@ def load_model(
     options: dict[str, Any] = {}
     if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
         options["add_pooling_layer"] = pooler
+    kernels = getattr(architecture, "_supports_sdpa", False)
+    options["attn_implementation"] = attention if kernels else "eager"
     if not weights:
         config.dtype = torch.float32
         return _encoder(AutoModel.from_config(config, trust_remote_code=False, **options))

@@ -1,15 +1,72 @@
-"""What is done to the repeated blocks of a network: compile them, or compute them twice."""
+"""The layers of a network, and what is done to its repeated blocks: compiling, computing twice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+EMBEDDING, HEAD = "embedding", "head"
+
+
+@dataclass
+class Layer:
+    """A part of a network that follows on another one.
+
+    Args:
+        name: the name of the block in the network, `embedding` or `head`.
+        parameters: by their names in the network.
+        modules: those that lie in it, for whoever sets them to evaluation.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    modules: list[nn.Module] = field(default_factory=list)
+
+
+def layers_of(network: nn.Module, blocks: Sequence[nn.Module] | None = None) -> list[Layer]:
+    """The layers of a network in order: the embedding first, then the blocks, the head last.
+
+    The embedding is all that comes before the first block, tokens and positions included; the head
+    is all behind the last one, such as a last normalisation. What lies between two blocks belongs
+    to the one before. A network without blocks is one layer, the embedding. Every parameter is in
+    one layer, a shared one in that where it is first.
+
+    Args:
+        network: a network.
+        blocks: its blocks in order; None takes its repeated blocks.
+
+    Returns:
+        Layers with at least one parameter.
+    """
+    blocks = repeated_blocks(network) if blocks is None else blocks
+    names = {id(module): name for name, module in network.named_modules()}
+    layers = [Layer(EMBEDDING), *(Layer(names[id(block)]) for block in blocks), Layer(HEAD)]
+    place = {id(one): at for at, block in enumerate(blocks, start=1) for one in block.modules()}
+    around = {""}  # the names of what blocks lie in
+    for layer in layers[1:-1]:
+        around |= {layer.name[:at] for at, letter in enumerate(layer.name) if letter == "."}
+    seen: set[int] = set()
+    current = 0
+    for prefix, module in network.named_modules():
+        if id(module) in place:
+            current = place[id(module)]
+        elif blocks and current == len(blocks) and prefix not in around:
+            current = len(blocks) + 1
+        layer = layers[current]
+        if prefix not in around:
+            layer.modules.append(module)
+        for name, value in module.named_parameters(prefix, recurse=False):
+            if id(value) not in seen:
+                seen.add(id(value))
+                layer.parameters[name] = value
+    return [layer for layer in layers if layer.parameters]
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

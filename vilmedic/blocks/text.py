@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
 from vilmedic.blocks.pretrained import (
+    ATTENTION,
     Filled,
     ReadEncoder,
     first_line,
@@ -22,7 +23,8 @@ from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
 
-RESERVED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+ON_TRIAL = 3
+"""Tokens of the report by which a published model is tried, the last one padding."""
 
 
 class TextEncoder(nn.Module):
@@ -44,6 +46,7 @@ class TextEncoder(nn.Module):
 
     Attributes:
         hidden_size: width of the output.
+        expands: whether the network takes an expanded mask for what it makes of a plain one.
     """
 
     def __init__(
@@ -69,17 +72,23 @@ class TextEncoder(nn.Module):
         self.proto = proto
         self.pooling = pooling
         self.freeze = freeze
+        attention = settings.pop("attn_implementation", None) or ATTENTION
         if proto is None:
-            self.network = _random_bert(spec, settings, pooler=pooling == "pooler")
+            self.network = _random_bert(spec, settings, attention, pooler=pooling == "pooler")
+            self.expands = True
         else:
             saved = None if filled is None else filled.config_of("encoder")
             config = load_config("proto", proto, settings, saved)
-            config.attn_implementation = "sdpa"
             published = filled is None and pretrained is None
             self.network = load_model(
-                "proto", proto, config, pooler=pooling == "pooler", weights=published
+                "proto",
+                proto,
+                config,
+                pooler=pooling == "pooler",
+                weights=published,
+                attention=attention,
             )
-            self._try(proto)
+            self.expands = self._try(proto)
         if pretrained is not None and filled is None:
             file = read_pretrained(read_encoder, "encoder", pretrained, self.network)
             file.check_vocabulary(spec)
@@ -107,9 +116,7 @@ class TextEncoder(nn.Module):
         Returns:
             One vector a report, [B, hidden_size].
         """
-        output = self.network(
-            input_ids=input_ids, attention_mask=mask_for(self.network, attention_mask)
-        )
+        output = self.network(input_ids=input_ids, attention_mask=self.mask(attention_mask))
         if self.pooling == "pooler":
             return output.pooler_output
         states = output.last_hidden_state
@@ -120,6 +127,16 @@ class TextEncoder(nn.Module):
             return states.masked_fill(padding, float("-inf")).amax(dim=1)
         lengths = attention_mask.sum(dim=1, keepdim=True)
         return states.masked_fill(padding, 0.0).sum(dim=1) / lengths
+
+    def mask(self, attention_mask: Tensor) -> Tensor | dict[str, Tensor]:
+        """A mask [B, T] in the form in which the network takes it without a look at its contents.
+
+        Transformers looks whether a mask [B, T] hides anything at all, for which a GPU has to be
+        waited for in every pass; one that is expanded to [B, 1, T, T] it takes as it is.
+        """
+        if attention_mask.device.type == "cpu" or not self.expands:
+            return attention_mask
+        return expanded(self.network, attention_mask)
 
     def _check(self, spec: DataSpec) -> None:
         """Refuse an encoder that cannot read what the tokenizer writes."""
@@ -138,10 +155,10 @@ class TextEncoder(nn.Module):
                 "ids. Use the tokenizer of the encoder"
                 + ("." if self.proto else " or a larger vocab_size.")
             )
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions and config.model_type in RESERVED_POSITIONS:
-            positions -= 2
-        if positions and (spec.tokenizer_max_len or 0) > positions:
+        positions = getattr(config, "max_position_embeddings", None) or 0
+        if positions > 0:  # -1 stands for any number
+            positions -= _reserved_positions(self.network)
+        if positions > 0 and (spec.tokenizer_max_len or 0) > positions:
             problems[""] = (
                 f"{name} has positions for {positions} tokens (max_position_embeddings is "
                 f"{config.max_position_embeddings}), but tokenizer_max_len of the reports is "
@@ -150,15 +167,21 @@ class TextEncoder(nn.Module):
         if problems:
             raise ArgumentError(problems)
 
-    def _try(self, proto: str) -> None:
-        """Refuse a model that cannot encode a report alone, by encoding one of two tokens."""
-        ids = torch.zeros(1, 2, dtype=torch.int64)
+    def _try(self, proto: str) -> bool:
+        """Refuse a model that cannot encode a report alone, by encoding one of two tokens.
+
+        Returns:
+            Whether it makes the same of an expanded mask as of a plain one. Where transformers adds
+            to the mask, in models that look back only, it does not.
+        """
+        known = getattr(self.network.config, "vocab_size", None) or ON_TRIAL
+        ids = torch.arange(ON_TRIAL).unsqueeze(0) % known
+        mask = torch.ones_like(ids)
+        mask[:, -1] = 0
         self.network.eval()
         try:
             with torch.inference_mode():
-                states = self.network(
-                    input_ids=ids, attention_mask=torch.ones_like(ids)
-                ).last_hidden_state
+                states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
         except Exception as error:  # whatever a model raises that lacks images, sound, ...
             model = type(self.network).__name__
             raise ArgumentError(
@@ -170,14 +193,23 @@ class TextEncoder(nn.Module):
         if states.shape[:2] != ids.shape:
             raise ArgumentError(
                 {
-                    "proto": f"{proto} gives {list(states.shape)} for two tokens, where a text "
-                    "encoder gives a vector for each."
+                    "proto": f"{proto} gives {list(states.shape)} for {ON_TRIAL} tokens, where a "
+                    "text encoder gives a vector for each."
                 }
             )
+        if self.network.config._attn_implementation != "sdpa" or _windows(self.network) is None:
+            return False
+        with torch.inference_mode():
+            same = self.network(input_ids=ids, attention_mask=expanded(self.network, mask))
+        return torch.allclose(same.last_hidden_state[:, :-1], states[:, :-1], rtol=0, atol=1e-4)
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
-        return f"proto={self.proto}, pooling={self.pooling}, freeze={self.freeze}"
+        attention = self.network.config._attn_implementation
+        return (
+            f"proto={self.proto}, pooling={self.pooling}, freeze={self.freeze}, "
+            f"attention={attention}, dtype={self.network.dtype}"
+        )
 
 
 class WordEncoder(nn.Module):
@@ -233,7 +265,7 @@ class WordEncoder(nn.Module):
             raise ArgumentError(
                 {
                     "last_n_layers": f"given {last_n_layers}, but {proto or 'the random BERT'} has "
-                    f"{layers} layers. Allowed: 1 to {layers}."
+                    f"{layers} layers. Allowed: integer from 1 to {layers}."
                 }
             )
         assert spec.tokenizer is not None
@@ -271,10 +303,9 @@ class WordEncoder(nn.Module):
             word_ids: the word of each token, counted from 0, special tokens included; -1 for
                 padding, [B, T].
         """
-        network = self.text.network
-        output = network(
+        output = self.text.network(
             input_ids=input_ids,
-            attention_mask=mask_for(network, attention_mask),
+            attention_mask=self.text.mask(attention_mask),
             output_hidden_states=True,
         )
         states = torch.stack(output.hidden_states[-self.last_n_layers :]).sum(dim=0)
@@ -308,24 +339,54 @@ class Words(NamedTuple):
     mask: Tensor
 
 
-def mask_for(network: PreTrainedModel, attention_mask: Tensor) -> Tensor:
-    """A mask [B, T] in the form in which a network takes it without a look at its contents.
+def expanded(network: PreTrainedModel, attention_mask: Tensor) -> Tensor | dict[str, Tensor]:
+    """Which token sees which: bool [B, 1, T, T] of a mask [B, T], by kind of layer if they differ.
 
-    Transformers looks whether a mask [B, T] hides anything at all, for which a GPU has to be waited
-    for in every pass; one that is expanded to [B, 1, T, T] it takes as it is.
+    Args:
+        network: what is to read the reports.
+        attention_mask: 1 for tokens, 0 for padding, [B, T].
     """
-    if attention_mask.device.type == "cpu" or network.config._attn_implementation != "sdpa":
-        return attention_mask
-    return expanded(attention_mask)
-
-
-def expanded(attention_mask: Tensor) -> Tensor:
-    """Which token sees which: bool [B, 1, T, T] of a mask [B, T]."""
     batch, tokens = attention_mask.shape
-    return attention_mask.bool()[:, None, None, :].expand(batch, 1, tokens, tokens)
+    every = attention_mask.bool()[:, None, None, :].expand(batch, 1, tokens, tokens)
+    windows = _windows(network)
+    if not windows:
+        return every
+    place = torch.arange(tokens, device=attention_mask.device)
+    distance = (place[:, None] - place[None, :]).abs()
+    return {
+        kind: every if reach is None else every & (distance <= reach)
+        for kind, reach in windows.items()
+    }
 
 
-def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> PreTrainedModel:
+def _windows(network: PreTrainedModel) -> dict[str, int | None] | None:
+    """How far a token sees to each side, by kind of layer; None stands for all tokens.
+
+    Returns:
+        Nothing in it where all layers see all tokens; None where nobody knows what they see.
+    """
+    config = network.config
+    if not set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return {}
+    if config.model_type != "modernbert":
+        return None
+    return {"full_attention": None, "sliding_attention": config.sliding_window}
+
+
+def _reserved_positions(network: PreTrainedModel) -> int:
+    """Positions in front of that of the first token, which RoBERTa and its family count too."""
+    tables = [
+        module
+        for name, module in network.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    reserved = [table.padding_idx + 1 for table in tables if table.padding_idx is not None]
+    return max(reserved, default=0)
+
+
+def _random_bert(
+    spec: DataSpec, settings: dict[str, Any], attention: str, *, pooler: bool
+) -> PreTrainedModel:
     known = BertConfig().to_dict()
     unknown = [field for field in settings if field not in known]
     if unknown:
@@ -335,7 +396,7 @@ def _random_bert(spec: DataSpec, settings: dict[str, Any], *, pooler: bool) -> P
     assert spec.tokenizer is not None
     vocabulary = {"vocab_size": spec.vocab_size, "pad_token_id": spec.tokenizer.pad_token_id}
     try:
-        config = BertConfig(**{**vocabulary, **settings, "attn_implementation": "sdpa"})
+        config = BertConfig(**{**vocabulary, **settings, "attn_implementation": attention})
         return BertModel(config, add_pooling_layer=pooler)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision import models
+from torchvision.models import WeightsEnum
 from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
+from vilmedic.blocks.repeated import HEAD, Layer, layers_of
 from vilmedic.config.types import Dropout, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
@@ -84,6 +87,23 @@ class VisionEncoder(nn.Module):
         self.train()
         self.out_features = self.width(output_layer)
 
+    @staticmethod
+    def fetch(*, backbone: str, pretrained: bool | str = True, **_: Any) -> None:
+        """Download the ImageNet weights that the constructor with these arguments takes.
+
+        Raises:
+            ConfigError: they cannot be had.
+        """
+        if pretrained is not True:
+            return
+        if is_hub_name(backbone):
+            load_config("backbone", backbone, {})
+        elif backbone in models.list_models(module=models):
+            weights = published_weights(backbone)
+            if not cached_file(weights).is_file():
+                with downloading(backbone):
+                    weights.get_state_dict(progress=True, check_hash=True)
+
     def train(self, mode: bool = True) -> VisionEncoder:
         """Switch between training and evaluation; what is frozen stays in evaluation."""
         super().train(mode)
@@ -115,23 +135,23 @@ class VisionEncoder(nn.Module):
                 self._frozen.append(module)
         self.train(self.training)
 
+    def layers(self) -> list[Layer]:
+        """The layers of the backbone in order: the embedding first, the head last.
+
+        Names are those inside `network`. What lies behind `output_layer` was removed and is in
+        none of them.
+        """
+        return layers_of(self.network, _members(self.network))
+
     def parameters_by_block(self) -> list[list[nn.Parameter]]:
         """The parameters of the backbone by block, in order, for rates that differ by depth.
 
-        What comes before the first block is a group of its own; what lies between blocks, or behind
-        the last one, belongs to the block before it.
+        What comes before the first block is a group of its own; the head belongs to the last block.
         """
-        place = {
-            id(parameter): number
-            for number, block in enumerate(_members(self.network), start=1)
-            for parameter in block.parameters()
-        }
-        groups: dict[int, list[nn.Parameter]] = {}
-        current = 0
-        for parameter in self.network.parameters():
-            current = max(current, place.get(id(parameter), current))
-            groups.setdefault(place.get(id(parameter), current), []).append(parameter)
-        return [groups[number] for number in sorted(groups)]
+        layers = [list(layer.parameters.values()) for layer in self.layers()]
+        if len(layers) > 1 and self.layers()[-1].name == HEAD:
+            layers[-2:] = [layers[-2] + layers[-1]]
+        return layers
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images.
@@ -289,7 +309,7 @@ def load_backbone(
     """
     if filled is not None:
         pretrained = False
-    if "/" in name or Path(name).is_dir() or (filled is not None and filled.config_of("cnn")):
+    if is_hub_name(name) or (filled is not None and filled.config_of("cnn")):
         return _hub_backbone(name, output_layer, pretrained, filled, read)
     known = models.list_models(module=models)
     if name not in known:
@@ -408,22 +428,49 @@ def _torchvision_network(name: str, *, published: bool) -> nn.Module:
         warnings.simplefilter("ignore", FutureWarning)
         if not published:
             return models.get_model(name, weights=None)
-        choices = models.get_model_weights(name)
-        # The first published weights, as published results used them; some networks have others.
-        weights = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
-        try:
-            return models.get_model(name, weights=weights)
-        except (OSError, RuntimeError) as error:
-            file = weights.url.rpartition("/")[2]
-            cache = Path(torch.hub.get_dir()) / "checkpoints" / file
-            raise ArgumentError(
-                {
-                    "pretrained": f"the ImageNet weights of {name} could not be downloaded "
-                    f"({error}). Set pretrained=false to start from random weights, or "
-                    f"pretrained=<path> to a file with a state dict of {name}, or put {file} "
-                    f"where torch looks for it: {cache}"
-                }
-            ) from error
+        with downloading(name):
+            return models.get_model(name, weights=published_weights(name))
+
+
+def is_hub_name(backbone: str) -> bool:
+    """Whether a backbone is a model of transformers, by hub name or folder."""
+    return "/" in backbone or Path(backbone).is_dir()
+
+
+def published_weights(name: str) -> WeightsEnum:
+    """The ImageNet weights of a network of torchvision.
+
+    They are the first published ones, as published results used them; some networks have others.
+    """
+    choices: Any = models.get_model_weights(name)
+    found: WeightsEnum = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
+    return found
+
+
+def cached_file(weights: WeightsEnum) -> Path:
+    """Where torch keeps weights that were downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+
+
+@contextmanager
+def downloading(name: str) -> Iterator[None]:
+    """Turn what a download of the ImageNet weights of a network raises into a message.
+
+    Raises:
+        ConfigError: they cannot be had.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cache = cached_file(published_weights(name))
+        raise ArgumentError(
+            {
+                "pretrained": f"the ImageNet weights of {name} could not be downloaded "
+                f"({error}). Set pretrained=false to start from random weights, or "
+                f"pretrained=<path> to a file with a state dict of {name}, or put {cache.name} "
+                f"where torch looks for it: {cache}"
+            }
+        ) from error
 
 
 def _hub_backbone(

@@ -467,7 +467,7 @@ class Checker:
         given = {} if given is None else given
         if not isinstance(given, dict):
             known = ", ".join(read.settable) if read and read.settable else "its options"
-            self.report(path, f"given {shown(given)}; allowed: a mapping with {known}.")
+            self.report(path, f"given {shown(given)}; allowed: mapping with {known}.")
             return None
         before = len(self.problems)
         with self.inside(REGISTRIES.get(mark.namespace)):

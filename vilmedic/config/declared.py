@@ -272,7 +272,7 @@ def _batches(tree: Tree, data: dict[str, Any], model: Target) -> Iterator[str]:
         if (data.get(section) or {}).get("batch_size", 2) < 2:
             yield (
                 f"{tree.where(key)}: given 1, but {model.name} compares the "
-                "samples of a batch. Allowed: 2 or more."
+                "samples of a batch. Allowed: integer >= 2."
             )
 
 

@@ -78,7 +78,7 @@ def _read(
         line = tree.origin(("includes",))
         names = [given] if isinstance(given, str) else given
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"includes ({line}): given {given!r}; allowed: a list of file names.")
+            raise ConfigError(f"includes ({line}): given {given!r}; allowed: list of file names.")
         for index, name in enumerate(names):
             origin = tree.origin(("includes", index))
             found = _included(name, path, origin, notes)

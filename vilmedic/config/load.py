@@ -85,9 +85,11 @@ class Config:
         data: all of it as plain values; the framework's own sections hold their defaults.
         tree: the values that were given, with their marks.
         overrides: the words of the command line.
-        notes: one line for each choice that made keys of lower layers meaningless.
+        notes: one line for each choice of the command line that made keys of files meaningless.
         path: the configuration file.
         plans: what its nodes become, so that none is judged a second time.
+        file_notes: one line for each choice of a file that made keys of its includes meaningless;
+            it was written on purpose, so a run does not repeat them.
     """
 
     run: RunSection
@@ -97,6 +99,7 @@ class Config:
     notes: tuple[str, ...]
     path: str
     plans: dict[KeyPath, Plan] = field(default_factory=dict, compare=False, repr=False)
+    file_notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -167,12 +170,14 @@ class Draft:
     Args:
         tree: the resolved values.
         problems: what went wrong so far.
-        notes: one line for each choice that made keys of lower layers meaningless.
+        notes: see `Config`, as for the last one.
+        file_notes: what files replaced.
     """
 
     tree: Tree
     problems: list[str]
     notes: list[str]
+    file_notes: list[str]
 
 
 def load(
@@ -211,7 +216,16 @@ def load(
     run = RunSection(**judged)
     notes = (*draft.notes, *checker.notes)
     words = tuple(overrides)
-    return Config(run, asdict(run), tree, words, notes, os.fspath(path), checker.plans)
+    return Config(
+        run,
+        asdict(run),
+        tree,
+        words,
+        notes,
+        os.fspath(path),
+        checker.plans,
+        tuple(draft.file_notes),
+    )
 
 
 def read(path: str, words: Iterable[str] = ()) -> Draft:
@@ -237,8 +251,9 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
     for number, layer in enumerate(layers):
         layer.stamp(number)
     tree = layers[0]
+    replaced: list[str] = []
     for layer in layers[1:]:
-        notes += drop_replaced(tree, layer, root, defaults)
+        replaced += drop_replaced(tree, layer, root, defaults)
         tree = merge(tree, layer)
     _start_from_defaults(tree, overrides, defaults)
     last, wrong = apply_overrides(overrides, tree)
@@ -250,7 +265,7 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
         notes += drop_replaced(tree, last, root, defaults)
         tree = merge(tree, last)
     tree, broken = resolve(tree, defaults)
-    return Draft(tree, problems + broken, notes)
+    return Draft(tree, problems + broken, notes, replaced)
 
 
 def default_values(path: str) -> dict[str, Any]:
@@ -338,6 +353,39 @@ def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
     if not isinstance(node, Node):
         node = Node(node, (registry.kind,), Tree(), {})
     return _make(node.plan(registry), node.tree, runtime)
+
+
+def fetch(registry: Registry, node: Node) -> None:
+    """Download what the constructors of a node would, before anything that takes long is made.
+
+    A class that downloads has a static method `fetch`, which gets the given arguments of its
+    constructor.
+
+    Args:
+        registry: where `proto` is looked up.
+        node: `proto` and the arguments, as for `build`.
+
+    Raises:
+        ConfigError: something cannot be had.
+    """
+    for plan in _plans(node.plan(registry)):
+        download = getattr(_class_of(plan.found, plan.path), "fetch", None)
+        if download is None:
+            continue
+        try:
+            download(**plan.arguments)
+        except ArgumentError as error:
+            raise located(error, node.tree, plan.path) from error
+
+
+def _plans(judged: Any) -> Iterator[Plan]:
+    """The nodes in a judged value."""
+    if isinstance(judged, Plan):
+        yield judged
+        judged = judged.arguments
+    values = judged.values() if isinstance(judged, dict) else judged
+    for one in values if isinstance(judged, dict | list) else ():
+        yield from _plans(one)
 
 
 def build_calls(

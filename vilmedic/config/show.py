@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vilmedic.config.load import Config, Draft, root_signature
-from vilmedic.config.namespaces import entries, is_node, names, registry_of, signature, target
+from vilmedic.config.namespaces import (
+    entries,
+    is_node,
+    kind_of,
+    names,
+    registry_of,
+    signature,
+    target,
+)
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, model_type_of
 from vilmedic.config.tree import KeyPath, dotted
 from vilmedic.config.types import (
+    Basic,
     Calls,
     ConfigOf,
-    Instance,
     Marked,
     NameIn,
     OptionsOf,
+    instance_of,
     options,
     spell,
 )
 from vilmedic.config.wording import describe
 from vilmedic.config.yaml_source import read_yaml, to_yaml
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ConfigError, nearest
 from vilmedic.registry import REGISTRIES
 
-_WIDTH = 100
+WIDEST = 100
+DEPTH = 2
+"""Sections that the first page lists: `model` and `model.loss`, but none inside of these."""
+_ABBREVIATIONS = ("al", "cf", "e.g", "eq", "fig", "i.e", "resp", "sec", "vs")
 
 
 def print_config(config: Config) -> str:
@@ -49,136 +63,365 @@ def print_config(config: Config) -> str:
     )
 
 
-def help_text(usage: str, draft: Draft | None) -> str:
-    """Every key with its type, its default and what it means.
+@dataclass(frozen=True)
+class Place:
+    """A key or a section of the schema.
 
     Args:
-        usage: the first lines.
-        draft: the configuration given, whose values and choices are shown; None without one.
+        path: its dotted key, in parts.
+        doc: what it is.
+        param: the argument that it is; None for a name in a section of names.
+        read: the class whose arguments are the keys inside; None when there is none.
+        given: the values inside, as the configuration gives them.
+        node: whether it is built into an object, so that `proto` may choose the class.
+        named: the namespace whose names are keys inside, as for metrics.
     """
-    blocks = [usage.rstrip(), ""]
+
+    path: KeyPath
+    doc: str
+    param: Param | None = None
+    read: Signature | None = None
+    given: Any = None
+    node: bool = False
+    named: str | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values inside, as far as they are a mapping."""
+        return self.given if isinstance(self.given, dict) else {}
+
+
+def help_page(
+    prog: str, purpose: str, own: Sequence[tuple[str, str]], draft: Draft | None = None
+) -> str:
+    """How a command is called, and a line for each section.
+
+    Args:
+        prog: the command.
+        purpose: what it does, in a sentence or two.
+        own: its own options, each with what it does.
+        draft: the configuration given, whose classes are shown; None without one.
+    """
+    whole = "a section given whole, as in validator.metrics={knn: }, replaces that of the file"
+    options = [
+        ("key=value", f"set a key: trainor.batch_size=32; {whole}"),
+        ("~key", "remove a key that the file sets"),
+        ("--check", "check the configuration and end; no data and no checkpoint is read"),
+        ("--print-config", "print the resolved configuration and where each value comes from"),
+        *own,
+        ("--help", "print this page"),
+        ("--help KEY", "say what a section or a key is: trainor, model.loss, trainor.batch_size"),
+    ]
+    top = _root(draft)
+    keys = [(dotted(one.path), first_sentence(one.doc)) for one in inside(top) if not one.node]
+    sections = [(dotted(one.path), _in_a_line(one)) for one in _sections(top)]
+    return "\n".join(
+        [
+            f"usage: {prog} config.yml [key=value ...] [~key ...] [options]",
+            "",
+            *textwrap.wrap(purpose, width()),
+            *("", "options:", *_columns(options)),
+            *("", "keys:", *_columns(keys, cut=True)),
+            *("", "sections:", *_columns(sections, cut=True)),
+        ]
+    )
+
+
+def help_on(topics: Sequence[str], draft: Draft | None = None) -> str:
+    """What sections and keys are.
+
+    Args:
+        topics: dotted keys; the last part of one alone means all keys of that name.
+        draft: see `help_page`.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    lines: list[str] = []
+    for topic in topics:
+        found = _find(topic, draft)
+        for place in found:
+            lines += [*_page(place, draft), ""]
+    return "\n".join(lines).rstrip("\n")
+
+
+def keys_named(name: str, draft: Draft | None, *, near: bool = True) -> list[str]:
+    """The dotted keys whose last part is a name; dashes count as `_`.
+
+    Args:
+        name: the name, or a whole dotted key.
+        draft: the configuration that decides on the keys; None takes those that any has.
+        near: where there is none, take those of the nearest name.
+    """
+    known = [dotted(one.path) for one in _everything(_root(draft))]
+    wanted = name.replace("-", "_")
+    exact = [key for key in known if key == wanted or key.endswith(f".{wanted}")]
+    if exact or "." in wanted or not near:
+        return exact
+    meant = nearest(wanted, {key.rpartition(".")[2] for key in known})
+    return keys_named(meant.split("'")[1], draft) if meant else []
+
+
+def width() -> int:
+    """Columns that lines may have: those of the terminal, 100 at most."""
+    return max(60, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
+
+
+# -- the schema as places
+
+
+def _root(draft: Draft | None) -> Place:
     data = draft.tree.data if draft is not None else {}
-    for path, param, doc, note in _keys(root_signature(), data, ()):
-        blocks.append(_entry(path, param, doc, note, draft))
-    return "\n".join(blocks)
+    return Place((), "", read=root_signature(), given=data)
 
 
-def _keys(read: Signature, data: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Param, str, str]]:
-    """The keys of a section and of the sections in it, each with its doc and a further line."""
-    docs = read.docs()
-    given = data if isinstance(data, dict) else {}
-    for name, param in read.settable.items():
-        where = (*path, name)
-        doc = docs.get(name, "")
-        if is_node(param.type):
-            yield from _node_keys(where, param, doc, given.get(name))
-            continue
-        yield where, param, doc, _names_of(param)
-        for option in options(param.type):
-            mark = option.mark if isinstance(option, Marked) else None
-            if isinstance(mark, OptionsOf):
-                yield from _option_keys(mark, where, read, given)
-            elif isinstance(mark, Calls):
-                yield from _call_keys(mark.namespace, where, given.get(name))
-    yield from _extra_keys(read, given, path)
-
-
-def _node_keys(
-    where: KeyPath, param: Param, doc: str, node: Any
-) -> Iterator[tuple[KeyPath, Param, str, str]]:
-    node = node if isinstance(node, dict) else {}
-    registry = registry_of(param.type)
-    try:
-        found = target(param.type, node)
-    except ConfigError:
-        listed = ", ".join(registry.names()) if registry is not None else ""
-        yield where, param, doc, f"Needs proto, one of: {listed}."
+def inside(place: Place) -> Iterator[Place]:
+    """The keys and the sections in a section, in the order of the signature."""
+    if place.named is not None:
+        yield from _names_inside(place, place.named)
+    if place.read is None:
         return
-    summary = found.signature.summary if found.signature is not None else ""
-    cls = found.path.rpartition(".")[2]
-    yield where, param, doc, f"{cls}: {summary}" if summary else cls
-    if found.signature is not None and len(where) < 8:
-        yield from _keys(found.signature, node, where)
+    docs = place.read.docs()
+    if place.node:
+        yield from _proto(place)
+    for name, param in place.read.settable.items():
+        yield _place(place, name, param, docs.get(name, ""))
+    extras = place.read.extras
+    if isinstance(extras, Marked) and isinstance(extras.mark, ConfigOf):
+        model_type = model_type_of(extras.mark, place.values)
+        fields = config_signature(model_type) if model_type is not None else None
+        docs = fields.docs() if fields is not None else {}
+        for name, param in fields.params.items() if fields is not None else ():
+            yield Place((*place.path, name), docs.get(name, ""), param)
 
 
-def _call_keys(
-    namespace: str, where: KeyPath, given: Any
-) -> Iterator[tuple[KeyPath, Param, str, str]]:
-    """The options of everything that a registry has, or of what is used from another namespace."""
-    if namespace in REGISTRIES:
-        listed = names(namespace)
-    else:
-        listed = list(dict.fromkeys(name for name, _ in entries(given)))
-    for name in listed:
+def _place(parent: Place, name: str, param: Param, doc: str) -> Place:
+    """An argument of the class of a section."""
+    place = Place((*parent.path, name), doc, param, given=parent.values.get(name))
+    if is_node(param.type):
+        try:
+            read = target(param.type, place.values).signature
+        except ConfigError:
+            read = None
+        return replace(place, read=read, node=True)
+    for mark in _marks(param):
+        if isinstance(mark, OptionsOf):
+            return replace(place, read=_options(mark, parent))
+        if isinstance(mark, Calls):
+            return replace(place, named=mark.namespace)
+    return place
+
+
+def _options(mark: OptionsOf, parent: Place) -> Signature | None:
+    """The options of the class that a sibling key names."""
+    assert parent.read is not None
+    own = parent.read.params.get(mark.key)
+    name = parent.values.get(mark.key, own.default if own is not None else None)
+    try:
+        return signature(mark.namespace, name) if isinstance(name, str) else None
+    except ConfigError:
+        return None
+
+
+def _names_inside(place: Place, namespace: str) -> Iterator[Place]:
+    """The names that a section takes, each with the options of its class."""
+    given = dict(entries(place.given)) if isinstance(place.given, dict | list) else {}
+    for name in names(namespace):
         try:
             read = signature(namespace, name)
         except ConfigError:
             continue
-        if read is not None:
-            yield from _section((*where, name), read)
+        summary = read.summary if read is not None else ""
+        yield Place((*place.path, name), summary, read=read, given=given.get(name))
 
 
-def _section(where: KeyPath, read: Signature) -> Iterator[tuple[KeyPath, Param, str, str]]:
-    yield where, Param(str(where[-1]), Instance(read.path)), first_sentence(read.summary), ""
-    for name, param in read.settable.items():
-        yield (*where, name), param, first_sentence(read.docs().get(name, "")), ""
+def _proto(place: Place) -> Iterator[Place]:
+    """The key that chooses the class of a section, where there is a choice."""
+    assert place.param is not None
+    registry, instance = registry_of(place.param.type), instance_of(place.param.type)
+    if registry is None and instance is not None and place.read is not None:
+        registry = kind_of(instance.path) if "proto" not in place.read.params else None
+    if registry is not None and len(registry.names()) > 1:
+        kind = registry.kind.replace("_", " ")
+        param = Param("proto", Marked(Basic("text"), NameIn(registry.kind)))
+        yield Place((*place.path, "proto"), f"which {kind} this is.", param)
 
 
-def first_sentence(text: str) -> str:
-    """The beginning of a text, at most two hundred letters."""
-    sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
-    return textwrap.shorten(sentence, 200, placeholder=" ...")
-
-
-def _option_keys(
-    mark: OptionsOf, where: KeyPath, read: Signature, given: dict[str, Any]
-) -> Iterator[tuple[KeyPath, Param, str, str]]:
-    default = read.params[mark.key].default if mark.key in read.params else None
-    name = given.get(mark.key, default)
-    try:
-        of = signature(mark.namespace, name) if isinstance(name, str) else None
-    except ConfigError:
-        return
-    if of is not None:
-        docs = of.docs()
-        for option, param in of.settable.items():
-            yield (*where, option), param, first_sentence(docs.get(option, "")), ""
-
-
-def _extra_keys(
-    read: Signature, given: dict[str, Any], path: KeyPath
-) -> Iterator[tuple[KeyPath, Param, str, str]]:
-    if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, ConfigOf)):
-        return
-    model_type = model_type_of(read.extras.mark, given)
-    fields = config_signature(model_type) if model_type is not None else None
-    if fields is not None:
-        docs = fields.docs()
-        for name, param in fields.params.items():
-            yield (*path, name), param, first_sentence(docs.get(name, "")), ""
-
-
-def _names_of(param: Param) -> str:
+def _marks(param: Param) -> Iterator[Any]:
     for option in options(param.type):
-        if isinstance(option, Marked) and isinstance(option.mark, NameIn | Calls):
-            return f"Names: {', '.join(names(option.mark.namespace))}."
-    return ""
+        while isinstance(option, Marked):
+            yield option.mark
+            option = option.base
 
 
-def _entry(path: KeyPath, param: Param, doc: str, note: str, draft: Draft | None) -> str:
-    head = dotted(path)
-    if not is_node(param.type):
+def _sections(place: Place) -> Iterator[Place]:
+    """The sections in a section and in these, down to `DEPTH`."""
+    for one in inside(place):
+        if one.node:
+            yield one
+            if len(one.path) < DEPTH:
+                yield from _sections(one)
+
+
+def _everything(place: Place) -> Iterator[Place]:
+    """All keys and sections in a section, but for the names that a section takes."""
+    for one in inside(place) if place.named is None and len(place.path) < 8 else ():
+        yield one
+        yield from _everything(one)
+
+
+def _find(topic: str, draft: Draft | None) -> list[Place]:
+    """The places that a topic means.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found: Place | None = _root(draft)
+    for part in topic.split("."):
+        keys = inside(found) if found is not None else ()
+        found = next((one for one in keys if one.path[-1] == part), None)
+    if found is not None:
+        return [found]
+    known = keys_named(topic, draft)
+    if known and "." not in topic:
+        return [place for key in known for place in _find(key, draft)]
+    hint = nearest(topic, [dotted(one.path) for one in _everything(_root(draft))])
+    if draft is None and topic.partition(".")[0] in ("dataset", "model"):
+        hint = " Name a configuration file as well: its proto decides on the keys."
+    raise ConfigError(f"--help {topic}: there is no such section or key.{hint}")
+
+
+# -- as text
+
+
+def _page(place: Place, draft: Draft | None) -> list[str]:
+    """A section with its keys, or a key with all that is known of it."""
+    if place.node:
+        lines = textwrap.wrap(f"{dotted(place.path)}: {_in_a_line(place)}", width())
+        for one in inside(place):
+            lines += _entry(one, draft)
+        return [*lines, *_more(place)]
+    lines = _entry(place, draft)
+    for one in inside(place) if place.named is None else ():
+        lines += _entry(one, draft)
+    return [*lines, *_names(place)]
+
+
+def _more(place: Place) -> list[str]:
+    """How to see more of the keys in a section that open."""
+    opening = [one for one in inside(place) if one.node or one.named or _has_names(one)]
+    if not opening:
+        return []
+    listed = ", ".join(f"--help_{dotted(one.path)}" for one in opening)
+    lines = textwrap.wrap(f"more: {listed}", width(), subsequent_indent="      ")
+    return ["", *(line.replace("--help_", "--help ") for line in lines)]
+
+
+def _has_names(place: Place) -> bool:
+    marks = _marks(place.param) if place.param is not None else ()
+    return any(isinstance(mark, NameIn | OptionsOf) for mark in marks)
+
+
+def _entry(place: Place, draft: Draft | None) -> list[str]:
+    """A key with its type, its default, its value and what it means."""
+    param = place.param
+    head = f"{dotted(place.path)}"
+    doc = place.doc
+    if place.node:
+        head, doc = f"{head}: a section", _in_a_line(place)
+    elif param is not None and place.path[-1] != "proto":
         head += f": {describe(param.type)}"
         if param.required:
             head += "; required"
         elif param.default_text:
             head += f"; default {_default(param)}"
-    if draft is not None and draft.tree.has(path):
-        value = draft.tree.get(path)
+    if draft is not None and draft.tree.has(place.path):
+        value = draft.tree.get(place.path)
         if not isinstance(value, dict):
-            head += f"; now {_inline(value)} ({draft.tree.origin(path)})"
-    body = [line for text in (doc, note) if text for line in textwrap.wrap(text, _WIDTH - 6)]
-    return "\n".join([f"  {head}", *(f"      {line}" for line in body)])
+            head += f"; now {_inline(value)} ({draft.tree.origin(place.path)})"
+    wrap = textwrap.TextWrapper(width(), break_long_words=False, break_on_hyphens=False)
+    wrap.initial_indent, wrap.subsequent_indent = "  ", "        "
+    lines = wrap.wrap(head)
+    wrap.initial_indent = wrap.subsequent_indent = "      "
+    return lines + wrap.wrap(_plain(doc))
+
+
+def _names(place: Place) -> list[str]:
+    """The names that a key may have; those of this project with what each is."""
+    if place.named is not None:
+        namespace = place.named
+    else:
+        marks = _marks(place.param) if place.param is not None else ()
+        found = [mark for mark in marks if isinstance(mark, NameIn)]
+        if not found:
+            return []
+        namespace = found[0].namespace
+    listed = names(namespace)
+    if namespace not in REGISTRIES:
+        wrap = textwrap.TextWrapper(width(), initial_indent="      ", subsequent_indent="      ")
+        return wrap.wrap(f"Names: {', '.join(listed)}.")
+    texts = []
+    for name in listed:
+        read = signature(namespace, name)
+        texts.append((name, first_sentence(read.summary) if read is not None else ""))
+    more = f"--help {dotted(place.path)}.{listed[0]} lists its options" if place.named else ""
+    return [
+        "",
+        "    names:",
+        *_columns(texts, indent=6),
+        *(["", f"    {more}"] * bool(more)),
+    ]
+
+
+def _in_a_line(place: Place) -> str:
+    """What a section is: its class, and the first sentence of its text."""
+    doc = first_sentence(place.doc).partition(";")[0].rstrip(".")
+    if place.read is None:
+        registry = registry_of(place.param.type) if place.param is not None else None
+        known = f": {', '.join(registry.names())}" if registry is not None else ""
+        return f"{doc}; needs a proto{known}"
+    own = place.read.path.partition(".")[2].startswith("config.")
+    return doc if own else f"{doc} ({place.read.path.rpartition('.')[2]})"
+
+
+def _columns(rows: Sequence[tuple[str, str]], *, indent: int = 2, cut: bool = False) -> list[str]:
+    """Rows of two columns, wrapped or cut to the width."""
+    left = max((len(name) for name, _ in rows), default=0) + 2
+    room = max(20, width() - indent - left)
+    lines = []
+    for name, text in rows:
+        text = _plain(text)
+        parts = [_cut(text, room)] if cut else textwrap.wrap(text, room)
+        for number, part in enumerate(parts or [""]):
+            start = name if number == 0 else ""
+            lines.append(f"{' ' * indent}{start.ljust(left)}{part}".rstrip())
+    return lines
+
+
+def _cut(text: str, room: int) -> str:
+    """A text in one line: its first clause where the whole does not fit."""
+    if len(text) <= room:
+        return text
+    clauses = re.split(r"(?<=[:;,])\s", text)
+    while len(clauses) > 1 and len(" ".join(clauses)) > room:
+        clauses.pop()
+    return textwrap.shorten(" ".join(clauses).rstrip(":;, "), room, placeholder=" ...")
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a text; a point behind an abbreviation, as in "et al.", ends none."""
+    for point in re.finditer(r"[.!?](?=\s)", text):
+        word = text[: point.start()].rpartition(" ")[2].lstrip("(").lower()
+        following = text[point.end() :].lstrip()[:1]
+        if word not in _ABBREVIATIONS and not following.islower():
+            return text[: point.end()]
+    return text
+
+
+def _plain(text: str) -> str:
+    """A text without the markup of docstrings of other packages."""
+    text = re.sub(r":\w+:`~?([^`]*)`", r"\1", text)
+    return text.replace("``", "'")
 
 
 def _default(param: Param) -> str:

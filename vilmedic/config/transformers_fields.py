@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,18 @@ from vilmedic.config.types import (
 from vilmedic.config.yaml_source import read_file_text
 from vilmedic.errors import ConfigError
 
+BODIES = {"cxr-bert": "bert"}
+"""Model types that bring Python of their own around a model that transformers has, and that model.
+
+CXR-BERT (Boecking et al. 2022, arXiv 2204.09817) is BERT with a head on top of its first token.
+"""
+
+
+def body_of(stated: Mapping[str, Any]) -> str | None:
+    """The model type, as transformers knows it, of what a `config.json` states."""
+    found = stated.get("model_type")
+    return BODIES.get(found, found) if isinstance(found, str) else None
+
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     """The transformers model type that the settings of a node belong to.
@@ -51,8 +64,7 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     source = siblings.get(mark.key)
     if source is None:
         return mark.default
-    found = (stated_fields(str(source)) or {}).get("model_type")
-    return found if isinstance(found, str) else None
+    return body_of(stated_fields(str(source)) or {})
 
 
 def stated_fields(folder: str) -> dict[str, Any] | None:
@@ -84,13 +96,13 @@ def same_model(one: str, other: str) -> bool | None:
     first, second = stated_fields(one), stated_fields(other)
     if first is None or second is None:
         return None
-    if first.get("model_type") != second.get("model_type"):
+    if body_of(first) != body_of(second):
         return False
-    fields = config_signature(str(first.get("model_type")))
+    fields = config_signature(str(body_of(first)))
     defaults = {} if fields is None else {k: p.default for k, p in fields.params.items()}
     return all(
         first.get(name, defaults.get(name)) == second.get(name, defaults.get(name))
-        for name in {*first, *second} - _NO_SETTINGS
+        for name in {*first, *second} - _NO_SETTINGS - {"model_type"}
         if name in defaults or (name in first and name in second)
     )
 
@@ -101,7 +113,6 @@ _ALWAYS = (
     "num_labels",
     "id2label",
     "label2id",
-    "attn_implementation",
     "output_attentions",
 )
 # what a folder says of its file and of heads, which changes no feature
@@ -189,6 +200,9 @@ def _fields(path: str) -> Signature:
             queue += [base for base in bases(cls) if base.startswith("transformers.")]
     for name in _FLOAT32.intersection(found):
         found[name] = Param(name, AnyOf((Choice(("float32",)), Basic("null"))), required=False)
+    found["attn_implementation"] = Param(
+        "attn_implementation", AnyOf((Choice(("sdpa", "eager")), Basic("null"))), required=False
+    )
     for name in _ALWAYS:
         found.setdefault(name, Param(name, ANY, required=False))
     return bounded(Signature(path, found, None, tuple(docstrings)), _bounds)

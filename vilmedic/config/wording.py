@@ -48,30 +48,34 @@ def describe(kind: Type) -> str:
             return mark.words
         if isinstance(mark, Lengths):
             lengths = " or ".join(str(length) for length in mark.allowed)
-            return describe(kind.base).replace("a list of ", f"a list of {lengths} ", 1)
+            return describe(kind.base).replace("list of ", f"list of {lengths} ", 1)
         return describe(kind.base)
     if isinstance(kind, Choice):
-        return "one of " + ", ".join(spell(value) for value in kind.values)
+        values = ", ".join(spell(value) for value in kind.values)
+        return values if len(kind.values) == 1 else f"one of {values}"
     if isinstance(kind, ListOf):
         if kind.item in (ANY, Basic("foreign")):
-            return "a list"
-        return f"a list of {_bounded(kind.item, one=False) or describe(kind.item)}"
+            return "list"
+        return f"list of {_bounded(kind.item, one=False) or describe(kind.item)}"
     if isinstance(kind, TupleOf):
         several = _bounded(kind.items[0], one=False) if len(set(kind.items)) == 1 else ""
         if several:
-            return f"a list of {len(kind.items)} {several}"
-        return f"a list of {len(kind.items)}: " + ", ".join(describe(one) for one in kind.items)
+            return f"list of {len(kind.items)} {several}"
+        return f"list of {len(kind.items)}: " + ", ".join(describe(one) for one in kind.items)
     if isinstance(kind, MapOf):
-        return "a mapping" if plain(kind.value) == ANY else f"a mapping to {describe(kind.value)}"
+        return "mapping" if plain(kind.value) == ANY else f"mapping to {describe(kind.value)}"
     if isinstance(kind, AnyOf):
         known = [one for one in options(kind) if one != Basic("foreign")] or [ANY]
         words = list(dict.fromkeys(describe(one) for one in known if one != Basic("null")))
+        # an integer is a number
+        wider = {one: one.replace("integer", "number", 1) for one in words}
+        words = [one for one in words if wider[one] == one or wider[one] not in words]
         null = Basic("null") in known
         listed = " or ".join(words) or "null"
         return f"{listed}, or null" if null and words else listed
     if isinstance(kind, Instance):
-        return f"a mapping with the keys of {kind.path.rpartition('.')[2]}"
-    words_of = {"int": "an integer", "float": "a number", "bool": "true or false", "path": "a path"}
+        return f"mapping with the keys of {kind.path.rpartition('.')[2]}"
+    words_of = {"int": "integer", "float": "number", "bool": "true or false"}
     return words_of.get(kind.name, "anything" if kind.name == "foreign" else kind.name)
 
 
@@ -84,8 +88,8 @@ def _bounded(kind: Type, *, one: bool) -> str:
         kind = kind.base
     if kind not in (*NUMBERS, ANY) or not isinstance(kind, Basic):
         return ""
-    noun = {("int", True): "an integer", ("int", False): "integers"}.get(
-        (kind.name, one), "a number" if one else "numbers"
+    noun = {("int", True): "integer", ("int", False): "integers"}.get(
+        (kind.name, one), "number" if one else "numbers"
     )
     return f"{noun} {' and '.join(bounds)}".strip()
 
@@ -94,14 +98,14 @@ def allowed(kind: Type) -> str:
     """What a value may be, in words; the keys of a mapping and the names of a kind are listed."""
     registry = registry_of(kind)
     if registry is not None:
-        return f"a mapping with a proto, one of {', '.join(registry.names()) or 'none'}"
+        return f"mapping with a proto, one of {', '.join(registry.names()) or 'none'}"
     if isinstance(kind, Instance):
         read = read_signature(kind.path)
         keys = [
             f"{name} (needed)" if param.required else name
             for name, param in (read.settable if read else {}).items()
         ]
-        return f"a mapping with {', '.join(keys)}" if keys else describe(kind)
+        return f"mapping with {', '.join(keys)}" if keys else describe(kind)
     return describe(kind)
 
 

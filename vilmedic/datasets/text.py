@@ -13,9 +13,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertTokenizerFast,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
+from vilmedic.config.transformers_fields import body_of
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import (
     REPORT_FEATURES,
@@ -349,7 +355,8 @@ def _read_tokenizer(name: str) -> Any:
         if OWN_CODE not in str(error):
             raise
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+        reader = _class_of_body(name)
+        tokenizer = reader.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         usable = "Without it a tokenizer needs tokenizer.json, which is not there."
         raise ArgumentError({"tokenizer": own_code(name, usable)}) from error
@@ -362,12 +369,24 @@ def _read_tokenizer(name: str) -> Any:
         if found and getattr(tokenizer, role) is None:
             setattr(tokenizer, role, found[0])
     logger.warning(
-        "%s brings Python code of its own, which is not executed; its tokenizer.json is used, with "
-        "%s",
+        "%s brings Python code of its own, which is not executed; its %s is used, with %s",
         name,
+        "tokenizer.json" if reader is PreTrainedTokenizerFast else "vocabulary of BERT",
         ", ".join(f"{role} {token}" for role, token in tokenizer.special_tokens_map.items()),
     )
     return tokenizer
+
+
+def _class_of_body(name: str) -> Any:
+    """What reads the tokenizer of a model with Python of its own.
+
+    Around BERT it is the class of BERT, which reads a word list too.
+    """
+    try:
+        stated, _ = PretrainedConfig.get_config_dict(name)
+    except Exception:  # a tokenizer alone, or a damaged file, which is said of the model
+        return PreTrainedTokenizerFast
+    return BertTokenizerFast if body_of(stated) == "bert" else PreTrainedTokenizerFast
 
 
 def own_code(name: str, usable: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -522,6 +522,20 @@ class Splits:
                 step.check(evaluation)
             except ArgumentError as error:
                 raise located(error, node.tree, node.path) from error
+
+    def first_batches(self, split: str, samples: int) -> Iterator[dict[str, Any]]:
+        """The batches of a split, prepared and on the device, until they hold enough samples.
+
+        Args:
+            split: name of the split.
+            samples: how many are enough.
+        """
+        dataset, seen = self.dataset(split), 0
+        for batch in self._loader(dataset, num_workers=0):
+            yield dataset.prepare(move(batch, self.device))
+            seen += len(batch["index"])
+            if seen >= samples:
+                return
 
     def _build_dataset(self, split: str) -> Any:
         return build(

@@ -55,7 +55,7 @@ class Reconstruction(Metric):
             return dict.fromkeys(names)
         size = model.num_tokens
         perplexity, used = codebook_use(codes, size)
-        if perplexity < self.collapse_share * min(size, codes.numel()):
+        if is_collapsed(perplexity, size, codes.numel(), self.collapse_share):
             logger.warning(
                 "%s, split %s: the codebook has collapsed: %d of %d codes are used, with a "
                 "perplexity of %.1f. model.kl_div_loss_weight above 0, a higher "
@@ -84,6 +84,18 @@ def codebook_use(codes: Tensor, size: int) -> tuple[float, int]:
     counts = torch.bincount(codes.flatten(), minlength=size).double()
     entropy = torch.special.entr(counts / counts.sum()).sum().item()
     return math.exp(entropy), int((counts > 0).sum())
+
+
+def is_collapsed(perplexity: float, size: int, positions: int, share: float = 0.02) -> bool:
+    """Whether a codebook is used far less than it could be.
+
+    Args:
+        perplexity: of the use of its codes.
+        size: number of codes in it.
+        positions: number of codes that the perplexity is of.
+        share: of the smaller of the two, which a perplexity below means a collapse.
+    """
+    return perplexity < share * min(size, positions)
 
 
 def check_single_vae(evaluation: Evaluation) -> None:

@@ -108,7 +108,8 @@ class ConVIRT(ContrastiveModel):
             reports: Tensor = encoder(batch["input_ids"], batch["attention_mask"])
             return reports
 
-        settings = f"{encoder.pooling} {encoder.network.config}"
+        config = encoder.network.config
+        settings = f"{encoder.pooling} {config._attn_implementation} {config}"
         text = Tower("text encoder", encoder.network, encode, settings)
         return {**visual_tower(self.cnn), REPORT_FEATURES: text}
 

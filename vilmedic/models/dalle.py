@@ -333,7 +333,7 @@ def _vocabulary_size(spec: DataSpec, dalle: TransformerSettings) -> int:
         raise ArgumentError(
             {
                 "dalle.text_seq_len": f"given {dalle.text_seq_len}, but tokenizer_max_len of the "
-                f"reports is {longest}. Allowed: at least that."
+                f"reports is {longest}. Allowed: integer >= {longest}."
             }
         )
     return words
@@ -343,5 +343,5 @@ def _check_range(tokens: Tensor, size: int, what: str, key: str) -> None:
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < size:
         raise DataError(
             f"The {what} reach from {int(tokens.min())} to {int(tokens.max())}, but {key} is "
-            f"{size}. Allowed: 0 to {size - 1}."
+            f"{size}. Allowed: integer from 0 to {size - 1}."
         )

@@ -67,7 +67,7 @@ class PlotAttention(PostProcessing):
             raise ArgumentError(
                 {
                     "samples": f"given {missing[0]}, but the split '{evaluation.split}' "
-                    f"has {size} samples. Allowed: 0 to {size - 1}."
+                    f"has {size} samples. Allowed: integer from 0 to {size - 1}."
                 }
             )
 

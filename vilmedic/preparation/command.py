@@ -24,7 +24,7 @@ from vilmedic.preparation.folder import (
     write_folder,
 )
 from vilmedic.preparation.splitting import Shares, parse_shares
-from vilmedic.script import count
+from vilmedic.script import argument_parser, count
 from vilmedic.tables import MISSING
 
 REPORT_FILES = {"both": "report.tok", "findings": "findings.tok", "impression": "impression.tok"}
@@ -37,10 +37,7 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
         doc: the builder's description, its first paragraph being shown.
         root: folder that is built by default.
     """
-    parser = argparse.ArgumentParser(
-        description=" ".join(doc.strip().split("\n\n")[0].split()),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argument_parser(doc)
     parser.add_argument("--root", type=Path, default=Path(root), help="folder to build")
     parser.add_argument(
         "--images",

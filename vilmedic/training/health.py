@@ -1,9 +1,9 @@
-"""The health of contrastive training: what a batch tells of it, and warnings that name a cause."""
+"""The health of training: what a batch tells of it, and warnings that name a cause."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -194,3 +194,32 @@ def feature_std(unit: Tensor) -> float:
 def duplicates(rows: Tensor) -> float:
     """Share of the rows [B, ...] of a batch that repeat another one: 1 - distinct / B."""
     return 1 - len(torch.unique(rows, dim=0)) / len(rows)
+
+
+def warn_of_collapsed_codes(model: Any, batches: Iterable[Tensor]) -> str | None:
+    """Warn when the frozen VAE of a DALLE gives all images almost the same few codes.
+
+    A transformer over such codes trains well, as they are easy to guess, and draws nothing.
+
+    Args:
+        model: has the size of the codebook, `num_image_tokens`, and the VAE's file, `vae_ckpt`.
+        batches: codes of images, int64 [B, N] each.
+
+    Returns:
+        The warning, which is also logged, or None.
+    """
+    from vilmedic.metrics.reconstruction import codebook_use, is_collapsed  # for DALLE only
+
+    codes = torch.cat([batch.cpu() for batch in batches])
+    size = model.num_image_tokens
+    perplexity, used = codebook_use(codes, size)
+    if not is_collapsed(perplexity, size, codes.numel()):
+        return None
+    text = (
+        f"The codebook of model.vae.ckpt={model.vae_ckpt} has collapsed: on {len(codes)} images it "
+        f"uses {used} of {size} codes, with a perplexity of {perplexity:.1f}, so that DALLE cannot "
+        "draw more than these. Train the VAE again with model.kl_div_loss_weight above 0, a higher "
+        "model.temperature, a lower learning rate or for longer."
+    )
+    LOGGER.warning(text)
+    return text

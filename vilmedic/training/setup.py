@@ -28,7 +28,7 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
     if section.batch_size < world:
         raise ConfigError(
             f"trainor.batch_size: given {section.batch_size}, but the batch is shared by {world} "
-            f"processes, each of which needs a sample. Allowed: {world} or more."
+            f"processes, each of which needs a sample. Allowed: integer >= {world}."
         )
     if not model.cross_sample:
         return
@@ -41,7 +41,7 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
         raise DataError(
             f"The training split has {samples} samples, fewer than "
             f"trainor.batch_size={section.batch_size}; this model trains on full batches "
-            f"only. Allowed: 2 to {samples}."
+            f"only. Allowed: integer from 2 to {samples}."
         )
 
 
@@ -54,7 +54,7 @@ def check_validation_batches(model: Any, section: ValidatorSection) -> None:
     if model.cross_sample and section.batch_size < 2:
         raise ConfigError(
             f"validator.batch_size: given {section.batch_size}, but this model compares the "
-            "samples of a batch and has no loss for one alone. Allowed: 2 or more."
+            "samples of a batch and has no loss for one alone. Allowed: integer >= 2."
         )
 
 

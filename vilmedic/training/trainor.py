@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
-from vilmedic.config import build, build_calls
+from vilmedic.config import build, build_calls, fetch
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
@@ -72,6 +72,9 @@ class Trainor:
         self.seed, self.started_from = start.seed, start.path
         seed_everything(self.seed)
 
+        if start.state is None:  # known before data is read and a vocabulary built
+            with processes.main_first():
+                fetch(MODELS, config.model)
         with processes.main_first():
             self.data = build(
                 DATASETS,

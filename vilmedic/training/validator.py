@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from vilmedic.config.declared import KEY, PUBLISHED_NAMES, Scores, is_declaration
+from vilmedic.device import inference
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation, Splits
 from vilmedic.log import LOGGER
+from vilmedic.training.health import warn_of_collapsed_codes
 from vilmedic.training.parallel import frozen_cache_gib, gathered
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 WATCHED = 1000
 """Samples of a split in which a collapse is looked for: enough to see it, and quickly."""
+FEW = 64
+"""Images in which a collapsed codebook is looked for: each of them has many codes."""
 
 
 class Validator:
@@ -77,6 +81,11 @@ class Validator:
             for split in self._section.splits:
                 self._splits.tokens_ready(split, model)
                 self._splits.check(networks, split)
+            codes: Any = getattr(model, "image_tokens", None)
+            if self._section.splits and codes is not None:
+                with inference(self._device, "fp32"):
+                    batches = self._splits.first_batches(self._section.splits[0], FEW)
+                    warn_of_collapsed_codes(model, map(codes, batches))
 
     def _check_sizes(self, model: nn.Module) -> None:
         """Refuse a split that can have no loss, so that no checkpoint could be the best."""

@@ -38,6 +38,7 @@ from vilmedic.preparation.builders.folder_images import (
 from vilmedic.preparation.builders.folder_table import UNCERTAIN_CELLS, LabelColumns, Row, read_rows
 from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
 from vilmedic.preparation.splitting import SPLIT_NAMES, SPLITS, group_key, parse_shares
+from vilmedic.script import argument_parser
 from vilmedic.tables import Missing, encoding_of
 
 SCRIPT = "make_folder"
@@ -382,10 +383,8 @@ def _extension(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Builds a folder to train on from any folder of images with a table or DICOM "
-        "headers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = argument_parser(
+        "Builds a folder to train on from any folder of images with a table or DICOM headers."
     )
     add = parser.add_argument
     add("--root", type=Path, required=True, help="folder to build")

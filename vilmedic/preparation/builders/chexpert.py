@@ -369,7 +369,8 @@ def _parser() -> argparse.ArgumentParser:
         "--reports", type=Path, metavar="FILE", help=f"{PLUS}: keep images with a report only"
     )
     command.add_section(parser, default="impression")
-    parser.add_argument("--view", choices=["frontal", "lateral", "all"], default="frontal")
+    views = ["frontal", "lateral", "all"]
+    parser.add_argument("--view", choices=views, default=views[0], help="which images to take")
     add_uncertain(parser)
     parser.add_argument(
         "--validate", type=count, default=5000, help="training images to validate on"

@@ -44,7 +44,7 @@ from vilmedic.preparation.download.resources import (
     ResourceTable,
     load_table,
 )
-from vilmedic.script import count, positive
+from vilmedic.script import argument_parser, count, positive
 
 SCRIPT = "download"
 WIDTH = 100
@@ -184,28 +184,26 @@ def _account(table: ResourceTable, name: str) -> str:
 
 
 def _parser(scripts: Path) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser(__doc__ or "")
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME[,NAME...]", help="what to fetch; nothing lists it all")
-    add("--data", type=Path, default=Path("data"), help="data folder (default: data)")
+    what = "what to fetch, such as mimic-cxr-images-512,SELFSUP; without a name, list what there is"
+    add("names", nargs="*", metavar="NAME[,NAME...]", help=what)
+    add("--data", type=Path, default=Path("data"), help="data folder")
     add(
         "--subset",
         metavar="N|SPLIT|SPLIT:N",
         help="images of MIMIC-CXR: only the first N studies, only a split, or both",
     )
     add("--keep-originals", action="store_true", help="keep images in their published size as well")
-    add("--parallel", type=positive, default=8, help="transfers at a time (default: 8)")
+    add("--parallel", type=positive, default=8, help="transfers at a time")
     add(
         "--retries",
         type=count,
         default=8,
-        help="attempts without a new byte before giving up (default: 8)",
+        help="attempts without a new byte before giving up",
     )
-    add("--wait", type=float, default=1.0, help="seconds before the first retry (default: 1)")
-    add("--timeout", type=float, default=60.0, help="seconds below 1 kB a second (default: 60)")
+    add("--wait", type=float, default=1.0, help="seconds before the first retry")
+    add("--timeout", type=float, default=60.0, help="seconds below 1 kB a second")
     add_workers(parser)
     add(
         "--resources",

@@ -10,7 +10,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from tests.several_processes import environment, free_port
-from vilmedic import cli
+from vilmedic import command_line as cli
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, DataError
 
@@ -31,6 +31,9 @@ def test_words_are_sorted() -> None:
     line = cli.parse(["a.b=1", "c.yml", "~d", "--check", "e=-1"], "train.py")
     assert line == cli.CommandLine("c.yml", ("a.b=1", "~d", "e=-1"), "--check")
     assert cli.parse(["--print-config", "-h"], "train.py").option == "--help"
+    asked = cli.parse(["c.yml", "--help", "trainor", "model.loss", "a=1"], "train.py")
+    assert asked == cli.CommandLine("c.yml", ("a=1",), "--help", ("trainor", "model.loss"))
+    assert cli.parse(["--help=trainor"], "train.py").topics == ("trainor",)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +41,21 @@ def test_words_are_sorted() -> None:
     [
         ([], "no configuration file is given. Use: train.py config.yml"),
         (["a=1"], "no configuration file is given"),
-        (["c.yml", "--chek"], "'--chek': unknown. Allowed: --help, --print-config, --check. Did"),
+        (
+            ["c.yml", "--chek"],
+            "--check, and keys as key=value. Did you mean '--check'",
+        ),
         (["c.yml", "--a.b=1"], "keys are written without dashes: a.b=1"),
+        (
+            [CONFIG, "--epochs=3"],
+            "'--epochs=3': keys are written without dashes: trainor.e",
+        ),
+        ([CONFIG, "--epochs", "3"], "without dashes: trainor.epochs=3."),
+        ([CONFIG, "--lr=1"], "without dashes: trainor.optim_params.lr=1."),
+        (
+            [CONFIG, "--batch-size"],
+            "trainor.batch_size=... or validator.batch_size=... or ",
+        ),
     ],
 )
 def test_other_words_are_refused(words: list[str], expected: str) -> None:
@@ -110,13 +126,17 @@ def test_an_option_prints_and_does_not_run(option: str, capsys: pytest.CaptureFi
     seen: list[Config] = []
     assert run(CONFIG, option, action=seen.append) == 0
     assert seen == []
-    expected = {"--check": "ok: config/", "--print-config": "name: ", "--help": "Trains.\n"}
+    expected = {"--check": "ok: config/", "--print-config": "name: ", "--help": "usage: train.py "}
     assert capsys.readouterr().out.startswith(expected[option])
 
 
 def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    assert "  dataset\n" in capsys.readouterr().out
+    assert "\n  dataset  " in capsys.readouterr().out
+    assert run("--help", "trainor.epochs") == 0
+    assert capsys.readouterr().out.startswith("  trainor.epochs: integer >= 0; default 99\n")
+    assert run("--help", "model.loss") == cli.FAILED
+    assert "Name a configuration file as well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
