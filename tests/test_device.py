@@ -22,7 +22,7 @@ from vilmedic.random_state import random_state
 
 def test_named_devices() -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"given 'gpu', allowed: cpu, cuda, cuda:N or null"):
+    with pytest.raises(ConfigError, match=r"given 'gpu', allowed: cpu, cuda, cuda:N, mps or null"):
         pick_device("gpu")
     with pytest.raises(ConfigError, match="this machine has"):
         pick_device(f"cuda:{torch.cuda.device_count()}")
@@ -161,7 +161,7 @@ def test_blocks_have_the_size_for_the_device() -> None:
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="allowed: cpu, cuda, cuda:N or null"):
+    with pytest.raises(ConfigError, match="allowed: cpu, cuda, cuda:N, mps or null"):
         pick_device(name)
 
 

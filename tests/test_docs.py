@@ -179,3 +179,15 @@ def test_the_files_that_the_description_of_the_package_names_are_there() -> None
         assert (ROOT / path).is_file(), name
     for dotted in re.findall(r"\b(?:datasets|training|evaluation)\.(?!py\b)[a-z_]+\b", text):
         assert (ROOT / "vilmedic" / f"{dotted.replace('.', '/')}.py").is_file(), dotted
+
+
+def test_the_dockerfile_copies_what_is_there_and_no_data() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    copied = [word for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for word in line.split()]
+    assert {"pyproject.toml", "constraints.txt", "vilmedic", "bin", "config"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {line[1:] for line in ignored if re.fullmatch(r"![\w.]+", line)} == set(copied)
+    assert ignored.index("!data") < ignored.index("data/*") < ignored.index("!data/*.py")
+    pinned = (ROOT / "constraints.txt").read_text()
+    assert len(re.findall(r"^torch(?:vision)?==\S+$", pinned, re.MULTILINE)) == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nbformat
@@ -41,8 +43,26 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert bool(text(before)) == bool(text(after)), before.source
     shown = [text(cell) for cell in code_cells(saved)]
     assert not any(str(Path.home()) in one for one in shown)
-    assert "Did you mean 'trainor.batch_size'?" in text(code_cells(fresh)[1])
-    assert "ConVIRT of ckpt/first-steps/" in text(code_cells(fresh)[3])
+    assert "Did you mean 'trainor.batch_size'?" in text(code_cells(fresh)[2])
+    assert "ConVIRT of ckpt/first-steps/" in text(code_cells(fresh)[4])
+
+
+def test_the_first_cell_gets_the_repository_on_colab_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    [path] = NOTEBOOKS
+    source = code_cells(nbformat.read(path, as_version=4))[0].source
+    called: list[list[str]] = []
+    monkeypatch.setattr("subprocess.run", lambda words, check: called.append(words))
+    monkeypatch.setattr("os.chdir", lambda folder: called.append([folder]))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(source, {})
+    assert called == []
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    exec(source, {})
+    clone, install, folder = called
+    assert clone[:2] == ["git", "clone"]
+    assert install == [sys.executable, "-m", "pip", "install", "--quiet", "-e", clone[-1]]
+    assert folder == [f"{clone[-1]}/docs/notebooks"]
+    assert sys.path[0] == clone[-1]
 
 
 def test_there_are_notebooks() -> None:

@@ -216,7 +216,7 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     add("--features", choices=features, default=features[0], help="of images")
     add("--no-normalize", dest="normalize", action="store_false", help="keep the lengths of rows")
     add("--batch-size", type=positive, default=32, metavar="N", help="inputs at once")
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    add("--device", help="cpu, cuda, cuda:N or mps (default: cuda when there is one)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="arithmetic")
     add(
         "--on-error",

@@ -28,14 +28,15 @@ WORDS, IMAGES = HOST + "word_count", HOST + "image_count"
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device that a configuration names, or a GPU when there is one, or the CPU.
+    """The device that a configuration names, or a CUDA GPU when there is one, or the CPU.
 
     A GPU named by its number becomes the current one, whose generator is saved and restored and for
     which memory is pinned.
 
     Args:
-        name: `cpu`, `cuda`, `cuda:N` or None. Of several processes on a machine, each takes the
-            GPU of its own number.
+        name: `cpu`, `cuda`, `cuda:N`, `mps` or None. Of several processes on a machine, each takes
+            the GPU of its own number. `mps` is the GPU of an Apple computer; it is never taken
+            unless named, as none of the numbers of this project were measured on one.
 
     Returns:
         A device that exists on this machine.
@@ -46,8 +47,18 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", name):
-        raise ConfigError(f"device: given '{name}', allowed: cpu, cuda, cuda:N or null.")
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?|mps", name):
+        raise ConfigError(f"device: given '{name}', allowed: cpu, cuda, cuda:N, mps or null.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            "device: given 'mps', but torch finds no Apple GPU on this machine. Leave the key out "
+            "to take what there is."
+        )
+    if kind == "mps" and process_count() > 1:
+        raise ConfigError(
+            "device: given 'mps', which is one GPU and cannot be shared by several processes. "
+            "Start one process, or set device to cpu."
+        )
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device: given '{name}', but this machine has {torch.cuda.device_count()} CUDA "
@@ -120,6 +131,11 @@ def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The type in which sums are exact enough: float64, or float32 where a device has no wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -219,13 +235,17 @@ def _made(
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on the device, copied without waiting where memory is pinned.
 
+    Memory is pinned for CUDA alone; elsewhere a copy that nobody waits for may read what has been
+    overwritten since.
+
     What shapes follow from is counted before: to read it from a GPU would wait for all that this
     has still to do. So on one a batch also has lists, with a number for each sample: of the words
     of its report, special tokens included, in `host_word_count`, and of its images in
     `host_image_count`.
     """
+    queued = device.type != "mps"
     moved = {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        key: value.to(device, non_blocking=queued) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
     if device.type != "cpu" and "word_ids" in batch:

@@ -44,7 +44,7 @@ def load(
             one whose images were transformed by Python code, as some of the original vilmedic; its
             `dataset.seq.tokenizer` says where the vocabulary is.
         ema: take the averaged weights that `trainor.ema` kept.
-        device: `cpu`, `cuda`, `cuda:N`; None takes a GPU when there is one.
+        device: `cpu`, `cuda`, `cuda:N` or `mps`; None takes a CUDA GPU when there is one.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it lacks what a model needs.

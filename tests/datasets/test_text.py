@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.small_models import tiny_tokenizer
 from vilmedic.datasets.aligned import SampleKey
+from vilmedic.datasets.report_text import CLEANERS
 from vilmedic.datasets.text import (
     TextDataset,
     has_word_boundaries,
@@ -107,6 +108,60 @@ def test_sentences_are_drawn_by_seed_epoch_and_sample(
     assert drawn == [words(again, again[SampleKey(2, epoch)]["ids"]) for epoch in range(40)]
     whole = TextDataset(**text_args(sample_sentence=True, processing=processing, training=False))
     assert len(whole[SampleKey(2)]["ids"]) > 9
+
+
+@pytest.mark.parametrize("processing", [None, *CLEANERS])
+def test_shuffled_reports_have_all_words_in_another_order(
+    text_args: Args, processing: str | None
+) -> None:
+    settings = text_args(shuffle_sentences=True, processing=processing)
+    dataset = TextDataset(**settings)
+    assert dataset.random
+    drawn = [words(dataset, dataset[SampleKey(2, epoch)]["ids"]) for epoch in range(60)]
+    assert len(set(drawn)) == 6  # three sentences in every order
+    whole = TextDataset(**text_args(shuffle_sentences=True, processing=processing, training=False))
+    assert not whole.random
+    expected = words(whole, whole[SampleKey(2)]["ids"])
+    assert expected in drawn
+    assert {tuple(sorted(text.split())) for text in drawn} == {tuple(sorted(expected.split()))}
+    again = TextDataset(**settings)  # a function of seed, epoch and line: neither order nor worker
+    assert drawn[7:] == [words(again, again[SampleKey(2, n)]["ids"]) for n in range(7, 60)]
+    other = TextDataset(**{**settings, "seed": 2})
+    assert drawn != [words(other, other[SampleKey(2, epoch)]["ids"]) for epoch in range(60)]
+
+
+def test_sampled_sentences_may_be_shuffled_too(text_args: Args) -> None:
+    both = TextDataset(**text_args(sample_sentence=True, max_sentences=2, shuffle_sentences=True))
+    drawn = {words(both, both[SampleKey(2, epoch)]["ids"]) for epoch in range(60)}
+    assert len(drawn) == 9  # one of three, or two of them in either order
+
+
+def test_a_chain_of_cleanings_is_applied_in_order_everywhere(
+    text_args: Args, write: Write, tmp_path: Path
+) -> None:
+    write(
+        "train.report.tok", ["Stable cardiomegaly since ___. No effusion.", "Clear; seen by ___."]
+    )
+    chain = ["remove_prior_references", "remove_deidentification", "r2gen_clean_report"]
+    dataset = TextDataset(**text_args(processing=chain))
+    assert list(dataset.cleaned) == ["cardiomegaly . no effusion .", "clear seen ."]
+    prompt = dataset.encode_text(["Stable cardiomegaly since ___. No effusion."])
+    assert prompt["input_ids"][0].tolist() == dataset.collate([dataset[0]])["input_ids"][0].tolist()
+    assert "cardiomegaly" in dataset.words("Unchanged cardiomegaly.")
+    assert "unchanged" not in dataset.words("Unchanged cardiomegaly.")
+    assert dataset.tokenizer.get_vocab().keys().isdisjoint({"stable", "since"})
+    settings = json.loads((tmp_path / "run" / "tokenizer" / "vocabulary.json").read_text())
+    assert settings["processing"] == chain
+    with pytest.raises(DataError, match="other processing"):
+        TextDataset(**text_args(processing=chain[:2]))
+
+
+def test_a_chain_of_one_is_that_cleaning(text_args: Args) -> None:
+    one = TextDataset(**text_args(processing="ifcc_clean_report"))
+    listed = TextDataset(**text_args(processing=["ifcc_clean_report"]))  # the same vocabulary
+    assert list(listed.cleaned) == list(one.cleaned)
+    assert listed.reports.processing == "ifcc_clean_report"
+    assert TextDataset.__init__.__kwdefaults__["processing"] is None
 
 
 def test_draws_of_several_sentences_keep_their_order(text_args: Args) -> None:

@@ -99,7 +99,8 @@ def relaxed_lookup(
 
     found, spreads = [], []
     parts = list(_blocks(features, weight))
-    again = len(parts) > 1 and torch.is_grad_enabled()
+    # Torch cannot repeat the noise of an Apple GPU for a second pass: there, all of it is kept.
+    again = len(parts) > 1 and torch.is_grad_enabled() and features.device.type != "mps"
     for start, rows in parts:
         given = None if noise is None else noise[start : start + len(rows)]
         arguments = (rows, weight, bias, vectors, given)

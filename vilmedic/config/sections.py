@@ -71,7 +71,7 @@ class TrainorSection:
             images and reports that are the same in every epoch: computed once for all epochs; 0
             computes it in each.
         sync_bn: batch normalisation over the samples of all processes instead of those of each.
-        device: cpu, cuda or cuda:N; null takes a GPU when there is one.
+        device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
         num_workers: processes that load data; null takes one a core, 16 at most.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
         log_every: steps between two lines in metrics.jsonl.
@@ -266,7 +266,7 @@ class EnsemblorSection(GenerationSection):
         precision: arithmetic of the forward pass; auto is bf16 on a GPU that has it, and fp32
             elsewhere.
         tf32: see trainor.tf32.
-        device: cpu, cuda or cuda:N; null takes a GPU when there is one.
+        device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
         num_workers: processes that load data; null takes one a core, 16 at most.
     """
 

@@ -269,7 +269,7 @@ Means = Annotated[list[Annotated[float, Between(-1000, 1000)]], Lengths((1, 3))]
 """The mean of each colour channel, or one for all, of pixels in 0..1."""
 Spreads = Annotated[list[Annotated[float, Above(0), AtMost(1000)]], Lengths((1, 3))]
 """The standard deviation of each colour channel, or one for all, of pixels in 0..1."""
-Device = Annotated[str, Matching("cpu|cuda(:[0-9]{1,3})?", "cpu, cuda or cuda:N")]
+Device = Annotated[str, Matching("cpu|cuda(:[0-9]{1,3})?|mps", "cpu, cuda, cuda:N or mps")]
 """Where is computed."""
 Seed = Annotated[int, Between(0, 4294967295)]
 """A seed, as every generator of random numbers takes it."""

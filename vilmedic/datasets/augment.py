@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
 from vilmedic.datasets.pictures import crop_square, resize_to
-from vilmedic.device import constants
+from vilmedic.device import constants, widest_float
 
 Range = tuple[float, float]
 Rows = list[float]
@@ -301,7 +301,8 @@ def _brightened(values: Tensor, factor: Tensor) -> Tensor:
 
 def _contrasted(values: Tensor, factor: Tensor) -> Tensor:
     grey = _luma(values)
-    total = grey.sum(-1).sum((1, 2), dtype=torch.float64)  # of whole numbers: in no order another
+    # of whole numbers: the order makes no difference
+    total = grey.sum(-1).sum((1, 2), dtype=widest_float(grey.device))
     mean = (total / grey[0].numel()).float().view(-1, 1, 1, 1)
     return values.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255).floor_()
 

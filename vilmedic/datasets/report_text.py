@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from vilmedic.errors import nearest
 
 _NUMBERS = [(f"{before}{k}. ", ". ") for before in (". ", " ") for k in range(2, 6)]
 _QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")
@@ -131,7 +133,23 @@ def multilingual_clean_report(report: str) -> str:
     return " ".join(word for word in "".join(pieces).split() if word.strip(_JOINERS))
 
 
+def remove_prior_references(report: str) -> str:
+    """See `vilmedic.datasets.earlier_studies`, whose rules are read when they are needed."""
+    from vilmedic.datasets.earlier_studies import remove_prior_references
+
+    return remove_prior_references(report)
+
+
+def remove_deidentification(report: str) -> str:
+    """See `vilmedic.datasets.earlier_studies`."""
+    from vilmedic.datasets.earlier_studies import remove_deidentification
+
+    return remove_deidentification(report)
+
+
 CLEANERS: dict[str, Callable[[str], str]] = {
+    "remove_prior_references": remove_prior_references,
+    "remove_deidentification": remove_deidentification,
     "r2gen_clean_report": r2gen_clean_report,
     "ifcc_clean_report": ifcc_clean_report,
     "gloria_clean_report_chexpert": gloria_clean_report_chexpert,
@@ -139,9 +157,38 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 }
 
 
-def clean(processing: str | None, report: str) -> str:
-    """Apply a cleaning by its name; None leaves a report as it is."""
-    return CLEANERS[processing](report).strip() if processing else report
+def chain(processing: str | Sequence[str] | None) -> str | list[str] | None:
+    """A cleaning in the form in which it is recorded and compared.
+
+    Args:
+        processing: the name of a cleaning, several in their order, or None for none.
+
+    Returns:
+        None, a name, or a list of at least two.
+
+    Raises:
+        ValueError: there is no cleaning of a name.
+    """
+    names = [processing] if isinstance(processing, str) else list(processing or ())
+    for name in names:
+        if name not in CLEANERS:
+            raise ValueError(
+                f"There is no processing named '{name}'. Allowed: {', '.join(CLEANERS)}."
+                f"{nearest(name, CLEANERS)}"
+            )
+    return names if len(names) > 1 else names[0] if names else None
+
+
+def chain_name(processing: str | Sequence[str]) -> str:
+    """A cleaning as messages name it: `a` or `a, b`."""
+    return processing if isinstance(processing, str) else ", ".join(processing)
+
+
+def clean(processing: str | Sequence[str] | None, report: str) -> str:
+    """Apply a cleaning by its name, or several one after the other; None leaves a report alone."""
+    for name in (processing,) if isinstance(processing, str) else processing or ():
+        report = CLEANERS[name](report).strip()
+    return report
 
 
 def words(text: str) -> list[str]:
@@ -165,7 +212,7 @@ def split_sentences(report: str) -> list[str]:
     total = 0  # its words
     counts: dict[str, int] = {}  # many pieces of a text with many are alike
     for item in _split_list(report):
-        for piece in _split_at_stops(item):
+        for piece in split_at_stops(item):
             count = counts.get(piece, -1)
             if count < 0:
                 counts[piece] = count = len(words(piece))
@@ -197,7 +244,7 @@ def _last_sign(text: str, end: int) -> str:
     return text[end - 1 : end]
 
 
-def _split_at_stops(text: str) -> list[str]:
+def split_at_stops(text: str) -> list[str]:
     """Cut a text behind its stops; some of the pieces may hold no word."""
     pieces, start = [], 0
     for match in _STOP.finditer(text):

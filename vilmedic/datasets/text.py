@@ -32,9 +32,16 @@ from vilmedic.datasets.aligned import (
     stable_seed,
 )
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.report_text import CLEANERS, MIN_WORDS, clean, split_sentences, words
+from vilmedic.datasets.report_text import (
+    MIN_WORDS,
+    chain,
+    chain_name,
+    clean,
+    split_sentences,
+    words,
+)
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
-from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError, nearest
+from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,15 @@ USUAL_TOKENS = {
 PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 NO_WORD = -1  # of padding
 
+Cleaning = Literal[
+    "r2gen_clean_report",
+    "ifcc_clean_report",
+    "gloria_clean_report_chexpert",
+    "multilingual_clean_report",
+    "remove_prior_references",
+    "remove_deidentification",
+]
+
 
 class TextDataset(AlignedPart):
     """Reports read from `<root>/<split>.<file>`, cleaned and turned into ids.
@@ -60,17 +76,22 @@ class TextDataset(AlignedPart):
             words from the training split and keeps it in the run directory. A word list `vocab.src`
             of the original vilmedic is read from the run directory, or where this says.
         tokenizer_max_len: most ids of a report, special tokens included; the rest is cut off.
-        processing: way of cleaning the reports, published ones but for multilingual_clean_report,
-            which keeps letters of any language; null leaves them as they are.
+        processing: how reports are cleaned, by one name or a list of several that are applied in
+            order. Published cleanings are r2gen_, ifcc_ and gloria_; multilingual_clean_report
+            keeps letters of any language; remove_prior_references drops what is said of earlier
+            studies in English, and remove_deidentification marks such as ___, and both belong in
+            front of the others; null leaves reports as they are.
         sample_sentence: in training, draw other sentences of the report at each step.
         max_sentences: with sample_sentence, draw one to this many, in order; 1 is the paper's way.
+        shuffle_sentences: in training, put the sentences of the report into another order at each
+            step.
         vocab_min_frequency: occurrences that a word needs to get into a vocabulary that is built.
         on_error: whether reports with nothing left after cleaning end the run or are left out and
             listed; more than one in a hundred end it in any case.
     """
 
     features: ClassVar[str] = REPORT_FEATURES
-    fixed_by: ClassVar[str] = "sample_sentence=false of the reports"
+    fixed_by: ClassVar[str] = "sample_sentence and shuffle_sentences of the reports off"
 
     def __init__(
         self,
@@ -83,29 +104,20 @@ class TextDataset(AlignedPart):
         file: str = "report.tok",
         tokenizer: str | None = None,
         tokenizer_max_len: Annotated[int, Between(3, 65536)] = 128,
-        processing: Literal[
-            "r2gen_clean_report",
-            "ifcc_clean_report",
-            "gloria_clean_report_chexpert",
-            "multilingual_clean_report",
-        ]
-        | None = None,
+        processing: Cleaning | list[Cleaning] | None = None,
         sample_sentence: bool = False,
         max_sentences: Annotated[int, UsedWith("sample_sentence"), AtLeast(1)] = 1,
+        shuffle_sentences: bool = False,
         vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if processing is not None and processing not in CLEANERS:
-            raise ValueError(
-                f"There is no processing named '{processing}'. Allowed: {', '.join(CLEANERS)}."
-                f"{nearest(processing, CLEANERS)}"
-            )
         self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
-        self.tokenizer_max_len, self.processing = tokenizer_max_len, processing
+        self.shuffle_sentences = shuffle_sentences and training
+        self.tokenizer_max_len, self.processing = tokenizer_max_len, chain(processing)
         texts = read_lines(root, split, file)
         self.cleaned: Sequence[str] = (
-            texts if processing is None else CleanedLines(texts, self.clean)
+            texts if self.processing is None else CleanedLines(texts, self.clean)
         )
         empty: dict[int, str] = {}
         reports = self._usable(texts, empty, on_error)
@@ -116,11 +128,16 @@ class TextDataset(AlignedPart):
             training and split == "train",
             vocab_min_frequency,
         )
-        self.reports = ReportTokens(self.tokenizer, tokenizer_max_len, processing)
+        self.reports = ReportTokens(self.tokenizer, tokenizer_max_len, self.processing)
         # Runs with a word list learned padding as a word among others.
         listed_words = word_list(tokenizer, Path(run_dir)) is not None
         self.filler = self.tokenizer.pad_token_id if listed_words else None
         super().__init__(texts, empty)
+
+    @property
+    def random(self) -> bool:
+        """Whether a report differs from epoch to epoch, so that nothing made of it can be kept."""
+        return self.sample_sentence or self.shuffle_sentences
 
     def clean(self, report: str) -> str:
         """Apply `processing` to a report."""
@@ -135,13 +152,12 @@ class TextDataset(AlignedPart):
         return self.reports.words(report)
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The tokens of a line's report, or of one sentence of it, and whether they were cut.
+        """The tokens of a line's report, as it is in that epoch, and whether they were cut.
 
         With `rows` also what was made of the report.
         """
-        sample = self.reports.tokens(
-            self._sentence(line, epoch) if self.sample_sentence else self.cleaned[line]
-        )
+        text = self._drawn(line, epoch) if self.random else self.cleaned[line]
+        sample = self.reports.tokens(text)
         if self.rows is not None:
             name, row = self.rows
             sample[name] = row(line)
@@ -161,7 +177,7 @@ class TextDataset(AlignedPart):
     @property
     def fixed(self) -> bool:
         """Whether no random number decides on what a line gives in an epoch."""
-        return not self.sample_sentence
+        return not self.random
 
     def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
         """A digest of the cleaned reports, and what makes tokens of them."""
@@ -182,14 +198,25 @@ class TextDataset(AlignedPart):
             "filler": self.filler,
         }
 
-    def _sentence(self, line: int, epoch: int) -> str:
+    def _drawn(self, line: int, epoch: int) -> str:
+        """The sentences of a report that an epoch has, in its order.
+
+        What is drawn follows from seed, epoch and line alone, as for images.
+        """
         # Cleaning may remove what ends a sentence, so sentences are found before it.
         sentences = [self.clean(sentence) for sentence in split_sentences(self.texts[line])]
-        usable = [text for text in sentences if len(words(text)) >= MIN_WORDS]
-        usable = usable or [self.cleaned[line]]
-        draw = random.Random(stable_seed("sentence", self.seed, epoch, line))
-        count = draw.randint(1, min(self.max_sentences, len(usable)))
-        return " ".join(usable[i] for i in sorted(draw.sample(range(len(usable)), count)))
+        if self.sample_sentence:
+            usable = [text for text in sentences if len(words(text)) >= MIN_WORDS]
+            usable = usable or [self.cleaned[line]]
+            draw = random.Random(stable_seed("sentence", self.seed, epoch, line))
+            count = draw.randint(1, min(self.max_sentences, len(usable)))
+            sentences = [usable[i] for i in sorted(draw.sample(range(len(usable)), count))]
+        else:
+            sentences = [text for text in sentences if text] or [self.cleaned[line]]
+        if self.shuffle_sentences:
+            draw = random.Random(stable_seed("sentence order", self.seed, epoch, line))
+            draw.shuffle(sentences)
+        return " ".join(sentences)
 
     def _usable(self, texts: Lines, empty: dict[int, str], on_error: str) -> Iterator[str]:
         """The cleaned reports with something left, each cleaned once; the others go to `empty`.
@@ -205,8 +232,8 @@ class TextDataset(AlignedPart):
         if empty and on_error == "raise":
             raise DataError(
                 f"{listed(list(empty.values()), 'report')} with nothing left after "
-                f"processing={self.processing}. Fix the lines, or set on_error=skip for the "
-                "reports to leave a few samples out."
+                f"processing={chain_name(self.processing or '')}. Fix the lines, or set "
+                "on_error=skip for the reports to leave a few samples out."
             )
 
     def _make_tokenizer(
@@ -263,13 +290,19 @@ class ReportTokens:
     Args:
         tokenizer: turns text into ids.
         max_len: most ids of a report, special tokens included; the rest is cut off.
-        processing: name of the cleaning; None for none.
+        processing: name of the cleaning, or of several in their order; None for none.
+
+    Raises:
+        ValueError: there is no such cleaning.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, max_len: int, processing: str | None
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        max_len: int,
+        processing: str | Sequence[str] | None,
     ) -> None:
-        self.tokenizer, self.max_len, self.processing = tokenizer, max_len, processing
+        self.tokenizer, self.max_len, self.processing = tokenizer, max_len, chain(processing)
 
     def encode(self, reports: Sequence[str]) -> Batch:
         """Clean and tokenize reports.

@@ -90,14 +90,18 @@ def with_special_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def run_vocabulary(
-    run_dir: Path, reports: Iterable[str] | None, *, processing: str | None, min_frequency: int
+    run_dir: Path,
+    reports: Iterable[str] | None,
+    *,
+    processing: str | list[str] | None,
+    min_frequency: int,
 ) -> PreTrainedTokenizerFast:
     """The vocabulary of a run: built and saved at its first training, read ever after.
 
     Args:
         run_dir: the run directory; the vocabulary is its folder `tokenizer`.
         reports: the cleaned training reports, or None when the run is not being trained.
-        processing: name of the cleaning, recorded beside the vocabulary.
+        processing: the cleaning as `chain` gives it, recorded beside the vocabulary.
         min_frequency: see `train_vocabulary`; recorded likewise.
 
     Raises:
@@ -105,7 +109,7 @@ def run_vocabulary(
             one that was made from other reports or settings than those of this training.
     """
     folder = run_dir / FOLDER
-    settings: dict[str, str | int | None] = {}
+    settings: dict[str, str | int | list[str] | None] = {}
     tokenizer = None
     if reports is not None:
         digest = hashlib.sha256()
@@ -174,7 +178,7 @@ def _digested(reports: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:
         yield report
 
 
-def _check_settings(folder: Path, settings: dict[str, str | int | None]) -> None:
+def _check_settings(folder: Path, settings: dict[str, str | int | list[str] | None]) -> None:
     path = folder / _SETTINGS
     if not settings or not path.is_file():
         return

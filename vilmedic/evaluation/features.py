@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from vilmedic.device import inference, move, weights_converted_once
+from vilmedic.device import inference, move, weights_converted_once, widest_float
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows, widened
 from vilmedic.distributed.launch import is_main_process
@@ -124,7 +124,7 @@ def collect(
                 if "labels_known" in batch:
                     unknown.add(~batch["labels_known"])
                 if loss is not None:
-                    losses.append(loss.double())
+                    losses.append(loss.to(widest_float(loss.device)))
                     weights.append((int(batch["index"][0]), size))
             if not outputs:
                 names = (*keep, *getattr(model, "keep", ()))

@@ -12,6 +12,7 @@ import yaml
 
 from vilmedic.config.declared import IMAGES, REPORTS
 from vilmedic.config.trained import data_parts
+from vilmedic.datasets.report_text import chain_name
 from vilmedic.errors import CheckpointError, escaped
 from vilmedic.evaluation.evaluations import FOLDER, read_index
 from vilmedic.evaluation.results import results_name, source, table_cells
@@ -311,7 +312,7 @@ def _data_rows(loaded: Loaded) -> list[tuple[str, str]]:
         rows.append(("Images", f"{pixels.color}, {sizes}{cut}, {scale}"))
     if loaded.reports is not None and text is not None:
         cleaned = loaded.reports.processing
-        clean = f"cleaned by `{cleaned}`" if cleaned else "as they are"
+        clean = f"cleaned by `{chain_name(cleaned)}`" if cleaned else "as they are"
         file = f"`{text['file']}`, " if "file" in text else ""
         rows.append(("Texts", f"{file}{clean}, at most {loaded.reports.max_len} tokens"))
     if loaded.spec.labels:

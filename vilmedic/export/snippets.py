@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vilmedic.datasets.report_text import chain_name
 from vilmedic.export.parts import HEADS, Part
 from vilmedic.manifest import DALLE_FOLDER, IMAGE_ENCODER, ONNX_FOLDER, TEXT_ENCODER, VAE_FOLDER
 from vilmedic.models.from_checkpoint import Loaded
@@ -78,7 +79,7 @@ def features(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
     lines += MORE_PIXELS if loaded.pixels is not None and loaded.pixels.own_list else ()
     lines.append('pixels = processor([image], return_tensors="pt")["pixel_values"]')
     if text is not None:
-        cleaning = None if loaded.reports is None else loaded.reports.processing
+        cleaning = chain_name((loaded.reports and loaded.reports.processing) or "")
         note = f"  # those of the training were cleaned by '{cleaning}'" if cleaning else ""
         lines.append(f"texts = {TEXTS}{note}")
         options = 'padding=True, truncation=True, return_tensors="pt"'

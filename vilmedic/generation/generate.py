@@ -22,7 +22,7 @@ from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.pictures import crop_square, resize_short_side, resized_shape
-from vilmedic.device import move
+from vilmedic.device import move, widest_float
 from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError
 from vilmedic.generation.generators import load_generators
@@ -145,7 +145,7 @@ def generate_images(
         tokens = drawing(
             encoded["input_ids"].expand(size, -1).to(device),
             encoded["attention_mask"].expand(size, -1).to(device),
-            draws.to(device),
+            draws.to(device, widest_float(device)),
             start=None if start is None else start.expand(size, -1),
             progress=progress,
         )
@@ -369,7 +369,8 @@ class Reranker:
         wanted = self.model.encode_text(batch)["linguistic"]
         distinct, places = images.unique(dim=0, return_inverse=True)
         found = self.model.encode({"images": self._prepare(distinct)})["visual"]
-        scores = functional.cosine_similarity(found.double(), wanted.double())
+        exact = widest_float(self.device)
+        scores = functional.cosine_similarity(found.to(exact), wanted.to(exact))
         agreement: list[float] = scores[places].tolist()
         return agreement
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vilmedic.device import inference, weights_converted_once
+from vilmedic.device import inference, weights_converted_once, widest_float
 from vilmedic.models.dalle import DALLE
 
 WARM_STEPS = 2  # run one by one, so that libraries have set up what they need
@@ -57,7 +57,7 @@ def draw(logits: Tensor, numbers: Tensor, sampling: Sampling, vocabulary: int) -
         ranked, order = shares.sort(dim=1, descending=True)
         beyond = ranked.cumsum(dim=1) - ranked >= sampling.top_p
         shares = shares.masked_fill(beyond.scatter(1, order, beyond), 0.0)
-    passed = shares.cumsum(dim=1, dtype=torch.float64)
+    passed = shares.cumsum(dim=1, dtype=widest_float(shares.device))
     found = torch.searchsorted(passed, numbers[:, None] * passed[:, -1:], right=True)
     return found[:, 0].clamp(max=logits.shape[1] - 1)
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from vilmedic.config.types import AtLeast, Below, Between, Temperature
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.image import image_part
+from vilmedic.device import widest_float
 from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.files import text_table
@@ -185,7 +186,7 @@ class PromptedFindings(Metric):
         tokens = drawing(
             encoded["input_ids"].expand(self.num_images, -1).to(device),
             encoded["attention_mask"].expand(self.num_images, -1).to(device),
-            numbers.to(device),
+            numbers.to(device, widest_float(device)),
         )
         with torch.inference_mode():
             return _pixels(model.vae.decode(tokens))

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vilmedic.random_state import device_states, restore_device_states
+
 Features = dict[str, Tensor]
 Encode = Callable[[], Features]
 
@@ -156,14 +158,12 @@ class _RandomState:
 
     def __init__(self, devices: set[torch.device]) -> None:
         self.cpu = torch.get_rng_state()
-        cuda = [device for device in devices if device.type == "cuda"]
-        self.cuda = [(device, torch.cuda.get_rng_state(device)) for device in cuda]
+        self.devices = device_states(devices)
 
     def restore(self) -> None:
         """Go back to this state."""
         torch.set_rng_state(self.cpu)
-        for device, state in self.cuda:
-            torch.cuda.set_rng_state(state, device)
+        restore_device_states(self.devices)
 
 
 def _autocast_now(devices: set[torch.device]) -> Callable[[], AbstractContextManager[Any]]:

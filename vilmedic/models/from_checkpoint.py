@@ -90,7 +90,10 @@ def from_checkpoint(
     reports = None
     if text is not None and spec.tokenizer is not None:
         longest = spec.tokenizer_max_len or 0
-        reports = ReportTokens(spec.tokenizer, longest, text.get("processing"))
+        try:
+            reports = ReportTokens(spec.tokenizer, longest, text.get("processing"))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: says of its reports what cannot be: {error}") from None
     return Loaded(
         model=model.eval(),
         config=settings,

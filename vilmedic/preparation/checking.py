@@ -20,6 +20,7 @@ from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image import ImageDataset, open_pictures
 from vilmedic.datasets.label import LabelDataset, read_labels
 from vilmedic.datasets.lines import SHOWN, Lines, listed, read_lines
+from vilmedic.datasets.report_text import chain_name
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.preparation.image_facts import ImageFacts, examine_images, negatives_by_split
@@ -312,7 +313,7 @@ class _SplitCheck:
                 dropped = list(data.dropped.values())
                 self.warning(self.listed(dropped, "report empty after cleaning"))
         if data is not None and data.processing is not None:
-            self.letters(data.processing, texts, cleaned)
+            self.letters(chain_name(data.processing), texts, cleaned)
         for lines, kind, what in (
             (misread(texts), "misread report", "with signs of a wrong character set (\ufffd, Ã³)"),
             (with_control_characters(texts), "report", "with control characters"),

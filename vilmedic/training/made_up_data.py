@@ -116,7 +116,8 @@ def _write_reports(part: dict[str, Any], folder: Path) -> list[str]:
         for line in range(max(LINES, LABELS))
     ]
     _write(folder, "report", lines)
-    part |= {"root": str(folder), "file": "report.tok", "sample_sentence": False}
+    part |= {"root": str(folder), "file": "report.tok"}
+    part |= {"sample_sentence": False, "shuffle_sentences": False}
     part.pop("max_sentences", None)
     assumed = [f"reports of {longest} tokens, the longest there can be"]
     if part.get("tokenizer") is None:

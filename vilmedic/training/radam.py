@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vilmedic.device import widest_float
 from vilmedic.distributed.gather import local
 
 _SMALL = 1e-20
@@ -98,7 +99,7 @@ class RAdam(torch.optim.RAdam):
         found_inf = getattr(self, "found_inf", None)
         taken = torch.ones_like(count) if found_inf is None else 1 - local(found_inf)
         count += taken
-        taken = taken.double()
+        taken = taken.to(widest_float(taken.device))
         (beta1, beta2), rate, decay = group["betas"], group["lr"], group["weight_decay"]
 
         slopes = [local(p.grad) for p in parameters if p.grad is not None]
@@ -143,7 +144,8 @@ def _factor(count: Tensor, beta1: float, beta2: float, eps: float) -> tuple[Tens
         beta2: decay of the second moment.
         eps: what an update that goes without the second moment was divided by.
     """
-    step = count.double().clamp(min=1)  # there is none before the first that is taken
+    # there is none before the first that is taken
+    step = count.to(widest_float(count.device)).clamp(min=1)
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * step * beta2**step / correction2

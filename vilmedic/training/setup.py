@@ -126,8 +126,15 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
     """Move a model to its device and lay it out, in place, for how it is to be computed.
 
     Raises:
-        ConfigError: it is to be compiled, and there is no compiler.
+        ConfigError: it is to be compiled, and there is no compiler; or computed twice on a device
+            whose random numbers torch cannot repeat.
     """
+    if section.activation_checkpointing and device.type == "mps":
+        raise ConfigError(
+            "trainor.activation_checkpointing: torch cannot repeat the random numbers of an Apple "
+            "GPU for the second pass. Leave the key out; model.forward_batch_size saves memory "
+            "where the model has it."
+        )
     if section.sync_bn and processes.world_size() > 1:
         from vilmedic.distributed.sync_batch_norm import synchronize_batch_norm
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from vilmedic.config.sections import TrainorSection
-from vilmedic.device import autocast, move
+from vilmedic.device import autocast, move, widest_float
 from vilmedic.distributed.gather import Part, fill, joined, local
 from vilmedic.models.contract import Model
 from vilmedic.training.optimization import skips_by_itself, start_momentum
@@ -166,7 +166,7 @@ class Tally:
     def __init__(self, device: torch.device, values: list[float]) -> None:
         # Loss and number of steps that counted in this epoch; steps skipped as bad in this run,
         # the last ones in a row, and the most in a row since they were last looked at.
-        self._sums = torch.tensor(values, dtype=torch.float64, device=device)
+        self._sums = torch.tensor(values, dtype=widest_float(device), device=device)
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
@@ -174,7 +174,7 @@ class Tally:
         in_a_row = torch.where(result.bad, in_a_row + 1, torch.where(result.taken, 0, in_a_row))
         self._sums = torch.stack(
             [
-                loss + torch.where(result.taken, result.loss.double(), 0),
+                loss + torch.where(result.taken, result.loss.to(loss.dtype), 0),
                 counted + result.taken,
                 bad + result.bad,
                 in_a_row,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation, Splits
 from vilmedic.log import LOGGER
+from vilmedic.random_state import random_state_kept
 from vilmedic.training.health import warn_of_collapsed_codes
 from vilmedic.training.parallel import frozen_cache_gib, gathered
 
@@ -77,7 +77,7 @@ class Validator:
         """
         self._check_sizes(model)
         networks = self._splits.networks([lambda: model])
-        with self._random_state_kept(), gathered(model), processes.alone():
+        with random_state_kept(self._device), gathered(model), processes.alone():
             for split in self._section.splits:
                 self._splits.tokens_ready(split, model)
                 self._splits.check(networks, split)
@@ -136,7 +136,7 @@ class Validator:
         """
         networks = self._splits.networks([lambda: model])
         scores: dict[str, float] = {}
-        with self._random_state_kept(), gathered(model):
+        with random_state_kept(self._device), gathered(model):
             for split in self._section.splits:
                 self._splits.tokens_ready(split, model)
                 prefix = PUBLISHED_NAMES.get(split, split)
@@ -158,10 +158,6 @@ class Validator:
         if self._watches:
             _watch()(evaluation)
         return scores
-
-    def _random_state_kept(self) -> AbstractContextManager[None]:
-        cuda = [self._device] if self._device.type == "cuda" else []
-        return torch.random.fork_rng(devices=cuda)
 
     def _draw(self, evaluation: Evaluation, folder: Path) -> None:
         """Make the pictures of a split; one that fails is logged and does not end the training."""

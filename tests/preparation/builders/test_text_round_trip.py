@@ -101,12 +101,14 @@ def test_reports_of_a_line_file(texts: list[str], processing: str | None) -> Non
 
 @pytest.mark.parametrize("processing", CLEANERS)
 def test_reports_that_cleaning_empties_are_named(tmp_path: Path, processing: str) -> None:
-    (tmp_path / "train.report.tok").write_text("clear lungs\n...\n両肺\n")
+    (tmp_path / "train.report.tok").write_text("clear lungs\n...\n両肺\nUnchanged.\n___\n")
     emptied = {
-        "r2gen_clean_report": [2],
+        "r2gen_clean_report": [2, 5],
         "ifcc_clean_report": [],
-        "gloria_clean_report_chexpert": [2, 3],
-        "multilingual_clean_report": [2],
+        "gloria_clean_report_chexpert": [2, 3, 4, 5],
+        "multilingual_clean_report": [2, 5],
+        "remove_prior_references": [4],
+        "remove_deidentification": [5],
     }[processing]
     runtime = {"split": "train", "training": True, "seed": 0, "run_dir": tmp_path}
     if not emptied:
