@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler
 from torchvision.transforms import v2
 from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
@@ -63,7 +62,7 @@ from vilmedic.models.classifier import Classifier
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import LOSSES, METRICS, REGISTRIES
-from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.optimization import AveragedWeights, make_optimizer, named_class
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)
@@ -340,7 +339,7 @@ def _metric(key: str, value: Any, folder: Path, name: str = "") -> None:
 def _optimizer(key: str, value: Any, folder: Path, name: str = "") -> None:
     weights = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3))]
     try:
-        optimizer = getattr(torch.optim, name)(weights, **{key: value})
+        optimizer = named_class("torch.optim", name)(weights, **{key: value})
     except (TypeError, ValueError):
         return  # `make_optimizer` makes a message of these two
     for _ in range(3):
@@ -357,13 +356,15 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "MultiStepLR": {"milestones": [2]},
     "OneCycleLR": {"max_lr": 0.1, "total_steps": 8},
     "StepLR": {"step_size": 2},
+    "WarmupCosineLR": {"total_steps": 8},
 }
 
 
 def _scheduler(key: str, value: Any, folder: Path, name: str = "") -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.5)
     try:
-        schedule = getattr(lr_scheduler, name)(optimizer, **{**REQUIRED.get(name, {}), key: value})
+        cls = named_class("torch.optim.lr_scheduler", name)
+        schedule = cls(optimizer, **{**REQUIRED.get(name, {}), key: value})
     except (TypeError, ValueError, ZeroDivisionError):
         return  # `Schedule` makes a message of these
     optimizer.step()

@@ -18,6 +18,7 @@ from vilmedic.datasets.text import (
     has_word_boundaries,
     load_tokenizer,
     special_tokens_around,
+    text_hash,
     word_numbers,
 )
 from vilmedic.errors import ArgumentError, DataError
@@ -26,6 +27,7 @@ Args = Callable[..., dict[str, Any]]
 Write = Callable[[str, Sequence[str]], Path]
 
 
+NO_EFFUSION = -5482747047193401504
 REPORT = "No pleural effusion. Heart-size is normal"
 PIECES = ["effus", "##ion", "pl", "##eu", "##ral", "no", "heart", "-", "size", "is", "normal", "."]
 
@@ -357,3 +359,44 @@ def test_special_tokens_and_word_boundaries_are_known() -> None:
     for make in (word_pieces, byte_pairs, sentence_pieces, tiny_tokenizer):
         assert has_word_boundaries(make())
     assert not has_word_boundaries(sentence_pieces(split=False))
+
+
+def test_equal_reports_as_the_model_reads_them_have_one_hash(text_args: Args, write: Write) -> None:
+    lines = ["No  effusion!", "no effusion", "Large effusion.", "no effusion . heart normal"]
+    write("train.report.tok", lines)
+    data = TextDataset(**text_args(processing="multilingual_clean_report"))
+    samples = [data[SampleKey(number)] for number in range(4)]
+    assert "report_hash" not in data.collate(samples)
+    data.hashes = True
+    samples = [data[SampleKey(number)] for number in range(4)]
+    hashes = data.collate(samples)["report_hash"]
+    assert hashes.dtype == torch.int64
+    # The number is part of runs over several machines, and so must not depend on one.
+    assert hashes[:2].tolist() == [text_hash("no effusion")] * 2 == [NO_EFFUSION] * 2
+    assert len(set(hashes.tolist())) == 3
+
+
+def test_reports_that_are_cut_to_the_same_text_have_one_hash(
+    dataset: Callable[..., TextDataset],
+) -> None:
+    data = dataset(word_pieces(), tokenizer_max_len=6)
+    data.hashes = True
+    cut, whole = data.reports.tokens("pleural effusion."), data.reports.tokens("pleural effus")
+    assert ("pleural effusion."[: cut["end"]], cut["truncated"]) == ("pleural effus", True)
+    assert ("pleural effus"[: whole["end"]], whole["truncated"]) == ("pleural effus", False)
+
+
+def test_hashes_are_those_of_the_sentence_that_was_drawn(text_args: Args) -> None:
+    data = TextDataset(**text_args(sample_sentence=True, processing=None))
+    data.hashes = True
+    samples = [data[SampleKey(2, epoch)] for epoch in range(20)]
+    drawn = {words(data, sample["ids"]): sample["hash"] for sample in samples}
+    assert len(set(drawn.values())) == len(drawn) > 1
+
+
+def test_a_report_has_one_hash_in_any_order_of_its_sentences(text_args: Args) -> None:
+    data = TextDataset(**text_args(shuffle_sentences=True))
+    data.hashes = True
+    samples = [data[SampleKey(2, epoch)] for epoch in range(20)]
+    assert len({words(data, sample["ids"]) for sample in samples}) > 1
+    assert len({sample["hash"] for sample in samples}) == 1

@@ -188,7 +188,22 @@ def sharded_radam() -> Any:
         return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=7, **RADAM)
 
 
+LARS_OPTIONS = {"lr": 0.1, "trust_coefficient": 0.2, "weight_decay": 0.1}
+LARS: dict[str, Any] = {"optimizer": "LARS", "optim_params": LARS_OPTIONS}
+
+
+def lars() -> Any:
+    return compare("Autoencoder", (8, 8, 1), steps=4, **LARS)
+
+
+def sharded_lars() -> Any:
+    """The norms of layers are those of whole tensors, of which each process has a part."""
+    return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=4, **LARS)
+
+
 EQUAL = [
+    lars,
+    sharded_lars,
     gloria_told_by_the_host,
     radam,
     sharded_radam,

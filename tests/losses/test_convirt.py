@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vilmedic.losses.convirt import ConVIRTLoss, convirt_loss
+from tests.losses.inputs import assert_same_gradients
+from tests.losses.targets import HASHES, agreements, cosines, slow_both_ways, vectors
+from vilmedic.losses import convirt
+from vilmedic.losses.convirt import ConVIRTLoss, agreement, convirt_loss, several_positives
 
 
 def slow_loss(visual: Tensor, linguistic: Tensor, tau: float, lambda_: float) -> Tensor:
@@ -94,3 +97,43 @@ def test_one_pair_is_refused() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[4, 3\] and \[5, 3\]"):
         convirt_loss(torch.ones(4, 3), torch.ones(5, 3), 0.1, 0.75)
+
+
+@pytest.mark.parametrize("targets", [HASHES, vectors()], ids=["same_text", "soft"])
+def test_several_positives_equal_the_sum_over_pairs(targets: Tensor) -> None:
+    inputs = [side.requires_grad_() for side in pairs(6)]
+    loss, rows, columns = convirt_loss(*inputs, 0.3, 0.75, targets=targets)
+    expected = slow_both_ways(cosines(*inputs) / 0.3, agreements(targets))
+    torch.testing.assert_close(rows, expected[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(columns, expected[1], rtol=0, atol=1e-10)
+    assert_same_gradients(loss, 0.75 * expected[0] + 0.25 * expected[1], inputs)
+
+
+def test_targets_that_are_all_different_are_those_of_identity() -> None:
+    inputs = pairs()
+    alone = convirt_loss(*inputs, 0.1, 0.75)[0]
+    with_targets = convirt_loss(*inputs, 0.1, 0.75, targets=torch.arange(7))[0]
+    torch.testing.assert_close(with_targets, alone, rtol=0, atol=1e-12)
+
+
+def test_equal_reports_are_not_pushed_apart() -> None:
+    visual, linguistic = torch.eye(3)[[0, 0, 1]], torch.eye(3)[[0, 0, 1]]
+    out = ConVIRTLoss(tau=0.01)(visual, linguistic, targets=torch.tensor([5, 5, 6]))
+    # Two positives share what is theirs evenly: the loss is the entropy of that, its least value.
+    assert out["loss"].item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-5)
+    assert out["several_positives"].item() == pytest.approx(2 / 3)
+
+
+def test_share_of_several_positives_is_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert several_positives(None) == {}
+    for block in (1, 13, 2**22):
+        monkeypatch.setattr(convirt, "BLOCK", block)
+        assert several_positives(HASHES)["several_positives"].item() == pytest.approx(5 / 6)
+        # at this temperature only equal labels agree by more than a half
+        soft = several_positives(vectors(0.1))
+        assert soft["several_positives"].item() == pytest.approx(2 / 6)
+
+
+def test_agreement_of_vectors_of_zeros_is_whole() -> None:
+    zeros = torch.zeros(2, 3)
+    assert agreement(zeros, zeros, torch.float32).tolist() == [[1, 1], [1, 1]]

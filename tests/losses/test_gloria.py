@@ -10,6 +10,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.losses import reference
+from tests.losses.inputs import assert_same_gradients, pairs
+from tests.losses.targets import HASHES, agreements, cosines, slow_both_ways, vectors
 from vilmedic.device import float32_products
 from vilmedic.errors import ConfigError
 from vilmedic.losses import gloria_local
@@ -382,3 +384,25 @@ def test_small_regions_and_empty_places_give_finite_gradients() -> None:
     expected = [slow, *weighted_gradients(slow, small, empty)]
     for one, other in zip(given, expected, strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [HASHES, vectors()], ids=["same_text", "soft"])
+def test_several_positives_are_those_of_the_global_terms(targets: Tensor) -> None:
+    inputs = pairs()
+    given = gloria_global_loss(*inputs, 3.0, targets=targets)
+    expected = slow_both_ways(3.0 * cosines(*inputs), agreements(targets))
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    assert_same_gradients(given[0] + 2 * given[1], expected[0] + 2 * expected[1], inputs)
+
+
+def test_local_terms_keep_to_the_own_image() -> None:
+    random = torch.Generator().manual_seed(0)
+    regions = torch.randn(6, 5, 2, 2, generator=random, dtype=torch.float64)
+    words = torch.randn(6, 4, 5, generator=random, dtype=torch.float64)
+    given = [regions, words, torch.ones(6, 4, dtype=torch.bool), *pairs()]
+    alone, several = GLoRIALoss()(*given), GLoRIALoss()(*given, targets=HASHES)
+    for name in ("local_image_to_text", "local_text_to_image"):
+        assert torch.equal(alone[name], several[name])
+    assert alone["global_image_to_text"] != several["global_image_to_text"]
+    assert several["several_positives"].item() == pytest.approx(5 / 6)

@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from tests.losses.inputs import assert_same_gradients, pairs
+from tests.losses.targets import HASHES, agreements, cosines, slow_both_ways, vectors
 from vilmedic.errors import ArgumentError
 from vilmedic.losses.info_nce import InfoNCELoss
 
@@ -95,3 +96,15 @@ def test_autocast_does_not_lower_the_precision() -> None:
 def test_one_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two pairs"):
         InfoNCELoss()(torch.ones(1, 4), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("targets", [HASHES, vectors()], ids=["same_text", "soft"])
+def test_several_positives_equal_the_sum_over_pairs(targets: Tensor) -> None:
+    loss = InfoNCELoss(tau=0.2).double()
+    inputs, weight = pairs(), loss.log_temperature
+    given = loss(*inputs, targets=targets)
+    logits = cosines(*inputs) / weight.exp()[0]
+    expected = sum(slow_both_ways(logits, agreements(targets))) / 2
+    torch.testing.assert_close(given["loss"], expected, rtol=0, atol=1e-10)
+    assert_same_gradients(given["loss"], expected, [*inputs, weight])
+    assert given["several_positives"] > 0

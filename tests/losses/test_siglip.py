@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import SiglipConfig, SiglipModel
 
 from tests.losses.inputs import assert_same_gradients, pairs
+from tests.losses.targets import HASHES, agreements, cosines, vectors
 from vilmedic.losses.siglip import SigLIPLoss, siglip_loss
 
 
@@ -111,3 +112,36 @@ def test_chance_is_the_least_loss_of_equal_features(size: int) -> None:
 def test_one_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two pairs"):
         SigLIPLoss()(torch.ones(1, 4), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("block", [1, 13, 10**6])
+@pytest.mark.parametrize("targets", [HASHES, vectors()], ids=["same_text", "soft"])
+def test_several_positives_equal_the_double_sum(targets: Tensor, block: int) -> None:
+    module = SigLIPLoss(scale=3.0, bias=-2.0).double()
+    inputs, weights = pairs(), [module.log_scale, module.bias]
+    learned = module.learned()
+    loss = siglip_loss(
+        *inputs, learned["temperature"], learned["bias"], targets=targets, block=block
+    )
+    logits = module.log_scale.exp()[0] * cosines(*inputs) + module.bias[0]
+    expected = logits.new_zeros(())
+    for i, row in enumerate(agreements(targets)):
+        for j, share in enumerate(row):
+            right, wrong = torch.sigmoid(logits[i, j]), torch.sigmoid(-logits[i, j])
+            expected = expected - (share * right.log() + (1 - share) * wrong.log()) / len(logits)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    assert_same_gradients(3 * loss, 3 * expected, [*inputs, *weights])
+    torch.testing.assert_close(module(*inputs, targets=targets)["loss"], expected)
+
+
+def test_agreements_are_not_kept_for_the_backward_pass() -> None:
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    inputs = pairs(32, 4, torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        SigLIPLoss()(*inputs, targets=torch.arange(32) % 5)
+    assert max(kept) <= 32 * 4

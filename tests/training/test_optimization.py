@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from torch import nn
+from transformers import get_cosine_schedule_with_warmup
 
 from tests.fake_device import DEVICE, Waits, fake_device
 from vilmedic.config.sections import TrainorSection
@@ -114,6 +115,7 @@ def test_a_schedule_that_ends_before_the_run_is_refused(
         ("OneCycleLR", {"epochs": 4, "steps_per_epoch": 30}),
         ("PolynomialLR", {"total_iters": 100}),
         ("LinearLR", {}),
+        ("WarmupCosineLR", {}),
         ("ConstantLR", {}),
         ("CosineAnnealingLR", {"T_max": 30}),
         ("CosineAnnealingWarmRestarts", {"T_0": 30}),
@@ -293,6 +295,60 @@ def test_finished_cosine_rises_again_in_a_longer_run() -> None:
     assert rate(other) == pytest.approx(0)
 
 
+@pytest.mark.parametrize(("warmup", "steps"), [(30, 30), (0.15, 30), (0, 0), (0.0, 0), (1, 1)])
+def test_warmup_and_cosine_are_those_of_transformers(warmup: float, steps: int) -> None:
+    keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
+    optimizer, schedule = make(lr=0.3, total_steps=200, **keys)
+    peer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.3)
+    reference = get_cosine_schedule_with_warmup(peer, steps, 200)
+    for step in range(200):
+        assert abs(rate(optimizer) - rate(peer)) < 1e-12, step
+        optimizer.step()
+        schedule.after_step()
+        peer.step()
+        reference.step()
+
+
+def test_a_rate_that_is_left_at_the_end() -> None:
+    options = {"warmup": 2, "end_factor": 0.1}
+    optimizer, schedule = make(
+        lr=2.0, total_steps=10, lr_decay="WarmupCosineLR", lr_decay_params=options
+    )
+    rates = []
+    for _ in range(11):
+        rates.append(rate(optimizer))
+        optimizer.step()
+        schedule.after_step()
+    assert rates[:3] == [0.0, 1.0, 2.0]
+    assert rates[6] == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+    assert rates[10] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup", [4, 0.25])
+def test_warmup_and_cosine_go_on_exactly(warmup: float) -> None:
+    keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
+    optimizer, schedule = make(total_steps=16, **keys)
+    for stop in (2, 7):
+        for _ in range(stop):
+            optimizer.step()
+            schedule.after_step()
+        other, continued = make(total_steps=16, **keys)
+        other.load_state_dict(optimizer.state_dict())
+        continued.load_state_dict(schedule.state_dict())
+        for _ in range(3):
+            assert rate(other) == rate(optimizer)
+            for one, of in ((schedule, optimizer), (continued, other)):
+                of.step()
+                one.after_step()
+
+
+@pytest.mark.parametrize("warmup", [10, 12])
+def test_a_warmup_as_long_as_the_run_is_refused(warmup: int) -> None:
+    keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
+    with pytest.raises(ConfigError, match=rf"takes {warmup} steps, and the schedule has 10\. Give"):
+        make(total_steps=10, **keys)
+
+
 TAKEN = torch.tensor(True)
 
 
@@ -427,6 +483,7 @@ def test_momentum_starts_where_there_is_a_gradient() -> None:
         ("SGD", {"momentum": 0.9}, False, True),
         ("SGD", {"momentum": 0.9, "dampening": 0.1}, False, False),
         ("RAdam", {}, False, True),
+        ("LARS", {}, False, True),
         ("RMSprop", {}, False, False),
         ("AdamW", {"foreach": True}, False, False),
     ],

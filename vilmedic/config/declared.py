@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import griffe
 
-from vilmedic.config.namespaces import Target, entries, named_target
+from vilmedic.config.namespaces import Target, entries, method, named_target, target
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.config.signature import bases, derives_from, find_class, read_signature
 from vilmedic.config.tree import KeyPath, Tree, dotted
@@ -255,6 +255,7 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
         path, given = images
         for option, allowed in wanted.items():
             yield from _option(tree, path, given, option, allowed, model)
+    yield from _targets(tree, data, model, dataset, training=training)
     if not dataset.path.startswith("vilmedic."):
         return  # one of a plugin may have them in a way of its own
     if images is None and wanted and training:
@@ -264,6 +265,46 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
     labels = _part(dataset, data["dataset"], LABELS)
     if labels is None and training and constant(model.path, "reads_labels"):
         yield _lacks(tree, data, model, "labels")
+
+
+def no_targets(loss: str, given: str, why: str = "does not take them") -> str:
+    """Why a loss takes no further positives.
+
+    Args:
+        loss: its name.
+        given: the targets.
+        why: what the loss says.
+    """
+    return f"given '{given}', which adds positives to a batch, but {loss} {why}. Allowed: identity."
+
+
+def _targets(
+    tree: Tree, data: dict[str, Any], model: Target, dataset: Target, *, training: bool
+) -> Iterator[str]:
+    """Targets that the loss cannot take, or that are made of what the data set does not give."""
+    params = model.signature.settable if model.signature else {}
+    node = data["model"].get("targets", "identity")
+    proto = node.get("proto", "soft") if isinstance(node, dict) else node
+    if "targets" not in params or "loss" not in params or proto not in ("same_text", "soft"):
+        return
+    where = tree.where(("model", "targets"))
+    loss = target(params["loss"].type, data["model"].get("loss") or {})
+    name = loss.path.rpartition(".")[2]
+    takes = method(loss.path, "forward")
+    if constant(loss.path, "negatives") is False:
+        why = "has no negatives: it pushes no two reports apart, equal or not"
+        yield f"{where}: {no_targets(name, proto, why)}"
+    elif takes is not None and "targets" not in [one.name for one in takes.parameters]:
+        yield f"{where}: {no_targets(name, proto)}"
+    by = node.get("by", "labels") if isinstance(node, dict) else "labels"
+    if training and (proto, by) == ("soft", "labels") and dataset.path.startswith("vilmedic."):
+        labels = _part(dataset, data["dataset"], LABELS)
+        if labels is None or not labels[1]:
+            yield (
+                f"{where}: given 'soft', which compares the labels of samples, but "
+                f"{dataset.name} gives none. Set dataset.proto=ImSeqLabel and dataset.label.root, "
+                "or model.targets=same_text."
+            )
 
 
 def _batches(tree: Tree, data: dict[str, Any], model: Target) -> Iterator[str]:

@@ -54,6 +54,11 @@ _BASES = {
     "torch.optim.lr_scheduler": {"LRScheduler", "Optimizer"},
     _TRANSFORMS: {"Transform", "InterpolationMode", "AutoAugmentPolicy"},
 }
+# classes of this package that a configuration names as if they were there
+OWN = {
+    "torch.optim": {"LARS": "vilmedic.training.lars.LARS"},
+    "torch.optim.lr_scheduler": {"WarmupCosineLR": "vilmedic.training.optimization.WarmupCosineLR"},
+}
 # classes that a run cannot use, and why
 _REFUSED = {
     "torch.optim": {
@@ -209,7 +214,7 @@ def _members(namespace: str) -> dict[str, str]:
         elif isinstance(member, griffe.Class):
             found[name] = f"{namespace}.{name}"
     hidden = _BASES.get(namespace, set())
-    return {
+    return OWN.get(namespace, {}) | {
         name: path
         for name, path in found.items()
         if not name.startswith("_")
@@ -408,7 +413,7 @@ def instance_target(instance: Instance, node: dict[str, Any]) -> Target:
 
 def _same_call(given: str, wanted: str) -> None:
     """Refuse a loss that is called with other tensors than the one whose place it takes."""
-    forward, model = _forward(given), _forward(wanted)
+    forward, model = method(given, "forward"), method(wanted, "forward")
     if forward is None or model is None:
         return
     takes, gives = list(_required(forward)), list(_required(model))
@@ -422,15 +427,15 @@ def _same_call(given: str, wanted: str) -> None:
         )
 
 
-def _forward(path: str) -> griffe.Function | None:
-    """The `forward` of a class, its own or inherited; None where the source text shows none."""
+def method(path: str, name: str) -> griffe.Function | None:
+    """A method of a class, its own or inherited; None where the source text shows none."""
     cls = find_class(path)
     if cls is None:
         return None
-    found = cls.members.get("forward")
+    found = cls.members.get(name)
     if isinstance(found, griffe.Function):
         return found
-    inherited = (_forward(base) for base in bases(cls) if base != path)
+    inherited = (method(base, name) for base in bases(cls) if base != path)
     return next((one for one in inherited if one is not None), None)
 
 

@@ -32,13 +32,14 @@ class TrainorSection:
     """How a model is trained.
 
     Args:
-        optimizer: a class of torch.optim.
+        optimizer: a class of torch.optim, or LARS.
         optim_params: its options.
         batch_size: samples a step takes from the data, before accumulation, in all processes
             together.
         grad_accu: batches whose gradients are averaged into one step.
         clip_grad_norm: largest norm of the gradient; null leaves it as it is.
-        lr_decay: a class of torch.optim.lr_scheduler; null keeps the learning rate.
+        lr_decay: a class of torch.optim.lr_scheduler, or WarmupCosineLR; null keeps the learning
+            rate.
         lr_decay_params: its options. T_max and total_steps are the length of the run unless given,
             and max_lr is optim_params.lr.
         decay_metric_start: first epoch whose evaluation a plateau scheduler sees.

@@ -207,7 +207,8 @@ def _keys(
         chosen = name == "proto" and name not in params  # it chose the class, which is the same
         if chosen or old is new is None or _is(found.path, name, _FREE):
             continue
-        if is_node(param.type) and (param.required or None not in (old, new)):
+        word = isinstance(old, str) or isinstance(new, str)  # may stand for a whole section
+        if is_node(param.type) and not word and (param.required or None not in (old, new)):
             yield from _compare(param.type, old, new, (*path, name))
         elif _plain(old) != _plain(new):
             place = _is_place(found.path, name, param.type, [old, new])

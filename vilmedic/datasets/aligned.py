@@ -37,6 +37,8 @@ SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a token
 IMAGE_TOKENS = "image_tokens"  # of a frozen VAE, int64 [B, N]
 IMAGE_FEATURES, REPORT_FEATURES = "image_features", "report_features"
 """What a frozen encoder made of images and of reports, [B, F], in a batch that has it already."""
+REPORT_HASH = "report_hash"
+"""Key of a batch: a number for each report, int64 [B], the same for equal ones only."""
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
 
 

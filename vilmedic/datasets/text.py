@@ -25,6 +25,7 @@ from vilmedic.config.transformers_fields import body_of
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import (
     REPORT_FEATURES,
+    REPORT_HASH,
     AlignedPart,
     Batch,
     Sample,
@@ -88,6 +89,10 @@ class TextDataset(AlignedPart):
         vocab_min_frequency: occurrences that a word needs to get into a vocabulary that is built.
         on_error: whether reports with nothing left after cleaning end the run or are left out and
             listed; more than one in a hundred end it in any case.
+
+    Attributes:
+        hashes: whether batches tell equal reports; set before they are loaded, for a model that
+            asks for it.
     """
 
     features: ClassVar[str] = REPORT_FEATURES
@@ -111,6 +116,7 @@ class TextDataset(AlignedPart):
         vocab_min_frequency: Annotated[int, UsedWith("tokenizer", (None,)), AtLeast(1)] = 1,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
+        self.hashes = False
         self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.shuffle_sentences = shuffle_sentences and training
@@ -161,14 +167,22 @@ class TextDataset(AlignedPart):
         if self.rows is not None:
             name, row = self.rows
             sample[name] = row(line)
+        if self.hashes:
+            # In another order of its sentences a report is still the same.
+            reordered = self.shuffle_sentences and not self.sample_sentence
+            same = self.cleaned[line] if reordered else text[: sample["end"]]
+            sample["hash"] = text_hash(same)
         return sample
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
 
-        With `rows` also these, [B, F].
+        With `hashes` also `report_hash`, int64 [B]: that of the text that the model reads, cleaned
+        and cut to `tokenizer_max_len`. With `rows` also these, [B, F].
         """
         batch = self.reports.pad(samples)
+        if self.hashes:
+            batch[REPORT_HASH] = torch.tensor([sample["hash"] for sample in samples])
         if self.rows is not None:
             name, _ = self.rows
             batch[name] = torch.stack([sample[name] for sample in samples])
@@ -323,13 +337,17 @@ class ReportTokens:
         return word_texts(numbers, encoding.offsets, encoding.tokens, text)
 
     def tokens(self, text: str) -> Sample:
-        """The `ids` of a cleaned report, the word of each (`words`), and if it was `truncated`."""
+        """The `ids` of a cleaned report and the word of each (`words`).
+
+        Also whether it was `truncated`, and the `end` in it of what was not.
+        """
         encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
         encoding = encoded.encodings[0]
         return {
             "ids": encoded["input_ids"],
             "words": word_numbers(encoding.word_ids),
             "truncated": bool(encoding.overflowing),
+            "end": max(end for _, end in encoding.offsets),
         }
 
     def pad(self, samples: Sequence[Sample]) -> Batch:
@@ -345,6 +363,12 @@ class ReportTokens:
             mask[row, used] = 1
             words[row, used] = torch.tensor(sample["words"])
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
+
+
+def text_hash(text: str) -> int:
+    """A number of 64 bits that is the same for a text in every process and on every machine."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:

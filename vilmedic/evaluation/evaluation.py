@@ -571,7 +571,15 @@ def features_ready(
 def tokens_ready(
     dataset: Any, model: nn.Module, device: torch.device, num_workers: int | None
 ) -> None:
-    """Let a data set give image tokens from now on, if it is to; see `cache_tokens`."""
+    """Let a data set give what a model needs beside its samples, from now on.
+
+    These are image tokens, if the data set is to give them (see `cache_tokens`), and hashes of the
+    reports, if the model compares them.
+    """
+    if getattr(getattr(model, "module", model), "reads_hashes", False):
+        for part in dataset.parts:
+            if hasattr(part, "hashes"):
+                part.hashes = True
     if any(getattr(part, "tokens", None) for part in dataset.parts):
         from vilmedic.datasets.token_file import cache_tokens
 

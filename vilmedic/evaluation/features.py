@@ -20,7 +20,7 @@ from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows, widened
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
-from vilmedic.models.contract import LOGITS, ContrastiveModel
+from vilmedic.models.contract import LOGITS, TARGETS, ContrastiveModel
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _run(
         loss = outputs.pop("loss", None)
         return outputs, loss if countable else None
     features = dict(model.encode(batch))
-    if not countable or any(name not in features for name in model.contrast_needs):
+    if not countable or model.lacks(features):
         return features, None
     # Outside autocast: the loss of a reduced-precision model is still summed up in float32.
     exact = {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
@@ -253,6 +253,8 @@ def _losses_of_all(
 
 def _one_row_a_sample(key: str, value: Any, size: int, keep: Sequence[str]) -> bool:
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != size:
+        return False
+    if key == TARGETS:
         return False
     if key == "index" or key in keep:
         return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,6 +52,8 @@ class BarlowTwinsLoss(nn.Module):
     Args:
         lambda_: weight of the redundancy; the invariance has 1.
     """
+
+    negatives: ClassVar[bool] = False
 
     def __init__(self, *, lambda_: Weight = 0.005) -> None:
         super().__init__()

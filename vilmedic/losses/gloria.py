@@ -11,12 +11,16 @@ from torch.nn import functional
 from vilmedic.config.types import Between, Temperature, Weight
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError
-from vilmedic.losses.convirt import cross_entropy_both_ways
+from vilmedic.losses.convirt import cross_entropy_both_ways, several_positives
 from vilmedic.losses.gloria_local import local_similarity
 
 
 def gloria_global_loss(
-    visual: Tensor, linguistic: Tensor, temp3: float, part: Part = WHOLE
+    visual: Tensor,
+    linguistic: Tensor,
+    temp3: float,
+    part: Part = WHOLE,
+    targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of whole images with whole reports.
 
@@ -28,6 +32,8 @@ def gloria_global_loss(
         temp3: scale of the cosine similarities.
         part: which pairs of a batch that is spread over processes these are; the others are
             gathered, and the averages of the results over the processes are those of the batch.
+        targets: what `agreement` compares of each pair, [B] or [B, K]; None makes each report the
+            positive of its own image alone. The terms are those of `convirt_loss`.
 
     Returns:
         The image-to-text and the text-to-image term, scalars.
@@ -45,7 +51,7 @@ def gloria_global_loss(
     with torch.autocast(visual.device.type, enabled=False):
         images = functional.normalize(visual.to(wide), dim=1, eps=1e-8)
         reports = functional.normalize(linguistic.to(wide), dim=1, eps=1e-8)
-        return cross_entropy_both_ways(temp3 * images @ part.gather(reports).T, part)
+        return cross_entropy_both_ways(temp3 * images @ part.gather(reports).T, part, targets)
 
 
 def gloria_local_loss(
@@ -149,6 +155,7 @@ class GLoRIALoss(nn.Module):
         linguistic: Tensor,
         part: Part = WHOLE,
         word_counts: list[int] | None = None,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss and its four terms.
 
@@ -161,10 +168,13 @@ class GLoRIALoss(nn.Module):
             linguistic: report features, [B, D].
             part: see `gloria_local_loss`.
             word_counts: see `gloria_local_loss`.
+            targets: further positives of the global terms: see `gloria_global_loss`. The local
+                terms compare words with regions, and keep to each report's own image.
 
         Returns:
             Scalars: `loss`, and without gradient and unweighted `local_image_to_text`,
-            `local_text_to_image`, `global_image_to_text` and `global_text_to_image`.
+            `local_text_to_image`, `global_image_to_text` and `global_text_to_image`, and with
+            targets what `several_positives` gives.
         """
         local_terms = gloria_local_loss(
             regions,
@@ -178,7 +188,7 @@ class GLoRIALoss(nn.Module):
             part=part,
             word_counts=word_counts,
         )
-        global_terms = gloria_global_loss(visual, linguistic, self.temp3, part)
+        global_terms = gloria_global_loss(visual, linguistic, self.temp3, part, targets)
         local = local_terms[0] + local_terms[1]
         whole = global_terms[0] + global_terms[1]
         loss = self.local_loss_weight * local + self.global_loss_weight * whole
@@ -188,6 +198,7 @@ class GLoRIALoss(nn.Module):
             "local_text_to_image": local_terms[1].detach(),
             "global_image_to_text": global_terms[0].detach(),
             "global_text_to_image": global_terms[1].detach(),
+            **several_positives(targets, part),
         }
 
     def extra_repr(self) -> str:

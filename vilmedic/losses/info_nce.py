@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vilmedic.config.types import Temperature
 from vilmedic.distributed.gather import WHOLE, Part, local
 from vilmedic.errors import ArgumentError
-from vilmedic.losses.convirt import convirt_loss
+from vilmedic.losses.convirt import convirt_loss, several_positives
 from vilmedic.losses.learned import LearnedLoss
 
 
@@ -56,6 +56,7 @@ class InfoNCELoss(LearnedLoss):
         linguistic: Tensor,
         part: Part = WHOLE,
         temperature: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss and its two terms.
 
@@ -64,19 +65,24 @@ class InfoNCELoss(LearnedLoss):
             linguistic: embeddings of the reports, or of other views of the images, [B, D].
             part: see `convirt_loss`.
             temperature: what `learned` gave.
+            targets: see `convirt_loss`.
 
         Returns:
-            Scalars `loss`, and without gradient `image_to_text` and `text_to_image`.
+            Scalars `loss`, and without gradient `image_to_text` and `text_to_image`, and with
+            targets what `several_positives` gives.
 
         Raises:
             ValueError: if the shapes differ, or the batch holds fewer than two pairs.
         """
         tau = self.learned()["temperature"] if temperature is None else temperature
-        loss, image_to_text, text_to_image = convirt_loss(visual, linguistic, tau, 0.5, part)
+        loss, image_to_text, text_to_image = convirt_loss(
+            visual, linguistic, tau, 0.5, part, targets
+        )
         return {
             "loss": loss,
             "image_to_text": image_to_text.detach(),
             "text_to_image": text_to_image.detach(),
+            **several_positives(targets, part),
         }
 
     def extra_repr(self) -> str:

@@ -13,11 +13,8 @@ from torch.nn import functional
 from vilmedic.config.types import Between, Temperature
 from vilmedic.device import block_numbers
 from vilmedic.distributed.gather import WHOLE, Part
-from vilmedic.losses.convirt import check_pairs
+from vilmedic.losses.convirt import BLOCK, agreement, check_pairs, row_blocks, several_positives
 from vilmedic.losses.learned import LearnedLoss
-
-BLOCK = 2**22
-"""Logits that are held at once on a CPU: 16 MiB in float32."""
 
 
 def siglip_loss(
@@ -27,6 +24,7 @@ def siglip_loss(
     bias: Tensor,
     part: Part = WHOLE,
     *,
+    targets: Tensor | None = None,
     block: int | None = None,
 ) -> Tensor:
     """Tell of every image and every report of the batch whether they are a pair.
@@ -39,6 +37,13 @@ def siglip_loss(
     time, and of several processes each sees the reports of one other at a time; the backward pass
     makes them again. Half precision is widened to float32, under autocast as well.
 
+    With `targets`, z_ij is 1 for all samples that agree, such as those with equal reports. Where
+    the `agreement` p_ij is between 0 and 1, the term is the cross-entropy with this share,
+
+        p_ij * log sigmoid(x_ij) + (1 - p_ij) * log sigmoid(-x_ij)
+
+    with x_ij = s_ij / temperature + bias.
+
     Args:
         visual: embeddings of the images, [B, D], of any length.
         linguistic: embeddings of their reports, [B, D], in the same order.
@@ -46,6 +51,8 @@ def siglip_loss(
         bias: is added to the logits, a scalar.
         part: which pairs of a batch that is spread over processes these are; the average of the
             result over the processes is that of the batch.
+        targets: what `agreement` compares of each pair, [B] or [B, K]; None makes each report the
+            positive of its own image alone.
         block: largest number of logits that are held at once; None takes what suits the device.
 
     Returns:
@@ -61,7 +68,9 @@ def siglip_loss(
         reports = functional.normalize(linguistic.to(wide), dim=1)
         scale = 1 / temperature.to(wide)
         numbers = block or block_numbers(visual.device, BLOCK)
-        loss: Tensor = _PairwiseSigmoid.apply(images, reports, scale, bias.to(wide), part, numbers)
+        loss: Tensor = _PairwiseSigmoid.apply(
+            images, reports, scale, bias.to(wide), targets, part, numbers
+        )
     return loss
 
 
@@ -96,6 +105,7 @@ class SigLIPLoss(LearnedLoss):
         part: Part = WHOLE,
         temperature: Tensor | None = None,
         bias: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss.
 
@@ -105,15 +115,17 @@ class SigLIPLoss(LearnedLoss):
             part: see `siglip_loss`.
             temperature: what `learned` gave.
             bias: what `learned` gave.
+            targets: see `siglip_loss`.
 
         Returns:
-            Scalars `loss`, and without gradient `bias`.
+            Scalars `loss`, and without gradient `bias`, and with targets what `several_positives`
+            gives.
         """
         own = self.learned() if temperature is None or bias is None else {}
         temperature = own["temperature"] if temperature is None else temperature
         bias = own["bias"] if bias is None else bias
-        loss = siglip_loss(visual, linguistic, temperature, bias, part)
-        return {"loss": loss, "bias": bias.detach()}
+        loss = siglip_loss(visual, linguistic, temperature, bias, part, targets=targets)
+        return {"loss": loss, "bias": bias.detach(), **several_positives(targets, part)}
 
     def chance_loss(self, size: int) -> float:
         """The least loss of logits that are all alike: those of a sigmoid of 1 / B.
@@ -133,54 +145,68 @@ class _PairwiseSigmoid(torch.autograd.Function):
         reports: Tensor,
         scale: Tensor,
         bias: Tensor,
+        targets: Tensor | None,
         part: Part,
         numbers: int,
     ) -> Tensor:
+        if targets is not None:
+            numbers = max(1, numbers // 2)  # a block of agreements is held beside each of logits
         ctx.part, ctx.numbers = part, numbers
-        ctx.save_for_backward(images, reports, scale, bias)
+        ctx.save_for_backward(images, reports, scale, bias, targets)
         terms = images.new_zeros(len(images))
-        for rank, piece in enumerate(part.pieces(reports)):
-            for start, rows in _blocks(images, piece, numbers):
+        for rank, (piece, theirs) in enumerate(_pieces(reports, targets, part)):
+            for start, rows in row_blocks(images, piece, numbers):
+                own = slice(start, start + len(rows))
                 logits = torch.addmm(bias, rows * scale, piece.T)
-                _turn_pairs(logits, rank, start, part)
-                terms[start : start + len(rows)] -= functional.logsigmoid(-logits).sum(1)
+                if targets is None:
+                    _turn_pairs(logits, rank, start, part)
+                else:
+                    agreed = agreement(targets[own], theirs, logits.dtype)
+                    terms[own] -= agreed.mul_(logits).sum(1)
+                terms[own] -= functional.logsigmoid(-logits).sum(1)
         return part.mean(terms)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        images, reports, scale, bias = ctx.saved_tensors
+        images, reports, scale, bias, targets = ctx.saved_tensors
         part: Part = ctx.part
         # The share of a term in the mean is the slope of `Part.mean`.
         world, total = max(1, len(part.sizes)), part.count(images)
         share = gradients[0] * (world / total)
         grad_images, grad_reports = torch.zeros_like(images), torch.zeros_like(reports)
         grad_bias = torch.zeros_like(bias)
-        for rank, piece in enumerate(part.pieces(reports)):
+        for rank, (piece, theirs) in enumerate(_pieces(reports, targets, part)):
             grad_piece = torch.zeros_like(piece)
-            for start, rows in _blocks(images, piece, ctx.numbers):
+            for start, rows in row_blocks(images, piece, ctx.numbers):
+                own = slice(start, start + len(rows))
                 slope = torch.addmm(bias, rows * scale, piece.T)
-                _turn_pairs(slope, rank, start, part)
-                slope.sigmoid_()
-                _turn_pairs(slope, rank, start, part)
+                if targets is None:
+                    _turn_pairs(slope, rank, start, part)
+                    slope.sigmoid_()
+                    _turn_pairs(slope, rank, start, part)
+                else:
+                    slope.sigmoid_().sub_(agreement(targets[own], theirs, slope.dtype))
                 slope *= share
                 grad_bias += slope.sum()
-                grad_images[start : start + len(rows)].addmm_(slope, piece)
+                grad_images[own].addmm_(slope, piece)
                 grad_piece.addmm_(slope.T, rows)
             grad_piece = part.add_up(grad_piece, rank)
             if part.alone or rank == part.rank:
                 grad_reports = grad_piece
         grad_scale = (grad_images * images).sum()  # of slopes times similarities
-        return grad_images * scale, grad_reports * scale, grad_scale, grad_bias, None, None
+        return grad_images * scale, grad_reports * scale, grad_scale, grad_bias, None, None, None
 
 
-def _blocks(images: Tensor, reports: Tensor, numbers: int) -> Iterator[tuple[int, Tensor]]:
-    """Rows of the images, and the place of the first, of which so many logits can be held."""
-    if not len(reports):
-        return
-    size = max(1, numbers // len(reports))
-    for start in range(0, len(images), size):
-        yield start, images[start : start + size]
+def _pieces(
+    reports: Tensor, targets: Tensor | None, part: Part
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The reports of each process in turn, and their targets."""
+    if targets is None:
+        for piece in part.pieces(reports):
+            yield piece, None
+    else:
+        yield from zip(part.pieces(reports), part.pieces(targets), strict=True)
 
 
 def _turn_pairs(logits: Tensor, rank: int, start: int, part: Part) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,6 +61,8 @@ class VICRegLoss(nn.Module):
         variance_weight: weight of what standard deviations lack.
         covariance_weight: weight of the covariances.
     """
+
+    negatives: ClassVar[bool] = False
 
     def __init__(
         self,

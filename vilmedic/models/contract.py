@@ -7,21 +7,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vilmedic.datasets.aligned import IMAGE_FEATURES
+from vilmedic.config.declared import no_targets
+from vilmedic.datasets.aligned import IMAGE_FEATURES, REPORT_HASH, DataSpec
 from vilmedic.device import HOST, IMAGES
 from vilmedic.distributed.gather import WHOLE, Part
+from vilmedic.errors import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
     from vilmedic.blocks.vision import VisionEncoder
     from vilmedic.losses.learned import LearnedLoss
+    from vilmedic.losses.targets import Targets
 
 Batch = dict[str, Tensor]
 Features = dict[str, Tensor]
+TARGETS = "targets"
+"""The feature by which a loss finds positives beside the own pair; no output of the model."""
 LOGITS = "logits"
 """The output of a model that classifies: log odds of the classes, or unnormalised log shares."""
 
@@ -146,15 +151,19 @@ class ContrastiveModel(Model):
         forward_batch_size: largest number of samples encoded at once; None encodes the whole
             batch. The loss sees all of the batch in any case. In training the memory needed is
             that of one chunk, and batch normalisation sees a chunk.
+        targets: finds further positives among the pairs of a batch; None leaves it at the own ones.
     """
 
     cross_sample: ClassVar[bool] = True
     contrast_needs: ClassVar[tuple[str, ...]] = ("visual", "linguistic")
     """The features without which `contrast` is undefined; data that lacks one has no loss."""
 
-    def __init__(self, forward_batch_size: int | None = None) -> None:
+    def __init__(
+        self, forward_batch_size: int | None = None, targets: Targets | None = None
+    ) -> None:
         super().__init__()
         self.forward_batch_size = forward_batch_size
+        self.targets = targets
         self.observer: Callable[[Features], None] | None = None  # is shown what is contrasted
 
     @abstractmethod
@@ -187,6 +196,41 @@ class ContrastiveModel(Model):
         the own samples instead, and gives scalars whose averages over the processes are those of
         the whole batch. On a GPU, training adds what `move` keeps on the host.
         """
+
+    @property
+    def reads_hashes(self) -> bool:
+        """Whether batches have to hold `report_hash`, which tells equal reports."""
+        return self.targets is not None and self.targets.needs == REPORT_HASH
+
+    def targets_of(self, batch: Batch, like: Tensor) -> Features:
+        """The feature `targets` of a batch; nothing where there are none or the batch lacks them.
+
+        Args:
+            batch: what is encoded.
+            like: its features, whose floating-point type counts.
+        """
+        found = None if self.targets is None else self.targets(batch, like)
+        return {} if found is None else {TARGETS: found}
+
+    def given_targets(self, features: Features) -> Features:
+        """The feature `targets` as an argument of the loss; nothing for a model without targets.
+
+        Raises:
+            ConfigError: the data set did not give what they are made of.
+        """
+        if self.targets is None:
+            return {}
+        if TARGETS not in features:
+            raise ConfigError(
+                f"model.targets={self.targets.proto} needs {self.targets.needs} in each batch, but "
+                "the data set gives none."
+            )
+        return {TARGETS: features[TARGETS]}
+
+    def lacks(self, features: Features) -> list[str]:
+        """What `contrast` needs of the features of a batch and does not find."""
+        needed = self.contrast_needs if self.targets is None else (*self.contrast_needs, TARGETS)
+        return [name for name in needed if name not in features]
 
     def learned(self, features: Features | None = None) -> Features:
         """What the loss learns, such as a temperature: scalars, by name.
@@ -222,7 +266,10 @@ class ContrastiveModel(Model):
         here; None when there is no such number.
         """
         own = getattr(getattr(self, "loss", None), "chance_loss", None)
-        return math.log(size) if own is None else own(size)
+        if own is None:
+            return math.log(size)
+        # Of a loss of its own only that of a single positive is known.
+        return own(size) if self.targets is None else None
 
     def temperature_of(self, features: Features) -> float | None:
         """The temperature by which cosine similarities are divided, fixed or learned.
@@ -316,6 +363,34 @@ def visual_backbone(cnn: VisionEncoder, batch: Batch) -> Tensor | None:
     if IMAGE_FEATURES in batch:
         return cnn.dropout(batch[IMAGE_FEATURES])
     return cnn.pooled_images(*several_images(batch)) if "images" in batch else None
+
+
+def make_targets(
+    targets: Literal["identity", "same_text", "soft"] | Targets, loss: nn.Module, spec: DataSpec
+) -> Targets | None:
+    """The targets of a model that compares images with reports.
+
+    Args:
+        targets: a word, which leaves all settings at their defaults, or the targets.
+        loss: what is to take them.
+        spec: the data properties.
+
+    Returns:
+        None for identity.
+
+    Raises:
+        ArgumentError: the loss takes no targets.
+    """
+    proto = targets if isinstance(targets, str) else targets.proto
+    if proto == "identity":
+        return None
+    if TARGETS not in signature(loss.forward).parameters:
+        raise ArgumentError({"targets": no_targets(type(loss).__name__, proto)})
+    if isinstance(targets, str):
+        from vilmedic.losses.targets import Targets
+
+        return Targets(spec=spec, proto=targets)
+    return targets
 
 
 def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,9 +20,13 @@ from vilmedic.models.contract import (
     ContrastiveModel,
     Features,
     Tower,
+    make_targets,
     visual_backbone,
     visual_tower,
 )
+
+if TYPE_CHECKING:
+    from vilmedic.losses.targets import Targets
 
 
 class ConVIRT(ContrastiveModel):
@@ -37,6 +41,8 @@ class ConVIRT(ContrastiveModel):
         cnn: the image encoder; its output is averaged over positions if it has several.
         projection: the two heads.
         loss: how the two sets of embeddings are compared.
+        targets: which pairs of a batch are positives: identity, the own ones alone; same_text,
+            those of equal reports too; soft, all pairs by how alike they are.
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
@@ -51,9 +57,10 @@ class ConVIRT(ContrastiveModel):
         cnn: VisionEncoder,
         projection: PairedProjection,
         loss: ConVIRTLoss,
+        targets: Literal["identity", "same_text", "soft"] | Targets = "identity",
         forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
-        super().__init__(forward_batch_size)
+        super().__init__(forward_batch_size, make_targets(targets, loss, spec))
         check_width(
             "projection.visual_embedding_dim",
             projection.visual_embedding_dim,
@@ -80,13 +87,14 @@ class ConVIRT(ContrastiveModel):
                 [B, T]. Where images or reports are missing, so are their features.
 
         Returns:
-            `visual` and `linguistic`, [B, projection_dim], and what the loss learns; in evaluation
-            `visual_backbone` as well.
+            `visual` and `linguistic`, [B, projection_dim], and what the loss learns, and `targets`
+            where there are some; in evaluation `visual_backbone` as well.
         """
         features: Features = self.learned()
         backbone = visual_backbone(self.cnn, batch)
         if backbone is not None:
             features["visual"] = self.projection.visual(backbone)
+            features.update(self.targets_of(batch, features["visual"]))
             if not self.training:
                 features["visual_backbone"] = backbone
         if "input_ids" in batch:
@@ -117,7 +125,7 @@ class ConVIRT(ContrastiveModel):
         """The loss of `visual` and `linguistic`, both [B, D].
 
         Raises:
-            ConfigError: if the data set gave no images or no reports.
+            ConfigError: if the data set gave no images, no reports or not what targets need.
             ValueError: if there is a single pair.
         """
         missing = [name for name in ("visual", "linguistic") if name not in features]
@@ -127,8 +135,8 @@ class ConVIRT(ContrastiveModel):
                 f"ConVIRT compares images with reports, but the data set gives no {what}. Use "
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
-        learned = self.learned(features)
-        return part.call(self.loss, features["visual"], features["linguistic"], **learned)
+        given = {**self.learned(features), **self.given_targets(features)}
+        return part.call(self.loss, features["visual"], features["linguistic"], **given)
 
     def translate(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the original vilmedic under the names of today."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from inspect import signature
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
-from vilmedic.models.contract import Batch, ContrastiveModel, Features
+from vilmedic.models.contract import Batch, ContrastiveModel, Features, make_targets
+
+if TYPE_CHECKING:
+    from vilmedic.losses.targets import Targets
 
 
 class GLoRIA(ContrastiveModel):
@@ -39,6 +42,8 @@ class GLoRIA(ContrastiveModel):
         loss: how the embeddings are compared.
         upsample: pixels a side to which images are enlarged first; null leaves them as they are.
         local_layer: the layer of the image encoder whose positions are the regions.
+        targets: which pairs of a batch are positives: identity, the own ones alone; same_text,
+            those of equal reports too; soft, all pairs by how alike they are.
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
@@ -62,9 +67,10 @@ class GLoRIA(ContrastiveModel):
         loss: GLoRIALoss,
         upsample: Side | None = 299,
         local_layer: str = "layer3",
+        targets: Literal["identity", "same_text", "soft"] | Targets = "identity",
         forward_batch_size: Annotated[int, AtLeast(1)] | None = None,
     ) -> None:
-        super().__init__(forward_batch_size)
+        super().__init__(forward_batch_size, make_targets(targets, loss, spec))
         if not isinstance(loss, GLoRIALoss):  # attention and local similarity ask its temperatures
             raise ArgumentError({"loss": f"given {type(loss).__name__}. Allowed: GLoRIALoss."})
         _check_visual(cnn, local_layer, visual_embedder)
@@ -85,8 +91,8 @@ class GLoRIA(ContrastiveModel):
                 Where images or reports are missing, so are their features.
 
         Returns:
-            Of images `visual` [B, D] and `regions` [B, D, h, w], and in evaluation
-            `visual_backbone` [B, F]; of reports what `encode_text` gives.
+            Of images `visual` [B, D] and `regions` [B, D, h, w], `targets` where there are some,
+            and in evaluation `visual_backbone` [B, F]; of reports what `encode_text` gives.
 
         Raises:
             ConfigError: if there are several images a sample.
@@ -107,6 +113,7 @@ class GLoRIA(ContrastiveModel):
             layers = self.cnn.features(images, [self.local_layer, self.cnn.output_layer])
             backbone = self.cnn.dropout(pool(layers[self.cnn.output_layer]))
             features["visual"] = self.global_embedder(backbone)
+            features.update(self.targets_of(batch, features["visual"]))
             features["regions"] = self.local_embedder(layers[self.local_layer])
             if not self.training:
                 features["visual_backbone"] = backbone
@@ -135,7 +142,7 @@ class GLoRIA(ContrastiveModel):
         """The loss of what `encode` gives for images and reports.
 
         Raises:
-            ConfigError: if the data set gave no images or no reports.
+            ConfigError: if the data set gave no images, no reports or not what targets need.
             ValueError: if there is a single pair.
         """
         missing = [name for name in self.contrast_needs if name not in features]
@@ -149,7 +156,7 @@ class GLoRIA(ContrastiveModel):
         counts: Any = features.get(WORDS)
         if counts is not None and "word_counts" in signature(self.loss.forward).parameters:
             given["word_counts"] = [count - self.encoder.closing for count in counts]
-        return part.call(self.loss, **given)
+        return part.call(self.loss, **given, **self.given_targets(features))
 
     def chance_loss(self, size: int) -> float:
         """ln(B) for each direction of the global and of the local loss, weighted as these are."""

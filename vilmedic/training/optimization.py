@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer, lr_scheduler
 
+from vilmedic.config.namespaces import OWN
 from vilmedic.config.sections import TrainorSection
+from vilmedic.config.types import AtLeast, Below, Between
 from vilmedic.distributed.gather import like, local
 from vilmedic.errors import ConfigError
 from vilmedic.models.contract import Model
+from vilmedic.registry import import_class
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
@@ -41,7 +45,7 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
     parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("model: every parameter is frozen, so there is nothing to train.")
-    cls = getattr(torch.optim, section.optimizer)
+    cls = named_class("torch.optim", section.optimizer)
     options = dict(section.optim_params)
     on_cpu = parameters[0].device.type == "cpu"
     if cls is torch.optim.RAdam and not on_cpu and not options.keys() & KERNELS:
@@ -57,6 +61,14 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
         return cls(parameters, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
+
+
+def named_class(namespace: str, name: str) -> Any:
+    """The class that a configuration names, of torch or of this package."""
+    if (own := OWN[namespace].get(name)) is not None:
+        module, _, attribute = own.rpartition(".")
+        return import_class(f"{module}:{attribute}", name)
+    return getattr(lr_scheduler if namespace.endswith("lr_scheduler") else torch.optim, name)
 
 
 def skips_by_itself(optimizer: Optimizer, device: torch.device) -> bool:
@@ -168,7 +180,7 @@ class Schedule:
         self._name = section.lr_decay
         if self._name is None:
             return
-        cls = getattr(lr_scheduler, self._name)
+        cls = named_class("torch.optim.lr_scheduler", self._name)
         options = dict(section.lr_decay_params)
         if self.on_plateau:
             options.setdefault("mode", "min" if better == "lower" else "max")
@@ -251,6 +263,64 @@ class Schedule:
                 rates = self._scheduler._get_closed_form_lr()
                 for group, lr in zip(self._scheduler.optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr
+
+
+class WarmupCosineLR(lr_scheduler.LRScheduler):
+    """A rate that rises from 0 in a line, and falls along half a cosine to the end of the run.
+
+    That is `get_cosine_schedule_with_warmup` of transformers: at step s, counted from 0, of S with
+    a warm-up of W, the factor of every group's rate is s / W first and then
+    (1 + cos(pi (s - W) / (S - W))) / 2. The cosine is that of SGDR (Loshchilov and Hutter 2017,
+    arXiv 1608.03983), the warm-up that of Goyal et al. 2017, arXiv 1706.02677.
+
+    Args:
+        optimizer: whose rates are changed.
+        total_steps: steps of the run.
+        warmup: length of the warm-up: a whole number is one of steps (500), a fraction the share of
+            the run (0.1).
+        end_factor: share of the rate that is left at the end.
+        last_epoch: -1, as a run that goes on takes the rest from its checkpoint.
+
+    Raises:
+        ValueError: the warm-up is as long as the run, or longer.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: Annotated[int, AtLeast(1)],
+        warmup: Annotated[int, AtLeast(0)] | Annotated[float, AtLeast(0), Below(1)] = 0.1,
+        end_factor: Annotated[float, Between(0, 1)] = 0.0,
+        last_epoch: Annotated[int, Between(-1, -1)] = -1,
+    ) -> None:
+        self.total_steps, self.warmup, self.end_factor = total_steps, warmup, end_factor
+        if self.warmup_steps >= max(total_steps, 1):
+            raise ValueError(
+                f"the warm-up takes {self.warmup_steps} steps, and the schedule has {total_steps}. "
+                "Give fewer, or a share of the run such as warmup=0.1"
+            )
+        super().__init__(optimizer, last_epoch)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        share = isinstance(self.warmup, float)
+        return round(self.warmup * self.total_steps) if share else int(self.warmup)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of the groups at the step that comes."""
+        return [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
+        return self.get_lr()
+
+    def _factor(self, step: int) -> float:
+        warmup = self.warmup_steps
+        if step < warmup:
+            return step / max(1, warmup)
+        done = (step - warmup) / max(1, self.total_steps - warmup)
+        cosine = max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
+        return self.end_factor + (1 - self.end_factor) * cosine
 
 
 class AveragedWeights:
