@@ -44,6 +44,7 @@ def _run(given: argparse.Namespace) -> int:
         as_lists,
         as_table,
         as_values,
+        data_title,
         draw_page,
         draw_samples,
     )
@@ -54,9 +55,10 @@ def _run(given: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     values = json.dumps(as_values(findings), indent=2, ensure_ascii=False)
     (folder / "data_check.json").write_text(values + "\n", encoding="utf-8")
-    draw_page(findings, folder / "data_check.png", f"Data of {given.config}")
+    title = data_title(config.dataset, findings)
+    draw_page(findings, folder / "data_check.png", title)
     (folder / LISTS).write_text(as_lists(findings), encoding="utf-8", errors="backslashreplace")
-    sampled = draw_samples(findings, folder / "data_samples.png", f"Samples of {given.config}")
+    sampled = draw_samples(findings, folder / "data_samples.png", title)
     print(escaped(as_table(findings)))
     kinds = {"advice": findings.advice, "warning": findings.warnings, "error": findings.errors}
     for kind, texts in kinds.items():

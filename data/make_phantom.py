@@ -9,6 +9,7 @@ The same arguments give the same data set on any number of cores.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from dataclasses import fields
@@ -38,6 +39,10 @@ def _run(given: argparse.Namespace) -> int:
         print(f"{given.root}: built {total} samples of {plan.size} pixels in {seconds:.0f} s")
     else:
         print(f"{given.root}: the same {total} samples are there already, nothing to do")
+    words = ["python", "bin/train.py", "config/phantom/convirt.yml"]
+    if given.root != Path("data/phantom"):
+        words += [f"dataset.{part}.root={given.root}" for part in ("image", "seq", "label")]
+    print(f"Next:\n    {shlex.join(words)}")
     if given.sheet:
         write_sheet(given.sheet, plan.seed)
         print(f"{given.sheet}: written")

@@ -37,25 +37,37 @@ FINDINGS: tuple[dict[str, Any], ...] = (
 LABELS = ("Effusion", "None", "Effusion", "None", "Effusion")
 
 
-def write_pairs(root: Path, split: str = "test", findings: Sequence[Any] = FINDINGS) -> Path:
-    """Five grey images of 40 x 32 pixels, their reports, labels and findings."""
+def write_pairs(
+    root: Path,
+    split: str = "test",
+    findings: Sequence[Any] = FINDINGS,
+    *,
+    studies: bool = False,
+) -> Path:
+    """Five grey images of 40 x 32 pixels, their reports, labels and findings.
+
+    With `studies`, a line has one, two or three of the images, its own one first.
+    """
     (root / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     names = [f"{split}{number}.png" for number in range(len(REPORTS))]
     for name in names:
         Image.fromarray(rng.integers(0, 256, (40, 32), dtype=np.uint8)).save(root / "images" / name)
-    rows = {"image.tok": names, "report.tok": REPORTS, "label.tok": LABELS}
+    lines = names
+    if studies:
+        lines = [",".join([*names, *names][n : n + n % 3 + 1]) for n in range(len(names))]
+    rows = {"image.tok": lines, "report.tok": REPORTS, "label.tok": LABELS}
     rows["finding.jsonl"] = [json.dumps(record) for record in findings]
     for file, lines in rows.items():
         (root / f"{split}.{file}").write_text("".join(f"{line}\n" for line in lines))
     return root
 
 
-def read_pairs(root: Path, split: str = "test") -> ImSeqLabel:
+def read_pairs(root: Path, split: str = "test", **image: Any) -> ImSeqLabel:
     """The images resized to 32 x 40 pixels, of which the middle 32 x 32 are seen."""
     given = {"split": split, "root": str(root)}
     return ImSeqLabel(
-        image=ImageDataset(training=False, seed=0, resize=32, crop=32, **given),
+        image=ImageDataset(training=False, seed=0, resize=32, crop=32, **given, **image),
         seq=TextDataset(
             training=split == "train",
             seed=0,
@@ -68,12 +80,12 @@ def read_pairs(root: Path, split: str = "test") -> ImSeqLabel:
     )
 
 
-def gloria_evaluation(root: Path, models: int = 1, batch_size: int = 2) -> Evaluation:
-    """Untrained networks on the split `test` of `write_pairs`."""
+def gloria_evaluation(root: Path, models: int = 1, batch_size: int = 2, **image: Any) -> Evaluation:
+    """Untrained networks on the split `test` of `write_pairs`; studies if `image` says so."""
     write_pairs(root, "train")
-    write_pairs(root)
+    write_pairs(root, studies="multi_image" in image)
     read_pairs(root, "train")  # builds the vocabulary
-    dataset = read_pairs(root)
+    dataset = read_pairs(root, **image)
     members: list[GLoRIA] = []
     for seed in range(models):
         torch.manual_seed(seed)

@@ -119,6 +119,23 @@ def tiny_views(size: int = 4, image_size: int = 32, seed: int = 0) -> dict[str, 
     return {"index": torch.arange(size), "images": images}
 
 
+def several_images(
+    batch: dict[str, torch.Tensor], most: int = 3, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """A batch of one image a sample, or two views, with up to `most` images: [B, N, ...]."""
+    random = torch.Generator().manual_seed(seed + 1)
+    images = batch["images"]
+    more = torch.randn(len(images), most, *images.shape[1:], generator=random)
+    more[:, 0] = images
+    counts = torch.arange(len(images)) % most + 1
+    mask = torch.arange(most) < counts[:, None]
+    return {
+        **batch,
+        "images": more * mask.view(*mask.shape, *[1] * (images.ndim - 1)),
+        "images_mask": mask,
+    }
+
+
 def tiny_batch(size: int = 4, image_size: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:
     """A batch as it is after `prepare`: images and reports of different lengths."""
     random = torch.Generator().manual_seed(seed)

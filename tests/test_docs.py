@@ -15,6 +15,7 @@ from tests.finished_runs import Runs
 from vilmedic import cli
 from vilmedic.config.load import load
 from vilmedic.phantom.write import Plan, build
+from vilmedic.preparation.command import Next
 
 ROOT = Path(__file__).parents[1]
 LOGGERS = re.compile(r"^ +(trainor\.loggers=\S.*)$", re.MULTILINE)
@@ -134,16 +135,15 @@ def test_nobody_is_sent_to_the_project_of_the_same_name_on_the_public_index() ->
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() -> None:
-    shown = [
-        line.strip()
-        for line in (ROOT / "README.md").read_text().splitlines()
-        if line.startswith("    .venv/bin/python ")
-    ]
+    readme = (ROOT / "README.md").read_text()
+    quick = readme[readme.index("## Quick start") : readme.index("## Five systems")]
+    shown = re.findall(r"^    (python (?:data|bin)/.*)$", quick, re.MULTILINE)
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True
     )
-    run = [line for line in done.stdout.splitlines() if line.startswith(".venv/bin/python ")]
-    assert shown == [line for line in run if "pip install" not in line]
+    run = re.findall(r"^\.venv/bin/(python (?:data|bin)/.*)$", done.stdout, re.MULTILINE)
+    assert len(shown) == 3
+    assert shown == run
     recipes = (ROOT / "Makefile").read_text().splitlines()
     trained = [line for line in recipes if "bin/train.py" in line]
     assert len(trained) == 6
@@ -191,3 +191,32 @@ def test_the_dockerfile_copies_what_is_there_and_no_data() -> None:
     assert ignored.index("!data") < ignored.index("data/*") < ignored.index("!data/*.py")
     pinned = (ROOT / "constraints.txt").read_text()
     assert len(re.findall(r"^torch(?:vision)?==\S+$", pinned, re.MULTILINE)) == 2
+
+
+def test_own_data_start_with_the_builder_and_the_command_that_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    own = readme[readme.index("## Train on your own data") :]
+    built = re.search(r"make_folder\.py --root (\S+) --images (\S+) .*--report", own, re.S)
+    assert built is not None
+    monkeypatch.chdir(tmp_path)
+    root = Path(built[1])
+    root.mkdir(parents=True)
+    (root / "train.report.tok").touch()
+    printed = Next(images=Path(built[2])).command(root, "report.tok")
+    assert f"\n    {printed}\n" in own
+
+
+@pytest.mark.parametrize("page", ["convirt", "gloria", "simclr", "vae"])
+def test_the_pages_of_the_systems_say_how_a_run_resumes(page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text()
+    assert "`ckpt=auto`" in text
+    assert "ckpt=last_<seed>" not in text
+
+
+def test_the_first_pages_need_no_credentials() -> None:
+    readme = (ROOT / "README.md").read_text()
+    start = readme[: readme.index("## Five systems")]
+    assert "mimic" not in start.lower()
+    assert start.index("explorer.png") < start.index("## Quick start")

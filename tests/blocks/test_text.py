@@ -519,3 +519,17 @@ def test_words_of_data_without_reports() -> None:
     spec = dataclasses.replace(tiny_spec(), tokenizer=None)
     with pytest.raises(ConfigError, match="needs reports"):
         WordEncoder(spec=spec, **TINY_BERT)
+
+
+def test_the_first_layers_are_frozen() -> None:
+    encoder = TextEncoder(spec=tiny_spec(), freeze=2, **{**LAYERS, "hidden_dropout_prob": 0.5})
+    encoder.train()
+    trained = {name for name, value in encoder.named_parameters() if value.requires_grad}
+    assert trained
+    assert all("layer.2." in name or "pooler" in name for name in trained)
+    dropouts = dict(encoder.network.named_modules())
+    assert not dropouts["encoder.layer.1.output.dropout"].training
+    assert not dropouts["embeddings.dropout"].training
+    assert dropouts["encoder.layer.2.output.dropout"].training
+    with pytest.raises(ConfigError, match=r"freeze: given 4, .*has 3 layers.*or 1 to 3"):
+        TextEncoder(spec=tiny_spec(), freeze=4, **LAYERS)

@@ -257,3 +257,19 @@ def test_text_model_is_not_a_backbone(tmp_path: Path) -> None:
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="does not take images"):
         VisionEncoder(backbone=str(tmp_path))
+
+
+def test_the_first_blocks_are_frozen_with_their_statistics() -> None:
+    encoder = VisionEncoder(backbone="resnet18", pretrained=False, freeze=3).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder(torch.randn(2, 3, 32, 32)).sum().backward()
+    trained = {name for name, value in encoder.named_parameters() if value.grad is not None}
+    changed = {
+        name for name, value in encoder.state_dict().items() if not torch.equal(value, before[name])
+    }
+    frozen = ("network.conv1", "network.bn1", "network.layer1", "network.layer2.0")
+    assert not [name for name in trained | changed if name.startswith(frozen)]
+    assert {"network.layer2.1.conv1.weight", "network.layer4.1.bn2.weight"} <= trained
+    assert "network.layer2.1.bn1.running_mean" in changed
+    with pytest.raises(ConfigError, match=r"freeze: given 9, but resnet18 has 8 layers.*1 to 8"):
+        VisionEncoder(backbone="resnet18", pretrained=False, freeze=9)

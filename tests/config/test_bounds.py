@@ -31,6 +31,7 @@ from tests.small_models import (
 )
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.config.check import Checker
+from vilmedic.config.declared import GROUP_OPTIONS
 from vilmedic.config.load import ROOT
 from vilmedic.config.namespaces import names, signature
 from vilmedic.config.sections import GenerationSection, TrainorSection
@@ -267,6 +268,16 @@ def _trainor(key: str, value: Any, folder: Path) -> None:
         model.weight.data.add_(1)
         average.update(1, torch.tensor(True))
         assert torch.allclose(average.state_dict()["weight"], model.weight)
+    elif key == "optim_groups":
+        number = value["key"]["key"]
+        for option in ("lr", "weight_decay"):
+            if all(bound.allows(number) for bound in GROUP_OPTIONS[option]):
+                model = nn.Linear(2, 2)
+                groups = {"weight": {option: number}}
+                optimizer = make_optimizer(model, TrainorSection(optim_groups=groups))
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+                finite(*model.parameters())
     else:
         assert key in ("epochs", "seed", "num_workers")  # test_the_smallest_numbers_train
 

@@ -61,6 +61,12 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
             "dataset.proto (command line): given 'LabelDataset', but SimCLR needs images. Allowed: "
             "ImLabel, ImSeq, ImSeqLabel, ImSeqShards, ImageDataset.",
         ),
+        (
+            "config/phantom/simclr.yml",
+            ["dataset.image_choice=random"],
+            "dataset.image_choice (command line): given 'random', which draws among the first "
+            "images of a sample, as many as dataset.multi_image says: 1. Set that higher.",
+        ),
     ],
 )
 def test_training_asks_for_what_the_model_learns_from(

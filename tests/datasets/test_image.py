@@ -138,6 +138,62 @@ def test_several_images_are_filled_up_and_masked(image_args: Args, write: Write)
     assert prepared[0].flatten(1).sum(1).min() > 0
 
 
+STUDIES = ["train_0.png,train_1.png,train_2.png,train_3.png", "train_4.png"]
+
+
+def test_one_image_of_a_study_is_drawn_by_seed_epoch_and_sample(
+    image_args: Args, write: Write, tmp_path: Path
+) -> None:
+    write("train.image.tok", STUDIES)
+    settings = image_args(multi_image=3, image_choice="random", preset="center_crop")
+    dataset = ImageDataset(**settings)
+    every = ImageDataset(**image_args(multi_image=3, training=False))[0]["images"]
+
+    def place(image: torch.Tensor) -> int:
+        return next(n for n, one in enumerate(every) if torch.equal(one, image))
+
+    drawn = [place(dataset[SampleKey(0, epoch)]["images"][0]) for epoch in range(40)]
+    assert set(drawn) == {0, 1, 2}  # of the four, multi_image names the first three
+    again = ImageDataset(**settings)
+    late = [place(again[SampleKey(0, epoch)]["images"][0]) for epoch in range(11, 40)]
+    assert late == drawn[11:]
+    cached = ImageDataset(**settings, cache=str(tmp_path / "cache"))
+    assert drawn == [place(cached[SampleKey(0, n)]["images"][0]) for n in range(40)]
+    batch = load(dataset, 0, 1)
+    assert batch["images"].shape == (2, 1, 12, 12)
+    assert "images_mask" not in batch
+    evaluated = ImageDataset(**{**settings, "training": False})
+    assert {place(evaluated[SampleKey(0, n)]["images"][0]) for n in range(20)} == {0}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_views_are_of_different_images_of_a_study(
+    image_args: Args, write: Write, training: bool
+) -> None:
+    write("train.image.tok", STUDIES)
+    settings = image_args(multi_image=4, image_choice="random", views=2, training=training)
+    dataset = ImageDataset(**settings)
+    pairs = [tuple(dataset.chosen(0, epoch) or ()) for epoch in range(60)]
+    assert all(first != second for first, second in pairs)
+    assert len(set(pairs)) == (12 if training else 1)  # an evaluation is the same at every epoch
+    assert dataset.chosen(1, 5) == [0, 0]
+    assert load(dataset, 0, 1)["images"].shape == (2, 2, 1, 12, 12)
+
+
+def test_views_of_every_image_of_a_study(image_args: Args, write: Write) -> None:
+    write("train.image.tok", STUDIES)
+    dataset = ImageDataset(**image_args(multi_image=3, views=2, preset="simclr", mean=[0.0]))
+    batch = load(dataset, 0, 1)
+    assert batch["images"].shape == (2, 3, 2, 1, 12, 12)
+    assert batch["augmentation"].shape[:3] == (2, 3, 2)
+    assert batch["images_mask"].tolist() == [[True] * 3, [True, False, False]]
+    prepared = dataset.prepare(batch)["images"]
+    assert prepared[1, 1:].abs().sum() == 0
+    assert not torch.equal(prepared[0, 0, 0], prepared[0, 0, 1])
+    alone = ImageDataset(**image_args(views=2, preset="simclr", mean=[0.0]))
+    assert torch.equal(alone.prepare(load(alone, 0, 1))["images"], prepared[:, 0])
+
+
 def test_colour_images_keep_three_channels(image_args: Args) -> None:
     dataset = ImageDataset(**image_args(color="rgb"))
     batch = load(dataset, 0)
@@ -237,7 +293,7 @@ def test_skip_stops_above_one_percent(image_args: Args, write: Write) -> None:
         ({"transforms": [{"CenterCrop": {"size": 8}}]}, "too small for crop=12"),
         ({"transforms": [{"RandomRotate": {}}]}, "Did you mean 'RandomRotation'"),
         ({"transforms": [], "preset": "convirt"}, "exclude each other"),
-        ({"multi_image": 2, "views": 2}, "cannot both"),
+        ({"image_choice": "random"}, "Set multi_image"),
         ({"views": 2, "preset": "center_crop"}, "make all views of an image alike"),
         ({"views": 2, "crop": None}, "make all views of an image alike"),
         ({"views": 2, "eval_transforms": [], "training": False}, "make all views of an image"),

@@ -279,8 +279,9 @@ def test_features_are_computed_once_for_all_that_they_depend_on(
     assert count("image", eval_transforms=[{"Grayscale": None}]) == 6
     layer = frozen(pairs(runtime), cnn={"freeze": True, "output_layer": "conv5"})
     assert count("image", layer) == 7
+    assert count("image", multi_image=2) == 8
     Image.new("L", (20, 16), 9).save(root / "images" / "train_3.png")
-    assert count("image") == 8
+    assert count("image") == 9
     before = count("report")
     highest = frozen(pairs(runtime), encoder={"freeze": True, "pooling": "max"})
     assert count("report", highest) == before + 1
@@ -307,6 +308,8 @@ def test_what_is_trained_in_part_or_moves_is_computed_in_each_epoch(
         assert keep(pairs(runtime, **options), frozen(data), tmp_path) == [report]
         assert "It is computed once with preset=center_crop" in caplog.text
     assert keep(pairs(runtime, sample_sentence=True), frozen(data), tmp_path) == [image]
+    drawn = {"multi_image": 2, "image_choice": "random"}
+    assert keep(pairs(runtime, **drawn), frozen(data), tmp_path) == [report]
     assert keep(pairs(runtime), frozen(data), tmp_path, gib=0) == []
 
 

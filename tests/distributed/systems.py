@@ -16,6 +16,7 @@ from tests.several_processes import CPU
 from tests.small_dalles import dalle_batch, save_vae, tiny_dalle
 from tests.small_models import (
     TINY_VAE,
+    several_images,
     tiny_batch,
     tiny_convirt,
     tiny_gloria,
@@ -174,6 +175,8 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
     "ConVIRT": (tiny_convirt, tiny_batch),
     "SimCLR": (tiny_simclr, tiny_views),
     "GLoRIA": (tiny_gloria, tiny_batch),
+    "SimCLR of studies": (tiny_simclr, lambda *of, **how: several_images(tiny_views(*of, **how))),
+    "GLoRIA of studies": (tiny_gloria, lambda *of, **how: several_images(tiny_batch(*of, **how))),
     "VAE": (small_vae, vae_batch),
     "DALLE": (small_dalle, dalle_batch),
     "Pairs": (Pairs, pairs_batch),

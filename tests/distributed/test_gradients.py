@@ -49,6 +49,16 @@ def gloria() -> Any:
     return compare("GLoRIA", double=True, steps=2, **CLIPPED)
 
 
+def simclr_of_studies_in_chunks() -> Any:
+    settings = {"forward_batch_size": 2}
+    return compare("SimCLR of studies", double=True, settings=settings, **CLIPPED)
+
+
+def gloria_of_studies_in_chunks() -> Any:
+    settings = {"forward_batch_size": 2}
+    return compare("GLoRIA of studies", double=True, settings=settings, **CLIPPED)
+
+
 def vae() -> Any:
     return compare("VAE", steps=2, **CLIPPED)
 
@@ -216,6 +226,8 @@ EQUAL = [
     convirt_in_chunks,
     simclr_in_chunks,
     gloria_in_chunks,
+    simclr_of_studies_in_chunks,
+    gloria_of_studies_in_chunks,
     any_loss_with_learned_temperature,
     any_loss_with_learned_temperature_in_chunks,
     no_interaction,

@@ -8,12 +8,16 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from vilmedic.drawing import scatter
-from vilmedic.drawing.scatter import COLOURS, SHAPES, draw_scatter
+from vilmedic.drawing.colours import COLOURS, REST, SHAPES, series_colours
+from vilmedic.drawing.scatter import draw_scatter
 
 
-def draw(path: Path, classes: np.ndarray, names: list[str], seed: int = 0) -> np.ndarray:
-    points = np.random.default_rng(seed).normal(size=(len(classes), 2)).astype(np.float32)
-    draw_scatter(path, points, classes, names, title="t", caption="c", axes=("x", "y"))
+def draw(
+    path: Path, classes: np.ndarray, names: list[str], places: list[int] | None = None
+) -> np.ndarray:
+    points = np.random.default_rng(0).normal(size=(len(classes), 2)).astype(np.float32)
+    texts = {"title": "t", "caption": "c"}
+    draw_scatter(path, points, classes, names, places=places, axes=("x", "y"), **texts)
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
@@ -33,9 +37,35 @@ def test_every_class_has_its_colour(tmp_path: Path) -> None:
     assert pixels_of(picture, COLOURS[4]) == 0
 
 
-def test_a_class_without_points_keeps_its_place_in_the_legend(tmp_path: Path) -> None:
+def test_a_class_without_points_is_not_listed(tmp_path: Path) -> None:
     with_all = draw(tmp_path / "a.png", np.zeros(40, int), ["A", "B"])
-    assert 0 < pixels_of(with_all, COLOURS[1]) < 2000
+    assert pixels_of(with_all, COLOURS[1]) == 0
+
+
+def test_a_label_keeps_its_colour_when_others_are_left_out(tmp_path: Path) -> None:
+    picture = draw(tmp_path / "a.png", np.arange(40) % 2, ["C", "A"], places=[2, 0])
+    assert pixels_of(picture, COLOURS[2]) > 1000
+    assert pixels_of(picture, COLOURS[0]) > 1000
+    assert pixels_of(picture, COLOURS[1]) == 0
+
+
+def test_samples_without_a_class_lie_under_the_others_in_grey(tmp_path: Path) -> None:
+    grey = np.array(to_rgb(REST)) * 255
+    counts = []
+    for classes in (np.zeros(60, int), np.where(np.arange(60) < 30, 0, -1)):
+        picture = draw(tmp_path / "a.png", classes, ["A"])
+        blended = 0.6 * grey + 0.4 * 255
+        counts.append(int((np.abs(picture - blended).max(axis=2) <= 2).sum()))
+    assert counts[0] == 0
+    assert counts[1] > 500
+
+
+def test_series_are_coloured_by_name() -> None:
+    one = series_colours([["loss", "train_loss", "validation_loss"], ["visual", "linguistic"]])
+    other = series_colours([["linguistic"], ["validation_loss", "loss"]])
+    assert all(one[name] == colour for name, colour in other.items())
+    many = series_colours([[f"series {k}" for k in range(8)]])
+    assert len(set(many.values())) == 8
 
 
 def test_many_classes_differ_in_shape_and_widen_the_legend(

@@ -76,6 +76,50 @@ def test_several_networks_count_with_their_mean(tmp_path: Path) -> None:
         torch.testing.assert_close(maps[place], (both[0] + both[1]) / 2)
 
 
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_regions_of_all_images_of_a_study_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    monkeypatch.setattr(local, "MEMORY", memory)
+    run = gloria_evaluation(tmp_path, multi_image=3)
+    model, batch = run.networks.members[0]().eval(), prepared(run)
+    texts = model.encode_text(run.dataset.encode_text(TEXTS))
+    rows = []
+    for images, mask in zip(batch["images"], batch["images_mask"], strict=True):
+        regions = model.encode({"images": images[mask]})["regions"]
+        rows.append(
+            model.local_similarity(
+                regions.transpose(0, 1).flatten(1)[None],
+                texts["words"],
+                texts["word_mask"],
+                aggregation="max",
+            )
+        )
+    for _ in range(2):  # computed, and then remembered
+        torch.testing.assert_close(run.local_similarity(TEXTS, "max"), torch.cat(rows).detach())
+    maps = run.attention([2])
+    assert maps is not None
+    assert maps[0].shape[1:] == (4, 4)  # of the first image
+    torch.testing.assert_close(maps[0].sum(dim=(1, 2)), torch.ones(len(maps[0])))
+
+
+def test_all_that_belongs_to_images_reaches_their_preparation(tmp_path: Path) -> None:
+    run = gloria_evaluation(tmp_path, multi_image=3)
+    networks, seen = run.networks, set()
+    prepare, batches = run.dataset.prepare, list(networks.loader(run.dataset))
+
+    def watched(batch: dict[str, Any]) -> dict[str, Any]:
+        seen.update(batch)
+        return prepare(batch)
+
+    run.dataset.prepare = watched
+    numbers = {"augmentation": torch.zeros(2, 3, 1)}  # what a preset leaves for whole batches
+    networks.loader = lambda data: [batch | numbers for batch in batches]
+    assert run.local_similarity(TEXTS, "max") is not None
+    assert {"images", "images_mask", "augmentation"} <= seen
+    assert "input_ids" not in seen
+
+
 def test_regions_are_computed_once_while_they_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vilmedic.evaluation.results import grouped, headline, source, table, write_results
+from vilmedic.evaluation.results import (
+    grouped,
+    headline,
+    number_name,
+    protocol_names,
+    source,
+    table,
+    write_results,
+)
 
 
 def results(**changes: Any) -> dict[str, Any]:
@@ -78,3 +86,22 @@ def test_the_table_shows_what_few_labels_give() -> None:
 def test_paths_are_grouped() -> None:
     paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]
     assert grouped(paths) == ["x/a.{png,csv}", "x/b.png"]
+
+
+def test_protocols_and_their_numbers_have_plain_names() -> None:
+    protocols: dict[str, dict[str, Any]] = {
+        "zero_shot": {"similarity": "global", "prompts": "a/b.yml"},
+        "zero_shot_2": {"similarity": "both", "prompts": "a/c.yml"},
+        "knn": {"k": 20},
+    }
+    assert protocol_names(protocols) == {
+        "zero_shot": "zero shot, global similarity, prompts b.yml",
+        "zero_shot_2": "zero shot, both similarities, prompts c.yml",
+        "knn": "kNN",
+    }
+    assert number_name("image_to_text_r5") == "image to text, recall at 5"
+    assert number_name("same_text_text_to_image_median_rank") == (
+        "same text text to image, median rank"
+    )
+    assert number_name("text_to_image_p10") == "text to image, precision at 10"
+    assert number_name("auroc") == "AUROC"

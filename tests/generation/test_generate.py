@@ -4,7 +4,7 @@ import pytest
 
 from vilmedic.config.sections import GenerationSection, RerankSection
 from vilmedic.errors import ConfigError
-from vilmedic.generation.generate import _slug
+from vilmedic.generation.generate import _most_alike, _slug
 
 
 def test_prompts_that_start_alike_get_folders_of_their_own() -> None:
@@ -31,3 +31,24 @@ def test_a_nested_section_may_be_a_mapping() -> None:
 def test_values_that_nothing_can_be_drawn_with(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         GenerationSection(**options)  # type: ignore[arg-type]
+
+
+class Reports:
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def describe(self, index: int) -> dict[str, str]:
+        return {"report": self.texts[index]}
+
+
+def test_a_prompt_stands_beside_the_image_of_the_most_similar_report() -> None:
+    datasets = {
+        "validate": Reports("The lungs are clear.", "The heart is large."),
+        "test": Reports("Small left effusion.", "Large LEFT effusion.", "Large left effusion."),
+    }
+    prompts = ["large left effusion", "A small effusion on the left.", "Zebra."]
+    found = _most_alike(datasets, prompts)
+    assert list(found.values()) == [("test", 1), ("test", 0), None]

@@ -78,6 +78,49 @@ def test_local_similarity_equals_the_reference(images: int, aggregation: str) ->
             torch.testing.assert_close(value, slow, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("aggregation", ["sum", "max"])
+def test_regions_that_do_not_count_are_as_if_they_were_not_there(aggregation: Any) -> None:
+    regions, words, mask = features()
+    counted = torch.rand(7, 12, generator=torch.Generator().manual_seed(2)) < 0.5
+    counted[:, 0] = True
+    rows = [
+        reference.local_similarity(
+            regions.flatten(2)[row : row + 1, :, counted[row]],
+            words,
+            mask,
+            **TEMPERATURES,
+            aggregation=aggregation,
+        )
+        for row in range(7)
+    ]
+    expected = torch.cat(rows)
+    wanted = [expected, *weighted_gradients(expected, regions, words)]
+    for block_size in (1, 5, 4096):
+        found = local_similarity(
+            regions,
+            words,
+            mask,
+            **TEMPERATURES,
+            aggregation=aggregation,
+            block_size=block_size,
+            region_mask=counted,
+        )
+        got = [found, *weighted_gradients(found, regions, words)]
+        for value, slow in zip(got, wanted, strict=True):
+            torch.testing.assert_close(value, slow, rtol=0, atol=1e-10)
+    assert not got[1].flatten(2).transpose(1, 2)[~counted].any()
+
+
+def test_a_mask_of_images_is_one_of_their_regions() -> None:
+    regions, words, mask = features()
+    images = regions.detach().unflatten(3, (2, 2)).permute(0, 1, 3, 2, 4)  # two of 3 x 2 regions
+    shown = torch.tensor([[True, row % 2 == 0] for row in range(7)])
+    each = shown.repeat_interleave(6, dim=1)
+    found = local_similarity(images, words, mask, **TEMPERATURES, region_mask=shown)
+    flat = local_similarity(images.flatten(2), words, mask, **TEMPERATURES, region_mask=each)
+    assert torch.equal(found, flat)
+
+
 @pytest.mark.parametrize("temp0", [0.1, 3.0])
 def test_choice_among_the_words_has_its_sharpness(temp0: float) -> None:
     regions, words, mask = features()

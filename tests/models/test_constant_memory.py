@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.distributed.systems import Compared
-from tests.small_models import tiny_batch, tiny_convirt, tiny_gloria, tiny_simclr, tiny_views
+from tests.small_models import (
+    several_images,
+    tiny_batch,
+    tiny_convirt,
+    tiny_gloria,
+    tiny_simclr,
+    tiny_views,
+)
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 from vilmedic.losses.info_nce import InfoNCELoss
 from vilmedic.losses.siglip import SigLIPLoss
@@ -91,8 +98,15 @@ def gloria() -> ContrastiveModel:
 
 SYSTEMS = pytest.mark.parametrize(
     ("build", "batch"),
-    [(convirt, tiny_batch(9)), (simclr, tiny_views(9)), (gloria, tiny_batch(9))],
-    ids=["ConVIRT", "SimCLR", "GLoRIA"],
+    [
+        (convirt, tiny_batch(9)),
+        (simclr, tiny_views(9)),
+        (gloria, tiny_batch(9)),
+        (convirt, several_images(tiny_batch(9))),
+        (simclr, several_images(tiny_views(9))),
+        (gloria, several_images(tiny_batch(9))),
+    ],
+    ids=[f"{name}{kind}" for kind in ("", " studies") for name in ("ConVIRT", "SimCLR", "GLoRIA")],
 )
 
 

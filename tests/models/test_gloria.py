@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.small_models import tiny_batch, tiny_cnn, tiny_gloria
+from tests.small_models import several_images, tiny_batch, tiny_cnn, tiny_gloria
 from vilmedic.blocks.projection import VisualEmbedder
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
@@ -103,6 +103,47 @@ def test_samples_do_not_touch_each_other_before_the_loss() -> None:
         torch.testing.assert_close(together[name][2:3], value, msg=name)
 
 
+def test_several_images_of_a_study_are_one_image_of_many_regions() -> None:
+    model, batch = tiny_gloria().eval(), several_images(tiny_batch(4))
+    images, mask = batch["images"], batch["images_mask"]
+    found = model.encode(batch)
+    assert found["regions"].shape == (4, 16, 3, 4, 4)
+    assert torch.equal(found["region_mask"], mask)
+    similarity = model.local_similarity(
+        found["regions"],
+        found["words"],
+        found["word_mask"],
+        aggregation="sum",
+        region_mask=found["region_mask"],
+    )
+    for row in range(4):
+        single = model.encode({"images": images[row, mask[row]]})
+        regions = single["regions"]
+        torch.testing.assert_close(found["regions"][row].transpose(0, 1)[mask[row]], regions)
+        torch.testing.assert_close(found["visual_backbone"][row], single["visual_backbone"].mean(0))
+        torch.testing.assert_close(found["visual"][row], single["visual"].mean(0))
+        side_by_side = regions.transpose(0, 1).flatten(1)[None]
+        expected = model.local_similarity(
+            side_by_side, found["words"], found["word_mask"], aggregation="sum"
+        )
+        torch.testing.assert_close(similarity[row], expected[0])
+    first = model.attention(found["regions"], found["words"], found["word_mask"])
+    alone = model.attention(found["regions"][:, :, 0], found["words"], found["word_mask"])
+    assert torch.equal(first, alone)
+    terms, one = model.contrast(found), tiny_batch(4)
+    assert terms["loss"] != model(one)["loss"]
+    counts = {"host_image_count": [1, 2, 3, 1]}
+    torch.testing.assert_close(model.encode(batch | counts), found)
+
+
+def test_a_study_of_one_image_is_that_image() -> None:
+    model, batch = tiny_gloria().eval(), tiny_batch(4)
+    mask = torch.tensor([[True, False]] * 4)
+    images = torch.stack((batch["images"], torch.zeros_like(batch["images"])), dim=1)
+    study = model({**batch, "images": images, "images_mask": mask})
+    torch.testing.assert_close(study, model(batch))
+
+
 def test_training_lowers_the_loss() -> None:
     torch.manual_seed(0)
     model, batch = tiny_gloria().train(), tiny_batch()
@@ -170,7 +211,7 @@ def test_data_that_lacks_images_or_reports() -> None:
         model.contrast(model.encode({"images": batch["images"]}))
     with pytest.raises(ConfigError, match="no images"):
         model.contrast(model.encode({name: batch[name] for name in TEXT}))
-    with pytest.raises(ConfigError, match="one image a sample"):
+    with pytest.raises(ConfigError, match="or several a sample with a mask"):
         model.encode({"images": batch["images"].unsqueeze(1)})
 
 

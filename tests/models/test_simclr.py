@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.small_models import tiny_cnn, tiny_simclr, tiny_views
+from tests.small_models import several_images, tiny_cnn, tiny_simclr, tiny_views
 from vilmedic.blocks.projection import VisualProjection
 from vilmedic.errors import ConfigError
 from vilmedic.losses.info_nce import InfoNCELoss
@@ -114,8 +114,25 @@ def test_what_it_cannot_learn_from_is_refused() -> None:
         model.encode({"input_ids": torch.zeros(2, 4)})
     with pytest.raises(ConfigError, match="gives 3"):
         model.encode({"images": images})
-    with pytest.raises(ConfigError, match="multi_image"):
-        model.encode({"images": images, "images_mask": torch.ones(2, 3).bool()})
+    mask = torch.ones(2, 3).bool()
+    with pytest.raises(ConfigError, match="gives 3"):
+        model.encode({"images": torch.zeros(2, 3, 3, 3, 32, 32), "images_mask": mask})
+
+
+def test_features_of_the_images_of_a_study_are_averaged() -> None:
+    model, batch = tiny_simclr().eval(), several_images(tiny_views(3))
+    images, mask = batch["images"], batch["images_mask"]
+    found = model.encode(batch)
+    for view, name in enumerate(("visual", "visual_second")):
+        for row in range(3):
+            backbone = model.cnn.pooled(images[row, mask[row], view]).mean(dim=0, keepdim=True)
+            expected = model.projection.visual(backbone)[0]
+            torch.testing.assert_close(found[name][row], expected)
+    plain = model.encode({"images": images[:, :, 0], "images_mask": mask})
+    torch.testing.assert_close(plain["visual"], found["visual"])
+    assert "visual_second" not in plain
+    counts = {"host_image_count": [1, 2, 3]}  # as on a GPU, where nothing is waited for
+    torch.testing.assert_close(model.encode(batch | counts), found)
 
 
 def test_a_head_that_does_not_fit_names_the_width() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,20 @@ from PIL import Image
 
 from tests.made_up_evaluations import evaluation, random, split_features
 from tests.pairs_on_disk import REPORTS, gloria_evaluation
-from vilmedic.errors import ConfigError
+from vilmedic.drawing.colours import label_colour
+from vilmedic.errors import ConfigError, DataError
 from vilmedic.post_processing import plot_attention
-from vilmedic.post_processing.plot_attention import PlotAttention, Sample, draw_heat_maps, overlay
+from vilmedic.post_processing.plot_attention import (
+    COLUMNS,
+    GRID,
+    HEAD,
+    SIDE,
+    PlotAttention,
+    Sample,
+    arranged,
+    draw_heat_maps,
+    overlay,
+)
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -47,18 +59,19 @@ def test_words_stand_with_their_maps(tmp_path: Path, drawn: list[dict[str, Any]]
     words = run.dataset.words(REPORTS[0])
     maps = run.attention([0])
     assert maps is not None
-    shown = [n for n, word in enumerate(words[:-1]) if word != "."]
+    shown = [n for n, word in enumerate(words[:-1]) if n > 0 and word != "."]
     assert list(sample.words) == [words[n] for n in shown]
-    assert sample.words[1:5] == ["Small", "left", "pleural", "effusion"]
+    assert sample.words[:4] == ["Small", "left", "pleural", "effusion"]
     torch.testing.assert_close(sample.attention, maps[0][shown])
     assert sample.window == pytest.approx((0, 0.1, 1, 0.9))
-    assert drawn[1]["title"] == "test, line 1: Effusion"
-    assert drawn[1]["caption"] == "run, GLoRIA, of 1"
+    data = tmp_path.name
+    assert drawn[1]["title"] == f"Where words look: {data}, test split, line 1: Effusion"
+    assert drawn[1]["caption"].startswith("run, GLoRIA, of 1")
 
 
 def test_an_ensemble_says_so(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     PlotAttention(num_samples=1)(gloria_evaluation(tmp_path, models=2))
-    assert drawn[0]["caption"] == "run, GLoRIA, of 2"
+    assert drawn[0]["caption"].startswith("run, GLoRIA, of 2")
 
 
 def test_what_cannot_be_drawn_is_said(
@@ -141,8 +154,42 @@ def test_draws_any_number_of_words(tmp_path: Path) -> None:
             pixels = np.asarray(picture.convert("RGB"))
         assert (pixels < 250).any(axis=2).mean() > 0.1
         sizes.append(pixels.shape)
-    assert len({size[1] for size in sizes}) == 1
+    assert sizes[0][1] < sizes[1][1] <= sizes[2][1]
     assert sizes[0][0] <= sizes[1][0] < sizes[2][0]
+
+
+@pytest.mark.parametrize("aspect", [0.8, 1.0, 1.25])
+def test_heat_maps_fill_their_width(aspect: float) -> None:
+    height = SIDE * aspect + 0.5
+    for words in range(1, 60):
+        columns, panel = arranged(words, aspect, height)
+        rows = -(-words // columns)
+        assert columns <= min(COLUMNS, words)
+        assert rows * columns - words < rows  # no row lacks more than one
+        assert columns * panel <= GRID + 1e-9
+        wide = columns * panel > 0.95 * GRID
+        assert wide or rows * (panel * aspect + HEAD) > 0.95 * height
+
+
+def test_boxes_are_drawn_where_the_data_say_where_findings_are(
+    tmp_path: Path, drawn: list[dict[str, Any]]
+) -> None:
+    run = gloria_evaluation(tmp_path)
+    box = [0.5, 0.4, 0.8, 0.9]
+    record = {"Effusion": {"side": "left", "parts": [{"box": box}]}}
+    folder = Path(run.dataset.lines([0])[0].rpartition(":")[0]).parent
+    text = "".join(json.dumps(record if k == 1 else {}) + "\n" for k in range(5))
+    (folder / "test.finding.jsonl").write_text(text)
+    PlotAttention(num_samples=2)(run)
+    assert drawn[0]["sample"].boxes == []
+    place = list(run.features.label_names).index("Effusion")
+    assert drawn[1]["sample"].boxes == [("Effusion", tuple(box), label_colour(place))]
+    assert drawn[1]["caption"].endswith("boxes: where findings are")
+    (folder / "test.finding.jsonl").write_text("{\n" * 5)
+    with pytest.raises(DataError, match="not a record of findings"):
+        PlotAttention().check(run)
+    with pytest.raises(DataError, match="nowhere"):
+        PlotAttention(root=str(tmp_path / "nowhere")).check(run)
 
 
 def test_colour_pictures_are_drawn_grey(tmp_path: Path) -> None:

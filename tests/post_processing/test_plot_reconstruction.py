@@ -84,7 +84,7 @@ def test_no_more_images_than_there_are(run: Evaluation) -> None:
 
 def test_large_images_keep_their_size_and_grey_ones_are_shown(tmp_path: Path) -> None:
     images = torch.rand(1, 1, 200, 200)
-    draw_pairs(tmp_path / "a.png", images, images, [3], title="x")
+    draw_pairs(tmp_path / "a.png", images, images, [3], title="x", caption="y")
     pixels = np.asarray(Image.open(tmp_path / "a.png"))[HEAD : HEAD + 200, GAP : GAP + 400]
     expected = (images[0, 0] * 255).round().numpy().astype(np.uint8)
     assert np.array_equal(pixels[:, :200, 0], expected)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from PIL import Image
 from tests.made_up_evaluations import evaluation, random, split_features
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.post_processing import plot_representation
 from vilmedic.post_processing.plot_representation import PlotRepresentation, capped
+from vilmedic.post_processing.projection import fitting_method
 
 NAMES = ("A", "B", "C", "D")
 
@@ -59,13 +62,15 @@ def test_writes_both_plots_and_what_they_were_drawn_from(tmp_path: Path) -> None
         assert picture.width > 1000
 
 
-def test_draws_samples_with_exactly_one_label(
+def test_colours_samples_with_exactly_one_label(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "vilmedic"):
         PlotRepresentation(keys=["visual"], method="pca")(make(tmp_path))
-    index = np.load(tmp_path / "test_full_visual.npz")["index"]
-    assert index.tolist() == [i for i in range(40) if i % 7 != 0]
+    full = np.load(tmp_path / "test_full_visual.npz")
+    assert full["index"].tolist() == list(range(40))
+    # the others are there in grey
+    assert [i for i in range(40) if full["labels"][i] == ""] == [i for i in range(40) if i % 7 == 0]
     assert "34 of 40 samples have exactly one of 4 labels" in caplog.text
 
 
@@ -81,7 +86,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_umap_is_seeded_and_takes_few_samples(tmp_path: Path) -> None:
-    plot = PlotRepresentation(keys=["visual"], max_samples_per_class=2)
+    plot = PlotRepresentation(keys=["visual"], max_samples_per_class=2, method="umap")
     first = [path.read_bytes() for path in plot(make(tmp_path, 30))]
     assert len(first) == 6
     assert [path.read_bytes() for path in plot(make(tmp_path, 30))] == first
@@ -94,7 +99,7 @@ def test_umap_is_seeded_and_takes_few_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [4, 5, 12])
 def test_few_samples_are_drawn(tmp_path: Path, method: str, size: int) -> None:
     plot = PlotRepresentation(keys=["visual"], method=method)  # type: ignore[arg-type]
-    assert len(plot(make(tmp_path, size))) == 6
+    assert len(plot(make(tmp_path, size))) == 3  # the sampled plot would be the same
     assert np.isfinite(np.load(tmp_path / "test_full_visual.npz")["embedding"]).all()
 
 
@@ -112,6 +117,23 @@ def test_skips_with_a_line_what_cannot_be_drawn(
     assert plot(bare) == []
     assert "dataset.proto=ImSeqLabel dataset.label.root=" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_method_few_samples_are_drawn_by_their_principal_components() -> None:
+    assert fitting_method(None, 99) == "pca"
+    assert fitting_method(None, 100) == "umap"
+    assert fitting_method("tsne", 5) == "tsne"
+
+
+def test_the_title_says_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        plot_representation, "draw_scatter", lambda *_, **texts: calls.append(texts)
+    )
+    PlotRepresentation(keys=["visual"], labels_keep=["C", "A"])(make(tmp_path))
+    assert calls[0]["title"] == "Image embeddings of x:y, test split"
+    assert calls[0]["caption"].startswith("PCA; 30 of 40 samples have exactly one of 2 labels")
+    assert calls[0]["places"] == [2, 0]  # colours go by the labels of the data
 
 
 def test_no_cap_leaves_the_sampled_plot_out(tmp_path: Path) -> None:

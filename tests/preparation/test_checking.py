@@ -15,7 +15,8 @@ from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.config.load import load
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
-from vilmedic.preparation.checking import Findings, check_data
+from vilmedic.preparation.check_page import data_title
+from vilmedic.preparation.checking import Findings, SplitFacts, check_data
 
 SIMCLR = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
 Check = Callable[..., Findings]
@@ -244,6 +245,12 @@ def test_images_alone(root: Path) -> None:
     assert findings.errors == []
     assert findings.splits["train"].reports is None
     assert findings.splits["train"].lines == {"image": 5}
+
+
+def test_the_pages_are_titled_by_their_data() -> None:
+    findings = Findings(splits={"train": SplitFacts(lines={"image": 1200, "seq": 1200})})
+    dataset = {"proto": "ImSeq", "image": {"root": "data/a"}, "seq": {"root": "data/a"}}
+    assert data_title(dataset, findings) == "data/a: train 1,200 samples"
 
 
 def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

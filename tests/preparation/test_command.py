@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import pytest
 from data import check, make_phantom, resize
 from tests.preparation.archives import write_csv, write_images
 from tests.preparation.builders.test_padchest import HEADER, many
-from vilmedic.preparation.builders import padchest
-from vilmedic.preparation.command import guarded
+from vilmedic import cli
+from vilmedic.preparation.builders import any_folder, padchest
+from vilmedic.preparation.command import Next, guarded
 
-CONFIG = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config" / "phantom" / "simclr.yml"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -43,3 +46,72 @@ def test_folders_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixtu
     scripts = ["make_padchest", "resize", "make_phantom", "check"]
     assert [line.split(":")[0] for line in errors] == scripts
     assert all(str(tmp_path / "file") in line for line in errors)
+
+
+def next_words(printed: str) -> list[str]:
+    """The words of the command that a builder ends with."""
+    return shlex.split(printed.partition("Next:\n")[2].replace("\\\n", " "))
+
+
+@pytest.mark.parametrize(
+    ("columns", "config"),
+    [
+        (
+            ["--report-column", "text", "--label-columns", "mass"],
+            "config/SELFSUP/convirt-mimic.yml",
+        ),
+        (["--label-columns", "mass"], "config/downstream/nih.yml"),
+        ([], "config/SELFSUP/simclr-mimic.yml"),
+    ],
+)
+def test_a_builder_ends_with_the_command_to_run_next(
+    columns: list[str],
+    config: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"{n}.png" for n in range(20)]
+    rows = [[name, f"Report {n}.", str(n % 2)] for n, name in enumerate(names)]
+    write_csv(tmp_path / "table.csv", ["file", "text", "mass"], rows)
+    write_images(tmp_path / "my scans", names)
+    words = ["--root", str(tmp_path / "mine"), "--images", str(tmp_path / "my scans")]
+    words += ["--table", str(tmp_path / "table.csv"), "--image-column", "file", *columns]
+    told = []
+    for _ in range(2):  # built, and there already
+        assert any_folder.main(words) == 0
+        told.append(next_words(capsys.readouterr().out))
+    assert told[0] == told[1]
+    assert told[0][:4] == ["python", "bin/train.py", config, "name=mine"]
+    monkeypatch.chdir(ROOT)
+    assert cli.train([*told[0][2:], "--check"]) == 0, capsys.readouterr().err
+
+
+def test_published_data_are_used_by_the_configuration_written_for_them(tmp_path: Path) -> None:
+    known = Next("config/SELFSUP/convirt-padchest.yml", str(tmp_path))
+    assert known.command(tmp_path, "report.tok") == (
+        "python bin/train.py config/SELFSUP/convirt-padchest.yml"
+    )
+    moved = Next("config/SELFSUP/convirt-padchest.yml", "elsewhere", Path("scans"))
+    words = shlex.split(moved.command(Path("here"), "findings.tok").replace("\\\n", " "))
+    assert words[3:] == [
+        "dataset.image.root=here",
+        "dataset.seq.root=here",
+        "dataset.seq.file=findings.tok",
+        "dataset.image.image_path=scans",
+    ]
+    five = Next("config/protocols/chexpert-5x200.yml", "five", evaluates=True)
+    assert five.command(Path("five"), "impression.tok") == (
+        "python bin/ensemble.py config/protocols/chexpert-5x200.yml name=<run>"
+    )
+
+
+def test_the_phantom_ends_with_the_command_to_run_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ["--train", "1", "--validate", "1", "--test", "1", "--size", "32"]
+    assert make_phantom.main(["--root", str(tmp_path / "data"), *plan]) == 0
+    words = next_words(capsys.readouterr().out)
+    monkeypatch.chdir(ROOT)
+    assert cli.train([*words[2:], "--check"]) == 0, capsys.readouterr().err
+    assert f"dataset.seq.root={tmp_path / 'data'}" in words

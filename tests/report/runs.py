@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from vilmedic.drawing.images import thumbnails
+from vilmedic.evaluation.predictions import pack_predictions
 
 LABELS = ["Effusion", "Mass"]
 EVIL = "<img src=x onerror=\"document.title='broken'\"></script><script>alert(1)</script>"
+RANKS = ("above", "beside")
 CONFIG = """\
 name: demo
 trainor:
@@ -45,7 +47,10 @@ def write_run(run_dir: Path, *, samples: int = 40, seeds: tuple[int, ...] = (1,)
         }
         (run_dir / f"environment_{seed}.json").write_text(json.dumps(environment))
         write_curves(run_dir, seed)
-    (run_dir / "results_test.json").write_text(json.dumps(results()))
+    content = results() | {"samples": samples}
+    content["metrics"]["retrieval"] = {"image_to_text_r5": None}
+    (run_dir / "results_test.json").write_text(json.dumps(content))
+    write_predictions(run_dir, samples)
     Image.new("RGB", (2000, 500), "white").save(run_dir / "test_full_visual.png")
     write_explorer(run_dir, samples)
     return run_dir
@@ -71,6 +76,19 @@ def write_curves(run_dir: Path, seed: int, steps: int = 30) -> None:
                 "validation_retrieval_image_to_text_median_rank": 100 / step,
             }
             metrics.write(json.dumps({"seed": seed, "step": step, "epoch": 0} | scores) + "\n")
+
+
+def write_predictions(run_dir: Path, samples: int) -> Path:
+    """What a probe and retrieval say of every sample: sample k's report is found at place k + 1."""
+    random = np.random.default_rng(0)
+    labels = np.array([[k % 2, k // 2 % 2] for k in range(samples)], np.int8)
+    names = np.array(LABELS, np.str_)
+    ranks = {f"image_to_text_{one}": np.arange(samples) * (one == "above") for one in RANKS}
+    probe = {"scores": labels + random.random((samples, 2)), "classes": names}
+    known = {"lines": np.arange(1, samples + 1), "labels": labels, "label_names": names}
+    path = run_dir / "predictions_test.npz"
+    path.write_bytes(pack_predictions(known, {"linear_probe": probe, "retrieval": ranks}))
+    return path
 
 
 def results() -> dict[str, Any]:

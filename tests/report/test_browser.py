@@ -11,7 +11,7 @@ import pytest
 
 from tests.comparison import runs as evaluated
 from tests.report.browser import Page
-from tests.report.runs import EVIL, write_curves, write_explorer
+from tests.report.runs import EVIL, write_curves, write_explorer, write_run
 from vilmedic.comparison.table import caption, compare, rows
 from vilmedic.drawing.images import EACH
 from vilmedic.report.page import write_report
@@ -24,7 +24,7 @@ FOUND = "#scatter .trace .point"
 def test_it_opens_without_console_errors_and_draws_everything(page: Page) -> None:
     assert page.errors() == []
     charts = page.run("return document.querySelectorAll('#charts .js-plotly-plot').length")
-    assert charts == 8
+    assert charts == 6
     assert page.run(f"return document.querySelectorAll('{FOUND}').length") == 40
     assert page.text("#count") == "40 of 40 samples"
     assert page.run("return document.getElementById('problem').hidden")
@@ -110,11 +110,104 @@ def test_light_and_dark(page: Page) -> None:
     assert ink == page.run("return css('--ink')")
 
 
+def test_the_answer_comes_first(page: Page) -> None:
+    first = page.run("return document.querySelector('main section').id")
+    assert first == "answer"
+    lead = page.text("#answer .lead")
+    assert lead == "ConVIRT, epoch 2, seed 1, test split, 40 samples"
+    table = page.run("""return [...document.querySelector('#answer table').rows].map(
+        (row) => [...row.cells].map((cell) => cell.innerText.replace(/\\s+/g, ' ').trim()))""")
+    assert table[0] == ["", "ConVIRT", "raw pixels"]
+    assert table[1] == ["linear probe: AUROC", "0.912 0.900 to 0.950", "0.600"]
+
+
+def test_classes_have_bars_with_intervals_and_roc_curves(page: Page) -> None:
+    plots = "[...document.querySelectorAll('[data-charts] .plot')]"
+    bars, roc = page.run(f"return {plots}.map((plot) => plot.data)")
+    assert bars[0]["y"] == ["Effusion", "Mass"]
+    assert bars[0]["x"] == [0.8, 0.8]
+    assert bars[0]["error_x"]["array"] == pytest.approx([0.1, 0.1])
+    assert [one["name"].split(" (")[0] for one in roc] == ["Effusion", "Mass"]
+    for one in roc:
+        assert (one["x"][0], one["y"][0]) == (0, 0)
+        assert (one["x"][-1], one["y"][-1]) == (1, 1)
+    # a label has one colour in bars, curves and on the map
+    colours = bars[0]["marker"]["color"]
+    assert [one["line"]["color"] for one in roc] == colours
+    points = "return byId('scatter').data.slice(1, 3).map((trace) => trace.marker.color)"
+    page.run("byId('colour').selectedIndex = 0; drawMap()")
+    assert page.run(points) == colours
+
+
+def test_best_and_worst_retrievals_are_shown_with_image_and_text(page: Page) -> None:
+    shown = page.run("""return [...document.querySelectorAll('.pair')].map((one) => [
+        one.querySelector('small').textContent, one.querySelector('p').textContent,
+        one.querySelector('img').naturalWidth > 0])""")
+    reports = page.run("return explorer.data.samples.report")
+    places = [0, 1, 2, 3, 39, 38, 37, 36]
+    assert [one[0] for one in shown] == [
+        f"line {place + 1}, its report is number {place + 1}" for place in places
+    ]
+    assert [one[1] for one in shown] == [reports[place] for place in places]
+    assert all(one[2] for one in shown)
+
+
+def test_tables_and_figures_can_be_saved(page: Page) -> None:
+    page.run("window.saved = []; window.save = (name, address) => saved.push([name, address])")
+    for css in ("[data-charts] .get", "#charts .get", "figure .get"):
+        page.run(f"document.querySelectorAll('{css}').forEach((button) => button.click())")
+    page.until(lambda: page.run("return saved.length") == 4 + 12 + 1)
+    saved = dict(page.run("return saved"))
+    svg = saved["demo-test-linear_probe-bars.svg"]
+    assert svg.startswith("data:image/svg+xml,")
+    assert "Effusion" in svg
+    assert saved["demo-test-linear_probe-roc.png"].startswith("data:image/png;base64,")
+    assert saved["test_full_visual.png"].startswith("data:image/png;base64,")
+    links = page.run("""return [...document.querySelectorAll('a[download]')].map(
+        (link) => [link.download, link.href.slice(0, 20)])""")
+    tables = page.run("return document.querySelectorAll('#answer table, .tables table').length")
+    assert len(links) == tables
+    assert all(kind == "data:text/csv;base64" for _, kind in links)
+    assert page.errors() == []
+
+
+def test_folded_curves_are_drawn_when_they_are_opened(page: Page) -> None:
+    drawn = "return document.querySelectorAll('#more-charts .js-plotly-plot .main-svg').length > 0"
+    assert page.text("#more-curves summary") == "2 more"
+    assert not page.run(drawn)
+    page.run("byId('more-curves').open = true")
+    page.until(lambda: page.run(drawn))
+    widths = page.run("""return [...document.querySelectorAll('#more-charts .plot')].map(
+        (plot) => plot._fullLayout.width)""")
+    assert len(widths) == 2
+    assert min(widths) > 200
+    ticks = page.run("return document.querySelector('#charts .plot')._fullLayout.xaxis.tickformat")
+    assert ticks == ",d"
+    best = "return document.querySelector('#charts .plot').layout.shapes.map((one) => one.x0)"
+    assert page.run(best) == [30]
+    assert page.errors() == []
+
+
+def test_a_long_configuration_scrolls_visibly(browser: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "long")
+    more = "".join(f"key_{k}: {k}\n" for k in range(300))
+    (run / "config_1.yml").write_text((run / "config_1.yml").read_text() + more)
+    page = Page(browser, write_report(run))
+    config = "document.querySelector('.config')"
+    assert page.run(f"return {config}.scrollHeight > 2 * {config}.clientHeight")
+    assert page.run(f"return getComputedStyle({config}, '::-webkit-scrollbar').width") == "12px"
+    assert page.run(f"return {config}.tabIndex") == 0
+    assert "311 lines" in page.text("#configuration")
+
+
 def test_it_is_readable_at_the_width_of_a_phone(browser: Any, report: Path) -> None:
     page = Page(browser, report, 390, 844)
 
     assert page.run("return document.documentElement.scrollWidth") <= 390
-    for css in ("#scatter", ".tile", "#charts .card", "#search", ".config", "#side", "figure"):
+    for css in (
+        *("#scatter", ".tile", "#charts .card", "#search", ".config", "#side", "figure"),
+        *(".headline", "[data-charts] .card", ".pair"),
+    ):
         box = page.run(f"return document.querySelector('{css}').getBoundingClientRect().toJSON()")
         assert box["left"] >= 0, css
         assert box["right"] <= 390, css

@@ -9,7 +9,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.report.runs import write_curves
-from vilmedic.report.curves import Line, Panel, arrange, draw_panel, read_curves, shorter, smoothed
+from vilmedic.report.curves import (
+    Line,
+    Panel,
+    arrange,
+    best_steps,
+    draw_panel,
+    panel_colours,
+    read_curves,
+    shorter,
+    smoothed,
+)
 from vilmedic.report.curves import write_curves as draw
 
 
@@ -40,15 +50,57 @@ def test_panels_hold_what_belongs_together_in_order(tmp_path: Path) -> None:
 
     assert list(panels) == [
         "Loss",
-        "validation: retrieval",
-        "validation: retrieval, ranks",
-        "Loss over ln(batch), 1 is chance",
-        "Spread of the features, 0 is collapsed",
+        "Retrieval, validate split",
+        "Retrieval, median rank, validate split",
+        "Loss over ln(batch), 1 is guessing",
+        "Spread of the embeddings, 0 is collapsed",
         "Learning rate",
         "Gradient norm",
-        "Samples a second",
+        "Samples per second",
     ]
     assert panels["Loss"] == ["loss", "train_loss", "validation_loss"]
+
+
+def test_six_panels_matter_and_the_score_of_the_checkpoints_is_among_them() -> None:
+    names = [f"validation_{metric}_auroc" for metric in ("knn", "zero_shot", "linear_probe")]
+    names += ["validation_classification_f1", "loss", "lr", "feature_std_visual", "data_wait"]
+    lines = [Line(name, 1, [1, 2, 3], [0.1, 0.3, 0.2]) for name in names]
+    score = "validation_classification_f1"
+    best = best_steps(lines, score, "higher")
+    assert best == {1: 2}
+    assert best_steps(lines, score, "lower") == {1: 1}
+    assert best_steps(lines, score, None) == {}
+    panels = arrange(lines, score=score, best=best)
+    assert [panel.title for panel in panels if not panel.folded] == [
+        "Loss",
+        "Classification, validate split",
+        "kNN, validate split",
+        "Zero shot, validate split",
+        "Spread of the embeddings, 0 is collapsed",
+        "Learning rate",
+    ]
+    assert panels[0].best == {1: 2}
+
+
+def test_steps_are_whole_and_the_best_checkpoint_is_marked() -> None:
+    axis = Figure().subplots()
+    line = Line("loss", 1, [1, 2, 3], [3.0, 1.0, 2.0])
+    draw_panel(axis, Panel("Loss", [line], best={1: 2}), {"loss": "#123456"})
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
+    assert [list(one.get_xdata()) for one in axis.lines][1] == [2, 2]
+    assert axis.lines[0].get_color() == "#123456"
+
+
+def test_one_number_has_one_colour_in_all_panels() -> None:
+    names = (
+        "loss",
+        "validation_knn_auroc",
+        "validation_zero_shot_auroc",
+        "validation_knn_accuracy",
+    )
+    colours = panel_colours(arrange([Line(name, 1, [1], [1.0]) for name in names]))
+    assert colours["validation_knn_auroc"] == colours["validation_zero_shot_auroc"]
+    assert colours["validation_knn_auroc"] != colours["validation_knn_accuracy"]
 
 
 def test_thinning_keeps_the_mean() -> None:
@@ -85,5 +137,5 @@ def test_shorter() -> None:
 def test_a_constant_is_a_line_in_the_middle(value: float, limits: tuple[float, float]) -> None:
     axis = Figure().subplots()
     line = Line("temperature", 1, list(range(100)), [value] * 100)
-    draw_panel(axis, Panel("Temperature", [line], logarithmic=True))
+    draw_panel(axis, Panel("Temperature", [line], logarithmic=True), {"temperature": "black"})
     assert axis.get_ylim() == pytest.approx(limits)

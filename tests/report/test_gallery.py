@@ -44,6 +44,21 @@ def test_pictures_are_found_by_kind_once(tmp_path: Path) -> None:
     assert generated.pictures[0].caption == "No effusion."
 
 
+def test_the_sheet_of_every_prompt_is_shown_with_its_prompt(tmp_path: Path) -> None:
+    for k in range(MOST + 3):
+        folder = tmp_path / f"generated/prompt_{k:02}"
+        for name in ("sheet.png", "1.png", "2.png"):
+            paint(folder / name)
+        (folder / "settings.json").write_text(json.dumps({"report": f"Finding {k}."}))
+    paint(tmp_path / "generated/alone/1.png")
+    [kind] = read_gallery(tmp_path)
+    sheets = [f"generated/prompt_{k:02}/sheet.png" for k in range(MOST + 3)]
+    assert [p.name for p in kind.pictures] == [*sheets, "generated/alone/1.png"]
+    assert [p.caption for p in kind.pictures[:2]] == ["Finding 0.", "Finding 1."]
+    assert kind.wide
+    assert kind.left_out == 0
+
+
 def test_of_evaluations_those_with_the_newest_results_are_shown(tmp_path: Path) -> None:
     about = {"system": "VAE", "checkpoints": [], "generated": False}
     for seed in (0, 1):

@@ -14,7 +14,8 @@ from tests.report.runs import EVIL, results, write_curves, write_explorer, write
 from vilmedic import cli
 from vilmedic.errors import ConfigError
 from vilmedic.evaluation.evaluations import EvaluationFolder
-from vilmedic.report.page import read_settings, write_report
+from vilmedic.report.page import write_report
+from vilmedic.report.settings import read_settings
 
 
 class Outline(HTMLParser):
@@ -42,7 +43,8 @@ def test_the_page_holds_every_part_and_asks_the_network_for_nothing(tmp_path: Pa
     page = outline(write_report(write_run(tmp_path / "demo")))
 
     sections = {attrs.get("id") for tag, attrs in page.tags if tag == "section"}
-    assert {"curves", "results", "explorer", "kind-1", "configuration"} <= sections
+    parts = {"answer", "results", "retrievals", "explorer", "kind-1", "curves", "configuration"}
+    assert parts <= sections
     for tag, attrs in page.tags:
         for name in ("src", "href", "action", "poster", "srcset"):
             value = attrs.get(name)
@@ -103,7 +105,8 @@ def test_control_characters_are_written_out(tmp_path: Path) -> None:
 def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
     write_curves(tmp_path, seed=1)
     page = outline(write_report(tmp_path))
-    assert [a["id"] for t, a in page.tags if t == "section" and "id" in a] == ["curves"]
+    sections = [a["id"] for t, a in page.tags if t == "section" and "id" in a]
+    assert sections == ["answer", "curves"]
 
 
 def test_a_rebuilt_page_is_the_same(tmp_path: Path) -> None:

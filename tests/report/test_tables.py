@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import base64
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.report.runs import results
 from vilmedic.evaluation.evaluations import EvaluationFolder
-from vilmedic.report.tables import read_evaluations, read_results, shown
+from vilmedic.evaluation.predictions import pack_predictions
+from vilmedic.report.tables import Cell, Table, read_evaluations, read_results, shown
+
+
+def texts(table: Table) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The rows as they are shown."""
+    return [(name, [(cell.text, cell.interval) for cell in cells]) for name, cells in table.rows]
 
 
 def test_model_and_baselines_stand_side_by_side_with_intervals(tmp_path: Path) -> None:
@@ -16,16 +25,61 @@ def test_model_and_baselines_stand_side_by_side_with_intervals(tmp_path: Path) -
 
     first, second = read_results(tmp_path)
 
-    assert (first.split, second.split) == ("validate", "test")
-    assert second.samples == 1234
-    assert second.source == "ConVIRT, epoch 2, seed 1"
-    loss, probe, classes, fit = second.tables
-    assert loss.rows == [("loss", [("1.500", ""), ("-", "")])]
+    assert (first.split, second.split) == ("test", "validate")
+    assert first.samples == 1234
+    assert first.source == "ConVIRT, epoch 2, seed 1"
+    loss, probe, classes, fit = first.tables
+    assert texts(loss) == [("loss", [("1.500", ""), ("-", "")])]
     assert probe.columns == ["ConVIRT", "raw pixels"]
-    assert probe.rows == [("auroc", [("0.912", "0.900 to 0.950"), ("0.600", "")])]
-    assert classes.rows[0] == ("Effusion", [("0.800", "0.700 to 0.900")])
+    assert texts(probe) == [("AUROC", [("0.912", "0.900 to 0.950"), ("0.600", "")])]
+    assert classes.title == "linear probe: by class"
+    assert texts(classes)[0] == ("Effusion", [("0.800", "0.700 to 0.900")])
     assert classes.details
-    assert fit.rows == [("l2", [("0.500", "")]), ("iterations", [("12", "")])]
+    assert texts(fit) == [("l2", [("0.500", "")]), ("iterations", [("12", "")])]
+
+
+def test_the_headline_holds_the_first_number_of_each_protocol(tmp_path: Path) -> None:
+    content = results()
+    content["metrics"]["retrieval"] = {"image_to_text_r1": 0.1, "image_to_text_r5": 0.4}
+    content["metrics"]["zero_shot_2"] = {"auroc": None}
+    content["protocols"] = {"retrieval": {"similarity": "both"}}
+    (tmp_path / "results_test.json").write_text(json.dumps(content))
+    [read] = read_results(tmp_path)
+    assert texts(read.headline) == [
+        ("linear probe: AUROC", [("0.912", "0.900 to 0.950"), ("0.600", "")]),
+        ("retrieval, both similarities: image to text, recall at 5", [("0.400", ""), ("-", "")]),
+    ]
+
+
+def test_retrieval_gets_its_interval_from_the_ranks_of_all_samples(tmp_path: Path) -> None:
+    above = np.arange(40) % 10
+    content = results() | {"samples": 40}
+    content["metrics"]["retrieval"] = {"image_to_text_r5": 0.5, "image_to_text_r1": 0.9}
+    (tmp_path / "results_test.json").write_text(json.dumps(content))
+    ranks = {"image_to_text_above": above, "image_to_text_beside": np.zeros(40, int)}
+    packed = pack_predictions({"lines": np.arange(1, 41)}, {"retrieval": ranks})
+    (tmp_path / "predictions_test.npz").write_bytes(packed)
+    [read] = read_results(tmp_path)
+    [table] = [table for table in read.tables if table.title == "retrieval"]
+    five, one = (cells[0] for _, cells in table.rows)
+    assert five.bounds is not None
+    assert 0.3 < five.bounds[0] < 0.45 < 0.55 < five.bounds[1] < 0.7
+    assert one.bounds is None  # what the ranks do not say is another evaluation's
+
+
+def test_a_table_is_a_csv_file_with_all_digits(tmp_path: Path) -> None:
+    (tmp_path / "results_test.json").write_text(json.dumps(results()))
+    [read] = read_results(tmp_path)
+    probe = next(table for table in read.tables if table.title == "linear probe")
+    head, _, packed = probe.csv.partition(",")
+    assert head == "data:text/csv;base64"
+    rows = list(csv.reader(base64.b64decode(packed).decode().splitlines()))
+    assert rows[0] == ["", "ConVIRT", "ConVIRT, lower", "ConVIRT, upper", "raw pixels"]
+    assert rows[1] == ["AUROC", "0.91234", "0.9", "0.95", "0.6"]
+    assert probe.file.endswith("test-linear-probe")
+    evil = Table("t", ["=1+1"], [("@SUM(A1)", [Cell("-")])])
+    text = base64.b64decode(evil.csv.partition(",")[2]).decode()
+    assert text == ",'=1+1\n'@SUM(A1),\n"
 
 
 def test_results_of_earlier_versions_are_read(tmp_path: Path) -> None:
@@ -51,11 +105,14 @@ def test_every_evaluation_has_a_column(tmp_path: Path) -> None:
     first, second = names
     assert next(iter(rows)) == "evaluated"
     assert list(rows)[-1] == "differs"
-    assert rows["evaluated"][first] == ("ConVIRT, epoch 2, seed 1", "")
-    assert rows["evaluated"][second] == ("ConVIRT, epoch 2, seed 1, averaged weights", "")
-    assert rows["test: loss"] == {first: ("1.500", ""), second: ("2.500", "")}
-    assert rows["test: linear probe auroc"][first] == ("0.912", "")
-    assert rows["differs"] == {first: ("k 20", ""), second: ("k 5", "")}
+    assert rows["evaluated"][first] == Cell("ConVIRT, epoch 2, seed 1")
+    assert rows["evaluated"][second] == Cell("ConVIRT, epoch 2, seed 1, averaged weights")
+    assert {name: cell.text for name, cell in rows["test: loss"].items()} == {
+        first: "1.500",
+        second: "2.500",
+    }
+    assert rows["test: linear probe auroc"][first].text == "0.912"
+    assert rows["differs"] == {first: Cell("k 20"), second: Cell("k 5")}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"split": "test"}'])

@@ -3,7 +3,8 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from tests.fake_device import DEVICE, Waits, fake_device
+from tests.small_models import tiny_convirt, tiny_encoder
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
 from vilmedic.training.optimization import (
     AveragedWeights,
     Schedule,
+    described_groups,
     make_optimizer,
     move_towards,
     restore_optimizer,
@@ -347,6 +350,103 @@ def test_a_warmup_as_long_as_the_run_is_refused(warmup: int) -> None:
     keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
     with pytest.raises(ConfigError, match=rf"takes {warmup} steps, and the schedule has 10\. Give"):
         make(total_steps=10, **keys)
+
+
+LAYERS = {"num_hidden_layers": 3}
+
+
+def grouped(
+    groups: dict[str, dict[str, float]], model: nn.Module | None = None, **keys: Any
+) -> Any:
+    torch.manual_seed(0)
+    model = tiny_convirt() if model is None else model
+    options = {"lr": 0.5, "weight_decay": 0.3}
+    section = TrainorSection(optimizer="AdamW", optim_params=options, optim_groups=groups, **keys)
+    return model, make_optimizer(model, section), section
+
+
+def rates_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_each_part_has_its_rate_and_a_weight_takes_the_last_entry_that_says_it() -> None:
+    groups = {"cnn": {"lr": 0.1}, "encoder": {"weight_decay": 0.2}, "*.bias": {"weight_decay": 0.0}}
+    model, optimizer, _ = grouped(groups)
+    found = rates_by_name(model, optimizer)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, group in found.items():
+        assert group["lr"] == (0.1 if name.startswith("cnn.") else 0.5)
+        own = 0.2 if name.startswith("encoder.") else 0.3
+        assert group["weight_decay"] == (0.0 if name.endswith(".bias") else own)
+    lines = list(described_groups(optimizer))
+    weights = sum(p.numel() for n, p in model.cnn.named_parameters() if not n.endswith(".bias"))
+    assert f"Rates: cnn, {weights:,} weights at 0.1, weight decay 0.3" in lines
+    assert any(line.startswith("Rates: the rest, ") and " at 0.5" in line for line in lines)
+
+
+def test_rates_fall_from_layer_to_layer() -> None:
+    groups = {"encoder": {"lr": 0.1, "layer_decay": 0.5}, "cnn": {"layer_decay": 0.75}}
+    encoder = tiny_encoder(**LAYERS)
+    model = tiny_convirt()
+    model.encoder = encoder
+    model, optimizer, _ = grouped(groups, model)
+    found = rates_by_name(model, optimizer)
+    expected = {
+        "embeddings": 0.0125,
+        "layer.0": 0.025,
+        "layer.1": 0.05,
+        "layer.2": 0.1,
+        "pooler": 0.1,
+    }
+    for part, rate_of_part in expected.items():
+        rates = {
+            group["lr"]
+            for name, group in found.items()
+            if f".{part}." in name and "encoder." in name[:8]
+        }
+        assert rates == {rate_of_part}, part
+    blocks = model.cnn.parameters_by_block()
+    for depth, block in enumerate(reversed(blocks)):
+        names = {id(p): name for name, p in model.named_parameters()}
+        assert {found[names[id(p)]]["lr"] for p in block} == {0.5 * 0.75**depth}
+
+
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        ({"cnn.network.layer9": {"lr": 0.1}}, r"cnn\.network\.layer9: no weight that is trained"),
+        ({"*.gain": {"lr": 0.1}}, r"\*\.gain: no weight that is trained"),
+        ({"projection": {"layer_decay": 0.5}}, r"projection\.layer_decay: there are no layers"),
+    ],
+)
+def test_groups_without_weights_are_refused(groups: Any, problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainor\.optim_groups\.{problem}"):
+        grouped(groups)
+
+
+def test_a_schedule_scales_all_groups() -> None:
+    keys: dict[str, Any] = {"lr_decay": "WarmupCosineLR"}
+    _, optimizer, section = grouped({"cnn": {"lr": 0.05}}, **keys)
+    schedule = Schedule(optimizer, section, 20, better="lower")
+    for _ in range(12):
+        optimizer.step()
+        schedule.after_step()
+        own = {group["group"]: group["lr"] for group in optimizer.param_groups}
+        assert own["cnn"] == pytest.approx(own["the rest"] / 10, rel=1e-12)
+
+
+def test_groups_go_on_bit_by_bit_and_keep_their_own_decay() -> None:
+    groups = {"cnn": {"lr": 0.05, "weight_decay": 0.1}}
+    model, optimizer, section = grouped(groups)
+    set_gradients(model, 0.1)
+    optimizer.step()
+    _, other, _ = grouped(groups, copy.deepcopy(model))
+    now = replace(section, optim_params={"lr": 0.5, "weight_decay": 0.4})
+    restore_optimizer(other, optimizer.state_dict(), section.optim_params, now)
+    assert [group["weight_decay"] for group in other.param_groups] == [0.1, 0.4]
+    for one, same in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert all(torch.equal(one[name], same[name]) for name in one)
 
 
 TAKEN = torch.tensor(True)

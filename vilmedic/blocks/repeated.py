@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vilmedic.errors import ArgumentError
+
 EMBEDDING, HEAD = "embedding", "head"
 
 
@@ -67,6 +69,36 @@ def layers_of(network: nn.Module, blocks: Sequence[nn.Module] | None = None) -> 
                 seen.add(id(value))
                 layer.parameters[name] = value
     return [layer for layer in layers if layer.parameters]
+
+
+def freeze_first(layers: Sequence[Layer], count: int, what: str) -> list[nn.Module]:
+    """Freeze the embedding and the first blocks of a network.
+
+    Args:
+        layers: the layers of the network in order.
+        count: number of blocks.
+        what: the network, for messages.
+
+    Returns:
+        The modules that have to stay in evaluation, so that batch statistics stay as they are.
+
+    Raises:
+        ConfigError: the network has fewer blocks.
+    """
+    blocks = [layer for layer in layers if layer.name not in (EMBEDDING, HEAD)]
+    if count > len(blocks):
+        raise ArgumentError(
+            {
+                "freeze": f"given {count}, but {what} has {len(blocks)} layers that follow on each "
+                f"other. Allowed: true, false{f', or 1 to {len(blocks)}' if blocks else ''}."
+            }
+        )
+    last = layers.index(blocks[count - 1])
+    frozen = layers[: last + 1]
+    for layer in frozen:
+        for parameter in layer.parameters.values():
+            parameter.requires_grad_(False)
+    return [module for layer in frozen for module in layer.modules]
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

@@ -18,7 +18,8 @@ from vilmedic.blocks.pretrained import (
     load_model,
     read_pretrained,
 )
-from vilmedic.config.types import Between, ConfigOf, Runtime
+from vilmedic.blocks.repeated import freeze_first, layers_of
+from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
@@ -37,7 +38,7 @@ class TextEncoder(nn.Module):
         pooling: how the vectors of a report's tokens become one: pooler is the model's own (a
             dense layer and tanh on the first token), cls the first token, mean and max go over all
             tokens but the padding.
-        freeze: keep the encoder as it is.
+        freeze: keep the encoder as it is; a number keeps the embeddings and that many layers.
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
@@ -55,7 +56,7 @@ class TextEncoder(nn.Module):
         spec: Runtime[DataSpec],
         proto: str | None = None,
         pooling: Literal["pooler", "cls", "mean", "max"] = "pooler",
-        freeze: bool = False,
+        freeze: bool | Frozen = False,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,
@@ -95,14 +96,19 @@ class TextEncoder(nn.Module):
             file.fill(self.network)
         self._check(spec)
         self.hidden_size: int = self.network.config.hidden_size
-        if freeze:
+        self._frozen: list[nn.Module] = []
+        if freeze is True:
             self.network.requires_grad_(False)
+        elif freeze:
+            self._frozen = freeze_first(layers_of(self.network), freeze, proto or "the random BERT")
         self.train()
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Switch between training and evaluation; a frozen encoder stays in evaluation."""
         super().train(mode)
-        if self.freeze:
+        for module in self._frozen:
+            module.training = False
+        if self.freeze is True:
             self.network.eval()
         return self
 
@@ -224,7 +230,7 @@ class WordEncoder(nn.Module):
         proto: the local folder or the hub name of a published model; null starts a BERT at random
             with the vocabulary of the tokenizer.
         last_n_layers: layers whose states are added up, counted from the last.
-        freeze: keep the encoder as it is.
+        freeze: keep the encoder as it is; a number keeps the embeddings and that many layers.
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
@@ -243,7 +249,7 @@ class WordEncoder(nn.Module):
         spec: Runtime[DataSpec],
         proto: str | None = None,
         last_n_layers: Annotated[int, Between(1, 1024)] = 4,
-        freeze: bool = False,
+        freeze: bool | Frozen = False,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,

@@ -18,8 +18,8 @@ from torchvision.models import WeightsEnum
 from transformers import PreTrainedModel
 
 from vilmedic.blocks.pretrained import Filled, ReadEncoder, load_config, load_model, read_pretrained
-from vilmedic.blocks.repeated import HEAD, Layer, layers_of
-from vilmedic.config.types import Dropout, Runtime
+from vilmedic.blocks.repeated import HEAD, Layer, freeze_first, layers_of
+from vilmedic.config.types import Dropout, Frozen, Runtime
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
@@ -41,7 +41,8 @@ class VisionEncoder(nn.Module):
         dropout_out: dropout of the output.
         permute: arrangement of spatial outputs: batch_first is [B, HW, C], spatial_first is
             [HW, B, C] and no_permute is [B, C, H, W].
-        freeze: keep the backbone as it is, its batch statistics included.
+        freeze: keep the backbone as it is, its batch statistics included; a number keeps what
+            comes before the first block, and that many blocks.
         pretrained: true takes the published ImageNet weights, false random ones; or the directory
             or a checkpoint of another run, whose image encoder is taken; or the path of a file
             with a state dict of the backbone.
@@ -62,7 +63,7 @@ class VisionEncoder(nn.Module):
         output_layer: str = "avgpool",
         dropout_out: Dropout = 0.0,
         permute: Literal["batch_first", "spatial_first", "no_permute"] = "batch_first",
-        freeze: bool = False,
+        freeze: bool | Frozen = False,
         pretrained: bool | str = True,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,
@@ -82,8 +83,10 @@ class VisionEncoder(nn.Module):
         self.interpolates = "interpolate_pos_encoding" in forward
         self.dropout = nn.Dropout(dropout_out)
         self._frozen: list[nn.Module] = []
-        if freeze:
+        if freeze is True:
             self.freeze_until(None)
+        elif freeze:
+            self._frozen = freeze_first(self.layers(), freeze, backbone)
         self.train()
         self.out_features = self.width(output_layer)
 
@@ -107,7 +110,7 @@ class VisionEncoder(nn.Module):
     def train(self, mode: bool = True) -> VisionEncoder:
         """Switch between training and evaluation; what is frozen stays in evaluation."""
         super().train(mode)
-        if self.freeze:
+        if self.freeze is True:
             self.network.eval()
         for module in self._frozen:
             module.training = False
@@ -194,13 +197,8 @@ class VisionEncoder(nn.Module):
                 f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
-        count = int(mask.sum()) if counts is None else sum(counts)
-        # Those that exist come first, in their order.
-        places = (~mask).flatten().byte().argsort(stable=True)[:count]
-        existing = self.pooled(images.flatten(0, 1)[places])
-        padded = existing.new_zeros(mask.numel(), existing.shape[1])
-        padded = padded.index_copy(0, places, existing).unflatten(0, mask.shape)
-        return padded.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        places = existing_places(mask, counts)
+        return mean_of_images(self.pooled(images.flatten(0, 1)[places]), mask, places)
 
     def features(self, images: Tensor, layers: list[str]) -> dict[str, Tensor]:
         """The outputs of several layers in one pass, without permutation and dropout.
@@ -345,6 +343,29 @@ def _members(network: nn.Module) -> list[nn.Module]:
         else:
             found += _members(child)
     return found
+
+
+def existing_places(mask: Tensor, counts: list[int] | None = None) -> Tensor:
+    """The places of the images that exist among those of all samples, in their order, int64 [M].
+
+    Args:
+        mask: which of the images exist, bool [B, N].
+        counts: how many of each sample exist; without it a GPU has to be waited for.
+    """
+    count = int(mask.sum()) if counts is None else sum(counts)
+    return (~mask).flatten().byte().argsort(stable=True)[:count]
+
+
+def by_sample(values: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """What was made of the images that exist, [M, ...], as [B, N, ...], zero for the others."""
+    padded = values.new_zeros(mask.numel(), *values.shape[1:])
+    return padded.index_copy(0, places, values).unflatten(0, mask.shape)
+
+
+def mean_of_images(values: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """The mean over the images of each sample, [M, F] to [B, F]."""
+    total = by_sample(values, mask, places).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def find_layer(network: nn.Module, layer: str, key: str = "output_layer") -> nn.Module:

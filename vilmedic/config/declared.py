@@ -24,7 +24,7 @@ from vilmedic.config.namespaces import Target, entries, method, named_target, ta
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.config.signature import bases, derives_from, find_class, read_signature
 from vilmedic.config.tree import KeyPath, Tree, dotted
-from vilmedic.config.types import instance_of
+from vilmedic.config.types import Above, AtMost, Between, instance_of
 from vilmedic.config.wording import shown
 from vilmedic.errors import ConfigError, nearest
 from vilmedic.registry import DATASETS, METRICS, MODELS
@@ -214,6 +214,60 @@ def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
         )
 
 
+GROUP_OPTIONS = {
+    "lr": (Above(0), AtMost(1000)),
+    "weight_decay": (Between(0, 1000),),
+    "layer_decay": (Above(0), AtMost(1)),
+}
+"""What an entry of `trainor.optim_groups` may hold, with its bounds."""
+
+
+def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
+    """Refuse groups of weights that the model has no part for, and options that they do not have.
+
+    Patterns, and names inside a part, are looked for when the optimizer is made.
+
+    Args:
+        tree: the values that were given, for their origins.
+        data: the judged configuration, which may have other problems.
+    """
+    section, node = data.get("trainor"), data.get("model")
+    groups = section.get("optim_groups") if isinstance(section, dict) else None
+    if not isinstance(groups, dict) or not isinstance(node, dict):
+        return
+    parts = _parts(node)
+    for name, options in groups.items():
+        where = ("trainor", "optim_groups", name)
+        first = name.partition(".")[0]
+        if parts and first not in parts and not set(first) & set("*?["):
+            yield (
+                f"{tree.where(where)}: the model has no part '{first}'. Allowed: "
+                f"{', '.join(parts)}, a dotted name inside one of them, or a pattern of names "
+                f"(*.bias).{nearest(first, parts)}"
+            )
+        for key, value in options.items() if isinstance(options, dict) else ():
+            bounds = GROUP_OPTIONS.get(key)
+            if bounds is None:
+                yield (
+                    f"{tree.where((*where, key))}: unknown key. Allowed: "
+                    f"{', '.join(GROUP_OPTIONS)}.{nearest(key, GROUP_OPTIONS)}"
+                )
+            elif isinstance(value, int | float) and not all(one.allows(value) for one in bounds):
+                words = " and ".join(one.words() for one in bounds)
+                yield f"{tree.where((*where, key))}: given {shown(value)}; allowed: {words}."
+
+
+def _parts(node: dict[str, Any]) -> list[str]:
+    """The parts of a model that have weights, as its constructor and its class name them."""
+    try:
+        model = named_target(MODELS, node)
+    except ConfigError:
+        return []
+    params = {} if model.signature is None else model.signature.settable
+    named = [name for name, param in params.items() if instance_of(param.type) is not None]
+    return [*named, *(constant(model.path, "further_parts") or ())]
+
+
 def wrong_score(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
     """Refuse a score to judge a run by that no evaluation of it gives.
 
@@ -255,6 +309,12 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
         path, given = images
         for option, allowed in wanted.items():
             yield from _option(tree, path, given, option, allowed, model)
+        if given.get("image_choice") == "random" and given.get("multi_image", 1) == 1:
+            key = (*path, "image_choice")
+            yield (
+                f"{tree.where(key)}: given 'random', which draws among the first images of a "
+                f"sample, as many as {dotted((*path, 'multi_image'))} says: 1. Set that higher."
+            )
     yield from _targets(tree, data, model, dataset, training=training)
     if not dataset.path.startswith("vilmedic."):
         return  # one of a plugin may have them in a way of its own

@@ -34,6 +34,10 @@ class TrainorSection:
     Args:
         optimizer: a class of torch.optim, or LARS.
         optim_params: its options.
+        optim_groups: options of parts of the model, by name (cnn, encoder, projection), by the
+            dotted name of something inside one, or by a pattern of names (*.bias): lr,
+            weight_decay, and layer_decay, the factor of the rate from each layer to the one before
+            it. A weight takes each option from the last entry that has it.
         batch_size: samples a step takes from the data, before accumulation, in all processes
             together.
         grad_accu: batches whose gradients are averaged into one step.
@@ -96,6 +100,9 @@ class TrainorSection:
         ),
         OptionsOf("torch.optim", "optimizer"),
     ] = field(default_factory=dict)
+    optim_groups: dict[str, dict[str, Annotated[float, Between(0, 1000)]]] = field(
+        default_factory=dict
+    )
     batch_size: Annotated[int, AtLeast(1)] = 32
     grad_accu: Annotated[int, AtLeast(1)] = 1
     clip_grad_norm: Annotated[float, Above(0), AtMost(1000000)] | None = None

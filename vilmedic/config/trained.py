@@ -40,7 +40,16 @@ Keys = dict[str, tuple[str, ...]]
 _FROZEN_VAE = "vilmedic.models.dalle_settings.FrozenVAE"
 _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
-    IMAGES: ("resize", "crop", "multi_image", "color", "eval_transforms", "mean", "std"),
+    IMAGES: (
+        "resize",
+        "crop",
+        "multi_image",
+        "image_choice",
+        "color",
+        "eval_transforms",
+        "mean",
+        "std",
+    ),
     REPORTS: ("tokenizer", "tokenizer_max_len", "processing"),
 }
 """The keys of a data set that say what a model is shown of a sample in an evaluation."""

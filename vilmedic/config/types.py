@@ -259,6 +259,8 @@ Share = Annotated[float, Between(0, 1)]
 """A part of a whole."""
 Portion = Annotated[float, Above(0), AtMost(1)]
 """A part of a whole that is not nothing."""
+Frozen = Annotated[int, Between(1, 1024)]
+"""How many layers of a network are kept as they are, from the first on."""
 Weight = Annotated[float, Between(0, 1000000)]
 """A factor of a term of a loss."""
 Normalization = tuple[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
@@ -28,6 +29,7 @@ from vilmedic.datasets.aligned import (
     AlignedPart,
     Batch,
     Sample,
+    stable_seed,
 )
 from vilmedic.datasets.decode import Color, UndecodableImage
 from vilmedic.datasets.lines import Lines, listed, read_lines
@@ -63,7 +65,10 @@ class ImageDataset(AlignedPart):
         crop: side of the square cut out last, at a random place in training and in the middle in
             evaluation; null cuts nothing.
         multi_image: most images a sample may have; with 1 the first image of a line is taken.
-        views: differently augmented copies of the image that a sample has.
+        image_choice: with multi_image above 1, all gives a model every image of a sample; random
+            draws one at each step of training, for each of several views another one as long as
+            there are others, and evaluation takes the first.
+        views: differently augmented copies of the image that a sample has, or of each image.
         color: decode to one grey channel or to three colour channels; models get three either way.
         preset: augmentation in training. resize_crop is the random crop alone, center_crop is no
             augmentation at all, convirt, simclr and simclr_xray are the published sets (their flip
@@ -88,7 +93,7 @@ class ImageDataset(AlignedPart):
     """
 
     features: ClassVar[str] = IMAGE_FEATURES
-    fixed_by: ClassVar[str] = "preset=center_crop and no random eval_transforms of the images"
+    fixed_by: ClassVar[str] = "preset=center_crop, image_choice=all and no random eval_transforms"
 
     def __init__(
         self,
@@ -104,6 +109,7 @@ class ImageDataset(AlignedPart):
         resize: Side | None = 256,
         crop: Side | None = 224,
         multi_image: Annotated[int, Between(1, 256)] = 1,
+        image_choice: Literal["all", "random"] = "all",
         views: Annotated[int, Between(1, 256)] = 1,
         color: Literal["grey", "rgb"] = "grey",
         preset: Annotated[
@@ -121,8 +127,11 @@ class ImageDataset(AlignedPart):
         max_pixels: Annotated[int, Between(1, 2147483647)] = 134217728,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if multi_image > 1 and views > 1:
-            raise ValueError("multi_image and views cannot both be above 1.")
+        if image_choice == "random" and multi_image == 1:
+            raise ValueError(
+                "image_choice=random draws among the first multi_image images of a sample, which "
+                "is 1. Set multi_image to the most images that a sample has."
+            )
         self.pixels = Pixels(
             training=training,
             resize=resize,
@@ -140,6 +149,7 @@ class ImageDataset(AlignedPart):
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
         self.resize, self.crop, self.color = resize, crop, color
         self.multi_image, self.views, self.on_error = multi_image, views, on_error
+        self.image_choice = image_choice
 
         texts = read_lines(root, split, file)
         self.pictures = open_pictures(
@@ -194,12 +204,13 @@ class ImageDataset(AlignedPart):
 
     def _each(self, line: int, epoch: int, change: Callable[..., Changed]) -> list[Changed]:
         """What a method of `Pixels` makes of each image of a line."""
+        chosen = self.chosen(line, epoch)
         try:
-            images = self.pictures.read(line)
+            images = self.pictures.read(line, chosen)
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
-        if self.views > 1:
-            images = images * self.views
+        if self.views > 1 and chosen is None:
+            images = [image for image in images for _ in range(self.views)]
         draw = (self.seed, epoch if self.training else 0, line)
         shared = self.pictures.shared
         try:
@@ -207,12 +218,28 @@ class ImageDataset(AlignedPart):
         except ValueError as error:
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
 
+    def chosen(self, line: int, epoch: int) -> list[int] | None:
+        """Which images of a line are used, one for each view; None for all.
+
+        What is drawn follows from seed, epoch and line alone, as the augmentation does.
+        """
+        if self.image_choice == "all":
+            return None
+        if not self.training and self.views == 1:
+            return [0]
+        epoch = epoch if self.training else 0
+        draw = random.Random(stable_seed("image choice", self.seed, epoch, line))
+        count = len(self.pictures.names(line))
+        order = draw.sample(range(count), count)
+        return [order[view % count] for view in range(self.views)]
+
     def stack(self, samples: Sequence[Sample]) -> Batch:
         """Batch the images.
 
         Returns:
             `images` uint8 [B, C, H, W]; with several views [B, V, C, H, W]; with several images
-            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]. Where a preset
+            [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]; with several views
+            of several images [B, N, V, C, H, W]. Where a preset
             leaves something to do on the device, `augmentation` float32 with the numbers for it in
             the place of [C, H, W]. With `rows` these alone, [B, N]: `image_tokens` or
             `image_features`.
@@ -224,13 +251,15 @@ class ImageDataset(AlignedPart):
         every = {"images": torch.stack([image for sample in samples for image in sample["images"]])}
         if "augmentation" in samples[0]:
             every["augmentation"] = torch.cat([sample["augmentation"] for sample in samples])
-        if self.multi_image == 1:
+        if self.multi_image == 1 or self.image_choice == "random":
             several = (len(samples), self.views)
             return {k: v.unflatten(0, several) if self.views > 1 else v for k, v in every.items()}
-        counts = torch.tensor([len(sample["images"]) for sample in samples])
+        counts = torch.tensor([len(sample["images"]) // self.views for sample in samples])
         mask = torch.arange(self.multi_image) < counts[:, None]
         batch: Batch = {"images_mask": mask}
         for name, values in every.items():
+            if self.views > 1:
+                values = values.unflatten(0, (-1, self.views))
             batch[name] = values.new_zeros(*mask.shape, *values.shape[1:])
             batch[name][mask] = values
         return batch
@@ -249,7 +278,7 @@ class ImageDataset(AlignedPart):
     @property
     def fixed(self) -> bool:
         """Whether no random number decides on what a line gives in an epoch."""
-        if self.pixels.random:
+        if self.pixels.random or (self.training and self.image_choice == "random"):
             return False
         return not self.training or all(is_fixed(one) for one in self.pixels.transforms)
 
@@ -259,7 +288,7 @@ class ImageDataset(AlignedPart):
 
         pixels = self.pixels
         how: list[Any] = [VERSION, decoders(), self.resize, self.crop, self.color, self.views]
-        how += [pixels.max_pixels, pixels.mean, pixels.std]
+        how += [self.multi_image, self.image_choice, pixels.max_pixels, pixels.mean, pixels.std]
         if pixels.transforms:  # which an evaluation may draw, by the seed of the run
             how += [repr(pixels.own_list), [repr(one) for one in pixels.transforms], self.seed]
         return [how, self.pictures.contents(lines.tolist(), folder)]

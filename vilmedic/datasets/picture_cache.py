@@ -115,11 +115,12 @@ class PictureCache(Pictures):
         """What the pictures of some lines were made from."""
         return self.source.contents(lines, folder)
 
-    def read(self, line: int) -> list[torch.Tensor]:
+    def read(self, line: int, numbers: Sequence[int] | None = None) -> list[torch.Tensor]:
         """The pictures of a line, as views of the file: uint8 [C, H, W], not to be written to."""
         pixels, images = self._mapped(), []
-        numbers = self._numbers[self._starts[line] : self._starts[line + 1]].tolist()
-        for place, number in enumerate(numbers):
+        every = self._numbers[self._starts[line] : self._starts[line + 1]].tolist()
+        for place in range(len(every)) if numbers is None else numbers:
+            number = every[place]
             if number in self.failed:
                 raise UndecodableImage(self._failure(line, place))
             start, end = self._offsets[number : number + 2].tolist()

@@ -75,13 +75,19 @@ class Pictures(ABC):
         """What a line calls its pictures."""
         return split_names(self.texts[line])[: self.most]
 
-    def read(self, line: int) -> list[torch.Tensor]:
+    def read(self, line: int, numbers: Sequence[int] | None = None) -> list[torch.Tensor]:
         """The pictures of a line, uint8 [C, H, W] each.
+
+        Args:
+            line: number of the line.
+            numbers: which of its pictures, in this order; None gives all.
 
         Raises:
             UndecodableImage: one of them cannot be decoded.
         """
-        return [self.decode_resized(line, n) for n in range(len(self.names(line)))]
+        wanted = range(len(self.names(line))) if numbers is None else numbers
+        found = {number: self.decode_resized(line, number) for number in dict.fromkeys(wanted)}
+        return [found[number] for number in wanted]
 
     def decode(
         self, line: int, number: int, *, thorough: bool = False, notes: list[str] | None = None

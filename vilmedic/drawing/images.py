@@ -78,6 +78,7 @@ def draw_image_sheet(
     titles: Sequence[str],
     *,
     real: Tensor | None,
+    real_title: str = "real image",
     primed: float,
     report: str,
     caption: str,
@@ -88,7 +89,8 @@ def draw_image_sheet(
         path: the PNG file to write.
         images: the generated images, [C, H, W] in 0..1.
         titles: what stands over each.
-        real: the image that the report was written for, if there is one.
+        real: the real image to compare with, if there is one.
+        real_title: what stands over it.
         primed: share of the images, from the top, that is that of a real image; a line marks it.
         report: the report.
         caption: where the images come from, in small print.
@@ -98,7 +100,8 @@ def draw_image_sheet(
     left = PANEL * 1.18 if real is not None else 0.0
     width = max(left + columns * (PANEL + GAP) + 0.2, 5.0)
     text = textwrap.wrap(report, int(width * 13.5)) or [""]
-    below = LINE * (len(text) + 1) + 0.2
+    small = textwrap.wrap(caption, int(width * 17)) or [""]
+    below = LINE * (len(text) + len(small)) + 0.2
     height = rows * (PANEL + HEAD) + below + 0.1
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -113,14 +116,14 @@ def draw_image_sheet(
         return axes
 
     if real is not None:
-        place(real, 0.1, 0.05, "real image")
+        place(real, 0.1, 0.05, real_title)
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         x = 0.1 + left + (number % columns) * (PANEL + GAP)
         axes = place(image, x, 0.05 + (number // columns) * (PANEL + HEAD), title)
         if primed:
             axes.axhline(primed * image.shape[-2] - 0.5, color="#E69F00", linewidth=0.8)
-    for number, line in enumerate([*text, caption]):
-        last = number == len(text)
+    for number, line in enumerate([*text, *small]):
+        last = number >= len(text)
         y = height - below + 0.12 + LINE * (number + 0.5)
         figure.text(
             0.1 / width,

@@ -14,7 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from vilmedic.drawing.scatter import COLOURS, SHAPES
+from vilmedic.drawing.colours import label_shape, series_colours
 
 COLUMNS = 3
 MOST_TICKS = 8
@@ -58,14 +58,15 @@ def draw_intervals(panels: Mapping[str, Sequence[Series]], *, along: str, title:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     names = list(dict.fromkeys(one.name for panel in panels.values() for one in panel))
-    handles = {}
+    colours, handles = series_colours([names]), {}
     for axis, (name, series) in zip(axes, panels.items(), strict=False):
         places = sorted({place for one in series for place in one.places})
         _scale(axis, places)
         for one in series:
             shift = APART * (names.index(one.name) - (len(names) - 1) / 2)
             beside = _beside(one.places, (places[0], places[-1]), shift)
-            handles[one.name] = _draw(axis, one, beside, names.index(one.name))
+            look = (colours[one.name], label_shape(names.index(one.name)))
+            handles[one.name] = _draw(axis, one, beside, *look)
         axis.set_title(name, fontsize=10, loc="left")
         axis.set_xlabel(along, fontsize=9)
         axis.tick_params(which="both", labelsize=8)
@@ -109,7 +110,9 @@ def _beside(places: Sequence[float], ends: tuple[float, float], shift: float) ->
     return [place + (high - low) * shift for place in places]
 
 
-def _draw(axis: Axes, series: Series, places: Sequence[float], number: int) -> ErrorbarContainer:
+def _draw(
+    axis: Axes, series: Series, places: Sequence[float], colour: str, shape: str
+) -> ErrorbarContainer:
     """Draw a line with its intervals."""
     bounds = zip(series.values, series.intervals, strict=True)
     ends = [(value, value) if one is None else one for value, one in bounds]
@@ -119,8 +122,8 @@ def _draw(axis: Axes, series: Series, places: Sequence[float], number: int) -> E
         places,
         series.values,
         yerr=[below, above],
-        color=COLOURS[number % len(COLOURS)],
-        marker=SHAPES[number // len(COLOURS) % len(SHAPES)],
+        color=colour,
+        marker=shape,
         markersize=4,
         linewidth=1.3,
         capsize=3,

@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-# Okabe and Ito (2008), told apart with every common colour vision; the yellow, faint on white,
-# is left out. From the ninth class on the shape changes.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000", "#999999")
-SHAPES = ("o", "^", "s", "D", "P", "v", "X", "*")
+from vilmedic.drawing.colours import COLOURS, REST, label_colour, label_shape
+
 LONGEST_COLUMN = 16
 
 
@@ -26,32 +24,43 @@ def draw_scatter(
     classes: NDArray[np.int64],
     names: Sequence[str],
     *,
+    places: Sequence[int] | None = None,
     title: str,
     caption: str,
     axes: tuple[str, str],
 ) -> None:
     """Draw points in the colours of their classes, with a legend beside the picture.
 
-    Points are drawn in a random but fixed order, so that no class hides the others.
+    Points are drawn in a random but fixed order, so that no class hides the others. Points of no
+    class lie in grey under them.
 
     Args:
         path: the PNG file to write.
         points: [N, 2].
-        classes: the class of each point, a position in `names`, [N].
-        names: the classes; colours follow their order, and those without points are listed too.
+        classes: the class of each point, a position in `names`, [N]; -1 for none of them.
+        names: the classes, in the order of the legend, which lists those that have points.
+        places: of the classes among all labels of the data, which give each its colour and shape;
+            None for their order here.
         title: what is shown.
         caption: where it comes from, in small print under the title.
         axes: names of the two axes.
     """
-    columns = 1 + (len(names) - 1) // LONGEST_COLUMN
+    places = range(len(names)) if places is None else places
+    counts = np.bincount(classes[classes >= 0], minlength=len(names))
+    listed = np.flatnonzero(counts).tolist()
+    rest = np.flatnonzero(classes < 0)
+    columns = 1 + (len(listed) + bool(len(rest)) - 1) // LONGEST_COLUMN
     figure = Figure(figsize=(7.2 + 1.8 * (columns - 1), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     order = np.random.default_rng(0).permutation(len(points))
-    colours = np.array([COLOURS[k % len(COLOURS)] for k in range(len(names))])
-    shapes = np.array([SHAPES[k // len(COLOURS) % len(SHAPES)] for k in range(len(names))])
+    order = order[classes[order] >= 0]
+    colours = np.array([label_colour(place) for place in places])
+    shapes = np.array([label_shape(place) for place in places])
     # Shapes, unlike colours, need some size to be told apart.
-    area = float(np.clip(9000 / len(points), 5 if len(names) <= len(COLOURS) else 14, 46))
+    one_shape = max(places, default=0) < len(COLOURS)
+    area = float(np.clip(9000 / len(points), 5 if one_shape else 14, 46))
+    axis.scatter(points[rest, 0], points[rest, 1], c=REST, s=0.6 * area, alpha=0.6, linewidths=0.0)
     for shape in dict.fromkeys(shapes):
         chosen = order[shapes[classes[order]] == shape]
         axis.scatter(
@@ -77,24 +86,17 @@ def draw_scatter(
     axis.annotate(
         title,
         (0, 1),
-        xytext=(0, 36),
+        xytext=(0, 23 + 13 * caption.count("\n")),
         xycoords="axes fraction",
         textcoords="offset points",
         fontsize=12,
         fontweight="bold",
     )
-    counts = np.bincount(classes, minlength=len(names))
+    entries = [(f"{names[k]} ({counts[k]:,})", colours[k], shapes[k]) for k in listed]
+    entries += [(f"other samples ({len(rest):,})", REST, "o")] if len(rest) else []
     handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker=shapes[k],
-            color=colours[k],
-            markersize=7,
-            label=f"{name} ({counts[k]:,})",
-        )
-        for k, name in enumerate(names)
+        Line2D([], [], linestyle="none", marker=shape, color=colour, markersize=7, label=label)
+        for label, colour, shape in entries
     ]
     figure.legend(
         handles=handles,

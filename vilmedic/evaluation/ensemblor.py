@@ -21,7 +21,7 @@ from vilmedic.config.trained import as_trained
 from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, VilmedicError
-from vilmedic.evaluation.evaluation import Ensemble, Splits
+from vilmedic.evaluation.evaluation import Ensemble, Splits, data_name
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.evaluation.features import RawPixels
 from vilmedic.evaluation.predictions import pack_predictions
@@ -243,6 +243,7 @@ class Ensemblor:
             "run": self.config.name,
             "evaluation": self.folder.name,
             "system": self.system,
+            "data": data_name(self.splits.dataset(split)),
             "split": split,
             "samples": len(networks.split(split)),
             "checkpoints": self.checkpoints,

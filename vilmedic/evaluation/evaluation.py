@@ -23,7 +23,7 @@ from vilmedic.datasets.lines import join_names, shown
 from vilmedic.datasets.loader import make_loader
 from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.distributed import processes
-from vilmedic.errors import ArgumentError, nearest
+from vilmedic.errors import ArgumentError, escaped, nearest
 from vilmedic.evaluation.features import (
     SplitFeatures,
     collect,
@@ -281,6 +281,11 @@ class Evaluation:
         """The run and what of it is evaluated, for captions."""
         return f"{self.name}, {self.source}" if self.source else self.name
 
+    @property
+    def data(self) -> str:
+        """The name of the data, for titles; see `data_name`."""
+        return data_name(self.dataset)
+
     def other(self, split: str) -> SplitFeatures:
         """The features of another split, from the same networks."""
         return self.features if split == self.split else self.networks.split(split)
@@ -398,6 +403,12 @@ class Evaluation:
                     f"{shown(labels, LISTED)}.{nearest(name, labels)}"
                 }
             )
+
+
+def data_name(dataset: Any) -> str:
+    """The name of a data set: that of the folder with the files of its split."""
+    where = dataset.lines([0])[0].rpartition(":")[0]
+    return escaped(Path(where).absolute().parent.name)
 
 
 class Splits:

@@ -332,7 +332,7 @@ class RawPixels(nn.Module):
             logger.warning("raw_pixels: the data has no images, so this baseline is null.")
             return {}
         images = batch["images"].float()
-        if images.ndim == 5:
+        while images.ndim > 4:
             images = images[:, 0]
         grey = functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), SIDE).flatten(1)
         spread, mean = torch.std_mean(grey, dim=1, keepdim=True)

@@ -16,6 +16,8 @@ from vilmedic.evaluation.features import evaluating
 
 Aggregation = Literal["sum", "max"]
 
+OF_REPORTS = ("input_ids", "attention_mask", "word_ids")
+"""What a batch has of its reports, and images are encoded without."""
 BATCH = 64
 MEMORY = 2**30
 """Bytes of regions that are remembered: 950 images of 19 x 19 regions and 768 channels."""
@@ -39,6 +41,14 @@ class _Texts(NamedTuple):
     mask: Tensor  # [P, L]
 
 
+class _Regions(NamedTuple):
+    """The regions of a batch, as one network has them."""
+
+    index: Tensor  # [B], numbers of the samples
+    regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images a sample
+    shown: Tensor | None  # [B, N], which of these there are; None for one image a sample
+
+
 class LocalFeatures:
     """What networks make of words and regions, over a whole split and in bounded memory.
 
@@ -52,7 +62,7 @@ class LocalFeatures:
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
-        self._kept: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+        self._kept: dict[tuple[str, int], list[_Regions]] = {}
         self._bytes = 0
 
     def forget(self) -> None:
@@ -86,8 +96,9 @@ class LocalFeatures:
             index: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
             with weights_converted_once(networks.device, networks.precision, model):
                 encoded = self._encode_texts(model, dataset, list(unique))
-                for rows, regions in self._regions(split, number, model):
+                for rows, regions, shown in self._regions(split, number, model):
                     index.append(rows)
+                    several = {} if shown is None else {"region_mask": shown}
                     part = torch.empty(len(regions), len(unique))
                     for block in encoded:
                         words, mask = (
@@ -96,7 +107,7 @@ class LocalFeatures:
                         )
                         with torch.inference_mode():
                             found = model.local_similarity(
-                                regions, words, mask, aggregation=aggregation
+                                regions, words, mask, aggregation=aggregation, **several
                             )
                         part[:, block.places] = found.cpu()
                     parts.append(part)
@@ -112,8 +123,9 @@ class LocalFeatures:
             indices: the samples, by their numbers in the data set.
 
         Returns:
-            For each sample weights of the regions [L, h, w], a map a word in the numbering of the
-            data set's `words`, without the closing special token. None when the networks have none.
+            For each sample weights of the regions [L, h, w] of its first image, a map a word in the
+            numbering of the data set's `words`, without the closing special token. None when the
+            networks have none.
         """
         networks = self._networks
         total: list[Tensor] = []
@@ -138,25 +150,29 @@ class LocalFeatures:
             total = [a + b for a, b in zip(total, maps, strict=True)] if total else maps
         return total
 
-    def _regions(
-        self, split: str, number: int, model: nn.Module
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Sample numbers [B] and regions [B, D, h, w] of the batches that this process has."""
+    def _regions(self, split: str, number: int, model: nn.Module) -> Iterator[_Regions]:
+        """The regions of the batches that this process has."""
         networks = self._networks
         if (split, number) in self._kept:
-            for index, regions in self._kept[split, number]:
-                yield index, regions.to(networks.device)
+            for one in self._kept[split, number]:
+                yield one._replace(
+                    regions=one.regions.to(networks.device),
+                    shown=None if one.shown is None else one.shown.to(networks.device),
+                )
             return
         dataset = networks.dataset(split)
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[_Regions] = []
         size = 0
         for batch in networks.loader(dataset):
-            images = move({"images": batch["images"]}, networks.device)
-            regions = self._run(model, "encode", dataset.prepare(images))["regions"]
+            # All that belongs to images: which there are, and what is left to do with them.
+            images = {name: value for name, value in batch.items() if name not in OF_REPORTS}
+            features = self._run(model, "encode", dataset.prepare(move(images, networks.device)))
+            regions, shown = features["regions"], features.get("region_mask")
             size += regions.numel() * regions.element_size()
             if self._bytes + size <= MEMORY:
-                kept.append((batch["index"], regions.cpu()))
-            yield batch["index"], regions
+                on_cpu = None if shown is None else shown.cpu()
+                kept.append(_Regions(batch["index"], regions.cpu(), on_cpu))
+            yield _Regions(batch["index"], regions, shown)
         if self._bytes + size <= MEMORY:
             self._kept[split, number] = kept
             self._bytes += size

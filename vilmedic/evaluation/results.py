@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,44 @@ def _checkpoint(entry: dict[str, Any]) -> str:
     if entry.get("epoch") is None or entry.get("seed") is None:
         return str(entry["file"])  # of another project, which says nothing else
     return f"epoch {entry['epoch']}, seed {entry['seed']}"
+
+
+def protocol_names(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What protocols are called where people read, such as `zero shot, global similarity`.
+
+    The similarity is always said; of several protocols of one kind, the options that differ too.
+
+    Args:
+        protocols: the options of each protocol, by its name in a results file.
+    """
+    kinds = {name: re.sub(r"_\d+$", "", name) for name in protocols}
+    names = {}
+    for name, options in protocols.items():
+        others = [protocols[one] for one, kind in kinds.items() if kind == kinds[name]]
+        parts = [protocol_name(kinds[name])]
+        if "similarity" in options:
+            which = options["similarity"]
+            parts.append("both similarities" if which == "both" else f"{which} similarity")
+        for key, value in options.items():
+            if key != "similarity" and any(one.get(key) != value for one in others):
+                shown = Path(value).name if isinstance(value, str) else value
+                parts.append(f"{key.replace('_', ' ')} {shown}")
+        names[name] = ", ".join(parts)
+    return names
+
+
+def protocol_name(metric: str) -> str:
+    """A metric in words: `zero shot`, `kNN`."""
+    return "kNN" if metric == "knn" else metric.replace("_", " ")
+
+
+def number_name(key: str) -> str:
+    """What a number of a protocol is called: `image to text, recall at 5`, `AUROC`."""
+    text = re.sub(r"_r(\d+)$", r", recall at \1", key)
+    text = re.sub(r"_p(\d+)$", r", precision at \1", text)
+    text = re.sub(r"_(median|mean)_rank$", r", \1 rank", text)
+    text = text.replace("_", " ")
+    return re.sub(r"\b(auroc|f1|mcc)\b", lambda found: found[1].upper(), text)
 
 
 def headline(system: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def features(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
     lines += MORE_PIXELS if loaded.pixels is not None and loaded.pixels.own_list else ()
     lines.append('pixels = processor([image], return_tensors="pt")["pixel_values"]')
     if text is not None:
-        cleaning = chain_name((loaded.reports and loaded.reports.processing) or "")
+        cleaning = chain_name("" if loaded.reports is None else loaded.reports.processing or "")
         note = f"  # those of the training were cleaned by '{cleaning}'" if cleaning else ""
         lines.append(f"texts = {TEXTS}{note}")
         options = 'padding=True, truncation=True, return_tensors="pt"'

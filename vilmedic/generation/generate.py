@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
 from vilmedic.datasets.pictures import crop_square, resize_short_side, resized_shape
+from vilmedic.datasets.report_text import words
 from vilmedic.device import move, widest_float
 from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError
@@ -34,6 +37,7 @@ from vilmedic.models.from_checkpoint import from_checkpoint
 LOGGER = logging.getLogger("vilmedic")
 FOLDER = "generated"
 RERANK = "ensemblor.rerank.ckpt"
+MOST_COMPARED = 5000  # reports of a split that a prompt is compared with
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,16 @@ class Report:
         folder: name of the folder for its images.
         text: the report.
         source: where it comes from, `test, line 3` or `prompt`.
-        real: the image that it was written for, uint8 [C, H, W]; None for a prompt.
+        real: the image that it was written for, or for a prompt that of the most similar report,
+            uint8 [C, H, W]; None without such a report.
+        like: of a prompt, where that image comes from and its report.
     """
 
     folder: str
     text: str
     source: str
     real: Tensor | None = None
+    like: str = ""
 
 
 def generate_from_checkpoints(
@@ -203,7 +210,19 @@ class ImageGeneration:
         prompt = self.section.prompt
         if prompt is not None:
             prompts = [prompt] if isinstance(prompt, str) else prompt
-            return [Report(f"prompt_{_slug(text)}", text, "prompt") for text in prompts]
+            alike = _most_alike(datasets, prompts)
+            reports = []
+            for text in prompts:
+                report = Report(f"prompt_{_slug(text)}", text, "prompt")
+                if (nearest := alike[text]) is not None:
+                    split, index = nearest
+                    dataset = datasets[split]
+                    line = int(dataset.lines([index])[0].rpartition(":")[2])
+                    like = f"{split}, line {line}: {dataset.describe(index)['report']}"
+                    real = image_part(dataset).images(line - 1)[0]
+                    report = replace(report, real=real, like=like)
+                reports.append(report)
+            return reports
         found = []
         for split, dataset in datasets.items():
             for index in range(min(self.section.num_samples, len(dataset))):
@@ -306,15 +325,18 @@ class ImageGeneration:
                 for entry in entries
             ],
             real=real,
+            real_title="real, similar report" if report.like else "real image",
             primed=self._primed() / self.models[0].image_seq_len,
             report=report.text,
-            caption=f"{report.source}; {made_by}; seed {self.seed}",
+            caption=f"{report.source}; {made_by}; seed {self.seed}"
+            + (f"; real image: {report.like}" if report.like else ""),
         )
         section = self.section
         settings = {
             **self.origin,
             "report": report.text,
             "source": report.source,
+            "real_image": report.like or (None if report.real is None else report.source),
             "seed": self.seed,
             "temperature": section.temperature,
             "filter_thres": section.filter_thres,
@@ -380,6 +402,37 @@ class Reranker:
             pixels = pixels.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
         plain = torch.stack([self.pixels.plain(image) for image in pixels.cpu()])
         return self.pixels.normalized(plain.to(self.device))
+
+
+def _most_alike(
+    datasets: Mapping[str, Any], prompts: Sequence[str]
+) -> dict[str, tuple[str, int] | None]:
+    """The sample whose report is most like each prompt: its split and number; None for none.
+
+    Likeness is the share of the words of both that they have in common, each word by how few
+    reports have it. Of equals the first.
+    """
+    reports = [
+        (split, index, frozenset(words(dataset.describe(index)["report"].lower())))
+        for split, dataset in datasets.items()
+        for index in range(min(len(dataset), MOST_COMPARED))
+    ]
+    counts = Counter(word for _, _, found in reports for word in found)
+
+    def weight(some: frozenset[str]) -> float:
+        return sum(math.log1p(len(reports) / (1 + counts[word])) for word in sorted(some))
+
+    alike: dict[str, tuple[str, int] | None] = {}
+    for prompt in prompts:
+        wanted = frozenset(words(prompt.lower()))
+        best = 0.0
+        alike[prompt] = None
+        for split, index, found in reports:
+            common = weight(wanted & found)
+            share = common / weight(wanted | found) if common else 0.0
+            if share > best:
+                best, alike[prompt] = share, (split, index)
+    return alike
 
 
 def _slug(text: str) -> str:

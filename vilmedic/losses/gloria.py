@@ -66,11 +66,13 @@ def gloria_local_loss(
     block_size: int = 4096,
     part: Part = WHOLE,
     word_counts: list[int] | None = None,
+    region_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Contrast of image regions with report words.
 
     Args:
-        regions: local image features, [B, D, H, W] or [B, D, N].
+        regions: local image features, [B, D, H, W] or [B, D, N]; of K images a sample together
+            [B, D, K, H, W].
         words: word features, [B, L, D], in the same order.
         mask: True where a word counts, bool [B, L].
         temp0: sharpness of the choice that a region makes among the words.
@@ -83,6 +85,7 @@ def gloria_local_loss(
             Words travel and regions stay: there are fewer words in a report than regions in an
             image.
         word_counts: see `local_similarity`; those of the own reports.
+        region_mask: see `local_similarity`.
 
     Returns:
         The image-to-text and the text-to-image term, scalars.
@@ -102,6 +105,7 @@ def gloria_local_loss(
         temp2=temp2,
         block_size=block_size,
         word_counts=everything.get("counts"),
+        region_mask=region_mask,
     )
     with torch.autocast(similarity.device.type, enabled=False):
         return cross_entropy_both_ways(temp3 * similarity, part)
@@ -156,11 +160,12 @@ class GLoRIALoss(nn.Module):
         part: Part = WHOLE,
         word_counts: list[int] | None = None,
         targets: Tensor | None = None,
+        region_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss and its four terms.
 
         Args:
-            regions: local image features, [B, D, H, W] or [B, D, N].
+            regions: local image features, [B, D, H, W], [B, D, N] or [B, D, K, H, W].
             words: word features, [B, L, D].
             word_mask: True for the opening token and every word, False for the closing token and
                 padding, bool [B, L].
@@ -170,6 +175,7 @@ class GLoRIALoss(nn.Module):
             word_counts: see `gloria_local_loss`.
             targets: further positives of the global terms: see `gloria_global_loss`. The local
                 terms compare words with regions, and keep to each report's own image.
+            region_mask: see `gloria_local_loss`.
 
         Returns:
             Scalars: `loss`, and without gradient and unweighted `local_image_to_text`,
@@ -187,6 +193,7 @@ class GLoRIALoss(nn.Module):
             block_size=self.block_size,
             part=part,
             word_counts=word_counts,
+            region_mask=region_mask,
         )
         global_terms = gloria_global_loss(visual, linguistic, self.temp3, part, targets)
         local = local_terms[0] + local_terms[1]

@@ -42,6 +42,7 @@ def local_similarity(
     aggregation: Aggregation = "sum",
     block_size: int = 4096,
     word_counts: list[int] | None = None,
+    region_mask: Tensor | None = None,
 ) -> Tensor:
     """Similarity of every image to every report by attention of words over regions.
 
@@ -51,7 +52,8 @@ def local_similarity(
     and passes no gradient.
 
     Args:
-        regions: local image features, [I, D, H, W] or [I, D, N].
+        regions: local image features, [I, D, H, W] or [I, D, N]; of K images a sample together
+            [I, D, K, H, W].
         words: word features, [J, L, D].
         mask: True where a word counts, bool [J, L], at least one in every report.
         temp0: sharpness of the choice that a region makes among the words.
@@ -62,6 +64,8 @@ def local_similarity(
         block_size: number of image-report pairs whose attention may be held in memory.
         word_counts: number of words of each report where these are its first ones; None reads the
             mask, for which a GPU has to be waited for.
+        region_mask: True where a region counts, bool [I, N], or where an image does, [I, K]; at
+            least one in every sample. None counts all.
 
     Returns:
         Similarities, [I, J].
@@ -87,7 +91,14 @@ def local_similarity(
         )
     settings = SimilaritySettings(temp0, temp1, temp2, aggregation, block_size, lengths, counts)
     with torch.autocast(regions.device.type, enabled=False):
-        return _LocalSimilarity.apply(regions.flatten(2), words, mask, settings)
+        counted = None if region_mask is None else _each_region(region_mask, regions)
+        return _LocalSimilarity.apply(regions.flatten(2), words, mask, counted, settings)
+
+
+def _each_region(mask: Tensor, regions: Tensor) -> Tensor:
+    """Whether each region counts, bool [I, N], of a mask of regions or of images."""
+    each = regions.flatten(2).shape[2] // mask.shape[1]
+    return mask.repeat_interleave(each, dim=1)
 
 
 def attention_maps(
@@ -96,7 +107,7 @@ def attention_maps(
     """Attention of every word over the regions of its own image: a_nl of matched pairs.
 
     Args:
-        regions: local image features, [B, D, H, W] or [B, D, N].
+        regions: local image features of one image a sample, [B, D, H, W] or [B, D, N].
         words: word features, [B, L, D].
         mask: True where a word counts, bool [B, L].
         temp0: sharpness of the choice that a region makes among the words.
@@ -127,7 +138,12 @@ class _LocalSimilarity(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, settings: SimilaritySettings
+        ctx: Any,
+        regions: Tensor,
+        words: Tensor,
+        mask: Tensor,
+        region_mask: Tensor | None,
+        settings: SimilaritySettings,
     ) -> Tensor:
         dtype = compute_dtype(regions, words)
         similarity = torch.empty(len(regions), len(words), dtype=dtype, device=words.device)
@@ -140,9 +156,10 @@ class _LocalSimilarity(torch.autograd.Function):
             images = regions[start : start + images_size].to(dtype)
             gram = multiply(images.mT, images, bits.narrow)
             factor = region_factor(images, bits)
+            counted = _some(region_mask, start, images_size)
             for reports in groups:
                 scores, projected, _, attention = compute_block(
-                    factor, gram, reports, settings.temp1
+                    factor, gram, reports, settings.temp1, counted
                 )
                 cosine, _ = cosine_of(attention, scores, projected, reports.norms)
                 logits = logits_of(cosine, reports, settings.temp2)
@@ -153,14 +170,14 @@ class _LocalSimilarity(torch.autograd.Function):
                 if room >= 0:
                     kept += [scores, projected]
         ctx.settings = settings
-        ctx.save_for_backward(regions, words, mask, *kept)
+        ctx.save_for_backward(regions, words, mask, region_mask, *kept)
         return similarity
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad.device.type, enabled=False):
-            return (*_gradients(grad, ctx.settings, ctx.bits, *ctx.saved_tensors), None, None)
+            return (*_gradients(grad, ctx.settings, ctx.bits, *ctx.saved_tensors), None, None, None)
 
 
 def _gradients(
@@ -170,12 +187,14 @@ def _gradients(
     regions: Tensor,
     words: Tensor,
     mask: Tensor,
+    region_mask: Tensor | None = None,
     *kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients for the regions and the words.
 
     The cosine does not depend on the scale of the attention, so the mean that the backward of the
-    softmax over the regions subtracts is zero and is left out.
+    softmax over the regions subtracts is zero and is left out. Regions that do not count have no
+    attention, by which all of their terms are multiplied: their gradients are zero.
     """
     dtype = grad.dtype
     reports_size, images_size = block_shape(settings, regions)
@@ -188,6 +207,7 @@ def _gradients(
     for start in range(0, len(regions), images_size):
         images = regions[start : start + images_size].to(dtype)
         flat = images.transpose(0, 1).flatten(1)
+        counted = _some(region_mask, start, images_size)
         gram: Tensor | None = None
         factor: Tensor | None = None
         grad_images = torch.zeros_like(images)
@@ -196,12 +216,12 @@ def _gradients(
             scores = next(saved, None)
             if scores is not None:
                 projected = next(saved)
-                over_words, attention = attend(scores, settings.temp1)
+                over_words, attention = attend(scores, settings.temp1, counted)
             else:
                 gram = multiply(images.mT, images, bits.narrow) if gram is None else gram
                 factor = region_factor(images, bits) if factor is None else factor
                 scores, projected, over_words, attention = compute_block(
-                    factor, gram, reports, settings.temp1
+                    factor, gram, reports, settings.temp1, counted
                 )
             cosine, context = cosine_of(attention, scores, projected, reports.norms)
             logits = logits_of(cosine, reports, settings.temp2)
@@ -241,6 +261,10 @@ def _gradients(
     return grad_regions, gathered
 
 
+def _some(mask: Tensor | None, start: int, count: int) -> Tensor | None:
+    return None if mask is None else mask[start : start + count, None, None]
+
+
 def _lengths(mask: Tensor) -> Tensor:
     """Place of the last word of each report, counted from one, int64 [J]."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
@@ -248,7 +272,7 @@ def _lengths(mask: Tensor) -> Tensor:
 
 def _check_features(regions: Tensor, words: Tensor, mask: Tensor) -> None:
     shapes = f"regions {list(regions.shape)}, words {list(words.shape)}, mask {list(mask.shape)}"
-    if regions.dim() not in (3, 4) or words.dim() != 3 or regions.shape[1] != words.shape[2]:
+    if regions.dim() not in (3, 4, 5) or words.dim() != 3 or regions.shape[1] != words.shape[2]:
         raise ValueError(
             f"Given {shapes}; regions must be [I, D, H, W] or [I, D, N] and words [J, L, D] with "
             "the same width D. Project both to one width."
@@ -358,21 +382,27 @@ def scores_of(words: Tensor, factor: Tensor) -> Tensor:
 
 
 def compute_block(
-    factor: Tensor, gram: Tensor, reports: Reports, temp1: float
+    factor: Tensor, gram: Tensor, reports: Reports, temp1: float, counted: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores, attention times Gram matrix, softmax over the words and attention."""
     scores = scores_of(reports.words, factor).view(len(factor), *reports.mask.shape, -1)
     if reports.padded:
         scores.masked_fill_(~reports.mask.unsqueeze(2), MASKED)
-    over_words, attention = attend(scores, temp1)
+    over_words, attention = attend(scores, temp1, counted)
     projected = multiply(attention.flatten(1, 2), gram).view_as(scores)
     return scores, projected, over_words, attention
 
 
-def attend(scores: Tensor, temp1: float) -> tuple[Tensor, Tensor]:
-    """Softmax over the words, and the attention over the regions that it sharpens."""
+def attend(scores: Tensor, temp1: float, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Softmax over the words, and the attention over the regions that it sharpens.
+
+    Regions that do not count, where `counted` [I, 1, 1, N] is False, get none of it.
+    """
     over_words = torch.softmax(scores, dim=-2)
-    return over_words, torch.softmax(over_words * temp1, dim=-1)
+    sharpened = over_words * temp1
+    if counted is not None:
+        sharpened = sharpened.masked_fill(~counted, -torch.inf)
+    return over_words, torch.softmax(sharpened, dim=-1)
 
 
 def cosine_of(

@@ -123,7 +123,7 @@ class PointingGame(Metric):
                     hits.append(_point(number, finding, attention[word], window))
         report = _report(hits, self.bootstrap, evaluation.seed)
         report["classes"] = {
-            name: _report([h for h in hits if h.finding == name], 0, evaluation.seed)
+            name: _report([h for h in hits if h.finding == name], self.bootstrap, evaluation.seed)
             for name in sorted({hit.finding for hit in hits})
         }
         return report

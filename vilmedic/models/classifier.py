@@ -52,6 +52,7 @@ class Classifier(Model):
 
     image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
     reads_labels: ClassVar[bool] = True
+    further_parts: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(
         self,

@@ -82,6 +82,8 @@ class Model(nn.Module, ABC):
     """Whether training needs a data set with labels."""
     prefixes: ClassVar[tuple[str, ...]] = ("",)
     """What may stand before the names of all weights in files of older formats, if anything."""
+    further_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts with weights that the constructor makes by itself, for `trainor.optim_groups`."""
     varying: ClassVar[bool] = False
     """Whether one step uses weights that another does not, such as layers left out at random.
 

@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.text import WordEncoder
-from vilmedic.blocks.vision import VisionEncoder, find_layer, pool
+from vilmedic.blocks.vision import (
+    VisionEncoder,
+    by_sample,
+    existing_places,
+    find_layer,
+    mean_of_images,
+    pool,
+)
 from vilmedic.config.types import AtLeast, Runtime, Side
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.device import WORDS
@@ -22,7 +29,13 @@ from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.losses.gloria_local import attention_maps, local_similarity
-from vilmedic.models.contract import Batch, ContrastiveModel, Features, make_targets
+from vilmedic.models.contract import (
+    Batch,
+    ContrastiveModel,
+    Features,
+    make_targets,
+    several_images,
+)
 
 if TYPE_CHECKING:
     from vilmedic.losses.targets import Targets
@@ -47,7 +60,7 @@ class GLoRIA(ContrastiveModel):
         forward_batch_size: largest number of samples encoded at once; null encodes the whole batch.
     """
 
-    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,), "multi_image": (1,)}
+    image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
     reads_reports: ClassVar[bool] = True
     contrast_needs: ClassVar[tuple[str, ...]] = (
         "visual",
@@ -87,24 +100,31 @@ class GLoRIA(ContrastiveModel):
         """Embed the images and the reports of a batch, each on its own.
 
         Args:
-            batch: `images` [B, 3, H, W]; `input_ids`, `attention_mask` and `word_ids` [B, T].
-                Where images or reports are missing, so are their features.
+            batch: `images` [B, 3, H, W], or [B, N, 3, H, W] with `images_mask` [B, N] for several
+                images a sample; `input_ids`, `attention_mask` and `word_ids` [B, T]. Where images
+                or reports are missing, so are their features.
 
         Returns:
             Of images `visual` [B, D] and `regions` [B, D, h, w], `targets` where there are some,
-            and in evaluation `visual_backbone` [B, F]; of reports what `encode_text` gives.
+            and in evaluation `visual_backbone` [B, F]; of reports what `encode_text` gives. Of
+            several images a sample the means, and the regions of all side by side, [B, D, N, h,
+            w], with `region_mask` [B, N], which says which of the images there are.
 
         Raises:
-            ConfigError: if there are several images a sample.
+            ConfigError: if there are several views of an image.
         """
         features: Features = {}
         if "images" in batch:
-            images = batch["images"]
-            if images.ndim != 4:
+            images, mask, counts = several_images(batch)
+            if images.ndim != (4 if mask is None else 5):
                 raise ConfigError(
-                    f"GLoRIA takes one image a sample, [B, 3, H, W], but got {list(images.shape)}. "
-                    "Leave out multi_image and views."
+                    "GLoRIA takes images [B, 3, H, W], or several a sample with a mask, but got "
+                    f"{list(images.shape)}. Leave out views."
                 )
+            places = None
+            if mask is not None:
+                places = existing_places(mask, counts)
+                images = images.flatten(0, 1)[places]
             if self.upsample is not None:
                 size = (self.upsample, self.upsample)
                 images = functional.interpolate(
@@ -112,9 +132,14 @@ class GLoRIA(ContrastiveModel):
                 )
             layers = self.cnn.features(images, [self.local_layer, self.cnn.output_layer])
             backbone = self.cnn.dropout(pool(layers[self.cnn.output_layer]))
+            if mask is not None and places is not None:
+                backbone = mean_of_images(backbone, mask, places)
             features["visual"] = self.global_embedder(backbone)
             features.update(self.targets_of(batch, features["visual"]))
             features["regions"] = self.local_embedder(layers[self.local_layer])
+            if mask is not None and places is not None:
+                each = by_sample(features["regions"], mask, places)
+                features |= {"regions": each.transpose(1, 2), "region_mask": mask}
             if not self.training:
                 features["visual_backbone"] = backbone
         if "input_ids" in batch:
@@ -153,6 +178,8 @@ class GLoRIA(ContrastiveModel):
                 "dataset.proto=ImSeq or ImSeqLabel."
             )
         given: dict[str, Any] = {name: features[name] for name in self.contrast_needs}
+        if "region_mask" in features:
+            given["region_mask"] = features["region_mask"]
         counts: Any = features.get(WORDS)
         if counts is not None and "word_counts" in signature(self.loss.forward).parameters:
             given["word_counts"] = [count - self.encoder.closing for count in counts]
@@ -181,6 +208,7 @@ class GLoRIA(ContrastiveModel):
         word_mask: Tensor,
         *,
         aggregation: Literal["sum", "max"],
+        region_mask: Tensor | None = None,
     ) -> Tensor:
         """How well the words of every report find themselves in every image.
 
@@ -189,10 +217,11 @@ class GLoRIA(ContrastiveModel):
         regions make among the words too; it stays where a report has no other word.
 
         Args:
-            regions: [I, D, h, w].
+            regions: [I, D, h, w], or [I, D, N, h, w] of N images a sample.
             words: [J, L, D].
             word_mask: [J, L].
             aggregation: how the words of a report count together.
+            region_mask: which of the images a sample has, [I, N].
 
         Returns:
             [I, J].
@@ -210,13 +239,14 @@ class GLoRIA(ContrastiveModel):
             temp1=self.loss.temp1,
             temp2=self.loss.temp2,
             aggregation=aggregation,
+            region_mask=region_mask,
         )
 
     def attention(self, regions: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
         """Where in its image each word of a report looks: a_nl of the paper, equation 2.
 
         Args:
-            regions: [B, D, h, w].
+            regions: [B, D, h, w]; of several images a sample, [B, D, N, h, w], the first counts.
             words: [B, L, D].
             word_mask: [B, L].
 
@@ -224,6 +254,8 @@ class GLoRIA(ContrastiveModel):
             Weights of the regions for each word, which add up to 1; zero for words that do not
             count, [B, L, h, w].
         """
+        if regions.ndim == 5:
+            regions = regions[:, :, 0]
         weights = attention_maps(
             regions, words, word_mask, temp0=self.loss.temp0, temp1=self.loss.temp1
         )

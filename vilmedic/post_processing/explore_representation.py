@@ -23,6 +23,7 @@ from vilmedic.post_processing.projection import (
     NAMES,
     Method,
     all_alike,
+    fitting_method,
     nearest_samples,
     project,
 )
@@ -30,7 +31,6 @@ from vilmedic.post_processing.projection import (
 logger = logging.getLogger(__name__)
 
 PREFERRED = ("visual", "linguistic")
-FEW = 100  # samples up to which neighbourhoods are too small for UMAP
 LONGEST = 1500  # letters of a report
 
 
@@ -45,7 +45,7 @@ class ExploreRepresentation(PostProcessing):
     Args:
         keys: the features to map; null takes visual and linguistic, or else all there are.
         max_samples: samples of a split that are shown, drawn at random.
-        method: how features are mapped to the plane; null takes UMAP, and PCA for up to a hundred
+        method: how features are mapped to the plane; null takes UMAP, and PCA below a hundred
             samples.
         neighbours: nearest samples to find for each sample.
     """
@@ -108,7 +108,7 @@ class ExploreRepresentation(PostProcessing):
         return features
 
     def _map(self, key: str, features: NDArray[np.float32], seed: int) -> dict[str, Any]:
-        method = self.method or ("umap" if len(features) > FEW else "pca")
+        method = fitting_method(self.method, len(features))
         points = project(features, method=method, seed=seed)
         low, high = points.min(axis=0), points.max(axis=0)
         places = ((points - low) / np.maximum(high - low, 1e-12)).round(4)

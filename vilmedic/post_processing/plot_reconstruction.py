@@ -59,13 +59,13 @@ class PlotReconstruction(PostProcessing):
             made = model.reconstruct(images)
         lines = evaluation.line_numbers(chosen)
         path = evaluation.out_dir / f"{evaluation.split}_reconstruction.png"
-        title = f"{evaluation.title}, {evaluation.split}"
-        draw_pairs(path, images, made, lines, title=title)
+        title = f"Reconstructions of {evaluation.data}, {evaluation.split} split"
+        draw_pairs(path, images, made, lines, title=title, caption=evaluation.title)
         return [path]
 
 
 def draw_pairs(
-    path: Path, originals: Tensor, made: Tensor, lines: list[int], *, title: str
+    path: Path, originals: Tensor, made: Tensor, lines: list[int], *, title: str, caption: str
 ) -> None:
     """Draw images beside their reconstructions, pixel by pixel.
 
@@ -75,6 +75,7 @@ def draw_pairs(
         made: in 0..1, of the same size; one channel is grey.
         lines: the line number of each image in the files of its split.
         title: what they are.
+        caption: where they come from, in small print.
     """
     left, right = _pixels(originals), _pixels(made)
     height, width = left.shape[1:3]
@@ -85,7 +86,7 @@ def draw_pairs(
     draw = ImageDraw.Draw(sheet)
     small = ImageFont.load_default(11)
     draw.text((GAP, 6), title, INK, ImageFont.load_default(14))
-    draw.text((GAP, 26), "left: original, right: reconstruction", INK, small)
+    draw.text((GAP, 26), f"{caption}; left: original, right: reconstruction", INK, small)
     for number, pair in enumerate(zip(left, right, strict=True)):
         row, column = divmod(number, columns)
         x, y = GAP + column * across, HEAD + row * down

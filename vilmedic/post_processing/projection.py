@@ -11,11 +11,17 @@ from numpy.typing import NDArray
 Method = Literal["umap", "tsne", "pca"]
 NAMES = {"umap": "UMAP", "tsne": "t-SNE", "pca": "PCA"}
 FEWEST = 3
+FEW = 100  # samples below which neighbourhoods are too small for UMAP
 
 BLOCK = 1024  # rows of cosines held at a time
 
 Features = NDArray[np.float32]
 Points = NDArray[np.float32]
+
+
+def fitting_method(method: Method | None, samples: int) -> Method:
+    """The map that is asked for; where none is, UMAP, and PCA below a hundred samples."""
+    return method or ("umap" if samples >= FEW else "pca")
 
 
 def project(features: Features, *, method: Method, seed: int) -> Points:

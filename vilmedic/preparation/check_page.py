@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from vilmedic.drawing.scatter import COLOURS
+from vilmedic.drawing.colours import series_colours
 from vilmedic.errors import escaped
 from vilmedic.files import text_table
 from vilmedic.preparation.checking import Findings, SplitFacts
@@ -79,12 +79,25 @@ def as_table(findings: Findings) -> str:
     return "\n".join(text_table(rows))
 
 
+def data_title(dataset: Mapping[str, Any], findings: Findings) -> str:
+    """The title of both pages: the folders of the data, and the samples of each split.
+
+    Args:
+        dataset: the section `dataset` of the configuration.
+        findings: the result of a check.
+    """
+    sections = [dataset, *(part for part in dataset.values() if isinstance(part, Mapping))]
+    roots = dict.fromkeys(str(part["root"]) for part in sections if part.get("root"))
+    sizes = [f"{name} {max(f.lines.values(), default=0):,}" for name, f in findings.splits.items()]
+    return _shown(f"{', '.join(roots)}: {', '.join(sizes)} samples")
+
+
 @plain_text()
 def draw_page(findings: Findings, path: Path, title: str) -> None:
     """Write a page of histograms as PNG: sizes, brightness, report lengths, labels, duplicates."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(title, fontweight="bold")
     axes = figure.subplots(2, 3).ravel()
     draw: list[Callable[[Axes, dict[str, SplitFacts]], bool]]
     draw = [_short_sides, _aspects, _means, _lengths, _labels, _duplicates]
@@ -116,7 +129,7 @@ def draw_samples(findings: Findings, path: Path, title: str) -> bool:
     rows = -(-len(cells) // COLUMNS)
     figure = Figure(figsize=(15, 0.6 + 4.0 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(_shown(title))
+    figure.suptitle(title, fontweight="bold")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -205,7 +218,8 @@ def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str
     every = np.concatenate(list(shown.values()))
     low, high = float(every.min()), float(np.percentile(every, 99.5))
     edges = np.linspace(low, max(high, low + 1e-3 + abs(low) * 0.02), BINS + 1)
-    for place, (name, array) in enumerate(values.items()):
+    colours = series_colours([list(values)])
+    for name, array in values.items():
         if len(array):
             axis.hist(
                 np.clip(array, edges[0], edges[-1]),
@@ -213,7 +227,7 @@ def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str
                 weights=np.full(len(array), 1 / len(array)),
                 histtype="step",
                 linewidth=1.6,
-                color=COLOURS[place % len(COLOURS)],
+                color=colours[name],
                 label=name,
             )
     axis.set(title=title, xlabel=unit, ylabel="share of the split")
@@ -272,11 +286,12 @@ def _labels(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
     if not names:
         return False
     height = 0.8 / len(splits)
+    colours = series_colours([list(splits)])
     for place, (split, facts) in enumerate(splits.items()):
         lines = max(1, facts.lines.get("label", 1))
         shares = [facts.labels[name] / lines for name in names]
         at = np.arange(len(names)) + 0.4 - height * (place + 0.5)
-        axis.barh(at, shares, height, color=COLOURS[place % len(COLOURS)], label=split)
+        axis.barh(at, shares, height, color=colours[split], label=split)
     axis.set_yticks(np.arange(len(names)), [escaped(name) for name in names], fontsize=7)
     axis.set_xlabel("share of the split")
     return True
@@ -290,7 +305,7 @@ def _duplicates(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
     for place, (name, groups) in enumerate(known.items()):
         shares = [repeated_share(group) for group in groups]
         at = np.arange(2) + 0.8 * ((place + 0.5) / len(known) - 0.5)
-        colour = COLOURS[list(splits).index(name) % len(COLOURS)]
+        colour = series_colours([list(splits)])[name]
         bars = axis.bar(at, shares, 0.8 / len(known), color=colour, label=name)
         axis.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=8)
     axis.set_xticks([0, 1], ["word for word", "nearly"])

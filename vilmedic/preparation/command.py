@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +139,86 @@ def guarded(script: str, call: Callable[[], int]) -> int:
         return 130
 
 
+@dataclass(frozen=True)
+class Next:
+    """The command that uses a folder that was built.
+
+    Args:
+        config: the configuration written for it; None takes one that suits what the folder holds.
+        reads: the folder that this configuration reads, unless told otherwise.
+        images: the folder of images that the builder was given.
+        evaluates: whether the configuration is for an evaluation.
+    """
+
+    config: str | None = None
+    reads: str = ""
+    images: Path | None = None
+    evaluates: bool = False
+
+    def command(self, root: Path, report_file: str) -> str:
+        """The command, on several lines where it is long.
+
+        Args:
+            root: the folder.
+            report_file: what its files of reports are called behind the split.
+        """
+        split = "test" if self.evaluates else "train"
+        reports = (root / f"{split}.{report_file}").is_file()
+        labels = (root / f"{split}.label.tok").is_file()
+        given: list[str] = []
+        if self.config is not None:
+            config, name = self.config, ""
+            parts = ["image", "label" if "downstream" in config else "seq"]
+            parts += ["label"] if self.evaluates else []
+        elif reports:
+            config, parts, name = "config/SELFSUP/convirt-mimic.yml", ["image", "seq"], root.name
+            # words and a text encoder are learned from the reports: nothing is downloaded for them
+            given = ["dataset.seq.tokenizer=null", "model.encoder.proto=null"]
+        elif labels:
+            config, parts, name = "config/downstream/nih.yml", ["image", "label"], root.name
+        else:
+            config, parts, name = "config/SELFSUP/simclr-mimic.yml", [], root.name
+        image = "dataset.image" if parts else "dataset"
+        words = ["python", "bin/ensemble.py" if self.evaluates else "bin/train.py", config]
+        words += [f"name={name}"] if name else ["name=<run>"] if self.evaluates else []
+        if root != Path(self.reads):
+            sections = [f"dataset.{part}" for part in parts] or [image]
+            words += [f"{section}.root={root}" for section in sections]
+        if "seq" in parts and report_file != "report.tok" and not self.evaluates:
+            words.append(f"dataset.seq.file={report_file}")
+        if self.images is not None:
+            words.append(f"{image}.image_path={self.images}")
+        if self.config is None and "SELFSUP" in config:
+            words.append(f"{image}.ext=null")
+        return _lines([*words, *given])
+
+
+def _lines(words: Sequence[str]) -> str:
+    """A command on lines of at most 100 columns that a shell reads as one."""
+    lines = [""]
+    for word in words:
+        quoted = word if word == "name=<run>" else shlex.quote(word)
+        if lines[-1] and len(lines[-1]) + len(quoted) > 95:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {quoted}" if lines[-1] else quoted
+    return "\n    ".join(lines)
+
+
 def make(
     root: Path,
     origin: Origin,
     build: Callable[[], Build],
     *,
     force: Replaced,
+    then: Next,
     report_file: str = "report.tok",
 ) -> None:
-    """Build a folder unless it is there, and print what was kept and what was left out."""
+    """Build a folder unless it is there; print what was kept and left out, and what to run next."""
     started = time.monotonic()
     if is_built(root, origin, force=force):
         print(f"{root}: the same build is there already, nothing to do")
+        print(escaped(f"Next:\n    {then.command(root, report_file)}"))
         return
     made = build()
     card = write_folder(root, made, origin, report_file=report_file)
@@ -156,6 +226,7 @@ def make(
         print(escaped(line))
     print(escaped(summary(root, card, made.dropped.summary())))
     print(f"{root}: written in {time.monotonic() - started:.0f} s; see {root / CARD}")
+    print(escaped(f"Next:\n    {then.command(root, report_file)}"))
 
 
 def summary(root: Path, card: Mapping[str, Any], left_out: Sequence[str]) -> str:

@@ -24,7 +24,9 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Title and patterns of each kind; a picture belongs to the first kind that fits."""
 
 LEFT_OUT = ("curves.png",)
-MOST = 12  # pictures of a kind
+SHEET, SHEET_SETTINGS = "sheet.png", "settings.json"
+MOST = 12  # pictures of a kind; of sheets all that fit
+MOST_SHEETS = 4_000_000  # letters of all sheets together
 WIDEST = 1500  # pixels
 MOST_PIXELS = 2**27  # of a picture that is made smaller, as of an image of a data set
 QUALITY = 82
@@ -58,11 +60,13 @@ class Kind:
         title: what they show.
         pictures: the first of them.
         left_out: how many more there are.
+        wide: whether they are sheets, which take the whole width.
     """
 
     title: str
     pictures: list[Picture]
     left_out: int
+    wide: bool = False
 
 
 def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
@@ -90,13 +94,22 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
             if path not in taken
         ]
         taken.update(found)
+        sheets = [path for path in found if path.name == SHEET]
+        # What lies beside a sheet is on it.
+        others = [p for p in found if p.name != SHEET and p.with_name(SHEET) not in sheets]
         pictures: list[Picture] = []
-        waiting = iter(found)
-        while len(pictures) < MOST and (path := next(waiting, None)) is not None:
+        room, waiting = MOST_SHEETS, iter(sheets)
+        while room > 0 and (path := next(waiting, None)) is not None:
+            picture = _read(path, run_dir, left_out)
+            pictures += [picture] if picture else []
+            room -= len(picture.data) if picture else 0
+        more, waiting = len(list(waiting)), iter(others)
+        shown = len(pictures)
+        while len(pictures) < shown + MOST and (path := next(waiting, None)) is not None:
             picture = _read(path, run_dir, left_out)
             pictures += [picture] if picture else []
         if pictures:
-            kinds.append(Kind(title, pictures, len(list(waiting))))
+            kinds.append(Kind(title, pictures, more + len(list(waiting)), wide=shown > 0))
     return kinds
 
 
@@ -116,7 +129,8 @@ def _read(path: Path, run_dir: Path, left_out: LeftOut) -> Picture | None:
         image.thumbnail((WIDEST, 2 * WIDEST), Image.Resampling.LANCZOS)
         data = base64.b64encode(webp(image, QUALITY)).decode("ascii")
         name = path.relative_to(run_dir).as_posix()
-        caption = _caption(path.with_suffix(".json"), left_out)
+        beside = path.with_name(SHEET_SETTINGS) if path.name == SHEET else path.with_suffix(".json")
+        caption = _caption(beside, left_out)
         return Picture(name, caption, f"data:image/webp;base64,{data}", *image.size)
     return None
 

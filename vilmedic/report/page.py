@@ -6,9 +6,8 @@ import base64
 import gzip
 import io
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,15 +16,23 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vilmedic.checkpoints.checkpoint import improves
-from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes, read_json
-from vilmedic.config.declared import known_better
-from vilmedic.config.yaml_source import parse_override, read_file_text, read_yaml
-from vilmedic.errors import ConfigError, escaped
+from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
+from vilmedic.drawing.colours import COLOURS
+from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
 from vilmedic.files import replace_text
-from vilmedic.report.curves import Line, Panel, arrange, read_curves, shorter
+from vilmedic.report.charts import charts, read_arrays, retrievals
+from vilmedic.report.curves import (
+    Line,
+    Panel,
+    arrange,
+    best_steps,
+    panel_colours,
+    read_curves,
+    shorter,
+)
 from vilmedic.report.gallery import read_gallery
+from vilmedic.report.settings import RunSettings, data_of, read_settings, score_of, section
 from vilmedic.report.tables import read_evaluations, read_results, shown
 
 CURVES = "curves.png"
@@ -52,24 +59,37 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
     left_out = left_out or LeftOut(run_dir)
     settings = read_settings(run_dir, left_out)
     lines = read_curves(run_dir, left_out)
-    results = read_results(run_dir, left_out)
-    evaluations = read_evaluations(run_dir, left_out)
-    kinds = read_gallery(run_dir, left_out)
+    score, better = score_of(run_dir, settings, left_out)
+    best = best_steps(lines, score, better)
+    panels = arrange(lines, score=score, best=best)
     explorers = _explorers(run_dir, left_out)
-    tiles = _tiles(run_dir, settings, lines, left_out)
+    results, drawn, examples = read_results(run_dir, left_out), [], []
+    for one in results:
+        explorer = next((e["content"] for e in explorers if e["split"] == one.split), None)
+        arrays = read_arrays(one, left_out)
+        names = explorer["labels"] if explorer else list(map(str, arrays.get("label_names", ())))
+        drawn.append(charts(one, arrays, names))
+        examples += [found] if (found := retrievals(one, arrays, explorer)) else []
     page = (
         templates()
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
-            tiles=tiles,
-            panels=packed_panels(arrange(lines)),
+            system=section(settings, "model").get("proto") or "",
+            data=(results[0].data if results else "") or data_of(settings),
+            tiles=_tiles(settings, lines, score, better, best),
+            panels=packed_panels(panels),
+            folded=sum(panel.folded for panel in panels),
+            marked=bool(best),
             results=results,
-            evaluations=evaluations,
-            kinds=kinds,
+            charts=_packed(drawn) if any(drawn) else "",
+            drawn=[bool(one) for one in drawn],
+            examples=examples[:1],
+            evaluations=read_evaluations(run_dir, left_out),
+            kinds=read_gallery(run_dir, left_out),
             explorers=explorers,
             settings=settings,
-            plotly=plotly() if explorers or lines else "",
+            plotly=plotly() if explorers or lines or any(drawn) else "",
             left_out=left_out.reasons[:MOST_TOLD],
             more_left_out=max(0, len(left_out.reasons) - MOST_TOLD),
         )
@@ -77,50 +97,6 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
     path = run_dir / PAGE
     replace_text(path, page)
     return path
-
-
-@dataclass
-class RunSettings:
-    """Configuration and environment of the run with one seed.
-
-    Args:
-        seed: its seed.
-        lines: each line of the resolved configuration, and whether the command line set it.
-        overrides: the words of the command line.
-        environment: name and text of what it was run with.
-        data: the configuration itself.
-    """
-
-    seed: int
-    lines: list[tuple[str, bool]]
-    overrides: list[str] = field(default_factory=list)
-    environment: list[tuple[str, str]] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def read_settings(run_dir: Path, left_out: LeftOut | None = None) -> list[RunSettings]:
-    """The settings of every seed of a run directory, the newest first.
-
-    Args:
-        run_dir: the directory.
-        left_out: takes the files that cannot be read.
-    """
-    left_out = left_out or LeftOut(run_dir)
-    paths = sorted(run_dir.glob("config_*.yml"), key=lambda p: (-p.lstat().st_mtime, p.name))
-    found = []
-    for path in paths:
-        seed = path.stem.removeprefix("config_")
-        if not re.fullmatch("[0-9]{1,20}", seed):
-            continue
-        settings = RunSettings(int(seed), [])
-        recorded = run_dir / f"environment_{seed}.json"
-        if recorded.exists():  # runs of earlier versions have none
-            with left_out.damaged(recorded):
-                _read_environment(recorded, settings)
-        with left_out.damaged(path):
-            _read_configuration(path, settings)
-            found.append(settings)
-    return found
 
 
 @cache
@@ -135,7 +111,7 @@ def templates() -> Environment:
     """The templates of pages."""
     loader = PackageLoader("vilmedic.report", "templates")
     # Every value is escaped, control characters too: reports and names are text from outside.
-    return Environment(
+    environment = Environment(
         loader=loader,
         autoescape=True,
         finalize=_shown,
@@ -143,6 +119,8 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["palette"] = Markup(json.dumps(COLOURS))
+    return environment
 
 
 def _shown(value: object) -> object:
@@ -153,22 +131,27 @@ def _encoded(packed: bytes) -> str:
     return base64.b64encode(packed).decode("ascii")
 
 
-def _explorers(run_dir: Path, left_out: LeftOut) -> list[dict[str, str]]:
-    """The data of the embedding explorer of each split, of its newest results."""
+def _packed(value: Any) -> str:
+    """A value for the page's script, packed like everything that holds data."""
+    return _encoded(gzip.compress(json.dumps(value).encode(), 9, mtime=0))
+
+
+def _explorers(run_dir: Path, left_out: LeftOut) -> list[dict[str, Any]]:
+    """The embedding explorer of each split, of its newest results: packed and as its content."""
     folders = [run_dir, *shown_folders(run_dir, left_out)]
     newest = {path.name: path for one in folders for path in one.glob(f"*{EXPLORER}")}
     found = []
     for path in sorted(newest.values(), key=_order):
         with left_out.damaged(path):
             packed = read_bytes(path)
-            _check_explorer(packed)
+            content = _read_explorer(packed)
             split = path.name.removesuffix(EXPLORER)
-            found.append({"split": split, "data": _encoded(packed)})
+            found.append({"split": split, "data": _encoded(packed), "content": content})
     return found
 
 
-def _check_explorer(packed: bytes) -> None:
-    """Refuse data that the page's script would stumble over.
+def _read_explorer(packed: bytes) -> dict[str, Any]:
+    """Read the data of an explorer; refuses what the page's script would stumble over.
 
     Raises:
         Exception: of any kind; it is damaged.
@@ -180,13 +163,20 @@ def _check_explorer(packed: bytes) -> None:
     content = json.loads(text)
     samples = content["samples"]
     lists = [samples[key] for key in ("line", "report", "image", "thumbnail")]
-    lists += [samples["labels"]] if samples["labels"] is not None else []
+    lists += [samples["labels"]] if samples.get("labels") is not None else []
     lists += [one[axis] for one in content["maps"] for axis in ("x", "y")]
     lists += [one[key] for one in content["neighbours"] for key in ("index", "cosine")]
     if not content["maps"] or any(len(one) != len(lists[0]) for one in lists):
         raise ValueError("its lists are not of one length")
     if not all(isinstance(text, str) for text in (*samples["report"], *content["labels"])):
         raise ValueError("its reports and labels are not text")
+    if any(i not in range(len(lists[0])) for one in content["neighbours"] for i in _flat(one)):
+        raise ValueError("it has neighbours that are no samples")
+    return dict(content)
+
+
+def _flat(neighbours: dict[str, Any]) -> Iterator[int]:
+    return (i for row in neighbours["index"] for i in row)
 
 
 def _order(path: Path) -> tuple[bool, str]:
@@ -194,50 +184,39 @@ def _order(path: Path) -> tuple[bool, str]:
 
 
 def packed_panels(panels: Sequence[Panel]) -> str:
-    """The curves for the page's script, packed like everything that holds data."""
+    """The curves for the page's script."""
+    colours = panel_colours(panels)
     made: list[dict[str, Any]] = []
     for panel in panels:
         names = list(dict.fromkeys(line.name for line in panel.lines))
         short = dict(zip(names, shorter(names), strict=True))
-        drawn = [{**asdict(line.thinned()), "short": short[line.name]} for line in panel.lines]
+        drawn = [
+            {**asdict(line.thinned()), "short": short[line.name], "colour": colours[line.name]}
+            for line in panel.lines
+        ]
         made.append({**asdict(panel), "lines": drawn})
-    return _encoded(gzip.compress(json.dumps(made).encode(), 9, mtime=0)) if made else ""
-
-
-def _better(
-    run_dir: Path, settings: list[RunSettings], metric: str | None, left_out: LeftOut
-) -> str | None:
-    """Whether a higher or a lower value of a score is better; None when nobody says."""
-    better = known_better(str(metric))
-    newest = run_dir / f"last_{settings[0].seed}.pth" if settings else None
-    if better is None and newest is not None and newest.is_file():
-        # A metric of a plugin: the run itself knows. Imported here, as it brings torch.
-        from vilmedic.checkpoints.checkpoint import better_of, read_header
-
-        with left_out.damaged(newest):
-            state = read_header(newest)
-            better = better_of(state) if state.get("metric") == metric else None
-    return better
+    return _packed(made) if made else ""
 
 
 def _tiles(
-    run_dir: Path, settings: list[RunSettings], lines: list[Line], left_out: LeftOut
+    settings: Sequence[RunSettings],
+    lines: Sequence[Line],
+    score: str,
+    better: str | None,
+    best: dict[int, int],
 ) -> list[tuple[str, str, str]]:
-    """What a reader wants to know first: label, value and small print."""
+    """How the run went: label, value and small print."""
     tiles = []
-    trainor, model = (_section(settings, name) for name in ("trainor", "model"))
-    if model.get("proto"):
-        tiles.append(("model", str(model["proto"]), ""))
-    metric = trainor.get("early_stop_metric")
-    best, where = None, ""
-    better = _better(run_dir, settings, metric, left_out)
-    for line in lines:
-        if line.name == metric and better is not None:
-            for step, value in zip(line.steps, line.values, strict=True):
-                if improves(value, best, better):
-                    best, where = value, f"{metric}, step {step:,}, seed {line.seed}"
-    if best is not None:
-        tiles.append(("best score", shown(best), where))
+    trainor = section(settings, "trainor")
+    values = {
+        line.seed: line.values[line.steps.index(best[line.seed])]
+        for line in lines
+        if line.name == score and line.seed in best
+    }
+    if values:
+        seed = (max if better == "higher" else min)(values, key=values.__getitem__)
+        where = f"{score}, step {best[seed]:,}, seed {seed}"
+        tiles.append(("best score", shown(values[seed]), where))
     if lines:
         steps = max(step for line in lines for step in line.steps)
         tiles.append(("steps", f"{steps:,}", _epochs(trainor)))
@@ -247,62 +226,11 @@ def _tiles(
     rates = sorted(v for line in lines if line.name == "samples_per_second" for v in line.values)
     if rates:
         device = dict(settings[0].environment).get("device", "") if settings else ""
-        tiles.append(("samples a second", shown(rates[len(rates) // 2]), device))
+        tiles.append(("samples per second", shown(rates[len(rates) // 2]), device))
     return tiles
-
-
-def _section(settings: list[RunSettings], name: str) -> dict[str, Any]:
-    section = settings[0].data.get(name) if settings else None
-    return section if isinstance(section, dict) else {}
 
 
 def _epochs(trainor: dict[str, Any]) -> str:
     length = "steps" if trainor.get("steps") else "epochs"
     known = {length: f"{{}} {length}", "batch_size": "batch size {}"}
     return ", ".join(text.format(trainor[key]) for key, text in known.items() if key in trainor)
-
-
-def _read_configuration(path: Path, settings: RunSettings) -> None:
-    text = read_file_text(str(path))
-    try:
-        data, marks = read_yaml(text, lambda line: f"line {line}")
-    except ConfigError as error:
-        raise ConfigError(f"it is no configuration: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError("it is no configuration, which is a mapping of keys to values")
-    given = {path for word in settings.overrides for path in _path_of(word)}
-    marked = {
-        int(mark.origin.removeprefix("line "))
-        for key, mark in marks.items()
-        if any(tuple(map(str, key[:depth])) in given for depth in range(1, len(key) + 1))
-    }
-    lines = enumerate(text.splitlines(), start=1)
-    settings.lines = [(line, number in marked) for number, line in lines]
-    settings.data = data
-
-
-def _path_of(word: str) -> list[tuple[str, ...]]:
-    """The key that a word of the command line sets; none for a word that sets none."""
-    try:
-        return [parse_override(word).path]
-    except ConfigError:
-        return []
-
-
-def _read_environment(path: Path, settings: RunSettings) -> None:
-    content = read_json(path)
-    overrides = content.get("overrides") or []
-    if not isinstance(overrides, list):
-        raise ValueError("its overrides are no list")
-    settings.environment = _environment_rows(content)
-    settings.overrides = [str(word) for word in overrides]
-
-
-def _environment_rows(content: dict[str, Any]) -> list[tuple[str, str]]:
-    command = content.get("command")
-    rows = {"command": " ".join(map(str, command)) if isinstance(command, list) else None}
-    rows |= {key: content.get(key) for key in ("git_commit", "device", "python", "platform")}
-    versions = content.get("versions")
-    if isinstance(versions, dict):
-        rows["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return [(key.replace("_", " "), str(value)) for key, value in rows.items() if value]

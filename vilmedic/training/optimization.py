@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import torch
@@ -32,6 +33,8 @@ RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 """Learning rates of a group of parameters: the one of now, and what schedulers keep there."""
 SCALE = "lr_scale"
 """Of a group of parameters: its learning rate as a multiple of `trainor.optim_params.lr`."""
+GROUP, REST, OWN_DECAY = "group", "the rest", "own_decay"
+"""Of a group of `trainor.optim_groups`: its entries, and whether it has a decay of its own."""
 LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
 """What a scheduler keeps of them."""
 
@@ -54,13 +57,110 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
         cls = RAdam
     base = options.get("lr", _default_rate(cls))
     if isinstance(model, Model) and base and (groups := model.learning_rates(base)):
+        if section.optim_groups:
+            raise ConfigError(
+                "trainor.optim_groups: the model has rates of its own (model.encoder_lr, head_lr, "
+                "layer_decay). Set them in one place."
+            )
         parameters = [{"params": some, "lr": rate, SCALE: rate / base} for some, rate in groups]
+    elif section.optim_groups:
+        parameters = parameter_groups(model, section.optim_groups, base)
     if _can_be_fused(cls, parameters, options):
         options["fused"] = True
     try:
         return cls(parameters, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainor.optim_params ({section.optimizer}): {error}") from error
+
+
+def parameter_groups(
+    model: nn.Module, wanted: dict[str, dict[str, float]], base: float
+) -> list[dict[str, Any]]:
+    """The weights that are trained, in groups of the same options.
+
+    Args:
+        model: the model.
+        wanted: `trainor.optim_groups`.
+        base: the rate of weights that are in none.
+
+    Raises:
+        ConfigError: an entry names no weight that is trained, or asks for a decay over the layers
+            of something that has none.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    used = dict.fromkeys(wanted, 0)
+    depths = {key: _depths(model, key) for key, one in wanted.items() if "layer_decay" in one}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        keys = [key for key in wanted if _is_named(name, key)]
+        options: dict[str, float] = {}
+        depth = 0
+        for key in keys:
+            used[key] += 1
+            options |= wanted[key]
+            depth = depths[key][id(parameter)] if key in depths else depth
+        factor = options.get("layer_decay", 1.0) ** depth
+        rate = options.get("lr", base) * factor
+        own: dict[str, Any] = {"lr": rate, SCALE: rate / base, GROUP: ", ".join(keys) or REST}
+        if "weight_decay" in options:
+            own |= {"weight_decay": options["weight_decay"], OWN_DECAY: True}
+        group = found.setdefault((*keys, depth if factor < 1 else 0), {"params": [], **own})
+        group["params"].append(parameter)
+    if idle := [key for key, count in used.items() if not count]:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise ConfigError(
+            f"trainor.optim_groups.{key}: no weight that is trained has such a name. Parts of the "
+            f"model: {parts}."
+            for key in idle
+        )
+    return list(found.values())
+
+
+def described_groups(optimizer: Optimizer) -> Iterator[str]:
+    """A line for each entry of `trainor.optim_groups`, and for the rest: weights and rates."""
+    named: dict[str, list[dict[str, Any]]] = {}
+    for group in optimizer.param_groups:
+        if GROUP in group:
+            named.setdefault(group[GROUP], []).append(group)
+    for name, groups in named.items():
+        weights = sum(p.numel() for group in groups for p in group["params"])
+        rates = sorted({group.get("initial_lr", group["lr"]) for group in groups})
+        shown = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
+        decay = groups[0].get("weight_decay")
+        yield (
+            f"Rates: {name}, {weights:,} weights at {shown}"
+            f"{f' in {len(rates)} steps' if len(rates) > 1 else ''}"
+            f"{f', weight decay {decay:.3g}' if decay is not None else ''}"
+        )
+
+
+def _is_named(name: str, key: str) -> bool:
+    """Whether a weight is meant by its name, that of what it lies in, or a pattern."""
+    return name == key or name.startswith(f"{key}.") or fnmatchcase(name, key)
+
+
+def _depths(model: nn.Module, key: str) -> dict[int, int]:
+    """For each weight of a part the number of its layer, counted from the last one."""
+    # imported here: a run without groups does without them
+    from vilmedic.blocks.repeated import HEAD, layers_of
+    from vilmedic.blocks.vision import VisionEncoder
+
+    part = dict(model.named_modules()).get(key)
+    blocks: list[list[nn.Parameter]] = []
+    if isinstance(part, VisionEncoder):
+        blocks = part.parameters_by_block()
+    elif part is not None:
+        layers = layers_of(part)
+        blocks = [list(layer.parameters.values()) for layer in layers]
+        if len(layers) > 1 and layers[-1].name == HEAD:
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    if len(blocks) < 2:
+        raise ConfigError(
+            f"trainor.optim_groups.{key}.layer_decay: there are no layers under that name that "
+            "follow on each other. Allowed: the name of an encoder."
+        )
+    return {id(p): depth for depth, block in enumerate(reversed(blocks)) for p in block}
 
 
 def named_class(namespace: str, name: str) -> Any:
@@ -133,7 +233,11 @@ def restore_optimizer(
                 for rate in RATES:
                     if rate in group:
                         group[rate] = group[rate] * (new / old) if old else new * scale
-            elif key in group and key not in kept:
+            elif (
+                key in group
+                and key not in kept
+                and not (key == "weight_decay" and group.get(OWN_DECAY))
+            ):
                 group[key] = new
 
 

@@ -195,6 +195,12 @@ class TrainState:
             )
             self._restart_schedule()
             return
+        if (saved.get("optim_groups") or {}) != now.optim_groups:
+            LOGGER.warning(
+                "trainor.optim_groups has changed: optimizer and schedule start from the beginning"
+            )
+            self._restart_schedule()
+            return
         fresh = [dict(group) for group in self.optimizer.param_groups]
         try:
             restore_optimizer(self.optimizer, state["optimizer"], saved["optim_params"], now)

@@ -20,7 +20,7 @@ from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
-from vilmedic.training.optimization import make_optimizer
+from vilmedic.training.optimization import described_groups, make_optimizer
 from vilmedic.training.parallel import Group, frozen_cache_gib, groups, seed_this_process
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
@@ -189,6 +189,8 @@ class Trainor:
             self.state.steps_per_epoch,
             f"{sum(p.numel() for p in self.step.parameters):,}",
         )
+        for line in described_groups(self.state.optimizer):
+            LOGGER.info(line)
         if processes.is_main():
             self.log = self.watch.log = self._open_log()
         self.saver.set_aside(progress)

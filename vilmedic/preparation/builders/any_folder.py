@@ -309,7 +309,8 @@ def _run(given: argparse.Namespace) -> int:
         return made
 
     origin = Origin(SCRIPT, source, "any folder of images", options, inputs)
-    command.make(given.root, origin, make, force=given.force)
+    then = command.Next(images=given.images)
+    command.make(given.root, origin, make, force=given.force, then=then)
     return 0
 
 

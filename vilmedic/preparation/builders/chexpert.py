@@ -330,7 +330,11 @@ def _run(given: argparse.Namespace) -> int:
 
     root = given.root or Path(FIVE_ROOT if given.five_by_200 else "data/SELFSUP/chexpert")
     report_file = command.REPORT_FILES[given.section]
-    command.make(root, origin, make, force=given.force, report_file=report_file)
+    then = command.Next("config/downstream/chexpert.yml", "data/chexpert", given.images)
+    if given.five_by_200:
+        config = "config/protocols/chexpert-5x200.yml"
+        then = command.Next(config, FIVE_ROOT, given.images, evaluates=True)
+    command.make(root, origin, make, force=given.force, then=then, report_file=report_file)
     return 0
 
 

@@ -28,6 +28,7 @@ from vilmedic.preparation.splitting import plain_number
 from vilmedic.tables import Missing, read_numbered, read_table
 
 SCRIPT = "make_indiana"
+ROOT = "data/SELFSUP/indiana"
 ARCHIVE, TABLE, PROJECTIONS = (
     "NLMCXR_reports.tgz",
     "indiana_reports.csv",
@@ -193,7 +194,14 @@ def _run(given: argparse.Namespace) -> int:
         return build(given, list(found), views, missing, dropped)
 
     report_file = command.REPORT_FILES[given.section]
-    command.make(given.root, origin, make, force=given.force, report_file=report_file)
+    command.make(
+        given.root,
+        origin,
+        make,
+        force=given.force,
+        then=command.Next("config/SELFSUP/convirt-indiana.yml", ROOT, given.images),
+        report_file=report_file,
+    )
     return 0
 
 
@@ -274,7 +282,7 @@ def _facts(source: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.make_parser(__doc__ or "", "data/SELFSUP/indiana")
+    parser = command.make_parser(__doc__ or "", ROOT)
     parser.add_argument(
         "--reports",
         type=Path,

@@ -258,11 +258,14 @@ def _run(given: argparse.Namespace) -> int:
     root = given.root or Path(
         ROOTS.get((given.section, given.balanced), f"data/SELFSUP/mimic-cxr-{given.section}")
     )
+    balanced = "-balanced" if given.balanced else ""
+    config = f"config/SELFSUP/convirt-mimic{balanced}.yml"
     command.make(
         root,
         origin,
         lambda: build(given, tables, reports),
         force=given.force,
+        then=command.Next(config, ROOTS["both", given.balanced], given.images),
         report_file=command.REPORT_FILES[given.section],
     )
     return 0

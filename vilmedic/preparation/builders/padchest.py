@@ -22,6 +22,7 @@ from vilmedic.preparation.splitting import plain_number
 from vilmedic.tables import Missing, find_table, read_numbered
 
 SCRIPT = "make_padchest"
+ROOT = "data/SELFSUP/padchest"
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 PROJECTIONS = ("PA", "L", "AP", "AP_horizontal", "COSTAL", "EXCLUDE")
 KEPT = PROJECTIONS[:-1]  # the release marks images that are of no use as EXCLUDE
@@ -89,7 +90,8 @@ def _run(given: argparse.Namespace) -> int:
     }
     inputs = command.input_facts({table.name: table}) | command.images_facts(given.images)
     origin = Origin(SCRIPT, "PadChest", "table of 160K images, 01.02.19", options, inputs)
-    command.make(given.root, origin, lambda: build(given, table), force=given.force)
+    then = command.Next("config/SELFSUP/convirt-padchest.yml", ROOT, given.images)
+    command.make(given.root, origin, lambda: build(given, table), force=given.force, then=then)
     return 0
 
 
@@ -107,7 +109,7 @@ def _projections(text: str) -> tuple[str, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.make_parser(__doc__ or "", "data/SELFSUP/padchest")
+    parser = command.make_parser(__doc__ or "", ROOT)
     parser.add_argument(
         "--table", type=Path, default=Path("data/raw/padchest"), help="the table, or its folder"
     )

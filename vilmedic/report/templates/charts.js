@@ -1,23 +1,83 @@
-// The curves: a small chart a panel.
+// Charts: the classes of an evaluation, ROC curves, and the curves of the training.
 
 const DASHES = ["solid", "dash", "dot", "dashdot"];
+const ROW = 26; // pixels of a bar
 
 async function startCharts() {
-  const panels = JSON.parse(await unpack("data-curves"));
-  const places = panels.map((panel) => {
-    const card = make("div", "card");
-    const plot = make("div", "plot");
-    card.append(make("h4", "", panel.title), plot);
-    byId("charts").append(card);
-    return plot;
+  const splits = JSON.parse(await unpack("data-charts"));
+  splits.forEach((charts, number) => {
+    const place = document.querySelector(`[data-charts="${number}"]`);
+    charts.forEach((chart) => {
+      const { card, plot } = chartCard(chart.title, chart.file);
+      place.append(card);
+      const draw = chart.kind === "roc" ? drawRoc : drawBars;
+      drawWhenShown(plot, () => draw(plot, chart));
+    });
   });
-  const draw = () => panels.forEach((panel, i) => drawPanel(places[i], panel));
-  redraws.push(draw);
-  draw();
+}
+
+// The ends of the axis of bars: from 0 or below it to 1 where nothing is above.
+function barRange(chart) {
+  const ends = chart.bounds.flatMap((one) => one ?? []).concat(chart.values);
+  const high = Math.max(...ends);
+  return [Math.min(0, ...ends), high <= 1 ? 1 : high * 1.08];
+}
+
+function drawBars(place, chart) {
+  const { names, values, bounds } = chart;
+  const layout = baseLayout();
+  place.style.height = `${70 + ROW * names.length}px`;
+  const labels = values.map((value, k) => `${value.toFixed(3)}${bounds[k] ? ` (${bounds[k].map((one) => one.toFixed(3)).join(" to ")})` : ""}`);
+  const trace = {
+    type: "bar", orientation: "h", x: values, y: names, marker: { color: chart.colours }, width: 0.62,
+    customdata: labels, hovertemplate: "%{y}: %{customdata}<extra></extra>",
+    error_x: {
+      type: "data", visible: bounds.some(Boolean), symmetric: false, color: css("--ink"), thickness: 1.3, width: 4,
+      array: values.map((value, k) => (bounds[k] ? bounds[k][1] - value : 0)),
+      arrayminus: values.map((value, k) => (bounds[k] ? value - bounds[k][0] : 0)),
+    },
+  };
+  Object.assign(layout, { margin: { l: 10, r: 16, t: 6, b: 40 }, dragmode: false, showlegend: false });
+  Object.assign(layout.xaxis, { range: barRange(chart), title: { text: chart.axis, font: { size: 11 } }, fixedrange: true });
+  Object.assign(layout.yaxis, { autorange: "reversed", automargin: true, fixedrange: true, ticks: "", ticksuffix: " " });
+  layout.shapes = chart.reference === null ? [] : [guessing({ x0: chart.reference, x1: chart.reference, yref: "paper", y0: 0, y1: 1 })];
+  Plotly.react(place, [trace], layout, { ...PLOT_OPTIONS, displayModeBar: false });
+}
+
+function guessing(ends) {
+  return { type: "line", ...ends, line: { color: css("--muted"), width: 1, dash: "dot" } };
+}
+
+function drawRoc(place, chart) {
+  const layout = baseLayout();
+  place.style.height = `${350 + 19 * chart.names.length}px`;
+  const traces = chart.names.map((name, k) => ({
+    type: "scatter", mode: "lines", name: `${name} (${chart.values[k].toFixed(2)})`,
+    x: chart.curves[k][0], y: chart.curves[k][1],
+    line: { width: 1.7, color: chart.colours[k], dash: DASHES[Math.floor(k / PALETTE.length) % DASHES.length] },
+    hovertemplate: "%{x:.2f}, %{y:.2f}",
+  }));
+  const axis = { range: [-0.01, 1.01], tickvals: [0, 0.25, 0.5, 0.75, 1], fixedrange: true };
+  Object.assign(layout, {
+    margin: { l: 50, r: 14, t: 8, b: 40 }, dragmode: false, showlegend: true,
+    legend: { orientation: "v", x: 0, y: -60 / 300, yanchor: "top", font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
+    shapes: [guessing({ x0: 0, y0: 0, x1: 1, y1: 1 })],
+  });
+  Object.assign(layout.xaxis, { ...axis, title: { text: "false positive rate", font: { size: 11 } } });
+  Object.assign(layout.yaxis, { ...axis, title: { text: chart.axis, font: { size: 11 } } });
+  Plotly.react(place, traces, layout, { ...PLOT_OPTIONS, displayModeBar: false });
+}
+
+async function startCurves() {
+  const panels = JSON.parse(await unpack("data-curves"));
+  panels.forEach((panel, number) => {
+    const { card, plot } = chartCard(panel.title, `curve-${number + 1}`);
+    byId(panel.folded ? "more-charts" : "charts").append(card);
+    drawWhenShown(plot, () => drawPanel(plot, panel));
+  });
 }
 
 function drawPanel(place, panel) {
-  const names = [...new Set(panel.lines.map((line) => line.name))];
   const seeds = [...new Set(panel.lines.map((line) => line.seed))];
   const traces = panel.lines.map((line) => ({
     type: "scatter",
@@ -28,7 +88,7 @@ function drawPanel(place, panel) {
     marker: { size: 5 },
     line: {
       width: 1.6,
-      color: PALETTE[names.indexOf(line.name) % PALETTE.length],
+      color: line.colour,
       dash: DASHES[seeds.indexOf(line.seed) % DASHES.length],
     },
   }));
@@ -44,15 +104,18 @@ function drawPanel(place, panel) {
     showlegend: several,
     legend: { orientation: "h", y: -0.18, font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
   });
-  Object.assign(layout.xaxis, { nticks: 6, title: several ? undefined : { text: "step", font: { size: 11 } } });
+  // Steps are whole numbers, and so are their marks.
+  const steps = panel.lines.flatMap((line) => line.steps);
+  const few = Math.max(...steps) - Math.min(...steps) < 6;
+  Object.assign(layout.xaxis, { nticks: 6, tickformat: ",d", ...(few ? { dtick: 1 } : {}), title: several ? undefined : { text: "step", font: { size: 11 } } });
   Object.assign(layout.yaxis, logarithmic
     ? { type: "log", dtick: 1, exponentformat: "power" }
     : { type: "linear", nticks: 6, exponentformat: "power" });
+  layout.shapes = Object.values(panel.best).map((step) => ({
+    type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: css("--best"), width: 1.2 },
+  }));
   if (panel.reference !== null) {
-    layout.shapes = [{
-      type: "line", xref: "paper", x0: 0, x1: 1, y0: panel.reference, y1: panel.reference,
-      line: { color: css("--muted"), width: 1, dash: "dot" },
-    }];
+    layout.shapes.push(guessing({ xref: "paper", x0: 0, x1: 1, y0: panel.reference, y1: panel.reference }));
   }
   Plotly.react(place, traces, layout, { ...PLOT_OPTIONS, displayModeBar: false });
 }

@@ -100,12 +100,14 @@ function drawMap() {
   order.forEach((name, k) => {
     const members = groups.get(name);
     const plain = name === "no label" || name === "several labels" || (order.length === 2 && k === 1);
-    const colour = plain ? css(name === "several labels" ? "--ink" : "--muted") : PALETTE[k % PALETTE.length];
+    const place = Math.max(0, data.labels.indexOf(name)); // a label has one colour everywhere
+    const colour = plain ? css(name === "several labels" ? "--ink" : "--muted") : PALETTE[place % PALETTE.length];
+    const symbol = plain ? "circle" : SYMBOLS[Math.floor(place / PALETTE.length) % SYMBOLS.length];
     if (!members.length) return;
     traces.push({
       ...points(members, map), type: "scatter", mode: "markers", hoverinfo: "none",
       name: `${name} (${members.length.toLocaleString("en")})`,
-      marker: { size, color: colour, opacity: plain ? 0.55 : 0.85, line: { width: 0.5, color: css("--card") } },
+      marker: { size, symbol, color: colour, opacity: plain ? 0.55 : 0.85, line: { width: 0.5, color: css("--card") } },
     });
   });
   const layout = baseLayout();

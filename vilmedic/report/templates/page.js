@@ -1,9 +1,8 @@
 // What the whole page shares: packed data, the theme, and pictures in full size.
 
-const PALETTE = [
-  "#3b82c4", "#e69f00", "#1fa67a", "#d55e00", "#8e6bd1", "#cc79a7", "#56b4e9", "#a3923a",
-  "#c0504d", "#6b8e23", "#b07d4f", "#5f9ea0",
-];
+const PALETTE = {{ palette }};
+// In the order of the shapes of other pictures; from the ninth label on the shape changes.
+const SYMBOLS = ["circle", "triangle-up", "square", "diamond", "cross", "triangle-down", "x", "star"];
 
 const byId = (id) => document.getElementById(id);
 
@@ -59,6 +58,65 @@ function followTheme() {
   });
 }
 
+// Draw charts now, or when the part that holds them is opened, and again when the theme changes.
+function drawWhenShown(place, draw) {
+  const folded = place.closest("details:not([open])");
+  if (!folded) {
+    draw();
+    redraws.push(draw);
+    return;
+  }
+  folded.addEventListener("toggle", () => drawWhenShown(place, draw), { once: true });
+}
+
+function save(name, address) {
+  const link = make("a");
+  link.download = name;
+  link.href = address;
+  link.click();
+}
+
+// A chart with its title and buttons that save it.
+function chartCard(title, file) {
+  const card = make("div", "card");
+  const head = make("div", "head");
+  const plot = make("div", "plot");
+  head.append(make("h4", "", title));
+  for (const format of ["svg", "png"]) {
+    const button = make("button", "get", format.toUpperCase());
+    button.type = "button";
+    button.addEventListener("click", async () => {
+      const { data, layout } = plot;
+      const { width, height } = plot.getBoundingClientRect();
+      const whole = {
+        ...layout, paper_bgcolor: css("--card"), title: { text: title, font: { size: 14 }, x: 0.02 },
+        margin: { ...layout.margin, t: 40 },
+      };
+      const size = { width: Math.round(width), height: Math.round(height) + 40 };
+      save(`${file}.${format}`, await Plotly.toImage({ data, layout: whole }, { format, scale: format === "png" ? 3 : 1, ...size }));
+    });
+    head.append(button);
+  }
+  card.append(head, plot);
+  return { card, plot };
+}
+
+function savePictures() {
+  for (const image of document.querySelectorAll("figure img")) {
+    const button = make("button", "get", "PNG");
+    button.type = "button";
+    button.addEventListener("click", () => {
+      const canvas = make("canvas");
+      canvas.width = image.naturalWidth;
+      canvas.height = image.naturalHeight;
+      canvas.getContext("2d").drawImage(image, 0, 0);
+      const name = image.closest("figure").querySelector("code").textContent;
+      save(name.replace(/^.*?([^/]+\/)?([^/]+)$/, "$1$2").replace("/", "_"), canvas.toDataURL("image/png"));
+    });
+    image.closest("figure").querySelector("figcaption").append(button);
+  }
+}
+
 function enlargePictures() {
   const dialog = byId("large");
   dialog.addEventListener("click", () => dialog.close());
@@ -75,13 +133,15 @@ function enlargePictures() {
 async function start() {
   followTheme();
   enlargePictures();
+  savePictures();
   try {
     if (byId("data-plotly")) await loadPlotly();
-    if (byId("data-curves")) await startCharts();
+    if (byId("data-charts")) await startCharts();
+    if (byId("data-curves")) await startCurves();
     if (byId("explorer")) await startExplorer();
     document.documentElement.dataset.ready = "true";
   } catch (error) {
-    byId("problem").textContent = `Curves and explorer cannot be shown: ${error.message}`;
+    byId("problem").textContent = `Charts, curves and explorer cannot be shown: ${error.message}`;
     byId("problem").hidden = false;
     throw error;
   }
