@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import (
     AutoTokenizer,
-    BertTokenizerFast,
+    BertTokenizer,
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -443,7 +443,7 @@ def _class_of_body(name: str) -> Any:
         stated, _ = PretrainedConfig.get_config_dict(name)
     except Exception:  # a tokenizer alone, or a damaged file, which is said of the model
         return PreTrainedTokenizerFast
-    return BertTokenizerFast if body_of(stated) == "bert" else PreTrainedTokenizerFast
+    return BertTokenizer if body_of(stated) == "bert" else PreTrainedTokenizerFast
 
 
 def own_code(name: str, usable: str) -> str:

@@ -44,7 +44,7 @@ class _Texts(NamedTuple):
 class _Regions(NamedTuple):
     """The regions of a batch, as one network has them."""
 
-    index: Tensor  # [B], numbers of the samples
+    rows: Tensor  # [B], numbers of the samples
     regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images a sample
     shown: Tensor | None  # [B, N], which of these there are; None for one image a sample
 

@@ -158,7 +158,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
             for start, rows in row_blocks(images, piece, numbers):
                 own = slice(start, start + len(rows))
                 logits = torch.addmm(bias, rows * scale, piece.T)
-                if targets is None:
+                if targets is None or theirs is None:
                     _turn_pairs(logits, rank, start, part)
                 else:
                     agreed = agreement(targets[own], theirs, logits.dtype)
@@ -181,7 +181,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
             for start, rows in row_blocks(images, piece, ctx.numbers):
                 own = slice(start, start + len(rows))
                 slope = torch.addmm(bias, rows * scale, piece.T)
-                if targets is None:
+                if targets is None or theirs is None:
                     _turn_pairs(slope, rank, start, part)
                     slope.sigmoid_()
                     _turn_pairs(slope, rank, start, part)
