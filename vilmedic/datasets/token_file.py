@@ -196,15 +196,11 @@ def cache_features(
                     part.fixed_by,
                 )
             continue
-        dtypes: list[torch.dtype] = []
 
-        def encode(
-            batch: dict[str, Any], tower: Any = tower, dtypes: list[torch.dtype] = dtypes
-        ) -> NDArray[Any]:
+        def encode(batch: dict[str, Any], tower: Any = tower) -> NDArray[Any]:
             features = tower.encode(batch)
             if not torch.isfinite(features).all():
                 raise _NotKept("they hold values that are not finite")
-            dtypes[:] = [features.dtype]
             features = features.cpu()
             if features.dtype == torch.bfloat16:  # which NumPy does not have
                 features = features.view(torch.int16)
