@@ -57,6 +57,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell *.md Makefile benchmarks bin config data/*.py docs tests vilmedic
 
 # The site, in build/site; broken links, anchors and pages that no menu shows are errors (with
 # --quiet they would pass).

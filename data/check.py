@@ -24,6 +24,7 @@ from vilmedic import script
 from vilmedic.config.load import load
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
+from vilmedic.log import Progress
 from vilmedic.preparation.command import guarded
 from vilmedic.script import argument_parser, count
 
@@ -50,7 +51,8 @@ def _run(given: argparse.Namespace) -> int:
     )
     from vilmedic.preparation.checking import check_data
 
-    findings = check_data(config, most=given.images, workers=given.workers)
+    with Progress("Looking at the data"):
+        findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
     values = json.dumps(as_values(findings), indent=2, ensure_ascii=False)

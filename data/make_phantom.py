@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
+from vilmedic.log import Progress
 from vilmedic.phantom.write import SIZES, Plan, build, write_sheet
 from vilmedic.preparation.command import guarded
 from vilmedic.script import argument_parser, count
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
     started = time.monotonic()
-    built = build(given.root, plan, force=given.force, workers=given.workers)
+    with Progress(f"Building {given.root}"):
+        built = build(given.root, plan, force=given.force, workers=given.workers)
     total = plan.train + plan.validate + plan.test
     if built:
         seconds = time.monotonic() - started

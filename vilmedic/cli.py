@@ -23,7 +23,6 @@ from vilmedic.command_line import (
 )
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, VilmedicError, escaped
-from vilmedic.script import argument_parser, count, positive
 
 EMBEDDINGS = "--embeddings"
 PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
@@ -149,6 +148,8 @@ def report(argv: Sequence[str] | None = None) -> int:
 
 
 def _report_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import argument_parser
+
     parser = argument_parser(
         "Draws curves.png and makes report.html from what is in run directories; of several, also "
         "comparison.html in the folder above: their curves over each other, and one table.",
@@ -199,6 +200,8 @@ def embed(argv: Sequence[str] | None = None) -> int:
 
 
 def _embed_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import argument_parser, positive
+
     parser = argument_parser(
         "Embeds images and texts with a finished run: a row for each, with its path or "
         "text. Stopped at any moment, the same command continues.",
@@ -252,6 +255,8 @@ def export(argv: Sequence[str] | None = None) -> int:
 
 
 def _export_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import argument_parser
+
     parser = argument_parser(
         "Writes a finished run as a folder that others can use without this project: "
         "weights in the layouts of timm, torchvision, transformers and safetensors, and a model "
@@ -280,15 +285,17 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
     def call() -> None:
         from vilmedic.comparison.table import compare, text_of
+        from vilmedic.log import Progress
 
         by = [key for word in given.by for key in word.split(",") if key]
-        found = compare(
-            _folders(given.runs),
-            split=given.split,
-            by=by,
-            anyway=given.anyway,
-            number=given.bootstrap,
-        )
+        with Progress("Comparing"):
+            found = compare(
+                _folders(given.runs),
+                split=given.split,
+                by=by,
+                anyway=given.anyway,
+                number=given.bootstrap,
+            )
         print_text(text_of(found, given.format))
         if given.plot is not None:
             from vilmedic.comparison.plot import write_plot
@@ -304,6 +311,8 @@ def _folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def _compare_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import argument_parser, count
+
     parser = argument_parser(
         "Compares evaluated runs: a row a setting, a column a number, with intervals "
         "and the differences to the best. Runs equal but for name and seed are one setting.",
@@ -415,6 +424,8 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
 
 
 def _sweep_parser(prog: str) -> argparse.ArgumentParser:
+    from vilmedic.script import argument_parser, positive
+
     parser = argument_parser(
         "Trains a grid of runs, or with --search those that promise the best score, "
         "and evaluates each. Stopped at any moment, the same command continues.",

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vilmedic.checkpoints.checkpoint import read_header
 from vilmedic.checkpoints.older_formats import ZOO_CONFIG
@@ -26,6 +25,7 @@ from vilmedic.embedding_file import Column, write_embeddings
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import sha256_of
 from vilmedic.inputs import images_in
+from vilmedic.log import Progress
 from vilmedic.manifest import MANIFEST, is_export
 from vilmedic.run import find_checkpoint, load
 from vilmedic.tables import open_text, read_numbered, table_columns
@@ -83,7 +83,7 @@ def embed_files(given: argparse.Namespace) -> bool:
     if texts is not None:
         columns.append(Column("linguistic", "text", texts.texts, job.texts(texts), job.batch))
     total = sum(len(column.inputs) for column in columns)
-    with tqdm(desc="Embedding", unit="input", total=total, delay=3, disable=None) as bar:
+    with Progress("Embedding", total, "inputs") as bar:
         job.bar = bar
         return write_embeddings(
             given.out,

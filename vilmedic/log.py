@@ -1,9 +1,17 @@
-"""The project's messages on the console."""
+"""The project's messages on the console, and how far something is that takes long."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
 
 from tqdm import tqdm
 
@@ -11,6 +19,10 @@ from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import escaped
 
 LOGGER = logging.getLogger("vilmedic")
+FIRST, EVERY = 5.0, 30.0
+"""Seconds before the first line about something that takes long, and between two."""
+BAR = "{desc}  {n_fmt} of {total_fmt} {unit}  {bar} {remaining} left"
+T = TypeVar("T")
 
 
 class _Console(logging.StreamHandler):
@@ -22,10 +34,47 @@ class _Console(logging.StreamHandler):
 
 
 class _Line(logging.Formatter):
-    """A message after its time; labels and reports in it cannot control the terminal."""
+    """A message after its time; labels and reports in it cannot control the terminal.
+
+    Where the width of the screen is known, a longer line goes on in the next one: between the
+    numbers of a line of numbers, which are set apart by two spaces, else between words.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
+        text = escaped(super().format(record))
+        width = columns()
+        if width is None or "\n" in text:
+            return text
+        return "\n".join(wrapped(text, width))
+
+
+def columns() -> int | None:
+    """The columns of the terminal, or of COLUMNS; None where lines end in a file."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return max(40, shutil.get_terminal_size().columns)
+    return None
+
+
+def wrapped(text: str, width: int, indent: int = 10) -> list[str]:
+    """A line as several of at most `width` columns; what has no place to break stays longer.
+
+    Args:
+        text: the line; parts that belong together are set apart by two spaces.
+        width: columns.
+        indent: spaces in front of all lines but the first, as wide as the time.
+    """
+    margin = " " * indent
+    first, *parts = text.split("  ")
+    lines = [first]
+    for part in parts:
+        joined = f"{lines[-1]}  {part}"
+        if len(joined) <= width or lines == [first]:  # the time stands alone in no line
+            lines[-1] = joined
+        else:
+            lines.append(margin + part)
+    wrap = textwrap.TextWrapper(width, subsequent_indent=margin)
+    wrap.break_long_words = wrap.break_on_hyphens = wrap.replace_whitespace = False
+    return [short for line in lines for short in (wrap.wrap(line) if len(line) > width else [line])]
 
 
 def start_console() -> None:
@@ -37,3 +86,116 @@ def start_console() -> None:
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     LOGGER.propagate = False
+
+
+class Progress:
+    """Shows how far something is that may take long, in a `with` statement.
+
+    On a terminal it is a bar where the number of things is known. Elsewhere it is a line after
+    5 seconds and then every 30, so that what is quick adds nothing. Of several, one inside the
+    other, the innermost is shown. Processes other than the main one show nothing.
+
+    Args:
+        title: what is done.
+        total: how many things there are; None when that is not known.
+        unit: what they are.
+        terminal: whether a bar can be drawn; None asks the standard error stream.
+    """
+
+    _open: ClassVar[list[Progress]] = []
+
+    def __init__(
+        self, title: str, total: int | None = None, unit: str = "", *, terminal: bool | None = None
+    ) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
+        self._main = is_main_process()
+        self._terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar: tqdm[Any] | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Progress:
+        self._began = time.monotonic()
+        if not self._main:
+            return self
+        self._open.append(self)
+        if self._terminal and self.total is not None:
+            self._bar = tqdm(
+                total=self.total,
+                desc=self.title,
+                unit=self.unit,
+                leave=False,
+                delay=1,
+                dynamic_ncols=True,
+                bar_format=BAR,
+            )
+        else:
+            threading.Thread(target=self._tell, name="progress", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self in self._open:
+            self._open.remove(self)
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, number: int = 1) -> None:
+        """Count things that are done."""
+        self.done += number
+        if self._bar is not None:
+            self._bar.update(number)
+
+    def line(self) -> str:
+        """What is said where there is no bar."""
+        seconds = time.monotonic() - self._began
+        if self.total is None or not self.done:
+            return f"{self.title}  {clock(seconds)} so far"
+        left = seconds / self.done * (self.total - self.done)
+        return (
+            f"{self.title}  {self.done:,} of {self.total:,} {self.unit}".rstrip()
+            + f"  {clock(left)} left"
+        )
+
+    def _tell(self) -> None:
+        wait = FIRST
+        while not self._ended.wait(wait):
+            wait = EVERY
+            if self._open and self._open[-1] is self:
+                if LOGGER.handlers:
+                    LOGGER.info("%s", self.line())
+                else:  # a command that prints
+                    print(escaped(self.line()), file=sys.stderr, flush=True)
+
+
+def progress(things: Iterable[T], title: str, unit: str, total: int | None = None) -> Iterator[T]:
+    """Pass on things and show how far that is; see `Progress`.
+
+    Args:
+        things: what is passed on; the next one is asked for when the last is done.
+        title: what is done.
+        unit: what they are.
+        total: how many there are; None asks them.
+    """
+    if total is None and hasattr(things, "__len__"):
+        total = len(things)
+    with Progress(title, total, unit) as shown:
+        for thing in things:
+            yield thing
+            shown.update()
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: `1 epoch`, `2 epochs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -18,7 +18,7 @@ from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import CheckpointError, ConfigError, nearest
-from vilmedic.log import LOGGER, start_console
+from vilmedic.log import LOGGER, Progress, start_console
 
 # What trains, evaluates, loads and reports is imported by the function that does it.
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, di
         finally:
             if config.ensemblor.report:
                 write_pages(config.run_dir)
+            ensemblor.tell()
 
 
 def write_pages(run_dir: Path) -> None:
@@ -192,7 +193,8 @@ def write_pages(run_dir: Path) -> None:
     left_out = LeftOut(run_dir)
     for write in (write_curves, write_report):
         try:
-            path = write(run_dir, left_out)
+            with Progress("Curves and report page"):
+                path = write(run_dir, left_out)
         except Exception as error:
             LOGGER.warning("%s failed: %s", write.__name__, error)
         else:

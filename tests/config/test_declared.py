@@ -236,3 +236,25 @@ def test_numbers_that_the_text_does_not_show_are_left_to_the_run(plugin: str) ->
 def test_without_a_split_there_is_no_score() -> None:
     with pytest.raises(ConfigError, match=r"Allowed: none, as validator\.splits is empty"):
         read_scores([], [], ema=False).better("validation_loss")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["model.targets=same_text"], ""),
+        (["model.targets={proto: soft, temperature: 0.2}"], ""),
+        (["model.targets=identity", "model.loss.proto=VICRegLoss"], ""),
+        (["model.targets=soft", "model.loss.proto=SigLIPLoss"], ""),
+        (["model.targets=soft", "model.loss.proto=VICRegLoss"], "VICRegLoss has no negatives"),
+        (["model.targets=same_text", "model.loss.proto=BarlowTwinsLoss"], "has no negatives"),
+        (["model.targets=same_text", "model.loss.proto=NTXentLoss"], "NTXentLoss does not take"),
+        (["model.targets=soft", "dataset.proto=ImSeq"], "ImSeq gives none"),
+    ],
+)
+def test_targets_that_loss_and_data_go_with(words: list[str], expected: str) -> None:
+    config = ROOT / "config/phantom/convirt.yml"
+    if not expected:
+        load(config, words, training=True)
+        return
+    with pytest.raises(ConfigError, match=expected):
+        load(config, words, training=True)

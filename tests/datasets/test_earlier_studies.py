@@ -98,7 +98,41 @@ PRIOR = [
 ]
 
 
-@pytest.mark.parametrize(("report", "expected"), PRIOR)
+PRESENT_OR_NOT = [
+    # What has not grown is there; what has not developed is not.
+    ("No interval increase in the pleural effusion.", "Pleural effusion."),
+    ("There has been no interval worsening of edema.", "Edema."),
+    ("No evidence of interval enlargement of the nodule.", "Nodule."),
+    ("Small effusion, no interval increase or decrease in size.", "Small effusion."),
+    ("Cardiomegaly without interval worsening of edema.", "Cardiomegaly with edema."),
+    ("No interval development of pneumothorax.", "No pneumothorax."),
+    # What has not gone, or not all of it, is there.
+    ("Pneumothorax has not resolved since prior.", "Pneumothorax has not resolved."),
+    ("The effusion has largely resolved.", "The effusion has largely resolved."),
+    ("The effusion has completely resolved since prior.", "No effusion."),
+    # Lungs stay when they clear.
+    ("The lungs have cleared.", "The lungs have cleared."),
+    ("The left lower lobe has cleared.", "The left lower lobe has cleared."),
+    ("The pneumonia has cleared.", "No pneumonia."),
+    # What is said of something else stays as it is.
+    (
+        "The heart is enlarged and the effusion is no longer seen.",
+        "The heart is enlarged and the effusion is no longer seen.",
+    ),
+    (
+        "The heart is enlarged and edema has resolved.",
+        "The heart is enlarged and edema has resolved.",
+    ),
+    # Sentences stay sentences.
+    ("The cardiac silhouette is, again, enlarged.", "The cardiac silhouette is enlarged."),
+    (
+        "Nodules were not present on the prior study and may represent infection.",
+        "Nodules may represent infection.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("report", "expected"), [*PRIOR, *PRESENT_OR_NOT])
 def test_prior_references(report: str, expected: str) -> None:
     assert remove_prior_references(report) == expected
     assert remove_prior_references(expected) == expected

@@ -26,6 +26,7 @@ from tests.small_models import (
 from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import WHOLE, Part, whole
+from vilmedic.losses.targets import Targets
 from vilmedic.models.contract import Batch, ContrastiveModel, Features, Model
 from vilmedic.models.vae import VAE
 from vilmedic.training.optimization import make_optimizer
@@ -65,19 +66,25 @@ class Pairs(ContrastiveModel):
 class Compared(ContrastiveModel):
     """Linear maps, and a loss of the package that compares what they give."""
 
-    def __init__(self, loss: nn.Module, forward_batch_size: int | None = None) -> None:
-        super().__init__(forward_batch_size)
+    def __init__(
+        self,
+        loss: nn.Module,
+        forward_batch_size: int | None = None,
+        targets: Targets | None = None,
+    ) -> None:
+        super().__init__(forward_batch_size, targets)
         self.image = nn.Linear(6, 4)
         self.text = nn.Linear(6, 4)
         self.loss = loss
 
     def encode(self, batch: Batch) -> Features:
         visual, linguistic = self.image(batch["images"]), self.text(batch["words"])
-        return {**self.learned(), "visual": visual, "linguistic": linguistic}
+        targets = self.targets_of(batch, visual)
+        return {**self.learned(), "visual": visual, "linguistic": linguistic, **targets}
 
     def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
-        learned = self.learned(features)
-        return part.call(self.loss, features["visual"], features["linguistic"], **learned)
+        given = {**self.learned(features), **self.given_targets(features)}
+        return part.call(self.loss, features["visual"], features["linguistic"], **given)
 
 
 class Autoencoder(Model):
@@ -167,7 +174,8 @@ def small_dalle(**settings: Any) -> Model:
 
 def pairs_batch(size: int, seed: int = 1) -> Batch:
     random = torch.Generator().manual_seed(seed)
-    index = {"index": torch.arange(size)}
+    index = {"index": torch.arange(size), "report_hash": torch.arange(size) % 3 - 1}
+    index["labels"] = (torch.arange(size)[:, None] % torch.tensor([2, 3, 4]) == 0).float()
     return index | {name: torch.randn(size, 6, generator=random) for name in ("images", "words")}
 
 

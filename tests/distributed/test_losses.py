@@ -10,15 +10,20 @@ from torch import nn
 
 from tests.distributed.systems import build, compare, make_batches, train
 from tests.several_processes import run_checks
+from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed.gather import local
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
+from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.info_nce import InfoNCELoss
 from vilmedic.losses.siglip import SigLIPLoss
+from vilmedic.losses.targets import Targets
 from vilmedic.losses.vicreg import VICRegLoss
 
 
-def compare_losses(loss: nn.Module, chunks: int | None = None, **keys: Any) -> Any:
-    settings = {"loss": loss, "forward_batch_size": chunks}
+def compare_losses(
+    loss: nn.Module, chunks: int | None = None, more: dict[str, Any] | None = None, **keys: Any
+) -> Any:
+    settings = {"loss": loss, "forward_batch_size": chunks, **(more or {})}
     return compare("Compared", (8, 5, 3), double=True, steps=3, settings=settings, **keys)
 
 
@@ -36,6 +41,36 @@ def siglip() -> Any:
 
 def siglip_in_chunks() -> Any:
     return compare_losses(SigLIPLoss(), 2)
+
+
+def same_text(loss: nn.Module, chunks: int | None = None, **keys: Any) -> Any:
+    settings = {"targets": Targets(spec=DataSpec(), proto="same_text")}
+    return compare_losses(loss, chunks, more=settings, **keys)
+
+
+def soft(loss: nn.Module, chunks: int | None = None, **keys: Any) -> Any:
+    settings = {"targets": Targets(spec=DataSpec(labels=("a", "b", "c")), temperature=0.5)}
+    return compare_losses(loss, chunks, more=settings, **keys)
+
+
+def info_nce_of_equal_reports_in_chunks() -> Any:
+    return same_text(InfoNCELoss(), 2)
+
+
+def siglip_of_equal_reports_in_chunks() -> Any:
+    return same_text(SigLIPLoss(), 2)
+
+
+def soft_info_nce() -> Any:
+    return soft(InfoNCELoss())
+
+
+def soft_siglip_in_chunks() -> Any:
+    return soft(SigLIPLoss(), 2)
+
+
+def soft_convirt_in_chunks() -> Any:
+    return soft(ConVIRTLoss(), 2)
 
 
 def sharded_info_nce_in_chunks() -> Any:
@@ -59,6 +94,11 @@ LOSSES = [
     info_nce_in_chunks,
     siglip,
     siglip_in_chunks,
+    info_nce_of_equal_reports_in_chunks,
+    siglip_of_equal_reports_in_chunks,
+    soft_info_nce,
+    soft_siglip_in_chunks,
+    soft_convirt_in_chunks,
     sharded_info_nce_in_chunks,
     sharded_siglip,
     vicreg_in_chunks,

@@ -304,7 +304,7 @@ def test_room_that_comes_back_at_the_end_is_used(
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.loggers=[]", "trainor.epochs=1"]
     done = run_here("bin/train.py", *words)
     assert refused == [3, 3]
-    assert "Finished after 1 epochs" in done.stdout
+    assert "Finished after 1 epoch (" in done.stdout
     assert torch.load(tmp_path / "run/last_3.pth", weights_only=True)["progress"]["step"] == 3
 
 

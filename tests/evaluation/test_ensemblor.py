@@ -105,11 +105,13 @@ def test_evaluates_the_best_checkpoint_by_number(
 def test_an_ensemble_uses_all_its_models(
     tmp_path: Path, models: dict[float, ToyModel], caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = Ensemblor(config(tmp_path, mode="all", splits=["test"])).start()["test"]
+    made = Ensemblor(config(tmp_path, mode="all", splits=["test"]))
+    result = made.start()["test"]
+    made.tell()
     losses = [features(model, "test").loss for model in models.values()]
     assert result["loss"] == pytest.approx(sum(losses) / 3)
     assert result["models_used"] == 3
-    used = "epoch 1, seed 7; epoch 2, seed 7; epoch 0, seed 7"
+    used = "epoch 2, seed 7; epoch 3, seed 7; epoch 1, seed 7"
     assert f"split test: 21 samples, model, ensemble of 3 ({used})" in caplog.text
     for model in models.values():
         alone = Ensemblor(config(tmp_path, splits=["test"]))
@@ -136,7 +138,9 @@ def test_baselines_stand_beside_the_model(
         "metrics": {"retrieval": None, "linear_probe": {"bootstrap": 20}},
         "seed": 3,
     }
-    result = Ensemblor(config(tmp_path, **section)).start()["test"]
+    made = Ensemblor(config(tmp_path, **section))
+    result = made.start()["test"]
+    made.tell()
     untrained, pixels = result["baselines"]["untrained"], result["baselines"]["raw_pixels"]
     torch.manual_seed(3)
     assert untrained["loss"] == pytest.approx(features(ToyModel(), "test").loss)

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from vilmedic.evaluation.results import (
+    fitting,
     grouped,
     headline,
     number_name,
@@ -45,7 +48,7 @@ def test_the_table_sets_systems_side_by_side() -> None:
     lines = table(results()).splitlines()
     rows = [line.split() for line in lines if line and not line.startswith("-")]
     assert rows[0][:4] == ["r,", "split", "test:", "5"]
-    assert lines[1] == "r, split test: 5 samples, ConVIRT, epoch 3, seed 7"
+    assert lines[0] == "r, split test: 5 samples, ConVIRT, epoch 4, seed 7"
     assert rows[1] == ["test", "ConVIRT", "raw"]
     assert rows[2] == ["loss", "1.250", "-"]
     assert rows[3] == ["probe", "auroc", "0.800", "[0.700,", "0.900]", "-"]
@@ -53,15 +56,28 @@ def test_the_table_sets_systems_side_by_side() -> None:
     assert "ensemble of 3" in table(results(models_used=3))
 
 
+def test_a_table_wraps_by_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilmedic.evaluation.results.columns", lambda: 39)
+    lines = table(results()).splitlines()
+    assert max(map(len, lines[1:])) <= 39
+    assert [line.split()[:2] for line in lines if line.startswith("test")] == [
+        ["test", "ConVIRT"],
+        ["test", "raw"],
+    ]
+    assert fitting([["a", "bb", "cc", "dd"]], 9) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert fitting([["a", "bb", "cc", "dd"]], 11) == [slice(0, 2), slice(2, 3)]
+    assert fitting([["a", "bb", "cc", "dd"]], None) == [slice(0, 3)]
+
+
 def test_what_was_evaluated_in_words() -> None:
     first, second = (
         {"file": "a.pth", "epoch": 3, "seed": 7},
         {"file": "b.pth", "epoch": 0, "seed": 1},
     )
-    assert source("VAE", [first]) == "VAE, epoch 3, seed 7"
-    assert source("VAE", [first], ema=True) == "VAE, epoch 3, seed 7, averaged weights"
+    assert source("VAE", [first]) == "VAE, epoch 4, seed 7"
+    assert source("VAE", [first], ema=True) == "VAE, epoch 4, seed 7, averaged weights"
     assert source("VAE", [second, first]) == (
-        "VAE, ensemble of 2 (epoch 0, seed 1; epoch 3, seed 7)"
+        "VAE, ensemble of 2 (epoch 1, seed 1; epoch 4, seed 7)"
     )
     assert source("VAE", [{"file": "vae.pt", "epoch": None, "seed": None}]) == "VAE, vae.pt"
 

@@ -43,7 +43,7 @@ def test_the_card_says_what_it_is_and_how_it_was_made(made: Path) -> None:
         "| Images | grey, short side 40, middle 32 x 32, mean [0.485, 0.456, 0.406], std",
         "| Texts | as they are, at most 16 tokens |",
         "| Command | `python bin/train.py my.yml name=tiny-convirt` |",
-        "| Checkpoint | epoch 3, step 40, seed 7 |",
+        "| Checkpoint | epoch 4, step 40, seed 7 |",
         "| Chosen by | validation_loss = 0.5 (lower is better) |",
         "| Versions | vilmedic 0.1.0, torch 2.14.1, python 3.11.7 |",
         "| Commit | `0123456789abcdef0123456789abcdef01234567` |",
@@ -59,7 +59,7 @@ def test_numbers_have_intervals_and_their_protocol(made: Path) -> None:
     assert "| test | ConVIRT | untrained |" in numbers
     assert "| zero_shot auroc | 0.750 [0.650, 0.850] | - |" in numbers
     assert "| loss | 1.250 | 2.500 |" in numbers
-    assert "Of ConVIRT, epoch 3, seed 7; test: 10 samples; batches of 4 in fp32, seed 0." in numbers
+    assert "Of ConVIRT, epoch 4, seed 7; test: 10 samples; batches of 4 in fp32, seed 0." in numbers
     assert "the same network before training (`untrained`)" in numbers
     assert "raw_pixels" not in numbers
     [protocol] = re.findall(r"```yaml\n(.*?)```", numbers, re.S)
@@ -82,7 +82,7 @@ def test_numbers_are_those_of_the_newest_evaluation_of_these_weights(
     assert "zero_shot auroc | 0.875 [" in card(run_dir, tmp_path / "best")
     text = card(run_dir, tmp_path / "averaged", ema=True)
     assert "zero_shot auroc | 0.500 [" in text
-    assert "Of ConVIRT, epoch 3, seed 7, averaged weights;" in text
+    assert "Of ConVIRT, epoch 4, seed 7, averaged weights;" in text
     assert record.is_file()
 
 
@@ -103,7 +103,7 @@ def test_a_run_directory_may_lack_what_a_card_tells(
     assert ("| Versions |" in text) == (lost == "evaluations")
     assert ("These weights were not evaluated.\n" in text) == (lost == "evaluations")
     alone = (run_dir / BEST).rename(tmp_path / "alone.pth")
-    assert "| Checkpoint | epoch 3" in card(alone, tmp_path / "alone")
+    assert "| Checkpoint | epoch 4" in card(alone, tmp_path / "alone")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"command": 3, "versions": []}', "nan"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -101,13 +100,12 @@ def test_equal_reports_are_ties_in_whatever_batch_they_were_encoded() -> None:
     assert result == Retrieval()(exact)
 
 
-def test_progress_is_told_where_there_is_no_terminal(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(retrieval, "TOLD", 0.0)
-    with caplog.at_level(logging.INFO):
-        count_ahead(cosines(random(300, 4), random(300, 4)), block_size=100)
-    assert "Retrieval: 100 of 300 queries compared" in caplog.text
+def test_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(retrieval.Progress, "update", lambda self, number: told.append(number))
+    count_ahead(cosines(random(300, 4), random(300, 4)), block_size=100)
+    assert sum(told) == 300
+    assert len(told) > 1
 
 
 def test_numbers_are_those_of_the_ranks() -> None:

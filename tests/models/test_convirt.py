@@ -18,11 +18,12 @@ from vilmedic.blocks.projection import PairedProjection
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.load import check_arguments
-from vilmedic.errors import ConfigError
+from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.info_nce import InfoNCELoss
 from vilmedic.losses.learned import LearnedLoss
 from vilmedic.losses.siglip import SigLIPLoss
+from vilmedic.losses.vicreg import VICRegLoss
 from vilmedic.models.convirt import ConVIRT
 
 
@@ -229,3 +230,48 @@ def test_all_processes_encode_equally_many_chunks(limit: int, sizes: tuple[int, 
         assert index[:size] == list(range(size))
         assert len(index) <= max(sizes)
     assert set(found) == {-(-max(sizes) // limit)}
+
+
+def test_equal_reports_are_positives_whatever_the_chunks() -> None:
+    batch = tiny_batch(6) | {"report_hash": torch.tensor([1, 2, 1, 3, 2, 1])}
+    model = tiny_convirt(targets="same_text").eval()
+    assert model.reads_hashes
+    whole = model(batch)
+    features = model.encode(batch)
+    expected = ConVIRTLoss()(
+        features["visual"], features["linguistic"], targets=batch["report_hash"]
+    )
+    torch.testing.assert_close(whole["loss"], expected["loss"])
+    assert whole["several_positives"].item() == pytest.approx(5 / 6)
+    model.forward_batch_size = 2
+    torch.testing.assert_close(model(batch)["loss"], whole["loss"])
+
+
+def test_soft_targets_compare_labels() -> None:
+    spec = tiny_spec(labels=("a", "b"), multi_label=True)
+    several = tiny_batch(4) | {"labels": torch.tensor([[1.0, 0], [1, 1], [0, 0], [0, 0]])}
+    model = tiny_convirt(spec, targets="soft").eval().double()
+    several["images"] = several["images"].double()
+    targets = model.encode(several)["targets"]
+    assert targets.dtype == torch.float64
+    cosines = torch.tensor([[1, 0.5**0.5, 0, 0], [0.5**0.5, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
+    torch.testing.assert_close(targets @ targets.T * 0.1, cosines.double())
+    single = several | {"labels": torch.tensor([1, 0, 1, 0])}
+    found = model.encode(single)["targets"]
+    torch.testing.assert_close((found @ found.T * 0.1)[0], torch.tensor([1.0, 0, 1, 0]).double())
+
+
+def test_identity_asks_for_nothing_and_targets_for_their_data() -> None:
+    plain = tiny_convirt(targets="identity")
+    assert plain.targets is None
+    assert not plain.reads_hashes
+    assert "targets" not in plain.encode(tiny_batch() | {"report_hash": torch.arange(4)})
+    model = tiny_convirt(targets="same_text")
+    assert model.lacks(model.encode(tiny_batch())) == ["targets"]
+    with pytest.raises(ConfigError, match="same_text needs report_hash"):
+        model(tiny_batch())
+
+
+def test_a_loss_without_negatives_takes_no_targets() -> None:
+    with pytest.raises(ArgumentError, match="VICRegLoss does not take them"):
+        tiny_convirt(targets="soft", loss=VICRegLoss())

@@ -158,7 +158,7 @@ def write_explorer(run_dir: Path, samples: int, words: int = 12) -> Path:
         "run": "demo",
         "split": "test",
         "total": samples,
-        "source": "ConVIRT, epoch 2, seed 1",
+        "source": "ConVIRT, epoch 3, seed 1",
         "labels": LABELS,
         "samples": {
             "line": list(range(1, samples + 1)),

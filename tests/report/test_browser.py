@@ -114,7 +114,7 @@ def test_the_answer_comes_first(page: Page) -> None:
     first = page.run("return document.querySelector('main section').id")
     assert first == "answer"
     lead = page.text("#answer .lead")
-    assert lead == "ConVIRT, epoch 2, seed 1, test split, 40 samples"
+    assert lead == "ConVIRT, epoch 3, seed 1, test split, 40 samples"
     table = page.run("""return [...document.querySelector('#answer table').rows].map(
         (row) => [...row.cells].map((cell) => cell.innerText.replace(/\\s+/g, ' ').trim()))""")
     assert table[0] == ["", "ConVIRT", "raw pixels"]

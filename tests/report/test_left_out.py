@@ -213,7 +213,7 @@ def test_what_is_damaged_is_named_and_the_rest_shown(
     }
     for section, there in expected.items():
         assert f'<section id="{section}">' in page or not there, section
-    assert "ConVIRT, epoch 2, seed 1" in page or "results" in name
+    assert "ConVIRT, epoch 3, seed 1" in page or "results" in name
 
 
 def test_a_whole_run_leaves_nothing_out(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

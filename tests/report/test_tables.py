@@ -27,7 +27,7 @@ def test_model_and_baselines_stand_side_by_side_with_intervals(tmp_path: Path) -
 
     assert (first.split, second.split) == ("test", "validate")
     assert first.samples == 1234
-    assert first.source == "ConVIRT, epoch 2, seed 1"
+    assert first.source == "ConVIRT, epoch 3, seed 1"
     loss, probe, classes, fit = first.tables
     assert texts(loss) == [("loss", [("1.500", ""), ("-", "")])]
     assert probe.columns == ["ConVIRT", "raw pixels"]
@@ -86,7 +86,7 @@ def test_results_of_earlier_versions_are_read(tmp_path: Path) -> None:
     older = {key: value for key, value in results().items() if key not in ("system", "ema")}
     (tmp_path / "results_test.json").write_text(json.dumps(older))
     [read] = read_results(tmp_path)
-    assert read.source == "model, epoch 2, seed 1"
+    assert read.source == "model, epoch 3, seed 1"
     assert read.tables[0].columns[0] == "model"
 
 
@@ -105,8 +105,8 @@ def test_every_evaluation_has_a_column(tmp_path: Path) -> None:
     first, second = names
     assert next(iter(rows)) == "evaluated"
     assert list(rows)[-1] == "differs"
-    assert rows["evaluated"][first] == Cell("ConVIRT, epoch 2, seed 1")
-    assert rows["evaluated"][second] == Cell("ConVIRT, epoch 2, seed 1, averaged weights")
+    assert rows["evaluated"][first] == Cell("ConVIRT, epoch 3, seed 1")
+    assert rows["evaluated"][second] == Cell("ConVIRT, epoch 3, seed 1, averaged weights")
     assert {name: cell.text for name, cell in rows["test: loss"].items()} == {
         first: "1.500",
         second: "2.500",

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from vilmedic.log import LOGGER
-from vilmedic.training.monitor import RunBars, Throughput, clock
+from vilmedic.log import LOGGER, clock
+from vilmedic.training.monitor import RunBars, Throughput
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> N
     run(RunBars(4, every=0.0, terminal=False))
 
     assert len(caplog.messages) == 3
-    assert caplog.messages[0].startswith("Epoch 1 of 4  step 3 of 5  loss 0.5  lr 1e-3  0:00 left")
+    assert caplog.messages[0].startswith("Epoch 2 of 4  step 3 of 5  loss 0.5  lr 1e-3  0:00 left")
     assert "step 5 of 5" in caplog.messages[2]
 
 
@@ -44,14 +44,14 @@ def test_bars_on_a_terminal(
 ) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
     run(RunBars(4, every=0.0, terminal=True))
 
     shown = screen.getvalue()
-    assert "Epochs:" in shown
-    assert "Epoch 1 of 4:" in shown
-    assert "loss=0.5, lr=1e-3" in shown
-    assert "5/5" in shown
-    assert "2/4" in shown
+    assert "Epochs  1 of 4 done" in shown
+    assert "Epoch 2 of 4  5/5 " in shown
+    assert "left  loss 0.5  lr 1e-3" in shown
+    assert "2 of 4" in shown
     assert caplog.messages == []
 
 

@@ -92,6 +92,20 @@ _SLIGHT = (
     r"(?:(?:significant|relevant|appreciable|interval|substantial|definite|major|gross|notable"
     r"|other|evident|obvious|marked)\s+)*"
 )
+_WITHOUT_VERB = (
+    r"((?:(?!\b(?:is|are|was|were|has|have|had|there|but|which|that|and (?:the|an?))\b)[\w\s-])+?)"
+)
+"""What a sentence is said of, and nothing that is said before."""
+_CLEARED = (
+    r"(?!.*\b(?:lungs?|lobes?|bas(?:e|is|es)|zones?|fields?|ap(?:ex|ices)|hemithora(?:x|ces)|chest|spaces?"
+    r"|angles?|sulc(?:us|i)|airways?|parenchyma) (?:has|have)\b)"
+)
+"""Not said of what is still there when it has cleared."""
+_WHOLLY = r"(?:(?:completely|entirely|fully|now|also|since|otherwise|subsequently)\s+)*"
+_WORSE = (
+    r"(?:(?:increase|decrease|worsening|improvement|progression|enlargement|reduction|change)s?"
+    r"(?:\s*(?:,|/|or|and)\s*)?)+"
+)
 _ADVICE = r"would|may|should|could|can|might|recommended|suggested|advised|if"
 _THERE = r"(?:there (?:is|are|was|has been|have been) )?"
 
@@ -145,10 +159,10 @@ _RULES = _compiled(
     (r"\bre-?demonstrated\b", "demonstrated"),
     (rf"\b(?:was|were) {_SEEN} previously (?:and|but) ", ""),
     (rf"\b(?:as )?(?:previously|formerly) {_SEEN}\b|\b{_SEEN} previously\b", ""),
-    (r",? ?\b(?:once )?again\b(?:, )?", ""),
+    (r",? ?\b(?:once )?again\b(?:, )?", " "),
     # What is gone, and what does not change.
     (
-        rf"^(?:the )?([\w\s-]+?) (?:is|are|was|were) no longer {_SEEN}(?: {_FROM})?{_END}",
+        rf"^(?:the )?{_WITHOUT_VERB} (?:is|are|was|were) no longer {_SEEN}(?: {_FROM})?{_END}",
         _none,
     ),
     (rf"^{_THERE}interval (?:complete )?(?:resolution|removal|clearing) of (?:the |an? )?", "no "),
@@ -158,10 +172,17 @@ _RULES = _compiled(
         rf"(?: (?:in|of) (?:the )?(?:{_LOOK})?|{_END})",
         "",
     ),
+    # No increase of an effusion is one that is there; no development of one is none.
+    (
+        rf"(?:^{_THERE}|\b)no (?:evidence (?:of|for) )?{_SLIGHT}interval {_WORSE} (?:in|of) "
+        rf"(?:the )?(?:{_LOOK}|{_SIDE}(?! of\b)(?:,? {_FROM})?{_END})?",
+        "",
+    ),
+    (rf"\bwithout {_SLIGHT}interval {_WORSE} (?:in|of) (?:the )?(?:{_LOOK})?", "with "),
     (rf"(?:^{_THERE}|\b){_SLIGHT}interval {_GROWTH} (?:in|of) (?:the )?(?:{_LOOK})?", ""),
     (rf"\s+(?P<be>has|have) {_DEGREE}{_GROWN}{_ASPECT}{_END}", _present),
     (
-        rf"^(?:the )?((?!lungs?\b)[\w\s-]+?) (?:has|have) {_DEGREE}"
+        rf"^{_CLEARED}(?:the )?{_WITHOUT_VERB} (?:has|have) {_WHOLLY}"
         rf"(?:resolved|cleared)(?: {_FROM})?{_END}",
         _none,
     ),
@@ -189,7 +210,8 @@ _RULES = _compiled(
     (
         r",?\s*(?:(?:which|that)\s+(?:\w+ly\s+)?)?"
         r"(?:(?:is|are|was|were|do(?:es)? not appear to be)\s+)?(?:also )?(?:not (?:well )?)?"
-        rf"(?:better |best )?(?:{_SEEN}|appreciated)\s+(?:on|in|at)\s+{_PRIOR}",
+        rf"(?:better |best )?(?:{_SEEN}|appreciated)\s+(?:on|in|at)\s+{_PRIOR}"
+        rf"(?:,? (?:and|but)(?= {_VERB}\b))?",
         "",
     ),
     (rf"(?:^|,?\s*\b){_BEFORE}(?![\w-])", ""),

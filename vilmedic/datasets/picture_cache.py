@@ -25,12 +25,12 @@ from typing import IO, Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.pictures import Pictures, first_numbers
 from vilmedic.errors import DataError
 from vilmedic.files import FULL, core_count
+from vilmedic.log import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class PictureCache(Pictures):
 
         threads = min(32, core_count())
         jobs = iter(wanted)
-        bar = tqdm(total=len(wanted), desc=f"Caching {self.path.name}", unit="image", disable=None)
+        bar = Progress(f"Caching {self.path.name}", len(wanted), "images")
         with bar, ThreadPoolExecutor(threads) as pool:
             running: list[Future[torch.Tensor | UndecodableImage]]
             running = [pool.submit(work, job) for job in islice(jobs, 4 * threads)]

@@ -39,6 +39,7 @@ from vilmedic.datasets.decode import (
 from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.errors import DataError
 from vilmedic.files import BLOCK, core_count, open_regular, replacing
+from vilmedic.log import progress
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,9 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
     unknown = [path for path in every if path not in found]
     if unknown:
         with ThreadPoolExecutor(min(32, core_count())) as pool:
-            found |= zip(unknown, pool.map(_digest, unknown), strict=True)
+            digests = pool.map(_digest, unknown)
+            shown = progress(digests, "Reading the image files", "files", len(unknown))
+            found |= zip(unknown, shown, strict=True)
         _save(
             memory,
             [

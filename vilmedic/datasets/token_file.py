@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vilmedic.datasets.aligned import IMAGE_TOKENS, AlignedDataset, AlignedPart
 from vilmedic.datasets.image import ImageDataset
@@ -32,6 +31,7 @@ from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import FULL, replacing
+from vilmedic.log import Progress, progress
 
 logger = logging.getLogger(__name__)
 
@@ -288,9 +288,10 @@ class _Rows:
             return ""
 
         # The main process reads and computes; the others find what it has left.
-        problem = processes.on_main(attempt)
-        if not problem and not found:
-            problem = attempt()
+        with Progress(f"{self.what}, split {self.split}"):
+            problem = processes.on_main(attempt)
+            if not problem and not found:
+                problem = attempt()
         # Without the file in one process, it is used in none.
         problems = [one for one in processes.gather(problem) if one]
         return (None, problems[0]) if problems else (found[0], "")
@@ -366,9 +367,9 @@ class _Rows:
         loader = make_loader(
             self.part, batch_size=BATCH, training=False, seed=0, num_workers=self.num_workers
         )
-        name = f"{self.what}, {self.split}"
+        name = f"{self.what}, split {self.split}"
         try:
-            for batch in tqdm(loader, desc=name, unit="batch", disable=None, leave=False):
+            for batch in progress(loader, name, "batches"):
                 index = batch["index"].tolist()
                 # Always as many samples: a product may round by the number of its rows.
                 every = torch.arange(BATCH) % len(index)

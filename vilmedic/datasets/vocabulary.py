@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vilmedic.datasets.report_text import UNSPACED
 from vilmedic.errors import DataError
+from vilmedic.log import Progress
 
 FOLDER = "tokenizer"  # in the run directory
 WORD_LIST = "vocab.src"
@@ -114,11 +115,12 @@ def run_vocabulary(
     if reports is not None:
         digest = hashlib.sha256()
         passed = _digested(reports, digest)
-        if folder.is_dir():
-            for _ in passed:
-                pass
-        else:
-            tokenizer = train_vocabulary(passed, min_frequency=min_frequency)
+        with Progress("Reading the reports for their vocabulary"):
+            if folder.is_dir():
+                for _ in passed:
+                    pass
+            else:
+                tokenizer = train_vocabulary(passed, min_frequency=min_frequency)
         settings = {
             "processing": processing,
             "min_frequency": min_frequency,

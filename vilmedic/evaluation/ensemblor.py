@@ -27,7 +27,7 @@ from vilmedic.evaluation.features import RawPixels
 from vilmedic.evaluation.predictions import pack_predictions
 from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.files import sha256_of
-from vilmedic.log import LOGGER
+from vilmedic.log import LOGGER, Progress
 from vilmedic.models.contract import Model
 from vilmedic.random_state import seed_everything
 from vilmedic.registry import MODELS
@@ -84,6 +84,7 @@ class Ensemblor:
 
     def _set_up(self, name: str, headers: dict[Path, dict[str, Any]], *, ema: bool) -> None:
         """Make ready what measures, and the folder of this evaluation."""
+        self.results: dict[str, dict[str, Any]] = {}
         settled: dict[str, Any] = {"precision": pick_precision(self.section.precision, self.device)}
         self.section = replace(self.section, **settled)
         self.source = source(self.system, self.checkpoints, ema=ema)
@@ -125,6 +126,11 @@ class Ensemblor:
         with float32_products(self.device, tf32=self.section.tf32):
             return self._evaluate()
 
+    def tell(self) -> None:
+        """Show the tables of what was evaluated, after all that writes lines of its own."""
+        for results in self.results.values():
+            LOGGER.info("%s", table(results))
+
     def _evaluate(self) -> dict[str, dict[str, Any]]:
         make_run_directory(self.run_dir)  # a checkpoint may come from elsewhere
         with processes.main_first():
@@ -161,8 +167,8 @@ class Ensemblor:
             baseline.forget()
         failures = processes.on_main(lambda: self._post_process(model))
         for split in self.section.splits:
-            LOGGER.info("%s", table(results[split]))
             LOGGER.info("Written: %s", self.folder.path / results_name(split))
+        self.results = results
         if failures:
             raise VilmedicError(
                 f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
@@ -210,7 +216,8 @@ class Ensemblor:
             found = {}
             for name, metric in self.splits.metrics:
                 evaluation.recorded = {} if record else None
-                found[name] = metric(evaluation)
+                with Progress(f"{name} of {split}"):
+                    found[name] = metric(evaluation)
                 if evaluation.recorded:
                     recorded[name] = evaluation.recorded
             return found
@@ -227,7 +234,7 @@ class Ensemblor:
         steps = itertools.product(self.splits.post_processing, self.section.splits)
         for (name, action), split in steps:
             try:
-                with processes.alone():
+                with processes.alone(), Progress(f"{name} of {split}"):
                     evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
                     written = action(evaluation)
                 for line in grouped(written):

@@ -13,13 +13,12 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from vilmedic.device import inference, move, weights_converted_once, widest_float
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import gather_rows, widened
-from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
+from vilmedic.log import progress
 from vilmedic.models.contract import LOGITS, TARGETS, ContrastiveModel
 
 logger = logging.getLogger(__name__)
@@ -112,9 +111,8 @@ def collect(
     losses: list[Tensor] = []
     weights: list[tuple[int, int]] = []
     rows = len(dataset)
-    hidden = None if is_main_process() else True
     with evaluating(model), weights_converted_once(device, precision, model):
-        for batch in tqdm(loader, desc=split, unit="batch", leave=False, disable=hidden):
+        for batch in progress(loader, f"Split {split}", "batches"):
             size = len(batch["index"])
             with inference(device, precision):
                 produced, loss = _run(model, dataset, move(batch, device), device)

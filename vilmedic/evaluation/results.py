@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vilmedic.files import replace_text, text_table
+from vilmedic.log import columns
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ def write_results(results: dict[str, Any], folder: Path) -> Path:
 
 
 def source(system: str, checkpoints: Sequence[dict[str, Any]], *, ema: bool = False) -> str:
-    """What was evaluated, as tables, plots and titles say it: `ConVIRT, epoch 15, seed 0`.
+    """What was evaluated, as tables, plots and titles say it: `ConVIRT, epoch 16, seed 0`.
+
+    Epochs are counted from 1 there, as people do, and from 0 in files and file names.
 
     Args:
         system: the model.
@@ -51,7 +54,7 @@ def source(system: str, checkpoints: Sequence[dict[str, Any]], *, ema: bool = Fa
 def _checkpoint(entry: dict[str, Any]) -> str:
     if entry.get("epoch") is None or entry.get("seed") is None:
         return str(entry["file"])  # of another project, which says nothing else
-    return f"epoch {entry['epoch']}, seed {entry['seed']}"
+    return f"epoch {entry['epoch'] + 1}, seed {entry['seed']}"
 
 
 def protocol_names(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -109,15 +112,40 @@ def headline(system: dict[str, Any]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The headline numbers of a split, the model beside the baselines.
 
-    Numbers of single classes are in the file only, and those of fractions but for the AUROC.
+    Numbers of single classes are in the file only, and those of fractions but for the AUROC. Where
+    the screen is too narrow for all systems, blocks of some of them follow on each other.
     """
-    lines = text_table(table_cells(results), between="   ")
-    rule = "-" * len(lines[0])
     title = (
         f"{results['run']}, split {results['split']}: {results['samples']} samples, "
         f"{source(results['system'], results['checkpoints'], ema=results['ema'])}"
     )
-    return "\n".join(["", title, rule, lines[0], rule, *lines[1:], rule])
+    rows = table_cells(results)
+    text = [title]
+    for part in fitting(rows, columns()):
+        block = [[row[0], *row[1:][part]] for row in rows]
+        if part.start:  # what the first systems alone have is not said again
+            block = [row for row in block if any(cell != "-" for cell in row[1:])]
+        lines = text_table(block, between="   ")
+        rule = "-" * len(lines[0])
+        text += [rule, lines[0], rule, *lines[1:]]
+    return "\n".join([*text, rule])
+
+
+def fitting(rows: Sequence[Sequence[str]], width: int | None) -> list[slice]:
+    """The columns behind the first one, in blocks that fit beside it, one column at least.
+
+    Args:
+        rows: the cells of a table.
+        width: columns of the screen; None takes all in one block.
+    """
+    first, *widths = (max(map(len, column)) + 3 for column in zip(*rows, strict=True))
+    blocks, start, used = [], 0, first - 3
+    for number, size in enumerate(widths):
+        if width is not None and number > start and used + size > width:
+            blocks.append(slice(start, number))
+            start, used = number, first - 3
+        used += size
+    return [*blocks, slice(start, len(widths))]
 
 
 def table_cells(results: dict[str, Any]) -> list[list[str]]:

@@ -270,6 +270,8 @@ def _training(loaded: Loaded, about: Mapping[str, Any]) -> str:
     said, environment = loaded.header, about.get("environment") or {}
     rows = [("System", type(loaded.model).__name__)]
     rows += _data_rows(loaded)
+    if (targets := getattr(loaded.model, "targets", None)) is not None:
+        rows.append(("Targets", targets.extra_repr()))
     command = list(environment.get("command") or ())
     if command and Path(str(command[0])).name in ("train.py", "vilmedic-train"):
         words = ["python", *command] if str(command[0]).endswith(".py") else command
@@ -278,7 +280,7 @@ def _training(loaded: Loaded, about: Mapping[str, Any]) -> str:
         rows.append(("Settings", f"`{shlex.join(map(str, environment['overrides']))}`"))
     if said.get("epoch") is not None:
         step = "" if said.get("step") is None else f", step {said['step']}"
-        rows.append(("Checkpoint", f"epoch {said['epoch']}{step}, seed {said.get('seed')}"))
+        rows.append(("Checkpoint", f"epoch {said['epoch'] + 1}{step}, seed {said.get('seed')}"))
     if said.get("metric") is not None and said.get("score") is not None:
         better = {"lower": "lower is better", "higher": "higher is better"}.get(said["better"], "")
         score = f"{said['metric']} = {said['score']:.6g}"
@@ -316,7 +318,10 @@ def _data_rows(loaded: Loaded) -> list[tuple[str, str]]:
         file = f"`{text['file']}`, " if "file" in text else ""
         rows.append(("Texts", f"{file}{clean}, at most {loaded.reports.max_len} tokens"))
     if loaded.spec.labels:
-        rows.append(("Labels", ", ".join(loaded.spec.labels) + " (not trained on)"))
+        targets = getattr(loaded.model, "targets", None)
+        soft = targets is not None and targets.needs == "labels"
+        used = "(trained on, as soft targets)" if soft else "(not trained on)"
+        rows.append(("Labels", f"{', '.join(loaded.spec.labels)} {used}"))
     return rows
 
 

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from vilmedic.config.sections import EnsemblorSection, GenerationSection
 from vilmedic.datasets.aligned import stable_seed
@@ -30,6 +29,7 @@ from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError
 from vilmedic.generation.generators import load_generators
 from vilmedic.generation.sampling import Sampling, TokenDrawing
+from vilmedic.log import Progress
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.dalle import DALLE
 from vilmedic.models.from_checkpoint import from_checkpoint
@@ -249,7 +249,7 @@ class ImageGeneration:
         drawn = self.models[0].image_seq_len - self._primed()
         total = len(reports) * self.section.num_images * drawn
         with (
-            tqdm(total=total, desc="Generating", unit="token", disable=None) as bar,
+            Progress("Generating", total, "tokens") as bar,
             token_drawing(self.models, self.section, self.precision) as drawing,
         ):
             for report in reports:

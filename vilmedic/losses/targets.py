@@ -75,11 +75,6 @@ class Targets(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
-        return describe(self)
-
-
-def describe(targets: Targets | None) -> str:
-    """The targets in a few words, for results and model cards."""
-    if targets is None or targets.proto != "soft":
-        return "identity" if targets is None else targets.proto
-    return f"soft, by {targets.by}, temperature {targets.temperature:g}"
+        if self.proto != "soft":
+            return self.proto
+        return f"soft, by {self.by}, temperature {self.temperature:g}"

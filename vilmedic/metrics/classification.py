@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from tqdm import tqdm
 
 from vilmedic.datasets.lines import shown
-from vilmedic.distributed.launch import is_main_process
+from vilmedic.log import progress
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +144,7 @@ def report_classes(
     means = {name: ClassMean() for name in (*SCORES, "accuracy")}
     excluded: list[str] = []
     blocks = class_blocks(samples, len(names))
-    alone = None if len(blocks) > 1 and is_main_process() else True
-    for block in tqdm(blocks, desc=context, unit="block", leave=False, disable=alone):
+    for block in progress(blocks, context, "blocks of classes"):
         values, hot = scores(block), by_column[:, block].toarray()
         known = None if unknown is None else ~unknown[:, block].toarray()
         count, total = positives[block], known_samples(known, values)

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from vilmedic.config.types import Portion, Resamples
-from vilmedic.distributed.launch import is_main_process
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
 from vilmedic.evaluation.features import SplitFeatures
+from vilmedic.log import progress
 from vilmedic.metrics import classification
 from vilmedic.metrics.classification import Scores, class_blocks, report_classes, undefined
 from vilmedic.metrics.contract import Metric
@@ -228,8 +227,7 @@ class LogisticRegression:
         self.bias: Tensor = x.new_zeros(shape[1]) if start is None else start.bias.clone()
         penalty = 1 / (2 * strength * len(x))
         tasks = classification.class_blocks(len(x), shape[1]) if multi_label else [slice(None)]
-        alone = None if len(tasks) > 1 and is_main_process() else True
-        for block in tqdm(tasks, desc="Linear probe", unit="block", leave=False, disable=alone):
+        for block in progress(tasks, "Linear probe", "blocks of classes"):
             if shape[1]:
                 self._minimise(x, targets[:, block].tocsr(), block, penalty)
 

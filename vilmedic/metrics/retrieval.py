@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from vilmedic.compiled import compiled
 from vilmedic.config.types import Between, UsedWith
-from vilmedic.distributed.launch import is_main_process
 from vilmedic.evaluation.evaluation import LABEL_OVERRIDES, Evaluation
+from vilmedic.log import Progress
 from vilmedic.metrics.contract import Metric
 
 logger = logging.getLogger(__name__)
@@ -33,7 +30,6 @@ SCORES = 1 << 24
 """Similarities held at a time where whole rows of them are looked at."""
 DIRECTIONS = ("image_to_text", "text_to_image")
 Rule = Literal["strict", "same_text", "same_labels"]
-TOLD = 30.0  # seconds between two lines where there is no terminal
 
 
 class Leads(NamedTuple):
@@ -391,17 +387,11 @@ def _strips(
 
 
 def _shown(results: Iterator[Any], parts: list[slice]) -> Iterator[Any]:
-    """Results as they are, with a bar on a terminal and a line now and then elsewhere."""
-    total, told = parts[-1].stop, time.monotonic()
-    lines = is_main_process() and not sys.stderr.isatty()
-    hidden = None if is_main_process() else True
-    with tqdm(total=total, desc="Retrieval", unit="query", leave=False, disable=hidden) as bar:
+    """Results as they are, and how far they are."""
+    with Progress("Retrieval", parts[-1].stop, "queries") as bar:
         for part, result in zip(parts, results, strict=True):
             yield result
             bar.update(part.stop - part.start)
-            if lines and time.monotonic() - told >= TOLD:
-                told = time.monotonic()
-                logger.info("Retrieval: %d of %d queries compared", part.stop, total)
 
 
 def _compare(

@@ -16,6 +16,7 @@ from typing import Any
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
 from vilmedic.files import disk_trouble, sha256_of, walk_files
+from vilmedic.log import Progress
 from vilmedic.preparation.folder import (
     CARD,
     LEFT_OUT,
@@ -220,7 +221,8 @@ def make(
         print(f"{root}: the same build is there already, nothing to do")
         print(escaped(f"Next:\n    {then.command(root, report_file)}"))
         return
-    made = build()
+    with Progress(f"Building {root}"):
+        made = build()
     card = write_folder(root, made, origin, report_file=report_file)
     for line in made.tables:
         print(escaped(line))

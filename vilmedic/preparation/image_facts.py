@@ -16,12 +16,12 @@ from typing import IO
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from vilmedic.datasets.decode import DICOM_SUFFIXES, FORMATS
 from vilmedic.datasets.pictures import Pictures
 from vilmedic.errors import VilmedicError
 from vilmedic.files import core_count
+from vilmedic.log import progress
 
 SAMPLE_SIDE = 320  # pixels of the long side of a sample
 TORN = "torn or empty rows"
@@ -120,7 +120,7 @@ def examine_images(
     facts = ImageFacts(looked_at=len(jobs))
     with ThreadPoolExecutor(workers or core_count()) as pool:
         looks = pool.map(lambda job: _look(pictures, *job, sample=job in kept), jobs)
-        bar = tqdm(looks, title, len(jobs), unit="image", leave=False, disable=None)
+        bar = progress(looks, title, "images", len(jobs))
         for (line, number), look in zip(jobs, bar, strict=True):
             where = pictures.texts.where(line)
             if look.reason:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from vilmedic.datasets.decode import (
     HEAD,
@@ -26,6 +25,7 @@ from vilmedic.datasets.decode import (
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import core_count, is_apple_double, open_regular, replacing, walk_files
+from vilmedic.log import progress
 
 UNREADABLE = "unreadable.txt"
 LEFT_OUT = "left_out.txt"
@@ -230,12 +230,12 @@ def _results(
     work: partial[tuple[str, str]], jobs: list[tuple[Path, Path]], workers: int
 ) -> Iterator[tuple[str, str]]:
     workers = min(workers or core_count(), max(1, len(jobs) // 20))
-    bar = partial(tqdm, total=len(jobs), desc="Resizing", unit="image", disable=None)
     if workers == 1:
-        yield from bar(map(work, jobs))
+        yield from progress(map(work, jobs), "Resizing", "images", len(jobs))
         return
     with get_context("spawn").Pool(workers) as pool:
-        yield from bar(pool.imap(work, jobs, chunksize=8))
+        results = pool.imap(work, jobs, chunksize=8)
+        yield from progress(results, "Resizing", "images", len(jobs))
 
 
 def _resize(

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vilmedic.datasets.decode import HEAD, MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
@@ -28,6 +27,7 @@ from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
 from vilmedic.datasets.shards import Shard, ShardIndex
 from vilmedic.errors import DataError
 from vilmedic.files import core_count, replacing, sha256_of
+from vilmedic.log import progress
 
 CARD = "shards.json"
 ALL = 10**6  # images of a line that are taken
@@ -154,10 +154,8 @@ def _write_split(
         return _shard(path, every)
 
     with ThreadPoolExecutor(workers or min(8, core_count())) as pool:
-        bar = tqdm(
-            pool.map(write, range(len(chunks))), split, len(chunks), unit="shard", disable=None
-        )
-        written = list(bar)
+        shards = pool.map(write, range(len(chunks)))
+        written = list(progress(shards, f"Split {split}", "shards", len(chunks)))
     index = _index(written, [len(files.names(line)) for line in range(count)])
     index.save(target / f"{split}.{SHARD_INDEX}")
     size = sum(shard.size for shard in index.shards)

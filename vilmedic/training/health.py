@@ -85,8 +85,9 @@ class StuckWarning:
         if (share := self._mean("duplicate_reports")) > DUPLICATES:
             return (
                 f"{share:.0%} of the reports of a batch repeat another one word for word, so that "
-                "their pairs cannot be told apart. Try data without template reports, sampled "
-                "sentences (dataset.seq.sample_sentence) or a smaller batch."
+                "their pairs cannot be told apart. Try model.targets=same_text, data without "
+                "template reports, sampled sentences (dataset.seq.sample_sentence) or a smaller "
+                "batch."
             )
         return (
             "Features are spread out, and still no pair is found. Check that line n of the image "

@@ -20,7 +20,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
-from vilmedic.log import LOGGER
+from vilmedic.log import BAR, LOGGER, clock
 from vilmedic.training.health import Observed, StuckWarning, contrastive_diagnostics, observing
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.parallel import Group
@@ -28,6 +28,8 @@ from vilmedic.training.step import StepResult, Tally
 
 T = TypeVar("T")
 GIB = 1024**3
+STEPS = "{desc}  {n_fmt}/{total_fmt} {bar}"
+"""The bar of an epoch, in front of its numbers."""
 SKIPPED = 3
 """Steps before the trace: the first ones load libraries and fill caches."""
 
@@ -122,7 +124,7 @@ class StepWatch:
             return
         loss, rate = result.loss.item(), self.throughput.rate()
         self.bars.show(
-            **{"loss": f"{loss:.4g}", "lr": f"{settings['lr']:.2e}", "samples/s": f"{rate:.1f}"}
+            **{"loss": f"{loss:.4g}", "lr": f"{settings['lr']:.1e}", "samples/s": f"{rate:.0f}"}
         )
         self._tell_bad_steps(step, result, group)
         if not logged:
@@ -193,15 +195,28 @@ class RunBars:
             steps: its number of steps.
             done: steps of it that were done before.
         """
-        self._title = f"Epoch {epoch} of {self._epochs}"
+        self._title = f"Epoch {epoch + 1} of {self._epochs}"
         self._steps, self._done, self._here = steps, done, 0
         self._began = self._told = time.monotonic()
         if not self._terminal:
             return
         if self._outer is None:
-            self._outer = tqdm(total=self._epochs, initial=epoch, desc="Epochs", unit="epoch")
+            self._outer = tqdm(
+                total=self._epochs,
+                initial=epoch,
+                desc="Epochs",
+                unit="done",
+                dynamic_ncols=True,
+                bar_format=BAR,
+            )
         self._inner = tqdm(
-            total=steps, initial=done, desc=self._title, unit="step", leave=False, position=1
+            total=steps,
+            initial=done,
+            desc=self._title,
+            leave=False,
+            position=1,
+            dynamic_ncols=True,
+            bar_format=f"{STEPS}  {{remaining}} left",
         )
 
     def step(self) -> None:
@@ -213,7 +228,10 @@ class RunBars:
     def show(self, **numbers: str) -> None:
         """The newest numbers, beside the bar or, when it is time, in a line."""
         if self._inner is not None:
-            self._inner.set_postfix(numbers)
+            told = "  ".join(f"{name} {value}" for name, value in numbers.items())
+            # the bar takes what the numbers leave: at 80 columns they are seen, and little of it
+            self._inner.bar_format = f"{STEPS}  {{remaining}} left  {told}"
+            self._inner.refresh()
         now = time.monotonic()
         if self._terminal or not self._main or now - self._told < self._every:
             return
@@ -444,13 +462,6 @@ class StepProfiler:
         table.write_text(f"{text}\n\n{averages.table(sort_by=key, row_limit=40)}\n", "utf-8")
         LOGGER.info("Where the time of the profiled steps went:\n%s", text)
         LOGGER.info("Written: %s and %s", trace, table)
-
-
-def clock(seconds: float) -> str:
-    """A duration as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -14,7 +14,7 @@ from vilmedic.device import float32_products, pick_device, pick_precision, uses_
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
 from vilmedic.evaluation.evaluation import features_ready, tokens_ready
-from vilmedic.log import LOGGER
+from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Run
 from vilmedic.random_state import seed_everything
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
@@ -271,7 +271,9 @@ class Trainor:
         numbers = {"train_loss": state.tally.mean_loss(), **scores}
         self.log.metrics(progress.step, {"epoch": epoch, **numbers})
         shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-        when = f"Epoch {epoch}" if self._every_epochs else f"Epoch {epoch}, step {progress.step}"
+        when = f"Epoch {epoch + 1}"  # people count from 1, keys and metrics.jsonl from 0
+        if not self._every_epochs:
+            when += f", step {progress.step}"
         LOGGER.info("%s  %s%s", when, shown, "  (best so far)" if improved else "")
         state.tally.start_epoch()
         self._save(improved)
@@ -462,7 +464,8 @@ class Trainor:
             LOGGER.warning("%d steps were skipped in this run", bad)
         best = self.saver.best()
         where = f"; best checkpoint {best[0].path}" if best else ""
-        LOGGER.info("Finished after %d epochs (%s)%s", self.state.progress.epoch, reason, where)
+        epochs = counted(self.state.progress.epoch, "epoch")
+        LOGGER.info("Finished after %s (%s)%s", epochs, reason, where)
 
 
 def _read_encoder(*arguments: Any) -> Any:

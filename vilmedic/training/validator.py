@@ -15,7 +15,7 @@ from vilmedic.device import inference
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation, Splits
-from vilmedic.log import LOGGER
+from vilmedic.log import LOGGER, Progress
 from vilmedic.random_state import random_state_kept
 from vilmedic.training.health import warn_of_collapsed_codes
 from vilmedic.training.parallel import frozen_cache_gib, gathered
@@ -154,7 +154,8 @@ class Validator:
         """The numbers of every metric, and a look at whether the representation collapsed."""
         scores: dict[str, float] = {}
         for name, metric in self._splits.metrics:
-            scores |= _numbers(f"{prefix}_{name}", metric(evaluation))
+            with Progress(f"{name} of {evaluation.split}"):
+                scores |= _numbers(f"{prefix}_{name}", metric(evaluation))
         if self._watches:
             _watch()(evaluation)
         return scores
@@ -165,7 +166,8 @@ class Validator:
             try:
                 folder.parent.mkdir(exist_ok=True)  # the run's directory is not made again
                 folder.mkdir(exist_ok=True)
-                action(replace(evaluation, out_dir=folder))
+                with Progress(f"{name} of {evaluation.split}"):
+                    action(replace(evaluation, out_dir=folder))
             except VilmedicError:
                 raise
             except OSError as error:  # a full disk say
