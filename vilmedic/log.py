@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
@@ -181,7 +181,7 @@ def progress(things: Iterable[T], title: str, unit: str, total: int | None = Non
         unit: what they are.
         total: how many there are; None asks them.
     """
-    if total is None and hasattr(things, "__len__"):
+    if total is None and isinstance(things, Sized):
         total = len(things)
     with Progress(title, total, unit) as shown:
         for thing in things:

@@ -86,6 +86,7 @@ def write_predictions(run_dir: Path, samples: int) -> Path:
     ranks = {f"image_to_text_{one}": np.arange(samples) * (one == "above") for one in RANKS}
     probe = {"scores": labels + random.random((samples, 2)), "classes": names}
     known = {"lines": np.arange(1, samples + 1), "labels": labels, "label_names": names}
+    known["images"] = np.array([f"{k}.png" for k in range(samples)], np.str_)
     path = run_dir / "predictions_test.npz"
     path.write_bytes(pack_predictions(known, {"linear_probe": probe, "retrieval": ranks}))
     return path

@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run_dir / "results_validate.json").write_text(json.dumps(results() | {"split": "validate"}))
     about = {"system": "ConVIRT", "checkpoints": results()["checkpoints"], "generated": False}
     one = EvaluationFolder(run_dir, "best-1", ema=False, settings={}, about=about)
-    one.write(results())
+    one.write(results() | {"samples": 40})
     write_explorer(one.path, 7)
     Image.new("L", (30, 20)).save(run_dir / "note.png")
     (run_dir / "note.json").write_text(json.dumps({"caption": "A note."}))
