@@ -7,7 +7,7 @@ One training step on random images and reports, encoded in chunks of 8 samples i
 the graphs of all chunks kept or with `model.forward_batch_size`. Memory is the highest resident
 size (on a GPU: allocated size) of a process of its own during a step, above that with model,
 gradients and optimizer state in place; what the process frees counts as free. Time is the median
-of steps of both kinds by turns in another process. Prints a table and one line of JSON for each
+of steps of both kinds alternately in another process. Prints a table and one line of JSON for each
 system; the last is ConVIRT's. With `--plot FILE` the table is drawn as well.
 """
 
@@ -185,7 +185,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of steps of both kinds, taken by turns; run in a fresh process."""
+    """Seconds of steps of both kinds, taken alternately; run in a fresh process."""
     system, size = arguments.time
     device = torch.device(arguments.device)
     steps = {kind: make_step(arguments, system, kind, device) for kind in KINDS}

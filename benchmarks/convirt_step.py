@@ -6,7 +6,7 @@
 The published way: plain modules in float32, images in the default layout, reports of 48 tokens
 padded to 128, the loss and AdamW as written down. Ours: the model and the step of this package on
 the same weights, images and reports, padded to the longest of the batch. Each contender runs in a
-process of its own, by turns; times are medians. With `--loader`, samples come from phantom X-rays
+process of its own, alternately; times are medians. With `--loader`, samples are phantom X-rays
 on the disk. Prints a table and one JSON object on the last line, for the largest batch.
 """
 
@@ -175,7 +175,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     drops = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     rates = [drop.p for drop in drops]
     for drop in drops:
-        drop.p = 0.0  # the first step is to be the same for all
+        drop.p = 0.0  # the first step has to be the same for all
     with FlopCounterMode(display=False) as counter:
         loss = step(make_batch(size, tokens)).item()
     norm = torch.nn.utils.get_total_norm(
@@ -224,7 +224,7 @@ def run_child(arguments: argparse.Namespace, kind: str, size: int) -> dict[str, 
 
 
 def compare(arguments: argparse.Namespace, size: int) -> dict[str, dict[str, float]]:
-    """All contenders at a batch, by turns, and the table."""
+    """All contenders at a batch, alternately, and the table."""
     kinds = ["published", *arguments.precisions]
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):

@@ -9,7 +9,7 @@ beside the network; with --size 1024 the network is most of the work on a CPU.
 The peer decodes with Pillow, resizes and crops with torchvision transforms, and batches with a
 DataLoader of as many workers as ours has threads. Both read the same JPEG files and end with the
 embeddings in memory; the peer starts its workers each time, as a user's script does. `cached` is
-ours with the picture cache, which the first, uncounted repetition fills. They take turns in one
+ours with the image cache, which the first, uncounted repetition fills. They take turns in one
 process; times are medians. The last line printed is one JSON object, in images a second.
 """
 

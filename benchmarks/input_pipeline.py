@@ -5,11 +5,11 @@
 The published pipeline opens each file with Pillow, converts it to RGB and applies torchvision's v1
 transforms (`Resize`, `RandomCrop`, `ToTensor`, `Normalize`); its samples are stacked to batches.
 Ours is the training loader followed by `prepare`, from the JPEGs and from the cache. All end with
-normalised float batches on the processor. Each preset is measured against torchvision's v2
+normalised float batches on the CPU. Each preset is measured against torchvision's v2
 transforms on the same decoded images, one by one, with a blur along one axis and then the other.
 Rates are medians of rounds that alternate in one process on one thread, after a first one of each,
-in processor time. The files are grey, as the JPEGs of MIMIC-CXR are, with the grain that the
-phantom has at full resolution. The pictures are compared, in grey levels: with a crop from the
+in CPU time. The files are grey, as the JPEGs of MIMIC-CXR are, with the grain that the
+phantom has at full resolution. The images are compared, in grey levels: with a crop from the
 middle the largest difference, with a preset, of the same random numbers, the average. What the
 decoder of the files does by itself is the bound of all figures. The last line printed is one JSON
 object.
@@ -46,7 +46,7 @@ from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-LEVELS = 2  # grey levels by which the pictures may differ
+LEVELS = 2  # grey levels by which the images may differ
 PRESETS = ("convirt", "simclr", "simclr_xray")
 
 
@@ -275,7 +275,7 @@ def main() -> None:
 
 
 def check(name: str, difference: float) -> None:
-    """Say by how many grey levels pictures differ, and end where that is too much."""
+    """Say by how many grey levels images differ, and end where that is too much."""
     print(f"{name}: differs from torchvision by {difference:.2f} grey levels", flush=True)
     if difference > LEVELS:
         raise SystemExit(f"That is more than {LEVELS}: the figures would mean nothing.")

@@ -44,7 +44,7 @@ PUBLISHED_OPTIMIZER = {
 BATCH = {"ConVIRT": 32, "SimCLR": 16, "GLoRIA": 48, "VAE": 16, "DALLE": 12}
 """Of config/SELFSUP and config/CLIP, with the command lines in docs."""
 LARGE = {"ConVIRT": 256, "SimCLR": 128, "VAE": 64, "DALLE": 48}
-"""What else a GPU has room for."""
+"""What else a GPU has memory for."""
 Batch = dict[str, Tensor]
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -5,7 +5,7 @@
     python benchmarks/scaling.py --no-check
 
 The check trains every system for some steps in two processes and reads from the kernel how many
-bytes each has sent over its connections; they are to be what the formulas say. The table applies
+bytes each has sent over its connections; they have to equal the formulas. The table applies
 the formulas to the published models, with 8, 64 and 1,024 GPUs that each keep the published batch.
 Arithmetic is counted on the model itself; `--flops`, `--node` and `--network` say how fast the GPUs
 and their links are. The last line is one JSON object: the largest error of a formula.
@@ -158,7 +158,7 @@ def table(models: dict[str, Published], arguments: argparse.Namespace) -> list[d
             pairs = 3 * own * batch * model.pair_flops / arguments.flops
             gradients = bytes_sent["gradients"] / link
             features = (bytes_sent["features"] + bytes_sent["swapped"]) / link
-            # Gradients travel while the backward pass goes on, which is two thirds of encoding.
+            # Gradients travel while the backward pass runs, which is two thirds of encoding.
             time = encode + pairs + features + max(0.0, gradients - encode * 2 / 3)
             rows.append(
                 {

@@ -67,7 +67,7 @@ def _run(given: argparse.Namespace) -> int:
         for text in texts:
             print(escaped(f"{kind}: {text}"))
     if findings.named:
-        print(f"all of what is more than {SHOWN}: {folder / LISTS}")
+        print(f"complete lists, where more than {SHOWN}: {folder / LISTS}")
     counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
     print(f"{counts}; see {folder / 'data_check.png'}")
     if sampled:

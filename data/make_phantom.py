@@ -63,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=_size, default=default.size, help="pixels a side")
     parser.add_argument("--seed", type=count, default=default.seed, help="seed of all drawn")
     parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--force", action="store_true", help="replace an existing phantom data set")
     parser.add_argument(
-        "--force", action="store_true", help="replace the phantom data set that is there"
+        "--sheet", type=Path, help="also write a sheet of 25 sample images here (PNG)"
     )
-    parser.add_argument("--sheet", type=Path, help="also write a picture of 25 samples here (PNG)")
     return parser
 
 

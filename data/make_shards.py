@@ -3,7 +3,7 @@
     python data/make_shards.py data/SELFSUP/mimic-cxr data/SELFSUP/mimic-cxr-shards \
         --image-path data/images/mimic-cxr-images-512 --ext jpg
 
-Run again after an interruption, it goes on where it stopped. Copy the shards anywhere, also to a
+Run again after an interruption, it resumes where it stopped. Copy the shards anywhere, also to a
 web server; line files and indices stay in a folder here.
 """
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=count, default=0, help="shards at a time, 0 for one a core"
     )
-    parser.add_argument("--force", action="store_true", help="replace the shards that are there")
+    parser.add_argument("--force", action="store_true", help="replace existing shards")
     return parser
 
 

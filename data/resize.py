@@ -2,7 +2,7 @@
 
     python data/resize.py archive/images data/images/my-images-512 --size 512
 
-Run again after an interruption, it goes on where it stopped. Images that cannot be read, and those
+Run again after an interruption, it resumes where it stopped. Images that cannot be read, and those
 that would get the same name, are listed in unreadable.txt in the new folder, and the exit status is
 then 1. Files that are no images are listed in left_out.txt.
 """
@@ -51,7 +51,7 @@ def _run(given: argparse.Namespace) -> int:
     if found.left_out:
         print(f"  all of them: {given.target / LEFT_OUT}")
     for path, note in list(found.noted.items())[:SHOWN]:
-        print(escaped(f"  shown by what it holds: {path}: {note}"))
+        print(escaped(f"  read by its content: {path}: {note}"))
     if len(found.noted) > SHOWN:
         print(f"  and {len(found.noted) - SHOWN:,} more that contradict their headers")
     for reason in list(found.unreadable.values())[:SHOWN]:
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
     )
     parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
-    parser.add_argument("--force", action="store_true", help="write again what is there")
+    parser.add_argument("--force", action="store_true", help="convert existing images again")
     return parser
 
 

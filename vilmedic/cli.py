@@ -1,4 +1,4 @@
-"""The commands: each reads its command line, and loads torch only when that is right."""
+"""Command-line entry points; torch is loaded only after the command line has been checked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What `--plan` is asked for.
+    """Options of `--plan`.
 
     Args:
         card: the GPU.
@@ -204,7 +204,7 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
 
     parser = argument_parser(
         "Embeds images and texts with a finished run: a row for each, with its path or "
-        "text. Stopped at any moment, the same command continues.",
+        "text. After an interruption, the same command resumes.",
         prog=prog,
     )
     add = parser.add_argument
@@ -260,7 +260,7 @@ def _export_parser(prog: str) -> argparse.ArgumentParser:
     parser = argument_parser(
         "Writes a finished run as a folder that others can use without this project: "
         "weights in the layouts of timm, torchvision, transformers and safetensors, and a model "
-        "card. What is there already of the same weights stays as it is.",
+        "card. Existing files of the same weights are kept.",
         prog=prog,
     )
     add = parser.add_argument
@@ -327,13 +327,17 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
         default=[],
         metavar="KEY",
         help="a row for each value of a key of the configuration, such as dataset.fraction, "
-        "whatever else the runs differ in; several with commas",
+        "whatever else differs; several with commas",
     )
     forms = ("table", "md", "latex", "csv", "html")
     add("--format", choices=forms, default=forms[0], help="of the table")
     along = "draw the numbers along a key, such as dataset.fraction, as comparison_<key>.png"
     add("--plot", metavar="KEY", help=along)
-    add("--anyway", action="store_true", help="compare what cannot be compared; the table says so")
+    add(
+        "--anyway",
+        action="store_true",
+        help="compare incomparable runs; the table notes it",
+    )
     drawn = "resamples behind intervals and differences (default: 1000; 0 for over 100 runs)"
     add("--bootstrap", type=count, metavar="N", help=drawn)
     return parser
@@ -350,7 +354,7 @@ def sweep(argv: Sequence[str] | None = None) -> int:
     def call() -> None:
         line = parse([given.config, *words], program("sweep.py"))
         if line.option not in (None, "--check"):
-            raise ConfigError(f"'{line.option}': is an option of train.py and ensemble.py.")
+            raise ConfigError(f"'{line.option}': is an option of train.py and ensemble.py only.")
         if given.search is None:
             only = [name for name in ("trials", "metric") if getattr(given, name) is not None]
             if only:
@@ -427,8 +431,8 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     from vilmedic.script import argument_parser, positive
 
     parser = argument_parser(
-        "Trains a grid of runs, or with --search those that promise the best score, "
-        "and evaluates each. Stopped at any moment, the same command continues.",
+        "Trains a grid of runs, or with --search those chosen by a search, "
+        "and evaluates each. After an interruption, the same command resumes.",
         prog=prog,
         usage=f"{prog} config.yml 'key=value,value' [key=value ...] [options]",
         epilog="Values that vary are separated by commas, or given as log(1e-5,1e-3,5) or "

@@ -1,4 +1,4 @@
-"""What commands share: words sorted, help, messages and exit statuses."""
+"""Shared parts of the commands: argument sorting, help, messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _is_value(word: str) -> bool:
 
 
 def _unknown(word: str, config: str | None, overrides: Sequence[str]) -> str:
-    """What to write instead of an option that does not exist: mostly a key."""
+    """Suggestion for an option that does not exist: usually a key."""
     from vilmedic.config.show import keys_named
 
     option, equals, value = word.partition("=")

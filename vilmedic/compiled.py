@@ -1,4 +1,4 @@
-"""Loops over numbers that Python is too slow for, compiled by numba."""
+"""Numerical loops compiled by numba."""
 
 from __future__ import annotations
 

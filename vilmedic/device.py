@@ -1,4 +1,4 @@
-"""Where a run computes, and in which arithmetic."""
+"""Device, precision and TF32 of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that embeds images and texts with a run: what it reads and what it writes."""
+"""The embed command: image and text embeddings of a run, written to a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trained model consists of, and its embeddings of images and texts."""
+"""Embedding of images and texts with a trained model, and the parts that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings on disk: a row per input, written in parts so that a killed run continues."""
+"""Embedding files: a row per input, written in parts so that killed runs resume."""
 
 from __future__ import annotations
 

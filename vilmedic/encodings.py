@@ -1,7 +1,7 @@
-"""Text whose character set is missing or declared wrongly: which one it is in.
+"""Detection of the character set of text whose encoding is missing or wrong.
 
 Valid UTF-8 is UTF-8: text in another character set almost never happens to be valid. Everything
-else is decoded with each common character set, and judged by how usual the result is: by what
+else is decoded with each common character set, and scored by how usual the result is: by what
 charset-normalizer measures (chaos and coherence) and by the kind of oddities that a wrong character
 set gives, such as a Greek letter in the middle of a Latin word. A few letters may leave it open,
 and then the text is marked as doubtful.

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each says where, what was given, what is allowed and what is near.
+"""Error classes of user mistakes: where, what was given, what is allowed, the nearest match.
 
 The command line prints their text without a traceback and exits with status 2; anything else that
 reaches the user is a defect of the project.

@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, sums, walks, archives, full disks, cores, names in a folder."""
+"""File helpers: atomic writes, checksums, directory walks, archives, full disks, safe names."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def disk_trouble(error: OSError, where: str = "") -> str:
     if error.errno not in FULL:
         return str(error)
     disk = f"The disk of {where}" if where else "The disk"
-    return f"{disk} is full. What is complete is kept: make room and run the same command again."
+    return f"{disk} is full. What is complete is kept: free space and run the same command again."
 
 
 def text_table(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:

@@ -1,4 +1,4 @@
-"""HTTP as downloads and shards need it: one client, troubles that may pass, logins out of netrc."""
+"""Shared HTTP client of downloads and shards: retries on transient failures, netrc logins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NotAFile(DataError):
 
 
 class Again(Exception):
-    """A trouble that may pass.
+    """A failure that may pass.
 
     Args:
         reason: what happened.
@@ -101,7 +101,7 @@ def open_client(timeout: float, agent: str = "") -> httpx2.Client:
 
 
 class Answer:
-    """A response as a context; troubles of the network become `Again`."""
+    """A response as a context; failures of the network become `Again`."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ def may_pass(status: int) -> bool:
 
 
 def said(response: httpx2.Response) -> str:
-    """What a server answers, in words."""
+    """Description of a server's response status."""
     return f"the server answers {response.status_code} {response.reason_phrase}"
 
 

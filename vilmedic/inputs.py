@@ -1,4 +1,4 @@
-"""Batches for a model of images from anywhere: paths, Pillow images, arrays, folders."""
+"""Image batches for a model from paths, Pillow images, arrays or folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's messages on the console, and how far something is that takes long."""
+"""Console logging, and progress of long steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest of an exported folder: what its files are, and whether they are whole.
+"""Manifest of an exported folder: its files and their checksums.
 
 `vilmedic.json` in the folder lists its files with their sizes and SHA-256 digests, and says which
 of them hold which weights of the model. README.md is not among them: it is there to be edited.
@@ -43,7 +43,7 @@ def is_export(path: str | Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the manifest of a folder says; the names of files in it are checked.
+    """The manifest of a folder, with checked file names.
 
     Raises:
         CheckpointError: it cannot be read, is damaged, of another format, or names a file that

@@ -1,4 +1,4 @@
-"""The state of all random generators a step may draw from, as plain values and tensors."""
+"""Saving and restoring of random generator states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that a configuration can use, and the classes behind them.
+"""Registries: names that a configuration can use, and their classes.
 
 Built-ins stand in lazy tables, so that listing them imports nothing and a missing optional
 dependency hurts only its own users. Other packages add to them with `register` in a module that a

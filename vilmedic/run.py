@@ -1,4 +1,4 @@
-"""Runs as functions: load a trained model, train one, evaluate it; and what the commands do."""
+"""Functions to load, train and evaluate, used by the commands and from Python."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def run_training(config: Config) -> Trainor:
 
 
 def plan_training(config: Config, *, card: str, samples: int | None = None) -> str:
-    """What a training will take, as text.
+    """Memory and time estimate of a training, as text.
 
     Args:
         config: the checked configuration.

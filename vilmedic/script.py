@@ -1,4 +1,4 @@
-"""What scripts and commands begin with: what this Python lacks, in one sentence, and arguments.
+"""Start of scripts and commands: Python version check and argument parser.
 
 Scripts import this module before any other of the package.
 """
@@ -96,7 +96,7 @@ def _whole(text: str, least: int) -> int:
 
 
 def _lacks() -> str:
-    """What keeps scripts from running on this Python, in a sentence; empty when nothing does."""
+    """Reason why scripts cannot run on this Python, as a sentence; empty if they can."""
     if sys.version_info < PYTHON:
         return f"vilmedic needs Python 3.10 or newer; {sys.executable} is {sys.version.split()[0]}."
     missing = [name for name, module in MODULES.items() if find_spec(module) is None]

@@ -1,4 +1,4 @@
-"""Tables of others: CSV in any character set, plain or compressed, and cells that are missing.
+"""Reading of CSV tables in any character set, plain or compressed, with missing cells.
 
 Columns that are asked for must be there. Text is in UTF-8, UTF-16 or an older encoding, which is
 found out from all of it.
@@ -189,7 +189,7 @@ def table_columns(path: Path, encoding: str = "") -> list[str]:
 
 
 def no_column(path: Path, name: str, known: Sequence[str]) -> DataError:
-    """What to raise for a column that a table does not have."""
+    """The error for a column that a table does not have."""
     has = shown(known) if known else "no header at all"
     return DataError(f"{path} has no column '{name}'. It has {has}.{nearest(name, known)}")
 
@@ -265,7 +265,7 @@ def _near_files(folder: Path, name: str) -> str:
 def _start(file: Iterable[str]) -> tuple[list[str], Any, int]:
     """The header of a CSV file, the reader of its rows, and how many lines are before its header.
 
-    Commas, semicolons, tabs or bars separate fields, whichever the header has most of.
+    Commas, semicolons, tabs or bars separate fields, the most frequent one in the header.
     """
     lines = iter(file)
     before, mark = 0, ""
@@ -313,7 +313,7 @@ def _encoding_of(path: Path, given: str, size: int, changed: int) -> str:
     except DAMAGE as error:
         raise unreadable(path, error) from None
     raise DataError(
-        f"{path}:{fault}, which is not UTF-8 text, and its encoding cannot be told. Correct the "
+        f"{path}:{fault}, which is not UTF-8 text, and of unknown encoding. Correct the "
         "line if the rest is UTF-8, or convert the file (data/make_folder.py: or say which it is "
         "with --encoding)."
     )

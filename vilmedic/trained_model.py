@@ -1,4 +1,4 @@
-"""A finished run as a model: embed images and texts, classify, encode, generate; from Python.
+"""A trained model for use from Python: embed, classify, encode, generate.
 
     import vilmedic
     model = vilmedic.load("ckpt/my_run")
@@ -44,7 +44,7 @@ from vilmedic.models.vae import VAE
 
 
 class Attention(NamedTuple):
-    """Where the words of a text look in an image.
+    """Attention of the words of a text over an image.
 
     Args:
         words: the L words, the opening special token included.

@@ -179,7 +179,7 @@ def test_truncated_files_are_errors(tmp_path: Path, name: str) -> None:
     [
         ("a.png", b"", "is an empty file"),
         ("a.jpg", b"not an image", "not an image in a known format"),
-        ("a.dcm", b"x", "no DICOM file with a picture"),
+        ("a.dcm", b"x", "not a DICOM file with an image"),
         ("a.png", b"\0" * 128 + b"DICM rest", "a.png"),
     ],
 )

@@ -127,7 +127,7 @@ def test_another_metric_has_no_best_yet(
     wrong = ["validator.metrics={representation: null}", f"trainor.early_stop_metric={never}"]
     done = run_here("bin/train.py", *words, "trainor.epochs=2", *wrong, status=2)
     assert f"given '{never}', but an evaluation gives validation_loss" in done.stderr
-    assert "go on with ckpt=last" in done.stderr
+    assert "resume with ckpt=last" in done.stderr
     run_here("bin/train.py", *words, "trainor.epochs=2")
     before = scored(tmp_path / "run")
     assert [one["epoch"] for one in lines(tmp_path) if "train_loss" in one] == [0, 1]

@@ -109,7 +109,7 @@ def test_an_input_that_is_there_twice_has_one_embedding(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"path": lambda x: x[:-1]}, "wanted are numbers"),
+        ({"path": lambda x: x[:-1]}, "expected are numbers"),
         ({"path": lambda x: np.where(np.arange(len(x)) == 15, "z.png", x)}, "path lacks 1 of the"),
         ({"text": lambda x: np.char.add(x, "!")}, "text lacks 10 of 10 texts"),
         ({"text": lambda x: None}, "holds linguistic or text, but not both"),

@@ -129,7 +129,7 @@ def test_a_card_out_of_a_damaged_export_is_refused(out: Path, tmp_path: Path) ->
     manifest = json.loads(path.read_text())
     for about in ({"results": {"test": {}}}, {"environment": 3}, {"results": {"a": {"cells": 1}}}):
         path.write_text(json.dumps(manifest | {"about": about}))
-        with pytest.raises(CheckpointError, match="what it tells of its run is damaged"):
+        with pytest.raises(CheckpointError, match="its description of the run is damaged"):
             load(out, device="cpu").export(tmp_path / "again")
 
 

@@ -326,7 +326,7 @@ def test_the_official_repository_gives_its_features(tmp_path: Path) -> None:
 def test_an_official_file_that_computes_otherwise_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     official(path, norm=True)
-    with pytest.raises(CheckpointError, match="otherwise than GLoRIA does here: norm is True"):
+    with pytest.raises(CheckpointError, match="in another way than GLoRIA here: norm is True"):
         load_checkpoint(path)
 
 

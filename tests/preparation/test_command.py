@@ -24,8 +24,8 @@ def test_a_full_disk(number: int, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert guarded("make_x", full) == 2
     assert capsys.readouterr().err == (
-        "make_x: The disk is full. What is complete is kept: make room and run the same command "
-        "again.\n"
+        "make_x: The disk is full. What is complete is kept: free space and run the same "
+        "command again.\n"
     )
 
 

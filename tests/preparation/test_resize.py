@@ -267,7 +267,7 @@ def test_what_contradicts_its_header_is_said(
     make_dicom(source / "x.dcm", values, VOILUTSequence=[lut])
     assert resize.main([str(source), str(tmp_path / "small"), "--format", "png"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"shown by what it holds: \S+x\.dcm: its VOI table states 16 bits", shown)
+    assert re.search(r"read by its content: \S+x\.dcm: its VOI table states 16 bits", shown)
     assert np.asarray(Image.open(tmp_path / "small" / "x.png")).max() == 255
 
 

@@ -38,7 +38,7 @@ def test_pictures_are_found_by_kind_once(tmp_path: Path) -> None:
         "Generated images": ["generated/test/00001.png"],
         "Reconstructions": ["validate_reconstructions.png"],
         "Attention": ["test_attention_3.png"],
-        "Other pictures": ["note.png"],
+        "Other images": ["note.png"],
     }
     [generated] = [k for k in read_gallery(tmp_path) if k.title == "Generated images"]
     assert generated.pictures[0].caption == "No effusion."

@@ -137,7 +137,7 @@ def test_lines_wait_for_room_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptu
     log.close()
 
     assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    assert "wait for room" in caplog.text
+    assert "wait for disk space" in caplog.text
 
 
 def test_full_disk_cuts_back_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_it_continued(
     assert (start.seed, start.path) == (4, tmp_path / "previous_4.pth")
     assert start.state is not None
     assert start.state["progress"]["step"] == 10
-    assert "goes on from previous_4.pth, after step 10" in caplog.text
+    assert "resumes from previous_4.pth, after step 10" in caplog.text
     assert not (tmp_path / "last_4.pth").exists()
     assert (tmp_path / "set_aside" / "last_4.pth").exists()
     again, lock = claim_start(config(tmp_path, "auto", seed=seed))

@@ -1,4 +1,4 @@
-"""The parts of a discrete VAE: its convolutions, its codebook, and the scale of its pixels."""
+"""Convolutions, codebook and pixel scaling of the discrete VAE."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def relaxed_lookup(
 
     found, spreads = [], []
     parts = list(_blocks(features, weight))
-    # Torch cannot repeat the noise of an Apple GPU for a second pass: there, all of it is kept.
+    # Torch cannot repeat the noise of an Apple GPU for a second pass: there, all is kept.
     again = len(parts) > 1 and torch.is_grad_enabled() and features.device.type != "mps"
     for start, rows in parts:
         given = None if noise is None else noise[start : start + len(rows)]

@@ -1,4 +1,4 @@
-"""Linear maps that are as fast as a processor allows."""
+"""Fast linear layers: float32 on a CPU runs as a convolution through oneDNN."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`functional.linear`; in float32 on a processor as a convolution with a kernel of one pixel.
+    """`functional.linear`; in float32 on a CPU as a convolution with a kernel of one pixel.
 
-    The default matrix product of PyTorch leaves the AVX-512 units of many processors idle.
+    The default matrix product of PyTorch leaves the AVX-512 units of many CPUs idle.
     Convolutions are computed by oneDNN, which uses them; forward and backward take half the time
     there, and equal time elsewhere. Results differ by rounding only.
 

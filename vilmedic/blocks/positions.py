@@ -1,4 +1,4 @@
-"""Positions of a report and of the image behind it: rotary, learned along two axes, and shifted."""
+"""Position encodings of report and image tokens: rotary, learned along two axes, token shift."""
 
 from __future__ import annotations
 

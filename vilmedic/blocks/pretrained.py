@@ -1,4 +1,4 @@
-"""Models of transformers by hub name or local folder, with errors that say the remedy."""
+"""Loading transformers models by hub name or local folder, with errors that name the fix."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def load_config(
         raise ArgumentError(
             {
                 given[0]: "weights are float32 here, in whatever precision a file has them. Leave "
-                "it out; trainor.precision and ensemblor.precision say what is computed in."
+                "it out; trainor.precision and ensemblor.precision set that of the computation."
             }
         )
     unknown = [field for field in settings if field not in known]
@@ -307,7 +307,7 @@ def _not_found(key: str, name: str, error: Exception) -> str:
 
 
 def _unusable(name: str, error: Exception) -> str:
-    """What keeps weights that are there from being loaded."""
+    """The reason why existing weights cannot be loaded."""
     if isinstance(error, RuntimeError) and "mismatch" in str(error):
         return (
             f"the weights of {name} do not fit its settings: {first_line(error)}. "
@@ -321,7 +321,7 @@ def _unusable(name: str, error: Exception) -> str:
     reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
     return (
         f"the model {name} cannot be loaded ({reason}): its files are damaged, or do not "
-        "fit its settings. Fetch it again, or leave out what is set of it."
+        "fit its settings. Fetch it again, or leave out its settings."
     )
 
 

@@ -1,4 +1,4 @@
-"""Heads that bring the features of different encoders into one space."""
+"""Projection heads: features of different encoders mapped to one space."""
 
 from __future__ import annotations
 

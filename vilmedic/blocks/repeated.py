@@ -1,4 +1,4 @@
-"""The layers of a network, and what is done to its repeated blocks: compiling, computing twice."""
+"""Layers and repeated blocks of a network: compilation and activation checkpointing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text encoders: a published model of transformers or a random BERT, to reports or to words."""
+"""Text encoders: a pretrained transformers model or a random BERT, giving reports or words."""
 
 from __future__ import annotations
 

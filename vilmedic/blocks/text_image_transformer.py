@@ -1,4 +1,4 @@
-"""The causal transformer over a report and the image tokens that follow it."""
+"""Causal transformer over report tokens and the image tokens that follow them."""
 
 from __future__ import annotations
 

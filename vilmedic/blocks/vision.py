@@ -469,7 +469,7 @@ def published_weights(name: str) -> WeightsEnum:
 
 
 def cached_file(weights: WeightsEnum) -> Path:
-    """Where torch keeps weights that were downloaded."""
+    """The folder of weights that torch has downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints: written, found, and read without executing anything."""
+"""Checkpoints: writing, finding, and loading without executing anything."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written so that a crash never loses one, named by score, ranked by number."""
+"""Checkpoint files: crash-safe writing, names with the score, ranking."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def last_name(seed: int) -> str:
 
 
 def previous_name(seed: int) -> str:
-    """File name of the state before the newest, to go on from should that one be damaged."""
+    """File name of the state before the newest, to resume from should that one be damaged."""
     return f"previous_{seed}.pth"
 
 
@@ -129,7 +129,7 @@ def epoch_of(path: Path) -> int:
 
 
 def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
-    """What a checkpoint that is named by a score holds of it; its weights are not read.
+    """The score data of a checkpoint that is named by a score; its weights are not read.
 
     Args:
         path: the file.
@@ -147,10 +147,10 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
         score = float(match["score"] if score is None else score)
         epoch, seed = (int(state.get(key) or match[key]) for key in ("epoch", "seed"))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged: it has no score that is a number.") from error
+        raise CheckpointError(f"{path}: is damaged: its score is not a number.") from error
     stated = state.get("metric") or _metric_of_settings(state.get("config"))
     if stated is None:
-        logger.warning("%s does not say what its score is of: taken as %s", path, metric)
+        logger.warning("%s does not name the metric of its score: taken as %s", path, metric)
     metric = stated or metric
     better = better_of({**state, "metric": metric})
     if better is None:
@@ -171,7 +171,7 @@ def _metric_of_settings(config: Any) -> str | None:
 def better_of(state: dict[str, Any]) -> str | None:
     """What is better of the score of a checkpoint: `higher` or `lower`.
 
-    Files that were written before this was stored are judged by the metric's name.
+    For files that were written before this was stored the metric's name decides.
 
     Returns:
         None when the metric is not known.
@@ -264,7 +264,7 @@ def require_directory(run_dir: Path) -> None:
     folder = run_dir.parent
     runs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     raise CheckpointError(
-        f"{run_dir}: there is no such run directory, as name and ckpt_dir say it."
+        f"{run_dir}: there is no such run directory (set by name and ckpt_dir)."
         f"{nearest(run_dir.name, runs)}"
     )
 
@@ -402,7 +402,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if not (isinstance(name, str) and isinstance(config, dict)):
             raise CheckpointError(f"{path}: is damaged: its 'networks' hold other than settings.")
     if not all(isinstance(value, torch.Tensor) for value in (state.get("ema") or {}).values()):
-        raise CheckpointError(f"{path}: is damaged: its averaged weights are no tensors.")
+        raise CheckpointError(f"{path}: is damaged: its averaged weights are not tensors.")
     return state
 
 

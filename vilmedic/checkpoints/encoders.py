@@ -1,4 +1,4 @@
-"""Weights of an encoder out of a file: the checkpoint of another run, or a plain state dict."""
+"""Encoder weights from the checkpoint of another run or from a plain state dict."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class EncoderFile:
         trained = _vocabulary(self)
         if trained is None:
             log.warning(
-                "%s does not hold its vocabulary, so nothing tells whether it is that of this run.",
+                "%s does not hold its vocabulary, so it cannot be compared with that of this run.",
                 self.path,
             )
             return
@@ -231,7 +231,7 @@ def _model(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _other_settings(file: EncoderFile, network: nn.Module) -> list[str]:
-    """What makes the network of a file another one, besides its weights."""
+    """Settings in which the network of a file differs, besides its weights."""
     if not isinstance(network, PreTrainedModel):
         return []
     own = network.config.to_dict()

@@ -1,4 +1,4 @@
-"""Exported folders and safetensors files as the contents of a checkpoint; no code in them runs."""
+"""Exported folders and safetensors files read as checkpoints; no code in them is run."""
 
 from __future__ import annotations
 

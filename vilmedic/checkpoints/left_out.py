@@ -1,4 +1,4 @@
-"""Files of a run directory that may be damaged: read whole, or left out of the page by name."""
+"""Tolerant reading of run-directory files: damaged ones are listed instead of failing the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_TOLD = 50  # files that are named one by one
 
 
 class LeftOut:
-    """What a page leaves out, each part with the reason.
+    """Parts that a page leaves out, each with the reason.
 
     Args:
         run_dir: the directory of the run.

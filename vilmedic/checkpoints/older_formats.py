@@ -1,4 +1,4 @@
-"""Checkpoints of older projects in the shape and the names of this one."""
+"""Conversion of checkpoints of older projects to the format of this one."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _official_gloria(said: Any, path: Path) -> dict[str, Any]:
     other = [f"{key} is {text[key]}" for key in usual if text.get(key, usual[key]) != usual[key]]
     if other:
         raise CheckpointError(
-            f"{path}: makes words of tokens otherwise than GLoRIA does here: {', '.join(other)}."
+            f"{path}: groups tokens into words in another way than GLoRIA here: {', '.join(other)}."
         )
     backbone = str(vision.get("model_name", ""))
     found: dict[str, Any] = {"proto": "GLoRIA"}

@@ -1,4 +1,4 @@
-"""What a pickle of `torch.save` would build, found out without building any of it.
+"""Static analysis of a `torch.save` pickle: what it would build, without building it.
 
 `torch.load(weights_only=True)` runs no code of a file, but it allocates what a file claims:
 storages larger than the file, a `bytearray` of any size, nested tuples whose hash takes for ever.

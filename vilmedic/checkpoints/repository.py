@@ -1,4 +1,4 @@
-"""An exported folder out of a repository of the Hugging Face hub; nothing in it is executed."""
+"""Exported folders from a Hugging Face hub repository; nothing in them is executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its seeds, its locks, its configuration and what it was run with."""
+"""The run directory: seeds, locks, configuration and environment."""
 
 from __future__ import annotations
 
@@ -191,7 +191,11 @@ def shared(lock: FileLock) -> Iterator[None]:
     try:
         held = acquire(lock, WAIT_FOR_FILE)
     except Timeout:
-        LOGGER.warning("%s has been locked for %d s, going on", lock.lock_file, WAIT_FOR_FILE)
+        LOGGER.warning(
+            "%s has been locked for %d s, continuing",
+            lock.lock_file,
+            WAIT_FOR_FILE,
+        )
         held = False
     try:
         yield

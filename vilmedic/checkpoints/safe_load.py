@@ -1,4 +1,4 @@
-"""Checkpoint files of this and of older projects, read without running anything that is in them.
+"""Safe loading of checkpoint files of this and older projects, without running their code.
 
 Before a file is loaded, its checksums are verified and its pickle is followed without building
 anything (`pickle_scan`). `torch.load(weights_only=True)` then builds tensors, plain values and what

@@ -1,1 +1,1 @@
-"""Several runs: compared, and swept."""
+"""Comparison and sweeps of several runs."""

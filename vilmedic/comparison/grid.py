@@ -1,4 +1,4 @@
-"""What varies in a sweep, read from the command line: a run for each combination, or a search."""
+"""Sweep values on the command line: a run for each combination, or a search space."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ Axes = dict[str, "list[str] | Range"]
 
 @dataclass(frozen=True)
 class Space:
-    """What a search varies, each of its ends and values checked.
+    """Search space: the varied keys, with their checked ends and values.
 
     Args:
         path: the configuration file.

@@ -1,4 +1,4 @@
-"""A picture of a comparison: its numbers along a key of the configuration, with their intervals.
+"""Plot of a comparison: numbers along a key of the configuration, with their intervals.
 
 Along `dataset.fraction` it shows label efficiency: a line for each encoder, a point for each part
 of the labels.
@@ -28,11 +28,11 @@ def write_plot(comparison: Comparison, key: str, by: Sequence[str] = ()) -> Path
         by: the keys that the comparison has a row for each value of, if any.
 
     Returns:
-        The picture, `comparison_<last part of the key>.png`.
+        The figure, `comparison_<last part of the key>.png`.
 
     Raises:
         ConfigError: a row has no number there or several, or there are too many lines.
-        OSError: the picture cannot be written.
+        OSError: the figure cannot be written.
     """
     panels = series_along(comparison, key, by)
     note = interval_note(comparison)

@@ -1,4 +1,4 @@
-"""The numbers of a run in bootstrap resamples of its samples, from what it says of each sample."""
+"""Bootstrap resamples of a run's metrics, from its predictions for each sample."""
 
 from __future__ import annotations
 

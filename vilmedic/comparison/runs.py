@@ -1,4 +1,4 @@
-"""Evaluated runs, as their directories tell: configuration, seed, numbers, protocols, samples."""
+"""Evaluated runs read from their directories: configuration, seed, metrics, protocols, samples."""
 
 from __future__ import annotations
 
@@ -151,10 +151,10 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
 
 
 def what_differs(runs: Sequence[Run]) -> list[str]:
-    """What keeps runs from being compared, each difference once, with the runs that it is between.
+    """Differences because of which runs are not comparable, each once, with the runs concerned.
 
     Args:
-        runs: all that are to be compared; the first one is what others are held against.
+        runs: all that are compared, the first one with each of the others.
     """
     first = runs[0]
     found: dict[str, list[str]] = {}
@@ -172,7 +172,7 @@ def trained_twice(runs: Sequence[Run]) -> list[str]:
     """Runs of one setting that have a seed in common: their spread says nothing about chance.
 
     Args:
-        runs: all that are to be compared.
+        runs: all that are compared.
     """
     known: dict[str, Run] = {}
     found: dict[str, list[str]] = {}

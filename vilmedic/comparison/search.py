@@ -1,4 +1,4 @@
-"""A search: trials that optuna chooses by the scores of those before, each an ordinary run.
+"""Hyperparameter search: optuna chooses trials by earlier scores, each one an ordinary run.
 
 The study is the file `study.journal` in the folder of the search, which optuna and its dashboard
 read. Each trial depends on the seed, on its number and on the trials before it alone, so a search
@@ -191,7 +191,7 @@ def direction(space: Space, metric: str) -> str:
     except ConfigError as error:
         raise ConfigError(f"--metric: {error}") from None
     if better is None:
-        raise ConfigError(f"--metric: given '{metric}', of which nothing says what is better.")
+        raise ConfigError(f"--metric: given '{metric}', of which no direction is known.")
     return better
 
 
@@ -260,14 +260,14 @@ def _mend(path: Path) -> None:
     for left in path.parent.glob(f"{path.name}.lock*"):
         left.unlink(missing_ok=True)
     if (kind := no_file(path)) is not None:
-        raise ConfigError(f"{path}: is {kind}, where the study is to be.")
+        raise ConfigError(f"{path}: is {kind}, where the study should be.")
     if path.exists():
         with open(path, "r+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _check_same(study: optuna.Study, folder: Path, sought: dict[str, Any]) -> None:
-    """Refuse to go on with a study of something else.
+    """Refuse to continue with a study of something else.
 
     Raises:
         ConfigError: it is one; says what differs.
@@ -289,7 +289,7 @@ def _check_same(study: optuna.Study, folder: Path, sought: dict[str, Any]) -> No
 
 
 def _sought(space: Space, metric: str) -> dict[str, Any]:
-    """What makes it another search than others."""
+    """The settings that identify a search."""
     varied = {
         key: f"{axis.kind}({axis.low:g},{axis.high:g})" if isinstance(axis, Range) else axis
         for key, axis in space.axes.items()

@@ -1,4 +1,4 @@
-"""What numbers of several runs say: means, intervals over samples and seeds, paired differences.
+"""Statistics over runs: means, intervals over samples and seeds, paired differences.
 
 A number of a run varies for two reasons: other samples could have been in the split, and another
 seed could have been trained with. The first is measured by a bootstrap over the samples, with the
@@ -53,7 +53,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a setting is from the best one.
+    """Difference between a setting and the best one.
 
     Args:
         value: its mean less that of the best.

@@ -1,8 +1,8 @@
-"""A sweep: ordinary runs of a grid or a search, trained and evaluated one process a device.
+"""Sweeps: the runs of a grid or search, trained and evaluated one process per device.
 
 Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
 configuration it is of and how far it is, and `sweep.log` what its processes printed. The same
-command again goes on where it was stopped: finished runs are skipped, others continue by
+command again resumes where it was stopped: finished runs are skipped, others continue by
 `ckpt=auto`.
 """
 
@@ -68,13 +68,13 @@ class Sweep:
 
     Args:
         path: the configuration file.
-        runs: what is to be trained, checked.
+        runs: what will be trained, checked.
         jobs: processes at a time; None takes one for each GPU, or one.
         evaluate: whether each run is evaluated after its training.
         tell: says what happens, a line at a time.
         command: the command of a step, `train` or `ensemble`.
         another: gives a further run when a device is free, as a search does; None at the end.
-        ended: is told of each run that ended and of the reason if it failed; what it says instead
+        ended: receives each run that ended and the reason if it failed; what it says instead
             is why the run counts as failed all the same.
 
     Attributes:
@@ -281,7 +281,7 @@ def command_of(step: str) -> list[str]:
 
 
 def digest(run: Planned) -> str:
-    """What tells its configuration from others."""
+    """Digest that identifies its configuration."""
     return hashlib.sha256(run.config.to_yaml().encode()).hexdigest()[:16]
 
 
@@ -314,7 +314,7 @@ def _signals() -> Any:
 
     def stop(number: int, frame: object) -> None:
         raise Interrupted(
-            "what was running saved its state; the same command goes on.", 128 + number
+            "running runs have saved their state; the same command resumes.", 128 + number
         )
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}

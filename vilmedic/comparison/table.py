@@ -1,4 +1,4 @@
-"""The table of a comparison: a row a setting, a column a number; as text, LaTeX and so on.
+"""Comparison tables: a row per setting, a column per metric; as text, LaTeX, CSV or HTML.
 
 `compare` makes it from run directories, `text_of` writes it.
 """
@@ -69,7 +69,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table shows.
+    """Content of a comparison table.
 
     Args:
         split: name of the split.
@@ -110,7 +110,7 @@ def compare(
     split, runs = read_runs(directories, split)
     problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:
-        told = "Nothing is compared; --anyway does it all the same and says so in the table."
+        told = "Nothing is compared; --anyway compares them all the same and notes it in the table."
         raise ConfigError([*(f"{one}." for one in problems), told])
     settings = group(runs, by)
     notes = [f"not comparable: {one}" for one in problems]

@@ -1,4 +1,4 @@
-"""From YAML files and command-line overrides to one checked configuration."""
+"""Configuration: YAML files and command-line overrides resolved and validated."""
 
 from vilmedic.config.load import Config, build, build_calls, fetch, load
 

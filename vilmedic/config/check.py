@@ -1,4 +1,4 @@
-"""Judges the values of a configuration against the signatures of what they build."""
+"""Validation of configuration values against the signatures of the classes they build."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set}
 
 @dataclass(frozen=True)
 class Plan:
-    """A judged node: what it becomes, and of what.
+    """A checked node: what it becomes, and of what.
 
     Args:
         found: the class.
-        arguments: the judged keys of the node, those that chose the class included.
+        arguments: the checked keys of the node, those that chose the class included.
         path: where the node stands.
         implied: whether it is not given, and the class does with its defaults.
     """
@@ -68,18 +68,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Items:
-    """A judged list that a constructor gets as a tuple or a set."""
+    """A checked list that a constructor gets as a tuple or a set."""
 
     container: type
     values: list[Any]
 
 
 class PathText(str):
-    """Judged text that a constructor gets as a path."""
+    """Checked text that a constructor gets as a path."""
 
 
 def plain_data(judged: Any) -> Any:
-    """A judged value as a configuration writes it."""
+    """A checked value as a configuration writes it."""
     if isinstance(judged, Plan):
         judged = {
             key: one
@@ -104,7 +104,7 @@ class Checker:
         problems: one complete text for each problem found.
         notes: one line for each key that was left out.
         plans: what each faultless node becomes, by where it stands.
-        within: the registry of the object that is judged, the outermost one; None outside of any.
+        within: the registry of the object that is checked, the outermost one; None outside of any.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
@@ -118,7 +118,7 @@ class Checker:
 
     @property
     def full(self) -> bool:
-        """Whether there are so many problems that no more are told."""
+        """Whether there are so many problems that no more are reported."""
         return len(self.problems) >= MOST_PROBLEMS
 
     def report(self, path: KeyPath, text: str) -> None:
@@ -141,7 +141,7 @@ class Checker:
         consumed: frozenset[str] | set[str] = frozenset(),
         filled: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        """Judge the keys of a mapping as the arguments of a class.
+        """Check the keys of a mapping as the arguments of a class.
 
         Args:
             read: the signature of the class.
@@ -267,7 +267,7 @@ class Checker:
         read: Signature | None = None,
         siblings: dict[str, Any] | None = None,
     ) -> Any:
-        """Judge one value.
+        """Check one value.
 
         Args:
             kind: what it may be.
@@ -298,7 +298,7 @@ class Checker:
         return PathText(result) if kind == Basic("path") else result
 
     def items(self, kind: ListOf | TupleOf, given: list[Any], path: KeyPath) -> Any:
-        """Judge a list."""
+        """Check a list."""
         if isinstance(kind, TupleOf) and len(kind.items) != len(given):
             self.report(path, mismatch(kind, given))
             return None
@@ -318,7 +318,7 @@ class Checker:
         read: Signature | None,
         siblings: dict[str, Any] | None,
     ) -> Any:
-        """Judge a value by the first alternative that it fits, text last."""
+        """Check a value by the first alternative that it fits, text last."""
         known = [one for one in options(kind) if one != Basic("foreign")]
         if all(one == Basic("null") for one in known):
             return self.value(ANY, given, path)
@@ -346,7 +346,7 @@ class Checker:
 
     @contextmanager
     def inside(self, registry: Registry | None) -> Iterator[None]:
-        """Judge what is built as one object of a registry, which decides what the framework gives.
+        """Check what is built as one object of a registry, which decides what the framework gives.
 
         Args:
             registry: of the object; that of one around it counts.
@@ -382,7 +382,7 @@ class Checker:
         read: Signature | None,
         siblings: dict[str, Any] | None,
     ) -> Any:
-        """Judge a value by its type and by its mark."""
+        """Check a value by its type and by its mark."""
         mark = kind.mark
         if given is None and isinstance(mark, Calls | OptionsOf):
             given = _empty(kind)
@@ -435,7 +435,7 @@ class Checker:
     # -- names with options
 
     def calls(self, mark: Calls, given: Any, path: KeyPath) -> Any:
-        """Judge a mapping, or a list, of names with options."""
+        """Check a mapping, or a list, of names with options."""
         if isinstance(given, dict):
             return {name: self.call(mark, name, one, (*path, name)) for name, one in given.items()}
         result: list[Any] = []
@@ -456,7 +456,7 @@ class Checker:
         return result
 
     def call(self, mark: Calls, name: str, given: Any, path: KeyPath) -> dict[str, Any] | None:
-        """Judge the options of one name."""
+        """Check the options of one name."""
         if given is BROKEN or self.full:
             return None
         try:
@@ -486,7 +486,7 @@ class Checker:
         read: Signature | None,
         siblings: dict[str, Any],
     ) -> dict[str, Any]:
-        """Judge the options of the class that a sibling key names."""
+        """Check the options of the class that a sibling key names."""
         default = read.params[mark.key].default if read and mark.key in read.params else None
         name = siblings.get(mark.key, default)
         if name is BROKEN:
@@ -509,7 +509,7 @@ class Checker:
     # -- nodes
 
     def node(self, kind: Type, given: Any, path: KeyPath) -> Any:
-        """Judge a mapping that is built into an object."""
+        """Check a mapping that is built into an object."""
         if given is None:
             given = {}
         if not isinstance(given, dict):
@@ -538,6 +538,6 @@ def _is_map(kind: Marked) -> bool:
 
 
 def _empty(kind: Marked) -> Any:
-    """What null stands for in a section of names or options: nothing in it, or null itself."""
+    """The meaning of null in a section of names or options: an empty section, or null itself."""
     empty: dict[type[Type], Any] = {MapOf: {}, ListOf: []}
     return empty.get(type(plain(kind)))

@@ -1,11 +1,11 @@
-"""What metrics and models declare in their class bodies, and whether a configuration goes with it.
+"""Metric and model declarations read from class bodies, and checked against a configuration.
 
 A metric declares its numbers as a literal mapping,
 
     numbers: ClassVar = {"auroc": "higher", "*_uniformity": "lower", "words": "neither"}
 
 where `*` stands for any text, as in numbers that are named after features: they are the scores that
-a run can be judged by. What a model takes is said by attributes of its class in the same way
+a run can be ranked by. What a model takes is said by attributes of its class in the same way
 (`vilmedic.models.contract.Model`). Both are read from the source text, without importing the class,
 so that what does not go together is known before torch is loaded.
 """
@@ -196,7 +196,7 @@ def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
 
     Args:
         tree: the values that were given, for their origins.
-        data: the judged configuration, which may have other problems.
+        data: the checked configuration, which may have other problems.
     """
     section, node = data.get("trainor"), data.get("model")
     if not isinstance(section, dict) or section.get("optimizer") != "Muon":
@@ -229,7 +229,7 @@ def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
 
     Args:
         tree: the values that were given, for their origins.
-        data: the judged configuration, which may have other problems.
+        data: the checked configuration, which may have other problems.
     """
     section, node = data.get("trainor"), data.get("model")
     groups = section.get("optim_groups") if isinstance(section, dict) else None
@@ -269,11 +269,11 @@ def _parts(node: dict[str, Any]) -> list[str]:
 
 
 def wrong_score(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
-    """Refuse a score to judge a run by that no evaluation of it gives.
+    """Refuse an early-stop score that no evaluation of the run gives.
 
     Args:
         tree: the values that were given, for their origins.
-        data: the judged configuration.
+        data: the checked configuration.
     """
     trainor = TrainorSection(**data.get("trainor") or {})
     validator = ValidatorSection(**data.get("validator") or {})
@@ -290,8 +290,8 @@ def misfits(tree: Tree, data: dict[str, Any], *, training: bool) -> Iterator[str
 
     Args:
         tree: the values that were given, for their origins.
-        data: the judged configuration.
-        training: whether it is to be trained with, which asks more than an evaluation does.
+        data: the checked configuration.
+        training: whether it will be trained with, which asks more than an evaluation does.
     """
     try:
         model = named_target(MODELS, data["model"])

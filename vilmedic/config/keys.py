@@ -1,4 +1,4 @@
-"""Keys without effect, and keys of published configurations that are spelt otherwise here.
+"""Keys without effect, and renamed keys of published configurations.
 
 A key has no effect because of what another one says: the marks `UsedWith`, `Overruled` and `Within`
 of its annotation tell. Keys that this project spells otherwise or does not have come from the
@@ -39,7 +39,7 @@ class Idle:
     Args:
         path: the key.
         why: the rest of a sentence that begins with the key.
-        dropped: whether a stronger layer made it so, and it is to be left out.
+        dropped: whether a stronger layer made it so, and it is left out.
     """
 
     path: KeyPath
@@ -306,7 +306,7 @@ _BY_NAME = {(one.section, one.name): one for one in OLDER_KEYS}
 
 
 def find_older(path: KeyPath, *, open_ended: bool = False) -> OlderKey | None:
-    """What is known of a key that the schema does not have.
+    """A renamed or removed key of published configurations, if it is one.
 
     Args:
         path: the key.

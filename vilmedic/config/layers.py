@@ -1,4 +1,4 @@
-"""Layers of a configuration: files, what they include and the command line, one over another.
+"""Configuration layers: files, their includes and the command line, merged in order.
 
 An upper layer may make keys of a lower one meaningless, by a new class or by a section given whole:
 they are dropped, with a line that says so.

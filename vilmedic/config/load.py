@@ -1,4 +1,4 @@
-"""One checked configuration out of files and a command line, and the objects that it describes."""
+"""Loading and validating a configuration, and building the objects that it describes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Node(dict[str, Any]):
         data: the keys and values.
         path: where the mapping stands.
         tree: the configuration that it is part of, for the origins of its keys.
-        plans: what the judged nodes of the configuration become; a new one is added.
+        plans: what the checked nodes of the configuration become; a new one is added.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Node(dict[str, Any]):
         self.path, self.tree, self.plans = path, tree, plans
 
     def plan(self, registry: Registry) -> Plan:
-        """What the node becomes; it is judged unless it was before and is as it was.
+        """What the node becomes; it is checked unless it was before and is as it was.
 
         Raises:
             ConfigError: the node does not fit the signatures.
@@ -87,7 +87,7 @@ class Config:
         overrides: the words of the command line.
         notes: one line for each choice of the command line that made keys of files meaningless.
         path: the configuration file.
-        plans: what its nodes become, so that none is judged a second time.
+        plans: what its nodes become, so that none is checked a second time.
         file_notes: one line for each choice of a file that made keys of its includes meaningless;
             it was written on purpose, so a run does not repeat them.
     """
@@ -165,7 +165,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Draft:
-    """A configuration that was read and not yet judged.
+    """A configuration that was read and not yet checked.
 
     Args:
         tree: the resolved values.
@@ -188,7 +188,7 @@ def load(
     Args:
         path: the YAML file.
         overrides: words as on the command line, `key=value` and `~key`.
-        training: whether it is to be trained with: refuses what an evaluation alone can do with.
+        training: whether it will be trained with: refuses what an evaluation alone can do with.
 
     Returns:
         The configuration.
@@ -230,7 +230,7 @@ def load(
 
 
 def read(path: str, words: Iterable[str] = ()) -> Draft:
-    """Read and merge a configuration without judging its values.
+    """Read and merge a configuration without checking its values.
 
     Raises:
         ConfigError: a file cannot be read at all.
@@ -380,7 +380,7 @@ def fetch(registry: Registry, node: Node) -> None:
 
 
 def _plans(judged: Any) -> Iterator[Plan]:
-    """The nodes in a judged value."""
+    """The nodes in a checked value."""
     if isinstance(judged, Plan):
         yield judged
         judged = judged.arguments
@@ -419,7 +419,7 @@ def nodes_of(calls: Any, where: str) -> list[Node]:
 
 
 def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
-    """An object of a class out of a file of its own, judged as a configuration is.
+    """An object of a class out of a file of its own, checked as a configuration is.
 
     Args:
         cls: a class of this package; its arguments are the keys of the file.
@@ -449,7 +449,7 @@ def check_arguments(cls: type, given: dict[str, Any]) -> None:
 
 
 def _judge(cls: type, tree: Tree) -> dict[str, Any]:
-    """The judged arguments of a class.
+    """The checked arguments of a class.
 
     Raises:
         ConfigError: they do not fit its signature.
@@ -480,7 +480,7 @@ def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) ->
 
 
 def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
-    """What a judged value becomes."""
+    """The object that a checked value builds."""
     if isinstance(judged, dict):
         return {key: _make(one, tree, runtime) for key, one in judged.items()}
     if isinstance(judged, list):

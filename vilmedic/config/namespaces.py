@@ -1,4 +1,4 @@
-"""Which class a name or a node stands for, and its arguments: registries, torch, torchvision."""
+"""Lookup of classes and their arguments by name: registries, torch, torchvision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a configuration that the framework itself owns: typed, documented, defaulted."""
+"""Schema of the framework's own configuration sections: types, defaults, documentation."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class ValidatorSection:
             2epochs); and in any case at the end of the run.
         splits: the splits that are scored; the first one decides on improvement.
         metrics: protocols to compute besides the loss, each with its options.
-        post_processing: pictures to make at each evaluation, each with its options.
+        post_processing: figures to make at each evaluation, each with its options.
     """
 
     batch_size: Annotated[int, AtLeast(1)] = 32
@@ -267,7 +267,7 @@ class EnsemblorSection(GenerationSection):
         metrics: protocols to compute besides the loss, each with its options.
         baselines: what is measured beside the model in the same run: the same network untrained,
             and the pixels themselves.
-        post_processing: pictures and files to make, each with its options.
+        post_processing: figures and files to make, each with its options.
         report: whether report.html is made, with the embedding explorer of
             post_processing.explore_representation.
         seed: seed of whatever an evaluation draws.

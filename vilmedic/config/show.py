@@ -1,4 +1,4 @@
-"""What `--help` and `--print-config` print."""
+"""Output of `--help` and `--print-config`."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class Place:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The values inside, as far as they are a mapping."""
+        """The values inside, if it is a mapping."""
         return self.given if isinstance(self.given, dict) else {}
 
 
 def help_page(
     prog: str, purpose: str, own: Sequence[tuple[str, str]], draft: Draft | None = None
 ) -> str:
-    """How a command is called, and a line for each section.
+    """Usage of a command, and a line for each section.
 
     Args:
         prog: the command.

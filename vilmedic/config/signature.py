@@ -1,4 +1,4 @@
-"""How a class is found and its arguments are read, from source text: nothing is imported for it.
+"""Static reading of class signatures from source text; nothing is imported.
 
 The arguments of a class are the schema of the node that builds it, so that a typo is known before
 torch is loaded.

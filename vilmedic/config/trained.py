@@ -1,4 +1,4 @@
-"""How a configuration differs from the one that a checkpoint was trained with.
+"""Differences between a configuration and the one that a checkpoint was trained with.
 
 What a trained model is, how its reports become tokens and its images pixels, is not for an
 evaluation to decide: there the checkpoint's configuration counts. Where data and weights lie, what
@@ -84,7 +84,7 @@ class Difference:
         now: its value now, a default included.
         given: whether the configuration of the training gave it.
         place: whether it only says where something lies.
-        node: what was trained in the place of another class, with all its keys.
+        node: what was trained instead of another class, with all its keys.
     """
 
     path: KeyPath
@@ -181,7 +181,7 @@ def _kind(registry: str) -> Type:
 
 
 def _compare(kind: Type, saved: Any, now: Any, path: KeyPath) -> Iterator[Difference]:
-    """What differs in a node that is built into an object."""
+    """Differences in a node that is built into an object."""
     saved, now = saved or {}, now or {}
     try:
         before, after = target(kind, saved), target(kind, now)

@@ -1,4 +1,4 @@
-"""The fields of transformers configuration classes, which `**settings` of an encoder may hold."""
+"""Fields of transformers configuration classes, allowed as `**settings` of an encoder."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
 
 
 def stated_fields(folder: str) -> dict[str, Any] | None:
-    """What `config.json` of a published model states.
+    """The fields that `config.json` of a published model sets.
 
     Args:
         folder: its folder.

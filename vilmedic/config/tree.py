@@ -1,4 +1,4 @@
-"""The values of a configuration with their sources, and the references `${...}` among them."""
+"""Configuration values with their sources, and `${...}` references between them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_NESTED = 8
 MOST_VALUES = 3000
 """Values of a configuration that holds references, those that they stand for included."""
 MOST_PROBLEMS = 100
-"""Problems that are told at once."""
+"""Problems that are reported together."""
 DEEPEST = 32
 """References that lead to references."""
 _NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
@@ -239,7 +239,7 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
         except MissingMandatoryValue:
             return complain(path, tree.mark(path).note or "has to be given a value (it is ???).")
         except InterpolationKeyError as error:
-            # what is near is looked for as long as it is told
+            # what is near is looked for as long as it is reported
             told = len(problems) < MOST_PROBLEMS
             return complain(path, _unknown(tree, path, error)) if told else BROKEN
         except (OmegaConfBaseException, RecursionError) as error:
@@ -290,7 +290,7 @@ def _has_special(value: Any) -> bool:
 
 
 class _Size:
-    """How large a tree becomes when every reference is replaced by what it stands for.
+    """Size of a tree after every reference is replaced by its value.
 
     References to references double with each level: a few lines would fill any memory.
     """

@@ -1,4 +1,4 @@
-"""What a value of a configuration may be: types, and the marks that bound them.
+"""Types and bounds of configuration values.
 
 The checker reads signatures as text, without importing the module that holds them. Plain
 annotations (`int`, `str | None`, `Literal["a", "b"]`, `list[str]`, `dict[str, float]`) speak for
@@ -204,7 +204,7 @@ class UsedWith:
         values: its values with which this one is used; by default any but null, false and 0.
         mode: whether the sibling key chooses what a command does, which is mostly done on the
             command line: files may then hold what is for either, and only the command line is
-            judged.
+            checked.
     """
 
     key: str
@@ -221,7 +221,7 @@ class Within:
     Args:
         key: the sibling key.
         unless: another sibling key that, when it is set, says how many there are in its place; the
-            value is then not judged.
+            value is then not checked.
     """
 
     key: str
@@ -304,7 +304,7 @@ AnyMark = (
 class Basic:
     """A plain value: null, bool, int, float, text, path, any, or foreign.
 
-    Foreign is what no configuration can hold (a tensor, a function); alone it is never judged.
+    Foreign is what no configuration can hold (a tensor, a function); alone it is never checked.
     """
 
     name: str

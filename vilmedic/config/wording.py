@@ -1,4 +1,4 @@
-"""The sentences that messages and `--help` are made of."""
+"""Sentence helpers for messages and `--help`."""
 
 from __future__ import annotations
 

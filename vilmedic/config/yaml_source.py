@@ -1,4 +1,4 @@
-"""YAML text and words of a command line to plain values, with the source and spelling of each.
+"""Parsing of YAML text and command-line words, with the source location of each value.
 
 Only plain data can come out: numbers, truth values, null, text, lists and mappings. Unlike in
 YAML 1.1, `5e-5` is a number, `no` and `on` are text and `00123` is text.

@@ -1,4 +1,4 @@
-"""What all data sets share: samples are lines of files, and may have several parts.
+"""Base class of data sets whose samples are aligned lines of several files.
 
 Whatever is drawn for a sample is a function of the run's seed, the epoch and the sample's line, so
 neither the number of workers nor a restart changes the data.
@@ -44,7 +44,7 @@ TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves ou
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a loader asks a data set for.
+    """Key of a sample: its position in the data set and the epoch.
 
     Args:
         index: position in the data set, from 0 to `len(dataset) - 1`.

@@ -1,8 +1,8 @@
-"""The random part of the presets: drawn for each image as it is read, applied to whole batches.
+"""Random augmentation of the presets: drawn per image, applied to whole batches.
 
 What an image gets is a function of (seed, epoch, line, view): numbers are drawn on the CPU, in the
 order in which torchvision's transforms draw them. The part to cut out and the flip are applied as
-the image is read, since pictures of several sizes fit in no batch. What is left is a row of numbers
+the image is read, since images of several sizes fit in no batch. What is left is a row of numbers
 that goes with the batch; affine map, colours and blur are applied from it on the device that holds
 the batch. Every operation but the affine map works on whole numbers that float32 holds exactly, and
 none looks at other images: a result depends neither on the batch nor on the number of processes.
@@ -27,7 +27,7 @@ Rows = list[float]
 _LOG_RATIO = torch.log(torch.tensor([3 / 4, 4 / 3])).tolist()  # of the sides of a part
 _LUMA = (0.2989, 0.587, 0.114)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)
-"""Factors of brightness, contrast, saturation and hue that leave a picture as it is."""
+"""Factors of brightness, contrast, saturation and hue that leave an image as it is."""
 _SEQUENCES = {0: (), 2: (0, 1, 0), 4: (0, 1, 2, 3) * 4}
 """Kinds of colour changes in a row that hold every order of so many kinds."""
 _WEIGHT = 2048
@@ -55,7 +55,7 @@ class Affine:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What a preset does to images, in this order; a field without a value does nothing.
+    """Augmentation settings of a preset, in order of application; None skips a step.
 
     Args:
         crop: side of the square that comes out; None keeps the size.

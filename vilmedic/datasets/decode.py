@@ -1,4 +1,4 @@
-"""From an image file to 8-bit grey or colour pixels.
+"""Decoding of image files to 8-bit grey or colour pixels.
 
 Rules, the same for every format:
 
@@ -64,7 +64,7 @@ _MARKS = {
     b"\xff\x4f\xff\x51": ".j2k",
     b"\x93NUMPY": ".npy",
 }
-# What libjpeg reports of files whose picture may be whole all the same.
+# What libjpeg reports of files whose image may be whole all the same.
 _HARMLESS = re.compile(r"extraneous bytes|end of JPEG file|JFIF revision|Adobe color|ICC")
 
 
@@ -289,7 +289,7 @@ def _check_jpeg(content: bytes) -> None:
 
 
 def _check_png(content: bytes) -> None:
-    """Compare the sums of the chunks that make up the picture; Pillow does not for its data."""
+    """Compare the sums of the chunks that make up the image; Pillow does not for its data."""
     view, place = memoryview(content), len(_PNG_MARK)
     while place + 12 <= len(content):
         length, kind = (

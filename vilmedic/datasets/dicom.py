@@ -1,13 +1,13 @@
-"""From a DICOM file to the 8-bit picture that a radiologist is shown.
+"""Decoding of DICOM files to the 8-bit image that a radiologist is shown.
 
 Grey values take the way that the standard prescribes (PS3.3 C.11, C.7.6.3.1.2): stored values, the
 modality table or rescale slope and intercept, the VOI table or the first window, and inversion of
 MONOCHROME1, so that bones are bright on dark. A file with neither table nor window shows its whole
-range of values, and so does one whose table or window cannot be read. Padding around the picture is
+range of values, and so does one whose table or window cannot be read. Padding around the image is
 black. Of several frames the first one is taken.
 
 Headers of tables are often wrong. What a table holds counts (see `_Table` and `_white`): where its
-descriptor states other bits, another sign of its first value or of its entries, the picture is
+descriptor states other bits, another sign of its first value or of its entries, the image is
 shown by the entries, and a note says so.
 
 pydicom and the decoders of compressed files are the optional dependency `dicom`.
@@ -24,29 +24,29 @@ import numpy as np
 
 
 class UnreadableDicom(Exception):
-    """What a DICOM file lacks, in words that follow its name."""
+    """Reason why a DICOM file cannot be read, as a phrase after its name."""
 
 
 class NoDecoder(UnreadableDicom):
-    """How a file is compressed, for which no decoder is installed."""
+    """Compression of a file for which no decoder is installed."""
 
 
 def dicom_pixels(
     content: bytes, *, max_pixels: int, thorough: bool = False, notes: list[str]
 ) -> np.ndarray:
-    """Read the picture in a DICOM file.
+    """Read the image in a DICOM file.
 
     Args:
         content: the file.
-        max_pixels: rows times columns of the largest picture that is decoded.
+        max_pixels: rows times columns of the largest image that is decoded.
         thorough: read the data of lossy JPEG a second time for damage.
         notes: gets what the file says of itself that its content contradicts.
 
     Returns:
-        uint8 [H, W] for grey pictures, [H, W, 3] (red, green, blue) for coloured ones.
+        uint8 [H, W] for grey images, [H, W, 3] (red, green, blue) for coloured ones.
 
     Raises:
-        UnreadableDicom: a decoder is missing, or the file holds no picture.
+        UnreadableDicom: a decoder is missing, or the file holds no image.
         Exception: whatever else the decoders raise on damaged files.
     """
     data = _read(content, max_pixels)
@@ -80,7 +80,7 @@ def _read(content: bytes, max_pixels: int) -> Any:
     if "Rows" not in data or not any(
         name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
     ):
-        raise UnreadableDicom("is no DICOM file with a picture in it, or ends too early.")
+        raise UnreadableDicom("is not a DICOM file with an image, or is cut short.")
     if "TransferSyntaxUID" not in data.file_meta:
         data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     _check_size(int(data.Rows), int(data.Columns), max_pixels)
@@ -93,7 +93,7 @@ def _check_size(rows: int, columns: int, max_pixels: int) -> None:
 
 
 def _check_inflated(file: io.BytesIO, max_pixels: int) -> None:
-    """Refuse a deflated file that becomes far larger than a picture, before pydicom inflates it."""
+    """Refuse a deflated file that becomes far larger than an image, before pydicom inflates it."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -158,7 +158,7 @@ def _high_byte(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 class _Grey:
-    """How the grey values of one file are shown."""
+    """Grey-value transformation of one DICOM file."""
 
     def __init__(self, data: Any, notes: list[str]) -> None:
         self.data, self.notes = data, notes
@@ -168,7 +168,7 @@ class _Grey:
 
         Args:
             stored: float64 values of any shape.
-            present: which of them the picture has; the range of a file without a window is theirs.
+            present: which of them the image has; the range of a file without a window is theirs.
         """
         padding = self._padding(stored)
         counted = present & ~padding
@@ -318,7 +318,7 @@ class _Table:
 
         Args:
             values: float64, what to look up.
-            seen: those that the picture has, which tell the sign of the table's first value.
+            seen: those that the image has, which tell the sign of the table's first value.
             signed: whether the standard takes that value as signed.
             bits: that a negative value may be written with in place of 16.
         """
@@ -352,7 +352,7 @@ def _white(largest: int, stated: int) -> int:
 
     Those that its descriptor states, unless they are not possible, hold its entries by no means, or
     would show all of them in the darkest quarter. Then as many as the largest entry needs, of the
-    8, 10, 12, 14 and 16 that devices have, so that the pictures of one device are shown alike. A
+    8, 10, 12, 14 and 16 that devices have, so that the images of one device are shown alike. A
     table that goes a little beyond what it states is cut off there.
     """
     if 8 <= stated <= 16 and 2 ** (stated - 2) <= largest < 9 * 2 ** (stated - 3):

@@ -1,4 +1,4 @@
-"""Reports without their references to earlier studies and without marks of de-identification.
+"""Removal of references to earlier studies and of de-identification marks from reports.
 
 A model that sees one study cannot know what an earlier one showed: "unchanged from prior" teaches
 it words that no image explains (Ramesh et al. 2022, arXiv:2210.06340). That work removes them with
@@ -18,7 +18,7 @@ from vilmedic.datasets.report_text import split_at_stops, words
 
 Replacement = str | Callable[["re.Match[str]"], str]
 
-# What stands in the place of a date, a name or any word: `___` and `[** ... **]` of MIMIC, `XXXX`
+# What stands instead of a date, a name or any word: `___` and `[** ... **]` of MIMIC, `XXXX`
 # of Indiana. While rules are applied, one character of private use stands for a run of these: were
 # runs inside patterns that repeat, a match could be tried in more ways than time allows.
 _X = r"(?:X{3,}|x{4,})"
@@ -318,7 +318,7 @@ def _says_nothing(text: str) -> bool:
 
 
 def _hide(text: str) -> tuple[str, list[str]]:
-    """A text with a character in the place of each run of marks, and these runs."""
+    """A text with a character instead of each run of marks, and these runs."""
     runs: list[str] = []
 
     def character(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Images, one or several a line."""
+"""Image data set: one or several images per line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vilmedic.datasets.picture_cache import PictureCache
 
 Window = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of a picture, as shares of its width and height."""
+"""Left, top, right and bottom of a part of an image, as shares of its width and height."""
 
 GIB = 2**30
 Changed = TypeVar("Changed")
@@ -83,7 +83,7 @@ class ImageDataset(AlignedPart):
         cache: folder in which decoded and resized images are kept, one memory-mapped file a split;
             null decodes the files in every epoch.
         spool: folder for shards that come from a URL; null takes the folder `spool` in root.
-        spool_gib: most GiB of shards that it holds; the ones unused for longest make room.
+        spool_gib: most GiB of shards that it holds; the ones unused for longest are evicted.
         tokens: cache gives the tokens that the frozen VAE of the model makes of images, computed
             once for all epochs and kept in the run directory; null gives images.
         max_pixels: height times width of the largest image, in its file and after resizing; a
@@ -324,11 +324,11 @@ class ImageDataset(AlignedPart):
         return self.on_error == "skip" and isinstance(error, UndecodableImage)
 
     def _use_cache(self, cache: PictureCache) -> None:
-        """Read pictures from a cache from now on; what it could not decode is known already."""
+        """Read images from a cache from now on; what it could not decode is known already."""
         failed = [f"{cache.texts.where(line)}: {e}" for line, e in cache.failures().items()]
         if failed and self.on_error == "raise":
             raise UndecodableImage(
-                f"{listed(failed, 'undecodable image')} Mend them, or set on_error=skip to leave "
+                f"{listed(failed, 'undecodable image')} Fix them, or set on_error=skip to leave "
                 "a few samples out."
             )
         self.pictures = cache
@@ -360,7 +360,7 @@ def open_pictures(
     spool_gib: float,
     max_pixels: int,
 ) -> Pictures:
-    """The pictures of a split; see `ImageDataset` for the arguments.
+    """The images of a split; see `ImageDataset` for the arguments.
 
     Raises:
         DataError: shards are not there, or do not belong to the lines.

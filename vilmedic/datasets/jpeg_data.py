@@ -1,4 +1,4 @@
-"""Whether the compressed data of a JPEG file are whole: more than a decoder needs to know.
+"""Integrity check of compressed JPEG data, stricter than a decoder.
 
 A decoder shows whatever the bits give. Bytes that were overwritten usually fall into step again
 after a few blocks, so that it reports nothing though rows are shifted or have another brightness.
@@ -80,8 +80,8 @@ def check_jpeg(content: bytes) -> None:
     """Read the compressed data of a JPEG file to their end.
 
     Bytes between the data and the end mark are accepted when they are no further blocks. Without an
-    end mark, all scans of the picture must be there: a progressive file that is cut off between two
-    of them is a coarse picture, which decoders show as if it were whole.
+    end mark, all scans of the image must be there: a progressive file that is cut off between two
+    of them is a coarse image, which decoders show as if it were whole.
 
     Args:
         content: the file.

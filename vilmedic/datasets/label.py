@@ -1,4 +1,4 @@
-"""Labels, one or several a line."""
+"""Labels, one or several per line."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:
 
 
 def label_counts(dataset: Any) -> dict[str, int] | None:
-    """How many samples of a data set have each label; None for data without this kind of labels."""
+    """Number of samples per label in a data set; None for data without this kind of labels."""
     for part in getattr(dataset, "parts", ()):
         if isinstance(part, LabelDataset):
             return dict(zip(part.names, part.counts(dataset.kept).tolist(), strict=True))
@@ -243,7 +243,7 @@ def _read_saved(path: Path) -> tuple[list[str], bool]:
         raise DataError(
             f"{path}: is damaged ({type(error).__name__}: {error}). It lists the labels of the "
             "run in the order that its model knows. If the line files are those of its training, "
-            "delete the file: it is made again from them."
+            "delete the file: it is rebuilt from them."
         ) from None
     return names, bool(several)
 

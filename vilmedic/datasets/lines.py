@@ -1,4 +1,4 @@
-"""Line-aligned text files: `<root>/<split>.<file>`, one sample a line."""
+"""Line-aligned text files: `<root>/<split>.<file>`, one sample per line."""
 
 from __future__ import annotations
 

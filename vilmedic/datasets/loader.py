@@ -1,4 +1,4 @@
-"""From a data set to batches: a stateless sampler and a loader whose errors read well."""
+"""Batches of a data set: a stateless sampler and a loader with readable errors."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class EpochLoader(DataLoader[Any]):
         Where processes share batches, None stands for one of which this process has no sample.
 
         Raises:
-            DataError: a sample is bad; raised here with its own text, whichever process read it.
+            DataError: a sample is bad; raised here with its own text, from any process.
             LostWorker: a loading process was killed.
         """
         assert isinstance(self.dataset, _Guarded)
@@ -329,7 +329,7 @@ def _end_workers() -> None:
     """End loading processes that are left at exit; they ignore the signal Python would send.
 
     Python sends it and waits for them, in a command as well as in a process started by another:
-    this is to be done before, so it is one of the finalizers that are called first.
+    this has to be done before, so it is one of the finalizers that are called first.
     """
     for child in multiprocessing.active_children():
         child.kill()

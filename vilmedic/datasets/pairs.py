@@ -1,4 +1,4 @@
-"""Samples of several parts: images with reports, with labels, or with both, in files or shards."""
+"""Data sets of several parts: images with reports, labels, or both, in files or shards."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class ImSeqShards(ImSeq):
     """Images in tar shards and their reports, read a few shards at a time.
 
     The samples are those of `ImSeq` on the folder that the shards were made from; the random order
-    of training is another one, which stays within some shards before it goes on to the next.
+    of training is another one, which stays within some shards before it moves to the next.
 
     Args:
         image: the images; their root holds line files and an index of shards.

@@ -1,8 +1,8 @@
-"""Decoded pictures of a split in one memory-mapped file.
+"""Image cache: the decoded images of a split in one memory-mapped file.
 
-`<folder>/<split>-<key>/` holds `pixels.u8` (all pictures in a row, each [C, H, W] in its own size),
+`<folder>/<split>-<key>/` holds `pixels.u8` (all images in a row, each [C, H, W] in its own size),
 `index.npz` (where each one starts and how large it is) and `card.json`. The key is a hash of what
-the pictures are made from: the content of every file, and the settings that decoding depends on.
+the images are made from: the content of every file, and the settings that decoding depends on.
 Names, places and times of files are not part of it. A cache is built beside its place, under a
 lock, and renamed when it is whole: what is under its name can be used.
 """
@@ -39,17 +39,17 @@ PIXELS, INDEX, CARD = "pixels.u8", "index.npz", "card.json"
 
 
 class PictureCache(Pictures):
-    """Pictures that were decoded and resized once.
+    """Images that were decoded and resized once.
 
-    Pictures that several lines name are kept once. Those that cannot be decoded, or that a second
+    Images that several lines name are kept once. Those that cannot be decoded, or that a second
     reading of their compressed data finds damaged, are known from the first pass on, and reading
     them raises an error.
 
     Args:
-        source: where the pictures come from.
+        source: where the images come from.
         folder: folder of the caches.
         split: name of the split.
-        skipped: lines that are never read, as a picture of theirs is missing.
+        skipped: lines that are never read, as an image of theirs is missing.
 
     Raises:
         DataError: the folder cannot be written to, or is full.
@@ -65,7 +65,7 @@ class PictureCache(Pictures):
         lines = [line for line in range(len(source.texts)) if line not in skipped]
         contents = source.contents(lines, folder)
         numbers: dict[str, int] = {}
-        wanted: list[tuple[int, int]] = []  # line and place of the first mention of each picture
+        wanted: list[tuple[int, int]] = []  # line and place of the first mention of each image
         rows: list[list[int]] = [[] for _ in range(len(source.texts))]
         for line, row in zip(lines, contents, strict=True):
             for place, content in enumerate(row):
@@ -96,27 +96,27 @@ class PictureCache(Pictures):
             ) from error
 
     def names(self, line: int) -> list[str]:
-        """What a line calls its pictures."""
+        """What a line calls its images."""
         return self.source.names(line)
 
     def open(self, line: int, number: int) -> IO[bytes]:
-        """The file that a picture was made from."""
+        """The file that an image was made from."""
         return self.source.open(line, number)
 
     def places(self, line: int) -> list[str]:
-        """Where each picture of a line was read from."""
+        """Where each image of a line was read from."""
         return self.source.places(line)
 
     def missing(self) -> dict[int, str]:
-        """Lines of which a picture was not there when the cache was made."""
+        """Lines of which an image was not there when the cache was made."""
         return self.source.missing()
 
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """What the pictures of some lines were made from."""
+        """What the images of some lines were made from."""
         return self.source.contents(lines, folder)
 
     def read(self, line: int, numbers: Sequence[int] | None = None) -> list[torch.Tensor]:
-        """The pictures of a line, as views of the file: uint8 [C, H, W], not to be written to."""
+        """The images of a line, as views of the file: uint8 [C, H, W], not to be written to."""
         pixels, images = self._mapped(), []
         every = self._numbers[self._starts[line] : self._starts[line + 1]].tolist()
         for place in range(len(every)) if numbers is None else numbers:
@@ -129,7 +129,7 @@ class PictureCache(Pictures):
         return images
 
     def failures(self) -> dict[int, str]:
-        """Lines with a picture that cannot be decoded, each with the reason."""
+        """Lines with an image that cannot be decoded, each with the reason."""
         if not self.failed:
             return {}
         bad = np.flatnonzero(np.isin(self._numbers, list(self.failed)))
@@ -141,7 +141,7 @@ class PictureCache(Pictures):
         }
 
     def _failure(self, line: int, place: int) -> str:
-        """Why a picture cannot be decoded, behind the place where it is now."""
+        """Why an image cannot be decoded, behind the place where it is now."""
         number = int(self._numbers[self._starts[line] + place])
         return f"{self.source.places(line)[place]}{self.failed[number]}"
 
@@ -248,7 +248,7 @@ class PictureCache(Pictures):
         logger.info("Image cache %s: %d images, %.2f GiB", self.path, len(wanted), gib)
 
     def _decoded(self, wanted: list[tuple[int, int]]) -> Iterator[torch.Tensor | UndecodableImage]:
-        """The pictures in order; threads decode them, as decoders let other threads run."""
+        """The images in order; threads decode them, as decoders let other threads run."""
 
         def work(item: tuple[int, int]) -> torch.Tensor | UndecodableImage:
             try:
@@ -280,7 +280,7 @@ def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
 
 
 def decoders() -> dict[str, str]:
-    """What decoded pictures depend on besides files: versions differ in the last bit."""
+    """Decoder versions: decoded images of different versions differ in the last bit."""
     return {name: version(name) for name in ("pillow", "simplejpeg", "tifffile")}
 
 

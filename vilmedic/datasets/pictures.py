@@ -1,4 +1,4 @@
-"""Where the pictures of a split come from, files in a folder, and how they are brought to size.
+"""Image sources of a split, reading from files, and resizing.
 
 What a file holds is told by a digest, without reading again what has not been written to. A digest
 is remembered together with what the file system said of the file when it was read: size, time of
@@ -44,27 +44,27 @@ from vilmedic.log import progress
 logger = logging.getLogger(__name__)
 
 SHARD_INDEX = "shards.npz"
-"""What follows the split in the name of the file that says where in shards its pictures are."""
+"""What follows the split in the name of the file that says where in shards its images are."""
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
 _noted: list[str] = []
 
 
 class Pictures(ABC):
-    """The pictures of the lines of a split, decoded and resized.
+    """The images of the lines of a split, decoded and resized.
 
     Args:
-        texts: the lines, each with the names of its pictures.
+        texts: the lines, each with the names of its images.
         color: grey or colour.
         resize: pixels of the short side; None keeps the size of the file.
-        most: pictures of a line that are used, from its first one on.
-        max_pixels: height times width of the largest picture, before and after it is resized.
+        most: images of a line that are used, from its first one on.
+        max_pixels: height times width of the largest image, before and after it is resized.
     """
 
     shared = False
     """Whether what `read` returns is memory that others see, which must not be written to."""
     remedy = ""
-    """What to do when pictures are missing."""
+    """Advice for missing images."""
 
     def __init__(
         self, texts: Lines, color: Color, resize: int | None, most: int, max_pixels: int
@@ -73,15 +73,15 @@ class Pictures(ABC):
         self.max_pixels = max_pixels
 
     def names(self, line: int) -> list[str]:
-        """What a line calls its pictures."""
+        """What a line calls its images."""
         return split_names(self.texts[line])[: self.most]
 
     def read(self, line: int, numbers: Sequence[int] | None = None) -> list[torch.Tensor]:
-        """The pictures of a line, uint8 [C, H, W] each.
+        """The images of a line, uint8 [C, H, W] each.
 
         Args:
             line: number of the line.
-            numbers: which of its pictures, in this order; None gives all.
+            numbers: which of its images, in this order; None gives all.
 
         Raises:
             UndecodableImage: one of them cannot be decoded.
@@ -93,11 +93,11 @@ class Pictures(ABC):
     def decode(
         self, line: int, number: int, *, thorough: bool = False, notes: list[str] | None = None
     ) -> torch.Tensor:
-        """One picture of a line, before it is resized: uint8 [C, H, W].
+        """One image of a line, before it is resized: uint8 [C, H, W].
 
         Args:
             line: number of the line.
-            number: number of the picture in its line.
+            number: number of the image in its line.
             thorough: see `decode_file`.
             notes: see `decode_file`; None logs them, those of the first such file of a process.
 
@@ -123,29 +123,29 @@ class Pictures(ABC):
         return image
 
     def decode_resized(self, line: int, number: int, *, thorough: bool = False) -> torch.Tensor:
-        """One picture of a line, resized: uint8 [C, H, W]; see `decode`."""
+        """One image of a line, resized: uint8 [C, H, W]; see `decode`."""
         image = self.decode(line, number, thorough=thorough)
         return image if self.resize is None else resize_short_side(image, self.resize)
 
     @abstractmethod
     def open(self, line: int, number: int) -> IO[bytes]:
-        """The file of a picture, or what would be in it."""
+        """The file of an image, or what would be in it."""
 
     @abstractmethod
     def places(self, line: int) -> list[str]:
-        """Where each picture of a line is, as messages and descriptions say it."""
+        """Where each image of a line is, as messages and descriptions say it."""
 
     @abstractmethod
     def missing(self) -> dict[int, str]:
-        """Lines of which a picture is not there, each with what is missing.
+        """Lines of which an image is not there, each with what is missing.
 
         Raises:
-            DataError: a line names no picture, or one that cannot be read on this machine.
+            DataError: a line names no image, or one that cannot be read on this machine.
         """
 
     @abstractmethod
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """For each picture of some lines a text that is another one for another content.
+        """For each image of some lines a text that is another one for another content.
 
         Args:
             lines: numbers of the lines.
@@ -157,7 +157,7 @@ class Pictures(ABC):
 
 
 class PictureFiles(Pictures):
-    """Pictures in files of their own.
+    """Images in files of their own.
 
     Args:
         texts: the lines, each with paths.
@@ -186,15 +186,15 @@ class PictureFiles(Pictures):
         )
 
     def paths(self, line: int) -> list[Path]:
-        """The file of each picture of a line."""
+        """The file of each image of a line."""
         return [Path(place) for place in self.places(line)]
 
     def open(self, line: int, number: int) -> IO[bytes]:
-        """The file of a picture."""
+        """The file of an image."""
         return open_image(self.places(line)[number])
 
     def places(self, line: int) -> list[str]:
-        """The paths of a line's pictures."""
+        """The paths of a line's images."""
         return [
             os.path.join(self.folder, name if _suffix(name) in SUFFIXES else name + self.ext)
             for name in self.names(line)
@@ -274,7 +274,7 @@ def file_digests(paths: Sequence[Path]) -> list[str]:
 
 
 def first_numbers(counts: Sequence[int]) -> list[int]:
-    """Where the pictures of each line start when those of all lines stand in a row."""
+    """Offset of each line's first image in the list of all images."""
     starts = [0]
     for count in counts:
         starts.append(starts[-1] + count)

@@ -1,4 +1,4 @@
-"""The text of reports: cleaning, words and sentences, in any language.
+"""Report text processing: cleaning, words and sentences, in any language.
 
 Results of published work depend on the rules of its cleaning to the letter, oddities included, so
 those functions are our own, after what the published ones do; each says which work it follows.

@@ -1,4 +1,4 @@
-"""Samples out of tar shards: the index that finds them, their bytes, and the order that reads well.
+"""Tar shards: index, reading of samples, and a shuffle order that reads shard by shard.
 
 A folder of shards is a folder of line files with one more file a split, `<split>.shards.npz`, which
 says in which shard and at which byte each image is. With it any sample can be read by itself, so
@@ -7,7 +7,7 @@ loading processes and ranks, and a run continues exactly. `data/make_shards.py` 
 
 Shards behind a URL are fetched whole, when the first of their samples is read, into a folder that
 the loading processes of a machine share and that holds a limited number of bytes: the ones that
-were not used for longest make room. So the data set can be larger than the disk, and each shard
+were not used for longest are evicted. So the data set can be larger than the disk, and each shard
 crosses the network once for each time that training comes to it.
 """
 
@@ -71,7 +71,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the images of a split are.
+    """Index of the images of a split in shards.
 
     Args:
         shards: the tar files.
@@ -172,10 +172,10 @@ class ShardIndex:
 
 
 class PictureShards(Pictures):
-    """Pictures in tar shards.
+    """Images in tar shards.
 
     Args:
-        texts: the lines, each with the names that its pictures had.
+        texts: the lines, each with the names that its images had.
         index: where they are.
         store: reads the shards.
         color: see `Pictures`.
@@ -207,14 +207,14 @@ class PictureShards(Pictures):
         store.check(index.shards)
 
     def open(self, line: int, number: int) -> IO[bytes]:
-        """The bytes of a picture's file."""
+        """The bytes of an image's file."""
         image = int(self.index.starts[line]) + number
         shard = self.index.shards[int(self.index.shard[image])]
         offset, size = int(self.index.offset[image]), int(self.index.size[image])
         return io.BytesIO(self.store.read(shard, offset, size))
 
     def places(self, line: int) -> list[str]:
-        """Shard and name of each picture of a line."""
+        """Shard and name of each image of a line."""
         names = self.names(line)
         first = int(self.index.starts[line])
         numbers = self.index.shard[first : first + len(names)].tolist()
@@ -233,7 +233,7 @@ class PictureShards(Pictures):
         return {}
 
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """The shard's digest and the byte at which each picture begins, out of the index."""
+        """The shard's digest and the byte at which each image begins, out of the index."""
         return [self._contents(line) for line in lines]
 
     def _contents(self, line: int) -> list[str]:
@@ -420,7 +420,7 @@ class ShardStore:
                 if sha256_of(partial) == shard.sha256:
                     os.replace(partial, path)
                     return
-                reason = "what came is not what the index expects (SHA-256 differs)"
+                reason = "the content differs from the index (SHA-256)"
                 partial.unlink()
         raise DataError(f"{url} cannot be fetched: {reason}.")
 

@@ -1,4 +1,4 @@
-"""A part of the training split: a share of it, or the samples that a file names."""
+"""Subsets of the training split: a fraction, or the samples that a file lists."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _spread(
 
 
 def _groups(texts: Lines, lines: NDArray[np.int64]) -> list[str]:
-    """What stays together: the samples of a patient, or else those with the same line."""
+    """Groups of samples that stay together: those of a patient, or else with the same line."""
     path = texts.path.with_name(f"{TRAIN}.{PATIENTS}")
     named = texts
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Reports, one a line, from their text to batches of ids."""
+"""Report data set: tokenisation of reports, one per line, into batches of ids."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ class CleanedLines(Sequence[str]):
 
 
 class ReportTokens:
-    """What a data set does to a report between its file and the model.
+    """Report preprocessing of a data set, from file to model.
 
     Args:
         tokenizer: turns text into ids.

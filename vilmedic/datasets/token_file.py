@@ -1,4 +1,4 @@
-"""What a frozen network makes of the samples of a split, computed once and kept on disk.
+"""What a frozen network computes from a split, computed once and stored on disk.
 
 These are the image tokens of a VAE and the features of frozen encoders. A file is named by what it
 follows from: the weights of the network, the content of every image or report and how it is

@@ -1,4 +1,4 @@
-"""From decoded images to what a model takes: sizes, transforms, crop and normalisation.
+"""Preparation of decoded images for a model: resizing, transforms, crop, normalisation.
 
 Transforms are torchvision's own by name, image by image on uint8 tensors [C, H, W] on the CPU, or
 published sets of them as presets, most of which is computed for whole batches (see `augment`).
@@ -35,7 +35,7 @@ Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray
 
 
 class Pixels:
-    """What a data set does to an image between decoding and the model.
+    """Image preprocessing of a data set, from decoded image to model.
 
     Args:
         training: whether the random transforms of training are drawn.

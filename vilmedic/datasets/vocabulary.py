@@ -1,4 +1,4 @@
-"""Vocabularies of words, for runs without a ready tokenizer.
+"""Word vocabularies, for runs without a pretrained tokenizer.
 
 They are made from the training reports, or read from a word list of the original vilmedic
 (`vocab.src`, one word a line, its number the id).
@@ -26,9 +26,7 @@ from vilmedic.log import Progress
 FOLDER = "tokenizer"  # in the run directory
 WORD_LIST = "vocab.src"
 _SETTINGS = "vocabulary.json"
-_REMEDY = (
-    "If the training reports are those of before, delete the folder: it is made again from them."
-)
+_REMEDY = "If the training reports are those of before, delete the folder: it is rebuilt from them."
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 

@@ -1,4 +1,4 @@
-"""PNG files of 16 bits a channel, with all of their bits: Pillow keeps 8 of those with colour."""
+"""16-bit PNG reader that keeps all bits; Pillow keeps 8 of them in colour images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_wide_png(content: bytes) -> np.ndarray:
         uint16 [C, H, W]; C is 1 or 3, and one more with alpha.
 
     Raises:
-        ValueError: it holds something else than such a picture, or too little of it.
+        ValueError: it holds something else than such an image, or too little of it.
     """
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     kind, interlaced = content[25], content[28]

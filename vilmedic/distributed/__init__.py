@@ -1,1 +1,1 @@
-"""The processes of a run; nothing is imported here, so that a rank is known before torch."""
+"""Distributed processes; imports nothing, so that the rank is known before torch is loaded."""

@@ -1,4 +1,4 @@
-"""A batch that is spread over processes, what its parts exchange, and tensors kept in parts.
+"""Gathering of a batch that is spread over processes, and sharded tensors.
 
 The loss of a contrastive batch compares every sample with every other. Each process computes the
 terms of its own samples against those of all, which it gathers *with* their gradient: what other

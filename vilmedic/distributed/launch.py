@@ -1,4 +1,4 @@
-"""What is known of a distributed run before torch is loaded, and which process tells of a fault.
+"""Launch environment before torch is loaded: rank, world size, which process reports errors.
 
 The first process that fails says why. The others fail too, sooner or later, because they wait for
 it, and stay silent.

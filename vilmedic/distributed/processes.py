@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, and how they agree.
+"""Distributed processes: rank, world size and collective agreement.
 
 `torchrun` starts one process a device and tells each its place through the environment. A run of
 one process, however started, is no distributed run: everything here then does nothing and costs

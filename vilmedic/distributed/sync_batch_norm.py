@@ -1,4 +1,4 @@
-"""Batch normalisation with the statistics of all processes."""
+"""Batch normalisation with statistics over all processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vilmedic.distributed.gather import Part
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """`torch.nn.SyncBatchNorm` for CPUs, where torch has none.
 
-    Every position counts once, whichever process it is in, so the result and its gradient are
+    Every position counts once, no matter which process it is in, so the result and its gradient are
     those of one process on the whole batch.
     """
 

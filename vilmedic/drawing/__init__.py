@@ -1,1 +1,1 @@
-"""Colours, thumbnails and image sheets that several rooms draw with."""
+"""Shared drawing helpers: colours, thumbnails and image sheets."""

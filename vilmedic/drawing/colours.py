@@ -1,4 +1,4 @@
-"""The colours of every picture and page: one a label and one a series, by name."""
+"""Colours of labels and series, the same in every figure and page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def label_colour(place: int) -> str:
     """The colour of a label.
 
     Args:
-        place: of the label among all labels of the data, whichever of them a picture shows.
+        place: of the label among all labels of the data, no matter which of them a figure shows.
     """
     return COLOURS[place % len(COLOURS)]
 

@@ -1,4 +1,4 @@
-"""Images as other files show them: thumbnails for a page, and generated images on one sheet."""
+"""Thumbnails for the report page, and contact sheets of generated images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_LEAST = 1_500_000  # bytes that all of a split may take in any case
 PILOT = 32
 
 Picture = Callable[[int], Any]
-"""From a sample's number to its picture, uint8 [C, H, W]."""
+"""From a sample's number to its image, uint8 [C, H, W]."""
 
 # of a sheet
 COLUMNS = 5
@@ -35,14 +35,14 @@ HEAD, LINE = 0.24, 0.17
 
 
 def thumbnails(picture: Picture, indices: Sequence[int]) -> list[str]:
-    """The pictures of samples as base64 WebP, as large as the page can bear.
+    """The images of samples as base64 WebP, as large as the page can bear.
 
     Args:
-        picture: gives the picture of a sample.
+        picture: gives the image of a sample.
         indices: the samples.
 
     Returns:
-        One text a sample, empty where the picture cannot be read.
+        One text a sample, empty where the image cannot be read.
     """
     if not indices:
         return []
@@ -137,11 +137,11 @@ def draw_image_sheet(
 
 
 def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
-    """The grey picture of a sample with its long side at most `side`."""
+    """The grey image of a sample with its long side at most `side`."""
     try:
         pixels = picture(index)
     except Exception:
-        # a picture that cannot be read was said to be so when the data set was made
+        # the data set has reported images that cannot be read
         return None
     image = Image.fromarray(pixels.float().mean(dim=0).byte().numpy())
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -149,7 +149,7 @@ def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
 
 
 def _fitting(pilot: Sequence[Image.Image], count: int) -> tuple[int, int]:
-    """The best form in which all pictures fit, judged by some of them."""
+    """The best form in which all images fit, estimated on a sample of them."""
     budget = max(EACH, AT_LEAST / count)
     for side, quality in FORMS:
         sizes = []

@@ -1,4 +1,4 @@
-"""Numbers and their intervals along a setting, fit for a paper."""
+"""Plots of numbers with intervals along a setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scatter plots of labelled points, fit for a paper."""
+"""Scatter plots of labelled points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_scatter(
     caption: str,
     axes: tuple[str, str],
 ) -> None:
-    """Draw points in the colours of their classes, with a legend beside the picture.
+    """Draw points in the colours of their classes, with a legend beside the plot.
 
     Points are drawn in a random but fixed order, so that no class hides the others. Points of no
     class lie in grey under them.

@@ -1,4 +1,4 @@
-"""Evaluation of trained checkpoints: numbers first, then pictures and files."""
+"""Evaluation of trained checkpoints: numbers first, then figures and files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ensemblor:
     Several processes share the passes over the splits; one of them writes and draws.
 
     One pass over each split gives the features that all metrics and post-processing share. The
-    numbers of the model are written before baselines are measured and pictures drawn, so that
+    numbers of the model are written before baselines are measured and figures drawn, so that
     what fails there loses none of them.
 
     Args:
@@ -171,7 +171,7 @@ class Ensemblor:
         self.results = results
         if failures:
             raise VilmedicError(
-                f"Post-processing failed, the numbers above stand: {'; '.join(failures)}."
+                f"Post-processing failed, the metrics above are complete: {'; '.join(failures)}."
             )
         return results
 
@@ -229,7 +229,7 @@ class Ensemblor:
         return {"loss": evaluation.features.loss, "metrics": metrics}
 
     def _post_process(self, networks: Ensemble) -> list[str]:
-        """Make pictures and files; returns what failed, having made all the others."""
+        """Make figures and files; returns what failed, having made all the others."""
         failures = []
         steps = itertools.product(self.splits.post_processing, self.section.splits)
         for (name, action), split in steps:
@@ -314,7 +314,7 @@ class Ensemblor:
         return found.changed
 
     def _settings(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-        """Everything that the numbers and the pictures of this evaluation depend on."""
+        """Everything that the numbers and the figures of this evaluation depend on."""
         section, where = self.section, self.run_dir.resolve()
         settings: dict[str, Any] = {
             "checkpoints": [
@@ -401,7 +401,7 @@ def with_contents(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_checkpoint(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What the results say of a checkpoint: file, epoch, score, its metric and seed."""
+    """The entry of a checkpoint in the results: file, epoch, score, metric and seed."""
     return {"file": path.name} | {
         key: state.get(key) for key in ("epoch", "metric", "score", "seed")
     }

@@ -1,4 +1,4 @@
-"""What metrics and post-processing are given: the features of a split and where they come from."""
+"""The `Evaluation` that metrics and post-processing get: features of a split and their source."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ class Evaluation:
         features: what the network or the ensemble makes of it.
         dataset: the data set of the split.
         networks: where the features come from.
-        seed: seed of whatever a metric or a picture draws.
+        seed: seed of the random draws of metrics and post-processing.
         source: which model that is, for titles: system, epoch and seed; empty in training.
         out_dir: where files are written.
         recorded: takes what a metric says of every sample; None keeps nothing of it.

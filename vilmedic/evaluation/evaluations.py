@@ -1,4 +1,4 @@
-"""The evaluations of a run: a folder each, so that none overwrites another, and an index of all.
+"""Evaluation folders of a run: one per evaluation, and an index of all.
 
 `<run directory>/evaluations/<what>-<8 hex>/` belongs to one evaluation: `what` is its checkpoint or
 its mode, and the digits come from all that its numbers depend on. `evaluation.json` in it says what
@@ -32,13 +32,13 @@ EARLIER = "earlier"
 
 
 class EvaluationFolder:
-    """Where an evaluation is written.
+    """Folder of an evaluation.
 
     Args:
         run_dir: the directory of the run.
         what: the checkpoint or the mode.
         ema: whether averaged weights are evaluated.
-        settings: what its numbers and pictures depend on, as values that JSON can hold.
+        settings: what its numbers and figures depend on, as values that JSON can hold.
         about: what the index says of it besides.
     """
 
@@ -194,7 +194,7 @@ def _odd(entry: Any, run_dir: Path) -> str:
 
 
 def shown_folders(run_dir: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The folders whose pictures a page shows: of the newest results, and of the newest images."""
+    """The folders whose images a page shows: of the newest results, and of the newest images."""
     newest: dict[str, str] = {}
     for entry in read_index(run_dir, left_out):
         kinds = ["generated"] if entry.get("generated") else entry.get("numbers", {})

@@ -1,4 +1,4 @@
-"""One pass of a model over a split: what evaluation and validation both start from."""
+"""Feature extraction: one pass of a model over a split, for evaluation and validation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIDE = 32
 
 @dataclass(kw_only=True)
 class SplitFeatures:
-    """What a model, or an ensemble of models, makes of the N samples of a split.
+    """Features of a model, or of an ensemble, for the N samples of a split.
 
     Args:
         split: name of the split.

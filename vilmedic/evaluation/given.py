@@ -1,4 +1,4 @@
-"""Evaluation of embeddings that another program made, by the same protocols as a run of its own."""
+"""Evaluation of embeddings from another program, by the same protocols."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def _rows(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[
     if not fits or arrays[key].shape != value.shape[:1] or arrays[key].dtype.kind != "U":
         raise DataError(
             f"{path}: {name} is {value.dtype} {list(value.shape)} and {key} is "
-            f"{arrays[key].dtype} {list(arrays[key].shape)}; wanted are numbers [N, D] "
+            f"{arrays[key].dtype} {list(arrays[key].shape)}; expected are numbers [N, D] "
             "and texts [N]."
         )
     return value.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Words and regions: features of many vectors a sample, which do not fit in memory in general."""
+"""Local features: the word and region vectors of a split, in bounded memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMORY = 2**30
 
 
 class Networks(Protocol):
-    """What is asked of the networks; `Ensemble` is what they are."""
+    """Interface of the networks; `Ensemble` implements it."""
 
     members: Sequence[Callable[[], Any]]
     dataset: Callable[[str], Any]
@@ -50,7 +50,7 @@ class _Regions(NamedTuple):
 
 
 class LocalFeatures:
-    """What networks make of words and regions, over a whole split and in bounded memory.
+    """Word and region similarities over a whole split, in bounded memory.
 
     Regions are taken one batch at a time. They are remembered while those of all splits and
     networks together stay below 1 GiB, and computed again in every pass beyond that. Several

@@ -1,4 +1,4 @@
-"""What protocols say of every sample, in a file that other programs can read.
+"""Predictions of each protocol for every sample, as an npz file.
 
 `predictions_<split>.npz` is an archive of arrays without pickled objects: `numpy.load` reads it.
 docs/evaluation.md lists the arrays.

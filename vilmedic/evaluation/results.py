@@ -1,4 +1,4 @@
-"""Results of an evaluation: as a file to cite and as a table to read."""
+"""Evaluation results as a JSON file and as a printed table."""
 
 from __future__ import annotations
 

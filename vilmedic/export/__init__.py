@@ -1,1 +1,1 @@
-"""A run for others: weights in the formats of other libraries, ONNX, a model card."""
+"""Export of a run: weights in the formats of other libraries, ONNX, a model card."""

@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how it was made, its numbers, and how it is loaded."""
+"""Model card of an export: description, training, metrics and usage."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def gather(loaded: Loaded) -> dict[str, Any]:
             _training(loaded, about), _numbers(about)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f"{loaded.path}: what it tells of its run is damaged: {error!r}."
+                f"{loaded.path}: its description of the run is damaged: {error!r}."
             ) from None
         return about
     run_dir = loaded.path.parent

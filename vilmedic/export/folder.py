@@ -1,4 +1,4 @@
-"""An export as a folder: written beside its place, checked, and moved there when it is whole."""
+"""Export folders: written to a temporary folder, verified, and moved into place."""
 
 from __future__ import annotations
 

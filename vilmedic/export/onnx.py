@@ -1,4 +1,4 @@
-"""ONNX files of a model, one a tower, held to what PyTorch computes before anybody gets them."""
+"""ONNX export, one file per tower, verified against PyTorch before it is published."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Tower:
-    """What becomes one ONNX file.
+    """One tower, exported as one ONNX file.
 
     Args:
         name: of the file.
@@ -224,7 +224,7 @@ def _vae_towers(vae: VAE) -> Iterator[Tower]:
 
 
 class _Encode(nn.Module):
-    """What a model gives for images or for texts alone, as a tuple."""
+    """Output of a model for images or texts alone, as a tuple."""
 
     def __init__(self, model: ContrastiveModel, method: str, names: tuple[str, ...]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The parts of a model as files that other libraries load: encoders, heads, tokenizer, pixels.
+"""Export of encoders, heads, tokenizer and image settings in the formats of other libraries.
 
 - ResNets: a folder of timm, whose weights torchvision takes as well.
 - Other networks of torchvision: safetensors under torchvision's names.
@@ -125,7 +125,7 @@ def side_of(loaded: Loaded) -> int:
 
 
 def preprocessing(pixels: Pixels, upsample: int | None) -> dict[str, Any]:
-    """What images go through before the model, in the terms of transformers and in ours.
+    """Image preprocessing of a model, in the terms of transformers and of this project.
 
     Args:
         pixels: what an evaluation does to images.

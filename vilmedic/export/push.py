@@ -1,4 +1,4 @@
-"""Uploading an export to a repository of the Hugging Face hub, private unless said otherwise."""
+"""Upload of an export to the Hugging Face hub, private by default."""
 
 from __future__ import annotations
 

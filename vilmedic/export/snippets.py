@@ -1,4 +1,4 @@
-"""The Python of a model card: lines that load each part of an export without this project."""
+"""Python snippets of a model card that load each part without this project."""
 
 from __future__ import annotations
 

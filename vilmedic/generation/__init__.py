@@ -1,1 +1,1 @@
-"""Images from text: sampling, ranking and contact sheets."""
+"""Image generation from text: sampling, ranking and contact sheets."""

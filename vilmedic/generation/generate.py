@@ -1,4 +1,4 @@
-"""Images from reports: which reports, which models, and what is written of them."""
+"""The generation command: prompts, models, and the files that are written."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def generate_from_checkpoints(
 def token_drawing(
     models: Sequence[DALLE], section: GenerationSection, precision: str
 ) -> TokenDrawing:
-    """What draws tokens as a configuration says.
+    """Token sampler of a configuration.
 
     Args:
         models: one or several, in evaluation mode on their device.

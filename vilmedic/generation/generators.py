@@ -1,4 +1,4 @@
-"""The models that images are generated with, out of the checkpoints of a run."""
+"""Image generators loaded from the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def warn_of_guidance(key: str, cond_scale: float, dropped: float, name: str) -> 
     if cond_scale != 1 and not dropped:
         LOGGER.warning(
             "%s is %g, but %s was trained with model.dalle.null_cond_prob=0: it never saw an image "
-            "without its text, so guidance has nothing to go by.",
+            "without its text, so guidance does not work.",
             key,
             cond_scale,
             name,

@@ -1,4 +1,4 @@
-"""Drawing the tokens of an image, one after another, from one or several trained transformers."""
+"""Autoregressive sampling of image tokens from one or several trained transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WARM_STEPS = 2  # run one by one, so that libraries have set up what they need
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn from logits.
+    """Sampling settings for the next token.
 
     Args:
         temperature: divides the logits; small values keep to the likeliest tokens.
@@ -84,7 +84,7 @@ def generate_tokens(
             same tokens for any other reports in the batch; in 16 bits a batch of another size may
             round otherwise.
         sampling: how tokens are drawn.
-        start: first tokens of the images, [B, n], to go on from.
+        start: first tokens of the images, [B, n], to resume from.
         precision: `fp32`, `bf16` or `fp16`.
         cached: remember keys, values and shifted channels; otherwise compute everything again for
             each token, which gives the same and is slow.
@@ -202,7 +202,7 @@ class _Steps:
         return self.tokens.clone()
 
     def step(self) -> None:
-        """Draw the token of the place, and go on to the next place."""
+        """Draw the token of the place, and continue with the next place."""
         self._draw([stream.next(self.tokens, self.place) for stream in self.streams])
 
     def _draw(self, every: list[Tensor]) -> None:

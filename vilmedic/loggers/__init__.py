@@ -1,1 +1,1 @@
-"""Places outside the run directory's own files that the numbers of a run can go to."""
+"""Loggers: TensorBoard, Weights & Biases, MLflow."""

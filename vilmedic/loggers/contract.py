@@ -1,4 +1,4 @@
-"""What every logger is."""
+"""Base class of loggers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Logger(ABC):
 
     @abstractmethod
     def open(self, run: Run) -> None:
-        """Begin, or go on with a run that was cut off.
+        """Start or resume a run that was cut off.
 
         Raises:
             ConfigError: the options or this machine do not allow it.
@@ -62,7 +62,7 @@ class Logger(ABC):
 
 
 def remembered(run: Run, logger: str) -> Path:
-    """The file in which a logger keeps the identity of a run, to go on with it after a resume."""
+    """The file in which a logger keeps the identity of a run, to continue it after a resume."""
     return run.run_dir / f"{logger}_{run.seed}.id"
 
 

@@ -1,4 +1,4 @@
-"""MLflow."""
+"""MLflow logger."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MLflowLogger(Logger):
         self.experiment, self.tracking_uri = experiment, tracking_uri
 
     def open(self, run: Run) -> None:
-        """Begin, or go on with the run of the same seed.
+        """Start or resume the run of the same seed.
 
         Raises:
             ConfigError: the store cannot be reached.

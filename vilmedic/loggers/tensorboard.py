@@ -1,4 +1,4 @@
-"""TensorBoard event files."""
+"""TensorBoard logger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Weights & Biases logger."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class WandbLogger(Logger):
         self.tags, self.mode = list(tags), mode
 
     def open(self, run: Run) -> None:
-        """Begin, or go on with the run of the same seed.
+        """Start or resume the run of the same seed.
 
         Raises:
             ConfigError: there is no account on this machine, say.

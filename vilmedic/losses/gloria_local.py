@@ -166,6 +166,8 @@ class _LocalSimilarity(torch.autograd.Function):
                 similarity[start : start + images_size, reports.places] = (
                     logits.logsumexp(2) if settings.aggregation == "sum" else logits.amax(2)
                 )
+                # Backward needs scores and projected of every block. The first blocks are kept, up
+                # to `block_size` pairs, and the others computed again: memory stays bounded.
                 room -= len(images) * len(reports.places)
                 if room >= 0:
                     kept += [scores, projected]
@@ -231,18 +233,30 @@ def _gradients(
                 else functional.one_hot(logits.argmax(2), logits.shape[2]).to(dtype)
             )
             upstream = grad[start : start + images_size, reports.places].unsqueeze(2)
+            # Where forward clamped a norm, the clamp is constant: no gradient passes.
             alive = (context > EPS) & (reports.norms > EPS)
             grad_cosine = share * upstream * settings.temp2 * alive
+            # With the dot product p = a . s and the squared norm q = a' G a of the context,
+            # r = p / (|w| sqrt(q)): dr/dp = 1 / (|w| sqrt(q)), and dr/dq = -r / (2 q). The 2 is
+            # left out because a occurs twice in q: dq/da = 2 G a, and `projected` is G a. The
+            # derivative with respect to |w| is collected over all images in `radial`.
             radial[place] -= (grad_cosine * cosine).sum(0)
             grad_dot = (grad_cosine / (reports.norms * context)).unsqueeze(3)
             grad_square = (-grad_cosine * cosine / context.square()).unsqueeze(3)
 
+            # From the attention a back to the scores s, in place: dr/da, then the softmax over the
+            # regions (without its mean, which is zero here), then the softmax over the words.
+            # The last line adds the direct path from s to p.
             grad_scores = projected * (grad_square * settings.temp1)
             grad_scores.addcmul_(scores, grad_dot * settings.temp1)
             grad_scores.mul_(attention).mul_(over_words)
             grad_scores.addcmul_(over_words, grad_scores.sum(2, keepdim=True), value=-1)
             grad_scores.addcmul_(attention, grad_dot)
 
+            # G = C' C is symmetric, so a gradient D of r with respect to G reaches the regions C
+            # as C (D + D'). D is -r / (2 q) times the outer product of a with itself, summed over
+            # words: symmetric, so 2 C D, and the 2 cancels again. It is summed over all reports
+            # first and multiplied once per block of images.
             weights = attention.flatten(1, 2)
             grad_gram += multiply(weights.mT, (attention * grad_square).flatten(1, 2), bits.narrow)
             rows = grad_scores.flatten(1, 2)
@@ -252,6 +266,8 @@ def _gradients(
         grad_images += multiply(images, grad_gram, bits.narrow)
         grad_regions[start : start + images_size] = grad_images
 
+    # The norm of a word is outside of the blocks: its gradient, along the word itself, is added
+    # once. Words were multiplied by temp0 before, so their gradient is, too.
     gathered = torch.zeros_like(words)
     for reports, part, along in zip(groups, grad_words, radial, strict=True):
         part += reports.words * (along / reports.norms.square()).view(-1, 1)
@@ -284,7 +300,7 @@ def _check_features(regions: Tensor, words: Tensor, mask: Tensor) -> None:
 
 
 class SimilaritySettings(NamedTuple):
-    """What a similarity is computed with, tensors apart."""
+    """Settings of a similarity, without its tensors."""
 
     temp0: float
     temp1: float
@@ -336,7 +352,7 @@ def block_shape(settings: SimilaritySettings, regions: Tensor) -> tuple[int, int
 
 
 class ProductBits(NamedTuple):
-    """How a GPU computes the products of float32 tensors where TF32 is allowed."""
+    """Precision of float32 products on a GPU where TF32 is allowed."""
 
     narrow: bool = False  # regions with regions, and their gradients, in bfloat16
     split: bool = False  # scores in bfloat16, of two parts each
@@ -426,7 +442,7 @@ def multiply(left: Tensor, right: Tensor, narrow: bool = False) -> Tensor:
         return product_in_float32(left.bfloat16(), right.bfloat16())
     if len(right) > 1:
         return torch.bmm(left, right)
-    return linear(left[0], right[0].mT, None)[None]  # faster than `bmm` on a processor
+    return linear(left[0], right[0].mT, None)[None]  # faster than `bmm` on a CPU
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

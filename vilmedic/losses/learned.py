@@ -1,4 +1,4 @@
-"""What the losses share that learn numbers of their own."""
+"""Base class of losses with learned parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear layer's output, without ever holding that output as a whole."""
+"""Fused linear layer and cross-entropy that never stores all logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pairs of a batch are positives of one another: equal reports, or soft targets."""
+"""Targets of contrastive losses: equal reports as positives, or soft targets."""
 
 from __future__ import annotations
 

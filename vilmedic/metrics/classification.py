@@ -1,4 +1,4 @@
-"""The numbers that every protocol with class scores reports, and bootstrap intervals of them.
+"""Classification metrics shared by the protocols, with bootstrap intervals.
 
 A bootstrap resample is a count for each sample: how often it was drawn. Sorting once and weighting
 by those counts gives the metric of every resample from cumulative sums, without sorting again.

@@ -1,4 +1,4 @@
-"""What every metric is."""
+"""Base class of metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a classifier is worth: ranking, decisions at a threshold, and calibration."""
+"""Classifier metrics: ranking, decisions at a threshold, calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours: labels read off frozen features without fitting anything."""
+"""kNN classification on frozen features."""
 
 from __future__ import annotations
 

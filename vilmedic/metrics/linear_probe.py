@@ -1,4 +1,4 @@
-"""Linear probe: how much of the labels a linear classifier reads off frozen features."""
+"""Linear probe: logistic regression on frozen features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pointing game: does the word that names a finding look to where the finding is?"""
+"""Pointing game: does the attention of a finding's word fall on the finding?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Finding:
     Args:
         name: what it is called.
         side: `left` or `right` of the patient; None for one in the middle or on both sides.
-        boxes: left, top, right and bottom of its parts, as shares of the picture's width and
+        boxes: left, top, right and bottom of its parts, as shares of the image's width and
             height.
     """
 
@@ -44,18 +44,18 @@ class Finding:
 
     @property
     def image_half(self) -> str | None:
-        """The half of the picture that it is in: a patient is looked at from the front."""
+        """The half of the image that it is in: a patient is looked at from the front."""
         return {"left": "right", "right": "left"}.get(self.side or "")
 
 
 class _Hit(NamedTuple):
-    """What one word that names a finding points at."""
+    """The region that one finding word points at."""
 
     sample: int
     finding: str
     side: float | None  # share that is on it; None for a finding without one
     inside: float
-    area: float  # of the boxes, as a share of the picture that the model sees
+    area: float  # of the boxes, as a share of the image that the model sees
 
 
 class PointingGame(Metric):
@@ -63,7 +63,7 @@ class PointingGame(Metric):
 
     For each finding that a sample has, the words of its report that name the finding are taken,
     and for each the region with the largest attention. `side` is the share of those words whose
-    region has its centre in the half of the picture where the finding is, over findings that lie
+    region has its centre in the half of the image where the finding is, over findings that lie
     on one side; a model that looks anywhere gets 0.5. `box` is the share with the centre in a box
     of the finding; chance is `box_chance`, the mean area of the boxes (Zhang et al. 2018,
     "Top-down Neural Attention by Excitation Backprop"). Intervals resample the samples.
@@ -72,7 +72,7 @@ class PointingGame(Metric):
         root: folder that holds the line files.
         file: name of the line files after the split: a JSON object a line, `{finding: {"side":
             "left", "parts": [{"box": [left, top, right, bottom]}]}}`, sides of the patient and
-            shares of the picture.
+            shares of the image.
         words: the words that name each finding; null takes the last word of its name. A plural s
             is recognised.
         bootstrap: resamples behind each 95% interval.
@@ -237,7 +237,7 @@ def _parse(lines: Lines, number: int) -> list[Finding]:
         raise DataError(
             f"{lines.where(number)}: not a record of findings ({type(error).__name__}: {error}). "
             'Expected: {"Pneumothorax": {"side": "left", "parts": [{"box": [0.5, 0.2, 0.7, 0.6]}]}}'
-            " with left, top, right and bottom as shares of the picture."
+            " with left, top, right and bottom as shares of the image."
         ) from None
 
 

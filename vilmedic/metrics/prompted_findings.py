@@ -1,4 +1,4 @@
-"""Do generated images show what their prompts say, as a classifier of real images sees it?"""
+"""Prompted findings: a classifier of real images tests whether generated ones match prompts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PromptedFindings(Metric):
     """How well a classifier of real images finds in generated ones what their prompts ask for.
 
     A small convolutional network learns on the real images of the training split to tell, for each
-    prompt on its own, images that show its finding. It then judges images that are generated from
+    prompt on its own, images that show its finding. It then scores images that are generated from
     the prompts. `auroc` is the mean over prompts of the area under the curve that tells the images
     of a prompt from those of the others; guessing gives 0.5. `accuracy` is the share of images for
     which the class of their prompt stands out most among the classes, guessing gives
@@ -105,7 +105,7 @@ class PromptedFindings(Metric):
         self.cond_scale = cond_scale
         self._wanted = [_read_prompt(name, given) for name, given in prompts.items()]
         if len(self._wanted) < 2:
-            raise ArgumentError({"prompts": "needs at least two prompts to tell apart."})
+            raise ArgumentError({"prompts": "needs at least two prompts to compare."})
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse models that make no images, and findings that no training image has.

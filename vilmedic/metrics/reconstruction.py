@@ -1,4 +1,4 @@
-"""What a discrete VAE keeps of an image, and how much of its codebook it uses."""
+"""Reconstruction error and codebook use of a discrete VAE."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def check_single_vae(evaluation: Evaluation) -> None:
     if len(evaluation.networks.members) > 1:
         raise ArgumentError(
             {
-                "": f"{len(evaluation.networks.members)} checkpoints have codebooks that have "
-                "nothing to do with each other. Evaluate one: ensemblor.mode=best-1."
+                "": f"{len(evaluation.networks.members)} checkpoints have codebooks that are "
+                "unrelated. Evaluate one: ensemblor.mode=best-1."
             }
         )

@@ -1,4 +1,4 @@
-"""The shape of a representation: does it use the space it has?"""
+"""Representation metrics: alignment, uniformity, effective rank and spread."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Representation(Metric):
             if rank < self.collapse_rank or extent < self.collapse_spread:
                 logger.warning(
                     "%s, split %s: '%s' has collapsed: effective rank %.2f of %d, spread %.2g. "
-                    "The samples are hardly told apart.",
+                    "The samples are hardly distinguishable.",
                     evaluation.name,
                     evaluation.split,
                     name,

@@ -1,4 +1,4 @@
-"""Retrieval: does an image find its own report among all, and a report its image?"""
+"""Retrieval between images and reports: recall at k, precision at k and median rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 TIE = 1e-9
 RECALLS = (1, 5, 10)
 TILE = (512, 512)
-"""Images and reports that a processor compares at once, so that all of it stays in its cache."""
+"""Images and reports that a CPU compares at once, so that all of it stays in its cache."""
 SCORES = 1 << 24
 """Similarities held at a time where whole rows of them are looked at."""
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -320,7 +320,7 @@ def count_ahead(leads: Leads, *, block_size: int) -> dict[str, tuple[Tensor, Ten
     """Count the candidates that rank above and beside the true one, in both directions.
 
     Every similarity is computed once and compared with that of the pair in its row and of the pair
-    in its column. On a processor each thread compares a tile at a time, which fits into its cache.
+    in its column. On a CPU each thread compares a tile at a time, which fits into its cache.
 
     Args:
         leads: of all images and reports.
@@ -416,7 +416,7 @@ def _compare(
 def _compare_on_cpu(
     lead: Tensor, own_rows: Tensor, own_columns: Tensor, of_rows: Tensor, of_columns: Tensor
 ) -> None:
-    """The same, reading the tile once while it is in the processor's cache."""
+    """The same, reading the tile once while it is in the CPU's cache."""
     # Small counts side by side in memory: several of them are added to at a time.
     some = np.zeros((2, lead.shape[1]), np.int32)
     _compare_tile(lead.numpy(), own_rows.numpy(), own_columns.numpy(), of_rows.numpy(), some)

@@ -1,4 +1,4 @@
-"""Zero-shot classification: findings recognised by sentences that say they are there.
+"""Zero-shot classification with positive and negative prompts.
 
 The sentences that stand for a class come from a YAML file, which is read and checked here.
 """
@@ -66,7 +66,7 @@ class ZeroShot(Metric):
             the best word without the opening special token, as published evaluations have it, or
             sum, over all words and that token, as in training.
         on_missing: whether a class of the file without a positive or without a negative sample in
-            the split, of which no ranking can be judged, is an error or is reported as null.
+            the split, for which no ranking can be evaluated, is an error or is reported as null.
         bootstrap: resamples behind each 95% interval; 0 leaves intervals out.
     """
 
@@ -157,7 +157,7 @@ class ZeroShot(Metric):
         found = ", ".join(f"'{name}' ({counts[name]} of {samples} samples)" for name in missing)
         raise DataError(
             f"{self.prompts}: the split '{split}' lacks positive or negative samples of {found}, "
-            "so that no ranking can be judged. Leave these classes out of the file, or set "
+            "so that no ranking can be evaluated. Leave these classes out of the file, or set "
             "on_missing=skip beside zero_shot's prompts to report them as null."
         )
 
@@ -301,7 +301,7 @@ def as_prompts(prompts: Mapping[str, Any]) -> list[ClassPrompts]:
 
 
 def prompt_weights(classes: list[ClassPrompts]) -> csc_array:
-    """What each prompt contributes to each class: [P, L], float64.
+    """Weight of each prompt in the score of each class: [P, L], float64.
 
     The mean over the positive prompts of a class minus that over the negative ones; prompts in the
     order of the classes, positive ones first.

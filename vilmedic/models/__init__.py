@@ -1,1 +1,1 @@
-"""The systems that can be trained, one file each."""
+"""Models, one file each."""

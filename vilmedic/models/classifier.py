@@ -32,7 +32,7 @@ class Classifier(Model):
     and, with several labels, over the classes; a label that is unknown adds nothing to it.
 
     Args:
-        spec: what is to be known of the data.
+        spec: data properties: tokenizer, label names, normalisation.
         cnn: the image encoder; its output is averaged over positions if it has several. Its
             `pretrained` says where its weights come from: another run, a file, or ImageNet.
         hidden: width of a hidden layer of the head; null makes the head one linear layer.
@@ -76,7 +76,7 @@ class Classifier(Model):
         if len(spec.labels) < 2 and not spec.multi_label:
             raise ConfigError(
                 f"dataset: all samples have the one label '{spec.labels[0]}', so there is nothing "
-                "to tell apart. Set dataset.label.multi_label=true if samples may lack it."
+                "to classify. Set dataset.label.multi_label=true if samples may lack it."
             )
         self.labels, self.multi_label = spec.labels, spec.multi_label
         self.encoder_lr, self.head_lr, self.layer_decay = encoder_lr, head_lr, layer_decay

@@ -1,4 +1,4 @@
-"""Features of a large batch with the graph of one chunk in memory at a time (Gao et al. 2021).
+"""Contrastive gradients in constant memory: one chunk's graph at a time (Gao et al. 2021).
 
 "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983: a
 contrastive loss needs the features of the whole batch, but its gradient reaches the encoders only
@@ -42,6 +42,8 @@ def encode_in_constant_memory(module: nn.Module, chunks: Sequence[Encode]) -> Fe
         ValueError: the features of two chunks differ in more than the number of samples.
     """
     encoding = _Encoding(module, chunks)
+    # The chunks are not tensors, so autograd would see no input that needs a gradient, and never
+    # call backward. The trigger is such an input; its own gradient is not used.
     trigger = torch.zeros((), requires_grad=True)
     tensors = _Replayed.apply(trigger, encoding)
     return dict(zip(encoding.names, tensors, strict=True))
@@ -81,6 +83,8 @@ class _Encoding:
 
     def first_pass(self) -> list[Tensor]:
         """Encode all chunks without a graph, remembering what they depended on."""
+        # Batch normalisation reads and updates running statistics: the second pass has to start
+        # from the same ones, and leave those of a single pass behind.
         self.buffers = [buffer.clone() for buffer in self.module.buffers()]
         parts: list[Features] = []
         with torch.no_grad():
@@ -104,20 +108,27 @@ class _Encoding:
         start = 0
         try:
             for encode, random, size in zip(self.chunks, self.random, self.sizes, strict=True):
+                # The same dropout masks as in the first pass: the gradient of the loss was taken at
+                # those features. Backward runs outside of the caller's autocast, so it is reopened.
                 random.restore()
                 with torch.enable_grad(), self.autocast():
                     features = encode()
                 outputs, parts = [], []
                 for name, gradient in zip(self.names, gradients, strict=True):
+                    # A scalar such as a temperature is part of every chunk, but its gradient is
+                    # that of the whole batch: it is propagated once, with the first chunk.
                     shared = gradient is not None and gradient.ndim == 0
                     if gradient is None or not features[name].requires_grad or (shared and start):
                         continue
                     outputs.append(features[name])
                     parts.append(gradient if shared else gradient[start : start + size])
+                # Frees the graph of this chunk before the next one is built.
                 if outputs:
                     torch.autograd.backward(outputs, parts)
                 start += size
         finally:
+            # As if there had been one pass: what follows draws the same random numbers, and running
+            # statistics have been updated once.
             now.restore()
             _refill(self.module, after)
 

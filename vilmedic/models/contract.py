@@ -1,4 +1,4 @@
-"""What every model offers to training and evaluation, and contrastive models on top of it."""
+"""Base classes of models: `Model` and `ContrastiveModel`."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Model(nn.Module, ABC):
         return []
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Set what changes as training goes on, such as a temperature.
+        """Set what changes during training, such as a temperature.
 
         Called before each optimizer step, and when a checkpoint is evaluated. What is set follows
         from the step alone, so that a run that is continued does as one that never stopped.

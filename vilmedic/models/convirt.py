@@ -36,7 +36,7 @@ class ConVIRT(ContrastiveModel):
     arXiv 2010.00747.
 
     Args:
-        spec: what is to be known of the data.
+        spec: data properties: tokenizer, label names, normalisation.
         encoder: the text encoder.
         cnn: the image encoder; its output is averaged over positions if it has several.
         projection: the two heads.

@@ -39,7 +39,7 @@ class DALLE(Model):
     dalle-pytorch's `DALLE` (version 1.6.6).
 
     Args:
-        spec: what is to be known of the data.
+        spec: data properties: tokenizer, label names, normalisation.
         vae: the frozen VAE.
         dalle: the transformer.
     """

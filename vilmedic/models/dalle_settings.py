@@ -1,4 +1,4 @@
-"""The settings of DALLE and of its frozen VAE, and how a checkpoint of it differs from them."""
+"""Settings of DALLE and its frozen VAE, compared with those of a checkpoint."""
 
 from __future__ import annotations
 

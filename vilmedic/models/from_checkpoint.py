@@ -1,4 +1,4 @@
-"""A trained model out of its checkpoint alone: no data folder, no hub, no configuration by hand."""
+"""Models rebuilt from a checkpoint alone, without data, hub or configuration file."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def from_checkpoint(
         try:
             reports = ReportTokens(spec.tokenizer, longest, text.get("processing"))
         except ValueError as error:
-            raise CheckpointError(f"{path}: says of its reports what cannot be: {error}") from None
+            raise CheckpointError(f"{path}: describes impossible reports: {error}") from None
     return Loaded(
         model=model.eval(),
         config=settings,
@@ -135,7 +135,7 @@ def _settings(
 
 
 def _older_keys(node: Mapping[str, Any], path: KeyPath) -> Iterator[str]:
-    """What an older project did to images and texts in a way that is not known here."""
+    """Unknown settings of older projects for images and texts."""
     for name, value in node.items():
         where = (*path, name)
         if isinstance(value, Mapping):
@@ -156,7 +156,7 @@ def _pixels(node: Mapping[str, Any], model: Model, path: Path) -> Pixels:
         check_arguments(ImageDataset, {"root": "", **given})
         pixels = Pixels.of_evaluation(ImageDataset, node)
     except (ConfigError, ValueError) as error:
-        raise CheckpointError(f"{path}: says of its images what cannot be: {error}") from None
+        raise CheckpointError(f"{path}: describes impossible images: {error}") from None
     for option, allowed in model.image_options.items():
         found = getattr(pixels, option, allowed[0])
         if found not in allowed:

@@ -48,7 +48,7 @@ class GLoRIA(ContrastiveModel):
     Medical Image Recognition", ICCV 2021. Everything is compared in the space of the text encoder.
 
     Args:
-        spec: what is to be known of the data.
+        spec: data properties: tokenizer, label names, normalisation.
         encoder: the text encoder.
         cnn: the image encoder; its output is averaged over positions if it has several.
         visual_embedder: widths of the image features that are mapped into the space of the text.

@@ -65,7 +65,7 @@ class VAE(Model):
     over images. Weights have the names and shapes of dalle-pytorch's `DiscreteVAE`.
 
     Args:
-        spec: what is to be known of the data; None for a model without any.
+        spec: data properties: tokenizer, label names, normalisation; None for a model without any.
         image_size: side of the square images in pixels; a multiple of 2 ** num_layers.
         num_tokens: number of codes in the codebook.
         codebook_dim: width of a code's vector.
@@ -374,7 +374,7 @@ def load_vae(path: str | Path, settings: Mapping[str, Any]) -> VAE:
     if "image_size" not in actual:
         raise ArgumentError(
             {
-                "vae.image_size": f"{path} does not tell it, so it has to be given: the side of "
+                "vae.image_size": f"{path} does not contain it, so it has to be given: the side of "
                 "the images, in pixels, that the VAE was trained on."
             }
         )
@@ -444,7 +444,7 @@ def _shape(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def _stated(config: Any) -> dict[str, Any]:
-    """What the configuration in a file says of the images; defaults count, as none changed."""
+    """Image settings of the configuration in a file, with defaults, which never changed."""
     node = config.get("model") if isinstance(config, Mapping) else None
     if isinstance(node, Mapping) and isinstance(node.get("vae"), Mapping):
         node = node["vae"]

@@ -1,4 +1,4 @@
-"""The healthy chest as fields over the pixels: lungs, heart, mediastinum, bones and soft tissue.
+"""Healthy anatomy of a phantom as pixel fields: lungs, heart, mediastinum, bones, soft tissue.
 
 All fields are arrays of one value a pixel between 0 and 1. Edges are ramps about as wide as a
 pixel, so that no supersampling is needed.
@@ -61,7 +61,7 @@ def make_grid(view: View, size: int) -> Grid:
 
 
 def to_image(view: View, x: float, y: float) -> tuple[float, float]:
-    """Where a point given in body units lies in the image, from -1 to 1."""
+    """Position of a point in the image, from -1 to 1, given in body units."""
     u, v = x * view.scale[0], y * view.scale[1]
     cos, sin = np.cos(view.angle), np.sin(view.angle)
     return float(cos * u - sin * v + view.shift[0]), float(sin * u + cos * v + view.shift[1])
@@ -199,7 +199,7 @@ def outline(body: Body, grid: Grid) -> Field:
 
 
 def soft_parts(body: Body, grid: Grid, chest: Lungs) -> Field:
-    """What lies over or under the lungs: abdomen, breasts, and the dark gastric bubble."""
+    """Structures over or under the lungs: abdomen, breasts, and the dark gastric bubble."""
     abdomen = 0.16 * ramp(grid.y - chest.floor, 2.0 * grid.edge)
     reach = np.sqrt((grid.s - 0.62 * body.half_width) ** 2 + (grid.y - 0.30) ** 2)
     breasts = body.breast * ramp(0.27 - reach, 2.0 * grid.edge)

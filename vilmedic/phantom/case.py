@@ -1,4 +1,4 @@
-"""A case: all that is drawn by lot about patient, exposure and findings, before any pixel.
+"""Random parameters of a phantom: patient, exposure and findings, before rendering.
 
 Lengths are in *body units*: the image spans -1 to 1 on both axes at scale 1, x to the right of the
 image, y downwards, the origin in the middle of the chest. Findings have a side, a
@@ -85,7 +85,7 @@ class Body:
 
 @dataclass(frozen=True)
 class View:
-    """How the picture was taken: position of the body in the image, exposure and artefacts.
+    """Acquisition of the image: position of the body, exposure and artefacts.
 
     Attributes:
         angle: rotation in radians.

@@ -1,4 +1,4 @@
-"""From a case to an 8-bit image, and where in it each finding was drawn.
+"""Rendering of a phantom case to an 8-bit image with the boxes of its findings.
 
 Over the healthy chest lie the findings (fluid, consolidation, free air, collapsed lung), and over
 those what is on a radiograph but not in the patient: leads, side marker, collimated border.
@@ -31,7 +31,7 @@ _LETTERS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a finding lies in the image, all from 0 to 1.
+    """Position of a finding in the image, all from 0 to 1.
 
     Attributes:
         side: "right" or "left" of the patient, "" for the heart.
@@ -156,7 +156,7 @@ class Scene:
 
 @dataclass
 class Opacity:
-    """What the findings of one case do to the lungs.
+    """Effect of the findings of a case on the lungs.
 
     Attributes:
         airless: share of each pixel's air that is replaced, 0 to 1.

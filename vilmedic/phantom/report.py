@@ -1,4 +1,4 @@
-"""Free-text reports that say what is in a case, deny what is not, and add neutral remarks.
+"""Report generator of phantoms: findings, negations and neutral remarks as free text.
 
 The sentences stand at the end, with words in braces to fill in: `{sev}` is a word for the severity,
 `{side}` is right, left or bilateral, `{zone}` the zone of the lung, `{a sev}` the severity with its

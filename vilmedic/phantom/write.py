@@ -1,4 +1,4 @@
-"""Writes a data set of phantoms to disk, all of it or nothing, or a sheet of them to look at."""
+"""Writing of a phantom data set to disk, and a preview sheet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TILE, CAPTION, GAP = 160, 40, 6
 
 @dataclass(frozen=True)
 class Plan:
-    """What a data set of phantoms is made from; the same plan gives the same data set.
+    """Settings of a phantom data set; the same plan gives the same data set.
 
     Attributes:
         train: number of training samples.

@@ -1,1 +1,1 @@
-"""Pictures and files made from the outputs of an evaluation."""
+"""Figures and files made from the outputs of an evaluation."""

@@ -1,4 +1,4 @@
-"""What every post-processing step is."""
+"""Base class of post-processing steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the embedding explorer of the report needs of a split."""
+"""Data of the embedding explorer on the report page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONGEST = 1500  # letters of a report
 class ExploreRepresentation(PostProcessing):
     """Samples, their places on a map and their neighbours, `<split>_explorer.json.gz`.
 
-    `report.html` shows it as a scatter plot with X-rays and reports. It holds pictures and texts of
+    `report.html` shows it as a scatter plot with X-rays and reports. It holds images and texts of
     patients: give it to those only who may see the data. Neighbours are by cosine similarity of
     the features, not by distance on the map. Of features of images and of reports in one space,
     the reports nearest to an image and the images nearest to a report are there as well.

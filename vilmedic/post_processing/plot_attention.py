@@ -1,4 +1,4 @@
-"""Heat maps of where each word of a report looks in its X-ray."""
+"""Attention heat maps of report words over the X-ray."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class PlotAttention(PostProcessing):
 
 @dataclass(frozen=True)
 class Sample:
-    """What is drawn of one sample.
+    """Data of one sample for its figure.
 
     Args:
         picture: the X-ray, uint8 [C, H, W].
@@ -162,7 +162,7 @@ class Sample:
         report: its text.
         words: the words of the report.
         attention: a map for each of them, [L, h, w], each adding up to 1.
-        boxes: where findings are: name, box as shares of the picture, and colour.
+        boxes: where findings are: name, box as shares of the image, and colour.
     """
 
     picture: Tensor
@@ -257,7 +257,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
 def overlay(
     grey: NDArray[np.float32], attention: Tensor, window: Window, peak: float
 ) -> NDArray[np.float32]:
-    """The picture tinted by a map of its window: [H, W, 3]; outside the window it is faint."""
+    """The image tinted by a map of its window: [H, W, 3]; outside the window it is faint."""
     height, width = grey.shape
     left, right = round(window[0] * width), max(round(window[2] * width), 1)
     top, bottom = round(window[1] * height), max(round(window[3] * height), 1)
@@ -280,7 +280,7 @@ def _grey(picture: Tensor) -> NDArray[np.float32]:
 
 
 def _shrink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The picture in as many pixels as a small panel can show."""
+    """The image in as many pixels as a small panel can show."""
     step = max(1, max(grey.shape) // LONG_SIDE)
     return grey[::step, ::step]
 

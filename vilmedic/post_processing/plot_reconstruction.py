@@ -1,4 +1,4 @@
-"""Originals beside what a discrete VAE makes of them."""
+"""Originals and reconstructions of a discrete VAE, side by side."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PlotReconstruction(PostProcessing):
         check_single_vae(evaluation)
 
     def __call__(self, evaluation: Evaluation) -> list[Path]:
-        """Draw the picture of a split."""
+        """Draw the figure of a split."""
         dataset, networks = evaluation.dataset, evaluation.networks
         count = min(self.num_samples, len(dataset))
         chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Pictures of what a model places beside what."""
+"""Scatter plots of embeddings, coloured by label."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class PlotRepresentation(PostProcessing):
 
     For each key and split `<split>_full_<key>.png`, all samples; and where a class has more than
     `max_samples_per_class`, `<split>_sampled_<key>.png`, at most so many of each class, mapped
-    again so that a frequent class does not shape the picture. Coloured are samples with exactly
-    one of `labels_keep`; the others lie in grey under them. Beside each picture stand the `.npz`
+    again so that a frequent class does not dominate the plot. Coloured are samples with exactly
+    one of `labels_keep`; the others lie in grey under them. Next to each plot are the `.npz`
     (`embedding` [n, 2], `labels` [n], empty for the grey ones, `index` [n]) and the `.csv` (line,
-    x, y, label) it was drawn from. A label has the same colour in every picture and page. UMAP and
+    x, y, label) it was drawn from. A label has the same colour in every plot and page. UMAP and
     t-SNE show neighbourhoods: distances between groups and their sizes mean nothing.
 
     Args:
@@ -123,7 +123,7 @@ class PlotRepresentation(PostProcessing):
                 continue
             for kind, rows in (("full", every), ("sampled", some)):
                 if kind == "sampled" and len(rows) == len(every):
-                    continue  # the same picture
+                    continue  # the same plot
                 if len(rows) < FEWEST:
                     logger.warning("plot_representation: sampled plot of fewer than %d.", FEWEST)
                     continue

@@ -1,4 +1,4 @@
-"""Maps of high-dimensional features onto the plane, and the neighbours of samples in them."""
+"""Projection of features to two dimensions (UMAP, t-SNE, PCA), and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def project(features: Features, *, method: Method, seed: int) -> Points:
 
     UMAP (McInnes et al. 2018) with 15 neighbours or as many as there are, t-SNE (van der Maaten
     and Hinton 2008) with perplexity 30 or a third of the samples, or the first two principal
-    components of the normalised features. The same seed gives the same picture.
+    components of the normalised features. The same seed gives the same map.
 
     Args:
         features: [N, D] with N at least 3.
@@ -41,7 +41,7 @@ def project(features: Features, *, method: Method, seed: int) -> Points:
     """
     unit = _unit(features)
     with warnings.catch_warnings():
-        # Both warn about small or partly disconnected data; the picture is still drawn.
+        # Both warn about small or partly disconnected data; the map is still drawn.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", FutureWarning)
         if method == "umap":
@@ -121,7 +121,7 @@ def _tsne(unit: NDArray[np.float32], seed: int) -> Points:
     start = _pca(unit)
     start = start / start[:, 0].std() * 1e-4
     reducer = TSNE(perplexity=perplexity, metric="cosine", init=start, random_state=seed, n_jobs=1)
-    # Several threads add up the same forces in any order, and the picture changes.
+    # Several threads add up the same forces in any order, and the map changes.
     with threadpool_limits(1):
         return np.asarray(reducer.fit_transform(unit))
 

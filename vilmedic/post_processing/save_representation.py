@@ -1,4 +1,4 @@
-"""The features of a split as files, for work outside this project."""
+"""Export of the features of a split as files."""
 
 from __future__ import annotations
 

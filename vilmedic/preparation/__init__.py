@@ -1,1 +1,1 @@
-"""From published archives to a folder that a configuration trains on."""
+"""Data preparation: published archives turned into training folders."""

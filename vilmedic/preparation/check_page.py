@@ -1,4 +1,4 @@
-"""The result of a check as a table, as plain values and as pages of histograms and samples."""
+"""Output of the data check: table, JSON, histograms and sample images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything about a data set that is better known before training than in the middle of it."""
+"""Data check: validates a data set before training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _PATIENT = re.compile(r"(?:^|/)(p\d{8}|patient\d+)(?:/|$)")  # of MIMIC-CXR and 
 
 @dataclass
 class SplitFacts:
-    """What was found out about a split.
+    """Findings of the check about a split.
 
     Attributes:
         lines: of each part's file; a part that cannot be read is missing.
@@ -232,8 +232,8 @@ class _SplitCheck:
         known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
         if facts.looked_at < known:
             self.advice(
-                f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; nothing "
-                "is known of the pixels of the others."
+                f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; the "
+                "pixels of the others are not checked."
             )
         bad = len(missing) + len(facts.unreadable)
         tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
@@ -261,7 +261,7 @@ class _SplitCheck:
         if facts.noted:
             kind = "note on images that contradict their headers"
             text = self.listed(facts.noted, kind)
-            self.advice(f"{text}. Each is shown by what it holds.")
+            self.advice(f"{text}. Each is read by its content.")
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
         """Make an image as a run would: resized, transformed and cropped."""
@@ -429,7 +429,7 @@ def _find_negatives(findings: Findings) -> None:
 
 
 def _compare_splits(findings: Findings) -> None:
-    """What no split shows by itself: patients and images in two of them, labels in one only."""
+    """Checks across splits: patients and images in two of them, labels in one only."""
     known = list(findings.splits.items())
     for place, (name, facts) in enumerate(known):
         for other_name, other in known[place + 1 :]:

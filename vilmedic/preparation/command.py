@@ -1,4 +1,4 @@
-"""What the command lines of all builders share: options, messages, exit codes."""
+"""Shared command line of the builders: options, messages, exit statuses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
         nargs="?",
         const="all",
         choices=["all", "images"],
-        help="replace the build that is there; images: only one that differs in nothing but the "
+        help="replace an existing build; images: only one that differs in nothing but the "
         "content of the folder of images",
     )
     return parser
@@ -232,7 +232,7 @@ def make(
 
 
 def summary(root: Path, card: Mapping[str, Any], left_out: Sequence[str]) -> str:
-    """What was kept and left out, in lines of text.
+    """Summary of kept and left-out samples, in lines of text.
 
     Args:
         root: the folder.

@@ -1,4 +1,4 @@
-"""A training-ready folder: line files of each split and a card that says how they came about."""
+"""Training folders: the line files of each split, and a data card of their origin."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sample:
 
 
 class Dropped:
-    """What is left out of a folder, each with its name and reason.
+    """Left-out samples of a folder, each with its name and reason.
 
     Attributes:
         rows: path or id, reason and a detail of each, such as where it is named (`t.csv:12`).
@@ -89,7 +89,7 @@ class Dropped:
 
 @dataclass
 class Build:
-    """What a builder made.
+    """Output of a builder.
 
     Attributes:
         samples: of each split, in the order of the lines.
@@ -108,7 +108,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a folder comes from; the same origin gives the same folder.
+    """Origin of a folder; the same origin gives the same folder.
 
     Attributes:
         builder: the script.
@@ -170,7 +170,7 @@ def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
     Args:
         root: the folder.
         origin: where the build comes from.
-        force: which other builds are to be replaced: `all`, or those that differ in nothing but
+        force: which other builds are replaced: `all`, or those that differ in nothing but
             the content of the folder of `images`, to which more may have been fetched.
 
     Raises:
@@ -305,12 +305,13 @@ def _check(build: Build, beside: Path) -> None:
         build.notes["splits without a sample"] = ", ".join(empty)
     if not build.samples:
         if not build.dropped.rows:
-            raise DataError("Nothing is left to train on: there was nothing at all.")
+            raise DataError("No samples are left to train on: there was no input.")
         beside.parent.mkdir(parents=True, exist_ok=True)
         _write_left_out(beside, build.dropped)
         reasons = "".join(f"\n  left out {line}" for line in build.dropped.summary())
         raise DataError(
-            f"Nothing is left to train on.{reasons}\n  all that is left out, with reasons: {beside}"
+            f"No samples are left to train on.{reasons}\n"
+            f"  all that is left out, with reasons: {beside}"
         )
     for samples in build.samples.values():
         for sample in samples:

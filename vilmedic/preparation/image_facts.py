@@ -1,4 +1,4 @@
-"""What the images of a split are like, found by decoding them.
+"""Image statistics and problems of a split, found by decoding its images.
 
 Images that can be decoded may still be hardly what they should be: near-black, torn or negatives,
 which their pixels show.
@@ -157,7 +157,7 @@ def negatives_by_split(splits: dict[str, ImageFacts]) -> dict[str, list[str]]:
 
 
 def brightness_faults(image: np.ndarray) -> list[str]:
-    """What is wrong with the grey levels of an image.
+    """Problems with the grey levels of an image.
 
     Args:
         image: uint8 [H, W].
@@ -278,7 +278,7 @@ def _look(pictures: Pictures, line: int, number: int, *, sample: bool) -> _Look:
     except VilmedicError as error:
         return _Look(reason=str(error))
     except Exception as error:  # one file must not end the check of all others
-        return _Look(reason=f"{name} cannot be looked at: {error or type(error).__name__}")
+        return _Look(reason=f"{name} cannot be read: {error or type(error).__name__}")
 
 
 def _small(grey: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What becomes of the reports of a split in a model, and which of them say nearly the same."""
+"""Report statistics of a split: truncation, unknown words, near duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images made smaller, once, on disk: a whole folder or a single one."""
+"""Resizing of image folders on disk."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 
 @dataclass
 class Resized:
-    """What became of the files of a folder.
+    """Results for the files of a folder.
 
     Attributes:
         written: images written now.
@@ -69,7 +69,7 @@ def resize_tree(
     """Write every image below a folder with a short side of `short_side` pixels.
 
     The tree keeps its shape, and links to folders are followed. An image that is in `target` and
-    not older than its source is left as it is, so an interrupted run goes on. `unreadable.txt` in
+    not older than its source is left as it is, so an interrupted run resumes. `unreadable.txt` in
     `target` lists what could not be read, and images that would get the same name, of which none is
     written; `left_out.txt` lists the files that are no images.
 
@@ -80,7 +80,7 @@ def resize_tree(
         suffix: `.jpg` or `.png`.
         quality: of a JPEG, 1 to 100.
         workers: processes, 0 for one a core.
-        force: write again what is there.
+        force: convert existing images again.
         max_pixels: height times width of the largest image that is read.
 
     Raises:

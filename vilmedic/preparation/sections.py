@@ -1,4 +1,4 @@
-"""The sections of a radiology report, as radiologists write them.
+"""Section parser of radiology reports.
 
 Headings stand at the start of a line in capitals with a colon (`FINDINGS:`), in small letters when
 the word is well known (`Findings:`), alone on a line without a colon, or after a full stop in the
@@ -140,8 +140,8 @@ def choose_text(sections: Sections, section: str, *, unheaded: bool = True) -> s
 
     Args:
         sections: of one report.
-        section: `findings`, `impression`, or `both`: the impression, then the findings, whichever
-            there are (a text encoder that cuts long reports then keeps the conclusion).
+        section: `findings`, `impression`, or `both`: the impression, then the findings, if
+            present (a text encoder that cuts long reports then keeps the conclusion).
         unheaded: with `both`, take the text of a report that has neither.
 
     Returns:

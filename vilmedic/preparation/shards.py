@@ -1,4 +1,4 @@
-"""A folder of line files with its images in tar shards.
+"""Writing of a training folder's images to tar shards.
 
 The shards follow the layout of WebDataset: the files of a sample share the name before the first
 dot, its line number. They hold the images as they are on disk (`000000012.jpg`, or

@@ -1,4 +1,4 @@
-"""Splits by patient: at random, or with the same distribution of labels in each."""
+"""Splits by patient: random, or stratified by label."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def parse_shares(text: str) -> Shares:
 
 
 def group_key(name: str) -> str:
-    """What the names of one group share: `1` and `1.0` are one patient, read by two programs."""
+    """Common key of the names of one group: `1` and `1.0` are one patient, read by two programs."""
     return plain_number(" ".join(unicodedata.normalize("NFC", name).split()))
 
 

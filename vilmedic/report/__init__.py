@@ -1,1 +1,1 @@
-"""Curves and one page a run, made from the files of its run directory."""
+"""Training curves and the report page of a run."""

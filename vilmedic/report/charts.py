@@ -1,4 +1,4 @@
-"""Charts and examples of an evaluation for the page: classes, ROC curves, retrievals."""
+"""Charts and examples of the report page: classes, ROC curves, retrievals."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Retrievals:
 
 
 def read_arrays(results: Results, left_out: LeftOut) -> Arrays:
-    """What the protocols say of every sample of a split; nothing where that was not written."""
+    """Predictions of the protocols for a split; empty where none were written."""
     path = results.folder / predictions_name(results.split)
     arrays: Arrays = {}
     if path.exists():

@@ -1,4 +1,4 @@
-"""The curves of a run: the numbers logged during training, arranged in panels and drawn."""
+"""Training curves: logged numbers arranged in panels and drawn."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Line:
 
 @dataclass
 class Panel:
-    """Lines that are drawn into one picture.
+    """Lines that are drawn into one panel.
 
     Args:
         title: what they show.
@@ -120,7 +120,7 @@ def read_curves(run_dir: Path, left_out: LeftOut | None = None) -> list[Line]:
         path = run_dir / f"{file}.jsonl"
         with left_out.damaged(path):
             entries = read_entries(path)
-            # The last line may be half written: by a run that goes on, or one that was killed.
+            # The last line may be half written: by a running command, or one that was killed.
             odd = sum(entry is None and text.endswith(b"\n") for text, entry in entries)
             if odd:
                 text = f"{odd:,} of {len(entries):,} lines, which are not what a run writes"
@@ -199,10 +199,10 @@ def write_curves(run_dir: Path, left_out: LeftOut | None = None) -> Path | None:
 
     Args:
         run_dir: the directory.
-        left_out: takes the files that cannot be read, and the picture when it cannot be written.
+        left_out: takes the files that cannot be read, and the figure when it cannot be written.
 
     Returns:
-        The picture; None when nothing was logged, or it cannot be written.
+        The figure; None when nothing was logged, or it cannot be written.
     """
     left_out = left_out or LeftOut(run_dir)
     settings = read_settings(run_dir, left_out)
@@ -325,7 +325,7 @@ def panel_colours(panels: Iterable[Panel]) -> dict[str, str]:
 
 
 def _number_of(name: str) -> str:
-    """What a score says without its split and metric: `auroc`; other names as they are."""
+    """The name of a score without split and metric, such as `auroc`; other names unchanged."""
     found = _score_parts(name)
     return found[2] if found else name.removeprefix("feature_std_")
 

@@ -1,4 +1,4 @@
-"""The pictures of a run directory, by kind."""
+"""Image gallery of the report page."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Reconstructions", ("**/*reconstruct*.png", "**/*reconstruct*/**/*.png")),
     ("Codebook", ("**/*codebook*.png",)),
     ("Attention", ("**/*attention*.png",)),
-    ("Other pictures", ("**/*.png",)),
+    ("Other images", ("**/*.png",)),
 )
-"""Title and patterns of each kind; a picture belongs to the first kind that fits."""
+"""Title and patterns of each kind; an image belongs to the first kind that fits."""
 
 LEFT_OUT = ("curves.png",)
 SHEET, SHEET_SETTINGS = "sheet.png", "settings.json"
-MOST = 12  # pictures of a kind; of sheets all that fit
+MOST = 12  # images of a kind; of sheets all that fit
 MOST_SHEETS = 4_000_000  # letters of all sheets together
 WIDEST = 1500  # pixels
-MOST_PIXELS = 2**27  # of a picture that is made smaller, as of an image of a data set
+MOST_PIXELS = 2**27  # of an image that is made smaller, as of an image of a data set
 QUALITY = 82
 _CAPTIONS = ("caption", "prompt", "report", "text")
 
 
 @dataclass
 class Picture:
-    """A picture of the page.
+    """An image of the page.
 
     Args:
         name: its path in the run directory.
@@ -54,7 +54,7 @@ class Picture:
 
 @dataclass
 class Kind:
-    """Pictures that are shown together.
+    """Images that are shown together.
 
     Args:
         title: what they show.
@@ -70,13 +70,13 @@ class Kind:
 
 
 def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
-    """The pictures of a run directory, made smaller for the page.
+    """The images of a run directory, made smaller for the page.
 
     Of its evaluations those of the newest results; the others stay in their folders.
 
     Args:
         run_dir: the directory.
-        left_out: takes the pictures that cannot be read.
+        left_out: takes the images that cannot be read.
     """
     left_out = left_out or LeftOut(run_dir)
     taken = {run_dir / name for name in LEFT_OUT}
@@ -114,7 +114,7 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
 
 
 def _foreign(path: Path, run_dir: Path) -> bool:
-    """Whether a picture lies in a folder that a logger or an evaluation owns."""
+    """Whether an image lies in a folder that a logger or an evaluation owns."""
     return path.relative_to(run_dir).parts[0] in ("wandb", "mlruns", "tensorboard", FOLDER)
 
 
@@ -136,7 +136,7 @@ def _read(path: Path, run_dir: Path, left_out: LeftOut) -> Picture | None:
 
 
 def _caption(path: Path, left_out: LeftOut) -> str:
-    """What a JSON file of the same name says of a picture."""
+    """The caption of an image from a JSON file of the same name."""
     content = None
     if path.exists():
         with left_out.damaged(path):

@@ -1,4 +1,4 @@
-"""`report.html`: everything about a run on one page that needs no network."""
+"""The report page `report.html`: a self-contained summary of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run directory says of its runs: configuration, command line, environment, score."""
+"""Run settings for the report page: configuration, command line, environment, best score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`comparison.html`: several runs on one page, their curves over each other and one table."""
+"""The comparison page `comparison.html`: curves and results of several runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vilmedic.report.curves import Line, Panel, read_curves
 from vilmedic.report.page import packed_panels, plotly, templates
 
 PAGE = "comparison.html"
-MOST_LINES = 60  # in a picture
+MOST_LINES = 60  # in a figure
 
 
 def write_comparison(run_dirs: Sequence[Path]) -> Path:
@@ -53,7 +53,7 @@ def write_comparison(run_dirs: Sequence[Path]) -> Path:
 
 
 def overlaid(curves: dict[str, list[Line]]) -> list[Panel]:
-    """A picture for each number, with a line for each run and seed that logged it.
+    """A figure for each number, with a line for each run and seed that logged it.
 
     Args:
         curves: the lines of each run, by its name.

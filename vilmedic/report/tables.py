@@ -1,4 +1,4 @@
-"""The results of an evaluation for the page: the answer that it opens with, and tables."""
+"""Result tables and headline metrics of the report page."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Table:
 
 @dataclass
 class Results:
-    """What the page says of one split.
+    """Content of the page about one split.
 
     Args:
         split: name of the split.

@@ -1,1 +1,1 @@
-"""Training: the loop, its state and what watches over it."""
+"""Training loop, state and monitoring."""

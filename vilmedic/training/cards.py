@@ -1,4 +1,4 @@
-"""GPUs by name: memory, and what their makers say that they compute and move in a second."""
+"""GPU specifications by name: memory, arithmetic and bandwidth."""
 
 from __future__ import annotations
 

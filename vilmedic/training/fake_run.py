@@ -1,4 +1,4 @@
-"""A training step on tensors without numbers: what it holds at its peak, and what it computes.
+"""Simulated training step on fake tensors: peak memory and operation counts.
 
 Everything runs as it does in training, model, loss, backward pass and optimizer, but on fake
 tensors (`torch._subclasses.FakeTensorMode`): shapes and lifetimes are those of a real step, and
@@ -54,7 +54,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a step takes.
+    """Cost of a step.
 
     Args:
         held: bytes at the moment when most are held, by `PARTS`.
@@ -207,7 +207,7 @@ class _Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(inputs[0]):
-            # Whether a step is to be taken: it is. Counts of steps, of an optimizer: the first.
+            # Whether a step is taken: it is. Counts of steps, of an optimizer: the first.
             return True if inputs[0].dtype == torch.bool else 1
         if _has_numbers(func, inputs, args, kwargs):
             with unset_fake_temporarily():
@@ -300,7 +300,7 @@ def _without_numbers(value: Any) -> Any:
 
 
 def _empty(model: nn.Module) -> None:
-    """Put fake tensors of the same layout in the place of all weights and buffers."""
+    """Put fake tensors of the same layout instead of all weights and buffers."""
     fakes: dict[int, Any] = {}
 
     def fake(value: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""The health of training: what a batch tells of it, and warnings that name a cause."""
+"""Training health: batch statistics, and warnings that name a cause."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class StuckWarning:
         if (share := self._mean("duplicate_reports")) > DUPLICATES:
             return (
                 f"{share:.0%} of the reports of a batch repeat another one word for word, so that "
-                "their pairs cannot be told apart. Try model.targets=same_text, data without "
+                "their pairs cannot be distinguished. Try model.targets=same_text, data without "
                 "template reports, sampled sentences (dataset.seq.sample_sentence) or a smaller "
                 "batch."
             )

@@ -1,4 +1,4 @@
-"""A data set with the shapes of a configured one and nothing else of it, for plans."""
+"""Synthetic data with the shapes of a configured data set, for `--plan`."""
 
 from __future__ import annotations
 

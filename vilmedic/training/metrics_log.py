@@ -1,4 +1,4 @@
-"""The files of a run's numbers, metrics.jsonl and timing.jsonl, and the loggers beside them."""
+"""Metric log files, metrics.jsonl and timing.jsonl, and forwarding to loggers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MetricsLog:
         self._pending: dict[str, list[str]] = {name: [] for name in self._paths}
         for path in self._paths.values():
             if (kind := no_file(path)) is not None:
-                raise DataError(f"{path}: is {kind}, where the numbers of the run are to be.")
+                raise DataError(f"{path}: is {kind}, where the metrics of the run should be.")
         self._lock = FileLock(run_dir / ".metrics.lock", fallback_to_soft=False)
         with shared(self._lock):
             self.lines = _cut_back(self._paths["metrics"], seed, step, lines)
@@ -104,7 +104,7 @@ class MetricsLog:
             with shared(self._lock):
                 self._append(name)
         except OSError as error:
-            LOGGER.warning("The numbers of step %d wait for room on the disk: %s", step, error)
+            LOGGER.warning("The numbers of step %d wait for disk space: %s", step, error)
         self._show(step, values)
 
     def _append(self, name: str) -> None:
@@ -150,7 +150,7 @@ class NoLog:
         """Take a line."""
 
     def pictures(self, step: int, folder: Path) -> None:
-        """Take pictures."""
+        """Log images."""
 
     def flush(self) -> None:
         """Nothing waits."""

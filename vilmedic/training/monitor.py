@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: progress, numbers, bad steps, and where the time goes."""
+"""Training monitor: progress bars, logged numbers, bad steps and timing."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class StepWatch:
         self.log.timing(step, self.throughput.numbers())
 
     def _diagnostics(self, loss: float, group: Group) -> dict[str, float]:
-        """The health of contrastive training, judged by the last batch of the step."""
+        """The health of contrastive training, measured on the last batch of the step."""
         features, self._observed.features = self._observed.features, {}
         if not features:
             return {}
@@ -320,7 +320,7 @@ class Throughput:
 
 
 class HostWaits:
-    """How long a CPU that computes waits for batches: the time until each is there."""
+    """Time that a computing CPU waits for batches: until each one arrives."""
 
     def __init__(self) -> None:
         self._seconds = self._began = 0.0
@@ -343,7 +343,7 @@ class HostWaits:
 
 
 class DeviceWaits:
-    """How long a GPU waits for batches: the time from its last kernel to the next batch.
+    """Time that a GPU waits for batches: from its last kernel to the next batch.
 
     The host asks for a batch while the GPU is busy with earlier steps, and waits for nothing that
     counts until that has come to its end. So the GPU itself notes two times, one behind the work

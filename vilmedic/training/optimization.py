@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule that a configuration names, and averaged weights."""
+"""Optimizer, learning-rate schedule and averaged weights from a configuration."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def named_class(namespace: str, name: str) -> Any:
 
 
 def skips_by_itself(optimizer: Optimizer, device: torch.device) -> bool:
-    """Whether the update reads on the device that it is to be left out (`found_inf`).
+    """Whether the update reads on the device that it should be skipped (`found_inf`).
 
     On a CPU reading costs nothing, and SGD with momentum is told before: a first step that its
     update leaves out would leave momentum in memory that nobody has written.
@@ -383,7 +383,7 @@ class WarmupCosineLR(lr_scheduler.LRScheduler):
         warmup: length of the warm-up: a whole number is one of steps (500), a fraction the share of
             the run (0.1).
         end_factor: share of the rate that is left at the end.
-        last_epoch: -1, as a run that goes on takes the rest from its checkpoint.
+        last_epoch: -1, as a resumed run takes the rest from its checkpoint.
 
     Raises:
         ValueError: the warm-up is as long as the run, or longer.

@@ -1,7 +1,7 @@
-"""One model in several processes: how it is wrapped, how batches are shared, what is averaged.
+"""Distributed training of a model: DDP or FSDP, batch sharing, averaging.
 
 Data parallel (`ddp`): every process holds the whole model and gradients are averaged while the
-backward pass goes on. Sharded (`fsdp`): every process holds a part of each weight, of its gradient
+backward pass runs. Sharded (`fsdp`): every process holds a part of each weight, of its gradient
 and of its optimizer state, and gathers a block's weights while it computes with it.
 """
 
@@ -44,7 +44,7 @@ _SYNC_BUFFERS = next(k for k in ("forward_sync_buffers", "broadcast_buffers") if
 
 @dataclass(frozen=True)
 class Group:
-    """What an optimizer step is taken on.
+    """The batches of one optimizer step.
 
     Args:
         batches: this process's parts of at most `grad_accu` batches.

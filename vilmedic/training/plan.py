@@ -1,4 +1,4 @@
-"""What a training will take, before there are a GPU and data: `bin/train.py config.yml --plan`."""
+"""Memory and time estimates of a training: `bin/train.py config.yml --plan`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COSTLY = 30_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take.
+    """Memory and time estimate of a training.
 
     Args:
         config: the configuration's file.
@@ -255,7 +255,7 @@ def _on_cpu(section: TrainorSection) -> TrainorSection:
 
 
 def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
-    """The node of the model, with a made-up VAE in the place of one that is not trained yet.
+    """The node of the model, with a made-up VAE instead of one that is not trained yet.
 
     Returns:
         The node, and what had to be assumed.

@@ -1,4 +1,4 @@
-"""RAdam that leaves out a step on the device itself, for models on a GPU (Liu et al. 2020)."""
+"""RAdam that skips bad steps on the device, without waiting for it (Liu et al. 2020)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run continues from, and how that differs from what it is asked to do now."""
+"""Choice of the state that a run resumes from, and its differences from the configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNTOLD = ("ckpt", "ckpt_dir", "name", "trainor.seed")
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps of a run besides tensors and random numbers.
+    """Progress of a run in a checkpoint, besides tensors and random numbers.
 
     Args:
         epoch: the epoch that is being trained, counted from 0.
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins.
+    """Starting point of a run.
 
     Args:
         seed: the run's seed.
@@ -173,7 +173,7 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
             continue
         if damaged:
             LOGGER.warning(
-                "ckpt=auto: %s cannot be continued, so the run goes on from %s, after step %d; "
+                "ckpt=auto: %s cannot be resumed, so the run resumes from %s, after step %d; "
                 "what came after it is trained again",
                 ", ".join(one.name for one in damaged),
                 path.name,

@@ -1,4 +1,4 @@
-"""When the state of a run is written: on full disks, and when Ctrl-C or SIGTERM ends the run."""
+"""Saving of the training state, including full disks, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Saver:
         self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
 
     def due(self, step: int) -> bool:
-        """Whether the state is to be saved after a step without an evaluation."""
+        """Whether the state has to be saved after a step without an evaluation."""
         if self._steps is not None:
             return step % self._steps == 0
         return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
@@ -188,7 +188,7 @@ class Saver:
         except (OSError, RuntimeError) as error:  # torch has its own words for a full disk
             self.problem = reason = " ".join(str(error).split())
             LOGGER.warning(
-                "%s could not be written (%s). What was there stays, training goes on, and the "
+                "%s could not be written (%s). The earlier file stays, training continues, the "
                 "next save tries again.",
                 path,
                 reason,
@@ -199,7 +199,7 @@ class Saver:
 
 
 def _led_here(path: Path, progress: Progress) -> bool:
-    """Whether a best checkpoint is of an evaluation that the state to go on from has behind it."""
+    """Whether a best checkpoint is of an evaluation before the state that is resumed."""
     if progress.best is None:
         return False
     try:

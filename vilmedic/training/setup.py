@@ -1,4 +1,4 @@
-"""What is refused and what is said before the first step: how batches and loss fit together."""
+"""Checks and warnings before the first step, and placement of the model on its device."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> Non
 
 
 def prepare_network(model: Model, section: TrainorSection, device: torch.device) -> None:
-    """Move a model to its device and lay it out, in place, for how it is to be computed.
+    """Move a model to its device and lay it out, in place, for how it is computed.
 
     Raises:
-        ConfigError: it is to be compiled, and there is no compiler; or computed twice on a device
+        ConfigError: it should be compiled, and there is no compiler; or computed twice on a device
             whose random numbers torch cannot repeat.
     """
     if section.activation_checkpointing and device.type == "mps":

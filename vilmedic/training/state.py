@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how a run goes on from it exactly."""
+"""Training state in a checkpoint, and exact resumption from it."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class TrainState:
 
     Args:
         config: the checked configuration.
-        start: what the run continues from.
+        start: what the run resumes from.
         step: takes the steps; it has the model, the optimizer and the loss scale.
-        spec: what is known of the data.
+        spec: data properties: tokenizer, label names, normalisation.
         batches: batches of an epoch.
         better: `higher` or `lower`, whatever is better of the score that ranks checkpoints.
 
     Attributes:
         progress: how far the run has come.
         schedule: the schedule of the learning rate.
-        ema: the averaged weights, if there are to be any.
+        ema: the averaged weights, if any.
         tally: what the epoch adds up to.
 
     Raises:
@@ -116,7 +116,10 @@ class TrainState:
         """
         self.share_buffers()
         self.progress.lines, self.progress.tally = lines, self.tally.read()
+        # Between two epochs `progress` is already at the start of the next one.
         finished = self.progress.epoch - (self.progress.batch == 0)
+        # Dropout draws from a generator of each process. Data need no state: samples and their
+        # augmentation follow from seed, epoch and line, so the position in `progress` is enough.
         random, *others = processes.gather(random_state())
         return {
             "model": whole(self.model.state_dict()),
@@ -139,9 +142,9 @@ class TrainState:
         }
 
     def restore(self, start: resume.Start) -> None:
-        """Go on where a checkpoint was written, whose weights the model already has.
+        """Resume where a checkpoint was written, whose weights the model already has.
 
-        What the configuration changes takes effect: another batch size goes on behind the samples
+        What the configuration changes takes effect: another batch size continues after the samples
         that were seen, other optimizer options are set, and another optimizer or schedule starts
         again.
 
@@ -153,12 +156,15 @@ class TrainState:
             return
         with resume.restoring(start.path):
             self._restore_optimizer(state, start)
+            # A loss scale belongs to its precision: one of fp16 would be wrong for another.
             if start.saved["trainor"]["precision"] == self._section.precision:
                 self._step.scale.load_state_dict(state["scale"])
             if self.ema is not None and state["ema"] is not None:
                 self.ema.load_state_dict(state["ema"])
             if self.progress.step:
                 self.model.schedule(self.progress.step)  # an evaluation may be what comes first
+            # Last, so that nothing else draws from the restored state. With more processes than the
+            # checkpoint had, the further ones keep their own.
             states = [state["random"], *state.get("random_of_others", [])]
             if processes.rank() < len(states):
                 restore_random_state(states[processes.rank()])
@@ -239,8 +245,8 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
 
     Args:
         model: the model.
-        start: what the run continues from.
-        config: the configuration of now, whose changes are told.
+        start: what the run resumes from.
+        config: the configuration of now, whose changes are logged.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.

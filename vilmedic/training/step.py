@@ -1,4 +1,4 @@
-"""One optimizer step: accumulate, unscale, check, clip, update; nothing waits for the device."""
+"""One optimizer step: accumulate, unscale, check, clip, update; never waits for the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS_TO_GROW = 2000
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, still on the device; reading a value waits for it.
+    """Result of a step, still on the device; reading a value waits for it.
 
     Args:
         loss: mean loss over the samples of the group, float scalar.

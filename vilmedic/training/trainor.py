@@ -195,7 +195,7 @@ class Trainor:
             self.log = self.watch.log = self._open_log()
         self.saver.set_aside(progress)
         if progress.best is not None:
-            # What was set aside may have replaced it: the next is to beat what is on the disk.
+            # What was set aside may have replaced it: the next has to beat what is on the disk.
             progress.best = self.saver.best_score()
         try:
             with self.interruption, self.profiler:
@@ -255,7 +255,7 @@ class Trainor:
         self.state.progress.epoch, self.state.progress.batch = epoch + 1, 0
 
     def _validate(self, epoch: int, *, ended: bool) -> None:
-        """Evaluate, judge and save.
+        """Evaluate, score and save.
 
         Args:
             epoch: the epoch that is being trained.
@@ -367,7 +367,7 @@ class Trainor:
         return scores
 
     def _check_metric(self, scores: dict[str, float]) -> None:
-        """Save the epoch, and refuse a metric by which it cannot be judged."""
+        """Save the epoch, and refuse a metric by which it cannot be ranked."""
         metric = self.section.early_stop_metric
         if metric in scores:
             return
@@ -376,7 +376,7 @@ class Trainor:
             f"{', '.join(scores) or 'no score'}."
         )
         if self._save():
-            problem += f" {self.saver.last} holds the epoch: go on with ckpt=last."
+            problem += f" {self.saver.last} holds the epoch: resume with ckpt=last."
         raise ConfigError(problem)
 
     def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
@@ -407,7 +407,7 @@ class Trainor:
         if improved:
             assert progress.best is not None
             if not self.saver.save_best(state, progress.best, state["epoch"]):
-                # The next evaluation is to beat what is on the disk, not what was lost.
+                # The next evaluation has to beat what is on the disk, not what was lost.
                 progress.best = self.saver.best_score()
                 state = self.state.capture(None, self.log.lines)
         return self.saver.save_last(state)
@@ -435,7 +435,7 @@ class Trainor:
         raise CheckpointError(
             f"Trained to the end, but the state after step {step} is not on the disk"
             f"{f' ({problem})' if problem else ''}. Last saved: {left}. "
-            "With room on the disk, ckpt=auto trains the rest again."
+            "With free disk space, ckpt=auto trains the rest again."
         )
 
     def _saved_after_fault(self) -> str:

@@ -1,4 +1,4 @@
-"""Scores of a model while it is being trained."""
+"""Validation during training."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Validator:
             self._splits.dataset(split)
 
     def check(self, model: nn.Module) -> None:
-        """Let metrics and pictures refuse their options on the first batch of each split.
+        """Let metrics and post-processing refuse their options on the first batch of each split.
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
@@ -128,7 +128,7 @@ class Validator:
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
-            pictures: folder for what post-processing makes; None makes none.
+            pictures: folder for the figures of post-processing; None makes none.
 
         Returns:
             `<split>_loss` and `<split>_<metric>_<number>`, with `validation` for the split
@@ -161,7 +161,7 @@ class Validator:
         return scores
 
     def _draw(self, evaluation: Evaluation, folder: Path) -> None:
-        """Make the pictures of a split; one that fails is logged and does not end the training."""
+        """Make the figures of a split; one that fails is logged and does not end the training."""
         for name, action in self._splits.post_processing:
             try:
                 folder.parent.mkdir(exist_ok=True)  # the run's directory is not made again
@@ -178,7 +178,7 @@ class Validator:
 
 @cache
 def _watch() -> Metric:
-    """What tells of a collapse."""
+    """The metric whose scores indicate a collapse."""
     from vilmedic.metrics.representation import Representation  # nothing before the first score
 
     return Representation(max_samples=WATCHED)

@@ -287,7 +287,7 @@ def test_dicom_files_by_their_mark_and_without_a_picture(
     data.save_as(images / "report.dcm")
     root = dicom(tmp_path)
     assert sorted(every(root, "image.tok")) == [f"IM{n:06}" for n in range(30)]
-    assert card_of(root)["dropped"] == {"DICOM files without a picture": 1}
+    assert card_of(root)["dropped"] == {"DICOM files without an image": 1}
     dicom(tmp_path)
     assert "nothing to do" in capsys.readouterr().out
     write_dicom(images / "IM000000", ImageComments="Other lungs 0.")

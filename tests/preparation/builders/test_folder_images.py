@@ -75,7 +75,7 @@ def test_a_file_with_a_row_of_its_own_is_no_other_image(tmp_path: Path) -> None:
     images = folder(tmp_path, "a.png", "b.png")
     rows = [[images.find(name)] for name in ("a.png", "A.png", "B.png", "B.PNG", "b.pNg")]
     assert [row[0].state for row in settled(rows)] == ["there", *["ambiguous"] * 4]
-    assert images.hint(settled(rows)[1][0]) == "The file that fits, a.png, has a row of its own."
+    assert images.hint(settled(rows)[1][0]) == "The file that fits, a.png, already has its own row."
     rows = [[images.find(name)] for name in ("B.png", "B.png", ".\\B.png")]
     assert [row[0].state for row in settled(rows)] == ["there"] * 3
 

@@ -266,7 +266,7 @@ def test_troubles_have_messages_of_their_own(
     zipped = server.files.pop(CXR + "mimic-cxr-reports.zip")
     assert "mimic-cxr-reports.zip does not exist" in message("SELFSUP")
     server.files[CXR + "mimic-cxr-reports.zip"] = zipped[:-1] + b"?"
-    assert "is published. It was thrown away 3 times" in message("CLIP")
+    assert "is published. It was deleted 3 times" in message("CLIP")
     assert not list((tmp_path / "data" / "raw" / "mimic-cxr").glob("mimic-cxr-reports*"))
     server.faults = lambda seen, _: Fault(status=500)
     assert "gave up" in message("CLIP", "--retries", "1")

@@ -91,7 +91,7 @@ def test_a_cut_connection_goes_on_where_it_was(server: Server, make: Any, cut: i
 def test_a_later_run_goes_on_where_the_first_stopped(server: Server, make: Any) -> None:
     transfer, job = make(retries=0)
     server.faults = only(Fault(cut=100_000), Fault(status=503), None)
-    with pytest.raises(Unreachable, match=r"answers 503.*to go on from here"):
+    with pytest.raises(Unreachable, match=r"answers 503.*to resume"):
         transfer.fetch(job)
     assert not job.path.exists()
     assert part_of(job.path).stat().st_size == 100_000
@@ -322,7 +322,7 @@ def test_a_full_disk_keeps_what_was_fetched(
             self.file.write(content)
 
     monkeypatch.setattr(module, "open", Full, raising=False)
-    with pytest.raises(NoSpace, match="make room and run the same command again"):
+    with pytest.raises(NoSpace, match="free space and run the same command again"):
         transfer.fetch(job)
     assert 0 < part_of(job.path).stat().st_size <= 100_000
     monkeypatch.undo()

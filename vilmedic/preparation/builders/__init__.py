@@ -1,1 +1,1 @@
-"""One builder for each data set: published tables and reports become a folder to train on."""
+"""Data set builders: one per published data set."""

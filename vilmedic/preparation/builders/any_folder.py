@@ -1,4 +1,4 @@
-"""Builds a folder to train on from any folder of images with a CSV, JSON or DICOM headers.
+"""Builder for any folder of images with CSV, JSON or DICOM headers.
 
     python data/make_folder.py --images scans --table reports.csv --image-column file \\
         --report-column report --label-columns diagnosis --group-column patient --split 0.8,0.1,0.1
@@ -94,7 +94,7 @@ def build(
         rows: of the table or of the headers.
         images: that each row names.
         missing: which values are missing, with counts.
-        dropped: what was left out so far; is told of the rest.
+        dropped: what was left out so far; receives the rest.
     """
     labels = LabelColumns(given.label_columns, rows, missing, given.uncertain, given.no_label)
     kept = _kept(given, folder, rows, images, labels, dropped)
@@ -242,7 +242,7 @@ def _without_leaks(kept: Sequence[Kept], same: dict[str, str], dropped: Dropped)
 
 
 def _keys(one: Kept, same: dict[str, str]) -> list[str]:
-    """What a row must not share with a row of another split."""
+    """Values that rows of different splits must not share."""
     group = [f"{_GROUP}{group_key(one.sample.patient)}"] if one.sample.patient else []
     images = [f"image {path}" for path in one.sample.images]
     contents = [f"content {same[path]}" for path in one.sample.images if path in same]
@@ -324,7 +324,7 @@ def _rows(given: argparse.Namespace, missing: Missing, dropped: Dropped) -> list
 
 
 def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[FoundImage]]:
-    """The images of all rows; what is wrong with some of them is told of all at once."""
+    """The images of all rows; all problems are reported together."""
     found: list[list[FoundImage]] = []
     faults: list[str] = []
     for row in rows:
@@ -434,5 +434,5 @@ def _parser() -> argparse.ArgumentParser:
     command.add_split(parser)
     parser.set_defaults(split=None)
     command.add_workers(parser)
-    add("--force", action="store_const", const="all", help="replace the build that is there")
+    add("--force", action="store_const", const="all", help="replace an existing build")
     return parser

@@ -1,4 +1,4 @@
-"""Builds a folder to train on from CheXpert, and the 5 x 200 evaluation set.
+"""Builder for CheXpert and the 5 x 200 evaluation set.
 
 Written for `train.csv` and `valid.csv` of CheXpert-v1.0 (or -small), whose paths start with the
 name of the release, and for `df_chexpert_plus_240401.csv` of CheXpert Plus, which has the reports
@@ -85,7 +85,7 @@ def read_labelled(table: Path, missing: Missing, dropped: Dropped) -> list[Image
     Args:
         table: the file.
         missing: which cells have no value; counts them.
-        dropped: is told of the rows without a path.
+        dropped: receives the rows without a path.
 
     Raises:
         DataError: a path names no patient, or a label is neither 1, 0, -1 nor missing.
@@ -156,7 +156,7 @@ def build(
         tables: `train` and `valid`.
         texts: report of each image by path without extension; empty for a set without reports.
         missing: which cells have no value, with counts.
-        dropped: what was left out so far; is told of the rest.
+        dropped: what was left out so far; receives the rest.
     """
     train = read_labelled(tables["train"], missing, dropped)
     listed: dict[Path, set[str]] = {}
@@ -200,7 +200,7 @@ def read_plus(table: Path, section: str, missing: Missing, dropped: Dropped) -> 
         table: the file.
         section: see `choose_text`.
         missing: which cells have no value; counts them.
-        dropped: is told of the rows without a path.
+        dropped: receives the rows without a path.
     """
     columns = ["path_to_image", "section_findings", "section_impression"]
     texts = {}

@@ -1,4 +1,4 @@
-"""Rows of a data set out of DICOM headers, also of ones of a wrong character set."""
+"""Table rows from DICOM headers, including headers with a wrong character set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_headers(
     workers: int = 0,
     encoding: str = "",
 ) -> list[Row]:
-    """The header fields of every DICOM file with a picture below a folder, in the order of paths.
+    """The header fields of every DICOM file with an image below a folder, in the order of paths.
 
     DICOM files are those that are named so and those that bear the mark of the format. They are
     read as in training, also without the 128 bytes before the mark and the mark itself.
@@ -43,7 +43,7 @@ def read_headers(
         folder: where to look.
         keywords: standard names of fields, such as `PatientID`.
         missing: which values count as missing; counts them.
-        left_out: is told of the files that give no row.
+        left_out: receives the files that give no row.
         workers: processes, 0 for one a core.
         encoding: character set of all texts outside ASCII, whatever the headers declare.
 
@@ -184,9 +184,9 @@ def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str
     if any(pixels) and "Rows" in header:
         return _Header(values, unclear)
     if marked:
-        return _Header(reason="DICOM files without a picture")
+        return _Header(reason="DICOM files without an image")
     return _Header(
-        reason="DICOM files that cannot be read", detail="no picture in it, or it ends too early"
+        reason="DICOM files that cannot be read", detail="no image in it, or it is cut short"
     )
 
 

@@ -1,4 +1,4 @@
-"""The images that the rows of a table name, and which of them are in a folder."""
+"""Matching of image names in a table to the files of a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
 @dataclass(frozen=True)
 class FoundImage:
-    """What became of the name of an image.
+    """Result of looking up an image name.
 
     Attributes:
         name: as the table has it, with its extension.
@@ -132,7 +132,7 @@ class ImageFolder:
             alike = self._alike(found.path.replace("\\", "/"))
             if len(alike) > 1:
                 return f"Files that fit: {shown(alike)}."
-            return f"The file that fits, {', '.join(alike)}, has a row of its own."
+            return f"The file that fits, {', '.join(alike)}, already has its own row."
         if not self.ext and not os.path.splitext(name)[1]:
             ends = sorted(
                 {os.path.splitext(n)[1] for n in names_in(place, self._listed) if n != name
@@ -198,7 +198,7 @@ class ImageFolder:
 
 
 def settled(rows: Sequence[Sequence[FoundImage]]) -> list[list[FoundImage]]:
-    """What was found, less what is in doubt when all names are known.
+    """Found images, without those that turned out to be ambiguous.
 
     Of two names that differ in letter case alone and fit one file, one was another image on a disk
     that tells letter case apart; the one that is not spelled as the file is `ambiguous` then.
@@ -264,7 +264,7 @@ def patients_together(
     Args:
         samples: all of them.
         folder: of the images; without one they cannot be compared.
-        notes: is told which images these are.
+        notes: receives the names of these images.
     """
     patients = [sample.patient for sample in samples]
     if folder is None:

@@ -1,4 +1,4 @@
-"""Rows of any table, CSV or JSON, and the labels in any of its columns."""
+"""Table rows and labels from CSV or JSON files."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class LabelColumns:
         notes: what was counted.
 
     Raises:
-        DataError: a column of 0 and 1 holds something else, or -1 that is to be an error.
+        DataError: a column of 0 and 1 holds something else, or -1 that should be an error.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class LabelColumns:
 
 
 def _objects(path: Path, encoding: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Where each object of a JSON file is, its split when the file lists splits, and the object."""
+    """The objects of a JSON file, each with its location and, if listed, its split."""
     try:
         with open_text(path, encoding) as file:
             first = next((line for line in file if line.strip()), "")

@@ -1,4 +1,4 @@
-"""Builds the folder that the Indiana configuration trains on from the published reports.
+"""Builder for the Indiana University collection.
 
 Written for the collection of Indiana University as Open-i gives it out: `NLMCXR_reports.tgz` (3,955
 XML reports) and the images of `NLMCXR_png.tgz`; and for the two tables `indiana_reports.csv` and
@@ -76,7 +76,7 @@ def read_table_reports(
         table: of the reports.
         projections: of the images.
         missing: which cells have no value; counts them.
-        dropped: is told of the images that are of none of the reports.
+        dropped: receives the images that are of none of the reports.
 
     Raises:
         DataError: a table cannot be read, or a row of it has no uid.
@@ -116,7 +116,7 @@ def build(
         reports: as published.
         views: `Frontal` or `Lateral` of each image, by the part of its name that is common.
         missing: which values are missing, with counts.
-        dropped: what was left out so far; is told of the rest.
+        dropped: what was left out so far; receives the rest.
     """
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []

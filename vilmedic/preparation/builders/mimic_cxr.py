@@ -1,4 +1,4 @@
-"""Builds the folder that the MIMIC-CXR configurations train on from the published archives.
+"""Builder for MIMIC-CXR.
 
 Written for the reports of MIMIC-CXR 2.1.0 (`mimic-cxr-reports.zip`, or its folder `files`) and the
 tables of MIMIC-CXR-JPG 2.1.0 (`mimic-cxr-2.0.0-split`, `-metadata` and `-chexpert`, `.csv.gz` or
@@ -139,7 +139,7 @@ def build(given: argparse.Namespace, tables: dict[str, Path], reports: ReportSou
 
 @dataclass(frozen=True)
 class ReportSource:
-    """Where reports are.
+    """Location of the reports.
 
     Attributes:
         path: an archive, or the folder that holds `p10` to `p19`.
@@ -163,7 +163,7 @@ class ReportSource:
 
 @dataclass(frozen=True)
 class FoundReport:
-    """What was found of one report.
+    """Parsed text of one report.
 
     Attributes:
         text: the chosen section, empty when there is none.

@@ -1,4 +1,4 @@
-"""Builds the folder that the PadChest configuration trains on from the published table.
+"""Builder for PadChest.
 
 Written for `PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv` (or `.csv.gz`) of BIMCV: one row
 an image, with the Spanish report as published (lower case, stemmed) and its labels. The images are

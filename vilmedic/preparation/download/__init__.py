@@ -1,1 +1,1 @@
-"""Fetches what a configuration trains on: restartable, verified, with clear messages."""
+"""Resumable, verified downloads of data sets."""

@@ -1,4 +1,4 @@
-"""Fetches data sets and builds what the configurations train on.
+"""The download command: fetches data sets and builds their training folders.
 
 python data/download.py                                  lists what there is
 python data/download.py mimic-cxr-images-512,SELFSUP     fetches two of them
@@ -85,7 +85,7 @@ def listing(table: ResourceTable, data: Path) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """How to fetch.
+    """Download options.
 
     Attributes:
         data: the data folder.
@@ -359,7 +359,7 @@ def _by_account(resources: dict[str, Resource]) -> dict[str, dict[str, Resource]
 
 
 def _later(resource: Resource, data: Path) -> int:
-    """Room that models and unpacking will take beside the files; what is there already counts."""
+    """Space that models and unpacking will take beside the files; what is there already counts."""
     later = 0
     for model in resource.models:
         if not has_model(data / model.path):

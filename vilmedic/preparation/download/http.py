@@ -1,4 +1,4 @@
-"""Resumable HTTP download of one file, verified before it counts, and the kinds of its failures."""
+"""Resumable HTTP download of one file, verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class NotThere(DataError):
 
 
 class WrongContent(DataError):
-    """What arrived is not what was published: another size or another sum."""
+    """The downloaded file differs from the published one in size or checksum."""
 
 
 class NoSpace(DataError):
-    """The disk has too little room."""
+    """The disk has too little space."""
 
 
 class Unreachable(DataError):
@@ -68,7 +68,7 @@ class Stopped(DataError):
 
 
 FATAL = (WrongPassword, NoAccess, NotAFile, NoSpace, Unreachable, Stopped)
-"""Troubles that the next file would have as well."""
+"""Failures that the next file would have as well."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Transfer:
                 if failed > self.retries:
                     raise Unreachable(
                         f"{job.url}: {trouble}; gave up after {failed} attempts. Run the same "
-                        "command again to go on from here."
+                        "command again to resume."
                     ) from None
                 self._pause(trouble.wait, failed)
             except OSError as error:
@@ -279,7 +279,7 @@ def part_of(path: Path) -> Path:
 
 
 def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
-    """What to raise for an error of the disk: that it is full is said in its own words."""
+    """The exception for a disk error, with its own message for a full disk."""
     if error.errno in FULL:
         return NoSpace(disk_trouble(error, str(path.parent)))
     return error
@@ -323,7 +323,7 @@ def web_page(job: Job, where: str) -> NotAFile:
     """What to raise when a login form or a notice came in place of a file."""
     return NotAFile(
         f"{job.url}: the server sent a web page instead ({where}), most likely a "
-        "login form or a notice. Open the address in a browser to see what it wants."
+        "login form or a notice. Open the address in a browser to see what it asks for."
     )
 
 
@@ -374,7 +374,7 @@ def _check(job: Job, path: Path) -> None:
     if job.sha256 is not None and (got := sha256_of(path)) != job.sha256.lower():
         raise WrongContent(
             f"{job.url} gave a file of the SHA-256 {got}; {job.sha256.lower()} is published. It "
-            f"was thrown away {SPOILT} times: something changes it on the way, or the sum is that "
+            f"was deleted {SPOILT} times: something changes it on the way, or the sum is that "
             "of another release."
         )
     if job.sha256 is None:
@@ -404,8 +404,8 @@ def _check_ending(job: Job, part: Path) -> None:
             raise Again("the connection was cut (the list at the end of the archive is missing)")
     else:
         raise NotAFile(
-            f"{job.url}: the server does not say how large the file is, so that a cut one would "
-            "pass for whole. State its bytes or sha256 in the table of resources."
+            f"{job.url}: the server does not say how large the file is, so that a truncated file "
+            "could not be noticed. State its bytes or sha256 in the table of resources."
         )
 
 

@@ -1,4 +1,4 @@
-"""What is done for a resource: images made smaller, archives unpacked, models, scripts."""
+"""Steps after a download: resize images, unpack archives, convert models, run builders."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def read_sums(path: Path, wanted: set[str]) -> dict[str, str]:
 def image_jobs(
     images: Images, names: list[str], sums: dict[str, str], data: Path, target: Path, page: str
 ) -> Iterator[ImageJob]:
-    """What is to be done for each image, made one by one: there are hundreds of thousands.
+    """Jobs for the images, made lazily: there are hundreds of thousands.
 
     Raises:
         DataError: an image has no published sum.
@@ -145,7 +145,7 @@ def not_done(names: list[str], target: Path, originals: Path | None) -> list[str
     Args:
         names: paths in the release.
         target: folder of the smaller images.
-        originals: folder of the originals, when these are to be kept.
+        originals: folder of the originals, when these are kept.
     """
     listed: dict[Path, set[str]] = {}
     folders = [target] if originals is None else [target, originals]
@@ -155,7 +155,7 @@ def not_done(names: list[str], target: Path, originals: Path | None) -> list[str
 
 
 def fetch_image(transfer: Transfer, images: Images, job: ImageJob, *, keep: bool) -> None:
-    """Fetch an image, make it smaller, and drop the original unless it is to be kept."""
+    """Fetch an image, make it smaller, and drop the original unless it is kept."""
     transfer.fetch(job.original)
     try:
         if not job.target.is_file():
@@ -257,7 +257,7 @@ def run_script(command: tuple[str, ...], scripts: Path, data: Path) -> None:
     done = subprocess.run([sys.executable, str(script), *arguments], env=environment)
     if done.returncode:
         raise DataError(
-            f"All is fetched, and the last step failed (see above). Mend it and run: {shown}"
+            f"All is downloaded, but the last step failed (see above). Fix it and run: {shown}"
         )
 
 
@@ -299,7 +299,7 @@ def fetch_model(model: HubModel, folder: Path, parallel: int) -> bool:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unreachable(
             f"The model {model.repo} could not be fetched ({reason}). Is HF_HUB_OFFLINE set, or "
-            "the network down? Run the same command again to go on."
+            "the network down? Run the same command again to resume."
         ) from None
     if not has_model(folder):
         raise NotThere(f"{folder}: {model.repo} has no weights or vocabulary of a known form.")

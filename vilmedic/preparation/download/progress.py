@@ -1,4 +1,4 @@
-"""Many transfers at a time with one bar for all, and the room that they need on the disk."""
+"""Parallel transfers with one progress bar, and the check of free disk space."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def check_space(needed: Mapping[Path, int]) -> None:
 
     Raises:
         NoSpace: a disk has too little.
-        DataError: a file is where a folder is to be.
+        DataError: a file is where a folder should be.
     """
     by_disk: dict[int, tuple[Path, int]] = {}
     for folder, size in needed.items():
@@ -132,7 +132,7 @@ def check_space(needed: Mapping[Path, int]) -> None:
         if size and size + SPARE > free:
             raise NoSpace(
                 f"{place} has {readable(free)} free, and {readable(size)} will be written there "
-                f"(with {readable(SPARE)} to spare). Make room, choose another disk with --data, "
+                f"(with {readable(SPARE)} to spare). Free space, choose another disk with --data, "
                 "or fetch less with --subset."
             )
 

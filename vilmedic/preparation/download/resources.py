@@ -1,4 +1,4 @@
-"""The table of resources, `data/resources.yml`."""
+"""Reader of the resource table, `data/resources.yml`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vilmedic.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class Account:
-    """Where user and password of a server come from.
+    """Login source of a server.
 
     Attributes:
         host: the server; they are sent to no other.
@@ -82,8 +82,8 @@ class Unpack:
         suffix: `.jpg` or `.png`.
         short_side: pixels of the short side.
         quality: of JPEG files.
-        bytes: room that the unpacked originals take.
-        kept_bytes: room that the images written take.
+        bytes: space that the unpacked originals take.
+        kept_bytes: space that the images written take.
     """
 
     folder: str
@@ -97,7 +97,7 @@ class Unpack:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the user has to put in place, as it can be fetched after registration only.
+    """Files that the user has to provide, as they require registration.
 
     Attributes:
         path: where it must lie, in the data folder; `*` stands for anything, `**` for folders at
@@ -117,7 +117,7 @@ class HubModel:
         repo: its name.
         path: folder it goes to, in the data folder.
         patterns: files to take; empty for all.
-        bytes: room that they take.
+        bytes: space that they take.
     """
 
     repo: str
