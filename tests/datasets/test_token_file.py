@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.full_disk import no_file_beyond
 from tests.small_dalles import TINY_VAE
+from tests.small_models import tiny_cnn, tiny_encoder
+from vilmedic.blocks.projection import PairedProjection
+from vilmedic.datasets import token_file
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.token_file import cache_tokens
+from vilmedic.datasets.pairs import ImSeq
+from vilmedic.datasets.text import TextDataset
+from vilmedic.datasets.token_file import cache_features, cache_tokens
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.losses.convirt import ConVIRTLoss
+from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.vae import VAE
 
 CPU = torch.device("cpu")
@@ -126,7 +135,7 @@ def test_images_that_change_meanwhile_are_no_tokens(
 
             self.vae.get_codebook_indices = changing  # type: ignore[method-assign]
 
-    with pytest.raises(DataError, match="were changed while tokens were made"):
+    with pytest.raises(DataError, match="were changed while image tokens were made"):
         cache_tokens(images(runtime), Changing(), CPU, 0)
     files = list((tmp_path / "run" / "tokens").iterdir())
     assert [file for file in files if not file.name.startswith(".contents")] == []
@@ -159,3 +168,281 @@ def test_models_without_a_vae_are_refused(runtime: Callable[..., dict[str, Any]]
     with pytest.raises(ConfigError, match=r"dataset\.image\.tokens"):
         cache_tokens(images(runtime), object(), CPU, 0)
     cache_tokens(images(runtime, tokens=None), object(), CPU, 0)
+
+
+def pairs(runtime: Callable[..., dict[str, Any]], split: str = "train", **options: Any) -> ImSeq:
+    """Images of 32 pixels with their reports, without anything random."""
+    training = split == "train"
+    given = runtime("seed", "run_dir", split=split, training=training)
+    image = {"resize": 32, "crop": 32, "preset": "center_crop"} | options
+    seq = {"tokenizer_max_len": 16, "sample_sentence": image.pop("sample_sentence", False)}
+    given.pop("run_dir")
+    text = TextDataset(**runtime("training", "seed", "run_dir"), **seq)
+    return ImSeq(image=ImageDataset(**given, **image), seq=text)
+
+
+def frozen(data: ImSeq, *, seed: int = 0, **settings: Any) -> ConVIRT:
+    """A ConVIRT of which the heads are trained."""
+    torch.manual_seed(seed)
+    parts = {"cnn": {"freeze": True}, "encoder": {"freeze": True}} | settings
+    return ConVIRT(
+        spec=data.spec,
+        cnn=tiny_cnn(**parts["cnn"]),
+        encoder=tiny_encoder(data.spec, **parts["encoder"]),
+        projection=PairedProjection(
+            visual_embedding_dim=1024, textual_embedding_dim=16, projection_dim=8
+        ),
+        loss=ConVIRTLoss(),
+    )
+
+
+def keep(data: ImSeq, model: ConVIRT, folder: Path, **options: Any) -> list[str]:
+    """Which parts of the data set give features from now on."""
+    given = {"precision": "fp32", "gib": 1.0, "folder": folder, "num_workers": 0} | options
+    cache_features(data, model, CPU, **given)
+    return [part.rows[0] for part in data.parts if part.rows is not None]
+
+
+def encoded(data: ImSeq, model: ConVIRT, size: int) -> dict[str, torch.Tensor]:
+    """What the towers of a model make of all samples, in training."""
+    model.train()
+    found: dict[str, list[torch.Tensor]] = {}
+    for batch in make_loader(data, batch_size=size, training=False, seed=0, num_workers=0):
+        batch = data.prepare(batch)
+        for name, tower in model.towers().items():
+            value = batch[name] if name in batch else tower.encode(batch)
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_are_those_of_the_frozen_encoders(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path, precision: str
+) -> None:
+    plain, data = pairs(runtime), pairs(runtime)
+    model = frozen(data)
+    assert keep(data, model, tmp_path, precision=precision) == list(model.towers())
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for size in (8, 3):
+            found, expected = encoded(data, model, size), encoded(plain, model, size)
+            for name, value in expected.items():
+                assert found[name].dtype == value.dtype
+                # Products of other numbers of rows, and other padding, round differently.
+                bound = 2e-6 if value.dtype == torch.float32 else 2e-2
+                bound *= float(value.abs().max())
+                torch.testing.assert_close(found[name], value, rtol=0, atol=bound)
+
+
+def test_features_of_batches_of_one_size_are_equal_to_the_last_bit(
+    runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    for name in ("image", "report"):
+        path = root / f"train.{name}.tok"
+        path.write_text(path.read_text() * 8)  # two batches of 32
+    plain, data = pairs(runtime), pairs(runtime)
+    model = frozen(data)
+    keep(data, model, tmp_path)
+    found, expected = encoded(data, model, 32), encoded(plain, model, 32)
+    assert len(expected) == 2
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_images_are_read_once(
+    runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    data = pairs(runtime)
+    keep(data, frozen(data), tmp_path)
+    shutil.rmtree(root / "images")
+    [batch] = make_loader(data, batch_size=8, training=True, seed=0, num_workers=0)
+    assert "images" not in batch
+    assert batch["image_features"].shape == (8, 1024)
+    assert set(batch) >= {"input_ids", "attention_mask", "word_ids", "report_features"}
+
+
+def test_features_are_computed_once_for_all_that_they_depend_on(
+    runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "features"
+
+    def count(kind: str, model: ConVIRT | None = None, **options: Any) -> int:
+        """How many files there are after features were asked for once more."""
+        own = {key: options.pop(key) for key in ("precision",) if key in options}
+        data = pairs(runtime, **options)
+        keep(data, model or frozen(data), tmp_path, **own)
+        return len(list(folder.glob(f"train_{kind}_features_*.npy")))
+
+    assert count("image") == count("image") == 1
+    assert count("image", crop=24) == 2
+    assert count("image", mean=[0.1]) == 3
+    assert count("image", precision="bf16") == 4
+    assert count("image", frozen(pairs(runtime), seed=1)) == 5
+    assert count("image", eval_transforms=[{"Grayscale": None}]) == 6
+    layer = frozen(pairs(runtime), cnn={"freeze": True, "output_layer": "conv5"})
+    assert count("image", layer) == 7
+    assert count("image", multi_image=2) == 8
+    Image.new("L", (20, 16), 9).save(root / "images" / "train_3.png")
+    assert count("image") == 9
+    before = count("report")
+    highest = frozen(pairs(runtime), encoder={"freeze": True, "pooling": "max"})
+    assert count("report", highest) == before + 1
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    (root / "train.report.tok").write_text("Another one.\n" * 8)
+    assert count("report") == before + 2
+
+
+def test_what_is_trained_in_part_or_moves_is_computed_in_each_epoch(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    image, report = "image_features", "report_features"
+    data = pairs(runtime)
+    model = frozen(data, cnn={}, encoder={})
+    model.cnn.freeze_until("stage2")
+    assert keep(data, model, tmp_path) == []
+    still = frozen(data, cnn={})
+    still.cnn.requires_grad_(False)  # but its batch statistics go on
+    assert keep(pairs(runtime), still, tmp_path) == [report]
+    random = {"eval_transforms": [{"RandomRotation": {"degrees": 3}}]}
+    for options in ({"preset": "resize_crop"}, random):
+        caplog.clear()
+        assert keep(pairs(runtime, **options), frozen(data), tmp_path) == [report]
+        assert "It is computed once with preset=center_crop" in caplog.text
+    assert keep(pairs(runtime, sample_sentence=True), frozen(data), tmp_path) == [image]
+    drawn = {"multi_image": 2, "image_choice": "random"}
+    assert keep(pairs(runtime, **drawn), frozen(data), tmp_path) == [report]
+    assert keep(pairs(runtime), frozen(data), tmp_path, gib=0) == []
+
+
+def test_dropout_of_the_output_draws_as_without_kept_features(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plain, data = pairs(runtime), pairs(runtime)
+    model = frozen(data, cnn={"freeze": True, "dropout_out": 0.5})
+    assert "image_features" in keep(data, model, tmp_path)
+    several = pairs(runtime, multi_image=2)
+    assert keep(several, model, tmp_path) == ["report_features"]
+    features = []
+    for one in (plain, data):
+        [batch] = make_loader(one, batch_size=8, training=False, seed=0, num_workers=0)
+        torch.manual_seed(3)
+        features.append(model.train().encode(one.prepare(batch))["visual"])
+    torch.testing.assert_close(features[1], features[0], rtol=1e-5, atol=1e-5)
+
+
+def test_several_images_of_a_sample_are_one_row(
+    runtime: Callable[..., dict[str, Any]], write: Callable[[str, Any], Path], tmp_path: Path
+) -> None:
+    write("train.image.tok", ["train_0.png,train_1.png", *[f"train_{i}.png" for i in range(1, 8)]])
+    plain, data = pairs(runtime, multi_image=2), pairs(runtime, multi_image=2)
+    model = frozen(data)
+    assert "image_features" in keep(data, model, tmp_path)
+    found, expected = encoded(data, model, 8), encoded(plain, model, 8)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_of_the_samples_is_what_is_computed(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    plain, data = pairs(runtime), pairs(runtime)
+    for one in (plain, data):
+        one.kept = np.array([6, 1, 4])
+    model = frozen(data)
+    keep(data, model, tmp_path)
+    [path] = (tmp_path / "features").glob("train_image_*.npy")
+    assert np.load(path).shape == (3, 1024)
+    found, expected = encoded(data, model, 3), encoded(plain, model, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_file_is_made_again(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = pairs(runtime)
+    model = frozen(data)
+    keep(data, model, tmp_path)
+    [path] = (tmp_path / "features").glob("train_image_*.npy")
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for damaged in (bytes(changed), whole[:-7], whole + b"x", b""):
+        path.write_bytes(damaged)
+        caplog.clear()
+        again = pairs(runtime)
+        assert "image_features" in keep(again, model, tmp_path)
+        assert f"{path} is damaged" in caplog.text
+        assert path.read_bytes() == whole
+
+
+def test_features_that_cannot_be_written_are_computed_in_each_epoch(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = pairs(runtime)
+    model = frozen(data)
+    with no_file_beyond(8192):  # images need more, reports do not
+        assert keep(data, model, tmp_path) == ["report_features"]
+    assert "image encoder, split train, are not kept: File too large" in caplog.text
+    assert not list((tmp_path / "features").glob("*image*"))
+    caplog.clear()
+    assert keep(data, model, tmp_path) == ["report_features"]  # nor is it tried again
+    assert caplog.text == ""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_file._Rows, "_write", raising(full))
+        (tmp_path / "other").mkdir()
+        assert keep(pairs(runtime), model, tmp_path / "other") == []
+    assert "are not kept: the disk is full (" in caplog.text
+    assert "They are computed in every epoch." in caplog.text
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_features_take_no_more_room_than_they_may(
+    runtime: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, size = pairs(runtime), 8 * 1024 * 4
+    assert keep(data, frozen(data), tmp_path, gib=size / 2 / 2**30) == ["report_features"]
+    assert "they take 0.0 MiB, more than trainor.frozen_cache_gib=1.52588e-05 leaves" in caplog.text
+    room = 2.5 * size / 2**30
+    files = []
+    for seed in range(4):
+        monkeypatch.setattr(token_file, "_in_use", set())  # as in a process of its own
+        again = pairs(runtime)
+        model = frozen(again, seed=seed, encoder={})
+        assert keep(again, model, tmp_path, gib=room) == ["image_features"]
+        files.append({path.name for path in (tmp_path / "features").glob("*_image_*.npy")})
+    assert [len(names) for names in files] == [1, 2, 2, 2]
+    assert not files[0] & files[3]  # the oldest went
+
+
+def test_features_that_are_no_numbers_are_not_kept(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = pairs(runtime)
+    model = frozen(data)
+    with torch.no_grad():
+        next(model.cnn.network.parameters()).fill_(float("nan"))
+    assert keep(data, model, tmp_path) == ["report_features"]
+    assert "not kept: they hold values that are not finite" in caplog.text
+
+
+def test_what_a_killed_process_left_goes(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "features"
+    folder.mkdir()
+    old, new = folder / ".a.npy.1.tmp", folder / ".a.npy.2.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    data = pairs(runtime)
+    keep(data, frozen(data), tmp_path)
+    assert not old.exists()
+    assert new.exists()

@@ -51,6 +51,11 @@ def silent(text: str) -> bool:
     return all(line.startswith("[rank1]:[W") for line in text.splitlines())
 
 
+def _unwrapped(path: Path) -> str:
+    """What a process printed, whose lines are as long as the terminal is wide."""
+    return " ".join(path.read_text().split())
+
+
 def losses(run_dir: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -135,6 +140,27 @@ def test_number_of_processes_changes_with_every_epoch(
     for key in ("model", "ema"):
         for name, value in states[0][key].items():
             torch.testing.assert_close(states[1][key][name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_encoders_are_computed_once_for_all_processes(data: Path, tmp_path: Path) -> None:
+    """By the first, and where it cannot keep the features all go on without."""
+    still = (*STILL, "model.encoder.freeze=true", "dataset.image.preset=center_crop")
+    still = (*still, "~dataset.image.transforms", "trainor.epochs=1")
+    one = train(CONVIRT, data, tmp_path / "one", *still, "trainor.frozen_cache_gib=0", world=1)
+    two = train(CONVIRT, data, tmp_path / "two", *still)
+    full = train(CONVIRT, data, tmp_path / "full", *still, "trainor.frozen_cache_gib=1e-7")
+    for run_dir in (two, full):
+        torch.testing.assert_close(
+            torch.tensor([loss for _, loss in losses(run_dir)]),
+            torch.tensor([loss for _, loss in losses(one)]),
+        )
+    files = sorted(path.name for path in (two / "features").glob("*.npy"))
+    assert sum(not name.startswith(".") for name in files) == 4
+    told = _unwrapped(two.parent / "output_0.txt")
+    assert told.count(": computed once for 21 samples") == 2
+    assert list((full / "features").glob("[tv]*")) == []
+    assert "are not kept: they take" in _unwrapped(full.parent / "output_0.txt")
+    assert silent((two.parent / "output_1.txt").read_text())
 
 
 def test_sharded_dalle_trains_as_one_process_does(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vilmedic.errors import ArgumentError, ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.losses.targets import Targets
 from vilmedic.models.convirt import ConVIRT
-from vilmedic.training.setup import prepare_network
+from vilmedic.training.parallel import prepare_network
 
 T = 0.05
 

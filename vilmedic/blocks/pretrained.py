@@ -121,7 +121,8 @@ def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
         if hasattr(module, DESCRIBED)
     }
     for name, module in model.named_modules():
-        if stated := getattr(module, "stated_network", dict)():
+        stated: dict[str, Any] = getattr(module, "stated_network", dict)()
+        if stated:
             found[name] = stated
     outer = {n: c for n, c in found.items() if not any(n.startswith(f"{o}.") for o in found)}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(outer, default=str))

@@ -72,6 +72,9 @@ class TrainorSection:
             rather than keep it, which needs less memory and changes no number.
         parallel: how several processes share the model: ddp gives each the whole of it, fsdp a
             part of each weight, for models that do not fit.
+        frozen_cache_gib: most GiB that the run directory holds of what frozen encoders make of
+            images and reports that are the same in every epoch: computed once for all epochs; 0
+            computes it in each.
         sync_bn: batch normalisation over the samples of all processes instead of those of each.
         device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
         num_workers: processes that load data; null takes one a core, 16 at most.
@@ -140,6 +143,7 @@ class TrainorSection:
     compile: bool = False
     activation_checkpointing: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    frozen_cache_gib: Annotated[float, AtLeast(0), AtMost(1048576)] = 32.0
     sync_bn: bool = False
     device: Device | None = None
     num_workers: Annotated[int, Between(0, 256)] | None = None

@@ -12,10 +12,11 @@ import json
 import logging
 import operator
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 Sample = dict[str, Any]
 Batch = dict[str, Any]
 SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a tokenizer's words
+IMAGE_TOKENS = "image_tokens"  # of a frozen VAE, int64 [B, N]
+IMAGE_FEATURES, REPORT_FEATURES = "image_features", "report_features"
+"""What a frozen encoder made of images and of reports, [B, F], in a batch that has it already."""
 REPORT_HASH = "report_hash"
 """Key of a batch: a number for each report, int64 [B], the same for equal ones only."""
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
@@ -85,7 +89,7 @@ class DataSpec:
     def to_plain(self) -> dict[str, Any]:
         """The properties as plain values, which a checkpoint can hold; see `from_plain`."""
         return {
-            "tokenizer": None if self.tokenizer is None else _plain_tokenizer(self.tokenizer),
+            "tokenizer": None if self.tokenizer is None else plain_tokenizer(self.tokenizer),
             "tokenizer_max_len": self.tokenizer_max_len,
             "labels": list(self.labels),
             "multi_label": self.multi_label,
@@ -267,7 +271,21 @@ class AlignedPart(AlignedDataset):
     Args:
         texts: the lines of its file.
         dropped: lines that cannot be used, with the reason; left out of every sample.
+
+    Attributes:
+        split: name of the split.
+        rows: what a frozen network made of each line once and for all: its name in a batch, and the
+            row of a line; None for an image that cannot be decoded. See `token_file`.
+        tried: whether this was asked for, with or without success.
     """
+
+    features: ClassVar[str] = ""
+    """What the features of a frozen encoder of this part are called in a batch."""
+    fixed_by: ClassVar[str] = ""
+    """The options with which a line is the same in every epoch."""
+    split: str = ""
+    rows: tuple[str, Callable[[int], torch.Tensor | None]] | None = None
+    tried: bool = False
 
     def __init__(self, texts: Lines, dropped: dict[int, str] | None = None) -> None:
         self.texts = texts
@@ -285,6 +303,20 @@ class AlignedPart(AlignedDataset):
     @abstractmethod
     def show(self, line: int) -> dict[str, Any]:
         """What this part adds to the description of a sample."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether what this part adds to the sample of a line is the same in every epoch."""
+        return False
+
+    def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
+        """Plain values that differ wherever what this part adds to some lines differs.
+
+        Args:
+            lines: numbers of the lines.
+            folder: where may be kept what makes this faster the next time.
+        """
+        raise NotImplementedError
 
     def finish(self, batch: Batch) -> Batch:
         """What this part does to a batch on the device."""
@@ -330,10 +362,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 def same_tokenizer(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
     """Whether two tokenizers turn every text into the same numbers."""
-    return bool(_plain_tokenizer(one)["json"] == _plain_tokenizer(other)["json"])
+    return bool(plain_tokenizer(one)["json"] == plain_tokenizer(other)["json"])
 
 
-def _plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
     special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
     content = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vilmedic.config.types import (
     Above,
@@ -21,11 +23,18 @@ from vilmedic.config.types import (
     Spreads,
     UsedWith,
 )
-from vilmedic.datasets.aligned import AlignedDataset, AlignedPart, Batch, Sample, stable_seed
+from vilmedic.datasets.aligned import (
+    IMAGE_FEATURES,
+    AlignedDataset,
+    AlignedPart,
+    Batch,
+    Sample,
+    stable_seed,
+)
 from vilmedic.datasets.decode import Color, UndecodableImage
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures, resized_shape
-from vilmedic.datasets.transforms import Pixels, check_sizes
+from vilmedic.datasets.transforms import Pixels, check_sizes, is_fixed
 from vilmedic.errors import DataError
 
 if TYPE_CHECKING:
@@ -84,6 +93,9 @@ class ImageDataset(AlignedPart):
             more than one in a hundred ends it in any case.
     """
 
+    features: ClassVar[str] = IMAGE_FEATURES
+    fixed_by: ClassVar[str] = "preset=center_crop, image_choice=all and no random eval_transforms"
+
     def __init__(
         self,
         *,
@@ -138,7 +150,6 @@ class ImageDataset(AlignedPart):
         )
         self.training, self.seed = training, seed
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
-        self.token_rows: Callable[[int], torch.Tensor | None] | None = None  # see `TokenFile`
         self.resize, self.crop, self.color = resize, crop, color
         self.multi_image, self.views, self.on_error = multi_image, views, on_error
         self.image_choice = image_choice
@@ -175,16 +186,17 @@ class ImageDataset(AlignedPart):
         self.pixels.keep_sides()
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The images of a line as a list of uint8 [C, H, W], or its `image_tokens` int64 [N].
+        """The images of a line as a list of uint8 [C, H, W], or what was made of them (`rows`).
 
         Raises:
             UndecodableImage: a file cannot be decoded; the message names the line.
         """
-        if self.token_rows is not None:
-            found = self.token_rows(line)
+        if self.rows is not None:
+            name, row = self.rows
+            found = row(line)
             if found is None:
                 raise UndecodableImage(f"{self.texts.where(line)}: the image cannot be decoded")
-            return {"image_tokens": found}
+            return {name: found}
         cut = self._each(line, epoch, self.pixels.cut)
         rows = [row for _, row in cut]
         augmentation = {"augmentation": torch.tensor(rows)} if rows[0] else {}
@@ -233,10 +245,12 @@ class ImageDataset(AlignedPart):
             [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]; with several views
             of several images [B, N, V, C, H, W]. Where a preset
             leaves something to do on the device, `augmentation` float32 with the numbers for it in
-            the place of [C, H, W]. Of tokens `image_tokens` int64 [B, N].
+            the place of [C, H, W]. With `rows` these alone, [B, N]: `image_tokens` or
+            `image_features`.
         """
-        if "image_tokens" in samples[0]:
-            return {"image_tokens": torch.stack([sample["image_tokens"] for sample in samples])}
+        if self.rows is not None:
+            name, _ = self.rows
+            return {name: torch.stack([sample[name] for sample in samples])}
         check_sizes(samples)
         every = {"images": torch.stack([image for sample in samples for image in sample["images"]])}
         if "augmentation" in samples[0]:
@@ -264,6 +278,25 @@ class ImageDataset(AlignedPart):
         rest = dict(batch)
         rows = rest.pop("augmentation", None)
         return rest | {"images": self.pixels.normalized(pixels, rows)}
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no random number decides on what a line gives in an epoch."""
+        if self.pixels.random or (self.training and self.image_choice == "random"):
+            return False
+        return not self.training or all(is_fixed(one) for one in self.pixels.transforms)
+
+    def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
+        """A digest of each image file, and how it is prepared."""
+        from vilmedic.datasets.picture_cache import VERSION, decoders
+
+        pixels = self.pixels
+        how: list[Any] = [VERSION, decoders(), self.resize, self.crop, self.color, self.views]
+        how += [self.multi_image, self.image_choice, pixels.max_pixels, pixels.mean, pixels.std]
+        how += [pixels.interpolation] if pixels.interpolation != "bilinear" else []
+        if pixels.transforms:  # which an evaluation may draw, by the seed of the run
+            how += [repr(pixels.own_list), [repr(one) for one in pixels.transforms], self.seed]
+        return [how, self.pictures.contents(lines.tolist(), folder)]
 
     def properties(self) -> dict[str, Any]:
         """How pixels are normalised."""

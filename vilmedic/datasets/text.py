@@ -8,9 +8,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
@@ -21,7 +23,15 @@ from transformers.utils import logging as transformers_logging
 
 from vilmedic.config.transformers_fields import body_of
 from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
-from vilmedic.datasets.aligned import REPORT_HASH, AlignedPart, Batch, Sample, stable_seed
+from vilmedic.datasets.aligned import (
+    REPORT_FEATURES,
+    REPORT_HASH,
+    AlignedPart,
+    Batch,
+    Sample,
+    plain_tokenizer,
+    stable_seed,
+)
 from vilmedic.datasets.lines import Lines, listed, read_lines
 from vilmedic.datasets.report_text import (
     MIN_WORDS,
@@ -85,6 +95,9 @@ class TextDataset(AlignedPart):
             asks for it.
     """
 
+    features: ClassVar[str] = REPORT_FEATURES
+    fixed_by: ClassVar[str] = "sample_sentence and shuffle_sentences of the reports off"
+
     def __init__(
         self,
         *,
@@ -104,7 +117,7 @@ class TextDataset(AlignedPart):
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         self.hashes = False
-        self.max_sentences = max_sentences
+        self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.shuffle_sentences = shuffle_sentences and training
         self.tokenizer_max_len, self.processing = tokenizer_max_len, chain(processing)
@@ -145,9 +158,15 @@ class TextDataset(AlignedPart):
         return self.reports.words(report)
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The tokens of a line's report, as it is in that epoch, and whether they were cut."""
+        """The tokens of a line's report, as it is in that epoch, and whether they were cut.
+
+        With `rows` also what was made of the report.
+        """
         text = self._drawn(line, epoch) if self.random else self.cleaned[line]
         sample = self.reports.tokens(text)
+        if self.rows is not None:
+            name, row = self.rows
+            sample[name] = row(line)
         if self.hashes:
             # In another order of its sentences a report is still the same.
             reordered = self.shuffle_sentences and not self.sample_sentence
@@ -159,12 +178,27 @@ class TextDataset(AlignedPart):
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
 
         With `hashes` also `report_hash`, int64 [B]: that of the text that the model reads, cleaned
-        and cut to `tokenizer_max_len`.
+        and cut to `tokenizer_max_len`. With `rows` also these, [B, F].
         """
         batch = self.reports.pad(samples)
         if self.hashes:
             batch[REPORT_HASH] = torch.tensor([sample["hash"] for sample in samples])
+        if self.rows is not None:
+            name, _ = self.rows
+            batch[name] = torch.stack([sample[name] for sample in samples])
         return batch
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no random number decides on what a line gives in an epoch."""
+        return not self.random
+
+    def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
+        """A digest of the cleaned reports, and what makes tokens of them."""
+        digest = hashlib.sha256()
+        for line in lines.tolist():
+            digest.update(f"{self.cleaned[line]}\n".encode())
+        return [digest.hexdigest(), plain_tokenizer(self.tokenizer), self.tokenizer_max_len]
 
     def show(self, line: int) -> dict[str, Any]:
         """The report as its file has it."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FIXED = (v2.CenterCrop, v2.Compose, v2.Grayscale, v2.Identity, v2.Pad, v2.Resize, v2.RGB)
 _CACHED = 2**18
 """Numbers of images that are prepared together on a CPU; as floats they take 1 MB."""
 
@@ -266,6 +267,12 @@ def flips(transform: v2.Transform) -> bool:
     """Whether a transform, or one inside it, may swap left and right."""
     inside = getattr(transform, "transforms", ())  # a plain list, which `modules()` does not see
     return isinstance(transform, v2.RandomHorizontalFlip) or any(flips(one) for one in inside)
+
+
+def is_fixed(transform: v2.Transform) -> bool:
+    """Whether a transform draws no random numbers."""
+    inside = getattr(transform, "transforms", ())
+    return type(transform) in _FIXED and all(is_fixed(one) for one in inside)
 
 
 def check_sizes(samples: Sequence[Mapping[str, Any]]) -> None:

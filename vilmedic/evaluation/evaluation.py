@@ -62,6 +62,7 @@ class Ensemble:
         loader: the batches of a data set, in order and complete.
         device: where the networks run.
         precision: `fp32` or `bf16`.
+        ready: called before a pass over a split, with its name and a network.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class Ensemble:
         loader: Callable[[Any], Iterable[dict[str, Any]]],
         device: torch.device,
         precision: str,
+        ready: Callable[[str, Any], object] | None = None,
     ) -> None:
-        self.members = members
+        self.members, self.ready = members, ready
         self.dataset = dataset
         self.loader = loader
         self.device = device
@@ -116,6 +118,8 @@ class Ensemble:
         if name not in self._splits:
             self._ask("split", name)
             dataset = self.dataset(name)
+            if self.ready is not None:
+                self.ready(name, self.members[0]())
             self._splits[name] = ensemble(
                 [
                     collect(
@@ -423,6 +427,7 @@ class Splits:
         precision: `fp32` or `bf16`.
         device: where models run.
         source: which model is evaluated, for titles; empty in training.
+        frozen_gib: see `cache_features`; above 0 only where all networks are the same frozen ones.
 
     Attributes:
         metrics: name and metric, each name once.
@@ -442,7 +447,9 @@ class Splits:
         precision: str,
         device: torch.device,
         source: str = "",
+        frozen_gib: float = 0.0,
     ) -> None:
+        self.frozen_gib = frozen_gib
         self.config, self.seed, self.source = config, seed, source
         self.batch_size, self.num_workers = batch_size, num_workers
         self.precision, self.device = precision, device
@@ -454,9 +461,18 @@ class Splits:
         self.dataset = cache(self._build_dataset)
 
     def tokens_ready(self, split: str, model: nn.Module) -> Any:
-        """The data set of a split, which gives image tokens from now on if it is to."""
+        """The data set of a split, which gives what is computed once from now on if it is to."""
         dataset = self.dataset(split)
         tokens_ready(dataset, model, self.device, self.num_workers)
+        features_ready(
+            dataset,
+            model,
+            self.device,
+            precision=self.precision,
+            gib=self.frozen_gib,
+            folder=self.config.run_dir,
+            num_workers=self.num_workers,
+        )
         return dataset
 
     def networks(self, members: Sequence[Callable[[], nn.Module]]) -> Ensemble:
@@ -467,6 +483,7 @@ class Splits:
             loader=self._loader,
             device=self.device,
             precision=self.precision,
+            ready=self.tokens_ready if self.frozen_gib else None,
         )
 
     def evaluation(
@@ -550,6 +567,16 @@ class Splits:
             drop_last=False,
             num_workers=self.num_workers if num_workers is None else num_workers,
         )
+
+
+def features_ready(
+    dataset: Any, model: Any, device: torch.device, *, gib: float, **options: Any
+) -> None:
+    """Let a data set give features of frozen encoders from now on; see `cache_features`."""
+    if gib and hasattr(model, "towers") and any(not w.requires_grad for w in model.parameters()):
+        from vilmedic.datasets.token_file import cache_features
+
+        cache_features(dataset, model, device, gib=gib, **options)
 
 
 def tokens_ready(

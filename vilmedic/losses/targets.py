@@ -173,7 +173,7 @@ class Targets(nn.Module):
         """The settings, as `print(model)` shows them."""
         if self.proto != "soft":
             return self.proto
-        by = self.by
+        by: str = self.by
         if self.encoder is not None and by == "reports":
             folder = Path(self.encoder)
             by = f"reports under {folder.name if folder.is_absolute() else self.encoder}"

@@ -12,7 +12,14 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.types import Above, AtMost, Dropout, Portion, Runtime, Weight, Width
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, ConfigError, nearest
-from vilmedic.models.contract import LOGITS, Batch, Model, several_images
+from vilmedic.models.contract import (
+    LOGITS,
+    Batch,
+    Model,
+    Tower,
+    visual_backbone,
+    visual_tower,
+)
 
 Rate = Annotated[float, Above(0), AtMost(1000)]
 
@@ -109,12 +116,12 @@ class Classifier(Model):
         Raises:
             ConfigError: the data set gives no images, or no labels to train with.
         """
-        if "images" not in batch:
+        features = visual_backbone(self.cnn, batch)
+        if features is None:
             raise ConfigError(
                 "Classifier looks at images, but the data set gives none. Use "
                 "dataset.proto=ImLabel or ImSeqLabel."
             )
-        features = self.cnn.pooled_images(*several_images(batch))
         logits = self.head(features)
         output = {LOGITS: logits}
         if not self.training:
@@ -124,6 +131,10 @@ class Classifier(Model):
         elif self.training:
             raise ConfigError("Classifier learns labels, but the data set gives none.")
         return output
+
+    def towers(self) -> dict[str, Tower]:
+        """The image encoder."""
+        return visual_tower(self.cnn)
 
     def learning_rates(self, base: float) -> list[tuple[list[nn.Parameter], float]]:
         """The parameters that are trained, in groups, each with its learning rate.

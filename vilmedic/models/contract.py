@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vilmedic.config.declared import no_targets
-from vilmedic.datasets.aligned import REPORT_HASH, DataSpec
+from vilmedic.datasets.aligned import IMAGE_FEATURES, REPORT_HASH, DataSpec
 from vilmedic.device import HOST, IMAGES
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
+    from vilmedic.blocks.vision import VisionEncoder
     from vilmedic.losses.learned import LearnedLoss
     from vilmedic.losses.targets import Targets
 
@@ -27,6 +29,33 @@ TARGETS = "targets"
 """The feature by which a loss finds positives beside the own pair; no output of the model."""
 LOGITS = "logits"
 """The output of a model that classifies: log odds of the classes, or unnormalised log shares."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An encoder of a model whose output can be kept while it is frozen.
+
+    Args:
+        name: what it is called in messages.
+        network: what has to be frozen as a whole.
+        encode: one vector a sample, [B, F], of a prepared batch, before any dropout of the output.
+        settings: what the output depends on besides weights, modules and the batch.
+        dropout: of the output, applied to what was kept as to what is computed.
+    """
+
+    name: str
+    network: nn.Module
+    encode: Callable[[Batch], Tensor]
+    settings: str = ""
+    dropout: float = 0.0
+
+    def frozen(self) -> bool:
+        """Whether training changes nothing of the output; asked with the model in training mode."""
+        weights = list(self.network.parameters())
+        trained = any(weight.requires_grad for weight in weights)
+        # In training mode there are dropout, and statistics of the batch.
+        moving = any(module.training for module in self.network.modules())
+        return bool(weights) and not trained and not moving
 
 
 class Model(nn.Module, ABC):
@@ -83,6 +112,13 @@ class Model(nn.Module, ABC):
         A checkpoint and an export hold it, since a configuration may leave it out.
         """
         return None
+
+    def towers(self) -> dict[str, Tower]:
+        """Encoders whose output a batch may hold in place of what it is made from, by its name.
+
+        While one is frozen as a whole, training computes it once for all epochs.
+        """
+        return {}
 
     def learning_rates(self, base: float) -> list[tuple[list[nn.Parameter], float]]:
         """Groups of the parameters that are trained, each with its learning rate.
@@ -310,6 +346,25 @@ class ContrastiveModel(Model):
         for number in range(count):
             start, end = end, end + each + (number < rest)
             yield {key: value[start:end] for key, value in batch.items()}
+
+
+def visual_tower(cnn: VisionEncoder) -> dict[str, Tower]:
+    """An image encoder that a model reads by `visual_backbone`, for `Model.towers`."""
+    settings = f"{cnn.output_layer} {getattr(cnn.network, 'config', '')}"
+
+    def encode(batch: Batch) -> Tensor:
+        return cnn.pooled_images(*several_images(batch))
+
+    return {
+        IMAGE_FEATURES: Tower("image encoder", cnn.network, encode, settings, cnn.dropout.p),
+    }
+
+
+def visual_backbone(cnn: VisionEncoder, batch: Batch) -> Tensor | None:
+    """One vector a sample, [B, F], computed or as the batch has it; None without images."""
+    if IMAGE_FEATURES in batch:
+        return cnn.dropout(batch[IMAGE_FEATURES])
+    return cnn.pooled_images(*several_images(batch)) if "images" in batch else None
 
 
 def make_targets(

@@ -11,7 +11,7 @@ from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.types import AtLeast, Runtime
-from vilmedic.datasets.aligned import DataSpec
+from vilmedic.datasets.aligned import REPORT_FEATURES, DataSpec
 from vilmedic.distributed.gather import WHOLE, Part
 from vilmedic.errors import ConfigError
 from vilmedic.losses.convirt import ConVIRTLoss
@@ -19,8 +19,10 @@ from vilmedic.models.contract import (
     Batch,
     ContrastiveModel,
     Features,
+    Tower,
     make_targets,
-    several_images,
+    visual_backbone,
+    visual_tower,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +91,8 @@ class ConVIRT(ContrastiveModel):
             where there are some; in evaluation `visual_backbone` as well.
         """
         features: Features = self.learned()
-        if "images" in batch:
-            backbone = self.cnn.pooled_images(*several_images(batch))
+        backbone = visual_backbone(self.cnn, batch)
+        if backbone is not None:
             features["visual"] = self.projection.visual(backbone)
             features.update(self.targets_of(batch, features["visual"]))
             if not self.training:
@@ -101,8 +103,23 @@ class ConVIRT(ContrastiveModel):
 
     def encode_text(self, batch: Batch) -> Features:
         """Embed reports: `input_ids` and `attention_mask` [B, T] to `linguistic` [B, D]."""
-        reports = self.encoder(batch["input_ids"], batch["attention_mask"])
+        reports = batch.get(REPORT_FEATURES)
+        if reports is None:
+            reports = self.encoder(batch["input_ids"], batch["attention_mask"])
         return {"linguistic": self.projection.linguistic(reports)}
+
+    def towers(self) -> dict[str, Tower]:
+        """The image encoder and the text encoder."""
+        encoder = self.encoder
+
+        def encode(batch: Batch) -> Tensor:
+            reports: Tensor = encoder(batch["input_ids"], batch["attention_mask"])
+            return reports
+
+        config = encoder.network.config
+        settings = f"{encoder.pooling} {config._attn_implementation} {config}"
+        text = Tower("text encoder", encoder.network, encode, settings)
+        return {**visual_tower(self.cnn), REPORT_FEATURES: text}
 
     def contrast(self, features: Features, part: Part = WHOLE) -> dict[str, Tensor]:
         """The loss of `visual` and `linguistic`, both [B, D].

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vilmedic.config import build
 from vilmedic.config.load import Config
-from vilmedic.datasets.aligned import AlignedDataset, SampleKey
+from vilmedic.datasets.aligned import IMAGE_TOKENS, AlignedDataset, SampleKey
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.errors import ConfigError
 from vilmedic.registry import DATASETS
@@ -76,7 +76,7 @@ def make_batch(data: AlignedDataset, size: int, image_tokens: int | None) -> dic
     """
     for part in data.parts:
         if isinstance(part, ImageDataset) and part.tokens == "cache" and image_tokens:
-            part.token_rows = lambda line: torch.zeros(image_tokens, dtype=torch.int64)
+            part.rows = (IMAGE_TOKENS, lambda line: torch.zeros(image_tokens, dtype=torch.int64))
     few = data.collate([data[SampleKey(number)] for number in range(min(size, LINES))])
     return {key: _repeated(value, size) for key, value in few.items()}
 

@@ -142,6 +142,12 @@ def shard(model: Model, precision: str, device: torch.device) -> None:
         register_fsdp_forward_method(model, "encode")
 
 
+def frozen_cache_gib(section: TrainorSection) -> float:
+    """`trainor.frozen_cache_gib`; nothing is kept where no process has all weights."""
+    sharded = section.parallel == "fsdp" and processes.world_size() > 1
+    return 0.0 if sharded else section.frozen_cache_gib
+
+
 def precision_of(block: nn.Module, precision: str, device: str) -> MixedPrecisionPolicy:
     """The type in which the weights of a block travel; gradients are added up in float32.
 

@@ -20,7 +20,7 @@ from vilmedic.device import (
 )
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
-from vilmedic.evaluation.evaluation import tokens_ready
+from vilmedic.evaluation.evaluation import features_ready, tokens_ready
 from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Run
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
@@ -31,6 +31,7 @@ from vilmedic.training.parallel import (
     Group,
     check_batch_size,
     check_validation_batches,
+    frozen_cache_gib,
     groups,
     prepare_network,
     seed_this_process,
@@ -107,6 +108,15 @@ class Trainor:
         check_validation_batches(self.model, config.validator)
         prepare_network(self.model, self.section, self.device)
         tokens_ready(self.data, self.model, self.device, self.section.num_workers)
+        features_ready(
+            self.data,
+            self.model,
+            self.device,
+            precision=self.section.precision,
+            gib=frozen_cache_gib(self.section),
+            folder=self.run_dir,
+            num_workers=self.section.num_workers,
+        )
         self.loader = make_loader(
             self.data,
             batch_size=self.section.batch_size,

@@ -17,7 +17,7 @@ from vilmedic.errors import ConfigError, DataError, VilmedicError
 from vilmedic.evaluation.evaluation import Evaluation, Splits
 from vilmedic.log import LOGGER, Progress
 from vilmedic.training.health import warn_of_collapsed_codes
-from vilmedic.training.parallel import gathered
+from vilmedic.training.parallel import frozen_cache_gib, gathered
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
@@ -57,6 +57,7 @@ class Validator:
             num_workers=config.trainor.num_workers,
             precision=config.trainor.precision,
             device=device,
+            frozen_gib=frozen_cache_gib(config.trainor),
         )
         # Whether or not its numbers are asked for, a collapse is worth a line in the log.
         self._watches = all(name != "representation" for name, _ in self._splits.metrics)
