@@ -38,7 +38,12 @@ from vilmedic.training.trainor import Trainor
 ROOT = Path(__file__).resolve().parents[1]
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 STILL = ("dataset.image.preset=center_crop", "~dataset.image.transforms", "trainor.num_workers=0")
-CONVIRT = ("config/phantom/convirt.yml", ("image", "seq", "label"), ("model.cnn.freeze=true",))
+PROMPTS = f"validator.metrics.zero_shot.prompts={ROOT}/config/phantom/prompts-impression.yml"
+CONVIRT = (
+    "config/phantom/convirt.yml",
+    ("image", "seq", "label"),
+    ("model.cnn.freeze=true", PROMPTS),
+)
 SYSTEMS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "probe": (
         "config/downstream/phantom.yml",
