@@ -278,6 +278,8 @@ def _trainor(key: str, value: Any, folder: Path) -> None:
                 model(torch.ones(1, 2)).sum().backward()
                 optimizer.step()
                 finite(*model.parameters())
+    elif key == "frozen_cache_gib":
+        assert value == 0  # end_to_end/test_frozen trains with it
     else:
         assert key in ("epochs", "seed", "num_workers")  # test_the_smallest_numbers_train
 
