@@ -12,7 +12,7 @@
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
-# Of pyproject.toml's extras, separated by commas: dicom, wandb, mlflow, parquet, onnx, optuna.
+# Of pyproject.toml's extras, separated by commas: dicom, wandb, mlflow, parquet, onnx, optuna, lora.
 ARG EXTRAS=dicom
 ARG TORCH_INDEX=
 

@@ -48,7 +48,7 @@ def test_words_are_sorted() -> None:
         (["c.yml", "--a.b=1"], "keys are written without dashes: a.b=1"),
         (
             [CONFIG, "--epochs=3"],
-            "'--epochs=3': keys are written without dashes: trainor.e",
+            "'--epochs=3': keys are written without dashes: trainor.epochs=3.",
         ),
         ([CONFIG, "--epochs", "3"], "without dashes: trainor.epochs=3."),
         ([CONFIG, "--lr=1"], "without dashes: trainor.optim_params.lr=1."),
@@ -135,7 +135,9 @@ def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n  dataset  " in capsys.readouterr().out
     assert run("--help", "trainor.epochs") == 0
     assert capsys.readouterr().out.startswith("  trainor.epochs: integer >= 0; default 99\n")
-    assert run("--help", "model.loss") == cli.FAILED
+    assert run("--help", "model.loss") == 0
+    assert "with model.proto=ConVIRT:\nmodel.loss: " in capsys.readouterr().out
+    assert run("--help", "model.lost") == cli.FAILED
     assert "Name a configuration file as well" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import markdown
 import pytest
 from markdown_it import MarkdownIt
+from mkdocs.config import load_config
 from pymdownx.slugs import slugify
 
 from docs.generate import diagrams, pages, reference
@@ -201,3 +202,12 @@ def test_boxes_and_arrows_of_a_diagram() -> None:
 def test_a_diagram_that_cannot_be_drawn(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         diagrams.read(text)
+
+
+def test_the_search_starts_from_a_folder_without_a_network() -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"))
+    config.plugins["material/offline"].on_config(config)
+    assert config.extra["polyfills"] == [
+        "assets/iframe-worker.js"
+    ]  # none of another host beside it
+    assert (ROOT / "docs/assets/iframe-worker.js").exists()

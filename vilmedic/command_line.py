@@ -122,6 +122,9 @@ def _unknown(word: str, config: str | None, overrides: Sequence[str]) -> str:
     if not (keys or found):
         keys = keys_named(name, draft)
     if keys:
+        # Options of classes inside, as trainor.lr_decay_params.epochs, are rarely meant.
+        depth = min(key.count(".") for key in keys)
+        keys = [key for key in keys if key.count(".") == depth]
         written = [f"{key}={value}" if equals else f"{key}=..." for key in keys[:3]]
         return f"'{word}': keys are written without dashes: {' or '.join(written)}."
     if equals and "." in name and not found:

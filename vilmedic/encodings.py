@@ -138,7 +138,7 @@ def decode_all(contents: Sequence[bytes]) -> list[Decoded]:
     """Decode texts that are not UTF-8 and are of one source, such as the headers of a folder.
 
     The character sets are found from the texts that leave no doubt, or from all of them together
-    when every one is too short for that: a name of two signs alone tells nothing.
+    when every one is too short for that: a name of two signs alone is not enough.
 
     Args:
         contents: the texts.

@@ -122,7 +122,7 @@ def replacing(path: Path, writer: str = "", *, sync: bool = False) -> Iterator[P
 
     Args:
         path: the file.
-        writer: what tells writers apart that may be at the same file at the same time.
+        writer: identifies a writer among those of the same file at the same time.
         sync: bring the content to the disk before the old file goes.
 
     Yields:
@@ -235,7 +235,7 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def disk_trouble(error: OSError, where: str = "") -> str:
-    """An error of the disk in words; that it is full is said as such.
+    """Message for a disk error, with its own sentence for a full disk.
 
     Args:
         error: what was raised.

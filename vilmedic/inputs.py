@@ -191,6 +191,7 @@ class Preprocess:
         pixels = self.pixels
         texts = Lines([join_names([os.path.abspath(str(path))]) for path in paths], Path("images"))
         files = PictureFiles(texts, Path(), "", pixels.color, pixels.resize, 1, pixels.max_pixels)
+        files.interpolation = pixels.interpolation
         kept = PictureCache(files, Path(cache), "images", set(files.missing()))
 
         def read(number: int, image: Source) -> Tensor:

@@ -143,7 +143,7 @@ def test_a_size_that_nothing_can_be_done_about_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = VisionEncoder(backbone=saved(tmp_path, vit()))
-    monkeypatch.setattr(encoder, "interpolates", False)
+    monkeypatch.setattr(encoder.source, "interpolates", False)
     message = r"does not take images of 48 x 48 pixels.*made for 32 x 32: set the crop"
     with pytest.raises(ConfigError, match=message):
         encoder(torch.zeros(1, 3, 48, 48))

@@ -30,6 +30,7 @@ from tests.small_models import (
     tiny_vae,
 )
 from vilmedic.blocks.text import TextEncoder
+from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.check import Checker
 from vilmedic.config.declared import GROUP_OPTIONS
 from vilmedic.config.load import ROOT
@@ -443,17 +444,26 @@ def _language_model(key: str, value: Any, folder: Path, name: str = "") -> None:
     finite(encoder(batch["input_ids"], batch["attention_mask"]))
 
 
+def _backbone(key: str, value: Any, folder: Path) -> None:
+    """What no class of timm has is refused, whatever its value."""
+    with pytest.raises(ConfigError, match="key"):
+        VisionEncoder(backbone="timm/convnext_atto", pretrained=False, **{key: value})
+
+
 def _vision_model(key: str, value: Any, folder: Path, name: str = "") -> None:
-    """Fields of a vision model cannot be given: `VisionEncoder` takes no settings."""
-    assert "settings" not in owners()["vilmedic.blocks.vision.VisionEncoder"].params
-    assert owners()["vilmedic.blocks.vision.VisionEncoder"].extras is None
-    assert tiny_cnn().out_features
+    """A field that is taken gives a network with finite features."""
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    config = {**small, key: value}
+    encoder = VisionEncoder(backbone="hf:vit", pretrained=False, config=config)
+    finite(encoder.eval()(random(2, 3, 32, 32)))
 
 
 Proof = Callable[..., None]
 PROOFS: dict[str, Proof] = {
     "vilmedic.config.sections.TrainorSection": _trainor,
     "vilmedic.config.sections.EnsemblorSection": _ensemblor,
+    "vilmedic.blocks.vision.VisionEncoder": _backbone,
     "vilmedic.models.classifier.Classifier": _classifier,
     "vilmedic.losses.gloria.GLoRIALoss": _gloria_loss,
     "vilmedic.models.dalle_settings.TransformerSettings": _transformer,

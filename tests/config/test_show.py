@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,33 @@ def test_names_and_options_stand_where_they_are_asked_for(project: Project) -> N
 
 def test_help_without_a_file(project: Project) -> None:
     project.load()
-    assert "needs a proto: Alone, " in help_page("train.py", "Trains.", [])
+    page = help_page("train.py", "Trains.", [])
+    assert re.search(r"\n  model +.*; its proto, one of \d+, decides on the keys\n", page)
     text = help_on(["trainor.batch_size"])
     assert text.startswith("  trainor.batch_size: integer >= 1; default 32\n      samples")
     with pytest.raises(ConfigError, match=r"--help trainor\.epoch: there is no such .*epochs'"):
         help_on(["trainor.epoch"])
+
+
+def test_help_without_a_file_goes_through_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilmedic.config.show.width", lambda: 100)
+    text = help_on(["model.loss"])
+    assert "with model.proto=ConVIRT:\nmodel.loss: " in text
+    assert "(ConVIRTLoss)\n" in text
+    assert "with model.proto=GLoRIA:\nmodel.loss: " in text
+    assert "  model.loss.temp1: number" in text
+    assert "with model.proto=VAE" not in text
+    same = help_on(["dataset.image.resize"])
+    assert same.count("dataset.image.resize: ") == 1
+    assert "dataset.proto=ImLabel or dataset.proto=ImSeq or " in same
+    models = help_on(["model"])
+    assert re.search(r"^  VAE +The first stage", models, re.MULTILINE)
+    assert models.endswith("config.yml --help model")
+
+
+def test_a_misspelt_topic_is_not_answered_with_another_one() -> None:
+    with pytest.raises(ConfigError, match=r"--help modle: there is no such .* mean 'model'\?"):
+        help_on(["modle"])
 
 
 def test_keys_are_found_by_their_last_part(project: Project) -> None:

@@ -261,6 +261,22 @@ def test_soft_targets_compare_labels() -> None:
     torch.testing.assert_close((found @ found.T * 0.1)[0], torch.tensor([1.0, 0, 1, 0]).double())
 
 
+def test_an_unknown_label_counts_half_in_soft_targets() -> None:
+    spec = tiny_spec(labels=("edema", "mass"), multi_label=True)
+    targets = tiny_convirt(spec, targets="soft").targets
+    assert targets is not None
+    batch = {
+        "labels": torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]),
+        "labels_known": torch.tensor([[True, True], [False, True], [True, True], [True, False]]),
+    }
+    vectors = targets(batch, torch.zeros((), dtype=torch.float64))
+    assert vectors is not None
+    cosines = vectors @ vectors.T * targets.temperature
+    assert cosines[1, 2] == 0  # what may have a finding is not one without
+    torch.testing.assert_close(cosines[0, 1].item(), 1.0)
+    torch.testing.assert_close(cosines[0, 3].item(), 1 / 1.25**0.5)
+
+
 def test_identity_asks_for_nothing_and_targets_for_their_data() -> None:
     plain = tiny_convirt(targets="identity")
     assert plain.targets is None

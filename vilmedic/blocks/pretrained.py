@@ -15,7 +15,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from vilmedic.config.transformers_fields import BODIES
 from vilmedic.datasets.aligned import DataSpec
@@ -27,6 +34,8 @@ log = logging.getLogger(__name__)
 ATTENTION = "sdpa"
 """How attention is computed unless something else is asked for: by torch's own kernels."""
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
+DESCRIBED = "described_as"
+"""The attribute of a network that holds what it was made of, where no configuration says it."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -68,12 +77,14 @@ class Filled:
     """That a checkpoint fills the weights of a model, so that published ones are not looked for.
 
     Args:
-        networks: the transformers configuration of each network of transformers in it, by the
-            network's name in the model, as `network_configs` gave them; folders and the hub are
-            then not asked.
+        networks: what each network of transformers or timm in it is, by the network's name in the
+            model, as `network_configs` gave it; folders and the hub are then not asked.
+        adapters: whether the adapters of `lora` are built too, as for a run that goes on;
+            otherwise the weights hold what they add.
     """
 
     networks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    adapters: bool = False
 
     def config_of(self, part: str) -> dict[str, Any] | None:
         """The configuration of the network in a part of the model, such as `encoder`."""
@@ -95,11 +106,16 @@ def read_pretrained(
 
 
 def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The configuration of each network of transformers in a model, by name, as plain values."""
+    """What each network of transformers or timm in a model is, by name, as plain values."""
     found = {
         name: module.config.to_dict()
         for name, module in model.named_modules()
         if isinstance(module, PreTrainedModel)
+    }
+    found |= {
+        name: getattr(module, DESCRIBED)
+        for name, module in model.named_modules()
+        if hasattr(module, DESCRIBED)
     }
     outer = {n: c for n, c in found.items() if not any(n.startswith(f"{o}.") for o in found)}
     plain: dict[str, dict[str, Any]] = json.loads(json.dumps(outer, default=str))
@@ -107,7 +123,12 @@ def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def load_config(
-    key: str, name: str, settings: dict[str, Any], saved: dict[str, Any] | None = None
+    key: str,
+    name: str,
+    settings: dict[str, Any],
+    saved: dict[str, Any] | None = None,
+    *,
+    within: str = "",
 ) -> PretrainedConfig:
     """The configuration of a published model, with some of its fields changed.
 
@@ -115,9 +136,10 @@ def load_config(
 
     Args:
         key: the argument that holds the name, for messages.
-        name: a local folder or a hub name.
+        name: a local folder or a hub name; for a backbone also an architecture, such as dinov2.
         settings: fields to change.
         saved: the configuration as a checkpoint has it, which counts rather than the folder.
+        within: what stands before the names of fields in the configuration, for messages.
 
     Raises:
         ConfigError: if there is no such model within reach, or no such field, or the model needs
@@ -131,8 +153,16 @@ def load_config(
             raise CheckpointError(
                 f"{key}: what the checkpoint says of its network is damaged: {first_line(error)}."
             ) from error
-    name = _exported(key, name)
+    name = exported(key, name)
     folder = Path(name)
+    if key == "backbone" and name in CONFIG_MAPPING and not folder.is_dir():
+        _with_settings(AutoConfig.for_model(name), name, settings, within)
+        try:
+            return AutoConfig.for_model(name, **settings)  # some fields follow from others
+        except Exception as error:  # whatever a class of transformers makes of other values
+            raise ArgumentError(
+                {"config": f"{name} does not take {settings}: {first_line(error)}."}
+            ) from error
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise ArgumentError(
             {
@@ -153,25 +183,37 @@ def load_config(
                 "one encoder. Give a model of text, or of images, alone."
             }
         )
+    return _with_settings(config, name, settings, within)
+
+
+def _with_settings(
+    config: PretrainedConfig, name: str, settings: dict[str, Any], within: str
+) -> PretrainedConfig:
+    """A configuration with some of its fields changed.
+
+    Raises:
+        ConfigError: there is no such field, or it does not take the value.
+    """
     known = config.to_dict()
     if given := [field for field in DTYPES if field in settings]:
         raise ArgumentError(
             {
-                given[0]: "weights are float32 here, in whatever precision a file has them. Leave "
-                "it out; trainor.precision and ensemblor.precision set that of the computation."
+                f"{within}{given[0]}": "weights are float32 here, in whatever precision a file has "
+                "them. Leave it out; trainor.precision and ensemblor.precision set that of the "
+                "computation."
             }
         )
     unknown = [field for field in settings if field not in known]
     if unknown:
         raise ArgumentError(
             {
-                field: f"is not a setting of {type(config).__name__}, which {name} uses."
+                within + field: f"is not a setting of {type(config).__name__}, which {name} uses."
                 f"{nearest(field, known)}"
                 for field in unknown
             }
         )
-    for name, value in settings.items():
-        setattr(config, name, value)
+    for field_name, value in settings.items():
+        setattr(config, field_name, value)
     return config
 
 
@@ -232,7 +274,7 @@ def load_model(
     if not weights:
         config.dtype = torch.float32
         return _encoder(AutoModel.from_config(config, trust_remote_code=False, **options))
-    name = _exported(key, name)
+    name = exported(key, name)
     try:
         with quiet():
             model, info = AutoModel.from_pretrained(
@@ -260,7 +302,7 @@ def load_model(
     return network
 
 
-def _exported(key: str, name: str) -> str:
+def exported(key: str, name: str) -> str:
     """The folder of the encoder in an exported folder, whose files are whole; other names stay.
 
     Raises:

@@ -116,6 +116,12 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def inner_blocks(block: nn.Module) -> list[nn.Module]:
+    """The blocks in the lists of a block, such as those of a stage; none for a plain block."""
+    lists = [child for child in block.children() if _is_container(child)]
+    return [inner for one in lists for inner in _blocks_in(one)]
+
+
 def _blocks_in(container: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for member in container.children():

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 
+from vilmedic.blocks.lora import LoRA, check_alone
 from vilmedic.blocks.pretrained import (
     ATTENTION,
     Filled,
@@ -18,8 +19,7 @@ from vilmedic.blocks.pretrained import (
     load_model,
     read_pretrained,
 )
-from vilmedic.blocks.repeated import freeze_first, layers_of
-from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime
+from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime, UsedWith
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.text import has_word_boundaries, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
@@ -39,6 +39,7 @@ class TextEncoder(nn.Module):
             dense layer and tanh on the first token), cls the first token, mean and max go over all
             tokens but the padding.
         freeze: keep the encoder as it is; a number keeps the embeddings and that many layers.
+        lora: train low-rank adapters of its linear layers instead of its weights.
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
@@ -57,6 +58,7 @@ class TextEncoder(nn.Module):
         proto: str | None = None,
         pooling: Literal["pooler", "cls", "mean", "max"] = "pooler",
         freeze: bool | Frozen = False,
+        lora: Annotated[LoRA | None, UsedWith("freeze", (False,))] = None,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,
@@ -70,6 +72,8 @@ class TextEncoder(nn.Module):
                     "such as dataset.proto=ImSeq."
                 }
             )
+        if lora is not None:
+            check_alone(freeze)
         self.proto = proto
         self.pooling = pooling
         self.freeze = freeze
@@ -100,7 +104,11 @@ class TextEncoder(nn.Module):
         if freeze is True:
             self.network.requires_grad_(False)
         elif freeze:
+            from vilmedic.blocks.repeated import freeze_first, layers_of
+
             self._frozen = freeze_first(layers_of(self.network), freeze, proto or "the random BERT")
+        if lora is not None and (filled is None or filled.adapters):
+            lora.adapt(self.network, proto or "the random BERT", self._read_one_token)
         self.train()
 
     def train(self, mode: bool = True) -> TextEncoder:
@@ -173,6 +181,12 @@ class TextEncoder(nn.Module):
         if problems:
             raise ArgumentError(problems)
 
+    def _read_one_token(self) -> None:
+        """A pass through the network."""
+        self.network.eval()
+        with torch.no_grad():
+            self.network(input_ids=torch.zeros(1, 1, dtype=torch.int64))
+
     def _try(self, proto: str) -> bool:
         """Refuse a model that cannot encode a report alone, by encoding one of two tokens.
 
@@ -231,6 +245,7 @@ class WordEncoder(nn.Module):
             with the vocabulary of the tokenizer.
         last_n_layers: layers whose states are added up, counted from the last.
         freeze: keep the encoder as it is; a number keeps the embeddings and that many layers.
+        lora: train low-rank adapters of its linear layers instead of its weights.
         pretrained: the directory or a checkpoint of another run, whose text encoder is taken to
             start from; both need the same vocabulary.
         filled: given when a checkpoint fills the weights afterwards, so that none are loaded here.
@@ -250,6 +265,7 @@ class WordEncoder(nn.Module):
         proto: str | None = None,
         last_n_layers: Annotated[int, Between(1, 1024)] = 4,
         freeze: bool | Frozen = False,
+        lora: Annotated[LoRA | None, UsedWith("freeze", (False,))] = None,
         pretrained: str | None = None,
         filled: Runtime[Filled | None] = None,
         read_encoder: Runtime[ReadEncoder | None] = None,
@@ -261,6 +277,7 @@ class WordEncoder(nn.Module):
             proto=proto,
             pooling="mean",
             freeze=freeze,
+            lora=lora,
             pretrained=pretrained,
             filled=filled,
             read_encoder=read_encoder,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vilmedic.checkpoints.adapters import has_adapters, without_adapters
 from vilmedic.config.declared import known_better
 from vilmedic.distributed.gather import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
@@ -96,8 +97,12 @@ def step_of(path: Path) -> int:
 
 
 def weights_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run without what only its training needs: the weights and what they are."""
-    return {key: value for key, value in state.items() if key not in FOR_TRAINING}
+    """The state of a run without what only its training needs: the weights and what they are.
+
+    Adapters of `lora` are added to the weights of their layers.
+    """
+    kept = {key: value for key, value in state.items() if key not in FOR_TRAINING}
+    return without_adapters(kept)
 
 
 def can_continue(state: dict[str, Any]) -> bool:
@@ -264,7 +269,8 @@ def require_directory(run_dir: Path) -> None:
     folder = run_dir.parent
     runs = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     raise CheckpointError(
-        f"{run_dir}: there is no such run directory (set by name and ckpt_dir)."
+        f"{run_dir}: there is no such run directory (set by name and ckpt_dir). Train it first: "
+        "bin/train.py with the same configuration and name."
         f"{nearest(run_dir.name, runs)}"
     )
 
@@ -424,6 +430,8 @@ def read_header(path: Path) -> dict[str, Any]:
 def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bool = False) -> None:
     """Put the weights of a checkpoint into a model.
 
+    Adapters of `lora` are added to the weights of their layers for a model without adapters.
+
     Args:
         model: the module to fill.
         state: what `load_checkpoint` returned.
@@ -442,6 +450,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
     from vilmedic.checkpoints.older_formats import older_names
 
     own = model.state_dict()
+    if not has_adapters(own):
+        state = without_adapters(state, path)
     prefixes: Any = getattr(model, "prefixes", ("",))
     given = older_names(state["ema" if ema else "model"], list(own), prefixes)
     translate: Any = getattr(model, "translate", None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.adapters import without_adapters
 from vilmedic.checkpoints.older_formats import older_names, original_names, zoo_file
 from vilmedic.config.declared import REPORTS
 from vilmedic.config.trained import VOCABULARY, data_parts
@@ -172,7 +173,7 @@ def read_encoder(key: str, name: str, part: str, network: nn.Module) -> EncoderF
     """
     try:
         path = _find(key, name)
-        state = checkpoint.load_checkpoint(path)
+        state = without_adapters(checkpoint.load_checkpoint(path), path)
     except CheckpointError as error:
         raise ArgumentError({key: str(error)}) from error
     holder = nn.Module()

@@ -129,7 +129,7 @@ def original_names(
 
 
 def without_pooler(weights: Mapping[str, Tensor], text: str) -> dict[str, Tensor]:
-    """Weights without a pooler that the model does not use, which is said.
+    """Weights without a pooler that the model does not use; its removal is logged.
 
     Args:
         weights: by the names of today.

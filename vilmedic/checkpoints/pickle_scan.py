@@ -173,7 +173,7 @@ def _check_key(key: Any) -> None:
 
 
 def _check_storage(told: Any, fits: Callable[[str, int], bool]) -> None:
-    """Hold what is said of a storage, `(storage, type, key, device, count)`, to the file."""
+    """Compare the record of a storage, `(storage, type, key, device, count)`, with the file."""
     items = told.items if isinstance(told, _Held) else ()
     if len(items) < 5 or not isinstance(items[1], _Global) or not isinstance(items[4], int):
         raise ValueError("a storage that is described in an unknown way")

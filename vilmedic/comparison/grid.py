@@ -260,8 +260,8 @@ def _read_axes(words: Sequence[str]) -> tuple[list[str], Axes]:
 def run_names(axes: dict[str, list[str]]) -> list[str]:
     """A name for each combination, made of what varies: `fraction=0.01-seed=0`.
 
-    Keys are as short as tells them apart. Letters that have no place in the name of a folder become
-    `_`; names that are too long or the same end with digits of a hash.
+    Keys are shortened while they stay unique. Letters that have no place in the name of a
+    folder become `_`; names that are too long or the same end with digits of a hash.
     """
     short = _short_keys(list(axes))
     names, whole = [], []

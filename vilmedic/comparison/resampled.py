@@ -113,7 +113,7 @@ class _Scores:
         labels: 1 present, 0 absent, -1 unknown, [N, C].
         thresholds: from which on a class is chosen, [C]; None without decisions.
         accuracy: that of the results. Samples with one label each may be those of classes that
-            exclude each other or not, which this number tells.
+            exclude each other or not, as this number shows.
     """
 
     def __init__(

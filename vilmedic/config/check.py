@@ -17,6 +17,7 @@ from vilmedic.config.tree import BROKEN, MOST_PROBLEMS, KeyPath, Tree, dotted
 from vilmedic.config.types import (
     ANY,
     BOUNDS,
+    LARGEST,
     NUMBERS,
     UNFIT,
     AnyOf,
@@ -37,6 +38,7 @@ from vilmedic.config.types import (
     Type,
     instance_of,
     is_number,
+    largest_in,
     options,
     plain,
     read_scalar,
@@ -430,7 +432,32 @@ class Checker:
                 self.report(path, f"given {shown(given)}; {error}")
         elif isinstance(mark, OptionsOf) and isinstance(value, dict):
             return self.chosen_options(mark, value, path, read, siblings or {})
+        elif isinstance(mark, ConfigOf) and isinstance(value, dict):
+            return self.fields_of(mark, value, path, siblings or {})
         return value
+
+    def fields_of(
+        self, mark: ConfigOf, given: dict[str, Any], path: KeyPath, siblings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Judge fields of a transformers configuration class, where it is known which."""
+        model_type = model_type_of(mark, siblings)
+        fields = None if model_type is None else config_signature(model_type)
+        if fields is None:
+            for name, one in given.items():
+                if largest_in(one) > LARGEST:
+                    self.report((*path, name), f"given {shown(one)}; it has to fit into 64 bits.")
+            return given
+        for name in given.keys() - fields.params.keys():
+            self.report(
+                (*path, name),
+                f"is not a setting of {fields.path.rpartition('.')[2]}."
+                f"{nearest(name, list(fields.params))}",
+            )
+        return {
+            name: self.value(fields.params[name].type, one, (*path, name))
+            for name, one in given.items()
+            if name in fields.params
+        }
 
     # -- names with options
 

@@ -138,7 +138,7 @@ class Scores:
             score: the name of a score.
 
         Raises:
-            ConfigError: there is no such score, or it tells nothing about better or worse.
+            ConfigError: there is no such score, or it has no direction.
         """
         found = self._known.get(score) or next(
             (better for known, better in self._known.items() if fnmatchcase(score, known)), None

@@ -369,14 +369,30 @@ def fetch(registry: Registry, node: Node) -> None:
     Raises:
         ConfigError: something cannot be had.
     """
+    ask(registry, node, "fetch")
+
+
+def ask(registry: Registry, node: Node, method: str) -> list[Any]:
+    """What static methods of a name give for the given arguments of the constructors of a node.
+
+    Args:
+        registry: where `proto` is looked up.
+        node: `proto` and the arguments, as for `build`.
+        method: the name; classes without such a method give nothing.
+
+    Raises:
+        ConfigError: a method refuses an argument.
+    """
+    found = []
     for plan in _plans(node.plan(registry)):
-        download = getattr(_class_of(plan.found, plan.path), "fetch", None)
-        if download is None:
+        asked = getattr(_class_of(plan.found, plan.path), method, None)
+        if asked is None:
             continue
         try:
-            download(**plan.arguments)
+            found.append(asked(**plan.arguments))
         except ArgumentError as error:
             raise located(error, node.tree, plan.path) from error
+    return found
 
 
 def _plans(judged: Any) -> Iterator[Plan]:

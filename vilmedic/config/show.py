@@ -36,7 +36,7 @@ from vilmedic.config.types import (
 from vilmedic.config.wording import describe
 from vilmedic.config.yaml_source import read_yaml, to_yaml
 from vilmedic.errors import ConfigError, nearest
-from vilmedic.registry import REGISTRIES
+from vilmedic.registry import REGISTRIES, Registry
 
 WIDEST = 100
 DEPTH = 2
@@ -142,6 +142,12 @@ def help_on(topics: Sequence[str], draft: Draft | None = None) -> str:
         found = _find(topic, draft)
         for place in found:
             lines += [*_page(place, draft), ""]
+        same: dict[tuple[str, ...], list[str]] = {}
+        for choice, place in _of_each_class(topic) if not found else ():
+            same.setdefault(tuple(_page(place, draft)), []).append(choice)
+        for page, choices in same.items():
+            heading = f"with {' or '.join(choices)}:"
+            lines += [*textwrap.wrap(heading, width()), *page, ""]
     return "\n".join(lines).rstrip("\n")
 
 
@@ -273,22 +279,59 @@ def _everything(place: Place) -> Iterator[Place]:
 def _find(topic: str, draft: Draft | None) -> list[Place]:
     """The places that a topic means.
 
+    Returns:
+        Them; none where no configuration is given and only some classes of a section have the key.
+
     Raises:
         ConfigError: there is none.
     """
-    found: Place | None = _root(draft)
-    for part in topic.split("."):
-        keys = inside(found) if found is not None else ()
-        found = next((one for one in keys if one.path[-1] == part), None)
+    found = _at_path(_root(draft), topic)
     if found is not None:
         return [found]
-    known = keys_named(topic, draft)
+    if draft is None and next(_of_each_class(topic), None) is not None:
+        return []
+    known = keys_named(topic, draft, near=False)
     if known and "." not in topic:
         return [place for key in known for place in _find(key, draft)]
-    hint = nearest(topic, [dotted(one.path) for one in _everything(_root(draft))])
+    keys = [dotted(one.path) for one in _everything(_root(draft))]
+    hint = nearest(topic, keys)
+    if not hint and (near := keys_named(topic, draft)):
+        hint = f" Did you mean {near[0]!r}?"
     if draft is None and topic.partition(".")[0] in ("dataset", "model"):
         hint = " Name a configuration file as well: its proto decides on the keys."
     raise ConfigError(f"--help {topic}: there is no such section or key.{hint}")
+
+
+def _at_path(place: Place, topic: str) -> Place | None:
+    """The key or section of a dotted name below a place."""
+    found: Place | None = place
+    for part in topic.split("."):
+        keys = inside(found) if found is not None else ()
+        found = next((one for one in keys if one.path[-1] == part), None)
+    return found
+
+
+def _of_each_class(topic: str) -> Iterator[tuple[str, Place]]:
+    """A key of a section whose class no configuration has chosen, for each class that has it.
+
+    Returns:
+        The choice, as it is written on the command line, and the key.
+    """
+    first, _, rest = topic.partition(".")
+    section = _at_path(_root(None), first)
+    registry = _choices(section) if section is not None and rest else None
+    for name in registry.names() if registry is not None else ():
+        top = Place((), "", read=root_signature(), given={first: {"proto": name}})
+        place = _at_path(top, topic)
+        if place is not None:
+            yield f"{first}.proto={name}", place
+
+
+def _choices(place: Place) -> Registry | None:
+    """The classes that a section may be of while none is chosen."""
+    if not place.node or place.read is not None or place.param is None:
+        return None
+    return registry_of(place.param.type)
 
 
 # -- as text
@@ -298,6 +341,14 @@ def _page(place: Place, draft: Draft | None) -> list[str]:
     """A section with its keys, or a key with all that is known of it."""
     if place.node:
         lines = textwrap.wrap(f"{dotted(place.path)}: {_in_a_line(place)}", width())
+        if (registry := _choices(place)) is not None:
+            texts = [(name, _summary(registry.kind, name)) for name in registry.names()]
+            example = f"config.yml --help {dotted(place.path)}"
+            more = textwrap.wrap(
+                f"The keys are those of the class that a configuration names: {example}",
+                width(),
+            )
+            return [*lines, "", *_columns(texts), "", *more]
         for one in inside(place):
             lines += _entry(one, draft)
         return [*lines, *_more(place)]
@@ -360,10 +411,7 @@ def _names(place: Place) -> list[str]:
     if namespace not in REGISTRIES:
         wrap = textwrap.TextWrapper(width(), initial_indent="      ", subsequent_indent="      ")
         return wrap.wrap(f"Names: {', '.join(listed)}.")
-    texts = []
-    for name in listed:
-        read = signature(namespace, name)
-        texts.append((name, first_sentence(read.summary) if read is not None else ""))
+    texts = [(name, _summary(namespace, name)) for name in listed]
     more = f"--help {dotted(place.path)}.{listed[0]} lists its options" if place.named else ""
     return [
         "",
@@ -373,13 +421,19 @@ def _names(place: Place) -> list[str]:
     ]
 
 
+def _summary(namespace: str, name: str) -> str:
+    """The first sentence of what a name stands for."""
+    read = signature(namespace, name)
+    return first_sentence(read.summary) if read is not None else ""
+
+
 def _in_a_line(place: Place) -> str:
     """What a section is: its class, and the first sentence of its text."""
     doc = first_sentence(place.doc).partition(";")[0].rstrip(".")
     if place.read is None:
-        registry = registry_of(place.param.type) if place.param is not None else None
-        known = f": {', '.join(registry.names())}" if registry is not None else ""
-        return f"{doc}; needs a proto{known}"
+        registry = _choices(place)
+        known = f", one of {len(registry.names())}" if registry is not None else ""
+        return f"{doc}; its proto{known}, decides on the keys"
     own = place.read.path.partition(".")[2].startswith("config.")
     return doc if own else f"{doc} ({place.read.path.rpartition('.')[2]})"
 

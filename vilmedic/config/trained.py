@@ -18,7 +18,7 @@ from vilmedic.config.declared import IMAGES, REPORTS
 from vilmedic.config.load import Config, read
 from vilmedic.config.namespaces import Target, is_node, target
 from vilmedic.config.signature import Param, derives_from, read_signature
-from vilmedic.config.transformers_fields import same_model, stated_fields
+from vilmedic.config.transformers_fields import TIMM, model_name, same_model, stated_fields
 from vilmedic.config.tree import COMMAND_LINE, KeyPath, Mark, Tree, dotted
 from vilmedic.config.types import (
     ANY,
@@ -42,6 +42,7 @@ _VIEWS = ("views", "preset", "transforms")
 _PARTS: Keys = {
     IMAGES: (
         "resize",
+        "interpolation",
         "crop",
         "multi_image",
         "image_choice",
@@ -54,9 +55,9 @@ _PARTS: Keys = {
 }
 """The keys of a data set that say what a model is shown of a sample in an evaluation."""
 _FREE: Keys = {
-    "vilmedic.blocks.vision.VisionEncoder": ("pretrained",),
-    "vilmedic.blocks.text.TextEncoder": ("pretrained",),
-    "vilmedic.blocks.text.WordEncoder": ("pretrained",),
+    "vilmedic.blocks.vision.VisionEncoder": ("pretrained", "lora"),
+    "vilmedic.blocks.text.TextEncoder": ("pretrained", "lora"),
+    "vilmedic.blocks.text.WordEncoder": ("pretrained", "lora"),
     "vilmedic.models.contract.ContrastiveModel": ("forward_batch_size",),
     "vilmedic.models.classifier.Classifier": ("freeze", "encoder_lr", "head_lr", "layer_decay"),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
@@ -146,9 +147,9 @@ def as_trained(config: Config, saved: Mapping[Path, dict[str, Any]], *, allow: b
         for one in replaced
     ]
     changed = {dotted(one.path): {"checkpoint": one.trained, "used": one.now} for one in wrong}
-    followed = _apply(config, replaced, str(source))
+    followed = with_values(config, replaced, str(source))
     if (held := _held_vae(followed, source)) is not None and not commanded(held.path):
-        followed = _apply(followed, [held], str(source))
+        followed = with_values(followed, [held], str(source))
         taken.append(
             f"{dotted(held.path)}: {shown(held.trained)} (there is no {shown(held.now)} any more)"
         )
@@ -268,10 +269,17 @@ def _is_place(path: str, name: str, kind: Type, values: list[Any]) -> bool:
     """Whether two values of a key both say where something lies."""
     if not all(isinstance(value, str) for value in values):
         return False
-    if name == "backbone":  # or the name of a network of torchvision
-        values_are_places = all("/" in value or Path(value).is_dir() for value in values)
-        return values_are_places and _is(path, name, _PLACES)
+    if name == "backbone":  # or the name of a network of torchvision or timm
+        return all(map(_is_folder_or_hub, values)) and _is(path, name, _PLACES)
     return _is(path, name, _PLACES) or Basic("path") in options(kind)
+
+
+def _is_folder_or_hub(backbone: str) -> bool:
+    """Whether a backbone is a published model in a folder or on the hub."""
+    name = model_name(backbone)
+    if Path(name).is_dir():
+        return True
+    return "/" in name and (Path(name).is_absolute() or not backbone.startswith(TIMM))
 
 
 def _plain(value: Any) -> Any:
@@ -368,12 +376,18 @@ def _counts(one: Difference, commanded: Callable[[KeyPath], bool]) -> bool:
     """Whether the value of the checkpoint is taken; a place only if there still is something."""
     if not one.place:
         return True
-    gone = not Path(one.trained).exists() and Path(one.now).exists()
+    gone = not Path(model_name(one.trained)).exists() and Path(model_name(one.now)).exists()
     return not gone and not commanded(one.path)
 
 
-def _apply(config: Config, replaced: list[Difference], origin: str) -> Config:
-    """The configuration with the values of the checkpoint."""
+def with_values(config: Config, replaced: list[Difference], origin: str) -> Config:
+    """The configuration with the trained values of keys.
+
+    Args:
+        config: what was asked for.
+        replaced: the keys.
+        origin: where the values come from, as messages name it.
+    """
     data = copy.deepcopy({key: config.data[key] for key in ("model", "dataset")})
     tree = Tree({**config.tree.data, **data}, dict(config.tree.marks))
     for one in replaced:

@@ -38,6 +38,9 @@ from vilmedic.config.types import (
 from vilmedic.config.yaml_source import read_file_text
 from vilmedic.errors import ConfigError
 
+HF, TIMM = "hf:", "timm/"
+"""What stands before the name of a backbone of transformers, and of one of timm."""
+
 BODIES = {"cxr-bert": "bert"}
 """Model types that bring Python of their own around a model that transformers has, and that model.
 
@@ -49,6 +52,17 @@ def body_of(stated: Mapping[str, Any]) -> str | None:
     """The model type, as transformers knows it, of what a `config.json` states."""
     found = stated.get("model_type")
     return BODIES.get(found, found) if isinstance(found, str) else None
+
+
+def model_name(backbone: str) -> str:
+    """The folder, or the name in its library, of a backbone."""
+    return backbone.removeprefix(HF).removeprefix(TIMM)
+
+
+def backbone_of(model: Mapping[str, Any]) -> str:
+    """The backbone of a model's image encoder; nothing where its section states none."""
+    encoder = model.get("cnn")
+    return str(encoder.get("backbone")) if isinstance(encoder, dict) else ""
 
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
@@ -64,7 +78,10 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
     source = siblings.get(mark.key)
     if source is None:
         return mark.default
-    return body_of(stated_fields(str(source)) or {})
+    name = str(source).removeprefix(HF)
+    if name != str(source) and config_signature(name) is not None:
+        return name  # an architecture
+    return body_of(stated_fields(name) or {})
 
 
 def stated_fields(folder: str) -> dict[str, Any] | None:
@@ -79,7 +96,7 @@ def stated_fields(folder: str) -> dict[str, Any] | None:
     try:
         found = json.loads(read_file_text(str(Path(folder) / "config.json")))
     except (ConfigError, ValueError, RecursionError):
-        return None  # what is wrong with it is said when the model is loaded
+        return None  # loading the model reports the problem
     return found if isinstance(found, dict) else None
 
 
@@ -93,7 +110,7 @@ def same_model(one: str, other: str) -> bool | None:
     Returns:
         None when that cannot be seen, as one of them is not within reach.
     """
-    first, second = stated_fields(one), stated_fields(other)
+    first, second = stated_fields(model_name(one)), stated_fields(model_name(other))
     if first is None or second is None:
         return None
     if body_of(first) != body_of(second):

@@ -62,14 +62,14 @@ class Calls:
 
 @dataclass(frozen=True)
 class ConfigOf:
-    """For `**settings`: the fields of a transformers configuration class.
+    """For `**settings` or a mapping: the fields of a transformers configuration class.
 
     Args:
-        default: the model type when nothing else says (`bert`).
+        default: the model type when nothing else says (`bert`); None when nobody knows then.
         key: the sibling key that may name a local model folder, whose `config.json` then decides.
     """
 
-    default: str
+    default: str | None
     key: str
 
 
@@ -384,6 +384,13 @@ def is_usable(given: Any) -> bool:
     if not is_number(given):
         return True
     return math.isfinite(given) if isinstance(given, float) else -LARGEST <= given <= LARGEST
+
+
+def largest_in(given: Any) -> float:
+    """The magnitude of the largest number in a value and its lists; 0 where there is none."""
+    if isinstance(given, list):
+        return max(map(largest_in, given), default=0)
+    return abs(given) if is_number(given) else 0
 
 
 def plain(kind: Type) -> Type:

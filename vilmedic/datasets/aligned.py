@@ -364,7 +364,7 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
     special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # How reports are cut and padded is said with each call, and the last one is remembered there.
+    # Truncation and padding are set with each call, and the tokenizer remembers the last call.
     content |= {"truncation": None, "padding": None}
     return {
         "json": json.dumps(content, ensure_ascii=False),

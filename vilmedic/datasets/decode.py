@@ -122,7 +122,7 @@ def decode_file(
 
     Args:
         file: open for reading and for moving in it.
-        name: what messages call it; its suffix tells formats apart that their content does not.
+        name: what messages call it; its suffix separates formats that their content does not.
         color: see `decode_image`.
         max_pixels: height times width of the largest image that is decoded.
         thorough: read the compressed data of JPEG files a second time for damage that the decoder

@@ -3,7 +3,7 @@
 A model that sees one study cannot know what an earlier one showed: "unchanged from prior" teaches
 it words that no image explains (Ramesh et al. 2022, arXiv:2210.06340). That work removes them with
 a trained model; these are rules for English reports, written after those of Indiana University and
-MIMIC-CXR. What is said of the image itself stays: "Stable cardiomegaly" becomes "Cardiomegaly", and
+MIMIC-CXR. Statements about the image itself stay: "Stable cardiomegaly" becomes "Cardiomegaly", and
 "The effusion is unchanged" becomes "The effusion is present". A sentence that says nothing else
 ("Unchanged.", "The heart size is stable.") goes. "No new effusion" stays as it is, since it does
 not say that there is none, and so does medical history ("prior CABG").

@@ -62,6 +62,7 @@ class ImageDataset(AlignedPart):
             the folder or the http(s) URL of the shards; null takes root.
         ext: file extension of paths that are written without one, such as jpg.
         resize: pixels of the short side after resizing; null keeps the size of the file.
+        interpolation: how images are resized, antialiased either way.
         crop: side of the square cut out last, at a random place in training and in the middle in
             evaluation; null cuts nothing.
         multi_image: most images a sample may have; with 1 the first image of a line is taken.
@@ -107,6 +108,7 @@ class ImageDataset(AlignedPart):
         image_path: str | None = None,
         ext: str | None = None,
         resize: Side | None = 256,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
         crop: Side | None = 224,
         multi_image: Annotated[int, Between(1, 256)] = 1,
         image_choice: Literal["all", "random"] = "all",
@@ -144,6 +146,7 @@ class ImageDataset(AlignedPart):
             mean=mean,
             std=std,
             max_pixels=max_pixels,
+            interpolation=interpolation,
         )
         self.training, self.seed = training, seed
         self.split, self.run_dir, self.tokens = split, Path(run_dir), tokens
@@ -165,6 +168,7 @@ class ImageDataset(AlignedPart):
             spool_gib=spool_gib,
             max_pixels=max_pixels,
         )
+        self.pictures.interpolation = interpolation
         missing = self.pictures.missing()
         if missing and on_error == "raise":
             raise DataError(
@@ -289,6 +293,7 @@ class ImageDataset(AlignedPart):
         pixels = self.pixels
         how: list[Any] = [VERSION, decoders(), self.resize, self.crop, self.color, self.views]
         how += [self.multi_image, self.image_choice, pixels.max_pixels, pixels.mean, pixels.std]
+        how += [pixels.interpolation] if pixels.interpolation != "bilinear" else []
         if pixels.transforms:  # which an evaluation may draw, by the seed of the run
             how += [repr(pixels.own_list), [repr(one) for one in pixels.transforms], self.seed]
         return [how, self.pictures.contents(lines.tolist(), folder)]

@@ -59,7 +59,7 @@ class PictureCache(Pictures):
 
     def __init__(self, source: Pictures, folder: Path, split: str, skipped: set[int]) -> None:
         super().__init__(source.texts, source.color, source.resize, source.most, source.max_pixels)
-        self.source = source
+        self.source, self.interpolation = source, source.interpolation
         self._pixels: torch.Tensor | None = None
         self.channels = 1 if source.color == "grey" else 3
         lines = [line for line in range(len(source.texts)) if line not in skipped]
@@ -83,6 +83,8 @@ class PictureCache(Pictures):
             "max_pixels": source.max_pixels,
             "decoders": decoders(),
         }
+        if source.interpolation != "bilinear":
+            settings["interpolation"] = source.interpolation
         self.path = folder / f"{split}-{_key(settings, numbers)}"
         try:
             self._open_or_build(

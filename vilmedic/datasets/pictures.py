@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ from vilmedic.log import progress
 
 logger = logging.getLogger(__name__)
 
+Interpolation = Literal["bilinear", "bicubic"]
+
 SHARD_INDEX = "shards.npz"
 """What follows the split in the name of the file that says where in shards its images are."""
 SETTLED = 2 * 10**9  # nanoseconds
@@ -65,6 +67,8 @@ class Pictures(ABC):
     """Whether what `read` returns is memory that others see, which must not be written to."""
     remedy = ""
     """Advice for missing images."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized."""
 
     def __init__(
         self, texts: Lines, color: Color, resize: int | None, most: int, max_pixels: int
@@ -125,7 +129,10 @@ class Pictures(ABC):
     def decode_resized(self, line: int, number: int, *, thorough: bool = False) -> torch.Tensor:
         """One image of a line, resized: uint8 [C, H, W]; see `decode`."""
         image = self.decode(line, number, thorough=thorough)
-        return image if self.resize is None else resize_short_side(image, self.resize)
+        return image if self.resize is None else self._resized(image, self.resize)
+
+    def _resized(self, image: torch.Tensor, size: int) -> torch.Tensor:
+        return resize_short_side(image, size, self.interpolation)
 
     @abstractmethod
     def open(self, line: int, number: int) -> IO[bytes]:
@@ -358,19 +365,26 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def resize_short_side(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale uint8 [C, H, W] so that its short side has `size` pixels; antialiased bilinear."""
+def resize_short_side(
+    image: torch.Tensor, size: int, interpolation: Interpolation = "bilinear"
+) -> torch.Tensor:
+    """Scale uint8 [C, H, W] so that its short side has `size` pixels; antialiased."""
     height, width = image.shape[-2:]
     new = resized_shape(height, width, size)
     if new == (height, width):
         return image
-    return resize_to(image, *new)
+    return resize_to(image, *new, interpolation)
 
 
-def resize_to(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Scale uint8 [C, H, W] to a height and a width; antialiased bilinear."""
+def resize_to(
+    image: torch.Tensor, height: int, width: int, interpolation: Interpolation = "bilinear"
+) -> torch.Tensor:
+    """Scale uint8 [C, H, W] to a height and a width; antialiased."""
     if image.shape[-2:] == (height, width):
         return image
+    if interpolation == "bicubic":
+        mode = v2.InterpolationMode.BICUBIC
+        return v2.functional.resize(image, [height, width], mode, antialias=True)
     if len(image) == 1 and image.dtype == torch.uint8:
         return _resize_grey(image[0], height, width)[None]
     return v2.functional.resize(image, [height, width], antialias=True)

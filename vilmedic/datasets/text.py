@@ -79,7 +79,7 @@ class TextDataset(AlignedPart):
         tokenizer_max_len: most ids of a report, special tokens included; the rest is cut off.
         processing: how reports are cleaned, by one name or a list of several that are applied in
             order. Published cleanings are r2gen_, ifcc_ and gloria_; multilingual_clean_report
-            keeps letters of any language; remove_prior_references drops what is said of earlier
+            keeps letters of any language; remove_prior_references drops references to earlier
             studies in English, and remove_deidentification marks such as ___, and both belong in
             front of the others; null leaves reports as they are.
         sample_sentence: in training, draw other sentences of the report at each step.
@@ -441,7 +441,7 @@ def _class_of_body(name: str) -> Any:
     """
     try:
         stated, _ = PretrainedConfig.get_config_dict(name)
-    except Exception:  # a tokenizer alone, or a damaged file, which is said of the model
+    except Exception:  # a tokenizer alone, or a damaged file, which loading the model reports
         return PreTrainedTokenizerFast
     return BertTokenizer if body_of(stated) == "bert" else PreTrainedTokenizerFast
 
@@ -516,7 +516,7 @@ def word_texts(
 
 
 def has_word_boundaries(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a tokenizer tells words apart; one that works on whole sentences does not."""
+    """Whether a tokenizer separates words; one that works on whole sentences does not."""
     return len({word for word in tokenizer("left right").word_ids() if word is not None}) > 1
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.decode import Color
-from vilmedic.datasets.pictures import crop_square, resize_short_side
+from vilmedic.datasets.pictures import Interpolation, crop_square, resize_short_side
 from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
 
@@ -49,6 +49,7 @@ class Pixels:
         mean: see `ImageDataset`.
         std: see `ImageDataset`.
         max_pixels: see `ImageDataset`.
+        interpolation: see `ImageDataset`.
 
     Raises:
         ValueError: the settings contradict each other or fit no image.
@@ -68,10 +69,12 @@ class Pixels:
         mean: Sequence[float],
         std: Sequence[float],
         max_pixels: int,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         if transforms is not None and preset != "resize_crop":
             raise ValueError(f"preset={preset} and a list of transforms exclude each other.")
         self.resize, self.crop, self.color, self.max_pixels = resize, crop, color, max_pixels
+        self.interpolation = interpolation
         self.channels = 1 if color == "grey" else 3
         self.mean, self.std = list(mean), list(std)
         # Views are differences between random draws: evaluation needs the random transforms too.
@@ -126,7 +129,7 @@ class Pixels:
     def plain(self, image: Tensor) -> Tensor:
         """A decoded image as an evaluation sees it: uint8 [C, H, W], resized and cropped."""
         if self.resize is not None:
-            image = resize_short_side(image, self.resize)
+            image = resize_short_side(image, self.resize, self.interpolation)
         return self.transformed(image, 0, 0, 0, 0)
 
     def transformed(self, image: Tensor, *draw: int, shared: bool = False) -> Tensor:

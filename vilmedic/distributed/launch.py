@@ -17,7 +17,7 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of a distributed run that writes and tells."""
+    """Whether this process is the one of a distributed run that writes and logs."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -118,7 +118,7 @@ def _keep_earlier(run_dir: Path, name: str) -> None:
 def write_index(run_dir: Path) -> Path:
     """Write `evaluations/index.json` from what the folders of the evaluations say, oldest first.
 
-    Each entry tells the checkpoints, the date, the headline numbers of each split, and under
+    Each entry holds the checkpoints, the date, the headline numbers of each split, and under
     `differs` the settings that not all evaluations of the run have in common.
     """
     path = run_dir / FOLDER / INDEX

@@ -61,7 +61,7 @@ COPIED = (
 
 
 def gather(loaded: Loaded) -> dict[str, Any]:
-    """What a card tells of a model beyond its weights: how it was trained, how it was measured.
+    """Content of a model card beyond the weights: training and evaluation.
 
     Args:
         loaded: the model. Its run directory is asked, or the export that it was loaded from.
@@ -71,7 +71,7 @@ def gather(loaded: Loaded) -> dict[str, Any]:
         there is none, `other` names the newest evaluation of other weights.
 
     Raises:
-        CheckpointError: what the export tells is damaged.
+        CheckpointError: the description in the export is damaged.
     """
     if (known := loaded.header.get("export")) is not None:
         about: dict[str, Any] = known["about"]
@@ -221,10 +221,9 @@ def _contents(parts: Sequence[Part], onnx: Mapping[str, Any] | None) -> str:
     rows = []
     for part in parts:
         if part.library == "timm":
-            what = (
-                f"image encoder, {part.said['architecture']} as a folder of timm; torchvision's "
-                "network takes the same weights, all but the classifier's"
-            )
+            what = f"image encoder, {part.said['architecture']} as a folder of timm"
+            if "classifier" in part.said:  # a network of torchvision
+                what += "; torchvision's network takes the same weights, all but the classifier's"
         elif part.name == IMAGE_ENCODER:
             what = f"image encoder, as {part.library} has it"
         elif part.name == TEXT_ENCODER:

@@ -186,7 +186,7 @@ def _image_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
 def _text_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
     reports = loaded.reports
     assert reports is not None
-    words = hasattr(model, "local_similarity")  # it tells words apart
+    words = hasattr(model, "local_similarity")  # it compares single words
     names = ("input_ids", "attention_mask", *(("word_ids",) if words else ()))
     vocabulary = loaded.spec.vocab_size or 1
     longest = reports.max_len

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision import models
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
+from vilmedic.blocks.pretrained import DESCRIBED
 from vilmedic.blocks.text import TextEncoder
 from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.datasets.aligned import DataSpec
@@ -49,6 +50,8 @@ RESNETS = (
 """Networks that torchvision and timm call by the same name and that have the same weights."""
 HEADS = "heads.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
+RESAMPLE = {"bilinear": 2, "bicubic": 3}
+"""What pillow, and with it transformers, calls ways of resizing."""
 SIDE = 224  # of images whose size the settings leave open
 
 
@@ -137,7 +140,7 @@ def preprocessing(pixels: Pixels, upsample: int | None) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": pixels.resize is not None,
         "size": {"shortest_edge": pixels.resize or side_or_default(pixels)},
-        "resample": 2,
+        "resample": RESAMPLE[pixels.interpolation],
         "do_center_crop": pixels.crop is not None,
         "crop_size": dict.fromkeys(("height", "width"), side_or_default(pixels)),
         "do_rescale": True,
@@ -189,6 +192,15 @@ def _write_image_encoder(name: str, cnn: VisionEncoder, loaded: Loaded, folder: 
         return Part(place, "transformers", [Place(f"{place}/{WEIGHTS}", theirs, ours)], said)
     weights = weights_of(network)
     _save(weights, target / WEIGHTS)
+    if described := getattr(network, DESCRIBED, None):
+        said = _timm_outputs(cnn, described["architecture"], side_of(loaded))
+        about = _timm_config(described["architecture"], cnn.out_features, loaded)
+        about |= {"model_args": described["arguments"]}
+        held = getattr(network, "pretrained_cfg", None) or {}
+        about["pretrained_cfg"] |= {k: held.get(k) for k in ("first_conv", "classifier")}
+        about.pop("global_pool")
+        _write_json(target / "config.json", about)
+        return Part(place, "timm", [Place(f"{place}/{WEIGHTS}", "", ours)], said)
     whole, missing = _whole(cnn.backbone, weights)
     classifier = list(dict(whole.named_children()))[-1]
     complete = all(key.startswith(f"{classifier}.") for key in missing)
@@ -208,15 +220,34 @@ def _write_image_encoder(name: str, cnn: VisionEncoder, loaded: Loaded, folder: 
 @torch.inference_mode()
 def _transformers_outputs(cnn: VisionEncoder, side: int) -> dict[str, Any]:
     """What of the outputs of a model of transformers the features are."""
-    interpolates = cnn.interpolates and cnn.trained_size not in (None, (side, side))
-    options = {"interpolate_pos_encoding": True} if interpolates else {}
+    options = cnn.source.options((side, side))
     found = cnn.network(_noise(side).to(next(cnn.parameters()).device), **options)
     return {
         "output": cnn.output_layer,
-        "interpolate_pos_encoding": interpolates,
+        "interpolate_pos_encoding": "interpolate_pos_encoding" in options,
         "pools": found.get("pooler_output") is not None,
         "maps": found.last_hidden_state.ndim == 4,
     }
+
+
+def _timm_outputs(cnn: VisionEncoder, architecture: str, side: int) -> dict[str, Any]:
+    """What of the outputs of a network of timm the features are.
+
+    Raises:
+        VilmedicError: they are those of a layer inside, behind which weights were left out.
+    """
+    said = {"architecture": architecture, "output": cnn.output_layer}
+    if cnn.output_layer == "avgpool":
+        return said
+    if cnn.output_layer != "forward_features":
+        raise VilmedicError(
+            f"The image encoder cannot be exported: timm loads whole networks, and {cnn.backbone} "
+            f"ends at '{cnn.output_layer}'. Allowed: output_layer avgpool or forward_features."
+        )
+    with torch.inference_mode():
+        found = cnn.network(_noise(side).to(next(cnn.parameters()).device))
+    last = getattr(cnn.network, "output_fmt", "NCHW") == "NHWC"
+    return said | {"positions": [1] if found.ndim == 3 else [1, 2] if last else [2, 3]}
 
 
 def _timm_config(architecture: str, features: int, loaded: Loaded) -> dict[str, Any]:
@@ -234,6 +265,7 @@ def _timm_config(architecture: str, features: int, loaded: Loaded) -> dict[str, 
     }
     if pixels is not None:
         told = preprocessing(pixels, None)
+        given["interpolation"] = pixels.interpolation
         given |= {"mean": told["image_mean"], "std": told["image_std"]}
         given["crop_pct"] = side / (pixels.resize or side)
     return {

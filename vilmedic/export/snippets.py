@@ -190,6 +190,9 @@ def _image_lines(loaded: Loaded, by_name: Mapping[str, Part]) -> list[str]:
             "hook.remove()",
             f"backbone = seen[0]{rectified}{mean}",
         ]
+    if part.said["output"] == "forward_features":
+        mean = f"mean(dim={tuple(part.said['positions'])})"
+        return [*lines, f"backbone = image_encoder.forward_features({given}).{mean}"]
     return [*lines, f"backbone = image_encoder({given})"]
 
 

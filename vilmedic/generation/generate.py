@@ -436,7 +436,7 @@ def _most_alike(
 
 
 def _slug(text: str) -> str:
-    """The first words of a prompt, and a hash that tells it from others that start alike."""
+    """The first words of a prompt, and a hash, as others may start alike."""
     words = "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-")
     return f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 

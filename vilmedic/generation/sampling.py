@@ -88,7 +88,7 @@ def generate_tokens(
         precision: `fp32`, `bf16` or `fp16`.
         cached: remember keys, values and shifted channels; otherwise compute everything again for
             each token, which gives the same and is slow.
-        progress: is told the number of tokens drawn since it was last called.
+        progress: receives the number of tokens drawn since its last call.
 
     Returns:
         int64 [B, N].

@@ -90,7 +90,7 @@ class NTXentLoss(nn.Module):
         return {"loss": ntxent_loss(first, second, self.tau, part)}
 
     def chance_loss(self, size: int) -> float:
-        """ln(2B - 1): each view is told from all others but itself."""
+        """ln(2B - 1): each view is contrasted with all others except itself."""
         return math.log(2 * size - 1)
 
     def extra_repr(self) -> str:

@@ -62,14 +62,19 @@ class Targets(nn.Module):
             return None
         if self.proto == "same_text":
             return batch[REPORT_HASH]
-        vectors = self._label_vectors(batch["labels"])
+        vectors = self._label_vectors(batch["labels"], batch.get("labels_known"))
         vectors = vectors.to(torch.promote_types(like.dtype, torch.float32))
         return functional.normalize(vectors, dim=1) * self.temperature**-0.5
 
-    def _label_vectors(self, labels: Tensor) -> Tensor:
-        """The labels of each sample, and whether it has none, so that such ones are alike."""
+    def _label_vectors(self, labels: Tensor, known: Tensor | None) -> Tensor:
+        """The labels of each sample, and whether it has none, so that such ones are alike.
+
+        A label that is unknown counts half: a sample that may have it is not one without labels.
+        """
         if labels.ndim == 1:
             return labels[:, None] == torch.arange(self.labels, device=labels.device)
+        if known is not None:
+            labels = torch.where(known, labels, 0.5)
         none = labels.sum(1, keepdim=True) == 0
         return torch.cat([labels, none.to(labels.dtype)], dim=1)
 

@@ -25,7 +25,7 @@ Rate = Annotated[float, Above(0), AtMost(1000)]
 
 
 class Classifier(Model):
-    """An image encoder and a head that tells the labels of an image.
+    """An image encoder and a head that predicts the labels of an image.
 
     With several labels a sample, each is a binary task of its own (binary cross-entropy); with one,
     the classes exclude each other (cross-entropy). The loss is the mean over the samples of a batch
@@ -81,6 +81,13 @@ class Classifier(Model):
         self.labels, self.multi_label = spec.labels, spec.multi_label
         self.encoder_lr, self.head_lr, self.layer_decay = encoder_lr, head_lr, layer_decay
         self.cnn = cnn
+        if freeze != "none" and cnn.adapted:
+            raise ArgumentError(
+                {
+                    "freeze": f"given '{freeze}' beside cnn.lora, which keeps the encoder as it is "
+                    "and trains its adapters. Leave freeze out."
+                }
+            )
         if freeze != "none":
             cnn.freeze_until(None if freeze == "all" else freeze)
         width = cnn.out_features

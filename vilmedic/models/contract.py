@@ -107,7 +107,7 @@ class Model(nn.Module, ABC):
         return repeated_blocks(self)
 
     def stated_vae(self) -> dict[str, Any] | None:
-        """What no weight tells of the VAE in a model; None for a model without one.
+        """Settings of the VAE in a model that no weight shows; None for a model without one.
 
         A checkpoint and an export hold it, since a configuration may leave it out.
         """
@@ -201,7 +201,7 @@ class ContrastiveModel(Model):
 
     @property
     def reads_hashes(self) -> bool:
-        """Whether batches have to hold `report_hash`, which tells equal reports."""
+        """Whether batches have to hold `report_hash`, which identifies equal reports."""
         return self.targets is not None and self.targets.needs == REPORT_HASH
 
     def targets_of(self, batch: Batch, like: Tensor) -> Features:

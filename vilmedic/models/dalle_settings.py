@@ -41,7 +41,7 @@ REFUSED = {
 """Options of dalle-pytorch that this model does not have, and why they cannot be turned on."""
 POSITIONS = "transformer.pos_emb"
 DEFAULTED = ("heads", "dim_head", "attn_types")
-"""Settings that no weight tells; what a file leaves out had its default, which never changed."""
+"""Settings that no weight shows; what a file leaves out had its default, which never changed."""
 STATED = ("text_seq_len", "num_text_tokens")
 """Settings that count where a file states them, as those behind them do."""
 SWITCHES = ("rotary_emb", "shift_tokens", "share_input_output_emb")

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from vilmedic.blocks.pretrained import Filled
+from vilmedic.checkpoints.adapters import without_adapters
 from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.checkpoints.exported import SAID
 from vilmedic.config import build
@@ -72,7 +73,7 @@ def from_checkpoint(
         CheckpointError: the file is missing or damaged, or lacks what a model needs.
         ConfigError: a configuration is given for a checkpoint that holds its own.
     """
-    state = load_checkpoint(path)
+    state = without_adapters(load_checkpoint(path), path)
     settings = _settings(state.get("config") or {}, config, path)
     node = copy.deepcopy(settings["model"])
     if isinstance(node.get("vae"), dict) and settings is not config:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from vilmedic.blocks.projection import VisualEmbedder, check_width
 from vilmedic.blocks.text import WordEncoder
@@ -18,7 +17,6 @@ from vilmedic.blocks.vision import (
     VisionEncoder,
     by_sample,
     existing_places,
-    find_layer,
     mean_of_images,
     pool,
 )
@@ -136,7 +134,8 @@ class GLoRIA(ContrastiveModel):
                 backbone = mean_of_images(backbone, mask, places)
             features["visual"] = self.global_embedder(backbone)
             features.update(self.targets_of(batch, features["visual"]))
-            features["regions"] = self.local_embedder(layers[self.local_layer])
+            regions = self.cnn.regions(layers[self.local_layer], images)
+            features["regions"] = self.local_embedder(regions)
             if mask is not None and places is not None:
                 each = by_sample(features["regions"], mask, places)
                 features |= {"regions": each.transpose(1, 2), "region_mask": mask}
@@ -264,27 +263,21 @@ class GLoRIA(ContrastiveModel):
 
 def _check_visual(cnn: VisionEncoder, local_layer: str, widths: VisualEmbedder) -> None:
     """Refuse a layer without regions, and widths that do not fit the image encoder."""
-    if isinstance(cnn.network, PreTrainedModel):
-        raise ArgumentError(
-            {
-                "cnn.backbone": "GLoRIA takes regions from a layer inside a network of "
-                f"torchvision, and {cnn.backbone} is a model of transformers."
-            }
-        )
-    find_layer(cnn.network, local_layer, "local_layer")
-    shape = cnn.shape(local_layer)
-    if len(shape) != 4 or shape[2] * shape[3] < 2:
+    found = cnn.region_shape(local_layer)
+    if found is None or found[1] * found[2] < 2:
         raise ArgumentError(
             {
                 "local_layer": f"'{local_layer}' of {cnn.backbone} gives no map of regions, but "
-                f"{list(shape[1:])} for an image. Name a layer with positions, such as layer3."
+                f"{list(cnn.shape(local_layer)[1:])} for an image. Name a layer with positions, "
+                "such as layer3 of a ResNet, blocks.8 or forward_features of a ViT of timm, or "
+                "last_hidden_state of a model of transformers."
             }
         )
     check_width(
         "visual_embedder.interm_feature_dim",
         widths.interm_feature_dim,
         f"local_layer ({cnn.backbone}, {local_layer})",
-        shape[1],
+        found[0],
     )
     check_width(
         "visual_embedder.feature_dim",

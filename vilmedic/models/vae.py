@@ -51,7 +51,7 @@ PART = 2**24
 SHAPE = ("num_tokens", "codebook_dim", "num_layers", "num_resnet_blocks", "hidden_dim", "channels")
 """Hyperparameters that the weights themselves tell."""
 STATED = ("image_size", "normalization")
-"""Those that only the configuration in the file tells."""
+"""Those that only the configuration in the file shows."""
 
 
 class VAE(Model):

@@ -293,7 +293,7 @@ class _SplitCheck:
                 self.error(str(error))
 
     def runtime(self) -> dict[str, Any]:
-        """What a run tells a data set beside its settings."""
+        """Arguments that a run gives a data set besides its settings."""
         training = self.split == "train"
         return {"split": self.split, "training": training, "seed": 0, "run_dir": self.run_dir}
 

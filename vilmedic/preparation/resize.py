@@ -211,7 +211,7 @@ def _note_settings(target: Path, settings: str, force: bool) -> int:
 
     Returns:
         The time in ns from which on images count: `force` makes it now, also for a later run that
-        goes on after an interruption.
+        resumes after an interruption.
     """
     target.mkdir(parents=True, exist_ok=True)
     path = target / SETTINGS

@@ -144,7 +144,7 @@ def arrange(
     """Lines by what belongs together: losses, scores, diagnostics, the machine.
 
     The panels that matter come first: the loss, scores, the one that chooses checkpoints before the
-    others, and what tells a collapse. The others are folded.
+    others, and what shows a collapse. The others are folded.
 
     Args:
         lines: the lines.

@@ -133,7 +133,7 @@ def observing(model: Any, wanted: bool) -> Iterator[Observed]:
 def contrastive_diagnostics(
     model: Any, features: Features, loss: float, batch: Mapping[str, Any], size: int
 ) -> dict[str, float]:
-    """The numbers by which a stuck or collapsed run is told from a healthy one.
+    """Health metrics, which separate a stuck or collapsed run from a healthy one.
 
     Args:
         model: says which features are compared, and what a loss of no information is.

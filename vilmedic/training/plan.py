@@ -23,6 +23,7 @@ from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
 from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining
 from vilmedic.training.made_up_data import make_batch, make_up_data
+from vilmedic.training.published_pixels import with_published_pixels
 from vilmedic.training.setup import prepare_network
 
 GIB = 2**30
@@ -108,6 +109,7 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
         ConfigError: the model cannot be built, its step depends on the numbers in tensors, or the
             data set is not one of this package.
     """
+    config = with_published_pixels(config, None)
     with tempfile.TemporaryDirectory() as folder:
         made_up = MadeUp(config, Path(folder), bf16=CARDS[card].bf16)
         model, section = made_up.model, made_up.section
@@ -173,7 +175,7 @@ class MadeUp:
             MODELS,
             node,
             spec=self.data.spec,
-            filled=Filled(),  # published weights are not needed
+            filled=Filled(adapters=True),  # published weights are not needed
             read_encoder=None,
         )
         prepare_network(self.model, self.section, CPU)

@@ -131,7 +131,7 @@ def _left_by(run_dir: Path, seed: int) -> list[Path]:
 
 
 def _seen(path: Path) -> tuple[int, ...] | None:
-    """What tells a file from another that replaces it."""
+    """Identity of a file, which changes when it is replaced."""
     try:
         found = path.stat()
     except OSError:
@@ -293,7 +293,7 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
 
 
 def _told_start(told: list[Any]) -> Start:
-    """The start that the main process tells the others of, as they see it."""
+    """The start that the main process sends to the others, as they see it."""
     seed, path, moved = processes.on_main(lambda: told)
     if path is None or processes.is_main():
         return Start(seed)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from vilmedic.blocks.pretrained import network_configs
 from vilmedic.checkpoints import checkpoint
+from vilmedic.checkpoints.adapters import has_adapters
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import copy_from_main, whole
@@ -255,6 +256,13 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
         return
     LOGGER.info("Continuing %s after step %d", start.path, start.state["progress"]["step"])
     resume.tell_changes(start.saved, config)
+    had, has = (has_adapters(one) for one in (start.state["model"], model.state_dict()))
+    if had != has:
+        raise CheckpointError(
+            f"{start.path}: was trained {'with' if had else 'without'} lora, and the configuration "
+            f"{'has it' if has else 'does not have it'}. Leave lora as it was, or start a new run "
+            f"from these weights: model.encoder.pretrained or model.cnn.pretrained={start.path}."
+        )
     checkpoint.load_weights(model, start.state, start.path)
 
 

@@ -9,6 +9,7 @@ from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import write_provenance
 from vilmedic.config import build, build_calls, fetch
+from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.datasets.loader import LostWorker, make_loader
 from vilmedic.device import float32_products, pick_device, pick_precision, uses_tf32
 from vilmedic.distributed import processes
@@ -75,6 +76,11 @@ class Trainor:
         if start.state is None:  # known before data is read and a vocabulary built
             with processes.main_first():
                 fetch(MODELS, config.model)
+        if backbone_of(config.data["model"]).startswith((HF, TIMM)):
+            from vilmedic.training.published_pixels import with_published_pixels
+
+            with processes.main_first():
+                config = self.config = with_published_pixels(config, start.state)
         with processes.main_first():
             self.data = build(
                 DATASETS,
@@ -84,7 +90,8 @@ class Trainor:
                 seed=self.seed,
                 run_dir=self.run_dir,
             )
-        filled = None if start.state is None else Filled(start.state.get("networks") or {})
+        saved = None if start.state is None else start.state.get("networks") or {}
+        filled = None if saved is None else Filled(saved, adapters=True)
         self.model = build(
             MODELS, config.model, spec=self.data.spec, filled=filled, read_encoder=_read_encoder
         )
@@ -179,7 +186,7 @@ class Trainor:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
         tell_what_batches_mean(self.model, self.section, len(self.loader))
         LOGGER.info(
-            "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s parameters",
+            "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s",
             self.run_dir,
             self.seed,
             self.device,
@@ -187,7 +194,7 @@ class Trainor:
             " with TF32 products" if tf32 else "",
             len(self.data),
             self.state.steps_per_epoch,
-            f"{sum(p.numel() for p in self.step.parameters):,}",
+            self._parameters(),
         )
         for line in described_groups(self.state.optimizer):
             LOGGER.info(line)
@@ -209,6 +216,13 @@ class Trainor:
             self.watch.close()
             self.log.close()
         self._report_end()
+
+    def _parameters(self) -> str:
+        """How many there are, and how many of them are trained where some are not."""
+        trained = sum(p.numel() for p in self.step.parameters)
+        every = sum(p.numel() for p in self.model.parameters())
+        of = "" if trained == every else f"{trained:,} trained of "
+        return f"{of}{every:,} parameters"
 
     def _open_log(self) -> MetricsLog:
         """Open the files of the run's numbers and the loggers."""

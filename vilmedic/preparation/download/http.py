@@ -388,7 +388,7 @@ def _check_ending(job: Job, part: Path) -> None:
 
     Raises:
         Again: it is an archive, and ends before its end.
-        NotAFile: nothing tells a cut file from a whole one.
+        NotAFile: a truncated file could not be noticed.
     """
     with open(part, "rb") as file:
         start = file.read(4)
@@ -417,7 +417,7 @@ def _resumed_total(response: httpx2.Response, start: int) -> int | None:
 
 
 def _version(response: httpx2.Response) -> str:
-    """What tells one version of a file from another: its strong tag, or when it was changed."""
+    """Identifies the version of a file: its strong tag, or when it was changed."""
     tag: str = response.headers.get("ETag", "")
     if not tag or tag.startswith("W/"):
         tag = response.headers.get("Last-Modified", "")

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.small_backbones import FAMILIES, Family, saved
+from tests.small_models import TINY_BERT, tiny_batch, tiny_cnn, tiny_gloria, tiny_spec
+from vilmedic.blocks.pretrained import Filled, network_configs
+from vilmedic.blocks.projection import VisualEmbedder
+from vilmedic.blocks.repeated import checkpoint_blocks, repeated_blocks
+from vilmedic.blocks.text import WordEncoder
+from vilmedic.blocks.vision import VisionEncoder
+from vilmedic.config.load import check_arguments
+from vilmedic.errors import ConfigError
+
+every = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+
+
+def images(size: int = 32, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def made(family: Family, **settings: Any) -> VisionEncoder:
+    torch.manual_seed(0)
+    return tiny_cnn(backbone=family.backbone, config=family.config, **settings).eval()
+
+
+def pooled_by_library(network: nn.Module, pixels: Tensor) -> Tensor:
+    found = network(pixels)
+    return found if isinstance(found, Tensor) else found.pooler_output.flatten(1)
+
+
+def states_by_library(network: Any, pixels: Tensor) -> Tensor:
+    """The last states as [B, C, h, w], by what the library says of its own tokens."""
+    if hasattr(network, "forward_features"):
+        states = network.forward_features(pixels)
+        if states.ndim == 4:
+            return (
+                states
+                if getattr(network, "output_fmt", "NCHW") == "NCHW"
+                else states.permute(0, 3, 1, 2)
+            )
+        skipped = network.num_prefix_tokens
+    else:
+        states = network(pixels).last_hidden_state
+        if states.ndim == 4:
+            return states
+        registers = getattr(network.config, "num_register_tokens", 0)
+        skipped = 0 if network.config.model_type == "swin" else 1 + registers
+    side = int((states.shape[1] - skipped) ** 0.5)
+    return states[:, skipped:].transpose(1, 2).unflatten(2, (side, side))
+
+
+@every
+def test_a_folder_gives_the_features_of_its_library(family: Family, tmp_path: Path) -> None:
+    backbone, network = saved(family, tmp_path)
+    cnn = tiny_cnn(backbone=backbone, pretrained=True).eval()
+    last = "forward_features" if backbone.startswith("timm/") else "last_hidden_state"
+    states = tiny_cnn(backbone=backbone, pretrained=True, output_layer=last).eval()
+    assert next(cnn.parameters()).dtype == torch.float32
+    with torch.inference_mode():
+        close = {"atol": 1e-5, "rtol": 0}
+        expected = pooled_by_library(network, images())
+        torch.testing.assert_close(cnn(images()), expected, **close)
+        assert cnn.out_features == expected.shape[1]
+        found = states.regions(states.features(images(), [last])[last], images())
+        torch.testing.assert_close(found, states_by_library(network, images()), **close)
+
+
+@every
+def test_images_of_another_size_and_their_regions(family: Family) -> None:
+    cnn = made(family)
+    for size in (32, 64):
+        found = cnn.features(images(size), [family.local, "avgpool"])
+        regions = cnn.regions(found[family.local], images(size))
+        assert regions.shape[2:] == (family.grid * size // 32,) * 2
+        assert found["avgpool"].shape == (2, cnn.out_features)
+    assert cnn.region_shape(family.local) == (regions.shape[1], *cnn.region_shape(family.local)[1:])
+
+
+@every
+def test_every_parameter_that_is_trained_gets_a_gradient(family: Family) -> None:
+    cnn = made(family)
+    cnn(images()).sum().backward()
+    trained = {name: value for name, value in cnn.named_parameters() if value.requires_grad}
+    assert [name for name, value in trained.items() if value.grad is None] == []
+    left = {name for name, _ in cnn.named_parameters()} - trained.keys()
+    assert left <= {"network.embeddings.mask_token"}
+
+
+@every
+def test_layers_are_blocks_in_order(family: Family) -> None:
+    cnn = made(family)
+    layers = cnn.layers()
+    names = [layer.name for layer in layers]
+    assert (names[0], names[-1]) == ("embedding", "head")
+    assert len(names) == 2 + {"timm ConvNeXt": 5, "ConvNeXt": 3}.get(
+        next(key for key, one in FAMILIES.items() if one is family),
+        4 if "window_size" in family.config else 2,
+    )
+    held = [name for layer in layers for name in layer.parameters]
+    assert sorted(held) == sorted(name for name, _ in cnn.network.named_parameters())
+
+
+@every
+def test_a_checkpoint_tells_what_the_network_is(family: Family, tmp_path: Path) -> None:
+    backbone, _ = saved(family, tmp_path / "folder")
+    holder = nn.Module()
+    holder.cnn = tiny_cnn(backbone=backbone, pretrained=True).eval()
+    networks = network_configs(holder)
+    (tmp_path / "folder" / "config.json").unlink()
+    again = VisionEncoder(backbone=backbone, filled=Filled(networks)).eval()
+    again.load_state_dict(holder.cnn.state_dict())
+    torch.testing.assert_close(again(images()), holder.cnn(images()), rtol=0, atol=0)
+
+
+@every
+def test_weights_of_a_state_dict(family: Family, tmp_path: Path) -> None:
+    network = made(family).network
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(1)
+    cnn = tiny_cnn(
+        backbone=family.backbone, config=family.config, pretrained=str(tmp_path / "weights.pth")
+    )
+    for name, value in cnn.network.state_dict().items():
+        torch.testing.assert_close(value, network.state_dict()[name], rtol=0, atol=0)
+
+
+@every
+def test_recomputed_blocks_give_the_same_gradient(family: Family) -> None:
+    cnn = made(family).train()
+    cnn(images()).square().sum().backward()
+    plain = {name: value.grad for name, value in cnn.named_parameters() if value.requires_grad}
+    cnn.zero_grad()
+    assert checkpoint_blocks(repeated_blocks(cnn)) >= 2
+    cnn(images()).square().sum().backward()
+    for name, value in plain.items():
+        found = dict(cnn.named_parameters())[name].grad
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+
+
+@every
+def test_gloria_attends_to_patches(family: Family) -> None:
+    cnn = made(family)
+    channels = cnn.region_shape(family.local)[0]
+    spec = tiny_spec()
+    torch.manual_seed(0)
+    model = tiny_gloria(
+        spec,
+        cnn=cnn,
+        encoder=WordEncoder(spec=spec, last_n_layers=1, **TINY_BERT),
+        visual_embedder=VisualEmbedder(interm_feature_dim=channels, feature_dim=cnn.out_features),
+        local_layer=family.local,
+    ).eval()
+    batch = tiny_batch()
+    features = model.encode(batch)
+    assert features["regions"].shape == (4, 16, family.grid, family.grid)
+    maps = model.attention(features["regions"], features["words"], features["word_mask"])
+    assert maps.shape[2:] == (family.grid, family.grid)
+    torch.testing.assert_close(
+        maps.sum(dim=(2, 3))[features["word_mask"]],
+        torch.ones(int(features["word_mask"].sum())),
+    )
+    model.contrast(features)["loss"].backward()
+
+
+def test_blocks_of_timm_are_cut_behind_the_last_one_kept() -> None:
+    cnn = made(FAMILIES["timm ViT"], output_layer="blocks.0", permute="no_permute")
+    assert cnn(images()).shape == (2, 21, 16)
+    assert not any("blocks.1" in name or name == "norm.weight" for name in cnn.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "timm/convnext_ato"}, "Did you mean 'convnext_atto'"),
+        ({"backbone": "timm/resnet18.a1_in1"}, "Did you mean 'resnet18.a1_in1k'"),
+        ({"backbone": "hf:dinov22"}, "Did you mean 'dinov2'"),
+        ({"backbone": "hf:dinov2", "pretrained": True}, "architecture without weights"),
+        ({"backbone": "hf:dinov2", "config": {"hidden_sise": 8}}, "Did you mean 'hidden_size'"),
+        ({"backbone": "timm/convnext_atto", "config": {"dim": [8]}}, "config.dim: is not an argum"),
+        ({"backbone": "resnet18", "config": {"width": 8}}, "network of torchvision"),
+        ({"backbone": "timm/convnext_atto", "output_layer": "stage.1"}, "Did you mean 'stages.1'"),
+        ({"backbone": "hf:vit", "output_layer": "layers.0"}, "not an output of a transformers"),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_near(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_cnn(**settings)
+
+
+def test_fields_are_judged_without_torch() -> None:
+    with pytest.raises(ConfigError, match=r"hidden_sise.*Did you mean 'hidden_size'"):
+        check_arguments(VisionEncoder, {"backbone": "hf:dinov2", "config": {"hidden_sise": 8}})
+
+
+def test_a_size_that_a_network_cannot_take_is_named() -> None:
+    cnn = tiny_cnn(backbone="timm/deit3_small_patch16_224", config={"dynamic_img_size": False})
+    with pytest.raises(ConfigError, match=r"does not take images of 64 x 64 .* 224 x 224"):
+        cnn(images(64))
+
+
+def test_weights_of_the_hub_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="could not be downloaded from the hub"):
+        VisionEncoder.fetch(backbone="timm/convnext_atto", pretrained=True)
+
+
+def test_damaged_weights_of_a_folder_are_named(tmp_path: Path) -> None:
+    backbone, _ = saved(FAMILIES["timm ConvNeXt"], tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match="is damaged"):
+        tiny_cnn(backbone=backbone, pretrained=True)

@@ -1,0 +1,236 @@
+"""Vision models of transformers as backbones: ViT, DINOv2, ConvNeXt, Swin and their relatives."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_BACKBONE_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from vilmedic.blocks.backbones.contract import (
+    Backbone,
+    Kept,
+    PublishedPixels,
+    Tap,
+    Wanted,
+    find_layer,
+    pool,
+)
+from vilmedic.blocks.pretrained import exported, load_config, load_model, read_pretrained
+from vilmedic.config.transformers_fields import HF
+from vilmedic.datasets.text import quiet
+from vilmedic.errors import ArgumentError, nearest
+
+log = logging.getLogger(__name__)
+
+HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
+TOKENS = ("cls_token", "distillation_token", "register_tokens")
+"""What embeddings of transformers call the tokens that they put in front of the patches."""
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+
+
+class TransformersBackbone(Backbone):
+    """A vision model of transformers.
+
+    Its outputs are `pooler_output`, what the class calls so; `last_hidden_state`; and `avgpool`,
+    the pooler's output or, of a class without one, the mean over positions. Regions are taken from
+    `last_hidden_state` or from a block by its dotted name.
+    """
+
+    outputs = HUB_OUTPUTS
+
+    def __init__(self, network: PreTrainedModel, name: str) -> None:
+        super().__init__(network, name)
+        config = network.config
+        self.trained_size = _pair(getattr(config, "image_size", None))
+        self.usual_size = self.trained_size or self.usual_size
+        self.patch = _pair(getattr(config, "patch_size", None))
+        embeddings = getattr(network, "embeddings", None)
+        given = [getattr(embeddings, token, None) for token in TOKENS]
+        self.prefix = sum(token.shape[1] for token in given if token is not None)
+        parameters = inspect.signature(network.forward).parameters
+        self.interpolates = "interpolate_pos_encoding" in parameters
+
+    @classmethod
+    def make(cls, wanted: Wanted) -> TransformersBackbone:
+        """A model that gives an output.
+
+        Raises:
+            ConfigError: the model or its weights cannot be had, or it has no such output.
+        """
+        if wanted.output_layer not in HUB_OUTPUTS:
+            raise ArgumentError(
+                {
+                    "output_layer": f"'{wanted.output_layer}' is not an output of a transformers "
+                    f"model. Allowed: {', '.join(HUB_OUTPUTS)}."
+                    f"{nearest(wanted.output_layer, HUB_OUTPUTS)}"
+                }
+            )
+        name = _name(wanted)
+        config = load_config("backbone", name, dict(wanted.config), wanted.saved, within="config.")
+        network = load_model(
+            "backbone",
+            name,
+            config,
+            pooler=wanted.output_layer != "last_hidden_state",
+            weights=wanted.published,
+        )
+        if network.main_input_name != "pixel_values":
+            raise ArgumentError(
+                {"backbone": f"{name}, a {config.model_type} model, does not take images alone."}
+            )
+        if wanted.file is not None:
+            file = read_pretrained(wanted.read, "cnn", wanted.file, network)
+            file.fill(network, head="classifier")
+        return cls(network, name)
+
+    @staticmethod
+    def fetch(wanted: Wanted) -> None:
+        """Look for the model, its weights and its image processor.
+
+        Raises:
+            ConfigError: there is no such model within reach.
+        """
+        if wanted.published:
+            load_config("backbone", _name(wanted), dict(wanted.config), within="config.")
+
+    @staticmethod
+    def published_pixels(wanted: Wanted) -> PublishedPixels | None:
+        """What its image processor does."""
+        name = wanted.name.removeprefix(HF)
+        places = [name]
+        if Path(name).is_dir():
+            inside = exported("backbone", name)
+            places = [inside, name] if inside != name else [name, str(Path(name).parent)]
+        for place in places:
+            if Path(name).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
+                continue
+            try:
+                with quiet():
+                    processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+            except Exception as error:  # transformers raises errors of many kinds
+                log.warning("The image processor of %s cannot be read: %s", place, error)
+                return None
+            return processed(f"the image processor of {place}", processor)
+        return None
+
+    def options(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Interpolated positions for images of another size, where the class can do that."""
+        if self.interpolates and self.trained_size not in (None, size):
+            return {"interpolate_pos_encoding": True}
+        return {}
+
+    def tap(self, layer: str, kept: Kept) -> None:
+        """See `Backbone.tap`."""
+        if layer in HUB_OUTPUTS:
+            self.network.register_forward_hook(_OutputTap(layer, kept))
+        else:
+            find_layer(self.network, layer, outputs=self.outputs).register_forward_hook(
+                Tap(layer, kept)
+            )
+
+
+class _OutputTap(Tap):
+    """Keeps one of the outputs of a model."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pooled = output.get("pooler_output")
+        if self.layer == "last_hidden_state" or pooled is None:
+            value = output.last_hidden_state
+            self.kept[self.layer] = value if self.layer == "last_hidden_state" else pool(value)
+        else:
+            self.kept[self.layer] = pooled.flatten(1)
+
+
+def processed(source: str, processor: Any) -> PublishedPixels:
+    """What an image processor of transformers does, as keys of a data set.
+
+    Args:
+        source: what to call it.
+        processor: an image processor.
+    """
+    said: Mapping[str, Any] = processor.to_dict()
+    keys: dict[str, Any] = {}
+    notes = []
+    factor = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
+    mean, std = [0.0], [1.0]
+    if said.get("do_normalize", True) and said.get("image_mean") and said.get("image_std"):
+        mean, std = _listed(said["image_mean"]), _listed(said["image_std"])
+    keys["mean"] = [round(value / factor, 9) for value in mean]
+    keys["std"] = [round(value / factor, 9) for value in std]
+    size, cut = _size(said.get("size")), _size(said.get("crop_size"))
+    if said.get("do_resize") and size is not None:
+        short, stretched = size, "shortest_edge" not in said["size"]
+        crop = cut if said.get("do_center_crop") and cut is not None else short
+        if "crop_pct" in said and said["crop_pct"] and not stretched:
+            stretched = short >= 384
+            short = short if stretched else int(short / said["crop_pct"])
+        keys |= {"resize": short, "crop": crop}
+        if stretched:
+            notes.append("it stretches images to a square, of which the middle is cut out here")
+        resample = said.get("resample")
+        if resample in INTERPOLATIONS:
+            keys["interpolation"] = INTERPOLATIONS[resample]
+        else:
+            notes.append(f"it resizes by the method {resample} of pillow, here by bilinear")
+    return PublishedPixels(source, keys, tuple(notes))
+
+
+def _size(given: Any) -> int | None:
+    """The short side of a size; None where it states none."""
+    if isinstance(given, int):
+        return given
+    if not isinstance(given, Mapping):
+        return None
+    sides = [given.get(key) for key in ("shortest_edge", "height", "width")]
+    return min((int(side) for side in sides if side), default=None)
+
+
+def _listed(values: Any) -> list[float]:
+    return [float(value) for value in values] if isinstance(values, list | tuple) else [values]
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if not size:
+        return None
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
+
+
+def _name(wanted: Wanted) -> str:
+    """The folder or the hub name of a model, or its architecture.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    name = wanted.name.removeprefix(HF)
+    if wanted.saved is not None or "/" in name or Path(name).is_dir():
+        return name
+    known = sorted(
+        {*MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, *MODEL_FOR_BACKBONE_MAPPING_NAMES}
+    )
+    if name not in known:
+        raise ArgumentError(
+            {
+                "backbone": f"'{name}' is neither a folder nor a hub name (owner/model) nor an "
+                f"architecture of transformers for images.{nearest(name, known)} Those are: "
+                f"{', '.join(known)}."
+            }
+        )
+    if wanted.published:
+        raise ArgumentError(
+            {
+                "pretrained": f"{HF}{name} is an architecture without weights. Set "
+                "pretrained=false to start from random ones, or name a folder or a model of the "
+                "hub (owner/model) as the backbone."
+            }
+        )
+    return name

@@ -1,0 +1,71 @@
+"""Mean, standard deviation and size of images, as published weights were trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vilmedic.config.declared import IMAGES
+from vilmedic.config.load import Config, ask
+from vilmedic.config.trained import Difference, data_parts, with_values
+from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
+from vilmedic.config.tree import dotted
+from vilmedic.config.wording import shown
+from vilmedic.log import LOGGER
+from vilmedic.registry import MODELS
+
+TOGETHER = (("mean", "std"), ("resize", "crop"), ("interpolation",))
+"""Keys of images of which either all are taken or none."""
+
+
+def with_published_pixels(config: Config, state: Mapping[str, Any] | None) -> Config:
+    """A configuration whose images are what the published weights of its backbone were trained on.
+
+    Keys that were given stay, with a warning where they differ.
+
+    Args:
+        config: the checked configuration.
+        state: the checkpoint of a run that goes on, whose images stay as they are; None for a new
+            run.
+
+    Raises:
+        ConfigError: there is no such backbone.
+    """
+    if not backbone_of(config.data["model"]).startswith((HF, TIMM)):
+        return config
+    part = dict(data_parts(config.data["dataset"])).get(IMAGES)
+    if part is None:
+        return config
+    path, node = part
+
+    def taken(values: Mapping[str, Any], source: str) -> Config:
+        keys = [Difference((*path, k), v, node.get(k), given=True) for k, v in values.items()]
+        return with_values(config, keys, source) if keys else config
+
+    if state is not None:
+        saved = dict(data_parts((state.get("config") or {}).get("dataset") or {})).get(IMAGES)
+        before = {} if saved is None else saved[1]
+        left = [key for keys in TOGETHER for key in keys if key not in node and key in before]
+        return taken({key: before[key] for key in left}, "checkpoint")
+    found = next((one for one in ask(MODELS, config.model, "published_pixels") if one), None)
+    if found is None:
+        return config
+    values: dict[str, Any] = {}
+    for keys in TOGETHER:
+        said = {key: found.keys[key] for key in keys if key in found.keys}
+        given = [key for key in keys if key in node]
+        if not given:
+            values |= said
+        for key in given:
+            if key in said and said[key] != node[key]:
+                LOGGER.warning(
+                    "%s is %s, but its backbone was trained with %s, as %s says",
+                    dotted((*path, key)),
+                    shown(node[key]),
+                    shown(said[key]),
+                    found.source,
+                )
+    if values:
+        listed = ", ".join(f"{key} {shown(value)}" for key, value in values.items())
+        LOGGER.info("Images as %s says: %s", found.source, "; ".join([listed, *found.notes]))
+    return taken(values, found.source)
