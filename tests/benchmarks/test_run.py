@@ -24,6 +24,8 @@ SIZES = {
     "dalle_step": f"{SMALL_DALLE} --batch-size 2 --repetitions 1",
     "embed": "--images 4 --size 96 --resize 64 --crop 56 --batch-size 2 --repetitions 1"
     " --backbone shufflenet_v2_x0_5",
+    "frozen_tower": "--tiny --systems image --train 8 --validate 16 --pixels 32 --epochs 2 --keys"
+    " dataset.image.resize=32 dataset.image.crop=32",
     "gloria_loss": "--images 3 --reports 3 --width 8 --grid 4 --repetitions 1",
     "input_pipeline": "--images 4 --size 96 --resize 64 --crop 56 --batch-size 2 --rounds 1",
     "make_mimic_cxr": "--studies 60",
