@@ -258,7 +258,7 @@ def test_password_comes_from_netrc_alone(
         ([404], r"train-000000\.tar cannot be fetched: the server answers 404"),
         ([403], "the server answers 403"),
         ([500] * 6, "the server answers 500"),
-        (["wrong"] * 6, "SHA-256 differs"),
+        (["wrong"] * 6, "content differs from the index"),
     ],
 )
 def test_shards_that_cannot_be_had(

@@ -38,7 +38,7 @@ except ImportError as missing:
     raise ArgumentError(
         {
             "backbone": f"a backbone {TIMM}<name> needs the library timm, which the extra [timm] "
-            "brings and which is not installed: pip install 'vilmedic[timm]'."
+            "brings and which is not installed: pip install '.[timm]' in the clone."
         }
     ) from missing
 
