@@ -262,4 +262,4 @@ def test_the_command_checks_all_before_the_first(
     assert f"Written: {tmp_path}/s/sweep.sh, 2 tasks" in capsys.readouterr().out
     assert "ensemble.py" not in (tmp_path / "s/sweep.sh").read_text()
     assert cli.sweep([*words, "--jbos", "2"]) == 2
-    assert "'--jbos': unknown" in capsys.readouterr().err
+    assert "'--jbos=2': unknown" in capsys.readouterr().err

@@ -241,7 +241,7 @@ def test_a_whole_run_goes_on_without_room(
         done = run_here("bin/train.py", *words, "trainor.epochs=3", status=2)
 
     assert "Finished" not in done.stdout
-    assert "training goes on" in done.stdout
+    assert "training continues" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     last = tmp_path / "run/last_3.pth"
     assert "error: Trained to the end, but the state after step 9 is not on the disk" in done.stderr

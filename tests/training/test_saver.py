@@ -110,7 +110,7 @@ def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptur
 
     assert load_checkpoint(saver.last)["model"]["w"].item() == 1.0
     assert [path.name for path in tmp_path.iterdir()] == ["last_1.pth"]
-    assert caplog.text.count("training goes on") == 2
+    assert caplog.text.count("training continues") == 2
     assert saver.save_last(state(3.0))
     assert load_checkpoint(saver.last)["model"]["w"].item() == 3.0
 
