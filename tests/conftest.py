@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,12 @@ from tests.hostile.table import pytest_terminal_summary
 from vilmedic.log import LOGGER
 
 __all__ = ["pytest_terminal_summary", "trained"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Messages are not wrapped: tests in several processes are given the width of the terminal."""
+    os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(autouse=True)
