@@ -9,12 +9,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from tests.datasets.test_real import folder
-from vilmedic.datasets.report_text import (
-    clean,
-    remove_deidentification,
-    remove_prior_references,
-    words,
-)
+from vilmedic.datasets.lines import words
+from vilmedic.datasets.report_text import clean, remove_deidentification, remove_prior_references
 
 PRIOR = [
     # The comparison itself.

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vilmedic.datasets.lines import split_sentences, words
 from vilmedic.datasets.report_text import (
     CLEANERS,
     gloria_clean_report_chexpert,
     ifcc_clean_report,
     multilingual_clean_report,
     r2gen_clean_report,
-    split_sentences,
-    words,
 )
 from vilmedic.datasets.vocabulary import train_vocabulary
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from vilmedic.datasets.report_text import split_at_stops, words
+from vilmedic.datasets.lines import split_at_stops, words
 
 Replacement = str | Callable[["re.Match[str]"], str]
 

@@ -32,15 +32,8 @@ from vilmedic.datasets.aligned import (
     plain_tokenizer,
     stable_seed,
 )
-from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.report_text import (
-    MIN_WORDS,
-    chain,
-    chain_name,
-    clean,
-    split_sentences,
-    words,
-)
+from vilmedic.datasets.lines import MIN_WORDS, Lines, listed, read_lines, split_sentences, words
+from vilmedic.datasets.report_text import chain, chain_name, clean
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
 

@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from vilmedic.datasets.report_text import UNSPACED
+from vilmedic.datasets.lines import UNSPACED
 from vilmedic.errors import DataError
 from vilmedic.log import Progress
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vilmedic.datasets.report_text import words
+from vilmedic.datasets.lines import words
 
 # Text that was decoded wrongly before: the sign that stands for what could not be decoded, and
 # letters of UTF-8 read as Latin-1 or cp1252 ("Ã³" for "ó", "â€™" for an apostrophe).
