@@ -263,7 +263,7 @@ def tell(error: VilmedicError) -> None:
 
 
 def _tell_of_defect(error: Exception) -> None:
-    """Tell of what is no fault of the user, if no other process has told of the reason."""
+    """Report an internal error, if no other process has told of the reason."""
     if not first_to_fail():
         return
     sys.stdout.flush()

@@ -297,7 +297,7 @@ class VisionEncoder(nn.Module):
             [B, C, h, w].
 
         Raises:
-            ConfigError: the layer gives no map and no grid of patches.
+            ConfigError: the layer gives neither a feature map nor a grid of patches.
         """
         return self.source.as_map(features, (int(images.shape[-2]), int(images.shape[-1])))
 

@@ -124,7 +124,7 @@ def chain(processing: str | Sequence[str] | None) -> str | list[str] | None:
         None, a name, or a list of at least two.
 
     Raises:
-        ValueError: there is no cleaning of a name.
+        ValueError: a name is not that of a cleaning step.
     """
     names = [processing] if isinstance(processing, str) else list(processing or ())
     for name in names:

@@ -56,7 +56,7 @@ class PublishedPixels:
 
     Args:
         source: where that is said.
-        keys: values of `mean`, `std`, `resize`, `crop` and `interpolation`, as far as it is said.
+        keys: values of `mean`, `std`, `resize`, `crop` and `interpolation`, those that are stated.
         notes: what is done otherwise here.
     """
 
@@ -169,7 +169,7 @@ class Backbone:
             [B, C, h, w].
 
         Raises:
-            ConfigError: the tokens are no grid of patches.
+            ConfigError: the tokens do not form a grid of patches.
         """
         if features.ndim == 4:
             return features
@@ -177,7 +177,7 @@ class Backbone:
         if grid is None:
             raise ConfigError(
                 f"{self.name} gives {list(features.shape[1:])} for an image of {size[0]} x "
-                f"{size[1]} pixels, which is no grid of patches."
+                f"{size[1]} pixels, which does not divide into patches."
             )
         return features[:, self.prefix :].transpose(1, 2).unflatten(2, grid)
 
