@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --out gpu.json
     python benchmarks/gpu.py --only steps generation --before gpu-old.json
+    python benchmarks/gpu.py --only steps --systems GLoRIA
     python benchmarks/gpu.py --device cpu --tiny
 
 Sections: peaks of the device; correctness of gradients; where a training step waits for the device,
@@ -38,7 +39,7 @@ import torch
 from benchmarks import gpu_losses, gpu_sections
 from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_timing import Device
-from benchmarks.published_systems import PUBLISHED, TINY, Lacking, Systems
+from benchmarks.published_systems import PUBLISHED, SYSTEMS, TINY, Lacking, Systems
 
 SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "peaks": (gpu_sections.peaks, 15),
@@ -60,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="the file of all figures")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, metavar="SYSTEM")
     parser.add_argument("--before", type=Path, help="figures of before, to compare with")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script")
     return parser.parse_args()
@@ -101,7 +103,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         systems = Systems(TINY if arguments.tiny else PUBLISHED, Path(folder), device)
         timing = Device(device, 0 if arguments.tiny else 0.6)
-        bench = Bench(timing, systems, found, write, arguments.tiny)
+        bench = Bench(timing, systems, found, write, arguments.tiny, tuple(arguments.systems))
         bench.deadline = time.perf_counter()
         for name in arguments.only or SECTIONS:
             section, seconds = SECTIONS[name]

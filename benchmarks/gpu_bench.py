@@ -29,6 +29,7 @@ class Bench:
         found: all figures so far; a section adds its own.
         write: writes them to the file.
         tiny: whether figures mean nothing.
+        names: of the systems whose training is measured.
 
     Attributes:
         deadline: when the section should have ended, by `time.perf_counter`.
@@ -40,6 +41,7 @@ class Bench:
     found: dict[str, Any]
     write: Callable[[], None]
     tiny: bool
+    names: tuple[str, ...]
     deadline: float = 0.0
     operations: dict[tuple[str, int], float] = field(default_factory=dict)
     _section: str = ""

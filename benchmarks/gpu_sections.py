@@ -18,8 +18,8 @@ from benchmarks.gpu_bench import Bench, Row, needs_gpu, our_products, products, 
 from benchmarks.gpu_timing import flop
 from benchmarks.plain_steps import plain_step
 from benchmarks.published_systems import (
+    CONTRASTIVE,
     PUBLISHED_OPTIMIZER,
-    SYSTEMS,
     Batch,
     Lacking,
     our_step,
@@ -65,7 +65,7 @@ def peaks(bench: Bench) -> None:
 
 def correct(bench: Bench) -> None:
     """Gradients by chunks are those of the whole; the cross-entropy is right in 16 bits."""
-    for name in ("ConVIRT", "SimCLR", "GLoRIA"):
+    for name in [name for name in bench.names if name in CONTRASTIVE]:
         bench.row(f"{name} gradient by chunks", lambda n=name: _chunk_error(bench, n))
     rows, width, classes = (256, 16, 64) if bench.tiny else (12_288, 256, 8192)
     random = torch.Generator().manual_seed(0)
@@ -121,12 +121,12 @@ def _chunk_error(bench: Bench, name: str) -> Row:
 def stalls(bench: Bench) -> None:
     """Lines at which a training step waits for the device."""
     optimizers: dict[str, Row] = {"AdamW": {}, "RAdam": {}, "SGD": {"momentum": 0.9}}
-    for name in SYSTEMS:
+    for name in bench.names:
         size = bench.systems.sizes.batch[name]
         batch, prepare = bench.systems.batch(name, size), bench.systems.prepare(name)
         for optimizer, options in optimizers.items():
             for chunk in (None, max(1, size // 2)) if optimizer == "AdamW" else (None,):
-                if chunk is not None and name not in ("ConVIRT", "SimCLR", "GLoRIA"):
+                if chunk is not None and name not in CONTRASTIVE:
                     continue
 
                 def measure(optimizer: str = optimizer, options: Row = options, chunk=chunk) -> Row:  # type: ignore[no-untyped-def]
@@ -245,7 +245,7 @@ def update(bench: Bench) -> None:
 def steps(bench: Bench) -> None:
     """Training steps at the published batch and a larger one, beside plain loops."""
     sizes = bench.systems.sizes
-    for name in SYSTEMS:
+    for name in bench.names:
         size = sizes.batch[name]
         key, published = f"{name} {size}", {"optimizer": PUBLISHED_OPTIMIZER[name]}
         ours: dict[str, tuple[str, Row]] = {
@@ -265,6 +265,8 @@ def steps(bench: Bench) -> None:
         for kind in ("ieee", "tf32", "bf16"):
             bench.row(f"{key} {kind} plain", lambda n=name, s=size, k=kind: _plain(bench, n, s, k))
     for name, size in sizes.large.items():
+        if name not in bench.names:
+            continue
         options = {"precision": "bf16"}
         bench.row(
             f"{name} {size} bf16", lambda n=name, s=size, o=options: _ours(bench, n, s, "bf16", o)
@@ -324,7 +326,7 @@ def compiled(bench: Bench) -> None:
     """
     if bench.tiny:
         torch.compiler.set_stance("force_eager")
-    for name in SYSTEMS:
+    for name in bench.names:
         size = bench.systems.sizes.batch[name]
         options = {"precision": "bf16", "compile": True}
 
@@ -350,6 +352,8 @@ def loader(bench: Bench) -> None:
         ("ConVIRT", "convirt"),
         ("SimCLR", "simclr_xray"),
     ):
+        if name not in bench.names:
+            continue
         data = bench.systems.images(name, preset=preset, **settings)
         for workers in (1,) if bench.tiny else (None, cores):
 

@@ -34,6 +34,7 @@ from vilmedic.training.parallel import prepare_network
 from vilmedic.training.step import StepResult, TrainingStep
 
 SYSTEMS = ("ConVIRT", "SimCLR", "GLoRIA", "VAE", "DALLE")
+CONTRASTIVE = ("ConVIRT", "SimCLR", "GLoRIA")
 PUBLISHED_OPTIMIZER = {
     "ConVIRT": "RAdam",
     "SimCLR": "RAdam",
