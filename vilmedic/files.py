@@ -155,6 +155,15 @@ def replace_bytes(path: Path, content: bytes, writer: str = "") -> None:
         draft.write_bytes(content)
 
 
+def identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None when there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     digest = hashlib.sha256()

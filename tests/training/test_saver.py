@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.full_disk import no_file_beyond
+from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import Interrupted
@@ -96,6 +97,27 @@ def test_a_damaged_best_checkpoint_is_named_and_left_alone(
     assert [best.score for best in saver.best()] == [2.0]
     assert scored(tmp_path) == ["0.1_0_1.pth", "2.0_1_1.pth"]
     assert "0.1_0_1.pth: not a readable checkpoint" in caplog.text
+
+
+def test_best_checkpoints_are_read_again_only_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, real = [], checkpoint.read_best
+
+    def counted(path: Path) -> checkpoint.BestCheckpoint:
+        read.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "read_best", counted)
+    saver = make(tmp_path, keep=2)
+    saver.save_best(state(0.5), 0.5, 1)
+    saver.save_best(state(0.6), 0.6, 2)
+    assert saver.best_score() == 0.5
+    assert sorted(read) == scored(tmp_path)
+    replaced = saver.best()[0].path
+    torch.save({**torch.load(replaced), "score": 0.7}, replaced)
+    assert [one.score for one in saver.best()] == [0.6, 0.7]
+    assert read[2:] == [replaced.name]
 
 
 def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from vilmedic.checkpoints.run_directory import (
 )
 from vilmedic.distributed import processes
 from vilmedic.errors import CheckpointError, ConfigError
+from vilmedic.files import identity
 from vilmedic.log import LOGGER
 from vilmedic.loggers.contract import flat
 
@@ -102,7 +103,7 @@ def find_start(config: Config) -> Start:
         begun = unsaved_seed(run_dir) if wanted is None else wanted
         return Start(choose_seed(run_dir, begun))
     path = checkpoint.locate(config.ckpt, run_dir, wanted)
-    seen = _seen(path)
+    seen = identity(path)
     try:
         state = load_state(path)
     except CheckpointError as error:
@@ -130,15 +131,6 @@ def _left_by(run_dir: Path, seed: int) -> list[Path]:
     return [*checkpoint.states(run_dir, seed), *best]
 
 
-def _seen(path: Path) -> tuple[int, ...] | None:
-    """Identity of a file, which changes when it is replaced."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
 def _others(path: Path) -> list[Path]:
     """The state that was kept beside a newest one, should that be damaged."""
     match = checkpoint.STATE_NAME.fullmatch(path.name)
@@ -159,7 +151,7 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
     damaged: list[Path] = []
     refused: CheckpointError | None = None
     for path in paths:
-        seen = _seen(path)
+        seen = identity(path)
         try:
             state = load_state(path)
             if state["seed"] != seed:
@@ -281,7 +273,7 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
     lock = RunLock(config.run_dir, found.seed)
     lock.acquire()
     try:
-        if found.path is not None and _seen(found.path) != found.seen:
+        if found.path is not None and identity(found.path) != found.seen:
             found = find_start(config)  # the process that held the lock has saved again
         for path in found.damaged:
             set_aside(path)

@@ -17,6 +17,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import process_count
 from vilmedic.errors import CheckpointError, Interrupted
+from vilmedic.files import identity
 from vilmedic.log import LOGGER
 from vilmedic.training.resume import Progress
 
@@ -67,6 +68,8 @@ class Saver:
         self._later: Path | None = None
         self._run_dir, self._seed, self._section = run_dir, seed, section
         self._ranking = (section.early_stop_metric, better)
+        # By path and identity of the file: reading a checkpoint looks through all of it for damage.
+        self._read: dict[tuple[Path, tuple[int, ...] | None], checkpoint.BestCheckpoint | None] = {}
         self._before, self._clock = before, clock
         self._saved_at = clock()
         amount = section.save_every or ""
@@ -145,14 +148,20 @@ class Saver:
     def best(self) -> list[checkpoint.BestCheckpoint]:
         """The checkpoints that this run has left with a score of its metric, best first.
 
-        What they hold decides, not their names. One that cannot be read is left alone.
+        What they hold decides, not their names. One that cannot be read is left alone. Each is read
+        once, and again only when the file has changed.
         """
-        found = []
+        before, self._read = self._read, {}
         for path in checkpoint.scored(self._run_dir, self._seed):
-            try:
-                found.append(checkpoint.read_best(path))
-            except CheckpointError as error:
-                LOGGER.warning("Not ranked: %s", error)
+            key = (path, identity(path))
+            if key not in before:
+                try:
+                    before[key] = checkpoint.read_best(path)
+                except CheckpointError as error:
+                    LOGGER.warning("Not ranked: %s", error)
+                    before[key] = None
+            self._read[key] = before[key]
+        found = [one for one in self._read.values() if one is not None]
         return checkpoint.best_first(
             [one for one in found if (one.metric, one.better) == self._ranking]
         )
