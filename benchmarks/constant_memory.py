@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--plot", type=Path, help="also draw the table into this picture (PNG)")
+    parser.add_argument("--plot", type=Path, help="also draw the table into this figure (PNG)")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()

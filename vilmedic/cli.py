@@ -16,10 +16,10 @@ from vilmedic.command_line import (
     command,
     guarded,
     parse,
+    print_error,
     print_text,
     program,
     take,
-    tell,
 )
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, VilmedicError, escaped
@@ -37,7 +37,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     try:
         plan = _take_plan(words)
     except ConfigError as error:
-        tell(error)
+        print_error(error)
         return FAILED
 
     def run(config: Config) -> None:
@@ -101,7 +101,7 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     try:
         file = take(words, EMBEDDINGS, "FILE.npz")
     except ConfigError as error:
-        tell(error)
+        print_error(error)
         return FAILED
 
     embeddings = None if file is None else Path(file)
@@ -141,9 +141,9 @@ def report(argv: Sequence[str] | None = None) -> int:
             print_text(f"Written: {write_comparison(run_dirs)}")
         return status
     except VilmedicError as error:
-        tell(error)
+        print_error(error)
     except OSError as error:
-        tell(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
+        print_error(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
     return FAILED
 
 
@@ -161,9 +161,9 @@ def _report_parser(prog: str) -> argparse.ArgumentParser:
 
 def _report(run_dir: Path) -> int:
     """Make the pages of a run; the exit status."""
-    from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run
+    from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run
 
-    left_out = LeftOut(run_dir, tell=lambda text: print(escaped(text), file=sys.stderr))
+    left_out = LeftOut(run_dir, report=lambda text: print(escaped(text), file=sys.stderr))
     try:
         check_run(run_dir)
         # imported here: what is no run is known before that has taken its seconds
@@ -175,13 +175,13 @@ def _report(run_dir: Path) -> int:
             if path is not None:
                 print_text(f"Written: {path}")
     except VilmedicError as error:
-        tell(error)
+        print_error(error)
         return FAILED
     except (OSError, ValueError) as error:  # a name with NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
-        tell(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
+        print_error(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
         return FAILED
-    if (more := len(left_out.reasons) - MOST_TOLD) > 0:
+    if (more := len(left_out.reasons) - MOST_LISTED) > 0:
         print(f"and {more} more, which {run_dir / 'report.html'} counts", file=sys.stderr)
     return BROKEN if left_out.reasons else 0
 
@@ -385,7 +385,7 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
         print_text(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
         return
     print_text(f"{len(runs)} runs, all of them checked")
-    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=print_text).start()
+    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, report=print_text).start()
     print_text(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
 
 
@@ -417,7 +417,7 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
         return
     with opened(space, trials=given.trials, metric=metric) as search:
         run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
-        run.tell, run.another, run.ended = print_text, search.another, search.ended
+        run.print_error, run.another, run.ended = print_text, search.another, search.ended
         print_text(f"{given.trials} trials for {sought}, all ends and values checked")
         try:
             run.start()

@@ -21,7 +21,7 @@ from vilmedic.files import FULL
 
 FAILED = 2
 BROKEN = 1
-MOST_TOLD = 200  # problems
+MOST_PRINTED = 200  # problems
 REFUSED_BY_SYSTEM = (
     *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
@@ -214,7 +214,7 @@ def guarded(call: Callable[[], object]) -> int:
     try:
         call()
     except VilmedicError as error:
-        tell(error)
+        print_error(error)
         return FAILED
     except Interrupted as stop:
         if is_main_process():
@@ -226,7 +226,9 @@ def guarded(call: Callable[[], object]) -> int:
     except OSError as error:
         if error.errno not in REFUSED_BY_SYSTEM:
             raise
-        tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
+        print_error(
+            VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}.")
+        )
         return FAILED
     except Exception as error:
         if process_count() == 1:
@@ -250,7 +252,7 @@ def print_text(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def tell(error: VilmedicError) -> None:
+def print_error(error: VilmedicError) -> None:
     """Print what a user can fix, from the first process that fails."""
     if not first_to_fail():
         return
@@ -258,7 +260,7 @@ def tell(error: VilmedicError) -> None:
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
-    for problem in map(escaped, problems[:MOST_TOLD]):
+    for problem in map(escaped, problems[:MOST_PRINTED]):
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
 
 

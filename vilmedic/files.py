@@ -243,7 +243,7 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         yield archive
 
 
-def disk_trouble(error: OSError, where: str = "") -> str:
+def disk_message(error: OSError, where: str = "") -> str:
     """Message for a disk error, with its own sentence for a full disk.
 
     Args:

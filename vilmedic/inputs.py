@@ -27,9 +27,9 @@ from vilmedic.datasets.decode import (
     decode_file,
     decode_image,
 )
+from vilmedic.datasets.image_cache import ImageCache
+from vilmedic.datasets.image_source import ImageFiles, resized_shape
 from vilmedic.datasets.lines import Lines, join_names
-from vilmedic.datasets.picture_cache import PictureCache
-from vilmedic.datasets.pictures import PictureFiles, resized_shape
 from vilmedic.datasets.transforms import Pixels
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import core_count, walk_files
@@ -190,9 +190,9 @@ class Preprocess:
             raise DataError("cache: keeps images that are given as a list of paths.")
         pixels = self.pixels
         texts = Lines([join_names([os.path.abspath(str(path))]) for path in paths], Path("images"))
-        files = PictureFiles(texts, Path(), "", pixels.color, pixels.resize, 1, pixels.max_pixels)
+        files = ImageFiles(texts, Path(), "", pixels.color, pixels.resize, 1, pixels.max_pixels)
         files.interpolation = pixels.interpolation
-        kept = PictureCache(files, Path(cache), "images", set(files.missing()))
+        kept = ImageCache(files, Path(cache), "images", set(files.missing()))
 
         def read(number: int, image: Source) -> Tensor:
             if not os.path.exists(str(image)):

@@ -129,7 +129,7 @@ class Progress:
                 bar_format=BAR,
             )
         else:
-            threading.Thread(target=self._tell, name="progress", daemon=True).start()
+            threading.Thread(target=self._log_at_intervals, name="progress", daemon=True).start()
         return self
 
     def __exit__(
@@ -161,7 +161,7 @@ class Progress:
             + f"  {clock(left)} left"
         )
 
-    def _tell(self) -> None:
+    def _log_at_intervals(self) -> None:
         wait = FIRST
         while not self._ended.wait(wait):
             wait = EVERY

@@ -174,7 +174,7 @@ def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, di
         finally:
             if config.ensemblor.report:
                 write_pages(config.run_dir)
-            ensemblor.tell()
+            ensemblor.print_tables()
 
 
 def write_pages(run_dir: Path) -> None:

@@ -62,8 +62,8 @@ class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         silent = action.nargs == 0 or action.default in (None, "", [], argparse.SUPPRESS)
-        told = "(default" in text or "by default" in text
-        if silent or told or not action.option_strings or action.const:
+        stated = "(default" in text or "by default" in text
+        if silent or stated or not action.option_strings or action.const:
             return text
         return f"{text} (default: %(default)s)"
 

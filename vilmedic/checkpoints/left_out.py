@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 RUN_FILES = ("config_*.yml", "metrics.jsonl", "results_*.json")
 """What a run leaves that a page can show."""
 MOST_BYTES = 100_000_000  # of a file that becomes part of a page
-MOST_TOLD = 50  # files that are named one by one
+MOST_LISTED = 50  # files that are named one by one
 
 
 class LeftOut:
@@ -25,7 +25,7 @@ class LeftOut:
 
     Args:
         run_dir: the directory of the run.
-        tell: says it at once, on the console say; the log by default.
+        report: gets the message at once, to print it for example; the log by default.
         what: what leaves it out, for the message.
 
     Attributes:
@@ -35,12 +35,12 @@ class LeftOut:
     def __init__(
         self,
         run_dir: Path,
-        tell: Callable[[str], object] | None = None,
+        report: Callable[[str], object] | None = None,
         what: str = "the report",
     ) -> None:
         self.reasons: list[tuple[str, str]] = []
         self._run_dir = run_dir
-        self._tell, self._what = tell or logger.warning, what
+        self._report, self._what = report or logger.warning, what
 
     def add(self, path: Path, reason: str) -> None:
         """Note that something is left out; the same again is not told twice."""
@@ -49,8 +49,8 @@ class LeftOut:
         if (name, reason) in self.reasons:
             return
         self.reasons.append((name, reason))
-        if len(self.reasons) <= MOST_TOLD:
-            self._tell(f"{path} is left out of {self._what}: {reason}")
+        if len(self.reasons) <= MOST_LISTED:
+            self._report(f"{path} is left out of {self._what}: {reason}")
 
     @contextmanager
     def damaged(self, path: Path) -> Iterator[None]:

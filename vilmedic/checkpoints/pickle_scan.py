@@ -172,9 +172,9 @@ def _check_key(key: Any) -> None:
         raise Refused("has a key that is a tuple of many values")
 
 
-def _check_storage(told: Any, fits: Callable[[str, int], bool]) -> None:
+def _check_storage(record: Any, fits: Callable[[str, int], bool]) -> None:
     """Compare the record of a storage, `(storage, type, key, device, count)`, with the file."""
-    items = told.items if isinstance(told, _Held) else ()
+    items = record.items if isinstance(record, _Held) else ()
     if len(items) < 5 or not isinstance(items[1], _Global) or not isinstance(items[4], int):
         raise ValueError("a storage that is described in an unknown way")
     _, kind, key, _, count = items[:5]

@@ -186,7 +186,7 @@ def _verify(stream: BinaryIO, size: int, path: Path) -> bool:
     if stream.read(4) != b"PK\x03\x04":
         stream.seek(0)
         for _ in range(5):  # number of the format, its version, the machine, the contents, the keys
-            scan(stream, _CALLED, lambda key, told: told <= size)
+            scan(stream, _CALLED, lambda key, claimed: claimed <= size)
         return False
     stream.seek(max(0, size - 22))
     if stream.read(4) != b"PK\x05\x06":
@@ -212,7 +212,7 @@ def _verify(stream: BinaryIO, size: int, path: Path) -> bool:
                 _read_all(archive, record)
         held = {name.removeprefix("data/"): record.file_size for name, record in names.items()}
         pickled = io.BytesIO(archive.read(names["data.pkl"]))
-        scan(pickled, _CALLED, lambda key, told: told <= held.get(key, -1))
+        scan(pickled, _CALLED, lambda key, claimed: claimed <= held.get(key, -1))
     return True
 
 

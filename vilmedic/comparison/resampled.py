@@ -204,6 +204,6 @@ def _median(values: Array, counts: Array) -> Array:
     return middle
 
 
-def _is(told: Any, value: float) -> bool:
+def _is(stated: Any, value: float) -> bool:
     """Whether a number of the results is one that was computed again."""
-    return is_number(told) and abs(value - told) <= SAME
+    return is_number(stated) and abs(value - stated) <= SAME

@@ -99,7 +99,7 @@ class Search:
             value = self._score(run.run_dir)
             if value is None:
                 reason = f"its evaluations gave no finite {self._metric}"
-        self._tell(run.name, value)
+        self._record(run.name, value)
         return reason
 
     def best(self) -> str:
@@ -110,10 +110,10 @@ class Search:
         sign = 1 if self._better == "higher" else -1
         trial = max(done, key=lambda one: sign * float(one.value or 0))
         values = zip(self._space.axes, self._texts(trial.params), strict=True)
-        told = " ".join(f"{key}={value}" for key, value in values)
+        text = " ".join(f"{key}={value}" for key, value in values)
         return (
             f"Best of {len(done)}: {self._metric} {trial.value:.6g} ({self._better} is better), "
-            f"{trial.user_attrs[RUN]}: {told}"
+            f"{trial.user_attrs[RUN]}: {text}"
         )
 
     def _run(self, name: str, params: dict[str, Any]) -> Planned | Refused:
@@ -121,7 +121,7 @@ class Search:
         try:
             return self._space.run(name, self._texts(params))
         except ConfigError as error:
-            self._tell(name, None)
+            self._record(name, None)
             return Refused(name, " ".join(error.problems))
 
     def _last(self) -> dict[str, FrozenTrial]:
@@ -160,7 +160,7 @@ class Search:
         )
         self._study.add_trial(trial)
 
-    def _tell(self, name: str, value: float | None) -> None:
+    def _record(self, name: str, value: float | None) -> None:
         trial = self._last()[name]
         if trial.state == TrialState.RUNNING:
             state = TrialState.FAIL if value is None else TrialState.COMPLETE

@@ -130,9 +130,9 @@ def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[floa
     """Holm's correction (1979): the chance of any false difference stays below the level.
 
     Args:
-        p_values: of the comparisons that are told.
+        p_values: of the comparisons that are reported.
         comparisons: how many were possible, when the best of several was chosen by the same data:
-            any of the pairs could have been told. None takes the number of p values.
+            any of the pairs could have been reported. None takes the number of p values.
 
     Returns:
         The corrected values, in the same order.
@@ -163,10 +163,10 @@ def differences(estimates: Sequence[Estimate], best: int) -> list[Difference | N
         None if place == best else difference(one, estimates[best])
         for place, one in enumerate(estimates)
     ]
-    told = [place for place, one in enumerate(found) if one is not None]
-    pairs = (len(told) + 1) * len(told) // 2
+    compared = [place for place, one in enumerate(found) if one is not None]
+    pairs = (len(compared) + 1) * len(compared) // 2
     corrected = holm([one.p for one in found if one is not None], pairs)
-    for place, p in zip(told, corrected, strict=True):
+    for place, p in zip(compared, corrected, strict=True):
         one = found[place]
         assert one is not None
         found[place] = Difference(one.value, one.interval, one.p, p)

@@ -71,7 +71,7 @@ class Sweep:
         runs: what will be trained, checked.
         jobs: processes at a time; None takes one for each GPU, or one.
         evaluate: whether each run is evaluated after its training.
-        tell: says what happens, a line at a time.
+        report: gets a line for each event.
         command: the command of a step, `train` or `ensemble`.
         another: gives a further run when a device is free, as a search does; None at the end.
         ended: receives each run that ended and the reason if it failed; what it says instead
@@ -86,7 +86,7 @@ class Sweep:
     runs: Sequence[Planned]
     jobs: int | None = None
     evaluate: bool = True
-    tell: Callable[[str], object] = print
+    report: Callable[[str], object] = print
     command: Callable[[str], list[str]] = field(default_factory=lambda: command_of)
     another: Callable[[], Planned | Refused | None] = lambda: None
     ended: Callable[[Planned, str | None], str | None] = lambda run, reason: reason
@@ -106,7 +106,7 @@ class Sweep:
         waiting = [job for job in planned if job.left]
         self.count = len(planned)
         if done := self.count - len(waiting):
-            self.tell(f"{done} of {self.count} runs are finished already")
+            self.report(f"{done} of {self.count} runs are finished already")
         for job in planned:
             if not job.left:
                 self._end(job.run, None)
@@ -154,7 +154,7 @@ class Sweep:
             self.count += 1
             if isinstance(run, Refused):
                 self.failures[run.name] = run.reason
-                self.tell(f"{run.name}: failed, {run.reason}")
+                self.report(f"{run.name}: failed, {run.reason}")
                 continue
             try:
                 left = self._left(run, steps)
@@ -170,7 +170,7 @@ class Sweep:
         """Note how a run ended."""
         if (failed := self.ended(run, reason)) is not None:
             self.failures[run.name] = failed
-            self.tell(f"{run.name}: failed, {failed}")
+            self.report(f"{run.name}: failed, {failed}")
 
     def _launch(self, job: _Job, gpus: Sequence[str], jobs: int) -> None:
         """Start the next step of a run."""
@@ -183,7 +183,7 @@ class Sweep:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not _read(run_dir):
             _write(job.run, [])
-        self.tell(f"{job.run.name}: {step}")
+        self.report(f"{job.run.name}: {step}")
         with open(run_dir / LOG, "ab") as log:
             job.process = subprocess.Popen(
                 [*self.command(step), self.path, *job.run.words],
@@ -211,7 +211,7 @@ class Sweep:
             if job.left:
                 self._launch(job, gpus, jobs)
                 return True
-            self.tell(f"{job.run.name}: {SAID[step]}")
+            self.report(f"{job.run.name}: {SAID[step]}")
             self._end(job.run, None)
         return False
 

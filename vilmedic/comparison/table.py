@@ -110,8 +110,10 @@ def compare(
     split, runs = read_runs(directories, split)
     problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:
-        told = "Nothing is compared; --anyway compares them all the same and notes it in the table."
-        raise ConfigError([*(f"{one}." for one in problems), told])
+        remedy = (
+            "Nothing is compared; --anyway compares them all the same and notes it in the table."
+        )
+        raise ConfigError([*(f"{one}." for one in problems), remedy])
     settings = group(runs, by)
     notes = [f"not comparable: {one}" for one in problems]
     for label, some in settings.items() if by else ():
@@ -262,11 +264,11 @@ def _column(
 ) -> Column:
     estimates: list[Estimate | None] = []
     for runs in settings:
-        told = [run for run in runs if is_number(run.numbers.get(name))]
-        values = [float(run.numbers[name]) for run in told]
-        draws = [drawn[id(run)].get(name) for run in told]
-        known = _interval(told[0], name) if told else None
-        estimates.append(estimate(values, draws, known) if told else None)
+        having = [run for run in runs if is_number(run.numbers.get(name))]
+        values = [float(run.numbers[name]) for run in having]
+        draws = [drawn[id(run)].get(name) for run in having]
+        known = _interval(having[0], name) if having else None
+        estimates.append(estimate(values, draws, known) if having else None)
     there = [place for place, one in enumerate(estimates) if one is not None]
     if better is None or len(there) < 2:
         return Column(name, better, [Cell(one) for one in estimates], None)

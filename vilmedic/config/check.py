@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vilmedic.config.keys import find_older, idle_keys, judge_older
+from vilmedic.config.keys import check_older, find_older, idle_keys
 from vilmedic.config.namespaces import Target, named_target, names, registry_of, signature, target
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, model_type_of
@@ -80,19 +80,21 @@ class PathText(str):
     """Checked text that a constructor gets as a path."""
 
 
-def plain_data(judged: Any) -> Any:
+def plain_data(checked: Any) -> Any:
     """A checked value as a configuration writes it."""
-    if isinstance(judged, Plan):
-        judged = {
+    if isinstance(checked, Plan):
+        checked = {
             key: one
-            for key, one in judged.arguments.items()
+            for key, one in checked.arguments.items()
             if not (isinstance(one, Plan) and one.implied)
         }
-    if isinstance(judged, dict):
-        return {key: plain_data(one) for key, one in judged.items()}
-    if isinstance(judged, list | Items):
-        return [plain_data(one) for one in (judged if isinstance(judged, list) else judged.values)]
-    return str(judged) if isinstance(judged, PathText) else judged
+    if isinstance(checked, dict):
+        return {key: plain_data(one) for key, one in checked.items()}
+    if isinstance(checked, list | Items):
+        return [
+            plain_data(one) for one in (checked if isinstance(checked, list) else checked.values)
+        ]
+    return str(checked) if isinstance(checked, PathText) else checked
 
 
 class Checker:
@@ -216,7 +218,7 @@ class Checker:
         found = None if known else find_older(path, open_ended=open_ended)
         if found is None:
             return False
-        accepted, text = judge_older(found, value, path)
+        accepted, text = check_older(found, value, path)
         if not accepted:
             quoted = textwrap.shorten(shown(value), 60, placeholder=" ...")
             self.report(path, f"given {quoted}; {text}.")
@@ -498,12 +500,12 @@ class Checker:
             return None
         before = len(self.problems)
         with self.inside(REGISTRIES.get(mark.namespace)):
-            judged = given if read is None else self.section(read, given, path)
+            checked = given if read is None else self.section(read, given, path)
         if mark.namespace in REGISTRIES and len(self.problems) == before:
             # a name with its options is a node without proto
             found = named_target(REGISTRIES[mark.namespace], {"proto": name})
-            self.plans[path] = Plan(found, {"proto": name, **judged}, path)
-        return judged
+            self.plans[path] = Plan(found, {"proto": name, **checked}, path)
+        return checked
 
     def chosen_options(
         self,

@@ -63,7 +63,7 @@ def idle_keys(tree: Tree, read: Signature, given: dict[str, Any], path: KeyPath)
     section = _Section(tree, read, given, path)
     for name, param in read.settable.items():
         for mark in dependences(param.type) if name in given else ():
-            found = section.judge(mark, name)
+            found = section.idle(mark, name)
             if found is not None:
                 yield found
                 break
@@ -86,7 +86,7 @@ class _Section:
         self.given = given
         self.path = path
 
-    def judge(self, mark: Dependence, name: str) -> Idle | None:
+    def idle(self, mark: Dependence, name: str) -> Idle | None:
         if isinstance(mark, Overruled):
             return self.overruled(mark, name)
         value, other = self.given[name], self.value(mark.key)
@@ -316,7 +316,7 @@ def find_older(path: KeyPath, *, open_ended: bool = False) -> OlderKey | None:
     return None if found is None or (open_ended and not found.always) else found
 
 
-def judge_older(older: OlderKey, value: Any, path: KeyPath) -> tuple[bool, str]:
+def check_older(older: OlderKey, value: Any, path: KeyPath) -> tuple[bool, str]:
     """Whether a value is accepted, and the sentence that says so or what to write.
 
     Args:

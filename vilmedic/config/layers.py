@@ -362,7 +362,7 @@ class _Dropper:
         if found.signature is None:
             return
         if self.upper.has((*path, "proto")) and above.get("proto") != below.get("proto"):
-            self.tell((*path, "proto"), self.strip(found, path))
+            self.note_dropped((*path, "proto"), self.strip(found, path))
         self.arguments(found.signature, path)
 
     def touched(self, path: KeyPath) -> bool:
@@ -429,7 +429,7 @@ class _Dropper:
             if of is None or of.extras is not None:
                 return
             known = set(of.settable)
-        self.tell(
+        self.note_dropped(
             key,
             [one for option in below if option not in known for one in self.drop((*where, option))],
         )
@@ -441,7 +441,7 @@ class _Dropper:
         self.lower.remove(path)
         return [path]
 
-    def tell(self, choice: KeyPath, dropped: list[KeyPath]) -> None:
+    def note_dropped(self, choice: KeyPath, dropped: list[KeyPath]) -> None:
         if dropped:
             listed = ", ".join(f"{dotted(one)} ({self.origins[one]})" for one in dropped)
             chosen = self.above.has(choice)

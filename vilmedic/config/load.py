@@ -200,21 +200,21 @@ def load(
     root = root_signature()
     tree = draft.tree
     checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
-    judged = plain_data(checker.section(root, tree.data, ()))
-    problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, judged)]
-    problems += wrong_groups(tree, judged)
+    checked = plain_data(checker.section(root, tree.data, ()))
+    problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, checked)]
+    problems += wrong_groups(tree, checked)
     if not problems:
-        problems += [*wrong_score(tree, judged), *misfits(tree, judged, training=training)]
+        problems += [*wrong_score(tree, checked), *misfits(tree, checked, training=training)]
     if problems:
         raise ConfigError(problems)
-    judged["name"] = judged.get("name") or Path(path).stem
-    wrong = wrong_folder_name(judged["name"])
+    checked["name"] = checked.get("name") or Path(path).stem
+    wrong = wrong_folder_name(checked["name"])
     if wrong:
-        raise ConfigError(f"name: given {shown(judged['name'])}, that of the file; {wrong}")
+        raise ConfigError(f"name: given {shown(checked['name'])}, that of the file; {wrong}")
     sections = {"trainor": TrainorSection, "validator": ValidatorSection}
     for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
-        judged[key] = cls(**judged.get(key) or {})
-    run = RunSection(**judged)
+        checked[key] = cls(**checked.get(key) or {})
+    run = RunSection(**checked)
     notes = (*draft.notes, *checker.notes)
     words = tuple(overrides)
     return Config(
@@ -395,13 +395,13 @@ def ask(registry: Registry, node: Node, method: str) -> list[Any]:
     return found
 
 
-def _plans(judged: Any) -> Iterator[Plan]:
+def _plans(checked: Any) -> Iterator[Plan]:
     """The nodes in a checked value."""
-    if isinstance(judged, Plan):
-        yield judged
-        judged = judged.arguments
-    values = judged.values() if isinstance(judged, dict) else judged
-    for one in values if isinstance(judged, dict | list) else ():
+    if isinstance(checked, Plan):
+        yield checked
+        checked = checked.arguments
+    values = checked.values() if isinstance(checked, dict) else checked
+    for one in values if isinstance(checked, dict | list) else ():
         yield from _plans(one)
 
 
@@ -495,29 +495,29 @@ def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) ->
             yield from _nodes(entry, where, tree, plans)
 
 
-def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
+def _make(checked: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
     """The object that a checked value builds."""
-    if isinstance(judged, dict):
-        return {key: _make(one, tree, runtime) for key, one in judged.items()}
-    if isinstance(judged, list):
-        return [_make(one, tree, runtime) for one in judged]
-    if isinstance(judged, Items):
-        return judged.container(_make(judged.values, tree, runtime))
-    if not isinstance(judged, Plan):
-        return Path(judged) if isinstance(judged, PathText) else judged
-    found = judged.found
-    given = {key: one for key, one in judged.arguments.items() if key not in found.consumed}
+    if isinstance(checked, dict):
+        return {key: _make(one, tree, runtime) for key, one in checked.items()}
+    if isinstance(checked, list):
+        return [_make(one, tree, runtime) for one in checked]
+    if isinstance(checked, Items):
+        return checked.container(_make(checked.values, tree, runtime))
+    if not isinstance(checked, Plan):
+        return Path(checked) if isinstance(checked, PathText) else checked
+    found = checked.found
+    given = {key: one for key, one in checked.arguments.items() if key not in found.consumed}
     arguments = _make(given, tree, runtime)
     for name, param in found.signature.params.items() if found.signature else ():
         if param.runtime and name in runtime:
             arguments[name] = runtime[name]
-    cls = _class_of(found, judged.path)
+    cls = _class_of(found, checked.path)
     try:
         return cls(**arguments)
     except ArgumentError as error:
-        raise located(error, tree, judged.path) from error
+        raise located(error, tree, checked.path) from error
     except (ValueError, TypeError) as error:
-        where = tree.where(judged.path)
+        where = tree.where(checked.path)
         raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
 
 

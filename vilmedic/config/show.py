@@ -441,25 +441,25 @@ def _in_a_line(place: Place) -> str:
 def _columns(rows: Sequence[tuple[str, str]], *, indent: int = 2, cut: bool = False) -> list[str]:
     """Rows of two columns, wrapped or cut to the width."""
     left = max((len(name) for name, _ in rows), default=0) + 2
-    room = max(20, width() - indent - left)
+    columns = max(20, width() - indent - left)
     lines = []
     for name, text in rows:
         text = _plain(text)
-        parts = [_cut(text, room)] if cut else textwrap.wrap(text, room)
+        parts = [_cut(text, columns)] if cut else textwrap.wrap(text, columns)
         for number, part in enumerate(parts or [""]):
             start = name if number == 0 else ""
             lines.append(f"{' ' * indent}{start.ljust(left)}{part}".rstrip())
     return lines
 
 
-def _cut(text: str, room: int) -> str:
+def _cut(text: str, columns: int) -> str:
     """A text in one line: its first clause where the whole does not fit."""
-    if len(text) <= room:
+    if len(text) <= columns:
         return text
     clauses = re.split(r"(?<=[:;,])\s", text)
-    while len(clauses) > 1 and len(" ".join(clauses)) > room:
+    while len(clauses) > 1 and len(" ".join(clauses)) > columns:
         clauses.pop()
-    return textwrap.shorten(" ".join(clauses).rstrip(":;, "), room, placeholder=" ...")
+    return textwrap.shorten(" ".join(clauses).rstrip(":;, "), columns, placeholder=" ...")
 
 
 def first_sentence(text: str) -> str:

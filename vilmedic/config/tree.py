@@ -240,8 +240,8 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
             return complain(path, tree.mark(path).note or "has to be given a value (it is ???).")
         except InterpolationKeyError as error:
             # what is near is looked for as long as it is reported
-            told = len(problems) < MOST_PROBLEMS
-            return complain(path, _unknown(tree, path, error)) if told else BROKEN
+            reported = len(problems) < MOST_PROBLEMS
+            return complain(path, _unknown(tree, path, error)) if reported else BROKEN
         except (OmegaConfBaseException, RecursionError) as error:
             text = str(error).partition("\n")[0]
             return complain(path, f"cannot be resolved: {text}.")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from vilmedic.datasets.pictures import crop_square, resize_to
+from vilmedic.datasets.image_source import crop_square, resize_to
 from vilmedic.device import constants, widest_float
 
 Range = tuple[float, float]

@@ -32,13 +32,13 @@ from vilmedic.datasets.aligned import (
     stable_seed,
 )
 from vilmedic.datasets.decode import Color, UndecodableImage
+from vilmedic.datasets.image_source import SHARD_INDEX, ImageFiles, ImageSource, resized_shape
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures, resized_shape
 from vilmedic.datasets.transforms import Pixels, check_sizes, is_fixed
 from vilmedic.errors import DataError
 
 if TYPE_CHECKING:
-    from vilmedic.datasets.picture_cache import PictureCache
+    from vilmedic.datasets.image_cache import ImageCache
 
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, as shares of its width and height."""
@@ -155,7 +155,7 @@ class ImageDataset(AlignedPart):
         self.image_choice = image_choice
 
         texts = read_lines(root, split, file)
-        self.pictures = open_pictures(
+        self.source = open_image_source(
             texts,
             root=root,
             split=split,
@@ -168,17 +168,17 @@ class ImageDataset(AlignedPart):
             spool_gib=spool_gib,
             max_pixels=max_pixels,
         )
-        self.pictures.interpolation = interpolation
-        missing = self.pictures.missing()
+        self.source.interpolation = interpolation
+        missing = self.source.missing()
         if missing and on_error == "raise":
             raise DataError(
-                f"{listed(list(missing.values()), 'missing image')}. {self.pictures.remedy}, or "
+                f"{listed(list(missing.values()), 'missing image')}. {self.source.remedy}, or "
                 "on_error=skip to leave a few samples out."
             )
         if cache is not None:
-            from vilmedic.datasets.picture_cache import PictureCache
+            from vilmedic.datasets.image_cache import ImageCache
 
-            self._use_cache(PictureCache(self.pictures, Path(cache), split, set(missing)))
+            self._use_cache(ImageCache(self.source, Path(cache), split, set(missing)))
         super().__init__(texts, missing)
 
     def keep_sides(self) -> None:
@@ -210,13 +210,13 @@ class ImageDataset(AlignedPart):
         """What a method of `Pixels` makes of each image of a line."""
         chosen = self.chosen(line, epoch)
         try:
-            images = self.pictures.read(line, chosen)
+            images = self.source.read(line, chosen)
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
         if self.views > 1 and chosen is None:
             images = [image for image in images for _ in range(self.views)]
         draw = (self.seed, epoch if self.training else 0, line)
-        shared = self.pictures.shared
+        shared = self.source.shared
         try:
             return [change(image, *draw, view, shared=shared) for view, image in enumerate(images)]
         except ValueError as error:
@@ -233,7 +233,7 @@ class ImageDataset(AlignedPart):
             return [0]
         epoch = epoch if self.training else 0
         draw = random.Random(stable_seed("image choice", self.seed, epoch, line))
-        count = len(self.pictures.names(line))
+        count = len(self.source.names(line))
         order = draw.sample(range(count), count)
         return [order[view % count] for view in range(self.views)]
 
@@ -288,7 +288,7 @@ class ImageDataset(AlignedPart):
 
     def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
         """A digest of each image file, and how it is prepared."""
-        from vilmedic.datasets.picture_cache import VERSION, decoders
+        from vilmedic.datasets.image_cache import VERSION, decoders
 
         pixels = self.pixels
         how: list[Any] = [VERSION, decoders(), self.resize, self.crop, self.color, self.views]
@@ -296,7 +296,7 @@ class ImageDataset(AlignedPart):
         how += [pixels.interpolation] if pixels.interpolation != "bilinear" else []
         if pixels.transforms:  # which an evaluation may draw, by the seed of the run
             how += [repr(pixels.own_list), [repr(one) for one in pixels.transforms], self.seed]
-        return [how, self.pictures.contents(lines.tolist(), folder)]
+        return [how, self.source.contents(lines.tolist(), folder)]
 
     def properties(self) -> dict[str, Any]:
         """How pixels are normalised."""
@@ -304,9 +304,9 @@ class ImageDataset(AlignedPart):
 
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
-        return {"image": self.pictures.places(line)}
+        return {"image": self.source.places(line)}
 
-    def picture(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
+    def original(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
         """The first image of a sample as its file has it, and the part that evaluation cuts out.
 
         Args:
@@ -317,7 +317,7 @@ class ImageDataset(AlignedPart):
             uint8 [C, H, W], and the window that a model sees of it.
         """
         line = int(whole.kept[index])
-        image = self.pictures.decode(line, 0)
+        image = self.source.decode(line, 0)
         short = self.resize or min(image.shape[-2:])
         height, width = resized_shape(image.shape[1], image.shape[2], short)
         across, down = (self.crop or width) / width, (self.crop or height) / height
@@ -328,7 +328,7 @@ class ImageDataset(AlignedPart):
         """Undecodable images are left out when `on_error` is skip."""
         return self.on_error == "skip" and isinstance(error, UndecodableImage)
 
-    def _use_cache(self, cache: PictureCache) -> None:
+    def _use_cache(self, cache: ImageCache) -> None:
         """Read images from a cache from now on; what it could not decode is known already."""
         failed = [f"{cache.texts.where(line)}: {e}" for line, e in cache.failures().items()]
         if failed and self.on_error == "raise":
@@ -336,7 +336,7 @@ class ImageDataset(AlignedPart):
                 f"{listed(failed, 'undecodable image')} Fix them, or set on_error=skip to leave "
                 "a few samples out."
             )
-        self.pictures = cache
+        self.source = cache
 
 
 def image_part(dataset: AlignedDataset) -> ImageDataset:
@@ -351,7 +351,7 @@ def image_part(dataset: AlignedDataset) -> ImageDataset:
     raise DataError("This data set has no images.")
 
 
-def open_pictures(
+def open_image_source(
     texts: Lines,
     *,
     root: str,
@@ -364,7 +364,7 @@ def open_pictures(
     spool: str | None,
     spool_gib: float,
     max_pixels: int,
-) -> Pictures:
+) -> ImageSource:
     """The images of a split; see `ImageDataset` for the arguments.
 
     Raises:
@@ -372,14 +372,14 @@ def open_pictures(
     """
     index = Path(root) / f"{split}.{SHARD_INDEX}"
     if index.is_file():
-        from vilmedic.datasets.shards import PictureShards, ShardIndex, ShardStore
+        from vilmedic.datasets.shards import ImageShards, ShardIndex, ShardStore
 
         folder = Path(spool) if spool is not None else Path(root) / "spool"
         store = ShardStore(image_path or root, folder, int(spool_gib * GIB))
         shards = ShardIndex.load(index)
-        return PictureShards(texts, shards, store, color, resize, most, max_pixels)
+        return ImageShards(texts, shards, store, color, resize, most, max_pixels)
     images = Path(root) / "images"
     default = images if images.is_dir() else Path(root)
     folder = Path(image_path) if image_path is not None else default
     suffix = f".{ext.lstrip('.')}" if ext else ""
-    return PictureFiles(texts, folder, suffix, color, resize, most, max_pixels)
+    return ImageFiles(texts, folder, suffix, color, resize, most, max_pixels)

@@ -171,17 +171,17 @@ class ImSeqShards(ImSeq):
         fraction_seed: FractionSeed = 0,
         ids: str | None = None,
     ) -> None:
-        from vilmedic.datasets.shards import PictureShards  # other data sets have no use for it
+        from vilmedic.datasets.shards import ImageShards  # other data sets have no use for it
 
-        pictures = getattr(image.pictures, "source", image.pictures)
-        if not isinstance(pictures, PictureShards):
+        source = getattr(image.source, "source", image.source)
+        if not isinstance(source, ImageShards):
             raise ValueError(
                 f"{image.texts.path.parent} holds no index of shards; data/make_shards.py makes "
                 "such a folder from a folder of line files"
             )
         image.keep_sides()
         self.seq, self.mixed = seq, mixed
-        self._shards = pictures.index.of_lines
+        self._shards = source.index.of_lines
         AlignedDataset.__init__(self, *(part for part in (image, seq, label) if part is not None))
         self._keep(split, training, run_dir, fraction, fraction_seed, ids)
 

@@ -33,8 +33,8 @@ from filelock import FileLock
 
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import Color
+from vilmedic.datasets.image_source import ImageSource
 from vilmedic.datasets.lines import Lines, split_names
-from vilmedic.datasets.pictures import Pictures
 from vilmedic.errors import DataError
 from vilmedic.files import confined, plain_name, replacing, sha256_of
 
@@ -165,23 +165,23 @@ class ShardIndex:
             return
         if self.shard.min() < 0 or self.shard.max() >= len(names):
             raise ValueError(f"an image is in none of its {len(names)} shards")
-        room = np.array([shard.size for shard in self.shards], dtype=np.int64)[self.shard]
+        sizes = np.array([shard.size for shard in self.shards], dtype=np.int64)[self.shard]
         # compared without a sum, which could pass the largest number
-        if self.offset.min() < 0 or self.size.min() < 0 or (self.size > room - self.offset).any():
+        if self.offset.min() < 0 or self.size.min() < 0 or (self.size > sizes - self.offset).any():
             raise ValueError("an image lies outside its shard")
 
 
-class PictureShards(Pictures):
+class ImageShards(ImageSource):
     """Images in tar shards.
 
     Args:
         texts: the lines, each with the names that its images had.
         index: where they are.
         store: reads the shards.
-        color: see `Pictures`.
-        resize: see `Pictures`.
-        most: see `Pictures`.
-        max_pixels: see `Pictures`.
+        color: see `ImageSource`.
+        resize: see `ImageSource`.
+        most: see `ImageSource`.
+        max_pixels: see `ImageSource`.
 
     Raises:
         DataError: lines and index do not belong together, or a shard is not there.
@@ -411,8 +411,8 @@ class ShardStore:
                     logger.warning("%s: %s; trying again", url, reason)
                 try:
                     _receive(client, url, partial, shard.size)
-                except Again as trouble:
-                    reason = str(trouble)
+                except Again as failure:
+                    reason = str(failure)
                     continue
                 except DataError as error:
                     reason = str(error).rstrip(".")

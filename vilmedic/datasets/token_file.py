@@ -254,7 +254,7 @@ class _Rows:
     ) -> None:
         self.what, self.folder, self.device, self.precision = what, folder, device, precision
         self.num_workers = num_workers
-        self.room = None if gib is None else int(gib * 2**30)
+        self.limit = None if gib is None else int(gib * 2**30)
         self.split = part.split
         self.lines: NDArray[np.int64] = np.unique(dataset.kept)
         # The same files, and of their lines those that are samples of the whole data set.
@@ -386,12 +386,12 @@ class _Rows:
         Raises:
             _NotKept: it would not fit.
         """
-        if self.room is None:
+        if self.limit is None:
             return
         others = sorted(
             (file.stat().st_atime, file.stat().st_size, file) for file in self.folder.glob("*.npy")
         )
-        left = self.room - size - sum(held for _, held, _ in others)
+        left = self.limit - size - sum(held for _, held, _ in others)
         for _, held, file in others:
             if left < 0 and file not in _in_use:
                 file.unlink(missing_ok=True)
@@ -399,7 +399,7 @@ class _Rows:
         if left < 0:
             raise _NotKept(
                 f"they take {size / 2**20:,.1f} MiB, more than trainor.frozen_cache_gib="
-                f"{self.room / 2**30:g} leaves"
+                f"{self.limit / 2**30:g} leaves"
             )
 
     def _path(self, network: nn.Module, settings: list[Any]) -> Path:
@@ -411,7 +411,7 @@ class _Rows:
             digest.update(value.flatten().view(torch.uint8).numpy())
         how = [BATCH, settings, self.lines.tolist(), self.part.content(self.lines, self.folder)]
         digest.update(json.dumps(how).encode())
-        kind = "" if self.room is None else f"{self.part.features}_"
+        kind = "" if self.limit is None else f"{self.part.features}_"
         return self.folder / f"{self.split}_{kind}{digest.hexdigest()[:16]}.npy"
 
 

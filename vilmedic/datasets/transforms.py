@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.decode import Color
-from vilmedic.datasets.pictures import Interpolation, crop_square, resize_short_side
+from vilmedic.datasets.image_source import Interpolation, crop_square, resize_short_side
 from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
 

@@ -24,7 +24,7 @@ EACH = 1500  # bytes a thumbnail may take where there are many
 AT_LEAST = 1_500_000  # bytes that all of a split may take in any case
 PILOT = 32
 
-Picture = Callable[[int], Any]
+GetImage = Callable[[int], Any]
 """From a sample's number to its image, uint8 [C, H, W]."""
 
 # of a sheet
@@ -34,11 +34,11 @@ GAP = 0.08
 HEAD, LINE = 0.24, 0.17
 
 
-def thumbnails(picture: Picture, indices: Sequence[int]) -> list[str]:
+def thumbnails(get_image: GetImage, indices: Sequence[int]) -> list[str]:
     """The images of samples as base64 WebP, as large as the page can bear.
 
     Args:
-        picture: gives the image of a sample.
+        get_image: gives the image of a sample.
         indices: the samples.
 
     Returns:
@@ -47,11 +47,11 @@ def thumbnails(picture: Picture, indices: Sequence[int]) -> list[str]:
     if not indices:
         return []
     stride = max(1, len(indices) // PILOT)
-    pilot = [_read(picture, index, FORMS[0][0]) for index in indices[::stride][:PILOT]]
+    pilot = [_read(get_image, index, FORMS[0][0]) for index in indices[::stride][:PILOT]]
     side, quality = _fitting([image for image in pilot if image is not None], len(indices))
 
     def encoded(index: int) -> str:
-        image = _read(picture, index, side)
+        image = _read(get_image, index, side)
         return "" if image is None else base64.b64encode(webp(image, quality)).decode("ascii")
 
     with ThreadPoolExecutor(4) as threads:
@@ -136,10 +136,10 @@ def draw_image_sheet(
     figure.savefig(path, dpi=150)
 
 
-def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
+def _read(get_image: GetImage, index: int, side: int) -> Image.Image | None:
     """The grey image of a sample with its long side at most `side`."""
     try:
-        pixels = picture(index)
+        pixels = get_image(index)
     except Exception:
         # the data set has reported images that cannot be read
         return None

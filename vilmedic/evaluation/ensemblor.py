@@ -131,7 +131,7 @@ class Ensemblor:
         with float32_products(self.device, tf32=self.section.tf32):
             return self._evaluate()
 
-    def tell(self) -> None:
+    def print_tables(self) -> None:
         """Show the tables of what was evaluated, after all that writes lines of its own."""
         for results in self.results.values():
             LOGGER.info("%s", table(results))

@@ -264,9 +264,9 @@ def _timm_config(architecture: str, features: int, loaded: Loaded) -> dict[str, 
         "classifier": "fc",
     }
     if pixels is not None:
-        told = preprocessing(pixels, None)
+        settings = preprocessing(pixels, None)
         given["interpolation"] = pixels.interpolation
-        given |= {"mean": told["image_mean"], "std": told["image_std"]}
+        given |= {"mean": settings["image_mean"], "std": settings["image_std"]}
         given["crop_pct"] = side / (pixels.resize or side)
     return {
         "architecture": architecture,

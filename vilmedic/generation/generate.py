@@ -22,8 +22,8 @@ from vilmedic.config.sections import EnsemblorSection, GenerationSection
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
+from vilmedic.datasets.image_source import crop_square, resize_short_side, resized_shape
 from vilmedic.datasets.lines import words
-from vilmedic.datasets.pictures import crop_square, resize_short_side, resized_shape
 from vilmedic.device import move, widest_float
 from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError

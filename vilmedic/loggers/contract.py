@@ -56,7 +56,7 @@ class Logger(ABC):
         """Log numbers of an optimizer step."""
 
     @abstractmethod
-    def picture(self, step: int, path: Path) -> None:
+    def figure(self, step: int, path: Path) -> None:
         """Show a PNG file that was made at an optimizer step, under its stem."""
 
     @abstractmethod
@@ -81,10 +81,10 @@ class TensorBoardLogger(Logger):
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
-    def picture(self, step: int, path: Path) -> None:
+    def figure(self, step: int, path: Path) -> None:
         """Show a PNG file that was made at an optimizer step, under its stem."""
-        with Image.open(path, formats=("PNG",)) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(path, formats=("PNG",)) as figure:
+            pixels = np.asarray(figure.convert("RGB"))
         self._writer.add_image(path.stem, pixels, step, dataformats="HWC")
 
     def close(self) -> None:

@@ -150,7 +150,7 @@ class _LocalSimilarity(torch.autograd.Function):
         reports_size, images_size = block_shape(settings, regions)
         ctx.bits = bits = product_bits(regions, dtype)
         groups = group_reports(words.to(dtype), mask, settings, reports_size)
-        room = settings.block_size if any(ctx.needs_input_grad) else 0
+        pairs_left = settings.block_size if any(ctx.needs_input_grad) else 0
         kept: list[Tensor] = []
         for start in range(0, len(regions), images_size):
             images = regions[start : start + images_size].to(dtype)
@@ -168,8 +168,8 @@ class _LocalSimilarity(torch.autograd.Function):
                 )
                 # Backward needs scores and projected of every block. The first blocks are kept, up
                 # to `block_size` pairs, and the others computed again: memory stays bounded.
-                room -= len(images) * len(reports.places)
-                if room >= 0:
+                pairs_left -= len(images) * len(reports.places)
+                if pairs_left >= 0:
                     kept += [scores, projected]
         ctx.settings = settings
         ctx.save_for_backward(regions, words, mask, region_mask, *kept)

@@ -117,7 +117,7 @@ class PointingGame(Metric):
         maps = evaluation.attention(chosen)
         hits: list[_Hit] = []
         for number, (index, attention) in enumerate(zip(chosen, maps or (), strict=False)):
-            _, window = image_part(evaluation.dataset).picture(evaluation.dataset, index)
+            _, window = image_part(evaluation.dataset).original(evaluation.dataset, index)
             for word, finding in self._named(evaluation, index, present[index]):
                 if word < len(attention):
                     hits.append(_point(number, finding, attention[word], window))

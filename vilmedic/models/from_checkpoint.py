@@ -17,7 +17,7 @@ from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.checkpoints.exported import SAID
 from vilmedic.config import build
 from vilmedic.config.declared import IMAGES, REPORTS
-from vilmedic.config.keys import OF_INPUTS, find_older, judge_older
+from vilmedic.config.keys import OF_INPUTS, check_older, find_older
 from vilmedic.config.load import check_arguments
 from vilmedic.config.trained import data_parts
 from vilmedic.config.tree import KeyPath, dotted
@@ -142,7 +142,7 @@ def _older_keys(node: Mapping[str, Any], path: KeyPath) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _older_keys(value, where)
         elif name in OF_INPUTS and (older := find_older(where)) is not None:
-            yield f"{dotted(where)}: {judge_older(older, value, where)[1]}"
+            yield f"{dotted(where)}: {check_older(older, value, where)[1]}"
 
 
 def _pixels(node: Mapping[str, Any], model: Model, path: Path) -> Pixels:

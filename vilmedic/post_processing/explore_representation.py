@@ -165,11 +165,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
 
 def _thumbnails(evaluation: Evaluation, index: list[int]) -> list[str]:
     dataset = evaluation.dataset
-    parts = (part for part in getattr(dataset, "parts", ()) if hasattr(part, "picture"))
+    parts = (part for part in getattr(dataset, "parts", ()) if hasattr(part, "original"))
     images = next(parts, None)
     if images is None:
         return ["" for _ in index]
-    return thumbnails(lambda i: images.picture(dataset, i)[0], index)
+    return thumbnails(lambda i: images.original(dataset, i)[0], index)
 
 
 def _cut(text: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from vilmedic.config.load import Config
 from vilmedic.datasets.aligned import TOLERATED
 from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.image import ImageDataset, open_pictures
+from vilmedic.datasets.image import ImageDataset, open_image_source
 from vilmedic.datasets.label import LabelDataset, read_labels
 from vilmedic.datasets.lines import SHOWN, Lines, listed, read_lines
 from vilmedic.datasets.report_text import chain_name
@@ -197,31 +197,31 @@ class _SplitCheck:
         given = self.parts["image"]
         names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib", "max_pixels")
         try:
-            pictures = open_pictures(
+            source = open_image_source(
                 texts,
                 split=self.split,
                 most=given["multi_image"],
                 **{name: given[name] for name in names},
             )
-            missing = pictures.missing()
+            missing = source.missing()
         except DataError as error:
             self.error(str(error))
             return
         self.facts.missing = len(missing)
         for line in range(len(texts)):
-            for place in pictures.places(line):
+            for place in source.places(line):
                 self.facts.named.setdefault(place, line)
         repeated = [
             f"{texts.where(line)}: {place}"
             for line in range(len(texts))
-            for place in pictures.places(line)
+            for place in source.places(line)
             if self.facts.named[place] != line
         ]
         if repeated:
             what = "on more than one line"
             self.advice(f"{self.listed(repeated, 'image', what)}, {what}.")
         facts = examine_images(
-            pictures,
+            source,
             set(missing),
             most=most,
             workers=workers,
@@ -229,7 +229,7 @@ class _SplitCheck:
             samples=SAMPLES if self.split == "train" else SAMPLES // 2,
         )
         self.facts.images = facts
-        known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
+        known = sum(len(source.names(n)) for n in range(len(texts)) if n not in missing)
         if facts.looked_at < known:
             self.advice(
                 f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; the "
@@ -239,7 +239,7 @@ class _SplitCheck:
         tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
         note = self.warning if tolerated else self.error
         if missing:
-            note(f"{self.listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
+            note(f"{self.listed(list(missing.values()), 'missing image')}. {source.remedy}.")
         if facts.unreadable:
             note(self.listed(facts.unreadable, "unreadable image"))
         if facts.blank:

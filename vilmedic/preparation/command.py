@@ -15,7 +15,7 @@ from typing import Any
 
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
-from vilmedic.files import disk_trouble, sha256_of, walk_files
+from vilmedic.files import disk_message, sha256_of, walk_files
 from vilmedic.log import Progress
 from vilmedic.preparation.folder import (
     CARD,
@@ -133,7 +133,7 @@ def guarded(script: str, call: Callable[[], int]) -> int:
         print(escaped(f"{script}: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        print(escaped(f"{script}: {disk_trouble(error)}"), file=sys.stderr)
+        print(escaped(f"{script}: {disk_message(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vilmedic.datasets.decode import DICOM_SUFFIXES, FORMATS
-from vilmedic.datasets.pictures import Pictures
+from vilmedic.datasets.image_source import ImageSource
 from vilmedic.errors import VilmedicError
 from vilmedic.files import core_count
 from vilmedic.log import progress
@@ -90,7 +90,7 @@ class ImageFacts:
 
 
 def examine_images(
-    pictures: Pictures,
+    source: ImageSource,
     skipped: set[int],
     *,
     most: int | None,
@@ -101,7 +101,7 @@ def examine_images(
     """Decode the images of a split.
 
     Args:
-        pictures: where they are.
+        source: where they are.
         skipped: lines to leave out, as images of theirs are missing.
         most: images to look at, evenly over the split; None takes all.
         workers: threads, 0 for one a core.
@@ -110,23 +110,23 @@ def examine_images(
     """
     jobs = [
         (line, number)
-        for line in range(len(pictures.texts))
+        for line in range(len(source.texts))
         if line not in skipped
-        for number in range(len(pictures.names(line)))
+        for number in range(len(source.names(line)))
     ]
     if most is not None and most < len(jobs):
         jobs = [jobs[place] for place in _evenly(len(jobs), most)]
     kept = {jobs[place] for place in _evenly(len(jobs), samples)}
     facts = ImageFacts(looked_at=len(jobs))
     with ThreadPoolExecutor(workers or core_count()) as pool:
-        looks = pool.map(lambda job: _look(pictures, *job, sample=job in kept), jobs)
+        looks = pool.map(lambda job: _look(source, *job, sample=job in kept), jobs)
         bar = progress(looks, title, "images", len(jobs))
         for (line, number), look in zip(jobs, bar, strict=True):
-            where = pictures.texts.where(line)
+            where = source.texts.where(line)
             if look.reason:
                 facts.unreadable.append(f"{where}: {look.reason}")
                 continue
-            place = pictures.places(line)[number]
+            place = source.places(line)[number]
             named = f"{where}: {place}"
             facts.modes[look.mode] += 1
             facts.sizes.append(look.size)
@@ -253,12 +253,12 @@ def _evenly(count: int, wanted: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, wanted)).astype(int).tolist() if count else []
 
 
-def _look(pictures: Pictures, line: int, number: int, *, sample: bool) -> _Look:
-    name = pictures.places(line)[number]
+def _look(source: ImageSource, line: int, number: int, *, sample: bool) -> _Look:
+    name = source.places(line)[number]
     notes: list[str] = []
     try:
-        grey = pictures.decode(line, number, thorough=True, notes=notes)[0].numpy()
-        with pictures.open(line, number) as file:
+        grey = source.decode(line, number, thorough=True, notes=notes)[0].numpy()
+        with source.open(line, number) as file:
             mode = _mode(file, name)
         blank = bool(grey.min() == grey.max())
         faults = [] if blank else brightness_faults(grey)

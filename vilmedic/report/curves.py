@@ -251,8 +251,8 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     values = [value for line in panel.lines for value in line.values]
     low, high = min(values), max(values)
     if high - low <= 1e-6 * abs(high):  # a constant, which the axis would enlarge to its rounding
-        room = 0.1 * abs(high) or 1.0
-        axis.set_ylim(low - room, high + room)
+        margin = 0.1 * abs(high) or 1.0
+        axis.set_ylim(low - margin, high + margin)
     elif panel.logarithmic and low > 0:
         axis.set_yscale("log")
     axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)

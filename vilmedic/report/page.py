@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
+from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run, read_bytes
 from vilmedic.drawing.colours import COLOURS
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
@@ -90,8 +90,8 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
             explorers=explorers,
             settings=settings,
             plotly=plotly() if explorers or lines or any(drawn) else "",
-            left_out=left_out.reasons[:MOST_TOLD],
-            more_left_out=max(0, len(left_out.reasons) - MOST_TOLD),
+            left_out=left_out.reasons[:MOST_LISTED],
+            more_left_out=max(0, len(left_out.reasons) - MOST_LISTED),
         )
     )
     path = run_dir / PAGE

@@ -75,11 +75,11 @@ class MetricsLog:
         """Add a line of numbers that depend on time."""
         self._write("timing", step, {"time": round(time.time(), 3), **values})
 
-    def pictures(self, step: int, folder: Path) -> None:
+    def figures(self, step: int, folder: Path) -> None:
         """Give the PNG files of a folder, if there is one, to the loggers."""
         for path in sorted(folder.glob("*.png")):
             for one in list(self._loggers):
-                self._guarded(one, one[1].picture, step, path)
+                self._guarded(one, one[1].figure, step, path)
 
     def close(self) -> None:
         """Flush what is buffered."""
@@ -149,7 +149,7 @@ class NoLog:
     def timing(self, step: int, values: dict[str, Any]) -> None:
         """Take a line."""
 
-    def pictures(self, step: int, folder: Path) -> None:
+    def figures(self, step: int, folder: Path) -> None:
         """Log images."""
 
     def flush(self) -> None:

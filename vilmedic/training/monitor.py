@@ -66,7 +66,7 @@ class StepWatch:
         self.throughput = Throughput(self.device)
         self.stuck = StuckWarning()
         self._observed = Observed()
-        self._bad_told, _ = tally.bad_steps()
+        self._bad_logged, _ = tally.bad_steps()
 
     def start_epoch(self, epoch: int, steps: int, done: int) -> None:
         """Open the progress bar of an epoch of `steps` steps, of which some were done before."""
@@ -151,9 +151,11 @@ class StepWatch:
         """Tell of steps skipped since the last look; end the run after too many in a row."""
         bad, in_a_row = self.tally.bad_steps()
         what = f"loss {result.loss.item()}, gradient norm {result.grad_norm.item()}"
-        if bad > self._bad_told:
-            LOGGER.warning("Skipped %d of the steps up to %d: %s", bad - self._bad_told, step, what)
-            self._bad_told = bad
+        if bad > self._bad_logged:
+            LOGGER.warning(
+                "Skipped %d of the steps up to %d: %s", bad - self._bad_logged, step, what
+            )
+            self._bad_logged = bad
         if in_a_row >= self.section.max_bad_steps:
             lines = [
                 line for batch in group.batches for line in self.data.lines(batch["index"].tolist())
@@ -228,9 +230,9 @@ class RunBars:
     def show(self, **numbers: str) -> None:
         """The newest numbers, beside the bar or, when it is time, in a line."""
         if self._inner is not None:
-            told = "  ".join(f"{name} {value}" for name, value in numbers.items())
+            text = "  ".join(f"{name} {value}" for name, value in numbers.items())
             # the bar takes what the numbers leave: at 80 columns they are seen, and little of it
-            self._inner.bar_format = f"{STEPS}  {{remaining}} left  {told}"
+            self._inner.bar_format = f"{STEPS}  {{remaining}} left  {text}"
             self._inner.refresh()
         now = time.monotonic()
         if self._terminal or not self._main or now - self._told < self._every:

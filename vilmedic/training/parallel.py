@@ -86,9 +86,9 @@ def groups(
             own = list(itertools.islice(batches, count))
         if not own:
             return
-        told = [int(signal) for signal in signals()]
+        own = [int(signal) for signal in signals()]
         sizes = [0 if batch is None else len(batch["index"]) for batch in own]
-        table = list(zip(*processes.exchange([*sizes, *told]), strict=True))
+        table = list(zip(*processes.exchange([*sizes, *own]), strict=True))
         filled = []
         for batch in own:
             if batch is None and spare is None:
@@ -454,17 +454,17 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
                 f"{', '.join(compilers)} is installed. Install one or leave the key out."
             )
         count = compile_blocks(model.repeated_blocks())
-        _tell_of_blocks("compile", count, "Compiling %d blocks; the first steps take long")
+        _log_blocks("compile", count, "Compiling %d blocks; the first steps take long")
     if section.activation_checkpointing:
         from vilmedic.blocks.repeated import checkpoint_blocks
 
         count = checkpoint_blocks(model.repeated_blocks())
-        _tell_of_blocks("activation_checkpointing", count, "Computing %d blocks twice")
+        _log_blocks("activation_checkpointing", count, "Computing %d blocks twice")
     if section.parallel == "fsdp":
         shard(model, section.precision, device)
 
 
-def _tell_of_blocks(key: str, count: int, what: str) -> None:
+def _log_blocks(key: str, count: int, what: str) -> None:
     if count:
         LOGGER.info(what, count)
     else:

@@ -130,8 +130,8 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
                 ) from error
 
         step = run(section.batch_size)
-        rooms = [size * GIB * USABLE for size in SIZES]
-        peaks = _peaks(section.batch_size, step, run, rooms)
+        limits = [size * GIB * USABLE for size in SIZES]
+        peaks = _peaks(section.batch_size, step, run, limits)
     largest = {size: _largest(peaks, size * GIB * USABLE) for size in SIZES}
     return Plan(
         config=config.path,
@@ -204,7 +204,7 @@ def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
 
 
 def _peaks(
-    batch: int, first: FakeRun, step: Callable[[int], FakeRun], rooms: Sequence[float]
+    batch: int, first: FakeRun, step: Callable[[int], FakeRun], limits: Sequence[float]
 ) -> dict[int, int]:
     """Bytes held at the peak of steps, from a batch that fits everywhere to one that does nowhere.
 
@@ -215,11 +215,11 @@ def _peaks(
         batch: samples of the configured batch.
         first: its step.
         step: runs one of a number of samples.
-        rooms: bytes that may be held, of several cards.
+        limits: bytes that may be held, of several cards.
     """
     peaks, counts = {batch: first.peak}, [len(first.operations)]
     smaller = batch
-    while peaks[smaller] > min(rooms) and smaller > SMALLEST:
+    while peaks[smaller] > min(limits) and smaller > SMALLEST:
         smaller = max(SMALLEST, smaller // 2)
         peaks[smaller] = step(smaller).peak
     wanted = 2 * batch
@@ -228,25 +228,25 @@ def _peaks(
         last, ratio = wanted, wanted / max(peaks)
         peaks[wanted] = found.peak
         counts.append(len(found.operations))
-        wanted = min(_largest(peaks, max(rooms)), FURTHER * last)
+        wanted = min(_largest(peaks, max(limits)), FURTHER * last)
         growth = math.log(counts[-1] / counts[-2], ratio)  # the power of the batch; it may rise
         if wanted <= last or counts[-1] * (wanted / last) ** (growth + 1) > COSTLY:
             return peaks
 
 
-def _largest(peaks: dict[int, int], room: float) -> int:
+def _largest(peaks: dict[int, int], limit: float) -> int:
     """The largest batch that fits, on the straight lines through batches and their peaks.
 
     Args:
         peaks: bytes held at the peak of a step, by the samples of the batch; two or more.
-        room: bytes that may be held.
+        limit: bytes that may be held.
     """
     batches = sorted(peaks)
     # the two around the answer, or the first or the last two
-    place = next((n for n, one in enumerate(batches) if peaks[one] > room), len(batches) - 1)
+    place = next((n for n, one in enumerate(batches) if peaks[one] > limit), len(batches) - 1)
     low, high = batches[max(place, 1) - 1], batches[max(place, 1)]
     each = max((peaks[high] - peaks[low]) / (high - low), 1.0)
-    return max(0, min(MOST, int(low + (room - peaks[low]) / each)))
+    return max(0, min(MOST, int(low + (limit - peaks[low]) / each)))
 
 
 def _on_cpu(section: TrainorSection) -> TrainorSection:

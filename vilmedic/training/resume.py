@@ -267,7 +267,7 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
         CheckpointError, ConfigError: see `find_start`; or another process trains this run.
     """
     if not processes.is_main():
-        return _told_start([]), None
+        return _shared_start([]), None
     found = find_start(config)
     make_run_directory(config.run_dir)
     lock = RunLock(config.run_dir, found.seed)
@@ -277,16 +277,16 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
             found = find_start(config)  # the process that held the lock has saved again
         for path in found.damaged:
             set_aside(path)
-        _told_start([found.seed, None if found.path is None else str(found.path), found.moved])
+        _shared_start([found.seed, None if found.path is None else str(found.path), found.moved])
     except BaseException:
         lock.release()
         raise
     return found, lock
 
 
-def _told_start(told: list[Any]) -> Start:
+def _shared_start(own: list[Any]) -> Start:
     """The start that the main process sends to the others, as they see it."""
-    seed, path, moved = processes.on_main(lambda: told)
+    seed, path, moved = processes.on_main(lambda: own)
     if path is None or processes.is_main():
         return Start(seed)
     return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)), moved)

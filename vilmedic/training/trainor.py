@@ -373,9 +373,9 @@ class Trainor:
         self.state.share_buffers()
         try:
             with self.interruption.may_come_at_once():
-                pictures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"
-                scores |= self.validator.score(self.model, pictures)
-                self.log.pictures(self.state.progress.step, pictures)
+                figures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"
+                scores |= self.validator.score(self.model, figures)
+                self.log.figures(self.state.progress.step, figures)
             if self.state.ema is not None:
                 # Never between two tensors: what is saved then would be half the average.
                 with self.state.ema.in_place(), self.interruption.may_come_at_once():

@@ -122,12 +122,12 @@ class Validator:
             )
         return better
 
-    def score(self, model: nn.Module, pictures: Path | None = None) -> dict[str, float]:
+    def score(self, model: nn.Module, figures: Path | None = None) -> dict[str, float]:
         """The loss and the metrics of every split; a collapsed representation is logged.
 
         Args:
             model: on the device; its mode and the random state are as before afterwards.
-            pictures: folder for the figures of post-processing; None makes none.
+            figures: folder for the figures of post-processing; None makes none.
 
         Returns:
             `<split>_loss` and `<split>_<metric>_<number>`, with `validation` for the split
@@ -144,9 +144,9 @@ class Validator:
                     scores[f"{prefix}_loss"] = evaluation.features.loss
                 measure = partial(self._measure, evaluation, prefix)
                 scores |= networks.once(measure)
-                if pictures is not None and processes.is_main():
+                if figures is not None and processes.is_main():
                     with processes.alone():
-                        self._draw(evaluation, pictures)
+                        self._draw(evaluation, figures)
         return scores
 
     def _measure(self, evaluation: Evaluation, prefix: str) -> dict[str, float]:

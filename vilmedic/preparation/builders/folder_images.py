@@ -248,7 +248,7 @@ def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     for path, end in zip(alike, last, strict=True):
         ends[sizes[path], end].append(path)
     several = [path for group in ends.values() if len(group) > 1 for path in group]
-    from vilmedic.datasets.pictures import file_digests  # which loads torch
+    from vilmedic.datasets.image_source import file_digests  # which loads torch
 
     digests = file_digests([folder / path for path in several])
     found = {path: digest for path, digest in zip(several, digests, strict=True) if digest}

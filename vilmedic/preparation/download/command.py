@@ -253,8 +253,8 @@ class _Server:
             if file.sums and not sha256:
                 sha256 = self._published_sum(file)
             jobs.append(Job(file.url, path, file.bytes, sha256, page))
-        room = {self.data / r.target: _later(r, self.data) for r in self.resources.values()}
-        self._fetch("files", jobs, room)
+        later = {self.data / r.target: _later(r, self.data) for r in self.resources.values()}
+        self._fetch("files", jobs, later)
 
     def fetch_images(self, resource: Resource, images: Images) -> dict[str, str]:
         """Fetch images and make each smaller as it arrives.
@@ -295,10 +295,10 @@ class _Server:
             note.write_text("".join(lines), encoding="utf-8")
         return failed
 
-    def _fetch(self, what: str, jobs: list[Job], room: dict[Path, int] | None = None) -> None:
+    def _fetch(self, what: str, jobs: list[Job], later: dict[Path, int] | None = None) -> None:
         missing = [job for job in jobs if not is_there(job)]
         if not missing:
-            check_space(room or {})
+            check_space(later or {})
             return
         transfer = self._open()
         sized = []
@@ -306,7 +306,7 @@ class _Server:
             # One after the other: a wrong password is tried once, not many times at once.
             size = job.bytes if job.bytes is not None else transfer.size_of(job)
             sized.append((job, size or 0, _arrived(job)))
-        needed: dict[Path, int] = defaultdict(int, room or {})
+        needed: dict[Path, int] = defaultdict(int, later or {})
         for job, size, arrived in sized:
             needed[job.path.parent] += max(0, size - arrived)
         check_space(needed)

@@ -20,7 +20,7 @@ import httpx2
 from tqdm import tqdm
 
 from vilmedic.errors import DataError
-from vilmedic.files import BLOCK, DAMAGE, FULL, disk_trouble, sha256_of
+from vilmedic.files import BLOCK, DAMAGE, FULL, disk_message, sha256_of
 from vilmedic.http import (
     Again,
     Answer,
@@ -152,17 +152,17 @@ class Transfer:
                 self._discard(part)
                 if spoilt >= SPOILT:
                     raise
-            except Again as trouble:
+            except Again as failure:
                 # Bytes that came before and were thrown away are no progress when they come again.
-                useful = _size(part) > furthest and not trouble.dead
+                useful = _size(part) > furthest and not failure.dead
                 failed = 0 if useful else failed + 1
                 furthest = max(furthest, _size(part))
                 if failed > self.retries:
                     raise Unreachable(
-                        f"{job.url}: {trouble}; gave up after {failed} attempts. Run the same "
+                        f"{job.url}: {failure}; gave up after {failed} attempts. Run the same "
                         "command again to resume."
                     ) from None
-                self._pause(trouble.wait, failed)
+                self._pause(failure.wait, failed)
             except OSError as error:
                 raise disk_error(job.path, error) from error
             else:
@@ -184,11 +184,11 @@ class Transfer:
                         judge(response, job, self.login)
                         return whole_number(response.headers.get("Content-Length"))
                     return None
-            except Again as trouble:
+            except Again as failure:
                 failed += 1
                 if failed > self.retries:
-                    raise Unreachable(f"{job.url}: {trouble}; gave up.") from None
-                self._pause(trouble.wait, failed)
+                    raise Unreachable(f"{job.url}: {failure}; gave up.") from None
+                self._pause(failure.wait, failed)
 
     def _receive(self, job: Job, part: Path) -> None:
         start = _size(part)
@@ -281,7 +281,7 @@ def part_of(path: Path) -> Path:
 def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
     """The exception for a disk error, with its own message for a full disk."""
     if error.errno in FULL:
-        return NoSpace(disk_trouble(error, str(path.parent)))
+        return NoSpace(disk_message(error, str(path.parent)))
     return error
 
 

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.pictures import Pictures, first_numbers
+from vilmedic.datasets.image_source import ImageSource, first_numbers
 from vilmedic.errors import DataError
 from vilmedic.files import FULL, core_count
 from vilmedic.log import Progress
@@ -38,7 +38,7 @@ VERSION = 3  # to be raised when decoding or the layout changes
 PIXELS, INDEX, CARD = "pixels.u8", "index.npz", "card.json"
 
 
-class PictureCache(Pictures):
+class ImageCache(ImageSource):
     """Images that were decoded and resized once.
 
     Images that several lines name are kept once. Those that cannot be decoded, or that a second
@@ -57,7 +57,7 @@ class PictureCache(Pictures):
 
     shared = True
 
-    def __init__(self, source: Pictures, folder: Path, split: str, skipped: set[int]) -> None:
+    def __init__(self, source: ImageSource, folder: Path, split: str, skipped: set[int]) -> None:
         super().__init__(source.texts, source.color, source.resize, source.most, source.max_pixels)
         self.source, self.interpolation = source, source.interpolation
         self._pixels: torch.Tensor | None = None

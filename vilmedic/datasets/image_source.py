@@ -52,7 +52,7 @@ DIGEST = 16  # bytes
 _noted: list[str] = []
 
 
-class Pictures(ABC):
+class ImageSource(ABC):
     """The images of the lines of a split, decoded and resized.
 
     Args:
@@ -163,17 +163,17 @@ class Pictures(ABC):
         return DataError(f"{self.texts.where(line)} names no image: '{self.texts[line]}'.")
 
 
-class PictureFiles(Pictures):
+class ImageFiles(ImageSource):
     """Images in files of their own.
 
     Args:
         texts: the lines, each with paths.
         folder: where the paths start.
         ext: added to paths without a known extension, such as `.jpg`.
-        color: see `Pictures`.
-        resize: see `Pictures`.
-        most: see `Pictures`.
-        max_pixels: see `Pictures`.
+        color: see `ImageSource`.
+        resize: see `ImageSource`.
+        most: see `ImageSource`.
+        max_pixels: see `ImageSource`.
     """
 
     def __init__(
