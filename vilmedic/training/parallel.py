@@ -86,9 +86,9 @@ def groups(
             own = list(itertools.islice(batches, count))
         if not own:
             return
-        own = [int(signal) for signal in signals()]
+        given = [int(signal) for signal in signals()]
         sizes = [0 if batch is None else len(batch["index"]) for batch in own]
-        table = list(zip(*processes.exchange([*sizes, *own]), strict=True))
+        table = list(zip(*processes.exchange([*sizes, *given]), strict=True))
         filled = []
         for batch in own:
             if batch is None and spare is None:
