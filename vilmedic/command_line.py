@@ -98,12 +98,12 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word is a configuration file rather than a key."""
+    """Return whether a word is a configuration file rather than a key."""
     return word.endswith((".yml", ".yaml")) or "/" in word or os.path.isfile(word)
 
 
 def _is_value(word: str) -> bool:
-    """Whether a word can be the value of an option before it."""
+    """Return whether a word can be the value of an option before it."""
     return not (word.startswith(("-", "~")) or "=" in word or _is_file(word))
 
 

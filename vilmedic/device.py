@@ -107,7 +107,7 @@ def pick_precision(name: str, device: torch.device, kept: str | None = None) -> 
 
 
 def uses_tf32(device: torch.device, tf32: bool) -> bool:
-    """Whether products are computed in TF32 where a configuration allows it."""
+    """Return whether products are computed in TF32 where a configuration allows it."""
     return tf32 and device.type == "cuda"
 
 

@@ -194,7 +194,7 @@ def _make_part(out: Path, folder: Path, column: Column, start: int, stop: int) -
 
 
 def _is_part(path: Path, allow_errors: bool) -> bool:
-    """Whether a part is there and can be used."""
+    """Return whether a part is there and can be used."""
     try:
         with np.load(path, allow_pickle=False) as part:
             return allow_errors or not any(part["errors"].tolist())

@@ -213,7 +213,7 @@ def latin_encoding(content: bytes) -> str | None:
 
 
 def is_western(content: bytes) -> bool:
-    """Whether the letters of a text are those of Western European languages, one or several."""
+    """Return whether a text is in one or several Western European languages, by its letters."""
     text = content.decode("cp1252", errors="replace")
     return _fit(text, ["".join([*_ALPHABETS["cp1252"], _ICELANDIC])]) >= _FITTING
 
@@ -253,7 +253,7 @@ def oddness(text: str, encoding: str) -> float:
 
 
 def is_credible(text: str, encoding: str) -> bool:
-    """Whether a text can be in the single-byte or other character set that a file declares."""
+    """Return whether a text can be in the character set that a file declares."""
     if any(unicodedata.category(c) == "Cc" and c not in _SPACES and c != "\x1b" for c in text):
         return False
     if oddness(text, encoding) > MOST_ODD:

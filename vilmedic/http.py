@@ -127,7 +127,7 @@ class Answer:
 
 
 def may_pass(status: int) -> bool:
-    """Whether a server that answers so may answer otherwise later."""
+    """Return whether a server that answers so may answer otherwise later."""
     return status in (408, 425, 429) or status >= 500
 
 

@@ -33,12 +33,12 @@ CHUNK = 2**20
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name may be that of a repository, `user/name`, rather than a path."""
+    """Return whether a name may be that of a repository, `user/name`, rather than a path."""
     return REPOSITORY.fullmatch(name) is not None and not os.path.isdir(name.partition("/")[0])
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether a path leads to an exported folder."""
+    """Return whether a path leads to an exported folder."""
     return os.path.isfile(os.path.join(path, MANIFEST))
 
 

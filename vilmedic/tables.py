@@ -89,7 +89,7 @@ class Missing:
         return ""
 
     def is_missing(self, part: str) -> bool:
-        """Whether one of several names in a cell is missing; it is not counted."""
+        """Return whether one of several names in a cell is missing; it is not counted."""
         return trimmed(part).lower() in {"", *self._known}
 
 

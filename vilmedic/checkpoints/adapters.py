@@ -16,7 +16,7 @@ _ODD = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError)
 
 
 def has_adapters(names: Iterable[str]) -> bool:
-    """Whether some of the names of weights are those of adapters."""
+    """Return whether some of the names of weights are those of adapters."""
     return any(name.endswith(A) for name in names)
 
 

@@ -107,7 +107,7 @@ def weights_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def can_continue(state: dict[str, Any]) -> bool:
-    """Whether the keys of a checkpoint allow training to continue from it."""
+    """Return whether the keys of a checkpoint allow training to continue from it."""
     return "progress" in state and "optimizer" in state
 
 
@@ -490,7 +490,7 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
 
 
 def improves(score: float, best: float | None, better: str) -> bool:
-    """Whether a score beats the best one so far; one that is not finite never does.
+    """Return whether a score beats the best one so far; one that is not finite never does.
 
     Args:
         score: the score.

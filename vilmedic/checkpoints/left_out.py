@@ -65,7 +65,7 @@ class LeftOut:
 
 
 def is_run(run_dir: Path) -> bool:
-    """Whether there is anything in a directory that a run leaves, damaged or not."""
+    """Return whether there is anything in a directory that a run leaves, damaged or not."""
     return any(next(run_dir.glob(pattern), None) is not None for pattern in RUN_FILES)
 
 

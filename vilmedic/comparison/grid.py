@@ -363,7 +363,7 @@ def _split(key: str, text: str) -> list[str]:
 
 
 def _begins(before: str, closing: list[str]) -> bool:
-    """Whether a quote after some text opens a quoted one, unlike that in `it's`."""
+    """Return whether a quote after some text opens a quoted one, unlike that in `it's`."""
     return not before or bool(closing and before[-1] in "[{(,:")
 
 

@@ -205,5 +205,5 @@ def _median(values: Array, counts: Array) -> Array:
 
 
 def _is(stated: Any, value: float) -> bool:
-    """Whether a number of the results is one that was computed again."""
+    """Return whether a number of the results is one that was computed again."""
     return is_number(stated) and abs(value - stated) <= SAME

@@ -189,7 +189,7 @@ def trained_twice(runs: Sequence[Run]) -> list[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be compared."""
+    """Return whether a value is a number that can be compared."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return known and abs(value) < LARGEST
 

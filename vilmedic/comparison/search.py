@@ -178,7 +178,7 @@ class Search:
 
 
 def direction(space: Space, metric: str) -> str:
-    """Whether a higher or a lower value of a score is better.
+    """Return whether a higher or a lower value of a score is better.
 
     Raises:
         ConfigError: the evaluations during training do not give that score.

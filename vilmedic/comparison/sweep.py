@@ -195,7 +195,7 @@ class Sweep:
             )
 
     def _goes_on(self, job: _Job, gpus: Sequence[str], jobs: int) -> bool:
-        """Whether a run has something left to do after what its process did."""
+        """Return whether a run has something left to do after what its process did."""
         if job.process is None:  # it could not be begun
             return False
         status = job.process.poll()

@@ -364,7 +364,7 @@ class Checker:
 
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
-        """Whether a value has the outer form of an alternative, whatever it holds."""
+        """Return whether a value has the outer form of an alternative, whatever it holds."""
         if isinstance(option, Marked) and isinstance(option.mark, Calls):
             return isinstance(given, dict | list)
         base = plain(option)

@@ -98,7 +98,7 @@ def declared_numbers(metric: str) -> dict[str, str] | None:
 
 
 def is_declaration(value: Any) -> bool:
-    """Whether a value has the form in which a metric declares its numbers."""
+    """Return whether a value has the form in which a metric declares its numbers."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and better in BETTER for name, better in value.items()
     )

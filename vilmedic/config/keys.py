@@ -172,7 +172,7 @@ class _Section:
         return None
 
     def is_typed(self, path: KeyPath) -> bool:
-        """Whether the value of a key, or something in it, comes from the command line."""
+        """Return whether the value of a key, or something in it, comes from the command line."""
         return any(
             mark.origin == COMMAND_LINE
             for one, mark in self.tree.marks.items()
@@ -317,7 +317,7 @@ def find_older(path: KeyPath, *, open_ended: bool = False) -> OlderKey | None:
 
 
 def check_older(older: OlderKey, value: Any, path: KeyPath) -> tuple[bool, str]:
-    """Whether a value is accepted, and the sentence that says so or what to write.
+    """Return whether a value is accepted, and the sentence that says so or what to write.
 
     Args:
         older: the key as it was published.

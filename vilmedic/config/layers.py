@@ -172,7 +172,7 @@ def _together(below: dict[str, Any], above: dict[str, Any]) -> Any:
 
 
 def _looks_up(below: dict[str, Any], above: dict[str, Any]) -> bool:
-    """Whether a mapping goes over text, which may refer to another mapping."""
+    """Return whether a mapping goes over text, which may refer to another mapping."""
     pairs = [(below[key], value) for key, value in above.items() if key in below]
     return any(
         isinstance(value, dict)
@@ -366,7 +366,7 @@ class _Dropper:
         self.arguments(found.signature, path)
 
     def touched(self, path: KeyPath) -> bool:
-        """Whether the upper layer says anything of a section, or takes something out of it."""
+        """Return whether the upper layer sets or removes anything in a section."""
         removed = any(one[: len(path)] == path for one in self.upper.removed)
         return removed or self.mapping(self.upper, path) is not None
 

@@ -240,7 +240,7 @@ def _member_signature(namespace: str, name: str) -> Signature | None:
 
 @cache
 def _configurable(namespace: str, name: str) -> bool:
-    """Whether a configuration can hold every argument that a class needs."""
+    """Return whether a configuration can hold every argument that a class needs."""
     if namespace not in _BASES:
         return True
     if name in _REFUSED.get(namespace, {}):
@@ -359,7 +359,7 @@ def registry_of(kind: Type) -> Registry | None:
 
 
 def is_node(kind: Type) -> bool:
-    """Whether a mapping of a type is built into an object."""
+    """Return whether a mapping of a type is built into an object."""
     return registry_of(kind) is not None or instance_of(kind) is not None
 
 

@@ -119,7 +119,7 @@ class Signature:
         return ""
 
     def docs(self) -> dict[str, str]:
-        """What the docstrings say of each argument, in one line each."""
+        """The description of each argument in the docstrings, on one line."""
         found: dict[str, str] = {}
         for docstring in self.docstrings:
             for section in docstring.parse("google", warnings=False):
@@ -145,7 +145,7 @@ def read_signature(path: str) -> Signature | None:
 
 
 def derives_from(path: str, ancestor: str) -> bool:
-    """Whether the source text shows that the class at a path is another one or derives from it."""
+    """Return whether the class at a path is another one or a subclass of it, by its source."""
     cls = find_class(path)
     if cls is None:
         return False
@@ -276,7 +276,7 @@ def parse_annotation(text: str | None, module: griffe.Module) -> Type:
 
 
 def is_runtime(text: str | None, module: griffe.Module) -> bool:
-    """Whether an annotation holds `Runtime[...]`."""
+    """Return whether an annotation holds `Runtime[...]`."""
     if text is None or "Runtime" not in text:
         return False
     try:

@@ -101,7 +101,7 @@ def stated_fields(folder: str) -> dict[str, Any] | None:
 
 
 def same_model(one: str, other: str) -> bool | None:
-    """Whether two folders hold a model of the same architecture with the same settings.
+    """Return whether two folders hold a model of the same architecture with the same settings.
 
     Args:
         one: a folder.

@@ -38,7 +38,7 @@ _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
 class _Broken:
-    """Stands for a value that was reported already."""
+    """Marks a value whose problem has already been reported."""
 
     def __repr__(self) -> str:
         return "an unusable value"
@@ -53,8 +53,8 @@ class Mark:
 
     Args:
         origin: `file:line` or `command line`.
-        raw: the text as typed, where reading it as a number, a truth value or null loses it.
-        note: what is wrong with the text; told when the value turns out to be unusable.
+        raw: the text as typed, if parsing it as a number, a boolean or null loses it.
+        note: what is wrong with the text, for the error message if the value cannot be used.
         layer: number of the layer that gives it, the weakest 0; the command line is the last one.
         whole: whether it is a mapping that replaces that of lower layers instead of adding to it.
     """
@@ -71,7 +71,7 @@ class Tree:
     """Plain nested values with a mark for each of them.
 
     Args:
-        data: mappings with text keys, lists, text, numbers, truth values and None.
+        data: mappings with text keys, lists, text, numbers, booleans and None.
         marks: the source of every value, by its path.
         removed: the keys that the command line took out.
         referred: the dotted keys that other values refer to, `${trainor.batch_size}`.
@@ -111,7 +111,7 @@ class Tree:
         return None
 
     def has(self, path: KeyPath) -> bool:
-        """Whether there is a value at a path, null included."""
+        """Return whether there is a value at a path, null included."""
         node: Any = self.data
         for part in path:
             if isinstance(node, list):
@@ -281,7 +281,7 @@ def _referring(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _has_special(value: Any) -> bool:
-    """Whether there is text that is not what it stands for: a reference, or ??? for missing."""
+    """Return whether a value holds a reference, or ??? for a missing value."""
     if isinstance(value, dict):
         return any(_has_special(one) for one in value.values())
     if isinstance(value, list):

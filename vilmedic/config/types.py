@@ -88,7 +88,7 @@ class _Limit:
     compare: ClassVar[Callable[[float, float], bool]]
 
     def allows(self, number: float) -> bool:
-        """Whether a number is within the bound."""
+        """Return whether a number is within the bound."""
         return type(self).compare(number, self.limit)
 
     def words(self) -> str:
@@ -133,7 +133,7 @@ class Between:
     maximum: float
 
     def allows(self, number: float) -> bool:
-        """Whether a number is within the bounds."""
+        """Return whether a number is within the bounds."""
         return self.minimum <= number <= self.maximum
 
     def words(self) -> str:
@@ -371,12 +371,12 @@ UNFIT = object()
 
 
 def is_number(given: Any) -> bool:
-    """Whether a value is a number, which a truth value is not."""
+    """Return whether a value is a number, which a truth value is not."""
     return isinstance(given, int | float) and not isinstance(given, bool)
 
 
 def is_usable(given: Any) -> bool:
-    """Whether every number in a value is finite and fits into 64 bits."""
+    """Return whether every number in a value is finite and fits into 64 bits."""
     if isinstance(given, dict):
         return all(is_usable(one) for one in given.values())
     if isinstance(given, list):

@@ -233,7 +233,7 @@ class AlignedDataset(Dataset[Sample]):
         return [self.parts[0].texts.where(int(self.kept[int(index)])) for index in indices]
 
     def tolerates(self, error: Exception) -> bool:
-        """Whether a sample that raised `error` is left out instead of ending the run."""
+        """Return whether a sample that raised `error` is left out instead of ending the run."""
         return any(part.tolerates(error) for part in self.parts)
 
     def skip(self, reasons: dict[int, str]) -> None:
@@ -331,7 +331,7 @@ class AlignedPart(AlignedDataset):
         return {}
 
     def tolerates(self, error: Exception) -> bool:
-        """Whether a sample of which this part raised `error` is left out."""
+        """Return whether a sample of which this part raised `error` is left out."""
         return False
 
 
@@ -361,7 +361,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def same_tokenizer(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
-    """Whether two tokenizers turn every text into the same numbers."""
+    """Return whether two tokenizers turn every text into the same numbers."""
     return bool(plain_tokenizer(one)["json"] == plain_tokenizer(other)["json"])
 
 

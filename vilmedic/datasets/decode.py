@@ -166,12 +166,12 @@ def decode_file(
 
 
 def is_marked(head: bytes) -> bool:
-    """Whether the first `HEAD` bytes of a file bear the mark of the format."""
+    """Return whether the first `HEAD` bytes of a file are those of a DICOM file."""
     return head[128:HEAD] == b"DICM"
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is named as DICOM or marked so: many have no suffix, or a number for one.
+    """Return whether a file is DICOM by its name or content; many have no or a numeric suffix.
 
     Raises:
         OSError: it cannot be read.
@@ -183,7 +183,7 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def dicom_available() -> bool:
-    """Whether DICOM files can be read here."""
+    """Return whether DICOM files can be read here."""
     return find_spec("pydicom") is not None
 
 
@@ -376,7 +376,7 @@ def _jpeg2000_bits(content: bytes) -> list[int]:
 
 
 def _is_signed(image: Image.Image) -> bool:
-    """Whether bytes are signed, which Pillow passes on as they are."""
+    """Return whether bytes are signed, which Pillow passes on as they are."""
     tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     return image.mode == "L" and tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 2
 

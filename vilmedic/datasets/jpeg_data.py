@@ -72,7 +72,7 @@ class _Frame:
     down: int
 
     def is_complete(self) -> bool:
-        """Whether scans gave every coefficient of every component with all of its bits."""
+        """Return whether scans gave every coefficient of every component with all of its bits."""
         return not any(part.missing.any() for part in self.components.values())
 
 

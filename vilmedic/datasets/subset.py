@@ -202,7 +202,7 @@ def _named(path: Path, texts: Lines, lines: NDArray[np.int64]) -> NDArray[np.int
 
 
 def same_end(one: str, other: str) -> bool:
-    """Whether one of two paths is the other, or the end of it."""
+    """Return whether one of two paths is the other, or the end of it."""
     return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 

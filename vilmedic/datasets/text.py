@@ -509,7 +509,7 @@ def word_texts(
 
 
 def has_word_boundaries(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a tokenizer separates words; one that works on whole sentences does not."""
+    """Return whether a tokenizer separates words; one that works on whole sentences does not."""
     return len({word for word in tokenizer("left right").word_ids() if word is not None}) > 1
 
 

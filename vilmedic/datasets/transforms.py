@@ -264,13 +264,13 @@ def try_transforms(
 
 
 def flips(transform: v2.Transform) -> bool:
-    """Whether a transform, or one inside it, may swap left and right."""
+    """Return whether a transform, or one inside it, may swap left and right."""
     inside = getattr(transform, "transforms", ())  # a plain list, which `modules()` does not see
     return isinstance(transform, v2.RandomHorizontalFlip) or any(flips(one) for one in inside)
 
 
 def is_fixed(transform: v2.Transform) -> bool:
-    """Whether a transform draws no random numbers."""
+    """Return whether a transform draws no random numbers."""
     inside = getattr(transform, "transforms", ())
     return type(transform) in _FIXED and all(is_fixed(one) for one in inside)
 

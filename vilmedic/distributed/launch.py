@@ -17,12 +17,12 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of a distributed run that writes and logs."""
+    """Return whether this process is the one of a distributed run that writes and logs."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def first_to_fail() -> bool:
-    """Whether no other process of the run has failed before this one."""
+    """Return whether no other process of the run has failed before this one."""
     if process_count() == 1:
         return True
     from datetime import timedelta
@@ -44,7 +44,7 @@ def first_to_fail() -> bool:
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Whether an error says no more than that another process has ended."""
+    """Return whether an error says no more than that another process has ended."""
     from torch.distributed import DistError
 
     text = str(error).lower()

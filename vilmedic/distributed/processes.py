@@ -65,7 +65,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes, whatever the others do at the moment."""
+    """Return whether this is the process that writes, whatever the others do at the moment."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 

@@ -141,7 +141,7 @@ def _digest(loaded: Loaded) -> str:
 
 
 def _to_write(target: Path, identity: Mapping[str, Any], force: bool) -> bool:
-    """Whether an export has to be written, or is at its place already.
+    """Return whether an export has to be written, or is at its place already.
 
     Raises:
         ConfigError: something else is there.

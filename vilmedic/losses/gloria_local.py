@@ -96,7 +96,7 @@ def local_similarity(
 
 
 def _each_region(mask: Tensor, regions: Tensor) -> Tensor:
-    """Whether each region counts, bool [I, N], of a mask of regions or of images."""
+    """Return whether each region counts, bool [I, N], of a mask of regions or of images."""
     each = regions.flatten(2).shape[2] // mask.shape[1]
     return mask.repeat_interleave(each, dim=1)
 

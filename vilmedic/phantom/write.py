@@ -163,7 +163,7 @@ def caption(case: Case) -> str:
 
 
 def _is_free(root: Path, plan: Plan, force: bool) -> bool:
-    """Whether to build in `root`: False when it holds this plan's data set already."""
+    """Return whether to build in `root`: False when it holds this plan's data set already."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return True
     card = _read_card(root)

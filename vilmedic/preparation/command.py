@@ -273,7 +273,7 @@ def list_facts(folder: Path) -> dict[str, Any]:
 
 
 def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """What is in the folder of images that limits a build, for the card.
+    """Return the data card's facts about the image folder that limits a build.
 
     Raises:
         DataError: there is no such folder.
@@ -299,7 +299,7 @@ def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[
 
 
 def is_present(path: Path, listed: dict[Path, set[str]]) -> bool:
-    """Whether a file is there, found by listing each folder once."""
+    """Return whether a file is there, found by listing each folder once."""
     return path.name in names_in(path.parent, listed)
 
 
@@ -316,7 +316,7 @@ def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
 
 
 def _short(value: Any) -> bool:
-    """Whether a note is printed: a text, a number, a list or counts, but no shares of labels."""
+    """Return whether a note is printed: texts, numbers, lists and counts are, label shares not."""
     return not isinstance(value, dict) or all(isinstance(v, int) for v in value.values())
 
 

@@ -165,7 +165,7 @@ def samples_by_split(
 
 
 def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
-    """Whether `root` holds this very build already, complete and unchanged.
+    """Return whether `root` holds this very build already, complete and unchanged.
 
     Args:
         root: the folder.

@@ -184,7 +184,7 @@ def brightness_faults(image: np.ndarray) -> list[str]:
 
 
 def is_torn(image: np.ndarray) -> bool:
-    """Whether rows are shifted against those above them, or empty in the midst of the image.
+    """Return whether rows are shifted against those above them, or empty in the midst of the image.
 
     At a tear the difference of two neighbouring rows is far above what is usual in the image, both
     have something on them, and they fit when one of them is shifted. Borders and collimation do
@@ -307,7 +307,7 @@ def _mode(file: IO[bytes], name: str) -> str:
 
 
 def _has_grey_band(image: np.ndarray) -> bool:
-    """Whether a part of the rows holds one grey value, as decoders fill up what is missing."""
+    """Return whether some rows hold one grey value, as decoders fill in missing data."""
     same = (image.max(axis=1) - image.min(axis=1) <= 1) & (image[:, 0] > DARK)
     same &= image[:, 0] < BRIGHT
     longest = current = 0
@@ -318,7 +318,7 @@ def _has_grey_band(image: np.ndarray) -> bool:
 
 
 def _fits_shifted(image: np.ndarray, row: int) -> bool:
-    """Whether the rows from `row` on continue those above it at another place."""
+    """Return whether the rows from `row` on continue those above it at another place."""
     above, below = (_standard(image[at].astype(float)) for at in (row - 1, row))
     if above is None or below is None:
         return False

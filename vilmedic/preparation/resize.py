@@ -183,7 +183,7 @@ def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[t
 
 
 def _is_image(path: Path) -> bool:
-    """Whether the first bytes of a file, which may have no suffix, are those of an image."""
+    """Return whether the first bytes of a file, which may have no suffix, are those of an image."""
     with open_regular(path) as file:
         return suffix_by_content(file.read(HEAD)) is not None
 

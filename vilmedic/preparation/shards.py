@@ -193,7 +193,7 @@ def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int
 
 
 def _holds(path: Path, found: Sequence[tuple[str, int, int]], members: Sequence[Member]) -> bool:
-    """Whether a shard, in which some files were found, holds just these members."""
+    """Return whether a shard, in which some files were found, holds just these members."""
     if [(name, size) for name, _, size in found] != [(m.name, _size(m)) for m in members]:
         return False
     with open(path, "rb") as shard:

@@ -114,7 +114,7 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
 
 
 def _foreign(path: Path, run_dir: Path) -> bool:
-    """Whether an image lies in a folder that a logger or an evaluation owns."""
+    """Return whether an image lies in a folder that a logger or an evaluation owns."""
     return path.relative_to(run_dir).parts[0] in ("wandb", "mlruns", "tensorboard", FOLDER)
 
 

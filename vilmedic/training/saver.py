@@ -78,7 +78,7 @@ class Saver:
         self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
 
     def due(self, step: int) -> bool:
-        """Whether the state has to be saved after a step without an evaluation."""
+        """Return whether the state has to be saved after a step without an evaluation."""
         if self._steps is not None:
             return step % self._steps == 0
         return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
@@ -208,7 +208,7 @@ class Saver:
 
 
 def _led_here(path: Path, progress: Progress) -> bool:
-    """Whether a best checkpoint is of an evaluation before the state that is resumed."""
+    """Return whether a best checkpoint is of an evaluation before the state that is resumed."""
     if progress.best is None:
         return False
     try:

@@ -129,7 +129,7 @@ def build(
 
 
 def own_splits(given: argparse.Namespace, rows: Sequence[Row]) -> bool:
-    """Whether the splits are those of the table rather than random ones."""
+    """Return whether the splits are those of the table rather than random ones."""
     return bool(given.split_column) or (given.split is None and any(row.split for row in rows))
 
 
@@ -339,7 +339,7 @@ def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be written as UTF-8; file systems allow any bytes."""
+    """Return whether a path can be written as UTF-8; file systems allow any bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -274,7 +274,7 @@ def _is_single_byte(encoding: str) -> bool:
 
 
 def _is_eastern(text: str) -> bool:
-    """Whether all that is not ASCII takes three bytes in UTF-8, which no other text happens to."""
+    """Return whether all non-ASCII characters take three bytes in UTF-8, which is no accident."""
     return all(character >= "\u0800" for character in text if not character.isascii())
 
 

@@ -158,7 +158,7 @@ class ImageFolder:
         return {"files": len(present), "sha256_of_list": hashlib.sha256(content).hexdigest()}
 
     def _holds(self, path: str) -> bool:
-        """Whether a file is there under this very name."""
+        """Return whether a file is there under this very name."""
         if not path or not is_present(self.root / path, self._listed):
             return False
         if path not in self._files:

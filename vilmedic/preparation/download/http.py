@@ -263,7 +263,7 @@ class Transfer:
 
 
 def is_there(job: Job) -> bool:
-    """Whether a file is there in its published size and with its published sum."""
+    """Return whether a file is there in its published size and with its published sum."""
     if not job.path.is_file():
         return False
     try:
@@ -328,7 +328,7 @@ def web_page(job: Job, where: str) -> NotAFile:
 
 
 def looks_like_page(job: Job, start: bytes) -> bool:
-    """Whether the first bytes of a file are markup, whatever the server calls them."""
+    """Return whether the first bytes of a file are markup, whatever the server calls them."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
     return text.startswith(_MARKUP) and not _is_page(job.path)
 

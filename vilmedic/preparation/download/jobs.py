@@ -187,7 +187,7 @@ def check_expected(name: str, resource: Resource, data: Path) -> None:
 
 
 def is_unpacked(step: Unpack, target: Path, data: Path) -> bool:
-    """Whether the images of an archive were all made smaller before."""
+    """Return whether the images of an archive were all made smaller before."""
     if not step.archive:
         return False  # the tree is gone through again: it takes what is new
     note = target / DONE
@@ -262,7 +262,7 @@ def run_script(command: tuple[str, ...], scripts: Path, data: Path) -> None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a folder holds a configuration, weights and a vocabulary."""
+    """Return whether a folder holds a configuration, weights and a vocabulary."""
     weights = any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
     words = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
     return (folder / "config.json").is_file() and weights and words
