@@ -1,4 +1,4 @@
-"""Looks at the data of a configuration before anything is trained on it.
+"""Check the data of a configuration before training.
 
     python data/check.py config/SELFSUP/convirt-mimic.yml [key=value ...]
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     config = load(given.config, given.overrides)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of long reports
     from vilmedic.preparation.check_page import (
         as_lists,
         as_table,
@@ -51,7 +51,7 @@ def _run(given: argparse.Namespace) -> int:
     )
     from vilmedic.preparation.checking import check_data
 
-    with Progress("Looking at the data"):
+    with Progress("Checking the data"):
         findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
     folder.mkdir(parents=True, exist_ok=True)

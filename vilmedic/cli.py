@@ -31,7 +31,7 @@ PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
 def train(argv: Sequence[str] | None = None) -> int:
     """Train a model: `bin/train.py`, `vilmedic-train`.
 
-    With `--plan`, say instead what that will take.
+    With `--plan`, estimate its memory and time instead.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -51,8 +51,8 @@ def train(argv: Sequence[str] | None = None) -> int:
         run_training(config)
 
     own = [
-        (PLAN, "print what a training will take instead: parameters, memory, largest batch, time"),
-        (f"  {CARD} NAME", "the GPU that this is for (default: h100)"),
+        (PLAN, "estimate parameters, memory, largest batch and time instead of training"),
+        (f"  {CARD} NAME", "the GPU to estimate for (default: h100)"),
         (f"  {SAMPLES} N", "samples of the training split (default: the lines of its file)"),
     ]
     purpose = "Trains a model."
@@ -73,7 +73,7 @@ class PlanOptions:
 
 
 def _take_plan(words: list[str]) -> PlanOptions | None:
-    """Take `--plan` and what belongs to it out of the words.
+    """Take `--plan` and its options out of the words.
 
     Raises:
         ConfigError: a value is missing or wrong, or belongs to a plan that is not asked for.
@@ -128,8 +128,8 @@ def report(argv: Sequence[str] | None = None) -> int:
     """Rebuild the pages of runs: `bin/report.py`, `vilmedic-report`.
 
     Returns:
-        The exit status: 0; 1 when something was left out, which the page and the standard error
-        stream name; 2 after a message, for what is no run or a page that cannot be written.
+        The exit status: 0; 1 if files were left out, which the page and the standard error stream
+        name; 2 after a message, if there is no run or the page cannot be written.
     """
     given = _report_parser(program("report.py")).parse_args(argv)
     try:
@@ -166,7 +166,7 @@ def _report(run_dir: Path) -> int:
     left_out = LeftOut(run_dir, report=lambda text: print(escaped(text), file=sys.stderr))
     try:
         check_run(run_dir)
-        # imported here: what is no run is known before that has taken its seconds
+        # imported here: it takes seconds, and a missing run is reported before
         from vilmedic.report.curves import write_curves
         from vilmedic.report.page import write_report
 
@@ -306,7 +306,7 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
 
 def _folders(paths: Sequence[Path]) -> list[Path]:
-    """Paths without the files that sweeps and pages leave beside runs, as `ckpt/sweep/*` gives."""
+    """Return paths without the files that sweeps and pages write beside runs (`ckpt/sweep/*`)."""
     return [path for path in paths if not path.is_file()] or list(paths)
 
 
@@ -390,7 +390,7 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
 
 
 def _search(given: argparse.Namespace, line: CommandLine) -> None:
-    """Train runs that are chosen by the scores of those before."""
+    """Train runs chosen by the scores of earlier ones."""
     from vilmedic.comparison.grid import MOST_RUNS, plan_search
     from vilmedic.comparison.sweep import Sweep
 
@@ -445,7 +445,7 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
     add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
     add("--slurm", action="store_true", help="write an array script instead of training")
-    add("--search", choices=("optuna",), help="choose each run by the scores of those before")
+    add("--search", choices=("optuna",), help="choose each run by the scores of earlier ones")
     add("--trials", type=positive, metavar="N", help="runs of a search")
     score = "the score that a search is for (default: trainor.early_stop_metric)"
     add("--metric", metavar="NAME", help=score)

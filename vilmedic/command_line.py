@@ -26,7 +26,7 @@ REFUSED_BY_SYSTEM = (
     *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
 )
-"""What a full, read-only or failing disk answers, wherever it is met."""
+"""Errors of a full, read-only or failing disk."""
 INTERRUPTED = 130  # what shells report after Ctrl-C
 HELP = "--help"
 _OPTIONS = (HELP, "--print-config", "--check")
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
             topics.append(value)
         word = HELP if name in (HELP, "-h") else word
         if word in _OPTIONS:
-            # the most harmless one counts
+            # of several options the most harmless one counts
             option = min((one for one in (word, option) if one), key=_OPTIONS.index)
         elif word.startswith("-"):
             if "=" not in word and words and _is_value(words[0]):
@@ -122,7 +122,7 @@ def _unknown(word: str, config: str | None, overrides: Sequence[str]) -> str:
     if not (keys or found):
         keys = keys_named(name, draft)
     if keys:
-        # Options of classes inside, as trainor.lr_decay_params.epochs, are rarely meant.
+        # Options of nested classes, such as trainor.lr_decay_params.epochs, are rarely meant.
         depth = min(key.count(".") for key in keys)
         keys = [key for key in keys if key.count(".") == depth]
         written = [f"{key}={value}" if equals else f"{key}=..." for key in keys[:3]]
@@ -161,23 +161,22 @@ def command(
     own: Sequence[tuple[str, str]] = (),
     training: bool = False,
 ) -> int:
-    """Run a command and turn what a user can fix into a message.
+    """Run a command and turn user errors into messages.
 
     Args:
         argv: the words after the command; None takes those of the process.
         prog: the command's name.
-        purpose: what it does, as `--help` says it.
-        run: does it, given the checked configuration.
-        own: options that this command alone has, each with what it does.
-        training: whether that is training, which asks more of a configuration.
+        purpose: its description in `--help`.
+        run: runs it with the checked configuration.
+        own: options of this command alone, each with its description.
+        training: whether it trains, which needs more of a configuration.
 
     Returns:
-        The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
-        143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
-        the end of another process.
+        The exit status: 0, 2 after an error message, 130 after Ctrl-C, or 143 after SIGTERM. In a
+        run of several processes also 1, after an internal error or the end of another process.
     """
     if process_count() > 1:
-        # Before torch is loaded: every process would warn of the same things.
+        # Before torch is loaded: every process would give the same warnings.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     def call() -> None:
@@ -210,7 +209,7 @@ def _help(line: CommandLine, prog: str, purpose: str, own: Sequence[tuple[str, s
 
 
 def guarded(call: Callable[[], object]) -> int:
-    """Do what a command does; what a user can fix becomes a message and an exit status."""
+    """Run the command; user errors become a message and an exit status."""
     try:
         call()
     except VilmedicError as error:
@@ -244,16 +243,16 @@ def program(fallback: str) -> str:
 
 
 def print_text(text: str) -> None:
-    """Print text on the standard output stream; a reader that has seen enough may be gone."""
+    """Print to standard output; a reader such as `head` may have closed it."""
     try:
         print(escaped(text), flush=True)
     except BrokenPipeError:
-        # the reader, `head` say, has seen enough; Python would complain again at its end
+        # the reader, such as `head`, has closed it; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(error: VilmedicError) -> None:
-    """Print what a user can fix, from the first process that fails."""
+    """Print a user error, from the first process that fails."""
     if not first_to_fail():
         return
     sys.stdout.flush()
@@ -265,7 +264,7 @@ def print_error(error: VilmedicError) -> None:
 
 
 def _tell_of_defect(error: Exception) -> None:
-    """Report an internal error, if no other process has told of the reason."""
+    """Report an internal error, unless another process has reported the reason."""
     if not first_to_fail():
         return
     sys.stdout.flush()

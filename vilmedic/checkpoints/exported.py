@@ -51,7 +51,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 def read_export(folder: Path) -> dict[str, Any]:
     """An exported folder in the shape of a checkpoint.
 
-    Its files are held to their digests first.
+    Its files are first verified by their digests.
 
     Returns:
         `model`, `config`, `data`, `networks`, `vae`, `progress`, the fields about the
@@ -89,8 +89,8 @@ def _weights(folder: Path, places: Any, files: Mapping[str, Any]) -> dict[str, T
 
     Args:
         folder: the export.
-        places: for each file what its names begin with, and what they begin with in the model.
-        files: the files that were held to their digests.
+        places: for each file, the prefix of its names and the prefix in the model.
+        files: the verified files.
     """
     found: dict[str, Tensor] = {}
     for place in places:

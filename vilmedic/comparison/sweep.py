@@ -1,9 +1,8 @@
 """Sweeps: the runs of a grid or search, trained and evaluated one process per device.
 
-Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
-configuration it is of and how far it is, and `sweep.log` what its processes printed. The same
-command again resumes where it was stopped: finished runs are skipped, others continue by
-`ckpt=auto`.
+Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. Its `sweep.json` holds the digest of
+its configuration and its progress, and `sweep.log` the output of its processes. The same command
+again resumes the sweep: finished runs are skipped, others resume with `ckpt=auto`.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ LOG = "sweep.log"
 STEPS = ("train", "ensemble")
 SAID = {"train": "trained", "ensemble": "evaluated"}
 POLL = 0.05  # seconds
-GRACE = 120.0  # seconds in which a run that is asked to stop saves its state
-LISTED = 20  # failures that the last message names
+GRACE = 120.0  # seconds for a run that is asked to stop to save its state
+LISTED = 20  # failures named in the last message
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 @dataclass
 class _Job:
-    """A run and how far it is."""
+    """A run and its remaining steps."""
 
     run: Planned
     left: list[str]
@@ -51,7 +50,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Refused:
-    """A run that cannot be begun.
+    """A run that cannot start.
 
     Args:
         name: of the run.
@@ -68,18 +67,18 @@ class Sweep:
 
     Args:
         path: the configuration file.
-        runs: what will be trained, checked.
+        runs: the checked runs.
         jobs: processes at a time; None takes one for each GPU, or one.
         evaluate: whether each run is evaluated after its training.
         report: gets a line for each event.
         command: the command of a step, `train` or `ensemble`.
-        another: gives a further run when a device is free, as a search does; None at the end.
-        ended: receives each run that ended and the reason if it failed; what it says instead
-            is why the run counts as failed all the same.
+        another: returns a further run when a device is free, for a search; None at the end.
+        ended: gets each finished run and the reason if it failed; may return a reason why it
+            counts as failed.
 
     Attributes:
-        failures: the name of each run that failed, and why.
-        count: how many runs were looked at.
+        failures: the name of each failed run, and why.
+        count: number of runs so far.
     """
 
     path: str
@@ -94,12 +93,12 @@ class Sweep:
     count: int = 0
 
     def start(self) -> None:
-        """Do all that is left.
+        """Run all remaining steps.
 
         Raises:
             ConfigError: a directory holds a run of another configuration.
             VilmedicError: some runs failed; all others are done.
-            Interrupted: a signal ended the sweep; what runs was asked to save its state.
+            Interrupted: a signal ended the sweep; running runs were asked to save their state.
         """
         steps = STEPS if self.evaluate else STEPS[:1]
         planned = [_Job(run, self._left(run, steps)) for run in self.runs]
@@ -135,7 +134,7 @@ class Sweep:
             raise VilmedicError(self._told())
 
     def _left(self, run: Planned, steps: Sequence[str]) -> list[str]:
-        """The steps of a run that are not done.
+        """Return the remaining steps of a run.
 
         Raises:
             ConfigError: its directory holds a run of another configuration.
@@ -149,7 +148,7 @@ class Sweep:
         return [step for step in steps if step not in _done(record)]
 
     def _more(self, steps: Sequence[str]) -> list[_Job]:
-        """A further run of which something is left to do; none at the end."""
+        """Return another run with remaining steps; None at the end."""
         while (run := self.another()) is not None:
             self.count += 1
             if isinstance(run, Refused):
@@ -167,7 +166,7 @@ class Sweep:
         return []
 
     def _end(self, run: Planned, reason: str | None) -> None:
-        """Note how a run ended."""
+        """Record the end of a run."""
         if (failed := self.ended(run, reason)) is not None:
             self.failures[run.name] = failed
             self.report(f"{run.name}: failed, {failed}")
@@ -195,8 +194,8 @@ class Sweep:
             )
 
     def _goes_on(self, job: _Job, gpus: Sequence[str], jobs: int) -> bool:
-        """Return whether a run has something left to do after what its process did."""
-        if job.process is None:  # it could not be begun
+        """Return whether a run has steps left after its process ended."""
+        if job.process is None:  # it could not start
             return False
         status = job.process.poll()
         if status is None:
@@ -217,7 +216,7 @@ class Sweep:
 
     @contextmanager
     def _written(self, job: _Job) -> Iterator[None]:
-        """A stretch in which a folder that cannot be written to is the failure of its run alone."""
+        """Context in which an unwritable folder fails only its own run."""
         try:
             yield
         except OSError as error:
@@ -225,7 +224,7 @@ class Sweep:
             self._end(job.run, f"{job.left[0]}: {where}: {error.strerror or error}")
 
     def _told(self) -> str:
-        """The last message, of a sweep in which runs failed."""
+        """Return the final message about failed runs."""
         done = self.count - len(self.failures)
         named = [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:LISTED]]
         more = len(self.failures) - len(named)
@@ -260,8 +259,8 @@ def slurm_script(path: str, runs: Sequence[Planned], *, jobs: int | None, evalua
         "#SBATCH --gpus=1",
         "#SBATCH --requeue",
         "#SBATCH --signal=TERM@120",
-        "# Each task is a run; one that is started again continues by ckpt=auto. Time, memory and",
-        "# partition are those of your cluster: sbatch --time=... --partition=... this file.",
+        "# Each task is a run; a task that starts again resumes with ckpt=auto. Give time, memory",
+        "# and partition of your cluster: sbatch --time=... --partition=... this file.",
         "set -e",
         f"cd {shlex.quote(os.getcwd())}",
         'case "$SLURM_ARRAY_TASK_ID" in',
@@ -286,7 +285,7 @@ def digest(run: Planned) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that may be used, as `CUDA_VISIBLE_DEVICES` names them; found without torch."""
+    """Return the usable GPUs, as `CUDA_VISIBLE_DEVICES` names them, without loading torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [one.strip() for one in given.split(",") if one.strip() not in ("", "-1")]
@@ -299,7 +298,7 @@ def visible_gpus() -> list[str]:
 
 
 def _die_with_parent() -> Callable[[], None]:
-    """What lets a process end when the sweep is killed, so that none trains on unseen."""
+    """Return a function that makes a process end with the sweep, even if that is killed."""
     libc = ctypes.CDLL(None)
 
     def ask() -> None:
@@ -310,7 +309,7 @@ def _die_with_parent() -> Callable[[], None]:
 
 @contextmanager
 def _signals() -> Any:
-    """A stretch in which SIGTERM ends the sweep as Ctrl-C does."""
+    """Context in which SIGTERM ends the sweep as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise Interrupted(
@@ -326,7 +325,7 @@ def _signals() -> Any:
 
 
 def _stop(jobs: Sequence[_Job]) -> None:
-    """Ask what runs to save its state, and wait for that."""
+    """Ask the running runs to save their state, and wait for them."""
     there = [job.process for job in jobs if job.process is not None]
     for process in there:
         with suppress(OSError):
@@ -355,13 +354,13 @@ def _reason(log: Path, status: int) -> str:
 def _read(run_dir: Path) -> dict[str, Any]:
     try:
         content = read_json(run_dir / RECORD)
-    except (OSError, ValueError, RecursionError):  # not begun, or nothing that can be used
+    except (OSError, ValueError, RecursionError):  # not started, or damaged
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _done(record: dict[str, Any]) -> list[Any]:
-    """The steps that are done."""
+    """Return the finished steps."""
     done = record.get("done")
     return done if isinstance(done, list) else []
 

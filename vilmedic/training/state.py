@@ -170,7 +170,7 @@ class TrainState:
                 restore_random_state(states[processes.rank()])
 
     def _progress(self, start: resume.Start) -> resume.Progress:
-        """Return the progress in batches of the current size, and the best score if it still counts.
+        """Return the progress in current batches, and the best score if it still counts.
 
         Best checkpoints of another directory do not belong to this run, and scores of another
         metric cannot be compared: in both cases there is no best score yet.

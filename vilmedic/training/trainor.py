@@ -377,7 +377,7 @@ class Trainor:
                 scores |= self.validator.score(self.model, figures)
                 self.log.figures(self.state.progress.step, figures)
             if self.state.ema is not None:
-                # Signals wait during the swap of weights and averages: half of it must not be saved.
+                # Signals wait during the swap with the averages: half of it must not be saved.
                 with self.state.ema.in_place(), self.interruption.may_come_at_once():
                     averaged = self.validator.score(self.model)
                 scores |= {f"ema_{name}": value for name, value in averaged.items()}
