@@ -4,8 +4,8 @@ A metric declares its numbers as a literal mapping,
 
     numbers: ClassVar = {"auroc": "higher", "*_uniformity": "lower", "words": "neither"}
 
-where `*` stands for any text, as in numbers named after features: these are the scores that can rank
-a run. A model declares its requirements by attributes of its class in the same way
+where `*` stands for any text, as in numbers named after features: these are the scores that can
+rank a run. A model declares its requirements by attributes of its class in the same way
 (`vilmedic.models.contract.Model`). Both are read from the source text, without importing the class,
 so that incompatible settings are found before torch is loaded.
 """

@@ -1,8 +1,8 @@
 """Keys without effect, and renamed keys of published configurations.
 
-A key can have no effect because of another one, as declared by the marks `UsedWith`, `Overruled` and
-`Within` of its annotation. Keys that this project spells differently or does not have come from the
-original vilmedic: a key without effect on the result is left out with a note, for any other the
+A key can have no effect because of another one, as declared by the marks `UsedWith`, `Overruled`
+and `Within` of its annotation. Keys that this project spells differently or does not have come from
+the original vilmedic: a key without effect on the result is left out with a note, for any other the
 message gives the replacement. `docs/migrating.md` lists them all.
 """
 

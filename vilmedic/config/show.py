@@ -40,12 +40,12 @@ from vilmedic.registry import REGISTRIES, Registry
 
 WIDEST = 100
 DEPTH = 2
-"""Sections that the first page lists: `model` and `model.loss`, but none inside of these."""
+"""Depth of the sections that the first page lists: `model` and `model.loss`."""
 _ABBREVIATIONS = ("al", "cf", "e.g", "eq", "fig", "i.e", "resp", "sec", "vs")
 
 
 def print_config(config: Config) -> str:
-    """The resolved configuration as YAML, with the origin of every value behind it."""
+    """Return the resolved configuration as YAML, with the origin of every value as a comment."""
     text = to_yaml(config.data)
     _, marks = read_yaml(text, str)
     comments: dict[int, str] = {}
@@ -69,12 +69,12 @@ class Place:
 
     Args:
         path: its dotted key, in parts.
-        doc: what it is.
-        param: the argument that it is; None for a name in a section of names.
-        read: the class whose arguments are the keys inside; None when there is none.
-        given: the values inside, as the configuration gives them.
-        node: whether it is built into an object, so that `proto` may choose the class.
-        named: the namespace whose names are keys inside, as for metrics.
+        doc: its description.
+        param: its argument; None for a name in a section of names.
+        read: the class whose arguments are its keys; None without one.
+        given: its values in the configuration.
+        node: whether it becomes an object, so that `proto` may choose the class.
+        named: the namespace whose names are its keys, as for metrics.
     """
 
     path: KeyPath
@@ -94,13 +94,13 @@ class Place:
 def help_page(
     prog: str, purpose: str, own: Sequence[tuple[str, str]], draft: Draft | None = None
 ) -> str:
-    """Usage of a command, and a line for each section.
+    """Return the usage of a command, with a line per section.
 
     Args:
         prog: the command.
-        purpose: what it does, in a sentence or two.
-        own: its own options, each with what it does.
-        draft: the configuration given, whose classes are shown; None without one.
+        purpose: its description, in a sentence or two.
+        own: its own options, each with a description.
+        draft: the given configuration, whose classes are shown; None without one.
     """
     whole = "a section given whole, as in validator.metrics={knn: }, replaces that of the file"
     options = [
@@ -128,7 +128,7 @@ def help_page(
 
 
 def help_on(topics: Sequence[str], draft: Draft | None = None) -> str:
-    """What sections and keys are.
+    """Explain sections and keys.
 
     Args:
         topics: dotted keys; the last part of one alone means all keys of that name.
@@ -152,12 +152,12 @@ def help_on(topics: Sequence[str], draft: Draft | None = None) -> str:
 
 
 def keys_named(name: str, draft: Draft | None, *, near: bool = True) -> list[str]:
-    """The dotted keys whose last part is a name; dashes count as `_`.
+    """Return the dotted keys whose last part is a name; dashes count as `_`.
 
     Args:
         name: the name, or a whole dotted key.
-        draft: the configuration that decides on the keys; None takes those that any has.
-        near: where there is none, take those of the nearest name.
+        draft: the configuration that sets the keys; None takes all possible keys.
+        near: without a match, take the nearest name.
     """
     known = [dotted(one.path) for one in _everything(_root(draft))]
     wanted = name.replace("-", "_")
@@ -169,7 +169,7 @@ def keys_named(name: str, draft: Draft | None, *, near: bool = True) -> list[str
 
 
 def width() -> int:
-    """Columns that lines may have: those of the terminal, 100 at most."""
+    """Return the columns of the terminal, 100 at most."""
     return max(60, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
 
 
@@ -182,7 +182,7 @@ def _root(draft: Draft | None) -> Place:
 
 
 def inside(place: Place) -> Iterator[Place]:
-    """The keys and the sections in a section, in the order of the signature."""
+    """Return the keys and sections in a section, in the order of the signature."""
     if place.named is not None:
         yield from _names_inside(place, place.named)
     if place.read is None:
@@ -261,7 +261,7 @@ def _marks(param: Param) -> Iterator[Any]:
 
 
 def _sections(place: Place) -> Iterator[Place]:
-    """The sections in a section and in these, down to `DEPTH`."""
+    """Return the sections in a section, down to `DEPTH`."""
     for one in inside(place):
         if one.node:
             yield one
@@ -270,17 +270,17 @@ def _sections(place: Place) -> Iterator[Place]:
 
 
 def _everything(place: Place) -> Iterator[Place]:
-    """All keys and sections in a section, but for the names that a section takes."""
+    """Return all keys and sections in a section, without the names that it accepts."""
     for one in inside(place) if place.named is None and len(place.path) < 8 else ():
         yield one
         yield from _everything(one)
 
 
 def _find(topic: str, draft: Draft | None) -> list[Place]:
-    """The places that a topic means.
+    """Return the places that match a topic.
 
     Returns:
-        Them; none where no configuration is given and only some classes of a section have the key.
+        The places; none if no configuration is given and only some classes have the key.
 
     Raises:
         ConfigError: there is none.
@@ -312,7 +312,7 @@ def _at_path(place: Place, topic: str) -> Place | None:
 
 
 def _of_each_class(topic: str) -> Iterator[tuple[str, Place]]:
-    """A key of a section whose class no configuration has chosen, for each class that has it.
+    """Find a key of a section without a chosen class, in each class that has it.
 
     Returns:
         The choice, as it is written on the command line, and the key.
@@ -328,7 +328,7 @@ def _of_each_class(topic: str) -> Iterator[tuple[str, Place]]:
 
 
 def _choices(place: Place) -> Registry | None:
-    """The classes that a section may be of while none is chosen."""
+    """Return the classes of a section while none is chosen."""
     if not place.node or place.read is not None or place.param is None:
         return None
     return registry_of(place.param.type)
@@ -338,7 +338,7 @@ def _choices(place: Place) -> Registry | None:
 
 
 def _page(place: Place, draft: Draft | None) -> list[str]:
-    """A section with its keys, or a key with all that is known of it."""
+    """Describe a section with its keys, or a key in full."""
     if place.node:
         lines = textwrap.wrap(f"{dotted(place.path)}: {_in_a_line(place)}", width())
         if (registry := _choices(place)) is not None:
@@ -359,7 +359,7 @@ def _page(place: Place, draft: Draft | None) -> list[str]:
 
 
 def _more(place: Place) -> list[str]:
-    """How to see more of the keys in a section that open."""
+    """Explain how to list the keys of nested sections."""
     opening = [one for one in inside(place) if one.node or one.named or _has_names(one)]
     if not opening:
         return []
@@ -374,7 +374,7 @@ def _has_names(place: Place) -> bool:
 
 
 def _entry(place: Place, draft: Draft | None) -> list[str]:
-    """A key with its type, its default, its value and what it means."""
+    """Describe a key: type, default, value and meaning."""
     param = place.param
     head = f"{dotted(place.path)}"
     doc = place.doc
@@ -398,7 +398,7 @@ def _entry(place: Place, draft: Draft | None) -> list[str]:
 
 
 def _names(place: Place) -> list[str]:
-    """The names that a key may have; those of this project with what each is."""
+    """List the allowed names of a key, those of this project with a description."""
     if place.named is not None:
         namespace = place.named
     else:
@@ -422,13 +422,13 @@ def _names(place: Place) -> list[str]:
 
 
 def _summary(namespace: str, name: str) -> str:
-    """The first sentence of what a name stands for."""
+    """Return the first sentence of the docstring of a name."""
     read = signature(namespace, name)
     return first_sentence(read.summary) if read is not None else ""
 
 
 def _in_a_line(place: Place) -> str:
-    """What a section is: its class, and the first sentence of its text."""
+    """Describe a section: its class, and the first sentence of its docstring."""
     doc = first_sentence(place.doc).partition(";")[0].rstrip(".")
     if place.read is None:
         registry = _choices(place)
@@ -453,7 +453,7 @@ def _columns(rows: Sequence[tuple[str, str]], *, indent: int = 2, cut: bool = Fa
 
 
 def _cut(text: str, columns: int) -> str:
-    """A text in one line: its first clause where the whole does not fit."""
+    """Shorten a text to a line, to its first clause if possible."""
     if len(text) <= columns:
         return text
     clauses = re.split(r"(?<=[:;,])\s", text)
@@ -463,7 +463,7 @@ def _cut(text: str, columns: int) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a text; a point behind an abbreviation, as in "et al.", ends none."""
+    """Return the first sentence of a text; the dot of "et al." does not end it."""
     for point in re.finditer(r"[.!?](?=\s)", text):
         word = text[: point.start()].rpartition(" ")[2].lstrip("(").lower()
         following = text[point.end() :].lstrip()[:1]
@@ -473,7 +473,7 @@ def first_sentence(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text without the markup of docstrings of other packages."""
+    """Remove the markup of other packages' docstrings from a text."""
     text = re.sub(r":\w+:`~?([^`]*)`", r"\1", text)
     return text.replace("``", "'")
 
