@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vilmedic.datasets.image_cache import ImageCache
 
 Window = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of an image, as shares of its width and height."""
+"""Left, top, right and bottom of a part of an image, as fractions of its width and height."""
 
 GIB = 2**30
 Changed = TypeVar("Changed")
@@ -186,7 +186,7 @@ class ImageDataset(AlignedPart):
         self.pixels.keep_sides()
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The images of a line as a list of uint8 [C, H, W], or what was made of them (`rows`).
+        """Read the images of a line as a list of uint8 [C, H, W], or their precomputed `rows`.
 
         Raises:
             UndecodableImage: a file cannot be decoded; the message names the line.
@@ -203,11 +203,11 @@ class ImageDataset(AlignedPart):
         return {"images": [image for image, _ in cut], **augmentation}
 
     def images(self, line: int, epoch: int = 0) -> list[torch.Tensor]:
-        """The images of a line, uint8 [C, H, W] each, whether or not tokens are cached."""
+        """Read the images of a line, uint8 [C, H, W] each, even if tokens are cached."""
         return self._each(line, epoch, self.pixels.transformed)
 
     def _each(self, line: int, epoch: int, change: Callable[..., Changed]) -> list[Changed]:
-        """What a method of `Pixels` makes of each image of a line."""
+        """Apply a method of `Pixels` to each image of a line."""
         chosen = self.chosen(line, epoch)
         try:
             images = self.source.read(line, chosen)
@@ -223,9 +223,9 @@ class ImageDataset(AlignedPart):
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
 
     def chosen(self, line: int, epoch: int) -> list[int] | None:
-        """Which images of a line are used, one for each view; None for all.
+        """Return the numbers of the images of a line to use, one per view; None for all.
 
-        What is drawn follows from seed, epoch and line alone, as the augmentation does.
+        The choice depends on seed, epoch and line alone, as the augmentation does.
         """
         if self.image_choice == "all":
             return None
@@ -243,10 +243,9 @@ class ImageDataset(AlignedPart):
         Returns:
             `images` uint8 [B, C, H, W]; with several views [B, V, C, H, W]; with several images
             [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]; with several views
-            of several images [B, N, V, C, H, W]. Where a preset
-            leaves something to do on the device, `augmentation` float32 with the numbers for it in
-            the place of [C, H, W]. With `rows` these alone, [B, N]: `image_tokens` or
-            `image_features`.
+            of several images [B, N, V, C, H, W]. If the preset has steps for the device, also
+            `augmentation` float32 with their numbers instead of [C, H, W]. With `rows` only these,
+            [B, N]: `image_tokens` or `image_features`.
         """
         if self.rows is not None:
             name, _ = self.rows
@@ -281,25 +280,25 @@ class ImageDataset(AlignedPart):
 
     @property
     def fixed(self) -> bool:
-        """Whether no random number decides on what a line gives in an epoch."""
+        """Whether a line gives the same in every epoch."""
         if self.pixels.random or (self.training and self.image_choice == "random"):
             return False
         return not self.training or all(is_fixed(one) for one in self.pixels.transforms)
 
     def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
-        """A digest of each image file, and how it is prepared."""
+        """Return a digest of each image file, and the preparation settings."""
         from vilmedic.datasets.image_cache import VERSION, decoders
 
         pixels = self.pixels
         how: list[Any] = [VERSION, decoders(), self.resize, self.crop, self.color, self.views]
         how += [self.multi_image, self.image_choice, pixels.max_pixels, pixels.mean, pixels.std]
         how += [pixels.interpolation] if pixels.interpolation != "bilinear" else []
-        if pixels.transforms:  # which an evaluation may draw, by the seed of the run
+        if pixels.transforms:  # an evaluation may draw them, by the seed of the run
             how += [repr(pixels.own_list), [repr(one) for one in pixels.transforms], self.seed]
         return [how, self.source.contents(lines.tolist(), folder)]
 
     def properties(self) -> dict[str, Any]:
-        """How pixels are normalised."""
+        """Return the normalisation of pixels."""
         return {"normalization": (self.pixels.mean, self.pixels.std)}
 
     def show(self, line: int) -> dict[str, Any]:
@@ -307,10 +306,10 @@ class ImageDataset(AlignedPart):
         return {"image": self.source.places(line)}
 
     def original(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
-        """The first image of a sample as its file has it, and the part that evaluation cuts out.
+        """Return the first image of a sample at full size, and the window that evaluation crops.
 
         Args:
-            whole: the data set that this is a part of, or itself.
+            whole: the data set that contains this part, or itself.
             index: the sample's number in it.
 
         Returns:
@@ -329,7 +328,7 @@ class ImageDataset(AlignedPart):
         return self.on_error == "skip" and isinstance(error, UndecodableImage)
 
     def _use_cache(self, cache: ImageCache) -> None:
-        """Read images from a cache from now on; what it could not decode is known already."""
+        """Read images from a cache from now on; it knows which are undecodable."""
         failed = [f"{cache.texts.where(line)}: {e}" for line, e in cache.failures().items()]
         if failed and self.on_error == "raise":
             raise UndecodableImage(
