@@ -19,7 +19,7 @@ FractionSeed = Annotated[int, UsedWith("fraction"), Between(0, 4294967295)]
 
 
 class Paired(AlignedDataset):
-    """Samples of which a part of the training split may be used; see `keep_subset`."""
+    """Data sets of which a part of the training split can be used; see `keep_subset`."""
 
     def _keep(
         self,
@@ -32,7 +32,7 @@ class Paired(AlignedDataset):
     ) -> None:
         if fraction is None and ids is None:
             return
-        from vilmedic.datasets.subset import keep_subset  # most runs take the whole split
+        from vilmedic.datasets.subset import keep_subset  # most runs use the whole split
 
         where = run_dir if training else None
         keep_subset(self, split=split, fraction=fraction, seed=seed, ids=ids, run_dir=where)
@@ -142,8 +142,8 @@ class ImLabel(Paired):
 class ImSeqShards(ImSeq):
     """Images in tar shards and their reports, read a few shards at a time.
 
-    The samples are those of `ImSeq` on the folder that the shards were made from; the random order
-    of training is another one, which stays within some shards before it moves to the next.
+    The samples are those of `ImSeq` on the folder that the shards were made from; the shuffled
+    order differs: it stays within a few shards before moving on.
 
     Args:
         image: the images; their root holds line files and an index of shards.
