@@ -249,7 +249,7 @@ def shard_order(
 ) -> torch.Tensor:
     """A random order of samples that reads a few shards at a time.
 
-    The shards, in random order, are distributed to lanes, whose number is the largest divisor of the
+    The shards, in random order, are distributed to lanes: as many as the largest divisor of the
     batch size up to 8, at most the number of shards. A batch takes the same number of samples from
     each lane, lane after lane, so that ranks that split a batch into equal pieces read different
     shards. A lane mixes the samples of `mixed / lanes` of its shards at a time. The rest of the
