@@ -135,7 +135,7 @@ class TextDataset(AlignedPart):
 
     @property
     def random(self) -> bool:
-        """Whether a report differs from epoch to epoch, so that nothing made of it can be kept."""
+        """Whether reports differ between epochs, so that their features cannot be cached."""
         return self.sample_sentence or self.shuffle_sentences
 
     def clean(self, report: str) -> str:
