@@ -22,7 +22,7 @@ from vilmedic.command_line import (
     take,
 )
 from vilmedic.config.load import Config
-from vilmedic.errors import ConfigError, VilmedicError, escaped
+from vilmedic.errors import ConfigError, VilmedicError, before_training, escaped
 
 EMBEDDINGS = "--embeddings"
 PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
@@ -46,7 +46,8 @@ def train(argv: Sequence[str] | None = None) -> int:
 
             print_text(plan_training(config, card=plan.card, samples=plan.samples))
             return
-        from vilmedic.run import run_training
+        with before_training():
+            from vilmedic.run import run_training
 
         run_training(config)
 

@@ -16,7 +16,14 @@ from vilmedic.distributed.launch import (
     is_main_process,
     process_count,
 )
-from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
+from vilmedic.errors import (
+    INTERRUPTED,
+    ConfigError,
+    Interrupted,
+    VilmedicError,
+    escaped,
+    nearest,
+)
 from vilmedic.files import FULL
 
 FAILED = 2
@@ -27,7 +34,6 @@ REFUSED_BY_SYSTEM = (
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
 )
 """Errors of a full, read-only or failing disk."""
-INTERRUPTED = 130  # what shells report after Ctrl-C
 HELP = "--help"
 _OPTIONS = (HELP, "--print-config", "--check")
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells report it
 LONGEST_NAME = 200  # characters; comparing two texts of a report's length takes minutes
 
 # Characters that move the cursor, change the text direction or cannot be encoded: control
@@ -72,6 +74,16 @@ class Interrupted(BaseException):
     def __init__(self, message: str, status: int) -> None:
         self.status = status
         super().__init__(message)
+
+
+@contextmanager
+def before_training() -> Iterator[None]:
+    """Turn Ctrl-C into the message that training has not begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "before training began; the same command starts it"
+        raise Interrupted(message, INTERRUPTED) from None
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:

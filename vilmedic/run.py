@@ -17,7 +17,7 @@ from vilmedic.config.load import load as load_config
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
-from vilmedic.errors import CheckpointError, ConfigError, nearest
+from vilmedic.errors import CheckpointError, ConfigError, before_training, nearest
 from vilmedic.log import LOGGER, Progress, start_console
 
 # What trains, evaluates, loads and reports is imported by the function that does it.
@@ -91,7 +91,7 @@ def train(config: str | Path, *overrides: str, **values: Any) -> Run:
 
     Raises:
         VilmedicError: what the command says with status 2.
-        Interrupted: a signal ended the run; its state is saved.
+        Interrupted: a signal ended the run; its state is saved, unless training had not begun.
     """
     trainor = run_training(_config(config, overrides, values))
     best = trainor.saver.best()
@@ -114,15 +114,17 @@ def evaluate(config: str | Path, *overrides: str, **values: Any) -> dict[str, di
 
 def run_training(config: Config) -> Trainor:
     """Train a model; returns what trained it."""
-    from vilmedic.training.trainor import Trainor
+    with before_training():
+        from vilmedic.training.trainor import Trainor
 
-    _announce(config)
-    with processes.process_group(pick_device(config.trainor.device)):
+        _announce(config)
+        device = pick_device(config.trainor.device)
+    with processes.process_group(device):
         trainor = Trainor(config)
         try:
             trainor.start()
         finally:
-            # a run that was interrupted or failed is the one whose curves are looked at first
+            # also after a failure, when the curves are needed most
             write_pages(config.run_dir)
         return trainor
 

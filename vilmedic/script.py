@@ -6,12 +6,16 @@ Scripts import this module before any other of the package.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
+
+from vilmedic.errors import INTERRUPTED
 
 CLONE = Path(__file__).resolve().parent.parent
 PYTHON = (3, 10)
@@ -109,6 +113,18 @@ def _lacks() -> str:
     )
 
 
+def _interrupted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print one line for Ctrl-C while a script is still importing; other errors as usual."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)  # otherwise Python ends by the signal, without an exit status
+
+
+sys.excepthook = _interrupted
 if _reason := _lacks():
     print(_reason, file=sys.stderr)
     sys.exit(2)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ class RunLock:
     """Lock that keeps other processes from training the same seed in the same directory.
 
     The system releases the lock when its process ends, even by a kill. The lock file
-    `.seed_<seed>.lock` names the process that holds it and is not removed.
+    `.seed_<seed>.lock` names the process that holds it, and stays beside the files of the run.
 
     Args:
         run_dir: the directory of the run.
@@ -137,7 +137,12 @@ class RunLock:
                 return
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock, and remove a directory in which the run has left nothing else."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                if [path.name for path in self._run_dir.iterdir()] == [self._path.name]:
+                    self._path.unlink()
+                    self._run_dir.rmdir()
         self._lock.release()
 
     def _holder(self) -> str:

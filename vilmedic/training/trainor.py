@@ -19,7 +19,13 @@ from vilmedic.device import (
     uses_tf32,
 )
 from vilmedic.distributed import processes
-from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
+from vilmedic.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    before_training,
+)
 from vilmedic.evaluation.evaluation import features_ready, tokens_ready
 from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Run
@@ -65,7 +71,7 @@ class Trainor:
         self.device = pick_device(self.section.device)
         start, self.lock = claim_start(config)
         try:
-            with self._products():
+            with self._products(), before_training():
                 self._prepare(start)
         except BaseException:
             self._unlock()
@@ -187,6 +193,24 @@ class Trainor:
             self.lock.release()
 
     def _start(self) -> None:
+        with before_training():
+            self._begin()
+        progress = self.state.progress
+        try:
+            with self.interruption, self.profiler:
+                while not self._finished():
+                    self._epoch(progress.epoch)
+                self._make_sure_of_the_last_state()
+        except LostWorker as error:
+            raise LostWorker(f"{error} {self._saved_after_fault()}") from None
+        finally:
+            self.loader.close()
+            self.watch.close()
+            self.log.close()
+        self._report_end()
+
+    def _begin(self) -> None:
+        """Check the evaluations, write and log what the run is, and open its logs."""
         self.validator.check(self.model)
         progress = self.state.progress
         tf32 = uses_tf32(self.device, self.section.tf32)
@@ -212,18 +236,6 @@ class Trainor:
         if progress.best is not None:
             # What was set aside may have replaced it: the next has to beat what is on the disk.
             progress.best = self.saver.best_score()
-        try:
-            with self.interruption, self.profiler:
-                while not self._finished():
-                    self._epoch(progress.epoch)
-                self._make_sure_of_the_last_state()
-        except LostWorker as error:
-            raise LostWorker(f"{error} {self._saved_after_fault()}") from None
-        finally:
-            self.loader.close()
-            self.watch.close()
-            self.log.close()
-        self._report_end()
 
     def _parameters(self) -> str:
         """Return the number of parameters, and of trainable ones if some are frozen."""
