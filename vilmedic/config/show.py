@@ -294,11 +294,12 @@ def _find(topic: str, draft: Draft | None) -> list[Place]:
     if known and "." not in topic:
         return [place for key in known for place in _find(key, draft)]
     keys = [dotted(one.path) for one in _everything(_root(draft))]
-    hint = nearest(topic, keys)
+    keys += _keys_of_each_class() if draft is None else []
+    hint = nearest(topic, list(dict.fromkeys(keys)))
     if not hint and (near := keys_named(topic, draft)):
         hint = f" Did you mean {near[0]!r}?"
-    if draft is None and topic.partition(".")[0] in ("dataset", "model"):
-        hint = " Name a configuration file as well: its proto decides on the keys."
+    if draft is None and topic.partition(".")[0] in ("dataset", "model") and "." not in hint:
+        hint += " Give a configuration file as well: its proto decides on the keys."
     raise ConfigError(f"--help {topic}: there is no such section or key.{hint}")
 
 
@@ -319,12 +320,29 @@ def _of_each_class(topic: str) -> Iterator[tuple[str, Place]]:
     """
     first, _, rest = topic.partition(".")
     section = _at_path(_root(None), first)
-    registry = _choices(section) if section is not None and rest else None
-    for name in registry.names() if registry is not None else ():
-        top = Place((), "", read=root_signature(), given={first: {"proto": name}})
+    for name, top in _with_each_class(section) if section is not None and rest else ():
         place = _at_path(top, topic)
         if place is not None:
             yield f"{first}.proto={name}", place
+
+
+def _keys_of_each_class() -> list[str]:
+    """Return the dotted keys in sections without a chosen class, those of all their classes."""
+    return [
+        dotted(one.path)
+        for section in inside(_root(None))
+        for _, top in _with_each_class(section)
+        for one in _everything(top)
+        if one.path[0] == section.path[0]
+    ]
+
+
+def _with_each_class(section: Place) -> Iterator[tuple[str, Place]]:
+    """Yield each class of a top-level section without a chosen one, and the root with it."""
+    registry = _choices(section)
+    for name in registry.names() if registry is not None else ():
+        given = {section.path[0]: {"proto": name}}
+        yield name, Place((), "", read=root_signature(), given=given)
 
 
 def _choices(place: Place) -> Registry | None:
