@@ -24,7 +24,7 @@ from vilmedic import script
 from vilmedic.config.load import load
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
-from vilmedic.log import Progress
+from vilmedic.log import Progress, counted
 from vilmedic.preparation.command import guarded
 from vilmedic.script import argument_parser, count
 
@@ -67,8 +67,9 @@ def _run(given: argparse.Namespace) -> int:
         for text in texts:
             print(escaped(f"{kind}: {text}"))
     if findings.named:
-        print(f"complete lists, where more than {SHOWN}: {folder / LISTS}")
-    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+        print(f"Lists of more than {SHOWN} in full: {folder / LISTS}")
+    errors, warnings = len(findings.errors), len(findings.warnings)
+    counts = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
     print(f"{counts}; see {folder / 'data_check.png'}")
     if sampled:
         print(f"Images with their reports: {folder / 'data_samples.png'}")

@@ -238,7 +238,7 @@ def guarded(call: Callable[[], object]) -> int:
     except Exception as error:
         if process_count() == 1:
             raise
-        _tell_of_defect(error)
+        _print_internal_error(error)
         return BROKEN
     return 0
 
@@ -269,7 +269,7 @@ def print_error(error: VilmedicError) -> None:
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
 
 
-def _tell_of_defect(error: Exception) -> None:
+def _print_internal_error(error: Exception) -> None:
     """Report an internal error, unless another process has reported the reason."""
     if not first_to_fail():
         return

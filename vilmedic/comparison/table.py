@@ -105,8 +105,10 @@ def compare(
             takes 1,000, or 0 for more than 100 runs.
 
     Raises:
-        ConfigError: a directory is no evaluated run, or the runs cannot be compared.
+        ConfigError: a directory is no evaluated run, the runs cannot be compared, or `number` is 1.
     """
+    if number == 1:
+        raise ConfigError("--bootstrap: given 1, which has no spread; allowed: 0, or integer >= 2.")
     split, runs = read_runs(directories, split)
     problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:

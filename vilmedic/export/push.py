@@ -54,6 +54,7 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
     manifest = read_manifest(folder)
     check_files(folder, manifest, manifest["files"])
     api = HfApi()
+    begun = False
     try:
         url = api.create_repo(name, private=not public, exist_ok=True)
         if not public and not api.model_info(name).private:
@@ -61,6 +62,7 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
                 f"--push: the repository {name} is public, so everybody would see these weights. "
                 "Make it private on its page, name another one, or say --public."
             )
+        begun = True
         api.upload_folder(
             repo_id=name,
             folder_path=folder,
@@ -76,12 +78,12 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             f"--push: {name} cannot be written to. Log in with `hf auth login` as somebody who may."
         ) from error
     except Exception as error:  # of the connection, of the server, of an upload in a thread
-        raise VilmedicError(_failed(name, error)) from error
+        raise VilmedicError(_failed(name, error, begun=begun)) from error
     LOGGER.info("Uploaded: %s (%s)", url, "public" if public else "private")
     return str(url)
 
 
-def _failed(name: str, error: Exception) -> str:
+def _failed(name: str, error: Exception, *, begun: bool) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HfHubHTTPError) and status in (401, 403):
         return (
@@ -90,7 +92,13 @@ def _failed(name: str, error: Exception) -> str:
         )
     cause = error.__cause__ or error
     reason = str(cause).strip().partition("\n")[0].rstrip(".")
+    if not begun:
+        return (
+            f"--push: nothing was uploaded to {name}: the hub cannot be reached "
+            f"({type(cause).__name__}: {reason}). The export itself is complete; the same command "
+            "uploads it later."
+        )
     return (
         f"--push: {name} was not uploaded completely ({type(cause).__name__}: {reason}). The same "
-        "command continues; what the hub has already is not sent again."
+        "command resumes the upload, without sending files again."
     )

@@ -110,6 +110,7 @@ def report_classes(
     bootstrap: int,
     seed: int,
     context: str,
+    logged: set[tuple[str, ...]] | None = None,
 ) -> dict[str, Any]:
     """AUROC and average precision of each class and their means, with 95% intervals.
 
@@ -132,6 +133,8 @@ def report_classes(
         bootstrap: number of resamples.
         seed: seed of the resampling.
         context: what is measured, for the log.
+        logged: lists of excluded classes that are not logged again, such as those of other
+            fractions; receives this one.
 
     Returns:
         `auroc`, `average_precision` (and `accuracy`), each with `<name>_interval`; `classes`
@@ -171,7 +174,9 @@ def report_classes(
                     # Added up as halves, which float64 holds exactly, however classes are blocked.
                     means["accuracy"].add(hit * (samples / seen), hits[:, k])
             report["classes"][name] = entry
-    if excluded:
+    logged = set() if logged is None else logged
+    if excluded and tuple(excluded) not in logged:
+        logged.add(tuple(excluded))
         logger.warning(
             "%s: left out of the means, for lack of positives, negatives or scores: %s.",
             context,

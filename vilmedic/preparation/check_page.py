@@ -267,11 +267,13 @@ def _lengths(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
     longest = max((facts.max_len for facts in splits.values()), default=0)
     if drawn and longest:
         axis.axvline(longest, color="#555555", linestyle="--", linewidth=1)
+        beyond = longest > sum(axis.get_xlim()) / 2  # the label is on the side with more space
         axis.text(
             longest,
             0.98,
-            " tokenizer_max_len",
+            "tokenizer_max_len " if beyond else " tokenizer_max_len",
             va="top",
+            ha="right" if beyond else "left",
             fontsize=8,
             color="#555555",
             transform=axis.get_xaxis_transform(),
@@ -309,7 +311,7 @@ def _duplicates(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
         bars = axis.bar(at, shares, 0.8 / len(known), color=colour, label=name)
         axis.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=8)
     axis.set_xticks([0, 1], ["word for word", "nearly"])
-    axis.set(ylabel="share of the split", ylim=(0, 1))
+    axis.set(ylabel="share of the split", ylim=(0, 1.1))  # space for the labels
     return True
 
 

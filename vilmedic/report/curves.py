@@ -40,6 +40,7 @@ _TITLES = {
     "data_wait": "Share of time waiting for data",
     "memory_gib": "Most memory held, GiB",
 }
+_LOSSES = {"loss": "loss of single steps", "train_loss": "train_loss, mean of the epoch"}
 _LOGARITHMIC = ("grad_norm",)
 _REFERENCE = {"loss_over_ln_batch": 1.0}
 _MATTER = 6  # panels that are drawn large; the page folds the others
@@ -230,7 +231,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     """
     names = list(dict.fromkeys(line.name for line in panel.lines))
     seeds = list(dict.fromkeys(line.seed for line in panel.lines))
-    shown = shorter(names)
+    shown = line_labels(names)
     for line in panel.lines:
         thin = line.thinned()
         style = SEED_STYLES[seeds.index(line.seed) % len(SEED_STYLES)]
@@ -277,6 +278,14 @@ def smoothed(line: Line, share: float = 0.05) -> list[float]:
     ends = np.minimum(np.arange(count) + half + 1, count)
     means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
     return means
+
+
+def line_labels(names: Sequence[str]) -> list[str]:
+    """Return the labels of the lines of a panel; two training losses say what each is of."""
+    both = {"loss", "train_loss"} <= set(names)
+    replaced = _LOSSES if both else {}
+    pairs = zip(names, shorter(names), strict=True)
+    return [replaced.get(name, short) for name, short in pairs]
 
 
 def shorter(names: Sequence[str]) -> list[str]:

@@ -27,9 +27,9 @@ from vilmedic.report.curves import (
     Panel,
     arrange,
     best_steps,
+    line_labels,
     panel_colours,
     read_curves,
-    shorter,
 )
 from vilmedic.report.gallery import read_gallery
 from vilmedic.report.settings import RunSettings, data_of, read_settings, score_of, section
@@ -189,7 +189,7 @@ def packed_panels(panels: Sequence[Panel]) -> str:
     made: list[dict[str, Any]] = []
     for panel in panels:
         names = list(dict.fromkeys(line.name for line in panel.lines))
-        short = dict(zip(names, shorter(names), strict=True))
+        short = dict(zip(names, line_labels(names), strict=True))
         drawn = [
             {**asdict(line.thinned()), "short": short[line.name], "colour": colours[line.name]}
             for line in panel.lines

@@ -126,7 +126,7 @@ class StepWatch:
         self.bars.show(
             **{"loss": f"{loss:.4g}", "lr": f"{settings['lr']:.1e}", "samples/s": f"{rate:.0f}"}
         )
-        self._tell_bad_steps(step, result, group)
+        self._log_bad_steps(step, result, group)
         if not logged:
             return
         if result.taken:
@@ -147,7 +147,7 @@ class StepWatch:
             self.model, features, loss, group.batches[-1], group.parts[-1].total
         )
 
-    def _tell_bad_steps(self, step: int, result: StepResult, group: Group) -> None:
+    def _log_bad_steps(self, step: int, result: StepResult, group: Group) -> None:
         """Tell of steps skipped since the last look; end the run after too many in a row."""
         bad, in_a_row = self.tally.bad_steps()
         what = f"loss {result.loss.item()}, gradient norm {result.grad_norm.item()}"

@@ -356,7 +356,7 @@ def check_validation_batches(model: Any, section: ValidatorSection) -> None:
         )
 
 
-def tell_what_batches_mean(model: Any, section: TrainorSection, batches: int | None = None) -> None:
+def log_batch_facts(model: Any, section: TrainorSection, batches: int | None = None) -> None:
     """Log facts that the configuration does not show: the scope of statistics and negatives.
 
     Args:

@@ -292,7 +292,7 @@ def _shared_start(own: list[Any]) -> Start:
     return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)), moved)
 
 
-def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def log_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Log and return the keys whose values differ, as `key: old -> new`."""
     before, after = dict(flat(saved)), dict(flat(now))
     keys = [key for key in [*before, *after] if key not in UNTOLD]

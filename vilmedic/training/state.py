@@ -254,7 +254,7 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
     if start.state is None or start.path is None:
         return
     LOGGER.info("Continuing %s after step %d", start.path, start.state["progress"]["step"])
-    resume.tell_changes(start.saved, config)
+    resume.log_changes(start.saved, config)
     from vilmedic.checkpoints.adapters import has_adapters
 
     had, has = (has_adapters(one) for one in (start.state["model"], model.state_dict()))

@@ -39,9 +39,9 @@ from vilmedic.training.parallel import (
     check_validation_batches,
     frozen_cache_gib,
     groups,
+    log_batch_facts,
     prepare_network,
     seed_this_process,
-    tell_what_batches_mean,
 )
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
@@ -216,7 +216,7 @@ class Trainor:
         tf32 = uses_tf32(self.device, self.section.tf32)
         if processes.is_main():
             write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
-        tell_what_batches_mean(self.model, self.section, len(self.loader))
+        log_batch_facts(self.model, self.section, len(self.loader))
         LOGGER.info(
             "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s",
             self.run_dir,
