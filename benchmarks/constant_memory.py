@@ -200,7 +200,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def run_child(option: str, *values: object) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, *sys.argv, option, *map(str, values)]
     # Blocks above 64 kB go back to the system at once when they are freed; by default the C
     # library keeps up to 32 MB blocks, and the resident size would show that habit instead.

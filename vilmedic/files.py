@@ -37,7 +37,7 @@ DAMAGE = (
 """Errors that archive readers raise for damaged or unreadable archives; a
 `BadGzipFile` is an `OSError`."""
 MOST_PACKED = 200
-"""Times its size that a compressed archive may unpack to: text packs to a tenth, images not at all,
+"""Largest ratio to which an archive may unpack: text packs to a tenth, images not at all,
 and zeros that are there to fill a disk to a thousandth."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _KINDS = {
@@ -297,7 +297,7 @@ def _is_number(text: str) -> bool:
 
 
 def core_count() -> int:
-    """Cores that this process may use, which may be fewer than the machine has.
+    """Return the number of cores that this process may use.
 
     Its affinity counts, and the share of time that its control group has, as containers set it.
     """

@@ -16,7 +16,7 @@ from vilmedic.manifest import FOLDERS, MANIFEST, check_files, read_manifest
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a repository.
+    """Refuse an invalid repository name.
 
     Raises:
         ConfigError: it is not `user/name`.
@@ -35,11 +35,11 @@ def check_name(name: str) -> None:
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Upload an export, as one commit.
 
-    Files whose content the hub has already are not sent again, so that the same call continues
-    what was interrupted.
+    Files whose content the hub already has are not sent again, so that the same call resumes an
+    interrupted upload.
 
     Args:
-        folder: a whole export.
+        folder: a complete export.
         name: `user/name`; the repository is made when there is none.
         public: let everybody see it.
 
@@ -68,7 +68,7 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             folder_path=folder,
             commit_message="Export of a run",
             allow_patterns=[CARD, "LICENSE*", MANIFEST, *manifest["files"]],
-            # of an earlier export with other parts; what is not of an export stays
+            # left by an earlier export with other parts; other files stay
             delete_patterns=[HEADS, *(f"{part}/*" for part in FOLDERS)],
         )
     except VilmedicError:
@@ -77,7 +77,7 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         raise VilmedicError(
             f"--push: {name} cannot be written to. Log in with `hf auth login` as somebody who may."
         ) from error
-    except Exception as error:  # of the connection, of the server, of an upload in a thread
+    except Exception as error:  # connection, server and upload threads raise many kinds
         raise VilmedicError(_failed(name, error, begun=begun)) from error
     LOGGER.info("Uploaded: %s (%s)", url, "public" if public else "private")
     return str(url)

@@ -1,4 +1,4 @@
-"""Base class of loggers, and the one that is used where none is named: TensorBoard."""
+"""Base class of loggers, and the default one: TensorBoard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run:
 
 
 class Logger(ABC):
-    """A place that numbers go to, besides metrics.jsonl and timing.jsonl.
+    """A destination for numbers, besides metrics.jsonl and timing.jsonl.
 
     The keyword-only constructor is the schema of its options. It opens nothing: a run that does
     not start leaves nothing behind.
@@ -93,7 +93,7 @@ class TensorBoardLogger(Logger):
 
 
 def remembered(run: Run, logger: str) -> Path:
-    """The file in which a logger keeps the identity of a run, to continue it after a resume."""
+    """Return the file with a logger's run id, to continue the run after a resume."""
     return run.run_dir / f"{logger}_{run.seed}.id"
 
 
