@@ -172,7 +172,7 @@ def read_findings(root: str, split: str, file: str) -> list[list[Finding]]:
 
 
 def _point(sample: int, finding: Finding, attention: Tensor, window: Window) -> _Hit:
-    """What the hottest region of a map [h, w] hits; the mean over regions that are equally hot."""
+    """Score the hottest region of a map [h, w], as the mean over equally hot regions."""
     height, width = attention.shape
     left, top, right, bottom = window
     sides, inside = [], []
