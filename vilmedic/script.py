@@ -20,7 +20,7 @@ from vilmedic.errors import INTERRUPTED
 CLONE = Path(__file__).resolve().parent.parent
 PYTHON = (3, 10)
 WIDEST = 100
-"""Columns of help at most."""
+"""Most columns of help."""
 MODULES = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -48,7 +48,7 @@ MODULES = {
     "httpx2": "httpx2",
     "charset-normalizer": "charset_normalizer",
 }
-"""Of each package that pyproject.toml requires, the module that it brings."""
+"""The module of each package that pyproject.toml requires."""
 
 
 def run(main: Callable[[], int]) -> NoReturn:

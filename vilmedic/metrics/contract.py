@@ -19,8 +19,8 @@ class Metric(ABC):
 
     numbers: ClassVar[Declared]
     """Every number of the metric, where `*` stands for any text in a name, with the better
-    direction: `higher`, `lower` or `neither` (such as a count). A literal, as it is read without importing the
-    metric; only declared numbers can be `trainor.early_stop_metric`."""
+    direction: `higher`, `lower` or `neither` (such as a count). A literal, as it is read without
+    importing the metric; only declared numbers can be `trainor.early_stop_metric`."""
 
     def options(self) -> dict[str, Any]:
         """Every option and its value, defaults included, for the results file."""

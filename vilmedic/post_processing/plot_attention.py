@@ -199,7 +199,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
     FigureCanvasAgg(figure)
 
     def place(left: float, top: float, wide: float, high: float) -> Any:
-        """Axes by inches from the upper left corner."""
+        """Return axes at a position in inches from the upper left corner."""
         box = (left / across, 1 - (top + high) / inches, wide / across, high / inches)
         axes = figure.add_axes(box)
         axes.set_axis_off()
@@ -286,7 +286,7 @@ def _shrink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def arranged(words: int, aspect: float, height: float) -> tuple[int, float]:
-    """How heat maps fill their width: as large as they can be at the height of the X-ray.
+    """Layout of heat maps: as large as possible at the height of the X-ray.
 
     Args:
         words: how many there are.

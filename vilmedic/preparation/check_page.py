@@ -63,7 +63,7 @@ def as_values(findings: Findings) -> dict[str, Any]:
 
 
 def as_lists(findings: Findings) -> str:
-    """All that the messages list the first of, a line each below its heading."""
+    """Return the complete lists behind the messages, one item per line below its heading."""
     return "\n".join(
         "\n".join([name, *(f"  {item}" for item in items), ""])
         for name, items in findings.named.items()
@@ -71,7 +71,7 @@ def as_lists(findings: Findings) -> str:
 
 
 def as_table(findings: Findings) -> str:
-    """The figures in lines of text, a column a split."""
+    """Return the figures as a text table with a column per split."""
     columns = {name: _flat(_figures(facts)) for name, facts in findings.splits.items()}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [["", *columns]]

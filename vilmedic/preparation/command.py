@@ -61,18 +61,18 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
 
 
 def add_section(parser: argparse.ArgumentParser, default: str = "both") -> None:
-    """The option that says which text of a report is taken."""
+    """Add the option for the text of a report."""
     parser.add_argument(
         "--section",
         choices=list(REPORT_FILES),
         default=default,
-        help="which text: both goes to <split>.report.tok (impression first), findings and "
+        help="text: both goes to <split>.report.tok (impression first), findings and "
         "impression to files of their names",
     )
 
 
 def add_line(parser: argparse.ArgumentParser) -> None:
-    """The option that says what a line is."""
+    """Add the option for the content of a line."""
     parser.add_argument(
         "--line",
         choices=["study", "image"],
@@ -82,7 +82,7 @@ def add_line(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> None:
-    """The options of a random split."""
+    """Add the options of a random split."""
     parser.add_argument(
         "--split",
         type=shares,
@@ -94,7 +94,7 @@ def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> 
 
 
 def add_missing(parser: argparse.ArgumentParser) -> None:
-    """The option that says which texts of a table stand for a missing value."""
+    """Add the option for texts of a table that mark a missing value."""
     parser.add_argument(
         "--missing",
         type=name_list,
@@ -105,7 +105,7 @@ def add_missing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """The number of processes; what is built does not depend on it."""
+    """Add the option for the number of processes; the result does not depend on it."""
     parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
 
 
@@ -125,7 +125,7 @@ def name_list(text: str) -> tuple[str, ...]:
 def guarded(script: str, call: Callable[[], int]) -> int:
     """Run a command; an error that the user can fix is printed and gives the exit code 2.
 
-    So is one of the disk, as that it is full or that a folder cannot be made.
+    So do errors of the disk, such as a full disk or a folder that cannot be made.
     """
     try:
         return call()
@@ -142,11 +142,11 @@ def guarded(script: str, call: Callable[[], int]) -> int:
 
 @dataclass(frozen=True)
 class Next:
-    """The command that uses a folder that was built.
+    """The command that uses the built folder.
 
     Args:
-        config: the configuration written for it; None takes one that suits what the folder holds.
-        reads: the folder that this configuration reads, unless told otherwise.
+        config: the configuration written for it; None takes one that suits the folder's contents.
+        reads: the folder that this configuration reads by default.
         images: the folder of images that the builder was given.
         evaluates: whether the configuration is for an evaluation.
     """
@@ -161,7 +161,7 @@ class Next:
 
         Args:
             root: the folder.
-            report_file: what its files of reports are called behind the split.
+            report_file: name of its report files after the split.
         """
         split = "test" if self.evaluates else "train"
         reports = (root / f"{split}.{report_file}").is_file()
@@ -195,7 +195,7 @@ class Next:
 
 
 def _lines(words: Sequence[str]) -> str:
-    """A command on lines of at most 100 columns that a shell reads as one."""
+    """Wrap a command at 100 columns with backslashes."""
     lines = [""]
     for word in words:
         quoted = word if word == "name=<run>" else shlex.quote(word)
@@ -215,7 +215,7 @@ def make(
     then: Next,
     report_file: str = "report.tok",
 ) -> None:
-    """Build a folder unless it is there; print what was kept and left out, and what to run next."""
+    """Build a folder unless it exists; print kept and left-out samples and the next command."""
     started = time.monotonic()
     if is_built(root, origin, force=force):
         print(f"{root}: the same build is there already, nothing to do")
@@ -286,7 +286,7 @@ def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[str]]) -> list[str]:
-    """Those of some images that are in a folder; all of them without one.
+    """Return those of some images that are in a folder; all without a folder.
 
     Args:
         images: paths relative to the folder.

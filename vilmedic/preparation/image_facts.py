@@ -1,7 +1,7 @@
 """Image statistics and problems of a split, found by decoding its images.
 
-Images that can be decoded may still be hardly what they should be: near-black, torn or negatives,
-which their pixels show.
+Images that can be decoded may still be wrong: near-black, torn or negatives, which their pixels
+show.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BULK = 0.95
 _STRAY = 1000  # one pixel in so many may be hot
 _FLAT = 4  # times that the range shrinks without them
 _GRID = 16  # cells a side of a thumbnail
-_FEWEST = 8  # images that tell what the set is like
+_FEWEST = 8  # images needed to know what the set looks like
 _ALIKE, _OPPOSITE = 0.35, -0.5  # correlation of the usual image, and of a negative, with the set
 _SIDE = 512  # rows and columns that are looked at for tears
 _JUMP = 5  # times the usual difference of neighbouring rows
@@ -277,7 +277,7 @@ def _look(source: ImageSource, line: int, number: int, *, sample: bool) -> _Look
         )
     except VilmedicError as error:
         return _Look(reason=str(error))
-    except Exception as error:  # one file must not end the check of all others
+    except Exception as error:  # one file must not stop the check of the others
         return _Look(reason=f"{name} cannot be read: {error or type(error).__name__}")
 
 

@@ -241,7 +241,7 @@ def _results(
 def _resize(
     job: tuple[Path, Path], *, short_side: int, quality: int, max_pixels: int, since: int
 ) -> tuple[str, str]:
-    """What became of an image: present, unreadable with the reason, or written with notes on it."""
+    """Result for an image: present, unreadable with the reason, or written with notes."""
     source, target = job
     notes: list[str] = []
     try:

@@ -251,7 +251,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         axis.axvline(step, color=BEST, linestyle=style, linewidth=0.8, alpha=0.7)
     values = [value for line in panel.lines for value in line.values]
     low, high = min(values), max(values)
-    if high - low <= 1e-6 * abs(high):  # a constant, which the axis would enlarge to its rounding
+    if high - low <= 1e-6 * abs(high):  # a constant: autoscaling would show its rounding
         margin = 0.1 * abs(high) or 1.0
         axis.set_ylim(low - margin, high + margin)
     elif panel.logarithmic and low > 0:
@@ -270,7 +270,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
 
 
 def smoothed(line: Line, share: float = 0.05) -> list[float]:
-    """The mean of a window of a share of the points around each point."""
+    """Moving average over a window that is a share of the points."""
     half = max(1, round(len(line.values) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(line.values)])
     count = len(line.values)
@@ -289,7 +289,7 @@ def line_labels(names: Sequence[str]) -> list[str]:
 
 
 def shorter(names: Sequence[str]) -> list[str]:
-    """Names without the words that all of them begin with."""
+    """Remove the common first words of names."""
     if len(names) < 2:
         return list(names)
     parts = [name.split("_") for name in names]

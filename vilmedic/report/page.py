@@ -151,7 +151,7 @@ def _explorers(run_dir: Path, left_out: LeftOut) -> list[dict[str, Any]]:
 
 
 def _read_explorer(packed: bytes) -> dict[str, Any]:
-    """Read the data of an explorer; refuses what the page's script would stumble over.
+    """Read the data of an explorer; refuses data that would break the page's script.
 
     Raises:
         Exception: of any kind; it is damaged.

@@ -87,10 +87,10 @@ class MetricsLog:
             self._guarded(one, one[1].close)
 
     def flush(self) -> None:
-        """Bring every line to the disk.
+        """Flush all lines to the disk.
 
         Raises:
-            OSError: the disk does not take them; they are kept and tried again with the next.
+            OSError: they cannot be written; they are kept and written with the next ones.
         """
         for name, path in self._paths.items():
             with shared(self._lock):
@@ -139,7 +139,7 @@ class MetricsLog:
 
 
 class NoLog:
-    """Takes the numbers of a run and forgets them."""
+    """No-op metrics log for non-main processes."""
 
     lines = 0
 
@@ -156,7 +156,7 @@ class NoLog:
         """Nothing waits."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:

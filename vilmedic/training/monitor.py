@@ -35,7 +35,7 @@ SKIPPED = 3
 
 
 class StepWatch:
-    """Looks at every step, and at its numbers where waiting for the device is accepted.
+    """Watches every step, and reads its numbers where synchronising with the device is acceptable.
 
     That is every step on a CPU, and the steps that are logged on a GPU.
 
@@ -69,13 +69,13 @@ class StepWatch:
         self._bad_logged, _ = tally.bad_steps()
 
     def start_epoch(self, epoch: int, steps: int, done: int) -> None:
-        """Open the progress bar of an epoch of `steps` steps, of which some were done before."""
+        """Open the progress bar of an epoch of `steps` steps, some of which may be done."""
         self._epoch = epoch
         self.bars.start_epoch(epoch, steps, done)
         self.throughput.restart()
 
     def waiting_for(self, groups: Iterable[T]) -> Iterator[T]:
-        """Pass on what is trained on and time how long it is waited for."""
+        """Yield batch groups and measure the waiting time."""
         return self.throughput.waiting_for(groups)
 
     @contextmanager
@@ -89,7 +89,7 @@ class StepWatch:
             yield
 
     def end_epoch(self) -> None:
-        """Close the progress bar and say which samples were left out."""
+        """Close the progress bar and log the samples left out."""
         self.bars.end_epoch()
         for skipped in processes.gather(self.data.skipped):
             self.data.skip(skipped)
@@ -106,7 +106,7 @@ class StepWatch:
         settings: dict[str, float],
         group: Group,
     ) -> None:
-        """Look at a step.
+        """Process a step.
 
         Args:
             step: its number, from 1.
@@ -148,7 +148,7 @@ class StepWatch:
         )
 
     def _log_bad_steps(self, step: int, result: StepResult, group: Group) -> None:
-        """Tell of steps skipped since the last look; end the run after too many in a row."""
+        """Log newly skipped steps; end the run after too many in a row."""
         bad, in_a_row = self.tally.bad_steps()
         what = f"loss {result.loss.item()}, gradient norm {result.grad_norm.item()}"
         if bad > self._bad_logged:
@@ -277,7 +277,7 @@ class Throughput:
         self._since = time.perf_counter()
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass on batches and time how long each is waited for."""
+        """Yield batches and measure the waiting time for each."""
         iterator = iter(batches)
         while True:
             self._waits.begin()
