@@ -170,7 +170,7 @@ def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
-def test_a_fault_is_told_before_anything_heavy_is_imported(script: str) -> None:
+def test_a_fault_is_reported_before_anything_heavy_is_imported(script: str) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['bin/{script}', '{CONFIG}', 'trainor.batchsize=3']\n"

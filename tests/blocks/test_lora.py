@@ -218,7 +218,7 @@ def test_a_model_without_adapters_is_filled_with_merged_weights(tmp_path: Path) 
         ),
     ],
 )
-def test_damaged_adapters_are_told(damage: Callable[[dict[str, Any]], Any]) -> None:
+def test_damaged_adapters_are_reported(damage: Callable[[dict[str, Any]], Any]) -> None:
     state = stored(tiny_encoder(lora=LoRA(rank=2)), "encoder", {"rank": 2})
     damage(state)
     with pytest.raises(CheckpointError, match=r"a\.pth: is damaged: .*adapters"):

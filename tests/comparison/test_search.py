@@ -151,7 +151,7 @@ def test_what_is_no_score_is_none(tmp_path: Path, text: str) -> None:
         assert one.best() == ""
 
 
-def test_the_same_again_does_nothing_and_more_trials_go_on(tmp_path: Path) -> None:
+def test_the_same_again_does_nothing_and_more_trials_continue(tmp_path: Path) -> None:
     search(tmp_path, trials=3)
     told: list[str] = []
     search(tmp_path, trials=3, report=told.append)

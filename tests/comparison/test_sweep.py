@@ -139,7 +139,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path, step: str) -> None:
     assert results(tmp_path)["run0"] == ["0\n1\n2\n3\n4\n5\n", "6"]
 
 
-def test_a_killed_sweep_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_to_the_same_end(tmp_path: Path) -> None:
     """Killed at any moment, by the system or by a signal that it can answer."""
     generator = random.Random(0)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -224,7 +224,7 @@ def test_on_a_cpu_the_processes_share_the_cores(
     assert (tmp_path / "run0" / LOG).read_text() == "train on  threads 4\n"
 
 
-def test_a_run_with_a_device_of_its_own_is_given_none(
+def test_a_run_with_its_own_device_is_given_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")

@@ -102,7 +102,7 @@ def test_pixels_and_reports_are_needed_either_way(training: bool) -> None:
     ]
 
 
-def test_a_data_set_of_a_plugin_may_have_parts_of_its_own(project: Project) -> None:
+def test_a_data_set_of_a_plugin_may_have_its_own_parts(project: Project) -> None:
     text = (
         f"plugins: [{project.package}.parts]\ndataset: {{proto: Lines, root: x}}\nmodel:\n"
         "  proto: SimCLR\n  cnn: {backbone: resnet18}\n  loss: {tau: 0.5}\n"
@@ -182,7 +182,7 @@ def test_the_direction_of_a_name(score: str, better: str | None) -> None:
     assert known_better(score) == better
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_distinguished() -> None:
     assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
     scores = read_scores(["validate", "test"], ["knn", "knn"], ema=True)
     assert scores.better("ema_test_knn_2_auroc") == "higher"

@@ -238,7 +238,7 @@ def test_null_in_a_file_empties_a_section(project: Project) -> None:
     assert project.load("trainor.lr_decay_params=null", path="d.yml").trainor.lr_decay_params == {}
 
 
-def test_what_a_section_given_whole_leaves_out_is_told(project: Project) -> None:
+def test_what_a_section_given_whole_leaves_out_is_reported(project: Project) -> None:
     project.write("c.yml", SECTIONS)
     config = project.load("validator.metrics={counting: {of: y}}", path="c.yml")
     assert config.notes == (
@@ -440,7 +440,7 @@ def test_a_nested_class_gets_what_the_object_around_it_gets(project: Project) ->
     assert build(MODELS, config.model, spec=3).given["loss"].spec == 3
 
 
-def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_is_checked_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
     section = Checker.section
 
@@ -461,7 +461,7 @@ def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.Mo
     assert sorted(checked) == sorted(set(checked))
 
 
-def test_a_node_that_was_changed_is_judged_again(project: Project) -> None:
+def test_a_node_that_was_changed_is_checked_again(project: Project) -> None:
     node = project.load().model
     node["sides"] = "x"
     assert "model.sides" in refused(MODELS, node, spec=None)

@@ -49,7 +49,7 @@ def test_others_may_read_every_file(made: Path) -> None:
     assert len(set(modes.values())) == 1, modes
 
 
-def test_pixels_are_told_in_the_terms_of_transformers(made: Path) -> None:
+def test_pixels_are_described_in_the_terms_of_transformers(made: Path) -> None:
     said = json.loads((made / "out/preprocessor_config.json").read_text())
     assert said["size"] == {"shortest_edge": 40}
     assert said["crop_size"] == {"height": 32, "width": 32}
@@ -85,7 +85,7 @@ def test_another_export_is_replaced_on_request_only(
     assert torch.equal(again.embed_images(image), expected.embed_images(image))
 
 
-def test_damage_is_mended_on_request(made: Path, out: Path) -> None:
+def test_damage_is_fixed_on_request(made: Path, out: Path) -> None:
     model = load(made / "run", device="cpu")
     (out / "heads.safetensors").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"is damaged.*Write it again with --force"):

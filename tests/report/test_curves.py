@@ -119,7 +119,7 @@ def test_smoothing_is_the_mean_of_a_window() -> None:
     assert np.allclose(smoothed(line), expected)
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
     assert draw(tmp_path) is None
     write_curves(tmp_path, seed=1, steps=200)
     write_curves(tmp_path, seed=2)

@@ -344,7 +344,7 @@ def test_a_rate_that_is_left_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("warmup", [4, 0.25])
-def test_warmup_and_cosine_go_on_exactly(warmup: float) -> None:
+def test_warmup_and_cosine_resume_exactly(warmup: float) -> None:
     keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
     optimizer, schedule = make(total_steps=16, **keys)
     for stop in (2, 7):
@@ -452,7 +452,7 @@ def test_a_schedule_scales_all_groups() -> None:
         assert own["cnn"] == pytest.approx(own["the rest"] / 10, rel=1e-12)
 
 
-def test_groups_go_on_bit_by_bit_and_keep_their_own_decay() -> None:
+def test_groups_resume_bit_by_bit_and_keep_their_own_decay() -> None:
     groups = {"cnn": {"lr": 0.05, "weight_decay": 0.1}}
     model, optimizer, section = grouped(groups)
     set_gradients(model, 0.1)

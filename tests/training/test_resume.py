@@ -109,7 +109,7 @@ def test_kept_states_count_as_a_run(tmp_path: Path) -> None:
         find_start(config(tmp_path, None, seed=4))
 
 
-def test_changes_are_told_by_their_keys(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_reported_by_their_keys(caplog: pytest.LogCaptureFixture) -> None:
     saved = {"name": "a", "trainor": {"epochs": 1, "optim_params": {"lr": 0.1}, "seed": 3}, "x": []}
     now = {"name": "b", "trainor": {"epochs": 2, "optim_params": {}, "ema": 0.9}, "x": []}
     assert log_changes(saved, now) == [

@@ -25,13 +25,13 @@ def told(caplog: pytest.LogCaptureFixture, model: object, **keys: int) -> str:
     return caplog.text
 
 
-def test_chunk_statistics_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_chunk_statistics_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     text = told(caplog, tiny_convirt(forward_batch_size=4), batch_size=16)
     assert "chunks of at most 4 samples, the loss all 16" in text
     assert "trainor.activation_checkpointing=true" in text
 
 
-def test_nothing_is_told_without_cause(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_reported_without_cause(caplog: pytest.LogCaptureFixture) -> None:
     assert told(caplog, tiny_convirt(forward_batch_size=16), batch_size=16) == ""
     frozen = tiny_convirt(forward_batch_size=4)
     frozen.cnn.freeze = True
@@ -73,7 +73,7 @@ def test_validation_batches_of_one_have_no_contrastive_loss() -> None:
     check_validation_batches(ToyAutoencoder(), ValidatorSection(batch_size=1))
 
 
-def test_settings_that_this_run_cannot_use_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_that_this_run_cannot_use_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     text = told(caplog, tiny_convirt(forward_batch_size=17), batch_size=16)
     assert "model.forward_batch_size=17 has no effect in training: a batch has 16" in text
     assert "trainor.sync_bn has no effect" in told(caplog, ToyAutoencoder(), sync_bn=True)
