@@ -84,6 +84,10 @@ class Model(nn.Module, ABC):
     """What may stand before the names of all weights in files of older formats, if anything."""
     further_parts: ClassVar[tuple[str, ...]] = ()
     """Parts with weights that the constructor makes by itself, for `trainor.optim_groups`."""
+    own_rates: ClassVar[tuple[str, ...]] = ()
+    """Arguments by which `learning_rates` is asked for, in place of `trainor.optim_groups`."""
+    reads_tokens: bool = False
+    """Whether it reads the tokens of reports even where a batch has `report_features` of them."""
     varying: ClassVar[bool] = False
     """Whether one step uses weights that another does not, such as layers left out at random.
 
