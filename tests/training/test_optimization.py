@@ -18,6 +18,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.training.optimization import (
     AveragedWeights,
     Schedule,
+    common_rate,
     described_groups,
     make_optimizer,
     move_towards,
@@ -434,6 +435,32 @@ def test_a_schedule_scales_all_groups() -> None:
         schedule.after_step()
         own = {group["group"]: group["lr"] for group in optimizer.param_groups}
         assert own["cnn"] == pytest.approx(own["the rest"] / 10, rel=1e-12)
+
+
+@pytest.mark.parametrize("lr_decay", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
+def test_no_rate_rises_to_the_lowest_one(lr_decay: str) -> None:
+    options: dict[str, Any] = {"T_0": 9} if lr_decay.endswith("Restarts") else {}
+    for lowest, fits in ((0.05, True), (0.06, False)):
+        keys: dict[str, Any] = {"lr_decay": lr_decay}
+        keys["lr_decay_params"] = {**options, "eta_min": lowest}
+        _, optimizer, section = grouped({"cnn": {"lr": 0.05}}, **keys)
+        if fits:
+            Schedule(optimizer, section, 20, better="lower")
+            continue
+        problem = r"eta_min .*: given 0\.06, to which the rate of cnn, 0\.05, would rise\. Allowed:"
+        with pytest.raises(ConfigError, match=problem):
+            Schedule(optimizer, section, 20, better="lower")
+
+
+def test_the_rate_that_is_logged_is_that_of_weights_without_one_of_their_own() -> None:
+    keys: dict[str, Any] = {"lr_decay": "WarmupCosineLR"}
+    for groups in ({"cnn": {"lr": 0.05}}, {"*": {"lr": 0.05}}):
+        _, optimizer, section = grouped(groups, **keys)
+        schedule = Schedule(optimizer, section, 20, better="lower")
+        for _ in range(2):
+            optimizer.step()
+            schedule.after_step()
+        assert common_rate(optimizer) == pytest.approx(0.5, rel=1e-12)  # the end of the warm-up
 
 
 def test_groups_go_on_bit_by_bit_and_keep_their_own_decay() -> None:

@@ -117,6 +117,13 @@ def parameter_groups(
     return list(found.values())
 
 
+def common_rate(optimizer: Optimizer) -> float:
+    """What a schedule has made of `trainor.optim_params.lr`, whichever rates the groups have."""
+    groups = optimizer.param_groups
+    whole = [group["lr"] for group in groups if group.get(SCALE, 1.0) == 1.0]
+    return float(whole[0] if whole else groups[0]["lr"] / groups[0][SCALE])
+
+
 def described_groups(optimizer: Optimizer) -> Iterator[str]:
     """A line for each entry of `trainor.optim_groups`, and for the rest: weights and rates."""
     named: dict[str, list[dict[str, Any]]] = {}
@@ -310,6 +317,19 @@ class Schedule:
             ) from error
         if self._name not in PER_EPOCH:
             self._check_length(total_steps)
+        if set(scales) != {1.0} and (lowest := getattr(self._scheduler, "eta_min", 0.0)):
+            self._check_lowest(lowest, optimizer.param_groups)
+
+    def _check_lowest(self, lowest: float, groups: list[dict[str, Any]]) -> None:
+        """Refuse a lowest rate above the rate of a group, which would rise to it."""
+        rates = [float(rate) for rate in self._scheduler.base_lrs]
+        for group, rate in zip(groups, rates, strict=True):
+            if rate < lowest:
+                raise ConfigError(
+                    f"trainor.lr_decay_params.eta_min ({self._name}): given {lowest:g}, to which "
+                    f"the rate of {group.get(GROUP, 'a part of the model')}, {rate:g}, would rise. "
+                    f"Allowed: at most {min(rates):g}, the lowest rate of a group."
+                )
 
     def _check_length(self, steps: int) -> None:
         """Refuse a schedule that ends, or comes to a learning rate of zero, within the run."""

@@ -26,7 +26,7 @@ from vilmedic.loggers.contract import Run
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
-from vilmedic.training.optimization import described_groups, make_optimizer
+from vilmedic.training.optimization import common_rate, described_groups, make_optimizer
 from vilmedic.training.parallel import (
     Group,
     check_batch_size,
@@ -334,7 +334,7 @@ class Trainor:
         """Take a step, and do what is due after it."""
         state, progress = self.state, self.state.progress
         stop, due = group.signals
-        lr = state.optimizer.param_groups[0]["lr"]
+        lr = common_rate(state.optimizer)
         scheduled = self.model.schedule(progress.step + 1)
         with self.watch.observing(progress.step + 1):
             result = self.step(group.batches, group.parts)
