@@ -110,6 +110,25 @@ def test_images_are_read_once_for_all_epochs(
     assert kinds == {"train_image", "train_report", "validate_image", "validate_report"}
 
 
+def test_numbers_of_reports_are_those_of_their_tokens(
+    run_here: Run, convirt: list[str], tmp_path: Path
+) -> None:
+    """Equal reports count as positives, and as repeated ones, without being tokenized again."""
+    words = [*convirt, "model.encoder.freeze=true", "model.targets=same_text", "trainor.epochs=2"]
+    numbers = []
+    for name, gib in (("kept", 1), ("plain", 0)):
+        more = [f"name={name}", f"trainor.frozen_cache_gib={gib}"]
+        run_here("bin/train.py", *words, f"ckpt_dir={tmp_path}", *more)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        numbers.append([json.loads(line) for line in lines])
+    kept, plain = numbers
+    shares = [one["duplicate_reports"] for one in plain if "duplicate_reports" in one]
+    assert shares == [one["duplicate_reports"] for one in kept if "duplicate_reports" in one]
+    assert max(shares) > 0
+    for one, other in zip(kept, plain, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
 def test_an_interrupted_run_resumes_exactly(
     run_here: Run, convirt: list[str], tmp_path: Path
 ) -> None:

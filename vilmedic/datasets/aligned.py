@@ -37,6 +37,8 @@ SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a token
 IMAGE_TOKENS = "image_tokens"  # of a frozen VAE, int64 [B, N]
 IMAGE_FEATURES, REPORT_FEATURES = "image_features", "report_features"
 """What a frozen encoder made of images and of reports, [B, F], in a batch that has it already."""
+TOKEN_HASH = "token_hash"
+"""Key of a batch without tokens: a number for those of each report, int64 [B]."""
 REPORT_HASH = "report_hash"
 """Key of a batch: a number for each report, int64 [B], the same for equal ones only."""
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
@@ -317,6 +319,13 @@ class AlignedPart(AlignedDataset):
             folder: where may be kept what makes this faster the next time.
         """
         raise NotImplementedError
+
+    def leave_out_tokens(self, lines: NDArray[np.int64]) -> None:
+        """Give `rows` alone of reports, for a model that reads nothing else of them.
+
+        Args:
+            lines: numbers of the lines that are asked for, in order.
+        """
 
     def finish(self, batch: Batch) -> Batch:
         """What this part does to a batch on the device."""

@@ -26,6 +26,7 @@ from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import (
     REPORT_FEATURES,
     REPORT_HASH,
+    TOKEN_HASH,
     AlignedPart,
     Batch,
     Sample,
@@ -110,6 +111,7 @@ class TextDataset(AlignedPart):
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         self.hashes = False
+        self._known: KnownReports | None = None  # in place of tokens
         self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.shuffle_sentences = shuffle_sentences and training
@@ -153,13 +155,13 @@ class TextDataset(AlignedPart):
     def read(self, line: int, epoch: int) -> Sample:
         """The tokens of a line's report, as it is in that epoch, and whether they were cut.
 
-        With `rows` also what was made of the report.
+        With `rows` also what was made of the report, or that and its hashes alone.
         """
+        kept = {} if self.rows is None else {self.rows[0]: self.rows[1](line)}
+        if self._known is not None:
+            return kept | self._known.of(line)
         text = self._drawn(line, epoch) if self.random else self.cleaned[line]
-        sample = self.reports.tokens(text)
-        if self.rows is not None:
-            name, row = self.rows
-            sample[name] = row(line)
+        sample = self.reports.tokens(text) | kept
         if self.hashes:
             # In another order of its sentences a report is still the same.
             reordered = self.shuffle_sentences and not self.sample_sentence
@@ -171,15 +173,23 @@ class TextDataset(AlignedPart):
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
 
         With `hashes` also `report_hash`, int64 [B]: that of the text that the model reads, cleaned
-        and cut to `tokenizer_max_len`. With `rows` also these, [B, F].
+        and cut to `tokenizer_max_len`. With `rows` also these, [B, F]; without tokens `token_hash`
+        in their place, int64 [B].
         """
-        batch = self.reports.pad(samples)
+        if self._known is None:
+            batch = self.reports.pad(samples)
+        else:
+            batch = {TOKEN_HASH: torch.tensor([sample["tokens"] for sample in samples])}
         if self.hashes:
             batch[REPORT_HASH] = torch.tensor([sample["hash"] for sample in samples])
         if self.rows is not None:
             name, _ = self.rows
             batch[name] = torch.stack([sample[name] for sample in samples])
         return batch
+
+    def leave_out_tokens(self, lines: NDArray[np.int64]) -> None:
+        """Give features, and hashes by which equal reports are found, without tokens."""
+        self._known = KnownReports(self.reports, self.cleaned, lines)
 
     @property
     def fixed(self) -> bool:
@@ -358,9 +368,45 @@ class ReportTokens:
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
 
 
+class KnownReports:
+    """What is left of reports whose tokens nobody reads, 17 bytes each.
+
+    Args:
+        reports: makes their tokens, here for the last time.
+        cleaned: the cleaned report of each line.
+        lines: numbers of the lines, in order.
+    """
+
+    def __init__(
+        self, reports: ReportTokens, cleaned: Sequence[str], lines: NDArray[np.int64]
+    ) -> None:
+        self._lines = lines
+        self._tokens, self._texts = np.empty(len(lines), np.int64), np.empty(len(lines), np.int64)
+        self._cut = np.empty(len(lines), np.bool_)
+        for place, line in enumerate(lines.tolist()):
+            text = cleaned[line]
+            sample = reports.tokens(text)
+            self._tokens[place] = _hash(np.array(sample["ids"], np.int64).tobytes())
+            self._texts[place] = text_hash(text[: sample["end"]])
+            self._cut[place] = sample["truncated"]
+
+    def of(self, line: int) -> Sample:
+        """Hashes of a line's `tokens` and of its text (`hash`), and whether it was `truncated`."""
+        place = np.searchsorted(self._lines, line)
+        return {
+            "tokens": int(self._tokens[place]),
+            "hash": int(self._texts[place]),
+            "truncated": bool(self._cut[place]),
+        }
+
+
 def text_hash(text: str) -> int:
     """A number of 64 bits that is the same for a text in every process and on every machine."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return _hash(text.encode())
+
+
+def _hash(content: bytes) -> int:
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

@@ -170,6 +170,7 @@ class ContrastiveModel(Model):
         super().__init__()
         self.forward_batch_size = forward_batch_size
         self.targets = targets
+        self.reads_tokens = targets is not None and targets.needs == "input_ids"
         self.observer: Callable[[Features], None] | None = None  # is shown what is contrasted
 
     @abstractmethod
