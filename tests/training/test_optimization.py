@@ -510,6 +510,17 @@ def test_average_of_a_sequence() -> None:
         torch.testing.assert_close(tensor, torch.full_like(tensor, wanted))
 
 
+def test_averages_of_frozen_weights_are_told_from_those_of_weights_trained_before() -> None:
+    model = Tied()
+    model.norm.requires_grad_(False)
+    average = AveragedWeights(model, 0.5)
+    set_all(model.one, 4.0)
+    average.update(1, TAKEN)
+    assert average.has_frozen_weights()
+    set_all(model.norm, 4.0)
+    assert not average.has_frozen_weights()
+
+
 def test_skipped_step_moves_nothing() -> None:
     model = Tied()
     average = AveragedWeights(model, 0.5)

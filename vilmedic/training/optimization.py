@@ -503,6 +503,17 @@ class AveragedWeights:
         state = self._model.state_dict(keep_vars=True)
         return {name: self._average[first[id(value)]] for name, value in state.items()}
 
+    def has_frozen_weights(self) -> bool:
+        """Whether the averages of weights that are not trained are these weights.
+
+        Those of a run that trained them before come close to them only in time.
+        """
+        return all(
+            torch.equal(local(self._average[name]), local(value.detach()))
+            for name, value in self._tensors().items()
+            if isinstance(value, nn.Parameter) and not value.requires_grad
+        )
+
     def buffers(self) -> list[Tensor]:
         """The averages of what is no weight, such as running statistics."""
         return [

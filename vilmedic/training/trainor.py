@@ -147,6 +147,8 @@ class Trainor:
         self.started_at = self.state.progress.step
         seed_this_process(self.seed)
         self.state.restore(start)
+        if self.state.ema is not None and not self.state.ema.has_frozen_weights():
+            self.validator.compute_features()
         self.log: MetricsLog | NoLog = NoLog()  # until the run starts
         self.saver = Saver(
             self.run_dir,
