@@ -65,7 +65,7 @@ class Validator:
             self._splits.dataset(split)
 
     def compute_features(self) -> None:
-        """Keep no features of frozen encoders, as several networks with other weights are scored."""
+        """Keep no features of frozen encoders: networks with other weights are scored as well."""
         self._splits.frozen_gib = 0.0
 
     def check(self, model: nn.Module) -> None:
