@@ -274,7 +274,7 @@ def test_reports_are_read_once_and_still_told_apart(
     for one in (plain, data):
         next(part for part in one.parts if isinstance(part, TextDataset)).hashes = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ReportTokens, "tokens", raising(AssertionError("tokenized again")))
+        patch.setattr(ReportTokens, "tokens_of", raising(AssertionError("tokenized again")))
         samples = [data[number] for number in range(8)]
         batch = data.collate(samples)
     expected = plain.collate([plain[number] for number in range(8)])
