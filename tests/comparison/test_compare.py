@@ -72,6 +72,11 @@ def test_it_is_told_where_differences_are_between_seeds_alone(grid: list[Path]) 
     assert told(ours).startswith("differences: paired on the same samples; ")
 
 
+def test_one_resample_is_refused(grid: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="--bootstrap: given 1, which has no spread; allowed: 0"):
+        compare(grid, number=1)
+
+
 def test_the_lower_loss_is_the_better(grid: list[Path]) -> None:
     found = compare([grid[2], grid[3]], number=0)
     assert column(found, "loss").best == 1

@@ -441,12 +441,12 @@ def test_a_nested_class_gets_what_the_object_around_it_gets(project: Project) ->
 
 
 def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[str] = []
+    checked: list[str] = []
     section = Checker.section
 
     def counted(self: Checker, read: Any, given: Any, path: Any, **options: Any) -> Any:
         if not self.trying:
-            judged.append(".".join(map(str, path)))
+            checked.append(".".join(map(str, path)))
         return section(self, read, given, path, **options)
 
     monkeypatch.setattr(Checker, "section", counted)
@@ -456,9 +456,9 @@ def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.Mo
         build(DATASETS, config.dataset, split="train")
         build(MODELS, config.model, spec=None)
         build_calls(METRICS, config.calls("validator", "metrics"))
-    assert {"dataset", "model", "model.net", "model.parts.1"} < set(judged)
-    assert "validator.metrics.counting" in judged
-    assert sorted(judged) == sorted(set(judged))
+    assert {"dataset", "model", "model.net", "model.parts.1"} < set(checked)
+    assert "validator.metrics.counting" in checked
+    assert sorted(checked) == sorted(set(checked))
 
 
 def test_a_node_that_was_changed_is_judged_again(project: Project) -> None:

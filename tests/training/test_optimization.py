@@ -89,9 +89,25 @@ def test_refused_options_name_their_section() -> None:
 
 
 def test_a_run_too_short_for_its_schedule_is_refused() -> None:
-    options = {"max_lr": 1.0, "pct_start": 0.05, "total_steps": 20}
+    options = {"max_lr": 1.0, "pct_start": 1.0, "total_steps": 1}
     with pytest.raises(ConfigError, match=r"\(OneCycleLR\): the run has \d+ steps, too few"):
         make(lr_decay="OneCycleLR", lr_decay_params=options)
+
+
+def test_one_cycle_takes_a_run_of_exactly_one_warmup_step() -> None:
+    found = []
+    for share in (0.1, 0.1001):  # 10 steps: torch divides by a warm-up of 10 * 0.1 - 1
+        options = {"max_lr": 1.0, "pct_start": share}
+        optimizer, schedule = make(lr_decay="OneCycleLR", lr_decay_params=options)
+        rates = []
+        for _ in range(10):
+            rates.append(rate(optimizer))
+            optimizer.step()
+            schedule.after_step()
+        found.append(rates)
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert found[0][0] == pytest.approx(1 / 25)
+    assert max(found[0][1:]) == found[0][1] > 0.95
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from vilmedic.errors import ConfigError, DataError
 from vilmedic.training.parallel import (
     check_batch_size,
     check_validation_batches,
+    log_batch_facts,
     prepare_network,
-    tell_what_batches_mean,
 )
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def told(caplog: pytest.LogCaptureFixture, model: object, **keys: int) -> str:
     with caplog.at_level(logging.INFO, logger="vilmedic"):
-        tell_what_batches_mean(model, TrainorSection(**keys))
+        log_batch_facts(model, TrainorSection(**keys))
     return caplog.text
 
 
@@ -79,7 +79,7 @@ def test_settings_that_this_run_cannot_use_are_told(caplog: pytest.LogCaptureFix
     assert "trainor.sync_bn has no effect" in told(caplog, ToyAutoencoder(), sync_bn=True)
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="vilmedic"):
-        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 4)
+        log_batch_facts(ToyAutoencoder(), TrainorSection(grad_accu=4), 4)
         assert caplog.text == ""
-        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 3)
+        log_batch_facts(ToyAutoencoder(), TrainorSection(grad_accu=4), 3)
     assert "trainor.grad_accu=4, but an epoch has 3 batches" in caplog.text

@@ -4,10 +4,10 @@ A metric declares its numbers as a literal mapping,
 
     numbers: ClassVar = {"auroc": "higher", "*_uniformity": "lower", "words": "neither"}
 
-where `*` stands for any text, as in numbers that are named after features: they are the scores that
-a run can be ranked by. What a model takes is said by attributes of its class in the same way
+where `*` stands for any text, as in numbers named after features: these are the scores that can
+rank a run. A model declares its requirements by attributes of its class in the same way
 (`vilmedic.models.contract.Model`). Both are read from the source text, without importing the class,
-so that what does not go together is known before torch is loaded.
+so that incompatible settings are found before torch is loaded.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vilmedic.registry import DATASETS, METRICS, MODELS
 
 Better = Literal["higher", "lower", "neither"]
 Declared = Mapping[str, str]
-"""Names of numbers, or patterns of them, with what is better."""
+"""Names of numbers, or patterns of them, with the better direction."""
 
 BETTER = ("higher", "lower", "neither")
 PUBLISHED_NAMES = {"validate": "validation"}
 """Score names start with the split; `validate` gives the published name `validation_loss`."""
 EMA = "ema_"
-"""In front of the scores of the averaged copy that `trainor.ema` keeps."""
+"""Prefix of the scores of the averaged copy that `trainor.ema` keeps."""
 KEY = "trainor.early_stop_metric"
 
 IMAGES = "vilmedic.datasets.image.ImageDataset"
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 def constant(path: str, name: str) -> Any:
-    """A literal attribute of a class or of a class that it derives from; None when there is none.
+    """Return a literal attribute of a class or its base classes; None without one.
 
     Args:
         path: dotted path of the class.
@@ -72,7 +72,7 @@ def constant(path: str, name: str) -> Any:
 
 
 def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
-    """The calls with a number after each name that came before: `knn`, `knn_2`."""
+    """Number repeated names: `knn`, `knn_2`."""
     seen: dict[str, int] = {}
     named = []
     for name, call in calls:
@@ -82,7 +82,7 @@ def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
 
 
 def declared_numbers(metric: str) -> dict[str, str] | None:
-    """The numbers that a metric declares, read from its source text.
+    """Return the numbers that a metric declares, read from its source text.
 
     Args:
         metric: its name in a configuration.
@@ -99,19 +99,18 @@ def declared_numbers(metric: str) -> dict[str, str] | None:
 
 
 def is_declaration(value: Any) -> bool:
-    """Whether a value has the form in which a metric declares its numbers."""
+    """Return whether a value is a valid declaration of numbers."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and better in BETTER for name, better in value.items()
     )
 
 
 class Scores:
-    """The scores that an evaluation during training can give.
+    """The scores of an evaluation during training.
 
     Args:
         splits: the splits that are scored.
-        metrics: each metric's name among the scores, and what it declares; None when that is not
-            known.
+        metrics: each metric's name among the scores, and its declared numbers; None if unknown.
         ema: whether the averaged copy is scored as well.
     """
 
@@ -133,7 +132,7 @@ class Scores:
                         self._known[f"{prefix}_{name}_{number}"] = better
 
     def better(self, score: str) -> str | None:
-        """Which direction is better; None for a metric that does not say what it gives.
+        """Return which direction is better; None for a metric without a declaration.
 
         Args:
             score: the name of a score.
@@ -162,13 +161,13 @@ class Scores:
 
 
 def read_scores(splits: Iterable[str], metrics: Iterable[str], *, ema: bool) -> Scores:
-    """The scores of a configuration that the source text of its metrics shows."""
+    """Return the scores of a configuration, by the source text of its metrics."""
     named = distinct((name, declared_numbers(name)) for name in metrics)
     return Scores(splits, named, ema=ema)
 
 
 def known_better(score: str) -> str | None:
-    """Which direction of a score is better, by its name alone.
+    """Return which direction of a score is better, by its name alone.
 
     For checkpoints and pages that only have the name.
 
@@ -186,14 +185,14 @@ def known_better(score: str) -> str | None:
     return "lower" if score == "loss" or score.endswith("_loss") else None
 
 
-# -- what goes together
+# -- settings that must fit together
 
 
 def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
-    """Refuse Muon, which updates matrices only, for a model that has other weights.
+    """Refuse Muon, which updates only matrices, for a model with other weights.
 
-    Every model of this package has biases and scales of normalisations. A model of a plugin may
-    have matrices alone; its weights are looked at when the optimizer is made.
+    Every model of this package has biases and normalisation scales. A model of a plugin may have
+    matrices only; its weights are checked when the optimizer is made.
 
     Args:
         tree: the values that were given, for their origins.
@@ -222,13 +221,13 @@ GROUP_OPTIONS = {
     "weight_decay": (GROUP_NUMBERS,),
     "layer_decay": (Above(0), AtMost(1)),
 }
-"""What an entry of `trainor.optim_groups` may hold, with its bounds."""
+"""Options of an entry of `trainor.optim_groups`, with their bounds."""
 
 
 def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
-    """Refuse groups of weights that the model has no part for, and options without an effect.
+    """Refuse groups of weights without a matching part of the model, and options without effect.
 
-    Patterns, and names inside a part, are looked for when the optimizer is made.
+    Patterns, and names inside a part, are checked when the optimizer is made.
 
     Args:
         tree: the values that were given, for their origins.

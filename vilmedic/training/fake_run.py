@@ -76,7 +76,7 @@ class FakeRun:
 
 
 class FakeTraining:
-    """A training whose steps are run without numbers.
+    """A training whose steps run on fake tensors.
 
     Args:
         model: as `prepare_network` leaves it, on the CPU; its weights are gone afterwards.
@@ -109,7 +109,7 @@ class FakeTraining:
                     parameter.register_post_accumulate_grad_hook(self._ledger.assign_gradient)
 
     def step(self, group: list[dict[str, Any]]) -> FakeRun:
-        """What the second of two steps takes; the first one makes the state of the optimizer.
+        """Return the cost of the second of two steps; the first creates the optimizer state.
 
         Args:
             group: batches as the loader gives them; those of images need no numbers.
@@ -182,7 +182,7 @@ def _attention(
 
 
 class _Ledger(TorchDispatchMode):
-    """Keeps account of the memory that is held, and of what is computed."""
+    """Tracks the memory that is held and the operations that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,11 +192,11 @@ class _Ledger(TorchDispatchMode):
         self._entries: dict[int, list[Any]] = {}
 
     def restart(self) -> None:
-        """Forget the peak and the operations, not what is held."""
+        """Reset the peak and the operations, but not the memory held."""
         self.peak, self.operations = dict(self.now), []
 
     def assign(self, tensor: Tensor, part: str) -> None:
-        """Say what the memory of a tensor is for."""
+        """Record the purpose of a tensor's memory."""
         entry = self._entry(tensor)
         if entry is not None:
             size, before = entry
@@ -205,7 +205,7 @@ class _Ledger(TorchDispatchMode):
             entry[1] = part
 
     def assign_gradient(self, parameter: Tensor) -> None:
-        """Say that a parameter has its gradient now."""
+        """Record that a parameter has its gradient."""
         if parameter.grad is not None:
             self.assign(parameter.grad, GRADIENTS)
 
@@ -274,7 +274,7 @@ def _is_fake(tensor: Tensor) -> bool:
 
 
 def _has_numbers(func: Any, inputs: list[Tensor], args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether an operation is done with numbers: on what has them, and what makes small ones."""
+    """Return whether an operation runs on real numbers: its inputs have them, or it is small."""
     if inputs:
         return not any(map(_is_fake, inputs))
     name = func.overloadpacket.__name__

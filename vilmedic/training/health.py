@@ -15,7 +15,7 @@ from vilmedic.datasets.aligned import TOKEN_HASH
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import ContrastiveModel, Features
 
-CHANCE = 0.97  # of the loss of features that tell nothing
+CHANCE = 0.97  # of the loss of uninformative features
 COLLAPSED = 0.03  # of the spread of features that fill the sphere
 DUPLICATES = 0.25
 PATIENCE = 200  # steps
@@ -24,10 +24,10 @@ TIE = 1e-6  # of cosines in float32
 
 
 class StuckWarning:
-    """Looks at the diagnostics of logged steps and warns when a run is stuck.
+    """Watches the diagnostics of logged steps and warns when a run is stuck.
 
-    A run is stuck when over `patience` steps in a row its mean loss was that of features which
-    tell nothing. While it stays so the warning is repeated after twice as many steps each time.
+    A run is stuck if its mean loss over `patience` steps in a row is that of uninformative
+    features. While it stays stuck the warning is repeated after twice as many steps each time.
 
     Args:
         patience: steps before the first warning.
@@ -108,8 +108,7 @@ class Observed:
 def observing(model: Any, wanted: bool) -> Iterator[Observed]:
     """Keep the features of own samples that a contrastive model compares in this context.
 
-    Nothing is computed here, so that a step that is not logged costs nothing and a step that is
-    logged is the same step.
+    Nothing is computed here, so that steps are the same whether they are logged or not.
 
     Args:
         model: any model; those that are not contrastive are left alone.
@@ -137,7 +136,7 @@ def contrastive_diagnostics(
     """Health metrics, which separate a stuck or collapsed run from a healthy one.
 
     Args:
-        model: says which features are compared, and what a loss of no information is.
+        model: gives the compared features and the loss at chance.
         features: those of one batch, as `contrast` got them; of a batch that is spread over
             processes those of this process.
         loss: the loss of the batch.
