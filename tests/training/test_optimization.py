@@ -18,6 +18,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.training.optimization import (
     AveragedWeights,
     Schedule,
+    common_rate,
     described_groups,
     make_optimizer,
     move_towards,
@@ -452,6 +453,32 @@ def test_a_schedule_scales_all_groups() -> None:
         assert own["cnn"] == pytest.approx(own["the rest"] / 10, rel=1e-12)
 
 
+@pytest.mark.parametrize("lr_decay", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
+def test_no_rate_rises_to_the_lowest_one(lr_decay: str) -> None:
+    options: dict[str, Any] = {"T_0": 9} if lr_decay.endswith("Restarts") else {}
+    for lowest, fits in ((0.05, True), (0.06, False)):
+        keys: dict[str, Any] = {"lr_decay": lr_decay}
+        keys["lr_decay_params"] = {**options, "eta_min": lowest}
+        _, optimizer, section = grouped({"cnn": {"lr": 0.05}}, **keys)
+        if fits:
+            Schedule(optimizer, section, 20, better="lower")
+            continue
+        problem = r"eta_min .*: given 0\.06, to which the rate of cnn, 0\.05, would rise\. Allowed:"
+        with pytest.raises(ConfigError, match=problem):
+            Schedule(optimizer, section, 20, better="lower")
+
+
+def test_the_rate_that_is_logged_is_that_of_weights_without_one_of_their_own() -> None:
+    keys: dict[str, Any] = {"lr_decay": "WarmupCosineLR"}
+    for groups in ({"cnn": {"lr": 0.05}}, {"*": {"lr": 0.05}}):
+        _, optimizer, section = grouped(groups, **keys)
+        schedule = Schedule(optimizer, section, 20, better="lower")
+        for _ in range(2):
+            optimizer.step()
+            schedule.after_step()
+        assert common_rate(optimizer) == pytest.approx(0.5, rel=1e-12)  # the end of the warm-up
+
+
 def test_groups_resume_bit_by_bit_and_keep_their_own_decay() -> None:
     groups = {"cnn": {"lr": 0.05, "weight_decay": 0.1}}
     model, optimizer, section = grouped(groups)
@@ -497,6 +524,17 @@ def test_average_of_a_sequence() -> None:
     for name, tensor in state.items():
         wanted = 2 if name.endswith("num_batches_tracked") else expected
         torch.testing.assert_close(tensor, torch.full_like(tensor, wanted))
+
+
+def test_averages_of_frozen_weights_are_told_from_those_of_weights_trained_before() -> None:
+    model = Tied()
+    model.norm.requires_grad_(False)
+    average = AveragedWeights(model, 0.5)
+    set_all(model.one, 4.0)
+    average.update(1, TAKEN)
+    assert average.has_frozen_weights()
+    set_all(model.norm, 4.0)
+    assert not average.has_frozen_weights()
 
 
 def test_skipped_step_moves_nothing() -> None:

@@ -83,6 +83,10 @@ class LoRA:
             )
         if self.layers is None:
             return called
+        if not self.layers:
+            raise ArgumentError(
+                {"lora.layers": "given an empty list. Leave it out for all layers."}
+            )
         ends = sorted({name.rpartition(".")[2] for name in called})
         for wanted in self.layers:
             if not any(_ends(name, wanted) for name in called):

@@ -144,9 +144,21 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
     Raises:
         CheckpointError: it cannot be read, or the better direction of its metric is unknown.
     """
+    return score_data(path, read_header(path), metric)
+
+
+def score_data(
+    path: Path, state: Mapping[str, Any], metric: str = "validation_loss"
+) -> BestCheckpoint:
+    """The score data of a checkpoint; see `read_best`.
+
+    Args:
+        path: the file, which is named by a score.
+        state: what it holds.
+        metric: see `read_best`.
+    """
     match = NAME.fullmatch(path.name)
     assert match is not None
-    state = read_header(path)
     score = state.get("score")
     # Files of the original vilmedic have it in their names only, and the metric in their settings.
     try:
@@ -174,7 +186,7 @@ def _metric_of_settings(config: Any) -> str | None:
     return metric if isinstance(metric, str) else None
 
 
-def better_of(state: dict[str, Any]) -> str | None:
+def better_of(state: Mapping[str, Any]) -> str | None:
     """Return whether `higher` or `lower` scores of a checkpoint are better.
 
     Older files do not store it: there the metric's name decides.

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 import griffe
 
 from vilmedic.config.namespaces import Target, entries, method, named_target, target
+from vilmedic.config.namespaces import signature as options_of
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.config.signature import bases, derives_from, find_class, read_signature
 from vilmedic.config.tree import KeyPath, Tree, dotted
@@ -213,16 +214,18 @@ def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
         )
 
 
+GROUP_NUMBERS = Between(0, 1000)
+"""The bounds of every number in `trainor.optim_groups`, as its type states them."""
 GROUP_OPTIONS = {
     "lr": (Above(0), AtMost(1000)),
-    "weight_decay": (Between(0, 1000),),
+    "weight_decay": (GROUP_NUMBERS,),
     "layer_decay": (Above(0), AtMost(1)),
 }
 """Options of an entry of `trainor.optim_groups`, with their bounds."""
 
 
 def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
-    """Refuse groups of weights without a matching part of the model, and unknown options.
+    """Refuse groups of weights without a matching part of the model, and options without effect.
 
     Patterns, and names inside a part, are checked when the optimizer is made.
 
@@ -232,9 +235,10 @@ def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
     """
     section, node = data.get("trainor"), data.get("model")
     groups = section.get("optim_groups") if isinstance(section, dict) else None
-    if not isinstance(groups, dict) or not isinstance(node, dict):
+    if not isinstance(section, dict) or not isinstance(groups, dict) or not isinstance(node, dict):
         return
     parts = _parts(node)
+    unused = _without_effect(section)
     for name, options in groups.items():
         where = ("trainor", "optim_groups", name)
         first = name.partition(".")[0]
@@ -245,15 +249,90 @@ def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
                 f"(*.bias).{nearest(first, parts)}"
             )
         for key, value in options.items() if isinstance(options, dict) else ():
-            bounds = GROUP_OPTIONS.get(key)
-            if bounds is None:
+            bounds, place = GROUP_OPTIONS.get(key), tree.where((*where, key))
+            raw = tree.get((*where, key)) if tree.has((*where, key)) else None
+            if isinstance(raw, dict):  # that it is no number is told already
+                inside, given = _inside((name, key), raw)
+                words = f"{{{', '.join(f'{one}: {shown(given[one])}' for one in given)}}}"
                 yield (
-                    f"{tree.where((*where, key))}: unknown key. Allowed: "
+                    f"{place}: dots separate keys here. Give the name of what lies inside a part "
+                    f"as one: trainor.optim_groups={{{inside}: {words}}}"
+                )
+            elif bounds is None:
+                yield (
+                    f"{place}: unknown key. Allowed: "
                     f"{', '.join(GROUP_OPTIONS)}.{nearest(key, GROUP_OPTIONS)}"
                 )
-            elif isinstance(value, int | float) and not all(one.allows(value) for one in bounds):
+            elif key in unused:
+                yield f"{place}: has no effect, as {section['optimizer']} has no such option."
+            elif (
+                isinstance(value, int | float)
+                and GROUP_NUMBERS.allows(value)  # others are told already
+                and not all(one.allows(value) for one in bounds)
+            ):
                 words = " and ".join(one.words() for one in bounds)
-                yield f"{tree.where((*where, key))}: given {shown(value)}; allowed: {words}."
+                yield f"{place}: given {shown(value)}; allowed: {words}."
+    if groups and (rates := _own_rates(node)):
+        others = ", ".join(f"model.{key}" for key in rates)
+        yield (
+            f"{tree.where(('trainor', 'optim_groups'))}: given beside {others}, by which the model "
+            f"gives rates to its parts itself. Leave one of the two out: "
+            f"{' '.join(f'~model.{key}' for key in rates)}"
+        )
+
+
+def _inside(names: tuple[str, ...], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A dotted name that was read as keys in keys, and the options that it is given."""
+    while len(given) == 1 and isinstance(value := next(iter(given.values())), dict):
+        names, given = (*names, next(iter(given))), value
+    return ".".join(names), given
+
+
+def _without_effect(section: dict[str, Any]) -> list[str]:
+    """Options of groups that the optimizer does not have."""
+    try:
+        known = options_of("torch.optim", str(section.get("optimizer", "Adam")))
+    except ConfigError:
+        return []  # told where it stands
+    return [] if known is None or "weight_decay" in known.params else ["weight_decay"]
+
+
+def _own_rates(node: dict[str, Any]) -> list[str]:
+    """The keys of a model that are given and set rates of its parts."""
+    try:
+        model = named_target(MODELS, node)
+    except ConfigError:
+        return []
+    params = {} if model.signature is None else model.signature.settable
+    return [
+        key
+        for key in constant(model.path, "own_rates") or ()
+        if key in params and node.get(key, params[key].default) != params[key].default
+    ]
+
+
+def wrong_warmup(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
+    """Refuse a warm-up that is as long as a run of a given number of steps.
+
+    How many steps an epoch has is known once the data are read.
+
+    Args:
+        tree: the values that were given, for their origins.
+        data: the checked configuration, which may have other problems.
+    """
+    section = data.get("trainor")
+    if not isinstance(section, dict) or section.get("lr_decay") != "WarmupCosineLR":
+        return
+    options = section.get("lr_decay_params")
+    options = options if isinstance(options, dict) else {}
+    warmup = options.get("warmup")
+    length = options.get("total_steps") or section.get("steps")
+    if type(warmup) is int and type(length) is int and warmup >= length:
+        key = ("trainor", "lr_decay_params", "warmup")
+        yield (
+            f"{tree.where(key)}: given {warmup}, but the schedule has {length} steps. Give fewer, "
+            "or a share of the run such as 0.1."
+        )
 
 
 def _parts(node: dict[str, Any]) -> list[str]:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vilmedic.config.check import Checker, Items, PathText, Plan, plain_data
-from vilmedic.config.declared import misfits, wrong_groups, wrong_optimizer, wrong_score
+from vilmedic.config.declared import (
+    misfits,
+    wrong_groups,
+    wrong_optimizer,
+    wrong_score,
+    wrong_warmup,
+)
 from vilmedic.config.layers import apply_overrides, drop_replaced, merge, read_layers
 from vilmedic.config.namespaces import Target, entries, schema_keys
 from vilmedic.config.sections import (
@@ -202,7 +208,7 @@ def load(
     checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
     checked = plain_data(checker.section(root, tree.data, ()))
     problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, checked)]
-    problems += wrong_groups(tree, checked)
+    problems += [*wrong_groups(tree, checked), *wrong_warmup(tree, checked)]
     if not problems:
         problems += [*wrong_score(tree, checked), *misfits(tree, checked, training=training)]
     if problems:

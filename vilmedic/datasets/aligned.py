@@ -37,6 +37,8 @@ SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a token
 IMAGE_TOKENS = "image_tokens"  # of a frozen VAE, int64 [B, N]
 IMAGE_FEATURES, REPORT_FEATURES = "image_features", "report_features"
 """Keys of a batch: precomputed features of frozen image and text encoders, [B, F]."""
+TOKEN_HASH = "token_hash"
+"""Key of a batch without tokens: a hash of the tokens of each report, int64 [B]."""
 REPORT_HASH = "report_hash"
 """Key of a batch: a hash of each report, int64 [B]."""
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
@@ -317,6 +319,13 @@ class AlignedPart(AlignedDataset):
             folder: folder for a cache that speeds up later calls.
         """
         raise NotImplementedError
+
+    def leave_out_tokens(self, lines: NDArray[np.int64]) -> None:
+        """Give `rows` without the tokens of reports, for a model that does not read tokens.
+
+        Args:
+            lines: numbers of the lines of the samples, in order.
+        """
 
     def finish(self, batch: Batch) -> Batch:
         """Process a batch on the device."""

@@ -26,6 +26,7 @@ from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import (
     REPORT_FEATURES,
     REPORT_HASH,
+    TOKEN_HASH,
     AlignedPart,
     Batch,
     Sample,
@@ -36,6 +37,7 @@ from vilmedic.datasets.lines import MIN_WORDS, Lines, listed, read_lines, split_
 from vilmedic.datasets.report_text import chain, chain_name, clean
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from vilmedic.log import progress
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ USUAL_TOKENS = {
 }
 PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 NO_WORD = -1  # of padding
+TOGETHER = 1024  # reports that are read together
 
 Cleaning = Literal[
     "r2gen_clean_report",
@@ -110,6 +113,7 @@ class TextDataset(AlignedPart):
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         self.hashes = False
+        self._known: KnownReports | None = None  # in place of tokens
         self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.shuffle_sentences = shuffle_sentences and training
@@ -153,13 +157,13 @@ class TextDataset(AlignedPart):
     def read(self, line: int, epoch: int) -> Sample:
         """Read the tokens of a line's report in an epoch, and whether they were truncated.
 
-        With `rows` also its precomputed features.
+        With `rows` its precomputed features beside them, or these and hashes alone.
         """
+        kept = {} if self.rows is None else {self.rows[0]: self.rows[1](line)}
+        if self._known is not None:
+            return kept | self._known.of(line)
         text = self._drawn(line, epoch) if self.random else self.cleaned[line]
-        sample = self.reports.tokens(text)
-        if self.rows is not None:
-            name, row = self.rows
-            sample[name] = row(line)
+        sample = self.reports.tokens(text) | kept
         if self.hashes:
             # The order of sentences does not change the identity of a report.
             reordered = self.shuffle_sentences and not self.sample_sentence
@@ -171,15 +175,23 @@ class TextDataset(AlignedPart):
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
 
         With `hashes` also `report_hash`, int64 [B]: that of the text that the model reads, cleaned
-        and cut to `tokenizer_max_len`. With `rows` also these, [B, F].
+        and cut to `tokenizer_max_len`. With `rows` also these, [B, F]; without tokens `token_hash`
+        in their place, int64 [B].
         """
-        batch = self.reports.pad(samples)
+        if self._known is None:
+            batch = self.reports.pad(samples)
+        else:
+            batch = {TOKEN_HASH: torch.tensor([sample["tokens"] for sample in samples])}
         if self.hashes:
             batch[REPORT_HASH] = torch.tensor([sample["hash"] for sample in samples])
         if self.rows is not None:
             name, _ = self.rows
             batch[name] = torch.stack([sample[name] for sample in samples])
         return batch
+
+    def leave_out_tokens(self, lines: NDArray[np.int64]) -> None:
+        """Give features and hashes instead of tokens; see `AlignedPart.leave_out_tokens`."""
+        self._known = KnownReports(self.reports, self.cleaned, lines)
 
     @property
     def fixed(self) -> bool:
@@ -334,14 +346,20 @@ class ReportTokens:
 
         Also whether it was `truncated`, and the `end` of the part that was kept.
         """
-        encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
-        encoding = encoded.encodings[0]
-        return {
-            "ids": encoded["input_ids"],
-            "words": word_numbers(encoding.word_ids),
-            "truncated": bool(encoding.overflowing),
-            "end": max(end for _, end in encoding.offsets),
-        }
+        return self.tokens_of([text])[0]
+
+    def tokens_of(self, texts: list[str]) -> list[Sample]:
+        """Tokenize several cleaned reports, faster than one by one."""
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        return [
+            {
+                "ids": encoding.ids,
+                "words": word_numbers(encoding.word_ids),
+                "truncated": bool(encoding.overflowing),
+                "end": max(end for _, end in encoding.offsets),
+            }
+            for encoding in encoded.encodings
+        ]
 
     def pad(self, samples: Sequence[Sample]) -> Batch:
         """Collate results of `tokens`; see `encode`."""
@@ -358,9 +376,45 @@ class ReportTokens:
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
 
 
+class KnownReports:
+    """Hashes of reports whose tokens the model does not read, 17 bytes a report.
+
+    Args:
+        reports: tokenizes them, once.
+        cleaned: the cleaned report of each line.
+        lines: numbers of the lines, in order.
+    """
+
+    def __init__(
+        self, reports: ReportTokens, cleaned: Sequence[str], lines: NDArray[np.int64]
+    ) -> None:
+        self._lines = lines
+        self._tokens, self._texts = np.empty(len(lines), np.int64), np.empty(len(lines), np.int64)
+        self._cut = np.empty(len(lines), np.bool_)
+        for start in progress(range(0, len(lines), TOGETHER), "Reading the reports", "batches"):
+            texts = [cleaned[line] for line in lines[start : start + TOGETHER].tolist()]
+            for place, sample in enumerate(reports.tokens_of(texts)):
+                self._tokens[start + place] = _hash(np.array(sample["ids"], np.int64).tobytes())
+                self._texts[start + place] = text_hash(texts[place][: sample["end"]])
+                self._cut[start + place] = sample["truncated"]
+
+    def of(self, line: int) -> Sample:
+        """Hashes of a line's `tokens` and of its text (`hash`), and whether it was `truncated`."""
+        place = np.searchsorted(self._lines, line)
+        return {
+            "tokens": int(self._tokens[place]),
+            "hash": int(self._texts[place]),
+            "truncated": bool(self._cut[place]),
+        }
+
+
 def text_hash(text: str) -> int:
     """Return a 64-bit hash of a text, the same in every process and on every machine."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return _hash(text.encode())
+
+
+def _hash(content: bytes) -> int:
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

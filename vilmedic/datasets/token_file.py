@@ -178,14 +178,15 @@ def cache_features(
     Raises:
         DataError: files changed while features were computed.
     """
-    if not gib:
+    waiting = [part for part in dataset.parts if part.features and not part.tried]
+    if not gib or not waiting:
         return
     mode = model.training
     towers = {name: tower for name, tower in model.train().towers().items() if tower.frozen()}
     model.train(mode)
-    for part in dataset.parts:
+    for part in waiting:
         tower = towers.get(part.features)
-        if tower is None or part.rows is not None or part.tried or getattr(part, "tokens", None):
+        if tower is None or part.rows is not None or getattr(part, "tokens", None):
             continue
         part.tried = True
         if not part.fixed or (tower.dropout and getattr(part, "multi_image", 1) > 1):
@@ -215,6 +216,8 @@ def cache_features(
             found, problem = rows.read_or_make(tower.network, settings, encode)
         if found is not None:
             part.rows = (part.features, found.row)
+            if not model.reads_tokens:
+                part.leave_out_tokens(rows.lines)
         else:
             logger.warning(
                 "%s, split %s, are not kept: %s. They are computed in every epoch.",

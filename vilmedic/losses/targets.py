@@ -106,6 +106,15 @@ class Targets(nn.Module):
         self._sha256 = reader.sha256
         self._reader.append(reader)
 
+    def held_network(self) -> nn.Module | None:
+        """The frozen encoder, loaded; None where there is none.
+
+        Raises:
+            ConfigError: it cannot be had, or its weights are not those of the checkpoint.
+        """
+        self.load()
+        return self._reader[0] if self._reader else None
+
     def stated_network(self) -> dict[str, Any]:
         """Return the fields that a checkpoint holds instead of the frozen encoder's weights."""
         return {} if self._sha256 is None else {"encoder": self.encoder, "sha256": self._sha256}

@@ -84,6 +84,10 @@ class Model(nn.Module, ABC):
     """Prefixes that weight names may have in files of older formats."""
     further_parts: ClassVar[tuple[str, ...]] = ()
     """Parts with weights that the constructor makes by itself, for `trainor.optim_groups`."""
+    own_rates: ClassVar[tuple[str, ...]] = ()
+    """Arguments that set rates of parts (`learning_rates`) instead of `trainor.optim_groups`."""
+    reads_tokens: bool = False
+    """Whether the model needs the tokens of reports even if a batch has `report_features`."""
     varying: ClassVar[bool] = False
     """Whether steps use different weights, as with layers that are dropped at random.
 
@@ -166,6 +170,7 @@ class ContrastiveModel(Model):
         super().__init__()
         self.forward_batch_size = forward_batch_size
         self.targets = targets
+        self.reads_tokens = targets is not None and targets.needs == "input_ids"
         self.observer: Callable[[Features], None] | None = None  # gets the contrasted features
 
     @abstractmethod

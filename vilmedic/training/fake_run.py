@@ -98,10 +98,12 @@ class FakeTraining:
         # What is small and decides on shapes, ids and masks, keeps its numbers.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._ledger = _Ledger()
+        parts = [model, *held_networks(model)]
         with self._mode, self._ledger:
-            _empty(model)
-            for value in [*model.parameters(), *model.buffers()]:
-                self._ledger.assign(value, WEIGHTS)
+            for part in parts:
+                _empty(part)
+                for value in [*part.parameters(), *part.buffers()]:
+                    self._ledger.assign(value, WEIGHTS)
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(self._ledger.assign_gradient)
@@ -138,6 +140,12 @@ class FakeTraining:
                     if isinstance(value, Tensor):
                         ledger.assign(value, OPTIMIZER)
         return FakeRun(ledger.peak, ledger.operations)
+
+
+def held_networks(model: nn.Module) -> list[nn.Module]:
+    """Frozen networks that a model uses in a step and that are no parts of it, loaded."""
+    found = [getattr(module, "held_network", None) for module in model.modules()]
+    return [network for get in found if get is not None and (network := get()) is not None]
 
 
 class _AttentionOfAGPU(TorchFunctionMode):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.datasets.aligned import TOKEN_HASH
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import ContrastiveModel, Features
 
@@ -139,7 +140,8 @@ def contrastive_diagnostics(
         features: those of one batch, as `contrast` got them; of a batch that is spread over
             processes those of this process.
         loss: the loss of the batch.
-        batch: the batch; `input_ids` [B, T] are looked through for duplicates.
+        batch: the batch; `input_ids` [B, T], or `token_hash` [B], are looked through for
+            duplicates.
         size: samples of the whole batch.
 
     Returns:
@@ -164,8 +166,9 @@ def contrastive_diagnostics(
     temperature = model.temperature_of(features)
     if temperature is not None:
         numbers["temperature"] = temperature
-    if "input_ids" in batch:
-        numbers["duplicate_reports"] = duplicates(batch["input_ids"])
+    reports = batch.get("input_ids", batch.get(TOKEN_HASH))
+    if reports is not None:
+        numbers["duplicate_reports"] = duplicates(reports)
     return numbers
 
 

@@ -117,6 +117,13 @@ def parameter_groups(
     return list(found.values())
 
 
+def common_rate(optimizer: Optimizer) -> float:
+    """What a schedule has made of `trainor.optim_params.lr`, whichever rates the groups have."""
+    groups = optimizer.param_groups
+    whole = [group["lr"] for group in groups if group.get(SCALE, 1.0) == 1.0]
+    return float(whole[0] if whole else groups[0]["lr"] / groups[0][SCALE])
+
+
 def described_groups(optimizer: Optimizer) -> Iterator[str]:
     """A line for each entry of `trainor.optim_groups`, and for the rest: weights and rates."""
     named: dict[str, list[dict[str, Any]]] = {}
@@ -313,6 +320,19 @@ class Schedule:
             ) from error
         if self._name not in PER_EPOCH:
             self._check_length(total_steps)
+        if set(scales) != {1.0} and (lowest := getattr(self._scheduler, "eta_min", 0.0)):
+            self._check_lowest(lowest, optimizer.param_groups)
+
+    def _check_lowest(self, lowest: float, groups: list[dict[str, Any]]) -> None:
+        """Refuse a lowest rate above the rate of a group, which would rise to it."""
+        rates = [float(rate) for rate in self._scheduler.base_lrs]
+        for group, rate in zip(groups, rates, strict=True):
+            if rate < lowest:
+                raise ConfigError(
+                    f"trainor.lr_decay_params.eta_min ({self._name}): given {lowest:g}, to which "
+                    f"the rate of {group.get(GROUP, 'a part of the model')}, {rate:g}, would rise. "
+                    f"Allowed: at most {min(rates):g}, the lowest rate of a group."
+                )
 
     @staticmethod
     def _warms_up_in_no_step(options: dict[str, Any]) -> bool:
@@ -493,6 +513,17 @@ class AveragedWeights:
         first = {id(value): name for name, value in self._tensors().items()}
         state = self._model.state_dict(keep_vars=True)
         return {name: self._average[first[id(value)]] for name, value in state.items()}
+
+    def has_frozen_weights(self) -> bool:
+        """Whether the averages of weights that are not trained are these weights.
+
+        Those of a run that trained them before come close to them only in time.
+        """
+        return all(
+            torch.equal(local(self._average[name]), local(value.detach()))
+            for name, value in self._tensors().items()
+            if isinstance(value, nn.Parameter) and not value.requires_grad
+        )
 
     def buffers(self) -> list[Tensor]:
         """The averages of buffers, such as running statistics."""

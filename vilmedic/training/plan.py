@@ -21,7 +21,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.models.vae import VAE
 from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
-from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining
+from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining, held_networks
 from vilmedic.training.made_up_data import make_batch, make_up_data
 from vilmedic.training.parallel import prepare_network
 from vilmedic.training.published_pixels import with_published_pixels
@@ -113,8 +113,9 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         made_up = MadeUp(config, Path(folder), bf16=CARDS[card].bf16)
         model, section = made_up.model, made_up.section
+        weights = [p for one in (model, *held_networks(model)) for p in one.parameters()]
         parameters = tuple(
-            sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+            sum(p.numel() for p in weights if p.requires_grad or not trained)
             for trained in (False, True)
         )
         training = FakeTraining(model, made_up.data.prepare, section, gpu=made_up.gpu)

@@ -109,6 +109,8 @@ class Saver:
             written = self._run_dir / checkpoint.best_name(score, epoch, self._seed)
             if not self._write(checkpoint.weights_of(state), written):
                 return False
+            # What was just written need not be read.
+            self._read[written, identity(written)] = checkpoint.score_data(written, state)
             others = [one.path for one in self.best() if one.path != written]
             for extra in others[self._section.keep - 1 :]:
                 extra.unlink()

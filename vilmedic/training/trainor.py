@@ -32,7 +32,7 @@ from vilmedic.loggers.contract import Run
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
-from vilmedic.training.optimization import described_groups, make_optimizer
+from vilmedic.training.optimization import common_rate, described_groups, make_optimizer
 from vilmedic.training.parallel import (
     Group,
     check_batch_size,
@@ -153,6 +153,8 @@ class Trainor:
         self.started_at = self.state.progress.step
         seed_this_process(self.seed)
         self.state.restore(start)
+        if self.state.ema is not None and not self.state.ema.has_frozen_weights():
+            self.validator.compute_features()
         self.log: MetricsLog | NoLog = NoLog()  # until the run starts
         self.saver = Saver(
             self.run_dir,
@@ -346,7 +348,7 @@ class Trainor:
         """Take a step, then log, evaluate and save if due."""
         state, progress = self.state, self.state.progress
         stop, due = group.signals
-        lr = state.optimizer.param_groups[0]["lr"]
+        lr = common_rate(state.optimizer)
         scheduled = self.model.schedule(progress.step + 1)
         with self.watch.observing(progress.step + 1):
             result = self.step(group.batches, group.parts)

@@ -64,6 +64,10 @@ class Validator:
         for split in self._section.splits:
             self._splits.dataset(split)
 
+    def compute_features(self) -> None:
+        """Keep no features of frozen encoders: networks with other weights are scored as well."""
+        self._splits.frozen_gib = 0.0
+
     def check(self, model: nn.Module) -> None:
         """Let metrics and post-processing refuse their options on the first batch of each split.
 
