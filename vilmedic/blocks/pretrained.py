@@ -225,20 +225,22 @@ def _with_settings(
 
 
 def _body(name: str) -> PretrainedConfig | None:
-    """The configuration of the model inside one that brings Python of its own, if it is known.
+    """The configuration of the plain model inside another one, if it is known.
 
-    That Python stays as it is, unread. Its weights carry the names of that model, under which they
-    are found, and what stands beside them in the file belongs to heads that are not used.
+    Python that comes with it stays as it is, unread. The weights carry the names of the plain
+    model, under which they are found, and what stands beside them in the file belongs to heads
+    that are not used.
     """
     stated, _ = PretrainedConfig.get_config_dict(name)
     if not isinstance(stated, dict) or stated.get("model_type") not in BODIES:
         return None
     body = AutoConfig.for_model(BODIES[stated["model_type"]])
     log.info(
-        "%s is a %s: its %s body is used, without its heads and its Python code",
+        "%s is a %s: its %s body is used, without its heads%s",
         name,
         stated["model_type"],
         body.model_type,
+        " and its Python code" if stated.get("auto_map") else "",
     )
     known = body.to_dict().keys() - {"model_type", "architectures", *DTYPES}
     return AutoConfig.for_model(
@@ -251,7 +253,7 @@ def load_model(
     name: str,
     config: PretrainedConfig,
     *,
-    pooler: bool,
+    pooler: bool | None,
     weights: bool = True,
     attention: str = ATTENTION,
 ) -> PreTrainedModel:
@@ -265,6 +267,7 @@ def load_model(
         name: a local folder or a hub name.
         config: what `load_config` gave.
         pooler: whether the pooled output is used; where the class can do without, it has none then.
+            None takes the pooler that the class has by itself, if there are weights for it.
         weights: whether to load the weights, or to leave them random.
         attention: how attention is computed, `sdpa` or `eager`; a class that has no `sdpa` goes
             eager.
@@ -274,8 +277,10 @@ def load_model(
     """
     architecture: Any = MODEL_MAPPING[type(config)]
     options: dict[str, Any] = {}
-    if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
-        options["add_pooling_layer"] = pooler
+    has_pooler = inspect.signature(architecture.__init__).parameters.get("add_pooling_layer")
+    if has_pooler is not None:
+        own_choice = getattr(config, "add_pooling_layer", has_pooler.default)
+        options["add_pooling_layer"] = own_choice if pooler is None else pooler
     kernels = getattr(architecture, "_supports_sdpa", False)
     options["attn_implementation"] = attention if kernels else "eager"
     if not weights:
@@ -300,9 +305,17 @@ def load_model(
     own = {id(value) for value in (*network.parameters(), *network.buffers())}
     used = {place for place, value in model.state_dict(keep_vars=True).items() if id(value) in own}
     fresh = sorted(set(info["missing_keys"]) & used)
+    if pooler is None and has_pooler is not None:
+        poolers = [place for place in fresh if place.startswith("pooler.")]
+        if poolers:
+            log.info("%s has no weights for its pooler: the mean over positions is taken", name)
+            network.pooler = None
+            network.config.add_pooling_layer = False
+        fresh = [place for place in fresh if place not in poolers]
     if fresh:
         log.warning(
-            "%s has no weights for %s; they start at random values and are trained.",
+            "%s has no weights for %s; they start at random values, and stay so where they are "
+            "frozen.",
             name,
             ", ".join(fresh),
         )

@@ -107,12 +107,13 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     These are the members of `Sequential` and `ModuleList` containers, stages of stages included,
     that are made of layers and are called through a `forward` of their own. A single layer is none:
     its weights are often read rather than the layer called, there is nothing in it to fuse, and
-    computing it twice saves no memory. Containers inside a block are part of the block.
+    computing it twice saves no memory. Containers inside a block are part of the block. A container
+    of one block, as a network of one layer or a stage of one has, is no exception.
     """
     found: list[nn.Module] = []
     for child in model.children():
         blocks = _blocks_in(child) if _is_container(child) else []
-        found += blocks if len(blocks) > 1 else repeated_blocks(child)
+        found += blocks or repeated_blocks(child)
     return found
 
 
