@@ -203,6 +203,14 @@ def test_fields_are_judged_without_torch() -> None:
         check_arguments(VisionEncoder, {"backbone": "hf:dinov2", "config": {"hidden_sise": 8}})
 
 
+@pytest.mark.parametrize("backbone", ["timm/convnext_atto", "hf:owner/model"])
+@pytest.mark.parametrize("value", [-0.5, 1.0])
+def test_rates_that_no_network_has_are_refused(backbone: str, value: float) -> None:
+    given = {"backbone": backbone, "config": {"drop_path_rate": value}}
+    with pytest.raises(ConfigError, match=r"config.drop_path_rate: .* number >= 0 and < 1"):
+        check_arguments(VisionEncoder, given)
+
+
 def test_a_size_that_a_network_cannot_take_is_named() -> None:
     cnn = tiny_cnn(backbone="timm/deit3_small_patch16_224", config={"dynamic_img_size": False})
     with pytest.raises(ConfigError, match=r"does not take images of 64 x 64 .* 224 x 224"):
