@@ -395,3 +395,13 @@ def test_a_network_of_one_block_a_stage_has_blocks(
     assert [layer.name for layer in cnn.layers()][:2] == ["embedding", first]
     assert not any(value.requires_grad for value in cnn.network.get_submodule(first).parameters())
     assert cnn.layers()[-1].parameters
+
+
+def test_a_run_without_a_pooler_gives_none_to_the_next(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = AutoModel.from_config(AutoConfig.for_model("vit", **VIT), add_pooling_layer=False)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    cnn = tiny_cnn(backbone="hf:vit", config=VIT, pretrained=str(tmp_path / "weights.pth")).eval()
+    with torch.inference_mode():
+        expected = network.eval()(images()).last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(cnn(images()), expected, atol=1e-5, rtol=0)

@@ -36,6 +36,8 @@ ATTENTION = "sdpa"
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 DESCRIBED = "described_as"
 """The attribute of a network that holds what it was made of, where no configuration says it."""
+POOLER = "pooler."
+"""What the names of weights begin with in the part that only some ways of pooling use."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -45,6 +47,9 @@ class EncoderWeights(Protocol):
     @property
     def of_run(self) -> bool:
         """Whether the file is the checkpoint of a system rather than a state dict."""
+
+    def has(self, beginning: str) -> bool:
+        """Whether it has weights whose names begin so."""
 
     def fill(
         self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
@@ -305,13 +310,8 @@ def load_model(
     own = {id(value) for value in (*network.parameters(), *network.buffers())}
     used = {place for place, value in model.state_dict(keep_vars=True).items() if id(value) in own}
     fresh = sorted(set(info["missing_keys"]) & used)
-    if pooler is None and has_pooler is not None:
-        poolers = [place for place in fresh if place.startswith("pooler.")]
-        if poolers:
-            log.info("%s has no weights for its pooler: the mean over positions is taken", name)
-            network.pooler = None
-            network.config.add_pooling_layer = False
-        fresh = [place for place in fresh if place not in poolers]
+    if pooler is None and any(place.startswith(POOLER) for place in fresh):
+        fresh = leave_out_pooler(network, name, fresh)
     if fresh:
         log.warning(
             "%s has no weights for %s; they start at random values, and stay so where they are "
@@ -320,6 +320,25 @@ def load_model(
             ", ".join(fresh),
         )
     return network
+
+
+def leave_out_pooler(network: PreTrainedModel, name: str, fresh: Collection[str]) -> list[str]:
+    """Leave out the pooler of a model of which its file has no weights, where the class allows it.
+
+    Args:
+        network: the model, whose configuration says so from then on.
+        name: the file or the model, for messages.
+        fresh: the names of what it has no weights for.
+
+    Returns:
+        Those of them that stay.
+    """
+    if "add_pooling_layer" not in inspect.signature(type(network).__init__).parameters:
+        return list(fresh)
+    log.info("%s has no weights for its pooler: the mean over positions is taken", name)
+    network.pooler = None
+    network.config.add_pooling_layer = False
+    return [place for place in fresh if not place.startswith(POOLER)]
 
 
 def exported(key: str, name: str) -> str:

@@ -27,8 +27,10 @@ from vilmedic.blocks.backbones import (
     pool,
 )
 from vilmedic.blocks.pretrained import (
+    POOLER,
     exported,
     first_line,
+    leave_out_pooler,
     load_config,
     load_model,
     read_pretrained,
@@ -101,6 +103,9 @@ class TransformersBackbone(Backbone):
             )
         if wanted.file is not None:
             file = read_pretrained(wanted.read, "cnn", wanted.file, network)
+            poolers = [place for place in network.state_dict() if place.startswith(POOLER)]
+            if poolers and wanted.output_layer not in POOLERS and not file.has(POOLER):
+                leave_out_pooler(network, wanted.file, poolers)
             file.fill(network, head="classifier")
         return cls(network, name)
 
