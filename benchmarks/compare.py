@@ -42,14 +42,14 @@ for run in map(Path, sys.argv[1:]):
     results = json.loads((run / "results_test.json").read_text())
     groups.setdefault(json.dumps(config, sort_keys=True), []).append(results["metrics"])
 for runs in groups.values():
-    told = []
+    parts = []
     for metric in runs[0]:
         for name, value in runs[0][metric].items():
             if isinstance(value, float):
                 values = [one[metric][name] for one in runs]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                told.append(f"{metric} {name} {statistics.mean(values):.3f} +- {spread:.3f}")
-    print(len(runs), *told)
+                parts.append(f"{metric} {name} {statistics.mean(values):.3f} +- {spread:.3f}")
+    print(len(runs), *parts)
 """
 
 

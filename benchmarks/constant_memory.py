@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--plot", type=Path, help="also draw the table into this picture (PNG)")
+    parser.add_argument("--plot", type=Path, help="also draw the table into this figure (PNG)")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -200,7 +200,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def run_child(option: str, *values: object) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, *sys.argv, option, *map(str, values)]
     # Blocks above 64 kB go back to the system at once when they are freed; by default the C
     # library keeps up to 32 MB blocks, and the resident size would show that habit instead.

@@ -215,7 +215,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def run_child(arguments: argparse.Namespace, kind: str, size: int) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     command = [sys.executable, *sys.argv, "--measure", kind, str(size)]
     command += ["--data", str(arguments.data)] if arguments.data else []
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""What processes exchange in a step: the formulas, and bytes counted in two processes."""
+"""Bytes that processes exchange in a step: formulas, and counts in two processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BYTES_SENT = 200  # where Linux has tcpi_bytes_sent in struct tcp_info
 
 @dataclass(frozen=True)
 class Costs:
-    """What a system has to exchange.
+    """Data that a system exchanges.
 
     Args:
         parameters: trained numbers.
@@ -135,7 +135,7 @@ def gathered_by(system: str, model: Any) -> tuple[int, dict[str, int]]:
 
 
 def count_all() -> dict[str, Any]:
-    """What `count` gives for every system, by its name and how it is shared."""
+    """Return the results of `count` for every system, by its name and parallel mode."""
     return {
         f"{system} {parallel}": count(system, parallel)
         for system in ("ConVIRT", "SimCLR", "GLoRIA", "Autoencoder")

@@ -1,4 +1,4 @@
-"""What the sections of `benchmarks/gpu.py` share: rows with a time budget, kinds of products."""
+"""Shared parts of `benchmarks/gpu.py`: rows with a time budget, kinds of products."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Bench:
-    """What the sections share.
+    """Shared state of the sections.
 
     Args:
         timing: the device.

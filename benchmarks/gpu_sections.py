@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.py` measures, section by section."""
+"""Sections of `benchmarks/gpu.py`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vilmedic.training.optimization import AveragedWeights, make_optimizer
 
 
 def peaks(bench: Bench) -> None:
-    """What the device reaches: products, a copy, a launch."""
+    """Peak rates of the device: products, a copy, a launch."""
     device, timing = bench.device, bench.timing
     size = 256 if bench.tiny else 8192 if timing.cuda else 2048
 
@@ -218,7 +218,7 @@ def _peer_generation(bench: Bench, batch: Batch, precision: str) -> Row:
 
 
 def update(bench: Bench) -> None:
-    """What a step does behind the backward pass: the optimizers, and averaged weights."""
+    """Work after the backward pass: optimizers and averaged weights."""
     model = bench.systems.model("ConVIRT").to(bench.device).train()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)

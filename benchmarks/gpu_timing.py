@@ -126,7 +126,7 @@ class Device:
 
 def flop(step: Step) -> float:
     """Floating-point operations of the matrix products and convolutions of a step."""
-    # Older versions of torch fail on a product whose result has a dtype of its own.
+    # Older versions of torch fail on a product with a different result dtype.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: _bmm_flop}) as counter:
         step()
     return float(counter.get_total_flops())

@@ -40,8 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.decode import decode_image
 from vilmedic.datasets.image import ImageDataset
+from vilmedic.datasets.image_source import resize_short_side
 from vilmedic.datasets.loader import make_loader
-from vilmedic.datasets.pictures import resize_short_side
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
 
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files")
     parser.add_argument("--mode", choices=["L", "RGB"], default="L", help="of the JPEG files")
     parser.add_argument(
-        "--scale", type=int, default=1, help="times the size that pictures are rendered at"
+        "--scale", type=int, default=1, help="times the size that images are rendered at"
     )
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)

@@ -59,7 +59,7 @@ def in_fresh_process(*arguments: str) -> float:
 
 
 def peak_memories() -> dict[str, float]:
-    """What `--memory-of ours` and `--memory-of peer` print, each in a process of its own."""
+    """Return the output of `--memory-of ours` and `--memory-of peer`, each in its own process."""
     memory = {}
     for name in ("ours", "peer"):
         memory[name] = in_fresh_process("--memory-of", name)

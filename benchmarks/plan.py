@@ -80,7 +80,7 @@ def measured(made_up: MadeUp) -> dict[str, float]:
 
 
 def in_process(arguments: argparse.Namespace, kind: str, config: str) -> dict[str, float]:
-    """One side of a comparison, in a process of its own."""
+    """Measure one side of a comparison in a separate process."""
     command = [sys.executable, __file__, "--keys", *arguments.keys, "--of", kind, config]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])

@@ -45,7 +45,7 @@ PUBLISHED_OPTIMIZER = {
 BATCH = {"ConVIRT": 32, "SimCLR": 16, "GLoRIA": 48, "VAE": 16, "DALLE": 12}
 """Of config/SELFSUP and config/CLIP, with the command lines in docs."""
 LARGE = {"ConVIRT": 256, "SimCLR": 128, "VAE": 64, "DALLE": 48}
-"""What else a GPU has memory for."""
+"""Memory of a GPU for other uses."""
 Batch = dict[str, Tensor]
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -56,7 +56,7 @@ class Lacking(Exception):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What decides on how long a step takes.
+    """Settings that determine the time of a step.
 
     Args:
         pixels: side of the images of the contrastive systems.
@@ -218,7 +218,7 @@ class Systems:
         return ImageDataset(split="train", training=True, seed=0, root=str(root), **options)
 
     def prepare(self, name: str) -> Prepare:
-        """What the data set does on the device."""
+        """Run the data set's steps on the device."""
         if name == "DALLE":
             return lambda batch: batch
         return self._dataset(name).prepare

@@ -1,4 +1,4 @@
-"""What processes exchange in a step, and where a system stops gaining from more of them.
+"""Bytes exchanged in a step, and the number of processes from which a system no longer gains.
 
     python benchmarks/scaling.py                          # the check, then the table
     python benchmarks/scaling.py --worlds 8 64 --batch 64

@@ -1,4 +1,4 @@
-"""Looks at the data of a configuration before anything is trained on it.
+"""Check the data of a configuration before training.
 
     python data/check.py config/SELFSUP/convirt-mimic.yml [key=value ...]
 
@@ -24,7 +24,7 @@ from vilmedic import script
 from vilmedic.config.load import load
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
-from vilmedic.log import Progress
+from vilmedic.log import Progress, counted
 from vilmedic.preparation.command import guarded
 from vilmedic.script import argument_parser, count
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     config = load(given.config, given.overrides)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # lengths are what we look for
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of long reports
     from vilmedic.preparation.check_page import (
         as_lists,
         as_table,
@@ -51,7 +51,7 @@ def _run(given: argparse.Namespace) -> int:
     )
     from vilmedic.preparation.checking import check_data
 
-    with Progress("Looking at the data"):
+    with Progress("Checking the data"):
         findings = check_data(config, most=given.images, workers=given.workers)
     folder = given.out or config.run_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,9 @@ def _run(given: argparse.Namespace) -> int:
         for text in texts:
             print(escaped(f"{kind}: {text}"))
     if findings.named:
-        print(f"complete lists, where more than {SHOWN}: {folder / LISTS}")
-    counts = f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"
+        print(f"Lists of more than {SHOWN} in full: {folder / LISTS}")
+    errors, warnings = len(findings.errors), len(findings.warnings)
+    counts = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
     print(f"{counts}; see {folder / 'data_check.png'}")
     if sampled:
         print(f"Images with their reports: {folder / 'data_samples.png'}")

@@ -11,8 +11,10 @@ from torch.distributed import TCPStore
 
 from tests.several_processes import environment, free_port
 from vilmedic import command_line as cli
+from vilmedic.cli import train
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, DataError
+from vilmedic.training.trainor import Trainor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "config/SELFSUP/convirt-mimic.yml"
@@ -115,6 +117,32 @@ def test_one_process_of_a_distributed_run_tells(
     del store
 
 
+def test_a_refused_training_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["config/phantom/simclr.yml", "dataset.root=nowhere", f"ckpt_dir={tmp_path / 'ckpt'}"]
+    assert train(words) == cli.FAILED
+    assert "there is no folder nowhere" in capsys.readouterr().err
+    assert list((tmp_path / "ckpt").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["_prepare", "_begin"])
+def test_ctrl_c_before_training_gives_one_line(
+    where: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainor, "_prepare", lambda *_: None)
+    monkeypatch.setattr(Trainor, where, stop)
+    assert train(["config/phantom/simclr.yml", f"ckpt_dir={tmp_path / 'ckpt'}"]) == 130
+    expected = "interrupted: before training began; the same command starts it\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_good_configuration_is_run() -> None:
     seen: list[Config] = []
     assert run(CONFIG, "name=x", action=seen.append) == 0
@@ -142,7 +170,7 @@ def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
-def test_a_fault_is_told_before_anything_heavy_is_imported(script: str) -> None:
+def test_a_fault_is_reported_before_anything_heavy_is_imported(script: str) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['bin/{script}', '{CONFIG}', 'trainor.batchsize=3']\n"

@@ -151,7 +151,7 @@ def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() 
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_label_efficiency_is_one_sweep_of_18_runs_and_one_picture(
+def test_label_efficiency_is_one_sweep_of_18_runs_and_one_figure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)

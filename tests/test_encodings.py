@@ -46,7 +46,7 @@ def test_a_few_letters_are_doubtful_alone_and_clear_beside_others() -> None:
     ]
 
 
-def test_texts_of_two_character_sets_are_told_apart() -> None:
+def test_texts_of_two_character_sets_are_distinguished() -> None:
     chosen = ["gb18030"] * 3 + ["cp1251"]
     found = decode_all([TEXTS[encoding].encode(encoding) for encoding in chosen])
     assert [one.text for one in found] == [TEXTS[encoding] for encoding in chosen]

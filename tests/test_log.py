@@ -46,7 +46,7 @@ def test_lines_are_broken_on_screens_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(map(len, line.format(record).splitlines())) <= 50
 
 
-def test_what_takes_long_is_told_where_there_is_no_terminal(
+def test_what_takes_long_is_reported_where_there_is_no_terminal(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Progress("Measuring", terminal=False), Progress("Inside", 4, "parts", terminal=False) as b:

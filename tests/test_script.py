@@ -37,3 +37,17 @@ def test_a_python_without_packages_gets_a_sentence(script: Path, tmp_path: Path)
     [line] = done.stderr.splitlines()
     assert "lacks packages that vilmedic needs (torch, " in line
     assert f"`make setup` in {ROOT} and use" in line
+
+
+def test_ctrl_c_during_the_imports_gives_one_line() -> None:
+    code = "import vilmedic.script; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    code = "import vilmedic.script; raise RuntimeError('why')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert "RuntimeError: why" in done.stderr

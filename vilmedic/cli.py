@@ -16,13 +16,13 @@ from vilmedic.command_line import (
     command,
     guarded,
     parse,
+    print_error,
     print_text,
     program,
     take,
-    tell,
 )
 from vilmedic.config.load import Config
-from vilmedic.errors import ConfigError, VilmedicError, escaped
+from vilmedic.errors import ConfigError, VilmedicError, before_training, escaped
 
 EMBEDDINGS = "--embeddings"
 PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
@@ -31,13 +31,13 @@ PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
 def train(argv: Sequence[str] | None = None) -> int:
     """Train a model: `bin/train.py`, `vilmedic-train`.
 
-    With `--plan`, say instead what that will take.
+    With `--plan`, estimate its memory and time instead.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         plan = _take_plan(words)
     except ConfigError as error:
-        tell(error)
+        print_error(error)
         return FAILED
 
     def run(config: Config) -> None:
@@ -46,13 +46,14 @@ def train(argv: Sequence[str] | None = None) -> int:
 
             print_text(plan_training(config, card=plan.card, samples=plan.samples))
             return
-        from vilmedic.run import run_training
+        with before_training():
+            from vilmedic.run import run_training
 
         run_training(config)
 
     own = [
-        (PLAN, "print what a training will take instead: parameters, memory, largest batch, time"),
-        (f"  {CARD} NAME", "the GPU that this is for (default: h100)"),
+        (PLAN, "estimate parameters, memory, largest batch and time instead of training"),
+        (f"  {CARD} NAME", "the GPU to estimate for (default: h100)"),
         (f"  {SAMPLES} N", "samples of the training split (default: the lines of its file)"),
     ]
     purpose = "Trains a model."
@@ -73,7 +74,7 @@ class PlanOptions:
 
 
 def _take_plan(words: list[str]) -> PlanOptions | None:
-    """Take `--plan` and what belongs to it out of the words.
+    """Take `--plan` and its options out of the words.
 
     Raises:
         ConfigError: a value is missing or wrong, or belongs to a plan that is not asked for.
@@ -101,7 +102,7 @@ def ensemble(argv: Sequence[str] | None = None) -> int:
     try:
         file = take(words, EMBEDDINGS, "FILE.npz")
     except ConfigError as error:
-        tell(error)
+        print_error(error)
         return FAILED
 
     embeddings = None if file is None else Path(file)
@@ -128,8 +129,8 @@ def report(argv: Sequence[str] | None = None) -> int:
     """Rebuild the pages of runs: `bin/report.py`, `vilmedic-report`.
 
     Returns:
-        The exit status: 0; 1 when something was left out, which the page and the standard error
-        stream name; 2 after a message, for what is no run or a page that cannot be written.
+        The exit status: 0; 1 if files were left out, which the page and the standard error stream
+        name; 2 after a message, if there is no run or the page cannot be written.
     """
     given = _report_parser(program("report.py")).parse_args(argv)
     try:
@@ -141,9 +142,9 @@ def report(argv: Sequence[str] | None = None) -> int:
             print_text(f"Written: {write_comparison(run_dirs)}")
         return status
     except VilmedicError as error:
-        tell(error)
+        print_error(error)
     except OSError as error:
-        tell(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
+        print_error(ConfigError(f"{error.filename}: the page cannot be written: {error.strerror}."))
     return FAILED
 
 
@@ -161,12 +162,12 @@ def _report_parser(prog: str) -> argparse.ArgumentParser:
 
 def _report(run_dir: Path) -> int:
     """Make the pages of a run; the exit status."""
-    from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run
+    from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run
 
-    left_out = LeftOut(run_dir, tell=lambda text: print(escaped(text), file=sys.stderr))
+    left_out = LeftOut(run_dir, report=lambda text: print(escaped(text), file=sys.stderr))
     try:
         check_run(run_dir)
-        # imported here: what is no run is known before that has taken its seconds
+        # imported here: it takes seconds, and a missing run is reported before
         from vilmedic.report.curves import write_curves
         from vilmedic.report.page import write_report
 
@@ -175,13 +176,13 @@ def _report(run_dir: Path) -> int:
             if path is not None:
                 print_text(f"Written: {path}")
     except VilmedicError as error:
-        tell(error)
+        print_error(error)
         return FAILED
     except (OSError, ValueError) as error:  # a name with NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
-        tell(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
+        print_error(ConfigError(f"{run_dir}: no page can be written there: {reason}."))
         return FAILED
-    if (more := len(left_out.reasons) - MOST_TOLD) > 0:
+    if (more := len(left_out.reasons) - MOST_LISTED) > 0:
         print(f"and {more} more, which {run_dir / 'report.html'} counts", file=sys.stderr)
     return BROKEN if left_out.reasons else 0
 
@@ -306,7 +307,7 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
 
 def _folders(paths: Sequence[Path]) -> list[Path]:
-    """Paths without the files that sweeps and pages leave beside runs, as `ckpt/sweep/*` gives."""
+    """Return paths without the files that sweeps and pages write beside runs (`ckpt/sweep/*`)."""
     return [path for path in paths if not path.is_file()] or list(paths)
 
 
@@ -385,12 +386,12 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
         print_text(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
         return
     print_text(f"{len(runs)} runs, all of them checked")
-    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, tell=print_text).start()
+    Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, report=print_text).start()
     print_text(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
 
 
 def _search(given: argparse.Namespace, line: CommandLine) -> None:
-    """Train runs that are chosen by the scores of those before."""
+    """Train runs chosen by the scores of earlier ones."""
     from vilmedic.comparison.grid import MOST_RUNS, plan_search
     from vilmedic.comparison.sweep import Sweep
 
@@ -417,7 +418,7 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
         return
     with opened(space, trials=given.trials, metric=metric) as search:
         run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
-        run.tell, run.another, run.ended = print_text, search.another, search.ended
+        run.print_error, run.another, run.ended = print_text, search.another, search.ended
         print_text(f"{given.trials} trials for {sought}, all ends and values checked")
         try:
             run.start()
@@ -445,7 +446,7 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
     add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
     add("--slurm", action="store_true", help="write an array script instead of training")
-    add("--search", choices=("optuna",), help="choose each run by the scores of those before")
+    add("--search", choices=("optuna",), help="choose each run by the scores of earlier ones")
     add("--trials", type=positive, metavar="N", help="runs of a search")
     score = "the score that a search is for (default: trainor.early_stop_metric)"
     add("--metric", metavar="NAME", help=score)

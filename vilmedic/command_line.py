@@ -16,18 +16,24 @@ from vilmedic.distributed.launch import (
     is_main_process,
     process_count,
 )
-from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped, nearest
+from vilmedic.errors import (
+    INTERRUPTED,
+    ConfigError,
+    Interrupted,
+    VilmedicError,
+    escaped,
+    nearest,
+)
 from vilmedic.files import FULL
 
 FAILED = 2
 BROKEN = 1
-MOST_TOLD = 200  # problems
+MOST_PRINTED = 200  # problems
 REFUSED_BY_SYSTEM = (
     *(*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EMFILE),
 )
-"""What a full, read-only or failing disk answers, wherever it is met."""
-INTERRUPTED = 130  # what shells report after Ctrl-C
+"""Errors of a full, read-only or failing disk."""
 HELP = "--help"
 _OPTIONS = (HELP, "--print-config", "--check")
 
@@ -73,7 +79,7 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
             topics.append(value)
         word = HELP if name in (HELP, "-h") else word
         if word in _OPTIONS:
-            # the most harmless one counts
+            # of several options the most harmless one counts
             option = min((one for one in (word, option) if one), key=_OPTIONS.index)
         elif word.startswith("-"):
             if "=" not in word and words and _is_value(words[0]):
@@ -98,12 +104,12 @@ def parse(argv: Sequence[str], prog: str) -> CommandLine:
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word is a configuration file rather than a key."""
+    """Return whether a word is a configuration file rather than a key."""
     return word.endswith((".yml", ".yaml")) or "/" in word or os.path.isfile(word)
 
 
 def _is_value(word: str) -> bool:
-    """Whether a word can be the value of an option before it."""
+    """Return whether a word can be the value of an option before it."""
     return not (word.startswith(("-", "~")) or "=" in word or _is_file(word))
 
 
@@ -122,7 +128,7 @@ def _unknown(word: str, config: str | None, overrides: Sequence[str]) -> str:
     if not (keys or found):
         keys = keys_named(name, draft)
     if keys:
-        # Options of classes inside, as trainor.lr_decay_params.epochs, are rarely meant.
+        # Options of nested classes, such as trainor.lr_decay_params.epochs, are rarely meant.
         depth = min(key.count(".") for key in keys)
         keys = [key for key in keys if key.count(".") == depth]
         written = [f"{key}={value}" if equals else f"{key}=..." for key in keys[:3]]
@@ -161,23 +167,22 @@ def command(
     own: Sequence[tuple[str, str]] = (),
     training: bool = False,
 ) -> int:
-    """Run a command and turn what a user can fix into a message.
+    """Run a command and turn user errors into messages.
 
     Args:
         argv: the words after the command; None takes those of the process.
         prog: the command's name.
-        purpose: what it does, as `--help` says it.
-        run: does it, given the checked configuration.
-        own: options that this command alone has, each with what it does.
-        training: whether that is training, which asks more of a configuration.
+        purpose: its description in `--help`.
+        run: runs it with the checked configuration.
+        own: options of this command alone, each with its description.
+        training: whether it trains, which needs more of a configuration.
 
     Returns:
-        The exit status: 0, 2 after a message on the standard error stream, 130 after Ctrl-C, or
-        143 after SIGTERM. In a run of several processes also 1, after a defect of the project or
-        the end of another process.
+        The exit status: 0, 2 after an error message, 130 after Ctrl-C, or 143 after SIGTERM. In a
+        run of several processes also 1, after an internal error or the end of another process.
     """
     if process_count() > 1:
-        # Before torch is loaded: every process would warn of the same things.
+        # Before torch is loaded: every process would give the same warnings.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     def call() -> None:
@@ -210,11 +215,11 @@ def _help(line: CommandLine, prog: str, purpose: str, own: Sequence[tuple[str, s
 
 
 def guarded(call: Callable[[], object]) -> int:
-    """Do what a command does; what a user can fix becomes a message and an exit status."""
+    """Run the command; user errors become a message and an exit status."""
     try:
         call()
     except VilmedicError as error:
-        tell(error)
+        print_error(error)
         return FAILED
     except Interrupted as stop:
         if is_main_process():
@@ -226,12 +231,14 @@ def guarded(call: Callable[[], object]) -> int:
     except OSError as error:
         if error.errno not in REFUSED_BY_SYSTEM:
             raise
-        tell(VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}."))
+        print_error(
+            VilmedicError(f"{error.filename2 or error.filename or 'a file'}: {error.strerror}.")
+        )
         return FAILED
     except Exception as error:
         if process_count() == 1:
             raise
-        _tell_of_defect(error)
+        _print_internal_error(error)
         return BROKEN
     return 0
 
@@ -242,28 +249,28 @@ def program(fallback: str) -> str:
 
 
 def print_text(text: str) -> None:
-    """Print text on the standard output stream; a reader that has seen enough may be gone."""
+    """Print to standard output; a reader such as `head` may have closed it."""
     try:
         print(escaped(text), flush=True)
     except BrokenPipeError:
-        # the reader, `head` say, has seen enough; Python would complain again at its end
+        # the reader, such as `head`, has closed it; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def tell(error: VilmedicError) -> None:
-    """Print what a user can fix, from the first process that fails."""
+def print_error(error: VilmedicError) -> None:
+    """Print a user error, from the first process that fails."""
     if not first_to_fail():
         return
     sys.stdout.flush()
     problems = error.problems if isinstance(error, ConfigError) else [str(error)]
     if len(problems) > 1:
         print(f"{len(problems)} problems:", file=sys.stderr)
-    for problem in map(escaped, problems[:MOST_TOLD]):
+    for problem in map(escaped, problems[:MOST_PRINTED]):
         print(f"- {problem}" if len(problems) > 1 else f"error: {problem}", file=sys.stderr)
 
 
-def _tell_of_defect(error: Exception) -> None:
-    """Report an internal error, if no other process has told of the reason."""
+def _print_internal_error(error: Exception) -> None:
+    """Report an internal error, unless another process has reported the reason."""
     if not first_to_fail():
         return
     sys.stdout.flush()

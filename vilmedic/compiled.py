@@ -9,8 +9,8 @@ from numba import njit
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile, and keep the result for other processes where there is a place for it."""
+    """Compile, and cache the result for other processes if a folder allows it."""
     try:
         return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package nor the user has a folder that can be written to
+    except RuntimeError:  # no writable cache folder
         return njit(nogil=True)(function)

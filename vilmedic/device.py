@@ -21,19 +21,19 @@ from vilmedic.errors import ConfigError
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ON_A_GPU = 2**27
-"""Numbers of a block on a GPU, 512 MiB in float32: from a quarter of that on, starting kernels is
-nothing beside running them, and a loss that fits into one block computes nothing twice."""
+"""Numbers per block on a GPU, 512 MiB in float32: from a quarter of that on, kernel launches are
+negligible, and a loss that fits into one block computes nothing twice."""
 _PLANNED_FOR_GPU = ContextVar("planned_for_gpu", default=False)
 HOST = "host_"
-"""In front of the name of a part of a batch that is a list on the host, one entry a sample."""
+"""Prefix of batch keys that are lists on the host, with one entry per sample."""
 WORDS, IMAGES = HOST + "word_count", HOST + "image_count"
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device that a configuration names, or a CUDA GPU when there is one, or the CPU.
+    """Return the configured device, or a CUDA GPU if there is one, or the CPU.
 
-    A GPU named by its number becomes the current one, whose generator is saved and restored and for
-    which memory is pinned.
+    A GPU named by its number becomes the current device, whose generator is saved and restored and
+    for which memory is pinned.
 
     Args:
         name: `cpu`, `cuda`, `cuda:N`, `mps` or None. Of several processes on a machine, each takes
@@ -86,14 +86,14 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device, kept: str | None = None) -> str:
-    """The arithmetic that a configuration names, or with `auto` the one for the device.
+    """Return the configured precision, or with `auto` the one for the device.
 
     Of several processes the first one decides.
 
     Args:
         name: `fp32`, `bf16`, `fp16` or `auto`.
         device: where the run computes.
-        kept: what `auto` was when the run began.
+        kept: the value of `auto` when the run began.
 
     Returns:
         `fp32`, `bf16` or `fp16`.
@@ -107,16 +107,16 @@ def pick_precision(name: str, device: torch.device, kept: str | None = None) -> 
 
 
 def uses_tf32(device: torch.device, tf32: bool) -> bool:
-    """Whether products are computed in TF32 where a configuration allows it."""
+    """Return whether products are computed in TF32 where a configuration allows it."""
     return tf32 and device.type == "cuda"
 
 
 @contextmanager
 def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
-    """The context that says how a GPU computes products and convolutions of float32 tensors.
+    """Context for TF32 and cuDNN benchmarking of float32 products and convolutions on a GPU.
 
-    TF32 reads 10 of the 23 bits behind the point and adds up in float32, which is several times as
-    fast. A CPU computes as ever. What is set is as before afterwards.
+    TF32 uses 10 of the 23 mantissa bits and adds up in float32, which is several times as fast. A
+    CPU is not affected. The settings are restored afterwards.
 
     Args:
         device: where the run computes.
@@ -136,12 +136,12 @@ def float32_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """The type in which sums are exact enough: float64, or float32 where a device has no wider."""
+    """Return float64, or float32 for devices without it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The context in which a forward pass computes: 16 bits where it is safe, or float32."""
+    """Autocast context of a forward pass, or none for float32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=HALF[precision])
@@ -149,9 +149,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @contextmanager
 def inference(device: torch.device, precision: str) -> Iterator[None]:
-    """The context in which a model is used without gradients, in the arithmetic of `autocast`.
+    """Context for using a model without gradients, in the arithmetic of `autocast`.
 
-    Inference mode, but for 16 bits: autocast keeps no converted weights in that one.
+    This is inference mode, except for 16 bits: autocast does not cache converted weights in it.
     """
     without_gradients = torch.inference_mode if precision == "fp32" else torch.no_grad
     with without_gradients(), autocast(device, precision):
@@ -162,16 +162,16 @@ def inference(device: torch.device, precision: str) -> Iterator[None]:
 def weights_converted_once(
     device: torch.device, precision: str, *models: nn.Module
 ) -> Iterator[None]:
-    """Let every `inference` within use the 16-bit weights that the first one made.
+    """Let all `inference` contexts within share the 16-bit weights of the first one.
 
-    Autocast keeps them until the outermost of its contexts ends, so one that does nothing else is
-    put around. It keeps only those of weights that can have a gradient: frozen ones can for as long
-    as this lasts. Weights must not be changed within.
+    Autocast caches them until its outermost context ends, so an empty one is put around. It caches
+    only weights that require gradients, so frozen ones require them within this context. Weights
+    must not change within.
 
     Args:
         device: where the models are.
         precision: `fp32` converts nothing.
-        models: what is used within.
+        models: the models that are used within.
     """
     if precision == "fp32":
         yield
@@ -191,18 +191,18 @@ def weights_converted_once(
 
 
 def block_numbers(device: torch.device, on_cpu: int) -> int:
-    """How many numbers the largest tensor of a computation in blocks holds at a time.
+    """Return the size of the largest tensor of a computation in blocks.
 
     Args:
         device: where it is computed.
-        on_cpu: as many as its caches and its memory deal with best there, which differs.
+        on_cpu: the best size on a CPU, which depends on the computation.
     """
     return on_cpu if device.type == "cpu" and not _PLANNED_FOR_GPU.get() else ON_A_GPU
 
 
 @contextmanager
 def blocks_of_a_gpu() -> Iterator[None]:
-    """Blocks as large as on a GPU, for a step on a CPU that is planned for one and not run."""
+    """Use GPU block sizes for a step that is only planned, on a CPU."""
     before = _PLANNED_FOR_GPU.set(True)
     try:
         yield
@@ -213,16 +213,16 @@ def blocks_of_a_gpu() -> Iterator[None]:
 def constants(
     make: Callable[..., tuple[Tensor, ...]], *numbers: Any, like: Tensor
 ) -> tuple[Tensor, ...]:
-    """Tensors that follow from numbers, made once for each device.
+    """Return tensors computed from numbers, cached for each device.
 
-    A copy to a GPU in every step would each time wait for all that it has still to do.
+    A copy to a GPU in every step would wait each time for all queued work.
 
     Args:
         make: makes them on the CPU.
         numbers: its arguments.
         like: a tensor where they are wanted.
     """
-    # Fake tensors, whose steps are planned and not run, are none of another plan.
+    # Fake tensors of a planned step must not be reused by another plan.
     return _made(make, numbers, like.device, getattr(like, "fake_mode", None))
 
 
@@ -230,20 +230,19 @@ def constants(
 def _made(
     make: Callable[..., tuple[Tensor, ...]], numbers: Any, device: torch.device, plan: object
 ) -> tuple[Tensor, ...]:
-    with torch.inference_mode(False):  # training uses them as well
+    with torch.inference_mode(False):  # training uses them too
         return tuple(value.to(device) for value in make(*numbers))
 
 
 def move(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device, copied without waiting where memory is pinned.
+    """Move a batch to the device, without waiting if its memory is pinned.
 
-    Memory is pinned for CUDA alone; elsewhere a copy that nobody waits for may read what has been
-    overwritten since.
+    Memory is pinned only for CUDA; elsewhere an asynchronous copy could read memory that has since
+    been overwritten.
 
-    What shapes follow from is counted before: to read it from a GPU would wait for all that this
-    has still to do. So on one a batch also has lists, with a number for each sample: of the words
-    of its report, special tokens included, in `host_word_count`, and of its images in
-    `host_image_count`.
+    Numbers that determine shapes are counted before: reading them from a GPU would wait for all its
+    queued work. So on a GPU a batch also has lists with a number per sample: words of its report,
+    including special tokens, in `host_word_count`, and images in `host_image_count`.
     """
     queued = device.type != "mps"
     moved = {
@@ -285,7 +284,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Undo whatever was drawn since `random_state` returned this state."""
+    """Restore the state that `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -309,7 +308,7 @@ def device_states(devices: set[torch.device]) -> list[tuple[torch.device, torch.
 
 
 def restore_device_states(states: list[tuple[torch.device, torch.Tensor]]) -> None:
-    """Go back to what `device_states` gave."""
+    """Restore the states that `device_states` returned."""
     for device, state in states:
         if device.type == "cuda":
             torch.cuda.set_rng_state(state, device)
@@ -319,7 +318,7 @@ def restore_device_states(states: list[tuple[torch.device, torch.Tensor]]) -> No
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """A stretch whose draws on the CPU and on a device change nothing that is drawn after it."""
+    """Context whose random draws, on the CPU and a device, do not affect later ones."""
     states = device_states({device})
     with torch.random.fork_rng(devices=[]):
         try:
@@ -329,5 +328,5 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def _cuda_states() -> list[torch.Tensor]:
-    """The state of the GPU in use: looking at those of other processes would open them as well."""
+    """Return the generator state of the current GPU; reading others would initialise them too."""
     return [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []

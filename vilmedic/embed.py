@@ -36,29 +36,29 @@ KINDS = (".npz", ".parquet")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images or texts that a command names.
+    """Images or texts given on the command line.
 
     Args:
         texts: paths or texts, one an input; empty where the file has none.
-        places: of each input where it stands, for messages; None for files of a folder.
+        places: the place of each input, for messages; None for files of a folder.
     """
 
     texts: list[str]
     places: list[str] | None = None
 
     def blank(self) -> list[str]:
-        """Where an input ought to be and is not."""
+        """Return the place of a missing input."""
         return [p for text, p in zip(self.texts, self.places or (), strict=False) if not text]
 
 
 def embed_files(given: argparse.Namespace) -> bool:
-    """Do what a command line asks for.
+    """Run the command.
 
     Args:
         given: see `vilmedic.cli.embed`.
 
     Returns:
-        Whether anything had to be done.
+        Whether anything was done.
 
     Raises:
         VilmedicError: an argument, an input or the checkpoint cannot be used.
@@ -96,7 +96,7 @@ def embed_files(given: argparse.Namespace) -> bool:
 
 
 def read_images(source: Path, column: str | None) -> Inputs:
-    """The paths of a folder, of a list with a path a line, of a column of a CSV, or of one image.
+    """Read the image paths from a folder, a list with one path per line, a CSV column or one image.
 
     Raises:
         DataError: there is no such file or column, or no path in it.
@@ -172,7 +172,7 @@ def _check_output(given: argparse.Namespace) -> None:
 
 
 class _Job:
-    """The model, loaded when the first part is missing, and what it does to the inputs."""
+    """The model, loaded when the first part is missing, with the options of the command."""
 
     def __init__(self, given: argparse.Namespace, checkpoint: Path) -> None:
         self.given, self.checkpoint = given, checkpoint
@@ -180,7 +180,7 @@ class _Job:
         self.bar: Any = None
 
     def plan(self, images: Inputs | None, texts: Inputs | None) -> dict[str, Any]:
-        """What the result depends on. Errors that are skipped change no other row."""
+        """Everything that the result depends on. Skipped errors do not change other rows."""
         plan: dict[str, Any] = {
             "checkpoint": _weights(self.checkpoint),
             "ema": self.given.ema,
@@ -207,7 +207,7 @@ class _Job:
         return model
 
     def images(self, inputs: Inputs) -> Any:
-        """What embeds a part of the images."""
+        """Return the function that embeds a part of the images."""
 
         def embed(start: int, stop: int) -> tuple[Any, list[str]]:
             stream = self.model.stream_images(
@@ -231,7 +231,7 @@ class _Job:
         return embed
 
     def texts(self, inputs: Inputs) -> Any:
-        """What embeds a part of the texts; lines without one become rows of nan."""
+        """Return the function that embeds a part of the texts; empty lines give rows of nan."""
 
         def embed(start: int, stop: int) -> tuple[Any, list[str]]:
             parts = []
@@ -257,9 +257,9 @@ class _Job:
 
 
 def _weights(path: Path) -> str:
-    """A checkpoint as a plan knows it, with what older ones take from the files around them."""
+    """Return the identity of a checkpoint, including the files that older ones depend on."""
     if is_export(path):
-        return sha256_of(path / MANIFEST)  # which lists the digests of all files
+        return sha256_of(path / MANIFEST)  # it lists the digests of all files
     state = read_header(path)
     around = []
     if not state.get("config"):
@@ -271,10 +271,10 @@ def _weights(path: Path) -> str:
 
 
 def _stat(path: str) -> str:
-    """A file as a plan knows it: another size, time or place on the disk is another image.
+    """Return the identity of a file: path, size, times and inode.
 
-    The time of its last change (ctime) is set by the system alone: a file that is replaced by one
-    of the same size and date has another one.
+    Only the system can set the change time (ctime): a file replaced by one of the same size and
+    date has another one.
     """
     try:
         found = os.stat(path)

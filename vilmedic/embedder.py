@@ -1,4 +1,4 @@
-"""Embedding of images and texts with a trained model, and the parts that it needs."""
+"""Embedding of images and texts with a trained model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Own = TypeVar("Own", bound="Embedder")
 
 
 def options_of(method: Callable[P, Any]) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Give a method that hands its options on to another one the signature of that one."""
+    """Give a method the signature of the method that it passes its options to."""
 
     def mark(own: Callable[..., T]) -> Callable[P, T]:
         result = inspect.signature(own).return_annotation
@@ -48,13 +48,13 @@ def options_of(method: Callable[P, Any]) -> Callable[[Callable[..., T]], Callabl
 
 
 class Embedder:
-    """The parts of a trained model, and what embeds images and texts.
+    """A trained model that embeds images and texts.
 
-    Embeddings and scores are float32 on the CPU. What a model cannot do is a `VilmedicError` that
-    says what it can.
+    Embeddings and scores are float32 on the CPU. Methods that a model does not support raise a
+    `VilmedicError` that lists those it does.
 
     Args:
-        loaded: the model and what it knows of its data.
+        loaded: the model and its data properties.
         device: see `load`.
     """
 
@@ -73,7 +73,7 @@ class Embedder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def to(self: Own, device: str | torch.device | None) -> Own:
@@ -83,7 +83,7 @@ class Embedder:
 
     @property
     def preprocess(self) -> Preprocess:
-        """From an image to what the model takes: float32 [3, H, W], exactly as in evaluation."""
+        """Preprocessing from an image to float32 [3, H, W], exactly as in evaluation."""
         if self._preprocess is None:
             raise VilmedicError(f"{self.path} was trained without images.")
         return self._preprocess
@@ -105,7 +105,7 @@ class Embedder:
 
     @property
     def abilities(self) -> list[str]:
-        """The methods that this model has a use for."""
+        """The methods that this model supports."""
         found = []
         if isinstance(self.model, ContrastiveModel):
             found.append("embed_images")
@@ -140,7 +140,7 @@ class Embedder:
         The arguments are those of `embed_images`.
 
         Yields:
-            float32 [B, D], and for each row why it is nan, or an empty text.
+            float32 [B, D], and for each row the reason if it is nan, or an empty text.
         """
         self.require("embed_images")
         self._check_options(batch_size, precision, device)
@@ -164,14 +164,14 @@ class Embedder:
     def embed_images(self, images: Sources, **options: Any) -> Tensor:
         """Embed images, as an evaluation sees them.
 
-        Images are read a few batches ahead and given to the model one batch at a time, so that any
-        number of them, of a generator say, needs the memory of these batches and of the result.
+        Images are read a few batches ahead and embedded batch by batch, so that any number of
+        them, for example from a generator, only needs memory for these batches and the result.
 
         Args:
             images: paths, Pillow images and arrays, mixed as you like; a single one; or a folder,
                 whose images are taken in the order of `vilmedic.images_in`.
-            features: `visual` is what texts are compared with; `visual_backbone` [N, F] are the
-                pooled features in front of the projection.
+            features: `visual` for comparisons with texts; `visual_backbone` [N, F] for the pooled
+                features before the projection.
             normalize: scale each embedding to length 1.
             batch_size: images that are encoded at once.
             device: move the model there first.
@@ -190,7 +190,10 @@ class Embedder:
             DataError: an image cannot be read, or there is none.
             VilmedicError: the model embeds no images.
         """
-        kept, width = bytearray(), 0  # thousands of small tensors would take a multiple of it
+        kept, width = (
+            bytearray(),
+            0,
+        )  # small tensors would take several times the memory
         for rows, _ in self.stream_images(images, **options):
             kept += rows.numpy().tobytes()
             width = rows.shape[1]
@@ -279,7 +282,7 @@ class Embedder:
         check_width(rows, columns)
         return functional.normalize(rows, dim=1) @ functional.normalize(columns, dim=1).T
 
-    # -- what the methods share
+    # -- shared by the methods
 
     def _part(self, name: str, what: str) -> nn.Module:
         part = getattr(self.model, name, None)
@@ -288,10 +291,10 @@ class Embedder:
         return part
 
     def require(self, ability: str) -> None:
-        """Refuse what the model cannot do, such as `embed_texts`.
+        """Refuse a method that the model does not support, such as `embed_texts`.
 
         Raises:
-            VilmedicError: it cannot; the message says what it can.
+            VilmedicError: it is not supported; lists the supported methods.
         """
         if ability not in self.abilities:
             raise VilmedicError(f"{type(self.model).__name__} has no {ability}. {self._able()}")
@@ -309,7 +312,7 @@ class Embedder:
             self.to(device)
 
     def _embeddings(self, images: Tensor | Sources) -> Tensor:
-        """Rows that are embeddings already, or those of images."""
+        """Return given embeddings, or embed images."""
         given = as_rows(images, "images")
         return given if given is not None else self.embed_images(images, normalize=False)
 
@@ -323,22 +326,22 @@ class Embedder:
         return {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
 
     def _run(self, encode: Any, batch: Any, precision: str) -> Tensor:
-        """What an encoder gives for a batch, float32 on the CPU; images arrive as uint8."""
+        """Run an encoder on a batch: float32 on the CPU; images are uint8."""
         with inference(self.device, precision):
             if isinstance(batch, Tensor):
                 batch = self.preprocess.pixels.normalized(batch.to(self.device))
             found: Tensor = encode(batch)
-        # a copy outside inference mode, which callers may use anywhere
+        # a copy outside inference mode, usable anywhere
         return torch.empty_like(found, dtype=torch.float32, device="cpu").copy_(found)
 
     def _blank(self) -> Tensor:
-        """An image of one colour, for the width of features when no image can be read."""
+        """Return a plain image, to find the feature width if no image can be read."""
         side = self.preprocess.pixels.crop or self.preprocess.pixels.resize or 64
         return torch.zeros(1, self.preprocess.pixels.channels, side, side, dtype=torch.uint8)
 
 
 def as_texts(texts: Any) -> list[str]:
-    """Texts that a tokenizer takes.
+    """Check texts.
 
     Raises:
         DataError: there is none, or one is empty or no text.
@@ -362,7 +365,7 @@ def as_texts(texts: Any) -> list[str]:
 
 
 def as_rows(given: Any, what: str) -> Tensor | None:
-    """Embeddings: floating-point numbers [N, D]; None for what may be an image or a text.
+    """Return given embeddings [N, D]; None for anything that may be an image or a text.
 
     Args:
         given: embeddings, images or texts.
@@ -392,7 +395,7 @@ def as_rows(given: Any, what: str) -> Tensor | None:
 
 
 def check_width(images: Tensor, texts: Tensor) -> None:
-    """Refuse embeddings that do not belong together.
+    """Refuse embeddings of different models.
 
     Raises:
         DataError: they are of different widths.
@@ -405,7 +408,7 @@ def check_width(images: Tensor, texts: Tensor) -> None:
 
 
 def check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
-    """Refuse an option that is none of those allowed.
+    """Refuse an option with a value that is not allowed.
 
     Raises:
         ConfigError: it is not.

@@ -24,22 +24,22 @@ from vilmedic.errors import DataError
 from vilmedic.files import replacing
 
 PART = 1024
-"""Inputs of a part: what a run that is killed loses at most."""
+"""Inputs per part: the most that a killed run loses."""
 Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Column:
-    """Inputs of one kind and what makes embeddings of them.
+    """Inputs of one kind and the function that embeds them.
 
     Args:
         name: the array of the file: `visual` or `linguistic`.
         key: the array of the inputs themselves: `path` or `text`.
         inputs: the inputs, as text.
-        embed: gives float32 [n, D] and an error per input (empty where there is none) for inputs
-            numbered start to stop. A row with an error holds nan.
-        batch: inputs that are embedded at once; parts are made of whole batches, so that a run that
-            continues gives the bits of one that was never stopped.
+        embed: returns float32 [n, D] and an error per input (empty without one) for the inputs
+            from start to stop. A row with an error holds nan.
+        batch: inputs per batch; parts consist of whole batches, so that a resumed run gives the
+            same bits as an uninterrupted one.
     """
 
     name: str
@@ -67,7 +67,7 @@ def write_embeddings(
     allow_errors: bool = True,
     on_kept: Callable[[int], object] = lambda _size: None,
 ) -> bool:
-    """Write the embeddings of inputs, continuing what an earlier call with the same plan began.
+    """Write the embeddings of inputs, resuming an earlier call with the same plan.
 
     The file holds, of each column, the embeddings float32 [N, D], the inputs [N] and `<key>_error`
     [N]: the reason why an input has no embedding, or an empty text. `.npz` files load with
@@ -76,22 +76,23 @@ def write_embeddings(
     Args:
         out: the file, `.npz` or `.parquet`.
         columns: the inputs.
-        plan: what the result depends on: checkpoint, options, inputs. Another plan starts again.
-        force: replace a file that was made with another plan, or that holds errors.
-        allow_errors: whether inputs that an earlier call left out may stay so. If not, those of a
-            finished file are an error, and those of a part are embedded again.
-        on_kept: told the number of inputs of each part that an earlier call wrote.
+        plan: everything that the result depends on: checkpoint, options, inputs. Another plan
+            starts from the beginning.
+        force: replace a file with another plan, or with errors.
+        allow_errors: whether inputs left out by an earlier call may stay so. If not, they are an
+            error in a finished file, and are embedded again in a part.
+        on_kept: called with the number of inputs of each part from an earlier call.
 
     Returns:
-        Whether anything had to be done.
+        Whether anything was done.
 
     Raises:
-        DataError: another process is writing this file; it is there and of another plan, or with
-            errors that are not allowed; or it cannot be written.
+        DataError: another process is writing this file; it exists with another plan or with errors
+            that are not allowed; or it cannot be written.
     """
     digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
     plan = {**plan, "sha256": digest}
-    folder = out.with_name(f".{out.name}.parts-{digest[:16]}")  # never of another plan
+    folder = out.with_name(f".{out.name}.parts-{digest[:16]}")  # a folder per plan
 
     def is_done() -> bool:
         errors = _errors(out, columns, digest)
@@ -140,22 +141,22 @@ def write_embeddings(
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep other processes from writing a file, and make its folder.
+    """Lock a file against other processes, and make its folder.
 
     Raises:
-        DataError: another process is writing it, or its folder takes no files.
+        DataError: another process is writing it, or its folder is not writable.
     """
     path = out.with_name(f".{out.name}.lock")
-    lock = FileLock(path, fallback_to_soft=False)  # the other kind would outlive a kill
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would survive a kill
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):  # filelock takes a folder without files for a lock that is held
+        with open(path, "ab"):  # filelock treats an unwritable folder as a held lock
             pass
         while True:
             held = acquire(lock, 0)
             if not held or path.exists():
                 break
-            lock.release()  # another process has just removed it
+            lock.release()  # another process has just removed the file
     except Timeout:
         raise DataError(f"{out} is being written by another process.") from None
     except OSError as error:
@@ -172,7 +173,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _writing(out: Path, folder: Path) -> Iterator[None]:
-    """Say what is kept when the disk is full."""
+    """Explain what is kept if the disk is full."""
     try:
         yield
     except OSError as error:
@@ -194,7 +195,7 @@ def _make_part(out: Path, folder: Path, column: Column, start: int, stop: int) -
 
 
 def _is_part(path: Path, allow_errors: bool) -> bool:
-    """Whether a part is there and can be used."""
+    """Return whether a part exists and is usable."""
     try:
         with np.load(path, allow_pickle=False) as part:
             return allow_errors or not any(part["errors"].tolist())
@@ -213,7 +214,7 @@ def _parts(folder: Path, column: Column) -> Iterator[tuple[Rows, list[str]]]:
 
 
 def _write_npz(path: Path, folder: Path, columns: Sequence[Column], plan: dict[str, Any]) -> None:
-    """One file of all parts, without holding more than one of them."""
+    """Join all parts into one file, holding only one of them at a time."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for column in columns:
             errors: list[str] = []
@@ -238,7 +239,7 @@ def _add_texts(archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> Non
 def _write_parquet(
     path: Path, folder: Path, columns: Sequence[Column], plan: dict[str, Any]
 ) -> None:
-    """One file of all parts, a row group each."""
+    """Join all parts into one file, with a row group per part."""
     import pyarrow as arrow
     from pyarrow import parquet
 
@@ -260,7 +261,7 @@ def _write_parquet(
 
 
 def _errors(out: Path, columns: Sequence[Column], digest: str) -> list[str] | None:
-    """The inputs that the finished result of a plan has left out; None if a file is not that."""
+    """Return the inputs left out of the finished file of a plan; None if it is not finished."""
     try:
         if out.suffix == ".parquet":
             from pyarrow import parquet
@@ -273,7 +274,7 @@ def _errors(out: Path, columns: Sequence[Column], digest: str) -> list[str] | No
                 text = str(arrays["plan"])
                 reasons = [arrays[f"{one.key}_error"].tolist() for one in columns]
         plan = json.loads(text)
-    except Exception:  # no file, a damaged one or one of somebody else
+    except Exception:  # no file, or a damaged or foreign one
         return None
     if not isinstance(plan, dict) or plan.get("sha256") != digest:
         return None

@@ -1,10 +1,10 @@
 """Detection of the character set of text whose encoding is missing or wrong.
 
-Valid UTF-8 is UTF-8: text in another character set almost never happens to be valid. Everything
-else is decoded with each common character set, and scored by how usual the result is: by what
-charset-normalizer measures (chaos and coherence) and by the kind of oddities that a wrong character
-set gives, such as a Greek letter in the middle of a Latin word. A few letters may leave it open,
-and then the text is marked as doubtful.
+Valid UTF-8 is UTF-8: text in another character set is almost never valid UTF-8 by accident. All
+other text is decoded with each common character set, and scored by how plausible the result is: by
+the measures of charset-normalizer (chaos and coherence) and by typical errors of a wrong character
+set, such as a Greek letter in the middle of a Latin word. If a few letters leave it open, the text
+is marked as doubtful.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from charset_normalizer import from_bytes
 
 from vilmedic.errors import DataError, nearest
 
-# In the order in which they are taken for text that leaves it open.
+# In order of preference for ambiguous text.
 CANDIDATES = (
     *("gb18030", "cp1252", "cp1251", "cp1250", "shift_jis", "euc_kr", "big5", "euc_jp"),
     *("koi8_r", "cp1253", "cp1254", "cp1255", "cp1256", "cp874", "cp1257", "cp1258"),
 )
-POOL = 2**15  # bytes that a character set is found from
-SAMPLES = 100  # texts of a source, the longest ones, that are looked at for its character sets
-MOST_ODD = 0.2  # share of odd characters in text that is taken for what it was decoded as
-MARGIN = 0.03  # by which the best character set has to be better than the next
-_COHERENCE = 0.25  # what the coherence with a language counts beside oddities
+POOL = 2**15  # bytes used to find a character set
+SAMPLES = 100  # longest texts of a source that are used to find its character sets
+MOST_ODD = 0.2  # largest share of odd characters in accepted text
+MARGIN = 0.03  # margin of the best character set over the next
+_COHERENCE = 0.25  # weight of the coherence with a language beside odd characters
 # First bytes of the characters that are in everyday use.
 _EVERYDAY = {
     "gb18030": (0xB0, 0xD7),
@@ -67,9 +67,9 @@ _ALPHABETS: dict[str, tuple[str, ...]] = {
     "cp1254": ("çğıİöşüâîû",),  # Turkish
     "cp1257": ("ąčęėįšųūž", "āčēģīķļņšūž", "äöõüšž"),  # Lithuanian, Latvian, Estonian
 }
-_ICELANDIC = "áðéíóúýþæö"  # of which a few are those of a Turkish text in the other character set
-_FITTING = 0.95  # share of the letters that the alphabet of a language has
-_BETTER = 0.05  # by which another character set has to fit better than Western European
+_ICELANDIC = "áðéíóúýþæö"  # some of these bytes are Turkish letters in cp1254
+_FITTING = 0.95  # share of the letters that must be in the alphabet of a language
+_BETTER = 0.05  # margin of another character set over Western European
 _WITHIN = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
 _AFTER_SMALL = re.compile(r"(?<=[a-z])[^\x00-\x7f]")
 _JOINING = "\u2019\xb4\u2013\u2014\xb7\xad"  # apostrophes, dashes, a middle dot, a soft hyphen
@@ -94,14 +94,14 @@ class Decoded:
 
 
 def known_encoding(name: str) -> str:
-    """The name that Python has for a character set, as an argument of a command line.
+    """Return Python's name of a character set given on the command line.
 
     Raises:
         DataError: there is none of that name.
     """
     try:
         found = codecs.lookup(name).name
-        b"text".decode(found, "replace")  # refuses codecs that give no text, such as hex
+        b"text".decode(found, "replace")  # refuses codecs that are no text encodings, such as hex
     except LookupError:
         allowed = ["utf-8", "utf-16", *CANDIDATES]
         raise DataError(
@@ -112,7 +112,7 @@ def known_encoding(name: str) -> str:
 
 
 def decode_text(content: bytes) -> Decoded:
-    """Decode the text of a file of its own.
+    """Decode the text of a file.
 
     Args:
         content: all of it, with or without a byte order mark.
@@ -135,10 +135,10 @@ def as_utf8(content: bytes) -> str | None:
 
 
 def decode_all(contents: Sequence[bytes]) -> list[Decoded]:
-    """Decode texts that are not UTF-8 and are of one source, such as the headers of a folder.
+    """Decode non-UTF-8 texts of one source, such as the headers of a folder.
 
-    The character sets are found from the texts that leave no doubt, or from all of them together
-    when every one is too short for that: a name of two signs alone is not enough.
+    The character sets are found from the unambiguous texts, or from all texts together if each one
+    is too short: a name of two characters alone is not enough.
 
     Args:
         contents: the texts.
@@ -157,10 +157,10 @@ def decode_all(contents: Sequence[bytes]) -> list[Decoded]:
 
 
 def detect(content: bytes) -> tuple[str, bool]:
-    """The likeliest character set of some bytes that are not UTF-8.
+    """Return the most likely character set of non-UTF-8 bytes.
 
     Returns:
-        Its name, and whether no other one gives another text that is about as likely.
+        Its name, and whether no other one gives a different, about equally likely text.
     """
     matches = from_bytes(
         content[:POOL],
@@ -179,7 +179,7 @@ def detect(content: bytes) -> tuple[str, bool]:
         for name in {match.encoding, *match.could_be_from_charset} & set(CANDIDATES)
     )
     if not ranked:
-        return "latin-1", False  # which reads any bytes and loses none
+        return "latin-1", False  # it decodes any bytes without loss
     least, _, text = ranked[0]
     rivals = [score for score, _, other in ranked if other != text]
     tied = [number for score, number, _ in ranked if score <= least + MARGIN]
@@ -187,16 +187,16 @@ def detect(content: bytes) -> tuple[str, bool]:
 
 
 def latin_encoding(content: bytes) -> str | None:
-    """The character set of a text of Latin script, by the letters that languages write.
+    """Return the character set of Latin-script text, by the letters of languages.
 
-    Its bytes are letters in any of these character sets, but those of the right one are the letters
-    of one language.
+    Its bytes are letters in all of these character sets, but only in the right one are they letters
+    of a single language.
 
     Args:
         content: not UTF-8.
 
     Returns:
-        Its name; empty when several fit, and None when the letters are of no one language.
+        Its name; empty if several fit, and None if the letters fit no single language.
     """
     texts = {name: content.decode(name, errors="replace") for name in _ALPHABETS}
     fits = {name: _fit(texts[name], alphabets) for name, alphabets in _ALPHABETS.items()}
@@ -213,19 +213,19 @@ def latin_encoding(content: bytes) -> str | None:
 
 
 def is_western(content: bytes) -> bool:
-    """Whether the letters of a text are those of Western European languages, one or several."""
+    """Return whether a text is in one or several Western European languages, by its letters."""
     text = content.decode("cp1252", errors="replace")
     return _fit(text, ["".join([*_ALPHABETS["cp1252"], _ICELANDIC])]) >= _FITTING
 
 
 def _fit(text: str, alphabets: Sequence[str]) -> float:
-    """The largest share of the letters outside ASCII, and of signs within words, of a language."""
+    """Return the largest share of non-ASCII letters and signs in words that fit a language."""
     letters = Counter(c for c in text if not c.isascii() and c.isalpha() and c not in _SIGNS)
     letters.update(c for c in _WITHIN.findall(text) if not c.isalpha() and c not in _JOINING)
     total = letters.total()
-    if not total:  # quotation marks and signs alone
+    if not total:  # only quotation marks and signs
         return 1.0
-    letters.subtract(c for c in _AFTER_SMALL.findall(text) if c.isupper())  # no language does so
+    letters.subtract(c for c in _AFTER_SMALL.findall(text) if c.isupper())  # in no language
     return max(
         sum(count for c, count in letters.items() if c in known or c.lower() in known) / total
         for known in alphabets
@@ -233,14 +233,14 @@ def _fit(text: str, alphabets: Sequence[str]) -> float:
 
 
 def oddness(text: str, encoding: str) -> float:
-    """The share of the characters outside ASCII that a text in its right character set rarely has.
+    """Return the share of non-ASCII characters that correctly decoded text rarely has.
 
-    Such are control characters, capitals after small letters, signs beside letters, letters of
-    another script than their neighbours, and signs that are in no everyday use.
+    These are control characters, capitals after small letters, signs next to letters, letters of
+    another script than their neighbours, and rare signs.
 
     Args:
-        text: as it was decoded.
-        encoding: the character set that it was decoded with, as `CANDIDATES` has it.
+        text: the decoded text.
+        encoding: the character set that it was decoded with, one of `CANDIDATES`.
     """
     total = odd = 0
     padded = f" {text} "
@@ -253,12 +253,12 @@ def oddness(text: str, encoding: str) -> float:
 
 
 def is_credible(text: str, encoding: str) -> bool:
-    """Whether a text can be in the single-byte or other character set that a file declares."""
+    """Return whether a text can be in the character set that a file declares."""
     if any(unicodedata.category(c) == "Cc" and c not in _SPACES and c != "\x1b" for c in text):
         return False
     if oddness(text, encoding) > MOST_ODD:
         return False
-    # Words of Latin script have few letters outside ASCII, unlike those of any other in its place.
+    # Words of Latin script have few non-ASCII letters, unlike those of any other script.
     beyond = [c for c in text if not c.isascii()]
     if any(c.isalpha() and _script(c) not in _LATIN for c in beyond):
         return True
@@ -266,7 +266,7 @@ def is_credible(text: str, encoding: str) -> bool:
 
 
 def _decoded(content: bytes, common: Sequence[str]) -> Decoded:
-    """A text in one of the character sets of its source, or in the likeliest one."""
+    """Decode a text with one of the character sets of its source, or with the likeliest one."""
     ranked = sorted(
         (oddness(text, name), place, text, name)
         for place, name in enumerate(common)
@@ -302,7 +302,7 @@ def _is_odd(before: str, character: str, after: str, encoding: str) -> bool:
         return True
     script = _script(character)
     if any(near.isalpha() and _script(near) != script for near in (before, after)):
-        # Chinese and Japanese mix their scripts, also with Latin abbreviations and units.
+        # Chinese and Japanese mix scripts, also with Latin abbreviations and units.
         eastern = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL")
         small = before.isalpha() and before.isascii() and after.isalpha() and after.isascii()
         if script not in eastern or small:
@@ -315,6 +315,6 @@ def _is_odd(before: str, character: str, after: str, encoding: str) -> bool:
 
 @lru_cache(maxsize=2**16)
 def _script(character: str) -> str:
-    """The first word of a character's name, which is its script."""
+    """Return the first word of a character's Unicode name, which is its script."""
     name = unicodedata.name(character, "")
     return name.removeprefix("HALFWIDTH ").removeprefix("FULLWIDTH ").split(" ")[0]

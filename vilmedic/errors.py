@@ -1,33 +1,35 @@
-"""Error classes of user mistakes: where, what was given, what is allowed, the nearest match.
+"""Error classes for user errors: where, what was given, what is allowed, the nearest match.
 
-The command line prints their text without a traceback and exits with status 2; anything else that
-reaches the user is a defect of the project.
+The command line prints their text without a traceback and exits with status 2; any other error that
+reaches the user is a bug.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
-LONGEST_NAME = 200  # letters; comparing two texts of a report's length takes minutes
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells report it
+LONGEST_NAME = 200  # characters; comparing two texts of a report's length takes minutes
 
-# All that moves the cursor, turns the direction of the text or cannot be written: control
-# characters but for line breaks and tabs, bidirectional marks, and halves of surrogate pairs.
+# Characters that move the cursor, change the text direction or cannot be encoded: control
+# characters except line breaks and tabs, bidirectional marks, and lone surrogates.
 _HIDDEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 class VilmedicError(Exception):
-    """Base of every error that a user, rather than the program, has to fix."""
+    """Base class of errors that the user has to fix."""
 
 
 class ConfigError(VilmedicError):
     """A configuration that cannot be run.
 
     Args:
-        problems: one text a problem, each complete in itself; all of them are shown at once.
+        problems: one complete text per problem; all are shown at once.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
@@ -38,11 +40,11 @@ class ConfigError(VilmedicError):
 class ArgumentError(ConfigError):
     """Arguments that a constructor refuses.
 
-    `build` of `vilmedic.config` says in front of each where in the configuration it stands.
+    `build` of `vilmedic.config` adds the place in the configuration to each.
 
     Args:
-        problems: what is wrong, by the name of the argument; of one inside an argument the names
-            with dots between them, and an empty one for what concerns several.
+        problems: problems by the name of the argument; nested names are dotted, and the name is
+            empty if several arguments are concerned.
     """
 
     def __init__(self, problems: Mapping[str, str]) -> None:
@@ -59,14 +61,14 @@ class CheckpointError(VilmedicError):
 
 
 class Interrupted(BaseException):
-    """A run that was asked to stop, by Ctrl-C or by a cluster that takes the machine back.
+    """A run was asked to stop, by Ctrl-C or by a cluster that preempts the job.
 
-    Like `KeyboardInterrupt` it may come between any two instructions, so it is no `Exception`:
-    whoever handles those of a decoder or of a logger must not take this for one.
+    Like `KeyboardInterrupt` it may be raised between any two instructions, so it is no `Exception`:
+    handlers for errors of a decoder or logger must not catch it.
 
     Args:
         message: what was saved and how to continue.
-        status: the exit status of the process: 128 and the number of the signal.
+        status: the exit status of the process: 128 plus the number of the signal.
     """
 
     def __init__(self, message: str, status: int) -> None:
@@ -74,12 +76,22 @@ class Interrupted(BaseException):
         super().__init__(message)
 
 
+@contextmanager
+def before_training() -> Iterator[None]:
+    """Turn Ctrl-C into the message that training has not begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = "before training began; the same command starts it"
+        raise Interrupted(message, INTERRUPTED) from None
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The closing words of a message about an unknown name.
+    """Return a suggestion for the end of a message about an unknown name.
 
     Args:
-        given: the name that was not found; one of more than 200 letters is near to none.
-        allowed: the names that exist.
+        given: the unknown name; names of more than 200 characters get no suggestion.
+        allowed: the existing names.
 
     Returns:
         `" Did you mean 'x'?"`, or an empty string when nothing is close enough.
@@ -92,17 +104,17 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text from outside as a terminal or a page may show it: `\\x1b` for an escape character."""
+    """Escape untrusted text for a terminal or page: `\\x1b` for an escape character."""
     if _HIDDEN.search(text) is None:
         return text
     return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 LONGEST = 200
-"""Letters of a value that a message quotes."""
+"""Most characters of a value that a message quotes."""
 
 
 def visible(text: str) -> str:
-    """A value that a message quotes, on one line: escaped, and a long one cut."""
+    """Return a value for a message on one line: escaped, and cut if it is long."""
     cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} letters)"
     return escaped(cut).replace("\n", "\\n").replace("\t", "\\t")

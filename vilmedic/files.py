@@ -34,10 +34,10 @@ DAMAGE = (
     ValueError,
     OverflowError,
 )
-"""What the readers of archives raise for one that is damaged or that they cannot read; a
+"""Errors that archive readers raise for damaged or unreadable archives; a
 `BadGzipFile` is an `OSError`."""
 MOST_PACKED = 200
-"""Times its size that a compressed archive may unpack to: text packs to a tenth, images not at all,
+"""Largest ratio to which an archive may unpack: text packs to a tenth, images not at all,
 and zeros that are there to fill a disk to a thousandth."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _KINDS = {
@@ -50,9 +50,9 @@ _KINDS = {
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
-    """Open a file to read it, and nothing else that may have its name.
+    """Open a regular file for reading, and refuse pipes and devices.
 
-    Opening a named pipe waits for somebody who writes to it, and a device may give data for ever.
+    Opening a named pipe blocks until someone writes to it, and a device may never end.
 
     Args:
         path: the file; links are followed.
@@ -102,7 +102,7 @@ def plain_name(name: str) -> str:
 
 
 def no_file(path: Path) -> str | None:
-    """What a path leads to instead of a file, `a named pipe` say, whose opening might never end.
+    """Return what a path is if not a file, such as `a named pipe`, which could block when opened.
 
     Returns:
         None for a file, and for a path that leads to nothing or that the system refuses.
@@ -156,7 +156,7 @@ def replace_bytes(path: Path, content: bytes, writer: str = "") -> None:
 
 
 def identity(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is replaced or written to; None when there is no file."""
+    """Return values that change when a file is replaced or written; None without a file."""
     try:
         found = path.stat()
     except OSError:
@@ -174,7 +174,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_apple_double(path: Path) -> bool:
-    """Whether a file is what macOS keeps beside `x.jpg` on other disks, as `._x.jpg`: no image."""
+    """Return whether a file is macOS metadata (`._x.jpg` beside `x.jpg`) and not an image."""
     return path.name.startswith("._")
 
 
@@ -183,7 +183,7 @@ def walk_files(
     failed: Callable[[OSError], object] | None = None,
     above: frozenset[str] = frozenset(),
 ) -> Iterator[Path]:
-    """All that is no folder below a folder, by name, the files of a folder before its folders.
+    """Yield everything below a folder except folders, sorted by name, files before subfolders.
 
     Links to folders are followed, for images often lie on another disk; one that leads back to a
     folder above it is left out. Links that lead nowhere are among the files.
@@ -205,7 +205,7 @@ def walk_files(
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the file system has a way to."""
+    """Flush the directory entries of a folder to the disk, where the file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -243,7 +243,7 @@ def open_tar(path: Path) -> Iterator[tarfile.TarFile]:
         yield archive
 
 
-def disk_trouble(error: OSError, where: str = "") -> str:
+def disk_message(error: OSError, where: str = "") -> str:
     """Message for a disk error, with its own sentence for a full disk.
 
     Args:
@@ -297,7 +297,7 @@ def _is_number(text: str) -> bool:
 
 
 def core_count() -> int:
-    """Cores that this process may use, which may be fewer than the machine has.
+    """Return the number of cores that this process may use.
 
     Its affinity counts, and the share of time that its control group has, as containers set it.
     """

@@ -19,20 +19,20 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class WrongPassword(DataError):
-    """The server does not accept user and password, or wants them and got none."""
+    """The server rejects user and password, or requires them."""
 
 
 class NotAFile(DataError):
-    """The server sent a web page, such as a login form, in place of a file."""
+    """The server sent a web page, such as a login form, instead of a file."""
 
 
 class Again(Exception):
-    """A failure that may pass.
+    """A temporary failure.
 
     Args:
         reason: what happened.
         wait: seconds that the server asks to wait.
-        dead: whether the connection was of no use, whatever came over it.
+        dead: whether the connection made no useful progress.
     """
 
     def __init__(self, reason: str, wait: float | None = None, *, dead: bool = False) -> None:
@@ -41,10 +41,10 @@ class Again(Exception):
 
 
 class Login:
-    """User and password for one host; held in memory only, shown nowhere, sent to no other host.
+    """User and password for one host; kept only in memory, never shown or sent to other hosts.
 
     Args:
-        host: whose.
+        host: the host.
         user: the user's name.
         password: the password.
     """
@@ -57,7 +57,7 @@ class Login:
         return f"Login({self.host!r})"
 
     def auth_for(self, url: str) -> httpx2.Auth | None:
-        """What to send along with a request; nothing to other hosts, and nothing unencrypted."""
+        """Return the credentials for a request; None for other hosts or without encryption."""
         parts = httpx2.URL(url)
         if parts.host != httpx2.URL(f"//{self.host}").host:
             return None
@@ -67,9 +67,9 @@ class Login:
 
 
 def netrc_login(host: str, environment: Mapping[str, str] = os.environ) -> Login | None:
-    """User and password of a host that `~/.netrc`, or the file that `NETRC` names, has.
+    """Read user and password of a host from `~/.netrc`, or the file that `NETRC` names.
 
-    Only the host's own entry counts: that of `default` would go to any server.
+    Only the host's own entry is used: `default` would be sent to any server.
 
     Raises:
         WrongPassword: the file cannot be used.
@@ -86,11 +86,11 @@ def netrc_login(host: str, environment: Mapping[str, str] = os.environ) -> Login
 
 
 def open_client(timeout: float, agent: str = "") -> httpx2.Client:
-    """A client that follows redirects and wants files as they are, not packed for the way.
+    """Open a client that follows redirects and requests files without compression.
 
     Args:
         timeout: seconds without any byte after which a connection counts as dead.
-        agent: what to call ourselves; empty for the plain truth.
+        agent: user agent; empty for the default.
     """
     return httpx2.Client(
         timeout=timeout,
@@ -127,7 +127,7 @@ class Answer:
 
 
 def may_pass(status: int) -> bool:
-    """Whether a server that answers so may answer otherwise later."""
+    """Return whether a response status is temporary."""
     return status in (408, 425, 429) or status >= 500
 
 
@@ -137,13 +137,13 @@ def said(response: httpx2.Response) -> str:
 
 
 def received(response: httpx2.Response, timeout: float) -> Iterator[bytes]:
-    """The bytes of a file as they come.
+    """Yield the bytes of a file as they arrive.
 
-    Chunks are as large as they come: of a fixed size, the last ones would be lost when the
-    connection is cut.
+    Chunks have the size in which they arrive: with a fixed size, the last bytes would be lost if
+    the connection breaks.
 
     Raises:
-        Again: the connection was cut, or gave less than `SLOWEST` for `timeout` seconds.
+        Again: the connection broke, or was slower than `SLOWEST` for `timeout` seconds.
     """
     since, fresh = time.monotonic(), 0
     try:

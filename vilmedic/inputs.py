@@ -27,9 +27,9 @@ from vilmedic.datasets.decode import (
     decode_file,
     decode_image,
 )
+from vilmedic.datasets.image_cache import ImageCache
+from vilmedic.datasets.image_source import ImageFiles, resized_shape
 from vilmedic.datasets.lines import Lines, join_names
-from vilmedic.datasets.picture_cache import PictureCache
-from vilmedic.datasets.pictures import PictureFiles, resized_shape
 from vilmedic.datasets.transforms import Pixels
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import core_count, walk_files
@@ -43,7 +43,7 @@ Sources = Source | Iterable[Source]
 OnError = Literal["raise", "skip"]
 Groups = list[tuple[list[int], Tensor]]
 """Images of one size each: their places in the batch, and uint8 [n, C, H, W]."""
-AHEAD = 2  # batches that are read while the model works on another
+AHEAD = 2  # batches read ahead of the model
 
 
 def images_in(folder: str | Path) -> list[str]:
@@ -67,7 +67,7 @@ def images_in(folder: str | Path) -> list[str]:
 
 
 def listed(images: Sources) -> Iterable[Source]:
-    """Images one by one: of a folder those in it, of a single image itself."""
+    """Yield images one by one, from a folder, several images or a single one."""
     if isinstance(images, str | Path):
         return images_in(images) if os.path.isdir(images) else [images]
     if isinstance(images, Image.Image):
@@ -83,15 +83,15 @@ def listed(images: Sources) -> Iterable[Source]:
 
 
 class Preprocess:
-    """From an image to what a model takes, exactly as in its evaluation.
+    """Image preprocessing for a model, exactly as in its evaluation.
 
     Args:
-        pixels: what the run does to its images.
+        pixels: the image preprocessing of the run.
     """
 
     def __init__(self, pixels: Pixels) -> None:
         self.pixels = pixels
-        # Random transforms of an evaluation draw from the one generator of the process.
+        # Random transforms of an evaluation use the global generator of the process.
         self._drawing: AbstractContextManager[Any] = Lock() if pixels.transforms else nullcontext()
 
     def __call__(self, image: Source) -> Tensor:
@@ -107,7 +107,7 @@ class Preprocess:
 
         Args:
             image: the image.
-            name: what messages call one that is no file.
+            name: name for messages if it is not a file.
 
         Raises:
             UndecodableImage: it cannot be read.
@@ -142,7 +142,7 @@ class Preprocess:
             cache: see `TrainedModel.embed_images`.
 
         Yields:
-            The images of a batch by size, and of each why it is missing, or an empty text.
+            The images of a batch by size, and for each the reason if it is missing, else empty.
 
         Raises:
             ConfigError: an option is out of its range.
@@ -190,9 +190,9 @@ class Preprocess:
             raise DataError("cache: keeps images that are given as a list of paths.")
         pixels = self.pixels
         texts = Lines([join_names([os.path.abspath(str(path))]) for path in paths], Path("images"))
-        files = PictureFiles(texts, Path(), "", pixels.color, pixels.resize, 1, pixels.max_pixels)
+        files = ImageFiles(texts, Path(), "", pixels.color, pixels.resize, 1, pixels.max_pixels)
         files.interpolation = pixels.interpolation
-        kept = PictureCache(files, Path(cache), "images", set(files.missing()))
+        kept = ImageCache(files, Path(cache), "images", set(files.missing()))
 
         def read(number: int, image: Source) -> Tensor:
             if not os.path.exists(str(image)):
@@ -236,7 +236,7 @@ def _batch(futures: list[Future[Tensor]], on_error: OnError) -> tuple[Groups, li
 
 
 def _as_file(image: Image.Image | np.ndarray | Tensor, name: str) -> tuple[io.BytesIO, str]:
-    """An image in memory as the file that it could be, so that all images are read alike."""
+    """Convert an image in memory to a file, so that all images are read the same way."""
     content = io.BytesIO()
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)

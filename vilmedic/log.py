@@ -20,7 +20,7 @@ from vilmedic.errors import escaped
 
 LOGGER = logging.getLogger("vilmedic")
 FIRST, EVERY = 5.0, 30.0
-"""Seconds before the first line about something that takes long, and between two."""
+"""Seconds before the first progress line, and between lines."""
 BAR = "{desc}  {n_fmt} of {total_fmt} {unit}  {bar} {remaining} left"
 T = TypeVar("T")
 
@@ -34,10 +34,10 @@ class _Console(logging.StreamHandler):
 
 
 class _Line(logging.Formatter):
-    """A message after its time; labels and reports in it cannot control the terminal.
+    """Formatter of time and message; escapes control characters of labels and reports.
 
-    Where the width of the screen is known, a longer line goes on in the next one: between the
-    numbers of a line of numbers, which are set apart by two spaces, else between words.
+    If the width of the terminal is known, long lines are wrapped: between the numbers of a line of
+    numbers, which are separated by two spaces, otherwise between words.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -49,17 +49,17 @@ class _Line(logging.Formatter):
 
 
 def columns() -> int | None:
-    """The columns of the terminal, or of COLUMNS; None where lines end in a file."""
+    """Return the columns of the terminal, or of COLUMNS; None for a file."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
         return max(40, shutil.get_terminal_size().columns)
     return None
 
 
 def wrapped(text: str, width: int, indent: int = 10) -> list[str]:
-    """A line as several of at most `width` columns; what has no place to break stays longer.
+    """Wrap a line to at most `width` columns; unbreakable parts stay longer.
 
     Args:
-        text: the line; parts that belong together are set apart by two spaces.
+        text: the line; its parts are separated by two spaces.
         width: columns.
         indent: spaces in front of all lines but the first, as wide as the time.
     """
@@ -89,16 +89,16 @@ def start_console() -> None:
 
 
 class Progress:
-    """Shows how far something is that may take long, in a `with` statement.
+    """Progress of a long step, in a `with` statement.
 
-    On a terminal it is a bar where the number of things is known. Elsewhere it is a line after
-    5 seconds and then every 30, so that what is quick adds nothing. Of several, one inside the
-    other, the innermost is shown. Processes other than the main one show nothing.
+    On a terminal it is a bar if the number of items is known. Otherwise it is a line after 5
+    seconds and then every 30, so that quick steps add none. Of nested ones the innermost is shown.
+    Only the main process shows it.
 
     Args:
-        title: what is done.
-        total: how many things there are; None when that is not known.
-        unit: what they are.
+        title: name of the step.
+        total: number of items; None if unknown.
+        unit: name of the items.
         terminal: whether a bar can be drawn; None asks the standard error stream.
     """
 
@@ -129,7 +129,7 @@ class Progress:
                 bar_format=BAR,
             )
         else:
-            threading.Thread(target=self._tell, name="progress", daemon=True).start()
+            threading.Thread(target=self._log_at_intervals, name="progress", daemon=True).start()
         return self
 
     def __exit__(
@@ -145,13 +145,13 @@ class Progress:
             self._bar.close()
 
     def update(self, number: int = 1) -> None:
-        """Count things that are done."""
+        """Count finished items."""
         self.done += number
         if self._bar is not None:
             self._bar.update(number)
 
     def line(self) -> str:
-        """What is said where there is no bar."""
+        """Return the progress line."""
         seconds = time.monotonic() - self._began
         if self.total is None or not self.done:
             return f"{self.title}  {clock(seconds)} so far"
@@ -161,7 +161,7 @@ class Progress:
             + f"  {clock(left)} left"
         )
 
-    def _tell(self) -> None:
+    def _log_at_intervals(self) -> None:
         wait = FIRST
         while not self._ended.wait(wait):
             wait = EVERY
@@ -173,13 +173,13 @@ class Progress:
 
 
 def progress(things: Iterable[T], title: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Pass on things and show how far that is; see `Progress`.
+    """Yield items and show the progress; see `Progress`.
 
     Args:
-        things: what is passed on; the next one is asked for when the last is done.
-        title: what is done.
-        unit: what they are.
-        total: how many there are; None asks them.
+        things: the items; the next one is requested when the last is done.
+        title: name of the step.
+        unit: name of the items.
+        total: number of items; None takes their length.
     """
     if total is None and isinstance(things, Sized):
         total = len(things)
@@ -190,7 +190,7 @@ def progress(things: Iterable[T], title: str, unit: str, total: int | None = Non
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things in words: `1 epoch`, `2 epochs`."""
+    """Return a number with its noun: `1 epoch`, `2 epochs`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

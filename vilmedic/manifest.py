@@ -19,13 +19,13 @@ from vilmedic.files import confined, open_regular
 
 MANIFEST = "vilmedic.json"
 FORMAT = 1
-"""Of the folder; a reader refuses one that it does not know."""
+"""Format version of the folder; readers refuse unknown ones."""
 IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER = "image_encoder", "text_encoder", "tokenizer"
 VAE_FOLDER, DALLE_FOLDER, ONNX_FOLDER = "vae", "dalle", "onnx"
 FOLDERS = (IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE_FOLDER, DALLE_FOLDER, ONNX_FOLDER)
 WEIGHTS = "model.safetensors"
 KINDS = (".safetensors", ".json", ".txt", ".onnx", ".data")
-"""What files of an exported folder are: weights, plain values and words, and no programs."""
+"""Suffixes of exported files: weights, plain values and words, but no code."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
 MOST_BYTES = 100_000_000  # of a manifest
 MOST_FILES = 1000
@@ -33,12 +33,12 @@ CHUNK = 2**20
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name may be that of a repository, `user/name`, rather than a path."""
+    """Return whether a name may be that of a repository, `user/name`, rather than a path."""
     return REPOSITORY.fullmatch(name) is not None and not os.path.isdir(name.partition("/")[0])
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether a path leads to an exported folder."""
+    """Return whether a path leads to an exported folder."""
     return os.path.isfile(os.path.join(path, MANIFEST))
 
 
@@ -81,11 +81,11 @@ def read_by_us(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Hold files of an exported folder to their digests.
+    """Verify files of an exported folder by their digests.
 
     Args:
         folder: the folder.
-        manifest: what `read_manifest` returned.
+        manifest: the result of `read_manifest`.
         names: files that it lists.
 
     Raises:
@@ -110,7 +110,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], names: Iterable[str])
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the manifest says of the files that are in a folder, by name."""
+    """Return the manifest entries of the files in a folder, by name."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.suffix in KINDS and path != folder / MANIFEST:
@@ -120,14 +120,14 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def exported_part(name: str, *wanted: str) -> str:
-    """The folder that a name means to a reader of one part of an export.
+    """Return the folder of one part of an export.
 
     Args:
-        name: an exported folder, a part of one, or anything else, which stays what it is.
-        wanted: the part that is wanted, such as `text_encoder`; of several the first that is there.
+        name: an exported folder, a part of one, or any other name, which is returned unchanged.
+        wanted: names of the part, such as `text_encoder`; the first existing one is taken.
 
     Returns:
-        The folder of the part, whose files are whole; or the name.
+        The folder of the part, verified; or the name.
 
     Raises:
         CheckpointError: the export is damaged or has no such part.
@@ -153,10 +153,10 @@ def _part(name: str) -> str:
 
 
 def _check_names(folder: Path, files: Any) -> None:
-    """Refuse a list of files that is none, or that names what no export holds.
+    """Refuse an invalid list of files.
 
     Raises:
-        ValueError: it is; says why.
+        ValueError: explains why it is invalid.
     """
     if not isinstance(files, dict) or not files:
         raise ValueError("it lists no files")

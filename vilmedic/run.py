@@ -17,10 +17,10 @@ from vilmedic.config.load import load as load_config
 from vilmedic.device import pick_device
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
-from vilmedic.errors import CheckpointError, ConfigError, nearest
+from vilmedic.errors import CheckpointError, ConfigError, before_training, nearest
 from vilmedic.log import LOGGER, Progress, start_console
 
-# What trains, evaluates, loads and reports is imported by the function that does it.
+# Training, evaluation, loading and reports are imported by the functions that need them.
 if TYPE_CHECKING:
     from vilmedic.trained_model import TrainedModel
     from vilmedic.training.trainor import Trainor
@@ -90,8 +90,8 @@ def train(config: str | Path, *overrides: str, **values: Any) -> Run:
         values: top-level keys, such as `name="x"` or `ckpt="auto"`.
 
     Raises:
-        VilmedicError: what the command says with status 2.
-        Interrupted: a signal ended the run; its state is saved.
+        VilmedicError: user errors, for which the command exits with status 2.
+        Interrupted: a signal ended the run; its state is saved, unless training had not begun.
     """
     trainor = run_training(_config(config, overrides, values))
     best = trainor.saver.best()
@@ -113,16 +113,18 @@ def evaluate(config: str | Path, *overrides: str, **values: Any) -> dict[str, di
 
 
 def run_training(config: Config) -> Trainor:
-    """Train a model; returns what trained it."""
-    from vilmedic.training.trainor import Trainor
+    """Train a model; returns the trainor."""
+    with before_training():
+        from vilmedic.training.trainor import Trainor
 
-    _announce(config)
-    with processes.process_group(pick_device(config.trainor.device)):
+        _announce(config)
+        device = pick_device(config.trainor.device)
+    with processes.process_group(device):
         trainor = Trainor(config)
         try:
             trainor.start()
         finally:
-            # a run that was interrupted or failed is the one whose curves are looked at first
+            # also after a failure, when the curves are needed most
             write_pages(config.run_dir)
         return trainor
 
@@ -174,14 +176,14 @@ def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, di
         finally:
             if config.ensemblor.report:
                 write_pages(config.run_dir)
-            ensemblor.tell()
+            ensemblor.print_tables()
 
 
 def write_pages(run_dir: Path) -> None:
-    """Draw the curves and make the report of a run, if the directory is one.
+    """Draw the curves and make the report page, if the directory is a run.
 
-    Images may be generated from a checkpoint that lies in any directory. What goes wrong here is a
-    warning: the run itself is done, or has failed for another reason.
+    Images may be generated from a checkpoint in any directory. Errors here are logged as warnings:
+    the run itself is done, or has failed for another reason.
     """
     from vilmedic.checkpoints.left_out import LeftOut, is_run
 
@@ -209,7 +211,7 @@ def _generate(*arguments: Any, **options: Any) -> list[Path]:
 
 
 def _announce(config: Config) -> None:
-    """Open the console and say which keys of lower layers lost their meaning."""
+    """Start console logging and log the keys of lower layers that were dropped."""
     start_console()
     for note in config.notes:
         LOGGER.info(note)

@@ -6,17 +6,21 @@ Scripts import this module before any other of the package.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
+
+from vilmedic.errors import INTERRUPTED
 
 CLONE = Path(__file__).resolve().parent.parent
 PYTHON = (3, 10)
 WIDEST = 100
-"""Columns of help at most."""
+"""Most columns of help."""
 MODULES = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -44,7 +48,7 @@ MODULES = {
     "httpx2": "httpx2",
     "charset-normalizer": "charset_normalizer",
 }
-"""Of each package that pyproject.toml requires, the module that it brings."""
+"""The module of each package that pyproject.toml requires."""
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -62,8 +66,8 @@ class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         silent = action.nargs == 0 or action.default in (None, "", [], argparse.SUPPRESS)
-        told = "(default" in text or "by default" in text
-        if silent or told or not action.option_strings or action.const:
+        stated = "(default" in text or "by default" in text
+        if silent or stated or not action.option_strings or action.const:
             return text
         return f"{text} (default: %(default)s)"
 
@@ -109,6 +113,18 @@ def _lacks() -> str:
     )
 
 
+def _interrupted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print one line for Ctrl-C while a script is still importing; other errors as usual."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(INTERRUPTED)  # otherwise Python ends by the signal, without an exit status
+
+
+sys.excepthook = _interrupted
 if _reason := _lacks():
     print(_reason, file=sys.stderr)
     sys.exit(2)

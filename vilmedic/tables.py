@@ -24,7 +24,7 @@ from vilmedic.errors import DataError, nearest
 from vilmedic.files import BLOCK, DAMAGE, from_spreadsheet, open_regular
 
 MISSING = ("nan", "na", "n/a", "none", "null", "<na>", "#n/a", "nat")
-"""What a cell without a value says, in small letters: what pandas, R, SQL and Excel write."""
+"""Texts of empty cells, in lower case, as written by pandas, R, SQL and Excel."""
 _QUOTED = re.compile('"[^"]*"')
 _SEPARATOR = re.compile('"?sep=(.)"?', re.IGNORECASE)  # a first line that Excel writes and reads
 _INVISIBLE = "\ufeff\u200b"  # byte order mark and zero-width space, which str.strip leaves
@@ -32,7 +32,7 @@ csv.field_size_limit(2**24)  # a whole report with its history fits in a field
 _NUL = "a NUL character"
 GZIP = b"\x1f\x8b"
 _WESTERN = "cp1252"  # Latin-1 with what Windows adds to it
-# What a file is that is no text, by its first bytes, and what to do about it.
+# Types of files that are not text, by their first bytes, and the remedy.
 _TABLE = "Save it as CSV with UTF-8 (in Excel: Save As, CSV UTF-8)"
 _UNPACK = "Unpack it and give the table in it"
 _KINDS: tuple[tuple[bytes, str, str], ...] = (
@@ -63,7 +63,7 @@ _UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf
 
 
 class Missing:
-    """Which cells have no value: blank ones, and those that hold one of some markers.
+    """Detects cells without a value: blank ones, and those with one of some markers.
 
     Args:
         markers: texts in any letter case, blanks around them aside.
@@ -89,7 +89,7 @@ class Missing:
         return ""
 
     def is_missing(self, part: str) -> bool:
-        """Whether one of several names in a cell is missing; it is not counted."""
+        """Return whether one of several names in a cell is missing; it is not counted."""
         return trimmed(part).lower() in {"", *self._known}
 
 
@@ -202,7 +202,7 @@ def open_text(path: Path, encoding: str = "") -> IO[str]:
         encoding: of its text; empty to find out, see `encoding_of`.
 
     Raises:
-        DataError: it is no text, or of an encoding that cannot be told.
+        DataError: it is no text, or its encoding is unknown.
         OSError: it cannot be read.
     """
     encoding = encoding_of(path, encoding)
@@ -212,17 +212,17 @@ def open_text(path: Path, encoding: str = "") -> IO[str]:
 def encoding_of(path: Path, encoding: str = "") -> str:
     """The encoding of a text file, all of which is read.
 
-    UTF-8 and UTF-16 with and without a byte order mark are told for certain. Texts of Latin script
-    are in the character set in which their letters are those of one language, or in Western
-    European (cp1252, which holds Latin-1) when they are those of several ones of it. Anything else
-    is what `encodings.decode_all` is sure of; else it is refused.
+    UTF-8 and UTF-16 with and without a byte order mark are recognised for certain. Latin-script
+    text is in the character set in which its letters fit a single language, or in Western European
+    (cp1252, which includes Latin-1) if they fit several of its languages. Anything else is decoded
+    if `encodings.decode_all` is certain, and otherwise refused.
 
     Args:
         path: the file, plain or compressed with gzip.
-        encoding: what is known of it; its text is then held to that.
+        encoding: the known encoding, against which the text is checked.
 
     Raises:
-        DataError: it is no text, or its encoding cannot be told, or is not the one given.
+        DataError: it is no text, or its encoding is unknown or not the one given.
         OSError: it cannot be read.
     """
     at = path.stat()
@@ -230,7 +230,7 @@ def encoding_of(path: Path, encoding: str = "") -> str:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """What to raise when reading a text file has failed."""
+    """Return the error for a text file that could not be read."""
     reason = str(error) or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         byte = error.object[error.start]

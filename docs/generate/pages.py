@@ -150,7 +150,7 @@ def title(path: Path) -> str:
 
 
 def wrong_external_links(markdown: str) -> list[str]:
-    """What is wrong with the form of links to other hosts; whether these answer is not asked."""
+    """Return malformed links to other hosts; the hosts are not contacted."""
     problems = []
     for _, target in links(markdown):
         parts = urlsplit(target)

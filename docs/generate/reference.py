@@ -136,7 +136,7 @@ def registered(kind: str, registry: Registry) -> str:
 
 
 def _text(read: Signature) -> list[str]:
-    """What the first docstring of a class says before its arguments, as paragraphs."""
+    """Return the paragraphs of the first docstring of a class before its arguments."""
     for docstring in read.docstrings:
         for section in docstring.parse("google", warnings=False):
             if isinstance(section, griffe.DocstringSectionText):
@@ -189,7 +189,7 @@ def _default(param: Param) -> str:
 
 
 def _names(param: Param) -> str:
-    """What a key can name, where that is not in its type."""
+    """Return the names that a key allows, if its type does not list them."""
     for option in options(param.type):
         mark = option.mark if isinstance(option, Marked) else None
         if isinstance(mark, OptionsOf):

@@ -198,7 +198,7 @@ def test_what_is_wrong_is_named_with_what_is_near(settings: dict[str, Any], mess
         tiny_cnn(**settings)
 
 
-def test_fields_are_judged_without_torch() -> None:
+def test_fields_are_checked_without_torch() -> None:
     with pytest.raises(ConfigError, match=r"hidden_sise.*Did you mean 'hidden_size'"):
         check_arguments(VisionEncoder, {"backbone": "hf:dinov2", "config": {"hidden_sise": 8}})
 

@@ -148,6 +148,11 @@ def test_an_encoder_without_linear_layers_is_refused() -> None:
         tiny_cnn(lora=LoRA(rank=2))
 
 
+def test_a_list_without_layers_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"lora\.layers: given an empty list\. Leave it out"):
+        tiny_encoder(lora=LoRA(rank=2, layers=[]))
+
+
 def test_frozen_layers_beside_adapters_are_refused(vit: str) -> None:
     for freeze in (True, 1):
         with pytest.raises(ArgumentError, match=r"lora: with freeze=.*Leave freeze out"):
@@ -218,7 +223,7 @@ def test_a_model_without_adapters_is_filled_with_merged_weights(tmp_path: Path) 
         ),
     ],
 )
-def test_damaged_adapters_are_told(damage: Callable[[dict[str, Any]], Any]) -> None:
+def test_damaged_adapters_are_reported(damage: Callable[[dict[str, Any]], Any]) -> None:
     state = stored(tiny_encoder(lora=LoRA(rank=2)), "encoder", {"rank": 2})
     damage(state)
     with pytest.raises(CheckpointError, match=r"a\.pth: is damaged: .*adapters"):

@@ -212,7 +212,7 @@ def test_a_layer_is_not_computed_three_times() -> None:
     assert checkpoint_blocks(blocks) == 1
 
 
-def test_a_model_without_repeated_layers_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_repeated_layers_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     for key in ("compile", "activation_checkpointing"):
         prepare_network(ToyAutoencoder(), TrainorSection(**{key: True}), CPU)
         assert f"trainor.{key} has no effect: this model has no repeated blocks" in caplog.text

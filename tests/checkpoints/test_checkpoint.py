@@ -351,7 +351,7 @@ def test_what_cannot_be_a_file_name_is_a_message(tmp_path: Path, ckpt: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     """Opening a pipe that nobody writes to would wait for ever."""
     path = odd_file(tmp_path / "x.pth", kind)
     with pytest.raises(CheckpointError, match=f"ckpt: .* is {kind}, not a checkpoint"):

@@ -120,6 +120,20 @@ def test_two_processes_do_not_train_one_seed_in_one_directory(tmp_path: Path) ->
         process.join()
 
 
+def test_a_run_that_leaves_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    for name, left in (("refused", None), ("run", "config_3.yml")):
+        folder = tmp_path / name
+        folder.mkdir()
+        lock = RunLock(folder, 3)
+        lock.acquire()
+        if left:
+            (folder / left).touch()
+        lock.release()
+        lock.release()  # again changes nothing
+        assert folder.exists() == bool(left)
+    assert sorted(path.name for path in folder.iterdir()) == [".seed_3.lock", "config_3.yml"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_gives_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int

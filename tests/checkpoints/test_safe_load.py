@@ -301,7 +301,7 @@ def test_lists_without_end_are_a_message(tmp_path: Path) -> None:
     assert load_plain(saved(tmp_path / "some.pth", deep(50))) == deep(50)
 
 
-def test_a_shared_value_is_told_twice_and_no_longer_shared(tmp_path: Path) -> None:
+def test_a_shared_value_is_stored_twice_and_no_longer_shared(tmp_path: Path) -> None:
     value = [1, [2]]
     given = load_plain(saved(tmp_path / "a.pth", {"a": value, "b": value}))
     assert given == {"a": value, "b": value}

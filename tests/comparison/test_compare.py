@@ -60,7 +60,7 @@ def test_runs_equal_but_for_name_and_seed_are_one_row(grid: list[Path]) -> None:
     assert not area.cells[0].bold
 
 
-def test_it_is_told_where_differences_are_between_seeds_alone(grid: list[Path]) -> None:
+def test_it_is_noted_where_differences_are_between_seeds_alone(grid: list[Path]) -> None:
     def told(found: Comparison) -> str:
         return next(line for line in footnotes(found) if line.startswith("differences: "))
 
@@ -70,6 +70,11 @@ def test_it_is_told_where_differences_are_between_seeds_alone(grid: list[Path]) 
     )
     ours = compare([*grid[:1], *grid[3:4]], number=20)
     assert told(ours).startswith("differences: paired on the same samples; ")
+
+
+def test_one_resample_is_refused(grid: list[Path]) -> None:
+    with pytest.raises(ConfigError, match="--bootstrap: given 1, which has no spread; allowed: 0"):
+        compare(grid, number=1)
 
 
 def test_the_lower_loss_is_the_better(grid: list[Path]) -> None:
@@ -196,7 +201,7 @@ def test_a_moved_prompt_file_is_the_same_protocol(tmp_path: Path) -> None:
     assert len(compare(runs, number=0).settings) == 1
 
 
-def test_all_that_is_no_evaluated_run_is_told(
+def test_all_that_is_no_evaluated_run_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -213,7 +218,7 @@ def test_all_that_is_no_evaluated_run_is_told(
     assert cli.compare([str(run)]) == 0
 
 
-def test_a_run_counts_once_whatever_its_path(
+def test_a_run_counts_once_by_any_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "a")
@@ -237,7 +242,7 @@ def test_the_same_seed_twice_is_no_second_seed(tmp_path: Path) -> None:
     assert [len(runs) for runs in compare([run, other_part], number=0).settings.values()] == [2]
 
 
-def test_a_number_that_some_runs_lack_is_told(tmp_path: Path) -> None:
+def test_a_number_that_some_runs_lack_is_reported(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, seed=k) for k, name in enumerate("ab")]
     for path in runs[1].rglob("results_test.json"):
         results = json.loads(path.read_text())

@@ -87,7 +87,7 @@ def test_names_are_those_of_folders_and_differ() -> None:
     assert all("/" not in name and len(name) < 120 for name in names)
 
 
-def test_each_run_is_a_checked_command_of_its_own(tmp_path: Path) -> None:
+def test_each_run_is_a_separate_checked_command(tmp_path: Path) -> None:
     words = ["trainor.seed=0,1", "trainor.epochs=1,2", f"ckpt_dir={tmp_path}", "~trainor.lr_decay"]
     runs = plan(CONFIG, words)
     assert [run.name for run in runs] == [
@@ -103,7 +103,7 @@ def test_each_run_is_a_checked_command_of_its_own(tmp_path: Path) -> None:
     assert [run.name for run in named] == ["mine/seed=0", "mine/seed=1"]
 
 
-def test_what_is_wrong_with_any_run_is_told_before_the_first(tmp_path: Path) -> None:
+def test_what_is_wrong_with_any_run_is_reported_before_the_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(CONFIG, ["trainor.batch_size=8,-1", "trainor.seed=0,x"])
     text = str(caught.value)

@@ -64,7 +64,7 @@ def test_along_rows_of_given_keys(grid: list[Path]) -> None:
     assert [(line.name, len(line.places)) for line in one] == [("", 3)]
 
 
-def test_the_command_writes_a_picture_beside_the_runs(
+def test_the_command_writes_a_figure_beside_the_runs(
     grid: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--plot", KEY, "--bootstrap", "20", "--format", "csv"]

@@ -62,7 +62,7 @@ def search(
     words: list[str] = WORDS,
     *,
     trials: int,
-    tell: Any = print,
+    report: Any = print,
     evaluate: bool = False,
     jobs: int = 1,
 ) -> Sweep:
@@ -71,13 +71,13 @@ def search(
     script.write_text(TRAINING)
     space = plan_search(CONFIG, [*words, f"ckpt_dir={folder / 'ckpt'}", "name=s"])
     with opened(space, trials=trials, metric="validation_loss") as one:
-        run = Sweep("c.yml", one.begun(), jobs, evaluate, tell)
+        run = Sweep("c.yml", one.begun(), jobs, evaluate, report)
         run.another, run.ended = one.another, one.ended
         run.command = lambda step: [sys.executable, "-I", "-S", str(script), step]
         try:
             run.start()
         finally:
-            tell(one.best())
+            report(one.best())
     return run
 
 
@@ -94,7 +94,7 @@ def rates(folder: Path) -> list[float]:
 
 def test_each_trial_is_a_run(tmp_path: Path) -> None:
     told: list[str] = []
-    search(tmp_path, trials=4, tell=told.append, evaluate=True)
+    search(tmp_path, trials=4, report=told.append, evaluate=True)
     trials = trials_of(tmp_path)
     assert [one.state.name for one in trials] == ["COMPLETE"] * 4
     folders = sorted(path.name for path in (tmp_path / "ckpt/s").glob("trial=*"))
@@ -151,10 +151,10 @@ def test_what_is_no_score_is_none(tmp_path: Path, text: str) -> None:
         assert one.best() == ""
 
 
-def test_the_same_again_does_nothing_and_more_trials_go_on(tmp_path: Path) -> None:
+def test_the_same_again_does_nothing_and_more_trials_continue(tmp_path: Path) -> None:
     search(tmp_path, trials=3)
     told: list[str] = []
-    search(tmp_path, trials=3, tell=told.append)
+    search(tmp_path, trials=3, report=told.append)
     assert told[0] == "3 of 3 runs are finished already"
     assert len(told) == 2
     assert search(tmp_path, trials=8).count == 8
@@ -214,7 +214,7 @@ def test_failures_are_listed_and_tried_again(
     monkeypatch.setenv("DIVERGES_ABOVE", "1e-3")
     told: list[str] = []
     with pytest.raises(VilmedicError) as caught:
-        search(tmp_path, trials=8, tell=told.append)
+        search(tmp_path, trials=8, report=told.append)
     states = [one.state.name for one in trials_of(tmp_path)]
     failed = states.count("FAIL")
     assert 0 < failed < 8
@@ -257,7 +257,7 @@ def test_the_study_survives_the_loss_of_its_file(tmp_path: Path) -> None:
     before = [(one.params, one.value) for one in trials_of(tmp_path)]
     (tmp_path / "ckpt/s" / STUDY).unlink()
     told: list[str] = []
-    search(tmp_path, trials=3, tell=told.append)
+    search(tmp_path, trials=3, report=told.append)
     assert [(one.params, one.value) for one in trials_of(tmp_path)] == before
     assert len(told) == 1  # no run was begun
 

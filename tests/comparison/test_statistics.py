@@ -49,7 +49,7 @@ def simulate(seeds: int, between_seeds: float, samples: int = 150) -> tuple[floa
 @pytest.mark.parametrize(
     ("seeds", "between_seeds"), [(1, 0.0), (2, 0.1), (3, 0.0), (3, 0.1), (5, 0.3)]
 )
-def test_intervals_hold_the_truth_and_equal_systems_are_rarely_told_apart(
+def test_intervals_hold_the_truth_and_equal_systems_are_rarely_distinguished(
     seeds: int, between_seeds: float
 ) -> None:
     hold, different = simulate(seeds, between_seeds)
@@ -191,7 +191,7 @@ def test_holm(given: list[float], comparisons: int | None, expected: list[float]
     assert holm(given, comparisons) == pytest.approx(expected)
 
 
-def test_the_best_of_many_equal_systems_is_rarely_told_apart() -> None:
+def test_the_best_of_many_equal_systems_is_rarely_distinguished() -> None:
     """The best is chosen by the same numbers, so all pairs count."""
     generator = np.random.default_rng(2)
     counts = np.concatenate(list(resamples(100, number=300, seed=0)))

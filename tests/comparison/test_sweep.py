@@ -108,12 +108,12 @@ def results(folder: Path) -> dict[str, list[str]]:
 
 def test_each_run_is_trained_and_evaluated(tmp_path: Path) -> None:
     told: list[str] = []
-    sweep(tmp_path, planned(tmp_path, 3), tell=told.append).start()
+    sweep(tmp_path, planned(tmp_path, 3), report=told.append).start()
     assert results(tmp_path) == {f"run{k}": ["0\n1\n2\n3\n4\n5\n", "6"] for k in range(3)}
     assert told[:3] == ["s/run0: train", "s/run0: ensemble", "s/run0: evaluated"]
     assert json.loads((tmp_path / "run0" / RECORD).read_text())["done"] == ["train", "ensemble"]
     told.clear()
-    sweep(tmp_path, planned(tmp_path, 4), tell=told.append).start()
+    sweep(tmp_path, planned(tmp_path, 4), report=told.append).start()
     assert told[0] == "3 of 4 runs are finished already"
     assert not any(line.startswith("s/run0") for line in told)
 
@@ -122,24 +122,24 @@ def test_without_evaluation_and_with_it_later(tmp_path: Path) -> None:
     sweep(tmp_path, planned(tmp_path, 1), evaluate=False).start()
     assert not (tmp_path / "run0/results.txt").exists()
     told: list[str] = []
-    sweep(tmp_path, planned(tmp_path, 1), tell=told.append).start()
+    sweep(tmp_path, planned(tmp_path, 1), report=told.append).start()
     assert told == ["s/run0: ensemble", "s/run0: evaluated"]
 
 
 @pytest.mark.parametrize("step", ["train", "ensemble"])
 def test_a_failure_does_not_stop_the_others(tmp_path: Path, step: str) -> None:
     runs = [*planned(tmp_path, 1, fails=step), *planned(tmp_path, 3)[1:]]
-    one = sweep(tmp_path, runs, tell=lambda line: None)
+    one = sweep(tmp_path, runs, report=lambda line: None)
     with pytest.raises(VilmedicError) as caught:
         one.start()
     assert "1 of 3 runs failed, 2 are finished" in str(caught.value)
     assert f"s/run0: {step}: status 1, error: the data is gone" in str(caught.value)
     assert [(tmp_path / f"run{k}/results.txt").exists() for k in range(3)] == [False, True, True]
-    sweep(tmp_path, planned(tmp_path, 3), tell=lambda line: None).start()
+    sweep(tmp_path, planned(tmp_path, 3), report=lambda line: None).start()
     assert results(tmp_path)["run0"] == ["0\n1\n2\n3\n4\n5\n", "6"]
 
 
-def test_a_killed_sweep_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_to_the_same_end(tmp_path: Path) -> None:
     """Killed at any moment, by the system or by a signal that it can answer."""
     generator = random.Random(0)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -160,12 +160,12 @@ def test_a_killed_sweep_goes_on_to_the_same_end(tmp_path: Path) -> None:
         driver.stdout.close()
     assert statuses[0] == 143  # others may find little left to do
     assert set(statuses) <= {-signal.SIGKILL, -signal.SIGTERM, 143, 0}
-    sweep(tmp_path, planned(tmp_path, 6, pause=0.1), tell=lambda line: None).start()
+    sweep(tmp_path, planned(tmp_path, 6, pause=0.1), report=lambda line: None).start()
     assert results(tmp_path) == {f"run{k}": ["0\n1\n2\n3\n4\n5\n", "6"] for k in range(6)}
 
 
 def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    sweep(tmp_path, planned(tmp_path, 1), tell=lambda line: None).start()
+    sweep(tmp_path, planned(tmp_path, 1), report=lambda line: None).start()
     (run,) = planned(tmp_path, 1)
     run.config.text = "changed"  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="run0: holds a run of another configuration"):
@@ -176,7 +176,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_record_is_a_run_that_was_not_begun(tmp_path: Path, content: str) -> None:
     (tmp_path / "run0").mkdir()
     (tmp_path / "run0" / RECORD).write_text(content)
-    sweep(tmp_path, planned(tmp_path, 1), tell=lambda line: None).start()
+    sweep(tmp_path, planned(tmp_path, 1), report=lambda line: None).start()
     assert json.loads((tmp_path / "run0" / RECORD).read_text())["done"] == ["train", "ensemble"]
 
 
@@ -186,7 +186,7 @@ def test_a_record_of_something_else_done_is_a_run_to_do(tmp_path: Path, done: An
     run.run_dir.mkdir()
     record = {"configuration": digest(run), "done": done}
     (run.run_dir / RECORD).write_text(json.dumps(record))
-    sweep(tmp_path, [run], tell=lambda line: None, evaluate=False).start()
+    sweep(tmp_path, [run], report=lambda line: None, evaluate=False).start()
     assert (run.run_dir / "steps.txt").exists()
 
 
@@ -196,7 +196,7 @@ def test_a_folder_that_cannot_be_written_is_a_failed_run(tmp_path: Path, name: s
         (tmp_path / name).write_text("a file")
     else:
         (tmp_path / name).mkdir(parents=True)
-    one = sweep(tmp_path, planned(tmp_path, 2), tell=lambda line: None)
+    one = sweep(tmp_path, planned(tmp_path, 2), report=lambda line: None)
     with pytest.raises(VilmedicError, match="1 of 2 runs failed, 1 are finished"):
         one.start()
     assert list(one.failures) == ["s/run0"]
@@ -207,7 +207,7 @@ def test_one_process_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert visible_gpus() == ["3", "5"]
-    sweep(tmp_path, planned(tmp_path, 4), tell=lambda line: None, evaluate=False).start()
+    sweep(tmp_path, planned(tmp_path, 4), report=lambda line: None, evaluate=False).start()
     logs = [(tmp_path / f"run{k}" / LOG).read_text() for k in range(4)]
     assert {log.split()[2] for log in logs} == {"3", "5"}
     assert logs[0] == "train on 3 threads None\n"
@@ -220,16 +220,16 @@ def test_on_a_cpu_the_processes_share_the_cores(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("vilmedic.comparison.sweep.core_count", lambda: 8)
-    sweep(tmp_path, planned(tmp_path, 2), jobs=2, tell=lambda line: None, evaluate=False).start()
+    sweep(tmp_path, planned(tmp_path, 2), jobs=2, report=lambda line: None, evaluate=False).start()
     assert (tmp_path / "run0" / LOG).read_text() == "train on  threads 4\n"
 
 
-def test_a_run_with_a_device_of_its_own_is_given_none(
+def test_a_run_with_its_own_device_is_given_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     runs = planned(tmp_path, 1, device="cuda:1")
-    sweep(tmp_path, runs, tell=lambda line: None, evaluate=False).start()
+    sweep(tmp_path, runs, report=lambda line: None, evaluate=False).start()
     assert (tmp_path / "run0" / LOG).read_text().startswith("train on 3,5 ")
 
 

@@ -127,7 +127,7 @@ def shapes(kind: Type, number: float) -> Iterator[Any]:
         yield number
 
 
-def judged(read: Signature, param: Param, value: Any) -> tuple[Any, list[str]]:
+def checked(read: Signature, param: Param, value: Any) -> tuple[Any, list[str]]:
     """What a value becomes, and what is wrong with it."""
     checker = Checker(Tree())
     siblings = {param.name: value}
@@ -138,7 +138,7 @@ def judged(read: Signature, param: Param, value: Any) -> tuple[Any, list[str]]:
 
 
 def problems(read: Signature, param: Param, value: Any) -> list[str]:
-    return judged(read, param, value)[1]
+    return checked(read, param, value)[1]
 
 
 def accepted(owner: str) -> list[tuple[str, Any]]:
@@ -148,7 +148,7 @@ def accepted(owner: str) -> list[tuple[str, Any]]:
     for param in read.settable.values():
         for number in (*NEVER, *OFTEN):
             for value in shapes(param.type, number):
-                result, found = judged(read, param, value)
+                result, found = checked(read, param, value)
                 if found:
                     assert all(f"section.{param.name}" in problem for problem in found)
                 elif (param.name, result) not in taken and not same(result, param.default):

@@ -177,11 +177,11 @@ def test_the_settings_of_a_local_folder_are_those_of_its_model(project: Project)
     assert "unknown key" in project.problem("model.encoder={proto: local, n_heads: 2}")
 
 
-def test_the_settings_of_a_hub_name_are_not_judged(project: Project) -> None:
+def test_the_settings_of_a_hub_name_are_not_checked(project: Project) -> None:
     project.load("model.encoder={proto: some/model, whatever: 2}")
 
 
-def test_every_section_is_judged(project: Project) -> None:
+def test_every_section_is_checked(project: Project) -> None:
     problems = project.problems("ensemblor.mod=all", "validator.split=[a]", "model.net.x=1")
     assert len(problems) == 3
 

@@ -102,7 +102,7 @@ def test_pixels_and_reports_are_needed_either_way(training: bool) -> None:
     ]
 
 
-def test_a_data_set_of_a_plugin_may_have_parts_of_its_own(project: Project) -> None:
+def test_a_data_set_of_a_plugin_may_have_its_own_parts(project: Project) -> None:
     text = (
         f"plugins: [{project.package}.parts]\ndataset: {{proto: Lines, root: x}}\nmodel:\n"
         "  proto: SimCLR\n  cnn: {backbone: resnet18}\n  loss: {tau: 0.5}\n"
@@ -182,7 +182,7 @@ def test_the_direction_of_a_name(score: str, better: str | None) -> None:
     assert known_better(score) == better
 
 
-def test_names_are_told_apart() -> None:
+def test_names_are_distinguished() -> None:
     assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
     scores = read_scores(["validate", "test"], ["knn", "knn"], ema=True)
     assert scores.better("ema_test_knn_2_auroc") == "higher"
@@ -262,3 +262,62 @@ def test_targets_that_loss_and_data_go_with(words: list[str], expected: str) -> 
         return
     with pytest.raises(ConfigError, match=expected):
         load(config, words, training=True)
+
+
+GROUPS = "trainor.optim_groups"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["{cnnn: {lr: 1}}"], ".cnnn (command line): the model has no part 'cnnn'. Allowed: enc"),
+        (["{cnn: {lr: 0}}"], ".cnn.lr (command line): given 0.0; allowed: > 0 and <= 1000."),
+        (["{cnn: {lr: 5000}}"], ".cnn.lr (command line): given 5000; allowed: number from 0 to"),
+        (["{cnn: {weight_decay: -1}}"], ".cnn.weight_decay (command line): given -1; allowed: nu"),
+        (["{cnn: {layer_decay: 1.5}}"], ".cnn.layer_decay (command line): given 1.5; allowed: > "),
+        (["{cnn: {lr: null}}"], ".cnn.lr (command line): given null; allowed: number from 0 to "),
+        (["{cnn: {lrr: 1}}"], ".cnn.lrr (command line): unknown key. Allowed: lr, weight_decay, "),
+        (["{cnn: 3}"], ".cnn (command line): given 3; allowed: mapping to number from 0 to 1000."),
+        (
+            ["{cnn: {weight_decay: 0.1}}", "trainor.optimizer=Rprop"],
+            ".cnn.weight_decay (command line): has no effect, as Rprop has no such option.",
+        ),
+    ],
+)
+def test_each_wrong_value_of_a_group_is_told_once(words: list[str], expected: str) -> None:
+    value, *more = words
+    found = problems("config/phantom/convirt.yml", f"{GROUPS}={value}", *more)
+    assert len(found) == 1, found
+    assert found[0].startswith(f"{GROUPS}{expected}")
+
+
+def test_dots_in_the_name_of_a_group_are_explained() -> None:
+    found = problems("config/phantom/convirt.yml", f"{GROUPS}.cnn.network.layer4.lr=1e-4")
+    assert found[-1].endswith(f"{GROUPS}={{cnn.network.layer4: {{lr: 0.0001}}}}")
+
+
+def test_groups_beside_rates_of_the_model_are_refused() -> None:
+    path, word = "config/downstream/phantom.yml", f"{GROUPS}={{cnn: {{lr: 1e-4}}}}"
+    assert problems(path, word) == [
+        f"{GROUPS} (command line): given beside model.encoder_lr, model.head_lr, by which the "
+        "model gives rates to its parts itself. Leave one of the two out: ~model.encoder_lr "
+        "~model.head_lr"
+    ]
+    assert not problems(path, word, "~model.encoder_lr", "model.head_lr=null")
+    decay = problems(path, word, "~model.encoder_lr", "~model.head_lr", "model.layer_decay=0.5")
+    assert decay[0].endswith("Leave one of the two out: ~model.layer_decay")
+
+
+@pytest.mark.parametrize(
+    ("words", "length"),
+    [(["trainor.steps=100"], 100), (["trainor.lr_decay_params.total_steps=80"], 80)],
+)
+def test_a_warm_up_as_long_as_the_run_is_refused(words: list[str], length: int) -> None:
+    words = ["trainor.lr_decay=WarmupCosineLR", *words]
+    path, key = "config/phantom/convirt.yml", "trainor.lr_decay_params.warmup"
+    assert problems(path, *words, f"{key}={length}") == [
+        f"{key} (command line): given {length}, but the schedule has {length} steps. Give fewer, "
+        "or a share of the run such as 0.1."
+    ]
+    assert not problems(path, *words, f"{key}={length - 1}")
+    assert not problems(path, *words, f"{key}=0.9")

@@ -71,7 +71,7 @@ def test_a_rate_without_effect_is_an_error(
     assert "which has no effect, as trainor.lr_decay_params.max_lr is" in problem
 
 
-def test_the_momentum_that_a_schedule_cycles_is_told(project: Project) -> None:
+def test_the_momentum_that_a_schedule_cycles_is_reported(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\ntrainor: {optimizer: SGD}\n")
     words = ["trainor.optim_params={lr: 1, momentum: 0.9}", "trainor.lr_decay=OneCycleLR"]
     problem = project.problem(*words, path="c.yml")
@@ -154,7 +154,7 @@ def test_a_file_that_names_both_is_refused(project: Project) -> None:
     assert project.load("~trainor.early_stop", path="d.yml").trainor.early_stop_start == 0
 
 
-def test_a_length_that_another_one_overrules_is_told(project: Project) -> None:
+def test_a_length_that_another_one_overrules_is_reported(project: Project) -> None:
     words = ["trainor.lr_decay=OneCycleLR", "trainor.lr_decay_params={epochs: 3, total_steps: 50}"]
     assert project.problem(*words).startswith(
         "trainor.lr_decay_params.epochs (command line): given"

@@ -238,7 +238,7 @@ def test_null_in_a_file_empties_a_section(project: Project) -> None:
     assert project.load("trainor.lr_decay_params=null", path="d.yml").trainor.lr_decay_params == {}
 
 
-def test_what_a_section_given_whole_leaves_out_is_told(project: Project) -> None:
+def test_what_a_section_given_whole_leaves_out_is_reported(project: Project) -> None:
     project.write("c.yml", SECTIONS)
     config = project.load("validator.metrics={counting: {of: y}}", path="c.yml")
     assert config.notes == (
@@ -440,13 +440,13 @@ def test_a_nested_class_gets_what_the_object_around_it_gets(project: Project) ->
     assert build(MODELS, config.model, spec=3).given["loss"].spec == 3
 
 
-def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[str] = []
+def test_a_configuration_is_checked_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
     section = Checker.section
 
     def counted(self: Checker, read: Any, given: Any, path: Any, **options: Any) -> Any:
         if not self.trying:
-            judged.append(".".join(map(str, path)))
+            checked.append(".".join(map(str, path)))
         return section(self, read, given, path, **options)
 
     monkeypatch.setattr(Checker, "section", counted)
@@ -456,12 +456,12 @@ def test_a_configuration_is_judged_once(project: Project, monkeypatch: pytest.Mo
         build(DATASETS, config.dataset, split="train")
         build(MODELS, config.model, spec=None)
         build_calls(METRICS, config.calls("validator", "metrics"))
-    assert {"dataset", "model", "model.net", "model.parts.1"} < set(judged)
-    assert "validator.metrics.counting" in judged
-    assert sorted(judged) == sorted(set(judged))
+    assert {"dataset", "model", "model.net", "model.parts.1"} < set(checked)
+    assert "validator.metrics.counting" in checked
+    assert sorted(checked) == sorted(set(checked))
 
 
-def test_a_node_that_was_changed_is_judged_again(project: Project) -> None:
+def test_a_node_that_was_changed_is_checked_again(project: Project) -> None:
     node = project.load().model
     node["sides"] = "x"
     assert "model.sides" in refused(MODELS, node, spec=None)

@@ -117,6 +117,27 @@ def test_a_misspelt_topic_is_not_answered_with_another_one() -> None:
         help_on(["modle"])
 
 
+@pytest.mark.parametrize(
+    ("topic", "near"),
+    [
+        ("model.los", "model.loss"),
+        ("model.cnn.backbon", "model.cnn.backbone"),
+        ("modl.loss", "model.loss"),
+        ("dataset.sequ.root", "dataset.seq.root"),
+    ],
+)
+def test_without_a_file_the_nearest_key_is_one_of_any_class(topic: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        help_on([topic])
+    expected = f"--help {topic}: there is no such section or key. Did you mean '{near}'?"
+    assert str(caught.value) == expected
+
+
+def test_without_a_near_key_a_file_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="Give a configuration file as well: its proto decides"):
+        help_on(["model.zzzz"])
+
+
 def test_keys_are_found_by_their_last_part(project: Project) -> None:
     draft = read("base.yml")
     assert keys_named("epochs", draft) == ["trainor.epochs"]

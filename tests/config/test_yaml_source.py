@@ -135,7 +135,7 @@ def test_text_that_looks_like_an_interpolation_is_written_with_an_escape() -> No
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
     path = odd_file(tmp_path / "a.yml", kind)
     with pytest.raises(ConfigError, match=f"cannot be read .it is {kind}, not a file"):
         read_file(str(path))

@@ -51,7 +51,7 @@ def make_dicom(
 
 
 def make_jpeg_dicom(path: Path, rgb: np.ndarray) -> Path:
-    """A colour picture in lossy JPEG, as ultrasound and photographs have it."""
+    """A colour image in lossy JPEG, as ultrasound and photographs have it."""
     content = io.BytesIO()
     Image.fromarray(rgb).save(content, "JPEG", quality=98, subsampling=0)
     make_dicom(path, rgb, PhotometricInterpretation="YBR_FULL_422")

@@ -41,7 +41,7 @@ def published(preset: Preset, channels: int) -> list[v2.Transform]:
     ]
 
 
-def picture(number: int, channels: int, height: int = 96, width: int = 80) -> torch.Tensor:
+def drawn_image(number: int, channels: int, height: int = 96, width: int = 80) -> torch.Tensor:
     """Something with large shapes, edges and grain."""
     random = torch.Generator().manual_seed(number)
     coarse = torch.rand(1, channels, 5, 4, generator=random)
@@ -61,7 +61,7 @@ def batch(augmentation: Augmentation, channels: int, size: int) -> tuple[torch.T
     images, rows = [], []
     for number in range(size):
         with seeded(number):
-            image, row = augmentation.cut(picture(number, channels))
+            image, row = augmentation.cut(drawn_image(number, channels))
         images.append(image)
         rows.append(row)
     return torch.stack(images), torch.tensor(rows)
@@ -78,7 +78,7 @@ def test_presets_are_those_of_torchvision(
     augmentation = preset_augmentation(preset, SIDE, channels)
     transforms = v2.Compose(published(preset, channels))
     for number in range(40):
-        image = picture(number, channels, *[(96, 80), (70, 130), (300, 66)][number % 3])
+        image = drawn_image(number, channels, *[(96, 80), (70, 130), (300, 66)][number % 3])
         own = whole(augmentation, image, number)
         with seeded(number):
             expected = transforms(image)
@@ -96,7 +96,7 @@ def test_an_affine_map_differs_at_the_black_border_alone() -> None:
     transform = v2.RandomAffine(20, (0.1, 0.1), (0.95, 1.05), interpolation=_BILINEAR)
     black = 0
     for number in range(20):
-        image = picture(number, 1)
+        image = drawn_image(number, 1)
         own = whole(augmentation, image, number)
         with seeded(number):
             expected = transform(image)
@@ -111,7 +111,7 @@ def test_an_affine_map_differs_at_the_black_border_alone() -> None:
 @pytest.mark.parametrize("side", [20, 64, 100, 224])
 def test_blur_is_that_of_torchvision_up_to_one_level(sigma: float, side: int) -> None:
     augmentation = Augmentation(crop=side, channels=3, blur=(sigma, sigma))
-    image = picture(1, 3, side, side)
+    image = drawn_image(1, 3, side, side)
     own = whole(augmentation, image, 0)
     expected = v2.functional.gaussian_blur(image, [side // 10 | 1] * 2, [sigma])
     assert (own - expected).abs().max() <= 1

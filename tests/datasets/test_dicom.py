@@ -287,7 +287,7 @@ def test_truncated_files_are_errors(tmp_path: Path, syntax: str) -> None:
             decode_image(path)
 
 
-def test_what_is_no_picture(tmp_path: Path) -> None:
+def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"x" * 300)
     with pytest.raises(UndecodableImage, match=r"a\.dcm"):
         decode_image(tmp_path / "a.dcm")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tests.datasets.dicom_files import make_dicom, table
-from vilmedic.datasets import pictures
+from vilmedic.datasets import image_source
 from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
@@ -243,7 +243,7 @@ def test_dicom_is_read(image_args: Args, write: Write, root: Path) -> None:
 def test_dicom_without_its_package_is_refused_at_construction(
     image_args: Args, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "dicom_available", lambda: False)
+    monkeypatch.setattr(image_source, "dicom_available", lambda: False)
     write("train.image.tok", ["train_0.png", "scan.dcm"])
     with pytest.raises(DataError, match=r"tok:2: \S+scan\.dcm: DICOM files need pydicom"):
         ImageDataset(**image_args(on_error="skip"))
@@ -366,7 +366,7 @@ def test_what_contradicts_its_header_is_logged_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vilmedic.datasets.pictures._noted", [])
+    monkeypatch.setattr("vilmedic.datasets.image_source._noted", [])
     lut = table(list(range(4096)), 0, 16)
     for name in ("a.dcm", "b.dcm"):
         values = np.arange(4096, dtype=np.uint16).reshape(64, 64)

@@ -72,7 +72,7 @@ def test_sizes_that_fill_no_block(size: tuple[int, int], options: dict[str, Any]
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_progressive_files_cut_off_between_two_scans_are_found(tmp_path: Path, mode: str) -> None:
-    """What is there decodes without a word of the decoder, and shows a coarse picture."""
+    """What is there decodes without a word of the decoder, and shows a coarse image."""
     content = jpeg(mode, quality=90, progressive=True)
     whole = decoded(tmp_path / "whole.jpg", content)
     starts = [match.start() for match in re.finditer(rb"\xff\xda", content)]
@@ -132,7 +132,7 @@ def test_what_a_decoder_does_not_report_is_found_by_reading_twice(tmp_path: Path
 
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("extra", [b"\0", bytes(50), b"\x12\x34" * 20, b"\xff" * 5, b"end of it"])
-def test_bytes_before_the_end_mark_leave_the_picture_whole(
+def test_bytes_before_the_end_mark_leave_the_image_whole(
     tmp_path: Path, options: dict[str, Any], extra: bytes
 ) -> None:
     content = jpeg(**options)

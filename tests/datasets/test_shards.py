@@ -377,7 +377,7 @@ def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
     assert max(held) < first.stat().st_size
 
 
-def test_a_server_that_has_less_than_was_fetched_is_asked_anew(
+def test_a_server_that_has_less_than_was_fetched_is_asked_again(
     make: Make, server: Any, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards_module.time, "sleep", lambda _: None)

@@ -222,7 +222,7 @@ def test_tokenizer_without_padding(text_args: Args, tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "bare"))
 
 
-def test_a_tokenizer_with_python_of_its_own_is_read_without_it(
+def test_a_tokenizer_with_its_own_python_is_read_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))

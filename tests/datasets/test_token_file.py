@@ -20,12 +20,13 @@ from vilmedic.datasets import token_file
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.datasets.loader import make_loader
 from vilmedic.datasets.pairs import ImSeq
-from vilmedic.datasets.text import TextDataset
+from vilmedic.datasets.text import ReportTokens, TextDataset
 from vilmedic.datasets.token_file import cache_features, cache_tokens
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.losses.convirt import ConVIRTLoss
 from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.vae import VAE
+from vilmedic.training.health import duplicates
 
 CPU = torch.device("cpu")
 
@@ -175,7 +176,8 @@ def pairs(runtime: Callable[..., dict[str, Any]], split: str = "train", **option
     training = split == "train"
     given = runtime("seed", "run_dir", split=split, training=training)
     image = {"resize": 32, "crop": 32, "preset": "center_crop"} | options
-    seq = {"tokenizer_max_len": 16, "sample_sentence": image.pop("sample_sentence", False)}
+    seq = {"tokenizer_max_len": image.pop("tokenizer_max_len", 16)}
+    seq |= {"sample_sentence": image.pop("sample_sentence", False)}
     given.pop("run_dir")
     text = TextDataset(**runtime("training", "seed", "run_dir"), **seq)
     return ImSeq(image=ImageDataset(**given, **image), seq=text)
@@ -256,7 +258,42 @@ def test_images_are_read_once(
     [batch] = make_loader(data, batch_size=8, training=True, seed=0, num_workers=0)
     assert "images" not in batch
     assert batch["image_features"].shape == (8, 1024)
-    assert set(batch) >= {"input_ids", "attention_mask", "word_ids", "report_features"}
+    assert set(batch) == {"index", "image_features", "report_features", "token_hash"}
+
+
+def test_reports_are_read_once_and_still_told_apart(
+    runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
+) -> None:
+    """Equal ones are positives of each other, and counted, as with their tokens."""
+    lines = ["no effusion", "no  effusion", "small left effusion today", "small left effusion"] * 2
+    (root / "train.report.tok").write_text("\n".join(lines))
+    options = {"tokenizer_max_len": 5}  # which cuts the third
+    plain, data = pairs(runtime, **options), pairs(runtime, **options)
+    model = frozen(data)
+    keep(data, model, tmp_path)
+    for one in (plain, data):
+        next(part for part in one.parts if isinstance(part, TextDataset)).hashes = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReportTokens, "tokens_of", raising(AssertionError("tokenized again")))
+        samples = [data[number] for number in range(8)]
+        batch = data.collate(samples)
+    expected = plain.collate([plain[number] for number in range(8)])
+    assert torch.equal(batch["report_hash"], expected["report_hash"])
+    assert len(batch["report_hash"].unique()) < 8
+    assert duplicates(batch["token_hash"]) == duplicates(expected["input_ids"]) > 0
+    cut = [plain[number]["truncated"] for number in range(8)]
+    assert [sample["truncated"] for sample in samples] == cut
+    assert any(cut)
+
+
+def test_tokens_stay_for_a_model_that_reads_them(
+    runtime: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    data = pairs(runtime)
+    model = frozen(data)
+    model.reads_tokens = True  # as with soft targets by reports
+    assert "report_features" in keep(data, model, tmp_path)
+    assert {"input_ids", "report_features"} <= set(data.collate([data[0], data[1]]))
 
 
 def test_features_are_computed_once_for_all_that_they_depend_on(

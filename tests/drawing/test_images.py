@@ -31,7 +31,7 @@ def test_many_samples_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(len(base64.b64decode(text)) for text in texts) / 40 <= EACH * 1.1
 
 
-def test_a_picture_that_cannot_be_read_is_left_empty() -> None:
+def test_a_image_that_cannot_be_read_is_left_empty() -> None:
     def picture(index: int) -> torch.Tensor:
         if index == 1:
             raise OSError("gone")

@@ -219,7 +219,7 @@ def test_a_best_checkpoint_of_earlier_versions_is_continued(
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
-def test_a_whole_run_goes_on_without_room(
+def test_a_whole_run_continues_without_space(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = ["validator.post_processing=[plot_reconstruction]", "trainor.profile=1"]

@@ -18,7 +18,7 @@ from tests.older_files import write_dalle_pytorch_dalle
 from tests.parity.reference import load_reference, missing_packages
 from tests.small_dalles import TINY_VAE, save_vae
 from vilmedic.datasets.decode import decode_image
-from vilmedic.datasets.pictures import crop_square, resize_short_side
+from vilmedic.datasets.image_source import crop_square, resize_short_side
 from vilmedic.datasets.report_text import r2gen_clean_report
 from vilmedic.datasets.text import load_tokenizer
 from vilmedic.generation.generate import Reranker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,41 @@ def test_images_are_read_once_for_all_epochs(
     assert count == 64 + 32
     kinds = {path.name.partition("_features")[0] for path in tmp_path.glob("run/features/[tv]*")}
     assert kinds == {"train_image", "train_report", "validate_image", "validate_report"}
+
+
+def test_numbers_of_reports_are_those_of_their_tokens(
+    run_here: Run, convirt: list[str], tmp_path: Path
+) -> None:
+    """Equal reports count as positives, and as repeated ones, without being tokenized again."""
+    words = [*convirt, "model.encoder.freeze=true", "model.targets=same_text", "trainor.epochs=2"]
+    numbers = []
+    for name, gib in (("kept", 1), ("plain", 0)):
+        more = [f"name={name}", f"trainor.frozen_cache_gib={gib}"]
+        run_here("bin/train.py", *words, f"ckpt_dir={tmp_path}", *more)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        numbers.append([json.loads(line) for line in lines])
+    kept, plain = numbers
+    shares = [one["duplicate_reports"] for one in plain if "duplicate_reports" in one]
+    assert shares == [one["duplicate_reports"] for one in kept if "duplicate_reports" in one]
+    assert max(shares) > 0
+    for one, other in zip(kept, plain, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
+def test_an_average_of_an_encoder_that_was_trained_before_is_scored_as_it_is(
+    run_here: Run, convirt: list[str], tmp_path: Path
+) -> None:
+    words = [*convirt, f"ckpt_dir={tmp_path}", "name=kept", "trainor.epochs=1"]
+    run_here("bin/train.py", *words, "model.cnn.freeze=false")
+    shutil.copytree(tmp_path / "kept", tmp_path / "plain")
+    scores = []
+    for name, gib in (("kept", 1), ("plain", 0)):
+        more = [f"name={name}", f"trainor.frozen_cache_gib={gib}", "trainor.optimizer=SGD"]
+        run_here("bin/train.py", *words, *more, "ckpt=last", "trainor.epochs=2")
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        scores.append([json.loads(one).get("ema_validation_loss") for one in lines][-1])
+    assert (tmp_path / "kept/features").is_dir()
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
 def test_an_interrupted_run_resumes_exactly(

@@ -74,7 +74,7 @@ def run_dir(words: list[str], run_here: Run) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_ends_as_one_that_never_stopped(
+def test_a_resumed_run_ends_as_one_that_never_stopped(
     words: list[str], run_here: Run, run_dir: Path
 ) -> None:
     run_here("bin/train.py", *words, "name=parts", "trainor.epochs=1")

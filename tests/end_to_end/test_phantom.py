@@ -71,7 +71,7 @@ def test_training_leaves_what_a_run_needs(trained: Path) -> None:
     assert "trainor.epochs=2" in environment["overrides"]
 
 
-def test_same_seed_gives_the_same_run_whatever_the_workers(
+def test_same_seed_gives_the_same_run_with_any_workers(
     run: Run, tiny: list[str], trained: Path, tmp_path: Path
 ) -> None:
     run(

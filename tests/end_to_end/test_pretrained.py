@@ -74,7 +74,7 @@ def test_encoders_of_another_system(
     assert vilmedic.load(trained.directory).embed_texts(["no effusion"]).shape[0] == 1
 
 
-def test_weights_out_of_reach_are_told_before_data_is_read(
+def test_weights_out_of_reach_are_reported_before_data_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

@@ -89,7 +89,7 @@ def compare(whole: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("step", range(1, 8))
-def test_a_run_that_was_stopped_after_a_step_goes_on_exactly(
+def test_a_run_that_was_stopped_after_a_step_resumes_exactly(
     run_here: Run, arguments: list[str], whole: Path, tmp_path: Path, step: int
 ) -> None:
     told = Trainor._told_to_stop

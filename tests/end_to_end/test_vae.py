@@ -73,7 +73,7 @@ def test_temperature_and_reconstruction_are_logged(trained: Path) -> None:
     assert evaluations[1]["train_loss"] < evaluations[0]["train_loss"]
 
 
-def test_each_evaluation_leaves_a_picture(trained: Path) -> None:
+def test_each_evaluation_leaves_a_figure(trained: Path) -> None:
     for step in (6, 12):
         path = trained / "pictures" / f"5_{step}" / "validate_reconstruction.png"
         assert min(Image.open(path).size) > 300

@@ -107,7 +107,7 @@ def test_an_ensemble_uses_all_its_models(
 ) -> None:
     made = Ensemblor(config(tmp_path, mode="all", splits=["test"]))
     result = made.start()["test"]
-    made.tell()
+    made.print_tables()
     losses = [features(model, "test").loss for model in models.values()]
     assert result["loss"] == pytest.approx(sum(losses) / 3)
     assert result["models_used"] == 3
@@ -140,7 +140,7 @@ def test_baselines_stand_beside_the_model(
     }
     made = Ensemblor(config(tmp_path, **section))
     result = made.start()["test"]
-    made.tell()
+    made.print_tables()
     untrained, pixels = result["baselines"]["untrained"], result["baselines"]["raw_pixels"]
     torch.manual_seed(3)
     assert untrained["loss"] == pytest.approx(features(ToyModel(), "test").loss)

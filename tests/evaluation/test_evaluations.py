@@ -16,7 +16,7 @@ def folder(run_dir: Path, what: str = "best-1", *, ema: bool = False, **settings
     return EvaluationFolder(run_dir, what, ema=ema, settings=settings, about=about)
 
 
-def test_each_configuration_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_each_configuration_has_its_own_folder(tmp_path: Path) -> None:
     names = [
         folder(tmp_path, seed=0).name,
         folder(tmp_path, seed=1).name,

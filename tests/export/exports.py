@@ -146,7 +146,7 @@ def evaluate(run_dir: Path, auroc: float, *, ema: bool = False, file: str = BEST
     return folder.name
 
 
-def picture(path: Path, *, color: bool = False, seed: int = 0) -> Path:
+def image_file(path: Path, *, color: bool = False, seed: int = 0) -> Path:
     """A PNG of 44 x 50 pixels that is not constant."""
     shape = (44, 50, 3) if color else (44, 50)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)).save(path)

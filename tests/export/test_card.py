@@ -133,7 +133,7 @@ def test_a_card_out_of_a_damaged_export_is_refused(out: Path, tmp_path: Path) ->
             load(out, device="cpu").export(tmp_path / "again")
 
 
-def test_nobody_learns_where_somebody_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_directory_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     given = {"a": ["/home/somebody/data", 3, None], "b": "root=/home/somebody/x,/data"}
     assert shortened(given) == {"a": ["~/data", 3, None], "b": "root=~/x,/data"}
@@ -149,7 +149,7 @@ def test_names_do_not_break_the_card(tmp_path: Path) -> None:
     assert text.splitlines().count("---") == 2, "no rule but those around the front matter"
 
 
-def test_the_card_says_what_the_processor_leaves_out(made: Path, tmp_path: Path) -> None:
+def test_the_card_says_what_the_image_processor_leaves_out(made: Path, tmp_path: Path) -> None:
     config = convirt("shufflenet_v2_x0_5", 1024)
     blur = [{"GaussianBlur": {"kernel_size": 3, "sigma": 1.0}}]
     config["dataset"] = {**config["dataset"]}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import vilmedic
-from tests.export.exports import BEST, cnn, convirt, dalle, picture, save_run, simclr
+from tests.export.exports import BEST, cnn, convirt, dalle, image_file, save_run, simclr
 from tests.export.without_us import snippets
 from tests.full_disk import no_file_beyond
 from tests.small_dalles import save_vae
@@ -49,7 +49,7 @@ def test_others_may_read_every_file(made: Path) -> None:
     assert len(set(modes.values())) == 1, modes
 
 
-def test_pixels_are_told_in_the_terms_of_transformers(made: Path) -> None:
+def test_pixels_are_described_in_the_terms_of_transformers(made: Path) -> None:
     said = json.loads((made / "out/preprocessor_config.json").read_text())
     assert said["size"] == {"shortest_edge": 40}
     assert said["crop_size"] == {"height": 32, "width": 32}
@@ -81,11 +81,11 @@ def test_another_export_is_replaced_on_request_only(
     assert sorted(path.name for path in out.parent.iterdir()) == ["out", "run"]
     again = load(out, device="cpu")
     expected = load(run_dir, ema=True, device="cpu")
-    image = picture(out.parent / "a.png")
+    image = image_file(out.parent / "a.png")
     assert torch.equal(again.embed_images(image), expected.embed_images(image))
 
 
-def test_damage_is_mended_on_request(made: Path, out: Path) -> None:
+def test_damage_is_fixed_on_request(made: Path, out: Path) -> None:
     model = load(made / "run", device="cpu")
     (out / "heads.safetensors").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"is damaged.*Write it again with --force"):
@@ -221,7 +221,7 @@ def test_the_card_gives_the_features_of_networks_with_ways_of_their_own(
     save_run(tmp_path / "run", simclr(cnn(backbone, output_layer=layer), width))
     model = load(tmp_path / "run", device="cpu")
     out = model.export(tmp_path / "out")
-    image = picture(tmp_path / "image.png", color=True)
+    image = image_file(tmp_path / "image.png", color=True)
     names: dict[str, Any] = {}
     for code in snippets(str(out), str(image)):
         exec(compile(code, "README.md", "exec"), names)

@@ -20,7 +20,7 @@ from transformers import ViTConfig, ViTModel
 
 import vilmedic
 from tests.export import exports
-from tests.export.exports import TEXTS, picture, save_run
+from tests.export.exports import TEXTS, image_file, save_run
 from tests.export.hub import Hub
 from tests.parity.reference import missing_packages
 from vilmedic import cli
@@ -38,8 +38,8 @@ class Exports:
     """What was exported, and what other libraries made of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.grey = picture(folder / "grey.png")
-        self.color = picture(folder / "color.png", color=True)
+        self.grey = image_file(folder / "grey.png")
+        self.color = image_file(folder / "color.png", color=True)
         ViTModel(ViTConfig(**exports.VIT)).save_pretrained(folder / "vit")
         vit = exports.cnn(str(folder / "vit"), output_layer="last_hidden_state")
         configs = {

@@ -111,7 +111,7 @@ def test_the_vae_of_an_export(tmp_path: Path) -> None:
 def test_an_export_is_embedded_with_by_the_command(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exports.picture(tmp_path / "a.png")
+    exports.image_file(tmp_path / "a.png")
     rows = {}
     for name in ("run", "out"):
         path = tmp_path / f"{name}.npz"

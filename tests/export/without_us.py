@@ -1,6 +1,6 @@
 """Loads exports in a process that cannot import vilmedic, by the Python of their cards.
 
-    python without_us.py <picture> <picture in colour> <reference.py> <folder> ...
+    python without_us.py <image> <image in colour> <reference.py> <folder> ...
 
 For each folder, what the snippets computed is written to `<folder>.npz`.
 """
@@ -23,21 +23,21 @@ class Refuses:
             raise ModuleNotFoundError(f"{name} must not be needed")
 
 
-def snippets(folder: str, picture: str) -> list[str]:
+def snippets(folder: str, image: str) -> list[str]:
     """The Python of a card but for that of vilmedic, which is last."""
     with open(f"{folder}/README.md", encoding="utf-8") as stream:
         found = re.findall(r"^```python\n(.*?)^```$", stream.read(), re.M | re.S)
     assert "import vilmedic" in found.pop()
     return [
-        code.replace('"image.png"', repr(picture)).replace('folder = "."', f"folder = {folder!r}")
+        code.replace('"image.png"', repr(image)).replace('folder = "."', f"folder = {folder!r}")
         for code in found
     ]
 
 
-def run(folder: str, picture: str) -> dict[str, Any]:
+def run(folder: str, image: str) -> dict[str, Any]:
     """The arrays that are there after the snippets of a card."""
     names: dict[str, Any] = {}
-    for code in snippets(folder, picture):
+    for code in snippets(folder, image):
         exec(compile(code, f"{folder}/README.md", "exec"), names)
     found = {}
     for name, value in names.items():

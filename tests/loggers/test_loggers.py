@@ -27,7 +27,7 @@ def use(logger: Logger, run: Run) -> None:
     logger.scalars(run.step + 2, {"loss": 1.0})
     picture = run.run_dir / "validate_grid.png"
     Image.new("L", (4, 2), 128).save(picture)
-    logger.picture(run.step + 2, picture)
+    logger.figure(run.step + 2, picture)
     logger.close()
 
 

@@ -95,6 +95,15 @@ def test_a_class_that_the_training_labels_lack_is_left_out() -> None:
     assert result["auroc"] is not None
 
 
+def test_classes_that_are_left_out_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    train = make(100, 10, "train")
+    assert train.labels is not None
+    train.labels = train.labels.multiply([1, 0, 1]).tocsr().astype(bool)
+    run = evaluation(make(100, 0, "test"), train)
+    LinearProbe(fractions=[0.5, 0.8, 1.0], bootstrap=0)(run)
+    assert caplog.text.count("left out of the means") == 1
+
+
 def test_constant_and_few_samples_do_not_break_it() -> None:
     train, test = make(2, 10, "train"), make(30, 0, "test")
     result = LinearProbe(bootstrap=10)(evaluation(test, train))

@@ -137,7 +137,7 @@ def test_reads_names_sides_and_boxes(tmp_path: Path) -> None:
     ]
 
 
-def test_the_left_of_the_patient_is_the_right_of_the_picture() -> None:
+def test_the_left_of_the_patient_is_the_right_of_the_image() -> None:
     halves = [Finding("Mass", side, ()).image_half for side in ("left", "right", None)]
     assert halves == ["right", "left", None]
 

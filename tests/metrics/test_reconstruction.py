@@ -19,7 +19,7 @@ from vilmedic.metrics.reconstruction import Reconstruction, codebook_use
 from vilmedic.registry import METRICS
 
 
-class Pictures:
+class ImageSource:
     """Random grey images of 16 x 16 pixels."""
 
     def __init__(self, size: int = 10) -> None:
@@ -38,11 +38,11 @@ class Pictures:
 
 
 def evaluation(*members: nn.Module, out_dir: Path = Path()) -> Evaluation:
-    data = Pictures()
+    data = ImageSource()
     networks = Ensemble(
         members=[lambda member=member: member for member in members],  # type: ignore[misc]
         dataset=lambda split: data,
-        loader=Pictures.batches,
+        loader=ImageSource.batches,
         device=torch.device("cpu"),
         precision="fp32",
     )

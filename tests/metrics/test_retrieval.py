@@ -83,7 +83,7 @@ def test_a_tile_is_counted_the_same_on_a_cpu_and_elsewhere() -> None:
         assert (one[1] > one[0]).any()
 
 
-def test_equal_reports_are_ties_in_whatever_batch_they_were_encoded() -> None:
+def test_equal_reports_are_ties_in_any_batch() -> None:
     visual = random(40, 8)
     linguistic = visual + 0.1 * random(40, 8, seed=1)
     linguistic[20:] = linguistic[:20] * (1 + 1e-6 * random(20, 8, seed=2))  # rounded otherwise
@@ -100,7 +100,7 @@ def test_equal_reports_are_ties_in_whatever_batch_they_were_encoded() -> None:
     assert result == Retrieval()(exact)
 
 
-def test_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr(retrieval.Progress, "update", lambda self, number: told.append(number))
     count_ahead(cosines(random(300, 4), random(300, 4)), block_size=100)

@@ -188,7 +188,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_what_is_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ConfigError, match="there is no file"):
         load_prompts(str(odd_file(tmp_path / "prompts.yml", kind)), LABELS)
 

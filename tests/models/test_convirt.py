@@ -232,7 +232,7 @@ def test_all_processes_encode_equally_many_chunks(limit: int, sizes: tuple[int, 
     assert set(found) == {-(-max(sizes) // limit)}
 
 
-def test_equal_reports_are_positives_whatever_the_chunks() -> None:
+def test_equal_reports_are_positives_in_any_chunks() -> None:
     batch = tiny_batch(6) | {"report_hash": torch.tensor([1, 2, 1, 3, 2, 1])}
     model = tiny_convirt(targets="same_text").eval()
     assert model.reads_hashes

@@ -287,7 +287,7 @@ def test_the_best_checkpoint_of_a_run_directory_is_taken(tmp_path: Path) -> None
     assert torch.equal(load_vae(tmp_path, {}).codebook.weight, best["codebook.weight"])
 
 
-def test_the_size_of_images_must_be_told_by_someone(tmp_path: Path) -> None:
+def test_the_size_of_images_must_be_given(tmp_path: Path) -> None:
     write_first_vilmedic(tmp_path / "a.pth", tiny_vae())
     with pytest.raises(ConfigError, match=r"vae\.image_size: .*a\.pth does not contain it"):
         load_vae(tmp_path / "a.pth", {})

@@ -192,7 +192,7 @@ def test_boxes_are_drawn_where_the_data_say_where_findings_are(
         PlotAttention(root=str(tmp_path / "nowhere")).check(run)
 
 
-def test_colour_pictures_are_drawn_grey(tmp_path: Path) -> None:
+def test_colour_images_are_drawn_grey(tmp_path: Path) -> None:
     sample = Sample(
         picture=torch.randint(0, 255, (3, 700, 900), dtype=torch.uint8),
         window=WHOLE,

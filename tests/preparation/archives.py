@@ -112,7 +112,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_images(folder: Path, names: Iterable[str], size: tuple[int, int] = (40, 32)) -> None:
-    """A picture for each name, each another one."""
+    """A different image for each name."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -302,9 +302,10 @@ def test_any_warning_changes_the_status_and_advice_does_not(
     assert check.main(command) == 1
     shown = capsys.readouterr().out
     assert "warning: train: 10 blank images: " in shown
+    assert re.search(r"^0 errors, 1 warning; see ", shown, re.MULTILINE)
     assert "train_4.png and 5 more, all pixels of one value." in shown
     lists = tmp_path / "out" / "data_check.txt"
-    assert f"complete lists, where more than 5: {lists}" in shown
+    assert f"Lists of more than 5 in full: {lists}" in shown
     heading = lists.read_text().splitlines().index("train: 10 blank images")
     listed = lists.read_text().splitlines()[heading + 1 : heading + 11]
     assert [line.rpartition("/")[-1] for line in listed] == names

@@ -17,7 +17,7 @@ from vilmedic.preparation.resize import resize_short_side_file, resize_tree
 
 
 def ramp(height: int, width: int, top: int = 255) -> np.ndarray:
-    """A picture that says where each pixel is: rising to the right and down."""
+    """An image that shows where each pixel is: rising to the right and down."""
     down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return (down * 0.5 + across * 0.5) * top
 

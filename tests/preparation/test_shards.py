@@ -83,7 +83,7 @@ def test_webdataset_reads_them(root: Path, tmp_path: Path) -> None:
     assert int(samples[2]["png"].max()) == 120
 
 
-def test_same_input_gives_the_same_bytes_and_an_interruption_goes_on(
+def test_same_input_gives_the_same_bytes_and_an_interruption_resumes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(root, tmp_path / "one", ext="png", samples=2)

@@ -290,3 +290,18 @@ def test_five_thousand_samples_fit_and_stay_quick(browser: Any, tmp_path: Path) 
     page.search("pneumothorax")
     assert page.text("#count") == "1,000 of 5,000 samples"
     assert page.errors() == []
+
+
+def test_commands_of_the_site_wrap_on_a_phone_only(browser: Any, tmp_path: Path) -> None:
+    style = (Path(__file__).parents[2] / "docs" / "assets" / "site.css").read_text()
+    command = "python bin/train.py config/phantom/convirt.yml " * 9
+    path = tmp_path / "page.html"
+    path.write_text(
+        '<html data-ready="true"><meta name="viewport" content="width=device-width">'
+        f"<style>pre > code {{ display: block; overflow: auto; }} {style}</style>"
+        f'<div class="md-typeset"><pre><code>{command}</code></pre></div>'
+    )
+    code = "document.querySelector('code')"
+    for width, scrolls in ((400, False), (1400, True)):
+        page = Page(browser, path, width)
+        assert page.run(f"return {code}.scrollWidth > {code}.clientWidth") is scrolls

@@ -15,6 +15,7 @@ from vilmedic.report.curves import (
     arrange,
     best_steps,
     draw_panel,
+    line_labels,
     panel_colours,
     read_curves,
     shorter,
@@ -118,7 +119,7 @@ def test_smoothing_is_the_mean_of_a_window() -> None:
     assert np.allclose(smoothed(line), expected)
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
     assert draw(tmp_path) is None
     write_curves(tmp_path, seed=1, steps=200)
     write_curves(tmp_path, seed=2)
@@ -131,6 +132,12 @@ def test_shorter() -> None:
     assert shorter(["a_b_c", "a_b_d_e"]) == ["c", "d_e"]
     assert shorter(["loss", "train_loss"]) == ["loss", "train_loss"]
     assert shorter(["a_b"]) == ["a_b"]
+
+
+def test_two_training_losses_say_what_each_is_of() -> None:
+    labels = line_labels(["loss", "train_loss", "validation_loss"])
+    assert labels == ["loss of single steps", "train_loss, mean of the epoch", "validation_loss"]
+    assert line_labels(["loss", "validation_loss"]) == ["loss", "validation_loss"]
 
 
 @pytest.mark.parametrize(("value", "limits"), [(0.1, (0.09, 0.11)), (0.0, (-1.0, 1.0))])

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.report.runs import results, write_explorer, write_run
 from vilmedic import cli
-from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut
+from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut
 from vilmedic.evaluation.evaluations import EvaluationFolder
 from vilmedic.report import curves
 from vilmedic.report.curves import read_curves
@@ -300,14 +300,14 @@ def test_damaged_pictures_take_no_place_of_whole_ones(run_dir: Path) -> None:
 def test_many_files_that_are_left_out_are_counted(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(MOST_TOLD + 9):
+    for number in range(MOST_LISTED + 9):
         write(run_dir / f"note_{number}.png", "")
     assert cli.report([str(run_dir)]) == cli.BROKEN
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == MOST_TOLD + 1
+    assert len(told) == MOST_LISTED + 1
     assert told[-1].startswith("and 9 more")
     page = (run_dir / "report.html").read_text()
-    assert page.count("<li><code>note_") == MOST_TOLD
+    assert page.count("<li><code>note_") == MOST_LISTED
     assert "and 9 more." in page
 
 

@@ -199,7 +199,7 @@ def test_other_models_are_left_alone() -> None:
     assert observed.features == {}
 
 
-def test_a_collapsed_codebook_is_told_before_dalle_trains(tmp_path: Path) -> None:
+def test_a_collapsed_codebook_is_reported_before_dalle_trains(tmp_path: Path) -> None:
     model = tiny_dalle(save_vae(tmp_path / "vae.pth", num_tokens=512))
     even = torch.arange(512).view(32, 16)
     assert warn_of_collapsed_codes(model, even.split(8)) is None

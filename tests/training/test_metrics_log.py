@@ -20,7 +20,7 @@ class Recorder(Logger):
 
     def __init__(self, fails_at: int = 99) -> None:
         self.seen: list[tuple[int, dict[str, float]]] = []
-        self.pictures: list[tuple[int, str]] = []
+        self.figures: list[tuple[int, str]] = []
         self.fails_at = fails_at
         self.closed = False
 
@@ -31,8 +31,8 @@ class Recorder(Logger):
             raise ConnectionError("the server is gone")
         self.seen.append((step, values))
 
-    def picture(self, step: int, path: Path) -> None:
-        self.pictures.append((step, path.name))
+    def figure(self, step: int, path: Path) -> None:
+        self.figures.append((step, path.name))
 
     def close(self) -> None:
         self.closed = True
@@ -93,13 +93,13 @@ def test_loggers_get_the_pictures_of_a_folder(tmp_path: Path) -> None:
     recorder = Recorder()
     log = MetricsLog(tmp_path, seed=1, step=0, loggers=[("recorder", recorder)])
     folder = tmp_path / "pictures"
-    log.pictures(3, folder)  # nothing was drawn
+    log.figures(3, folder)  # nothing was drawn
     folder.mkdir()
     for name in ("validate_grid.png", "validate_grid.json"):
         (folder / name).touch()
-    log.pictures(7, folder)
+    log.figures(7, folder)
 
-    assert recorder.pictures == [(7, "validate_grid.png")]
+    assert recorder.figures == [(7, "validate_grid.png")]
 
 
 def test_a_failing_logger_is_left_out_and_the_run_goes_on(

@@ -84,7 +84,7 @@ def slow(count: int, seconds: float) -> object:
         yield i
 
 
-def test_waiting_for_data_is_told_from_computing() -> None:
+def test_waiting_for_data_is_reported_from_computing() -> None:
     meter = Throughput(torch.device("cpu"))
     for _ in meter.waiting_for(slow(3, 0.05)):  # type: ignore[var-annotated, arg-type]
         time.sleep(0.05)

@@ -18,6 +18,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.training.optimization import (
     AveragedWeights,
     Schedule,
+    common_rate,
     described_groups,
     make_optimizer,
     move_towards,
@@ -88,9 +89,25 @@ def test_refused_options_name_their_section() -> None:
 
 
 def test_a_run_too_short_for_its_schedule_is_refused() -> None:
-    options = {"max_lr": 1.0, "pct_start": 0.05, "total_steps": 20}
+    options = {"max_lr": 1.0, "pct_start": 1.0, "total_steps": 1}
     with pytest.raises(ConfigError, match=r"\(OneCycleLR\): the run has \d+ steps, too few"):
         make(lr_decay="OneCycleLR", lr_decay_params=options)
+
+
+def test_one_cycle_takes_a_run_of_exactly_one_warmup_step() -> None:
+    found = []
+    for share in (0.1, 0.1001):  # 10 steps: torch divides by a warm-up of 10 * 0.1 - 1
+        options = {"max_lr": 1.0, "pct_start": share}
+        optimizer, schedule = make(lr_decay="OneCycleLR", lr_decay_params=options)
+        rates = []
+        for _ in range(10):
+            rates.append(rate(optimizer))
+            optimizer.step()
+            schedule.after_step()
+        found.append(rates)
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert found[0][0] == pytest.approx(1 / 25)
+    assert max(found[0][1:]) == found[0][1] > 0.95
 
 
 @pytest.mark.parametrize(
@@ -328,7 +345,7 @@ def test_a_rate_that_is_left_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("warmup", [4, 0.25])
-def test_warmup_and_cosine_go_on_exactly(warmup: float) -> None:
+def test_warmup_and_cosine_resume_exactly(warmup: float) -> None:
     keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
     optimizer, schedule = make(total_steps=16, **keys)
     for stop in (2, 7):
@@ -436,7 +453,33 @@ def test_a_schedule_scales_all_groups() -> None:
         assert own["cnn"] == pytest.approx(own["the rest"] / 10, rel=1e-12)
 
 
-def test_groups_go_on_bit_by_bit_and_keep_their_own_decay() -> None:
+@pytest.mark.parametrize("lr_decay", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
+def test_no_rate_rises_to_the_lowest_one(lr_decay: str) -> None:
+    options: dict[str, Any] = {"T_0": 9} if lr_decay.endswith("Restarts") else {}
+    for lowest, fits in ((0.05, True), (0.06, False)):
+        keys: dict[str, Any] = {"lr_decay": lr_decay}
+        keys["lr_decay_params"] = {**options, "eta_min": lowest}
+        _, optimizer, section = grouped({"cnn": {"lr": 0.05}}, **keys)
+        if fits:
+            Schedule(optimizer, section, 20, better="lower")
+            continue
+        problem = r"eta_min .*: given 0\.06, to which the rate of cnn, 0\.05, would rise\. Allowed:"
+        with pytest.raises(ConfigError, match=problem):
+            Schedule(optimizer, section, 20, better="lower")
+
+
+def test_the_rate_that_is_logged_is_that_of_weights_without_one_of_their_own() -> None:
+    keys: dict[str, Any] = {"lr_decay": "WarmupCosineLR"}
+    for groups in ({"cnn": {"lr": 0.05}}, {"*": {"lr": 0.05}}):
+        _, optimizer, section = grouped(groups, **keys)
+        schedule = Schedule(optimizer, section, 20, better="lower")
+        for _ in range(2):
+            optimizer.step()
+            schedule.after_step()
+        assert common_rate(optimizer) == pytest.approx(0.5, rel=1e-12)  # the end of the warm-up
+
+
+def test_groups_resume_bit_by_bit_and_keep_their_own_decay() -> None:
     groups = {"cnn": {"lr": 0.05, "weight_decay": 0.1}}
     model, optimizer, section = grouped(groups)
     set_gradients(model, 0.1)
@@ -481,6 +524,17 @@ def test_average_of_a_sequence() -> None:
     for name, tensor in state.items():
         wanted = 2 if name.endswith("num_batches_tracked") else expected
         torch.testing.assert_close(tensor, torch.full_like(tensor, wanted))
+
+
+def test_averages_of_frozen_weights_are_told_from_those_of_weights_trained_before() -> None:
+    model = Tied()
+    model.norm.requires_grad_(False)
+    average = AveragedWeights(model, 0.5)
+    set_all(model.one, 4.0)
+    average.update(1, TAKEN)
+    assert average.has_frozen_weights()
+    set_all(model.norm, 4.0)
+    assert not average.has_frozen_weights()
 
 
 def test_skipped_step_moves_nothing() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import BertModel
 
 from benchmarks.gpu_timing import flop
 from benchmarks.plan import PHANTOM, measured
+from tests.small_models import save_tiny_bert
 from vilmedic import cli
 from vilmedic.config.load import Config, load
 from vilmedic.errors import ConfigError
@@ -60,6 +62,12 @@ def fake_step(config: Config, folder: Path, batch: int | None = None) -> FakeRun
     return training.step(made_up.group(batch or made_up.section.batch_size))
 
 
+def step_of(made_up: MadeUp) -> TrainingStep:
+    section, model = made_up.section, made_up.model.train()
+    optimizer = make_optimizer(model, section)
+    return TrainingStep(model, made_up.data.prepare, optimizer, section, CPU)
+
+
 @pytest.mark.parametrize("name", PHANTOM)
 def test_the_peak_is_within_15_percent_of_that_of_a_real_step(name: str, tmp_path: Path) -> None:
     words = ["trainor.device=cpu", "trainor.batch_size=12"]
@@ -78,10 +86,7 @@ def test_counts_the_operations_of_a_real_step(tmp_path: Path) -> None:
     config = config_of(tmp_path, SIMCLR, *words)
     (tmp_path / "real").mkdir()
     made_up = MadeUp(config, tmp_path / "real")
-    section, model = made_up.section, made_up.model.train()
-    optimizer = make_optimizer(model, section)
-    step = TrainingStep(model, made_up.data.prepare, optimizer, section, CPU)
-    group = made_up.group(section.batch_size)
+    step, group = step_of(made_up), made_up.group(made_up.section.batch_size)
     assert fake_step(config, tmp_path / "fake").flop == flop(lambda: step(group))
 
 
@@ -98,6 +103,34 @@ def test_parts_of_the_memory_are_what_they_are_called(tmp_path: Path) -> None:
     assert 2 * weights <= step.held["optimizer"] <= 2 * weights + 3 * 512 * tensors
     assert sum(step.held.values()) == step.peak
     assert set(step.held) == set(PARTS)
+
+
+def test_the_frozen_encoder_of_soft_targets_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bert = save_tiny_bert(tmp_path / "bert")
+    targets = f"{{proto: soft, by: reports, encoder: {bert}}}"
+    words = ["trainor.device=cpu", "trainor.batch_size=6", f"dataset.seq.tokenizer={bert}"]
+    words += ["dataset.seq.tokenizer_max_len=16", "model.cnn.backbone=shufflenet_v2_x0_5"]
+    words += ["model.projection.visual_embedding_dim=1024"]
+    path = ROOT / "config/phantom/convirt.yml"
+    plain = load(path, words, training=True)
+    soft = load(path, [*words, f"model.targets={targets}"], training=True)
+    weights = sum(value.numel() for value in BertModel.from_pretrained(bert).parameters())
+    without = fake_step(plain, tmp_path / "plain")
+    found = fake_step(soft, tmp_path / "soft")
+    assert found.held["weights"] - without.held["weights"] >= 4 * weights
+    (tmp_path / "real").mkdir()
+    made_up = MadeUp(soft, tmp_path / "real")
+    step = step_of(made_up)
+    real = flop(lambda: step(made_up.group(6)))
+    assert real > without.flop
+    assert found.flop == pytest.approx(real, rel=1e-3)
+    monkeypatch.setattr(plan, "_peaks", lambda *_: {6: 1, 12: 2})  # which takes long
+    counts = make_plan(soft, card="h100").parameters
+    pooler = sum(p.numel() for p in BertModel.from_pretrained(bert).pooler.parameters())
+    own = sum(p.numel() for p in made_up.model.parameters())
+    assert counts == (own + weights - pooler, own)
 
 
 @pytest.mark.parametrize(

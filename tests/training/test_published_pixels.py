@@ -32,7 +32,7 @@ PROCESSORS = {
 }
 
 
-def picture(folder: Path, height: int, width: int) -> Path:
+def image_file(folder: Path, height: int, width: int) -> Path:
     """Noise with edges, which ways of resizing show on."""
     random = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (height // 4, width // 4), generator=random)
@@ -63,7 +63,7 @@ def test_pixels_are_those_of_the_image_processor(family: str, tmp_path: Path) ->
     found = VisionEncoder.published_pixels(backbone=backbone)
     assert found is not None
     square = isinstance(processor, ViTImageProcessor)
-    path = picture(tmp_path, 120, 120 if square else 160)
+    path = image_file(tmp_path, 120, 120 if square else 160)
     theirs = processor(Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert theirs.shape == (3, 48, 48)
     assert grey_levels(ours(path, found), theirs, processor.image_std) <= 2
@@ -73,7 +73,7 @@ def test_pixels_are_those_of_the_image_processor(family: str, tmp_path: Path) ->
 def test_pixels_are_those_of_timm(tmp_path: Path) -> None:
     found = VisionEncoder.published_pixels(backbone="timm/vit_small_patch16_224.augreg_in1k")
     assert found is not None
-    path = picture(tmp_path, 320, 400)
+    path = image_file(tmp_path, 320, 400)
     said = timm.data.resolve_data_config(
         pretrained_cfg=timm.get_pretrained_cfg("vit_small_patch16_224.augreg_in1k").to_dict()
     )
@@ -169,7 +169,7 @@ def stated(folder: Path, **fields: Any) -> PublishedPixels | None:
 def test_values_are_those_of_the_image_processor(fields: dict[str, Any], tmp_path: Path) -> None:
     found = stated(tmp_path, size={"height": 48, "width": 48}, **fields)
     assert found is not None
-    path = picture(tmp_path, 120, 120)
+    path = image_file(tmp_path, 120, 120)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     theirs = processor(Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert grey_levels(ours(path, found), theirs, found.keys["std"]) <= 2
@@ -185,7 +185,7 @@ def test_a_processor_that_pads_gives_a_crop_that_images_have(tmp_path: Path) -> 
     assert found is not None
     assert (found.keys["resize"], found.keys["crop"]) == (40, 40)
     assert "it pads images to 48 pixels, which is left out here" in found.notes
-    ours(picture(tmp_path, 120, 160), found)
+    ours(image_file(tmp_path, 120, 160), found)
 
 
 @pytest.mark.parametrize(

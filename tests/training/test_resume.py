@@ -14,7 +14,7 @@ from vilmedic.checkpoints.checkpoint import save_checkpoint
 from vilmedic.checkpoints.run_directory import RunLock
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import CheckpointError, ConfigError
-from vilmedic.training.resume import claim_start, find_start, position, restoring, tell_changes
+from vilmedic.training.resume import claim_start, find_start, log_changes, position, restoring
 
 
 def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:
@@ -109,15 +109,15 @@ def test_kept_states_count_as_a_run(tmp_path: Path) -> None:
         find_start(config(tmp_path, None, seed=4))
 
 
-def test_changes_are_told_by_their_keys(caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_are_reported_by_their_keys(caplog: pytest.LogCaptureFixture) -> None:
     saved = {"name": "a", "trainor": {"epochs": 1, "optim_params": {"lr": 0.1}, "seed": 3}, "x": []}
     now = {"name": "b", "trainor": {"epochs": 2, "optim_params": {}, "ema": 0.9}, "x": []}
-    assert tell_changes(saved, now) == [
+    assert log_changes(saved, now) == [
         "trainor.epochs: 1 -> 2",
         "trainor.optim_params.lr: 0.1 -> (absent)",
         "trainor.ema: (absent) -> 0.9",
     ]
-    assert tell_changes(saved, saved) == []
+    assert log_changes(saved, saved) == []
 
 
 def test_position_is_that_of_the_samples() -> None:

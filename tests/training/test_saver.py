@@ -109,15 +109,16 @@ def test_best_checkpoints_are_read_again_only_when_they_change(
         return real(path)
 
     monkeypatch.setattr(checkpoint, "read_best", counted)
-    saver = make(tmp_path, keep=2)
+    make(tmp_path).save_best(state(0.4), 0.4, 0)
+    saver = make(tmp_path, keep=3)
     saver.save_best(state(0.5), 0.5, 1)
     saver.save_best(state(0.6), 0.6, 2)
-    assert saver.best_score() == 0.5
-    assert sorted(read) == scored(tmp_path)
-    replaced = saver.best()[0].path
+    assert saver.best_score() == 0.4
+    assert read == ["0.4_0_1.pth"], "what it wrote itself is known"
+    replaced = tmp_path / "0.5_1_1.pth"
     torch.save({**torch.load(replaced), "score": 0.7}, replaced)
-    assert [one.score for one in saver.best()] == [0.6, 0.7]
-    assert read[2:] == [replaced.name]
+    assert [one.score for one in saver.best()] == [0.4, 0.6, 0.7]
+    assert read[1:] == [replaced.name]
 
 
 def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

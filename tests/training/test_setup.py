@@ -12,8 +12,8 @@ from vilmedic.errors import ConfigError, DataError
 from vilmedic.training.parallel import (
     check_batch_size,
     check_validation_batches,
+    log_batch_facts,
     prepare_network,
-    tell_what_batches_mean,
 )
 
 CPU = torch.device("cpu")
@@ -21,17 +21,17 @@ CPU = torch.device("cpu")
 
 def told(caplog: pytest.LogCaptureFixture, model: object, **keys: int) -> str:
     with caplog.at_level(logging.INFO, logger="vilmedic"):
-        tell_what_batches_mean(model, TrainorSection(**keys))
+        log_batch_facts(model, TrainorSection(**keys))
     return caplog.text
 
 
-def test_chunk_statistics_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_chunk_statistics_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     text = told(caplog, tiny_convirt(forward_batch_size=4), batch_size=16)
     assert "chunks of at most 4 samples, the loss all 16" in text
     assert "trainor.activation_checkpointing=true" in text
 
 
-def test_nothing_is_told_without_cause(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_reported_without_cause(caplog: pytest.LogCaptureFixture) -> None:
     assert told(caplog, tiny_convirt(forward_batch_size=16), batch_size=16) == ""
     frozen = tiny_convirt(forward_batch_size=4)
     frozen.cnn.freeze = True
@@ -73,13 +73,13 @@ def test_validation_batches_of_one_have_no_contrastive_loss() -> None:
     check_validation_batches(ToyAutoencoder(), ValidatorSection(batch_size=1))
 
 
-def test_settings_that_this_run_cannot_use_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_that_this_run_cannot_use_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     text = told(caplog, tiny_convirt(forward_batch_size=17), batch_size=16)
     assert "model.forward_batch_size=17 has no effect in training: a batch has 16" in text
     assert "trainor.sync_bn has no effect" in told(caplog, ToyAutoencoder(), sync_bn=True)
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="vilmedic"):
-        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 4)
+        log_batch_facts(ToyAutoencoder(), TrainorSection(grad_accu=4), 4)
         assert caplog.text == ""
-        tell_what_batches_mean(ToyAutoencoder(), TrainorSection(grad_accu=4), 3)
+        log_batch_facts(ToyAutoencoder(), TrainorSection(grad_accu=4), 3)
     assert "trainor.grad_accu=4, but an epoch has 3 batches" in caplog.text

@@ -14,10 +14,10 @@ from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError
 
 BLOCK = 2**23
-"""Logits that exist at a time on a CPU: 32 MiB of float32, several times over while one is made.
+"""Logits per block on a CPU: 32 MiB of float32, several times that while one is computed.
 
-From this size on the C library maps memory for each tensor and gives it back at once. Smaller ones
-it takes from its heap, where what is kept of each block lies between the holes of the blocks.
+From this size on, the C library maps memory for each tensor and returns it at once. Smaller tensors
+come from its heap, where the results that are kept fragment the memory of freed blocks.
 """
 
 
@@ -57,15 +57,15 @@ def relaxed_lookup(
     divergence: bool = False,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a code for each position by Gumbel softmax and look its vector up.
+    """Draw a code for each position by Gumbel softmax and look up its vector.
 
     With q the softmax of the logits and g Gumbel noise, the weights of the K codes are
-    softmax((logits + g) / temperature) (Jang et al. 2017, arXiv:1611.01144, equation 2). All of it
-    is computed for a block of positions at a time and once more in the backward pass with the same
-    noise: the [P, K] weights, the largest tensors of the model by far, never exist as a whole.
+    softmax((logits + g) / temperature) (Jang et al. 2017, arXiv:1611.01144, equation 2). This is
+    computed for one block of positions at a time, and again in the backward pass with the same
+    noise: the [P, K] weights, by far the largest tensors of the model, never exist as a whole.
 
     Args:
-        features: what the logits are a linear map of, [P, H].
+        features: input of the linear map to the logits, [P, H].
         weight: of that map, [K, H].
         bias: of that map, [K].
         vectors: the vector of each code, [K, D].
@@ -74,7 +74,7 @@ def relaxed_lookup(
             (straight-through).
         reinmax: with `hard`, the gradient of second order (Liu et al. 2023, arXiv:2304.08612).
         divergence: compute the divergence as well.
-        noise: g to use instead of drawing it, [P, K].
+        noise: g, instead of drawing it, [P, K].
 
     Returns:
         The vectors [P, D], and the divergence KL(q || uniform) summed over positions, in nats; 0
@@ -94,12 +94,12 @@ def relaxed_lookup(
         shares = functional.softmax((logits + given) / temperature, dim=1)
         if hard:
             shares = _straight_through(shares, logits, temperature, reinmax)
-        # Last, so that the second run in the backward pass ends before it.
+        # Last, so that the second computation in the backward pass ends before it.
         return spread, shares.to(vectors.dtype) @ vectors
 
     found, spreads = [], []
     parts = list(_blocks(features, weight))
-    # Torch cannot repeat the noise of an Apple GPU for a second pass: there, all is kept.
+    # Torch cannot repeat the noise of an Apple GPU for a second pass: there, everything is kept.
     again = len(parts) > 1 and torch.is_grad_enabled() and features.device.type != "mps"
     for start, rows in parts:
         given = None if noise is None else noise[start : start + len(rows)]
@@ -113,18 +113,18 @@ def relaxed_lookup(
 
 
 def likeliest_codes(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The code with the largest logit at each position: int64 [P]; arguments as above."""
+    """Return the code with the largest logit at each position: int64 [P]; arguments as above."""
     parts = _blocks(features, weight)
     return torch.cat([functional.linear(rows, weight, bias).argmax(dim=1) for _, rows in parts])
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Values in float32 where they have reduced precision, and as they are otherwise."""
+    """Convert values of reduced precision to float32, and leave others."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 class ResidualBlock(nn.Module):
-    """Three convolutions beside a shortcut.
+    """Residual block: three convolutions and a shortcut.
 
     Args:
         channels: of input and output.
@@ -147,11 +147,11 @@ class ResidualBlock(nn.Module):
 
 
 class PixelScale(nn.Module):
-    """The scale of pixels inside a network that is given, and gives, pixels in 0..1.
+    """Pixel scaling of a network whose input and output are pixels in 0..1.
 
     Args:
-        given: the means and the standard deviations of the channels; None leaves pixels as they
-            are. Numbers beyond those of the channels are left out.
+        given: means and standard deviations of the channels; None leaves pixels unchanged.
+            Numbers beyond the number of channels are ignored.
         channels: number of channels.
 
     Raises:
@@ -175,14 +175,14 @@ class PixelScale(nn.Module):
         self.planes: Tensor
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels in 0..1 as the network takes them, [..., C, H, W]."""
+        """Scale pixels in 0..1 to the input of the network, [..., C, H, W]."""
         if self.mean_and_std is None:
             return images
         mean, std = self.planes.to(images.dtype)[..., None, None]
         return (images - mean) / std
 
     def restore(self, images: Tensor) -> Tensor:
-        """What the network gives as pixels, cut to 0..1: [..., C, H, W]."""
+        """Scale the output of the network to pixels, clipped to 0..1: [..., C, H, W]."""
         if self.mean_and_std is not None:
             mean, std = self.planes.to(images.dtype)[..., None, None]
             images = images * std + mean
@@ -190,14 +190,14 @@ class PixelScale(nn.Module):
 
 
 def _blocks(features: Tensor, weight: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Groups of rows, as many as fit into a block, each with the place of its first row."""
+    """Yield blocks of rows, each with the index of its first row."""
     size = max(1, block_numbers(features.device, BLOCK) // len(weight))
     for start in range(0, len(features), size):
         yield start, features[start : start + size]
 
 
 def _straight_through(soft: Tensor, logits: Tensor, temperature: float, reinmax: bool) -> Tensor:
-    """The largest share as 1 and the others as 0, with a gradient: [P, K]."""
+    """One-hot vector of the largest share, with a gradient: [P, K]."""
     hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
     if not reinmax:
         return hard - soft.detach() + soft

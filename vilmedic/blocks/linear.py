@@ -33,9 +33,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map of few rows, a small multiple faster than `functional.linear` on a CPU.
+    """A linear map of few rows, several times as fast as `functional.linear` on a CPU.
 
-    There the weight stands on the left, so that it is read in the order in which it lies.
+    There the weight is the left factor, so that it is read in memory order.
 
     Args:
         x: [B, 1, d] or [B, d].
@@ -53,7 +53,7 @@ def linear_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def product_in_float32(left: Tensor, right: Tensor) -> Tensor:
-    """Batched matrix product of 16-bit or float32 factors, added up and given in float32.
+    """Batched matrix product of 16-bit or float32 factors with float32 sums and result.
 
     Args:
         left: [B, M, K].

@@ -1,4 +1,4 @@
-"""Low-rank adapters of an encoder, through the package peft: its own weights stay as they are."""
+"""Low-rank adapters (LoRA) of a frozen encoder, by the package peft."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vilmedic.errors import ArgumentError, ConfigError, nearest
 
 
 class LoRA:
-    """Trains two small matrices beside each linear layer of an encoder, and nothing else of it.
+    """Low-rank adapters: trains two small matrices per linear layer instead of the encoder.
 
     A layer computes W x + alpha / rank * B A x, where A has `rank` rows and B as many columns. B
     starts at zero, so that training begins with the encoder as it was (Hu et al. 2021, "LoRA:
@@ -49,8 +49,8 @@ class LoRA:
         Args:
             network: the network, with the weights that it starts from.
             what: its name, for messages.
-            run: passes something through it. A layer that the network does not call, as it reads
-                the weights in another way, would be adapted without an effect; it is left out.
+            run: runs a forward pass. A layer that the network does not call, because it reads the
+                weights directly, would be adapted without effect, so it is left out.
 
         Raises:
             ConfigError: there is no such layer, or peft is not installed.
@@ -73,7 +73,7 @@ class LoRA:
         inject_adapter_in_model(config, network)
 
     def _chosen(self, called: list[str], what: str) -> list[str]:
-        """The names of the layers that are adapted."""
+        """Return the names of the layers to adapt."""
         if not called:
             raise ArgumentError(
                 {
@@ -83,6 +83,10 @@ class LoRA:
             )
         if self.layers is None:
             return called
+        if not self.layers:
+            raise ArgumentError(
+                {"lora.layers": "given an empty list. Leave it out for all layers."}
+            )
         ends = sorted({name.rpartition(".")[2] for name in called})
         for wanted in self.layers:
             if not any(_ends(name, wanted) for name in called):
@@ -96,7 +100,7 @@ class LoRA:
 
 
 def check_alone(freeze: object) -> None:
-    """Refuse adapters of an encoder of which layers are frozen: lora keeps all of them as they are.
+    """Refuse adapters of an encoder with frozen layers: lora freezes the whole encoder.
 
     Raises:
         ConfigError: some are.
@@ -112,7 +116,7 @@ def _ends(name: str, wanted: str) -> bool:
 
 
 def _called(network: nn.Module, run: Callable[[], object]) -> list[str]:
-    """The names of the linear layers that a pass through a network calls, in their order."""
+    """Return the names of the linear layers that a forward pass calls, in order."""
     linear = {m: name for name, m in network.named_modules() if isinstance(m, nn.Linear)}
     called: set[nn.Module] = set()
     hooks = [one.register_forward_hook(lambda module, *_: called.add(module)) for one in linear]

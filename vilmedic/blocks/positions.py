@@ -17,11 +17,11 @@ MOST_TURNS = 5.0  # half turns of the fastest image frequency, a unit of the ima
 
 
 def rotary_angles(text_len: int, side: int, dim_head: int) -> Tensor:
-    """The angles by which the pairs of channels of a head turn at each position.
+    """Return the rotation angles of the channel pairs of a head at each position.
 
     A third of the head turns with the text position (RoFormer, arXiv:2104.09864), a third with the
-    image row and a third with the image column, both in -1 to 1. Each angle is there twice, for
-    the two channels of its pair; what is left of the head does not turn.
+    image row and a third with the image column, both in -1 to 1. Each angle is repeated for the
+    two channels of its pair; the remaining channels do not turn.
 
     Args:
         text_len: text positions, the begin token included.
@@ -46,7 +46,7 @@ def rotary_angles(text_len: int, side: int, dim_head: int) -> Tensor:
 
 
 def rotation(angles: Tensor, dim_head: int) -> Tensor:
-    """Angles as factors of whole heads.
+    """Return the angles as complex factors of whole heads.
 
     Args:
         angles: [n, R], each angle twice.
@@ -60,11 +60,11 @@ def rotation(angles: Tensor, dim_head: int) -> Tensor:
 
 
 def turn(heads: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn queries, keys and values by the angles of their positions, and take them apart.
+    """Rotate queries, keys and values by the angles of their positions, and split them.
 
     Args:
         heads: of each position queries, keys and values of all heads, [B, n, 3, heads, D].
-        factors: what `rotation` gives for the n positions; the precision to compute in.
+        factors: the result of `rotation` for the n positions; sets the precision.
 
     Returns:
         Queries, keys and values like the input, each [B, heads, n, D].
@@ -93,7 +93,7 @@ class AxialPositions(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
 
     def forward(self, places: Tensor) -> Tensor:
-        """Places in the grid, int64 [n], rows from the top, to vectors [n, dim]."""
+        """Embed grid positions, int64 [n], in rows from the top, as vectors [n, dim]."""
         rows, columns = self.weights[0][0, :, 0], self.weights[1][0, 0]
         return rows[places // self.side] + columns[places % self.side]
 
@@ -119,10 +119,10 @@ class TokenShift:
         return shifted
 
     def sources(self) -> Tensor:
-        """Where each position finds its first and its second quarter: int64 [2, n].
+        """Return the positions that the first and second quarter come from: int64 [2, n].
 
-        n is the length of a whole sequence; a source n stands for the row of zeros behind it. The
-        rows of the text say nothing.
+        n is the length of a whole sequence; the index n stands for the row of zeros behind it. The
+        entries of text positions are unused.
         """
         length = self.text_len + self.side**2 - 1  # nothing comes after the last image token
         place = torch.arange(length)
@@ -139,7 +139,7 @@ class TokenShift:
             x: the position, [B, 1, d]; its first half is written to the memory.
             memory: the first half of all positions and a row of zeros, [B, n + 1, d / 2].
             position: its number, int64 [1].
-            sources: what `sources` gives, for this position: [2].
+            sources: the result of `sources` for this position: [2].
         """
         half = memory.shape[-1]
         memory.index_copy_(1, position, x[..., :half])
@@ -149,7 +149,7 @@ class TokenShift:
 
 
 class _Turn(torch.autograd.Function):
-    """Keeps nothing of its input: the gradient turns back by the same angles."""
+    """Saves nothing for backward: the gradient is rotated back by the same angles."""
 
     @staticmethod
     def forward(ctx: Any, heads: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
@@ -166,7 +166,7 @@ class _Turn(torch.autograd.Function):
 
 
 def _turned(x: Tensor, factors: Tensor) -> Tensor:
-    """Turn each pair of channels of [B, n, 3, heads, D]; a last one without a partner stays."""
+    """Rotate each channel pair of [B, n, 3, heads, D]; an odd last channel stays."""
     paired = factors.shape[-2] * 2
     if paired < x.shape[-1]:
         return torch.cat((_turned(x[..., :paired], factors), x[..., paired:]), dim=-1)
@@ -184,7 +184,7 @@ def _turned(x: Tensor, factors: Tensor) -> Tensor:
 
 
 class _Shift(torch.autograd.Function):
-    """One copy in either direction, where slices and concatenations would take several."""
+    """Shift by one copy per direction, where slicing and concatenating would need several."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, text_len: int, side: int) -> Tensor:
@@ -198,7 +198,7 @@ class _Shift(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         [gradient] = gradients
         moved = gradient.clone()
-        # The other way round: what went from source to target comes back.
+        # The gradient goes back from target to source.
         for target, source in _moves(moved, gradient, ctx.text_len, ctx.side, back=True):
             target.copy_(source)
         return moved, None, None
@@ -207,9 +207,9 @@ class _Shift(torch.autograd.Function):
 def _moves(
     to: Tensor, of: Tensor, text_len: int, side: int, *, back: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What goes where: parts of `to`, each with the part of `of` that is written there.
+    """Pairs of slices: parts of `to`, and the part of `of` that is written there.
 
-    The parts of `to` that nothing reaches are zero.
+    Parts of `to` that get nothing are zero.
     """
     quarter, zero = to.shape[-1] // 4, of.new_zeros(())
     text = slice(0, min(text_len, to.shape[1]))
@@ -228,6 +228,6 @@ def _moves(
         else:
             yield target[:, late], source[:, early]
             yield target[:, :distance], zero
-    # Nothing lies to the left of the first column, so nothing came from the last one.
+    # The first column has no left neighbour, so the last one passes nothing on.
     column = slice(text_len + (side - 1 if back else 0), None, side)
     yield to[:, column, quarter : 2 * quarter], zero

@@ -32,12 +32,12 @@ from vilmedic.errors import ArgumentError, CheckpointError, nearest
 log = logging.getLogger(__name__)
 
 ATTENTION = "sdpa"
-"""How attention is computed unless something else is asked for: by torch's own kernels."""
+"""Default attention implementation: torch's own kernels."""
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 DESCRIBED = "described_as"
-"""The attribute of a network that holds what it was made of, where no configuration says it."""
+"""Attribute of a network that holds its settings, if it has no configuration."""
 POOLER = "pooler."
-"""What the names of weights begin with in the part that only some ways of pooling use."""
+"""Prefix of the weights of the part of a transformers model that only some pooling modes use."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -57,7 +57,7 @@ class EncoderWeights(Protocol):
         """Put the weights into a network.
 
         Args:
-            network: what to fill.
+            network: the network to fill.
             cut: names of weights that were removed from the network, which the file may hold.
             head: name of the classifier, which may be missing or of another size.
 
@@ -66,7 +66,7 @@ class EncoderWeights(Protocol):
         """
 
     def check_vocabulary(self, spec: DataSpec) -> None:
-        """Refuse a text encoder whose numbers stand for other words than those of this run.
+        """Refuse a text encoder with another vocabulary than that of this run.
 
         Raises:
             ConfigError: the vocabularies differ.
@@ -79,13 +79,13 @@ ReadEncoder = Callable[[str, str, str, nn.Module], EncoderWeights]
 
 @dataclass(frozen=True)
 class Filled:
-    """That a checkpoint fills the weights of a model, so that published ones are not looked for.
+    """Marks a model that a checkpoint will fill, so that published weights are not needed.
 
     Args:
-        networks: what each network of transformers or timm in it is, by the network's name in the
-            model, as `network_configs` gave it; folders and the hub are then not asked.
-        adapters: whether the adapters of `lora` are built too, as for a run that goes on;
-            otherwise the weights hold what they add.
+        networks: the settings of each transformers or timm network in it, by the network's name
+            in the model, as `network_configs` returns them; folders and the hub are not read.
+        adapters: whether to build the adapters of `lora`, as for a resumed run; otherwise
+            they are merged into the weights.
     """
 
     networks: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -100,10 +100,10 @@ class Filled:
 def read_pretrained(
     read: ReadEncoder | None, part: str, name: str, network: nn.Module
 ) -> EncoderWeights:
-    """The weights that `pretrained` names, by what builds the encoder.
+    """Read the weights that `pretrained` names, for the class that builds the encoder.
 
     Raises:
-        ConfigError: they cannot be had.
+        ConfigError: they are not available.
     """
     if read is None:
         raise ArgumentError({"pretrained": f"given '{name}', but nothing is given that reads it."})
@@ -111,9 +111,9 @@ def read_pretrained(
 
 
 def network_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What each network of transformers or timm in a model is, by name, as plain values.
+    """Return the settings of each transformers or timm network in a model, as plain values.
 
-    Of a network whose weights checkpoints leave out, it is what `stated_network` gives.
+    A network whose weights checkpoints leave out gives its `stated_network`.
     """
     found = {
         name: module.config.to_dict()
@@ -150,13 +150,12 @@ def load_config(
         key: the argument that holds the name, for messages.
         name: a local folder or a hub name; for a backbone also an architecture, such as dinov2.
         settings: fields to change.
-        saved: the configuration as a checkpoint has it, which counts rather than the folder.
-        within: what stands before the names of fields in the configuration, for messages.
+        saved: the configuration in a checkpoint, used instead of the folder.
+        within: prefix of field names in the configuration, for messages.
 
     Raises:
-        ConfigError: if there is no such model within reach, or no such field, or the model needs
-            Python of its own.
-        CheckpointError: what the checkpoint knows is damaged.
+        ConfigError: the model is not available, has no such field, or needs its own Python code.
+            CheckpointError: the settings in the checkpoint are damaged.
     """
     if saved is not None:
         try:
@@ -230,11 +229,10 @@ def _with_settings(
 
 
 def _body(name: str) -> PretrainedConfig | None:
-    """The configuration of the plain model inside another one, if it is known.
+    """Return the configuration of the known model inside another one.
 
-    Python that comes with it stays as it is, unread. The weights carry the names of the plain
-    model, under which they are found, and what stands beside them in the file belongs to heads
-    that are not used.
+    Python code that comes with it is never read. The weights carry the names of the inner model;
+    other weights in the file belong to heads that are not used.
     """
     stated, _ = PretrainedConfig.get_config_dict(name)
     if not isinstance(stated, dict) or stated.get("model_type") not in BODIES:
@@ -270,15 +268,15 @@ def load_model(
     Args:
         key: the argument that holds the name, for messages.
         name: a local folder or a hub name.
-        config: what `load_config` gave.
-        pooler: whether the pooled output is used; where the class can do without, it has none then.
-            None takes the pooler that the class has by itself, if there are weights for it.
+        config: the result of `load_config`.
+        pooler: whether the pooled output is used; if not, a class that allows it gets no pooler.
+            None uses the default of the class, if the file has weights for it.
         weights: whether to load the weights, or to leave them random.
-        attention: how attention is computed, `sdpa` or `eager`; a class that has no `sdpa` goes
-            eager.
+        attention: attention implementation, `sdpa` or `eager`; classes without `sdpa` use
+            `eager`.
 
     Raises:
-        ConfigError: if the weights are out of reach or do not fit the configuration.
+        ConfigError: the weights are not available or do not fit the configuration.
     """
     architecture: Any = MODEL_MAPPING[type(config)]
     options: dict[str, Any] = {}
@@ -323,15 +321,15 @@ def load_model(
 
 
 def leave_out_pooler(network: PreTrainedModel, name: str, fresh: Collection[str]) -> list[str]:
-    """Leave out the pooler of a model of which its file has no weights, where the class allows it.
+    """Remove the pooler of a model without weights for it, if the class allows that.
 
     Args:
-        network: the model, whose configuration says so from then on.
+        network: the model; its configuration records the removal.
         name: the file or the model, for messages.
-        fresh: the names of what it has no weights for.
+        fresh: names of all weights that are missing.
 
     Returns:
-        Those of them that stay.
+        The names that are still missing.
     """
     if "add_pooling_layer" not in inspect.signature(type(network).__init__).parameters:
         return list(fresh)
@@ -342,7 +340,7 @@ def leave_out_pooler(network: PreTrainedModel, name: str, fresh: Collection[str]
 
 
 def exported(key: str, name: str) -> str:
-    """The folder of the encoder in an exported folder, whose files are whole; other names stay.
+    """Return the folder of the encoder in an exported folder after verifying it; keep other names.
 
     Raises:
         ConfigError: the export is damaged or has no such encoder.
@@ -356,7 +354,7 @@ def exported(key: str, name: str) -> str:
 
 
 def _encoder(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of a model that encodes, in float32."""
+    """Return the encoder part of a model, in float32."""
     encodes = model.get_encoder() if model.config.is_encoder_decoder else model
     return encodes.float()
 
@@ -388,7 +386,7 @@ def _not_found(key: str, name: str, error: Exception) -> str:
 
 
 def _unusable(name: str, error: Exception) -> str:
-    """The reason why existing weights cannot be loaded."""
+    """Return why existing weights cannot be loaded."""
     if isinstance(error, RuntimeError) and "mismatch" in str(error):
         return (
             f"the weights of {name} do not fit its settings: {first_line(error)}. "
@@ -407,5 +405,5 @@ def _unusable(name: str, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message of transformers, whose others are advice of its own."""
+    """Return the first line of a transformers message; the others are its own advice."""
     return str(error).strip().partition("\n")[0].rstrip(".")

@@ -23,12 +23,12 @@ def projection_head(in_features: int, out_features: int) -> nn.Sequential:
 
 
 def check_width(key: str, given: int, encoder: str, actual: int) -> None:
-    """Refuse a head that does not fit the encoder in front of it.
+    """Refuse a head that does not fit its encoder.
 
     Args:
-        key: the argument that holds the width of the head's input, `projection.width` say.
+        key: the argument that sets the input width of the head, such as `projection.width`.
         given: its value.
-        encoder: the encoder and the settings that decide on its width, for the message.
+        encoder: the encoder and the settings that set its width, for the message.
         actual: the width of the encoder's features.
 
     Raises:
@@ -76,7 +76,7 @@ class VisualProjection(nn.Module):
 
 
 class VisualEmbedder:
-    """Widths of the image features that go into the space of the text encoder.
+    """Maps image features into the space of the text encoder.
 
     Args:
         interm_feature_dim: channels of the feature map whose positions are the regions.

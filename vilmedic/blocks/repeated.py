@@ -24,7 +24,7 @@ class Layer:
     Args:
         name: the name of the block in the network, `embedding` or `head`.
         parameters: by their names in the network.
-        modules: those that lie in it, for whoever sets them to evaluation.
+        modules: the modules of the layer, which may have to stay in evaluation mode.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Layer:
 
 
 def layers_of(network: nn.Module, blocks: Sequence[nn.Module] | None = None) -> list[Layer]:
-    """The layers of a network in order: the embedding first, then the blocks, the head last.
+    """Return the layers of a network in order: embedding, blocks, head.
 
-    The embedding is all that comes before the first block, tokens and positions included; the head
-    is all behind the last one, such as a last normalisation. What lies between two blocks belongs
-    to the one before. A network without blocks is one layer, the embedding. Every parameter is in
-    one layer, a shared one in that where it is first.
+    The embedding is everything before the first block, including token and position embeddings;
+    the head is everything after the last one, such as a final normalisation. Modules between two
+    blocks belong to the block before them. A network without blocks is one layer, the embedding.
+    Every parameter is in one layer, a shared one in the layer where it comes first.
 
     Args:
         network: a network.
@@ -51,7 +51,7 @@ def layers_of(network: nn.Module, blocks: Sequence[nn.Module] | None = None) -> 
     names = {id(module): name for name, module in network.named_modules()}
     layers = [Layer(EMBEDDING), *(Layer(names[id(block)]) for block in blocks), Layer(HEAD)]
     place = {id(one): at for at, block in enumerate(blocks, start=1) for one in block.modules()}
-    around = {""}  # the names of what blocks lie in
+    around = {""}  # the names of the modules that contain blocks
     for layer in layers[1:-1]:
         around |= {layer.name[:at] for at, letter in enumerate(layer.name) if letter == "."}
     seen: set[int] = set()
@@ -102,13 +102,13 @@ def freeze_first(layers: Sequence[Layer], count: int, what: str) -> list[nn.Modu
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a network that follow on each other: residual blocks, transformer layers.
+    """Return the repeated blocks of a network: residual blocks, transformer layers.
 
     These are the members of `Sequential` and `ModuleList` containers, stages of stages included,
-    that are made of layers and are called through a `forward` of their own. A single layer is none:
-    its weights are often read rather than the layer called, there is nothing in it to fuse, and
-    computing it twice saves no memory. Containers inside a block are part of the block. A container
-    of one block, as a network of one layer or a stage of one has, is no exception.
+    that consist of layers and have their own `forward`. A single layer is not a block: often its
+    weights are read without calling it, it has nothing to fuse, and computing it twice saves no
+    memory. Containers inside a block are part of the block. A container may hold a single block,
+    as in a network of one layer or a stage of one.
     """
     found: list[nn.Module] = []
     for child in model.children():
@@ -135,7 +135,7 @@ def _blocks_in(container: nn.Module) -> list[nn.Module]:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Whether a module is a list of others, and does no more than call one after the other."""
+    """Return whether a module is a list of others that it only calls one after the other."""
     own = type(module).forward not in (nn.Sequential.forward, nn.Module.forward)
     return isinstance(module, nn.Sequential | nn.ModuleList) and not own
 
@@ -148,10 +148,10 @@ def _is_block(module: nn.Module) -> bool:
 def compile_blocks(blocks: Sequence[nn.Module]) -> int:
     """Let torch compile each block, in place; returns how many there are.
 
-    Blocks rather than the whole: equal ones are compiled once, and what lies between them may do
-    as it likes. The names of parameters stay.
+    Blocks are compiled rather than the whole model: equal blocks are compiled once, and the code
+    between them need not be compilable. Parameter names stay the same.
     """
-    import torch._dynamo  # takes a second, which other runs need not wait
+    import torch._dynamo  # takes a second to import, which other runs need not wait for
 
     # Each width of a residual network and each length of report counts as a compilation.
     limit = torch._dynamo.config.recompile_limit
@@ -166,11 +166,11 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> int:
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module]) -> int:
-    """Keep the input of each block instead of all that is inside, in place; returns how many.
+    """Keep only the input of each block for the backward pass, in place; returns how many.
 
-    What the backward pass needs is computed once more, with the same random numbers (Chen et al.
-    2016, arXiv 1604.06174). Running statistics are updated the first time only. A frozen block
-    keeps nothing for the backward pass and stays as it is.
+    The backward pass computes the block again with the same random numbers (Chen et al. 2016,
+    arXiv 1604.06174). Running statistics are updated the first time only. A frozen block keeps
+    nothing for the backward pass and stays as it is.
     """
     trained = [block for block in blocks if any(p.requires_grad for p in block.parameters())]
     for block in trained:

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from vilmedic.blocks.lora import LoRA
 
 ON_TRIAL = 3
-"""Tokens of the report by which a published model is tried, the last one padding."""
+"""Tokens of the report for a trial pass through a published model, the last one padding."""
 
 
 class TextEncoder(nn.Module):
-    """Reports to one vector each.
+    """Text encoder that gives one vector per report.
 
     Args:
         spec: the tokenizer and the length of the longest report.
@@ -51,7 +51,7 @@ class TextEncoder(nn.Module):
 
     Attributes:
         hidden_size: width of the output.
-        expands: whether the network takes an expanded mask for what it makes of a plain one.
+        expands: whether the network gives the same result for an expanded mask.
     """
 
     named_by: ClassVar[str] = "proto"
@@ -151,17 +151,17 @@ class TextEncoder(nn.Module):
         return states.masked_fill(padding, 0.0).sum(dim=1) / lengths
 
     def mask(self, attention_mask: Tensor) -> Tensor | dict[str, Tensor]:
-        """A mask [B, T] in the form in which the network takes it without a look at its contents.
+        """Expand a mask [B, T] to the form that the network uses without reading its contents.
 
-        Transformers looks whether a mask [B, T] hides anything at all, for which a GPU has to be
-        waited for in every pass; one that is expanded to [B, 1, T, T] it takes as it is.
+        Transformers checks whether a mask [B, T] hides anything, which waits for the GPU in every
+        pass; a mask expanded to [B, 1, T, T] is used as it is.
         """
         if attention_mask.device.type == "cpu" or not self.expands:
             return attention_mask
         return expanded(self.network, attention_mask)
 
     def _check(self, spec: DataSpec) -> None:
-        """Refuse an encoder that cannot read what the tokenizer writes."""
+        """Refuse an encoder that does not fit the tokenizer."""
         config: PretrainedConfig = self.network.config
         name = self.proto or "the random BERT"
         problems = {}
@@ -190,17 +190,17 @@ class TextEncoder(nn.Module):
             raise ArgumentError(problems)
 
     def _read_one_token(self) -> None:
-        """A pass through the network."""
+        """Run the network."""
         self.network.eval()
         with torch.no_grad():
             self.network(input_ids=torch.zeros(1, 1, dtype=torch.int64))
 
     def _try(self, proto: str) -> bool:
-        """Refuse a model that cannot encode a report alone, by encoding one of two tokens.
+        """Refuse a model that cannot encode a report alone, by a trial with two tokens.
 
         Returns:
-            Whether it makes the same of an expanded mask as of a plain one. Where transformers adds
-            to the mask, in models that look back only, it does not.
+            Whether it gives the same for an expanded mask as for a plain one. Causal models do not,
+            because transformers adds to the mask.
         """
         known = getattr(self.network.config, "vocab_size", None) or ON_TRIAL
         ids = torch.arange(ON_TRIAL).unsqueeze(0) % known
@@ -210,7 +210,7 @@ class TextEncoder(nn.Module):
         try:
             with torch.inference_mode():
                 states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
-        except Exception as error:  # whatever a model raises that lacks images, sound, ...
+        except Exception as error:  # models that need images, sound, ... raise many kinds
             model = type(self.network).__name__
             raise ArgumentError(
                 {
@@ -241,10 +241,10 @@ class TextEncoder(nn.Module):
 
 
 class FrozenReports(TextEncoder):
-    """A published text encoder by which reports are compared: never trained, always in evaluation.
+    """Frozen published text encoder that compares reports; always in evaluation mode.
 
-    A report is the mean over its tokens, as in Sentence-BERT (Reimers and Gurevych 2019, arXiv
-    1908.10084). What of it is random, such as weights that its file lacks, is the same each time.
+    A report vector is the mean over its tokens, as in Sentence-BERT (Reimers and Gurevych 2019,
+    arXiv 1908.10084). Weights that its file lacks are random, but the same each time.
 
     Args:
         spec: the tokenizer and the length of the longest report.
@@ -284,11 +284,10 @@ class FrozenReports(TextEncoder):
 
 
 class WordEncoder(nn.Module):
-    """Reports to one vector a word and one a report, as GLoRIA has them (Huang et al. 2021).
+    """Text encoder of GLoRIA (Huang et al. 2021): one vector per word and one per report.
 
-    The states of the last layers are added up; the pieces of a word are added up to the word, in
-    which the opening and the closing special token are words too; the report is the mean over its
-    words.
+    The states of the last layers are summed, then the subword pieces of each word; the opening and
+    the closing special token count as words. The report vector is the mean over its words.
 
     Args:
         spec: the tokenizer and the length of the longest report.
@@ -358,9 +357,9 @@ class WordEncoder(nn.Module):
         self._record_states()
 
     def _record_states(self) -> None:
-        """Let transformers prepare for giving the states of all layers.
+        """Prepare transformers for returning the states of all layers.
 
-        It does so in the first pass that asks for them, which could then not be traced.
+        It would do so in the first pass that requests them, which could then not be traced.
         """
         ids = torch.zeros(1, 1, dtype=torch.int64)
         self.text.network.eval()
@@ -398,14 +397,14 @@ class WordEncoder(nn.Module):
 
 
 class Words(NamedTuple):
-    """Reports as words.
+    """Word vectors of a batch of reports.
 
     Args:
         report: one vector a report, [B, D].
-        words: one vector a word, [B, T, D], zero behind the last one; T is the number of tokens,
-            which no report has more words than.
-        mask: which of them stand for the report, [B, T]: the opening special token and all words,
-            but not the closing special token.
+        words: one vector per word, [B, T, D], zero behind the last one; T is the number of
+            tokens.
+        mask: which of them represent the report, [B, T]: the opening special token and all
+            words, but not the closing special token.
     """
 
     report: Tensor
@@ -414,10 +413,10 @@ class Words(NamedTuple):
 
 
 def expanded(network: PreTrainedModel, attention_mask: Tensor) -> Tensor | dict[str, Tensor]:
-    """Which token sees which: bool [B, 1, T, T] of a mask [B, T], by kind of layer if they differ.
+    """Return which token sees which, bool [B, 1, T, T], of a mask [B, T]; by layer type if needed.
 
     Args:
-        network: what is to read the reports.
+        network: the text encoder.
         attention_mask: 1 for tokens, 0 for padding, [B, T].
     """
     batch, tokens = attention_mask.shape
@@ -434,10 +433,10 @@ def expanded(network: PreTrainedModel, attention_mask: Tensor) -> Tensor | dict[
 
 
 def _windows(network: PreTrainedModel) -> dict[str, int | None] | None:
-    """How far a token sees to each side, by kind of layer; None stands for all tokens.
+    """Return how far a token sees to each side, by layer type; None stands for all tokens.
 
     Returns:
-        Nothing in it where all layers see all tokens; None where nobody knows what they see.
+        Empty if all layers see all tokens; None if that is not known.
     """
     config = network.config
     if not set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
@@ -448,7 +447,7 @@ def _windows(network: PreTrainedModel) -> dict[str, int | None] | None:
 
 
 def _reserved_positions(network: PreTrainedModel) -> int:
-    """Positions in front of that of the first token, which RoBERTa and its family count too."""
+    """Return the offset of the first position, which RoBERTa and its family have."""
     tables = [
         module
         for name, module in network.named_modules()

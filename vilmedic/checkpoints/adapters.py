@@ -1,4 +1,4 @@
-"""Low-rank adapters in checkpoints, and the weights that they and their layers come to."""
+"""Low-rank adapters in checkpoints, and merging them into the weights of their layers."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch import Tensor
 from vilmedic.errors import CheckpointError
 
 BASE, A, B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
-"""What peft adds to the names of a layer's own weights, and the names of its matrices."""
+"""Name parts that peft adds to the weights of a layer, and the names of its matrices."""
 _ODD = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError)
 
 
 def has_adapters(names: Iterable[str]) -> bool:
-    """Whether some of the names of weights are those of adapters."""
+    """Return whether some weight names belong to adapters."""
     return any(name.endswith(A) for name in names)
 
 
 def without_adapters(state: dict[str, Any], path: Path | None = None) -> dict[str, Any]:
-    """A checkpoint in which adapters are added to the weights of their layers.
+    """Return a checkpoint with adapters merged into the weights of their layers.
 
-    The weights carry the names that they have in an encoder without adapters: W becomes
-    W + alpha / rank * B A, the averages as well. The configuration says no `lora` any more.
+    The weights get the names of an encoder without adapters: W becomes W + alpha / rank * B A, in
+    the averages as well. `lora` is removed from the configuration.
 
     Args:
         state: the contents of a checkpoint; one without adapters is returned as it is.
         path: the file, for messages.
 
     Raises:
-        CheckpointError: its configuration does not say how strong the adapters are.
+        CheckpointError: its configuration does not give the strength of the adapters.
     """
     if not has_adapters(state["model"]):
         return state

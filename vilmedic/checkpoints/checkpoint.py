@@ -27,13 +27,13 @@ STATE_NAME = re.compile(
     r"(?P<kind>last|previous|state_(?P<step>0|[1-9][0-9]*))_(?P<seed>0|[1-9][0-9]*)\.pth"
 )
 FOR_TRAINING = ("optimizer", "schedule", "scale", "random", "random_of_others")
-"""What a state holds for the training to go on, and a best checkpoint does not."""
+"""Keys that only a training state has, and a best checkpoint does not."""
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """A checkpoint file `<score>_<epoch>_<seed>.pth`, as what it holds describes it.
+    """A checkpoint file `<score>_<epoch>_<seed>.pth`, described by its contents.
 
     Args:
         path: the file.
@@ -41,7 +41,7 @@ class BestCheckpoint:
         epoch: the epoch after which it was written, counted from 0.
         seed: the seed of the run that wrote it.
         metric: that metric.
-        better: `higher` or `lower`, whatever is better of it.
+        better: `higher` or `lower`: which score is better.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class BestCheckpoint:
 
 
 def best_name(score: float, epoch: int, seed: int) -> str:
-    """File name of a checkpoint that improved on all before it."""
+    """File name of a best checkpoint."""
     return f"{score!r}_{epoch}_{seed}.pth"
 
 
@@ -63,7 +63,7 @@ def last_name(seed: int) -> str:
 
 
 def previous_name(seed: int) -> str:
-    """File name of the state before the newest, to resume from should that one be damaged."""
+    """File name of the previous state, to resume from if the newest is damaged."""
     return f"previous_{seed}.pth"
 
 
@@ -73,7 +73,7 @@ def state_name(step: int, seed: int) -> str:
 
 
 def states(run_dir: Path, seed: int) -> list[Path]:
-    """Every state of a run that is there, the newest first: all of them can be continued."""
+    """Return all states of a run, newest first: each can be resumed."""
     names = [run_dir / last_name(seed), run_dir / previous_name(seed)]
     return [path for path in names if path.exists()] + kept_states(run_dir, seed)
 
@@ -96,9 +96,9 @@ def step_of(path: Path) -> int:
 
 
 def weights_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run without what only its training needs: the weights and what they are.
+    """Return the state of a run without training state: weights and their description.
 
-    Adapters of `lora` are added to the weights of their layers.
+    Adapters of `lora` are merged into the weights of their layers.
     """
     from vilmedic.checkpoints.adapters import without_adapters
 
@@ -107,12 +107,12 @@ def weights_of(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def can_continue(state: dict[str, Any]) -> bool:
-    """Whether the keys of a checkpoint allow training to continue from it."""
+    """Return whether the keys of a checkpoint allow training to continue from it."""
     return "progress" in state and "optimizer" in state
 
 
 def newest_seed(run_dir: Path) -> int | None:
-    """The seed of the run that was saved last; None without any."""
+    """Return the seed of the run that was saved last; None without any."""
     found = [
         (path.stat().st_mtime_ns, int(match["seed"]))
         for path in run_dir.glob("*.pth")
@@ -122,7 +122,7 @@ def newest_seed(run_dir: Path) -> int | None:
 
 
 def scored(run_dir: Path, seed: int | None = None) -> list[Path]:
-    """The files of a run directory, of any seed or of the one given, that are named by a score."""
+    """Return the checkpoints of a run directory named by a score, of any seed or of one."""
     matches = [(path, NAME.fullmatch(path.name)) for path in sorted(run_dir.glob("*.pth"))]
     return [path for path, match in matches if match and seed in (None, int(match["seed"]))]
 
@@ -135,18 +135,30 @@ def epoch_of(path: Path) -> int:
 
 
 def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
-    """The score data of a checkpoint that is named by a score; its weights are not read.
+    """Read the score of a checkpoint that is named by a score, without its weights.
 
     Args:
         path: the file.
-        metric: the metric of files that do not say theirs, as those of the original vilmedic.
+        metric: the metric of files that do not name theirs, such as those of the original vilmedic.
 
     Raises:
-        CheckpointError: it cannot be read, or nobody knows which direction of its metric is better.
+        CheckpointError: it cannot be read, or the better direction of its metric is unknown.
+    """
+    return score_data(path, read_header(path), metric)
+
+
+def score_data(
+    path: Path, state: Mapping[str, Any], metric: str = "validation_loss"
+) -> BestCheckpoint:
+    """The score data of a checkpoint; see `read_best`.
+
+    Args:
+        path: the file, which is named by a score.
+        state: what it holds.
+        metric: see `read_best`.
     """
     match = NAME.fullmatch(path.name)
     assert match is not None
-    state = read_header(path)
     score = state.get("score")
     # Files of the original vilmedic have it in their names only, and the metric in their settings.
     try:
@@ -168,16 +180,16 @@ def read_best(path: Path, metric: str = "validation_loss") -> BestCheckpoint:
 
 
 def _metric_of_settings(config: Any) -> str | None:
-    """What a configuration in a file says that its scores are of; None when it does not."""
+    """Return the metric of the scores by the configuration in a file; None if it has none."""
     section = config.get("trainor") if isinstance(config, Mapping) else None
     metric = section.get("early_stop_metric") if isinstance(section, Mapping) else None
     return metric if isinstance(metric, str) else None
 
 
-def better_of(state: dict[str, Any]) -> str | None:
-    """What is better of the score of a checkpoint: `higher` or `lower`.
+def better_of(state: Mapping[str, Any]) -> str | None:
+    """Return whether `higher` or `lower` scores of a checkpoint are better.
 
-    For files that were written before this was stored the metric's name decides.
+    Older files do not store it: there the metric's name decides.
 
     Returns:
         None when the metric is not known.
@@ -213,8 +225,8 @@ def find_checkpoints(
 
     Raises:
         ConfigError: the mode is none of these.
-        CheckpointError: the run has no such checkpoint, or fewer than asked for; or its files have
-            scores of several metrics, and nothing says which counts.
+        CheckpointError: the run has no such checkpoint, or too few; or its files have scores of
+            several metrics, and none is chosen.
     """
     match = re.fullmatch(r"all|best-([1-9]\d*)", mode)
     if match is None:
@@ -277,7 +289,7 @@ def require_directory(run_dir: Path) -> None:
 
 
 def newest(run_dir: Path, seed: int | None = None) -> Path | None:
-    """The newest state that a run left, of any seed or of the one given; None without any."""
+    """Return the newest state of a run, of any seed or of the one given; None without any."""
     found = [
         path
         for path in run_dir.glob("last_*.pth")
@@ -289,7 +301,7 @@ def newest(run_dir: Path, seed: int | None = None) -> Path | None:
 
 
 def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
-    """The file that `ckpt` names: a file of the run directory, a path, or `last`.
+    """Return the file that `ckpt` names: a file of the run directory, a path, or `last`.
 
     A path may be an exported folder, or a folder of the original vilmedic's model zoo, with one
     .pth and config.yml.
@@ -309,7 +321,7 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
 
     places = (run_dir / ckpt, Path(ckpt))
     for path in places:
-        # not Path.is_file, which raises for what cannot be a name
+        # not Path.is_file, which raises for invalid names
         if os.path.isfile(path) or is_export(path):
             return path
         if (inside := zoo_file(path)) is not None:
@@ -328,14 +340,14 @@ def locate(ckpt: str, run_dir: Path, seed: int | None = None) -> Path:
 def save_checkpoint(
     state: dict[str, Any], path: Path, kept: tuple[Path, Path] | None = None
 ) -> None:
-    """Write a checkpoint so that the file is either the old one or the whole new one.
+    """Write a checkpoint atomically: the file is either the old one or the complete new one.
 
-    The state goes to a temporary file beside the target, is flushed to the disk and renamed.
+    The state is written to a temporary file beside the target, flushed to the disk and renamed.
 
     Args:
         state: tensors and plain values only.
         path: the file to write.
-        kept: a file that is there, and a further name that it gets before `path` is replaced.
+        kept: an existing file, and an additional name that it gets before `path` is replaced.
     """
     with replacing(path) as draft:
         with open(draft, "wb") as stream:
@@ -348,10 +360,10 @@ def save_checkpoint(
 
 
 def link(source: Path, name: Path) -> bool:
-    """Give a file a further name, without copying it; what had the name before loses it.
+    """Give a file an additional name by a hard link, replacing the file of that name.
 
     Returns:
-        Whether it has the name now: there is no such file, or a file system has no hard links.
+        Whether that worked: it does not without the file or on file systems without hard links.
     """
     if name.exists() and name.samefile(source):
         return True
@@ -367,7 +379,7 @@ def link(source: Path, name: Path) -> bool:
 
 
 def _keep(source: Path, name: Path, *, replaced: Path) -> None:
-    """Give a file a further name that is about to lose its own."""
+    """Give a file that will lose its name another one."""
     if source.is_file() and not link(source, name):
         if source == replaced:
             os.replace(source, name)
@@ -376,12 +388,12 @@ def _keep(source: Path, name: Path, *, replaced: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in the file is run as code.
+    """Read a checkpoint onto the CPU; no code in the file is run.
 
     Files of the original vilmedic, of dalle-pytorch and of the official GLoRIA repository are
-    brought into the shape of this project. A file of the original's model zoo has its configuration
-    in config.yml beside it, or is named by its folder. An exported folder counts as the checkpoint
-    that it was made of, and a safetensors file as weights alone.
+    converted to the format of this project. A file of the original's model zoo has its
+    configuration in config.yml beside it, or is named by its folder. An exported folder counts as
+    the checkpoint that it was made of, and a safetensors file as weights alone.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds other things than tensors and
@@ -414,7 +426,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """A checkpoint whose tensors stay on the disk, for what it says of itself.
+    """Read a checkpoint for its metadata, with tensors left on the disk.
 
     Raises:
         CheckpointError: as `load_checkpoint`.
@@ -429,19 +441,19 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bool = False) -> None:
-    """Put the weights of a checkpoint into a model.
+    """Load the weights of a checkpoint into a model.
 
-    Adapters of `lora` are added to the weights of their layers for a model without adapters.
+    Adapters of `lora` are merged into the weights of their layers for a model without adapters.
 
     Args:
         model: the module to fill.
-        state: what `load_checkpoint` returned.
+        state: the result of `load_checkpoint`.
         path: the file it came from, for the message.
         ema: take the averaged weights.
 
     Raises:
-        CheckpointError: names or shapes differ; lists the first of each kind. Or the file says that
-            it is of another model, or holds no averaged weights.
+        CheckpointError: names or shapes differ (the first of each kind are listed), the file is
+            of another model, or it holds no averaged weights.
     """
     if ema and not state.get("ema"):
         raise CheckpointError(
@@ -484,13 +496,13 @@ def load_weights(model: nn.Module, state: dict[str, Any], path: Path, *, ema: bo
         raise CheckpointError(
             f"{path}: does not fit the model of this configuration. " + "; ".join(complaints) + "."
         )
-    # into the model's own state, which keeps the versions that some networks ask for (MNASNet)
+    # into the model's own state, which keeps the versions that some networks need (MNASNet)
     own.update({key: like(given[key], value) for key, value in own.items()})
     model.load_state_dict(own)
 
 
 def improves(score: float, best: float | None, better: str) -> bool:
-    """Whether a score beats the best one so far; one that is not finite never does.
+    """Return whether a score beats the best one so far; nan and inf never do.
 
     Args:
         score: the score.

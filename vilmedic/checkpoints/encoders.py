@@ -25,7 +25,7 @@ from vilmedic.manifest import WEIGHTS, exported_part, is_export
 log = logging.getLogger(__name__)
 
 PLACES = {"cnn": ("cnn.network.",), "encoder": ("encoder.network.", "encoder.text.network.")}
-"""What stands before the names of an encoder's weights in the systems that have one."""
+"""Prefixes of an encoder's weight names in the systems that have one."""
 WHAT = {"cnn": "image encoder", "encoder": "text encoder"}
 HOLDERS = {"cnn": "ConVIRT, GLoRIA, SimCLR or Classifier", "encoder": "ConVIRT or GLoRIA"}
 FIELDS = (
@@ -33,7 +33,7 @@ FIELDS = (
     *("intermediate_size", "hidden_act", "layer_norm_eps", "max_position_embeddings"),
     *("vocab_size", "image_size", "patch_size", "num_channels"),
 )
-"""Fields of a configuration of transformers without which the same weights compute something else.
+"""Fields of a transformers configuration that change what the same weights compute.
 """
 
 
@@ -46,7 +46,7 @@ class EncoderFile:
         part: `cnn` or `encoder`.
         path: the file.
         weights: under the names of the network.
-        state: what else the file holds.
+        state: the other contents of the file.
         of_run: whether it is the checkpoint of a system rather than a state dict of the network.
     """
 
@@ -77,14 +77,13 @@ class EncoderFile:
     def fill(
         self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
     ) -> None:
-        """Put the weights into a network.
+        """Load the weights into a network.
 
-        All that the network has must be in the file, and nothing that it knows nothing of. The
-        pooler of a model of transformers is left out, or starts at random values, where only one
-        side has it.
+        The file must hold all weights of the network and no others. The pooler of a transformers
+        model is left out, or starts at random values, if only one side has it.
 
         Args:
-            network: what to fill.
+            network: the network to fill.
             cut: names of weights that were removed from the network, which the file may hold.
             head: name of the classifier, which may be missing or of another size.
 
@@ -130,12 +129,12 @@ class EncoderFile:
             what = WHAT[self.part] if self.part != "cnn" else "backbone"
             listed = "; ".join([*settings, *problems])
             raise ArgumentError({self.key: f"{self.path} does not fit the {what}: {listed}."})
-        whole = network.state_dict()  # with the versions that some networks ask for
+        whole = network.state_dict()  # with the versions that some networks need
         whole.update({name: given[name] for name in both})
         network.load_state_dict(whole)
 
     def check_vocabulary(self, spec: DataSpec) -> None:
-        """Refuse a text encoder whose numbers stand for other words than those of this run.
+        """Refuse a text encoder with another vocabulary than that of this run.
 
         Raises:
             ConfigError: the vocabularies differ, or that of the file is damaged.
@@ -236,7 +235,7 @@ def _model(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _other_settings(file: EncoderFile, network: nn.Module) -> list[str]:
-    """Settings in which the network of a file differs, besides its weights."""
+    """Return the settings in which the network of a file differs."""
     if not isinstance(network, PreTrainedModel):
         return []
     own = network.config.to_dict()
@@ -248,14 +247,14 @@ def _other_settings(file: EncoderFile, network: nn.Module) -> list[str]:
 
 
 def _reports(file: EncoderFile) -> Mapping[str, Any]:
-    """What the configuration of a run says of its reports."""
+    """Return the report section in the configuration of a run."""
     dataset = (file.state.get("config") or {}).get("dataset")
     parts = dict(data_parts(dataset)) if isinstance(dataset, dict) else {}
     return parts[REPORTS][1] if REPORTS in parts else {}
 
 
 def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
-    """The words of a text encoder with their numbers; None when nobody knows them.
+    """Return the vocabulary of a text encoder; None if unknown.
 
     Raises:
         ConfigError: they are damaged.
@@ -272,13 +271,13 @@ def _vocabulary(file: EncoderFile) -> dict[str, int] | None:
 
 
 def _vocabulary_beside(file: EncoderFile) -> Path:
-    """The folder that may hold the vocabulary of a file: of its run, or its own in an export."""
+    """Return the folder that may hold the vocabulary of a file: of its run or of an export."""
     folder = file.path.parent
     return folder if (folder / "tokenizer.json").is_file() else folder / VOCABULARY
 
 
 def _tokenizer_of(file: EncoderFile) -> str:
-    """What to give as a tokenizer for the words of a file."""
+    """Return the `tokenizer` value for the vocabulary of a file."""
     folder = _vocabulary_beside(file)
     if is_export(file.path):
         return str(file.path)

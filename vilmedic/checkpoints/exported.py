@@ -14,11 +14,11 @@ from vilmedic.files import no_file, open_regular
 from vilmedic.manifest import MANIFEST, check_files, read_by_us, read_manifest
 
 SAID = ("epoch", "seed", "metric", "better", "score")
-"""What a checkpoint says of itself and an export passes on."""
+"""Fields about a checkpoint that an export passes on."""
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as one of safetensors does, whatever its name: a length, then JSON."""
+    """Return whether a file starts like a safetensors file: a length, then JSON."""
     try:
         with open_regular(path) as stream:
             start = stream.read(9)
@@ -51,11 +51,11 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 def read_export(folder: Path) -> dict[str, Any]:
     """An exported folder in the shape of a checkpoint.
 
-    Its files are held to their digests first.
+    Its files are first verified by their digests.
 
     Returns:
-        `model`, `config`, `data`, `networks`, `vae`, `progress`, what the checkpoint said of
-        itself, and as `export` what else the manifest says.
+        `model`, `config`, `data`, `networks`, `vae`, `progress`, the fields about the
+        checkpoint, and as `export` everything else in the manifest.
 
     Raises:
         CheckpointError: a file is missing, damaged or changed.
@@ -85,12 +85,12 @@ def read_export(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path, places: Any, files: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of the model under its own names.
+    """Return the weights under the names that the model has for them.
 
     Args:
         folder: the export.
-        places: for each file what its names begin with, and what they begin with in the model.
-        files: the files that were held to their digests.
+        places: for each file, the prefix of its names and the prefix in the model.
+        files: the verified files.
     """
     found: dict[str, Tensor] = {}
     for place in places:
@@ -106,7 +106,7 @@ def _weights(folder: Path, places: Any, files: Mapping[str, Any]) -> dict[str, T
 
 
 def _with_tokenizer(folder: Path, data: Any, files: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model knows of its data, with the tokenizer that lies in a file of its own."""
+    """Return the data properties of the model, with the tokenizer from its separate file."""
     plain = dict(data)
     if (tokenizer := plain.get("tokenizer")) is not None:
         name = tokenizer["file"]

@@ -15,9 +15,9 @@ from vilmedic.files import open_regular
 logger = logging.getLogger(__name__)
 
 RUN_FILES = ("config_*.yml", "metrics.jsonl", "results_*.json")
-"""What a run leaves that a page can show."""
+"""Files of a run that a page can show."""
 MOST_BYTES = 100_000_000  # of a file that becomes part of a page
-MOST_TOLD = 50  # files that are named one by one
+MOST_LISTED = 50  # files that are named one by one
 
 
 class LeftOut:
@@ -25,8 +25,8 @@ class LeftOut:
 
     Args:
         run_dir: the directory of the run.
-        tell: says it at once, on the console say; the log by default.
-        what: what leaves it out, for the message.
+        report: gets the message at once, to print it for example; the log by default.
+        what: the page, for the message.
 
     Attributes:
         reasons: path in the run directory and reason, in the order found.
@@ -35,28 +35,28 @@ class LeftOut:
     def __init__(
         self,
         run_dir: Path,
-        tell: Callable[[str], object] | None = None,
+        report: Callable[[str], object] | None = None,
         what: str = "the report",
     ) -> None:
         self.reasons: list[tuple[str, str]] = []
         self._run_dir = run_dir
-        self._tell, self._what = tell or logger.warning, what
+        self._report, self._what = report or logger.warning, what
 
     def add(self, path: Path, reason: str) -> None:
-        """Note that something is left out; the same again is not told twice."""
+        """Note that a file is left out; repeated notes are reported once."""
         inside = path.is_relative_to(self._run_dir)
         name = (path.relative_to(self._run_dir) if inside else path).as_posix()
         if (name, reason) in self.reasons:
             return
         self.reasons.append((name, reason))
-        if len(self.reasons) <= MOST_TOLD:
-            self._tell(f"{path} is left out of {self._what}: {reason}")
+        if len(self.reasons) <= MOST_LISTED:
+            self._report(f"{path} is left out of {self._what}: {reason}")
 
     @contextmanager
     def damaged(self, path: Path) -> Iterator[None]:
-        """Leave a file out when the lines of the `with` cannot make anything of it.
+        """Context that leaves a file out if its contents raise an error.
 
-        Whoever wrote it, it can hold anything: every error means that it is not what a run writes.
+        The file may come from anywhere: every error means that it was not written by a run.
         """
         try:
             yield
@@ -65,15 +65,15 @@ class LeftOut:
 
 
 def is_run(run_dir: Path) -> bool:
-    """Whether there is anything in a directory that a run leaves, damaged or not."""
+    """Return whether a directory holds any file of a run, damaged or not."""
     return any(next(run_dir.glob(pattern), None) is not None for pattern in RUN_FILES)
 
 
 def check_run(run_dir: Path) -> None:
-    """Refuse what is not the directory of a run.
+    """Refuse a directory that is not a run directory.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not a run directory.
     """
     if not run_dir.is_dir():
         raise ConfigError(f"{run_dir}: there is no such run directory.")
@@ -110,7 +110,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a metrics file as they are, each with what it says; None if that is no line.
+    """Yield the lines of a metrics file, each with its parsed content; None if it is invalid.
 
     Args:
         path: the file; there may be none.

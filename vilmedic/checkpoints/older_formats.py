@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 ZOO_CONFIG = "config.yml"  # beside the one checkpoint of a folder of the original's model zoo
 WRAPPERS = ("module.", "_orig_mod.")
-"""What data-parallel training and torch.compile put in front of the names of weights."""
+"""Prefixes that data-parallel training and torch.compile add to weight names."""
 
 
 def unify(contents: Any, path: Path) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def unify(contents: Any, path: Path) -> dict[str, Any]:
         path: the file, for messages.
 
     Returns:
-        `config` holds what the file says of the model under `model`, in the keys of a
-        configuration; there is none with weights alone.
+        `config` holds the model settings of the file under `model`, in configuration keys; it is
+        absent for weights alone.
 
     Raises:
         CheckpointError: there are no weights in it.
@@ -62,16 +62,16 @@ def unify(contents: Any, path: Path) -> dict[str, Any]:
 def older_names(
     weights: Mapping[str, Tensor], wanted: Sequence[str], prefixes: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Weights under the names of today.
+    """Return weights under the names of the current model.
 
     Args:
         weights: weights by their names in a file.
         wanted: the names that a model has.
-        prefixes: what older formats may have put in front of them, nearest format first.
+        prefixes: prefixes of older formats, newest format first.
 
     Returns:
-        The wanted weights, when all of them are there behind one of the prefixes; otherwise all
-        weights without what training wrapped around them.
+        The wanted weights if one of the prefixes gives all of them; otherwise all weights without
+        the prefixes of training.
     """
     bare = dict(weights)
     while bare and (
@@ -96,9 +96,9 @@ def original_names(
     one that was used. Weights of this project stay as they are.
 
     Args:
-        weights: weights by their names in a file, without what training wrapped around them.
+        weights: weights by their names in a file, without the prefixes of training.
         model: the model to fill; its `cnn.network` has the layers by name.
-        text: what stands before the names of its text encoder, `encoder.network.`; empty without.
+        text: prefix of the names of its text encoder, `encoder.network.`; empty without one.
     """
     bare = {name.removeprefix("gloria."): value for name, value in weights.items()}
     if not any(name.startswith(_ORIGINAL) for name in bare):
@@ -123,17 +123,17 @@ def original_names(
     types = f"{text}embeddings.token_type_embeddings.weight"
     wanted = model.state_dict()
     if types in wanted and types not in named and f"{text}embeddings.LayerNorm.weight" in named:
-        # The original's encoder without `proto` knows no token types, as if theirs were zero.
+        # The original's encoder without `proto` has no token types, which equals embeddings of 0.
         named[types] = torch.zeros_like(wanted[types])
     return named
 
 
 def without_pooler(weights: Mapping[str, Tensor], text: str) -> dict[str, Tensor]:
-    """Weights without a pooler that the model does not use; its removal is logged.
+    """Return the weights without a pooler that the model does not use, and log its removal.
 
     Args:
         weights: by the names of today.
-        text: what stands before the names of the text encoder.
+        text: prefix of the names of the text encoder.
     """
     unused = [name for name in weights if name.startswith(f"{text}pooler.")]
     if unused:
@@ -143,7 +143,7 @@ def without_pooler(weights: Mapping[str, Tensor], text: str) -> dict[str, Tensor
 
 def zoo_file(folder: Path) -> Path | None:
     """The checkpoint of a folder of the original's model zoo: one .pth and config.yml."""
-    # not Path.is_file, which raises for what cannot be a name
+    # not Path.is_file, which raises for invalid names
     files = list(folder.glob("*.pth")) if os.path.isfile(folder / ZOO_CONFIG) else []
     return files[0] if len(files) == 1 else None
 
@@ -174,7 +174,7 @@ _BACKBONES = {"resnext_50": "resnext50_32x4d", "resnext_100": "resnext101_32x8d"
 
 
 def _official_gloria(said: Any, path: Path) -> dict[str, Any]:
-    """What the official GLoRIA repository says of a model, in the keys of a configuration."""
+    """Convert model settings of the official GLoRIA repository to configuration keys."""
     said = said.get("cfg", said) if isinstance(said, Mapping) else {}
     node = said.get("model") or {}
     vision, text = (node.get(part) or {} for part in ("vision", "text"))

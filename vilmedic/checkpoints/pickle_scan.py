@@ -1,7 +1,7 @@
-"""Static analysis of a `torch.save` pickle: what it would build, without building it.
+"""Static analysis of a `torch.save` pickle, without building its objects.
 
 `torch.load(weights_only=True)` runs no code of a file, but it allocates what a file claims:
-storages larger than the file, a `bytearray` of any size, nested tuples whose hash takes for ever.
+storages larger than the file, a `bytearray` of any size, nested tuples that take forever to hash.
 Here the instructions are followed with stand-ins for their results.
 """
 
@@ -35,13 +35,13 @@ CALLED = frozenset(
         "__builtin__.complex",
     }
 )
-"""What a file may call, besides what its reader allows: nothing that allocates what it claims."""
+"""Calls that are always allowed: none of them allocates a size that the file claims."""
 HASHED = ("collections.OrderedDict", "builtins.set", "__builtin__.set")
-"""Those that hash what they are given."""
+"""Calls that hash their arguments."""
 
 
 class Refused(Exception):
-    """A pickle that asks for more than a checkpoint needs; the text is the rest of a sentence."""
+    """A pickle with more than a checkpoint needs; the message continues a sentence."""
 
 
 class _Global:
@@ -64,7 +64,7 @@ class _Held:
         self.add(items)
 
     def add(self, items: Sequence[Any]) -> None:
-        """Take in members, of which a list knows the number alone."""
+        """Add members; for a list only their number is kept."""
         inner = [item for item in items if isinstance(item, _Held)]
         self.size += len(items) + sum(item.size for item in inner)
         if self.items:
@@ -74,16 +74,16 @@ class _Held:
 
 
 def scan(stream: BinaryIO, allowed: Collection[str], fits: Callable[[str, int], bool]) -> None:
-    """Follow one pickle to its end.
+    """Scan one pickle to its end.
 
     Args:
         stream: stands at its beginning, and afterwards behind it.
         allowed: names of what may be called besides `CALLED`.
-        fits: whether the file holds so many bytes for the storage of a key.
+        fits: returns whether the file holds that many bytes for the storage of a key.
 
     Raises:
         Refused: it would allocate or call what no checkpoint needs to.
-        Exception: it is no pickle, or one that `torch.load` would not read either.
+        Exception: it is not a pickle, or one that `torch.load` cannot read either.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -172,9 +172,9 @@ def _check_key(key: Any) -> None:
         raise Refused("has a key that is a tuple of many values")
 
 
-def _check_storage(told: Any, fits: Callable[[str, int], bool]) -> None:
+def _check_storage(record: Any, fits: Callable[[str, int], bool]) -> None:
     """Compare the record of a storage, `(storage, type, key, device, count)`, with the file."""
-    items = told.items if isinstance(told, _Held) else ()
+    items = record.items if isinstance(record, _Held) else ()
     if len(items) < 5 or not isinstance(items[1], _Global) or not isinstance(items[4], int):
         raise ValueError("a storage that is described in an unknown way")
     _, kind, key, _, count = items[:5]

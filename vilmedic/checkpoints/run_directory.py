@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 SET_ASIDE = "set_aside"
-"""Folder of a run directory for what continuing a run has left behind, and for what is damaged."""
-WAIT_FOR_RUN = 2.0  # seconds, in which a process that was killed is gone
+"""Folder of a run directory for files that a resumed run replaced, and for damaged ones."""
+WAIT_FOR_RUN = 2.0  # seconds, within which a killed process is gone
 WAIT_FOR_FILE = 20.0  # seconds; a file shared by seeds is locked for milliseconds
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-"""What a file system answers that has no locks."""
+"""Errors of file systems without locks."""
 PACKAGES = ("vilmedic", "torch", "torchvision", "transformers", "tokenizers", "omegaconf", "numpy")
 
 
@@ -53,7 +53,7 @@ def make_run_directory(run_dir: Path) -> None:
 
 
 def used_seeds(run_dir: Path) -> set[int]:
-    """The seeds of all runs that left something in a run directory."""
+    """Return the seeds of all runs with files in a run directory."""
     names = [path.name for path in run_dir.iterdir()] if run_dir.is_dir() else []
     configs = [re.fullmatch(r"config_(?P<seed>[0-9]+)\.yml", name) for name in names]
     found = [*configs, *map(STATE_NAME.fullmatch, names)]
@@ -61,7 +61,7 @@ def used_seeds(run_dir: Path) -> set[int]:
 
 
 def unsaved_seed(run_dir: Path) -> int | None:
-    """The seed of the newest run that ended before it saved anything; None without one."""
+    """Return the seed of the newest run that ended before its first save; None without one."""
     begun = [
         path
         for path in run_dir.glob("config_*.yml")
@@ -74,7 +74,7 @@ def unsaved_seed(run_dir: Path) -> int | None:
 
 
 def choose_seed(run_dir: Path, wanted: int | None) -> int:
-    """The seed of a new run: the one asked for, or a fresh one.
+    """Return the seed of a new run: the given one, or a random one.
 
     Raises:
         ConfigError: a run with this seed is already there.
@@ -97,10 +97,10 @@ def choose_seed(run_dir: Path, wanted: int | None) -> int:
 
 
 class RunLock:
-    """Keeps other processes from training the same seed in the same directory.
+    """Lock that keeps other processes from training the same seed in the same directory.
 
-    The system gives the lock back when the process that holds it ends, however it ends. The lock
-    is the file `.seed_<seed>.lock`, which says who holds it and stays.
+    The system releases the lock when its process ends, even by a kill. The lock file
+    `.seed_<seed>.lock` names the process that holds it, and stays beside the files of the run.
 
     Args:
         run_dir: the directory of the run.
@@ -133,11 +133,16 @@ class RunLock:
         if held:
             try:
                 self._path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-            except OSError:  # a full disk: the lock holds without a name
+            except OSError:  # a full disk: the lock works without the name
                 return
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock, and remove a directory in which the run has left nothing else."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                if [path.name for path in self._run_dir.iterdir()] == [self._path.name]:
+                    self._path.unlink()
+                    self._run_dir.rmdir()
         self._lock.release()
 
     def _holder(self) -> str:
@@ -182,12 +187,12 @@ def acquire(lock: FileLock, seconds: float) -> bool:
 
 
 _WITHOUT_LOCKS: set[Path] = set()
-"""Folders of which it was told."""
+"""Folders that have been warned about."""
 
 
 @contextmanager
 def shared(lock: FileLock) -> Iterator[None]:
-    """A stretch in which runs of other seeds leave a file alone."""
+    """Context in which runs of other seeds do not touch a file."""
     try:
         held = acquire(lock, WAIT_FOR_FILE)
     except Timeout:
@@ -205,7 +210,7 @@ def shared(lock: FileLock) -> Iterator[None]:
 
 
 def set_aside(path: Path) -> bool:
-    """Move a file of a run directory into its folder `set_aside`, where nothing looks for it."""
+    """Move a file of a run directory into its folder `set_aside`, which nothing reads."""
     folder = path.parent / SET_ASIDE
     try:
         folder.mkdir(exist_ok=True)
@@ -219,7 +224,7 @@ def set_aside(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove what is left at a path, a file or a folder."""
+    """Remove a file or a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -229,7 +234,7 @@ def remove(path: Path) -> None:
 def describe_environment(
     config: Config, seed: int, device: str, *, tf32: bool = False
 ) -> dict[str, Any]:
-    """What is needed to repeat a run: command, overrides, versions, commit, device."""
+    """Return everything needed to repeat a run: command, overrides, versions, commit, device."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -250,7 +255,7 @@ def describe_environment(
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with `-dirty` when files differ; None outside git."""
+    """Return the commit of the running code, with `-dirty` if files differ; None outside git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -270,14 +275,14 @@ def write_provenance(
 ) -> None:
     """Write `config_<seed>.yml` and `environment_<seed>.json` into the run directory.
 
-    A disk that is full is a warning; the files of before stay.
+    A full disk is a warning; earlier files are kept.
 
     Args:
         config: the configuration of the run.
         run_dir: its directory.
         seed: its seed.
-        device: where it computes.
-        tf32: whether float32 products are computed in TF32 there.
+        device: its device.
+        tf32: whether float32 products are computed in TF32.
     """
     environment = json.dumps(describe_environment(config, seed, device, tf32=tf32), indent=2)
     texts = {f"config_{seed}.yml": config.to_yaml(), f"environment_{seed}.json": environment + "\n"}

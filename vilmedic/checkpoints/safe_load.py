@@ -3,9 +3,9 @@
 Before a file is loaded, its checksums are verified and its pickle is followed without building
 anything (`pickle_scan`). `torch.load(weights_only=True)` then builds tensors, plain values and what
 is allowed by name. Files of the original vilmedic and of dalle-pytorch hold a pickled OmegaConf
-configuration: its classes are replaced by records without any behavior, so that no interpolation
-in a file is resolved by OmegaConf; those of PyTorch Lightning name their callbacks. They are plain
-values before anyone sees them.
+configuration: its classes are replaced by records without behavior, so that OmegaConf resolves no
+interpolation of a file; those of PyTorch Lightning name their callbacks. All of this is converted
+to plain values before it is returned.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from vilmedic.files import no_file
 from vilmedic.log import LOGGER
 
 MOST_VALUES = 2_000_000
-"""Plain values of a file, those that are shared counted as often as they are met."""
+"""Most plain values in a file; shared values count each time."""
 FOLDER = 0x10
-"""The mark of a folder in an archive, of whose content torch leaves to chance what it is."""
+"""Suffix of folders in an archive, whose content torch does not define."""
 LONGEST_TEXT = 10_000
 """Characters of a text in which references are replaced."""
 
 
 class _Record:
-    """What a file pickled as an instance of a class that is not of interest: its attributes."""
+    """Attributes of a pickled instance whose class is ignored."""
 
     def __new__(cls, *_: Any) -> _Record:
         return object.__new__(cls)
@@ -56,7 +56,7 @@ class _Value(_Record):
 
 
 class _Name:
-    """A class that a file mentions, as the type of some field say; it cannot be called."""
+    """A class that a file mentions, such as the type of a field; it cannot be called."""
 
 
 def _mapping(*_: Any) -> dict[Any, Any]:
@@ -101,11 +101,11 @@ ALLOWED: dict[str, Any] = {
     # the direction of the score that a schedule of the original vilmedic follows
     **{f"_operator.{name}": getattr(operator, name) for name in ("lt", "gt")},
 }
-"""What a file may hold besides tensors and plain values, by the name it has in files."""
+"""Allowed classes besides tensors and plain values, by their names in files."""
 
 _CALLED = {name for name, made in ALLOWED.items() if not isinstance(made, _Name)}
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)|but got <class '([\w.]+)'>")
-"""How torch names what it refuses."""
+"""Pattern of the class name in torch's error message."""
 _REFERENCE = re.compile(r"\$\{(\.*[\w.\[\]-]+)\}")
 """An interpolation that names a key; one that calls a function has a colon."""
 
@@ -115,8 +115,8 @@ def load_plain(path: Path, *, mapped: bool = False) -> Any:
 
     Args:
         path: a file of `torch.save`.
-        mapped: leave the numbers of tensors on the disk until they are looked at, for a reader who
-            only wants what stands beside them. Files of torch before 1.6 are read as a whole.
+        mapped: leave tensor data on the disk until it is used, for readers of the metadata. Files
+            of torch before 1.6 are read as a whole.
 
     Raises:
         CheckpointError: the file is missing, cut short, or its checksums do not fit; or it holds
@@ -164,7 +164,7 @@ def load_plain(path: Path, *, mapped: bool = False) -> Any:
 
 
 def _check_size(path: Path, size: int) -> None:
-    """Refuse what cannot be held, before the machine ends the process for it."""
+    """Refuse a file that is larger than the memory, before the system kills the process."""
     if not hasattr(os, "sysconf"):
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -176,9 +176,9 @@ def _check_size(path: Path, size: int) -> None:
 
 
 def _verify(stream: BinaryIO, size: int, path: Path) -> bool:
-    """Verify the checksums of a file and that it claims no more than it holds.
+    """Verify the checksums of a file, and that it claims no more data than it holds.
 
-    Files of torch before 1.6 are no archives and have no checksums: only their claims are held to.
+    Files of torch before 1.6 are no archives and have no checksums: only their claims are checked.
 
     Returns:
         Whether it is an archive.
@@ -186,7 +186,7 @@ def _verify(stream: BinaryIO, size: int, path: Path) -> bool:
     if stream.read(4) != b"PK\x03\x04":
         stream.seek(0)
         for _ in range(5):  # number of the format, its version, the machine, the contents, the keys
-            scan(stream, _CALLED, lambda key, told: told <= size)
+            scan(stream, _CALLED, lambda key, claimed: claimed <= size)
         return False
     stream.seek(max(0, size - 22))
     if stream.read(4) != b"PK\x05\x06":
@@ -212,12 +212,12 @@ def _verify(stream: BinaryIO, size: int, path: Path) -> bool:
                 _read_all(archive, record)
         held = {name.removeprefix("data/"): record.file_size for name, record in names.items()}
         pickled = io.BytesIO(archive.read(names["data.pkl"]))
-        scan(pickled, _CALLED, lambda key, told: told <= held.get(key, -1))
+        scan(pickled, _CALLED, lambda key, claimed: claimed <= held.get(key, -1))
     return True
 
 
 def _read_all(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
-    """Read a record to its end, which is where its checksum is compared."""
+    """Read a record to its end, where its checksum is compared."""
     try:
         with archive.open(record) as content:
             while content.read(2**20):
@@ -229,10 +229,10 @@ def _read_all(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
 
 
 class _Plain:
-    """Turns what was loaded into tensors and plain values.
+    """Converts loaded objects to tensors and plain values.
 
     Args:
-        size: bytes of the file, which no tensor may have more values than.
+        size: bytes of the file, the most values that a tensor may have.
     """
 
     def __init__(self, size: int) -> None:
@@ -263,7 +263,7 @@ class _Plain:
         return value
 
     def _bound(self, value: Any, depth: int) -> None:
-        """Count a value and its members, and refuse those without end."""
+        """Count a value and its members, and refuse endless ones."""
         self._count += 1 + (len(value) if isinstance(value, dict | list | tuple) else 0)
         if self._count > MOST_VALUES:
             raise Refused(f"holds more than {MOST_VALUES:,} plain values")
@@ -308,7 +308,7 @@ class _Plain:
         return self._content(node, within, depth)
 
     def _followed(self, text: str, within: _Record, depth: int) -> Any:
-        """A text with its references to other keys replaced; as it is where one leads nowhere."""
+        """Return a text with its references to other keys replaced; unchanged if one is invalid."""
         whole = _REFERENCE.fullmatch(text)
         parts = []
         end = 0
@@ -324,7 +324,7 @@ class _Plain:
         return text if len(joined) > LONGEST_TEXT or "${" in joined else joined
 
     def _target(self, name: str, within: _Record, depth: int) -> Any:
-        """What a reference names: from the top, or with dots in front from where it stands."""
+        """Return the value of a reference: from the top, or relative with leading dots."""
         relative = len(name) - len(name.lstrip("."))
         node: Any = within
         for climbed in range(DEEPEST):

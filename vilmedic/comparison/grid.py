@@ -18,10 +18,10 @@ from vilmedic.errors import ConfigError
 
 LONGEST = 120  # letters of the name of a run
 MOST_RUNS = 10_000
-MOST_CORNERS = 1_000  # combinations of a search that are checked before it starts: some seconds
+MOST_CORNERS = 1_000  # combinations of a search that are checked before it starts: a few seconds
 NOT_VARIED = ("name", "ckpt", "ckpt_dir")
 _RANGE = re.compile(r"(log|lin|int)\(([^,()]+),([^,()]+)(?:,([^,()]+))?\)")
-_LETTERS = re.compile(r"[^\w.+=-]+")  # that have no place in the name of a folder
+_LETTERS = re.compile(r"[^\w.+=-]+")  # not allowed in a folder name
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -47,12 +47,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Range:
-    """All values between two ends, of which a search takes some.
+    """A range of values for a search.
 
     Args:
         kind: `log`, `lin` or `int`: numbers at equal ratios or distances, or whole numbers.
-        low: the lower end, which belongs to it.
-        high: the upper end, which belongs to it.
+        low: the lower end, included.
+        high: the upper end, included.
     """
 
     kind: str
@@ -60,14 +60,14 @@ class Range:
     high: float
 
     def text(self, value: float) -> str:
-        """A value as it is given to a run."""
+        """Return a value as text for the command line of a run."""
         if self.kind == "int":
             return str(round(value))
         return repr(min(max(float(f"{value:.6g}"), self.low), self.high))
 
 
 Axes = dict[str, "list[str] | Range"]
-"""Of each key that varies its values, as they were typed, or the range that they are taken from."""
+"""For each varied key its values, as they were typed, or its range."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Space:
 
 
 def plan(path: str, words: Sequence[str]) -> list[Planned]:
-    """The runs of a sweep, each of them checked; loads no torch.
+    """Return the runs of a sweep, all checked; loads no torch.
 
     Args:
         path: the configuration file.
@@ -139,7 +139,7 @@ def plan(path: str, words: Sequence[str]) -> list[Planned]:
 
 
 def _written_twice(runs: Sequence[Planned]) -> list[tuple[str, str]]:
-    """Runs that differ in nothing but the name, as those of `lr=0.001,1e-3` do."""
+    """Return messages about runs that are equal except for the name (`lr=0.001,1e-3`)."""
     known: dict[str, str] = {}
     found = []
     for run in runs:
@@ -150,7 +150,7 @@ def _written_twice(runs: Sequence[Planned]) -> list[tuple[str, str]]:
 
 
 def plan_search(path: str, words: Sequence[str]) -> Space:
-    """What a search varies, checked at each end and value; loads no torch.
+    """Return the search space, checked at each end and value; loads no torch.
 
     All combinations are checked, or each end and value alone where there are more than 1,000.
 
@@ -194,9 +194,8 @@ def plan_search(path: str, words: Sequence[str]) -> Space:
 def read_axes(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Overrides with one value, and keys with several.
 
-    Values are separated by commas that stand in no brackets and no quotes, or are given as
-    `log(1e-5,1e-3,5)` or `lin(0,1,3)`: so many values from the first to the second, at equal ratios
-    or distances.
+    Values are separated by commas outside brackets and quotes, or given as `log(1e-5,1e-3,5)` or
+    `lin(0,1,3)`: that many values from the first to the second, at equal ratios or distances.
 
     Args:
         words: `key=value`, `key=value,value` and `~key`.
@@ -220,7 +219,7 @@ def read_axes(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _read_axes(words: Sequence[str]) -> tuple[list[str], Axes]:
-    """The same, with the ranges that a search takes values from."""
+    """The same, with ranges for a search."""
     fixed: list[str] = []
     axes: Axes = {}
     problems: list[str] = []
@@ -258,10 +257,10 @@ def _read_axes(words: Sequence[str]) -> tuple[list[str], Axes]:
 
 
 def run_names(axes: dict[str, list[str]]) -> list[str]:
-    """A name for each combination, made of what varies: `fraction=0.01-seed=0`.
+    """Name each combination by its varied keys: `fraction=0.01-seed=0`.
 
-    Keys are shortened while they stay unique. Letters that have no place in the name of a
-    folder become `_`; names that are too long or the same end with digits of a hash.
+    Keys are shortened as long as they stay unique. Characters that are not allowed in a folder
+    name become `_`; names that are too long or equal end with digits of a hash.
     """
     short = _short_keys(list(axes))
     names, whole = [], []
@@ -274,7 +273,7 @@ def run_names(axes: dict[str, list[str]]) -> list[str]:
 
 
 def _named(short: Sequence[str], values: Sequence[str]) -> str:
-    """What varies in a single run, as a part of its name."""
+    """Return the varied values of a run as a part of its name."""
     text = _text(short, values)
     name = _LETTERS.sub("_", text)
     return name if len(name.encode()) <= LONGEST else _hashed(name, text)
@@ -289,7 +288,7 @@ def _hashed(name: str, text: str) -> str:
 
 
 def _base(path: str, fixed: Sequence[str], first: dict[str, str]) -> str:
-    """The name of the sweep: that of the configuration, with the first value of each key."""
+    """Return the name of the sweep: that of the configuration with the first value of each key."""
     words = [f"{key}={value}" for key, value in first.items()]
     return load(path, [*fixed, *words], training=True).name
 
@@ -309,7 +308,7 @@ def _planned(path: str, fixed: Sequence[str], varied: dict[str, str], name: str)
 
 
 def _short_keys(keys: list[str]) -> list[str]:
-    """Keys by their last parts, as many as tell them apart."""
+    """Shorten keys to as many last parts as make them unique."""
     found = []
     for key in keys:
         parts = key.split(".")
@@ -340,7 +339,7 @@ def _values(key: str, text: str) -> list[str] | Range:
 
 
 def _split(key: str, text: str) -> list[str]:
-    """Text at its commas, but for those in brackets and quotes."""
+    """Split text at commas outside brackets and quotes."""
     values: list[str] = []
     closing: list[str] = []
     start, quote = 0, ""
@@ -363,15 +362,15 @@ def _split(key: str, text: str) -> list[str]:
 
 
 def _begins(before: str, closing: list[str]) -> bool:
-    """Whether a quote after some text opens a quoted one, unlike that in `it's`."""
+    """Return whether a quote after some text opens a quoted one, unlike that in `it's`."""
     return not before or bool(closing and before[-1] in "[{(,:")
 
 
 def _range(key: str, kind: str, start: str, end: str, count: str | None) -> list[str] | Range:
-    """Some values between two ends, or all of them without a count.
+    """Return a number of values between two ends, or a range without a number.
 
     Raises:
-        ConfigError: these are no ends.
+        ConfigError: the ends are invalid.
     """
     given = f"{key}: given {kind}({','.join(filter(None, (start, end, count)))})"
     try:

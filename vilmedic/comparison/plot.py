@@ -23,15 +23,15 @@ def write_plot(comparison: Comparison, key: str, by: Sequence[str] = ()) -> Path
     """Draw the numbers of a comparison along a key, in the folder that holds the runs.
 
     Args:
-        comparison: what is drawn: a panel a number, a point a setting.
+        comparison: the comparison: one panel per metric, one point per setting.
         key: dotted key of the configuration, whose values are numbers.
-        by: the keys that the comparison has a row for each value of, if any.
+        by: the keys that the comparison was grouped by, if any.
 
     Returns:
         The figure, `comparison_<last part of the key>.png`.
 
     Raises:
-        ConfigError: a row has no number there or several, or there are too many lines.
+        ConfigError: a row has no or several numbers for the key, or there are too many lines.
         OSError: the figure cannot be written.
     """
     panels = series_along(comparison, key, by)

@@ -21,27 +21,27 @@ from vilmedic.metrics.classification import (
 Array = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
 
-SAME = 1e-6  # of two sums of the same terms
+SAME = 1e-6  # difference of two sums of the same terms
 RECALLS = (1, 5, 10)
 
 
 def resampled(
     arrays: Arrays, numbers: Mapping[str, Any], *, number: int, seed: int = 0
 ) -> dict[str, Array]:
-    """The numbers of a run in resamples of its samples.
+    """Return the metrics of a run in bootstrap resamples of its samples.
 
-    The same seed draws the same resamples for every run with as many samples. A number that does
-    not follow from what is known of single samples, because its file is another evaluation's say,
-    is left out.
+    The same seed draws the same resamples for every run with as many samples. A metric that cannot
+    be computed from the predictions, for example because they are of another evaluation, is left
+    out.
 
     Args:
-        arrays: those of `predictions_<split>.npz`; see docs/evaluation.md.
+        arrays: the arrays of `predictions_<split>.npz`; see docs/evaluation.md.
         numbers: the numbers of the run, as in `zero_shot auroc`.
         number: of resamples.
         seed: of the resampling.
 
     Returns:
-        Of each number that follows from single samples its values, [R].
+        The values of each metric that can be computed, [R].
     """
     found: dict[str, Array] = {}
     protocols = dict.fromkeys(name.rpartition("/")[0] for name in arrays if "/" in name)
@@ -65,7 +65,7 @@ def resampled(
 
 
 def _parts(arrays: Arrays, protocol: str, accuracy: Any) -> _Scores | _Ranks | None:
-    """What measures the numbers of a protocol; None when they do not follow from samples."""
+    """Return what computes a protocol's metrics; None if its predictions do not suffice."""
     own = {
         name.removeprefix(f"{protocol}/"): value
         for name, value in arrays.items()
@@ -148,7 +148,7 @@ class _Scores:
     def _rules(
         self, scores: Array, hot: NDArray[np.bool_], known: NDArray[np.bool_]
     ) -> Iterator[tuple[Array, Array]]:
-        """How far decisions are right and whether that is known, [N, C], by each rule there is."""
+        """Return correctness of decisions and whether it is known, [N, C], by each rule."""
         if self.ranked and known.all() and (hot.sum(axis=1) == 1).all():
             chosen = right_choices(lambda block: scores[:, block], csr_array(hot))[:, None]
             yield chosen, np.ones_like(chosen)
@@ -180,8 +180,8 @@ class _Scores:
 
 
 def _accuracy(right: Array, seen: Array, counts: Array) -> Array:
-    """The mean over classes of how far decisions on their known samples are right, [R]."""
-    with np.errstate(invalid="ignore"):  # none of those drawn is known
+    """Return the mean over classes of the accuracy on known samples, [R]."""
+    with np.errstate(invalid="ignore"):  # a resample without known samples
         return _mean((counts @ (right * seen) / (counts @ seen)).T)
 
 
@@ -204,6 +204,6 @@ def _median(values: Array, counts: Array) -> Array:
     return middle
 
 
-def _is(told: Any, value: float) -> bool:
-    """Whether a number of the results is one that was computed again."""
-    return is_number(told) and abs(value - told) <= SAME
+def _is(stated: Any, value: float) -> bool:
+    """Return whether a number of the results equals the recomputed one."""
+    return is_number(stated) and abs(value - stated) <= SAME

@@ -28,11 +28,11 @@ IGNORED = re.compile(
     r"trainor\.(seed|loggers|log_every|profile|save_every|keep|keep_states)|"
     r"(.+\.)?(device|tf32|num_workers|cache|spool|spool_gib)|ensemblor\..+"
 )
-"""Keys in which the runs of one setting may differ: they change no trained weight but by chance."""
+"""Keys in which runs of one setting may differ: they change trained weights only by chance."""
 OF_EVALUATION = ("seed", "batch_size", "precision")
-"""What numbers of an evaluation depend on besides the options of the protocols."""
-LISTED = 5  # keys and runs that a message names
-LARGEST = 1e100  # numbers beyond it, and their squares, are none that can be compared
+"""Fields of an evaluation that its numbers depend on, besides the protocol options."""
+LISTED = 5  # keys and runs named in a message
+LARGEST = 1e100  # larger numbers, and their squares, cannot be compared
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> dict[str, NDArray[Any]]:
-        """What its numbers are made of, sample by sample; nothing when that was not written."""
+        """The predictions for each sample; empty if they were not written."""
         path = self.folder / predictions_name(self.results["split"])
         arrays = read_predictions(path) if path.exists() else {}
         if arrays and (wrong := _wrong_arrays(arrays, self.results["samples"])):
@@ -69,7 +69,7 @@ class Run:
 
     @cached_property
     def setting(self) -> dict[str, Any]:
-        """What makes it another setting than other runs: everything but name and seed."""
+        """Everything that identifies its setting: the configuration except name and seed."""
         own = {key: value for key, value in self.config.items() if not IGNORED.fullmatch(key)}
         own |= {f"changed.{key}": str(v) for key, v in (self.results.get("changed") or {}).items()}
         own["ema"] = self.results.get("ema", False)
@@ -78,9 +78,9 @@ class Run:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """What its numbers depend on besides the model: options of protocols, seed, precision.
+        """All that its numbers depend on besides the model: protocol options, seed, precision.
 
-        A file that an option names counts by its content, where the evaluation knows that.
+        A file named by an option is compared by its content if the evaluation recorded it.
         """
         record = self.folder / RECORD
         known = self.results.get("protocols") or {}
@@ -151,7 +151,7 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
 
 
 def what_differs(runs: Sequence[Run]) -> list[str]:
-    """Differences because of which runs are not comparable, each once, with the runs concerned.
+    """Return the differences that make runs incomparable, each once, with its runs.
 
     Args:
         runs: all that are compared, the first one with each of the others.
@@ -169,7 +169,7 @@ def what_differs(runs: Sequence[Run]) -> list[str]:
 
 
 def trained_twice(runs: Sequence[Run]) -> list[str]:
-    """Runs of one setting that have a seed in common: their spread says nothing about chance.
+    """Return messages about runs of one setting with the same seed: their spread is no variance.
 
     Args:
         runs: all that are compared.
@@ -189,18 +189,18 @@ def trained_twice(runs: Sequence[Run]) -> list[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be compared."""
+    """Return whether a value is a number that can be compared."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return known and abs(value) < LARGEST
 
 
 def group(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[str, list[Run]]:
-    """Runs by setting, each with a label that says how it differs from the others.
+    """Group runs by setting, each with a label of its differences to the others.
 
     Args:
         runs: the runs.
-        by: dotted keys of the configuration; runs with the same values are one row then, whatever
-            else they differ in. Without any, runs equal but for name and seed are one.
+        by: dotted keys of the configuration: runs with the same values are one row, even if other
+            keys differ. Without any, runs that differ only in name and seed are one row.
 
     Raises:
         ConfigError: no run has such a key.
@@ -220,7 +220,7 @@ def group(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[str, list[Run]]:
 def lines_along(
     settings: Mapping[str, Sequence[Run]], key: str, by: Sequence[str] = ()
 ) -> dict[str, list[tuple[float, str]]]:
-    """Settings that differ in one key alone, as lines along it.
+    """Group settings that differ in one key only, as lines along it.
 
     Args:
         settings: as `group` gives them.
@@ -273,7 +273,7 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 
 def _labels(settings: Sequence[Sequence[Run]], by: Sequence[str], left_out: str = "") -> list[str]:
-    """A short name for each setting: what differs, or the name of a run where that is too much."""
+    """Name each setting by its differences, or by a run if there are too many."""
     if by:
         return [", ".join(_say(one[0].config, key) for key in by) for one in settings]
     firsts = [one[0] for one in settings]
@@ -347,9 +347,9 @@ def _differences(first: Run, run: Run) -> Iterator[str]:
 
 
 def other_sample(one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]]) -> int | None:
-    """The place of the first sample that two runs do not have in common; None without any.
+    """Return the index of the first sample that differs between two runs; None without any.
 
-    Samples are known by their line and the names of their images, whose folders may differ.
+    Samples are identified by their line and image names; the folders may differ.
     """
     if len(one["lines"]) != len(two["lines"]):
         return min(len(one["lines"]), len(two["lines"]))
@@ -413,10 +413,10 @@ def _runs(directory: Path, split: str) -> list[Run]:
 
 
 def _results(path: Path) -> dict[str, Any]:
-    """What a results file holds.
+    """Read a results file.
 
     Raises:
-        ValueError: it is not what an evaluation writes.
+        ValueError: it was not written by an evaluation.
     """
     content = _read(path)
     kinds = {"metrics": dict, "checkpoints": list, "samples": int, "models_used": int, "split": str}
@@ -440,7 +440,7 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _config(configs: dict[str, Path], seeds: tuple[Any, ...], folder: Path) -> dict[str, Any]:
-    """The configuration that a seed was trained with; what the evaluation knows, without one."""
+    """Return the configuration of a seed's training; without one, that of the evaluation."""
     path = configs.get(str(seeds[0])) or next(iter(configs.values()), None)
     if path is not None:
         return {
@@ -466,7 +466,7 @@ def _folder(directory: Path, results: dict[str, Any]) -> Path:
 
 
 def _wrong_arrays(arrays: Mapping[str, NDArray[Any]], samples: int) -> str:
-    """What keeps arrays from being predictions of so many samples; empty when nothing does."""
+    """Return why arrays are not predictions of a number of samples; empty if they are."""
     for name in ("lines", "images", "label_names"):
         if name not in arrays:
             return f"lacks the array {name}"

@@ -1,8 +1,8 @@
 """Hyperparameter search: optuna chooses trials by earlier scores, each one an ordinary run.
 
 The study is the file `study.journal` in the folder of the search, which optuna and its dashboard
-read. Each trial depends on the seed, on its number and on the trials before it alone, so a search
-that is killed and started again ends, one run at a time, with the trials of one never killed.
+read. Each trial depends only on the seed, its number and the earlier trials, so that a killed and
+restarted search (with one run at a time) ends with the same trials as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vilmedic.files import no_file
 STUDY = "study.journal"
 NAME = "search"  # of the study in its file
 RUN = "run"  # attribute of a trial: the name of its run
-SOUGHT = "sought"  # attribute of the study: what it is a study of
+SOUGHT = "sought"  # attribute of the study: its settings
 METRICS = "metrics.jsonl"
 _DIRECTIONS = {"higher": StudyDirection.MAXIMIZE, "lower": StudyDirection.MINIMIZE}
 
@@ -46,15 +46,15 @@ _DIRECTIONS = {"higher": StudyDirection.MAXIMIZE, "lower": StudyDirection.MINIMI
 class Search:
     """The trials of a search, as a `Sweep` asks for them.
 
-    A trial that failed is tried again by the next search, as another trial of the study with the
-    same values and the same run.
+    A failed trial is repeated by the next search, as a new trial of the study with the same values
+    and the same run.
 
     Args:
-        space: what varies.
-        trials: how many runs there are in the end.
-        metric: the score of a run: the best that its evaluations during training gave.
+        space: the search space.
+        trials: total number of runs.
+        metric: the score of a run: the best of its evaluations during training.
         better: `higher` or `lower`.
-        study: of optuna.
+        study: the optuna study.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Search:
         self._refused: list[Refused] = []
 
     def begun(self) -> list[Planned]:
-        """The runs of the study, to be continued; those that failed before begin again."""
+        """Return the runs of the study to resume; failed ones start again."""
         found = []
         for name, trial in list(self._last().items())[: self._trials]:
             if trial.state == TrialState.FAIL:
@@ -81,7 +81,7 @@ class Search:
         return found
 
     def another(self) -> Planned | Refused | None:
-        """One more run; None when there are enough."""
+        """Return another run; None if there are enough."""
         if self._refused:
             return self._refused.pop()
         number = len(self._last())
@@ -93,13 +93,13 @@ class Search:
         return self._run(name, params)
 
     def ended(self, run: Planned, reason: str | None) -> str | None:
-        """Take the score of a run that ended; why it failed if it has none."""
+        """Record the score of a finished run; returns why it failed if it has none."""
         value: float | None = None
         if reason is None:
             value = self._score(run.run_dir)
             if value is None:
                 reason = f"its evaluations gave no finite {self._metric}"
-        self._tell(run.name, value)
+        self._record(run.name, value)
         return reason
 
     def best(self) -> str:
@@ -110,10 +110,10 @@ class Search:
         sign = 1 if self._better == "higher" else -1
         trial = max(done, key=lambda one: sign * float(one.value or 0))
         values = zip(self._space.axes, self._texts(trial.params), strict=True)
-        told = " ".join(f"{key}={value}" for key, value in values)
+        text = " ".join(f"{key}={value}" for key, value in values)
         return (
             f"Best of {len(done)}: {self._metric} {trial.value:.6g} ({self._better} is better), "
-            f"{trial.user_attrs[RUN]}: {told}"
+            f"{trial.user_attrs[RUN]}: {text}"
         )
 
     def _run(self, name: str, params: dict[str, Any]) -> Planned | Refused:
@@ -121,7 +121,7 @@ class Search:
         try:
             return self._space.run(name, self._texts(params))
         except ConfigError as error:
-            self._tell(name, None)
+            self._record(name, None)
             return Refused(name, " ".join(error.problems))
 
     def _last(self) -> dict[str, FrozenTrial]:
@@ -144,14 +144,14 @@ class Search:
         }
 
     def _texts(self, params: dict[str, Any]) -> list[str]:
-        """The values of a trial as they are given to its run."""
+        """Return the values of a trial as text for its run."""
         return [
             axis.text(params[key]) if isinstance(axis, Range) else str(params[key])
             for key, axis in self._space.axes.items()
         ]
 
     def _add(self, name: str, params: dict[str, Any]) -> None:
-        """Add a trial to the study: one line of its file, so that it is there whole or not."""
+        """Add a trial to the study: one line of its file, which is complete or absent."""
         trial = create_trial(
             state=TrialState.RUNNING,
             params=params,
@@ -160,7 +160,7 @@ class Search:
         )
         self._study.add_trial(trial)
 
-    def _tell(self, name: str, value: float | None) -> None:
+    def _record(self, name: str, value: float | None) -> None:
         trial = self._last()[name]
         if trial.state == TrialState.RUNNING:
             state = TrialState.FAIL if value is None else TrialState.COMPLETE
@@ -178,7 +178,7 @@ class Search:
 
 
 def direction(space: Space, metric: str) -> str:
-    """Whether a higher or a lower value of a score is better.
+    """Return whether a higher or a lower value of a score is better.
 
     Raises:
         ConfigError: the evaluations during training do not give that score.
@@ -197,12 +197,12 @@ def direction(space: Space, metric: str) -> str:
 
 @contextmanager
 def opened(space: Space, *, trials: int, metric: str) -> Iterator[Search]:
-    """The search of a folder, begun or continued, which no other process has at the same time.
+    """Start or resume the search of a folder, with a lock against other processes.
 
     Args:
-        space: what varies.
-        trials: how many runs there are in the end.
-        metric: the score that is sought.
+        space: the search space.
+        trials: total number of runs.
+        metric: the score to optimise.
 
     Raises:
         ConfigError: the folder holds another search, or another process is at it; or its file
@@ -243,7 +243,7 @@ def _study(path: Path, better: str) -> optuna.Study:
         )
     except OSError:
         raise
-    except Exception as error:  # whoever wrote it, the file can hold anything
+    except Exception as error:  # the file can hold anything
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"{path}: cannot be read ({reason}). Remove it: the same command makes it again from "
@@ -252,10 +252,10 @@ def _study(path: Path, better: str) -> optuna.Study:
 
 
 def _mend(path: Path) -> None:
-    """Cut off a line that a kill or a full disk left half written, and what locked the file.
+    """Remove a half-written last line and a stale lock after a kill or a full disk.
 
     Raises:
-        ConfigError: there is something else than a file under its name.
+        ConfigError: the path is not a file.
     """
     for left in path.parent.glob(f"{path.name}.lock*"):
         left.unlink(missing_ok=True)
@@ -267,10 +267,10 @@ def _mend(path: Path) -> None:
 
 
 def _check_same(study: optuna.Study, folder: Path, sought: dict[str, Any]) -> None:
-    """Refuse to continue with a study of something else.
+    """Refuse to resume a study with other settings.
 
     Raises:
-        ConfigError: it is one; says what differs.
+        ConfigError: lists the differences.
     """
     before = study.user_attrs.get(SOUGHT)
     if before is None:

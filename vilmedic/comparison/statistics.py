@@ -6,7 +6,7 @@ same resamples for all runs, so that what makes a sample hard for all of them ca
 difference (Efron and Tibshirani 1993, chapters 6 and 8). The second is measured by the variance
 between the seeds, with the t distribution that so few values ask for. The half widths of both are
 added in quadrature (the MOVER of Zou and Donner 2008), so that two or three seeds that disagree
-give the wide intervals that they deserve.
+give appropriately wide intervals.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
-"""Share of false differences that is accepted, in all comparisons of a column together."""
-NO_DIFFERENCE = 1e-12  # values closer than this are one
+"""Accepted rate of false differences over all comparisons of a column together."""
+NO_DIFFERENCE = 1e-12  # values closer than this are equal
 LARGE = 1e9  # degrees of freedom
 SMALLEST = 1e-16  # p value that is shown as a number
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number of a setting.
+    """Estimate of a metric for a setting.
 
     Args:
         value: the mean over the seeds.
         spread: the standard deviation between the seeds; None with one.
         seeds: how many there are.
-        interval: of 95%, over samples, over seeds or over both; None where neither is known.
-        over: what the interval covers: `samples`, `seeds`, `samples and seeds` or nothing.
-        draws: the mean over the seeds in each resample of the samples, [R]; None when unknown.
-        seed_variance: the variance of `value` that the choice of the seeds causes.
+        interval: 95% interval over samples, seeds or both; None if neither is known.
+        over: the sources of the interval: `samples`, `seeds`, `samples and seeds` or empty.
+        draws: the mean over the seeds in each resample of the samples, [R]; None if unknown.
+        seed_variance: the variance of `value` due to the seeds.
     """
 
     value: float
@@ -56,10 +56,10 @@ class Difference:
     """Difference between a setting and the best one.
 
     Args:
-        value: its mean less that of the best.
-        interval: of 95%, of this comparison alone.
-        p: chance of a difference at least as large between equal settings.
-        corrected: the same after Holm's correction.
+        value: its mean minus that of the best.
+        interval: 95% interval of this comparison alone.
+        p: p value: probability of a difference at least as large between equal settings.
+        corrected: p after Holm's correction.
     """
 
     value: float
@@ -69,7 +69,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether it is beyond chance, all comparisons of the column taken together."""
+        """Whether it is significant, over all comparisons of the column together."""
         return self.corrected < LEVEL
 
 
@@ -78,15 +78,14 @@ def estimate(
     draws: Sequence[Array | None],
     known: tuple[float, float] | None = None,
 ) -> Estimate:
-    """A number of a setting, from its seeds.
+    """Estimate a metric of a setting from its seeds.
 
     Args:
         values: the number of each seed, [S].
-        draws: the number of each seed in the same resamples of the samples, [R] each; None where
-            nothing is known of single samples. Resamples in which it is undefined, for lack of a
-            positive say, are not a number and left out; so are all where most are.
-        known: the interval that the evaluation of a single seed states, for where there are no
-            draws.
+        draws: the number of each seed in the same resamples of the samples, [R] each; None
+            without predictions. Resamples in which it is undefined (nan), such as ones without a
+            positive, are left out; if most are, all are.
+        known: the interval in the evaluation of a single seed, used without draws.
     """
     seeds = len(values)
     value = float(np.mean(values))
@@ -106,7 +105,7 @@ def estimate(
 
 
 def difference(one: Estimate, best: Estimate, comparisons: int = 1) -> Difference | None:
-    """How far a setting is from the best, on the same samples.
+    """Return the difference of a setting to the best one, on the same samples.
 
     Args:
         one: the setting.
@@ -114,7 +113,7 @@ def difference(one: Estimate, best: Estimate, comparisons: int = 1) -> Differenc
         comparisons: for `corrected`, which multiplies by it; see `holm` for several.
 
     Returns:
-        None when nothing is known of single samples and one of them has a single seed.
+        None without predictions if one of them has a single seed.
     """
     gap = one.value - best.value
     parts = [(each.seed_variance, float(each.seeds - 1)) for each in (one, best) if each.seeds > 1]
@@ -127,12 +126,12 @@ def difference(one: Estimate, best: Estimate, comparisons: int = 1) -> Differenc
 
 
 def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[float]:
-    """Holm's correction (1979): the chance of any false difference stays below the level.
+    """Holm's correction (1979): bounds the probability of any false difference.
 
     Args:
-        p_values: of the comparisons that are told.
+        p_values: of the comparisons that are reported.
         comparisons: how many were possible, when the best of several was chosen by the same data:
-            any of the pairs could have been told. None takes the number of p values.
+            any of the pairs could have been reported. None takes the number of p values.
 
     Returns:
         The corrected values, in the same order.
@@ -148,7 +147,7 @@ def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[floa
 
 
 def differences(estimates: Sequence[Estimate], best: int) -> list[Difference | None]:
-    """The differences of all settings of a column to the best one, corrected together.
+    """Return the differences of all settings of a column to the best one, corrected together.
 
     The best one was chosen by the same numbers, so every pair of settings counts as a comparison.
 
@@ -157,16 +156,16 @@ def differences(estimates: Sequence[Estimate], best: int) -> list[Difference | N
         best: which of them is the best.
 
     Returns:
-        One a setting; None for the best and for what cannot be compared.
+        One per setting; None for the best and for settings that cannot be compared.
     """
     found = [
         None if place == best else difference(one, estimates[best])
         for place, one in enumerate(estimates)
     ]
-    told = [place for place, one in enumerate(found) if one is not None]
-    pairs = (len(told) + 1) * len(told) // 2
+    compared = [place for place, one in enumerate(found) if one is not None]
+    pairs = (len(compared) + 1) * len(compared) // 2
     corrected = holm([one.p for one in found if one is not None], pairs)
-    for place, p in zip(told, corrected, strict=True):
+    for place, p in zip(compared, corrected, strict=True):
         one = found[place]
         assert one is not None
         found[place] = Difference(one.value, one.interval, one.p, p)
@@ -174,10 +173,10 @@ def differences(estimates: Sequence[Estimate], best: int) -> list[Difference | N
 
 
 def _seed_variance(spread: float, seeds: int, draws: Sequence[Array]) -> float:
-    """The variance of a mean over seeds that the seeds cause.
+    """Return the part of a mean's variance that is due to the seeds.
 
-    Part of the variance between seeds is that of the samples, to which each seed answers in its
-    own way. The bootstrap has that part already, so it is taken off.
+    Part of the variance between seeds comes from the samples, to which each seed responds
+    differently. The bootstrap already includes that part, so it is subtracted.
 
     Args:
         spread: standard deviation between the seeds.
@@ -201,19 +200,19 @@ def _half_width(parts: Sequence[tuple[float, float]], chance: float = 1 - CONFID
 
     Args:
         parts: variance and degrees of freedom of each.
-        chance: of what lies outside the interval.
+        chance: probability outside the interval.
     """
     parts = [(variance, freedom) for variance, freedom in parts if variance > 0]
     if not parts:
         return 0.0
     variances, freedoms = np.array(parts).T
-    # without a bound the t distribution is the normal one, which is what a large number gives
+    # for infinite degrees of freedom t is the normal distribution, as for a large number
     quantiles = stdtrit(np.minimum(freedoms, LARGE), 1 - chance / 2)
     return float(np.sqrt((quantiles**2 * variances).sum()))
 
 
 def _chance(gap: float, parts: Sequence[tuple[float, float]]) -> float:
-    """The chance at which the interval of a difference ends at zero: its p value."""
+    """Return the p value of a difference: where its interval ends at zero."""
     if _half_width(parts) <= NO_DIFFERENCE:
         return 1.0 if gap <= NO_DIFFERENCE else 0.0
     low, high = np.log(SMALLEST), 0.0

@@ -1,9 +1,8 @@
 """Sweeps: the runs of a grid or search, trained and evaluated one process per device.
 
-Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. `sweep.json` in it says which
-configuration it is of and how far it is, and `sweep.log` what its processes printed. The same
-command again resumes where it was stopped: finished runs are skipped, others continue by
-`ckpt=auto`.
+Each run has the directory `<ckpt_dir>/<sweep>/<what varies>`. Its `sweep.json` holds the digest of
+its configuration and its progress, and `sweep.log` the output of its processes. The same command
+again resumes the sweep: finished runs are skipped, others resume with `ckpt=auto`.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ LOG = "sweep.log"
 STEPS = ("train", "ensemble")
 SAID = {"train": "trained", "ensemble": "evaluated"}
 POLL = 0.05  # seconds
-GRACE = 120.0  # seconds in which a run that is asked to stop saves its state
-LISTED = 20  # failures that the last message names
+GRACE = 120.0  # seconds for a run that is asked to stop to save its state
+LISTED = 20  # failures named in the last message
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 @dataclass
 class _Job:
-    """A run and how far it is."""
+    """A run and its remaining steps."""
 
     run: Planned
     left: list[str]
@@ -51,7 +50,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Refused:
-    """A run that cannot be begun.
+    """A run that cannot start.
 
     Args:
         name: of the run.
@@ -68,25 +67,25 @@ class Sweep:
 
     Args:
         path: the configuration file.
-        runs: what will be trained, checked.
+        runs: the checked runs.
         jobs: processes at a time; None takes one for each GPU, or one.
         evaluate: whether each run is evaluated after its training.
-        tell: says what happens, a line at a time.
+        report: gets a line for each event.
         command: the command of a step, `train` or `ensemble`.
-        another: gives a further run when a device is free, as a search does; None at the end.
-        ended: receives each run that ended and the reason if it failed; what it says instead
-            is why the run counts as failed all the same.
+        another: returns a further run when a device is free, for a search; None at the end.
+        ended: gets each finished run and the reason if it failed; may return a reason why it
+            counts as failed.
 
     Attributes:
-        failures: the name of each run that failed, and why.
-        count: how many runs were looked at.
+        failures: the name of each failed run, and why.
+        count: number of runs so far.
     """
 
     path: str
     runs: Sequence[Planned]
     jobs: int | None = None
     evaluate: bool = True
-    tell: Callable[[str], object] = print
+    report: Callable[[str], object] = print
     command: Callable[[str], list[str]] = field(default_factory=lambda: command_of)
     another: Callable[[], Planned | Refused | None] = lambda: None
     ended: Callable[[Planned, str | None], str | None] = lambda run, reason: reason
@@ -94,19 +93,19 @@ class Sweep:
     count: int = 0
 
     def start(self) -> None:
-        """Do all that is left.
+        """Run all remaining steps.
 
         Raises:
             ConfigError: a directory holds a run of another configuration.
             VilmedicError: some runs failed; all others are done.
-            Interrupted: a signal ended the sweep; what runs was asked to save its state.
+            Interrupted: a signal ended the sweep; running runs were asked to save their state.
         """
         steps = STEPS if self.evaluate else STEPS[:1]
         planned = [_Job(run, self._left(run, steps)) for run in self.runs]
         waiting = [job for job in planned if job.left]
         self.count = len(planned)
         if done := self.count - len(waiting):
-            self.tell(f"{done} of {self.count} runs are finished already")
+            self.report(f"{done} of {self.count} runs are finished already")
         for job in planned:
             if not job.left:
                 self._end(job.run, None)
@@ -135,7 +134,7 @@ class Sweep:
             raise VilmedicError(self._told())
 
     def _left(self, run: Planned, steps: Sequence[str]) -> list[str]:
-        """The steps of a run that are not done.
+        """Return the remaining steps of a run.
 
         Raises:
             ConfigError: its directory holds a run of another configuration.
@@ -149,12 +148,12 @@ class Sweep:
         return [step for step in steps if step not in _done(record)]
 
     def _more(self, steps: Sequence[str]) -> list[_Job]:
-        """A further run of which something is left to do; none at the end."""
+        """Return another run with remaining steps; None at the end."""
         while (run := self.another()) is not None:
             self.count += 1
             if isinstance(run, Refused):
                 self.failures[run.name] = run.reason
-                self.tell(f"{run.name}: failed, {run.reason}")
+                self.report(f"{run.name}: failed, {run.reason}")
                 continue
             try:
                 left = self._left(run, steps)
@@ -167,10 +166,10 @@ class Sweep:
         return []
 
     def _end(self, run: Planned, reason: str | None) -> None:
-        """Note how a run ended."""
+        """Record the end of a run."""
         if (failed := self.ended(run, reason)) is not None:
             self.failures[run.name] = failed
-            self.tell(f"{run.name}: failed, {failed}")
+            self.report(f"{run.name}: failed, {failed}")
 
     def _launch(self, job: _Job, gpus: Sequence[str], jobs: int) -> None:
         """Start the next step of a run."""
@@ -183,7 +182,7 @@ class Sweep:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not _read(run_dir):
             _write(job.run, [])
-        self.tell(f"{job.run.name}: {step}")
+        self.report(f"{job.run.name}: {step}")
         with open(run_dir / LOG, "ab") as log:
             job.process = subprocess.Popen(
                 [*self.command(step), self.path, *job.run.words],
@@ -195,8 +194,8 @@ class Sweep:
             )
 
     def _goes_on(self, job: _Job, gpus: Sequence[str], jobs: int) -> bool:
-        """Whether a run has something left to do after what its process did."""
-        if job.process is None:  # it could not be begun
+        """Return whether a run has steps left after its process ended."""
+        if job.process is None:  # it could not start
             return False
         status = job.process.poll()
         if status is None:
@@ -211,13 +210,13 @@ class Sweep:
             if job.left:
                 self._launch(job, gpus, jobs)
                 return True
-            self.tell(f"{job.run.name}: {SAID[step]}")
+            self.report(f"{job.run.name}: {SAID[step]}")
             self._end(job.run, None)
         return False
 
     @contextmanager
     def _written(self, job: _Job) -> Iterator[None]:
-        """A stretch in which a folder that cannot be written to is the failure of its run alone."""
+        """Context in which an unwritable folder fails only its own run."""
         try:
             yield
         except OSError as error:
@@ -225,7 +224,7 @@ class Sweep:
             self._end(job.run, f"{job.left[0]}: {where}: {error.strerror or error}")
 
     def _told(self) -> str:
-        """The last message, of a sweep in which runs failed."""
+        """Return the final message about failed runs."""
         done = self.count - len(self.failures)
         named = [f"  {name}: {reason}" for name, reason in list(self.failures.items())[:LISTED]]
         more = len(self.failures) - len(named)
@@ -260,8 +259,8 @@ def slurm_script(path: str, runs: Sequence[Planned], *, jobs: int | None, evalua
         "#SBATCH --gpus=1",
         "#SBATCH --requeue",
         "#SBATCH --signal=TERM@120",
-        "# Each task is a run; one that is started again continues by ckpt=auto. Time, memory and",
-        "# partition are those of your cluster: sbatch --time=... --partition=... this file.",
+        "# Each task is a run; a task that starts again resumes with ckpt=auto. Give time, memory",
+        "# and partition of your cluster: sbatch --time=... --partition=... this file.",
         "set -e",
         f"cd {shlex.quote(os.getcwd())}",
         'case "$SLURM_ARRAY_TASK_ID" in',
@@ -286,7 +285,7 @@ def digest(run: Planned) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that may be used, as `CUDA_VISIBLE_DEVICES` names them; found without torch."""
+    """Return the usable GPUs, as `CUDA_VISIBLE_DEVICES` names them, without loading torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [one.strip() for one in given.split(",") if one.strip() not in ("", "-1")]
@@ -299,7 +298,7 @@ def visible_gpus() -> list[str]:
 
 
 def _die_with_parent() -> Callable[[], None]:
-    """What lets a process end when the sweep is killed, so that none trains on unseen."""
+    """Return a function that makes a process end with the sweep, even if that is killed."""
     libc = ctypes.CDLL(None)
 
     def ask() -> None:
@@ -310,7 +309,7 @@ def _die_with_parent() -> Callable[[], None]:
 
 @contextmanager
 def _signals() -> Any:
-    """A stretch in which SIGTERM ends the sweep as Ctrl-C does."""
+    """Context in which SIGTERM ends the sweep as Ctrl-C does."""
 
     def stop(number: int, frame: object) -> None:
         raise Interrupted(
@@ -326,7 +325,7 @@ def _signals() -> Any:
 
 
 def _stop(jobs: Sequence[_Job]) -> None:
-    """Ask what runs to save its state, and wait for that."""
+    """Ask the running runs to save their state, and wait for them."""
     there = [job.process for job in jobs if job.process is not None]
     for process in there:
         with suppress(OSError):
@@ -355,13 +354,13 @@ def _reason(log: Path, status: int) -> str:
 def _read(run_dir: Path) -> dict[str, Any]:
     try:
         content = read_json(run_dir / RECORD)
-    except (OSError, ValueError, RecursionError):  # not begun, or nothing that can be used
+    except (OSError, ValueError, RecursionError):  # not started, or damaged
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _done(record: dict[str, Any]) -> list[Any]:
-    """The steps that are done."""
+    """Return the finished steps."""
     done = record.get("done")
     return done if isinstance(done, list) else []
 

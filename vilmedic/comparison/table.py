@@ -30,19 +30,19 @@ from vilmedic.files import spreadsheet_text, text_table
 
 RESAMPLES = 1000
 MOST_RESAMPLED = 100
-"""Runs that are resampled unless asked for: a thousand are listed in a second."""
+"""Most runs that are resampled by default: listing a thousand then takes a second."""
 BEST = "better than every other setting beyond chance (p < 0.05, Holm)"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a setting.
+    """A cell: a metric of a setting.
 
     Args:
-        estimate: the number; None where the setting has none.
-        difference: how far it is from the best of its column; None for the best, and where nothing
-            is known of single samples and there are no seeds.
-        bold: whether it is the best, and that beyond chance.
+        estimate: the estimate; None if the setting has none.
+        difference: the difference to the best of its column; None for the best, and without
+            predictions and seeds.
+        bold: whether it is significantly the best.
     """
 
     estimate: Estimate | None
@@ -52,13 +52,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A number of all settings.
+    """A column: a metric of all settings.
 
     Args:
         name: the metric and the number, such as `zero_shot auroc`.
-        better: `higher`, `lower`, or None where neither is.
-        cells: one a setting.
-        best: the place of the best setting; None without a comparison.
+        better: `higher`, `lower`, or None if neither.
+        cells: one per setting.
+        best: index of the best setting; None without a comparison.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Comparison:
         samples: its size, of the first run.
         settings: the name of each row and its runs.
         columns: the numbers.
-        notes: what a reader has to know, such as what keeps the runs from being compared.
+        notes: notes for the reader, such as why runs are not comparable.
     """
 
     split: str
@@ -100,18 +100,20 @@ def compare(
         directories: of the runs.
         split: see `read_runs`.
         by: see `group`.
-        anyway: go on where runs cannot be compared; the table says so.
-        number: resamples behind each interval; 0 leaves out what needs them. None takes 1,000, and
-            0 for more than 100 runs.
+        anyway: compare incomparable runs; the table notes it.
+        number: resamples per interval; 0 leaves out intervals and differences that need them. None
+            takes 1,000, or 0 for more than 100 runs.
 
     Raises:
-        ConfigError: a directory is no evaluated run, or the runs cannot be compared.
+        ConfigError: a directory is no evaluated run, the runs cannot be compared, or `number` is 1.
     """
+    if number == 1:
+        raise ConfigError("--bootstrap: given 1, which has no spread; allowed: 0, or integer >= 2.")
     split, runs = read_runs(directories, split)
     problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:
-        told = "Nothing is compared; --anyway compares them all the same and notes it in the table."
-        raise ConfigError([*(f"{one}." for one in problems), told])
+        remedy = "Nothing is compared; --anyway compares them and notes it in the table."
+        raise ConfigError([*(f"{one}." for one in problems), remedy])
     settings = group(runs, by)
     notes = [f"not comparable: {one}" for one in problems]
     for label, some in settings.items() if by else ():
@@ -146,7 +148,7 @@ def text_of(comparison: Comparison, form: str) -> str:
 
 
 def rows(comparison: Comparison, bold: Callable[[str], str]) -> list[list[str]]:
-    """The cells of the table: a head, and a row a setting."""
+    """Return the cells of the table: a header, and a row per setting."""
     arrows = {"higher": " ↑", "lower": " ↓", None: ""}
     table = [["setting", "seeds", *(one.name + arrows[one.better] for one in comparison.columns)]]
     for place, (label, runs) in enumerate(comparison.settings.items()):
@@ -156,7 +158,7 @@ def rows(comparison: Comparison, bold: Callable[[str], str]) -> list[list[str]]:
 
 
 def difference_rows(comparison: Comparison) -> list[list[str]]:
-    """The differences to the best: a head, and a row a number and a setting; none without any."""
+    """Return the differences to the best as a header and rows; empty without any."""
     labels, table = list(comparison.settings), []
     for column in comparison.columns:
         for label, cell in zip(labels, column.cells, strict=True):
@@ -170,7 +172,7 @@ def difference_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the table shows, in one sentence."""
+    """Describe the table in one sentence."""
     runs = sum(map(len, comparison.settings.values()))
     settings = len(comparison.settings)
     return (
@@ -181,7 +183,7 @@ def caption(comparison: Comparison) -> str:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """How the table is read."""
+    """Explain the notation of the table."""
     cells = [cell for column in comparison.columns for cell in column.cells if cell.estimate]
     found = list(comparison.notes)
     if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
@@ -206,7 +208,7 @@ def footnotes(comparison: Comparison) -> list[str]:
 
 
 def _gaps(columns: Sequence[Column], settings: dict[str, list[Run]]) -> list[str]:
-    """Numbers that some runs of a setting do not have: its mean is one of the others."""
+    """Return notes on metrics that some runs of a setting lack: the mean is over the others."""
     return [
         f"{label}: {column.name} is that of {cell.estimate.seeds} of {len(runs)} runs; the others "
         "have no such number"
@@ -217,7 +219,7 @@ def _gaps(columns: Sequence[Column], settings: dict[str, list[Run]]) -> list[str
 
 
 def _compared(columns: Sequence[Column]) -> str:
-    """What the differences are between: the same samples, or for want of these seeds alone."""
+    """Describe the basis of the differences: the same samples, or seeds alone."""
     paired: list[str] = []
     apart: list[str] = []
     for column in columns:
@@ -234,7 +236,7 @@ def _compared(columns: Sequence[Column]) -> str:
 
 
 def interval_note(comparison: Comparison) -> str:
-    """What the intervals cover; empty without any."""
+    """Describe the sources of the intervals; empty without any."""
     estimates = [cell.estimate for column in comparison.columns for cell in column.cells]
     over = sorted({one.over for one in estimates if one is not None and one.over})
     return f"95% interval over {'; over '.join(over)}" if over else ""
@@ -262,11 +264,11 @@ def _column(
 ) -> Column:
     estimates: list[Estimate | None] = []
     for runs in settings:
-        told = [run for run in runs if is_number(run.numbers.get(name))]
-        values = [float(run.numbers[name]) for run in told]
-        draws = [drawn[id(run)].get(name) for run in told]
-        known = _interval(told[0], name) if told else None
-        estimates.append(estimate(values, draws, known) if told else None)
+        having = [run for run in runs if is_number(run.numbers.get(name))]
+        values = [float(run.numbers[name]) for run in having]
+        draws = [drawn[id(run)].get(name) for run in having]
+        known = _interval(having[0], name) if having else None
+        estimates.append(estimate(values, draws, known) if having else None)
     there = [place for place, one in enumerate(estimates) if one is not None]
     if better is None or len(there) < 2:
         return Column(name, better, [Cell(one) for one in estimates], None)
@@ -318,7 +320,7 @@ def _shown(cell: Cell, bold: Callable[[str], str]) -> str:
     return text
 
 
-# -- the forms
+# -- output formats
 
 
 def _as_table(comparison: Comparison) -> str:
@@ -359,7 +361,7 @@ def _as_latex(comparison: Comparison) -> str:
     def escaped(text: str) -> str:
         return "".join(_LATEX.get(letter, letter) for letter in text)
 
-    marks = ("\x02", "\x03")  # no letter of a name; set before what is between them is escaped
+    marks = ("\x02", "\x03")  # not part of any name; set before the text between them is escaped
 
     def cell(text: str) -> str:
         return escaped(text).replace(marks[0], r"\textbf{").replace(marks[1], "}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vilmedic.config.keys import find_older, idle_keys, judge_older
+from vilmedic.config.keys import check_older, find_older, idle_keys
 from vilmedic.config.namespaces import Target, named_target, names, registry_of, signature, target
 from vilmedic.config.signature import Param, Signature
 from vilmedic.config.transformers_fields import config_signature, field_bounds, model_type_of
@@ -53,13 +53,13 @@ _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set}
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked node: what it becomes, and of what.
+    """A checked node: its class and arguments.
 
     Args:
         found: the class.
-        arguments: the checked keys of the node, those that chose the class included.
-        path: where the node stands.
-        implied: whether it is not given, and the class does with its defaults.
+        arguments: the checked keys of the node, including those that choose the class.
+        path: the path of the node.
+        implied: whether it is not given and only has the defaults of the class.
     """
 
     found: Target
@@ -80,33 +80,35 @@ class PathText(str):
     """Checked text that a constructor gets as a path."""
 
 
-def plain_data(judged: Any) -> Any:
-    """A checked value as a configuration writes it."""
-    if isinstance(judged, Plan):
-        judged = {
+def plain_data(checked: Any) -> Any:
+    """Return a checked value as plain data, as in a configuration file."""
+    if isinstance(checked, Plan):
+        checked = {
             key: one
-            for key, one in judged.arguments.items()
+            for key, one in checked.arguments.items()
             if not (isinstance(one, Plan) and one.implied)
         }
-    if isinstance(judged, dict):
-        return {key: plain_data(one) for key, one in judged.items()}
-    if isinstance(judged, list | Items):
-        return [plain_data(one) for one in (judged if isinstance(judged, list) else judged.values)]
-    return str(judged) if isinstance(judged, PathText) else judged
+    if isinstance(checked, dict):
+        return {key: plain_data(one) for key, one in checked.items()}
+    if isinstance(checked, list | Items):
+        return [
+            plain_data(one) for one in (checked if isinstance(checked, list) else checked.values)
+        ]
+    return str(checked) if isinstance(checked, PathText) else checked
 
 
 class Checker:
-    """Collects every problem of a tree of values, and plans what they become.
+    """Collects every problem of a tree of values, and plans the objects to build.
 
     Args:
         tree: the values and their marks, interpolations resolved.
-        elsewhere: gives all dotted keys of the resolved schema, for hints.
+        elsewhere: returns all dotted keys of the resolved schema, for hints.
 
     Attributes:
-        problems: one complete text for each problem found.
-        notes: one line for each key that was left out.
-        plans: what each faultless node becomes, by where it stands.
-        within: the registry of the object that is checked, the outermost one; None outside of any.
+        problems: one complete text per problem.
+        notes: one line per key that was left out.
+        plans: the plan of each valid node, by its path.
+        within: the registry of the outermost object that is being checked; None outside of any.
     """
 
     def __init__(self, tree: Tree, elsewhere: Callable[[], list[str]] = list) -> None:
@@ -124,7 +126,7 @@ class Checker:
         return len(self.problems) >= MOST_PROBLEMS
 
     def report(self, path: KeyPath, text: str) -> None:
-        """Note a problem of the value at a path; of very many, the first ones."""
+        """Record a problem of the value at a path, up to a maximum."""
         if self.full:
             if len(self.problems) == MOST_PROBLEMS:
                 self.problems.append(f"there are more problems than these {MOST_PROBLEMS}.")
@@ -148,12 +150,12 @@ class Checker:
         Args:
             read: the signature of the class.
             given: the mapping.
-            path: where it stands.
-            consumed: keys that were dealt with before.
-            filled: arguments that may be missing though the class needs them.
+            path: its path.
+            consumed: keys that are already handled.
+            filled: required arguments that may be missing.
 
         Returns:
-            The arguments, each with its value as the signature wants it.
+            The arguments, each with its value in the type of the signature.
         """
         result: dict[str, Any] = {}
         settable = read.settable
@@ -186,7 +188,7 @@ class Checker:
         return result
 
     def given_by_framework(self, read: Signature, path: KeyPath) -> None:
-        """Refuse a class that wants of the framework what it does not give."""
+        """Refuse a class with runtime arguments that the framework does not give."""
         if self.within is None:
             return
         names, kind = self.within.runtime, self.within.kind
@@ -200,7 +202,7 @@ class Checker:
                 )
 
     def idle(self, read: Signature, given: dict[str, Any], path: KeyPath) -> None:
-        """Refuse the keys of a section that have no effect, or take them out of it."""
+        """Refuse keys of a section that have no effect, or remove them."""
         for one in [] if self.trying else list(idle_keys(self.tree, read, given, path)):
             if not one.dropped:
                 self.report(one.path, one.why)
@@ -210,13 +212,13 @@ class Checker:
     def older(
         self, read: Signature, path: KeyPath, value: Any, given: dict[str, Any], open_ended: bool
     ) -> bool:
-        """Deal with a key of published configurations that the schema does not have."""
+        """Handle a key of published configurations that the schema does not have."""
         key = str(path[-1])
         known = key in read.params or key in self.extras(read, given)[0]
         found = None if known else find_older(path, open_ended=open_ended)
         if found is None:
             return False
-        accepted, text = judge_older(found, value, path)
+        accepted, text = check_older(found, value, path)
         if not accepted:
             quoted = textwrap.shorten(shown(value), 60, placeholder=" ...")
             self.report(path, f"given {quoted}; {text}.")
@@ -225,7 +227,7 @@ class Checker:
         return True
 
     def leave_out(self, path: KeyPath, given: dict[str, Any], depth: int, why: str) -> None:
-        """Take a key out of a section, `depth` keys deep, with a line that says so."""
+        """Remove a key from a section, `depth` keys deep, with a note."""
         self.notes.append(f"{self.tree.where(path)} is left out: {why}.")
         Tree(given).remove(path[depth:])
         if self.tree.has(path):
@@ -233,7 +235,7 @@ class Checker:
         self.tree.forget(path)
 
     def extras(self, read: Signature, given: dict[str, Any]) -> tuple[dict[str, Param], bool]:
-        """What `**settings` may hold: its keys, and whether any other key is fine as well."""
+        """Return the keys that `**settings` may hold, and whether others are allowed too."""
         if read.extras is None:
             return {}, False
         if not (isinstance(read.extras, Marked) and isinstance(read.extras.mark, ConfigOf)):
@@ -244,7 +246,7 @@ class Checker:
         return ({}, True) if fields is None else (fields.params, False)
 
     def missing(self, param: Param, path: KeyPath, result: dict[str, Any]) -> None:
-        """Report an argument that is needed and not given."""
+        """Report a missing required argument."""
         where = (*path, param.name)
         if instance_of(param.type) is not None:
             trial = self.trial()
@@ -272,14 +274,14 @@ class Checker:
         """Check one value.
 
         Args:
-            kind: what it may be.
+            kind: its type.
             given: the value.
-            path: where it stands.
+            path: its path.
             read: the signature that it belongs to.
-            siblings: the mapping that it stands in.
+            siblings: the mapping that contains it.
 
         Returns:
-            The value as its type wants it; after a problem, anything.
+            The value converted to its type; after a problem, anything.
         """
         if given is BROKEN:
             return None
@@ -320,12 +322,12 @@ class Checker:
         read: Signature | None,
         siblings: dict[str, Any] | None,
     ) -> Any:
-        """Check a value by the first alternative that it fits, text last."""
+        """Check a value against the first alternative that it fits, text last."""
         known = [one for one in options(kind) if one != Basic("foreign")]
         if all(one == Basic("null") for one in known):
             return self.value(ANY, given, path)
         texts = (Basic("text"), Basic("path"), ANY)
-        # a whole number stays one where both kinds are allowed
+        # an integer stays an integer if both kinds are allowed
         ordered = sorted(known, key=lambda one: (plain(one) in texts, plain(one) == Basic("float")))
         for option in ordered:
             trial = self.trial()
@@ -334,13 +336,13 @@ class Checker:
                 return self.value(option, given, path, read, siblings)
         fitting = [option for option in ordered if self.fits(option, given)]
         if len(fitting) == 1 and not is_number(given):
-            # what is wrong inside says more than that nothing fits
+            # a problem inside the value is more informative than "nothing fits"
             return self.value(fitting[0], given, path, read, siblings)
         self.report(path, mismatch(kind, given))
         return None
 
     def trial(self) -> Checker:
-        """A checker of the same tree whose problems do not count."""
+        """Return a checker of the same tree for trials, whose problems are discarded."""
         trial = Checker(self.tree)
         trial.trying = True
         trial.within = self.within
@@ -348,10 +350,10 @@ class Checker:
 
     @contextmanager
     def inside(self, registry: Registry | None) -> Iterator[None]:
-        """Check what is built as one object of a registry, which decides what the framework gives.
+        """Context of one object of a registry, which sets the runtime arguments.
 
         Args:
-            registry: of the object; that of one around it counts.
+            registry: the registry of the object; that of an enclosing object takes precedence.
         """
         outer = self.within
         self.within = outer or registry
@@ -362,7 +364,7 @@ class Checker:
 
     @staticmethod
     def fits(option: Type, given: Any) -> bool:
-        """Whether a value has the outer form of an alternative, whatever it holds."""
+        """Return whether a value has the outer form of an alternative, ignoring its contents."""
         if isinstance(option, Marked) and isinstance(option.mark, Calls):
             return isinstance(given, dict | list)
         base = plain(option)
@@ -439,7 +441,7 @@ class Checker:
     def fields_of(
         self, mark: ConfigOf, given: dict[str, Any], path: KeyPath, siblings: dict[str, Any]
     ) -> dict[str, Any]:
-        """Judge fields of a transformers configuration class, where it is known which."""
+        """Check fields of a transformers configuration class, if the class is known."""
         model_type = model_type_of(mark, siblings)
         fields = None if model_type is None else config_signature(model_type)
         if fields is None:
@@ -503,12 +505,12 @@ class Checker:
             return None
         before = len(self.problems)
         with self.inside(REGISTRIES.get(mark.namespace)):
-            judged = given if read is None else self.section(read, given, path)
+            checked = given if read is None else self.section(read, given, path)
         if mark.namespace in REGISTRIES and len(self.problems) == before:
             # a name with its options is a node without proto
             found = named_target(REGISTRIES[mark.namespace], {"proto": name})
-            self.plans[path] = Plan(found, {"proto": name, **judged}, path)
-        return judged
+            self.plans[path] = Plan(found, {"proto": name, **checked}, path)
+        return checked
 
     def chosen_options(
         self,
@@ -534,7 +536,7 @@ class Checker:
         try:
             of = signature(mark.namespace, str(name))
         except ConfigError:
-            # the name is reported where it stands
+            # the name is reported at its own key
             return given
         return given if of is None else self.section(of, given, path, filled=mark.filled)
 
@@ -570,6 +572,6 @@ def _is_map(kind: Marked) -> bool:
 
 
 def _empty(kind: Marked) -> Any:
-    """The meaning of null in a section of names or options: an empty section, or null itself."""
+    """Return the meaning of null in a section of names or options: an empty section, or null."""
     empty: dict[type[Type], Any] = {MapOf: {}, ListOf: []}
     return empty.get(type(plain(kind)))

@@ -4,10 +4,10 @@ A metric declares its numbers as a literal mapping,
 
     numbers: ClassVar = {"auroc": "higher", "*_uniformity": "lower", "words": "neither"}
 
-where `*` stands for any text, as in numbers that are named after features: they are the scores that
-a run can be ranked by. What a model takes is said by attributes of its class in the same way
+where `*` stands for any text, as in numbers named after features: these are the scores that can
+rank a run. A model declares its requirements by attributes of its class in the same way
 (`vilmedic.models.contract.Model`). Both are read from the source text, without importing the class,
-so that what does not go together is known before torch is loaded.
+so that incompatible settings are found before torch is loaded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 import griffe
 
 from vilmedic.config.namespaces import Target, entries, method, named_target, target
+from vilmedic.config.namespaces import signature as options_of
 from vilmedic.config.sections import TrainorSection, ValidatorSection
 from vilmedic.config.signature import bases, derives_from, find_class, read_signature
 from vilmedic.config.tree import KeyPath, Tree, dotted
@@ -31,13 +32,13 @@ from vilmedic.registry import DATASETS, METRICS, MODELS
 
 Better = Literal["higher", "lower", "neither"]
 Declared = Mapping[str, str]
-"""Names of numbers, or patterns of them, with what is better."""
+"""Names of numbers, or patterns of them, with the better direction."""
 
 BETTER = ("higher", "lower", "neither")
 PUBLISHED_NAMES = {"validate": "validation"}
 """Score names start with the split; `validate` gives the published name `validation_loss`."""
 EMA = "ema_"
-"""In front of the scores of the averaged copy that `trainor.ema` keeps."""
+"""Prefix of the scores of the averaged copy that `trainor.ema` keeps."""
 KEY = "trainor.early_stop_metric"
 
 IMAGES = "vilmedic.datasets.image.ImageDataset"
@@ -48,7 +49,7 @@ T = TypeVar("T")
 
 
 def constant(path: str, name: str) -> Any:
-    """A literal attribute of a class or of a class that it derives from; None when there is none.
+    """Return a literal attribute of a class or its base classes; None without one.
 
     Args:
         path: dotted path of the class.
@@ -71,7 +72,7 @@ def constant(path: str, name: str) -> Any:
 
 
 def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
-    """The calls with a number after each name that came before: `knn`, `knn_2`."""
+    """Number repeated names: `knn`, `knn_2`."""
     seen: dict[str, int] = {}
     named = []
     for name, call in calls:
@@ -81,7 +82,7 @@ def distinct(calls: Iterable[tuple[str, T]]) -> list[tuple[str, T]]:
 
 
 def declared_numbers(metric: str) -> dict[str, str] | None:
-    """The numbers that a metric declares, read from its source text.
+    """Return the numbers that a metric declares, read from its source text.
 
     Args:
         metric: its name in a configuration.
@@ -98,19 +99,18 @@ def declared_numbers(metric: str) -> dict[str, str] | None:
 
 
 def is_declaration(value: Any) -> bool:
-    """Whether a value has the form in which a metric declares its numbers."""
+    """Return whether a value is a valid declaration of numbers."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and better in BETTER for name, better in value.items()
     )
 
 
 class Scores:
-    """The scores that an evaluation during training can give.
+    """The scores of an evaluation during training.
 
     Args:
         splits: the splits that are scored.
-        metrics: each metric's name among the scores, and what it declares; None when that is not
-            known.
+        metrics: each metric's name among the scores, and its declared numbers; None if unknown.
         ema: whether the averaged copy is scored as well.
     """
 
@@ -132,7 +132,7 @@ class Scores:
                         self._known[f"{prefix}_{name}_{number}"] = better
 
     def better(self, score: str) -> str | None:
-        """Which direction is better; None for a metric that does not say what it gives.
+        """Return which direction is better; None for a metric without a declaration.
 
         Args:
             score: the name of a score.
@@ -161,13 +161,13 @@ class Scores:
 
 
 def read_scores(splits: Iterable[str], metrics: Iterable[str], *, ema: bool) -> Scores:
-    """The scores of a configuration that the source text of its metrics shows."""
+    """Return the scores of a configuration, by the source text of its metrics."""
     named = distinct((name, declared_numbers(name)) for name in metrics)
     return Scores(splits, named, ema=ema)
 
 
 def known_better(score: str) -> str | None:
-    """Which direction of a score is better, by its name alone.
+    """Return which direction of a score is better, by its name alone.
 
     For checkpoints and pages that only have the name.
 
@@ -185,14 +185,14 @@ def known_better(score: str) -> str | None:
     return "lower" if score == "loss" or score.endswith("_loss") else None
 
 
-# -- what goes together
+# -- settings that must fit together
 
 
 def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
-    """Refuse Muon, which updates matrices only, for a model that has other weights.
+    """Refuse Muon, which updates only matrices, for a model with other weights.
 
-    Every model of this package has biases and scales of normalisations. A model of a plugin may
-    have matrices alone; its weights are looked at when the optimizer is made.
+    Every model of this package has biases and normalisation scales. A model of a plugin may have
+    matrices only; its weights are checked when the optimizer is made.
 
     Args:
         tree: the values that were given, for their origins.
@@ -214,18 +214,20 @@ def wrong_optimizer(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
         )
 
 
+GROUP_NUMBERS = Between(0, 1000)
+"""The bounds of every number in `trainor.optim_groups`, as its type states them."""
 GROUP_OPTIONS = {
     "lr": (Above(0), AtMost(1000)),
-    "weight_decay": (Between(0, 1000),),
+    "weight_decay": (GROUP_NUMBERS,),
     "layer_decay": (Above(0), AtMost(1)),
 }
-"""What an entry of `trainor.optim_groups` may hold, with its bounds."""
+"""Options of an entry of `trainor.optim_groups`, with their bounds."""
 
 
 def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
-    """Refuse groups of weights that the model has no part for, and options that they do not have.
+    """Refuse groups of weights without a matching part of the model, and options without effect.
 
-    Patterns, and names inside a part, are looked for when the optimizer is made.
+    Patterns, and names inside a part, are checked when the optimizer is made.
 
     Args:
         tree: the values that were given, for their origins.
@@ -233,9 +235,10 @@ def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
     """
     section, node = data.get("trainor"), data.get("model")
     groups = section.get("optim_groups") if isinstance(section, dict) else None
-    if not isinstance(groups, dict) or not isinstance(node, dict):
+    if not isinstance(section, dict) or not isinstance(groups, dict) or not isinstance(node, dict):
         return
     parts = _parts(node)
+    unused = _without_effect(section)
     for name, options in groups.items():
         where = ("trainor", "optim_groups", name)
         first = name.partition(".")[0]
@@ -246,15 +249,90 @@ def wrong_groups(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
                 f"(*.bias).{nearest(first, parts)}"
             )
         for key, value in options.items() if isinstance(options, dict) else ():
-            bounds = GROUP_OPTIONS.get(key)
-            if bounds is None:
+            bounds, place = GROUP_OPTIONS.get(key), tree.where((*where, key))
+            raw = tree.get((*where, key)) if tree.has((*where, key)) else None
+            if isinstance(raw, dict):  # that it is no number is told already
+                inside, given = _inside((name, key), raw)
+                words = f"{{{', '.join(f'{one}: {shown(given[one])}' for one in given)}}}"
                 yield (
-                    f"{tree.where((*where, key))}: unknown key. Allowed: "
+                    f"{place}: dots separate keys here. Give the name of what lies inside a part "
+                    f"as one: trainor.optim_groups={{{inside}: {words}}}"
+                )
+            elif bounds is None:
+                yield (
+                    f"{place}: unknown key. Allowed: "
                     f"{', '.join(GROUP_OPTIONS)}.{nearest(key, GROUP_OPTIONS)}"
                 )
-            elif isinstance(value, int | float) and not all(one.allows(value) for one in bounds):
+            elif key in unused:
+                yield f"{place}: has no effect, as {section['optimizer']} has no such option."
+            elif (
+                isinstance(value, int | float)
+                and GROUP_NUMBERS.allows(value)  # others are told already
+                and not all(one.allows(value) for one in bounds)
+            ):
                 words = " and ".join(one.words() for one in bounds)
-                yield f"{tree.where((*where, key))}: given {shown(value)}; allowed: {words}."
+                yield f"{place}: given {shown(value)}; allowed: {words}."
+    if groups and (rates := _own_rates(node)):
+        others = ", ".join(f"model.{key}" for key in rates)
+        yield (
+            f"{tree.where(('trainor', 'optim_groups'))}: given beside {others}, by which the model "
+            f"gives rates to its parts itself. Leave one of the two out: "
+            f"{' '.join(f'~model.{key}' for key in rates)}"
+        )
+
+
+def _inside(names: tuple[str, ...], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A dotted name that was read as keys in keys, and the options that it is given."""
+    while len(given) == 1 and isinstance(value := next(iter(given.values())), dict):
+        names, given = (*names, next(iter(given))), value
+    return ".".join(names), given
+
+
+def _without_effect(section: dict[str, Any]) -> list[str]:
+    """Options of groups that the optimizer does not have."""
+    try:
+        known = options_of("torch.optim", str(section.get("optimizer", "Adam")))
+    except ConfigError:
+        return []  # told where it stands
+    return [] if known is None or "weight_decay" in known.params else ["weight_decay"]
+
+
+def _own_rates(node: dict[str, Any]) -> list[str]:
+    """The keys of a model that are given and set rates of its parts."""
+    try:
+        model = named_target(MODELS, node)
+    except ConfigError:
+        return []
+    params = {} if model.signature is None else model.signature.settable
+    return [
+        key
+        for key in constant(model.path, "own_rates") or ()
+        if key in params and node.get(key, params[key].default) != params[key].default
+    ]
+
+
+def wrong_warmup(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
+    """Refuse a warm-up that is as long as a run of a given number of steps.
+
+    How many steps an epoch has is known once the data are read.
+
+    Args:
+        tree: the values that were given, for their origins.
+        data: the checked configuration, which may have other problems.
+    """
+    section = data.get("trainor")
+    if not isinstance(section, dict) or section.get("lr_decay") != "WarmupCosineLR":
+        return
+    options = section.get("lr_decay_params")
+    options = options if isinstance(options, dict) else {}
+    warmup = options.get("warmup")
+    length = options.get("total_steps") or section.get("steps")
+    if type(warmup) is int and type(length) is int and warmup >= length:
+        key = ("trainor", "lr_decay_params", "warmup")
+        yield (
+            f"{tree.where(key)}: given {warmup}, but the schedule has {length} steps. Give fewer, "
+            "or a share of the run such as 0.1."
+        )
 
 
 def _parts(node: dict[str, Any]) -> list[str]:

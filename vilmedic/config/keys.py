@@ -1,9 +1,9 @@
 """Keys without effect, and renamed keys of published configurations.
 
-A key has no effect because of what another one says: the marks `UsedWith`, `Overruled` and `Within`
-of its annotation tell. Keys that this project spells otherwise or does not have come from the
-original vilmedic: one without effect on the result is left out with a line, for any other the
-message says what to write instead. `docs/migrating.md` lists them all.
+A key can have no effect because of another one, as declared by the marks `UsedWith`, `Overruled`
+and `Within` of its annotation. Keys that this project spells differently or does not have come from
+the original vilmedic: a key without effect on the result is left out with a note, for any other the
+message gives the replacement. `docs/migrating.md` lists them all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Idle:
     Args:
         path: the key.
         why: the rest of a sentence that begins with the key.
-        dropped: whether a stronger layer made it so, and it is left out.
+        dropped: whether a stronger layer overrules it, so that it is left out.
     """
 
     path: KeyPath
@@ -48,11 +48,11 @@ class Idle:
 
 
 def idle_keys(tree: Tree, read: Signature, given: dict[str, Any], path: KeyPath) -> Iterator[Idle]:
-    """The keys of a section that have no effect.
+    """Yield the keys of a section that have no effect.
 
-    A key whose value another one refers to, `${trainor.optim_params.lr}`, has one. So that a
-    configuration written out in full can be read back, a default stated in a file is no fault,
-    nor is a rate that equals the one that overrules it.
+    A key that another one refers to, `${trainor.optim_params.lr}`, has an effect. A default stated
+    in a file is no error, nor is a rate that equals the one that overrules it, so that a
+    configuration written out in full can be read back.
 
     Args:
         tree: the values and their marks.
@@ -63,14 +63,14 @@ def idle_keys(tree: Tree, read: Signature, given: dict[str, Any], path: KeyPath)
     section = _Section(tree, read, given, path)
     for name, param in read.settable.items():
         for mark in dependences(param.type) if name in given else ():
-            found = section.judge(mark, name)
+            found = section.idle(mark, name)
             if found is not None:
                 yield found
                 break
 
 
 def dependences(kind: Type) -> list[Dependence]:
-    """The marks of a type that say what its value depends on."""
+    """Return the marks of a type that declare a dependence on another key."""
     if isinstance(kind, AnyOf):
         return [mark for one in kind.options for mark in dependences(one)]
     if not isinstance(kind, Marked):
@@ -86,7 +86,7 @@ class _Section:
         self.given = given
         self.path = path
 
-    def judge(self, mark: Dependence, name: str) -> Idle | None:
+    def idle(self, mark: Dependence, name: str) -> Idle | None:
         if isinstance(mark, Overruled):
             return self.overruled(mark, name)
         value, other = self.given[name], self.value(mark.key)
@@ -95,7 +95,7 @@ class _Section:
         if BROKEN in (value, other) or not self.is_idle(mark, value, other):
             return None
         if value in (None, {}, []):
-            return None  # asks for nothing
+            return None  # sets nothing
         path, key = (*self.path, name), (*self.path, mark.key)
         typed = self.is_typed(path)
         if not typed and (value == self.read.params[name].default or self.is_mode(mark)):
@@ -136,7 +136,7 @@ class _Section:
         return self.found(path, key, value, why)
 
     def chooser(self, name: str) -> KeyPath | None:
-        """The key that names the class whose options a mapping holds."""
+        """Return the key that names the class whose options a mapping holds."""
         param = self.read.params.get(name)
         for mark in [] if param is None else _options_marks(param.type):
             return (*self.path, mark.key)
@@ -152,7 +152,7 @@ class _Section:
         return Idle(path, f"given {shown(value)}, which {why}.", dropped=False)
 
     def value(self, key: str) -> Any:
-        """The value of a sibling key, or of an option of the class that a sibling key names."""
+        """Return the value of a sibling key, or of an option of the class it names."""
         first, _, option = key.partition(".")
         param = self.read.params.get(first)
         value = self.given.get(first, param.default if param is not None else None)
@@ -172,7 +172,7 @@ class _Section:
         return None
 
     def is_typed(self, path: KeyPath) -> bool:
-        """Whether the value of a key, or something in it, comes from the command line."""
+        """Return whether the value of a key, or something in it, comes from the command line."""
         return any(
             mark.origin == COMMAND_LINE
             for one, mark in self.tree.marks.items()
@@ -207,13 +207,13 @@ class OlderKey:
     """A key of published configurations.
 
     Args:
-        section: the top-level section that it stands in, at any depth.
+        section: the top-level section that contains it, at any depth.
         name: the key.
-        instead: what is done or to be written; `{section}` is where the key stands.
+        instead: the replacement; `{section}` is the section of the key.
         accepted: the values that have no effect on the result; None for any.
-        note: why such a value is left out, where `instead` does not say it.
-        always: whether it is also meant where any key is allowed, in the settings of a model whose
-            configuration cannot be read.
+        note: why such a value is left out, if `instead` does not explain it.
+        always: whether it also applies where any key is allowed, in the settings of a model
+            whose configuration cannot be read.
     """
 
     section: str
@@ -229,7 +229,7 @@ _BEAMS = "leave it out: it is for systems that write reports, and there is none 
 _ONE = "there is one class for this"
 _TRANSFORMS = ("custom_transform_train", "custom_transform_val", "custom_transform_validate")
 OF_INPUTS = (*_TRANSFORMS, "max_len", "vocab_file")
-"""Keys of a data set without which a model is shown something else."""
+"""Keys of a data set that change the input of a model."""
 
 OLDER_KEYS = (
     OlderKey(
@@ -316,8 +316,8 @@ def find_older(path: KeyPath, *, open_ended: bool = False) -> OlderKey | None:
     return None if found is None or (open_ended and not found.always) else found
 
 
-def judge_older(older: OlderKey, value: Any, path: KeyPath) -> tuple[bool, str]:
-    """Whether a value is accepted, and the sentence that says so or what to write.
+def check_older(older: OlderKey, value: Any, path: KeyPath) -> tuple[bool, str]:
+    """Return whether a value is accepted, and a message with the reason or the replacement.
 
     Args:
         older: the key as it was published.
@@ -341,7 +341,7 @@ def judge_older(older: OlderKey, value: Any, path: KeyPath) -> tuple[bool, str]:
 
 
 def _transforms(code: str, section: str, *, training: bool) -> str:
-    """What to write instead of a custom transform."""
+    """Return the replacement of a custom transform."""
     text = "it is Python code, which a configuration never executes. "
     if not training and code.count("Compose(") > 1:
         return f"{text}Leave it out: with two views, evaluation augments as training does"
@@ -360,7 +360,7 @@ def _transforms(code: str, section: str, *, training: bool) -> str:
 
 
 def _in_yaml(code: str) -> list[str]:
-    """The lines that say the same as the text of a published transform."""
+    """Return the configuration lines that replace a published transform."""
     try:
         tree = ast.parse(code.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,7 +1,7 @@
 """Configuration layers: files, their includes and the command line, merged in order.
 
-An upper layer may make keys of a lower one meaningless, by a new class or by a section given whole:
-they are dropped, with a line that says so.
+An upper layer may make keys of a lower one meaningless, by a new class or by a section given as a
+whole: they are dropped, with a note.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from vilmedic.config.yaml_source import Override, read_file
 from vilmedic.errors import ConfigError, nearest
 
 MOST_FILES = 32
-"""Files that a configuration may be made of, a file that is included twice counted twice."""
+"""Most files of a configuration; a file that is included twice counts twice."""
 MOST_TOGETHER = 20_000
-"""Keys and values of files that include each other."""
+"""Most keys and values of all files together."""
 
 
 def read_layers(path: str) -> tuple[list[Tree], list[str]]:
-    """A configuration file and everything that it includes, the weakest first.
+    """Return a configuration file and everything it includes, the weakest first.
 
     Args:
         path: the file.
 
     Returns:
-        The layers, and one line for each file that was not found where it was looked for first.
+        The layers, and one line for each file that was not found at the first place.
 
     Raises:
         ConfigError: a file is missing, not readable, or includes itself.
@@ -100,7 +100,7 @@ def _included(name: str, path: str, origin: str, notes: list[str]) -> str:
             "directory."
         )
         return here
-    # the one whose folder is there is likelier meant
+    # the one whose folder exists is more likely
     likelier = not os.path.isdir(os.path.dirname(beside)) and os.path.isdir(os.path.dirname(here))
     return here if likelier else beside
 
@@ -120,7 +120,7 @@ def _absent(path: str) -> str:
 
 
 def merge(lower: Tree, upper: Tree) -> Tree:
-    """Two layers as one: mappings are merged, everything else of the upper one replaces.
+    """Merge two layers: mappings are merged, other values of the upper one replace.
 
     A mapping that the command line gives whole replaces as well.
 
@@ -142,13 +142,13 @@ def merge(lower: Tree, upper: Tree) -> Tree:
             inside = (one for one in upper.marks if one[: len(path)] == path)
             result.marks.update({one: upper.marks[one] for one in inside})
         elif mark.origin == COMMAND_LINE and path in weaker.marks:
-            # a mapping that the command line adds to still stands where the file has it
+            # a mapping that the command line adds to keeps its place in the file
             result.marks[path] = weaker.marks[path]
     return result
 
 
 def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:
-    """Take out of the lower layer what the upper one replaces rather than merges into."""
+    """Remove values of the lower layer that the upper one replaces rather than merges into."""
     for key, value in upper.get(path).items():
         where = (*path, key)
         if not lower.has(where):
@@ -164,7 +164,7 @@ def _make_way(lower: Tree, upper: Tree, path: KeyPath) -> None:
 
 
 def _together(below: dict[str, Any], above: dict[str, Any]) -> Any:
-    """Two mappings as one, the second over the first."""
+    """Merge two mappings, the second over the first."""
     if _looks_up(below, above):
         merged = OmegaConf.merge(OmegaConf.create(below), OmegaConf.create(above))
         return OmegaConf.to_container(merged, resolve=False)
@@ -172,7 +172,7 @@ def _together(below: dict[str, Any], above: dict[str, Any]) -> Any:
 
 
 def _looks_up(below: dict[str, Any], above: dict[str, Any]) -> bool:
-    """Whether a mapping goes over text, which may refer to another mapping."""
+    """Return whether a mapping goes over text, which may refer to another mapping."""
     pairs = [(below[key], value) for key, value in above.items() if key in below]
     return any(
         isinstance(value, dict)
@@ -189,14 +189,14 @@ def _over(below: Any, above: Any) -> Any:
 
 
 def apply_overrides(overrides: list[Override], lower: Tree) -> tuple[Tree, list[str]]:
-    """The layer that a command line makes over the files.
+    """Return the layer of a command line over the files.
 
     A section given whole, `a={b: 1}`, replaces that of the files; a dotted key, `a.b=1`, changes
     it inside.
 
     Args:
         overrides: the words, in their order.
-        lower: the merged files; what `~key` names is taken out of it.
+        lower: the merged files; `~key` removes keys from them.
 
     Returns:
         The layer, and one text a problem.
@@ -244,7 +244,7 @@ def _set(override: Override, layer: Tree, lower: Tree) -> None:
                 {known: mark for known, mark in lower.marks.items() if known[:depth] == here}
             )
         elif not isinstance(inside, dict | list):
-            # what an earlier word put here is gone, and with it what the files have
+            # the value of an earlier word is removed, and that of the files too
             whole = _holds(node, part)
             inside = {}
             layer.forget(here)
@@ -288,7 +288,7 @@ def _indexed(path: tuple[str, ...], tree: Tree) -> KeyPath:
 
 
 def drop_replaced(lower: Tree, upper: Tree, root: Signature, defaults: dict[str, Any]) -> list[str]:
-    """Take out of a lower layer what an upper one makes meaningless.
+    """Remove keys of a lower layer that an upper one makes meaningless.
 
     Args:
         lower: the weaker layer; changed in place.
@@ -322,7 +322,7 @@ class _Dropper:
         return self.lines
 
     def replaced(self, path: KeyPath) -> None:
-        """Drop what a section given whole does not name again."""
+        """Drop keys that a section given as a whole does not repeat."""
         given = self.mapping(self.upper, path)
         below = self.mapping(self.lower, path)
         if given is None or below is None:
@@ -342,7 +342,7 @@ class _Dropper:
         return found if isinstance(found, dict) else None
 
     def arguments(self, read: Signature, path: KeyPath) -> None:
-        """Look through the arguments that both layers give."""
+        """Check the arguments that both layers give."""
         for name, param in read.settable.items():
             for option in options(param.type):
                 if isinstance(option, Marked) and isinstance(option.mark, OptionsOf):
@@ -362,16 +362,16 @@ class _Dropper:
         if found.signature is None:
             return
         if self.upper.has((*path, "proto")) and above.get("proto") != below.get("proto"):
-            self.tell((*path, "proto"), self.strip(found, path))
+            self.note_dropped((*path, "proto"), self.strip(found, path))
         self.arguments(found.signature, path)
 
     def touched(self, path: KeyPath) -> bool:
-        """Whether the upper layer says anything of a section, or takes something out of it."""
+        """Return whether the upper layer sets or removes anything in a section."""
         removed = any(one[: len(path)] == path for one in self.upper.removed)
         return removed or self.mapping(self.upper, path) is not None
 
     def strip(self, found: Target, path: KeyPath) -> list[KeyPath]:
-        """Drop from a node what its new class does not know; the paths dropped."""
+        """Drop the keys of a node that its new class does not know; returns their paths."""
         below = self.mapping(self.below, path)
         if found.signature is None or below is None:
             return []
@@ -389,7 +389,7 @@ class _Dropper:
         return dropped
 
     def nested(self, kind: Type, path: KeyPath) -> list[KeyPath]:
-        """Drop from a node inside a node of a new class what it does not know."""
+        """Drop the unknown keys of a node inside a node of a new class."""
         below = self.mapping(self.below, path)
         above = self.mapping(self.above, path)
         if below is None or above is None:
@@ -408,7 +408,7 @@ class _Dropper:
         return dropped + self.strip(found, path)
 
     def chosen(self, mark: OptionsOf, read: Signature, path: KeyPath, name: str) -> None:
-        """Drop the options of a class that is not the named one any more."""
+        """Drop the options of a class that is no longer chosen."""
         key = (*path, mark.key)
         where = (*path, name)
         below = self.mapping(self.below, where)
@@ -429,7 +429,7 @@ class _Dropper:
             if of is None or of.extras is not None:
                 return
             known = set(of.settable)
-        self.tell(
+        self.note_dropped(
             key,
             [one for option in below if option not in known for one in self.drop((*where, option))],
         )
@@ -441,7 +441,7 @@ class _Dropper:
         self.lower.remove(path)
         return [path]
 
-    def tell(self, choice: KeyPath, dropped: list[KeyPath]) -> None:
+    def note_dropped(self, choice: KeyPath, dropped: list[KeyPath]) -> None:
         if dropped:
             listed = ", ".join(f"{dotted(one)} ({self.origins[one]})" for one in dropped)
             chosen = self.above.has(choice)

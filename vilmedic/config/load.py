@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vilmedic.config.check import Checker, Items, PathText, Plan, plain_data
-from vilmedic.config.declared import misfits, wrong_groups, wrong_optimizer, wrong_score
+from vilmedic.config.declared import (
+    misfits,
+    wrong_groups,
+    wrong_optimizer,
+    wrong_score,
+    wrong_warmup,
+)
 from vilmedic.config.layers import apply_overrides, drop_replaced, merge, read_layers
 from vilmedic.config.namespaces import Target, entries, schema_keys
 from vilmedic.config.sections import (
@@ -43,13 +49,13 @@ ROOT = f"{RunSection.__module__}.{RunSection.__name__}"
 
 
 class Node(dict[str, Any]):
-    """A mapping of a configuration that knows where it stands.
+    """A mapping of a configuration with its path and origin.
 
     Args:
         data: the keys and values.
-        path: where the mapping stands.
-        tree: the configuration that it is part of, for the origins of its keys.
-        plans: what the checked nodes of the configuration become; a new one is added.
+        path: the path of the mapping.
+        tree: the configuration that contains it, for the origins of its keys.
+        plans: the plans of the checked nodes of the configuration; a new one is added.
     """
 
     def __init__(
@@ -59,7 +65,7 @@ class Node(dict[str, Any]):
         self.path, self.tree, self.plans = path, tree, plans
 
     def plan(self, registry: Registry) -> Plan:
-        """What the node becomes; it is checked unless it was before and is as it was.
+        """Return the plan of the node, checking it if it is new or changed.
 
         Raises:
             ConfigError: the node does not fit the signatures.
@@ -78,18 +84,18 @@ class Node(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Config:
-    """A configuration without a known fault.
+    """A checked configuration.
 
     Args:
         run: all of it, typed.
         data: all of it as plain values; the framework's own sections hold their defaults.
         tree: the values that were given, with their marks.
         overrides: the words of the command line.
-        notes: one line for each choice of the command line that made keys of files meaningless.
+        notes: one line per choice of the command line that made keys of files meaningless.
         path: the configuration file.
-        plans: what its nodes become, so that none is checked a second time.
-        file_notes: one line for each choice of a file that made keys of its includes meaningless;
-            it was written on purpose, so a run does not repeat them.
+        plans: the plans of its nodes, so that none is checked twice.
+        file_notes: one line per choice of a file that made keys of its includes meaningless; these
+            are intended, so a run does not repeat them.
     """
 
     run: RunSection
@@ -154,24 +160,24 @@ class Config:
         return {".".join(map(str, path)): mark.origin for path, mark in self.tree.marks.items()}
 
     def settle(self, section: str, key: str, value: Any) -> None:
-        """Replace a value of a section that left the choice to the machine by what was chosen."""
+        """Replace a value that was left to the machine by the value chosen."""
         setattr(getattr(self.run, section), key, value)
         self.data[section][key] = value
 
     def to_yaml(self) -> str:
-        """The resolved configuration; reading it gives the same configuration."""
+        """Return the resolved configuration as YAML; reading it gives the same configuration."""
         return to_yaml(self.data)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A configuration that was read and not yet checked.
+    """A configuration that is read but not checked.
 
     Args:
         tree: the resolved values.
-        problems: what went wrong so far.
-        notes: see `Config`, as for the last one.
-        file_notes: what files replaced.
+        problems: problems so far.
+        notes: see `Config`.
+        file_notes: see `Config`.
     """
 
     tree: Tree
@@ -188,33 +194,33 @@ def load(
     Args:
         path: the YAML file.
         overrides: words as on the command line, `key=value` and `~key`.
-        training: whether it will be trained with: refuses what an evaluation alone can do with.
+        training: whether it is for training: refuses settings that only an evaluation accepts.
 
     Returns:
         The configuration.
 
     Raises:
-        ConfigError: every problem that was found, at once.
+        ConfigError: lists all problems.
     """
     draft = read(os.fspath(path), overrides)
     root = root_signature()
     tree = draft.tree
     checker = Checker(tree, cache(lambda: schema_keys(root, tree.data)))
-    judged = plain_data(checker.section(root, tree.data, ()))
-    problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, judged)]
-    problems += wrong_groups(tree, judged)
+    checked = plain_data(checker.section(root, tree.data, ()))
+    problems = [*draft.problems, *checker.problems, *wrong_optimizer(tree, checked)]
+    problems += [*wrong_groups(tree, checked), *wrong_warmup(tree, checked)]
     if not problems:
-        problems += [*wrong_score(tree, judged), *misfits(tree, judged, training=training)]
+        problems += [*wrong_score(tree, checked), *misfits(tree, checked, training=training)]
     if problems:
         raise ConfigError(problems)
-    judged["name"] = judged.get("name") or Path(path).stem
-    wrong = wrong_folder_name(judged["name"])
+    checked["name"] = checked.get("name") or Path(path).stem
+    wrong = wrong_folder_name(checked["name"])
     if wrong:
-        raise ConfigError(f"name: given {shown(judged['name'])}, that of the file; {wrong}")
+        raise ConfigError(f"name: given {shown(checked['name'])}, that of the file; {wrong}")
     sections = {"trainor": TrainorSection, "validator": ValidatorSection}
     for key, cls in {**sections, "ensemblor": EnsemblorSection}.items():
-        judged[key] = cls(**judged.get(key) or {})
-    run = RunSection(**judged)
+        checked[key] = cls(**checked.get(key) or {})
+    run = RunSection(**checked)
     notes = (*draft.notes, *checker.notes)
     words = tuple(overrides)
     return Config(
@@ -270,7 +276,7 @@ def read(path: str, words: Iterable[str] = ()) -> Draft:
 
 
 def default_values(path: str) -> dict[str, Any]:
-    """The values of the framework's own keys when nothing is given."""
+    """Return the defaults of the framework's own keys."""
     values = asdict(RunSection(name=Path(path).stem, dataset={}, model={}))
     return {key: value for key, value in values.items() if key not in ("dataset", "model")}
 
@@ -284,7 +290,7 @@ def root_signature() -> Signature:
 
 
 def _start_from_defaults(tree: Tree, overrides: list[Override], defaults: dict[str, Any]) -> None:
-    """Put defaults that are sections of names into the files' values where a word goes inside one.
+    """Add the default of a section of names to the files if a word sets a key inside it.
 
     `ensemblor.metrics.knn=null` adds to the protocols of the files, or to the default one.
     """
@@ -333,13 +339,13 @@ def _plugins(layers: list[Tree], overrides: list[Override]) -> list[str]:
 
 
 def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
-    """Make the object that a node describes, the nodes inside it first.
+    """Build the object of a node, nested nodes first.
 
     Args:
         registry: where `proto` is looked up.
         node: `proto` and the arguments; arguments that are missing keep the defaults of the code.
-        runtime: what the framework gives: each value reaches every constructor, nested ones
-            included, that has a `Runtime` argument of that name.
+        runtime: runtime arguments: each value is passed to every constructor, including nested
+            ones, that has a `Runtime` argument of that name.
 
     Returns:
         The object.
@@ -357,7 +363,7 @@ def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
 
 
 def fetch(registry: Registry, node: Node) -> None:
-    """Download what the constructors of a node would, before anything that takes long is made.
+    """Download the files that the constructors of a node need, before slow steps.
 
     A class that downloads has a static method `fetch`, which gets the given arguments of its
     constructor.
@@ -367,13 +373,13 @@ def fetch(registry: Registry, node: Node) -> None:
         node: `proto` and the arguments, as for `build`.
 
     Raises:
-        ConfigError: something cannot be had.
+        ConfigError: a file is not available.
     """
     ask(registry, node, "fetch")
 
 
 def ask(registry: Registry, node: Node, method: str) -> list[Any]:
-    """What static methods of a name give for the given arguments of the constructors of a node.
+    """Call the static methods of a name with the constructor arguments of a node.
 
     Args:
         registry: where `proto` is looked up.
@@ -395,26 +401,26 @@ def ask(registry: Registry, node: Node, method: str) -> list[Any]:
     return found
 
 
-def _plans(judged: Any) -> Iterator[Plan]:
+def _plans(checked: Any) -> Iterator[Plan]:
     """The nodes in a checked value."""
-    if isinstance(judged, Plan):
-        yield judged
-        judged = judged.arguments
-    values = judged.values() if isinstance(judged, dict) else judged
-    for one in values if isinstance(judged, dict | list) else ():
+    if isinstance(checked, Plan):
+        yield checked
+        checked = checked.arguments
+    values = checked.values() if isinstance(checked, dict) else checked
+    for one in values if isinstance(checked, dict | list) else ():
         yield from _plans(one)
 
 
 def build_calls(
     registry: Registry, calls: Any, where: str = "", **runtime: Any
 ) -> list[tuple[str, Any]]:
-    """Make the objects that a mapping or a list of names with options describes.
+    """Build the objects of a mapping or list of names with options.
 
     Args:
         registry: where the names are looked up.
         calls: `{zero_shot: {prompts: p.yml}, retrieval: }`, or a list of such entries, of names and
             of the nodes that `Config.calls` gives.
-        where: the dotted key of what is no node, for messages.
+        where: the dotted key of entries that are not nodes, for messages.
         runtime: as for `build`.
 
     Returns:
@@ -425,7 +431,7 @@ def build_calls(
 
 
 def nodes_of(calls: Any, where: str) -> list[Node]:
-    """The nodes of names with options, as `build_calls` takes them.
+    """Return the nodes of names with options, for `build_calls`.
 
     Args:
         calls: the names with options.
@@ -435,7 +441,7 @@ def nodes_of(calls: Any, where: str) -> list[Node]:
 
 
 def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
-    """An object of a class out of a file of its own, checked as a configuration is.
+    """Build an object of a class from a separate YAML file, checked like a configuration.
 
     Args:
         cls: a class of this package; its arguments are the keys of the file.
@@ -459,7 +465,7 @@ def check_arguments(cls: type, given: dict[str, Any]) -> None:
         given: its arguments, as a caller from Python gives them.
 
     Raises:
-        ConfigError: a value is none of those that a configuration may have there.
+        ConfigError: a value is not allowed.
     """
     _judge(cls, Tree(dict(given)))
 
@@ -480,7 +486,7 @@ def _judge(cls: type, tree: Tree) -> dict[str, Any]:
 
 
 def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) -> Iterator[Node]:
-    """Names with options as nodes, each with the place where it stands."""
+    """Return names with options as nodes, each with its path."""
     if isinstance(calls, dict):
         for name, given in calls.items():
             yield Node({"proto": name, **(given or {})}, (*path, name), tree, plans)
@@ -495,39 +501,39 @@ def _nodes(calls: Any, path: KeyPath, tree: Tree, plans: dict[KeyPath, Plan]) ->
             yield from _nodes(entry, where, tree, plans)
 
 
-def _make(judged: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
-    """The object that a checked value builds."""
-    if isinstance(judged, dict):
-        return {key: _make(one, tree, runtime) for key, one in judged.items()}
-    if isinstance(judged, list):
-        return [_make(one, tree, runtime) for one in judged]
-    if isinstance(judged, Items):
-        return judged.container(_make(judged.values, tree, runtime))
-    if not isinstance(judged, Plan):
-        return Path(judged) if isinstance(judged, PathText) else judged
-    found = judged.found
-    given = {key: one for key, one in judged.arguments.items() if key not in found.consumed}
+def _make(checked: Any, tree: Tree, runtime: dict[str, Any]) -> Any:
+    """Build the object of a checked value."""
+    if isinstance(checked, dict):
+        return {key: _make(one, tree, runtime) for key, one in checked.items()}
+    if isinstance(checked, list):
+        return [_make(one, tree, runtime) for one in checked]
+    if isinstance(checked, Items):
+        return checked.container(_make(checked.values, tree, runtime))
+    if not isinstance(checked, Plan):
+        return Path(checked) if isinstance(checked, PathText) else checked
+    found = checked.found
+    given = {key: one for key, one in checked.arguments.items() if key not in found.consumed}
     arguments = _make(given, tree, runtime)
     for name, param in found.signature.params.items() if found.signature else ():
         if param.runtime and name in runtime:
             arguments[name] = runtime[name]
-    cls = _class_of(found, judged.path)
+    cls = _class_of(found, checked.path)
     try:
         return cls(**arguments)
     except ArgumentError as error:
-        raise located(error, tree, judged.path) from error
+        raise located(error, tree, checked.path) from error
     except (ValueError, TypeError) as error:
-        where = tree.where(judged.path)
+        where = tree.where(checked.path)
         raise ConfigError(f"{where}: {cls.__name__} refuses it: {error}") from error
 
 
 def located(error: ArgumentError, tree: Tree, path: KeyPath) -> ConfigError:
-    """What is wrong with arguments, with the place of each in the configuration in front.
+    """Return the problems of arguments, each with its place in the configuration.
 
     Args:
-        error: what the object at `path` refuses.
+        error: the error of the object at `path`.
         tree: the configuration.
-        path: where the object stands in it.
+        path: the path of the object.
     """
     return ConfigError(
         f"{tree.where((*path, *(name.split('.') if name else ())))}: {text}"

@@ -48,13 +48,13 @@ from vilmedic.errors import ConfigError, nearest
 from vilmedic.registry import REGISTRIES, Registry
 
 _TRANSFORMS = "torchvision.transforms.v2"
-# what a namespace holds besides the classes that a configuration can name
+# names of a namespace that are not for configurations
 _BASES = {
     "torch.optim": {"Optimizer"},
     "torch.optim.lr_scheduler": {"LRScheduler", "Optimizer"},
     _TRANSFORMS: {"Transform", "InterpolationMode", "AutoAugmentPolicy"},
 }
-# classes of this package that a configuration names as if they were there
+# classes of this package that a configuration can name in a namespace of torch
 OWN = {
     "torch.optim": {"LARS": "vilmedic.training.lars.LARS"},
     "torch.optim.lr_scheduler": {"WarmupCosineLR": "vilmedic.training.optimization.WarmupCosineLR"},
@@ -74,7 +74,7 @@ Bounds = tuple[AnyMark, ...]
 
 
 def _by_name(*groups: Any) -> dict[str, Bounds]:
-    """The bounds of each argument out of groups: names in one text, then the bounds they share."""
+    """Return the bounds of each argument, from groups of names with their shared bounds."""
     return {name: tuple(bounds) for names, *bounds in groups for name in names.split()}
 
 
@@ -196,7 +196,7 @@ def entries(calls: Any) -> Iterator[tuple[str, dict[str, Any] | None]]:
 
 @cache
 def _members(namespace: str) -> dict[str, str]:
-    """The public names of a module, each with the dotted path that it stands for."""
+    """Return the public names of a module, each with its dotted path."""
     module = read_module(namespace)
     if module is None:
         return {}
@@ -240,7 +240,7 @@ def _member_signature(namespace: str, name: str) -> Signature | None:
 
 @cache
 def _configurable(namespace: str, name: str) -> bool:
-    """Whether a configuration can hold every argument that a class needs."""
+    """Return whether a configuration can give every required argument of a class."""
     if namespace not in _BASES:
         return True
     if name in _REFUSED.get(namespace, {}):
@@ -267,7 +267,7 @@ def _is_foreign(kind: Type) -> bool:
 
 
 def kind_of(path: str) -> Registry | None:
-    """The registry whose names can stand in for a class, by its package or what it derives from.
+    """Return the registry whose classes can replace a class, by its package or base class.
 
     Args:
         path: dotted path of the class.
@@ -290,11 +290,11 @@ def kind_of(path: str) -> Registry | None:
 
 
 def bounded(read: Signature, bounds_of: Callable[[str], Bounds]) -> Signature:
-    """A signature of another package with the bounds of its numbers.
+    """Add bounds to the numbers in the signature of another package.
 
     Args:
-        read: the signature as the package has it.
-        bounds_of: from the name of an argument to its bounds.
+        read: the signature.
+        bounds_of: returns the bounds of an argument by its name.
     """
     params = {
         name: replace(param, type=_within(param.type, bounds_of(name)))
@@ -325,7 +325,7 @@ def _within(kind: Type, bounds: Bounds) -> Type:
 
 @dataclass(frozen=True)
 class Target:
-    """The class behind a node.
+    """The class of a node.
 
     Args:
         signature: its arguments; None when its source text does not show them.
@@ -359,15 +359,15 @@ def registry_of(kind: Type) -> Registry | None:
 
 
 def is_node(kind: Type) -> bool:
-    """Whether a mapping of a type is built into an object."""
+    """Return whether a mapping of a type becomes an object."""
     return registry_of(kind) is not None or instance_of(kind) is not None
 
 
 def target(kind: Type, node: dict[str, Any]) -> Target:
-    """The class that a node becomes.
+    """Return the class of a node.
 
     Args:
-        kind: what the signature says of the node.
+        kind: the type of the node in the signature.
         node: its keys and values.
 
     Raises:
@@ -412,7 +412,7 @@ def instance_target(instance: Instance, node: dict[str, Any]) -> Target:
 
 
 def _same_call(given: str, wanted: str) -> None:
-    """Refuse a loss that is called with other tensors than the one whose place it takes."""
+    """Refuse a loss with other inputs than the one it replaces."""
     forward, model = method(given, "forward"), method(wanted, "forward")
     if forward is None or model is None:
         return
@@ -428,7 +428,7 @@ def _same_call(given: str, wanted: str) -> None:
 
 
 def method(path: str, name: str) -> griffe.Function | None:
-    """A method of a class, its own or inherited; None where the source text shows none."""
+    """Return a method of a class, possibly inherited; None if the source text shows none."""
     cls = find_class(path)
     if cls is None:
         return None
@@ -451,8 +451,8 @@ def schema_keys(read: Signature, data: Any, path: KeyPath = ()) -> list[str]:
 
     Args:
         read: the signature of the section at `path`.
-        data: the values, whose `proto`s decide on the schema.
-        path: where the section stands.
+        data: the values, whose `proto` keys choose the schema.
+        path: the path of the section.
     """
     found: list[tuple[int, str]] = []
     for name, param in read.settable.items():

@@ -179,7 +179,7 @@ class ValidatorSection:
 
 @dataclass(kw_only=True)
 class RerankSection:
-    """What generated images are put in order by.
+    """Ranking of generated images.
 
     Args:
         ckpt: a checkpoint of ConVIRT, a path: images that agree with the report come first.
@@ -230,7 +230,7 @@ class GenerationSection:
     )
 
     def __post_init__(self) -> None:
-        """Read the nested section, and refuse what cannot be drawn from.
+        """Read the nested section, and refuse options that cannot be used.
 
         Raises:
             ConfigError: a prompt is empty, or there is no image to take a part of.
@@ -270,7 +270,7 @@ class EnsemblorSection(GenerationSection):
         post_processing: figures and files to make, each with its options.
         report: whether report.html is made, with the embedding explorer of
             post_processing.explore_representation.
-        seed: seed of whatever an evaluation draws.
+        seed: seed of all random draws of an evaluation.
         precision: arithmetic of the forward pass; auto is bf16 on a GPU that has it, and fp32
             elsewhere.
         tf32: see trainor.tf32.

@@ -40,12 +40,12 @@ from vilmedic.registry import REGISTRIES, Registry
 
 WIDEST = 100
 DEPTH = 2
-"""Sections that the first page lists: `model` and `model.loss`, but none inside of these."""
+"""Depth of the sections that the first page lists: `model` and `model.loss`."""
 _ABBREVIATIONS = ("al", "cf", "e.g", "eq", "fig", "i.e", "resp", "sec", "vs")
 
 
 def print_config(config: Config) -> str:
-    """The resolved configuration as YAML, with the origin of every value behind it."""
+    """Return the resolved configuration as YAML, with the origin of every value as a comment."""
     text = to_yaml(config.data)
     _, marks = read_yaml(text, str)
     comments: dict[int, str] = {}
@@ -69,12 +69,12 @@ class Place:
 
     Args:
         path: its dotted key, in parts.
-        doc: what it is.
-        param: the argument that it is; None for a name in a section of names.
-        read: the class whose arguments are the keys inside; None when there is none.
-        given: the values inside, as the configuration gives them.
-        node: whether it is built into an object, so that `proto` may choose the class.
-        named: the namespace whose names are keys inside, as for metrics.
+        doc: its description.
+        param: its argument; None for a name in a section of names.
+        read: the class whose arguments are its keys; None without one.
+        given: its values in the configuration.
+        node: whether it becomes an object, so that `proto` may choose the class.
+        named: the namespace whose names are its keys, as for metrics.
     """
 
     path: KeyPath
@@ -94,13 +94,13 @@ class Place:
 def help_page(
     prog: str, purpose: str, own: Sequence[tuple[str, str]], draft: Draft | None = None
 ) -> str:
-    """Usage of a command, and a line for each section.
+    """Return the usage of a command, with a line per section.
 
     Args:
         prog: the command.
-        purpose: what it does, in a sentence or two.
-        own: its own options, each with what it does.
-        draft: the configuration given, whose classes are shown; None without one.
+        purpose: its description, in a sentence or two.
+        own: its own options, each with a description.
+        draft: the given configuration, whose classes are shown; None without one.
     """
     whole = "a section given whole, as in validator.metrics={knn: }, replaces that of the file"
     options = [
@@ -128,7 +128,7 @@ def help_page(
 
 
 def help_on(topics: Sequence[str], draft: Draft | None = None) -> str:
-    """What sections and keys are.
+    """Explain sections and keys.
 
     Args:
         topics: dotted keys; the last part of one alone means all keys of that name.
@@ -152,12 +152,12 @@ def help_on(topics: Sequence[str], draft: Draft | None = None) -> str:
 
 
 def keys_named(name: str, draft: Draft | None, *, near: bool = True) -> list[str]:
-    """The dotted keys whose last part is a name; dashes count as `_`.
+    """Return the dotted keys whose last part is a name; dashes count as `_`.
 
     Args:
         name: the name, or a whole dotted key.
-        draft: the configuration that decides on the keys; None takes those that any has.
-        near: where there is none, take those of the nearest name.
+        draft: the configuration that sets the keys; None takes all possible keys.
+        near: without a match, take the nearest name.
     """
     known = [dotted(one.path) for one in _everything(_root(draft))]
     wanted = name.replace("-", "_")
@@ -169,7 +169,7 @@ def keys_named(name: str, draft: Draft | None, *, near: bool = True) -> list[str
 
 
 def width() -> int:
-    """Columns that lines may have: those of the terminal, 100 at most."""
+    """Return the columns of the terminal, 100 at most."""
     return max(60, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
 
 
@@ -182,7 +182,7 @@ def _root(draft: Draft | None) -> Place:
 
 
 def inside(place: Place) -> Iterator[Place]:
-    """The keys and the sections in a section, in the order of the signature."""
+    """Return the keys and sections in a section, in the order of the signature."""
     if place.named is not None:
         yield from _names_inside(place, place.named)
     if place.read is None:
@@ -261,7 +261,7 @@ def _marks(param: Param) -> Iterator[Any]:
 
 
 def _sections(place: Place) -> Iterator[Place]:
-    """The sections in a section and in these, down to `DEPTH`."""
+    """Return the sections in a section, down to `DEPTH`."""
     for one in inside(place):
         if one.node:
             yield one
@@ -270,17 +270,17 @@ def _sections(place: Place) -> Iterator[Place]:
 
 
 def _everything(place: Place) -> Iterator[Place]:
-    """All keys and sections in a section, but for the names that a section takes."""
+    """Return all keys and sections in a section, without the names that it accepts."""
     for one in inside(place) if place.named is None and len(place.path) < 8 else ():
         yield one
         yield from _everything(one)
 
 
 def _find(topic: str, draft: Draft | None) -> list[Place]:
-    """The places that a topic means.
+    """Return the places that match a topic.
 
     Returns:
-        Them; none where no configuration is given and only some classes of a section have the key.
+        The places; none if no configuration is given and only some classes have the key.
 
     Raises:
         ConfigError: there is none.
@@ -294,11 +294,12 @@ def _find(topic: str, draft: Draft | None) -> list[Place]:
     if known and "." not in topic:
         return [place for key in known for place in _find(key, draft)]
     keys = [dotted(one.path) for one in _everything(_root(draft))]
-    hint = nearest(topic, keys)
+    keys += _keys_of_each_class() if draft is None else []
+    hint = nearest(topic, list(dict.fromkeys(keys)))
     if not hint and (near := keys_named(topic, draft)):
         hint = f" Did you mean {near[0]!r}?"
-    if draft is None and topic.partition(".")[0] in ("dataset", "model"):
-        hint = " Name a configuration file as well: its proto decides on the keys."
+    if draft is None and topic.partition(".")[0] in ("dataset", "model") and "." not in hint:
+        hint += " Give a configuration file as well: its proto decides on the keys."
     raise ConfigError(f"--help {topic}: there is no such section or key.{hint}")
 
 
@@ -312,23 +313,40 @@ def _at_path(place: Place, topic: str) -> Place | None:
 
 
 def _of_each_class(topic: str) -> Iterator[tuple[str, Place]]:
-    """A key of a section whose class no configuration has chosen, for each class that has it.
+    """Find a key of a section without a chosen class, in each class that has it.
 
     Returns:
         The choice, as it is written on the command line, and the key.
     """
     first, _, rest = topic.partition(".")
     section = _at_path(_root(None), first)
-    registry = _choices(section) if section is not None and rest else None
-    for name in registry.names() if registry is not None else ():
-        top = Place((), "", read=root_signature(), given={first: {"proto": name}})
+    for name, top in _with_each_class(section) if section is not None and rest else ():
         place = _at_path(top, topic)
         if place is not None:
             yield f"{first}.proto={name}", place
 
 
+def _keys_of_each_class() -> list[str]:
+    """Return the dotted keys in sections without a chosen class, those of all their classes."""
+    return [
+        dotted(one.path)
+        for section in inside(_root(None))
+        for _, top in _with_each_class(section)
+        for one in _everything(top)
+        if one.path[0] == section.path[0]
+    ]
+
+
+def _with_each_class(section: Place) -> Iterator[tuple[str, Place]]:
+    """Yield each class of a top-level section without a chosen one, and the root with it."""
+    registry = _choices(section)
+    for name in registry.names() if registry is not None else ():
+        given = {section.path[0]: {"proto": name}}
+        yield name, Place((), "", read=root_signature(), given=given)
+
+
 def _choices(place: Place) -> Registry | None:
-    """The classes that a section may be of while none is chosen."""
+    """Return the classes of a section while none is chosen."""
     if not place.node or place.read is not None or place.param is None:
         return None
     return registry_of(place.param.type)
@@ -338,7 +356,7 @@ def _choices(place: Place) -> Registry | None:
 
 
 def _page(place: Place, draft: Draft | None) -> list[str]:
-    """A section with its keys, or a key with all that is known of it."""
+    """Describe a section with its keys, or a key in full."""
     if place.node:
         lines = textwrap.wrap(f"{dotted(place.path)}: {_in_a_line(place)}", width())
         if (registry := _choices(place)) is not None:
@@ -359,7 +377,7 @@ def _page(place: Place, draft: Draft | None) -> list[str]:
 
 
 def _more(place: Place) -> list[str]:
-    """How to see more of the keys in a section that open."""
+    """Explain how to list the keys of nested sections."""
     opening = [one for one in inside(place) if one.node or one.named or _has_names(one)]
     if not opening:
         return []
@@ -374,7 +392,7 @@ def _has_names(place: Place) -> bool:
 
 
 def _entry(place: Place, draft: Draft | None) -> list[str]:
-    """A key with its type, its default, its value and what it means."""
+    """Describe a key: type, default, value and meaning."""
     param = place.param
     head = f"{dotted(place.path)}"
     doc = place.doc
@@ -398,7 +416,7 @@ def _entry(place: Place, draft: Draft | None) -> list[str]:
 
 
 def _names(place: Place) -> list[str]:
-    """The names that a key may have; those of this project with what each is."""
+    """List the allowed names of a key, those of this project with a description."""
     if place.named is not None:
         namespace = place.named
     else:
@@ -422,13 +440,13 @@ def _names(place: Place) -> list[str]:
 
 
 def _summary(namespace: str, name: str) -> str:
-    """The first sentence of what a name stands for."""
+    """Return the first sentence of the docstring of a name."""
     read = signature(namespace, name)
     return first_sentence(read.summary) if read is not None else ""
 
 
 def _in_a_line(place: Place) -> str:
-    """What a section is: its class, and the first sentence of its text."""
+    """Describe a section: its class, and the first sentence of its docstring."""
     doc = first_sentence(place.doc).partition(";")[0].rstrip(".")
     if place.read is None:
         registry = _choices(place)
@@ -441,29 +459,29 @@ def _in_a_line(place: Place) -> str:
 def _columns(rows: Sequence[tuple[str, str]], *, indent: int = 2, cut: bool = False) -> list[str]:
     """Rows of two columns, wrapped or cut to the width."""
     left = max((len(name) for name, _ in rows), default=0) + 2
-    room = max(20, width() - indent - left)
+    columns = max(20, width() - indent - left)
     lines = []
     for name, text in rows:
         text = _plain(text)
-        parts = [_cut(text, room)] if cut else textwrap.wrap(text, room)
+        parts = [_cut(text, columns)] if cut else textwrap.wrap(text, columns)
         for number, part in enumerate(parts or [""]):
             start = name if number == 0 else ""
             lines.append(f"{' ' * indent}{start.ljust(left)}{part}".rstrip())
     return lines
 
 
-def _cut(text: str, room: int) -> str:
-    """A text in one line: its first clause where the whole does not fit."""
-    if len(text) <= room:
+def _cut(text: str, columns: int) -> str:
+    """Shorten a text to a line, to its first clause if possible."""
+    if len(text) <= columns:
         return text
     clauses = re.split(r"(?<=[:;,])\s", text)
-    while len(clauses) > 1 and len(" ".join(clauses)) > room:
+    while len(clauses) > 1 and len(" ".join(clauses)) > columns:
         clauses.pop()
-    return textwrap.shorten(" ".join(clauses).rstrip(":;, "), room, placeholder=" ...")
+    return textwrap.shorten(" ".join(clauses).rstrip(":;, "), columns, placeholder=" ...")
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a text; a point behind an abbreviation, as in "et al.", ends none."""
+    """Return the first sentence of a text; the dot of "et al." does not end it."""
     for point in re.finditer(r"[.!?](?=\s)", text):
         word = text[: point.start()].rpartition(" ")[2].lstrip("(").lower()
         following = text[point.end() :].lstrip()[:1]
@@ -473,7 +491,7 @@ def first_sentence(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text without the markup of docstrings of other packages."""
+    """Remove the markup of other packages' docstrings from a text."""
     text = re.sub(r":\w+:`~?([^`]*)`", r"\1", text)
     return text.replace("``", "'")
 

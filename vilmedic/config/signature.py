@@ -1,7 +1,7 @@
 """Static reading of class signatures from source text; nothing is imported.
 
-The arguments of a class are the schema of the node that builds it, so that a typo is known before
-torch is loaded.
+The arguments of a class are the schema of its node, so that a typo is reported before torch is
+loaded.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Param:
 
     Args:
         name: its name.
-        type: what its value may be.
+        type: its type.
         required: whether it has no default.
-        default: the default, when it is a literal; None otherwise.
-        default_text: the default as shown to a reader.
+        default: the default if it is a literal; None otherwise.
+        default_text: the default as text.
         runtime: whether the framework gives it, not the configuration.
     """
 
@@ -92,8 +92,8 @@ class Signature:
     Args:
         path: dotted path of the class.
         params: its arguments by name, in order.
-        extras: what `**settings` may hold; None when there is no such argument.
-        docstrings: where its arguments are described, the most telling first.
+        extras: the type of `**settings`; None without such an argument.
+        docstrings: docstrings that describe its arguments, the most specific first.
     """
 
     path: str
@@ -107,7 +107,7 @@ class Signature:
         return {name: param for name, param in self.params.items() if not param.runtime}
 
     def without(self, hidden: set[str]) -> Signature:
-        """The same without some arguments."""
+        """Return the signature without some arguments."""
         kept = {name: param for name, param in self.params.items() if name not in hidden}
         return replace(self, params=kept)
 
@@ -119,7 +119,7 @@ class Signature:
         return ""
 
     def docs(self) -> dict[str, str]:
-        """What the docstrings say of each argument, in one line each."""
+        """The description of each argument in the docstrings, on one line."""
         found: dict[str, str] = {}
         for docstring in self.docstrings:
             for section in docstring.parse("google", warnings=False):
@@ -132,10 +132,10 @@ class Signature:
 
 @cache
 def read_signature(path: str) -> Signature | None:
-    """The constructor arguments of the class at a dotted path or `module:Class` location.
+    """Read the constructor arguments of the class at a dotted path or `module:Class` location.
 
     Args:
-        path: where the class is.
+        path: the location of the class.
 
     Returns:
         Its signature; None when the source text does not show the class.
@@ -145,7 +145,7 @@ def read_signature(path: str) -> Signature | None:
 
 
 def derives_from(path: str, ancestor: str) -> bool:
-    """Whether the source text shows that the class at a path is another one or derives from it."""
+    """Return whether the class at a path is another one or a subclass of it, by its source."""
     cls = find_class(path)
     if cls is None:
         return False
@@ -166,7 +166,7 @@ def _class_signature(cls: griffe.Class, depth: int) -> Signature:
         params, extras, open_ended = field_params(cls), None, True
     else:
         params, extras, open_ended = {}, None, True
-    # what this class does not name itself reaches the class that it derives from
+    # arguments that this class does not name are passed to its base class
     inherited = _inherited(cls, depth) if open_ended else None
     if inherited is not None:
         own = params
@@ -189,7 +189,7 @@ def _inherited(cls: griffe.Class, depth: int) -> Signature | None:
 
 
 def function_params(function: griffe.Function) -> tuple[dict[str, Param], Type | None]:
-    """The arguments of a function, and what its `**` argument may hold."""
+    """Return the arguments of a function, and the type of its `**` argument."""
     params: dict[str, Param] = {}
     extras: Type | None = None
     module = function.module
@@ -230,7 +230,7 @@ def field_params(cls: griffe.Class) -> dict[str, Param]:
         if not isinstance(member, griffe.Attribute) or member.annotation is None:
             continue
         annotation = str(member.annotation)
-        # what belongs to the class alone is no field
+        # class variables are no fields
         if "instance-attribute" in member.labels and not name.startswith("_"):
             default = None if member.value is None else _field_default(str(member.value))
             params[name] = _param(name, annotation, default, cls.module)
@@ -258,14 +258,14 @@ def _field_default(text: str) -> str | None:
 
 
 def parse_annotation(text: str | None, module: griffe.Module) -> Type:
-    """The type that an annotation stands for.
+    """Return the type of an annotation.
 
     Args:
-        text: the annotation as written; None when there is none.
-        module: the module whose imports give its names their meaning.
+        text: the annotation as written; None without one.
+        module: the module whose imports resolve its names.
 
     Returns:
-        The type; what is not understood may be anything.
+        The type; annotations that are not understood allow anything.
     """
     if text is None:
         return ANY
@@ -276,7 +276,7 @@ def parse_annotation(text: str | None, module: griffe.Module) -> Type:
 
 
 def is_runtime(text: str | None, module: griffe.Module) -> bool:
-    """Whether an annotation holds `Runtime[...]`."""
+    """Return whether an annotation holds `Runtime[...]`."""
     if text is None or "Runtime" not in text:
         return False
     try:
@@ -374,7 +374,7 @@ class _Parser:
 
 @cache
 def find_file(module: str) -> Path | None:
-    """The file of a module; no package but the top-level one is looked at by the import system."""
+    """Find the file of a module; only the top-level package is found by the import system."""
     loaded = getattr(sys.modules.get(module), "__file__", None)
     if loaded and loaded.endswith(".py"):
         return Path(loaded)
@@ -397,7 +397,7 @@ def find_file(module: str) -> Path | None:
 
 @cache
 def read_module(module: str) -> griffe.Module | None:
-    """The names of a module, read from its text; None when there is no such Python file."""
+    """Read the names of a module from its text; None if there is no such Python file."""
     file = find_file(module)
     if file is None:
         return None
@@ -410,7 +410,7 @@ def read_module(module: str) -> griffe.Module | None:
 
 @cache
 def _package(module: str) -> griffe.Module | None:
-    """An empty stand-in for the package of a module, which relative imports are counted from."""
+    """Return an empty stand-in for the package of a module, to resolve relative imports."""
     package, _, _ = module.rpartition(".")
     if not package:
         return None
@@ -419,7 +419,7 @@ def _package(module: str) -> griffe.Module | None:
 
 
 def absolute_name(module: griffe.Module, name: str) -> str:
-    """The absolute dotted path of a name as a module sees it: `Opt` -> `typing.Optional`."""
+    """Return the absolute dotted path of a name in a module: `Opt` -> `typing.Optional`."""
     first, dot, rest = name.partition(".")
     if first in module.imports:
         return module.imports[first] + dot + rest
@@ -442,7 +442,7 @@ def wildcard_imports(module: griffe.Module) -> list[str]:
 
 
 def find_object(path: str) -> griffe.Object | None:
-    """The class, function or attribute at an absolute dotted path; re-exports are followed."""
+    """Find the class, function or attribute at a dotted path, following re-exports."""
     for _ in range(10):
         parts = path.split(".")
         for length in range(len(parts) - 1, 0, -1):
@@ -478,5 +478,5 @@ def find_class(path: str) -> griffe.Class | None:
 
 
 def bases(cls: griffe.Class) -> list[str]:
-    """The absolute dotted paths of the classes that a class derives from."""
+    """Return the absolute dotted paths of the base classes of a class."""
     return [absolute_name(cls.module, str(base).partition("[")[0]) for base in cls.bases]

@@ -1,8 +1,8 @@
 """Differences between a configuration and the one that a checkpoint was trained with.
 
-What a trained model is, how its reports become tokens and its images pixels, is not for an
-evaluation to decide: there the checkpoint's configuration counts. Where data and weights lie, what
-is read of the data and how much at a time is free.
+An evaluation cannot change the architecture of a trained model, its tokenizer or its image
+preprocessing: these come from the checkpoint's configuration. It can change where data and weights
+are, which part of the data is read, and the batch size.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _PARTS: Keys = {
     ),
     REPORTS: ("tokenizer", "tokenizer_max_len", "processing"),
 }
-"""The keys of a data set that say what a model is shown of a sample in an evaluation."""
+"""Keys of a data set that determine a model's input in an evaluation."""
 _FREE: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("pretrained", "lora"),
     "vilmedic.blocks.text.TextEncoder": ("pretrained", "lora"),
@@ -62,7 +62,7 @@ _FREE: Keys = {
     "vilmedic.models.classifier.Classifier": ("freeze", "encoder_lr", "head_lr", "layer_decay"),
     "vilmedic.models.dalle_settings.TransformerSettings": ("activation_checkpointing",),
 }
-"""The keys of a model that change no number of an evaluation."""
+"""Keys of a model that do not change the numbers of an evaluation."""
 _PLACES: Keys = {
     "vilmedic.blocks.vision.VisionEncoder": ("backbone",),
     "vilmedic.blocks.text.TextEncoder": ("proto",),
@@ -70,7 +70,7 @@ _PLACES: Keys = {
     _FROZEN_VAE: ("ckpt",),
     REPORTS: ("tokenizer",),
 }
-"""The keys that say where something lies, which may be elsewhere by now."""
+"""Keys that are paths, which may have changed since training."""
 VOCABULARY = "tokenizer"
 """Folder of a run directory with the vocabulary of a run whose `tokenizer` is null."""
 
@@ -84,7 +84,7 @@ class Difference:
         trained: its value in training, a default included.
         now: its value now, a default included.
         given: whether the configuration of the training gave it.
-        place: whether it only says where something lies.
+        place: whether it is only a path.
         node: what was trained instead of another class, with all its keys.
     """
 
@@ -102,7 +102,7 @@ class Trained:
 
     Args:
         config: the configuration.
-        taken: a line for each key whose value is that of the checkpoint.
+        taken: a line for each key whose value is taken from the checkpoint.
         changed: what the command line changes, by dotted key: `checkpoint` and `used`.
     """
 
@@ -198,7 +198,7 @@ def _compare(kind: Type, saved: Any, now: Any, path: KeyPath) -> Iterator[Differ
 def _keys(
     found: Target, saved: dict[str, Any], now: dict[str, Any], path: KeyPath
 ) -> Iterator[Difference]:
-    """What differs in the arguments of one class."""
+    """Return the differences in the arguments of one class."""
     params: dict[str, Param] = {}
     fields: dict[str, Param] = {}
     if found.signature is not None:
@@ -226,14 +226,14 @@ def _keys(
 
 
 def _default(param: Param, folder: dict[str, Any] | None) -> Any:
-    """What a key is that is not given; None for one of a published model out of reach."""
+    """Return the default of a key; None if the published model that sets it is not available."""
     if folder is None:
         return param.default
     return folder.get(param.name, param.default) if folder else None
 
 
 def _folder_fields(found: Target, node: dict[str, Any]) -> dict[str, Any] | None:
-    """What the published model that a node names states of itself; None when it names none."""
+    """Return the settings of the published model that a node names; None without one."""
     extras = None if found.signature is None else found.signature.extras
     if not (isinstance(extras, Marked) and isinstance(extras.mark, ConfigOf)):
         return None
@@ -266,7 +266,7 @@ def _is(path: str, name: str, table: Keys) -> bool:
 
 
 def _is_place(path: str, name: str, kind: Type, values: list[Any]) -> bool:
-    """Whether two values of a key both say where something lies."""
+    """Return whether two values of a key both say where something lies."""
     if not all(isinstance(value, str) for value in values):
         return False
     if name == "backbone":  # or the name of a network of torchvision or timm
@@ -275,7 +275,7 @@ def _is_place(path: str, name: str, kind: Type, values: list[Any]) -> bool:
 
 
 def _is_folder_or_hub(backbone: str) -> bool:
-    """Whether a backbone is a published model in a folder or on the hub."""
+    """Return whether a backbone is a published model in a folder or on the hub."""
     name = model_name(backbone)
     if Path(name).is_dir():
         return True
@@ -283,14 +283,14 @@ def _is_folder_or_hub(backbone: str) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value such that a tuple equals a list."""
+    """Return a value in which tuples are lists, for comparison."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _own_vocabulary(one: Difference, run_dir: Path) -> bool:
-    """Whether a tokenizer is the vocabulary that the run made for itself, under its path."""
+    """Return whether a tokenizer is the path of the run's own vocabulary."""
     made = one.path[-1] == "tokenizer" and one.trained is None and isinstance(one.now, str)
     return made and _alike(run_dir / VOCABULARY, Path(one.now)) is True
 
@@ -307,7 +307,7 @@ def _judged(one: Difference) -> Difference:
 
 
 def _alike(*folders: Path) -> bool | None:
-    """Whether two folders hold the same tokenizer; None when that cannot be seen."""
+    """Return whether two folders hold the same tokenizer; None when that cannot be seen."""
     try:
         one, other = ((folder / "tokenizer.json").read_bytes() for folder in folders)
     except OSError:
@@ -373,7 +373,7 @@ class _Commanded:
 
 
 def _counts(one: Difference, commanded: Callable[[KeyPath], bool]) -> bool:
-    """Whether the value of the checkpoint is taken; a place only if there still is something."""
+    """Return whether the checkpoint's value is taken; a path only if it still exists."""
     if not one.place:
         return True
     gone = not Path(model_name(one.trained)).exists() and Path(model_name(one.now)).exists()

@@ -39,19 +39,19 @@ from vilmedic.config.yaml_source import read_file_text
 from vilmedic.errors import ConfigError
 
 HF, TIMM = "hf:", "timm/"
-"""What stands before the name of a backbone of transformers, and of one of timm."""
+"""Prefixes of backbone names of transformers and timm."""
 
 BODIES = {"cxr-bert": "bert", "vit_mae": "vit"}
-"""Model types that wrap a model that transformers has, and that model, which is taken.
+"""Model types around a known model, and that model, which is loaded instead.
 
-CXR-BERT (Boecking et al. 2022, arXiv 2204.09817) is BERT with a head on top of its first token, and
-Python of its own. A masked autoencoder (He et al. 2021, arXiv 2111.06377) is a ViT that leaves out
+CXR-BERT (Boecking et al. 2022, arXiv 2204.09817) is BERT with a head on top of its first token and
+its own Python code. A masked autoencoder (He et al. 2021, arXiv 2111.06377) is a ViT that drops
 patches at random and shuffles the others, in evaluation too.
 """
 
 
 def body_of(stated: Mapping[str, Any]) -> str | None:
-    """The model type, as transformers knows it, of what a `config.json` states."""
+    """Return the model type of transformers for a type in `config.json`."""
     found = stated.get("model_type")
     return BODIES.get(found, found) if isinstance(found, str) else None
 
@@ -62,20 +62,20 @@ def model_name(backbone: str) -> str:
 
 
 def backbone_of(model: Mapping[str, Any]) -> str:
-    """The backbone of a model's image encoder; nothing where its section states none."""
+    """Return the backbone of a model's image encoder; empty if its section has none."""
     encoder = model.get("cnn")
     return str(encoder.get("backbone")) if isinstance(encoder, dict) else ""
 
 
 def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
-    """The transformers model type that the settings of a node belong to.
+    """Return the transformers model type of a node's settings.
 
     Args:
-        mark: what the signature says of them.
+        mark: the mark of the settings in the signature.
         siblings: the node.
 
     Returns:
-        The type; None when only the hub could tell.
+        The type; None if only the hub knows it.
     """
     source = siblings.get(mark.key)
     if source is None:
@@ -87,13 +87,13 @@ def model_type_of(mark: ConfigOf, siblings: dict[str, Any]) -> str | None:
 
 
 def stated_fields(folder: str) -> dict[str, Any] | None:
-    """The fields that `config.json` of a published model sets.
+    """Read the fields in `config.json` of a published model.
 
     Args:
         folder: its folder.
 
     Returns:
-        None when there is no such file, as for the name of a model on the hub.
+        None without such a file, as for a model on the hub.
     """
     try:
         found = json.loads(read_file_text(str(Path(folder) / "config.json")))
@@ -103,14 +103,14 @@ def stated_fields(folder: str) -> dict[str, Any] | None:
 
 
 def same_model(one: str, other: str) -> bool | None:
-    """Whether two folders hold a model of the same architecture with the same settings.
+    """Return whether two folders hold a model of the same architecture with the same settings.
 
     Args:
         one: a folder.
         other: another one.
 
     Returns:
-        None when that cannot be seen, as one of them is not within reach.
+        None if unknown, because one of them is not available.
     """
     first, second = stated_fields(model_name(one)), stated_fields(model_name(other))
     if first is None or second is None:
@@ -126,7 +126,7 @@ def same_model(one: str, other: str) -> bool | None:
     )
 
 
-# written into every config.json, or taken by every class without being a field
+# in every config.json, or accepted by every class without being a field
 _ALWAYS = (
     "model_type",
     "num_labels",
@@ -134,7 +134,7 @@ _ALWAYS = (
     "label2id",
     "output_attentions",
 )
-# what a folder says of its file and of heads, which changes no feature
+# fields about the file and about heads, which do not change features
 _NO_SETTINGS = frozenset(
     (
         "_name_or_path",
@@ -155,9 +155,9 @@ _NO_SETTINGS = frozenset(
         "gradient_checkpointing",
     )
 )
-# weights are float32 always, and trainor.precision says what is computed with
+# weights are always float32, and trainor.precision sets the arithmetic
 _FLOAT32 = frozenset(("dtype", "torch_dtype"))
-# The first pattern that the whole name of a field fits, in any model of transformers.
+# The first pattern that matches the whole name of a field applies, for any model.
 _MODELS: dict[str, Bounds] = {
     r".*drop.*|.*_prob": (AtLeast(0), Below(1)),
     r"n(um)?_.*(layers?|heads)|n_layers?|.*_layers|.*_heads": (Between(1, 1024),),
@@ -173,7 +173,7 @@ _MODELS: dict[str, Bounds] = {
 
 
 def field_bounds(name: str) -> Bounds:
-    """The bounds of a field, whose signature states none."""
+    """Return the bounds of a field, which its signature does not state."""
     return next((b for pattern, b in _MODELS.items() if re.fullmatch(pattern, name)), ())
 
 
@@ -233,7 +233,7 @@ def _fields(path: str) -> Signature:
 
 
 def _renamed(cls: griffe.Class) -> list[str]:
-    """The older names of fields that a configuration class accepts as well."""
+    """Return older field names that a configuration class also accepts."""
     member = cls.members.get("attribute_map")
     if not isinstance(member, griffe.Attribute) or member.value is None:
         return []

@@ -20,25 +20,25 @@ from vilmedic.errors import ConfigError, nearest, visible
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
 LONGEST = 1000
-"""Letters of a text that refers to other values."""
+"""Most characters of a text with references."""
 MOST_REFERENCES = 20
-"""References in one text."""
+"""Most references in one text."""
 MOST_REFERRING = 1000
-"""Texts of a configuration that refer to other values."""
+"""Most texts of a configuration with references."""
 MOST_NESTED = 8
-"""Texts of a configuration with a reference inside a reference."""
+"""Most texts of a configuration with nested references."""
 MOST_VALUES = 3000
-"""Values of a configuration that holds references, those that they stand for included."""
+"""Most values of a configuration after references are replaced."""
 MOST_PROBLEMS = 100
-"""Problems that are reported together."""
+"""Most problems that are reported together."""
 DEEPEST = 32
-"""References that lead to references."""
+"""Deepest chain of references."""
 _NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
 class _Broken:
-    """Stands for a value that was reported already."""
+    """Marks a value whose problem has already been reported."""
 
     def __repr__(self) -> str:
         return "an unusable value"
@@ -53,8 +53,8 @@ class Mark:
 
     Args:
         origin: `file:line` or `command line`.
-        raw: the text as typed, where reading it as a number, a truth value or null loses it.
-        note: what is wrong with the text; told when the value turns out to be unusable.
+        raw: the text as typed, if parsing it as a number, a boolean or null loses it.
+        note: what is wrong with the text, for the error message if the value cannot be used.
         layer: number of the layer that gives it, the weakest 0; the command line is the last one.
         whole: whether it is a mapping that replaces that of lower layers instead of adding to it.
     """
@@ -71,9 +71,9 @@ class Tree:
     """Plain nested values with a mark for each of them.
 
     Args:
-        data: mappings with text keys, lists, text, numbers, truth values and None.
+        data: mappings with text keys, lists, text, numbers, booleans and None.
         marks: the source of every value, by its path.
-        removed: the keys that the command line took out.
+        removed: the keys that the command line removed.
         referred: the dotted keys that other values refer to, `${trainor.batch_size}`.
     """
 
@@ -83,14 +83,14 @@ class Tree:
     referred: frozenset[str] = frozenset()
 
     def origin(self, path: KeyPath) -> str:
-        """The source of a value, or of the nearest enclosing one that has a source."""
+        """Return the source of a value, or of the nearest enclosing one with a source."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.marks:
                 return self.marks[path[:length]].origin
         return ""
 
     def where(self, path: KeyPath) -> str:
-        """A key as messages name it: dotted, with the source of its value if there is one."""
+        """Return a key for messages: dotted, with the source of its value if there is one."""
         origin = self.origin(path)
         name = dotted(path) or "the configuration"
         return f"{name} ({origin})" if origin else name
@@ -100,7 +100,7 @@ class Tree:
         return self.marks.get(path, Mark(self.origin(path)))
 
     def layer(self, path: KeyPath) -> int | None:
-        """Number of the layer that decided on a value or on its absence; None for a default."""
+        """Return the layer that set or removed a value; None for a default."""
         for known in (self.marks, self.removed):
             if path in known:
                 return known[path].layer
@@ -111,7 +111,7 @@ class Tree:
         return None
 
     def has(self, path: KeyPath) -> bool:
-        """Whether there is a value at a path, null included."""
+        """Return whether there is a value at a path, null included."""
         node: Any = self.data
         for part in path:
             if isinstance(node, list):
@@ -131,19 +131,19 @@ class Tree:
         return node
 
     def remove(self, path: KeyPath) -> None:
-        """Take out a value that exists, and the marks of everything in it."""
+        """Remove an existing value, with the marks of everything in it."""
         value = self.get(path)
         del self.get(path[:-1])[path[-1]]
         for inside in _places(value, path):
             self.marks.pop(inside, None)
 
     def forget(self, path: KeyPath) -> None:
-        """Take out the marks of a value and of everything in it."""
+        """Remove the marks of a value and of everything in it."""
         for known in [known for known in self.marks if known[: len(path)] == path]:
             del self.marks[known]
 
     def stamp(self, layer: int) -> None:
-        """Note the number of the layer that all values are of."""
+        """Set the layer of all values."""
         self.marks = {path: replace(mark, layer=layer) for path, mark in self.marks.items()}
 
 
@@ -156,22 +156,22 @@ def _places(value: Any, path: KeyPath) -> Iterator[KeyPath]:
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as users write it: `ensemblor.splits.0`."""
+    """Return a path as users write it: `ensemblor.splits.0`."""
     return ".".join(str(part) for part in path)
 
 
 def copied(value: Any) -> Any:
-    """Copies of the mappings and lists of a value; what they hold is never changed in place."""
+    """Copy the mappings and lists of a value; leaf values are never changed in place."""
     if isinstance(value, dict):
         return {key: copied(one) for key, one in value.items()}
     return [copied(one) for one in value] if isinstance(value, list) else value
 
 
 def guard(tree: Tree) -> None:
-    """Replace text that is no valid interpolation by a missing value with a note.
+    """Replace invalid interpolations by a missing value with a note.
 
     Raises:
-        ConfigError: more of it, or longer, than anything but an attack has.
+        ConfigError: there are more or longer ones than any real configuration has.
     """
     texts = list(_referring(tree.data, ()))
     nested = [path for path, text in texts if "${" in _REFERENCE.sub("", text)]
@@ -204,14 +204,14 @@ def guard(tree: Tree) -> None:
 
 
 def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
-    """The tree with every interpolation replaced by what it stands for.
+    """Return the tree with every interpolation replaced by its value.
 
     Args:
         tree: merged values.
-        defaults: what interpolations find where the tree has no value, two levels deep.
+        defaults: values for interpolations of keys that are not set, two levels deep.
 
     Returns:
-        The resolved tree, in which an unusable value is `BROKEN`, and one text a problem.
+        The resolved tree, in which an unusable value is `BROKEN`, and one text per problem.
     """
     if not _has_special(tree.data):
         return Tree(copied(tree.data), tree.marks, tree.removed), []
@@ -239,9 +239,9 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
         except MissingMandatoryValue:
             return complain(path, tree.mark(path).note or "has to be given a value (it is ???).")
         except InterpolationKeyError as error:
-            # what is near is looked for as long as it is reported
-            told = len(problems) < MOST_PROBLEMS
-            return complain(path, _unknown(tree, path, error)) if told else BROKEN
+            # suggestions are only searched for problems that are reported
+            reported = len(problems) < MOST_PROBLEMS
+            return complain(path, _unknown(tree, path, error)) if reported else BROKEN
         except (OmegaConfBaseException, RecursionError) as error:
             text = str(error).partition("\n")[0]
             return complain(path, f"cannot be resolved: {text}.")
@@ -259,17 +259,17 @@ def resolve(tree: Tree, defaults: dict[str, Any]) -> tuple[Tree, list[str]]:
 
 
 def references(value: Any, path: KeyPath = ()) -> frozenset[str]:
-    """The dotted keys that the interpolations in a value refer to."""
+    """Return the dotted keys that the interpolations in a value refer to."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return frozenset().union(*(references(one, (*path, key)) for key, one in items))
     found = _NAMED.findall(value) if isinstance(value, str) else []
-    # each leading dot of a relative one goes up a level
+    # each leading dot of a relative reference goes up one level
     return frozenset(dotted((*path[: -len(dots)], name)) if dots else name for dots, name in found)
 
 
 def _referring(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """The texts that refer to other values, with the places where they stand."""
+    """Return the texts with references, with their paths."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield from _referring(one, (*path, key))
@@ -281,7 +281,7 @@ def _referring(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _has_special(value: Any) -> bool:
-    """Whether there is text that is not what it stands for: a reference, or ??? for missing."""
+    """Return whether a value holds a reference, or ??? for a missing value."""
     if isinstance(value, dict):
         return any(_has_special(one) for one in value.values())
     if isinstance(value, list):
@@ -292,7 +292,7 @@ def _has_special(value: Any) -> bool:
 class _Size:
     """Size of a tree after every reference is replaced by its value.
 
-    References to references double with each level: a few lines would fill any memory.
+    References to references double with each level: a few lines could exhaust the memory.
     """
 
     def __init__(self, data: Any, tree: Tree) -> None:
@@ -310,10 +310,10 @@ class _Size:
             raise ConfigError("the values that refer to others stand for too many values.")
 
     def of(self, value: Any, path: KeyPath, depth: int) -> int:
-        """Values in a value; of text its references and a thousandth of its letters."""
+        """Count the values in a value; text counts its references and 1/1000 of its characters."""
         if path in self.known:
             return self.known[path]
-        self.known[path] = 0  # what refers to itself is found when it is resolved
+        self.known[path] = 0  # cycles are found when references are resolved
         if depth > DEEPEST:
             raise ConfigError(f"{self.tree.where(path)}: refers to others too many times over.")
         if isinstance(value, dict | list):
@@ -331,7 +331,7 @@ class _Size:
         return size
 
     def behind(self, name: str, path: KeyPath, depth: int) -> int:
-        """The size of what a reference stands for; 1 where that is not known."""
+        """Return the size of a reference's value; 1 if unknown."""
         dots = len(name) - len(name.lstrip("."))
         parts = [one for one in re.split(r"[.\[\]]+", name.strip().strip(".")) if one]
         base = path[: len(path) - dots] if dots else ()

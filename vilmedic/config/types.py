@@ -1,10 +1,10 @@
 """Types and bounds of configuration values.
 
 The checker reads signatures as text, without importing the module that holds them. Plain
-annotations (`int`, `str | None`, `Literal["a", "b"]`, `list[str]`, `dict[str, float]`) speak for
-themselves, and an annotation that names a class of this package (`cnn: VisionEncoder`) means a
-nested section that is built into an instance of that class. The marks below cover the rest. What
-they all become for the checker, from `Basic` to `Marked`, stands at the end.
+annotations (`int`, `str | None`, `Literal["a", "b"]`, `list[str]`, `dict[str, float]`) have their
+usual meaning, and an annotation that names a class of this package (`cnn: VisionEncoder`) means a
+nested section that becomes an instance of that class. The marks below cover the rest. The types
+that the checker makes of them, from `Basic` to `Marked`, are at the end.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class ConfigOf:
     """For `**settings` or a mapping: the fields of a transformers configuration class.
 
     Args:
-        default: the model type when nothing else says (`bert`); None when nobody knows then.
-        key: the sibling key that may name a local model folder, whose `config.json` then decides.
+        default: the model type if nothing else sets it (`bert`); None if it is then unknown.
+        key: the sibling key that may name a local model folder, whose `config.json` sets the type.
     """
 
     default: str | None
@@ -88,7 +88,7 @@ class _Limit:
     compare: ClassVar[Callable[[float, float], bool]]
 
     def allows(self, number: float) -> bool:
-        """Whether a number is within the bound."""
+        """Return whether a number is within the bound."""
         return type(self).compare(number, self.limit)
 
     def words(self) -> str:
@@ -133,7 +133,7 @@ class Between:
     maximum: float
 
     def allows(self, number: float) -> bool:
-        """Whether a number is within the bounds."""
+        """Return whether a number is within the bounds."""
         return self.minimum <= number <= self.maximum
 
     def words(self) -> str:
@@ -144,7 +144,7 @@ class Between:
 
 
 BOUNDS = (AtLeast, Above, Below, AtMost, Between)
-"""The marks that bound a number; each `allows` some and has `words` for that."""
+"""The marks that bound a number, each with `allows` and `words`."""
 
 
 def _spelt(number: float) -> str:
@@ -202,9 +202,8 @@ class UsedWith:
     Args:
         key: the sibling key.
         values: its values with which this one is used; by default any but null, false and 0.
-        mode: whether the sibling key chooses what a command does, which is mostly done on the
-            command line: files may then hold what is for either, and only the command line is
-            checked.
+        mode: whether the sibling key chooses what a command does, mostly on the command line:
+            files may then hold keys for either, and only the command line is checked.
     """
 
     key: str
@@ -214,14 +213,13 @@ class UsedWith:
 
 @dataclass(frozen=True)
 class Within:
-    """The value is a number counted from 0 of which a sibling key says how many there are.
+    """The value is an index from 0 below the value of a sibling key.
 
     Handled as `UsedWith` where it is larger.
 
     Args:
         key: the sibling key.
-        unless: another sibling key that, when it is set, says how many there are in its place; the
-            value is then not checked.
+        unless: another sibling key that replaces it; if that is set, the value is not checked.
     """
 
     key: str
@@ -250,17 +248,17 @@ Width = Annotated[int, Between(1, 65536)]
 Side = Annotated[int, Between(1, 16384)]
 """Pixels along a side of an image."""
 Count = Annotated[int, Between(1, 1048576)]
-"""How many of something that takes memory, such as the codes of a codebook."""
+"""A number of items that take memory, such as the codes of a codebook."""
 Temperature = Annotated[float, Above(0), AtMost(1000)]
-"""What logits or similarities are divided by, or multiplied with."""
+"""A temperature or scale of logits or similarities."""
 Dropout = Annotated[float, AtLeast(0), Below(1)]
-"""Share that is dropped; of all of it nothing could be learned."""
+"""A dropout rate below 1: nothing could be learned from 1."""
 Share = Annotated[float, Between(0, 1)]
-"""A part of a whole."""
+"""A share from 0 to 1."""
 Portion = Annotated[float, Above(0), AtMost(1)]
-"""A part of a whole that is not nothing."""
+"""A share above 0, up to 1."""
 Frozen = Annotated[int, Between(1, 1024)]
-"""How many layers of a network are kept as they are, from the first on."""
+"""Number of frozen layers of a network, from the first on."""
 Weight = Annotated[float, Between(0, 1000000)]
 """A factor of a term of a loss."""
 Normalization = tuple[
@@ -272,13 +270,13 @@ Means = Annotated[list[Annotated[float, Between(-1000, 1000)]], Lengths((1, 3))]
 Spreads = Annotated[list[Annotated[float, Above(0), AtMost(1000)]], Lengths((1, 3))]
 """The standard deviation of each colour channel, or one for all, of pixels in 0..1."""
 Device = Annotated[str, Matching("cpu|cuda(:[0-9]{1,3})?|mps", "cpu, cuda, cuda:N or mps")]
-"""Where is computed."""
+"""A device."""
 Seed = Annotated[int, Between(0, 4294967295)]
-"""A seed, as every generator of random numbers takes it."""
+"""A seed for all random generators."""
 Resamples = Annotated[int, Between(0, 1000000)]
-"""How often a bootstrap draws; 0 leaves intervals out."""
+"""Number of bootstrap resamples; 0 leaves out intervals."""
 
-# -- what an annotation with its marks becomes
+# -- types of the checker
 
 AnyMark = (
     NameIn
@@ -304,7 +302,7 @@ AnyMark = (
 class Basic:
     """A plain value: null, bool, int, float, text, path, any, or foreign.
 
-    Foreign is what no configuration can hold (a tensor, a function); alone it is never checked.
+    Foreign values cannot be in a configuration (a tensor, a function) and are never checked.
     """
 
     name: str
@@ -365,18 +363,18 @@ Type = Basic | Choice | ListOf | TupleOf | MapOf | AnyOf | Instance | Marked
 ANY = Basic("any")
 NUMBERS = (Basic("int"), Basic("float"))
 LARGEST = 2**63 - 1
-"""The largest whole number: what 64 bits hold, as torch and numpy count."""
+"""The largest integer: torch and numpy use 64 bits."""
 UNFIT = object()
-"""What `read_scalar` returns for a value that its type does not allow."""
+"""Result of `read_scalar` for a value of the wrong type."""
 
 
 def is_number(given: Any) -> bool:
-    """Whether a value is a number, which a truth value is not."""
+    """Return whether a value is a number and not a boolean."""
     return isinstance(given, int | float) and not isinstance(given, bool)
 
 
 def is_usable(given: Any) -> bool:
-    """Whether every number in a value is finite and fits into 64 bits."""
+    """Return whether every number in a value is finite and fits into 64 bits."""
     if isinstance(given, dict):
         return all(is_usable(one) for one in given.values())
     if isinstance(given, list):
@@ -419,17 +417,16 @@ def spell(value: Any) -> str:
 
 
 def read_scalar(kind: Type, given: Any, raw: str | None) -> Any:
-    """A value as a plain type wants it.
+    """Convert a value to a plain type.
 
     Args:
         kind: the type.
         given: the value as YAML reads it.
-        raw: how it was spelt, where reading it loses that: keys for text take what was typed.
+        raw: the original text if parsing changes it: text keys take what was typed.
 
     Returns:
-        The value, or `UNFIT`. A whole number becomes one with a fraction where one is wanted; the
-        reverse is not done, and a truth value is no number. Whatever the type, a number is finite
-        and fits into 64 bits.
+        The value, or `UNFIT`. An integer becomes a float if the type is float, but not the reverse,
+        and a boolean is not a number. Numbers must be finite and fit into 64 bits.
     """
     if isinstance(kind, Choice):
         for value in kind.values:
@@ -461,7 +458,7 @@ def _text(given: Any, raw: str | None) -> Any:
 
 
 def wrong_folder_name(name: str) -> str:
-    """What keeps text from being the name of a folder inside another one; empty when nothing does.
+    """Return why text cannot be the name of a folder inside another one; empty if it can.
 
     Several parts, `group/run`, are a folder in a folder.
     """

@@ -38,7 +38,7 @@ _YAML_1_1 = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 def describe(kind: Type) -> str:
-    """The type in words, as messages say it."""
+    """Return the type in words, for messages."""
     if isinstance(kind, Marked):
         mark = kind.mark
         if isinstance(mark, BOUNDS):
@@ -80,7 +80,7 @@ def describe(kind: Type) -> str:
 
 
 def _bounded(kind: Type, *, one: bool) -> str:
-    """A number with all of its bounds in words, or several such numbers; empty for other types."""
+    """Return a number type with its bounds in words, or several of them; empty for other types."""
     bounds: list[str] = []
     while isinstance(kind, Marked) and isinstance(kind.mark, (*BOUNDS, UsedWith, Within)):
         if isinstance(kind.mark, BOUNDS):
@@ -95,7 +95,7 @@ def _bounded(kind: Type, *, one: bool) -> str:
 
 
 def allowed(kind: Type) -> str:
-    """What a value may be, in words; the keys of a mapping and the names of a kind are listed."""
+    """Describe the allowed values of a type, with the keys of a mapping and the names of a kind."""
     registry = registry_of(kind)
     if registry is not None:
         return f"mapping with a proto, one of {', '.join(registry.names()) or 'none'}"
@@ -110,7 +110,7 @@ def allowed(kind: Type) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages quote it."""
+    """Return a value as messages quote it."""
     if isinstance(value, dict):
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list):
@@ -121,7 +121,7 @@ def shown(value: Any) -> str:
 
 
 def mismatch(kind: Type, given: Any) -> str:
-    """That a value is of the wrong type."""
+    """Message that a value is of the wrong type."""
     alternatives = [plain(one) for one in options(kind)]
     hint = ""
     if is_number(given) and not is_usable(given):
@@ -139,7 +139,7 @@ def mismatch(kind: Type, given: Any) -> str:
 
 
 def unknown_key(path: KeyPath, given: Any, known: Sequence[str], everywhere: Sequence[str]) -> str:
-    """That a key is not known where it stands, and which one may be meant.
+    """Message that a key is unknown, with a suggestion.
 
     Args:
         path: the key.

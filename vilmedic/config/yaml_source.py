@@ -31,7 +31,7 @@ _RESOLVERS = (
         list("-+.0123456789"),
     ),
 )
-# control characters but for tab and line breaks, halves of characters, and ends of Unicode planes
+# control characters except tab and line breaks, lone surrogates, and ends of Unicode planes
 _UNUSABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None,
@@ -90,10 +90,10 @@ def read_yaml(text: str, origin: Callable[[int], str]) -> tuple[Any, dict[KeyPat
 
     Args:
         text: the document.
-        origin: from a line number (the first is 1) to the origin that messages show.
+        origin: returns the origin shown in messages for a line number from 1.
 
     Returns:
-        The value, and the mark of everything in it by path; its own mark is at `()`.
+        The value, and the marks of everything in it by path; its own mark is at `()`.
 
     Raises:
         ConfigError: the text is not YAML, holds a key twice, asks for an object, or is larger or
@@ -107,7 +107,7 @@ def read_yaml(text: str, origin: Callable[[int], str]) -> tuple[Any, dict[KeyPat
 
 
 def compose(text: str, origin: Callable[[int], str]) -> yaml.Node | None:
-    """The nodes of one YAML document, of a size that can be worked with.
+    """Compose one YAML document, with a limit on its size.
 
     Args:
         text: the document.
@@ -134,7 +134,7 @@ def compose(text: str, origin: Callable[[int], str]) -> yaml.Node | None:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"{origin(1)}: not valid YAML: {problem}.") from None
-    # without a reference nothing counts twice, and what there is has been counted
+    # without references nothing counts twice, and everything is already counted
     if node is not None and "*" in text and _expanded(node, {}) > MOST_NODES:
         raise _too_large(origin(1), deep=False)
     return node
@@ -149,7 +149,7 @@ def _compose(text: str) -> Any:
 
 
 def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values in a node, those behind a reference counted each time."""
+    """Count the values in a node; referenced values count each time."""
     if id(node) not in known:
         known[id(node)] = 0  # an anchor that contains itself is found when it is read
         parts = list(node.value) if isinstance(node, yaml.CollectionNode) else []
@@ -160,10 +160,10 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def check_characters(text: str, origin: Callable[[int], str]) -> None:
-    """Refuse text that cannot be written to a file or shown.
+    """Refuse text that cannot be written to a file or displayed.
 
     Raises:
-        ConfigError: it holds a control character, or half a character.
+        ConfigError: it holds a control character or a lone surrogate.
     """
     found = _UNUSABLE.search(text)
     if found:
@@ -172,7 +172,7 @@ def check_characters(text: str, origin: Callable[[int], str]) -> None:
 
 
 def _check_size(text: str, origin: Callable[[int], str]) -> None:
-    """Refuse text with more values, or deeper ones, than a configuration has, before it is read.
+    """Refuse text with too many or too deeply nested values, before it is parsed.
 
     Raises:
         ConfigError: it has.
@@ -240,7 +240,7 @@ def read_file(path: str) -> Tree:
 
 
 def to_yaml(data: Any) -> str:
-    """Plain values as YAML that is read back unchanged."""
+    """Write plain values as YAML that reads back unchanged."""
     text: str = yaml.dump(
         data,
         Dumper=PlainDumper,
@@ -298,14 +298,14 @@ def parse_override(word: str) -> Override:
 
 
 def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
-    """The value of a word, with the text itself kept for keys that hold text."""
+    """Parse the value of a word, and keep the text for text keys."""
     try:
         value, marks = read_yaml(text, lambda line: COMMAND_LINE)
     except ConfigError as error:
         note = str(error).removeprefix(COMMAND_LINE).lstrip(":0123456789 ")
         return text, {(): Mark(COMMAND_LINE, note=note)}
     if value is None and text not in _NULL:
-        # nothing but a comment or an anchor to YAML
+        # only a comment or an anchor in YAML
         value = text
     raw = None if value is None else text
     if isinstance(value, list) and not text.startswith("["):
@@ -314,14 +314,14 @@ def _parse_value(text: str) -> tuple[Any, dict[KeyPath, Mark]]:
     if isinstance(value, str):
         raw = None
         if text[:1] not in ("'", '"'):
-            # what follows a # belongs to the value here
+            # text after a # belongs to the value here
             value = text
     marks[()] = replace(marks.get((), Mark(COMMAND_LINE)), raw=raw)
     return value, marks
 
 
 class _Reader:
-    """Turns composed nodes into values and notes where each one stands."""
+    """Converts composed nodes to values and records their places."""
 
     def __init__(self, origin: Callable[[int], str]) -> None:
         self.origin = origin
@@ -361,7 +361,7 @@ class _Reader:
 
     @staticmethod
     def check_text(text: str, origin: str) -> None:
-        """Refuse what an escape (`"\\0"`) puts into text and no file can hold or terminal show."""
+        """Refuse characters from escapes (`"\\0"`) that files or terminals cannot handle."""
         found = _UNUSABLE.search(text)
         if found:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Base class of data sets whose samples are aligned lines of several files.
 
-Whatever is drawn for a sample is a function of the run's seed, the epoch and the sample's line, so
-neither the number of workers nor a restart changes the data.
+All random draws for a sample are a function of the run's seed, the epoch and the sample's line, so
+that neither the number of workers nor a restart changes the data.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ Batch = dict[str, Any]
 SPECIAL = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")  # roles of a tokenizer's words
 IMAGE_TOKENS = "image_tokens"  # of a frozen VAE, int64 [B, N]
 IMAGE_FEATURES, REPORT_FEATURES = "image_features", "report_features"
-"""What a frozen encoder made of images and of reports, [B, F], in a batch that has it already."""
+"""Keys of a batch: precomputed features of frozen image and text encoders, [B, F]."""
+TOKEN_HASH = "token_hash"
+"""Key of a batch without tokens: a hash of the tokens of each report, int64 [B]."""
 REPORT_HASH = "report_hash"
-"""Key of a batch: a number for each report, int64 [B], the same for equal ones only."""
+"""Key of a batch: a hash of each report, int64 [B]."""
 TOLERATED = 0.01  # largest share of bad samples that `on_error: skip` leaves out
 
 
@@ -66,10 +68,10 @@ class DataSpec:
         multi_label: whether a sample may have several labels.
         positives: how many samples have each label; not part of a checkpoint.
         negatives: how many are known not to have it.
-        filler: the word that reports are filled up with, for models that give every text position a
-            token; None, the rule, leaves it to them to mark what lies behind a report's end.
-        normalization: mean and standard deviation of the colour channels that images are brought
-            to after scaling to 0..1; None when the data set has no images.
+        filler: the padding word of reports, for models that give every text position a token;
+            usually None: models then mark the positions behind the end of a report themselves.
+        normalization: mean and standard deviation by which the colour channels are normalised
+            after scaling to 0..1; None if the data set has no images.
     """
 
     tokenizer: PreTrainedTokenizerFast | None = None
@@ -83,7 +85,7 @@ class DataSpec:
 
     @property
     def vocab_size(self) -> int | None:
-        """The largest id that the tokenizer can produce plus one: ids may have gaps."""
+        """Largest id of the tokenizer plus one: ids may have gaps."""
         return None if self.tokenizer is None else max(self.tokenizer.get_vocab().values()) + 1
 
     def to_plain(self) -> dict[str, Any]:
@@ -143,10 +145,10 @@ class DataSpec:
 
 
 class AlignedDataset(Dataset[Sample]):
-    """Samples made of one or several parts that are read from the same lines of their files.
+    """Data set whose samples combine the same lines of one or several parts.
 
     Args:
-        parts: what a sample consists of; messages name lines of the first one's file.
+        parts: the parts of a sample; messages name lines of the first one's file.
 
     Raises:
         DataError: the files of the parts have different numbers of lines, or more samples than
@@ -169,7 +171,7 @@ class AlignedDataset(Dataset[Sample]):
         return len(self.kept)
 
     def __getitem__(self, key: SampleKey | int) -> Sample:
-        """A sample: as a loader asks for it, or by its number alone, which is epoch 0.
+        """Return a sample by its key, or by its number in epoch 0.
 
         Raises:
             IndexError: there is no sample of that number; numbers below 0 count from the end.
@@ -197,12 +199,12 @@ class AlignedDataset(Dataset[Sample]):
         return batch
 
     def order(self, *, seed: int, epoch: int, batch_size: int) -> torch.Tensor | None:
-        """The order of the samples in a pass of training, where this data set has one of its own.
+        """Return the order of the samples in a training epoch, if this data set defines one.
 
         Args:
             seed: seed of the order.
             epoch: the pass over the data.
-            batch_size: samples that are taken together.
+            batch_size: samples per batch.
 
         Returns:
             int64 [len(self)], each sample once; None when any random order will do.
@@ -210,21 +212,21 @@ class AlignedDataset(Dataset[Sample]):
         return None
 
     def prepare(self, batch: Batch) -> Batch:
-        """The part of the processing that runs batched, on the device that holds the batch."""
+        """Run the batched processing on the device of the batch."""
         for part in self.parts:
             batch = part.finish(batch)
         return batch
 
     @property
     def spec(self) -> DataSpec:
-        """What a model must know of the data."""
+        """Return the data properties that a model needs."""
         known = {name: value for part in self.parts for name, value in part.properties().items()}
         for part in self.parts:
             known |= part.counted(self.kept)
         return dataclasses.replace(DataSpec(), **known)
 
     def describe(self, index: int) -> dict[str, Any]:
-        """A sample as a person reads it: `image` (paths), `report`, `labels` (names)."""
+        """Describe a sample for people: `image` (paths), `report`, `labels` (names)."""
         line = int(self.kept[index])
         return {name: value for part in self.parts for name, value in part.show(line).items()}
 
@@ -233,11 +235,11 @@ class AlignedDataset(Dataset[Sample]):
         return [self.parts[0].texts.where(int(self.kept[int(index)])) for index in indices]
 
     def tolerates(self, error: Exception) -> bool:
-        """Whether a sample that raised `error` is left out instead of ending the run."""
+        """Return whether a sample that raised `error` is left out instead of ending the run."""
         return any(part.tolerates(error) for part in self.parts)
 
     def skip(self, reasons: dict[int, str]) -> None:
-        """Note lines that are left out, each with the reason.
+        """Record lines that are left out, each with the reason.
 
         Raises:
             DataError: more than one in a hundred lines of the split is bad.
@@ -253,7 +255,7 @@ class AlignedDataset(Dataset[Sample]):
             )
 
     def report_skipped(self) -> None:
-        """Log what was left out since the last report."""
+        """Log the samples left out since the last report."""
         new = list(self.skipped.values())[self._reported :]
         if new:
             logger.warning(
@@ -266,7 +268,7 @@ class AlignedDataset(Dataset[Sample]):
 
 
 class AlignedPart(AlignedDataset):
-    """A data set of one file, which can also be a part of the samples of another data set.
+    """Data set of one file, which can also be a part of another data set.
 
     Args:
         texts: the lines of its file.
@@ -274,13 +276,13 @@ class AlignedPart(AlignedDataset):
 
     Attributes:
         split: name of the split.
-        rows: what a frozen network made of each line once and for all: its name in a batch, and the
-            row of a line; None for an image that cannot be decoded. See `token_file`.
-        tried: whether this was asked for, with or without success.
+        rows: precomputed outputs of a frozen network: their name in a batch, and a function that
+            returns the row of a line, None for an undecodable image. See `token_file`.
+        tried: whether precomputing was tried, with or without success.
     """
 
     features: ClassVar[str] = ""
-    """What the features of a frozen encoder of this part are called in a batch."""
+    """Batch key of the features of a frozen encoder of this part."""
     fixed_by: ClassVar[str] = ""
     """The options with which a line is the same in every epoch."""
     split: str = ""
@@ -294,15 +296,15 @@ class AlignedPart(AlignedDataset):
 
     @abstractmethod
     def read(self, line: int, epoch: int) -> Sample:
-        """What this part adds to the sample of a line, in a given epoch."""
+        """Read this part of the sample of a line, in a given epoch."""
 
     @abstractmethod
     def stack(self, samples: Sequence[Sample]) -> Batch:
-        """What this part adds to the batch of some samples."""
+        """Collate this part of some samples."""
 
     @abstractmethod
     def show(self, line: int) -> dict[str, Any]:
-        """What this part adds to the description of a sample."""
+        """Return this part's entries in the description of a sample."""
 
     @property
     def fixed(self) -> bool:
@@ -310,16 +312,23 @@ class AlignedPart(AlignedDataset):
         return False
 
     def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
-        """Plain values that differ wherever what this part adds to some lines differs.
+        """Return plain values that identify the content of this part for some lines.
 
         Args:
             lines: numbers of the lines.
-            folder: where may be kept what makes this faster the next time.
+            folder: folder for a cache that speeds up later calls.
         """
         raise NotImplementedError
 
+    def leave_out_tokens(self, lines: NDArray[np.int64]) -> None:
+        """Give `rows` without the tokens of reports, for a model that does not read tokens.
+
+        Args:
+            lines: numbers of the lines of the samples, in order.
+        """
+
     def finish(self, batch: Batch) -> Batch:
-        """What this part does to a batch on the device."""
+        """Process a batch on the device."""
         return batch
 
     def properties(self) -> dict[str, Any]:
@@ -331,7 +340,7 @@ class AlignedPart(AlignedDataset):
         return {}
 
     def tolerates(self, error: Exception) -> bool:
-        """Whether a sample of which this part raised `error` is left out."""
+        """Return whether a sample is left out after this part raised `error`."""
         return False
 
 
@@ -339,8 +348,8 @@ def stable_seed(purpose: str, *numbers: int) -> int:
     """A 64-bit seed that is the same on every machine and in every process.
 
     Args:
-        purpose: what is drawn (`image`, `shuffle`), so that two uses do not share their numbers.
-        numbers: what the draw depends on: seed, epoch, line, view.
+        purpose: the use of the draw (`image`, `shuffle`), so that uses have different numbers.
+        numbers: values that the draw depends on: seed, epoch, line, view.
     """
     text = ":".join([purpose, *(str(number) for number in numbers)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -348,7 +357,7 @@ def stable_seed(purpose: str, *numbers: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block on torch's CPU random numbers from `seed`; the caller's numbers go on unchanged.
+    """Seed torch's CPU generator within a block, and restore the caller's state afterwards.
 
     `torch.manual_seed` would also reseed the accelerators, which the training loop is using.
     """
@@ -361,7 +370,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def same_tokenizer(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
-    """Whether two tokenizers turn every text into the same numbers."""
+    """Return whether two tokenizers turn every text into the same numbers."""
     return bool(plain_tokenizer(one)["json"] == plain_tokenizer(other)["json"])
 
 
@@ -369,7 +378,7 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The file `tokenizer.json` of a tokenizer, and which of its words are special."""
     special = {f"{name}_token": getattr(tokenizer, f"{name}_token", None) for name in SPECIAL}
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Truncation and padding are set with each call, and the tokenizer remembers the last call.
+    # Each call sets truncation and padding, and the tokenizer keeps those of the last call.
     content |= {"truncation": None, "padding": None}
     return {
         "json": json.dumps(content, ensure_ascii=False),

@@ -1,11 +1,11 @@
 """Random augmentation of the presets: drawn per image, applied to whole batches.
 
-What an image gets is a function of (seed, epoch, line, view): numbers are drawn on the CPU, in the
-order in which torchvision's transforms draw them. The part to cut out and the flip are applied as
-the image is read, since images of several sizes fit in no batch. What is left is a row of numbers
-that goes with the batch; affine map, colours and blur are applied from it on the device that holds
-the batch. Every operation but the affine map works on whole numbers that float32 holds exactly, and
-none looks at other images: a result depends neither on the batch nor on the number of processes.
+The augmentation of an image is a function of (seed, epoch, line, view): numbers are drawn on the
+CPU, in the order in which torchvision's transforms draw them. Crop and flip are applied when the
+image is read, since images of different sizes cannot be batched. The remaining numbers, one row per
+image, go with the batch; affine map, colours and blur are applied from them on the device of the
+batch. Every operation except the affine map works on integers that float32 holds exactly, and none
+uses other images: results depend neither on the batch nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from vilmedic.datasets.pictures import crop_square, resize_to
+from vilmedic.datasets.image_source import crop_square, resize_to
 from vilmedic.device import constants, widest_float
 
 Range = tuple[float, float]
 Rows = list[float]
 
-_LOG_RATIO = torch.log(torch.tensor([3 / 4, 4 / 3])).tolist()  # of the sides of a part
+_LOG_RATIO = torch.log(torch.tensor([3 / 4, 4 / 3])).tolist()  # aspect ratios of a crop
 _LUMA = (0.2989, 0.587, 0.114)
 _IDENTITY = (1.0, 1.0, 1.0, 0.0)
 """Factors of brightness, contrast, saturation and hue that leave an image as it is."""
 _SEQUENCES = {0: (), 2: (0, 1, 0), 4: (0, 1, 2, 3) * 4}
-"""Kinds of colour changes in a row that hold every order of so many kinds."""
+"""Sequences of colour operations that contain every order of that many kinds."""
 _WEIGHT = 2048
-"""What the whole-number weights of a blur add up to."""
+"""Sum of the integer weights of a blur."""
 _FRACTION = 8
-"""Parts of a grey level that are kept between the two passes of a blur."""
+"""Fractions of a grey level that are kept between the two passes of a blur."""
 _BLOCK = 32
-"""Rows or columns of a blur that one matrix product makes."""
+"""Rows or columns of a blur per matrix product."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Augmentation:
     """Augmentation settings of a preset, in order of application; None skips a step.
 
     Args:
-        crop: side of the square that comes out; None keeps the size.
+        crop: side of the square crop; None keeps the size.
         channels: of the images, 1 or 3.
-        area: smallest and largest share of the area that is cut out and scaled to `crop`; None cuts
-            a square of `crop` pixels out at a random place.
+        area: smallest and largest share of the area that is cropped and scaled to `crop`; None
+            crops a square of `crop` pixels at a random place.
         flip: swap left and right of half of the images.
-        affine: rotation, shift and scale; what comes in from outside is black.
+        affine: rotation, shift and scale; pixels from outside are black.
         jitter: ranges of the factors of brightness and contrast and, for three channels, of
             saturation and hue; applied in a random order.
         jitter_share: share of the images whose colours change.
@@ -85,7 +85,7 @@ class Augmentation:
 
     @property
     def sizes(self) -> list[int]:
-        """How many numbers of a row say what to do to geometry, colours, greyscale and blur."""
+        """Numbers per row for geometry, colours, greyscale and blur."""
         return [
             6 if self.affine else 0,
             len(_SEQUENCES[len(self.jitter)]),
@@ -94,7 +94,7 @@ class Augmentation:
         ]
 
     def cut(self, image: Tensor) -> tuple[Tensor, Rows]:
-        """Draw for an image from torch's CPU random numbers, and do what is done as it is read.
+        """Draw the augmentation of an image, and apply crop and flip.
 
         Args:
             image: uint8 [C, H, W]; not written to.
@@ -126,16 +126,16 @@ class Augmentation:
         return image, row
 
     def apply(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Do the rest to a batch, on its device and without waiting for that.
+        """Apply the remaining augmentation to a batch, on its device and without synchronising.
 
         Args:
-            images: uint8 [B, C, H, W], as `cut` gives them.
+            images: uint8 [B, C, H, W], from `cut`.
             rows: float32 [B, N], the numbers of each.
 
         Returns:
             float32 [B, C, H, W], whole numbers from 0 to 255.
         """
-        # What is not drawn for an image changes nothing; where the host can tell, it is left out.
+        # Steps not drawn for an image change nothing; they are skipped if the host knows that.
         known = rows.T.tolist() if rows.device.type == "cpu" else None
 
         def idle(place: int, identity: float) -> bool:
@@ -256,7 +256,7 @@ def _part(height: int, width: int, share: Range) -> Sequence[int]:
 
 
 def _draw_affine(ranges: Affine, height: int, width: int) -> Rows:
-    """Where each pixel comes from; see `torchvision.transforms.RandomAffine`.
+    """Return the source of each pixel; see `torchvision.transforms.RandomAffine`.
 
     Returns:
         The 2 x 3 matrix from a place in pixels, measured from the middle of the image, to its
@@ -283,7 +283,7 @@ def _warped(values: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _from_the_middle(*sizes: int) -> tuple[Tensor, ...]:
-    """Places of pixels along axes of these sizes, measured from the middle."""
+    """Return pixel coordinates along axes of these sizes, measured from the centre."""
     return tuple(torch.arange(size, dtype=torch.float32) - (size - 1) / 2 for size in sizes)
 
 
@@ -301,7 +301,7 @@ def _brightened(values: Tensor, factor: Tensor) -> Tensor:
 
 def _contrasted(values: Tensor, factor: Tensor) -> Tensor:
     grey = _luma(values)
-    # of whole numbers: the order makes no difference
+    # integers: the order of the sum makes no difference
     total = grey.sum(-1).sum((1, 2), dtype=widest_float(grey.device))
     mean = (total / grey[0].numel()).float().view(-1, 1, 1, 1)
     return values.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 255).floor_()
@@ -313,11 +313,11 @@ def _saturated(values: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hued(values: Tensor, shift: Tensor) -> Tensor:
-    """Colours [B, 3, H, W] moved on the colour circle by a share of it; 0 changes nothing."""
+    """Shift the hue of colours [B, 3, H, W] by a share of the colour circle; 0 changes nothing."""
     red, green, blue = values.split(1, dim=1)
     low, high = values.aminmax(dim=1, keepdim=True)
     chroma = high - low
-    divisor = chroma.clamp(min=1)  # where it is 0 there is no colour
+    divisor = chroma.clamp(min=1)  # 0 means no colour
     hue = torch.where(
         high == red,
         (green - blue) / divisor,
@@ -333,7 +333,7 @@ _CHANGES = (_brightened, _contrasted, _saturated, _hued)
 
 
 def _hue_steps() -> tuple[Tensor]:
-    """Where the colour circle starts for red, green and blue, [3, 1, 1]."""
+    """Return the hue offsets of red, green and blue, [3, 1, 1]."""
     return (torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1),)
 
 
@@ -362,7 +362,7 @@ def _windows(values: Tensor, radius: int, axis: int) -> Tensor:
         columns.
     """
     rest = -values.shape[axis] % _BLOCK
-    before = [] if axis == 3 else [0, 0]  # the last axis is named first
+    before = [] if axis == 3 else [0, 0]  # padding lists the last axis first
     values = pad(values, [*before, radius, radius, *[0, 0][len(before) :]], mode="reflect")
     if rest:
         values = pad(values, [*before, 0, rest])

@@ -7,9 +7,9 @@ Rules, the same for every format:
 - Colour becomes grey by the luma weights of ITU-R 601 (what JPEG itself stores).
 - 16-bit, 32-bit and floating-point values are mapped linearly from the image's own smallest and
   largest value to 0 and 255, colours by the range of all channels together. Such files hold 10 to
-  16 bits in an unstated window, and dividing all of them by 65535 would turn 12-bit exports black.
-  An image of one single value becomes black.
-- DICOM files are shown as they say themselves (see `dicom`).
+  16 bits in an unstated window, and dividing by 65535 would turn 12-bit exports black. An image of
+  a single value becomes black.
+- DICOM files are displayed as their headers prescribe (see `dicom`).
 - Files that end too early or are damaged are errors; they are never filled up with grey.
 - Only JPEG, PNG, TIFF, BMP, WebP, JPEG 2000, DICOM and `.npy` are decoded, by their content. Pillow
   knows further formats, some of which start other programs.
@@ -35,13 +35,13 @@ from vilmedic.files import open_regular
 
 Color = Literal["grey", "rgb"]
 
-Image.preinit()  # the usual formats first: Pillow tries all in the order in which they were loaded
-Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place, for all formats and by a setting
+Image.preinit()  # usual formats first: Pillow tries formats in the order of loading
+Image.MAX_IMAGE_PIXELS = None  # replaced by the option `max_pixels`, for all formats
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "JPEG2000")
-"""Pillow's names of the formats that it decodes here."""
+"""Pillow's names of the formats that Pillow decodes here."""
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 HEAD = 132
-"""Bytes at the start of a file that hold the mark of the format."""
+"""Bytes at the start of a file that identify its format."""
 DICOM_REMEDY = "DICOM files need pydicom and its decoders: pip install '.[dicom]' in the clone."
 _JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 _JPEG_2000_SUFFIXES = {".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
@@ -64,7 +64,7 @@ _MARKS = {
     b"\xff\x4f\xff\x51": ".j2k",
     b"\x93NUMPY": ".npy",
 }
-# What libjpeg reports of files whose image may be whole all the same.
+# Warnings of libjpeg for files whose image may still be complete.
 _HARMLESS = re.compile(r"extraneous bytes|end of JPEG file|JFIF revision|Adobe color|ICC")
 
 
@@ -80,7 +80,7 @@ def decode_image(
     Args:
         path: a JPEG, PNG, TIFF, BMP, WebP, JPEG 2000 or DICOM file, or a `.npy` array of shape
             [H, W], [H, W, 1] or [H, W, 3].
-        color: what the result holds: one grey channel or three colour channels.
+        color: `grey` for one channel or `rgb` for three.
         max_pixels: see `decode_file`.
         thorough: see `decode_file`.
 
@@ -95,10 +95,10 @@ def decode_image(
 
 
 def open_image(path: str | Path) -> IO[bytes]:
-    """Open a file to read an image from.
+    """Open an image file.
 
     Raises:
-        UndecodableImage: that cannot be done, or it is no regular file.
+        UndecodableImage: it cannot be opened or is not a regular file.
     """
     try:
         return open_regular(path)
@@ -121,20 +121,19 @@ def decode_file(
     """Read one image from an open file; see `decode_image`.
 
     Args:
-        file: open for reading and for moving in it.
-        name: what messages call it; its suffix separates formats that their content does not.
+        file: seekable file, open for reading.
+        name: its name for messages; the suffix distinguishes formats whose content does not.
         color: see `decode_image`.
         max_pixels: height times width of the largest image that is decoded.
         thorough: read the compressed data of JPEG files a second time for damage that the decoder
             does not notice, which takes as long as decoding.
-        notes: gets what a user should know of a file that can be read, such as a table that
-            contradicts its header.
+        notes: gets notes about a readable file, such as a table that contradicts its header.
     """
     suffix = os.path.splitext(name)[1].lower()
     notes = [] if notes is None else notes
     try:
         file.seek(0)
-        content = file.read()  # at once: decoders ask for many small pieces
+        content = file.read()  # at once: decoders read many small pieces
         if not content:
             raise UndecodableImage(f"{name} is an empty file.")
         if suffix in DICOM_SUFFIXES or is_marked(content):
@@ -158,7 +157,7 @@ def decode_file(
         ) from None
     except MemoryError:
         raise UndecodableImage(f"{name} needs more memory than there is.") from None
-    except Exception as error:  # decoders raise all sorts of things on corrupt files
+    except Exception as error:  # decoders raise many kinds on corrupt files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UndecodableImage(f"{name} cannot be decoded: {reason}.") from error
     tensor = torch.from_numpy(pixels)
@@ -166,12 +165,12 @@ def decode_file(
 
 
 def is_marked(head: bytes) -> bool:
-    """Whether the first `HEAD` bytes of a file bear the mark of the format."""
+    """Return whether the first `HEAD` bytes of a file are those of a DICOM file."""
     return head[128:HEAD] == b"DICM"
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is named as DICOM or marked so: many have no suffix, or a number for one.
+    """Return whether a file is DICOM by its name or content; many have no or a numeric suffix.
 
     Raises:
         OSError: it cannot be read.
@@ -183,12 +182,12 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def dicom_available() -> bool:
-    """Whether DICOM files can be read here."""
+    """Return whether DICOM files can be read here."""
     return find_spec("pydicom") is not None
 
 
 def suffix_by_content(head: bytes) -> str | None:
-    """The usual suffix of a file by its first `HEAD` bytes; None for none that is decoded here."""
+    """Return the usual suffix of a file by its first `HEAD` bytes; None for unsupported formats."""
     if is_marked(head):
         return ".dcm"
     marks = [suffix for mark, suffix in _MARKS.items() if head.startswith(mark)]
@@ -200,7 +199,7 @@ def suffix_by_content(head: bytes) -> str | None:
 
 
 def check_size(height: int, width: int, max_pixels: int, name: str) -> None:
-    """Raise an `UndecodableImage` when an image is too large, before memory is taken for it."""
+    """Raise an `UndecodableImage` if an image is too large, before allocating memory for it."""
     if height * width > max_pixels:
         raise UndecodableImage(
             f"{name} has {height} x {width} pixels, more than max_pixels={max_pixels}."
@@ -283,13 +282,13 @@ def _jpeg_pixels(image: Image.Image, content: bytes, color: Color, thorough: boo
 
 
 def _check_jpeg(content: bytes) -> None:
-    from vilmedic.datasets.jpeg_data import check_jpeg  # which loads a compiler
+    from vilmedic.datasets.jpeg_data import check_jpeg  # loads a compiler
 
     check_jpeg(content)
 
 
 def _check_png(content: bytes) -> None:
-    """Compare the sums of the chunks that make up the image; Pillow does not for its data."""
+    """Verify the checksums of the image chunks, which Pillow does not do for its data."""
     view, place = memoryview(content), len(_PNG_MARK)
     while place + 12 <= len(content):
         length, kind = (
@@ -353,8 +352,8 @@ def _tiff_values(image: Image.Image) -> np.ndarray:
 
 
 def _wide_png(content: bytes, key: Any, name: str) -> np.ndarray:
-    """A PNG of 16 bits, of which Pillow keeps the high byte where there is colour or alpha."""
-    from vilmedic.datasets.wide_png import read_wide_png  # which loads a compiler
+    """Read a 16-bit PNG with colour or alpha, of which Pillow keeps only the high byte."""
+    from vilmedic.datasets.wide_png import read_wide_png  # loads a compiler
 
     planes = read_wide_png(content)
     values = planes[0] if len(planes) < 3 else planes[:3].transpose(1, 2, 0)
@@ -376,7 +375,7 @@ def _jpeg2000_bits(content: bytes) -> list[int]:
 
 
 def _is_signed(image: Image.Image) -> bool:
-    """Whether bytes are signed, which Pillow passes on as they are."""
+    """Return whether a TIFF holds signed bytes, which Pillow does not convert."""
     tags: Any = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     return image.mode == "L" and tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 2
 

@@ -1,14 +1,13 @@
-"""Decoding of DICOM files to the 8-bit image that a radiologist is shown.
+"""Decoding of DICOM files to the 8-bit image that a viewer would display.
 
-Grey values take the way that the standard prescribes (PS3.3 C.11, C.7.6.3.1.2): stored values, the
+Grey values follow the pipeline of the standard (PS3.3 C.11, C.7.6.3.1.2): stored values, the
 modality table or rescale slope and intercept, the VOI table or the first window, and inversion of
-MONOCHROME1, so that bones are bright on dark. A file with neither table nor window shows its whole
-range of values, and so does one whose table or window cannot be read. Padding around the image is
-black. Of several frames the first one is taken.
+MONOCHROME1, so that bones are bright on dark. A file without a readable table or window shows its
+whole range of values. Padding around the image is black. Of several frames the first one is taken.
 
-Headers of tables are often wrong. What a table holds counts (see `_Table` and `_white`): where its
-descriptor states other bits, another sign of its first value or of its entries, the image is
-shown by the entries, and a note says so.
+Headers of tables are often wrong. The contents of a table take precedence (see `_Table` and
+`_white`): if its descriptor states other bits, or another sign of its first value or entries, the
+image is displayed by the entries, with a note.
 
 pydicom and the decoders of compressed files are the optional dependency `dicom`.
 """
@@ -40,14 +39,14 @@ def dicom_pixels(
         content: the file.
         max_pixels: rows times columns of the largest image that is decoded.
         thorough: read the data of lossy JPEG a second time for damage.
-        notes: gets what the file says of itself that its content contradicts.
+        notes: gets header values that the content contradicts.
 
     Returns:
         uint8 [H, W] for grey images, [H, W, 3] (red, green, blue) for coloured ones.
 
     Raises:
         UnreadableDicom: a decoder is missing, or the file holds no image.
-        Exception: whatever else the decoders raise on damaged files.
+        Exception: other errors of the decoders on damaged files.
     """
     data = _read(content, max_pixels)
     values = _stored_values(data, max_pixels, thorough)
@@ -59,7 +58,7 @@ def dicom_pixels(
     grey = _Grey(data, notes)
     if not np.issubdtype(values.dtype, np.integer) or int(data.BitsStored) > 16:
         return grey.shown(values.astype(np.float64), np.ones(values.shape, bool))
-    lowest = int(values.min())  # from here on once for each grey value rather than for each pixel
+    lowest = int(values.min())  # from here on per grey value rather than per pixel
     counts = np.bincount((values - lowest).ravel())
     levels = np.arange(lowest, lowest + len(counts), dtype=np.float64)
     return grey.shown(levels, counts > 0)[values - lowest]
@@ -100,7 +99,7 @@ def _check_inflated(file: io.BytesIO, max_pixels: int) -> None:
     if read_preamble(file, force=True) is not None:
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            most, inflated = 6 * max_pixels + 2**26, 0  # colour of 16 bits, and the rest
+            most, inflated = 6 * max_pixels + 2**26, 0  # 16-bit colour, and the header
             stream, rest = zlib.decompressobj(-zlib.MAX_WBITS), file.read()
             while rest and not stream.eof:
                 inflated += len(stream.decompress(rest, 2**24))
@@ -168,7 +167,7 @@ class _Grey:
 
         Args:
             stored: float64 values of any shape.
-            present: which of them the image has; the range of a file without a window is theirs.
+            present: which of them occur in the image; they set the range without a window.
         """
         padding = self._padding(stored)
         counted = present & ~padding
@@ -201,7 +200,7 @@ class _Grey:
         return stored * slope + (self._number("RescaleIntercept") or 0.0)
 
     def _voi(self, values: np.ndarray, counted: np.ndarray) -> np.ndarray | None:
-        """Values as shares of white; None when the file does not say how to show them."""
+        """Return values as shares of white; None if the file does not say how to display them."""
         for item in self.data.get("VOILUTSequence") or ():
             try:
                 table = _Table.of_item(item, self.data)
@@ -216,7 +215,7 @@ class _Grey:
         centre, width = self._number("WindowCenter"), self._number("WindowWidth")
         function = str(self.data.get("VOILUTFunction") or "LINEAR")
         if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
-            return None  # such windows occur, and the standard forbids them
+            return None  # such windows occur, although the standard forbids them
         if function == "SIGMOID":
             return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
         if function == "LINEAR_EXACT":
@@ -226,14 +225,14 @@ class _Grey:
         return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
 
     def _signed_bits(self) -> int:
-        """Bits of a negative number as the pixels have it, which is how some headers write it."""
+        """Bits of a negative number in pixel width, as some headers write it."""
         return int(self.data.get("BitsStored", 16)) if self.data.get("PixelRepresentation") else 16
 
     def _note(self, kind: str, table: _Table) -> None:
         self.notes += [f"its {kind} table {text}" for text in table.notes]
 
     def _stored(self, name: str) -> float | None:
-        """An element that is a stored value, which is often written with the other sign.
+        """Read an element that is a stored value, often written with the wrong sign.
 
         Negative values may have the width of the stored bits, as in the pixels, or of the element.
         """
@@ -268,7 +267,7 @@ def _range_share(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 class _Table:
-    """A lookup table as it is, whatever its descriptor says.
+    """A lookup table by its contents, even if its descriptor contradicts them.
 
     Args:
         descriptor: number of entries, value that the first one is for, bits of the entries.
@@ -293,18 +292,18 @@ class _Table:
 
     @classmethod
     def of_item(cls, item: Any, data: Any) -> _Table:
-        """The table in an item of a sequence."""
+        """Read the table in an item of a sequence."""
         return cls(
             item.LUTDescriptor, item.LUTData, data.file_meta.TransferSyntaxUID.is_little_endian
         )
 
     def _signed(self, entries: np.ndarray) -> np.ndarray:
-        """Entries with the sign under which they do not jump between the ends of 16 bits."""
+        """Return the entries with the sign that avoids jumps between the ends of 16 bits."""
         if entries.max() < 2**15 and entries.min() >= 0:
             return entries
         unsigned = entries & 0xFFFF
         signed = (unsigned ^ 0x8000) - 0x8000
-        # Steep tables have few entries in between; only one that passes through many tells.
+        # Steep tables have few entries in between; only one that passes through many is conclusive.
         many = len(np.unique(unsigned)) > 16
         negative = many and _variation(signed) < _variation(unsigned)
         if negative != bool(entries.min() < 0):
@@ -317,10 +316,10 @@ class _Table:
         """The entries for some values.
 
         Args:
-            values: float64, what to look up.
-            seen: those that the image has, which tell the sign of the table's first value.
-            signed: whether the standard takes that value as signed.
-            bits: that a negative value may be written with in place of 16.
+            values: float64 values to look up.
+            seen: values in the image, which show the sign of the table's first value.
+            signed: whether that value is signed by the standard.
+            bits: bits of a negative value, if not 16.
         """
         first = self.first - 2**16 if signed and self.first >= 2**15 else self.first
         others = [self.first - 2**16 if first > 0 else self.first % 2**16]
@@ -348,12 +347,12 @@ class _Table:
 
 
 def _white(largest: int, stated: int) -> int:
-    """Bits of white in a table.
+    """Return the bit depth of white in a table.
 
-    Those that its descriptor states, unless they are not possible, hold its entries by no means, or
-    would show all of them in the darkest quarter. Then as many as the largest entry needs, of the
-    8, 10, 12, 14 and 16 that devices have, so that the images of one device are shown alike. A
-    table that goes a little beyond what it states is cut off there.
+    These are the bits in its descriptor, unless they are impossible, far too few for the entries,
+    or would display all of them in the darkest quarter. Then it is the smallest of 8, 10, 12, 14
+    and 16 bits, as devices have them, that holds the largest entry, so that images of one device
+    look alike. A table that slightly exceeds its stated bits is clipped.
     """
     if 8 <= stated <= 16 and 2 ** (stated - 2) <= largest < 9 * 2 ** (stated - 3):
         return stated
@@ -369,7 +368,7 @@ def _palette_colour(values: np.ndarray, data: Any, notes: list[str]) -> np.ndarr
     """The colours of indices, uint8 [H, W, 3]."""
     names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
     if any(f"{name}Data" not in data for name in names):
-        from pydicom.pixels.processing import apply_color_lut  # unfolds segmented tables
+        from pydicom.pixels.processing import apply_color_lut  # expands segmented tables
 
         unfolded = np.asarray(apply_color_lut(values, data))[..., :3]
         colours, stated = unfolded.astype(np.float64), 8 * unfolded.itemsize

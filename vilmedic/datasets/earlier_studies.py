@@ -1,12 +1,12 @@
 """Removal of references to earlier studies and of de-identification marks from reports.
 
-A model that sees one study cannot know what an earlier one showed: "unchanged from prior" teaches
-it words that no image explains (Ramesh et al. 2022, arXiv:2210.06340). That work removes them with
-a trained model; these are rules for English reports, written after those of Indiana University and
-MIMIC-CXR. Statements about the image itself stay: "Stable cardiomegaly" becomes "Cardiomegaly", and
-"The effusion is unchanged" becomes "The effusion is present". A sentence that says nothing else
-("Unchanged.", "The heart size is stable.") goes. "No new effusion" stays as it is, since it does
-not say that there is none, and so does medical history ("prior CABG").
+A model that sees one study cannot know an earlier one: "unchanged from prior" teaches it words that
+no image explains (Ramesh et al. 2022, arXiv:2210.06340). That work removes them with a trained
+model; these are rules for English reports, based on those of Indiana University and MIMIC-CXR.
+Statements about the image itself stay: "Stable cardiomegaly" becomes "Cardiomegaly", and "The
+effusion is unchanged" becomes "The effusion is present". A sentence with no other content
+("Unchanged.", "The heart size is stable.") is removed. "No new effusion" stays, since it does not
+imply that there is none, and so does medical history ("prior CABG").
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from vilmedic.datasets.lines import split_at_stops, words
 
 Replacement = str | Callable[["re.Match[str]"], str]
 
-# What stands instead of a date, a name or any word: `___` and `[** ... **]` of MIMIC, `XXXX`
-# of Indiana. While rules are applied, one character of private use stands for a run of these: were
-# runs inside patterns that repeat, a match could be tried in more ways than time allows.
+# De-identification marks: `___` and `[** ... **]` of MIMIC, `XXXX` of Indiana. While rules are
+# applied, one private-use character replaces each run of marks: runs inside repeated patterns could
+# make matching take exponential time.
 _X = r"(?:X{3,}|x{4,})"
 _MARK = rf"(?:_{{2,}}|\[\*\*.{{0,80}}?\*\*\]|(?<![^\W\d_]){_X}(?:-{_X})*(?![^\W\d_]))"
 _HIDDEN = "[\ue000-\uf8ff]"
@@ -77,7 +77,7 @@ _ASPECT = rf"(?:\s+in (?:overall )?{_SIDE}(?:(?:,| and|/) ?{_SIDE})*)?"
 _STATE = (
     rf"{_DEGREE}(?:{_STABLE}{_ASPECT}(?:,?\s+{_FROM})?|{_CHANGED}{_ASPECT},?\s+{_FROM})(?![\w-])"
 )
-"""How something is beside what was before: `grossly unchanged from prior`, `larger than on ___`."""
+"""A comparison with before: `grossly unchanged from prior`, `larger than on ___`."""
 _BE = r"(?P<be>(?:is|are|was|were|has|have|appears?|remains?)(?: been| remained)?)"
 _VERB = r"(?:is|are|has|have|appears?|remains?|may|likely|probably|represents?|reflects?|suggests?)"
 _END = r"(?=\s*(?:$|[,;)]))"
@@ -95,12 +95,12 @@ _SLIGHT = (
 _WITHOUT_VERB = (
     r"((?:(?!\b(?:is|are|was|were|has|have|had|there|but|which|that|and (?:the|an?))\b)[\w\s-])+?)"
 )
-"""What a sentence is said of, and nothing that is said before."""
+"""The subject of a sentence, without a preceding clause."""
 _CLEARED = (
     r"(?!.*\b(?:lungs?|lobes?|bas(?:e|is|es)|zones?|fields?|ap(?:ex|ices)|hemithora(?:x|ces)|chest|spaces?"
     r"|angles?|sulc(?:us|i)|airways?|parenchyma) (?:has|have)\b)"
 )
-"""Not said of what is still there when it has cleared."""
+"""Subjects that remain after they have cleared, such as lungs."""
 _WHOLLY = r"(?:(?:completely|entirely|fully|now|also|since|otherwise|subsequently)\s+)*"
 _WORSE = (
     r"(?:(?:increase|decrease|worsening|improvement|progression|enlargement|reduction|change)s?"
@@ -116,7 +116,7 @@ def _plural(match: re.Match[str]) -> bool:
 
 
 def _present(match: re.Match[str]) -> str:
-    """What is left of a verb and a state: that there is what they are said of."""
+    """Replacement of a verb and a state: the subject is present."""
     return " are present" if _plural(match) else " is present"
 
 
@@ -125,7 +125,7 @@ def _is(match: re.Match[str]) -> str:
 
 
 def _none(match: re.Match[str]) -> str:
-    """That what was seen before is not there; abbreviations keep their capitals."""
+    """Replacement of a resolved finding: there is none; abbreviations keep their capitals."""
     what = match[1]
     return f"no {what if what[1:2].isupper() else what[:1].lower() + what[1:]}"
 
@@ -153,14 +153,14 @@ _RULES = _compiled(
         "",
     ),
     (rf"^{_BEFORE}\s*,\s*", ""),
-    # What was seen before.
+    # Findings seen before.
     (rf"^(?:once )?again,? {_SEEN},? (is|are|was|were)\b", r"there \1"),
     (r"\bre-?demonstration of\b", ""),
     (r"\bre-?demonstrated\b", "demonstrated"),
     (rf"\b(?:was|were) {_SEEN} previously (?:and|but) ", ""),
     (rf"\b(?:as )?(?:previously|formerly) {_SEEN}\b|\b{_SEEN} previously\b", ""),
     (r",? ?\b(?:once )?again\b(?:, )?", " "),
-    # What is gone, and what does not change.
+    # Resolved findings, and no change.
     (
         rf"^(?:the )?{_WITHOUT_VERB} (?:is|are|was|were) no longer {_SEEN}(?: {_FROM})?{_END}",
         _none,
@@ -172,7 +172,7 @@ _RULES = _compiled(
         rf"(?: (?:in|of) (?:the )?(?:{_LOOK})?|{_END})",
         "",
     ),
-    # No increase of an effusion is one that is there; no development of one is none.
+    # "No increase of an effusion" means there is one; "no development of one" means none.
     (
         rf"(?:^{_THERE}|\b)no (?:evidence (?:of|for) )?{_SLIGHT}interval {_WORSE} (?:in|of) "
         rf"(?:the )?(?:{_LOOK}|{_SIDE}(?! of\b)(?:,? {_FROM})?{_END})?",
@@ -186,14 +186,14 @@ _RULES = _compiled(
         rf"(?:resolved|cleared)(?: {_FROM})?{_END}",
         _none,
     ),
-    # A state behind a verb: beside another one, and alone.
+    # A state after a verb: together with another one, and alone.
     (rf",?\s+(?:and|but|though|which|that)\s+(?:(?:is|are|appears?) )?{_STATE}{_END_OR_WITH}", ""),
     (rf",?\s+(?:which|that)\s+(?:is|are|appears?) {_STATE}", ""),
     (rf"\b{_BE}\s+{_STATE},? (?:and|but)\s+(?!(?:{_VERB}|the|there)\b)", _is),
     (rf"\s+{_BE}\s+{_STATE},? as (?:is|are|was|were)\b", " and"),
     (rf"\s+{_BE}\s+{_STATE}(?=\s*(?:$|[,;)])|\s+(?:with|without|and|at|in|on|by)\b)", _present),
     (rf"(?:^|,?\s+){_STATE}{_END}", ""),
-    # A state in front of a noun.
+    # A state before a noun.
     (rf",?\s*\b(?:with|in) {_DEGREE}{_STABLE} {_SIDE}(?: {_FROM})?(?! of\b)", ""),
     (rf"\b{_DEGREE}{_STABLE}[- ](?:appearing )?{_LOOK}", ""),
     (rf"\b({_PLAIN}) (?:and|but) {_DEGREE}{_STABLE} (?=[\w\ue000-\uf8ff])", r"\1 "),
@@ -206,7 +206,7 @@ _RULES = _compiled(
     (r"(?<!\bthe )\binterval (?=[\w\ue000-\uf8ff])", ""),
     (r"\b(?P<be>persists?)\b", _present),
     (r"(?<!the )\b(?P<be>remains?) (?=[\w\ue000-\uf8ff])", _is),
-    # What else points at an earlier study.
+    # Other references to an earlier study.
     (
         r",?\s*(?:(?:which|that)\s+(?:\w+ly\s+)?)?"
         r"(?:(?:is|are|was|were|do(?:es)? not appear to be)\s+)?(?:also )?(?:not (?:well )?)?"
@@ -251,16 +251,16 @@ _SAYS_NOTHING = frozenset(
 
 
 def remove_prior_references(report: str) -> str:
-    """A report without what it says of earlier studies; see the top of this file.
+    """Remove references to earlier studies from a report; see the top of this file.
 
-    A report that says nothing else is empty afterwards; one without such references is returned as
-    it is, to the last character. Put it in front of a cleaning that drops punctuation.
+    A report with no other content becomes empty; one without such references is returned unchanged.
+    Apply it before a cleaning step that drops punctuation.
     """
     if not _HINT.search(report):
         return report
     kept: list[str] = []
     same = True
-    item = ""  # the list number of the sentence that comes
+    item = ""  # the list number of the next sentence
     for piece in split_at_stops(report):
         if _ITEM.fullmatch(piece):
             item = piece
@@ -277,9 +277,9 @@ def remove_prior_references(report: str) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """A text in parts of at most `_LONGEST` characters, cut at blanks where there are some.
+    """Split a text into parts of at most `_LONGEST` characters, at blanks if possible.
 
-    No sentence is as long; rules take longer than a pass for what is not one.
+    No real sentence is that long; the rules take superlinear time on longer text.
     """
     parts, start = [], 0
     while len(text) - start > _LONGEST:
@@ -293,7 +293,7 @@ def _parts(text: str) -> list[str]:
 def _without_reference(sentence: str) -> str:
     """A sentence without its references; an empty text if nothing is left to say."""
     end = _PUNCTUATION_BEHIND.search(sentence)
-    assert end is not None  # it matches an empty text too
+    assert end is not None  # it also matches an empty text
     body, hidden = _hide(sentence[: end.start()])
     before = body
     for pattern, becomes in _RULES:
@@ -318,7 +318,7 @@ def _says_nothing(text: str) -> bool:
 
 
 def _hide(text: str) -> tuple[str, list[str]]:
-    """A text with a character instead of each run of marks, and these runs."""
+    """Replace each run of marks by a character; returns the text and the runs."""
     runs: list[str] = []
 
     def character(match: re.Match[str]) -> str:
@@ -350,12 +350,12 @@ _TIDY_MARKED = _compiled(
 
 
 def remove_deidentification(report: str) -> str:
-    """A report without the marks that stand for dates, names and other words.
+    """Remove de-identification marks from a report.
 
     These are `___` and `[** ... **]` of MIMIC and `XXXX` of Indiana University; a title in front
-    (`Dr. ___`) goes with them and, at the end of a clause, so do prepositions (`on ___ at ___`). A
-    report without marks is returned as it is. Put it behind `remove_prior_references`, which knows
-    a mark as the date of an earlier study.
+    (`Dr. ___`) is removed with them and, at the end of a clause, prepositions (`on ___ at ___`). A
+    report without marks is returned unchanged. Apply it after `remove_prior_references`, which
+    recognises a mark as the date of an earlier study.
     """
     if not _MARKED.search(report):
         return report

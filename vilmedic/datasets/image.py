@@ -32,16 +32,16 @@ from vilmedic.datasets.aligned import (
     stable_seed,
 )
 from vilmedic.datasets.decode import Color, UndecodableImage
+from vilmedic.datasets.image_source import SHARD_INDEX, ImageFiles, ImageSource, resized_shape
 from vilmedic.datasets.lines import Lines, listed, read_lines
-from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, Pictures, resized_shape
 from vilmedic.datasets.transforms import Pixels, check_sizes, is_fixed
 from vilmedic.errors import DataError
 
 if TYPE_CHECKING:
-    from vilmedic.datasets.picture_cache import PictureCache
+    from vilmedic.datasets.image_cache import ImageCache
 
 Window = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of an image, as shares of its width and height."""
+"""Left, top, right and bottom of a part of an image, as fractions of its width and height."""
 
 GIB = 2**30
 Changed = TypeVar("Changed")
@@ -155,7 +155,7 @@ class ImageDataset(AlignedPart):
         self.image_choice = image_choice
 
         texts = read_lines(root, split, file)
-        self.pictures = open_pictures(
+        self.source = open_image_source(
             texts,
             root=root,
             split=split,
@@ -168,17 +168,17 @@ class ImageDataset(AlignedPart):
             spool_gib=spool_gib,
             max_pixels=max_pixels,
         )
-        self.pictures.interpolation = interpolation
-        missing = self.pictures.missing()
+        self.source.interpolation = interpolation
+        missing = self.source.missing()
         if missing and on_error == "raise":
             raise DataError(
-                f"{listed(list(missing.values()), 'missing image')}. {self.pictures.remedy}, or "
+                f"{listed(list(missing.values()), 'missing image')}. {self.source.remedy}, or "
                 "on_error=skip to leave a few samples out."
             )
         if cache is not None:
-            from vilmedic.datasets.picture_cache import PictureCache
+            from vilmedic.datasets.image_cache import ImageCache
 
-            self._use_cache(PictureCache(self.pictures, Path(cache), split, set(missing)))
+            self._use_cache(ImageCache(self.source, Path(cache), split, set(missing)))
         super().__init__(texts, missing)
 
     def keep_sides(self) -> None:
@@ -186,7 +186,7 @@ class ImageDataset(AlignedPart):
         self.pixels.keep_sides()
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The images of a line as a list of uint8 [C, H, W], or what was made of them (`rows`).
+        """Read the images of a line as a list of uint8 [C, H, W], or their precomputed `rows`.
 
         Raises:
             UndecodableImage: a file cannot be decoded; the message names the line.
@@ -203,29 +203,29 @@ class ImageDataset(AlignedPart):
         return {"images": [image for image, _ in cut], **augmentation}
 
     def images(self, line: int, epoch: int = 0) -> list[torch.Tensor]:
-        """The images of a line, uint8 [C, H, W] each, whether or not tokens are cached."""
+        """Read the images of a line, uint8 [C, H, W] each, even if tokens are cached."""
         return self._each(line, epoch, self.pixels.transformed)
 
     def _each(self, line: int, epoch: int, change: Callable[..., Changed]) -> list[Changed]:
-        """What a method of `Pixels` makes of each image of a line."""
+        """Apply a method of `Pixels` to each image of a line."""
         chosen = self.chosen(line, epoch)
         try:
-            images = self.pictures.read(line, chosen)
+            images = self.source.read(line, chosen)
         except UndecodableImage as error:
             raise UndecodableImage(f"{self.texts.where(line)}: {error}") from error.__cause__
         if self.views > 1 and chosen is None:
             images = [image for image in images for _ in range(self.views)]
         draw = (self.seed, epoch if self.training else 0, line)
-        shared = self.pictures.shared
+        shared = self.source.shared
         try:
             return [change(image, *draw, view, shared=shared) for view, image in enumerate(images)]
         except ValueError as error:
             raise DataError(f"{self.texts.where(line)}: {error}.") from None
 
     def chosen(self, line: int, epoch: int) -> list[int] | None:
-        """Which images of a line are used, one for each view; None for all.
+        """Return the numbers of the images of a line to use, one per view; None for all.
 
-        What is drawn follows from seed, epoch and line alone, as the augmentation does.
+        The choice depends on seed, epoch and line alone, as the augmentation does.
         """
         if self.image_choice == "all":
             return None
@@ -233,7 +233,7 @@ class ImageDataset(AlignedPart):
             return [0]
         epoch = epoch if self.training else 0
         draw = random.Random(stable_seed("image choice", self.seed, epoch, line))
-        count = len(self.pictures.names(line))
+        count = len(self.source.names(line))
         order = draw.sample(range(count), count)
         return [order[view % count] for view in range(self.views)]
 
@@ -243,10 +243,9 @@ class ImageDataset(AlignedPart):
         Returns:
             `images` uint8 [B, C, H, W]; with several views [B, V, C, H, W]; with several images
             [B, N, C, H, W], filled up with zeros, and `images_mask` bool [B, N]; with several views
-            of several images [B, N, V, C, H, W]. Where a preset
-            leaves something to do on the device, `augmentation` float32 with the numbers for it in
-            the place of [C, H, W]. With `rows` these alone, [B, N]: `image_tokens` or
-            `image_features`.
+            of several images [B, N, V, C, H, W]. If the preset has steps for the device, also
+            `augmentation` float32 with their numbers instead of [C, H, W]. With `rows` only these,
+            [B, N]: `image_tokens` or `image_features`.
         """
         if self.rows is not None:
             name, _ = self.rows
@@ -281,43 +280,43 @@ class ImageDataset(AlignedPart):
 
     @property
     def fixed(self) -> bool:
-        """Whether no random number decides on what a line gives in an epoch."""
+        """Whether a line gives the same in every epoch."""
         if self.pixels.random or (self.training and self.image_choice == "random"):
             return False
         return not self.training or all(is_fixed(one) for one in self.pixels.transforms)
 
     def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
-        """A digest of each image file, and how it is prepared."""
-        from vilmedic.datasets.picture_cache import VERSION, decoders
+        """Return a digest of each image file, and the preparation settings."""
+        from vilmedic.datasets.image_cache import VERSION, decoders
 
         pixels = self.pixels
         how: list[Any] = [VERSION, decoders(), self.resize, self.crop, self.color, self.views]
         how += [self.multi_image, self.image_choice, pixels.max_pixels, pixels.mean, pixels.std]
         how += [pixels.interpolation] if pixels.interpolation != "bilinear" else []
-        if pixels.transforms:  # which an evaluation may draw, by the seed of the run
+        if pixels.transforms:  # an evaluation may draw them, by the seed of the run
             how += [repr(pixels.own_list), [repr(one) for one in pixels.transforms], self.seed]
-        return [how, self.pictures.contents(lines.tolist(), folder)]
+        return [how, self.source.contents(lines.tolist(), folder)]
 
     def properties(self) -> dict[str, Any]:
-        """How pixels are normalised."""
+        """Return the normalisation of pixels."""
         return {"normalization": (self.pixels.mean, self.pixels.std)}
 
     def show(self, line: int) -> dict[str, Any]:
         """The paths of a line's images."""
-        return {"image": self.pictures.places(line)}
+        return {"image": self.source.places(line)}
 
-    def picture(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
-        """The first image of a sample as its file has it, and the part that evaluation cuts out.
+    def original(self, whole: AlignedDataset, index: int) -> tuple[torch.Tensor, Window]:
+        """Return the first image of a sample at full size, and the window that evaluation crops.
 
         Args:
-            whole: the data set that this is a part of, or itself.
+            whole: the data set that contains this part, or itself.
             index: the sample's number in it.
 
         Returns:
             uint8 [C, H, W], and the window that a model sees of it.
         """
         line = int(whole.kept[index])
-        image = self.pictures.decode(line, 0)
+        image = self.source.decode(line, 0)
         short = self.resize or min(image.shape[-2:])
         height, width = resized_shape(image.shape[1], image.shape[2], short)
         across, down = (self.crop or width) / width, (self.crop or height) / height
@@ -328,15 +327,15 @@ class ImageDataset(AlignedPart):
         """Undecodable images are left out when `on_error` is skip."""
         return self.on_error == "skip" and isinstance(error, UndecodableImage)
 
-    def _use_cache(self, cache: PictureCache) -> None:
-        """Read images from a cache from now on; what it could not decode is known already."""
+    def _use_cache(self, cache: ImageCache) -> None:
+        """Read images from a cache from now on; it knows which are undecodable."""
         failed = [f"{cache.texts.where(line)}: {e}" for line, e in cache.failures().items()]
         if failed and self.on_error == "raise":
             raise UndecodableImage(
                 f"{listed(failed, 'undecodable image')} Fix them, or set on_error=skip to leave "
                 "a few samples out."
             )
-        self.pictures = cache
+        self.source = cache
 
 
 def image_part(dataset: AlignedDataset) -> ImageDataset:
@@ -351,7 +350,7 @@ def image_part(dataset: AlignedDataset) -> ImageDataset:
     raise DataError("This data set has no images.")
 
 
-def open_pictures(
+def open_image_source(
     texts: Lines,
     *,
     root: str,
@@ -364,7 +363,7 @@ def open_pictures(
     spool: str | None,
     spool_gib: float,
     max_pixels: int,
-) -> Pictures:
+) -> ImageSource:
     """The images of a split; see `ImageDataset` for the arguments.
 
     Raises:
@@ -372,14 +371,14 @@ def open_pictures(
     """
     index = Path(root) / f"{split}.{SHARD_INDEX}"
     if index.is_file():
-        from vilmedic.datasets.shards import PictureShards, ShardIndex, ShardStore
+        from vilmedic.datasets.shards import ImageShards, ShardIndex, ShardStore
 
         folder = Path(spool) if spool is not None else Path(root) / "spool"
         store = ShardStore(image_path or root, folder, int(spool_gib * GIB))
         shards = ShardIndex.load(index)
-        return PictureShards(texts, shards, store, color, resize, most, max_pixels)
+        return ImageShards(texts, shards, store, color, resize, most, max_pixels)
     images = Path(root) / "images"
     default = images if images.is_dir() else Path(root)
     folder = Path(image_path) if image_path is not None else default
     suffix = f".{ext.lstrip('.')}" if ext else ""
-    return PictureFiles(texts, folder, suffix, color, resize, most, max_pixels)
+    return ImageFiles(texts, folder, suffix, color, resize, most, max_pixels)

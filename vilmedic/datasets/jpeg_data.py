@@ -1,13 +1,13 @@
 """Integrity check of compressed JPEG data, stricter than a decoder.
 
-A decoder shows whatever the bits give. Bytes that were overwritten usually fall into step again
-after a few blocks, so that it reports nothing though rows are shifted or have another brightness.
-Here the data are read for their own sake (ITU-T T.81, annexes F and G): every code must exist, a
-block must not run beyond its 64 coefficients or hold more than pixels of 8 bits can give, and each
-interval must end where the file says. This costs about as much as decoding.
+A decoder displays whatever the bits give. After overwritten bytes it usually resynchronises within
+a few blocks, so that it reports nothing although rows are shifted or brightness changes. Here the
+data are checked themselves (ITU-T T.81, annexes F and G): every code must exist, a block must not
+exceed its 64 coefficients or the range of 8-bit pixels, and each interval must end where the file
+says. This takes about as long as decoding.
 
-Baseline, extended and progressive files with Huffman codes and 8 bits are read; of others (with
-arithmetic codes, lossless ones, JPEG-LS) nothing is said.
+Baseline, extended and progressive files with Huffman codes and 8 bits are checked; others (with
+arithmetic codes, lossless ones, JPEG-LS) are not.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _RESTARTS = range(0xD0, 0xD8)
 _BARE = {0x01, *range(0xD0, 0xDA)}  # markers without a length: TEM, RSTn, SOI, EOI
 _SOF, _DHT, _DQT, _DRI, _SOS, _EOI = {0xC0, 0xC1, 0xC2}, 0xC4, 0xDB, 0xDD, 0xDA, 0xD9
 _OTHER_SOF = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7}
-_LARGEST = 1100  # pixels of 8 bits give 1024; encoders that choose how to round give a little more
+_LARGEST = 1100  # 8-bit pixels give 1024; rounding by encoders can give slightly more
 _BLOCK = 64
 
-# What is wrong, as the compiled functions return it below zero.
+# Error codes of the compiled functions, below zero.
 _CODE, _RUN, _RANGE, _SHORT = -1, -2, -3, -4
 _WORDS = {
     _CODE: "they hold a code that does not exist",
@@ -40,7 +40,7 @@ _EVERY = 16  # bits of a coefficient that no scan has given yet
 
 
 class DamagedJpeg(Exception):
-    """Compressed data that no encoder wrote.
+    """Damaged compressed data.
 
     Args:
         reason: what is wrong with them.
@@ -72,22 +72,22 @@ class _Frame:
     down: int
 
     def is_complete(self) -> bool:
-        """Whether scans gave every coefficient of every component with all of its bits."""
+        """Return whether scans gave every coefficient of every component with all of its bits."""
         return not any(part.missing.any() for part in self.components.values())
 
 
 def check_jpeg(content: bytes) -> None:
-    """Read the compressed data of a JPEG file to their end.
+    """Check the compressed data of a JPEG file to the end.
 
-    Bytes between the data and the end mark are accepted when they are no further blocks. Without an
-    end mark, all scans of the image must be there: a progressive file that is cut off between two
-    of them is a coarse image, which decoders show as if it were whole.
+    Bytes between the data and the end mark are accepted if they are no further blocks. Without an
+    end mark, all scans of the image must be present: a progressive file cut off between two scans
+    is a coarse image, which decoders display as if it were complete.
 
     Args:
         content: the file.
 
     Raises:
-        DamagedJpeg: the data cannot be what an encoder wrote.
+        DamagedJpeg: the data are damaged.
     """
     try:
         _read(content)
@@ -134,7 +134,7 @@ def _read(content: bytes) -> None:
 
 
 def _code_tables(body: bytes) -> dict[int, np.ndarray]:
-    """For the 16 bits that begin with a code: its length in the high byte and its symbol."""
+    """Table over 16 bits that begin with a code: its length in the high byte, and its symbol."""
     tables = {}
     while len(body) > 16:
         counts, symbols = body[1:17], body[17 : 17 + sum(body[1:17])]
@@ -186,7 +186,7 @@ def _over(number: int, by: int) -> int:
 
 
 def _intervals(content: bytes, place: int) -> tuple[list[bytes], int]:
-    """The data between restart marks, without stuffing, and where the next other mark begins."""
+    """Return the data between restart marks, without stuffing, and the place of the next mark."""
     intervals = []
     while True:
         found = _MARKER.search(content, place)
@@ -271,7 +271,7 @@ def _check_scan(
 
 
 def _places(frame: _Frame, parts: list[_Component]) -> np.ndarray:
-    """Number of each block that a scan has, in its order, in the blocks of all its components."""
+    """Return the number of each block of a scan, in its order, among its components' blocks."""
     if len(parts) == 1:
         rows, columns = np.arange(parts[0].rows), np.arange(parts[0].columns)
         return (rows[:, None] * parts[0].stride + columns).ravel()
@@ -296,7 +296,7 @@ def _peek(bits, at):  # type: ignore[no-untyped-def]
 
 @compiled
 def _value(word, skipped, size):  # type: ignore[no-untyped-def]
-    """The number in `size` bits behind some that were read (T.81, F.2.2.1)."""
+    """Decode the number in the next `size` bits (T.81, F.2.2.1)."""
     if size == 0:
         return 0
     raw = np.int64((word >> np.uint64(32 - skipped - size)) & np.uint64((1 << size) - 1))
@@ -307,7 +307,7 @@ def _value(word, skipped, size):  # type: ignore[no-untyped-def]
 def _read_blocks(  # type: ignore[no-untyped-def]
     bits, at, total, count, pattern, dc_codes, ac_codes, scales
 ):
-    """Read sequential data; the bit after the last unit, or what is wrong."""
+    """Check sequential data; returns the bit after the last unit, or an error code."""
     before = np.zeros(len(scales), np.int64)
     most = np.zeros(len(scales))
     for part in range(len(scales)):
@@ -360,7 +360,7 @@ def _read_blocks(  # type: ignore[no-untyped-def]
             if at > total:
                 return _SHORT
             if energy > most[part] or (alike == 63 and most[part] > 0):
-                return _RANGE  # alike is what the standard's codes make of zeros
+                return _RANGE  # zero bytes decode to equal coefficients
         unit += 1
     return at
 

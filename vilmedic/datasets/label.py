@@ -21,7 +21,7 @@ from vilmedic.files import replace_text
 
 LABELS_FILE = "labels.json"  # in the run directory
 UNKNOWN = "?"
-"""In front of a label of which nobody knows whether the sample has it: `Edema,?Pneumonia`."""
+"""Prefix of a label that is unknown for a sample: `Edema,?Pneumonia`."""
 
 
 class LabelDataset(AlignedPart):
@@ -74,11 +74,11 @@ class LabelDataset(AlignedPart):
         return columns[starts[line] : starts[line + 1]]
 
     def counts(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many of some lines have each label: [L]."""
+        """Count the lines with each label: [L]."""
         return self._counts(lines, self._starts, self._columns)
 
     def unknown_counts(self, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-        """On how many of some lines each label is unknown: [L]."""
+        """Count the lines on which each label is unknown: [L]."""
         return self._counts(lines, *self._unknown)
 
     def _counts(
@@ -90,7 +90,7 @@ class LabelDataset(AlignedPart):
         return np.bincount(counted, minlength=len(self.names))
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The numbers of a line's labels, int32: a row of all classes would be long and empty."""
+        """Return a line's label numbers, int32: a multi-hot row would be long and sparse."""
         sample: Sample = {"labels": self.columns(line)}
         if len(self._unknown[1]):
             sample["unknown_labels"] = self.unknown(line)
@@ -123,14 +123,14 @@ class LabelDataset(AlignedPart):
         return {"labels": self.names, "multi_label": self.multi_label}
 
     def counted(self, lines: NDArray[np.int64]) -> dict[str, Any]:
-        """How many of the lines have each label, and how many do not."""
+        """Return how many of the lines have each label, and how many do not."""
         present = self.counts(lines)
         absent = len(lines) - present - self.unknown_counts(lines)
         return {"positives": tuple(present.tolist()), "negatives": tuple(absent.tolist())}
 
 
 def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:
-    """The label names of a run, and whether a sample may have several; none when it keeps none."""
+    """Read a run's label names, and whether a sample may have several; none without a file."""
     try:
         saved = json.loads((run_dir / LABELS_FILE).read_text(encoding="utf-8"))
         return tuple(map(str, saved["labels"])), bool(saved["multi_label"])
@@ -139,7 +139,7 @@ def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:
 
 
 def label_counts(dataset: Any) -> dict[str, int] | None:
-    """Number of samples per label in a data set; None for data without this kind of labels."""
+    """Count the samples per label in a data set; None for data without such labels."""
     for part in getattr(dataset, "parts", ()):
         if isinstance(part, LabelDataset):
             return dict(zip(part.names, part.counts(dataset.kept).tolist(), strict=True))
@@ -147,7 +147,7 @@ def label_counts(dataset: Any) -> dict[str, int] | None:
 
 
 def read_labels(text: str) -> tuple[list[str], list[str]]:
-    """The labels that a line says are there, and those that it says are unknown, each once.
+    """Parse a line into present and unknown labels, each once.
 
     Raises:
         ValueError: there is no name between two commas or behind a question mark, or a label is
@@ -178,7 +178,7 @@ def _rows(texts: Lines) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _names(splits: Iterable[Lines]) -> tuple[list[str], bool]:
-    """All label names, sorted, and whether any line has several or leaves one open."""
+    """Return all label names, sorted, and whether any line has several or unknown ones."""
     names: set[str] = set()
     several = False
     for texts in splits:
@@ -199,14 +199,14 @@ def _all_splits(root: str, file: str) -> Iterator[Lines]:
 def _columns(
     texts: Lines, names: Sequence[str], source: Path, *, single: bool, unknown: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Where the labels of each line start, and those of all lines one behind the other.
+    """Return the offset of each line's labels, and the labels of all lines in a row.
 
     Args:
         texts: the lines.
         names: the labels, in the order of their numbers.
-        source: where these come from.
+        source: where these come from, for messages.
         single: whether a line has exactly one label.
-        unknown: take those that are unknown instead.
+        unknown: take the unknown labels instead.
     """
     numbers = {name: column for column, name in enumerate(names)}
     starts, columns = array("q", [0]), array("i")

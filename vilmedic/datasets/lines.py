@@ -1,8 +1,8 @@
 """Line-aligned text files: `<root>/<split>.<file>`, one sample a line; their sentences and words.
 
 Chinese characters, hiragana and the syllables of Thai, Lao, Burmese and Khmer each count as a word,
-and so does a run of katakana: without a dictionary there is no better unit, and a whole clause as
-one word would be seen once and never again.
+and so does a run of katakana: without a dictionary there is no better unit, and whole clauses as
+words would hardly ever repeat.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import open_regular, plain_name
 
-CHUNK = 2**16  # lines whose places are Python numbers at a time
-SHOWN = 5  # problems of one kind that a message lists before it only counts
-LONGEST = 400  # letters of a text in a message
-# A name in quotation marks, or one without; up to the comma behind it or the end.
+CHUNK = 2**16  # lines whose offsets are Python integers at a time
+SHOWN = 5  # problems of one kind that a message lists; more are counted
+LONGEST = 400  # characters of a text in a message
+# A name with or without quotation marks, up to the next comma or the end.
 _NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|\Z)')
 MIN_WORDS = 2  # shorter sentences ("Stable.") say nothing alone; "No effusion." does
 _ABBREVIATIONS = frozenset(
@@ -35,8 +35,8 @@ _ENDINGS = frozenset(
     for last in (name[-1], name[-1].upper())
 )
 _LOOK_BACK = 40  # characters, more than the longest abbreviation
-# Runs of stops are taken whole, from their start, so that 100,000 of them are read once. The stops
-# of Chinese and Japanese need no space behind them.
+# Runs of stops match as a whole from their start, so that 100,000 of them are read once. The stops
+# of Chinese and Japanese need no space after them.
 _STOP = re.compile(
     r"(?<![.!?\u0964\u061f])[.!?\u0964\u061f]+(?![.!?\u0964\u061f])(?=\s|$)"
     r"|[\u3002\uff01\uff1f\uff61]+"
@@ -65,10 +65,10 @@ _WORD = re.compile(rf"{UNSPACED}|[^\W{_KATAKANA}{_HAN}{_HIRAGANA}{_SYLLABLES}]+"
 
 
 class Lines(Sequence[str]):
-    """The lines of a text, held as one block of bytes.
+    """The lines of a text, stored as one block of bytes.
 
-    A list of a few hundred thousand strings would be copied into every loading process page by
-    page, as reading a Python object writes its reference count; one block is shared.
+    A list of several hundred thousand strings would be copied into every loading process page by
+    page, because reading a Python object changes its reference count; one block is shared.
 
     Args:
         texts: the lines, without line ends.
@@ -132,13 +132,13 @@ def read_lines(root: str | Path, split: str, file: str) -> Lines:
 
 
 def _decoded(stream: IO[bytes], path: Path) -> Iterator[str]:
-    r"""The lines of a file, one at a time, so that the file is never in memory as a whole.
+    r"""Yield the lines of a file, so that it is never in memory as a whole.
 
     Only "\n" ends a line: str.splitlines would also cut at form feeds and other rare characters.
     """
     for number, raw in enumerate(stream, start=1):
         line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-        if not line:  # nothing but a byte order mark
+        if not line:  # only a byte order mark
             return
         try:
             yield line.decode().strip()
@@ -161,18 +161,18 @@ def check_aligned(files: Sequence[Lines]) -> None:
 
 
 def listed(items: Sequence[str], kind: str) -> str:
-    """`2 empty lines: a, b`, or the first few of many."""
+    """Return `2 empty lines: a, b`, with the first few of many."""
     return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown(items)}"
 
 
 def shown(items: Sequence[str], most: int = SHOWN) -> str:
-    """`a, b`, or the first few of many; of a very long text its beginning."""
+    """Return `a, b`, with the first few of many; very long texts are cut."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(brief(item) for item in items[:most]) + more
 
 
 def brief(text: str) -> str:
-    """A text for a message: on one line, cut when it is as long as a report, and printable."""
+    """Return a text for a message: printable, on one line, and cut if it is long."""
     # A file name may hold bytes that are not UTF-8.
     text = " ".join(text.encode(errors="backslashreplace").decode().split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
@@ -192,7 +192,7 @@ def split_names(line: str) -> list[str]:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Names as one line that `split_names` takes apart again."""
+    """Join names into one line for `split_names`."""
     return ",".join(_quoted(name) for name in names)
 
 
@@ -203,7 +203,7 @@ def _quoted(name: str) -> str:
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    """Say why a file could not be read, and what lies near it."""
+    """Explain why a file could not be read, with nearby files."""
     if not isinstance(error, FileNotFoundError):
         return f"{path} cannot be read: {error.strerror}."
     folder = path.parent
@@ -217,7 +217,7 @@ def _unreadable(path: Path, error: OSError) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, without what lies between them."""
+    """Return the words of a text, without punctuation."""
     return _WORD.findall(text)
 
 
@@ -233,9 +233,9 @@ def split_sentences(report: str) -> list[str]:
         The sentences with their closing punctuation, in order; the whole report when it is one.
     """
     sentences: list[str] = []
-    parts: list[str] = []  # of the sentence that is not complete
+    parts: list[str] = []  # of the incomplete sentence
     total = 0  # its words
-    counts: dict[str, int] = {}  # many pieces of a text with many are alike
+    counts: dict[str, int] = {}  # texts with many pieces often repeat them
     for item in _split_list(report):
         for piece in split_at_stops(item):
             count = counts.get(piece, -1)
@@ -263,18 +263,18 @@ def _split_list(report: str) -> list[str]:
 
 
 def _last_sign(text: str, end: int) -> str:
-    """The last character before a place that is no white space."""
+    """Return the last character before a place that is not white space."""
     while end and text[end - 1].isspace():
         end -= 1
     return text[end - 1 : end]
 
 
 def split_at_stops(text: str) -> list[str]:
-    """Cut a text behind its stops; some of the pieces may hold no word."""
+    """Cut a text after its stops; pieces may have no words."""
     pieces, start = [], 0
     for match in _STOP.finditer(text):
         first, end = match.span()
-        # Few stops need a closer look: those behind a space, or what may be an abbreviation.
+        # Few stops need a closer check: after a space or a possible abbreviation.
         if text[first - 2 : first] in _ENDINGS or (first - 1 > start and text[first - 1].isspace()):
             spaced = text[first - 1] == " "
             before = text[max(start, first - _LOOK_BACK) : first].rsplit(None, 1)

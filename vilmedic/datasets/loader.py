@@ -23,18 +23,18 @@ from vilmedic.files import core_count
 logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 16
-"""Loading processes that are started unasked: they feed any GPU, and each takes memory."""
+"""Default limit of loading processes: enough for any GPU, and each takes memory."""
 
 
 class LostWorker(DataError):
-    """A loading process that was killed, which is nothing that the data are to blame for."""
+    """A loading process was killed, for reasons other than the data."""
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of sample keys, as a function of seed and epoch alone.
 
-    Several processes share them: in training each takes its part of every batch, and in evaluation
-    every so many-th batch as a whole, since the loss of a batch may depend on all of it.
+    Several processes share them: in training each takes its part of every batch, in evaluation
+    every n-th batch as a whole, since the loss may depend on the whole batch.
 
     Args:
         size: number of samples in the data set.
@@ -70,7 +70,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.set_epoch(epoch, start_batch)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Choose what the next iteration gives.
+        """Choose the epoch and start of the next iteration.
 
         Args:
             epoch: the pass over the data; evaluation gives the same samples in each.
@@ -79,7 +79,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.epoch, self.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, whatever `start_batch` is; in evaluation the own ones."""
+        """Batches of a whole epoch, ignoring `start_batch`; in evaluation those of this process."""
         return self._count() if self.training else len(self._own(0))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -102,14 +102,14 @@ class EpochSampler(Sampler[list[SampleKey]]):
         return self.size // self.batch_size if self.drop_last else -(-self.size // self.batch_size)
 
     def _own(self, start: int) -> range:
-        """The batches of which this process has something."""
+        """Yield the batches with samples of this process."""
         if self.training:
             return range(start, self._count())
         return range(start + self.rank, self._count(), self.world)
 
 
 class _Guarded(Dataset[Any]):
-    """Gives errors as values: DataLoader would wrap one raised in a worker in its traceback."""
+    """Returns errors as values: DataLoader would wrap a raised one in its traceback."""
 
     def __init__(self, dataset: AlignedDataset) -> None:
         self.dataset = dataset
@@ -124,7 +124,7 @@ class _Guarded(Dataset[Any]):
             return key, error.with_traceback(None)
 
     def collate(self, items: Sequence[Any]) -> tuple[Batch | None, dict[str, Any]]:
-        """A batch of what could be read (None when nothing could), and what there is to report."""
+        """Collate the samples that could be read (None without any), with messages to report."""
         failed = [item for item in items if isinstance(item, tuple)]
         samples = [item for item in items if not isinstance(item, tuple)]
         report: dict[str, Any] = {
@@ -153,8 +153,8 @@ class EpochLoader(DataLoader[Any]):
     are listed in the log at the end of the pass (`dataset.skipped` holds them all).
 
     Attributes:
-        position: batches of the pass that were asked for so far, those before `start_batch` and
-            those of which nothing was left included.
+        position: batches of the pass requested so far, including those before `start_batch` and
+            empty ones.
     """
 
     position = 0
@@ -194,7 +194,7 @@ class EpochLoader(DataLoader[Any]):
                 try:
                     raise error
                 finally:
-                    # Its traceback holds this frame: held back by it, the workers would end late.
+                    # Its traceback holds this frame, which would keep the workers alive longer.
                     del error
             dataset.skip(report["skipped"])
             read, truncated = read + report["read"], truncated + report["truncated"]
@@ -208,10 +208,10 @@ class EpochLoader(DataLoader[Any]):
             self._told_truncated = True
 
     def _loaded(self) -> Iterator[Any]:
-        """What the loading processes give.
+        """Yield the results of the loading processes.
 
-        torch would raise the death of one wherever the program is at that moment, in the middle of
-        a step say. Here it is found when the next batch is waited for, which changes nothing.
+        torch would raise the death of one at any point of the program, for example within a step.
+        Here it is detected while waiting for the next batch, between two steps.
         """
         number = getattr(signal, "SIGCHLD", None)
         main = threading.current_thread() is threading.main_thread()
@@ -228,7 +228,7 @@ class EpochLoader(DataLoader[Any]):
 
 
 def _epitaph(workers: Sequence[Any]) -> str:
-    """One sentence on loading processes that have ended."""
+    """Explain why loading processes have ended."""
     ended = [one for one in workers if one.exitcode is not None] or list(workers)[:1]
     code = ended[0].exitcode if ended else None
     if code is not None and code < 0:
@@ -310,13 +310,13 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else starting a pass would use up global random numbers
+        generator=torch.Generator(),  # otherwise each pass would draw from the global generator
     )
 
 
 @cache
 def _warn_of_workers(number: int, cores: int) -> None:
-    """Say once that loading processes wait for each other and take memory."""
+    """Warn once about more loading processes than cores."""
     logger.warning(
         "num_workers=%d is more than four a core (%d): they wait for each other, and each takes "
         "memory. null takes what fits.",
@@ -326,10 +326,10 @@ def _warn_of_workers(number: int, cores: int) -> None:
 
 
 def _end_workers() -> None:
-    """End loading processes that are left at exit; they ignore the signal Python would send.
+    """End remaining loading processes at exit; they ignore the signal that Python sends.
 
-    Python sends it and waits for them, in a command as well as in a process started by another:
-    this has to be done before, so it is one of the finalizers that are called first.
+    Python sends it and waits for them, both in the main process and in child processes, so they
+    must end before that: this is registered as a finalizer with high priority.
     """
     for child in multiprocessing.active_children():
         child.kill()
@@ -338,6 +338,6 @@ def _end_workers() -> None:
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, and no warning about the fork
-    # The main process ends an interrupted run, and needs its data to finish the step.
+    # Workers ignore Ctrl-C: the main process needs their data to finish the step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -19,7 +19,7 @@ FractionSeed = Annotated[int, UsedWith("fraction"), Between(0, 4294967295)]
 
 
 class Paired(AlignedDataset):
-    """Samples of which a part of the training split may be used; see `keep_subset`."""
+    """Data sets of which a part of the training split can be used; see `keep_subset`."""
 
     def _keep(
         self,
@@ -32,7 +32,7 @@ class Paired(AlignedDataset):
     ) -> None:
         if fraction is None and ids is None:
             return
-        from vilmedic.datasets.subset import keep_subset  # most runs take the whole split
+        from vilmedic.datasets.subset import keep_subset  # most runs use the whole split
 
         where = run_dir if training else None
         keep_subset(self, split=split, fraction=fraction, seed=seed, ids=ids, run_dir=where)
@@ -142,8 +142,8 @@ class ImLabel(Paired):
 class ImSeqShards(ImSeq):
     """Images in tar shards and their reports, read a few shards at a time.
 
-    The samples are those of `ImSeq` on the folder that the shards were made from; the random order
-    of training is another one, which stays within some shards before it moves to the next.
+    The samples are those of `ImSeq` on the folder that the shards were made from; the shuffled
+    order differs: it stays within a few shards before moving on.
 
     Args:
         image: the images; their root holds line files and an index of shards.
@@ -171,17 +171,17 @@ class ImSeqShards(ImSeq):
         fraction_seed: FractionSeed = 0,
         ids: str | None = None,
     ) -> None:
-        from vilmedic.datasets.shards import PictureShards  # other data sets have no use for it
+        from vilmedic.datasets.shards import ImageShards  # other data sets have no use for it
 
-        pictures = getattr(image.pictures, "source", image.pictures)
-        if not isinstance(pictures, PictureShards):
+        source = getattr(image.source, "source", image.source)
+        if not isinstance(source, ImageShards):
             raise ValueError(
                 f"{image.texts.path.parent} holds no index of shards; data/make_shards.py makes "
                 "such a folder from a folder of line files"
             )
         image.keep_sides()
         self.seq, self.mixed = seq, mixed
-        self._shards = pictures.index.of_lines
+        self._shards = source.index.of_lines
         AlignedDataset.__init__(self, *(part for part in (image, seq, label) if part is not None))
         self._keep(split, training, run_dir, fraction, fraction_seed, ids)
 

@@ -1,7 +1,7 @@
 """Cleaning of report text.
 
-Results of published work depend on the rules of its cleaning to the letter, oddities included, so
-those functions are our own, after what the published ones do; each says which work it follows.
+Published results depend on the exact cleaning rules, including their quirks. These functions
+reimplement the published ones; each names the work that it follows.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _QUOTES_AND_SLASHES = str.maketrans("", "", "\"'/\\")
 _PUNCTUATION = re.compile(r"[.,?;*!%^&_+():<=>@\[\]{}]")
 _LETTERS = re.compile(r"\w+")
 _WORD_OR_PUNCTUATION = re.compile(r"\w+|[^\w\s]+")
-# A number is tried from its first digit alone: the same matches, and long numbers are read once.
+# Matching starts only at the first digit: the same matches, and long numbers are read once.
 _SENTENCE_END_OR_NUMBER = re.compile(r"(?<![0-9])[0-9]+\.|\.")
 _DECIMAL_MARK = re.compile(r"(?<=[0-9])([.,])(?=[0-9])")
-_JOINERS = "\u200c\u200d"  # without width, but part of the spelling of Persian and Hindi words
+_JOINERS = "\u200c\u200d"  # zero-width, but part of the spelling of Persian and Hindi words
 
 
 def r2gen_clean_report(report: str) -> str:
@@ -66,7 +66,7 @@ def gloria_clean_report_chexpert(report: str) -> str:
 
 
 class _Spaced(dict[int, str]):
-    """Of each character what becomes of it: letters, marks and digits stay, others are spaces."""
+    """Character table: letters, marks and digits stay, others become spaces."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -81,8 +81,7 @@ _SPACED = _Spaced()
 def multilingual_clean_report(report: str) -> str:
     """Lower-case words of any language with all their letters, and numbers, decimals whole.
 
-    All else separates words and goes. A letter that can be written in two ways is written in one
-    (Unicode NFC).
+    Everything else separates words and is removed. Letters are normalised to Unicode NFC.
     """
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", report).lower())
     pieces = _DECIMAL_MARK.split(text)
@@ -91,7 +90,7 @@ def multilingual_clean_report(report: str) -> str:
 
 
 def remove_prior_references(report: str) -> str:
-    """See `vilmedic.datasets.earlier_studies`, whose rules are read when they are needed."""
+    """See `vilmedic.datasets.earlier_studies`, which is imported when it is needed."""
     from vilmedic.datasets.earlier_studies import remove_prior_references
 
     return remove_prior_references(report)
@@ -115,10 +114,10 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 
 
 def chain(processing: str | Sequence[str] | None) -> str | list[str] | None:
-    """A cleaning in the form in which it is recorded and compared.
+    """Return a cleaning in its canonical form, for records and comparisons.
 
     Args:
-        processing: the name of a cleaning, several in their order, or None for none.
+        processing: the name of a cleaning step, several in order, or None.
 
     Returns:
         None, a name, or a list of at least two.
@@ -137,12 +136,12 @@ def chain(processing: str | Sequence[str] | None) -> str | list[str] | None:
 
 
 def chain_name(processing: str | Sequence[str]) -> str:
-    """A cleaning as messages name it: `a` or `a, b`."""
+    """Return a cleaning for messages: `a` or `a, b`."""
     return processing if isinstance(processing, str) else ", ".join(processing)
 
 
 def clean(processing: str | Sequence[str] | None, report: str) -> str:
-    """Apply a cleaning by its name, or several one after the other; None leaves a report alone."""
+    """Apply cleaning steps by name, one after the other; None leaves a report unchanged."""
     for name in (processing,) if isinstance(processing, str) else processing or ():
         report = CLEANERS[name](report).strip()
     return report

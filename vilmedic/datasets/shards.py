@@ -1,14 +1,14 @@
 """Tar shards: index, reading of samples, and a shuffle order that reads shard by shard.
 
-A folder of shards is a folder of line files with one more file a split, `<split>.shards.npz`, which
-says in which shard and at which byte each image is. With it any sample can be read by itself, so
-batches are a function of seed, epoch and position as they are for files, whatever the number of
-loading processes and ranks, and a run continues exactly. `data/make_shards.py` writes such folders.
+A folder of shards is a folder of line files with one more file per split, `<split>.shards.npz`, the
+index with the shard and byte offset of each image. With it any sample can be read separately, so
+that batches are a function of seed, epoch and position as they are for files, for any number of
+loading processes and ranks, and runs resume exactly. `data/make_shards.py` writes such folders.
 
-Shards behind a URL are fetched whole, when the first of their samples is read, into a folder that
-the loading processes of a machine share and that holds a limited number of bytes: the ones that
-were not used for longest are evicted. So the data set can be larger than the disk, and each shard
-crosses the network once for each time that training comes to it.
+Shards from a URL are downloaded as a whole when their first sample is read, into a folder of
+limited size shared by the loading processes of a machine: the least recently used shards are
+evicted. So the data set can be larger than the disk, and each shard is downloaded once for each
+time that training reaches it.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from filelock import FileLock
 
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import Color
+from vilmedic.datasets.image_source import ImageSource
 from vilmedic.datasets.lines import Lines, split_names
-from vilmedic.datasets.pictures import Pictures
 from vilmedic.errors import DataError
 from vilmedic.files import confined, plain_name, replacing, sha256_of
 
@@ -45,9 +45,9 @@ logger = logging.getLogger(__name__)
 
 LANES = 8
 MOST_BYTES = 2**30
-"""Of an index in memory: that of about 35 million images."""
+"""Most bytes of an index in memory: about 35 million images."""
 ROOM_FOR_MORE = "-" * 32
-"""As long as what a shard's name gets in front and behind while it is fetched."""
+"""Prefix and suffix of a shard's name while it is downloaded, for their length."""
 _SUM = re.compile(r"[0-9a-f]{64}")
 OPEN_FILES = 64
 TRIES = 6
@@ -93,7 +93,7 @@ class ShardIndex:
         return self.shard[self.starts[:-1]]
 
     def save(self, path: Path) -> None:
-        """Write the index so that the file is either the old one or the whole new one."""
+        """Write the index atomically."""
         with replacing(path) as draft, open(draft, "wb") as file:
             np.savez_compressed(
                 file,
@@ -108,7 +108,7 @@ class ShardIndex:
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
-        """Read an index, which may come from anybody.
+        """Read an index from an untrusted source.
 
         Raises:
             DataError: the file is missing or damaged, or its numbers and names cannot be right.
@@ -128,7 +128,7 @@ class ShardIndex:
             raise DataError(f"{path} is no index of shards, or damaged: {error}.") from error
 
     def validate(self) -> None:
-        """Refuse names that would be written elsewhere and numbers that contradict each other.
+        """Refuse names that lead out of the folder, and inconsistent numbers.
 
         Raises:
             ValueError: says what is wrong.
@@ -165,26 +165,26 @@ class ShardIndex:
             return
         if self.shard.min() < 0 or self.shard.max() >= len(names):
             raise ValueError(f"an image is in none of its {len(names)} shards")
-        room = np.array([shard.size for shard in self.shards], dtype=np.int64)[self.shard]
-        # compared without a sum, which could pass the largest number
-        if self.offset.min() < 0 or self.size.min() < 0 or (self.size > room - self.offset).any():
+        sizes = np.array([shard.size for shard in self.shards], dtype=np.int64)[self.shard]
+        # compared by a difference, as a sum could overflow
+        if self.offset.min() < 0 or self.size.min() < 0 or (self.size > sizes - self.offset).any():
             raise ValueError("an image lies outside its shard")
 
 
-class PictureShards(Pictures):
+class ImageShards(ImageSource):
     """Images in tar shards.
 
     Args:
-        texts: the lines, each with the names that its images had.
-        index: where they are.
+        texts: the lines, each with the original names of its images.
+        index: the index of their positions.
         store: reads the shards.
-        color: see `Pictures`.
-        resize: see `Pictures`.
-        most: see `Pictures`.
-        max_pixels: see `Pictures`.
+        color: see `ImageSource`.
+        resize: see `ImageSource`.
+        most: see `ImageSource`.
+        max_pixels: see `ImageSource`.
 
     Raises:
-        DataError: lines and index do not belong together, or a shard is not there.
+        DataError: lines and index do not match, or a shard is missing.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class PictureShards(Pictures):
         return [f"{shard}:{name}" for shard, name in zip(shards, names, strict=True)]
 
     def missing(self) -> dict[int, str]:
-        """No lines: the index lists what the shards have."""
+        """Return no lines: the index lists only existing images."""
         for line in range(len(self.texts)):
             names = len(split_names(self.texts[line]))
             if names != self.index.starts[line + 1] - self.index.starts[line] or not names:
@@ -233,7 +233,7 @@ class PictureShards(Pictures):
         return {}
 
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """The shard's digest and the byte at which each image begins, out of the index."""
+        """Return the shard's digest and the byte offset of each image, from the index."""
         return [self._contents(line) for line in lines]
 
     def _contents(self, line: int) -> list[str]:
@@ -249,11 +249,11 @@ def shard_order(
 ) -> torch.Tensor:
     """A random order of samples that reads a few shards at a time.
 
-    The shards, in random order, are dealt out to lanes (the largest divisor of the batch size up to
-    8, and no more than there are shards). A batch takes the same number of samples from each lane,
-    lane after lane, so that ranks that split a batch into equal pieces read shards of their own. A
-    lane mixes the samples of `mixed / lanes` of its shards at a time. What the longer lanes have
-    left at the end is mixed altogether.
+    The shards, in random order, are distributed to lanes: as many as the largest divisor of the
+    batch size up to 8, at most the number of shards. A batch takes the same number of samples from
+    each lane, lane after lane, so that ranks that split a batch into equal pieces read different
+    shards. A lane mixes the samples of `mixed / lanes` of its shards at a time. The rest of the
+    longer lanes at the end is mixed together.
 
     Args:
         of_samples: int [N], the shard of each sample.
@@ -299,7 +299,7 @@ class ShardStore:
     Args:
         place: folder, or http(s) URL of one.
         spool: folder for shards that come from a URL.
-        spool_bytes: most that it holds, apart from shards that are being fetched.
+        spool_bytes: its most bytes, not counting shards that are being downloaded.
 
     Raises:
         DataError: the URL is of another kind.
@@ -326,7 +326,7 @@ class ShardStore:
         return f"{self.place}/{shard.name}"
 
     def check(self, shards: list[Shard]) -> None:
-        """Raise a `DataError` unless all shards of a folder are there in their full size."""
+        """Raise a `DataError` unless all shards of a folder exist in full size."""
         for shard in [] if self.remote else shards:
             path = Path(self.place, shard.name)
             size = path.stat().st_size if path.is_file() else None
@@ -341,7 +341,7 @@ class ShardStore:
         """Some bytes of a shard.
 
         Raises:
-            DataError: the shard cannot be had, or ends before them.
+            DataError: the shard is not available, or ends before them.
         """
         descriptor = self._descriptor(shard)
         content = os.pread(descriptor, size, offset)
@@ -350,7 +350,7 @@ class ShardStore:
         return content
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # descriptors belong to a process
+        return {**self.__dict__, "_open": OrderedDict()}  # file descriptors belong to one process
 
     def _descriptor(self, shard: Shard) -> int:
         if shard.name in self._open:
@@ -369,7 +369,7 @@ class ShardStore:
         return descriptor
 
     def _fetched(self, shard: Shard) -> int:
-        """An open shard of the spool, fetched first where need be; one process fetches it."""
+        """Open a shard of the spool, downloading it first if needed; one process downloads it."""
         self.spool.mkdir(parents=True, exist_ok=True)
         path = confined(self.spool, f"{shard.sha256[:16]}-{plain_name(shard.name)}")
         while True:
@@ -380,9 +380,9 @@ class ShardStore:
                     self._fetch(shard, path)
                 try:
                     os.utime(path)
-                    return os.open(path, os.O_RDONLY)  # stays readable when it is removed
+                    return os.open(path, os.O_RDONLY)  # stays readable after it is removed
                 except FileNotFoundError:
-                    continue  # another process has just made room with it
+                    continue  # another process has just evicted it
 
     def _make_room(self, size: int) -> None:
         held = sorted(self.spool.glob("*.tar"), key=lambda path: path.stat().st_mtime)
@@ -394,12 +394,12 @@ class ShardStore:
             path.unlink()
 
     def _fetch(self, shard: Shard, path: Path) -> None:
-        """Download a shard, going on where a broken connection stopped; checked before it counts.
+        """Download a shard, resuming after broken connections, and verify it.
 
         Raises:
             DataError: the server refuses, or does not give the right bytes.
         """
-        from vilmedic.http import Again, open_client  # for shards behind a URL alone
+        from vilmedic.http import Again, open_client  # only for shards from a URL
 
         url = f"{self.place}/{urllib.parse.quote(shard.name)}"
         partial = path.with_name(f".{path.name}.partial")
@@ -411,8 +411,8 @@ class ShardStore:
                     logger.warning("%s: %s; trying again", url, reason)
                 try:
                     _receive(client, url, partial, shard.size)
-                except Again as trouble:
-                    reason = str(trouble)
+                except Again as failure:
+                    reason = str(failure)
                     continue
                 except DataError as error:
                     reason = str(error).rstrip(".")
@@ -426,7 +426,7 @@ class ShardStore:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` whose claims were compared with what the file holds."""
+    """Read the arrays of an `.npz` after checking its claimed sizes."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > MOST_BYTES:
@@ -447,10 +447,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _receive(client: Client, url: str, partial: Path, size: int) -> None:
-    """Append to a partial file what it lacks.
+    """Append the missing bytes to a partial file.
 
     Raises:
-        Again: the server or the connection failed in a way that may pass.
+        Again: the server or the connection failed temporarily.
         DataError: the server refuses.
     """
     from vilmedic.http import Again, Answer, may_pass, netrc_login, received, said
@@ -461,7 +461,7 @@ def _receive(client: Client, url: str, partial: Path, size: int) -> None:
     headers = {"Range": f"bytes={have}-"} if have else {}
     login = netrc_login(urllib.parse.urlsplit(url).hostname or "")
     with Answer(client, "GET", url, headers, login) as answer:
-        if answer.status_code == 416:  # it has less than was fetched before
+        if answer.status_code == 416:  # it has fewer bytes than were downloaded before
             partial.unlink(missing_ok=True)
         if answer.status_code == 416 or may_pass(answer.status_code):
             raise Again(said(answer))

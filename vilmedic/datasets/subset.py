@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 TRAIN = "train"
 PATIENTS = "patient.tok"
 SUBSET_FILE = "train.ids.tok"
-"""In the run directory: the samples that are used, one a line, as `dataset.ids` takes them."""
+"""File in the run directory with the samples in use, one per line, as for `dataset.ids`."""
 
 
 def keep_subset(
@@ -34,19 +34,19 @@ def keep_subset(
     ids: str | None,
     run_dir: Path | None,
 ) -> None:
-    """Let a data set keep a part of its training split; other splits stay whole.
+    """Restrict a data set to a part of its training split; other splits stay complete.
 
     Args:
-        dataset: whose `kept` lines become fewer.
+        dataset: the data set; its `kept` lines are reduced.
         split: name of the split.
         fraction: the share of the samples to keep; None keeps all.
         seed: which samples these are.
         ids: a file that names the samples to keep instead; None for none.
-        run_dir: where the names of the samples are written; None writes them nowhere.
+        run_dir: folder for the names of the samples; None writes no file.
 
     Raises:
-        DataError: the file cannot be read or names a sample that is not there, or the file of
-            patients does not fit.
+        DataError: the file cannot be read or names an unknown sample, or the file of patients
+            does not fit.
     """
     if split != TRAIN or (fraction is None and ids is None):
         return
@@ -78,21 +78,20 @@ def share_of(
     labels: Sequence[Sequence[str]],
     seed: int,
 ) -> NDArray[np.int64]:
-    """A share of some samples, with the labels of the whole in the same proportions.
+    """Return a share of some samples, stratified by label.
 
-    All groups are put in one order, of which every share takes the beginning: a smaller share lies
-    within each larger one. Groups with the same rarest label are spread evenly over the order, and
-    among these the groups with the same set of labels. What the order leaves open is decided by a
-    hash of the group's name and the seed, so that it is the same on every machine, whatever the
-    order of the lines.
+    All groups are put in one order, and every share takes its beginning: a smaller share is part of
+    each larger one. Groups with the same rarest label are spread evenly over the order, and among
+    these the groups with the same set of labels. Ties are broken by a hash of the group's name and
+    the seed, so that the order is the same on every machine and for any order of the lines.
 
     Args:
         lines: numbers of the samples, [N].
-        fraction: the share of the N samples; the beginning of the order that comes closest to it,
-            one group at least.
-        groups: of each sample, the name of what stays together.
-        labels: of each sample, the names of its labels.
-        seed: which order.
+        fraction: the share of the N samples, matched as closely as possible, with at least one
+            group.
+        groups: the group name of each sample.
+        labels: the label names of each sample.
+        seed: seed of the order.
 
     Returns:
         The samples that are taken, in ascending order.
@@ -126,11 +125,11 @@ def _spread(
     sizes: Counter[str],
     seed: int,
 ) -> list[str]:
-    """An order in which the groups of each kind, in their order, are spread evenly.
+    """Order groups so that those of each kind are spread evenly.
 
     Args:
         order: the groups.
-        kind: gives the kind of a group.
+        kind: returns the kind of a group.
         sizes: number of samples of each group.
         seed: of where each kind begins.
     """
@@ -149,7 +148,7 @@ def _spread(
 
 
 def _groups(texts: Lines, lines: NDArray[np.int64]) -> list[str]:
-    """Groups of samples that stay together: those of a patient, or else with the same line."""
+    """Return the groups of samples that stay together: of a patient, or else of equal lines."""
     path = texts.path.with_name(f"{TRAIN}.{PATIENTS}")
     named = texts
     if path.is_file():
@@ -159,7 +158,7 @@ def _groups(texts: Lines, lines: NDArray[np.int64]) -> list[str]:
 
 
 def _labels(dataset: AlignedDataset, lines: NDArray[np.int64]) -> list[list[str]]:
-    """The labels of samples; none where the data set has none."""
+    """Return the labels of samples; empty if the data set has none."""
     part = next((one for one in dataset.parts if isinstance(one, LabelDataset)), None)
     if part is None:
         return [[] for _ in lines]
@@ -167,10 +166,9 @@ def _labels(dataset: AlignedDataset, lines: NDArray[np.int64]) -> list[list[str]
 
 
 def _named(path: Path, texts: Lines, lines: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The samples whose line, or one of whose images, a file names.
+    """Return the samples whose line, or one of whose images, is named in a file.
 
-    A name is the path that the line file has, the end of it where that is enough, or a path that
-    ends with it.
+    A name is the path in the line file, a unique end of it, or a path that ends with it.
     """
     given = read_ids(path)
     whole: dict[str, set[int]] = {}
@@ -202,7 +200,7 @@ def _named(path: Path, texts: Lines, lines: NDArray[np.int64]) -> NDArray[np.int
 
 
 def same_end(one: str, other: str) -> bool:
-    """Whether one of two paths is the other, or the end of it."""
+    """Return whether one of two paths is the other, or the end of it."""
     return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 

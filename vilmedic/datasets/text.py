@@ -26,6 +26,7 @@ from vilmedic.config.types import AtLeast, Between, Runtime, UsedWith
 from vilmedic.datasets.aligned import (
     REPORT_FEATURES,
     REPORT_HASH,
+    TOKEN_HASH,
     AlignedPart,
     Batch,
     Sample,
@@ -36,6 +37,7 @@ from vilmedic.datasets.lines import MIN_WORDS, Lines, listed, read_lines, split_
 from vilmedic.datasets.report_text import chain, chain_name, clean
 from vilmedic.datasets.vocabulary import read_word_list, run_vocabulary, word_list
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from vilmedic.log import progress
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ USUAL_TOKENS = {
 }
 PAD_MULTIPLE = 8  # lengths that matrix units work on without waste
 NO_WORD = -1  # of padding
+TOGETHER = 1024  # reports that are read together
 
 Cleaning = Literal[
     "r2gen_clean_report",
@@ -84,8 +87,8 @@ class TextDataset(AlignedPart):
             listed; more than one in a hundred end it in any case.
 
     Attributes:
-        hashes: whether batches tell equal reports; set before they are loaded, for a model that
-            asks for it.
+        hashes: whether batches hold hashes of the reports; set before loading, for models that
+            need them.
     """
 
     features: ClassVar[str] = REPORT_FEATURES
@@ -110,6 +113,7 @@ class TextDataset(AlignedPart):
         on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         self.hashes = False
+        self._known: KnownReports | None = None  # in place of tokens
         self.split, self.max_sentences = split, max_sentences
         self.seed, self.sample_sentence = seed, sample_sentence and training
         self.shuffle_sentences = shuffle_sentences and training
@@ -128,14 +132,14 @@ class TextDataset(AlignedPart):
             vocab_min_frequency,
         )
         self.reports = ReportTokens(self.tokenizer, tokenizer_max_len, self.processing)
-        # Runs with a word list learned padding as a word among others.
+        # Runs with a word list learned padding as an ordinary word.
         listed_words = word_list(tokenizer, Path(run_dir)) is not None
         self.filler = self.tokenizer.pad_token_id if listed_words else None
         super().__init__(texts, empty)
 
     @property
     def random(self) -> bool:
-        """Whether a report differs from epoch to epoch, so that nothing made of it can be kept."""
+        """Whether reports differ between epochs, so that their features cannot be cached."""
         return self.sample_sentence or self.shuffle_sentences
 
     def clean(self, report: str) -> str:
@@ -151,17 +155,17 @@ class TextDataset(AlignedPart):
         return self.reports.words(report)
 
     def read(self, line: int, epoch: int) -> Sample:
-        """The tokens of a line's report, as it is in that epoch, and whether they were cut.
+        """Read the tokens of a line's report in an epoch, and whether they were truncated.
 
-        With `rows` also what was made of the report.
+        With `rows` its precomputed features beside them, or these and hashes alone.
         """
+        kept = {} if self.rows is None else {self.rows[0]: self.rows[1](line)}
+        if self._known is not None:
+            return kept | self._known.of(line)
         text = self._drawn(line, epoch) if self.random else self.cleaned[line]
-        sample = self.reports.tokens(text)
-        if self.rows is not None:
-            name, row = self.rows
-            sample[name] = row(line)
+        sample = self.reports.tokens(text) | kept
         if self.hashes:
-            # In another order of its sentences a report is still the same.
+            # The order of sentences does not change the identity of a report.
             reordered = self.shuffle_sentences and not self.sample_sentence
             same = self.cleaned[line] if reordered else text[: sample["end"]]
             sample["hash"] = text_hash(same)
@@ -171,9 +175,13 @@ class TextDataset(AlignedPart):
         """Batch the tokens: `input_ids`, `attention_mask` and `word_ids`, int64 [B, T].
 
         With `hashes` also `report_hash`, int64 [B]: that of the text that the model reads, cleaned
-        and cut to `tokenizer_max_len`. With `rows` also these, [B, F].
+        and cut to `tokenizer_max_len`. With `rows` also these, [B, F]; without tokens `token_hash`
+        in their place, int64 [B].
         """
-        batch = self.reports.pad(samples)
+        if self._known is None:
+            batch = self.reports.pad(samples)
+        else:
+            batch = {TOKEN_HASH: torch.tensor([sample["tokens"] for sample in samples])}
         if self.hashes:
             batch[REPORT_HASH] = torch.tensor([sample["hash"] for sample in samples])
         if self.rows is not None:
@@ -181,24 +189,28 @@ class TextDataset(AlignedPart):
             batch[name] = torch.stack([sample[name] for sample in samples])
         return batch
 
+    def leave_out_tokens(self, lines: NDArray[np.int64]) -> None:
+        """Give features and hashes instead of tokens; see `AlignedPart.leave_out_tokens`."""
+        self._known = KnownReports(self.reports, self.cleaned, lines)
+
     @property
     def fixed(self) -> bool:
-        """Whether no random number decides on what a line gives in an epoch."""
+        """Whether a line gives the same in every epoch."""
         return not self.random
 
     def content(self, lines: NDArray[np.int64], folder: Path) -> list[Any]:
-        """A digest of the cleaned reports, and what makes tokens of them."""
+        """Return a digest of the cleaned reports, with the tokenizer settings."""
         digest = hashlib.sha256()
         for line in lines.tolist():
             digest.update(f"{self.cleaned[line]}\n".encode())
         return [digest.hexdigest(), plain_tokenizer(self.tokenizer), self.tokenizer_max_len]
 
     def show(self, line: int) -> dict[str, Any]:
-        """The report as its file has it."""
+        """Return the original report."""
         return {"report": self.texts[line]}
 
     def properties(self) -> dict[str, Any]:
-        """The tokenizer and its longest output."""
+        """Return the tokenizer and its longest output."""
         return {
             "tokenizer": self.tokenizer,
             "tokenizer_max_len": self.tokenizer_max_len,
@@ -206,11 +218,11 @@ class TextDataset(AlignedPart):
         }
 
     def _drawn(self, line: int, epoch: int) -> str:
-        """The sentences of a report that an epoch has, in its order.
+        """Return the sentences of a report for an epoch, in its order.
 
-        What is drawn follows from seed, epoch and line alone, as for images.
+        The draw depends on seed, epoch and line alone, as for images.
         """
-        # Cleaning may remove what ends a sentence, so sentences are found before it.
+        # Cleaning may remove sentence ends, so sentences are split before it.
         sentences = [self.clean(sentence) for sentence in split_sentences(self.texts[line])]
         if self.sample_sentence:
             usable = [text for text in sentences if len(words(text)) >= MIN_WORDS]
@@ -226,7 +238,7 @@ class TextDataset(AlignedPart):
         return " ".join(sentences)
 
     def _usable(self, texts: Lines, empty: dict[int, str], on_error: str) -> Iterator[str]:
-        """The cleaned reports with something left, each cleaned once; the others go to `empty`.
+        """Yield the non-empty cleaned reports, each cleaned once; the others go to `empty`.
 
         Raises:
             DataError: at the end, if there are such and `on_error` does not skip them.
@@ -257,7 +269,7 @@ class TextDataset(AlignedPart):
                 Path(run_dir), reports, processing=self.processing, min_frequency=min_frequency
             )
         if self.processing is not None:
-            for _ in reports:  # finds those with nothing left
+            for _ in reports:  # finds the empty ones
                 pass
         if path is not None:
             return read_word_list(path)
@@ -272,13 +284,13 @@ class TextDataset(AlignedPart):
 
 
 class CleanedLines(Sequence[str]):
-    """Lines as they are after cleaning, which is done again for each that is asked for.
+    """Lines after cleaning, which is repeated for each access.
 
-    To hold them beside the lines would double the memory of a large data set.
+    Storing them beside the lines would double the memory of a large data set.
 
     Args:
         texts: the lines.
-        clean: what is done to each.
+        clean: the cleaning function.
     """
 
     def __init__(self, texts: Lines, clean: Callable[[str], str]) -> None:
@@ -292,7 +304,7 @@ class CleanedLines(Sequence[str]):
 
 
 class ReportTokens:
-    """Report preprocessing of a data set, from file to model.
+    """Report preprocessing of a data set, from file to model input.
 
     Args:
         tokenizer: turns text into ids.
@@ -322,7 +334,7 @@ class ReportTokens:
         return self.pad([self.tokens(clean(self.processing, report)) for report in reports])
 
     def words(self, report: str) -> list[str]:
-        """The words of a report as the tokenizer splits it, in the numbering of `word_ids`."""
+        """Return the words of a report as the tokenizer splits it, numbered as in `word_ids`."""
         text = clean(self.processing, report)
         encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
         encoding = encoded.encodings[0]
@@ -330,21 +342,27 @@ class ReportTokens:
         return word_texts(numbers, encoding.offsets, encoding.tokens, text)
 
     def tokens(self, text: str) -> Sample:
-        """The `ids` of a cleaned report and the word of each (`words`).
+        """Return the `ids` of a cleaned report and the word of each (`words`).
 
-        Also whether it was `truncated`, and the `end` in it of what was not.
+        Also whether it was `truncated`, and the `end` of the part that was kept.
         """
-        encoded = self.tokenizer(text, truncation=True, max_length=self.max_len)
-        encoding = encoded.encodings[0]
-        return {
-            "ids": encoded["input_ids"],
-            "words": word_numbers(encoding.word_ids),
-            "truncated": bool(encoding.overflowing),
-            "end": max(end for _, end in encoding.offsets),
-        }
+        return self.tokens_of([text])[0]
+
+    def tokens_of(self, texts: list[str]) -> list[Sample]:
+        """Tokenize several cleaned reports, faster than one by one."""
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        return [
+            {
+                "ids": encoding.ids,
+                "words": word_numbers(encoding.word_ids),
+                "truncated": bool(encoding.overflowing),
+                "end": max(end for _, end in encoding.offsets),
+            }
+            for encoding in encoded.encodings
+        ]
 
     def pad(self, samples: Sequence[Sample]) -> Batch:
-        """A batch of what `tokens` gave; see `encode`."""
+        """Collate results of `tokens`; see `encode`."""
         longest = max(len(sample["ids"]) for sample in samples)
         length = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self.max_len)
         ids = torch.full((len(samples), length), self.tokenizer.pad_token_id, dtype=torch.int64)
@@ -358,19 +376,55 @@ class ReportTokens:
         return {"input_ids": ids, "attention_mask": mask, "word_ids": words}
 
 
+class KnownReports:
+    """Hashes of reports whose tokens the model does not read, 17 bytes a report.
+
+    Args:
+        reports: tokenizes them, once.
+        cleaned: the cleaned report of each line.
+        lines: numbers of the lines, in order.
+    """
+
+    def __init__(
+        self, reports: ReportTokens, cleaned: Sequence[str], lines: NDArray[np.int64]
+    ) -> None:
+        self._lines = lines
+        self._tokens, self._texts = np.empty(len(lines), np.int64), np.empty(len(lines), np.int64)
+        self._cut = np.empty(len(lines), np.bool_)
+        for start in progress(range(0, len(lines), TOGETHER), "Reading the reports", "batches"):
+            texts = [cleaned[line] for line in lines[start : start + TOGETHER].tolist()]
+            for place, sample in enumerate(reports.tokens_of(texts)):
+                self._tokens[start + place] = _hash(np.array(sample["ids"], np.int64).tobytes())
+                self._texts[start + place] = text_hash(texts[place][: sample["end"]])
+                self._cut[start + place] = sample["truncated"]
+
+    def of(self, line: int) -> Sample:
+        """Hashes of a line's `tokens` and of its text (`hash`), and whether it was `truncated`."""
+        place = np.searchsorted(self._lines, line)
+        return {
+            "tokens": int(self._tokens[place]),
+            "hash": int(self._texts[place]),
+            "truncated": bool(self._cut[place]),
+        }
+
+
 def text_hash(text: str) -> int:
-    """A number of 64 bits that is the same for a text in every process and on every machine."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    """Return a 64-bit hash of a text, the same in every process and on every machine."""
+    return _hash(text.encode())
+
+
+def _hash(content: bytes) -> int:
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A ready tokenizer, from a local folder, an exported one too, or from the hub.
+    """Load a tokenizer from a local folder, an exported folder or the hub.
 
-    Python that comes with a tokenizer is never executed: its tokenizer.json is read without it.
+    Python code of a tokenizer is never executed: its tokenizer.json is read without it.
 
     Raises:
-        ValueError: there is none of that name, or it lacks what batches need.
+        ValueError: there is none of that name, or it has no fast version or no padding token.
     """
     from vilmedic.manifest import TEXT_ENCODER, TOKENIZER, exported_part
 
@@ -378,7 +432,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         name = exported_part(name, TEXT_ENCODER, TOKENIZER)
         with quiet():
             tokenizer = _read_tokenizer(name)
-    except CheckpointError as error:  # of an export that is damaged or has none
+    except CheckpointError as error:  # the export is damaged or has none
         raise ValueError(str(error)) from error
     except ConfigError as error:
         raise ValueError(str(error)) from error
@@ -398,7 +452,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def _read_tokenizer(name: str) -> Any:
-    """The tokenizer of a name; of one that brings Python of its own, what tokenizer.json says."""
+    """Load a tokenizer by name; one with its own Python code is read from tokenizer.json."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except ValueError as error:
@@ -410,7 +464,7 @@ def _read_tokenizer(name: str) -> Any:
     except Exception as error:
         usable = "Without it a tokenizer needs tokenizer.json, which is not there."
         raise ArgumentError({"tokenizer": own_code(name, usable)}) from error
-    # Roles that its class would have given to tokens by their usual names.
+    # Roles that its class would assign to tokens by their usual names.
     special = {
         str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special
     }
@@ -428,9 +482,9 @@ def _read_tokenizer(name: str) -> Any:
 
 
 def _class_of_body(name: str) -> Any:
-    """What reads the tokenizer of a model with Python of its own.
+    """Return the class for the tokenizer of a model with its own Python code.
 
-    Around BERT it is the class of BERT, which reads a word list too.
+    For BERT-based models it is the class of BERT, which can also read a word list.
     """
     try:
         stated, _ = PretrainedConfig.get_config_dict(name)
@@ -440,11 +494,11 @@ def _class_of_body(name: str) -> Any:
 
 
 def own_code(name: str, usable: str) -> str:
-    """What to say of a model or tokenizer that needs Python of its own.
+    """Return the message about a model or tokenizer that needs its own Python code.
 
     Args:
         name: a local folder or a hub name.
-        usable: what of it can be used all the same.
+        usable: the part of it that can still be used.
     """
     return (
         f"{name} needs Python code that comes with it, which could do anything and is never "
@@ -454,7 +508,7 @@ def own_code(name: str, usable: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing what its callers say themselves, if it matters."""
+    """Silence messages of transformers that callers give themselves if needed."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -465,10 +519,10 @@ def quiet() -> Iterator[None]:
 
 
 def word_numbers(boundaries: Sequence[int | None]) -> list[int]:
-    """Number the words of a report; every special token around it is a word of its own.
+    """Number the words of a report; every special token counts as a word.
 
     Args:
-        boundaries: the word of each token as `Encoding.word_ids` has it; None for special tokens.
+        boundaries: the word of each token, from `Encoding.word_ids`; None for special tokens.
 
     Returns:
         For each token the number of its word, counted from 0: for `[CLS] pleu ##ral . [SEP]` this
@@ -487,12 +541,12 @@ def word_numbers(boundaries: Sequence[int | None]) -> list[int]:
 def word_texts(
     numbers: Sequence[int], offsets: Sequence[tuple[int, int]], tokens: Sequence[str], text: str
 ) -> list[str]:
-    """The words of a report as they stand in it.
+    """Return the words of a report as written.
 
     Args:
         numbers: the word of each token.
-        offsets: where each token begins and ends in the text; special tokens take no place.
-        tokens: the tokens, which stand for words that take no place.
+        offsets: start and end of each token in the text; equal for special tokens.
+        tokens: the tokens, used for words without an extent.
         text: the report.
     """
     spans: dict[int, tuple[int, int]] = {}
@@ -509,12 +563,12 @@ def word_texts(
 
 
 def has_word_boundaries(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a tokenizer separates words; one that works on whole sentences does not."""
+    """Return whether a tokenizer splits text into words first."""
     return len({word for word in tokenizer("left right").word_ids() if word is not None}) > 1
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """How many special tokens a tokenizer puts in front of a report and behind it."""
+    """Count the special tokens that a tokenizer adds before and after a report."""
     words = tokenizer("left").word_ids()
     inside = [place for place, word in enumerate(words) if word is not None]
     return inside[0], len(words) - 1 - inside[-1]

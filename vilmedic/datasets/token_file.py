@@ -1,8 +1,8 @@
-"""What a frozen network computes from a split, computed once and stored on disk.
+"""Cache of frozen network outputs for a split: image tokens and encoder features.
 
-These are the image tokens of a VAE and the features of frozen encoders. A file is named by what it
-follows from: the weights of the network, the content of every image or report and how it is
-prepared. Names, places and times of the image files are not part of it.
+The name of a file is a hash of everything its content depends on: the weights of the network, the
+content of every image or report and its preprocessing, but not the names, paths and times of image
+files.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "tokens"  # in the run directory
 FEATURES = "features"  # beside it
-BATCH = 32  # samples that are computed together, the last ones of a split too
-DIGEST = 32  # bytes behind the numbers of a file
-LEFT = 3600  # seconds after which a file that nobody has gone on writing is one of a killed process
+BATCH = 32  # samples per batch, also for the last ones of a split
+DIGEST = 32  # bytes after the numbers of a file
+LEFT = 3600  # seconds without a write after which a partial file is left over from a killed process
 
 _in_use: set[Path] = set()
 
@@ -48,11 +48,11 @@ Encode = Callable[[dict[str, Any]], NDArray[Any]]
 
 
 class TokenFile:
-    """The rows of the lines of a split, such as their image tokens.
+    """The rows of a split, such as image tokens, one per line.
 
     Args:
-        path: a NumPy file [lines, N], with a digest of its content behind it. Rows of the largest
-            integer, or of numbers that are none, mark lines whose image cannot be decoded.
+        path: a NumPy file [lines, N], followed by a digest of its content. Rows of the largest
+            integer, or of nan, mark lines whose image cannot be decoded.
         lines: numbers of the lines, in order.
 
     Raises:
@@ -75,7 +75,7 @@ class TokenFile:
             raise ValueError(f"it has {len(self._mapped())} rows for {len(lines)} lines")
 
     def row(self, line: int) -> Tensor | None:
-        """What was made of a line, [N]; None for an image that cannot be decoded."""
+        """Return the row of a line, [N]; None for an undecodable image."""
         row = self._mapped()[np.searchsorted(self.lines, line)]
         if row.dtype.kind == "f":
             return None if np.isnan(row[0]) else torch.from_numpy(row.copy())
@@ -87,7 +87,7 @@ class TokenFile:
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size
 
     def _mapped(self) -> NDArray[Any]:
@@ -96,7 +96,7 @@ class TokenFile:
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        # Other processes map the file themselves; the map would be sent as its content.
+        # Other processes map the file again; pickling the map would copy its content.
         return {**self.__dict__, "_rows": None}
 
 
@@ -105,8 +105,8 @@ def cache_tokens(
 ) -> None:
     """Let a data set give image tokens instead of images, if `tokens: cache` asks for it.
 
-    They are computed unless the run directory has them, for the same images, the same preparation
-    and the same VAE.
+    They are computed unless the run directory holds them for the same images, preprocessing and
+    VAE.
 
     Args:
         dataset: the data set of a split; left as it is without `tokens: cache`.
@@ -115,9 +115,9 @@ def cache_tokens(
         num_workers: processes that load images.
 
     Raises:
-        ConfigError: the model has no frozen VAE, or the images are changed at random.
-        DataError: image files were written to while tokens were made of them, or the tokens cannot
-            be written.
+        ConfigError: the model has no frozen VAE, or the images are augmented.
+        DataError: image files changed while tokens were computed, or the tokens cannot be
+            written.
     """
     for part in dataset.parts:
         if isinstance(part, ImageDataset) and part.tokens == "cache" and part.rows is None:
@@ -159,32 +159,34 @@ def cache_features(
     folder: Path,
     num_workers: int | None = None,
 ) -> None:
-    """Let a data set give the features of frozen encoders in place of what they are made from.
+    """Let a data set give the features of frozen encoders instead of their inputs.
 
-    They are computed unless the run directory has them, for the same content, preparation, weights
-    and arithmetic. An encoder that is trained in part, or whose input differs from epoch to epoch,
-    is left as it is. That features cannot be written is a warning: they are computed in each epoch.
+    They are computed unless the run directory holds them for the same content, preprocessing,
+    weights and arithmetic. Encoders that are partly trained, or whose input differs between epochs,
+    are not cached. If features cannot be written, a warning is logged and they are computed in
+    each epoch.
 
     Args:
-        dataset: the data set of a split; from now on for this model alone.
-        model: whose `towers` are asked; on `device`.
+        dataset: the data set of a split; from now on only for this model.
+        model: the model, whose `towers` are cached; on `device`.
         device: where to compute.
         precision: `fp32`, `bf16` or `fp16`.
-        gib: most GiB that features take in the folder; 0 keeps none.
+        gib: most GiB of features in the folder; 0 caches none.
         folder: the run directory.
         num_workers: processes that load images.
 
     Raises:
-        DataError: files were written to while features were made of them.
+        DataError: files changed while features were computed.
     """
-    if not gib:
+    waiting = [part for part in dataset.parts if part.features and not part.tried]
+    if not gib or not waiting:
         return
     mode = model.training
     towers = {name: tower for name, tower in model.train().towers().items() if tower.frozen()}
     model.train(mode)
-    for part in dataset.parts:
+    for part in waiting:
         tower = towers.get(part.features)
-        if tower is None or part.rows is not None or part.tried or getattr(part, "tokens", None):
+        if tower is None or part.rows is not None or getattr(part, "tokens", None):
             continue
         part.tried = True
         if not part.fixed or (tower.dropout and getattr(part, "multi_image", 1) > 1):
@@ -214,6 +216,8 @@ def cache_features(
             found, problem = rows.read_or_make(tower.network, settings, encode)
         if found is not None:
             part.rows = (part.features, found.row)
+            if not model.reads_tokens:
+                part.leave_out_tokens(rows.lines)
         else:
             logger.warning(
                 "%s, split %s, are not kept: %s. They are computed in every epoch.",
@@ -224,21 +228,21 @@ def cache_features(
 
 
 class _NotKept(Exception):
-    """Why features are not kept, which ends no run."""
+    """Reason why features are not cached; does not end the run."""
 
 
 class _Rows:
-    """The rows of a split in a folder, read or made.
+    """Rows of a split in a folder, read or computed.
 
     Args:
         dataset: the data set, whose samples count.
-        part: what of it is encoded.
-        what: what the rows are, for messages.
-        folder: where they are kept.
+        part: the part of it that is encoded.
+        what: name of the rows, for messages.
+        folder: folder of the files.
         device: where to compute.
-        num_workers: processes that load.
+        num_workers: loading processes.
         precision: `fp32`, `bf16` or `fp16`.
-        gib: most GiB that the folder may hold; None sets no bound.
+        gib: most GiB in the folder; None for no limit.
     """
 
     def __init__(
@@ -254,25 +258,25 @@ class _Rows:
     ) -> None:
         self.what, self.folder, self.device, self.precision = what, folder, device, precision
         self.num_workers = num_workers
-        self.room = None if gib is None else int(gib * 2**30)
+        self.limit = None if gib is None else int(gib * 2**30)
         self.split = part.split
         self.lines: NDArray[np.int64] = np.unique(dataset.kept)
-        # The same files, and of their lines those that are samples of the whole data set.
+        # The same files, restricted to the lines that are samples of the whole data set.
         self.part = copy.copy(part)
         self.part.parts, self.part.kept = (self.part,), self.lines
 
     def read_or_make(
         self, network: nn.Module, settings: list[Any], encode: Encode
     ) -> tuple[TokenFile | None, str]:
-        """The file of the rows, or why there is none, in all processes alike.
+        """Return the file of the rows, or why there is none, the same in all processes.
 
         Args:
             network: its weights are part of the name.
-            settings: whatever else the rows depend on.
-            encode: makes the rows of a prepared batch.
+            settings: everything else that the rows depend on.
+            encode: computes the rows of a prepared batch.
 
         Raises:
-            DataError: files were written to while rows were made of them.
+            DataError: files changed while rows were computed.
         """
         found: list[TokenFile] = []
 
@@ -287,12 +291,12 @@ class _Rows:
                 return str(error)
             return ""
 
-        # The main process reads and computes; the others find what it has left.
+        # The main process reads and computes; the others then find its file.
         with Progress(f"{self.what}, split {self.split}"):
             problem = processes.on_main(attempt)
             if not problem and not found:
                 problem = attempt()
-        # Without the file in one process, it is used in none.
+        # The file is used in all processes or in none.
         problems = [one for one in processes.gather(problem) if one]
         return (None, problems[0]) if problems else (found[0], "")
 
@@ -301,7 +305,7 @@ class _Rows:
         try:
             file = TokenFile(wanted, self.lines)
             with suppress(OSError):
-                # What was unused for longest makes room first.
+                # The least recently used file is removed first.
                 os.utime(wanted, ns=(time.time_ns(), wanted.stat().st_mtime_ns))
             how = "read"
         except FileNotFoundError:
@@ -337,7 +341,7 @@ class _Rows:
         return TokenFile(wanted, self.lines)
 
     def _write(self, stream: IO[bytes], encode: Encode) -> None:
-        """Compute batch after batch and write it, in the order of the lines."""
+        """Compute and write batch after batch, in the order of the lines."""
         digest = hashlib.blake2b(digest_size=DIGEST)
 
         def write(content: bytes) -> None:
@@ -363,7 +367,7 @@ class _Rows:
         stream.write(digest.digest())
 
     def _batches(self, encode: Encode) -> Iterator[tuple[list[int], NDArray[Any]]]:
-        """Numbers of samples and what is made of them."""
+        """Yield sample numbers and their rows."""
         loader = make_loader(
             self.part, batch_size=BATCH, training=False, seed=0, num_workers=self.num_workers
         )
@@ -371,7 +375,7 @@ class _Rows:
         try:
             for batch in progress(loader, name, "batches"):
                 index = batch["index"].tolist()
-                # Always as many samples: a product may round by the number of its rows.
+                # Batches have a constant size: the rounding of a product may depend on it.
                 every = torch.arange(BATCH) % len(index)
                 batch = move({key: value[every] for key, value in batch.items()}, self.device)
                 with inference(self.device, self.precision):
@@ -381,17 +385,17 @@ class _Rows:
             loader.close()
 
     def _make_room(self, size: int) -> None:
-        """Remove what was unused for longest until there is room for one more file.
+        """Remove the least recently used files until another one fits.
 
         Raises:
             _NotKept: it would not fit.
         """
-        if self.room is None:
+        if self.limit is None:
             return
         others = sorted(
             (file.stat().st_atime, file.stat().st_size, file) for file in self.folder.glob("*.npy")
         )
-        left = self.room - size - sum(held for _, held, _ in others)
+        left = self.limit - size - sum(held for _, held, _ in others)
         for _, held, file in others:
             if left < 0 and file not in _in_use:
                 file.unlink(missing_ok=True)
@@ -399,11 +403,11 @@ class _Rows:
         if left < 0:
             raise _NotKept(
                 f"they take {size / 2**20:,.1f} MiB, more than trainor.frozen_cache_gib="
-                f"{self.room / 2**30:g} leaves"
+                f"{self.limit / 2**30:g} leaves"
             )
 
     def _path(self, network: nn.Module, settings: list[Any]) -> Path:
-        """The file, whose name holds a hash of everything that the rows depend on."""
+        """Return the file, whose name holds a hash of everything that the rows depend on."""
         digest = hashlib.sha256()
         for name, value in sorted(network.state_dict().items()):
             value = value.detach().cpu().contiguous()
@@ -411,13 +415,13 @@ class _Rows:
             digest.update(value.flatten().view(torch.uint8).numpy())
         how = [BATCH, settings, self.lines.tolist(), self.part.content(self.lines, self.folder)]
         digest.update(json.dumps(how).encode())
-        kind = "" if self.room is None else f"{self.part.features}_"
+        kind = "" if self.limit is None else f"{self.part.features}_"
         return self.folder / f"{self.split}_{kind}{digest.hexdigest()[:16]}.npy"
 
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, and as it was afterwards."""
+    """Put a model in evaluation mode, and restore its modes afterwards."""
     mode = model.training
     model.eval()
     try:
@@ -427,12 +431,12 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _absent(kind: np.dtype[Any]) -> Any:
-    """What a row holds whose image cannot be decoded: no feature is that, and no token."""
+    """Return the row of an undecodable image, which no feature or token can equal."""
     return np.nan if kind.kind == "f" else np.iinfo(kind).max
 
 
 def _arithmetic(device: torch.device) -> list[Any]:
-    """What decides on the last bits of a feature, besides its precision."""
+    """Return the settings that affect the last bits of a feature, besides its precision."""
     if device.type != "cuda":
         return [device.type]
     return [torch.cuda.get_device_name(device), torch.backends.cuda.matmul.allow_tf32]

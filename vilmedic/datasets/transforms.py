@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from vilmedic.datasets.aligned import seeded, stable_seed
 from vilmedic.datasets.decode import Color
-from vilmedic.datasets.pictures import Interpolation, crop_square, resize_short_side
+from vilmedic.datasets.image_source import Interpolation, crop_square, resize_short_side
 from vilmedic.device import constants
 from vilmedic.errors import DataError, nearest
 
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 
 _FIXED = (v2.CenterCrop, v2.Compose, v2.Grayscale, v2.Identity, v2.Pad, v2.Resize, v2.RGB)
 _CACHED = 2**18
-"""Numbers of images that are prepared together on a CPU; as floats they take 1 MB."""
+"""Pixels of images that are processed together on a CPU: 1 MB as floats."""
 
 Preset = Literal["resize_crop", "center_crop", "convirt", "simclr", "simclr_xray"]
 
 
 class Pixels:
-    """Image preprocessing of a data set, from decoded image to model.
+    """Image preprocessing of a data set, from decoded image to model input.
 
     Args:
-        training: whether the random transforms of training are drawn.
+        training: whether to apply the random transforms of training.
         resize: see `ImageDataset`, as for all that follow.
         crop: see `ImageDataset`.
         color: see `ImageDataset`.
@@ -102,7 +102,7 @@ class Pixels:
 
     @classmethod
     def of_evaluation(cls, image: type, node: Mapping[str, Any]) -> Pixels:
-        """What an evaluation does to one plain image.
+        """Return the preprocessing of an evaluation for one plain image.
 
         Args:
             image: the class of the data set, whose signature has the defaults.
@@ -127,29 +127,28 @@ class Pixels:
             )
 
     def plain(self, image: Tensor) -> Tensor:
-        """A decoded image as an evaluation sees it: uint8 [C, H, W], resized and cropped."""
+        """Preprocess a decoded image as for an evaluation: uint8 [C, H, W], resized and cropped."""
         if self.resize is not None:
             image = resize_short_side(image, self.resize, self.interpolation)
         return self.transformed(image, 0, 0, 0, 0)
 
     def transformed(self, image: Tensor, *draw: int, shared: bool = False) -> Tensor:
-        """An image after transforms and crop, uint8 [C, H, W]; see `cut` for the arguments."""
+        """Apply transforms and crop to an image, uint8 [C, H, W]; see `cut` for the arguments."""
         image, row = self.cut(image, *draw, shared=shared)
         if not row or self.augmentation is None:
             return image
         return self.augmentation.apply(image[None], torch.tensor([row]))[0].to(torch.uint8)
 
     def cut(self, image: Tensor, *draw: int, shared: bool = False) -> tuple[Tensor, list[float]]:
-        """An image after what is done to it as it is read, and the numbers for `augmented`.
+        """Apply the steps at reading time to an image; returns it with the numbers for `augmented`.
 
         Args:
             image: uint8 [C, H, W], resized.
-            draw: what the random numbers depend on: seed, epoch, line and view.
-            shared: whether others see the memory of the image, so that it is not written to.
+            draw: seed, epoch, line and view, which the random numbers depend on.
+            shared: whether the memory of the image is shared and must not be written to.
 
         Returns:
-            uint8 [C, crop, crop], or [C, H, W] without a crop, and no number where nothing is left
-            to do.
+            uint8 [C, crop, crop], or [C, H, W] without a crop, and no numbers if no step is left.
         """
         if shared and (self.transforms or self.crop is None):
             image = image.clone()
@@ -178,7 +177,7 @@ class Pixels:
         flat = pixels.reshape(-1, *pixels.shape[-3:])
         channels, size = max(flat.shape[1], len(scale)), flat.shape[2:]
         images = torch.empty(len(flat), channels, *size, device=pixels.device)
-        # On a CPU some images at a time: what most operations work on stays in the cache of a core.
+        # On a CPU a few images at a time, so that intermediate results stay in the cache of a core.
         worked_on = images if rows is None else flat
         cached = _CACHED // worked_on.shape[1:].numel()
         most = max(1, cached if pixels.device.type == "cpu" else len(flat))
@@ -194,7 +193,7 @@ class Pixels:
 
 
 def _scale_and_shift(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """What pixels are multiplied by, and what is subtracted then, each [C, 1, 1]."""
+    """Return scale and offset of the normalisation, each [C, 1, 1]."""
     middle, spread = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
     return 1 / (255 * spread), middle / spread
 
@@ -233,7 +232,7 @@ def _build_transform(name: str, arguments: dict[str, Any]) -> v2.Transform:
 def try_transforms(
     transforms: Sequence[v2.Transform], channels: int, resize: int | None, crop: int | None
 ) -> None:
-    """Run transforms once, so that a list that cannot work is found before training.
+    """Run transforms once, so that an invalid list is found before training.
 
     Raises:
         ValueError: one fails, or gives something other than uint8 [C, H, W] that can be cropped.
@@ -245,7 +244,7 @@ def try_transforms(
         try:
             with seeded(0):
                 result = transform(image)
-        except Exception as error:  # whatever it raises, it cannot be used
+        except Exception as error:  # transforms raise many kinds
             raise ValueError(f"The transform {name} fails on an image: {error}.") from error
         if not isinstance(result, torch.Tensor) or result.dtype != torch.uint8:
             made = result.dtype if isinstance(result, torch.Tensor) else type(result).__name__
@@ -264,13 +263,13 @@ def try_transforms(
 
 
 def flips(transform: v2.Transform) -> bool:
-    """Whether a transform, or one inside it, may swap left and right."""
-    inside = getattr(transform, "transforms", ())  # a plain list, which `modules()` does not see
+    """Return whether a transform, or one inside it, may swap left and right."""
+    inside = getattr(transform, "transforms", ())  # a plain list, which `modules()` skips
     return isinstance(transform, v2.RandomHorizontalFlip) or any(flips(one) for one in inside)
 
 
 def is_fixed(transform: v2.Transform) -> bool:
-    """Whether a transform draws no random numbers."""
+    """Return whether a transform draws no random numbers."""
     inside = getattr(transform, "transforms", ())
     return type(transform) in _FIXED and all(is_fixed(one) for one in inside)
 

@@ -1,7 +1,7 @@
 """Word vocabularies, for runs without a pretrained tokenizer.
 
-They are made from the training reports, or read from a word list of the original vilmedic
-(`vocab.src`, one word a line, its number the id).
+They are built from the training reports, or read from a word list of the original vilmedic
+(`vocab.src`, one word per line, whose number is the id).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTrainedTokenizerFast:
     """A tokenizer of lower-case words and punctuation, most frequent first.
 
-    Scripts that put no spaces between words are split as `vilmedic.datasets.report_text` says.
+    Scripts without spaces between words are split as in `vilmedic.datasets.lines`.
 
     Args:
         reports: cleaned reports of the training split.
@@ -64,7 +64,7 @@ def train_vocabulary(reports: Iterable[str], *, min_frequency: int) -> PreTraine
 def _count_words(reports: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
     """How often each word occurs, as a tokenizer normalises and splits.
 
-    What stands between spaces repeats, and no word reaches over a space: it is split once.
+    No word contains a space, so each distinct piece of text between spaces is split once.
     """
     chunks: Counter[str] = Counter()
     for report in reports:
@@ -78,7 +78,7 @@ def _count_words(reports: Iterable[str], tokenizer: Tokenizer) -> Counter[str]:
 
 
 def with_special_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A word tokenizer that knows which of its words are special."""
+    """Wrap a word tokenizer with its special tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -95,7 +95,7 @@ def run_vocabulary(
     processing: str | list[str] | None,
     min_frequency: int,
 ) -> PreTrainedTokenizerFast:
-    """The vocabulary of a run: built and saved at its first training, read ever after.
+    """Return the vocabulary of a run: built and saved at its first training, then read.
 
     Args:
         run_dir: the run directory; the vocabulary is its folder `tokenizer`.
@@ -104,8 +104,8 @@ def run_vocabulary(
         min_frequency: see `train_vocabulary`; recorded likewise.
 
     Raises:
-        DataError: there is no vocabulary yet and no training reports to make one from, or there is
-            one that was made from other reports or settings than those of this training.
+        DataError: there is neither a vocabulary nor training reports to build one, or it was built
+            from other reports or settings than those of this training.
     """
     folder = run_dir / FOLDER
     settings: dict[str, str | int | list[str] | None] = {}
@@ -172,7 +172,7 @@ def _damaged(folder: Path) -> Path:
 
 
 def _digested(reports: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:
-    """Reports as they are, each added to a digest of all of them, one a line."""
+    """Yield reports unchanged, adding each to a digest of all of them."""
     for number, report in enumerate(reports):
         digest.update(f"\n{report}".encode() if number else report.encode())
         yield report
@@ -197,7 +197,7 @@ def _check_settings(folder: Path, settings: dict[str, str | int | list[str] | No
 
 
 def word_list(name: str | None, run_dir: Path) -> Path | None:
-    """The word list that a run reads: the file that is named, or that of the run directory.
+    """Return the word list of a run: the given file, or that of the run directory.
 
     Args:
         name: the value of `tokenizer`.
@@ -210,7 +210,7 @@ def word_list(name: str | None, run_dir: Path) -> Path | None:
 
 
 def read_word_list(path: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at white space and adds no special tokens, as those runs did.
+    """Read a tokenizer that splits at white space and adds no special tokens, as in those runs.
 
     Raises:
         DataError: the file is not such a list.

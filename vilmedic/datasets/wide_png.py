@@ -25,13 +25,13 @@ def read_wide_png(content: bytes) -> np.ndarray:
     """Decode a PNG of 16 bits (PNG specification, sections 7 to 10).
 
     Args:
-        content: the file, whose chunks are known to be whole and whose size to be allowed.
+        content: the file, with verified chunks and an allowed size.
 
     Returns:
         uint16 [C, H, W]; C is 1 or 3, and one more with alpha.
 
     Raises:
-        ValueError: it holds something else than such an image, or too little of it.
+        ValueError: it is not such an image, or is incomplete.
     """
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
     kind, interlaced = content[25], content[28]
@@ -71,7 +71,7 @@ def _data_chunks(content: bytes) -> list[bytes]:
 
 @compiled
 def _unfiltered(rows, step):  # type: ignore[no-untyped-def]
-    """The bytes of rows that begin with the number of their filter; `step` bytes are a pixel."""
+    """Undo the filter of each row, given in its first byte; `step` bytes are a pixel."""
     height, width = rows.shape[0], rows.shape[1] - 1
     result = np.zeros((height, width), np.uint8)
     for row in range(height):

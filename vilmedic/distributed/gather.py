@@ -1,10 +1,10 @@
 """Gathering of a batch that is spread over processes, and sharded tensors.
 
 The loss of a contrastive batch compares every sample with every other. Each process computes the
-terms of its own samples against those of all, which it gathers *with* their gradient: what other
-processes' terms contribute to the gradient of its own features comes back by adding up. The terms
-of all processes together are the loss of one process on the whole batch, and so is the gradient.
-One process is a group of one: nothing is exchanged, and its terms are the loss.
+terms of its own samples against those of all, which it gathers *with* their gradient: the
+contributions of other processes to the gradient of its own features are summed in the backward
+pass. The terms of all processes together equal the loss of one process on the whole batch, and so
+does the gradient. With one process nothing is exchanged, and its terms are the loss.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ BUCKET = 25 * 2**20
 class Part:
     """The samples of a batch that one process has.
 
-    Processes average their gradients. So that the average is the gradient of the whole batch, a
-    process multiplies what it sums over its own samples by `world / total`.
+    Processes average their gradients. For the average to be the gradient of the whole batch, each
+    process multiplies the sum over its own samples by `world / total`.
 
     Args:
-        sizes: samples of each process, by rank; some may have none. Empty for one process that
-            has the whole batch, however large.
+        sizes: samples of each process, by rank; some may have none. Empty for a single process
+            with the whole batch of any size.
         rank: the process.
     """
 
@@ -60,15 +60,15 @@ class Part:
 
     @property
     def weight(self) -> float:
-        """What a mean over the own samples counts in an average over processes."""
+        """Weight of a mean over the own samples in an average over processes."""
         return self.own * len(self.sizes) / self.total
 
     def count(self, rows: Tensor) -> int:
-        """Samples of the whole batch, of which `rows` are the own ones."""
+        """Return the size of the whole batch, given `rows` own samples."""
         return sum(self.sizes) if self.sizes else len(rows)
 
     def mean(self, terms: Tensor, *, each: int = 1) -> Tensor:
-        """The own samples' share of a mean over the batch; averaged over processes it is the mean.
+        """Return the own samples' share of a batch mean; its average over processes is the mean.
 
         Args:
             terms: as many for each own sample as `each` says.
@@ -78,12 +78,12 @@ class Part:
         return terms.sum() * (len(self.sizes) / (self.total * each))
 
     def places(self, rows: Tensor) -> Tensor:
-        """Where the own samples, of which there are `rows`, are in the whole batch: int64 [own]."""
+        """Return the positions of the `rows` own samples in the whole batch: int64 [own]."""
         first = sum(self.sizes[: self.rank])
         return torch.arange(first, first + len(rows), device=rows.device)
 
     def gather(self, value: Tensor) -> Tensor:
-        """The rows of all processes, in the order of the batch, differentiable if they can be.
+        """Gather the rows of all processes, in the order of the batch, with their gradient.
 
         Args:
             value: own rows, [own, ...], of one shape in all processes. Half precision is widened,
@@ -100,10 +100,10 @@ class Part:
         return gather_rows(value, self.sizes)
 
     def gather_features(self, features: dict[str, Any]) -> dict[str, Any]:
-        """All features of the whole batch; a scalar, such as a temperature, stays as it is.
+        """Gather all features of the whole batch; scalars, such as a temperature, are kept.
 
-        Features that are longer in one process than in another, such as words, are filled up.
-        Lists, one entry a sample, become that of all samples.
+        Features of different lengths, such as words, are padded. Lists with an entry per sample are
+        concatenated.
         """
         if self.alone or not features:
             return features
@@ -122,10 +122,10 @@ class Part:
         return gathered
 
     def swap(self, value: Tensor) -> Tensor:
-        """What every process has on this one's samples, differentiable.
+        """Give each process the values of all processes for its own samples, differentiable.
 
         Args:
-            value: what this process has on each sample of the whole batch, [total].
+            value: this process's value for each sample of the whole batch, [total].
 
         Returns:
             [world, own]; row r is from process r.
@@ -133,9 +133,9 @@ class Part:
         return _Swap.apply(value, self.sizes, self.rank)
 
     def pieces(self, rows: Tensor) -> Iterator[Tensor]:
-        """The rows of each process in turn, by rank, so that those of one more are held at a time.
+        """Yield the rows of each process in turn, by rank, holding only one more at a time.
 
-        All processes go through them together. They have no gradient; `add_up` returns one.
+        All processes iterate together. The rows have no gradient; `add_up` sends gradients back.
 
         Args:
             rows: own rows, [own, ...], of one shape and dtype in all processes.
@@ -153,10 +153,10 @@ class Part:
             yield piece
 
     def add_up(self, value: Tensor, rank: int) -> Tensor:
-        """The sum over the processes of what each has on the rows of one, of use to that one only.
+        """Sum the values of all processes for the rows of one, which alone gets the result.
 
         Args:
-            value: what this process has on them, [rows of that process, ...]; overwritten.
+            value: this process's values for them, [rows of that process, ...]; overwritten.
             rank: whose rows they are.
         """
         if not self.alone and len(value):
@@ -169,10 +169,10 @@ class Part:
         """Call a loss on features of the own samples.
 
         Args:
-            loss: a function or a module. If it takes a `part` it computes the terms of the own
-                samples; any other one gets the features of all processes.
+            loss: a function or a module. With an argument `part` it computes the terms of the own
+                samples; otherwise it gets the features of all processes.
             features: tensors, or dictionaries of them.
-            named: further tensors, by the names that the loss has for them.
+            named: further tensors, as keyword arguments of the loss.
 
         Returns:
             Scalars whose averages over the processes are those of the whole batch.
@@ -193,7 +193,7 @@ WHOLE = Part(())
 
 
 def widened(value: Tensor, sizes: list[int]) -> Tensor:
-    """Fill up the dimensions behind the first one with zeros to the given sizes."""
+    """Pad the dimensions after the first with zeros to the given sizes."""
     missing = [size - side for size, side in zip(sizes, value.shape[1:], strict=True)]
     if not any(missing):
         return value
@@ -201,7 +201,7 @@ def widened(value: Tensor, sizes: list[int]) -> Tensor:
 
 
 def gather_rows(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The rows of all processes one behind the other, without a gradient.
+    """Concatenate the rows of all processes, without a gradient.
 
     Args:
         value: own rows, [own, ...].
@@ -221,14 +221,14 @@ def gather_rows(value: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def local(value: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; all of one that is not sharded."""
+    """Return the local part of a sharded tensor, or a tensor that is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def whole(tree: Any) -> Any:
-    """Nested dictionaries and lists with every sharded tensor as a whole one; all must call this.
+    """Gather all sharded tensors in nested dictionaries and lists; all processes must call this.
 
-    What is gathered goes to the CPU, and only in the main process is it kept.
+    Gathered tensors go to the CPU, and only the main process keeps them.
     """
     if isinstance(tree, dict):
         return {key: whole(value) for key, value in tree.items()}
@@ -241,7 +241,7 @@ def whole(tree: Any) -> Any:
 
 
 def like(value: Any, peer: Any) -> Any:
-    """A whole tensor as the part of it that this process holds, if its peer is sharded."""
+    """Return the local part of a whole tensor, if its counterpart is sharded."""
     if not isinstance(peer, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
         return value
     if value.shape != peer.shape:
@@ -257,7 +257,7 @@ def copy_from_main(tensors: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def in_buckets(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) -> None:
-    """Apply a function that changes a tensor in place to many at once, as flat ones."""
+    """Apply an in-place function to many tensors at once, flattened together."""
     waiting: dict[torch.dtype, list[Tensor]] = {}
 
     def flush(bucket: list[Tensor]) -> None:
@@ -277,20 +277,20 @@ def in_buckets(tensors: Sequence[Tensor], change: Callable[[Tensor], object]) ->
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """The numbers of tensors of one dtype in a row, as a copy without a graph."""
+    """Flatten tensors of one dtype into one, as a detached copy."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
 def fill(tensors: Sequence[Tensor], numbers: Tensor) -> None:
-    """Put numbers that `joined` has given back into the tensors."""
+    """Copy the values of a tensor from `joined` back into the tensors."""
     pieces = numbers.split([tensor.numel() for tensor in tensors])
     shaped = [piece.view(one.shape) for one, piece in zip(tensors, pieces, strict=True)]
     torch._foreach_copy_([tensor.data for tensor in tensors], shaped)
 
 
 def _add_up_rows(value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:
-    """The own rows of the sum over all processes' [total, ...]."""
+    """Return the own rows of the sum of [total, ...] over all processes."""
     largest = max(sizes)
     if min(sizes) < largest:
         value = torch.cat([_filled(part, largest) for part in value.split(list(sizes))])
@@ -305,7 +305,7 @@ def _filled(rows: Tensor, count: int) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows forward; backward the sum of all processes' gradients of the own rows."""
+    """Forward: all processes' rows. Backward: the sum of all gradients of the own rows."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -319,7 +319,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Swap(torch.autograd.Function):
-    """Each process sends every other what it has on the other's samples."""
+    """Each process sends every other its values for the other's samples."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, sizes: tuple[int, ...], rank: int) -> Tensor:

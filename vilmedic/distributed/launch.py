@@ -1,7 +1,7 @@
 """Launch environment before torch is loaded: rank, world size, which process reports errors.
 
-The first process that fails says why. The others fail too, sooner or later, because they wait for
-it, and stay silent.
+The first process that fails reports the reason. The others then fail too, because they wait for it,
+and stay silent.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one of a distributed run that writes and logs."""
+    """Return whether this is the process that writes and logs."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def first_to_fail() -> bool:
-    """Whether no other process of the run has failed before this one."""
+    """Return whether no other process of the run has failed before this one."""
     if process_count() == 1:
         return True
     from datetime import timedelta
@@ -39,12 +39,12 @@ def first_to_fail() -> bool:
             wait_for_workers=False,
         )
         return store.add(key, 1) == 1
-    except Exception:  # the process that held the store is gone: better told twice than never
+    except Exception:  # the process with the store is gone: better reported twice than never
         return True
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Whether an error says no more than that another process has ended."""
+    """Return whether an error only means that another process has ended."""
     from torch.distributed import DistError
 
     text = str(error).lower()

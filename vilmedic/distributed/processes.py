@@ -1,8 +1,8 @@
 """Distributed processes: rank, world size and collective agreement.
 
-`torchrun` starts one process a device and tells each its place through the environment. A run of
-one process, however started, is no distributed run: everything here then does nothing and costs
-nothing. What is agreed on travels between the CPUs, so that no device is waited for.
+`torchrun` starts one process per device and sets its rank in the environment. A run of one process,
+even if started by `torchrun`, is not distributed: everything here then has no effect and no cost.
+Agreements are exchanged between CPUs, so that they do not wait for a device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)
-"""How long a process waits for another, which may be measuring or drawing for all of them."""
+"""Timeout for waiting for another process, which may evaluate or draw for all."""
 
 # Newer torch has other names for the same collectives, and warns of the old ones.
 all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -33,7 +33,7 @@ _alone = False
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Meet the other processes of the run, and part from them when all of them are done.
+    """Context that joins the process group and leaves it when all processes are done.
 
     Args:
         device: what this process computes on.
@@ -43,13 +43,13 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Both kinds of tensor are exchanged: what is computed, and on the CPUs what is agreed on.
+    # Two backends: for tensors on the device, and for agreements between CPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     if not is_main():
-        warnings.simplefilter("ignore")  # the main process gives the same ones
+        warnings.simplefilter("ignore")  # the main process gives the same warnings
     yield
-    # Not after an error: parting would wait for processes that may never come.
+    # Not after an error: leaving would wait for processes that may never finish.
     wait()
     dist.destroy_process_group()
 
@@ -65,7 +65,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes, whatever the others do at the moment."""
+    """Return whether this is the main process, which writes files."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -76,7 +76,7 @@ def on_this_machine() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A stretch in which this process works as if it were the only one."""
+    """Context in which this process works as if it were the only one."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -87,7 +87,7 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """A stretch that the main process goes through before the others, to leave files for them."""
+    """Context that the main process runs before the others, to write files for them."""
     if not is_main():
         wait()
     yield
@@ -134,10 +134,10 @@ def gather(value: T) -> list[T]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Let the main process do something, and give its result to all.
+    """Run a function in the main process, and return its result in all.
 
     Args:
-        work: what is done; returns plain values and tensors.
+        work: the function; returns plain values and tensors.
     """
     if world_size() == 1:
         return work()

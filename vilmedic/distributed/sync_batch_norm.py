@@ -12,8 +12,8 @@ from vilmedic.distributed.gather import Part
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """`torch.nn.SyncBatchNorm` for CPUs, where torch has none.
 
-    Every position counts once, no matter which process it is in, so the result and its gradient are
-    those of one process on the whole batch.
+    Every position counts once, in any process, so that result and gradient equal those of one
+    process on the whole batch.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return result.to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions behind the channels will do."""
+        """Accept any number of dimensions after the channels."""
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 
-# After Okabe and Ito (2008), told apart with every common colour vision. Their yellow and black are
-# replaced by purple and olive: the same colours are read on white and on the dark ground of a page.
+# After Okabe and Ito (2008), distinguishable with every common colour vision. Purple and olive
+# replace their yellow and black: they are readable on white and on a dark background.
 COLOURS = ("#2f7fc1", "#e69f00", "#1fa67a", "#d55e00", "#8e6bd1", "#cc79a7", "#56b4e9", "#a3923a")
 SHAPES = ("o", "^", "s", "D", "P", "v", "X", "*")
 """From the ninth label on the shape changes."""
 REST = "#b4bbc5"
-"""Of what is only there to be compared with."""
+"""Colour of references for comparison."""
 
 _USUAL = {
     **{"train": 0, "validate": 1, "test": 2},
@@ -24,22 +24,21 @@ def label_colour(place: int) -> str:
     """The colour of a label.
 
     Args:
-        place: of the label among all labels of the data, no matter which of them a figure shows.
+        place: index of the label among all labels of the data, also if a figure shows only some.
     """
     return COLOURS[place % len(COLOURS)]
 
 
 def label_shape(place: int) -> str:
-    """The shape of a label's points, as matplotlib names it; see `label_colour`."""
+    """Return the matplotlib marker of a label; see `label_colour`."""
     return SHAPES[place // len(COLOURS) % len(SHAPES)]
 
 
 def series_colours(groups: Iterable[Sequence[str]]) -> dict[str, str]:
-    """A colour for each series by its name: the same in every panel, and in most runs.
+    """Choose a colour for each series by its name: the same in every panel, and in most runs.
 
-    The usual names have a place of their own. Any other begins at a place that follows from its
-    letters and takes the next one that is free among the series it is drawn with, so that up to
-    eight of a panel differ.
+    Usual names have a fixed colour. Any other name starts at a colour given by its characters and
+    takes the next one that is free in its panel, so that up to eight series of a panel differ.
 
     Args:
         groups: the names of the series of each panel.

@@ -20,11 +20,11 @@ from torch import Tensor
 
 FORMS = ((144, 60), (128, 60), (112, 60), (96, 60), (80, 55), (64, 50), (64, 30), (48, 25))
 """Pixels of the long side and WebP quality, the best first."""
-EACH = 1500  # bytes a thumbnail may take where there are many
-AT_LEAST = 1_500_000  # bytes that all of a split may take in any case
+EACH = 1500  # bytes per thumbnail if there are many
+AT_LEAST = 1_500_000  # bytes that all thumbnails of a split may always take
 PILOT = 32
 
-Picture = Callable[[int], Any]
+GetImage = Callable[[int], Any]
 """From a sample's number to its image, uint8 [C, H, W]."""
 
 # of a sheet
@@ -34,24 +34,24 @@ GAP = 0.08
 HEAD, LINE = 0.24, 0.17
 
 
-def thumbnails(picture: Picture, indices: Sequence[int]) -> list[str]:
-    """The images of samples as base64 WebP, as large as the page can bear.
+def thumbnails(get_image: GetImage, indices: Sequence[int]) -> list[str]:
+    """Encode the images of samples as base64 WebP, in the best size and quality for the page.
 
     Args:
-        picture: gives the image of a sample.
+        get_image: returns the image of a sample.
         indices: the samples.
 
     Returns:
-        One text a sample, empty where the image cannot be read.
+        One text per sample, empty if the image cannot be read.
     """
     if not indices:
         return []
     stride = max(1, len(indices) // PILOT)
-    pilot = [_read(picture, index, FORMS[0][0]) for index in indices[::stride][:PILOT]]
+    pilot = [_read(get_image, index, FORMS[0][0]) for index in indices[::stride][:PILOT]]
     side, quality = _fitting([image for image in pilot if image is not None], len(indices))
 
     def encoded(index: int) -> str:
-        image = _read(picture, index, side)
+        image = _read(get_image, index, side)
         return "" if image is None else base64.b64encode(webp(image, quality)).decode("ascii")
 
     with ThreadPoolExecutor(4) as threads:
@@ -83,17 +83,17 @@ def draw_image_sheet(
     report: str,
     caption: str,
 ) -> None:
-    """Draw generated images in rows, the real one to their left, the report underneath.
+    """Draw generated images in rows, with the real image to the left and the report below.
 
     Args:
         path: the PNG file to write.
         images: the generated images, [C, H, W] in 0..1.
-        titles: what stands over each.
-        real: the real image to compare with, if there is one.
-        real_title: what stands over it.
-        primed: share of the images, from the top, that is that of a real image; a line marks it.
+        titles: the title of each.
+        real: the real image for comparison, if there is one.
+        real_title: its title.
+        primed: share of the images, from the top, taken from a real image; a line marks it.
         report: the report.
-        caption: where the images come from, in small print.
+        caption: origin of the images, in small print.
     """
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
@@ -107,7 +107,7 @@ def draw_image_sheet(
     FigureCanvasAgg(figure)
 
     def place(image: Tensor, x: float, y: float, title: str) -> Any:
-        """Draw an image by inches from the upper left corner."""
+        """Draw an image at a position in inches from the upper left corner."""
         box = (x / width, 1 - (y + HEAD + PANEL) / height, PANEL / width, PANEL / height)
         axes = figure.add_axes(box)
         axes.set_axis_off()
@@ -136,12 +136,12 @@ def draw_image_sheet(
     figure.savefig(path, dpi=150)
 
 
-def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
+def _read(get_image: GetImage, index: int, side: int) -> Image.Image | None:
     """The grey image of a sample with its long side at most `side`."""
     try:
-        pixels = picture(index)
+        pixels = get_image(index)
     except Exception:
-        # the data set has reported images that cannot be read
+        # the data set has already reported unreadable images
         return None
     image = Image.fromarray(pixels.float().mean(dim=0).byte().numpy())
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -149,7 +149,7 @@ def _read(picture: Picture, index: int, side: int) -> Image.Image | None:
 
 
 def _fitting(pilot: Sequence[Image.Image], count: int) -> tuple[int, int]:
-    """The best form in which all images fit, estimated on a sample of them."""
+    """Return the best size and quality in which all images fit, estimated on a sample."""
     budget = max(EACH, AT_LEAST / count)
     for side, quality in FORMS:
         sizes = []

@@ -18,7 +18,7 @@ from vilmedic.drawing.colours import label_shape, series_colours
 
 COLUMNS = 3
 MOST_TICKS = 8
-APART = 0.012  # of the width, between the intervals of two lines at one place
+APART = 0.012  # share of the width between the intervals of two lines at one place
 DECADE = 10  # from this ratio of the ends on, an axis is logarithmic
 
 
@@ -30,7 +30,7 @@ class Series:
         name: what the legend calls it.
         places: on the horizontal axis, ascending.
         values: one a place.
-        intervals: lower and upper end of each value; None where it is not known.
+        intervals: lower and upper end of each value; None if unknown.
     """
 
     name: str
@@ -46,7 +46,7 @@ def draw_intervals(panels: Mapping[str, Sequence[Series]], *, along: str, title:
     Args:
         panels: the series of each panel, by its title; at least one.
         along: name of the horizontal axis.
-        title: what is shown.
+        title: title of the figure.
 
     Returns:
         A PNG file.
@@ -103,7 +103,7 @@ def _scale(axis: Axes, places: Sequence[float]) -> None:
 
 
 def _beside(places: Sequence[float], ends: tuple[float, float], shift: float) -> list[float]:
-    """Places moved by a share of the axis, so that intervals of two lines do not cover another."""
+    """Shift places by a share of the axis, so that the intervals of two lines do not overlap."""
     low, high = ends
     if _logarithmic(low, high):
         return [place * (high / low) ** shift for place in places]

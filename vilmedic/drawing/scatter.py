@@ -31,8 +31,8 @@ def draw_scatter(
 ) -> None:
     """Draw points in the colours of their classes, with a legend beside the plot.
 
-    Points are drawn in a random but fixed order, so that no class hides the others. Points of no
-    class lie in grey under them.
+    Points are drawn in a random but fixed order, so that no class hides the others. Points without
+    a class are grey and below them.
 
     Args:
         path: the PNG file to write.
@@ -41,8 +41,8 @@ def draw_scatter(
         names: the classes, in the order of the legend, which lists those that have points.
         places: of the classes among all labels of the data, which give each its colour and shape;
             None for their order here.
-        title: what is shown.
-        caption: where it comes from, in small print under the title.
+        title: title of the figure.
+        caption: origin of the data, in small print below the title.
         axes: names of the two axes.
     """
     places = range(len(names)) if places is None else places
@@ -57,7 +57,7 @@ def draw_scatter(
     order = order[classes[order] >= 0]
     colours = np.array([label_colour(place) for place in places])
     shapes = np.array([label_shape(place) for place in places])
-    # Shapes, unlike colours, need some size to be told apart.
+    # Shapes, unlike colours, need some size to be distinguishable.
     one_shape = max(places, default=0) < len(COLOURS)
     area = float(np.clip(9000 / len(points), 5 if one_shape else 14, 46))
     axis.scatter(points[rest, 0], points[rest, 1], c=REST, s=0.6 * area, alpha=0.6, linewidths=0.0)

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 EXPLORER = "explore_representation"
 CACHES = ("cache", "spool", "spool_gib")
-"""Keys of a data set that change nothing but the time it takes."""
+"""Keys of a data set that only change the time it takes."""
 WHAT_IS_MADE = ("generate_images", "num_images", "num_samples", "prompt")
-"""Keys that say which images are generated and not how: each has a folder of its own."""
+"""Keys that choose which images are generated, not how: each has its own folder."""
 
 
 class Ensemblor:
@@ -88,7 +88,7 @@ class Ensemblor:
         self._set_up(name, headers, ema=self.section.ema)
 
     def _set_up(self, name: str, headers: dict[Path, dict[str, Any]], *, ema: bool) -> None:
-        """Make ready what measures, and the folder of this evaluation."""
+        """Prepare the evaluations and the folder of this evaluation."""
         self.results: dict[str, dict[str, Any]] = {}
         settled: dict[str, Any] = {"precision": pick_precision(self.section.precision, self.device)}
         self.section = replace(self.section, **settled)
@@ -118,7 +118,7 @@ class Ensemblor:
         )
 
     def start(self) -> dict[str, dict[str, Any]]:
-        """Evaluate, and write `results_<split>.json` and what post-processing makes.
+        """Evaluate, write `results_<split>.json`, and run post-processing.
 
         Both go to the folder of this evaluation (see `vilmedic.evaluation.evaluations`).
 
@@ -131,8 +131,8 @@ class Ensemblor:
         with float32_products(self.device, tf32=self.section.tf32):
             return self._evaluate()
 
-    def tell(self) -> None:
-        """Show the tables of what was evaluated, after all that writes lines of its own."""
+    def print_tables(self) -> None:
+        """Print the result tables, after everything else that logs."""
         for results in self.results.values():
             LOGGER.info("%s", table(results))
 
@@ -182,7 +182,7 @@ class Ensemblor:
 
     def _generate(self) -> None:
         """Make images of reports with all checkpoints together."""
-        assert self._make_images is not None  # as `__init__` has seen to
+        assert self._make_images is not None  # checked in `__init__`
         folders = self._make_images(
             self._build_model(filled=True),
             self.paths,
@@ -212,7 +212,7 @@ class Ensemblor:
         Args:
             networks: what is measured.
             split: name of the split.
-            record: write what the metrics say of every sample.
+            record: write the predictions for every sample.
         """
         evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
         recorded = {}
@@ -234,7 +234,7 @@ class Ensemblor:
         return {"loss": evaluation.features.loss, "metrics": metrics}
 
     def _post_process(self, networks: Ensemble) -> list[str]:
-        """Make figures and files; returns what failed, having made all the others."""
+        """Make figures and files; returns failures after making all others."""
         failures = []
         steps = itertools.product(self.splits.post_processing, self.section.splits)
         for (name, action), split in steps:
@@ -250,7 +250,7 @@ class Ensemblor:
         return failures
 
     def _header(self, split: str, networks: Ensemble) -> dict[str, Any]:
-        """What a number needs to be cited: where it comes from and how it was made."""
+        """Return the provenance of the numbers: everything needed to cite them."""
         return {
             "run": self.config.name,
             "evaluation": self.folder.name,
@@ -274,7 +274,7 @@ class Ensemblor:
         }
 
     def _steps(self) -> Any:
-        """The post-processing asked for, and last what the report needs."""
+        """Return the configured post-processing, followed by steps for the report."""
         steps = self.config.calls("ensemblor", "post_processing")
         if not self.section.report or EXPLORER in dict(entries(self.section.post_processing)):
             return steps
@@ -282,7 +282,7 @@ class Ensemblor:
 
     @property
     def _ckpt(self) -> str | None:
-        """The checkpoint that is asked for; None for the mode."""
+        """Return the configured checkpoint; None if the mode chooses."""
         ckpt = self.section.ckpt or self.config.ckpt
         return None if ckpt == "auto" else ckpt
 
@@ -297,12 +297,12 @@ class Ensemblor:
         )
 
     def _follow(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-        """Let the checkpoints decide on the model, the tokenizer and the pixels.
+        """Take the model, the tokenizer and the image preprocessing from the checkpoints.
 
-        Those of other projects do not say enough for that; the configuration has to.
+        Checkpoints of other projects lack these; there the configuration is used.
 
         Returns:
-            What the command line changes all the same, for the results.
+            The values that the command line changes, for the results.
         """
         saved = {
             path: state["config"]
@@ -320,7 +320,7 @@ class Ensemblor:
         return found.changed
 
     def _settings(self, headers: dict[Path, dict[str, Any]]) -> dict[str, Any]:
-        """Everything that the numbers and the figures of this evaluation depend on."""
+        """Return everything that the numbers and figures of this evaluation depend on."""
         section, where = self.section, self.run_dir.resolve()
         settings: dict[str, Any] = {
             "checkpoints": [
@@ -351,7 +351,7 @@ class Ensemblor:
         }
 
     def _trained(self) -> Ensemble:
-        """What is evaluated."""
+        """Return the networks to evaluate."""
         return self.splits.networks(self._trained_members())
 
     def _trained_members(self) -> list[Callable[[], nn.Module]]:
@@ -375,7 +375,7 @@ class Ensemblor:
         return lambda: network
 
     def _build_model(self, *, filled: bool = False) -> Model:
-        """The model with the weights that the seed gives, before any training.
+        """Build the model with untrained weights from the seed.
 
         Args:
             filled: whether a checkpoint fills it, so that published weights are not looked for.
@@ -390,14 +390,14 @@ class Ensemblor:
 
 
 def without(value: Any, keys: Sequence[str]) -> Any:
-    """Nested mappings without some keys."""
+    """Return nested mappings without some keys."""
     if not isinstance(value, dict):
         return value
     return {key: without(one, keys) for key, one in value.items() if key not in keys}
 
 
 def with_contents(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a protocol, with a hash of each file that they name, such as of prompts."""
+    """Return the options of a protocol, with a hash of each file in them, such as prompts."""
     files = {
         key: Path(value)
         for key, value in options.items()

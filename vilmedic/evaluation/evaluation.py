@@ -52,9 +52,9 @@ LABEL_OVERRIDES = (
 
 
 class Ensemble:
-    """One or more networks that are measured as one.
+    """One or more networks that are evaluated as one.
 
-    Only one network is held at a time: each is brought into memory when its turn comes.
+    Only one network is in memory at a time.
 
     Args:
         members: functions that return a network on `device`, one for each checkpoint.
@@ -81,15 +81,15 @@ class Ensemble:
         self.device = device
         self.precision = precision
         self._splits: dict[str, SplitFeatures] = {}
-        self._leads = False  # whether the other processes wait for what this one asks them for
+        self._leads = False  # whether the other processes wait for requests of this one
 
     def once(self, work: Callable[[], T]) -> T:
-        """Let the main process compute what all would compute alike, and give them the result.
+        """Compute something once in the main process, and give all processes the result.
 
-        The others wait, and take part in passes over data: `split` and `local_similarity`.
+        The others wait and take part in passes over data: `split` and `local_similarity`.
 
         Args:
-            work: what is computed with the networks; returns what JSON can hold.
+            work: the computation; returns JSON values.
         """
         if processes.world_size() == 1:
             return work()
@@ -104,17 +104,17 @@ class Ensemble:
         while True:
             method, *given = processes.on_main(list[Any])
             if not method:
-                told: T = json.loads(given[0])
-                return told
+                result: T = json.loads(given[0])
+                return result
             getattr(self, method)(*given)
 
     def _ask(self, method: str, *given: Any) -> None:
-        """Let the processes that wait in `once` call a method as this one does."""
+        """Make the processes that wait in `once` call the same method."""
         if self._leads:
             processes.on_main(lambda: [method, *given])
 
     def split(self, name: str) -> SplitFeatures:
-        """The features of a split: one pass a network when first asked for, then remembered."""
+        """Return the features of a split, computed at the first request and cached."""
         if name not in self._splits:
             self._ask("split", name)
             dataset = self.dataset(name)
@@ -152,7 +152,7 @@ class Ensemble:
         )
 
     def forget(self) -> None:
-        """Drop the remembered features."""
+        """Clear the cached features."""
         self._splits.clear()
         self.__dict__.pop("local", None)
 
@@ -165,7 +165,7 @@ class Ensemble:
 
     @cached_property
     def local(self) -> LocalFeatures:
-        """What the networks make of words and regions."""
+        """Word and region features of the networks."""
         from vilmedic.evaluation.local_features import LocalFeatures  # most models have none
 
         return LocalFeatures(self)
@@ -174,7 +174,7 @@ class Ensemble:
         """The embeddings of texts, comparable to the `visual` features: float32 [P, D].
 
         Returns:
-            None when the networks or the data set know no text.
+            None if the networks or the data set have no texts.
         """
         if not hasattr(dataset, "encode_text"):
             return None
@@ -206,13 +206,13 @@ class Evaluation:
     Args:
         name: the run's name.
         split: name of the split.
-        features: what the network or the ensemble makes of it.
+        features: the features of the network or ensemble.
         dataset: the data set of the split.
-        networks: where the features come from.
+        networks: the networks that compute the features.
         seed: seed of the random draws of metrics and post-processing.
-        source: which model that is, for titles: system, epoch and seed; empty in training.
+        source: the model, for titles: system, epoch and seed; empty in training.
         out_dir: where files are written.
-        recorded: takes what a metric says of every sample; None keeps nothing of it.
+        recorded: gets the predictions of metrics; None discards them.
     """
 
     name: str
@@ -226,14 +226,14 @@ class Evaluation:
     recorded: dict[str, NDArray[Any]] | None = None
 
     def record(self, **arrays: NDArray[Any]) -> None:
-        """Keep what a metric says of every sample, for `predictions_<split>.npz`."""
+        """Record predictions of a metric, for `predictions_<split>.npz`."""
         if self.recorded is not None:
             self.recorded |= arrays
 
     def record_scores(
         self, scores: Callable[[slice], NDArray[np.float64]], names: Sequence[str]
     ) -> None:
-        """Keep the score of every sample for every class.
+        """Record the score of every sample for every class.
 
         Args:
             scores: of a slice of the classes, [N, C].
@@ -253,7 +253,7 @@ class Evaluation:
         self.record(scores=scores(slice(0, len(names))), classes=np.array(names, np.str_))
 
     def samples(self) -> dict[str, NDArray[Any]]:
-        """What is known of the samples, for `predictions_<split>.npz`."""
+        """Return the sample metadata for `predictions_<split>.npz`."""
         features = self.features
         index = features.index.tolist()
         images = [self.dataset.describe(i).get("image") for i in index]
@@ -272,13 +272,13 @@ class Evaluation:
 
     @property
     def device(self) -> torch.device:
-        """Where products of all features are computed, in float64: a GPU, if networks run there."""
+        """Device for products of all features in float64: a GPU if the networks are on one."""
         device = self.networks.device  # other accelerators have no float64
         return device if device.type == "cuda" else torch.device("cpu")
 
     @property
     def title(self) -> str:
-        """The run and what of it is evaluated, for captions."""
+        """The run and the evaluated model, for captions."""
         return f"{self.name}, {self.source}" if self.source else self.name
 
     @property
@@ -298,8 +298,8 @@ class Evaluation:
         """A feature [N, D] of this or another split.
 
         Returns:
-            None, with a line in the log where that is a defect, when there is no such feature
-            or it holds values that are not finite: no metric is defined on those.
+            None if there is no such feature or it has values that are not finite, for which no
+            metric is defined; the latter is logged.
         """
         features = self.features if split is None else self.other(split)
         value = features.features.get(name)
@@ -315,11 +315,10 @@ class Evaluation:
         return value
 
     def repeats(self, what: str) -> Tensor:
-        """The first sample that has the same image, or the same report, as each sample.
+        """Return the first sample with the same image, or the same report, as each sample.
 
-        A network gives equal inputs features that differ by rounding, by the batch in which they
-        are and its padding. Rows taken by these numbers are equal where inputs are, so that no rank
-        is decided by that.
+        Features of equal inputs differ by rounding, depending on the batch and its padding. Rows
+        indexed by these numbers are equal for equal inputs, so that rounding decides no rank.
 
         Args:
             what: `image` (the same files) or `report` (word for word).
@@ -340,26 +339,26 @@ class Evaluation:
         return [int(where.rpartition(":")[2]) for where in self.dataset.lines(index)]
 
     def local_similarity(self, texts: Sequence[str], aggregation: Aggregation) -> Tensor | None:
-        """How well the words of texts find themselves in the regions of each image: [N, P].
+        """Return the local similarity of texts and the regions of each image: [N, P].
 
         Returns:
-            None when the networks compare no regions with words.
+            None if the networks do not compare regions with words.
         """
         return self.networks.local_similarity(self.split, texts, aggregation)
 
     def attention(self, indices: Sequence[int]) -> list[Tensor] | None:
-        """Where the words of samples' reports look, a map [L, h, w] each; None without regions."""
+        """Return word attention maps [L, h, w] of samples' reports; None without regions."""
         return self.networks.local.attention(self.dataset, indices)
 
     def check_local(self, argument: str = "", given: str = "") -> None:
-        """Refuse a model that compares no regions with words.
+        """Refuse a model that does not compare regions with words.
 
         Args:
-            argument: the argument of the metric or step that asks for it; empty for no single one.
+            argument: the argument of the metric or step that needs it; empty for no single one.
             given: its value.
 
         Raises:
-            ArgumentError: the model has whole images and whole reports only.
+            ArgumentError: the model only compares whole images and reports.
         """
         model = self.networks.members[0]()
         if not hasattr(model, "local_similarity"):
@@ -406,28 +405,28 @@ class Evaluation:
 
 
 def data_name(dataset: Any) -> str:
-    """The name of a data set: that of the folder with the files of its split."""
+    """Return the name of a data set: that of the folder with the files of its split."""
     where = dataset.lines([0])[0].rpartition(":")[0]
     return escaped(Path(where).absolute().parent.name)
 
 
 class Splits:
-    """Data sets, batches and evaluations of some splits, and what is computed on them.
+    """Data sets, batches and evaluations of some splits, with their metrics and post-processing.
 
-    Data sets are built when they are first asked for, and kept.
+    Data sets are built at the first request and kept.
 
     Args:
         config: the checked configuration, whose `dataset` describes the splits.
-        where: the section that says what is computed, for messages: `validator` or `ensemblor`.
-        metrics: what of it is `metrics`.
-        post_processing: what of it is `post_processing`.
-        seed: seed of whatever an evaluation draws.
+        where: the section, for messages: `validator` or `ensemblor`.
+        metrics: its `metrics`.
+        post_processing: its `post_processing`.
+        seed: seed of all random draws of an evaluation.
         batch_size: samples a batch.
         num_workers: processes that load; None takes what the machine has.
         precision: `fp32` or `bf16`.
         device: where models run.
         source: which model is evaluated, for titles; empty in training.
-        frozen_gib: see `cache_features`; above 0 only where all networks are the same frozen ones.
+        frozen_gib: see `cache_features`; above 0 only if all networks are the same frozen ones.
 
     Attributes:
         metrics: name and metric, each name once.
@@ -461,7 +460,7 @@ class Splits:
         self.dataset = cache(self._build_dataset)
 
     def tokens_ready(self, split: str, model: nn.Module) -> Any:
-        """The data set of a split, which gives what is computed once from now on if it is to."""
+        """Return the data set of a split, with cached features if configured."""
         dataset = self.dataset(split)
         tokens_ready(dataset, model, self.device, self.num_workers)
         features_ready(
@@ -476,7 +475,7 @@ class Splits:
         return dataset
 
     def networks(self, members: Sequence[Callable[[], nn.Module]]) -> Ensemble:
-        """Models that are measured as one; see `Ensemble`."""
+        """Models that are evaluated as one; see `Ensemble`."""
         return Ensemble(
             members=members,
             dataset=self.dataset,
@@ -494,13 +493,13 @@ class Splits:
         out_dir: Path,
         features: SplitFeatures | None = None,
     ) -> Evaluation:
-        """What metrics and post-processing are given.
+        """Return the `Evaluation` for metrics and post-processing.
 
         Args:
-            networks: what is evaluated.
+            networks: the networks.
             split: name of the split.
             out_dir: where files are written.
-            features: those to look at; None takes those of the whole split.
+            features: the features to use; None takes those of the whole split.
         """
         return Evaluation(
             name=self.config.name,
@@ -514,9 +513,9 @@ class Splits:
         )
 
     def check(self, networks: Ensemble, split: str) -> None:
-        """Let metrics and post-processing refuse their options on the first batch of a split.
+        """Check the options of metrics and post-processing on the first batch of a split.
 
-        Everything that is wrong with names is known after a second rather than after the run.
+        Wrong names are reported after a second rather than after the run.
 
         Raises:
             ConfigError: an option does not fit the model or the data.
@@ -535,11 +534,11 @@ class Splits:
                 raise located(error, node.tree, node.path) from error
 
     def first_batches(self, split: str, samples: int) -> Iterator[dict[str, Any]]:
-        """The batches of a split, prepared and on the device, until they hold enough samples.
+        """Yield prepared batches of a split on the device, up to a number of samples.
 
         Args:
             split: name of the split.
-            samples: how many are enough.
+            samples: the number of samples.
         """
         dataset, seen = self.dataset(split), 0
         for batch in self._loader(dataset, num_workers=0):
@@ -572,7 +571,7 @@ class Splits:
 def features_ready(
     dataset: Any, model: Any, device: torch.device, *, gib: float, **options: Any
 ) -> None:
-    """Let a data set give features of frozen encoders from now on; see `cache_features`."""
+    """Make a data set give features of frozen encoders; see `cache_features`."""
     if gib and hasattr(model, "towers") and any(not w.requires_grad for w in model.parameters()):
         from vilmedic.datasets.token_file import cache_features
 
@@ -582,10 +581,10 @@ def features_ready(
 def tokens_ready(
     dataset: Any, model: nn.Module, device: torch.device, num_workers: int | None
 ) -> None:
-    """Let a data set give what a model needs beside its samples, from now on.
+    """Make a data set give further data that a model needs.
 
-    These are image tokens, if the data set is to give them (see `cache_tokens`), and hashes of the
-    reports, if the model compares them.
+    These are image tokens, if configured (see `cache_tokens`), and hashes of the reports, if the
+    model compares them.
     """
     if getattr(getattr(model, "module", model), "reads_hashes", False):
         for part in dataset.parts:

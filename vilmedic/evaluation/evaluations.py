@@ -1,9 +1,9 @@
 """Evaluation folders of a run: one per evaluation, and an index of all.
 
 `<run directory>/evaluations/<what>-<8 hex>/` belongs to one evaluation: `what` is its checkpoint or
-its mode, and the digits come from all that its numbers depend on. `evaluation.json` in it says what
-that is, and `evaluations/index.json` lists the evaluations of a run. The results of the newest one
-of each split are copied into the run directory.
+mode, and the digits are a hash of everything that its numbers depend on. `evaluation.json` in it
+lists these settings, and `evaluations/index.json` the evaluations of a run. The newest results of
+each split are copied into the run directory.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class EvaluationFolder:
         run_dir: the directory of the run.
         what: the checkpoint or the mode.
         ema: whether averaged weights are evaluated.
-        settings: what its numbers and figures depend on, as values that JSON can hold.
-        about: what the index says of it besides.
+        settings: everything that its numbers and figures depend on, as JSON values.
+        about: further fields of its entry in the index.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class EvaluationFolder:
         """Write the results of a split, their copy in the run directory, and the index.
 
         Args:
-            results: what `Ensemblor.start` returns for a split.
+            results: the results of `Ensemblor.start` for a split.
 
         Returns:
             The file in the folder.
@@ -94,7 +94,7 @@ class EvaluationFolder:
         return path
 
     def note(self) -> None:
-        """Say in `evaluation.json` and in the index what the folder holds."""
+        """Describe the folder in `evaluation.json` and in the index."""
         self.path.mkdir(parents=True, exist_ok=True)
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         _write_json(self.path / RECORD, {**self._record, "date": date})
@@ -116,7 +116,7 @@ def _keep_earlier(run_dir: Path, name: str) -> None:
 
 
 def write_index(run_dir: Path) -> Path:
-    """Write `evaluations/index.json` from what the folders of the evaluations say, oldest first.
+    """Write `evaluations/index.json` from the folders of the evaluations, oldest first.
 
     Each entry holds the checkpoints, the date, the headline numbers of each split, and under
     `differs` the settings that not all evaluations of the run have in common.
@@ -152,11 +152,11 @@ def _gathered(run_dir: Path, left_out: LeftOut) -> list[dict[str, Any]]:
 def read_index(run_dir: Path, left_out: LeftOut | None = None) -> list[dict[str, Any]]:
     """The evaluations of a run, oldest first; none without an index.
 
-    In the place of an index that cannot be read, the folders say what they hold.
+    An unreadable index is replaced by the descriptions in the folders.
 
     Args:
         run_dir: the directory of the run.
-        left_out: takes the index, when it cannot be read, and entries of it that are damaged.
+        left_out: gets an unreadable index, and damaged entries.
     """
     left_out = left_out or LeftOut(run_dir)
     path = run_dir / FOLDER / INDEX
@@ -179,7 +179,7 @@ def read_index(run_dir: Path, left_out: LeftOut | None = None) -> list[dict[str,
 
 
 def _odd(entry: Any, run_dir: Path) -> str:
-    """What is wrong with an entry of the index; empty when nothing is."""
+    """Return what is wrong with an entry of the index; empty if nothing is."""
     if not isinstance(entry, dict) or not isinstance(entry.get("folder"), str):
         return "it names no folder"
     try:
@@ -194,7 +194,7 @@ def _odd(entry: Any, run_dir: Path) -> str:
 
 
 def shown_folders(run_dir: Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The folders whose images a page shows: of the newest results, and of the newest images."""
+    """Return the folders whose images a page shows: of the newest results and images."""
     newest: dict[str, str] = {}
     for entry in read_index(run_dir, left_out):
         kinds = ["generated"] if entry.get("generated") else entry.get("numbers", {})

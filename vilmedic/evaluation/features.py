@@ -24,7 +24,7 @@ from vilmedic.models.contract import LOGITS, TARGETS, ContrastiveModel
 logger = logging.getLogger(__name__)
 
 SIDE = 32
-"""Pixels along a side of the image that is the baseline's feature."""
+"""Pixels along a side of the baseline's image feature."""
 
 
 @dataclass(kw_only=True)
@@ -37,11 +37,11 @@ class SplitFeatures:
         features: name to float32 [N, D] on the CPU, rows in the order of `index`.
         labels: multi-hot bool [N, L], sparse, as of many classes a sample has few; None when the
             data set has no labels.
-        unknown: which labels are unknown, bool [N, L], sparse; None when all are known. No number
-            of a class counts the samples in which it is.
+        unknown: which labels are unknown, bool [N, L], sparse; None if all are known. Metrics of a
+            class exclude samples whose label is unknown.
         label_names: the L class names.
         multi_label: whether a sample may have several labels.
-        loss: mean over samples of the batch losses; None when the data lacks what it needs.
+        loss: mean over samples of the batch losses; None if the data lacks its inputs.
     """
 
     split: str
@@ -59,7 +59,7 @@ class SplitFeatures:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode and give every module its own mode back afterwards."""
+    """Put a model in evaluation mode and restore the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -81,12 +81,12 @@ def collect(
 ) -> SplitFeatures:
     """Run a model once over a split, without gradients and in evaluation mode.
 
-    Several processes share the batches of the split; each of them gets the whole result, which is
-    the same, in the same order, as that of one process.
+    Several processes share the batches of the split; each gets the whole result, equal to that of
+    one process.
 
-    Contrastive models are asked for `encode` and `contrast`, others for `forward`. Every output of
-    one vector a sample is kept. Larger ones (feature maps, reconstructions) would fill the memory
-    on a large split and are kept only when named.
+    Contrastive models are called by `encode` and `contrast`, others by `forward`. Every output with
+    one vector per sample is kept. Larger ones (feature maps, reconstructions) would fill the memory
+    on a large split and are kept only if named.
 
     Args:
         model: already on `device`; each module's mode is restored afterwards.
@@ -100,7 +100,7 @@ def collect(
 
     Returns:
         The features of the split. The loss leaves out a batch of one for models that compare
-        samples, and is None when the data lacks what the loss needs.
+        samples, and is None if the data lacks its inputs.
 
     Raises:
         DataError: the split has no samples.
@@ -127,7 +127,7 @@ def collect(
             if not outputs:
                 names = (*keep, *getattr(model, "keep", ()))
                 wanted = [k for k, v in produced.items() if _one_row_a_sample(k, v, size, names)]
-                # Allocated outside inference mode, so that callers may use it anywhere.
+                # Allocated outside inference mode, so that it is usable anywhere.
                 outputs = {k: _buffer(produced[k], rows) for k in wanted}
             for key, buffer in outputs.items():
                 buffer[filled : filled + size].copy_(produced[key])
@@ -158,7 +158,7 @@ def collect(
 
 
 def ensemble(members: Sequence[SplitFeatures]) -> SplitFeatures:
-    """The features of several models as those of one.
+    """Combine the features of several models into those of an ensemble.
 
     Every feature is L2-normalised for each of the M models, divided by sqrt(M) and concatenated:
     a dot product of two ensembled features is the mean of the models' cosine similarities. Logits
@@ -166,7 +166,7 @@ def ensemble(members: Sequence[SplitFeatures]) -> SplitFeatures:
     features as they are.
 
     Args:
-        members: the same split seen by each model.
+        members: the features of the same split by each model.
     """
     first = members[0]
     if len(members) == 1:
@@ -214,7 +214,7 @@ def _run(
     features = dict(model.encode(batch))
     if not countable or model.lacks(features):
         return features, None
-    # Outside autocast: the loss of a reduced-precision model is still summed up in float32.
+    # Outside autocast: the loss of a reduced-precision model is still summed in float32.
     exact = {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
     with torch.autocast(device.type, enabled=False):
         return features, model.contrast(exact)["loss"]
@@ -239,7 +239,7 @@ def _from_all(own: dict[str, Tensor]) -> dict[str, Tensor]:
 def _losses_of_all(
     values: list[float], weights: list[tuple[int, int]]
 ) -> tuple[list[float], list[tuple[int, int]]]:
-    """The losses of the batches of all processes, in the order of the split, as one adds them."""
+    """Return the batch losses of all processes in the order of the split, for an equal sum."""
     everything = [
         pair
         for values, weights in processes.gather((values, weights))
@@ -312,12 +312,12 @@ class _Labels:
         starts = np.append(0, torch.cat(self.counts).numpy().cumsum(dtype=np.int64))
         shape = (len(starts) - 1, self.classes)
         table = csr_array((np.ones(len(columns), np.bool_), columns, starts), shape=shape)
-        table.check_format()  # numbers that no class has
+        table.check_format()  # refuses numbers that are no class
         return table
 
 
 class RawPixels(nn.Module):
-    """The image itself as a feature: what can be read off without any learning.
+    """Baseline: the image itself as a feature, without any learning.
 
     `visual_backbone` is the grey image, averaged down to 32 x 32 pixels, flattened and
     standardised (mean 0, variance 1) for each image: [B, 1024]. Of several images or views of a

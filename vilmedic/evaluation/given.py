@@ -43,7 +43,7 @@ ROUNDING = 1e-2
 
 
 class Embeddings(nn.Module):
-    """Stands for the model that made the embeddings, which is not here."""
+    """Placeholder for the unknown model of the embeddings."""
 
 
 class GivenEmbeddings(Ensemble):
@@ -52,7 +52,7 @@ class GivenEmbeddings(Ensemble):
     Args:
         path: an `.npz` file, as `bin/embed.py` writes it: `visual` and `path`, `linguistic` and
             `text`.
-        networks: what the protocols would otherwise ask.
+        networks: the networks that the protocols would otherwise use.
 
     Raises:
         DataError: the file cannot be read, or is not of this form.
@@ -88,7 +88,7 @@ class GivenEmbeddings(Ensemble):
         return self._splits[name]
 
     def preview(self, name: str, loader: Any) -> SplitFeatures:
-        """The same, as nothing has to be computed."""
+        """Return the whole split, as nothing needs to be computed."""
         return self.split(name)
 
     def forget(self) -> None:
@@ -165,14 +165,14 @@ class GivenEmbeddings(Ensemble):
 
 
 class GivenEnsemblor(Ensemblor):
-    """Measures embeddings of another program as `Ensemblor` measures checkpoints.
+    """Evaluates embeddings of another program as `Ensemblor` evaluates checkpoints.
 
     Args:
-        config: the checked configuration; its section `model` has no part in it.
+        config: the checked configuration; its section `model` is ignored.
         path: the file.
 
     Raises:
-        ConfigError: what is asked for needs a model.
+        ConfigError: a requested step needs a model.
         DataError: the file, or a split, cannot be used.
     """
 
@@ -197,9 +197,9 @@ class GivenEnsemblor(Ensemblor):
         self._set_up(f"embeddings-{path.stem}", {path: {}}, ema=False)
 
     def _make_vocabulary(self) -> None:
-        """Let the training split make the vocabulary that a training would have left.
+        """Build the vocabulary from the training split, as a training would.
 
-        No report is encoded here, but a data set of reports has to know its words.
+        No report is encoded here, but a data set of reports needs its vocabulary.
         """
         parts = dict(data_parts(self.config.data["dataset"]))
         made = (self.run_dir / VOCABULARY).is_dir()
@@ -221,7 +221,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as archive:
             wanted = (*IMAGES, "path", "linguistic", "text")
             arrays = {name: archive[name] for name in wanted if name in archive.files}
-    except Exception as error:  # zip, zlib and numpy each raise their own
+    except Exception as error:  # zip, zlib and numpy raise different kinds
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{path}: cannot be read ({reason}). {FORM}.") from None
     if not any(name in arrays for name in IMAGES) or "path" not in arrays:
@@ -256,7 +256,7 @@ def _rows(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> NDArray[
 
 
 def _check_twice(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse two embeddings of one image or text, but for what rounding makes of the same one."""
+    """Refuse different embeddings of one image or text, except for rounding."""
     rows, key = arrays[name], "text" if name == "linguistic" else "path"
     known: dict[str, int] = {}
     for row, one in enumerate(arrays[key].tolist()):
@@ -271,7 +271,7 @@ def _check_twice(path: Path, name: str, arrays: Mapping[str, NDArray[Any]]) -> N
 
 
 def _table(rows: Sequence[NDArray[np.int32]], classes: int) -> csr_array:
-    """Columns of each row as a sparse table, bool [N, L]."""
+    """Return the columns of each row as a sparse table, bool [N, L]."""
     columns = np.concatenate([np.empty(0, np.int32), *rows])
     starts = np.append(0, np.cumsum([len(row) for row in rows], dtype=np.int64))
     shape = (len(rows), classes)

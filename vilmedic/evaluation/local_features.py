@@ -17,10 +17,10 @@ from vilmedic.evaluation.features import evaluating
 Aggregation = Literal["sum", "max"]
 
 OF_REPORTS = ("input_ids", "attention_mask", "word_ids")
-"""What a batch has of its reports, and images are encoded without."""
+"""Report keys of a batch, which are removed before encoding images."""
 BATCH = 64
 MEMORY = 2**30
-"""Bytes of regions that are remembered: 950 images of 19 x 19 regions and 768 channels."""
+"""Most bytes of cached regions: 950 images of 19 x 19 regions and 768 channels."""
 
 
 class Networks(Protocol):
@@ -34,7 +34,7 @@ class Networks(Protocol):
 
 
 class _Texts(NamedTuple):
-    """Some of the texts, as one network has them, on the CPU."""
+    """Word features of some texts by one network, on the CPU."""
 
     places: Tensor  # [P]
     words: Tensor  # [P, L, D]
@@ -42,7 +42,7 @@ class _Texts(NamedTuple):
 
 
 class _Regions(NamedTuple):
-    """The regions of a batch, as one network has them."""
+    """Region features of a batch by one network."""
 
     rows: Tensor  # [B], numbers of the samples
     regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images a sample
@@ -52,9 +52,9 @@ class _Regions(NamedTuple):
 class LocalFeatures:
     """Word and region similarities over a whole split, in bounded memory.
 
-    Regions are taken one batch at a time. They are remembered while those of all splits and
-    networks together stay below 1 GiB, and computed again in every pass beyond that. Several
-    networks count with their mean.
+    Regions are computed one batch at a time. They are cached while those of all splits and networks
+    together stay below 1 GiB, and computed again in every pass beyond that. Several networks are
+    averaged.
 
     Args:
         networks: the networks.
@@ -66,7 +66,7 @@ class LocalFeatures:
         self._bytes = 0
 
     def forget(self) -> None:
-        """Drop the remembered regions."""
+        """Clear the cached regions."""
         self._kept.clear()
         self._bytes = 0
 
@@ -78,7 +78,7 @@ class LocalFeatures:
         Args:
             split: name of the split, of N samples.
             texts: P texts; each is encoded once, however often it is there.
-            aggregation: how the words of a text count together.
+            aggregation: how the words of a text are aggregated.
 
         Returns:
             float32 [N, P] on the CPU; None when the networks or the data know no words or regions.
@@ -116,7 +116,7 @@ class LocalFeatures:
         return None if total is None else total[:, [unique[text] for text in texts]]
 
     def attention(self, dataset: Any, indices: Sequence[int]) -> list[Tensor] | None:
-        """Where each word of a sample's report looks in its image.
+        """Return the attention of each word of a sample's report over its image.
 
         Args:
             dataset: images with reports.
@@ -164,7 +164,7 @@ class LocalFeatures:
         kept: list[_Regions] = []
         size = 0
         for batch in networks.loader(dataset):
-            # All that belongs to images: which there are, and what is left to do with them.
+            # All keys of images, including masks and augmentation numbers.
             images = {name: value for name, value in batch.items() if name not in OF_REPORTS}
             features = self._run(model, "encode", dataset.prepare(move(images, networks.device)))
             regions, shown = features["regions"], features.get("region_mask")
@@ -185,7 +185,7 @@ class LocalFeatures:
         return {k: v.float() if v.is_floating_point() else v for k, v in features.items()}
 
     def _encode_texts(self, model: nn.Module, dataset: Any, texts: list[str]) -> list[_Texts]:
-        """Texts of similar length together, so that little of a block is padding."""
+        """Group texts of similar length, so that blocks have little padding."""
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         encoded = []
         for start in range(0, len(order), BATCH):

@@ -57,7 +57,7 @@ COPIED = (
     *("run", "system", "split", "samples", "checkpoints", "models_used", "ema", "seed"),
     *("batch_size", "precision", "changed", "protocols"),
 )
-"""What a card says of the results of a split, besides the numbers."""
+"""Fields of a split's results that a card shows besides the numbers."""
 
 
 def gather(loaded: Loaded) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def gather(loaded: Loaded) -> dict[str, Any]:
         loaded: the model. Its run directory is asked, or the export that it was loaded from.
 
     Returns:
-        `environment`, and `results`: for each split what an evaluation of these weights gave. Where
-        there is none, `other` names the newest evaluation of other weights.
+        `environment`, and `results`: for each split the results of these weights. If none, `other`
+        names the newest evaluation of other weights.
 
     Raises:
         CheckpointError: the description in the export is damaged.
@@ -126,7 +126,7 @@ def write_card(
 
 
 def shortened(value: Any) -> Any:
-    """Nested values in which the home directory is `~`, which is nobody's business elsewhere."""
+    """Replace the home directory by `~` in nested values, for privacy."""
     if isinstance(value, Mapping):
         return {key: shortened(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -136,7 +136,7 @@ def shortened(value: Any) -> Any:
 
 
 def _environment(run_dir: Path, seed: Any) -> dict[str, Any]:
-    """What the run wrote of its command and of versions; nothing where it is not to be had."""
+    """Return the command and versions recorded by the run; empty if they are missing."""
     try:
         content = json.loads((run_dir / f"environment_{seed}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -149,7 +149,7 @@ def _environment(run_dir: Path, seed: Any) -> dict[str, Any]:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    """For each split what was measured and how, and the rows of its table."""
+    """Return for each split its results and settings, and the rows of its table."""
     found = {}
     for path in sorted(folder.glob(results_name("*"))):
         try:
@@ -296,7 +296,7 @@ def _training(loaded: Loaded, about: Mapping[str, Any]) -> str:
 
 
 def _data_rows(loaded: Loaded) -> list[tuple[str, str]]:
-    """What the settings say of the data, for a table."""
+    """Return the data settings, for a table."""
     dataset = shortened(loaded.config["dataset"])
     nodes = {cls: node for cls, (_, node) in data_parts(dataset)}
     image, text = nodes.get(IMAGES), nodes.get(REPORTS)
@@ -355,13 +355,13 @@ def _numbers(about: Mapping[str, Any]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    """A row of a table; what stands in a cell neither ends it nor the row."""
+    """Return a row of a Markdown table, with escaped cells."""
     plain = [escaped(" ".join(cell.split())).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(plain)} |"
 
 
 def _modules(names: Sequence[str]) -> list[str]:
-    """What names of weights have in common, without the layers inside."""
+    """Return the common prefixes of weight names, without the layers inside."""
     return list(dict.fromkeys(f"`{'.'.join(name.split('.')[:2])}`" for name in names))
 
 

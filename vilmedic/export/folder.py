@@ -34,9 +34,9 @@ from vilmedic.manifest import (
 from vilmedic.models.from_checkpoint import Loaded
 
 KEPT = ("name", "model", "dataset")
-"""Sections of a configuration that say what a model is."""
+"""Sections of a configuration that define a model."""
 OF_SYSTEM = re.compile(r"([^:]+) \(os error \d+\)")
-"""How safetensors and tokenizers tell that the system refuses to write, such as on a full disk."""
+"""Pattern of write errors of safetensors and tokenizers, such as on a full disk."""
 
 
 def write_export(
@@ -45,8 +45,8 @@ def write_export(
     """Write a model for others; see `TrainedModel.export`.
 
     Args:
-        loaded: the model and what it knows of its data.
-        folder: where to. What is there already of the same weights stays, its README.md included.
+        loaded: the model and its data properties.
+        folder: the target. An export of the same weights stays as it is, including its README.md.
         onnx: write ONNX files as well.
         force: replace an export of other weights.
 
@@ -54,7 +54,7 @@ def write_export(
         Whether something was written.
 
     Raises:
-        ConfigError: there is something else at that place, or a package is missing.
+        ConfigError: the folder holds something else, or a package is missing.
         VilmedicError: a part cannot be exported.
     """
     if "\0" in str(folder):
@@ -70,7 +70,7 @@ def write_export(
             LOGGER.info("%s holds this export already and stays as it is", target)
             return False
         draft = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(draft, ignore_errors=True)  # what a killed attempt has left
+        shutil.rmtree(draft, ignore_errors=True)  # left by a killed export
         draft.mkdir(parents=True)
         try:
             _write(loaded, draft, identity)
@@ -123,7 +123,7 @@ def _write(loaded: Loaded, draft: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _data(loaded: Loaded, draft: Path, parts: list[Part]) -> dict[str, Any]:
-    """What the model knows of its data; the tokenizer is a file of the export."""
+    """Return the data properties of the model; the tokenizer is a file of the export."""
     plain = loaded.spec.to_plain()
     if plain["tokenizer"] is not None:
         [file] = [part.name for part in parts if part.name.endswith("tokenizer.json")]
@@ -132,7 +132,7 @@ def _data(loaded: Loaded, draft: Path, parts: list[Part]) -> dict[str, Any]:
 
 
 def _digest(loaded: Loaded) -> str:
-    """SHA-256 of the weights and their names: what makes an export the same or another one."""
+    """Return the SHA-256 of the weights and their names, the identity of an export."""
     digest = hashlib.sha256()
     for name, value in sorted(loaded.model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -141,7 +141,7 @@ def _digest(loaded: Loaded) -> str:
 
 
 def _to_write(target: Path, identity: Mapping[str, Any], force: bool) -> bool:
-    """Whether an export has to be written, or is at its place already.
+    """Return whether an export must be written, or already exists.
 
     Raises:
         ConfigError: something else is there.
@@ -180,7 +180,7 @@ def _to_write(target: Path, identity: Mapping[str, Any], force: bool) -> bool:
 
 
 def _move(draft: Path, target: Path) -> None:
-    """Put a whole export at its place; one that is there before goes last."""
+    """Move a complete export into place; an existing one is removed last."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.is_dir():

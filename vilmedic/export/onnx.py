@@ -32,7 +32,7 @@ OPSET = 18
 LARGEST_DIFFERENCE = 1e-4
 LEAST_COSINE = 1 - 1e-5
 BATCHES = (1, 2, 5)
-"""Batch sizes on which a file is compared; each with another length of texts."""
+"""Batch sizes on which a file is compared, each with another text length."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST_FILE = 1_900_000_000  # bytes of weights; a file of protobuf ends at 2 GiB
 
@@ -59,7 +59,7 @@ class Tower:
 
 
 def require_packages() -> None:
-    """Refuse to begin without what ONNX files need.
+    """Refuse an ONNX export without its packages.
 
     Raises:
         ConfigError: a package is not installed.
@@ -79,7 +79,7 @@ def write_onnx(loaded: Loaded, folder: Path) -> dict[str, Any]:
         The opset, and for each file its inputs, its outputs and the largest difference found.
 
     Raises:
-        VilmedicError: a tower cannot be exported, or gives something else than in PyTorch.
+        VilmedicError: a tower cannot be exported, or its outputs differ from PyTorch.
     """
     import onnxruntime
 
@@ -100,7 +100,7 @@ def write_onnx(loaded: Loaded, folder: Path) -> dict[str, Any]:
 
 @torch.inference_mode()
 def compare(tower: Tower, run: Callable[[dict[str, Any]], list[Any]]) -> float:
-    """Hold an exported tower to its module on batches of several sizes.
+    """Compare an exported tower with its module on batches of several sizes.
 
     Args:
         tower: the module and its inputs.
@@ -110,7 +110,7 @@ def compare(tower: Tower, run: Callable[[dict[str, Any]], list[Any]]) -> float:
         The largest difference of a number.
 
     Raises:
-        VilmedicError: a number differs by more than 1e-4, or a vector points elsewhere.
+        VilmedicError: a number differs by more than 1e-4, or a vector has another direction.
     """
     worst = 0.0
     for number, size in enumerate(BATCHES):
@@ -118,7 +118,7 @@ def compare(tower: Tower, run: Callable[[dict[str, Any]], list[Any]]) -> float:
         expected = tower.module(*given.values())
         try:
             found = run({name: value.numpy() for name, value in given.items()})
-        except Exception as error:  # whatever the runtime raises, it cannot be used
+        except Exception as error:  # the runtime raises many kinds
             raise VilmedicError(
                 f"{tower.name}.onnx: fails on {_sizes(given)}: {_first_line(error)}. Nothing is "
                 "exported."
@@ -138,7 +138,7 @@ def compare(tower: Tower, run: Callable[[dict[str, Any]], list[Any]]) -> float:
 
 
 def _difference(own: Tensor, theirs: Tensor) -> str:
-    """How an output differs from what it should be; empty when it does not."""
+    """Return how an output differs from the expected one; empty if it does not."""
     if own.shape != theirs.shape:
         return f"it is {list(theirs.shape)} where {list(own.shape)} was expected"
     if not own.is_floating_point():
@@ -186,13 +186,13 @@ def _image_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
 def _text_tower(model: ContrastiveModel, loaded: Loaded) -> Tower:
     reports = loaded.reports
     assert reports is not None
-    words = hasattr(model, "local_similarity")  # it compares single words
+    words = hasattr(model, "local_similarity")  # compares single words
     names = ("input_ids", "attention_mask", *(("word_ids",) if words else ()))
     vocabulary = loaded.spec.vocab_size or 1
     longest = reports.max_len
 
     def inputs(size: int, number: int) -> Inputs:
-        """Texts of all lengths up to the one that the number says, padded as a data set does."""
+        """Return texts of all lengths up to a number, padded as by a data set."""
         random = torch.Generator().manual_seed(number)
         samples = []
         most = (longest, max(2, longest // 2), min(8, longest))[number % 3]
@@ -231,7 +231,7 @@ class _Encode(nn.Module):
         self.model, self.method, self.names = model, method, names
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """The features in the order in which the model gives them."""
+        """Return the features in the model's order."""
         return tuple(self._features(*given).values())
 
     def outputs(self, inputs: Callable[[int, int], Inputs]) -> tuple[str, ...]:
@@ -274,8 +274,8 @@ class _VAEDecoder(nn.Module):
 
 
 def _export(tower: Tower, path: Path) -> None:
-    """Write a tower, without the exporter's own output."""
-    # the exporter puts other objects into what it traces
+    """Write a tower, without output of the exporter."""
+    # the exporter changes the objects that it traces
     module = copy.deepcopy(tower.module).eval()
     given = tower.inputs(BATCHES[1], 0)
     bytes_of_weights = sum(one.numel() * one.element_size() for one in module.parameters())

@@ -51,8 +51,8 @@ RESNETS = (
 HEADS = "heads.safetensors"
 PREPROCESSOR = "preprocessor_config.json"
 RESAMPLE = {"bilinear": 2, "bicubic": 3}
-"""What pillow, and with it transformers, calls ways of resizing."""
-SIDE = 224  # of images whose size the settings leave open
+"""Interpolation codes of pillow and transformers."""
+SIDE = 224  # of images without a configured size
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Place:
 
     Args:
         file: path in the folder.
-        theirs: what the names begin with in the file.
-        ours: what they begin with in the model.
+        theirs: prefix of the names in the file.
+        ours: prefix of the names in the model.
     """
 
     file: str
@@ -72,13 +72,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the model, as the card explains how to load it.
+    """A part of the model, with loading instructions for the card.
 
     Args:
         name: its folder, or its file.
-        library: what loads it: timm, torchvision, transformers, dalle-pytorch or safetensors.
+        library: the library that loads it: timm, torchvision, transformers, dalle-pytorch or
+            safetensors.
         places: the weights in it.
-        said: what is to be known to load it.
+        said: settings needed to load it.
     """
 
     name: str
@@ -122,7 +123,7 @@ def write_parts(loaded: Loaded, folder: Path) -> list[Part]:
 
 
 def side_of(loaded: Loaded) -> int:
-    """Pixels a side of the images that a model is tried on."""
+    """Return the image side for trial passes."""
     pixels = loaded.pixels
     return SIDE if pixels is None else pixels.crop or pixels.resize or SIDE
 
@@ -131,8 +132,8 @@ def preprocessing(pixels: Pixels, upsample: int | None) -> dict[str, Any]:
     """Image preprocessing of a model, in the terms of transformers and of this project.
 
     Args:
-        pixels: what an evaluation does to images.
-        upsample: pixels a side to which the model enlarges them itself; None for none.
+        pixels: the image preprocessing of an evaluation.
+        upsample: side in pixels to which the model enlarges images itself; None for none.
     """
     mean, std = (values * 3 if len(values) == 1 else values for values in (pixels.mean, pixels.std))
     found: dict[str, Any] = {
@@ -160,12 +161,12 @@ def preprocessing(pixels: Pixels, upsample: int | None) -> dict[str, Any]:
 
 
 def side_or_default(pixels: Pixels) -> int:
-    """Pixels a side: those of the settings, or a usual one where images keep their size."""
+    """Return the image side: of the settings, or a usual one if images keep their size."""
     return pixels.crop or pixels.resize or SIDE
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module as a file holds them: on the CPU, each with memory of its own."""
+    """Return the weights of a module for a file: on the CPU, without shared memory."""
     state = module.state_dict()
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
@@ -219,7 +220,7 @@ def _write_image_encoder(name: str, cnn: VisionEncoder, loaded: Loaded, folder: 
 
 @torch.inference_mode()
 def _transformers_outputs(cnn: VisionEncoder, side: int) -> dict[str, Any]:
-    """What of the outputs of a model of transformers the features are."""
+    """Return which outputs of a transformers model are the features."""
     options = cnn.source.options((side, side))
     found = cnn.network(_noise(side).to(next(cnn.parameters()).device), **options)
     return {
@@ -231,10 +232,10 @@ def _transformers_outputs(cnn: VisionEncoder, side: int) -> dict[str, Any]:
 
 
 def _timm_outputs(cnn: VisionEncoder, architecture: str, side: int) -> dict[str, Any]:
-    """What of the outputs of a network of timm the features are.
+    """Return which outputs of a timm network are the features.
 
     Raises:
-        VilmedicError: they are those of a layer inside, behind which weights were left out.
+        VilmedicError: they come from an inner layer, after which weights were removed.
     """
     said = {"architecture": architecture, "output": cnn.output_layer}
     if cnn.output_layer == "avgpool":
@@ -251,7 +252,7 @@ def _timm_outputs(cnn: VisionEncoder, architecture: str, side: int) -> dict[str,
 
 
 def _timm_config(architecture: str, features: int, loaded: Loaded) -> dict[str, Any]:
-    """What timm reads beside the weights: the network, and what its images go through."""
+    """Return timm's configuration: the network and its image preprocessing."""
     pixels, side = loaded.pixels, side_of(loaded)
     given: dict[str, Any] = {
         "num_classes": 0,
@@ -264,9 +265,9 @@ def _timm_config(architecture: str, features: int, loaded: Loaded) -> dict[str, 
         "classifier": "fc",
     }
     if pixels is not None:
-        told = preprocessing(pixels, None)
+        settings = preprocessing(pixels, None)
         given["interpolation"] = pixels.interpolation
-        given |= {"mean": told["image_mean"], "std": told["image_std"]}
+        given |= {"mean": settings["image_mean"], "std": settings["image_std"]}
         given["crop_pct"] = side / (pixels.resize or side)
     return {
         "architecture": architecture,
@@ -278,7 +279,7 @@ def _timm_config(architecture: str, features: int, loaded: Loaded) -> dict[str, 
 
 
 def _whole(backbone: str, weights: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
-    """A network of torchvision as its users make it, and the names that got no weights.
+    """Build a torchvision network with the weights; returns also the names without weights.
 
     Raises:
         VilmedicError: torchvision would not take the weights.
@@ -301,22 +302,21 @@ def _whole(backbone: str, weights: Mapping[str, Tensor]) -> tuple[nn.Module, lis
 def _place_of_features(
     whole: nn.Module, classifier: str, cnn: VisionEncoder, side: int
 ) -> dict[str, Any]:
-    """Where in a network of torchvision the features of an image encoder are, by trying.
+    """Find the features of an image encoder in a torchvision network, by trial.
 
     Args:
-        whole: the network as its users make it, with the weights.
+        whole: the whole network with the weights.
         classifier: its last part.
         cnn: the image encoder.
-        side: pixels a side of the images to try.
+        side: side in pixels of the trial images.
 
     Returns:
-        `layer`, whose output is averaged over the dimensions `positions`; with `before`, what the
-        layer is given rather than what it gives; with `rectified`, without what is negative, as
-        DenseNet changes its last features in their place. No layer when the features are what the
-        network gives without its classifier.
+        `layer`, whose output is averaged over the dimensions `positions`; with `before` its input
+        rather than its output; with `rectified` after a ReLU, as DenseNet changes its last features
+        in place. No layer if the features are the output without the classifier.
 
     Raises:
-        VilmedicError: they are nowhere.
+        VilmedicError: they are not found.
     """
     images = _noise(side)
     expected = cnn.pooled(images.to(next(cnn.parameters()).device)).cpu()
@@ -382,14 +382,14 @@ def _write_text_encoder(name: str, encoder: nn.Module, model: nn.Module, folder:
 def _write_transformers(network: PreTrainedModel, target: Path) -> str:
     """Write a model of transformers.
 
-    Of an encoder-decoder, what is trained is the encoder: its weights get the names that they have
-    in the whole model, which then starts its decoder at random.
+    Of an encoder-decoder only the encoder is trained: its weights get their names in the whole
+    model, which then starts its decoder at random.
 
     Returns:
-        What the names of the weights begin with in the file.
+        The prefix of the weight names in the file.
 
     Raises:
-        VilmedicError: transformers would look for other names.
+        VilmedicError: transformers would expect other names.
     """
     weights = weights_of(network)
     with torch.device("meta"):
@@ -398,7 +398,7 @@ def _write_transformers(network: PreTrainedModel, target: Path) -> str:
     theirs = next((f"{n}." for n, one in whole.named_modules() if one is inner and n), "")
     if not theirs:
         with quiet():
-            network.save_pretrained(target, state_dict=dict(weights))  # which it empties
+            network.save_pretrained(target, state_dict=dict(weights))  # a copy, as it is emptied
         if set(load_file(target / WEIGHTS)) != set(weights):
             _save(weights, target / WEIGHTS)
         return ""
@@ -421,7 +421,7 @@ def _write_tokenizer(spec: DataSpec, parts: list[Part], folder: Path) -> Part:
     """Write the tokenizer, beside the text encoder where there is one."""
     beside = [part.name for part in parts if part.name == TEXT_ENCODER]
     name = beside[0] if beside else TOKENIZER
-    # as a checkpoint holds it: without the cutting and padding of the last call
+    # as in a checkpoint: without truncation and padding of the last call
     tokenizer = DataSpec.from_plain(spec.to_plain()).tokenizer
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     if spec.tokenizer_max_len is not None:
@@ -435,7 +435,7 @@ def _write_tokenizer(spec: DataSpec, parts: list[Part], folder: Path) -> Part:
 
 
 def _write_heads(model: nn.Module, places: list[Place], folder: Path) -> list[Part]:
-    """Write what the encoders leave of a model; nothing when nothing is left."""
+    """Write the weights outside the encoders, if there are any."""
     left = {
         name: value
         for name, value in weights_of(model).items()
@@ -482,7 +482,7 @@ def _write_dalle(model: DALLE, folder: Path) -> Part:
 
 
 def _folder_of(name: str, usual: str, folder: str) -> str:
-    """The folder of an encoder: the usual one, or one of its own name in a model with others."""
+    """Return the folder of an encoder: the usual one, or by its name in a model with others."""
     return folder if name == usual else f"{folder}_{name.replace('.', '_')}"
 
 

@@ -16,7 +16,7 @@ from vilmedic.manifest import FOLDERS, MANIFEST, check_files, read_manifest
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a repository.
+    """Refuse an invalid repository name.
 
     Raises:
         ConfigError: it is not `user/name`.
@@ -35,11 +35,11 @@ def check_name(name: str) -> None:
 def push(folder: Path, name: str, *, public: bool = False) -> str:
     """Upload an export, as one commit.
 
-    Files whose content the hub has already are not sent again, so that the same call continues
-    what was interrupted.
+    Files whose content the hub already has are not sent again, so that the same call resumes an
+    interrupted upload.
 
     Args:
-        folder: a whole export.
+        folder: a complete export.
         name: `user/name`; the repository is made when there is none.
         public: let everybody see it.
 
@@ -54,6 +54,7 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
     manifest = read_manifest(folder)
     check_files(folder, manifest, manifest["files"])
     api = HfApi()
+    begun = False
     try:
         url = api.create_repo(name, private=not public, exist_ok=True)
         if not public and not api.model_info(name).private:
@@ -61,12 +62,13 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
                 f"--push: the repository {name} is public, so everybody would see these weights. "
                 "Make it private on its page, name another one, or say --public."
             )
+        begun = True
         api.upload_folder(
             repo_id=name,
             folder_path=folder,
             commit_message="Export of a run",
             allow_patterns=[CARD, "LICENSE*", MANIFEST, *manifest["files"]],
-            # of an earlier export with other parts; what is not of an export stays
+            # left by an earlier export with other parts; other files stay
             delete_patterns=[HEADS, *(f"{part}/*" for part in FOLDERS)],
         )
     except VilmedicError:
@@ -75,13 +77,13 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
         raise VilmedicError(
             f"--push: {name} cannot be written to. Log in with `hf auth login` as somebody who may."
         ) from error
-    except Exception as error:  # of the connection, of the server, of an upload in a thread
-        raise VilmedicError(_failed(name, error)) from error
+    except Exception as error:  # connection, server and upload threads raise many kinds
+        raise VilmedicError(_failed(name, error, begun=begun)) from error
     LOGGER.info("Uploaded: %s (%s)", url, "public" if public else "private")
     return str(url)
 
 
-def _failed(name: str, error: Exception) -> str:
+def _failed(name: str, error: Exception, *, begun: bool) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HfHubHTTPError) and status in (401, 403):
         return (
@@ -90,7 +92,13 @@ def _failed(name: str, error: Exception) -> str:
         )
     cause = error.__cause__ or error
     reason = str(cause).strip().partition("\n")[0].rstrip(".")
+    if not begun:
+        return (
+            f"--push: nothing was uploaded to {name}: the hub cannot be reached "
+            f"({type(cause).__name__}: {reason}). The export itself is complete; the same command "
+            "uploads it later."
+        )
     return (
         f"--push: {name} was not uploaded completely ({type(cause).__name__}: {reason}). The same "
-        "command continues; what the hub has already is not sent again."
+        "command resumes the upload, without sending files again."
     )

@@ -66,7 +66,7 @@ def loading(parts: Sequence[Part]) -> list[str]:
 
 
 def features(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
-    """Lines that compute the features of an image and of texts with what was loaded."""
+    """Lines that compute the features of an image and of texts with the loaded parts."""
     by_name = {part.name: part for part in parts}
     heads: list[str] = next((list(part.said["names"]) for part in parts if part.name == HEADS), [])
     grey = loaded.pixels is not None and loaded.pixels.color == "grey"
@@ -124,7 +124,7 @@ def codes(loaded: Loaded, parts: Sequence[Part]) -> list[str]:
 
 
 def onnx(described: Mapping[str, Any]) -> list[str]:
-    """Lines that run the ONNX files with what was computed before."""
+    """Lines that run the ONNX files on the same inputs."""
     lines = ["import onnxruntime", "", f'place = f"{{folder}}/{ONNX_FOLDER}"']
     for file, said in described["files"].items():
         stem = file.removesuffix(".onnx")

@@ -22,8 +22,8 @@ from vilmedic.config.sections import EnsemblorSection, GenerationSection
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.decode import MAX_PIXELS, UndecodableImage, check_size, decode_image
 from vilmedic.datasets.image import image_part
+from vilmedic.datasets.image_source import crop_square, resize_short_side, resized_shape
 from vilmedic.datasets.lines import words
-from vilmedic.datasets.pictures import crop_square, resize_short_side, resized_shape
 from vilmedic.device import move, widest_float
 from vilmedic.drawing.images import draw_image_sheet, pixels
 from vilmedic.errors import ConfigError
@@ -37,20 +37,20 @@ from vilmedic.models.from_checkpoint import from_checkpoint
 LOGGER = logging.getLogger("vilmedic")
 FOLDER = "generated"
 RERANK = "ensemblor.rerank.ckpt"
-MOST_COMPARED = 5000  # reports of a split that a prompt is compared with
+MOST_COMPARED = 5000  # most reports of a split that a prompt is compared with
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report that images are made of.
+    """A report to generate images from.
 
     Args:
         folder: name of the folder for its images.
         text: the report.
         source: where it comes from, `test, line 3` or `prompt`.
-        real: the image that it was written for, or for a prompt that of the most similar report,
-            uint8 [C, H, W]; None without such a report.
-        like: of a prompt, where that image comes from and its report.
+        real: its real image, or for a prompt that of the most similar report, uint8 [C, H, W];
+            None without such a report.
+        like: for a prompt, the origin of that image and its report.
     """
 
     folder: str
@@ -70,13 +70,13 @@ def generate_from_checkpoints(
     origin: dict[str, Any],
     out_dir: Path,
 ) -> list[Path]:
-    """Make images of the reports that a configuration asks for, with some checkpoints together.
+    """Generate images for the configured reports, with an ensemble of checkpoints.
 
     Args:
-        model: what the configuration describes, on the device.
+        model: the configured model, on the device.
         paths: the checkpoints.
         datasets: those of the splits, by name.
-        section: what to make, and how.
+        section: the options of generation.
         device: where the model is.
         origin: see `ImageGeneration`.
         out_dir: the folder of the evaluation.
@@ -131,14 +131,14 @@ def generate_images(
     """Images of one text.
 
     Args:
-        drawing: what draws the tokens, within its `with` statement.
+        drawing: the token sampler, within its `with` statement.
         encoded: `input_ids` and `attention_mask` [1, T] of the text.
-        text: the text, which the draws depend on.
+        text: the text; the draws depend on it.
         num_images: how many.
         seed: of the draws; see `ImageGeneration`.
         batch_size: images made at once.
         start: first tokens of the images, int64 [1, n]; None draws all.
-        progress: told how many tokens were drawn.
+        progress: called with the number of tokens drawn.
 
     Returns:
         float32 [num_images, C, H, W] in 0..1, on the CPU.
@@ -178,12 +178,12 @@ class ImageGeneration:
     Args:
         models: the models, in evaluation mode on their device.
         section: what to make.
-        seed: seed of the draws. An image depends on it, on the report and on its own number; not
-            on how many are made.
+        seed: seed of the draws. An image depends on it, the report and its own number, but not
+            on the number of images.
         batch_size: images made at once.
         device: where the models are.
         precision: `fp32` or `bf16`.
-        origin: what `settings.json` says of the models: run, model, checkpoints, ema.
+        origin: fields about the models for `settings.json`: run, model, checkpoints, ema.
         out_dir: the folder of the evaluation.
     """
 
@@ -197,12 +197,12 @@ class ImageGeneration:
     out_dir: Path
 
     def __post_init__(self) -> None:
-        """Load what ranks the images, before any is made."""
+        """Load the ranking model, before any image is generated."""
         ckpt = self.section.rerank.ckpt
         self.reranker = None if ckpt is None else Reranker(ckpt, self.device)
 
     def reports(self, datasets: dict[str, Any]) -> list[Report]:
-        """The reports that the configuration asks for.
+        """Return the configured reports.
 
         Args:
             datasets: those of the splits, by name.
@@ -273,7 +273,7 @@ class ImageGeneration:
         return made.mean(dim=1, keepdim=True) if grey else made
 
     def _primed(self) -> int:
-        """The number of tokens that are taken from a real image."""
+        """Return the number of tokens taken from a real image."""
         return int(self.section.prime * self.models[0].image_seq_len)
 
     def _start(self, dataset: Any, report: Report) -> Tensor | None:
@@ -365,7 +365,7 @@ class Reranker:
 
     Raises:
         ConfigError: the checkpoint is not one of ConVIRT.
-        CheckpointError: it is missing, damaged or does not say how it was made.
+        CheckpointError: it is missing, damaged or holds no configuration.
     """
 
     def __init__(self, ckpt: str, device: torch.device) -> None:
@@ -407,10 +407,10 @@ class Reranker:
 def _most_alike(
     datasets: Mapping[str, Any], prompts: Sequence[str]
 ) -> dict[str, tuple[str, int] | None]:
-    """The sample whose report is most like each prompt: its split and number; None for none.
+    """Find the sample with the most similar report for each prompt: split and number, or None.
 
-    Likeness is the share of the words of both that they have in common, each word by how few
-    reports have it. Of equals the first.
+    Similarity is the share of common words, weighted by their rarity over reports. The first of
+    equal ones is taken.
     """
     reports = [
         (split, index, frozenset(words(dataset.describe(index)["report"].lower())))
@@ -436,13 +436,13 @@ def _most_alike(
 
 
 def _slug(text: str) -> str:
-    """The first words of a prompt, and a hash, as others may start alike."""
+    """Return the first words of a prompt with a hash, as others may start with the same words."""
     words = "-".join(re.findall(r"[a-z0-9]+", text.lower()))[:40].strip("-")
     return f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _warn_of_losses(dataset: Any, text: str) -> None:
-    """Say which words of a report the vocabulary does not have, and whether it was cut."""
+    """Log unknown words of a report, and whether it was truncated."""
     tokenizer, longest = dataset.spec.tokenizer, dataset.spec.tokenizer_max_len
     clean = getattr(getattr(dataset, "seq", dataset), "clean", str)
     ids = tokenizer(clean(text))["input_ids"]

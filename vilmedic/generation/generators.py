@@ -24,9 +24,9 @@ def load_generators(
     """A model for each checkpoint, all with one VAE.
 
     Args:
-        model: what the configuration describes, on its device.
+        model: the configured model, on its device.
         paths: the checkpoints.
-        section: what is to be made, for a warning about guidance without training for it.
+        section: the options of generation, for a warning about guidance without training for it.
         ema: take the averaged weights.
 
     Raises:
@@ -52,7 +52,7 @@ def load_generators(
 
 
 def warn_of_guidance(key: str, cond_scale: float, dropped: float, name: str) -> None:
-    """Say that a model was not trained for the guidance that it is to draw with.
+    """Warn if a model was not trained for guidance.
 
     Args:
         key: the key of the guidance.

@@ -12,7 +12,7 @@ from torch import Tensor
 from vilmedic.device import inference, weights_converted_once, widest_float
 from vilmedic.models.dalle import DALLE
 
-WARM_STEPS = 2  # run one by one, so that libraries have set up what they need
+WARM_STEPS = 2  # run without a graph, so that libraries initialise
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def generate_tokens(
 class TokenDrawing(AbstractContextManager["TokenDrawing"]):
     """Draws the image tokens of any number of batches of reports, in a `with` statement.
 
-    What can be kept from batch to batch is: 16-bit weights, caches, and on a GPU the recorded
-    kernels of a step. Weights must not change until the end.
+    16-bit weights, caches, and on a GPU the recorded kernels of a step are kept between batches.
+    Weights must not change until the end.
 
     Args:
         models: in evaluation mode on their device, with one VAE; their logits are averaged.
@@ -129,7 +129,7 @@ class TokenDrawing(AbstractContextManager["TokenDrawing"]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._steps = None  # with its kernels, which read the converted weights
+        self._steps = None  # its kernels read the converted weights
         self._kept.close()
 
     def __call__(
@@ -144,7 +144,7 @@ class TokenDrawing(AbstractContextManager["TokenDrawing"]):
         """The tokens of a batch, int64 [B, N]; see `generate_tokens` for the arguments."""
         with inference(self.device, self.precision):
             if self._steps is None or self._steps.numbers.shape != numbers.shape:
-                self._steps = None  # before there is another one, which needs its memory
+                self._steps = None  # frees its memory for the next one
                 self._steps = _Steps(
                     self.models, self.sampling, torch.zeros_like(numbers), cached=self.cached
                 )
@@ -154,8 +154,8 @@ class TokenDrawing(AbstractContextManager["TokenDrawing"]):
 class _Steps:
     """The steps in which the tokens of a batch are drawn.
 
-    All that changes from step to step is in tensors that stay where they are, the place of the
-    token included: one step is the same kernels as every other.
+    Everything that changes between steps, including the position of the token, is in tensors at
+    fixed addresses: all steps run the same kernels.
 
     Args:
         models: see `TokenDrawing`.
@@ -220,7 +220,7 @@ class _Steps:
 
 
 class _Stream:
-    """The texts of a batch in one model, and beside them, with guidance, the same without text."""
+    """The texts of a batch in one model; with guidance also the same images without text."""
 
     def __init__(self, model: DALLE, copies: int, *, cached: bool) -> None:
         self.model, self.copies = model, copies
@@ -247,12 +247,12 @@ class _Stream:
         return self.model.next_image_token(token, last, self.cache, self.output)
 
     def _all(self, tokens: Tensor) -> Tensor:
-        """The tokens for each text, with guidance once more for the same without text."""
+        """Return the tokens for each text; with guidance repeated for the part without text."""
         return tokens.repeat(self.copies // len(tokens), 1)
 
 
 def recorded(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """The step as one CUDA graph, which starts its hundreds of kernels at once.
+    """Record the step as one CUDA graph, which launches its hundreds of kernels at once.
 
     Args:
         step: reads and writes tensors at fixed addresses, waits for nothing, and has run before.
@@ -261,7 +261,7 @@ def recorded(step: Callable[[], None], device: torch.device) -> Callable[[], Non
     if device.type != "cuda":
         return step
     graph = torch.cuda.CUDAGraph()
-    # Of this thread alone: another may be pinning the memory of training batches.
+    # Only for this thread: another may be pinning memory of training batches.
     capture = torch.cuda.graph(graph, capture_error_mode="thread_local")
     with torch.cuda.device(device), capture:
         step()

@@ -1,4 +1,4 @@
-"""Base class of loggers, and the one that is used where none is named: TensorBoard."""
+"""Base class of loggers, and the default one: TensorBoard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run:
 
 
 class Logger(ABC):
-    """A place that numbers go to, besides metrics.jsonl and timing.jsonl.
+    """A destination for numbers, besides metrics.jsonl and timing.jsonl.
 
     The keyword-only constructor is the schema of its options. It opens nothing: a run that does
     not start leaves nothing behind.
@@ -56,7 +56,7 @@ class Logger(ABC):
         """Log numbers of an optimizer step."""
 
     @abstractmethod
-    def picture(self, step: int, path: Path) -> None:
+    def figure(self, step: int, path: Path) -> None:
         """Show a PNG file that was made at an optimizer step, under its stem."""
 
     @abstractmethod
@@ -81,10 +81,10 @@ class TensorBoardLogger(Logger):
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
-    def picture(self, step: int, path: Path) -> None:
+    def figure(self, step: int, path: Path) -> None:
         """Show a PNG file that was made at an optimizer step, under its stem."""
-        with Image.open(path, formats=("PNG",)) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(path, formats=("PNG",)) as figure:
+            pixels = np.asarray(figure.convert("RGB"))
         self._writer.add_image(path.stem, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class TensorBoardLogger(Logger):
 
 
 def remembered(run: Run, logger: str) -> Path:
-    """The file in which a logger keeps the identity of a run, to continue it after a resume."""
+    """Return the file with a logger's run id, to continue the run after a resume."""
     return run.run_dir / f"{logger}_{run.seed}.id"
 
 

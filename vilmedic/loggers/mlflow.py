@@ -67,7 +67,7 @@ class MLflowLogger(Logger):
         metrics = [Metric(key, value, now, step) for key, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def picture(self, step: int, path: Path) -> None:
+    def figure(self, step: int, path: Path) -> None:
         """Keep a PNG file that was made at an optimizer step, under its stem and the step."""
         self._client.log_artifact(self._id, str(path), f"pictures/{path.stem}/{step}")
 

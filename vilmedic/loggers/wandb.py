@@ -73,7 +73,7 @@ class WandbLogger(Logger):
         """Log numbers of an optimizer step."""
         self._run.log({"step": step, **values})
 
-    def picture(self, step: int, path: Path) -> None:
+    def figure(self, step: int, path: Path) -> None:
         """Show a PNG file that was made at an optimizer step, under its stem."""
         self._run.log({"step": step, path.stem: wandb.Image(str(path))})
 

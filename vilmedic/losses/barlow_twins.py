@@ -13,7 +13,7 @@ from vilmedic.losses.convirt import check_pairs
 
 
 def barlow_twins_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the cross-correlation of two sides of pairs is from the identity.
+    """Deviation of the cross-correlation of two sides of pairs from the identity.
 
     With c_ij the correlation over the batch of feature i of one side and feature j of the other,
     the terms are the sum of (1 - c_ii)^2 and the sum over i != j of c_ij^2 (equations 1 and 2).
@@ -46,7 +46,7 @@ def barlow_twins_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 class BarlowTwinsLoss(nn.Module):
     """The weighted sum of `barlow_twins_terms`; needs no negatives, and so no large batch.
 
-    It needs the embeddings of all pairs of the batch at once: of several processes each is given
+    It needs the embeddings of all pairs of the batch at once: with several processes each gets
     those of all.
 
     Args:
@@ -77,7 +77,7 @@ class BarlowTwinsLoss(nn.Module):
         }
 
     def chance_loss(self, size: int) -> None:
-        """There is none: the loss does not tell samples from each other."""
+        """Return None: the loss does not distinguish samples."""
 
     def extra_repr(self) -> str:
         """The setting, as `print(model)` shows it."""

@@ -13,7 +13,7 @@ from vilmedic.device import block_numbers
 from vilmedic.distributed.gather import WHOLE, Part
 
 BLOCK = 2**22
-"""Numbers that a loss in blocks holds at once on a CPU: 16 MiB in float32."""
+"""Numbers per block of a loss on a CPU: 16 MiB in float32."""
 
 
 def convirt_loss(
@@ -136,10 +136,10 @@ def check_pairs(name: str, first: Tensor, second: Tensor, part: Part = WHOLE) ->
 def cross_entropy_both_ways(
     similarity: Tensor, part: Part, targets: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rank the partner of each sample of one kind among all of the other kind, and the other way.
+    """Cross-entropy of matched pairs over the rows and over the columns of similarities.
 
-    A column is spread over the processes; of each, its process is sent the logarithm of a sum of
-    exponentials by every other: one number a sample and process.
+    A column is spread over the processes: every process sends the others the log-sum-exp of its
+    part, one number per sample and process.
 
     Args:
         similarity: scaled similarities of the own samples of one kind to all of the other kind,
@@ -171,7 +171,7 @@ def cross_entropy_both_ways(
 def soft_cross_entropy_both_ways(
     similarity: Tensor, agreed: Tensor, part: Part
 ) -> tuple[Tensor, Tensor]:
-    """The same with several positives, or soft ones.
+    """`cross_entropy_both_ways` with several positives, or soft ones.
 
     With p_ij from 0 to 1 the agreement of samples i and j, the target of row i is p_ij divided by
     its sum over j, and that of column j is p_ij divided by its sum over i:
@@ -193,8 +193,8 @@ def soft_cross_entropy_both_ways(
     """
     own_sums = agreed.sum(1)
     sums = part.gather(own_sums)
-    # Each process adds up what its rows contribute to all columns. So only the averages over the
-    # processes are those of the columns, which saves sending the matched parts around.
+    # Each process sums the contributions of its rows to all columns. So only the averages over
+    # the processes are the column terms, which saves exchanging the matched parts.
     in_rows = (agreed * similarity).sum(1) / own_sums
     in_columns = (agreed / sums * similarity).sum(1)
     whole_columns = torch.logsumexp(similarity, 0)
@@ -205,7 +205,7 @@ def soft_cross_entropy_both_ways(
 
 
 def agreement(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
-    """How far samples are positives of one another, from 0 to 1; no gradient reaches the targets.
+    """Degree to which samples are positives of each other, from 0 to 1, without gradient.
 
     Args:
         first: whole numbers [A], such as hashes of reports: equal ones agree, others do not. Or
@@ -216,7 +216,7 @@ def agreement(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the result.
 
     Returns:
-        [A, B]; 1 for what is equal.
+        [A, B]; 1 for equal samples.
     """
     if first.ndim == 1:
         return (first[:, None] == second[None, :]).to(dtype)
@@ -228,9 +228,9 @@ def agreement(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def several_positives(targets: Tensor | None, part: Part = WHOLE) -> dict[str, Tensor]:
-    """Share of the samples that have a positive beside their own pair, for the log.
+    """Share of the samples with a positive besides their own pair, for the log.
 
-    A positive is what agrees by more than one half; see `agreement`.
+    A positive is a sample with an agreement above one half; see `agreement`.
 
     Args:
         targets: those of the own samples; None gives nothing.
@@ -251,12 +251,12 @@ def several_positives(targets: Tensor | None, part: Part = WHOLE) -> dict[str, T
 
 
 def row_blocks(rows: Tensor, columns: Tensor, numbers: int) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of rows, and the place of the first, of which so many numbers can be held.
+    """Yield blocks of rows with the index of the first, for a limited number of values.
 
     Args:
         rows: [A, ...].
-        columns: what each row is compared with, [B, ...].
-        numbers: most numbers of a block [rows, B].
+        columns: the rows to compare with, [B, ...].
+        numbers: most values of a block [rows, B].
     """
     if not len(columns):
         return

@@ -22,7 +22,7 @@ def gloria_global_loss(
     part: Part = WHOLE,
     targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Contrast of whole images with whole reports.
+    """Contrastive loss of whole images and whole reports.
 
     Half precision is widened to float32, under autocast as well.
 
@@ -68,22 +68,22 @@ def gloria_local_loss(
     word_counts: list[int] | None = None,
     region_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Contrast of image regions with report words.
+    """Contrastive loss of image regions and report words.
 
     Args:
         regions: local image features, [B, D, H, W] or [B, D, N]; of K images a sample together
             [B, D, K, H, W].
         words: word features, [B, L, D], in the same order.
         mask: True where a word counts, bool [B, L].
-        temp0: sharpness of the choice that a region makes among the words.
+        temp0: sharpness of the softmax of a region over the words.
         temp1: sharpness of the attention over the regions.
         temp2: sharpness of the aggregation over the words.
         temp3: scale of the similarities.
         block_size: number of image-report pairs whose attention may be held in memory.
         part: which pairs of a batch that is spread over processes these are; the others are
             gathered, and the averages of the results over the processes are those of the batch.
-            Words travel and regions stay: there are fewer words in a report than regions in an
-            image.
+            Words are exchanged rather than regions: a report has fewer words than an image has
+            regions.
         word_counts: see `local_similarity`; those of the own reports.
         region_mask: see `local_similarity`.
 

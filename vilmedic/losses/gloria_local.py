@@ -80,7 +80,7 @@ def local_similarity(
         raise ValueError(f"block_size is {block_size}; it must be 1 or more.")
     lengths = counts = word_counts
     if torch.compiler.is_compiling():
-        # A graph knows no contents: as if each report went to the end and had a gap.
+        # A traced graph cannot depend on contents: assume full length and gaps.
         lengths, counts = ([size] * len(mask) for size in (mask.shape[1], mask.shape[1] - 1))
     elif lengths is None or counts is None:
         lengths, counts = torch.stack([_lengths(mask), mask.sum(1)]).tolist()
@@ -96,7 +96,7 @@ def local_similarity(
 
 
 def _each_region(mask: Tensor, regions: Tensor) -> Tensor:
-    """Whether each region counts, bool [I, N], of a mask of regions or of images."""
+    """Return whether each region counts, bool [I, N], of a mask of regions or of images."""
     each = regions.flatten(2).shape[2] // mask.shape[1]
     return mask.repeat_interleave(each, dim=1)
 
@@ -134,7 +134,7 @@ def attention_maps(
 
 
 class _LocalSimilarity(torch.autograd.Function):
-    """Similarities with a backward pass written by hand; everything big is [I, J, L, N]."""
+    """Similarities with a hand-written backward pass; all large tensors are [I, J, L, N]."""
 
     @staticmethod
     def forward(
@@ -150,7 +150,7 @@ class _LocalSimilarity(torch.autograd.Function):
         reports_size, images_size = block_shape(settings, regions)
         ctx.bits = bits = product_bits(regions, dtype)
         groups = group_reports(words.to(dtype), mask, settings, reports_size)
-        room = settings.block_size if any(ctx.needs_input_grad) else 0
+        pairs_left = settings.block_size if any(ctx.needs_input_grad) else 0
         kept: list[Tensor] = []
         for start in range(0, len(regions), images_size):
             images = regions[start : start + images_size].to(dtype)
@@ -167,9 +167,9 @@ class _LocalSimilarity(torch.autograd.Function):
                     logits.logsumexp(2) if settings.aggregation == "sum" else logits.amax(2)
                 )
                 # Backward needs scores and projected of every block. The first blocks are kept, up
-                # to `block_size` pairs, and the others computed again: memory stays bounded.
-                room -= len(images) * len(reports.places)
-                if room >= 0:
+                # to `block_size` pairs, and the others are recomputed, so that memory is bounded.
+                pairs_left -= len(images) * len(reports.places)
+                if pairs_left >= 0:
                     kept += [scores, projected]
         ctx.settings = settings
         ctx.save_for_backward(regions, words, mask, region_mask, *kept)
@@ -267,7 +267,7 @@ def _gradients(
         grad_regions[start : start + images_size] = grad_images
 
     # The norm of a word is outside of the blocks: its gradient, along the word itself, is added
-    # once. Words were multiplied by temp0 before, so their gradient is, too.
+    # once. Words were multiplied by temp0 before, so their gradient is multiplied too.
     gathered = torch.zeros_like(words)
     for reports, part, along in zip(groups, grad_words, radial, strict=True):
         part += reports.words * (along / reports.norms.square()).view(-1, 1)
@@ -282,7 +282,7 @@ def _some(mask: Tensor | None, start: int, count: int) -> Tensor | None:
 
 
 def _lengths(mask: Tensor) -> Tensor:
-    """Place of the last word of each report, counted from one, int64 [J]."""
+    """Position of the last word of each report, from one, int64 [J]."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
 
 
@@ -324,7 +324,7 @@ class Reports(NamedTuple):
 def group_reports(
     words: Tensor, mask: Tensor, settings: SimilaritySettings, size: int
 ) -> list[Reports]:
-    """Sorts the reports by length, so that little of each block is padding."""
+    """Group reports by length, so that blocks have little padding."""
     lengths, counts = settings.lengths, settings.counts
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     places = _lengths(mask).argsort(stable=True)  # the same, where the words are
@@ -346,35 +346,35 @@ def block_shape(settings: SimilaritySettings, regions: Tensor) -> tuple[int, int
     """Numbers of reports and of images that are computed at once; regions are [I, D, N]."""
     reports = min(settings.block_size, _REPORTS_PER_BLOCK)
     pair = max(settings.lengths) * regions.shape[2]  # numbers of a word for each region
-    # On a CPU one image at a time stays in the cache.
+    # On a CPU the data of one image at a time stays in the cache.
     pairs = min(settings.block_size, block_numbers(regions.device, reports * pair) // pair)
     return reports, max(1, pairs // reports)
 
 
 class ProductBits(NamedTuple):
-    """Precision of float32 products on a GPU where TF32 is allowed."""
+    """Precision of float32 products on a GPU with TF32."""
 
     narrow: bool = False  # regions with regions, and their gradients, in bfloat16
     split: bool = False  # scores in bfloat16, of two parts each
 
 
 def product_bits(regions: Tensor, dtype: torch.dtype) -> ProductBits:
-    """What keeps the gradient within 1e-3, whatever the size of the features.
+    """Choose product precisions that keep the gradient error below 1e-3 for features of any size.
 
-    The products of regions with regions lose nothing where those are bfloat16, and their gradients
-    are within a few 1e-5 then. TF32 costs the others 6e-4 together, but the scores up to 1e-2: what
-    a softmax is taken of is too large to lose any of its bits.
+    Products of regions with regions are exact if those are bfloat16, and their gradients are then
+    within a few 1e-5. TF32 adds an error of 6e-4 to the other products together, but up to 1e-2
+    through the scores: inputs of a softmax are too large to lose any bits.
 
     Args:
-        regions: as they are given.
-        dtype: what is computed in.
+        regions: the given regions.
+        dtype: dtype of the computation.
     """
     cheaper = regions.is_cuda and torch.backends.cuda.matmul.allow_tf32 and dtype == torch.float32
     return ProductBits(cheaper and regions.dtype == torch.bfloat16, cheaper)
 
 
 def region_factor(images: Tensor, bits: ProductBits) -> Tensor:
-    """What words are multiplied with for the scores, [I, D, N] or [I, 2 D or 3 D, N]."""
+    """Return the factor of words for the scores, [I, D, N] or [I, 2 D or 3 D, N]."""
     if not bits.split:
         return images
     high = images.bfloat16()
@@ -386,8 +386,8 @@ def region_factor(images: Tensor, bits: ProductBits) -> Tensor:
 def scores_of(words: Tensor, factor: Tensor) -> Tensor:
     """Products of words [M, D] with the regions of each image, float32 [I, M, N].
 
-    Where `region_factor` has split the regions, words are split into the same parts: bfloat16 and
-    what it leaves, which together have 16 bits. Products of two remainders are left out.
+    If `region_factor` has split the regions, words are split into the same parts: bfloat16 and the
+    remainder, which together have 16 bits. Products of two remainders are left out.
     """
     parts = factor.shape[1] // words.shape[1]
     if parts == 1:
@@ -410,7 +410,7 @@ def compute_block(
 
 
 def attend(scores: Tensor, temp1: float, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Softmax over the words, and the attention over the regions that it sharpens.
+    """Softmax over the words, and from it the attention over the regions.
 
     Regions that do not count, where `counted` [I, 1, 1, N] is False, get none of it.
     """

@@ -10,9 +10,9 @@ from torch import Tensor
 from vilmedic.device import block_numbers
 
 BLOCK = 2**22
-"""Logits that are held at once on a CPU: 16 MiB in float32."""
+"""Logits per block on a CPU: 16 MiB in float32."""
 HALF_ROWS = 2**12
-"""Rows at once in float16, whose largest number is 65504: so many slopes add up to 4096 at most."""
+"""Rows per block in float16, whose maximum is 65504: their gradients sum to at most 4096."""
 
 
 def linear_cross_entropy(
@@ -20,9 +20,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T + bias` and the classes of its rows.
 
-    Logits are made for a block of rows at a time; their gradient is known as soon as they are, so
-    it is carried on to the inputs at once and nothing is computed twice. The products are in the
-    precision of autocast, all else in that of the weight.
+    Logits are computed for one block of rows at a time; their gradient follows directly and is
+    propagated to the inputs at once, so that nothing is computed twice. Products are in the
+    precision of autocast, everything else in that of the weight.
 
     `torch.nn.functional.linear_cross_entropy`, which torch has from 2.14 on, does not replace it:
     it computes in float32 whatever autocast says (8,192 classes, 2,048 rows of 512, one CPU core:
@@ -34,7 +34,7 @@ def linear_cross_entropy(
         weight: [V, d].
         bias: [V].
         targets: int64 [N].
-        block: largest number of logits that are held at once; None takes what suits the device.
+        block: largest number of logits per block; None takes a size for the device.
 
     Returns:
         A scalar.
@@ -82,8 +82,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 slope = logits.sub_(normaliser).exp_()
                 slope.scatter_add_(1, wanted, slope.new_full((), -1.0).expand_as(wanted))
-                # Slopes over N are too small for float16, whose smallest number is 6e-8: there the
-                # products are of whole slopes, and are divided by N in full precision.
+                # Gradients over N are too small for float16, whose smallest number is 6e-8: there
+                # undivided gradients are multiplied, and divided by N in full precision.
                 if not half:
                     slope.mul_(share)
                 grad_bias += slope.sum(dim=0)

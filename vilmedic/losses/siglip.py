@@ -27,15 +27,15 @@ def siglip_loss(
     targets: Tensor | None = None,
     block: int | None = None,
 ) -> Tensor:
-    """Tell of every image and every report of the batch whether they are a pair.
+    """Classify every image and report of the batch as a pair or not.
 
     With s_ij the cosine similarity of image i and report j, and z_ij 1 for a pair and -1 otherwise,
 
         -1 / B * sum over i and j of log sigmoid(z_ij * (s_ij / temperature + bias))
 
-    (section 3.2; algorithm 1). No term needs another one, so that logits are made a block at a
-    time, and of several processes each sees the reports of one other at a time; the backward pass
-    makes them again. Half precision is widened to float32, under autocast as well.
+    (section 3.2; algorithm 1). The terms are independent, so that logits are computed block by
+    block, and with several processes each holds the reports of one other at a time; the backward
+    pass computes them again. Half precision is widened to float32, under autocast as well.
 
     With `targets`, z_ij is 1 for all samples that agree, such as those with equal reports. Where
     the `agreement` p_ij is between 0 and 1, the term is the cross-entropy with this share,
@@ -48,12 +48,12 @@ def siglip_loss(
         visual: embeddings of the images, [B, D], of any length.
         linguistic: embeddings of their reports, [B, D], in the same order.
         temperature: divides the similarities, a scalar above 0.
-        bias: is added to the logits, a scalar.
+        bias: added to the logits, a scalar.
         part: which pairs of a batch that is spread over processes these are; the average of the
             result over the processes is that of the batch.
         targets: what `agreement` compares of each pair, [B] or [B, K]; None makes each report the
             positive of its own image alone.
-        block: largest number of logits that are held at once; None takes what suits the device.
+        block: largest number of logits per block; None takes a size for the device.
 
     Returns:
         The loss, a scalar.
@@ -77,8 +77,8 @@ def siglip_loss(
 class SigLIPLoss(LearnedLoss):
     """`siglip_loss` with a learned scale and bias.
 
-    The logarithm of the scale is learned. The bias starts where nearly all pairs count as wrong, as
-    nearly all are.
+    The logarithm of the scale is learned. The initial bias classifies nearly all pairs as negative,
+    as nearly all are.
 
     Args:
         scale: factor on the cosine similarities to start with.
@@ -128,7 +128,7 @@ class SigLIPLoss(LearnedLoss):
         return {"loss": loss, "bias": bias.detach(), **several_positives(targets, part)}
 
     def chance_loss(self, size: int) -> float:
-        """The least loss of logits that are all alike: those of a sigmoid of 1 / B.
+        """Return the lowest loss of constant logits: those of a sigmoid of 1 / B.
 
         It is ln(B) + (B - 1) ln(B / (B - 1)), about one above that of a cross-entropy.
         """
@@ -136,7 +136,7 @@ class SigLIPLoss(LearnedLoss):
 
 
 class _PairwiseSigmoid(torch.autograd.Function):
-    """The loss of normalised embeddings; nothing but these is kept for the backward pass."""
+    """The loss of normalised embeddings, which alone are saved for the backward pass."""
 
     @staticmethod
     def forward(
@@ -150,7 +150,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
         numbers: int,
     ) -> Tensor:
         if targets is not None:
-            numbers = max(1, numbers // 2)  # a block of agreements is held beside each of logits
+            numbers = max(1, numbers // 2)  # each block of logits has a block of agreements
         ctx.part, ctx.numbers = part, numbers
         ctx.save_for_backward(images, reports, scale, bias, targets)
         terms = images.new_zeros(len(images))
@@ -171,7 +171,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, reports, scale, bias, targets = ctx.saved_tensors
         part: Part = ctx.part
-        # The share of a term in the mean is the slope of `Part.mean`.
+        # The weight of a term in the mean is the gradient of `Part.mean`.
         world, total = max(1, len(part.sizes)), part.count(images)
         share = gradients[0] * (world / total)
         grad_images, grad_reports = torch.zeros_like(images), torch.zeros_like(reports)
@@ -194,7 +194,7 @@ class _PairwiseSigmoid(torch.autograd.Function):
             grad_piece = part.add_up(grad_piece, rank)
             if part.alone or rank == part.rank:
                 grad_reports = grad_piece
-        grad_scale = (grad_images * images).sum()  # of slopes times similarities
+        grad_scale = (grad_images * images).sum()  # sum of gradients times similarities
         return grad_images * scale, grad_reports * scale, grad_scale, grad_bias, None, None, None
 
 
@@ -210,6 +210,6 @@ def _pieces(
 
 
 def _turn_pairs(logits: Tensor, rank: int, start: int, part: Part) -> None:
-    """Negate what belongs to the pairs, which are of a process's images and its own reports."""
+    """Negate the terms of pairs, which are of a process's images and its own reports."""
     if part.alone or rank == part.rank:
         logits.diagonal(start).neg_()

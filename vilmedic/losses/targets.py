@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 class Targets(nn.Module):
-    """What of each pair of a batch is compared to find further positives.
+    """Targets of a batch, which losses compare to find further positives.
 
-    Medical reports repeat, so that many a pair of an image and the report of another sample is no
-    negative. The targets of a batch are a tensor with a row for each pair, which losses compare by
-    `vilmedic.losses.convirt.agreement`: hashes of the reports, or vectors.
+    Medical reports repeat, so that an image and the report of another sample are often no negative
+    pair. The targets of a batch are a tensor with a row per pair, hashes of the reports or vectors,
+    which losses compare by `vilmedic.losses.convirt.agreement`.
 
     Args:
         spec: the data properties: the label names, and the tokenizer.
@@ -61,7 +61,7 @@ class Targets(nn.Module):
         self.labels = len(spec.labels)
         self.encoder = encoder
         self._spec = spec
-        # Not a part of the module, so that no optimizer, average, checkpoint or shard has it.
+        # Not a submodule, so that it is not in optimizer, averages, checkpoints or shards.
         self._reader: list[FrozenReports] = []
         self._told = False
         stated = (filled.config_of("targets") if filled else None) or {}
@@ -75,7 +75,7 @@ class Targets(nn.Module):
 
     @property
     def needs(self) -> str:
-        """What the batch has to hold."""
+        """The key that the batch must hold."""
         if self.proto == "same_text":
             return REPORT_HASH
         return "labels" if self.by == "labels" else "input_ids"
@@ -84,7 +84,7 @@ class Targets(nn.Module):
         """Load the frozen encoder, if there is one and it is not loaded yet.
 
         Raises:
-            ConfigError: it cannot be had, or its weights are not those of the checkpoint.
+            ConfigError: it is not available, or its weights are not those of the checkpoint.
         """
         if self.needs != "input_ids" or self._reader:
             return
@@ -106,8 +106,17 @@ class Targets(nn.Module):
         self._sha256 = reader.sha256
         self._reader.append(reader)
 
+    def held_network(self) -> nn.Module | None:
+        """The frozen encoder, loaded; None where there is none.
+
+        Raises:
+            ConfigError: it cannot be had, or its weights are not those of the checkpoint.
+        """
+        self.load()
+        return self._reader[0] if self._reader else None
+
     def stated_network(self) -> dict[str, Any]:
-        """What a checkpoint holds in place of the weights of the frozen encoder."""
+        """Return the fields that a checkpoint holds instead of the frozen encoder's weights."""
         return {} if self._sha256 is None else {"encoder": self.encoder, "sha256": self._sha256}
 
     def forward(self, batch: dict[str, Any], like: Tensor) -> Tensor | None:
@@ -118,11 +127,11 @@ class Targets(nn.Module):
             like: features of the batch, in whose floating-point type vectors are, float32 at least.
 
         Returns:
-            None when the batch lacks what they are made of, or in evaluation the encoder of the
-            reports is out of reach, which is said once.
+            None if the batch lacks their inputs, or in evaluation if the encoder of the reports is
+            not available, which is logged once.
 
         Raises:
-            ConfigError: it is out of reach in training.
+            ConfigError: it is not available in training.
         """
         if self.needs not in batch:
             return None
@@ -139,9 +148,9 @@ class Targets(nn.Module):
         return functional.normalize(vectors.to(wide), dim=1) * self.temperature**-0.5
 
     def _label_vectors(self, labels: Tensor, known: Tensor | None) -> Tensor:
-        """The labels of each sample, and whether it has none, so that such ones are alike.
+        """Return the labels of each sample, with a column for none, so that those are similar.
 
-        A label that is unknown counts half: a sample that may have it is not one without labels.
+        An unknown label counts half: a sample that may have it is not one without labels.
         """
         if labels.ndim == 1:
             return labels[:, None] == torch.arange(self.labels, device=labels.device)
@@ -153,7 +162,7 @@ class Targets(nn.Module):
     def _report_vectors(
         self, batch: dict[str, Any], device: torch.device, dtype: torch.dtype
     ) -> Tensor | None:
-        """Each report under the frozen encoder; None where it cannot be had in evaluation."""
+        """Encode reports by the frozen encoder; None if it is not available in evaluation."""
         if self._told:
             return None
         try:

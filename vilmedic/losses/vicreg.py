@@ -13,14 +13,14 @@ from vilmedic.errors import ArgumentError
 from vilmedic.losses.convirt import check_pairs
 
 EPS = 1e-4
-"""What is added to a variance: the root has no gradient at zero."""
+"""Added to a variance, since the square root has no gradient at zero."""
 
 
 def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How far apart the embeddings of pairs are, and how much of their space the batch leaves out.
+    """Invariance, variance and covariance terms of VICReg.
 
-    The invariance is the mean squared difference of the pairs (equation 5). The variance is what
-    the standard deviation of a feature over the batch lacks to 1, the mean over the features
+    The invariance is the mean squared difference of the pairs (equation 5). The variance is the
+    shortfall of the standard deviation of a feature over the batch to 1, the mean over the features
     (equation 1) and over both sides, as in the authors' code; the paper adds up both sides. The
     covariance is the sum of the squared off-diagonal covariances of one side over D (equations 3
     and 4), added up over both sides. Half precision is widened to float32, under autocast as well.
@@ -53,12 +53,12 @@ def vicreg_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]
 class VICRegLoss(nn.Module):
     """The weighted sum of `vicreg_terms`; needs no negatives, and so no large batch.
 
-    It needs the embeddings of all pairs of the batch at once: of several processes each is given
+    It needs the embeddings of all pairs of the batch at once: with several processes each gets
     those of all.
 
     Args:
         invariance_weight: weight of the differences of pairs.
-        variance_weight: weight of what standard deviations lack.
+        variance_weight: weight of the shortfall of standard deviations.
         covariance_weight: weight of the covariances.
     """
 
@@ -93,7 +93,7 @@ class VICRegLoss(nn.Module):
         return {"loss": loss, **{name: term.detach() for name, term in named}}
 
     def chance_loss(self, size: int) -> None:
-        """There is none: the loss does not tell samples from each other."""
+        """Return None: the loss does not distinguish samples."""
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""

@@ -27,13 +27,13 @@ LISTED = 50  # classes that a warning names
 Scores = Callable[[slice], NDArray[np.float64]]
 """The scores of a slice of the classes, [N, C]."""
 Array = NDArray[np.float64]
-# Scores closer than this are one: the same sum rounds differently by its place in a vector.
+# Scores closer than this are equal: the same sum rounds differently by its place in a vector.
 TIE = 1e-12
 CHUNK_ELEMENTS = 4_000_000
 
 
 def undefined(*, accuracy: bool = False) -> dict[str, Any]:
-    """The report of a protocol that the features or the data do not allow."""
+    """Report of a protocol that is not possible with the features or data."""
     names = (*SCORES, "accuracy") if accuracy else SCORES
     report: dict[str, Any] = {}
     for name in names:
@@ -50,7 +50,7 @@ def class_blocks(samples: int, classes: int) -> list[slice]:
 def right_decisions(
     scores: NDArray[np.floating], targets: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """How far the decisions that scores make are right, of classes that exclude no other.
+    """Correctness of decisions by scores, for classes that do not exclude each other.
 
     Each class is decided at one half. A score of exactly one half decides nothing and counts one
     half; scores closer than `TIE` to it are equal to it.
@@ -68,7 +68,7 @@ def right_decisions(
 
 
 def right_choices(scores: Scores, targets: csr_array) -> NDArray[np.float64]:
-    """How far the choice of the class with the largest score is right, with one label a sample.
+    """Correctness of choosing the class with the largest score, with one label per sample.
 
     Classes that share the largest score of a sample share its decision. Scores closer than `TIE`
     are equal; a class without scores is never chosen.
@@ -110,14 +110,15 @@ def report_classes(
     bootstrap: int,
     seed: int,
     context: str,
+    logged: set[tuple[str, ...]] | None = None,
 ) -> dict[str, Any]:
     """AUROC and average precision of each class and their means, with 95% intervals.
 
     Intervals are percentiles over bootstrap resamples of the samples, the same resamples for
     every class; a resample without a positive (or a negative) of a class leaves that class out.
     Resamples repeat samples, which favours the average precision: its interval lies a little high.
-    A class that has none in the data, or no finite scores, is null, its accuracy included: to say
-    always the same is no result. It is left out of the means and is named in the log and under
+    A class without positives, negatives or finite scores is null, including its accuracy, since a
+    constant answer is no result. It is left out of the means and named in the log and under
     `excluded`.
 
     Args:
@@ -132,6 +133,8 @@ def report_classes(
         bootstrap: number of resamples.
         seed: seed of the resampling.
         context: what is measured, for the log.
+        logged: lists of excluded classes that are not logged again, such as those of other
+            fractions; receives this one.
 
     Returns:
         `auroc`, `average_precision` (and `accuracy`), each with `<name>_interval`; `classes`
@@ -168,10 +171,12 @@ def report_classes(
                 entry["accuracy"] = float(hit / seen) if k in exact else None
                 entry["accuracy_interval"] = interval(hits[:, k]) if k in exact else None
                 if k in exact:
-                    # Added up as halves, which float64 holds exactly, however classes are blocked.
+                    # Summed as halves, which float64 holds exactly, for any blocks of classes.
                     means["accuracy"].add(hit * (samples / seen), hits[:, k])
             report["classes"][name] = entry
-    if excluded:
+    logged = set() if logged is None else logged
+    if excluded and tuple(excluded) not in logged:
+        logged.add(tuple(excluded))
         logger.warning(
             "%s: left out of the means, for lack of positives, negatives or scores: %s.",
             context,
@@ -319,7 +324,7 @@ def _measure(
     seed: int,
     known: NDArray[np.bool_] | None,
 ) -> tuple[dict[int, Any], dict[int, Any], NDArray[np.float64]]:
-    """What usable classes score on the samples, [2], in the resamples, [2, R], and their hits."""
+    """Scores of usable classes on the samples, [2], in resamples, [2, R], and their hits."""
     rows = {
         k: slice(None) if known is None else np.flatnonzero(known[:, k])
         for k in map(int, np.flatnonzero(usable))

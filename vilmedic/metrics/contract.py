@@ -18,24 +18,24 @@ class Metric(ABC):
     """
 
     numbers: ClassVar[Declared]
-    """Every number that it gives, `*` standing for any text in a name, and what of it is better:
-    `higher`, `lower` or `neither` (a count, say). A literal, as it is read without importing the
-    metric; only what is declared can be `trainor.early_stop_metric`."""
+    """Every number of the metric, where `*` stands for any text in a name, with the better
+    direction: `higher`, `lower` or `neither` (such as a count). A literal, as it is read without
+    importing the metric; only declared numbers can be `trainor.early_stop_metric`."""
 
     def options(self) -> dict[str, Any]:
         """Every option and its value, defaults included, for the results file."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def check(self, evaluation: Evaluation) -> None:  # noqa: B027, most have nothing to refuse
-        """Refuse what can be known to fail, before the split is run.
+        """Check the options before the split is run.
 
         Args:
             evaluation: the first batch of the split.
 
         Raises:
-            ArgumentError: an option does not fit the model or the data; the key in front of it and
-                where it is set are added.
-            DataError: a file that an option names is not as it must be.
+            ArgumentError: an option does not fit the model or the data; its key and origin are
+                added.
+            DataError: a file that an option names is invalid.
         """
 
     @abstractmethod

@@ -93,6 +93,7 @@ class NearestNeighbours(Metric):
             return undefined(accuracy=True) | {"fractions": []}
         subsets = nested_subsets(len(voters), self.fractions, evaluation.seed)
         reports = []
+        logged: set[tuple[str, ...]] = set()
         for fraction, rows in zip(self.fractions, subsets, strict=True):
             neighbours = Neighbours(
                 queries.flatten(1),
@@ -112,6 +113,7 @@ class NearestNeighbours(Metric):
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"knn, {evaluation.name}, split {evaluation.split}",
+                logged=logged,
             )
             reports.append({"fit": {"fraction": fraction, "samples": len(rows)}} | report)
         evaluation.record_scores(scores, split.label_names)

@@ -94,6 +94,7 @@ class LinearProbe(Metric):
             return undefined(accuracy=True) | {"fractions": []}
         x = value.flatten(1)[evaluation.repeats("image")]
         reports = []
+        logged: set[tuple[str, ...]] = set()
         for fraction, probe in zip(self.fractions, probes, strict=True):
             report = report_classes(
                 probe.scores(x),
@@ -104,6 +105,7 @@ class LinearProbe(Metric):
                 bootstrap=self.bootstrap,
                 seed=evaluation.seed,
                 context=f"linear_probe, {evaluation.name}, split {split.split}",
+                logged=logged,
             )
             fit = {"fraction": fraction, "samples": probe.samples, "C": probe.strength}
             reports.append({"fit": fit} | report)

@@ -117,7 +117,7 @@ class PointingGame(Metric):
         maps = evaluation.attention(chosen)
         hits: list[_Hit] = []
         for number, (index, attention) in enumerate(zip(chosen, maps or (), strict=False)):
-            _, window = image_part(evaluation.dataset).picture(evaluation.dataset, index)
+            _, window = image_part(evaluation.dataset).original(evaluation.dataset, index)
             for word, finding in self._named(evaluation, index, present[index]):
                 if word < len(attention):
                     hits.append(_point(number, finding, attention[word], window))
@@ -172,7 +172,7 @@ def read_findings(root: str, split: str, file: str) -> list[list[Finding]]:
 
 
 def _point(sample: int, finding: Finding, attention: Tensor, window: Window) -> _Hit:
-    """What the hottest region of a map [h, w] hits; the mean over regions that are equally hot."""
+    """Score the hottest region of a map [h, w], as the mean over equally hot regions."""
     height, width = attention.shape
     left, top, right, bottom = window
     sides, inside = [], []

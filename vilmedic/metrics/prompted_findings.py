@@ -44,7 +44,7 @@ class _Prompt:
     side: str | None
 
     def shown_by(self, findings: list[Finding]) -> bool:
-        """Whether a real image with these findings has what the prompt asks for."""
+        """Return whether a real image with these findings has what the prompt asks for."""
         if self.finding is None:
             return not findings
         return any(

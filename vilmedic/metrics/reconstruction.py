@@ -87,7 +87,7 @@ def codebook_use(codes: Tensor, size: int) -> tuple[float, int]:
 
 
 def is_collapsed(perplexity: float, size: int, positions: int, share: float = 0.02) -> bool:
-    """Whether a codebook is used far less than it could be.
+    """Return whether a codebook is used far less than it could be.
 
     Args:
         perplexity: of the use of its codes.

@@ -53,6 +53,7 @@ class Classifier(Model):
     image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
     reads_labels: ClassVar[bool] = True
     further_parts: ClassVar[tuple[str, ...]] = ("head",)
+    own_rates: ClassVar[tuple[str, ...]] = ("encoder_lr", "head_lr", "layer_decay")
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class Tower:
     dropout: float = 0.0
 
     def frozen(self) -> bool:
-        """Whether training changes nothing of the output; asked with the model in training mode."""
+        """Whether training leaves the output unchanged; read with the model in training mode."""
         weights = list(self.network.parameters())
         trained = any(weight.requires_grad for weight in weights)
         # In training mode there are dropout, and statistics of the batch.
@@ -65,30 +65,34 @@ class Model(nn.Module, ABC):
     """
 
     cross_sample: ClassVar[bool] = False
-    """Whether the loss compares the samples of a batch, so that its size changes the loss."""
+    """Whether the loss compares the samples of a batch, so that the batch size changes it."""
     keep: ClassVar[tuple[str, ...]] = ()
     """Outputs, besides vectors of floats, that an evaluation keeps for every sample."""
     image_options: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Options of `ImageDataset` that the model needs, each with the values that it works with.
+    """Options of `ImageDataset` that the model needs, with the values it supports.
 
-    Like `cross_sample` and the next three written as a literal: a configuration is checked against
-    them without importing the class.
+    Like `cross_sample` and the next three attributes this is a literal: configurations are checked
+    against them without importing the class.
     """
     training_image_options: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Further ones that training needs; an evaluation may do with others."""
+    """Further options that training needs; an evaluation can use others."""
     reads_reports: ClassVar[bool] = False
     """Whether the data set has to have reports."""
     reads_labels: ClassVar[bool] = False
     """Whether training needs a data set with labels."""
     prefixes: ClassVar[tuple[str, ...]] = ("",)
-    """What may stand before the names of all weights in files of older formats, if anything."""
+    """Prefixes that weight names may have in files of older formats."""
     further_parts: ClassVar[tuple[str, ...]] = ()
     """Parts with weights that the constructor makes by itself, for `trainor.optim_groups`."""
+    own_rates: ClassVar[tuple[str, ...]] = ()
+    """Arguments that set rates of parts (`learning_rates`) instead of `trainor.optim_groups`."""
+    reads_tokens: bool = False
+    """Whether the model needs the tokens of reports even if a batch has `report_features`."""
     varying: ClassVar[bool] = False
-    """Whether one step uses weights that another does not, such as layers left out at random.
+    """Whether steps use different weights, as with layers that are dropped at random.
 
-    Data-parallel processes then look for the weights of each step. Weights that no step uses need
-    not be told of: they are found in the first one.
+    Data-parallel processes then search each step for its unused weights. Weights that no step uses
+    need no declaration: they are found in the first step.
     """
 
     @abstractmethod
@@ -98,23 +102,23 @@ class Model(nn.Module, ABC):
     def repeated_blocks(self) -> list[nn.Module]:
         """The blocks that follow on each other, such as the layers of a transformer.
 
-        `trainor.compile` compiles each of them, `trainor.activation_checkpointing` computes each of
-        them twice, and `trainor.parallel=fsdp` gathers each of them by itself. So each is called
-        as a whole, and nothing reads the weights inside of it in place of that.
+        `trainor.compile` compiles each block, `trainor.activation_checkpointing` computes each
+        twice, and `trainor.parallel=fsdp` gathers each separately. So each block must be called as
+        a whole, and no code may read the weights inside it instead.
         """
         from vilmedic.blocks.repeated import repeated_blocks
 
         return repeated_blocks(self)
 
     def stated_vae(self) -> dict[str, Any] | None:
-        """Settings of the VAE in a model that no weight shows; None for a model without one.
+        """Return VAE settings that the weights do not determine; None for a model without a VAE.
 
         A checkpoint and an export hold it, since a configuration may leave it out.
         """
         return None
 
     def towers(self) -> dict[str, Tower]:
-        """Encoders whose output a batch may hold in place of what it is made from, by its name.
+        """Return the encoders whose output a batch may hold instead of their input.
 
         While one is frozen as a whole, training computes it once for all epochs.
         """
@@ -134,11 +138,11 @@ class Model(nn.Module, ABC):
     def schedule(self, step: int) -> dict[str, float]:
         """Set what changes during training, such as a temperature.
 
-        Called before each optimizer step, and when a checkpoint is evaluated. What is set follows
-        from the step alone, so that a run that is continued does as one that never stopped.
+        Called before each optimizer step, and when a checkpoint is evaluated. The values depend on
+        the step alone, so that a resumed run equals an uninterrupted one.
 
         Args:
-            step: number of the step that comes, counted from 1.
+            step: number of the next step, from 1.
 
         Returns:
             Names and values for the log.
@@ -147,7 +151,7 @@ class Model(nn.Module, ABC):
 
 
 class ContrastiveModel(Model):
-    """A model whose loss compares samples, split into what does and what does not.
+    """A model whose loss compares samples: `encode` sees each alone, `contrast` all together.
 
     Args:
         forward_batch_size: largest number of samples encoded at once; None encodes the whole
@@ -166,7 +170,8 @@ class ContrastiveModel(Model):
         super().__init__()
         self.forward_batch_size = forward_batch_size
         self.targets = targets
-        self.observer: Callable[[Features], None] | None = None  # is shown what is contrasted
+        self.reads_tokens = targets is not None and targets.needs == "input_ids"
+        self.observer: Callable[[Features], None] | None = None  # gets the contrasted features
 
     @abstractmethod
     def encode(self, batch: Batch) -> Features:
@@ -230,12 +235,12 @@ class ContrastiveModel(Model):
         return {TARGETS: features[TARGETS]}
 
     def lacks(self, features: Features) -> list[str]:
-        """What `contrast` needs of the features of a batch and does not find."""
+        """Return the features that `contrast` needs and that are missing."""
         needed = self.contrast_needs if self.targets is None else (*self.contrast_needs, TARGETS)
         return [name for name in needed if name not in features]
 
     def learned(self, features: Features | None = None) -> Features:
-        """What the loss learns, such as a temperature: scalars, by name.
+        """Return the learned scalars of the loss, such as a temperature, by name.
 
         Args:
             features: what `encode` gave, of which these are returned; None for the weights of the
@@ -261,7 +266,7 @@ class ContrastiveModel(Model):
         return {}
 
     def chance_loss(self, size: int) -> float | None:
-        """The loss of a batch of `size` samples whose features tell nothing.
+        """Return the loss of a batch of `size` samples with uninformative features.
 
         It is what training curves are compared with: what the loss gives as its own `chance_loss`,
         or the ln(B) of a cross-entropy over the batch. A model whose loss is another sum says so
@@ -292,9 +297,9 @@ class ContrastiveModel(Model):
 
         Args:
             batch: a batch as the loader gives it, on the device.
-            prepare: makes what `encode` takes of a part of it; None when that is done already.
-            part: which samples of a batch of several processes these are. A process without any is
-                given one that is not counted.
+            prepare: turns a part of it into the input of `encode`; None if that is already done.
+            part: which samples of the batch of all processes these are. A process without samples
+                gets one that is not counted.
 
         Returns:
             What `contrast` gives.
@@ -401,7 +406,7 @@ def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[i
 
 
 def _repeated(values: Any, count: int) -> Any:
-    """As many samples as asked for, a tensor or a list, from the first one on again and again."""
+    """Repeat samples, a tensor or a list, from the first one on up to a number."""
     if isinstance(values, Tensor):
         return values[torch.arange(count, device=values.device) % len(values)]
     return [values[number % len(values)] for number in range(count)]

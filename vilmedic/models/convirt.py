@@ -97,7 +97,7 @@ class ConVIRT(ContrastiveModel):
             features.update(self.targets_of(batch, features["visual"]))
             if not self.training:
                 features["visual_backbone"] = backbone
-        if "input_ids" in batch:
+        if "input_ids" in batch or REPORT_FEATURES in batch:
             features.update(self.encode_text(batch))
         return features
 

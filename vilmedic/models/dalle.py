@@ -167,10 +167,10 @@ class DALLE(Model):
                 f"gives {list(images.shape)}. Set the resize and crop of the images to {size}, "
                 "and leave out multi_image and views."
             )
-        # Not in reduced precision, so that tokens are those that a cache holds.
+        # Not in reduced precision, so that tokens equal cached ones.
         with torch.autocast(images.device.type, enabled=False):
             tokens = self.vae.get_codebook_indices(images)
-        # Out of inference mode's tensors, which autograd does not save.
+        # A copy, as autograd cannot save tensors of inference mode.
         inference = not torch.compiler.is_compiling() and tokens.is_inference()
         return tokens.clone() if inference else tokens
 
@@ -263,7 +263,7 @@ class DALLE(Model):
         return todays_names(weights, own, self.transformer.pos_emb, shift_tokens=shift)
 
     def differences(self, weights: Mapping[str, Tensor], config: Any) -> list[str]:
-        """Why weights that fit by name and shape would mean something else in this model.
+        """Return why weights that fit by name and shape would have another meaning here.
 
         Args:
             weights: of a checkpoint, under our names.

@@ -223,7 +223,7 @@ def setting_differences(
 
 
 def position_differences(weights: Mapping[str, Tensor], own: Tensor | None) -> list[str]:
-    """Whether a file turns by other positions, [1, n, D], than the model."""
+    """Return whether a file turns by other positions, [1, n, D], than the model."""
     given = weights.get(POSITIONS)
     if given is None or own is None or given.shape != own.shape:
         return []  # names and shapes are compared in any case
@@ -236,7 +236,7 @@ def position_differences(weights: Mapping[str, Tensor], own: Tensor | None) -> l
 
 
 def is_other_vae(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether a file holds another VAE than the one in front of the model."""
+    """Return whether a file holds another VAE than the one in front of the model."""
     given = {name: weights.get(f"vae.{name}") for name in own}
     return any(
         value is not None

@@ -17,7 +17,7 @@ from vilmedic.checkpoints.checkpoint import load_checkpoint, load_weights
 from vilmedic.checkpoints.exported import SAID
 from vilmedic.config import build
 from vilmedic.config.declared import IMAGES, REPORTS
-from vilmedic.config.keys import OF_INPUTS, find_older, judge_older
+from vilmedic.config.keys import OF_INPUTS, check_older, find_older
 from vilmedic.config.load import check_arguments
 from vilmedic.config.trained import data_parts
 from vilmedic.config.tree import KeyPath, dotted
@@ -34,14 +34,14 @@ from vilmedic.registry import MODELS
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and what turns images and reports into its inputs, as in its evaluation.
+    """A model with its preprocessing of images and reports, as in its evaluation.
 
     Args:
         model: the model, on the CPU.
         config: the configuration that it was trained with.
         spec: its tokenizer and label names.
-        pixels: what is done to images; None for data without any.
-        reports: what is done to reports; None for data without any.
+        pixels: the image preprocessing; None for data without images.
+        reports: the report preprocessing; None for data without reports.
         path: the checkpoint.
         ema: whether its weights are averages over training.
         header: what the checkpoint says of itself: epoch, step, seed, and its score with the
@@ -142,11 +142,11 @@ def _older_keys(node: Mapping[str, Any], path: KeyPath) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _older_keys(value, where)
         elif name in OF_INPUTS and (older := find_older(where)) is not None:
-            yield f"{dotted(where)}: {judge_older(older, value, where)[1]}"
+            yield f"{dotted(where)}: {check_older(older, value, where)[1]}"
 
 
 def _pixels(node: Mapping[str, Any], model: Model, path: Path) -> Pixels:
-    """What is done to images.
+    """Return the image preprocessing of a checkpoint.
 
     Raises:
         CheckpointError: it is damaged, or not what the model works with.
@@ -170,7 +170,7 @@ def _pixels(node: Mapping[str, Any], model: Model, path: Path) -> Pixels:
 
 
 def _spec(state: Mapping[str, Any], text: Mapping[str, Any] | None, path: Path) -> DataSpec:
-    """What the model knows of its data: out of the checkpoint, or of the run directory around it.
+    """Return the data properties of the model, from the checkpoint or its run directory.
 
     Raises:
         CheckpointError: it is damaged or nowhere to be found.

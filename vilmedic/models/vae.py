@@ -49,9 +49,9 @@ from vilmedic.models.contract import Batch, Model
 PART = 2**24
 """Numbers in the largest maps of the decoder that exist at a time on a CPU: 64 MiB of float32."""
 SHAPE = ("num_tokens", "codebook_dim", "num_layers", "num_resnet_blocks", "hidden_dim", "channels")
-"""Hyperparameters that the weights themselves tell."""
+"""Hyperparameters that follow from the weights."""
 STATED = ("image_size", "normalization")
-"""Those that only the configuration in the file shows."""
+"""Hyperparameters that only the configuration in the file has."""
 
 
 class VAE(Model):
@@ -146,7 +146,7 @@ class VAE(Model):
         return [block for block in super().repeated_blocks() if block is not self.decoder[-2]]
 
     def schedule(self, step: int) -> dict[str, float]:
-        """Set the temperature of a training step, counted from 1, and tell it for the log."""
+        """Set the temperature of a training step, from 1, and return it for the log."""
         decayed = self.temperature_start * math.exp(-self.temperature_rate * (step - 1))
         self.temperature = max(self.temperature_end, decayed)
         return {"temperature": self.temperature}
@@ -275,7 +275,7 @@ class VAE(Model):
         return images
 
     def _features(self, normalized: Tensor) -> Tensor:
-        """What the logits are a linear map of: [B, N, H]."""
+        """Return the inputs of the linear map to the logits: [B, N, H]."""
         features: Tensor = self.encoder[:-1](normalized)
         return features.flatten(2).transpose(1, 2)
 
@@ -474,7 +474,7 @@ def _differ(actual: Any, given: Any, channels: int) -> bool:
 
 
 def _comparable(value: Any, channels: int) -> Any:
-    """A value such that 1 equals 1.0, a list a tuple, and surplus channels do not count."""
+    """Normalise a value: 1 equals 1.0, a list a tuple, and surplus channels are dropped."""
     if isinstance(value, list | tuple):
         return [[float(number) for number in part[:channels]] for part in value]
     return value

@@ -99,12 +99,12 @@ def build(root: Path, plan: Plan, *, force: bool = False, workers: int = 0) -> b
 def make_row(root: Path, split: str, plan: Plan, index: int) -> SampleLines:
     """Writes the image of one sample and returns its lines."""
     case = draw_case(plan.seed, split, index)
-    picture = render(case, plan.size)
+    drawn = render(case, plan.size)
     name = f"{split}/{index:05d}.png"
-    Image.fromarray(picture.pixels).save(root / "images" / name, compress_level=4)
+    Image.fromarray(drawn.pixels).save(root / "images" / name, compress_level=4)
     labels = ",".join(label_names(case))
     texts = report_text(case), impression_text(case)
-    return SampleLines(name, *texts, labels, finding_record(case, picture.places))
+    return SampleLines(name, *texts, labels, finding_record(case, drawn.places))
 
 
 def label_names(case: Case) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ def caption(case: Case) -> str:
 
 
 def _is_free(root: Path, plan: Plan, force: bool) -> bool:
-    """Whether to build in `root`: False when it holds this plan's data set already."""
+    """Return whether to build in `root`: False when it holds this plan's data set already."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return True
     card = _read_card(root)

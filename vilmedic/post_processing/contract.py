@@ -15,14 +15,14 @@ class PostProcessing(ABC):
     """
 
     def check(self, evaluation: Evaluation) -> None:  # noqa: B027, some have nothing to refuse
-        """Refuse what can be known to fail, before the split is run.
+        """Check the options before the split is run.
 
         Args:
             evaluation: the first batch of the split.
 
         Raises:
-            ArgumentError: an option does not fit the model or the data; the key in front of it and
-                where it is set are added.
+            ArgumentError: an option does not fit the model or the data; its key and origin are
+                added.
         """
 
     @abstractmethod

@@ -38,9 +38,9 @@ class ExploreRepresentation(PostProcessing):
     """Samples, their places on a map and their neighbours, `<split>_explorer.json.gz`.
 
     `report.html` shows it as a scatter plot with X-rays and reports. It holds images and texts of
-    patients: give it to those only who may see the data. Neighbours are by cosine similarity of
-    the features, not by distance on the map. Of features of images and of reports in one space,
-    the reports nearest to an image and the images nearest to a report are there as well.
+    patients: share it only with people who may see the data. Neighbours are by cosine similarity
+    of the features, not by distance on the map. For images and reports in one space, it also holds
+    the reports nearest to an image and the images nearest to a report.
 
     Args:
         keys: the features to map; null takes visual and linguistic, or else all there are.
@@ -165,11 +165,11 @@ def _samples(evaluation: Evaluation, rows: NDArray[np.int64]) -> dict[str, list[
 
 def _thumbnails(evaluation: Evaluation, index: list[int]) -> list[str]:
     dataset = evaluation.dataset
-    parts = (part for part in getattr(dataset, "parts", ()) if hasattr(part, "picture"))
+    parts = (part for part in getattr(dataset, "parts", ()) if hasattr(part, "original"))
     images = next(parts, None)
     if images is None:
         return ["" for _ in index]
-    return thumbnails(lambda i: images.picture(dataset, i)[0], index)
+    return thumbnails(lambda i: images.original(dataset, i)[0], index)
 
 
 def _cut(text: str) -> str:

@@ -115,10 +115,10 @@ class PlotAttention(PostProcessing):
             if not drawn:
                 logger.warning("plot_attention: the report of sample %d has no words.", index)
                 continue
-            picture, window = images.picture(evaluation.dataset, index)
+            image, window = images.original(evaluation.dataset, index)
             [line] = evaluation.line_numbers([index])
             sample = Sample(
-                picture=picture,
+                image=image,
                 window=window,
                 report=description["report"],
                 words=[words[n] for n in drawn],
@@ -157,7 +157,7 @@ class Sample:
     """Data of one sample for its figure.
 
     Args:
-        picture: the X-ray, uint8 [C, H, W].
+        image: the X-ray, uint8 [C, H, W].
         window: the part of it that the model saw.
         report: its text.
         words: the words of the report.
@@ -165,7 +165,7 @@ class Sample:
         boxes: where findings are: name, box as shares of the image, and colour.
     """
 
-    picture: Tensor
+    image: Tensor
     window: Window
     report: str
     words: Sequence[str]
@@ -186,7 +186,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
         title: which sample it is.
         caption: where it comes from, in small print.
     """
-    height, width = sample.picture.shape[-2:]
+    height, width = sample.image.shape[-2:]
     aspect = height / width
     text = textwrap.wrap(sample.report, 52)
     side_height = SIDE * aspect + 0.35 + 0.165 * len(text)
@@ -199,7 +199,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
     FigureCanvasAgg(figure)
 
     def place(left: float, top: float, wide: float, high: float) -> Any:
-        """Axes by inches from the upper left corner."""
+        """Return axes at a position in inches from the upper left corner."""
         box = (left / across, 1 - (top + high) / inches, wide / across, high / inches)
         axes = figure.add_axes(box)
         axes.set_axis_off()
@@ -207,7 +207,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
 
     figure.text(0.15 / across, 1 - 0.28 / inches, title, fontsize=12, fontweight="bold")
     figure.text(0.15 / across, 1 - 0.50 / inches, caption, fontsize=8.5, color="#444444")
-    grey = _grey(sample.picture)
+    grey = _grey(sample.image)
     axes = place(0.15, 0.65, SIDE, SIDE * aspect)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect="auto")
     if sample.window != (0.0, 0.0, 1.0, 1.0):
@@ -274,8 +274,8 @@ def overlay(
     return tinted.clip(0, 1)
 
 
-def _grey(picture: Tensor) -> NDArray[np.float32]:
-    grey: NDArray[np.float32] = (picture.float().mean(dim=0) / 255).numpy()
+def _grey(image: Tensor) -> NDArray[np.float32]:
+    grey: NDArray[np.float32] = (image.float().mean(dim=0) / 255).numpy()
     return grey
 
 
@@ -286,7 +286,7 @@ def _shrink(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def arranged(words: int, aspect: float, height: float) -> tuple[int, float]:
-    """How heat maps fill their width: as large as they can be at the height of the X-ray.
+    """Layout of heat maps: as large as possible at the height of the X-ray.
 
     Args:
         words: how many there are.

@@ -20,7 +20,7 @@ Points = NDArray[np.float32]
 
 
 def fitting_method(method: Method | None, samples: int) -> Method:
-    """The map that is asked for; where none is, UMAP, and PCA below a hundred samples."""
+    """Return the given method; by default UMAP, or PCA below a hundred samples."""
     return method or ("umap" if samples >= FEW else "pca")
 
 
@@ -33,7 +33,7 @@ def project(features: Features, *, method: Method, seed: int) -> Points:
 
     Args:
         features: [N, D] with N at least 3.
-        method: which map.
+        method: `umap`, `tsne` or `pca`.
         seed: seed of UMAP and t-SNE.
 
     Returns:
@@ -62,7 +62,7 @@ def nearest_samples(
         queries: [N, D].
         targets: [N, D], of the same samples.
         count: how many, at most.
-        itself: whether a sample may be its own neighbour, which tells whether a pair was found.
+        itself: whether a sample may be its own neighbour, which shows whether its pair was found.
 
     Returns:
         Sample numbers and cosines, nearest first, both [N, k].
@@ -84,9 +84,10 @@ def nearest_samples(
 
 
 def all_alike(features: Features) -> bool:
-    """Whether the normalised features [N, D] of all samples are the same, so that no map shows any.
+    """Return whether the normalised features [N, D] of all samples are equal.
 
-    They are when none of their D values has a standard deviation of 1e-6 or more.
+    They count as equal if no feature has a standard deviation of 1e-6 or more; no map can then
+    show anything.
     """
     return bool(_unit(features).std(axis=0).max() < 1e-6)
 

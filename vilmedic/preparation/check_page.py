@@ -63,7 +63,7 @@ def as_values(findings: Findings) -> dict[str, Any]:
 
 
 def as_lists(findings: Findings) -> str:
-    """All that the messages list the first of, a line each below its heading."""
+    """Return the complete lists behind the messages, one item per line below its heading."""
     return "\n".join(
         "\n".join([name, *(f"  {item}" for item in items), ""])
         for name, items in findings.named.items()
@@ -71,7 +71,7 @@ def as_lists(findings: Findings) -> str:
 
 
 def as_table(findings: Findings) -> str:
-    """The figures in lines of text, a column a split."""
+    """Return the figures as a text table with a column per split."""
     columns = {name: _flat(_figures(facts)) for name, facts in findings.splits.items()}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     rows = [["", *columns]]
@@ -267,11 +267,13 @@ def _lengths(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
     longest = max((facts.max_len for facts in splits.values()), default=0)
     if drawn and longest:
         axis.axvline(longest, color="#555555", linestyle="--", linewidth=1)
+        beyond = longest > sum(axis.get_xlim()) / 2  # the label is on the side with more space
         axis.text(
             longest,
             0.98,
-            " tokenizer_max_len",
+            "tokenizer_max_len " if beyond else " tokenizer_max_len",
             va="top",
+            ha="right" if beyond else "left",
             fontsize=8,
             color="#555555",
             transform=axis.get_xaxis_transform(),
@@ -309,7 +311,7 @@ def _duplicates(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
         bars = axis.bar(at, shares, 0.8 / len(known), color=colour, label=name)
         axis.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=8)
     axis.set_xticks([0, 1], ["word for word", "nearly"])
-    axis.set(ylabel="share of the split", ylim=(0, 1))
+    axis.set(ylabel="share of the split", ylim=(0, 1.1))  # space for the labels
     return True
 
 

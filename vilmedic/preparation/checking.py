@@ -17,7 +17,7 @@ import numpy as np
 from vilmedic.config.load import Config
 from vilmedic.datasets.aligned import TOLERATED
 from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.image import ImageDataset, open_pictures
+from vilmedic.datasets.image import ImageDataset, open_image_source
 from vilmedic.datasets.label import LabelDataset, read_labels
 from vilmedic.datasets.lines import SHOWN, Lines, listed, read_lines
 from vilmedic.datasets.report_text import chain_name
@@ -89,11 +89,10 @@ class Findings:
 
     Attributes:
         splits: what was found out, by split.
-        errors: what keeps a run from starting, stops it or spoils its result.
-        warnings: where a run would see something else than the files show.
-        advice: what a user should know, of data that a run would see as they are.
-        named: all files, lines or names that errors, warnings and advice list the first of, by
-            what they are.
+        errors: problems that prevent or stop a run or spoil its result.
+        warnings: cases in which a run would see something else than the files show.
+        advice: hints about data that a run would see as they are.
+        named: complete lists of files, lines or names behind the messages, by their heading.
     """
 
     splits: dict[str, SplitFacts] = field(default_factory=dict)
@@ -103,13 +102,13 @@ class Findings:
     named: dict[str, list[str]] = field(default_factory=dict)
 
     def listed(self, where: str, items: Sequence[str], kind: str, what: str = "") -> str:
-        """`2 blank images: a, b`, or the first few of many, of which `named` keeps all.
+        """Return `2 blank images: a, b`, with the first few of many; `named` keeps all.
 
         Args:
             where: the split, or several.
-            items: what there is.
-            kind: what one of them is.
-            what: what they have in common, where the kind does not say it.
+            items: the items.
+            kind: noun for an item.
+            what: their common property, if the noun does not name it.
         """
         if len(items) > SHOWN:
             name = f"{where}: {len(items)} {kind}s{f' {what}' if what else ''}"
@@ -118,7 +117,7 @@ class Findings:
 
 
 def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> Findings:
-    """Look at all that a configuration would train and evaluate on.
+    """Check all data that a configuration would train and evaluate on.
 
     Args:
         config: the checked configuration.
@@ -177,7 +176,7 @@ class _SplitCheck:
                 lines[name] = read_lines(given["root"], self.split, given["file"])
             except DataError as error:
                 self.error(str(error))
-                # What is left of a file with faulty lines still tells something of the others.
+                # The remaining lines of a faulty file still show problems of the others.
                 self.faulty |= _whatever_lines(given["root"], self.split, given["file"], name)
         lines |= self.faulty
         self.facts.lines = {name: len(texts) for name, texts in lines.items()}
@@ -197,31 +196,31 @@ class _SplitCheck:
         given = self.parts["image"]
         names = ("root", "image_path", "ext", "color", "resize", "spool", "spool_gib", "max_pixels")
         try:
-            pictures = open_pictures(
+            source = open_image_source(
                 texts,
                 split=self.split,
                 most=given["multi_image"],
                 **{name: given[name] for name in names},
             )
-            missing = pictures.missing()
+            missing = source.missing()
         except DataError as error:
             self.error(str(error))
             return
         self.facts.missing = len(missing)
         for line in range(len(texts)):
-            for place in pictures.places(line):
+            for place in source.places(line):
                 self.facts.named.setdefault(place, line)
         repeated = [
             f"{texts.where(line)}: {place}"
             for line in range(len(texts))
-            for place in pictures.places(line)
+            for place in source.places(line)
             if self.facts.named[place] != line
         ]
         if repeated:
             what = "on more than one line"
             self.advice(f"{self.listed(repeated, 'image', what)}, {what}.")
         facts = examine_images(
-            pictures,
+            source,
             set(missing),
             most=most,
             workers=workers,
@@ -229,7 +228,7 @@ class _SplitCheck:
             samples=SAMPLES if self.split == "train" else SAMPLES // 2,
         )
         self.facts.images = facts
-        known = sum(len(pictures.names(n)) for n in range(len(texts)) if n not in missing)
+        known = sum(len(source.names(n)) for n in range(len(texts)) if n not in missing)
         if facts.looked_at < known:
             self.advice(
                 f"{facts.looked_at:,} of {known:,} images were decoded, as --images says; the "
@@ -239,7 +238,7 @@ class _SplitCheck:
         tolerated = given["on_error"] == "skip" and bad <= TOLERATED * len(texts)
         note = self.warning if tolerated else self.error
         if missing:
-            note(f"{self.listed(list(missing.values()), 'missing image')}. {pictures.remedy}.")
+            note(f"{self.listed(list(missing.values()), 'missing image')}. {source.remedy}.")
         if facts.unreadable:
             note(self.listed(facts.unreadable, "unreadable image"))
         if facts.blank:
@@ -255,7 +254,7 @@ class _SplitCheck:
             self.made_image(given, set(missing))
 
     def doubtful_images(self, facts: ImageFacts) -> None:
-        """Name what can be decoded and is hardly as it should be."""
+        """Report images that can be decoded but are probably wrong."""
         for fault, places in facts.doubtful.items():
             self.warning(f"{self.listed(places, 'image', fault)}, {fault}.")
         if facts.noted:
@@ -264,7 +263,7 @@ class _SplitCheck:
             self.advice(f"{text}. Each is read by its content.")
 
     def made_image(self, given: dict[str, Any], missing: set[int]) -> None:
-        """Make an image as a run would: resized, transformed and cropped."""
+        """Preprocess an image as a run would: resized, transformed and cropped."""
         settings = {key: value for key, value in given.items() if key != "proto"}
         settings |= self.runtime() | {"cache": None, "tokens": None, "on_error": "skip"}
         try:
@@ -280,7 +279,7 @@ class _SplitCheck:
 
     def labels(self, texts: Lines) -> None:
         for text in texts:
-            with suppress(ValueError):  # told below
+            with suppress(ValueError):  # reported below
                 self.facts.labels.update(read_labels(text)[0])
         if "label" in self.faulty:
             return
@@ -338,7 +337,7 @@ class _SplitCheck:
             )
 
     def tokens(self, data: TextDataset, texts: Lines, cleaned: list[str]) -> None:
-        """What the tokenizer makes of the reports: how many ids, and which words it lacks."""
+        """Check the tokenization of the reports: lengths and unknown words."""
         tokenizer = data.tokenizer
         encoded = tokenizer([text or " " for text in cleaned], truncation=False)
         self.facts.lengths = np.array([len(ids) for ids in encoded["input_ids"]])
@@ -365,7 +364,7 @@ class _SplitCheck:
             )
 
     def letters(self, processing: str, texts: Lines, cleaned: list[str]) -> None:
-        """Which letters the cleaning of reports drops."""
+        """Check which letters the cleaning of reports drops."""
         lost = lost_letters(texts, cleaned)
         self.facts.lost = lost
         if lost.never:
@@ -380,7 +379,7 @@ class _SplitCheck:
             )
 
     def patients(self, lines: dict[str, Lines]) -> list[str] | None:
-        """Who each line is of, by a file of ids beside the others or by the paths of images."""
+        """Return the patient of each line, from a file of ids or from the image paths."""
         for given in self.parts.values():
             if (Path(given["root"]) / f"{self.split}.{PATIENT_FILE}").is_file():
                 try:
@@ -456,7 +455,7 @@ def _compare_splits(findings: Findings) -> None:
 
 
 def _shared_patients(patients: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Who is in both splits; `1 (also 1.0)` where the two name one patient in two ways."""
+    """Return patients in both splits; `1 (also 1.0)` for one patient with two spellings."""
     named = {group_key(name): name for name in patients}
     found = {}
     for name in others:

@@ -15,7 +15,7 @@ from typing import Any
 
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
-from vilmedic.files import disk_trouble, sha256_of, walk_files
+from vilmedic.files import disk_message, sha256_of, walk_files
 from vilmedic.log import Progress
 from vilmedic.preparation.folder import (
     CARD,
@@ -61,18 +61,18 @@ def make_parser(doc: str, root: str) -> argparse.ArgumentParser:
 
 
 def add_section(parser: argparse.ArgumentParser, default: str = "both") -> None:
-    """The option that says which text of a report is taken."""
+    """Add the option for the text of a report."""
     parser.add_argument(
         "--section",
         choices=list(REPORT_FILES),
         default=default,
-        help="which text: both goes to <split>.report.tok (impression first), findings and "
+        help="text: both goes to <split>.report.tok (impression first), findings and "
         "impression to files of their names",
     )
 
 
 def add_line(parser: argparse.ArgumentParser) -> None:
-    """The option that says what a line is."""
+    """Add the option for the content of a line."""
     parser.add_argument(
         "--line",
         choices=["study", "image"],
@@ -82,7 +82,7 @@ def add_line(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> None:
-    """The options of a random split."""
+    """Add the options of a random split."""
     parser.add_argument(
         "--split",
         type=shares,
@@ -94,7 +94,7 @@ def add_split(parser: argparse.ArgumentParser, default: str = "0.8,0.1,0.1") -> 
 
 
 def add_missing(parser: argparse.ArgumentParser) -> None:
-    """The option that says which texts of a table stand for a missing value."""
+    """Add the option for texts of a table that mark a missing value."""
     parser.add_argument(
         "--missing",
         type=name_list,
@@ -105,7 +105,7 @@ def add_missing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """The number of processes; what is built does not depend on it."""
+    """Add the option for the number of processes; the result does not depend on it."""
     parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
 
 
@@ -125,7 +125,7 @@ def name_list(text: str) -> tuple[str, ...]:
 def guarded(script: str, call: Callable[[], int]) -> int:
     """Run a command; an error that the user can fix is printed and gives the exit code 2.
 
-    So is one of the disk, as that it is full or that a folder cannot be made.
+    So do errors of the disk, such as a full disk or a folder that cannot be made.
     """
     try:
         return call()
@@ -133,7 +133,7 @@ def guarded(script: str, call: Callable[[], int]) -> int:
         print(escaped(f"{script}: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        print(escaped(f"{script}: {disk_trouble(error)}"), file=sys.stderr)
+        print(escaped(f"{script}: {disk_message(error)}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -142,11 +142,11 @@ def guarded(script: str, call: Callable[[], int]) -> int:
 
 @dataclass(frozen=True)
 class Next:
-    """The command that uses a folder that was built.
+    """The command that uses the built folder.
 
     Args:
-        config: the configuration written for it; None takes one that suits what the folder holds.
-        reads: the folder that this configuration reads, unless told otherwise.
+        config: the configuration written for it; None takes one that suits the folder's contents.
+        reads: the folder that this configuration reads by default.
         images: the folder of images that the builder was given.
         evaluates: whether the configuration is for an evaluation.
     """
@@ -161,7 +161,7 @@ class Next:
 
         Args:
             root: the folder.
-            report_file: what its files of reports are called behind the split.
+            report_file: name of its report files after the split.
         """
         split = "test" if self.evaluates else "train"
         reports = (root / f"{split}.{report_file}").is_file()
@@ -195,7 +195,7 @@ class Next:
 
 
 def _lines(words: Sequence[str]) -> str:
-    """A command on lines of at most 100 columns that a shell reads as one."""
+    """Wrap a command at 100 columns with backslashes."""
     lines = [""]
     for word in words:
         quoted = word if word == "name=<run>" else shlex.quote(word)
@@ -215,7 +215,7 @@ def make(
     then: Next,
     report_file: str = "report.tok",
 ) -> None:
-    """Build a folder unless it is there; print what was kept and left out, and what to run next."""
+    """Build a folder unless it exists; print kept and left-out samples and the next command."""
     started = time.monotonic()
     if is_built(root, origin, force=force):
         print(f"{root}: the same build is there already, nothing to do")
@@ -273,7 +273,7 @@ def list_facts(folder: Path) -> dict[str, Any]:
 
 
 def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """What is in the folder of images that limits a build, for the card.
+    """Return the data card's facts about the image folder that limits a build.
 
     Raises:
         DataError: there is no such folder.
@@ -286,7 +286,7 @@ def images_facts(folder: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[str]]) -> list[str]:
-    """Those of some images that are in a folder; all of them without one.
+    """Return those of some images that are in a folder; all without a folder.
 
     Args:
         images: paths relative to the folder.
@@ -299,7 +299,7 @@ def only_present(images: list[str], folder: Path | None, listed: dict[Path, set[
 
 
 def is_present(path: Path, listed: dict[Path, set[str]]) -> bool:
-    """Whether a file is there, found by listing each folder once."""
+    """Return whether a file is there, found by listing each folder once."""
     return path.name in names_in(path.parent, listed)
 
 
@@ -316,7 +316,7 @@ def names_in(folder: Path, listed: dict[Path, set[str]]) -> set[str]:
 
 
 def _short(value: Any) -> bool:
-    """Whether a note is printed: a text, a number, a list or counts, but no shares of labels."""
+    """Return whether a note is printed: texts, numbers, lists and counts are, label shares not."""
     return not isinstance(value, dict) or all(isinstance(v, int) for v in value.values())
 
 

@@ -21,7 +21,7 @@ from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 CARD = "data_card.json"
 Replaced = Literal["all", "images"] | None
 LEFT_OUT = "left_out.tsv"
-VERSION = 3  # of what the builders write; another one means that the same input gives other lines
+VERSION = 3  # raise it when builders write other lines for the same input
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def samples_by_split(
 
 
 def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
-    """Whether `root` holds this very build already, complete and unchanged.
+    """Return whether `root` holds this very build already, complete and unchanged.
 
     Args:
         root: the folder.
@@ -297,7 +297,7 @@ def _facts(build: Build, folder: Path) -> dict[str, Any]:
 
 
 def _check(build: Build, beside: Path) -> None:
-    """Refuse what cannot be written; when nothing is left, `beside` names all that is left out."""
+    """Refuse invalid builds; if nothing is left, `beside` is the list of left-out samples."""
     empty = [split for split, samples in build.samples.items() if not samples]
     for split in empty:
         del build.samples[split]
@@ -329,7 +329,7 @@ def _write_left_out(path: Path, dropped: Dropped) -> None:
 
 
 def _differences(card: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, str]:
-    """What differs between a card and the wanted one, in words, by the name of what differs."""
+    """Return the differences between a card and the wanted one, by their name."""
     differs = {}
     for key, value in wanted.items():
         given = card.get(key)

@@ -1,7 +1,7 @@
 """Image statistics and problems of a split, found by decoding its images.
 
-Images that can be decoded may still be hardly what they should be: near-black, torn or negatives,
-which their pixels show.
+Images that can be decoded may still be wrong: near-black, torn or negatives, which their pixels
+show.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vilmedic.datasets.decode import DICOM_SUFFIXES, FORMATS
-from vilmedic.datasets.pictures import Pictures
+from vilmedic.datasets.image_source import ImageSource
 from vilmedic.errors import VilmedicError
 from vilmedic.files import core_count
 from vilmedic.log import progress
@@ -31,7 +31,7 @@ _BULK = 0.95
 _STRAY = 1000  # one pixel in so many may be hot
 _FLAT = 4  # times that the range shrinks without them
 _GRID = 16  # cells a side of a thumbnail
-_FEWEST = 8  # images that tell what the set is like
+_FEWEST = 8  # images needed to know what the set looks like
 _ALIKE, _OPPOSITE = 0.35, -0.5  # correlation of the usual image, and of a negative, with the set
 _SIDE = 512  # rows and columns that are looked at for tears
 _JUMP = 5  # times the usual difference of neighbouring rows
@@ -90,7 +90,7 @@ class ImageFacts:
 
 
 def examine_images(
-    pictures: Pictures,
+    source: ImageSource,
     skipped: set[int],
     *,
     most: int | None,
@@ -101,7 +101,7 @@ def examine_images(
     """Decode the images of a split.
 
     Args:
-        pictures: where they are.
+        source: where they are.
         skipped: lines to leave out, as images of theirs are missing.
         most: images to look at, evenly over the split; None takes all.
         workers: threads, 0 for one a core.
@@ -110,23 +110,23 @@ def examine_images(
     """
     jobs = [
         (line, number)
-        for line in range(len(pictures.texts))
+        for line in range(len(source.texts))
         if line not in skipped
-        for number in range(len(pictures.names(line)))
+        for number in range(len(source.names(line)))
     ]
     if most is not None and most < len(jobs):
         jobs = [jobs[place] for place in _evenly(len(jobs), most)]
     kept = {jobs[place] for place in _evenly(len(jobs), samples)}
     facts = ImageFacts(looked_at=len(jobs))
     with ThreadPoolExecutor(workers or core_count()) as pool:
-        looks = pool.map(lambda job: _look(pictures, *job, sample=job in kept), jobs)
+        looks = pool.map(lambda job: _look(source, *job, sample=job in kept), jobs)
         bar = progress(looks, title, "images", len(jobs))
         for (line, number), look in zip(jobs, bar, strict=True):
-            where = pictures.texts.where(line)
+            where = source.texts.where(line)
             if look.reason:
                 facts.unreadable.append(f"{where}: {look.reason}")
                 continue
-            place = pictures.places(line)[number]
+            place = source.places(line)[number]
             named = f"{where}: {place}"
             facts.modes[look.mode] += 1
             facts.sizes.append(look.size)
@@ -184,7 +184,7 @@ def brightness_faults(image: np.ndarray) -> list[str]:
 
 
 def is_torn(image: np.ndarray) -> bool:
-    """Whether rows are shifted against those above them, or empty in the midst of the image.
+    """Return whether rows are shifted against those above them, or empty in the midst of the image.
 
     At a tear the difference of two neighbouring rows is far above what is usual in the image, both
     have something on them, and they fit when one of them is shifted. Borders and collimation do
@@ -253,12 +253,12 @@ def _evenly(count: int, wanted: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, wanted)).astype(int).tolist() if count else []
 
 
-def _look(pictures: Pictures, line: int, number: int, *, sample: bool) -> _Look:
-    name = pictures.places(line)[number]
+def _look(source: ImageSource, line: int, number: int, *, sample: bool) -> _Look:
+    name = source.places(line)[number]
     notes: list[str] = []
     try:
-        grey = pictures.decode(line, number, thorough=True, notes=notes)[0].numpy()
-        with pictures.open(line, number) as file:
+        grey = source.decode(line, number, thorough=True, notes=notes)[0].numpy()
+        with source.open(line, number) as file:
             mode = _mode(file, name)
         blank = bool(grey.min() == grey.max())
         faults = [] if blank else brightness_faults(grey)
@@ -277,7 +277,7 @@ def _look(pictures: Pictures, line: int, number: int, *, sample: bool) -> _Look:
         )
     except VilmedicError as error:
         return _Look(reason=str(error))
-    except Exception as error:  # one file must not end the check of all others
+    except Exception as error:  # one file must not stop the check of the others
         return _Look(reason=f"{name} cannot be read: {error or type(error).__name__}")
 
 
@@ -307,7 +307,7 @@ def _mode(file: IO[bytes], name: str) -> str:
 
 
 def _has_grey_band(image: np.ndarray) -> bool:
-    """Whether a part of the rows holds one grey value, as decoders fill up what is missing."""
+    """Return whether some rows hold one grey value, as decoders fill in missing data."""
     same = (image.max(axis=1) - image.min(axis=1) <= 1) & (image[:, 0] > DARK)
     same &= image[:, 0] < BRIGHT
     longest = current = 0
@@ -318,7 +318,7 @@ def _has_grey_band(image: np.ndarray) -> bool:
 
 
 def _fits_shifted(image: np.ndarray, row: int) -> bool:
-    """Whether the rows from `row` on continue those above it at another place."""
+    """Return whether the rows from `row` on continue those above it at another place."""
     above, below = (_standard(image[at].astype(float)) for at in (row - 1, row))
     if above is None or below is None:
         return False

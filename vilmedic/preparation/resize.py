@@ -183,7 +183,7 @@ def _jobs(source: Path, target: Path, suffix: str, found: Resized) -> Iterator[t
 
 
 def _is_image(path: Path) -> bool:
-    """Whether the first bytes of a file, which may have no suffix, are those of an image."""
+    """Return whether the first bytes of a file, which may have no suffix, are those of an image."""
     with open_regular(path) as file:
         return suffix_by_content(file.read(HEAD)) is not None
 
@@ -241,7 +241,7 @@ def _results(
 def _resize(
     job: tuple[Path, Path], *, short_side: int, quality: int, max_pixels: int, since: int
 ) -> tuple[str, str]:
-    """What became of an image: present, unreadable with the reason, or written with notes on it."""
+    """Result for an image: present, unreadable with the reason, or written with notes."""
     source, target = job
     notes: list[str] = []
     try:

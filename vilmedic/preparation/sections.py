@@ -238,7 +238,7 @@ def _named(text: str, misspelt: bool) -> tuple[str, str, bool] | None:
 
 
 def _in_small_letters(text: str, name: str, misspelt: bool) -> bool:
-    """Whether a name that is not in capitals is a heading all the same, even a misspelt one."""
+    """Return whether a name in small letters is a heading, even a misspelt one."""
     if not text[0].isupper():
         return False
     if name in _ANY_CASE or not misspelt:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from vilmedic.datasets.decode import HEAD, MAX_PIXELS, SUFFIXES, open_image, suffix_by_content
+from vilmedic.datasets.image_source import SHARD_INDEX, ImageFiles, first_numbers
 from vilmedic.datasets.lines import check_aligned, listed, read_lines
-from vilmedic.datasets.pictures import SHARD_INDEX, PictureFiles, first_numbers
 from vilmedic.datasets.shards import Shard, ShardIndex
 from vilmedic.errors import DataError
 from vilmedic.files import core_count, replacing, sha256_of
@@ -124,7 +124,7 @@ def _write_split(
     kinds = sorted(path.name.removeprefix(f"{split}.") for path in root.glob(f"{split}.*.tok"))
     lines = {kind.removesuffix(".tok"): read_lines(root, split, kind) for kind in kinds}
     check_aligned(list(lines.values()))
-    files = PictureFiles(lines["image"], folder, ext, "grey", None, ALL, MAX_PIXELS)
+    files = ImageFiles(lines["image"], folder, ext, "grey", None, ALL, MAX_PIXELS)
     missing = files.missing()
     if missing:
         raise DataError(f"{listed(list(missing.values()), 'missing image')}. {files.remedy}.")
@@ -193,7 +193,7 @@ def _shard(path: Path, members: Sequence[Member]) -> tuple[Shard, list[tuple[int
 
 
 def _holds(path: Path, found: Sequence[tuple[str, int, int]], members: Sequence[Member]) -> bool:
-    """Whether a shard, in which some files were found, holds just these members."""
+    """Return whether a shard, in which some files were found, holds just these members."""
     if [(name, size) for name, _, size in found] != [(m.name, _size(m)) for m in members]:
         return False
     with open(path, "rb") as shard:

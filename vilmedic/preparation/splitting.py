@@ -117,16 +117,16 @@ def stratified_split(
     size = np.array([sizes[group] for group in groups], np.int64)
     share = np.array(shares)
     wanted = share[:, None] * counts.sum(axis=0)
-    room = share * size.sum()
+    capacity = share * size.sum()
     usable = share > 0
     split = np.full(len(groups), -1)
 
     def deal(row: int, key: np.ndarray) -> None:
         best = np.flatnonzero(usable & np.isclose(key, key[usable].max()))
-        place = int(best[np.argmax(room[best])])
+        place = int(best[np.argmax(capacity[best])])
         split[row] = place
         wanted[place] -= counts[row]
-        room[place] -= size[row]
+        capacity[place] -= size[row]
 
     left = counts.sum(axis=0).astype(float)
     while names and (left > 0).any():
@@ -138,7 +138,7 @@ def stratified_split(
             left -= counts[row]
         left[rarest] = 0
     for row in np.flatnonzero(split < 0).tolist():
-        deal(row, room)
+        deal(row, capacity)
     _refine(split, np.column_stack([counts, size]), share, seed)
     chosen = {group: SPLITS[split[row]] for row, group in enumerate(groups)}
     _check_filled(chosen, shares)

@@ -151,11 +151,11 @@ def retrievals(
     order = sorted(known, key=lambda place: ranks[samples["line"][place]])
 
     def example(place: int) -> Example:
-        picture = samples["thumbnail"][place]
+        thumbnail = samples["thumbnail"][place]
         return Example(
             line=samples["line"][place],
             rank=ranks[samples["line"][place]],
-            image=f"data:image/webp;base64,{picture}" if picture else "",
+            image=f"data:image/webp;base64,{thumbnail}" if thumbnail else "",
             report=samples["report"][place],
             found=samples["report"][nearest[place][0]] if nearest else "",
         )

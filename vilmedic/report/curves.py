@@ -40,6 +40,7 @@ _TITLES = {
     "data_wait": "Share of time waiting for data",
     "memory_gib": "Most memory held, GiB",
 }
+_LOSSES = {"loss": "loss of single steps", "train_loss": "train_loss, mean of the epoch"}
 _LOGARITHMIC = ("grad_norm",)
 _REFERENCE = {"loss_over_ln_batch": 1.0}
 _MATTER = 6  # panels that are drawn large; the page folds the others
@@ -230,7 +231,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     """
     names = list(dict.fromkeys(line.name for line in panel.lines))
     seeds = list(dict.fromkeys(line.seed for line in panel.lines))
-    shown = shorter(names)
+    shown = line_labels(names)
     for line in panel.lines:
         thin = line.thinned()
         style = SEED_STYLES[seeds.index(line.seed) % len(SEED_STYLES)]
@@ -250,9 +251,9 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         axis.axvline(step, color=BEST, linestyle=style, linewidth=0.8, alpha=0.7)
     values = [value for line in panel.lines for value in line.values]
     low, high = min(values), max(values)
-    if high - low <= 1e-6 * abs(high):  # a constant, which the axis would enlarge to its rounding
-        room = 0.1 * abs(high) or 1.0
-        axis.set_ylim(low - room, high + room)
+    if high - low <= 1e-6 * abs(high):  # a constant: autoscaling would show its rounding
+        margin = 0.1 * abs(high) or 1.0
+        axis.set_ylim(low - margin, high + margin)
     elif panel.logarithmic and low > 0:
         axis.set_yscale("log")
     axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
@@ -269,7 +270,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
 
 
 def smoothed(line: Line, share: float = 0.05) -> list[float]:
-    """The mean of a window of a share of the points around each point."""
+    """Moving average over a window that is a share of the points."""
     half = max(1, round(len(line.values) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(line.values)])
     count = len(line.values)
@@ -279,8 +280,16 @@ def smoothed(line: Line, share: float = 0.05) -> list[float]:
     return means
 
 
+def line_labels(names: Sequence[str]) -> list[str]:
+    """Return the labels of the lines of a panel; two training losses say what each is of."""
+    both = {"loss", "train_loss"} <= set(names)
+    replaced = _LOSSES if both else {}
+    pairs = zip(names, shorter(names), strict=True)
+    return [replaced.get(name, short) for name, short in pairs]
+
+
 def shorter(names: Sequence[str]) -> list[str]:
-    """Names without the words that all of them begin with."""
+    """Remove the common first words of names."""
     if len(names) < 2:
         return list(names)
     parts = [name.split("_") for name in names]

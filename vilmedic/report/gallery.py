@@ -98,11 +98,11 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
         # What lies beside a sheet is on it.
         others = [p for p in found if p.name != SHEET and p.with_name(SHEET) not in sheets]
         pictures: list[Picture] = []
-        room, waiting = MOST_SHEETS, iter(sheets)
-        while room > 0 and (path := next(waiting, None)) is not None:
+        left, waiting = MOST_SHEETS, iter(sheets)
+        while left > 0 and (path := next(waiting, None)) is not None:
             picture = _read(path, run_dir, left_out)
             pictures += [picture] if picture else []
-            room -= len(picture.data) if picture else 0
+            left -= len(picture.data) if picture else 0
         more, waiting = len(list(waiting)), iter(others)
         shown = len(pictures)
         while len(pictures) < shown + MOST and (path := next(waiting, None)) is not None:
@@ -114,7 +114,7 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
 
 
 def _foreign(path: Path, run_dir: Path) -> bool:
-    """Whether an image lies in a folder that a logger or an evaluation owns."""
+    """Return whether an image lies in a folder that a logger or an evaluation owns."""
     return path.relative_to(run_dir).parts[0] in ("wandb", "mlruns", "tensorboard", FOLDER)
 
 

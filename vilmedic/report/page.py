@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vilmedic.checkpoints.left_out import MOST_TOLD, LeftOut, check_run, read_bytes
+from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run, read_bytes
 from vilmedic.drawing.colours import COLOURS
 from vilmedic.errors import escaped
 from vilmedic.evaluation.evaluations import shown_folders
@@ -27,9 +27,9 @@ from vilmedic.report.curves import (
     Panel,
     arrange,
     best_steps,
+    line_labels,
     panel_colours,
     read_curves,
-    shorter,
 )
 from vilmedic.report.gallery import read_gallery
 from vilmedic.report.settings import RunSettings, data_of, read_settings, score_of, section
@@ -90,8 +90,8 @@ def write_report(run_dir: Path, left_out: LeftOut | None = None) -> Path:
             explorers=explorers,
             settings=settings,
             plotly=plotly() if explorers or lines or any(drawn) else "",
-            left_out=left_out.reasons[:MOST_TOLD],
-            more_left_out=max(0, len(left_out.reasons) - MOST_TOLD),
+            left_out=left_out.reasons[:MOST_LISTED],
+            more_left_out=max(0, len(left_out.reasons) - MOST_LISTED),
         )
     )
     path = run_dir / PAGE
@@ -151,7 +151,7 @@ def _explorers(run_dir: Path, left_out: LeftOut) -> list[dict[str, Any]]:
 
 
 def _read_explorer(packed: bytes) -> dict[str, Any]:
-    """Read the data of an explorer; refuses what the page's script would stumble over.
+    """Read the data of an explorer; refuses data that would break the page's script.
 
     Raises:
         Exception: of any kind; it is damaged.
@@ -189,7 +189,7 @@ def packed_panels(panels: Sequence[Panel]) -> str:
     made: list[dict[str, Any]] = []
     for panel in panels:
         names = list(dict.fromkeys(line.name for line in panel.lines))
-        short = dict(zip(names, shorter(names), strict=True))
+        short = dict(zip(names, line_labels(names), strict=True))
         drawn = [
             {**asdict(line.thinned()), "short": short[line.name], "colour": colours[line.name]}
             for line in panel.lines

@@ -229,7 +229,7 @@ def read_evaluations(run_dir: Path, left_out: LeftOut | None = None) -> Table | 
 
 
 def _column(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the table of evaluations says of one."""
+    """Return the column of one evaluation in the table of evaluations."""
     column = {
         "evaluated": source(entry["system"], entry["checkpoints"], ema=entry["ema"]),
         "date": entry["date"][:16],

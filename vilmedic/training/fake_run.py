@@ -76,7 +76,7 @@ class FakeRun:
 
 
 class FakeTraining:
-    """A training whose steps are run without numbers.
+    """A training whose steps run on fake tensors.
 
     Args:
         model: as `prepare_network` leaves it, on the CPU; its weights are gone afterwards.
@@ -98,16 +98,18 @@ class FakeTraining:
         # What is small and decides on shapes, ids and masks, keeps its numbers.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._ledger = _Ledger()
+        parts = [model, *held_networks(model)]
         with self._mode, self._ledger:
-            _empty(model)
-            for value in [*model.parameters(), *model.buffers()]:
-                self._ledger.assign(value, WEIGHTS)
+            for part in parts:
+                _empty(part)
+                for value in [*part.parameters(), *part.buffers()]:
+                    self._ledger.assign(value, WEIGHTS)
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(self._ledger.assign_gradient)
 
     def step(self, group: list[dict[str, Any]]) -> FakeRun:
-        """What the second of two steps takes; the first one makes the state of the optimizer.
+        """Return the cost of the second of two steps; the first creates the optimizer state.
 
         Args:
             group: batches as the loader gives them; those of images need no numbers.
@@ -138,6 +140,12 @@ class FakeTraining:
                     if isinstance(value, Tensor):
                         ledger.assign(value, OPTIMIZER)
         return FakeRun(ledger.peak, ledger.operations)
+
+
+def held_networks(model: nn.Module) -> list[nn.Module]:
+    """Frozen networks that a model uses in a step and that are no parts of it, loaded."""
+    found = [getattr(module, "held_network", None) for module in model.modules()]
+    return [network for get in found if get is not None and (network := get()) is not None]
 
 
 class _AttentionOfAGPU(TorchFunctionMode):
@@ -174,7 +182,7 @@ def _attention(
 
 
 class _Ledger(TorchDispatchMode):
-    """Keeps account of the memory that is held, and of what is computed."""
+    """Tracks the memory that is held and the operations that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,11 +192,11 @@ class _Ledger(TorchDispatchMode):
         self._entries: dict[int, list[Any]] = {}
 
     def restart(self) -> None:
-        """Forget the peak and the operations, not what is held."""
+        """Reset the peak and the operations, but not the memory held."""
         self.peak, self.operations = dict(self.now), []
 
     def assign(self, tensor: Tensor, part: str) -> None:
-        """Say what the memory of a tensor is for."""
+        """Record the purpose of a tensor's memory."""
         entry = self._entry(tensor)
         if entry is not None:
             size, before = entry
@@ -197,7 +205,7 @@ class _Ledger(TorchDispatchMode):
             entry[1] = part
 
     def assign_gradient(self, parameter: Tensor) -> None:
-        """Say that a parameter has its gradient now."""
+        """Record that a parameter has its gradient."""
         if parameter.grad is not None:
             self.assign(parameter.grad, GRADIENTS)
 
@@ -266,7 +274,7 @@ def _is_fake(tensor: Tensor) -> bool:
 
 
 def _has_numbers(func: Any, inputs: list[Tensor], args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether an operation is done with numbers: on what has them, and what makes small ones."""
+    """Return whether an operation runs on real numbers: its inputs have them, or it is small."""
     if inputs:
         return not any(map(_is_fake, inputs))
     name = func.overloadpacket.__name__

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vilmedic.datasets.aligned import TOKEN_HASH
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import ContrastiveModel, Features
 
-CHANCE = 0.97  # of the loss of features that tell nothing
+CHANCE = 0.97  # of the loss of uninformative features
 COLLAPSED = 0.03  # of the spread of features that fill the sphere
 DUPLICATES = 0.25
 PATIENCE = 200  # steps
@@ -23,10 +24,10 @@ TIE = 1e-6  # of cosines in float32
 
 
 class StuckWarning:
-    """Looks at the diagnostics of logged steps and warns when a run is stuck.
+    """Watches the diagnostics of logged steps and warns when a run is stuck.
 
-    A run is stuck when over `patience` steps in a row its mean loss was that of features which
-    tell nothing. While it stays so the warning is repeated after twice as many steps each time.
+    A run is stuck if its mean loss over `patience` steps in a row is that of uninformative
+    features. While it stays stuck the warning is repeated after twice as many steps each time.
 
     Args:
         patience: steps before the first warning.
@@ -107,8 +108,7 @@ class Observed:
 def observing(model: Any, wanted: bool) -> Iterator[Observed]:
     """Keep the features of own samples that a contrastive model compares in this context.
 
-    Nothing is computed here, so that a step that is not logged costs nothing and a step that is
-    logged is the same step.
+    Nothing is computed here, so that steps are the same whether they are logged or not.
 
     Args:
         model: any model; those that are not contrastive are left alone.
@@ -136,11 +136,12 @@ def contrastive_diagnostics(
     """Health metrics, which separate a stuck or collapsed run from a healthy one.
 
     Args:
-        model: says which features are compared, and what a loss of no information is.
+        model: gives the compared features and the loss at chance.
         features: those of one batch, as `contrast` got them; of a batch that is spread over
             processes those of this process.
         loss: the loss of the batch.
-        batch: the batch; `input_ids` [B, T] are looked through for duplicates.
+        batch: the batch; `input_ids` [B, T], or `token_hash` [B], are looked through for
+            duplicates.
         size: samples of the whole batch.
 
     Returns:
@@ -165,8 +166,9 @@ def contrastive_diagnostics(
     temperature = model.temperature_of(features)
     if temperature is not None:
         numbers["temperature"] = temperature
-    if "input_ids" in batch:
-        numbers["duplicate_reports"] = duplicates(batch["input_ids"])
+    reports = batch.get("input_ids", batch.get(TOKEN_HASH))
+    if reports is not None:
+        numbers["duplicate_reports"] = duplicates(reports)
     return numbers
 
 

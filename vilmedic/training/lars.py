@@ -86,13 +86,13 @@ class LARS(Optimizer):
     def _update(
         self, group: dict[str, Any], parameters: list[nn.Parameter], *, adapted: bool
     ) -> None:
-        """One step of weights that are all adapted, or all not."""
+        """Take one step of weights of which either all are adapted or none."""
         weights = [local(p.detach()) for p in parameters]
         slopes = [local(p.grad) for p in parameters if p.grad is not None]
         found_inf = getattr(self, "found_inf", None)
         rate, momentum = group["lr"], group["momentum"]
         if found_inf is not None:
-            # Zero times what is not a number is no number, so the bits are multiplied.
+            # Zero times nan is nan, so the bits are multiplied instead.
             taken = 1 - local(found_inf)
             kind = _AS_NUMBERS[slopes[0].element_size()]
             torch._foreach_mul_([slope.view(kind) for slope in slopes], taken.to(kind))
@@ -125,7 +125,7 @@ class LARS(Optimizer):
         weights: list[Tensor],
         slopes: list[Tensor],
     ) -> Tensor:
-        """What the rate of each weight tensor is multiplied with, [tensors]."""
+        """Return the learning-rate factor of each weight tensor, [tensors]."""
         norms = torch.stack([*torch._foreach_norm(weights), *torch._foreach_norm(slopes)])
         if isinstance(parameters[0], DTensor):
             squares = norms.square()

@@ -75,11 +75,11 @@ class MetricsLog:
         """Add a line of numbers that depend on time."""
         self._write("timing", step, {"time": round(time.time(), 3), **values})
 
-    def pictures(self, step: int, folder: Path) -> None:
+    def figures(self, step: int, folder: Path) -> None:
         """Give the PNG files of a folder, if there is one, to the loggers."""
         for path in sorted(folder.glob("*.png")):
             for one in list(self._loggers):
-                self._guarded(one, one[1].picture, step, path)
+                self._guarded(one, one[1].figure, step, path)
 
     def close(self) -> None:
         """Flush what is buffered."""
@@ -87,10 +87,10 @@ class MetricsLog:
             self._guarded(one, one[1].close)
 
     def flush(self) -> None:
-        """Bring every line to the disk.
+        """Flush all lines to the disk.
 
         Raises:
-            OSError: the disk does not take them; they are kept and tried again with the next.
+            OSError: they cannot be written; they are kept and written with the next ones.
         """
         for name, path in self._paths.items():
             with shared(self._lock):
@@ -139,7 +139,7 @@ class MetricsLog:
 
 
 class NoLog:
-    """Takes the numbers of a run and forgets them."""
+    """No-op metrics log for non-main processes."""
 
     lines = 0
 
@@ -149,14 +149,14 @@ class NoLog:
     def timing(self, step: int, values: dict[str, Any]) -> None:
         """Take a line."""
 
-    def pictures(self, step: int, folder: Path) -> None:
+    def figures(self, step: int, folder: Path) -> None:
         """Log images."""
 
     def flush(self) -> None:
         """Nothing waits."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:

@@ -35,7 +35,7 @@ SKIPPED = 3
 
 
 class StepWatch:
-    """Looks at every step, and at its numbers where waiting for the device is accepted.
+    """Watches every step, and reads its numbers where synchronising with the device is acceptable.
 
     That is every step on a CPU, and the steps that are logged on a GPU.
 
@@ -66,16 +66,16 @@ class StepWatch:
         self.throughput = Throughput(self.device)
         self.stuck = StuckWarning()
         self._observed = Observed()
-        self._bad_told, _ = tally.bad_steps()
+        self._bad_logged, _ = tally.bad_steps()
 
     def start_epoch(self, epoch: int, steps: int, done: int) -> None:
-        """Open the progress bar of an epoch of `steps` steps, of which some were done before."""
+        """Open the progress bar of an epoch of `steps` steps, some of which may be done."""
         self._epoch = epoch
         self.bars.start_epoch(epoch, steps, done)
         self.throughput.restart()
 
     def waiting_for(self, groups: Iterable[T]) -> Iterator[T]:
-        """Pass on what is trained on and time how long it is waited for."""
+        """Yield batch groups and measure the waiting time."""
         return self.throughput.waiting_for(groups)
 
     @contextmanager
@@ -89,7 +89,7 @@ class StepWatch:
             yield
 
     def end_epoch(self) -> None:
-        """Close the progress bar and say which samples were left out."""
+        """Close the progress bar and log the samples left out."""
         self.bars.end_epoch()
         for skipped in processes.gather(self.data.skipped):
             self.data.skip(skipped)
@@ -106,7 +106,7 @@ class StepWatch:
         settings: dict[str, float],
         group: Group,
     ) -> None:
-        """Look at a step.
+        """Process a step.
 
         Args:
             step: its number, from 1.
@@ -126,7 +126,7 @@ class StepWatch:
         self.bars.show(
             **{"loss": f"{loss:.4g}", "lr": f"{settings['lr']:.1e}", "samples/s": f"{rate:.0f}"}
         )
-        self._tell_bad_steps(step, result, group)
+        self._log_bad_steps(step, result, group)
         if not logged:
             return
         if result.taken:
@@ -147,13 +147,15 @@ class StepWatch:
             self.model, features, loss, group.batches[-1], group.parts[-1].total
         )
 
-    def _tell_bad_steps(self, step: int, result: StepResult, group: Group) -> None:
-        """Tell of steps skipped since the last look; end the run after too many in a row."""
+    def _log_bad_steps(self, step: int, result: StepResult, group: Group) -> None:
+        """Log newly skipped steps; end the run after too many in a row."""
         bad, in_a_row = self.tally.bad_steps()
         what = f"loss {result.loss.item()}, gradient norm {result.grad_norm.item()}"
-        if bad > self._bad_told:
-            LOGGER.warning("Skipped %d of the steps up to %d: %s", bad - self._bad_told, step, what)
-            self._bad_told = bad
+        if bad > self._bad_logged:
+            LOGGER.warning(
+                "Skipped %d of the steps up to %d: %s", bad - self._bad_logged, step, what
+            )
+            self._bad_logged = bad
         if in_a_row >= self.section.max_bad_steps:
             lines = [
                 line for batch in group.batches for line in self.data.lines(batch["index"].tolist())
@@ -228,9 +230,9 @@ class RunBars:
     def show(self, **numbers: str) -> None:
         """The newest numbers, beside the bar or, when it is time, in a line."""
         if self._inner is not None:
-            told = "  ".join(f"{name} {value}" for name, value in numbers.items())
+            text = "  ".join(f"{name} {value}" for name, value in numbers.items())
             # the bar takes what the numbers leave: at 80 columns they are seen, and little of it
-            self._inner.bar_format = f"{STEPS}  {{remaining}} left  {told}"
+            self._inner.bar_format = f"{STEPS}  {{remaining}} left  {text}"
             self._inner.refresh()
         now = time.monotonic()
         if self._terminal or not self._main or now - self._told < self._every:
@@ -275,7 +277,7 @@ class Throughput:
         self._since = time.perf_counter()
 
     def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass on batches and time how long each is waited for."""
+        """Yield batches and measure the waiting time for each."""
         iterator = iter(batches)
         while True:
             self._waits.begin()

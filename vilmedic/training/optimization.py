@@ -24,23 +24,23 @@ from vilmedic.registry import import_class
 
 PER_EPOCH = ("StepLR", "MultiStepLR", "ExponentialLR")
 FUSED_WHEN_SHARDED = (torch.optim.Adam, torch.optim.AdamW)
-"""The fused updates that torch has for weights of which each process holds a part."""
+"""Fused optimizers of torch that support sharded weights."""
 KERNELS = {"fused", "foreach", "capturable", "differentiable"}
-"""Options of optimizers by which a configuration itself chooses how they are computed."""
+"""Optimizer options with which a configuration chooses the implementation itself."""
 LENGTH_ARGUMENTS = ("T_max", "total_steps")
 """Arguments of torch's schedulers that mean the length of the run, filled in when left out."""
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")
-"""Learning rates of a group of parameters: the one of now, and what schedulers keep there."""
+"""Learning-rate keys of a parameter group: the current rate, and those of schedulers."""
 SCALE = "lr_scale"
-"""Of a group of parameters: its learning rate as a multiple of `trainor.optim_params.lr`."""
+"""Key of a parameter group: its learning rate as a multiple of `trainor.optim_params.lr`."""
 GROUP, REST, OWN_DECAY = "group", "the rest", "own_decay"
-"""Of a group of `trainor.optim_groups`: its entries, and whether it has a decay of its own."""
+"""Keys of a group of `trainor.optim_groups`: its entries, and whether it sets a decay."""
 LENGTH_STATE = (*LENGTH_ARGUMENTS, "_schedule_phases")
-"""What a scheduler keeps of them."""
+"""Keys that a scheduler keeps there."""
 
 
 def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
-    """The optimizer `section.optimizer` over the parameters that are trained, fused if possible.
+    """Make the optimizer `section.optimizer` for the trainable parameters, fused if possible.
 
     Raises:
         ConfigError: torch refuses an option, or no parameter is left to train.
@@ -76,12 +76,12 @@ def make_optimizer(model: nn.Module, section: TrainorSection) -> Optimizer:
 def parameter_groups(
     model: nn.Module, wanted: dict[str, dict[str, float]], base: float
 ) -> list[dict[str, Any]]:
-    """The weights that are trained, in groups of the same options.
+    """Return the trainable weights in groups with the same options.
 
     Args:
         model: the model.
         wanted: `trainor.optim_groups`.
-        base: the rate of weights that are in none.
+        base: the learning rate of weights in no group.
 
     Raises:
         ConfigError: an entry names no weight that is trained, or asks for a decay over the layers
@@ -117,6 +117,13 @@ def parameter_groups(
     return list(found.values())
 
 
+def common_rate(optimizer: Optimizer) -> float:
+    """What a schedule has made of `trainor.optim_params.lr`, whichever rates the groups have."""
+    groups = optimizer.param_groups
+    whole = [group["lr"] for group in groups if group.get(SCALE, 1.0) == 1.0]
+    return float(whole[0] if whole else groups[0]["lr"] / groups[0][SCALE])
+
+
 def described_groups(optimizer: Optimizer) -> Iterator[str]:
     """A line for each entry of `trainor.optim_groups`, and for the rest: weights and rates."""
     named: dict[str, list[dict[str, Any]]] = {}
@@ -136,13 +143,13 @@ def described_groups(optimizer: Optimizer) -> Iterator[str]:
 
 
 def _is_named(name: str, key: str) -> bool:
-    """Whether a weight is meant by its name, that of what it lies in, or a pattern."""
+    """Return whether a key matches a weight: by its name, a parent module, or a pattern."""
     return name == key or name.startswith(f"{key}.") or fnmatchcase(name, key)
 
 
 def _depths(model: nn.Module, key: str) -> dict[int, int]:
     """For each weight of a part the number of its layer, counted from the last one."""
-    # imported here: a run without groups does without them
+    # imported here: runs without groups do not need it
     from vilmedic.blocks.repeated import HEAD, layers_of
     from vilmedic.blocks.vision import VisionEncoder
 
@@ -172,7 +179,7 @@ def named_class(namespace: str, name: str) -> Any:
 
 
 def skips_by_itself(optimizer: Optimizer, device: torch.device) -> bool:
-    """Whether the update reads on the device that it should be skipped (`found_inf`).
+    """Return whether the update reads on the device that it should be skipped (`found_inf`).
 
     On a CPU reading costs nothing, and SGD with momentum is told before: a first step that its
     update leaves out would leave momentum in memory that nobody has written.
@@ -257,7 +264,7 @@ def schedule_options(trainor: dict[str, Any]) -> tuple[str | None, dict[str, Any
 
 
 class Schedule:
-    """A learning-rate scheduler of torch that is stepped at the moment its kind asks for.
+    """A learning-rate scheduler of torch, stepped at the time its kind needs.
 
     Plateau schedulers step after an evaluation, on its score; step-wise decays
     (`StepLR`, `MultiStepLR`, `ExponentialLR`), whose options count epochs, step after an epoch; all
@@ -268,10 +275,10 @@ class Schedule:
         optimizer: whose learning rate is changed.
         section: `lr_decay` and its options. `T_max` and `total_steps` are the steps of the run
             unless given, and `max_lr` is the optimizer's learning rate.
-        total_steps: number of optimizer steps from the first to the last of the schedule; of a
-            run that goes on, those done and those left, whatever a step was before.
-        better: `higher` or `lower`, whatever is better of the score that a plateau waits for: it
-            decides on its `mode` unless that is given.
+        total_steps: number of optimizer steps of the whole schedule; of a resumed run the steps
+            done plus the steps left, whatever a step was before.
+        better: `higher` or `lower`: which score is better for a plateau scheduler; sets its
+            `mode` unless that is given.
 
     Raises:
         ConfigError: torch refuses an option, or the schedule does not fit a run of this length.
@@ -298,6 +305,9 @@ class Schedule:
         for rate in ("max_lr", "base_lr"):  # torch takes one number as that of every group
             if isinstance(options.get(rate), int | float) and set(scales) != {1.0}:
                 options[rate] = [options[rate] * scale for scale in scales]
+        if self._name == "OneCycleLR" and self._warms_up_in_no_step(options):
+            # Torch divides by the length of the warm-up, 0 at exactly 1 / pct_start steps.
+            options["pct_start"] *= 1 + 1e-9
         try:
             self._scheduler = cls(optimizer, **options)
         except (TypeError, ValueError) as error:
@@ -310,9 +320,30 @@ class Schedule:
             ) from error
         if self._name not in PER_EPOCH:
             self._check_length(total_steps)
+        if set(scales) != {1.0} and (lowest := getattr(self._scheduler, "eta_min", 0.0)):
+            self._check_lowest(lowest, optimizer.param_groups)
+
+    def _check_lowest(self, lowest: float, groups: list[dict[str, Any]]) -> None:
+        """Refuse a lowest rate above the rate of a group, which would rise to it."""
+        rates = [float(rate) for rate in self._scheduler.base_lrs]
+        for group, rate in zip(groups, rates, strict=True):
+            if rate < lowest:
+                raise ConfigError(
+                    f"trainor.lr_decay_params.eta_min ({self._name}): given {lowest:g}, to which "
+                    f"the rate of {group.get(GROUP, 'a part of the model')}, {rate:g}, would rise. "
+                    f"Allowed: at most {min(rates):g}, the lowest rate of a group."
+                )
+
+    @staticmethod
+    def _warms_up_in_no_step(options: dict[str, Any]) -> bool:
+        share = options.setdefault("pct_start", 0.3)
+        steps = options.get("total_steps")
+        if not steps:
+            steps = options.get("epochs", 0) * options.get("steps_per_epoch", 0)
+        return bool(share < 1 and float(share * steps) == 1)
 
     def _check_length(self, steps: int) -> None:
-        """Refuse a schedule that ends, or comes to a learning rate of zero, within the run."""
+        """Refuse a schedule that ends, or reaches a learning rate of zero, within the run."""
         where = f"trainor.lr_decay_params ({self._name})"
         end = getattr(self._scheduler, "total_steps", None)
         if end is not None and end < steps:
@@ -349,11 +380,11 @@ class Schedule:
             self._scheduler.step(score)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {} if self._scheduler is None else self._scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the checkpoint was written; the length of the run is that of now."""
+        """Resume from a checkpoint; the length of the run is that of the current configuration."""
         if self._scheduler is not None:
             own = self._scheduler.state_dict()
             length = {key: own[key] for key in LENGTH_STATE if key in own}
@@ -363,14 +394,14 @@ class Schedule:
             if hasattr(self._scheduler, "base_lrs") and None not in base:
                 self._scheduler.base_lrs = base
             if stretched and hasattr(self._scheduler, "_get_closed_form_lr"):
-                # The cosine steps from the rate before: one that has come to zero stays there.
+                # The cosine computes each rate from the one before: a rate of zero stays zero.
                 rates = self._scheduler._get_closed_form_lr()
                 for group, lr in zip(self._scheduler.optimizer.param_groups, rates, strict=True):
                     group["lr"] = lr
 
 
 class WarmupCosineLR(lr_scheduler.LRScheduler):
-    """A rate that rises from 0 in a line, and falls along half a cosine to the end of the run.
+    """Linear warm-up from 0, then half a cosine to the end of the run.
 
     That is `get_cosine_schedule_with_warmup` of transformers: at step s, counted from 0, of S with
     a warm-up of W, the factor of every group's rate is s / W first and then
@@ -380,9 +411,9 @@ class WarmupCosineLR(lr_scheduler.LRScheduler):
     Args:
         optimizer: whose rates are changed.
         total_steps: steps of the run.
-        warmup: length of the warm-up: a whole number is one of steps (500), a fraction the share of
-            the run (0.1).
-        end_factor: share of the rate that is left at the end.
+        warmup: length of the warm-up: an integer is a number of steps (500), a fraction a share
+            of the run (0.1).
+        end_factor: final rate as a share of the initial one.
         last_epoch: -1, as a resumed run takes the rest from its checkpoint.
 
     Raises:
@@ -412,7 +443,7 @@ class WarmupCosineLR(lr_scheduler.LRScheduler):
         return round(self.warmup * self.total_steps) if share else int(self.warmup)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The rates of the groups at the step that comes."""
+        """Return the learning rates of the groups for the next step."""
         return [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
@@ -428,7 +459,7 @@ class WarmupCosineLR(lr_scheduler.LRScheduler):
 
 
 class AveragedWeights:
-    """The exponential moving average of weights and running statistics.
+    """Exponential moving average of weights and running statistics.
 
     After step t the average moves by 1 - min(decay, (1 + t) / (10 + t)) towards the weights, so
     that the start of training is soon forgotten.
@@ -449,7 +480,7 @@ class AveragedWeights:
 
         Args:
             step: steps of the run so far.
-            taken: whether the last one was taken, bool scalar; the average waits otherwise.
+            taken: whether the last step was taken, bool scalar; otherwise the average stays.
         """
         move = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = [(local(self._average[k]), local(v)) for k, v in self._tensors().items()]
@@ -470,7 +501,7 @@ class AveragedWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average as the weights of the model, and the weights back afterwards, bit by bit."""
+        """Use the averages as the model's weights, and restore the weights exactly afterwards."""
         self._swap()
         try:
             yield
@@ -483,8 +514,19 @@ class AveragedWeights:
         state = self._model.state_dict(keep_vars=True)
         return {name: self._average[first[id(value)]] for name, value in state.items()}
 
+    def has_frozen_weights(self) -> bool:
+        """Whether the averages of weights that are not trained are these weights.
+
+        Those of a run that trained them before come close to them only in time.
+        """
+        return all(
+            torch.equal(local(self._average[name]), local(value.detach()))
+            for name, value in self._tensors().items()
+            if isinstance(value, nn.Parameter) and not value.requires_grad
+        )
+
     def buffers(self) -> list[Tensor]:
-        """The averages of what is no weight, such as running statistics."""
+        """The averages of buffers, such as running statistics."""
         return [
             self._average[name]
             for name, value in self._tensors().items()
@@ -533,7 +575,7 @@ def _default_rate(cls: Any) -> float:
 
 
 def _can_be_fused(cls: Any, parameters: list[Any], options: dict[str, Any]) -> bool:
-    """Whether torch has one kernel for the whole update, and the options leave the choice open."""
+    """Return whether torch has a fused update that the options do not turn on or off."""
     if "fused" not in inspect.signature(cls).parameters or options.keys() & KERNELS:
         return False
     first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]

@@ -1,4 +1,4 @@
-"""A model made ready for training, in one process or several, and the checks before its first step.
+"""Preparation of a model for training in one or several processes, and checks before step 1.
 
 Data parallel (`ddp`): every process holds the whole model and gradients are averaged while the
 backward pass runs. Sharded (`fsdp`): every process holds a part of each weight, of its gradient
@@ -50,8 +50,8 @@ class Group:
 
     Args:
         batches: this process's parts of at most `grad_accu` batches.
-        parts: what they are of the batches of all processes.
-        signals: which of the signals any process gave.
+        parts: their position in the batches of all processes.
+        signals: which signals any process sent.
     """
 
     batches: list[dict[str, Any]]
@@ -68,15 +68,15 @@ def groups(
 ) -> Iterator[Group]:
     """The groups of the rest of an epoch; the last one may be shorter.
 
-    A process of which a batch has no sample, the last one of an epoch perhaps, takes part with
-    other samples that are not counted, since the others wait for it.
+    A process without samples in a batch, such as the last one of an epoch, takes part with other
+    samples that are not counted, since the other processes wait for it.
 
     Args:
         loader: this process's parts of the batches; None for one without a sample.
-        dataset: where samples that are not counted come from.
-        count: batches a group.
-        smallest: samples below which a batch is left out.
-        signals: what this process has to tell the others, asked before each group.
+        dataset: the source of samples that are not counted.
+        count: batches per group.
+        smallest: batches with fewer samples are left out.
+        signals: returns the signals of this process, before each group.
     """
     single = processes.world_size() == 1
     batches = (b for b in loader if not single or len(b["index"]) >= smallest)
@@ -86,9 +86,9 @@ def groups(
             own = list(itertools.islice(batches, count))
         if not own:
             return
-        told = [int(signal) for signal in signals()]
+        given = [int(signal) for signal in signals()]
         sizes = [0 if batch is None else len(batch["index"]) for batch in own]
-        table = list(zip(*processes.exchange([*sizes, *told]), strict=True))
+        table = list(zip(*processes.exchange([*sizes, *given]), strict=True))
         filled = []
         for batch in own:
             if batch is None and spare is None:
@@ -107,19 +107,19 @@ def groups(
 
 
 def seed_this_process(seed: int) -> None:
-    """Random numbers of its own for each process but the first: dropout differs between them."""
+    """Seed each process except the first differently, so that their dropout differs."""
     if processes.rank():
         seed_everything(stable_seed("process", seed, processes.rank()))
 
 
 def shard(model: Model, precision: str, device: torch.device) -> None:
-    """Leave each process its part of every weight, in place; whole blocks are gathered at once.
+    """Shard all weights over the processes, in place; whole blocks are gathered together.
 
-    Weights outside of the repeated blocks are gathered for the whole step. A frozen model inside of
-    the model, such as the VAE of DALLE, stays whole: it is also used outside of steps.
+    Weights outside of the repeated blocks are gathered for the whole step. A frozen submodel, such
+    as the VAE of DALLE, is not sharded: it is also used outside of steps.
 
     Raises:
-        ConfigError: a weight is a single number without a dimension, which cannot be parted.
+        ConfigError: a weight is a scalar without a dimension, which cannot be sharded.
     """
     if processes.world_size() == 1:
         return
@@ -130,7 +130,7 @@ def shard(model: Model, precision: str, device: torch.device) -> None:
             "parted along. Make it a vector of one number, or use ddp."
         )
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # parts are cut from memory as it lies
+        parameter.data = parameter.data.contiguous()  # shards are slices of memory
     copy_from_main([*model.parameters(), *model.buffers()])
     mesh = init_device_mesh(device.type, (processes.world_size(),))
     for block in model.repeated_blocks():
@@ -143,17 +143,17 @@ def shard(model: Model, precision: str, device: torch.device) -> None:
 
 
 def frozen_cache_gib(section: TrainorSection) -> float:
-    """`trainor.frozen_cache_gib`; nothing is kept where no process has all weights."""
+    """Return `trainor.frozen_cache_gib`, or 0 if no process has all weights."""
     sharded = section.parallel == "fsdp" and processes.world_size() > 1
     return 0.0 if sharded else section.frozen_cache_gib
 
 
 def precision_of(block: nn.Module, precision: str, device: str) -> MixedPrecisionPolicy:
-    """The type in which the weights of a block travel; gradients are added up in float32.
+    """Return the dtype in which a block's weights are gathered; gradients are summed in float32.
 
-    In a run of 16 bits, those of transformer layers travel as autocast would cast them. Blocks with
-    convolutions have few weights for what they compute, and batch normalisation keeps float32. A
-    CPU normalises in the type of its input and takes no weights of another.
+    With 16-bit precision, weights of transformer layers are gathered in the dtype of autocast.
+    Blocks with convolutions have few weights for their computation, and batch normalisation stays
+    in float32. On a CPU normalisation needs weights in the dtype of its input.
     """
     convolves = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
     half = HALF.get(precision) if device == "cuda" else None
@@ -163,16 +163,16 @@ def precision_of(block: nn.Module, precision: str, device: str) -> MixedPrecisio
 
 
 class Parallel:
-    """The forward and the backward pass of a model that several processes train.
+    """Forward and backward pass of a model trained by several processes.
 
     With one process this is the model itself.
 
     Args:
-        model: on its device, sharded or not; the same in all processes once this is made.
-        parameters: those that are trained.
+        model: on its device, sharded or not; equal in all processes afterwards.
+        parameters: the trainable ones.
 
     Attributes:
-        network: what is called: the model, or what averages its gradients in the backward pass.
+        network: the module to call: the model, or its data-parallel wrapper.
     """
 
     def __init__(self, model: Model, parameters: Sequence[nn.Parameter]) -> None:
@@ -181,7 +181,7 @@ class Parallel:
         self.sharded = isinstance(model, FSDPModule)
         self._buffers = list(model.buffers())
         self.network: Any = model
-        # Encoding in chunks adds to gradients once a chunk, and wrappers reduce them at the first.
+        # Chunked encoding adds to gradients once per chunk, but wrappers reduce them at the first.
         self._by_hand = getattr(model, "forward_batch_size", None) is not None
         if self.world > 1 and not self.sharded:
             copy_from_main([*model.parameters(), *model.buffers()])
@@ -192,14 +192,14 @@ class Parallel:
         prepare: Callable[[dict[str, Any]], dict[str, Any]],
         part: Part,
     ) -> dict[str, Tensor]:
-        """The output of the model for this process's part of a batch.
+        """Return the output of the model for this process's part of a batch.
 
-        The average over the processes of its scalars is what one process gives for the batch.
-        A model that encodes in chunks also makes the floats of a chunk only.
+        The average of its scalars over the processes equals that of one process on the batch.
+        A model that encodes in chunks also prepares images chunk by chunk.
         """
         if isinstance(self.model, ContrastiveModel):
             if self.sharded:
-                # Weights are gathered by `encode`, whose second pass comes in the backward pass.
+                # Weights are gathered by `encode`, which runs again in the backward pass.
                 return self.model.forward(batch, prepare, part)
             output: dict[str, Tensor] = self.network(batch, prepare, part)
             return output
@@ -209,7 +209,7 @@ class Parallel:
         return {k: v * part.weight if v.ndim == 0 else v for k, v in output.items()}
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
-        """The context of a forward and backward pass; gradients are averaged in the last of them.
+        """Context of a forward and backward pass; gradients are averaged in the last one.
 
         Sharded gradients are averaged in each: whole ones would not fit.
         """
@@ -218,11 +218,11 @@ class Parallel:
         return nullcontext()
 
     def finish_gradients(self) -> None:
-        """Average what was not averaged during the backward pass.
+        """Average the gradients that were not averaged during the backward pass.
 
-        The first step shows which weights the model uses. From the second on gradients are averaged
-        during the backward pass, and the graph is searched for unused weights only if there are
-        any.
+        The first step shows which weights the model uses. From the second step on, gradients are
+        averaged during the backward pass, and the graph is searched for unused weights only if
+        there are any.
 
         Raises:
             ConfigError: a weight that the first step used was not used in this one.
@@ -246,8 +246,8 @@ class Parallel:
             )
 
     def _average(self, nowhere: Sequence[bool]) -> None:
-        """Average gradients after the backward pass; those that no process has stay away."""
-        # A process that had no use for a weight takes part with zeros.
+        """Average gradients after the backward pass, except those that no process has."""
+        # A process that did not use a weight contributes zeros.
         gradients = []
         for parameter, unused in zip(self.parameters, nowhere, strict=True):
             if not unused:
@@ -288,21 +288,21 @@ class Parallel:
         return square.sqrt()
 
     def flag(self, value: Tensor) -> Tensor:
-        """A scalar in the form that an optimizer of these parameters takes."""
+        """Convert a scalar to the form that an optimizer of these parameters needs."""
         if not self.sharded:
             return value
         mesh = next(p.device_mesh for p in self.parameters if isinstance(p, DTensor))
         return DTensor.from_local(value, mesh, [Replicate()])
 
     def share_buffers(self) -> None:
-        """Running statistics are those of the main process, everywhere; no step reads them."""
+        """Copy running statistics from the main process to all; training steps do not read them."""
         if self.world > 1:
             copy_from_main(self._buffers)
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """A stretch in which every process has all weights, to evaluate as many batches as it likes."""
+    """Context in which every process has all weights, to evaluate any number of batches."""
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.unshard()
@@ -344,7 +344,7 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
 
 
 def check_validation_batches(model: Any, section: ValidatorSection) -> None:
-    """Refuse validation batches without a loss, by which no checkpoint could be the best.
+    """Refuse validation batches without a loss, which could not rank checkpoints.
 
     Raises:
         ConfigError: a batch holds one sample, and the loss compares samples.
@@ -356,8 +356,8 @@ def check_validation_batches(model: Any, section: ValidatorSection) -> None:
         )
 
 
-def tell_what_batches_mean(model: Any, section: TrainorSection, batches: int | None = None) -> None:
-    """Say once what a configuration does not show: whose statistics and whose negatives count.
+def log_batch_facts(model: Any, section: TrainorSection, batches: int | None = None) -> None:
+    """Log facts that the configuration does not show: the scope of statistics and negatives.
 
     Args:
         model: the model.
@@ -421,11 +421,11 @@ def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> Non
 
 
 def prepare_network(model: Model, section: TrainorSection, device: torch.device) -> None:
-    """Move a model to its device and lay it out, in place, for how it is computed.
+    """Move a model to its device and prepare it for computation, in place.
 
     Raises:
-        ConfigError: it should be compiled, and there is no compiler; or computed twice on a device
-            whose random numbers torch cannot repeat; or the encoder of its targets is not there.
+        ConfigError: there is no compiler for `compile`, activation checkpointing is not possible
+            on the device, or the encoder of the targets is missing.
     """
     if section.activation_checkpointing and device.type == "mps":
         raise ConfigError(
@@ -439,7 +439,7 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
         synchronize_batch_norm(model, device)
     if isinstance(model, ContrastiveModel) and model.targets is not None:
         try:
-            model.targets.load()  # of a run that is continued; a new one has done so
+            model.targets.load()  # for a resumed run; a new one has loaded it
         except ConfigError as error:
             raise ConfigError(f"model.targets.{error}") from error
     # Convolutions run faster in this layout, on CPU and GPU alike; other weights are not 4-d.
@@ -454,17 +454,17 @@ def prepare_network(model: Model, section: TrainorSection, device: torch.device)
                 f"{', '.join(compilers)} is installed. Install one or leave the key out."
             )
         count = compile_blocks(model.repeated_blocks())
-        _tell_of_blocks("compile", count, "Compiling %d blocks; the first steps take long")
+        _log_blocks("compile", count, "Compiling %d blocks; the first steps take long")
     if section.activation_checkpointing:
         from vilmedic.blocks.repeated import checkpoint_blocks
 
         count = checkpoint_blocks(model.repeated_blocks())
-        _tell_of_blocks("activation_checkpointing", count, "Computing %d blocks twice")
+        _log_blocks("activation_checkpointing", count, "Computing %d blocks twice")
     if section.parallel == "fsdp":
         shard(model, section.precision, device)
 
 
-def _tell_of_blocks(key: str, count: int, what: str) -> None:
+def _log_blocks(key: str, count: int, what: str) -> None:
     if count:
         LOGGER.info(what, count)
     else:

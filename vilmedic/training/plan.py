@@ -21,22 +21,22 @@ from vilmedic.errors import ConfigError
 from vilmedic.models.vae import VAE
 from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
-from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining
+from vilmedic.training.fake_run import CPU, PARTS, FakeRun, FakeTraining, held_networks
 from vilmedic.training.made_up_data import make_batch, make_up_data
 from vilmedic.training.parallel import prepare_network
 from vilmedic.training.published_pixels import with_published_pixels
 
 GIB = 2**30
 SIZES = (24, 40, 80)
-"""GiB of the cards for which the largest batch is looked for."""
+"""Card sizes in GiB for which the largest batch is estimated."""
 MOST = 65_536
-"""Samples of the largest batch that is named."""
+"""Largest batch that is reported."""
 SMALLEST = 2
-"""Samples of the smallest one that is tried: batch normalisation takes no single one."""
+"""Smallest batch that is tried: batch normalisation needs two samples."""
 FURTHER = 8
-"""How many times as large a batch is tried next."""
+"""Factor from one tried batch size to the next."""
 COSTLY = 30_000
-"""Operations of a step that is not tried any more, which would take half a minute."""
+"""Largest number of operations of a step that is tried: more would take half a minute."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
         largest: by GiB of a card, the largest batch; 0 where one sample does not fit.
         card: its name, and the seconds of a step on it.
         samples: of the training split, where they are known.
-        assumed: what the data would have told.
+        assumed: assumptions about the data.
     """
 
     config: str
@@ -98,7 +98,7 @@ class Plan:
 
 
 def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
-    """Run a step of a configuration without numbers; nothing of its data is read.
+    """Run a step of a configuration on fake tensors; its data are not read.
 
     Args:
         config: the checked configuration.
@@ -113,8 +113,9 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         made_up = MadeUp(config, Path(folder), bf16=CARDS[card].bf16)
         model, section = made_up.model, made_up.section
+        weights = [p for one in (model, *held_networks(model)) for p in one.parameters()]
         parameters = tuple(
-            sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+            sum(p.numel() for p in weights if p.requires_grad or not trained)
             for trained in (False, True)
         )
         training = FakeTraining(model, made_up.data.prepare, section, gpu=made_up.gpu)
@@ -130,8 +131,8 @@ def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
                 ) from error
 
         step = run(section.batch_size)
-        rooms = [size * GIB * USABLE for size in SIZES]
-        peaks = _peaks(section.batch_size, step, run, rooms)
+        limits = [size * GIB * USABLE for size in SIZES]
+        peaks = _peaks(section.batch_size, step, run, limits)
     largest = {size: _largest(peaks, size * GIB * USABLE) for size in SIZES}
     return Plan(
         config=config.path,
@@ -160,7 +161,7 @@ class MadeUp:
         section: how to train it in one process, with the device put aside.
         data: the data set.
         model: on the CPU, laid out as training lays it out.
-        assumed: what the data would have told.
+        assumed: assumptions about the data.
     """
 
     def __init__(self, config: Config, folder: Path, *, bf16: bool = True) -> None:
@@ -181,15 +182,15 @@ class MadeUp:
         prepare_network(self.model, self.section, CPU)
 
     def group(self, batch: int) -> list[dict[str, Any]]:
-        """What a step is taken on."""
+        """Return the batches of a step."""
         tokens = getattr(self.model, "image_seq_len", None)
         return [make_batch(self.data, batch, tokens) for _ in range(self.section.grad_accu)]
 
 
 def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
-    """Seconds that a step takes on a card: those of its GPU, or of the CPU that queues it.
+    """Return the seconds of a step on a card: the time of the GPU, or of the CPU that queues it.
 
-    An operation takes the longer of the time of its products and that of its memory traffic.
+    An operation takes its compute time or its memory time, whichever is longer.
 
     Args:
         step: what it computes.
@@ -204,22 +205,22 @@ def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
 
 
 def _peaks(
-    batch: int, first: FakeRun, step: Callable[[int], FakeRun], rooms: Sequence[float]
+    batch: int, first: FakeRun, step: Callable[[int], FakeRun], limits: Sequence[float]
 ) -> dict[int, int]:
-    """Bytes held at the peak of steps, from a batch that fits everywhere to one that does nowhere.
+    """Return peak bytes by batch size, from a batch that fits every card to one that fits none.
 
-    Memory does not grow on one line: parts of a batch are computed one after another from some size
-    on, and the peak comes at another moment. What takes too many operations is not run.
+    Memory does not grow linearly: from some size on, a batch is computed in parts, and the peak
+    moves to another operation. Steps with too many operations are not run.
 
     Args:
         batch: samples of the configured batch.
         first: its step.
         step: runs one of a number of samples.
-        rooms: bytes that may be held, of several cards.
+        limits: bytes that may be held, of several cards.
     """
     peaks, counts = {batch: first.peak}, [len(first.operations)]
     smaller = batch
-    while peaks[smaller] > min(rooms) and smaller > SMALLEST:
+    while peaks[smaller] > min(limits) and smaller > SMALLEST:
         smaller = max(SMALLEST, smaller // 2)
         peaks[smaller] = step(smaller).peak
     wanted = 2 * batch
@@ -228,39 +229,39 @@ def _peaks(
         last, ratio = wanted, wanted / max(peaks)
         peaks[wanted] = found.peak
         counts.append(len(found.operations))
-        wanted = min(_largest(peaks, max(rooms)), FURTHER * last)
+        wanted = min(_largest(peaks, max(limits)), FURTHER * last)
         growth = math.log(counts[-1] / counts[-2], ratio)  # the power of the batch; it may rise
         if wanted <= last or counts[-1] * (wanted / last) ** (growth + 1) > COSTLY:
             return peaks
 
 
-def _largest(peaks: dict[int, int], room: float) -> int:
+def _largest(peaks: dict[int, int], limit: float) -> int:
     """The largest batch that fits, on the straight lines through batches and their peaks.
 
     Args:
         peaks: bytes held at the peak of a step, by the samples of the batch; two or more.
-        room: bytes that may be held.
+        limit: bytes that may be held.
     """
     batches = sorted(peaks)
     # the two around the answer, or the first or the last two
-    place = next((n for n, one in enumerate(batches) if peaks[one] > room), len(batches) - 1)
+    place = next((n for n, one in enumerate(batches) if peaks[one] > limit), len(batches) - 1)
     low, high = batches[max(place, 1) - 1], batches[max(place, 1)]
     each = max((peaks[high] - peaks[low]) / (high - low), 1.0)
-    return max(0, min(MOST, int(low + (room - peaks[low]) / each)))
+    return max(0, min(MOST, int(low + (limit - peaks[low]) / each)))
 
 
 def _on_cpu(section: TrainorSection) -> TrainorSection:
-    """The section for one fake CPU, with what only changes how fast it computes left out."""
+    """Return the section for one fake CPU, without options that only change speed."""
     return dataclasses.replace(
         section, device="cpu", compile=False, parallel="ddp", sync_bn=False, profile=None
     )
 
 
 def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
-    """The node of the model, with a made-up VAE instead of one that is not trained yet.
+    """Return the model node, with a synthetic VAE instead of one that is not trained yet.
 
     Returns:
-        The node, and what had to be assumed.
+        The node, and the assumptions made.
     """
     node = config.model
     vae = node.get("vae")
@@ -280,7 +281,7 @@ def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
 
 
 def count_samples(config: Config) -> int | None:
-    """Samples of the training split by the lines of its file, where that is there.
+    """Count the training samples by the lines of their file, if it exists.
 
     No sample is read: a part of the split, `dataset.fraction`, is that share of the lines, and one
     that `dataset.ids` names has as many samples as that file has lines.

@@ -20,14 +20,13 @@ TOGETHER = (("mean", "std"), ("resize", "crop"), ("interpolation",))
 
 
 def with_published_pixels(config: Config, state: Mapping[str, Any] | None) -> Config:
-    """A configuration whose images are what the published weights of its backbone were trained on.
+    """Return a configuration with the image preprocessing of its backbone's published weights.
 
-    Keys that were given stay, with a warning where they differ.
+    Given keys stay, with a warning if they differ.
 
     Args:
         config: the checked configuration.
-        state: the checkpoint of a run that goes on, whose images stay as they are; None for a new
-            run.
+        state: the checkpoint of a resumed run, whose preprocessing stays; None for a new run.
 
     Raises:
         ConfigError: there is no such backbone.

@@ -109,8 +109,8 @@ class RAdam(torch.optim.RAdam):
             torch._foreach_mul_(weights, (1 - rate * decay * taken).to(weights[0].dtype))
         elif decay:
             slopes = list(torch._foreach_add(slopes, weights, alpha=decay))
-        # Zeros where the step is left out. Zero times what is not a number is no number, so the
-        # bits are multiplied, as whole numbers.
+        # Zeros where the step is skipped. Zero times nan is nan, so the bits are multiplied as
+        # integers instead.
         kind = _AS_NUMBERS[slopes[0].element_size()]
         torch._foreach_mul_([slope.view(kind) for slope in slopes], taken.to(kind))
 
@@ -133,7 +133,7 @@ class RAdam(torch.optim.RAdam):
 
 
 def _factor(count: Tensor, beta1: float, beta2: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Whether the variance of the second moment is known yet, and what corrects the update.
+    """Return whether the variance of the second moment is known yet, and what corrects the update.
 
     Algorithm 2 of the paper; it is known where the length of the average is above 4 there, and
     above 5 in torch's class.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 UNTOLD = ("ckpt", "ckpt_dir", "name", "trainor.seed")
-"""Keys that say where a run is rather than what it does."""
+"""Keys that locate a run and do not change its result."""
 
 
 @dataclass
@@ -64,9 +64,9 @@ class Start:
         seed: the run's seed.
         path: the checkpoint to continue from; None at the very beginning.
         state: its contents.
-        moved: it comes from another directory than the run's.
+        moved: whether it comes from another directory than the run's.
         damaged: newer states of the run, which could not be read.
-        seen: what told the file from others when it was read.
+        seen: identity of the file when it was read.
     """
 
     seed: int
@@ -83,7 +83,7 @@ class Start:
 
 
 def find_start(config: Config) -> Start:
-    """The checkpoint that `ckpt` names and its seed, or a new run with the seed given or drawn.
+    """Return the checkpoint that `ckpt` names and its seed, or a new run with its seed.
 
     Raises:
         CheckpointError: there is no such checkpoint, or training cannot continue from it.
@@ -99,7 +99,7 @@ def find_start(config: Config) -> Start:
         if seed is not None and there:
             return _newest_whole(there, seed)
         LOGGER.info("ckpt=auto: nothing to continue in %s, a new run begins", run_dir)
-        # One that was killed before its first save is begun again, not joined by another.
+        # A run that was killed before its first save starts again with the same seed.
         begun = unsaved_seed(run_dir) if wanted is None else wanted
         return Start(choose_seed(run_dir, begun))
     path = checkpoint.locate(config.ckpt, run_dir, wanted)
@@ -123,7 +123,7 @@ def find_start(config: Config) -> Start:
 
 
 def _left_by(run_dir: Path, seed: int) -> list[Path]:
-    """What a run may be continued from: its states, then best checkpoints, the newest first.
+    """Return the checkpoints a run may resume from: states, then best ones, newest first.
 
     Best ones hold weights only, but those of earlier versions can be continued.
     """
@@ -132,7 +132,7 @@ def _left_by(run_dir: Path, seed: int) -> list[Path]:
 
 
 def _others(path: Path) -> list[Path]:
-    """The state that was kept beside a newest one, should that be damaged."""
+    """Return the previous state, for the case that the newest one is damaged."""
     match = checkpoint.STATE_NAME.fullmatch(path.name)
     if match is None or match["kind"] != "last":
         return []
@@ -141,9 +141,9 @@ def _others(path: Path) -> list[Path]:
 
 
 def _newest_whole(paths: list[Path], seed: int) -> Start:
-    """The newest state of a run that can be read; its very beginning when none can.
+    """Return the newest readable state of a run, or its start if none is readable.
 
-    A job that a cluster starts again and again has nobody who would choose another file.
+    A job that a cluster restarts has no user who could choose another file.
 
     Raises:
         CheckpointError: none can be read, and it is the disk that refuses one.
@@ -181,11 +181,11 @@ def _newest_whole(paths: list[Path], seed: int) -> Start:
 
 
 class WeightsOnly(CheckpointError):
-    """A checkpoint without what training needs to go on, as the best ones of a run are."""
+    """A checkpoint without training state, such as the best checkpoints of a run."""
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that training can continue from.
+    """Read a checkpoint that training can resume from.
 
     Raises:
         CheckpointError: it cannot be read, or lacks what training needs.
@@ -218,7 +218,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def _is_setting(value: Any) -> bool:
-    """Whether a value can be written in a configuration file."""
+    """Return whether a value can be written in a configuration file."""
     if isinstance(value, dict):
         return all(isinstance(key, str | int) and _is_setting(one) for key, one in value.items())
     if isinstance(value, list | tuple):
@@ -235,15 +235,15 @@ def _is_number(value: Any) -> bool:
 
 
 _ODD = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
-"""What is raised where a value is not of the kind that it has to be."""
+"""Errors that a value of the wrong type raises."""
 
 
 @contextmanager
 def restoring(path: Path | None) -> Iterator[None]:
-    """A stretch in which the contents of a checkpoint are put to use.
+    """Context in which errors from the contents of a checkpoint become a `CheckpointError`.
 
     Raises:
-        CheckpointError: they are not what they have to be.
+        CheckpointError: the contents are incomplete or of the wrong type.
     """
     try:
         yield
@@ -258,7 +258,7 @@ def restoring(path: Path | None) -> Iterator[None]:
 
 
 def claim_start(config: Config) -> tuple[Start, RunLock | None]:
-    """Find the start of a run, and lock its seed in the directory, which is made for it.
+    """Find the starting point of a run, create its directory and lock its seed.
 
     Returns:
         The start, and the lock that the main process holds.
@@ -267,7 +267,7 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
         CheckpointError, ConfigError: see `find_start`; or another process trains this run.
     """
     if not processes.is_main():
-        return _told_start([]), None
+        return _shared_start([]), None
     found = find_start(config)
     make_run_directory(config.run_dir)
     lock = RunLock(config.run_dir, found.seed)
@@ -277,22 +277,22 @@ def claim_start(config: Config) -> tuple[Start, RunLock | None]:
             found = find_start(config)  # the process that held the lock has saved again
         for path in found.damaged:
             set_aside(path)
-        _told_start([found.seed, None if found.path is None else str(found.path), found.moved])
+        _shared_start([found.seed, None if found.path is None else str(found.path), found.moved])
     except BaseException:
         lock.release()
         raise
     return found, lock
 
 
-def _told_start(told: list[Any]) -> Start:
+def _shared_start(own: list[Any]) -> Start:
     """The start that the main process sends to the others, as they see it."""
-    seed, path, moved = processes.on_main(lambda: told)
+    seed, path, moved = processes.on_main(lambda: own)
     if path is None or processes.is_main():
         return Start(seed)
     return Start(seed, Path(path), checkpoint.load_checkpoint(Path(path)), moved)
 
 
-def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def log_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Log and return the keys whose values differ, as `key: old -> new`."""
     before, after = dict(flat(saved)), dict(flat(now))
     keys = [key for key in [*before, *after] if key not in UNTOLD]
@@ -309,7 +309,7 @@ def tell_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def position(batch: int, saved: dict[str, Any], batch_size: int) -> int:
-    """Batches of this run that hold the samples which the epoch has seen.
+    """Return the number of batches that hold the samples seen in the epoch.
 
     Args:
         batch: batches trained on when the checkpoint was written.

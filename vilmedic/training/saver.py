@@ -27,26 +27,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Saver:
     """Writes `last_<seed>.pth`, the best `keep` checkpoints and earlier states of a run.
 
-    The state that `last_<seed>.pth` replaces stays as `previous_<seed>.pth`: should the newest one
-    be damaged, no more than what was trained between two saves is lost. States of ends of epochs
-    and after evaluations stay as `state_<step>_<seed>.pth`, the newest `keep_states` of them; none
-    is written twice. Best checkpoints hold the weights without what only training needs. Of several
-    processes the main one writes, and all learn whether that worked.
+    The state that `last_<seed>.pth` replaces is kept as `previous_<seed>.pth`: if the newest one is
+    damaged, only the training between two saves is lost. States after epochs and evaluations are
+    kept as `state_<step>_<seed>.pth`, the newest `keep_states` of them, without writing any twice.
+    Best checkpoints hold the weights without training state. Of several processes the main one
+    writes, and all get the result.
 
     Args:
         run_dir: the directory of the run.
         seed: the run's seed.
         section: `save_every`, `keep`, `keep_states` and the metric that ranks.
-        better: `higher` or `lower`, whatever is better of that metric.
-        before: brings to the disk what a checkpoint relies on.
-        clock: seconds that go by.
-        started_from: the checkpoint that the run continues, which the first save leaves as the
-            previous state.
+        better: `higher` or `lower`: which value of that metric is better.
+        before: flushes data that a checkpoint depends on to the disk.
+        clock: returns a time in seconds.
+        started_from: the checkpoint that the run resumes, which becomes the previous state at the
+            first save.
 
     Attributes:
         last: the file of the newest state.
         saved: the optimizer step of the newest state that this process wrote; None before.
-        problem: why the disk did not take the newest state; None when it did.
+        problem: why the newest state could not be written; None if it was.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Saver:
         self.problem: str | None = None
         self._previous = run_dir / checkpoint.previous_name(seed)
         self._newest = started_from
-        # Where there are no hard links: the name of the newest state once it is no longer that.
+        # Without hard links: the name for the newest state when it is replaced.
         self._later: Path | None = None
         self._run_dir, self._seed, self._section = run_dir, seed, section
         self._ranking = (section.early_stop_metric, better)
-        # By path and identity of the file: reading a checkpoint looks through all of it for damage.
+        # By path and identity of the file: reading a checkpoint verifies all of it.
         self._read: dict[tuple[Path, tuple[int, ...] | None], checkpoint.BestCheckpoint | None] = {}
         self._before, self._clock = before, clock
         self._saved_at = clock()
@@ -78,13 +78,13 @@ class Saver:
         self._seconds = 60 * int(amount.removesuffix("min")) if minutes else None
 
     def due(self, step: int) -> bool:
-        """Whether the state has to be saved after a step without an evaluation."""
+        """Return whether the state has to be saved after a step without an evaluation."""
         if self._steps is not None:
             return step % self._steps == 0
         return self._seconds is not None and self._clock() - self._saved_at >= self._seconds
 
     def save_last(self, state: dict[str, Any]) -> bool:
-        """Write the newest state; returns whether the disk took it."""
+        """Write the newest state; returns whether that worked."""
 
         def save() -> bool:
             name = self._later or self._previous
@@ -109,6 +109,8 @@ class Saver:
             written = self._run_dir / checkpoint.best_name(score, epoch, self._seed)
             if not self._write(checkpoint.weights_of(state), written):
                 return False
+            # What was just written need not be read.
+            self._read[written, identity(written)] = checkpoint.score_data(written, state)
             others = [one.path for one in self.best() if one.path != written]
             for extra in others[self._section.keep - 1 :]:
                 extra.unlink()
@@ -117,12 +119,11 @@ class Saver:
         return processes.on_main(save)
 
     def set_aside(self, progress: Progress) -> None:
-        """Move what this run did not lead to into the folder `set_aside`, where nothing ranks it.
+        """Move files that the run will replace into the folder `set_aside`, which is not ranked.
 
-        That is what its seed left in epochs that are now trained again, from a checkpoint that is
-        not the newest say, and every best checkpoint when nothing has been the best yet. The state
-        that the run continues is kept if it is one to keep: its run may have been killed before it
-        was.
+        These are the files of its seed from epochs that are trained again, if the run resumes from
+        an older checkpoint, and all best checkpoints if there is no best score yet. The resumed
+        state is kept under its step if due: its run may have been killed before that.
         """
         first = 0 if progress.best is None else progress.epoch
 
@@ -142,14 +143,14 @@ class Saver:
         processes.on_main(move)
 
     def best_score(self) -> float | None:
-        """The best score on the disk, as the main process sees it."""
+        """Return the best score on the disk, read by the main process."""
         return processes.on_main(lambda: next((one.score for one in self.best()), None))
 
     def best(self) -> list[checkpoint.BestCheckpoint]:
-        """The checkpoints that this run has left with a score of its metric, best first.
+        """Return the checkpoints of this run with a score of its metric, best first.
 
-        What they hold decides, not their names. One that cannot be read is left alone. Each is read
-        once, and again only when the file has changed.
+        They are ranked by content, not by name. Unreadable ones are ignored. Each is read once, and
+        again only if the file has changed.
         """
         before, self._read = self._read, {}
         for path in checkpoint.scored(self._run_dir, self._seed):
@@ -167,9 +168,9 @@ class Saver:
         )
 
     def _keep_state(self, step: int | None, batch: int | None, evaluated: int | None) -> None:
-        """Let the newest state stay under a name of its own, if it is one to keep.
+        """Keep the newest state under its step, if due.
 
-        That is one of the end of an epoch, or after an evaluation within one.
+        That is after an epoch, or after an evaluation within one.
 
         Args:
             step: the optimizer step after which it was written.
@@ -208,7 +209,7 @@ class Saver:
 
 
 def _led_here(path: Path, progress: Progress) -> bool:
-    """Whether a best checkpoint is of an evaluation before the state that is resumed."""
+    """Return whether a best checkpoint is of an evaluation before the state that is resumed."""
     if progress.best is None:
         return False
     try:
@@ -220,10 +221,10 @@ def _led_here(path: Path, progress: Progress) -> bool:
 
 
 class Interruption:
-    """Catches signals while it is entered, once; the second one acts as it always does.
+    """Context that catches the first signal; the second has its default effect.
 
-    A launcher of several processes passes signals on, and repeats them: those of its processes are
-    caught as often as they come, and the launcher itself ends what takes too long.
+    A launcher of several processes forwards and repeats signals: its processes catch all of them,
+    and the launcher kills a process that takes too long.
 
     Outside the main thread, where Python handles no signals, it does nothing.
     """
@@ -243,9 +244,9 @@ class Interruption:
 
     @contextmanager
     def may_come_at_once(self) -> Iterator[None]:
-        """A stretch that changes nothing, an evaluation say, and may be left in the middle.
+        """Context without side effects, such as an evaluation, that a signal may end early.
 
-        With several processes it is not left, since the others would wait.
+        With several processes it is not ended early, since the others would wait.
 
         Raises:
             Interrupted: a signal came.
@@ -262,8 +263,8 @@ class Interruption:
             self._at_once = False
 
     def stop(self, message: str) -> Interrupted:
-        """The error that ends the run, with the status that shells give a process so ended."""
-        # Where another process was told to stop, this one may hear of it from that.
+        """Return the error that ends the run, with the exit status of the signal."""
+        # Another process may have received the signal.
         return Interrupted(message, 128 + (self.received or signal.SIGTERM))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

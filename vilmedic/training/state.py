@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from vilmedic.config.load import Config
 
 AS_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg"}
-"""What optimizers keep in the shape of the weights."""
+"""Optimizer states that have the shape of the weights."""
 
 
 class TrainState:
-    """Everything that training changes: what a checkpoint holds of a run between two steps.
+    """Everything that training changes: the state of a run between two steps.
 
     Args:
         config: the checked configuration.
@@ -44,7 +44,7 @@ class TrainState:
         step: takes the steps; it has the model, the optimizer and the loss scale.
         spec: data properties: tokenizer, label names, normalisation.
         batches: batches of an epoch.
-        better: `higher` or `lower`, whatever is better of the score that ranks checkpoints.
+        better: `higher` or `lower`: which score is better for ranking checkpoints.
 
     Attributes:
         progress: how far the run has come.
@@ -106,9 +106,9 @@ class TrainState:
             copy_from_main(self.ema.buffers())
 
     def capture(self, score: float | None, lines: int) -> dict[str, Any]:
-        """The state between two steps: tensors and plain values, not copied.
+        """Return the state between two steps: tensors and plain values, not copied.
 
-        All processes take part; whole is what the main one gets.
+        All processes take part; the main one gets the whole state.
 
         Args:
             score: the score of the evaluation that led to this; None when it was not the best.
@@ -142,11 +142,11 @@ class TrainState:
         }
 
     def restore(self, start: resume.Start) -> None:
-        """Resume where a checkpoint was written, whose weights the model already has.
+        """Resume from a checkpoint whose weights the model already has.
 
-        What the configuration changes takes effect: another batch size continues after the samples
-        that were seen, other optimizer options are set, and another optimizer or schedule starts
-        again.
+        Changes of the configuration take effect: with another batch size training continues after
+        the samples already seen, optimizer options are updated, and another optimizer or schedule
+        starts from the beginning.
 
         Raises:
             CheckpointError: the state of the optimizer does not fit.
@@ -162,18 +162,18 @@ class TrainState:
             if self.ema is not None and state["ema"] is not None:
                 self.ema.load_state_dict(state["ema"])
             if self.progress.step:
-                self.model.schedule(self.progress.step)  # an evaluation may be what comes first
-            # Last, so that nothing else draws from the restored state. With more processes than the
-            # checkpoint had, the further ones keep their own.
+                self.model.schedule(self.progress.step)  # for an evaluation before it
+            # Last, so that nothing else draws from the restored generators. If there are more
+            # processes than the checkpoint had, the additional ones keep their own state.
             states = [state["random"], *state.get("random_of_others", [])]
             if processes.rank() < len(states):
                 restore_random_state(states[processes.rank()])
 
     def _progress(self, start: resume.Start) -> resume.Progress:
-        """How far the run has come, in batches of now, with the best score that still counts.
+        """Return the progress in current batches, and the best score if it still counts.
 
-        Checkpoints of another directory were not the best ones of this, and scores of another
-        metric cannot be compared: then nothing has been the best yet.
+        Best checkpoints of another directory do not belong to this run, and scores of another
+        metric cannot be compared: in both cases there is no best score yet.
         """
         state, path, section = start.state, start.path, self._section
         if state is None or path is None:
@@ -214,7 +214,7 @@ class TrainState:
             raise CheckpointError(f"{start.path}: optimizer state does not fit: {error}") from error
         _check_optimizer(self.optimizer, fresh, start)
         if schedule_options(saved) == schedule_options(asdict(now)):
-            # A plateau of another score is none of this one; the learning rate stays where it is.
+            # The plateau of another score does not carry over; the learning rate stays as it is.
             before = (state["metric"], checkpoint.better_of(state))
             same = before == (now.early_stop_metric, self.better)
             if same or not self.schedule.on_plateau:
@@ -228,7 +228,7 @@ class TrainState:
         self._restart_schedule()
 
     def _restart_schedule(self) -> None:
-        """A schedule over the steps that are left."""
+        """Return a schedule over the remaining steps."""
         for group in self.optimizer.param_groups:
             group.pop("initial_lr", None)
             group["lr"] = self.optimizer.defaults["lr"] * group.get(SCALE, 1.0)
@@ -239,9 +239,9 @@ class TrainState:
 
 
 def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -> None:
-    """Give a model that was just built the weights of a checkpoint.
+    """Load the weights of a checkpoint into a newly built model.
 
-    Before anything is made of the model: tokens of images, say, or an average of its weights.
+    To be called before anything is computed from the weights, such as image tokens or averages.
 
     Args:
         model: the model.
@@ -254,7 +254,7 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
     if start.state is None or start.path is None:
         return
     LOGGER.info("Continuing %s after step %d", start.path, start.state["progress"]["step"])
-    resume.tell_changes(start.saved, config)
+    resume.log_changes(start.saved, config)
     from vilmedic.checkpoints.adapters import has_adapters
 
     had, has = (has_adapters(one) for one in (start.state["model"], model.state_dict()))
@@ -270,7 +270,7 @@ def restore_weights(model: Model, start: resume.Start, config: dict[str, Any]) -
 def _check_optimizer(
     optimizer: Optimizer, fresh: list[dict[str, Any]], start: resume.Start
 ) -> None:
-    """Hold the restored state of an optimizer to what its next step needs.
+    """Check that the restored optimizer state fits the next step.
 
     Args:
         optimizer: with the state of a checkpoint.
@@ -306,7 +306,7 @@ def _check_optimizer(
 
 
 def _alike(given: Any, own: Any) -> bool:
-    """Whether a value is of the kind of another, and a list as long."""
+    """Return whether a value has the type of another, and a list its length."""
     if isinstance(own, dict):  # other versions of torch may keep more or less
         return isinstance(given, dict) and all(
             _alike(given[key], value) for key, value in own.items() if key in given

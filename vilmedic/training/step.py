@@ -30,11 +30,11 @@ class StepResult:
     Args:
         loss: mean loss over the samples of the group, float scalar.
         grad_norm: Euclidean norm of the gradient before clipping, float scalar.
-        taken: False when loss or gradient was not a number and the step was skipped, bool scalar.
-        bad: whether that was the fault of model or data, rather than of a loss scale that now
-            backs off, bool scalar.
+        taken: False if loss or gradient was nan or inf and the step was skipped, bool scalar.
+        bad: whether model or data caused that, rather than a loss scale that was too large,
+            bool scalar.
         samples: number of samples in the group, those of other processes included.
-        parts: means over the samples of the other scalars that the model gave.
+        parts: sample means of the model's other scalars.
     """
 
     loss: Tensor
@@ -51,8 +51,8 @@ class TrainingStep:
     Args:
         model: the model; called through `forward`.
         prepare: the batched step on the device that makes floats of images.
-        optimizer: updates the parameters it holds. A fused one skips a step on the device; for
-            others (`skips_by_itself`) it is read back whether a step is one to take.
+        optimizer: updates its parameters. A fused one skips bad steps on the device; for others
+            (`skips_by_itself`) the host reads whether to take the step.
         section: accumulation, clipping and precision.
         device: where the model is.
 
@@ -86,15 +86,15 @@ class TrainingStep:
     def __call__(
         self, group: list[dict[str, Any]], parts: Sequence[Part] | None = None
     ) -> StepResult:
-        """Accumulate the gradient of a group of batches, clip it and update the weights.
+        """Accumulate the gradients of a group of batches, clip them and update the weights.
 
-        The loss of the group is the mean over its samples, so the gradient is that of one big
-        batch wherever the model does not compare samples. A loss or gradient that is not a number
-        leaves weights, running statistics and optimizer state as they were.
+        The loss of the group is the mean over its samples, so the gradient equals that of one
+        large batch unless the model compares samples. A loss or gradient of nan or inf leaves
+        weights, running statistics and optimizer state unchanged.
 
         Args:
             group: at most `grad_accu` batches as the loader gives them.
-            parts: what each batch is of the batch of all processes; None when it is all of it.
+            parts: this process's part of each batch; None if it has the whole batch.
         """
         if parts is None:
             parts = [Part((len(batch["index"]),)) for batch in group]
@@ -132,7 +132,7 @@ class TrainingStep:
         return self.parallel.average(means)
 
     def _unscale_and_clip(self) -> Tensor:
-        """Bring the gradient to its size in one pass over it; returns its norm before clipping."""
+        """Unscale and clip the gradient in one pass; returns its norm before clipping."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = self.parallel.norm(gradients) / self.scale.value
         factor = 1 / self.scale.value
@@ -156,7 +156,7 @@ class TrainingStep:
 
 
 class Tally:
-    """Sums over steps that stay on the device until they are asked for.
+    """Sums over steps that stay on the device until they are read.
 
     Args:
         device: where the results of the steps are.
@@ -187,7 +187,7 @@ class Tally:
         return self._sums.tolist()
 
     def mean_loss(self) -> float:
-        """Mean loss of the steps of the epoch that were taken; not a number without any."""
+        """Return the mean loss of the epoch's steps that were taken; nan without any."""
         loss, counted, *_ = self.read()
         return loss / counted if counted else math.nan
 
@@ -224,11 +224,11 @@ class LossScale:
         return loss * self.value if self.used else loss
 
     def can_shrink(self) -> Tensor:
-        """Whether a gradient that is not a number may be the fault of the scale: bool scalar."""
+        """Return whether the loss scale may have caused a gradient of nan or inf: bool scalar."""
         return self.value > 1
 
     def update(self, finite: Tensor) -> None:
-        """Adapt the scale to what a step gave.
+        """Adapt the scale to the result of a step.
 
         Args:
             finite: whether loss and gradient were numbers, bool scalar.
@@ -242,7 +242,7 @@ class LossScale:
         self._good = self._good * ~grow
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"value": self.value.item(), "good": self._good.item()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -19,23 +19,29 @@ from vilmedic.device import (
     uses_tf32,
 )
 from vilmedic.distributed import processes
-from vilmedic.errors import CheckpointError, ConfigError, DataError, Interrupted
+from vilmedic.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    before_training,
+)
 from vilmedic.evaluation.evaluation import features_ready, tokens_ready
 from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Run
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.monitor import StepProfiler, StepWatch
-from vilmedic.training.optimization import described_groups, make_optimizer
+from vilmedic.training.optimization import common_rate, described_groups, make_optimizer
 from vilmedic.training.parallel import (
     Group,
     check_batch_size,
     check_validation_batches,
     frozen_cache_gib,
     groups,
+    log_batch_facts,
     prepare_network,
     seed_this_process,
-    tell_what_batches_mean,
 )
 from vilmedic.training.resume import Start, claim_start
 from vilmedic.training.saver import Interruption, Saver
@@ -65,14 +71,14 @@ class Trainor:
         self.device = pick_device(self.section.device)
         start, self.lock = claim_start(config)
         try:
-            with self._products():
+            with self._products(), before_training():
                 self._prepare(start)
         except BaseException:
             self._unlock()
             raise
 
     def _prepare(self, start: Start) -> None:
-        """Make what the run consists of, as it is at the start."""
+        """Create the parts of the run in their state at the start."""
         config = self.config
         began = start.saved.get("trainor")
         kept = began.get("precision") if isinstance(began, dict) else None
@@ -147,6 +153,8 @@ class Trainor:
         self.started_at = self.state.progress.step
         seed_this_process(self.seed)
         self.state.restore(start)
+        if self.state.ema is not None and not self.state.ema.has_frozen_weights():
+            self.validator.compute_features()
         self.log: MetricsLog | NoLog = NoLog()  # until the run starts
         self.saver = Saver(
             self.run_dir,
@@ -164,12 +172,12 @@ class Trainor:
         self.interruption = Interruption()
 
     def start(self) -> None:
-        """Train until the last epoch or the early stop, then say where the best checkpoint is.
+        """Train until the last epoch or the early stop, then log the best checkpoint.
 
         Raises:
             Interrupted: a signal ended the run after its state was saved.
             LostWorker: a loading process was killed; the state was saved.
-            CheckpointError: the run came to its end, but its last state is not on the disk.
+            CheckpointError: training finished, but its last state is not on the disk.
         """
         try:
             with self._products():
@@ -182,17 +190,35 @@ class Trainor:
         return float32_products(self.device, tf32=self.section.tf32)
 
     def _unlock(self) -> None:
-        """Let other processes train this run."""
+        """Release the lock, so that other processes can train this run."""
         if self.lock is not None:
             self.lock.release()
 
     def _start(self) -> None:
+        with before_training():
+            self._begin()
+        progress = self.state.progress
+        try:
+            with self.interruption, self.profiler:
+                while not self._finished():
+                    self._epoch(progress.epoch)
+                self._make_sure_of_the_last_state()
+        except LostWorker as error:
+            raise LostWorker(f"{error} {self._saved_after_fault()}") from None
+        finally:
+            self.loader.close()
+            self.watch.close()
+            self.log.close()
+        self._report_end()
+
+    def _begin(self) -> None:
+        """Check the evaluations, write and log what the run is, and open its logs."""
         self.validator.check(self.model)
         progress = self.state.progress
         tf32 = uses_tf32(self.device, self.section.tf32)
         if processes.is_main():
             write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
-        tell_what_batches_mean(self.model, self.section, len(self.loader))
+        log_batch_facts(self.model, self.section, len(self.loader))
         LOGGER.info(
             "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s",
             self.run_dir,
@@ -212,21 +238,9 @@ class Trainor:
         if progress.best is not None:
             # What was set aside may have replaced it: the next has to beat what is on the disk.
             progress.best = self.saver.best_score()
-        try:
-            with self.interruption, self.profiler:
-                while not self._finished():
-                    self._epoch(progress.epoch)
-                self._make_sure_of_the_last_state()
-        except LostWorker as error:
-            raise LostWorker(f"{error} {self._saved_after_fault()}") from None
-        finally:
-            self.loader.close()
-            self.watch.close()
-            self.log.close()
-        self._report_end()
 
     def _parameters(self) -> str:
-        """How many there are, and how many of them are trained where some are not."""
+        """Return the number of parameters, and of trainable ones if some are frozen."""
         trained = sum(p.numel() for p in self.step.parameters)
         every = sum(p.numel() for p in self.model.parameters())
         of = "" if trained == every else f"{trained:,} trained of "
@@ -241,14 +255,14 @@ class Trainor:
         return MetricsLog(self.run_dir, self.seed, step, self.state.progress.lines, self.loggers)
 
     def _finished(self) -> bool:
-        """Whether there is nothing left to train or to evaluate."""
+        """Return whether nothing is left to train or evaluate."""
         progress = self.state.progress
         if self._stopped_early() or self.section.steps is None:
             return self._stopped_early() or progress.epoch >= self.section.epochs
         return self._took_all_steps() and progress.evaluated == progress.step
 
     def _took_all_steps(self) -> bool:
-        """Whether the run goes by steps, and the last one was taken."""
+        """Return whether the run goes by steps, and the last one was taken."""
         steps = self.section.steps
         return steps is not None and self.state.progress.step >= steps
 
@@ -272,7 +286,7 @@ class Trainor:
                 self._save()
 
     def _end_epoch(self, epoch: int) -> None:
-        """Go on to the next epoch."""
+        """Start the next epoch."""
         self.state.schedule.after_epoch()
         self.state.progress.epoch, self.state.progress.batch = epoch + 1, 0
 
@@ -285,7 +299,7 @@ class Trainor:
         """
         state, progress = self.state, self.state.progress
         scores = self._evaluate(epoch)
-        # From here to the save nothing can interrupt: a checkpoint has all of it or nothing.
+        # Signals wait from here to the save, so that a checkpoint has all of this or nothing.
         if ended:
             self._end_epoch(epoch)
         progress.evaluated = progress.step
@@ -301,14 +315,14 @@ class Trainor:
         self._save(improved)
 
     def _due_after_step(self) -> bool:
-        """Whether an evaluation is due that waits for no end of an epoch."""
+        """Return whether an evaluation within an epoch is due."""
         progress = self.state.progress
         if self._every_steps is None or progress.evaluated == progress.step:
             return False
         return progress.step % self._every_steps == 0
 
     def _train_on_all_batches(self, epoch: int) -> None:
-        """One pass over the training split, or the rest of one, or what is left of the run."""
+        """Train one epoch, or the rest of one, up to the end of the run."""
         state, progress = self.state, self.state.progress
         self._save_due = False
         if self._due_after_step():
@@ -331,10 +345,10 @@ class Trainor:
         self.watch.end_epoch()
 
     def _train_on(self, group: Group) -> None:
-        """Take a step, and do what is due after it."""
+        """Take a step, then log, evaluate and save if due."""
         state, progress = self.state, self.state.progress
         stop, due = group.signals
-        lr = state.optimizer.param_groups[0]["lr"]
+        lr = common_rate(state.optimizer)
         scheduled = self.model.schedule(progress.step + 1)
         with self.watch.observing(progress.step + 1):
             result = self.step(group.batches, group.parts)
@@ -357,39 +371,39 @@ class Trainor:
             self._save()
 
     def _signals(self) -> tuple[bool, bool]:
-        """Whether this process was told to stop, and whether it would save after the next step."""
+        """Return whether this process was asked to stop, and whether a save is due next step."""
         due = processes.is_main() and self.saver.due(self.state.progress.step + 1)
         return self.interruption.received is not None, due
 
     def _told_to_stop(self) -> bool:
-        """Whether a signal came during the step; of several processes all have to know it."""
+        """Return whether any process got a signal during the step; all processes must agree."""
         return processes.world_size() == 1 and self.interruption.received is not None
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
-        """The scores of the model and of its averaged copy; a signal may end this at once."""
+        """Return the scores of the model and of its averaged copy; a signal ends this at once."""
         scores: dict[str, float] = {}
         if epoch < self.section.eval_start:
             return scores
         self.state.share_buffers()
         try:
             with self.interruption.may_come_at_once():
-                pictures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"
-                scores |= self.validator.score(self.model, pictures)
-                self.log.pictures(self.state.progress.step, pictures)
+                figures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"
+                scores |= self.validator.score(self.model, figures)
+                self.log.figures(self.state.progress.step, figures)
             if self.state.ema is not None:
-                # Never between two tensors: what is saved then would be half the average.
+                # Signals wait during the swap with the averages: half of it must not be saved.
                 with self.state.ema.in_place(), self.interruption.may_come_at_once():
                     averaged = self.validator.score(self.model)
                 scores |= {f"ema_{name}": value for name, value in averaged.items()}
         except Interrupted:
             raise self._stop() from None
-        # One process's rounding decides for all: they must not go separate ways.
+        # All processes use the scores of one: rounding must not make them decide differently.
         scores = processes.on_main(lambda: scores)
         self._check_metric(scores)
         return scores
 
     def _check_metric(self, scores: dict[str, float]) -> None:
-        """Save the epoch, and refuse a metric by which it cannot be ranked."""
+        """Save the epoch, and refuse a metric that cannot rank it."""
         metric = self.section.early_stop_metric
         if metric in scores:
             return
@@ -423,28 +437,28 @@ class Trainor:
         return patience is not None and self.state.progress.stale >= patience
 
     def _save(self, improved: bool = False) -> bool:
-        """Write the newest state, and on improvement the best one; returns whether that worked."""
+        """Write the newest state, and on improvement the best checkpoint; returns success."""
         progress = self.state.progress
         state = self.state.capture(progress.best if improved else None, self.log.lines)
         if improved:
             assert progress.best is not None
             if not self.saver.save_best(state, progress.best, state["epoch"]):
-                # The next evaluation has to beat what is on the disk, not what was lost.
+                # The next evaluation has to beat the best score on the disk, not the lost one.
                 progress.best = self.saver.best_score()
                 state = self.state.capture(None, self.log.lines)
         return self.saver.save_last(state)
 
     def _make_sure_of_the_last_state(self) -> None:
-        """Hold the state that the run ends with to the disk.
+        """Make sure that the final state of the run is on the disk.
 
         Raises:
             CheckpointError: it is not there.
         """
         saver, step = self.saver, self.state.progress.step
         if self.started_from is not None and step == self.started_at:
-            return  # nothing was trained: the state is the one that the run continued
+            return  # nothing was trained: the state is the one that was resumed
         if saver.saved != step:
-            self._save()  # there may be room again
+            self._save()  # the disk may have space again
         there, problem = processes.on_main(lambda: [saver.last.is_file(), saver.problem])
         if there and saver.saved == step:
             return
@@ -461,7 +475,7 @@ class Trainor:
         )
 
     def _saved_after_fault(self) -> str:
-        """Save because what gives the data has failed, between two steps; returns what to do."""
+        """Save after a loading process failed between two steps; returns how to continue."""
         if processes.world_size() == 1 and self._save():
             return (
                 f"{self.saver.last} holds the state after step {self.state.progress.step}; "
@@ -478,7 +492,7 @@ class Trainor:
         return self.interruption.stop(f"after step {self.state.progress.step}, {what}")
 
     def _report_end(self) -> None:
-        """Say why the run ended and where its best checkpoint is."""
+        """Log why the run ended and its best checkpoint."""
         last = "last epoch" if self.section.steps is None else "last step"
         reason = "early stop" if self._stopped_early() else last
         bad, _ = self.state.tally.bad_steps()
@@ -491,7 +505,7 @@ class Trainor:
 
 
 def _read_encoder(*arguments: Any) -> Any:
-    """See `read_encoder`, which is imported for a model that asks for weights of another run."""
+    """See `read_encoder`, which is imported only for models that take another run's weights."""
     from vilmedic.checkpoints.encoders import read_encoder
 
     return read_encoder(*arguments)

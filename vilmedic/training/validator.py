@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from vilmedic.metrics.contract import Metric
 
 WATCHED = 1000
-"""Samples of a split in which a collapse is looked for: enough to see it, and quickly."""
+"""Samples used to detect a collapse: enough to see it, and fast."""
 FEW = 64
-"""Images in which a collapsed codebook is looked for: each of them has many codes."""
+"""Images used to detect a collapsed codebook: each has many codes."""
 
 
 class Validator:
     """Evaluates a model on the validation splits.
 
-    The data sets are built at once, so that a split that cannot be used is known before training.
+    The data sets are built at the start, so that unusable splits are reported before training.
 
     Args:
         config: the checked configuration; its section `validator` says what is computed.
@@ -59,16 +59,20 @@ class Validator:
             device=device,
             frozen_gib=frozen_cache_gib(config.trainor),
         )
-        # Whether or not its numbers are asked for, a collapse is worth a line in the log.
+        # A collapse is logged even if the metric is not configured.
         self._watches = all(name != "representation" for name, _ in self._splits.metrics)
         for split in self._section.splits:
             self._splits.dataset(split)
+
+    def compute_features(self) -> None:
+        """Keep no features of frozen encoders: networks with other weights are scored as well."""
+        self._splits.frozen_gib = 0.0
 
     def check(self, model: nn.Module) -> None:
         """Let metrics and post-processing refuse their options on the first batch of each split.
 
         Args:
-            model: on the device; its mode and the random state are as before afterwards.
+            model: on the device; its mode and the random state are restored afterwards.
 
         Raises:
             ConfigError: an option does not fit the model or the data.
@@ -87,7 +91,7 @@ class Validator:
                     warn_of_collapsed_codes(model, map(codes, batches))
 
     def _check_sizes(self, model: nn.Module) -> None:
-        """Refuse a split that can have no loss, so that no checkpoint could be the best."""
+        """Refuse a split that has no loss, since no checkpoint could then be the best."""
         if not getattr(getattr(model, "module", model), "cross_sample", False):
             return
         for split in self._section.splits:
@@ -99,7 +103,7 @@ class Validator:
                 )
 
     def better(self, score: str, *, ema: bool) -> str:
-        """Whether `higher` or `lower` values of a score are better, as its metric declares.
+        """Return whether `higher` or `lower` values of a score are better, as its metric declares.
 
         Args:
             score: the name of a score.
@@ -122,12 +126,12 @@ class Validator:
             )
         return better
 
-    def score(self, model: nn.Module, pictures: Path | None = None) -> dict[str, float]:
+    def score(self, model: nn.Module, figures: Path | None = None) -> dict[str, float]:
         """The loss and the metrics of every split; a collapsed representation is logged.
 
         Args:
-            model: on the device; its mode and the random state are as before afterwards.
-            pictures: folder for the figures of post-processing; None makes none.
+            model: on the device; its mode and the random state are restored afterwards.
+            figures: folder for the figures of post-processing; None makes none.
 
         Returns:
             `<split>_loss` and `<split>_<metric>_<number>`, with `validation` for the split
@@ -144,13 +148,13 @@ class Validator:
                     scores[f"{prefix}_loss"] = evaluation.features.loss
                 measure = partial(self._measure, evaluation, prefix)
                 scores |= networks.once(measure)
-                if pictures is not None and processes.is_main():
+                if figures is not None and processes.is_main():
                     with processes.alone():
-                        self._draw(evaluation, pictures)
+                        self._draw(evaluation, figures)
         return scores
 
     def _measure(self, evaluation: Evaluation, prefix: str) -> dict[str, float]:
-        """The numbers of every metric, and a look at whether the representation collapsed."""
+        """Return the numbers of every metric, and check for a collapsed representation."""
         scores: dict[str, float] = {}
         for name, metric in self._splits.metrics:
             with Progress(f"{name} of {evaluation.split}"):
@@ -184,7 +188,7 @@ def _watch() -> Metric:
 
 
 def _declared(metric: Any) -> dict[str, str] | None:
-    """What a metric declares of its numbers; None for one of elsewhere that does not."""
+    """Return the numbers that a metric declares; None for one that declares nothing."""
     numbers = getattr(metric, "numbers", None)
     return dict(numbers) if numbers and is_declaration(numbers) else None
 

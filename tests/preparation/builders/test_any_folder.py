@@ -232,7 +232,7 @@ def write_dicom(path: Path, **fields: str) -> None:
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
     data.PhotometricInterpretation = "MONOCHROME2"
-    seed = zlib.crc32(str(path).encode())  # each file holds another picture
+    seed = zlib.crc32(str(path).encode())  # each file holds another image
     pixels = np.random.default_rng(seed).integers(0, 4096, (8, 8), dtype=np.uint16)
     data.PixelData = pixels.tobytes()
     for name, value in fields.items():
@@ -275,7 +275,7 @@ def dicom(tmp_path: Path, *options: str, status: int = 0) -> Path:
     return root
 
 
-def test_dicom_files_by_their_mark_and_without_a_picture(
+def test_dicom_files_by_their_mark_and_without_a_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"

@@ -165,7 +165,7 @@ def test_marks_of_missing_labels_are_blanks(
     assert "AP/PA" not in card["missing"]  # which is not read
 
 
-def test_a_label_that_is_none_is_told_with_its_line(
+def test_a_label_that_is_none_is_reported_with_its_line(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = training()

@@ -70,7 +70,7 @@ def test_a_name_that_fits_several_files_is_none_of_them(tmp_path: Path) -> None:
         assert images.find(name) == FoundImage(name, name, "there")
 
 
-def test_a_file_with_a_row_of_its_own_is_no_other_image(tmp_path: Path) -> None:
+def test_a_file_with_its_own_row_is_no_other_image(tmp_path: Path) -> None:
     """`A.png` was copied over by `a.png` on a disk that does not tell them apart."""
     images = folder(tmp_path, "a.png", "b.png")
     rows = [[images.find(name)] for name in ("a.png", "A.png", "B.png", "B.PNG", "b.pNg")]

@@ -90,7 +90,7 @@ def test_lists_of_splits(tmp_path: Path, indent: int | None) -> None:
         ("t.jsonl", '{"files": "a"}\n', r"no column 'file'\. It has files\. Did you mean 'files'"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(
+def test_what_is_wrong_is_reported_with_its_line(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as error:

@@ -253,7 +253,7 @@ def test_credentials_are_asked_for_in_the_end(
 
 
 @pytest.mark.usefixtures("account", "made")
-def test_troubles_have_messages_of_their_own(
+def test_failures_have_their_own_messages(
     server: Server, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def message(*names: str, status: int = 2) -> str:
@@ -385,7 +385,7 @@ def only_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
 
 
-def test_room_is_asked_for_what_is_not_there_yet(
+def test_space_is_needed_for_what_is_missing(
     server: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = tmp_path / "data" / "raw" / "padchest"

@@ -79,7 +79,7 @@ def test_a_file_arrives_once(server: Server, make: Any) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 65_536, 299_999])
-def test_a_cut_connection_goes_on_where_it_was(server: Server, make: Any, cut: int) -> None:
+def test_a_cut_connection_resumes_where_it_was(server: Server, make: Any, cut: int) -> None:
     transfer, job = make()
     server.faults = only(Fault(cut=cut))
     transfer.fetch(job)
@@ -88,7 +88,7 @@ def test_a_cut_connection_goes_on_where_it_was(server: Server, make: Any, cut: i
     assert ranges == ["", f"bytes={cut}-" if cut else ""]
 
 
-def test_a_later_run_goes_on_where_the_first_stopped(server: Server, make: Any) -> None:
+def test_a_later_run_resumes_where_the_first_stopped(server: Server, make: Any) -> None:
     transfer, job = make(retries=0)
     server.faults = only(Fault(cut=100_000), Fault(status=503), None)
     with pytest.raises(Unreachable, match=r"answers 503.*to resume"):
@@ -101,14 +101,14 @@ def test_a_later_run_goes_on_where_the_first_stopped(server: Server, make: Any) 
     assert server.gets()[-1].range == "bytes=100000-"
 
 
-def test_retries_count_anew_after_progress(server: Server, make: Any) -> None:
+def test_retries_count_again_after_progress(server: Server, make: Any) -> None:
     transfer, job = make(retries=1)
     server.faults = lambda _seen, number: Fault(cut=20_000) if number < 12 else None
     transfer.fetch(job)
     check_whole(job)
 
 
-def test_a_server_without_ranges_starts_anew(server: Server, make: Any) -> None:
+def test_a_server_without_ranges_starts_again(server: Server, make: Any) -> None:
     arrived: list[int] = []
     transfer, job = make(on_bytes=arrived.append)
     server.ranges = False
@@ -133,7 +133,7 @@ def test_two_versions_of_a_file_are_never_mixed(server: Server, make: Any) -> No
     check_whole(job)
 
 
-def test_wrong_bytes_are_thrown_away_and_fetched_anew(server: Server, make: Any) -> None:
+def test_wrong_bytes_are_thrown_away_and_fetched_again(server: Server, make: Any) -> None:
     transfer, job = make()
     server.faults = only(Fault(wrong=1234), Fault(cut=1000, wrong=10))
     transfer.fetch(job)
@@ -453,7 +453,7 @@ def test_two_versions_are_never_mixed(server: Server, unknown: Any, tag: str | N
 # -- servers that never come to an end
 
 
-def test_an_answer_that_starts_anew_for_ever_is_given_up(server: Server, make: Any) -> None:
+def test_an_answer_that_starts_again_for_ever_is_given_up(server: Server, make: Any) -> None:
     """Half of the file, then 416 to the rest: what is thrown away is no progress."""
     transfer, job = make()
 

@@ -1,4 +1,4 @@
-"""Backbones of image encoders, one file a library, and what an encoder asks of all of them."""
+"""Backbones of image encoders: the shared interface, and one module per library."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Kept = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for when a backbone is made.
+    """Request for a backbone.
 
     Args:
         name: the network, as its library calls it, or a folder.
-        output_layer: the last layer kept.
+        output_layer: the last layer that is kept.
         pretrained: published weights, random ones, or those of another run or of a file.
-        config: settings of the network that are other than usual.
-        filled: given when a checkpoint fills the weights afterwards.
+        config: settings of the network that differ from its defaults.
+        filled: given when a checkpoint will fill the weights.
         read: reads the weights of another run or of a file.
     """
 
@@ -36,28 +36,28 @@ class Wanted:
 
     @property
     def published(self) -> bool:
-        """Whether published weights are to be loaded."""
+        """Whether to load published weights."""
         return self.pretrained is True and self.filled is None
 
     @property
     def file(self) -> str | None:
-        """The run or the file whose weights are taken."""
+        """The run or file that the weights come from."""
         return None if self.filled or isinstance(self.pretrained, bool) else self.pretrained
 
     @property
     def saved(self) -> dict[str, Any] | None:
-        """What a checkpoint that fills the weights says of the network."""
+        """The network settings in the checkpoint that fills the weights."""
         return None if self.filled is None else self.filled.config_of("cnn")
 
 
 @dataclass(frozen=True)
 class PublishedPixels:
-    """What the images went through that published weights were trained on.
+    """Image preprocessing that published weights were trained with.
 
     Args:
-        source: where that is said.
-        keys: values of `mean`, `std`, `resize`, `crop` and `interpolation`, those that are stated.
-        notes: what is done otherwise here.
+        source: where it is documented.
+        keys: values of `mean`, `std`, `resize`, `crop` and `interpolation`, as far as stated.
+        notes: differences of the preprocessing here.
     """
 
     source: str
@@ -66,24 +66,24 @@ class PublishedPixels:
 
 
 class Backbone:
-    """A network that makes features of images, cut after a layer.
+    """A network that computes image features, cut after a layer.
 
-    A class for each library says how a network is made and where its outputs are. The object stands
-    beside the network in the encoder, and is copied with it.
+    One class per library creates its networks and finds their outputs. The object is kept beside
+    the network in the encoder, and copied with it.
 
     Args:
         network: the network.
-        name: what it is called, for messages.
+        name: its name, for messages.
 
     Attributes:
-        trained_size: height and width that it is made for; None where none is stated.
-        usual_size: height and width of images to try it on.
-        prefix: class and register tokens in front of those of patches.
+        trained_size: height and width that it was trained for; None if not stated.
+        usual_size: height and width of images for a trial pass.
+        prefix: number of class and register tokens before the patch tokens.
         patch: height and width of a patch in pixels; None for a network without patches.
     """
 
     outputs: tuple[str, ...] = ()
-    """Names of outputs that are no layers of the network."""
+    """Names of outputs that are not layers of the network."""
 
     def __init__(self, network: nn.Module, name: str) -> None:
         self.network, self.name = network, name
@@ -94,23 +94,23 @@ class Backbone:
 
     @staticmethod
     def fetch(wanted: Wanted) -> None:
-        """Download what making the backbone needs.
+        """Download the files that the backbone needs.
 
         Raises:
-            ConfigError: it cannot be had.
+            ConfigError: they are not available.
         """
 
     @staticmethod
     def published_pixels(wanted: Wanted) -> PublishedPixels | None:
-        """What the images of its published weights went through; None when nobody says."""
+        """Return the preprocessing of its published weights; None if not documented."""
         return None
 
     def options(self, size: tuple[int, int]) -> dict[str, Any]:
-        """What the network is given beside images of a size."""
+        """Return further arguments of the network for images of a size."""
         return {}
 
     def tap(self, layer: str, kept: Kept) -> None:
-        """Have the output of a layer put into `kept` whenever the network runs.
+        """Record the output of a layer in `kept` whenever the network runs.
 
         Raises:
             ConfigError: there is no such layer.
@@ -118,7 +118,7 @@ class Backbone:
         find_layer(self.network, layer).register_forward_hook(Tap(layer, kept))
 
     def check_layer(self, layer: str, key: str) -> None:
-        """Refuse the name of what is no layer.
+        """Refuse a name that is not a layer.
 
         Raises:
             ConfigError: listing the layers there are.
@@ -127,7 +127,7 @@ class Backbone:
             find_layer(self.network, layer, key, self.outputs)
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The blocks that follow on each other, those of a stage one by one."""
+        """Return the blocks in order, those of a stage one by one."""
         from vilmedic.blocks.repeated import inner_blocks, repeated_blocks
 
         found: list[nn.Module] = []
@@ -136,7 +136,7 @@ class Backbone:
         return found
 
     def grid(self, tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Rows and columns of patches in a number of tokens; None where they make no grid.
+        """Return rows and columns of a number of patch tokens; None if they form no grid.
 
         What is left beside whole patches is left out by most networks. Those of stages fill it up
         to one more, and halve the grid from stage to stage; they have no class token.

@@ -46,9 +46,10 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = ("avgpool", "forward_features")
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""What networks of timm call that they take images of any size; the first that one knows counts.
+"""Arguments by which timm networks accept images of any size; the first one supported counts.
 
-One whose own size is no multiple of its patch (ViTs of SigLIP at 384 pixels) takes that size alone.
+A network whose own size is not a multiple of its patch (ViTs of SigLIP at 384 pixels) accepts that
+size alone.
 """
 MOST_NAMES = 20
 
@@ -56,8 +57,8 @@ MOST_NAMES = 20
 class TimmBackbone(Backbone):
     """A network of timm without its classifier.
 
-    Its outputs are `avgpool`, what the network gives without its classifier, and
-    `forward_features`, what the method of that name gives; or those of any layer.
+    Its outputs are `avgpool` (the network without its classifier), `forward_features` (the method
+    of that name), or any layer.
     """
 
     outputs = OUTPUTS
@@ -74,7 +75,7 @@ class TimmBackbone(Backbone):
         """A network that ends at a layer.
 
         Raises:
-            ConfigError: the network, the layer or the weights cannot be had.
+            ConfigError: the network, the layer or the weights are not available.
         """
         if wanted.saved is not None:
             try:
@@ -105,7 +106,7 @@ class TimmBackbone(Backbone):
         """Look for the network and download its weights.
 
         Raises:
-            ConfigError: they cannot be had.
+            ConfigError: they are not available.
         """
         found = _find(wanted)
         if wanted.published:
@@ -113,7 +114,7 @@ class TimmBackbone(Backbone):
 
     @staticmethod
     def published_pixels(wanted: Wanted) -> PublishedPixels | None:
-        """What timm says of the images in `pretrained_cfg`."""
+        """Return the preprocessing in timm's `pretrained_cfg`."""
         found = _find(wanted)
         if not found.said:
             return None
@@ -181,9 +182,9 @@ class _Found:
     Args:
         architecture: its name without the tag of its weights.
         arguments: of its class.
-        said: what is known of its published weights.
-        folder: where these lie; None for those of the hub.
-        name: as it was asked for.
+        said: metadata of its published weights.
+        folder: folder of the weights; None for weights on the hub.
+        name: the name that was requested.
     """
 
     architecture: str
@@ -327,7 +328,7 @@ def _create(
             )
         except TypeError as error:  # of an argument that the class does not know
             refused = error
-        except Exception as error:  # whatever timm and torch raise
+        except Exception as error:  # timm and torch raise many kinds
             raise ArgumentError(
                 {
                     "config" if found.arguments else "backbone": f"timm cannot make {found.name}"
@@ -369,12 +370,12 @@ def _with(found: _Found) -> str:
 
 
 def _refusal(found: _Found, error: Exception | None) -> dict[str, str]:
-    """What is wrong with the arguments of a network."""
+    """Return what is wrong with the arguments of a network."""
     try:
         with torch.device("meta"):
             whole = timm.create_model(found.architecture)
         known = [*inspect.signature(type(whole).__init__).parameters][1:]
-    except Exception:  # then the message alone has to do
+    except Exception:  # then without the list of arguments
         known = []
     unknown = [name for name in found.arguments if known and name not in known]
     if unknown:
@@ -387,7 +388,7 @@ def _refusal(found: _Found, error: Exception | None) -> dict[str, str]:
 
 
 def _input_size(network: nn.Module) -> tuple[int, int]:
-    """Height and width that a network is made for."""
+    """Return the height and width that a network was trained for."""
     patches = getattr(network, "patch_embed", None)
     size = getattr(patches, "img_size", None) or getattr(network, "img_size", None)
     if size is None:

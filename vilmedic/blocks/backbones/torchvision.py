@@ -46,7 +46,7 @@ class TorchvisionBackbone(Backbone):
         """A network that ends at a layer.
 
         Raises:
-            ConfigError: the network, the layer or the weights cannot be had.
+            ConfigError: the network, the layer or the weights are not available.
         """
         name = wanted.name
         known = models.list_models(module=models)
@@ -113,7 +113,7 @@ class TorchvisionBackbone(Backbone):
 
 
 class _InputTap(Tap):
-    """Keeps the input of a classifier."""
+    """Records the input of a classifier."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
         self.kept[self.layer] = pool(args[0])
@@ -122,7 +122,7 @@ class _InputTap(Tap):
 def published_weights(name: str) -> WeightsEnum:
     """The ImageNet weights of a network of torchvision.
 
-    They are the first published ones, as published results used them; some networks have others.
+    These are torchvision's first weights, which published results used; some have newer ones.
     """
     choices: Any = models.get_model_weights(name)
     found: WeightsEnum = getattr(choices, "IMAGENET1K_V1", choices.DEFAULT)
@@ -136,7 +136,7 @@ def cached_file(weights: WeightsEnum) -> Path:
 
 @contextmanager
 def downloading(name: str) -> Iterator[None]:
-    """Turn what a download of the ImageNet weights of a network raises into a message.
+    """Turn an error while downloading ImageNet weights into a message.
 
     Raises:
         ConfigError: they cannot be had.
@@ -156,7 +156,7 @@ def downloading(name: str) -> Iterator[None]:
 
 
 def _network(name: str, *, published: bool) -> nn.Module:
-    with warnings.catch_warnings():  # two networks announce a change of their random start
+    with warnings.catch_warnings():  # two networks warn that their initialisation will change
         warnings.simplefilter("ignore", FutureWarning)
         if not published:
             return models.get_model(name, weights=None)

@@ -43,18 +43,18 @@ log = logging.getLogger(__name__)
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
 TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
-"""What embeddings of transformers call the tokens that they put in front of the patches."""
+"""Attributes of transformers embeddings that hold the tokens before the patches."""
 POOLERS: dict[str, bool | None] = {"last_hidden_state": False, "pooler_output": True}
-"""Whether an output needs the pooler of a class that can do without; others take what there is."""
+"""Whether an output needs the pooler of a class where it is optional; others use it if present."""
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
 class TransformersBackbone(Backbone):
     """A vision model of transformers.
 
-    Its outputs are `pooler_output`, what the class calls so; `last_hidden_state`; and `avgpool`,
-    the pooler's output or, where the class or its weights have none, the mean over positions.
-    Regions are taken from `last_hidden_state` or from a block by its dotted name.
+    Its outputs are `pooler_output` and `last_hidden_state`, as the class defines them, and
+    `avgpool`: the pooler's output or, if the class or its weights have none, the mean over
+    positions. Regions come from `last_hidden_state` or from a block by its dotted name.
     """
 
     outputs = HUB_OUTPUTS
@@ -78,7 +78,7 @@ class TransformersBackbone(Backbone):
         """A model that gives an output.
 
         Raises:
-            ConfigError: the model or its weights cannot be had, or it has no such output.
+            ConfigError: the model or its weights are not available, or it has no such output.
         """
         if wanted.output_layer not in HUB_OUTPUTS:
             raise ArgumentError(
@@ -114,14 +114,14 @@ class TransformersBackbone(Backbone):
         """Look for the model, its weights and its image processor.
 
         Raises:
-            ConfigError: there is no such model within reach.
+            ConfigError: the model is not available.
         """
         if wanted.published:
             load_config("backbone", _name(wanted), dict(wanted.config), within="config.")
 
     @staticmethod
     def published_pixels(wanted: Wanted) -> PublishedPixels | None:
-        """What its image processor does."""
+        """Return the preprocessing of its image processor."""
         name = wanted.name.removeprefix(HF)
         places = [name]
         if Path(name).is_dir():
@@ -149,7 +149,7 @@ class TransformersBackbone(Backbone):
         return None
 
     def options(self, size: tuple[int, int]) -> dict[str, Any]:
-        """Interpolated positions for images of another size, where the class can do that."""
+        """Interpolate positions for images of another size, if the class supports it."""
         if self.interpolates and self.trained_size not in (None, size):
             return {"interpolate_pos_encoding": True}
         return {}
@@ -165,7 +165,7 @@ class TransformersBackbone(Backbone):
 
 
 class _OutputTap(Tap):
-    """Keeps one of the outputs of a model."""
+    """Records one of the outputs of a model."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         pooled = output.get("pooler_output")
@@ -177,10 +177,10 @@ class _OutputTap(Tap):
 
 
 def processed(source: str, processor: Any) -> PublishedPixels:
-    """What an image processor of transformers does, as keys of a data set.
+    """Return the steps of a transformers image processor as keys of a data set.
 
     Args:
-        source: what to call it.
+        source: its name, for messages.
         processor: an image processor.
     """
     said: Mapping[str, Any] = processor.to_dict()

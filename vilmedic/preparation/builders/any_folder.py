@@ -45,7 +45,7 @@ SCRIPT = "make_folder"
 SPLIT = "0.8,0.1,0.1"
 _WORD = re.compile(r"\w")
 _GROUP = "group "
-# Why an image that a row names is not taken, for a row without another one and with others.
+# Reasons for leaving out an image of a row, for rows with one image and with several.
 _ABSENT = {
     "missing": (
         "rows whose image is not in the folder",
@@ -129,7 +129,7 @@ def build(
 
 
 def own_splits(given: argparse.Namespace, rows: Sequence[Row]) -> bool:
-    """Whether the splits are those of the table rather than random ones."""
+    """Return whether the splits are those of the table rather than random ones."""
     return bool(given.split_column) or (given.split is None and any(row.split for row in rows))
 
 
@@ -185,7 +185,7 @@ def _together(
     own: bool,
     notes: dict[str, Any],
 ) -> tuple[list[Kept], list[str]]:
-    """The rows with their groups, and of each the name of what must be in one split."""
+    """Return the rows with their groups, and for each the name of the unit kept in one split."""
     keys = [_keys(one, same) for one in kept]
     units = connected(keys)
     if not given.group_column:
@@ -212,7 +212,7 @@ def _together(
     ]
     if joined and not own:
         notes["groups that stay together, being one number or sharing an image"] = joined
-    # The name of a unit is that of its first group, so that units of one group are dealt as ever.
+    # A unit is named by its first group, so that units of one group are split as before.
     return list(kept), [next(iter(members[unit])) for unit in units]
 
 
@@ -242,7 +242,7 @@ def _without_leaks(kept: Sequence[Kept], same: dict[str, str], dropped: Dropped)
 
 
 def _keys(one: Kept, same: dict[str, str]) -> list[str]:
-    """Values that rows of different splits must not share."""
+    """Return the values that rows of different splits must not share."""
     group = [f"{_GROUP}{group_key(one.sample.patient)}"] if one.sample.patient else []
     images = [f"image {path}" for path in one.sample.images]
     contents = [f"content {same[path]}" for path in one.sample.images if path in same]
@@ -250,7 +250,7 @@ def _keys(one: Kept, same: dict[str, str]) -> list[str]:
 
 
 def _character_sets(rows: Sequence[Row]) -> dict[str, Any]:
-    """How many headers do not say their character set, and which of them leave it open."""
+    """Note headers without a character set, and those for which it is doubtful."""
     notes: dict[str, Any] = {}
     found = Counter(row.encoding for row in rows if row.encoding and not row.doubtful)
     for name, number in sorted(found.items()):
@@ -339,7 +339,7 @@ def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[
 
 
 def _is_text(path: str) -> bool:
-    """Whether a path can be written as UTF-8; file systems allow any bytes."""
+    """Return whether a path can be written as UTF-8; file systems allow any bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -361,7 +361,7 @@ def _split_name(given: argparse.Namespace, row: Row) -> str:
 def _note_shared(
     samples: dict[str, list[Sample]], same: dict[str, str], notes: dict[str, Any]
 ) -> None:
-    """Say which groups and images the table's own splits share, where they are kept."""
+    """Note groups and images shared between the table's own splits, if they are kept."""
     of_group: dict[str, set[str]] = defaultdict(set)
     of_image: dict[str, set[str]] = defaultdict(set)
     named: dict[str, str] = {}
@@ -422,7 +422,7 @@ def _parser() -> argparse.ArgumentParser:
         "headers declare, such as gb18030 (none: found from the texts)",
     )
     add("--no-label", default=NO_FINDING, help="label of a row with 0 in all label columns")
-    add("--group-column", default="", help="what must not be in two splits: the patient")
+    add("--group-column", default="", help="column of the patient, who is kept in one split")
     add("--split-column", default="", help="the split, where the table has one")
     add(
         "--leaks",

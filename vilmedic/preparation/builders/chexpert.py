@@ -163,7 +163,7 @@ def build(
     with_reports = given.reports is not None
     taken: set[str] = set()
     if given.five_by_200 or not given.keep_5x200:
-        # Without a look at reports or --seed: each build must find the same set.
+        # Independent of reports and --seed: each build must draw the same set.
         usable = (
             image for image in train if command.only_present([image.path], given.images, listed)
         )

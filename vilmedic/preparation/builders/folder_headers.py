@@ -36,8 +36,8 @@ def read_headers(
 ) -> list[Row]:
     """The header fields of every DICOM file with an image below a folder, in the order of paths.
 
-    DICOM files are those that are named so and those that bear the mark of the format. They are
-    read as in training, also without the 128 bytes before the mark and the mark itself.
+    DICOM files are recognised by their name or by the marker of the format. They are read as in
+    training, also without the preamble and the marker.
 
     Args:
         folder: where to look.
@@ -71,7 +71,7 @@ def read_headers(
     else:
         with get_context("spawn").Pool(workers) as pool:
             headers = list(pool.imap(read, paths, chunksize=CHUNK))
-    # Texts whose character set is not known are told by the texts of all files together.
+    # Unknown character sets are found from the texts of all files together.
     unclear = [content for header in headers for content in header.unclear.values()]
     decoded = iter(decode_all(unclear) if unclear else ())
     rows = []
@@ -127,7 +127,7 @@ def header_texts(header: Any, keyword: str, encoding: str = "") -> tuple[list[st
 
 
 def split_values(text: str, keyword: str) -> list[str]:
-    """The values in the text of a field, without what fills it up."""
+    """Return the values in the text of a field, without padding."""
     from pydicom.datadict import dictionary_VR
 
     several = text.split("\\") if dictionary_VR(keyword) in _SEVERAL else [text]
@@ -178,7 +178,7 @@ def _read_header(folder: Path, keywords: Sequence[str], encoding: str, path: str
             values[name], content = header_texts(header, name, encoding)
             if content is not None:
                 unclear[name] = content
-    except Exception as error:  # damaged files raise all sorts of things
+    except Exception as error:  # damaged files raise many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return _Header(reason="DICOM files that cannot be read", detail=brief(lines[0]))
     if any(pixels) and "Rows" in header:
@@ -207,7 +207,7 @@ def _pydicom() -> Any:
 
 
 def _declared_text(content: bytes, header: Any, keyword: str) -> str | None:
-    """The text as its header declares it, or as UTF-8 where that is what it is; else None."""
+    """Decode a text as its header declares, or as UTF-8 if it is valid; otherwise None."""
     if content.isascii() and _ESCAPE not in content:
         return content.decode("ascii")
     utf8 = as_utf8(content)
@@ -228,7 +228,7 @@ def _declared_text(content: bytes, header: Any, keyword: str) -> str | None:
 
 
 def _without_escapes(content: bytes, encodings: list[str]) -> str | None:
-    """The text in one of the other declared sets, which many programs write without the escape."""
+    """Decode a text in another declared set, which many programs write without the escape."""
     for name in encodings:
         try:
             text = content.decode(name)
@@ -250,7 +250,7 @@ def _declared(header: Any) -> list[str]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return list(convert_encodings(declared))
-    except Exception:  # names that the standard does not have
+    except Exception:  # not in the standard
         return []
 
 
@@ -264,7 +264,7 @@ def _with_escapes(content: bytes, encodings: list[str], keyword: str) -> str | N
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             text = decode_bytes(content, encodings, delimiters)
-    except Exception:  # an escape that is none
+    except Exception:  # invalid escape
         return None
     return None if "\ufffd" in text or "\x1b" in text else text
 
@@ -274,7 +274,7 @@ def _is_single_byte(encoding: str) -> bool:
 
 
 def _is_eastern(text: str) -> bool:
-    """Whether all that is not ASCII takes three bytes in UTF-8, which no other text happens to."""
+    """Return whether all non-ASCII characters take three bytes in UTF-8, which is no accident."""
     return all(character >= "\u0800" for character in text if not character.isascii())
 
 

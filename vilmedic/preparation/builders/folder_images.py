@@ -52,7 +52,7 @@ class ImageFolder:
 
     Args:
         root: the folder.
-        ext: what names end in that are written without it, such as `.png`; empty for none.
+        ext: extension of names that are written without one, such as `.png`; empty for none.
     """
 
     def __init__(self, root: Path, ext: str) -> None:
@@ -73,8 +73,8 @@ class ImageFolder:
             where: file and line, for messages.
 
         Raises:
-            DataError: one does not lie in the folder, or a part only of a list does, so that it may
-                be a name with a comma as well.
+            DataError: one is not in the folder, or only a part of a list is, so that it may also
+                be a name with a comma.
         """
         found = []
         for value in values:
@@ -95,7 +95,7 @@ class ImageFolder:
         return found
 
     def find(self, name: str, where: str = "") -> FoundImage:
-        """The image of a name; one that differs in form alone is taken when there is but one.
+        """Find the image of a name; one that differs only in form is taken if it is the only one.
 
         Raises:
             DataError: it does not lie in the folder.
@@ -125,7 +125,7 @@ class ImageFolder:
         return FoundImage(name, alike[0], "there", tuple(differs))
 
     def hint(self, found: FoundImage) -> str:
-        """What may be the matter with a name that is not there."""
+        """Explain why a name may not be found."""
         name = PurePosixPath(found.path.replace("\\", "/")).name
         place = self.root / PurePosixPath(found.path).parent
         if found.state == "ambiguous":
@@ -158,7 +158,7 @@ class ImageFolder:
         return {"files": len(present), "sha256_of_list": hashlib.sha256(content).hexdigest()}
 
     def _holds(self, path: str) -> bool:
-        """Whether a file is there under this very name."""
+        """Return whether a file of exactly this name exists."""
         if not path or not is_present(self.root / path, self._listed):
             return False
         if path not in self._files:
@@ -200,8 +200,8 @@ class ImageFolder:
 def settled(rows: Sequence[Sequence[FoundImage]]) -> list[list[FoundImage]]:
     """Found images, without those that turned out to be ambiguous.
 
-    Of two names that differ in letter case alone and fit one file, one was another image on a disk
-    that tells letter case apart; the one that is not spelled as the file is `ambiguous` then.
+    Of two names that differ only in letter case and fit one file, one was another image on a
+    case-sensitive disk; the one that is not spelled like the file is then `ambiguous`.
     """
     spelled: dict[str, set[str]] = defaultdict(set)
     for row in rows:
@@ -226,7 +226,7 @@ def name_differences(rows: Iterable[Sequence[FoundImage]]) -> dict[str, int]:
 
 
 def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
-    """Images that are the same byte for byte as another one, each with a digest of its content.
+    """Return images equal byte for byte to another one, each with a digest of its content.
 
     Only files of one size whose last bytes are the same are read as a whole.
 
@@ -239,7 +239,7 @@ def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     def size(path: str) -> int:
         return os.path.getsize(folder / path)
 
-    with ThreadPoolExecutor(32) as pool:  # most of the time is spent waiting for the disk
+    with ThreadPoolExecutor(32) as pool:  # mostly waiting for the disk
         sizes = dict(zip(every, pool.map(size, every), strict=True))
         common = Counter(sizes.values())
         alike = [path for path in every if sizes[path] and common[sizes[path]] > 1]
@@ -248,7 +248,7 @@ def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     for path, end in zip(alike, last, strict=True):
         ends[sizes[path], end].append(path)
     several = [path for group in ends.values() if len(group) > 1 for path in group]
-    from vilmedic.datasets.pictures import file_digests  # which loads torch
+    from vilmedic.datasets.image_source import file_digests  # which loads torch
 
     digests = file_digests([folder / path for path in several])
     found = {path: digest for path, digest in zip(several, digests, strict=True) if digest}
@@ -259,7 +259,7 @@ def same_content(folder: Path, paths: Iterable[str]) -> dict[str, str]:
 def patients_together(
     samples: Sequence[Sample], folder: Path | None, notes: dict[str, Any]
 ) -> list[str]:
-    """For each sample a name that those share whose patients have an image of one content.
+    """Return a name for each sample, shared by patients who have an image of the same content.
 
     Args:
         samples: all of them.
@@ -310,7 +310,7 @@ def connected(rows: Sequence[Sequence[str]]) -> list[str]:
     def top(key: str) -> str:
         above.setdefault(key, key)
         while above[key] != key:
-            above[key] = above[above[key]]  # keeps the way short
+            above[key] = above[above[key]]  # path compression
             key = above[key]
         return key
 
@@ -331,5 +331,5 @@ def _composed(name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """What names share that differ in letter case and Unicode form alone."""
+    """Normalise a name in letter case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

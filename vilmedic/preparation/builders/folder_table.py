@@ -221,7 +221,7 @@ def _objects(path: Path, encoding: str) -> Iterator[tuple[str, str, dict[str, An
 
 
 def _is_row(line: str, lined: bool) -> bool:
-    """Whether a first line is an object of its own, as the name of the file may say (`lined`)."""
+    """Return whether the first line is a complete object; `lined`: the file name says so."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):

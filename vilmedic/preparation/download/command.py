@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, *, scripts: Path) -> int:
 
 
 def listing(table: ResourceTable, data: Path) -> str:
-    """What there is: name, what, size, terms, and where it goes."""
+    """List the resources: name, description, size, terms and target."""
     lines = []
     for name, resource in table.resources.items():
         lines.append(name)
@@ -111,13 +111,13 @@ class Options:
 
 
 def fetch(table: ResourceTable, resources: dict[str, Resource], options: Options) -> int:
-    """Fetch resources and build what follows from them.
+    """Fetch resources and build their folders.
 
     Returns:
         0 when all is there, 1 when single images could not be fetched.
 
     Raises:
-        DataError: something that the user has to fix; what was fetched stays.
+        DataError: the user has to fix something; fetched files stay.
     """
     data = options.data
     if options.subset and not any(r.images or r.subset_after for r in resources.values()):
@@ -215,7 +215,7 @@ def _parser(scripts: Path) -> argparse.ArgumentParser:
 
 
 class _Server:
-    """All that comes from one server under one account."""
+    """All resources from one server under one account."""
 
     def __init__(
         self, table: ResourceTable, account: str, resources: dict[str, Resource], options: Options
@@ -253,8 +253,8 @@ class _Server:
             if file.sums and not sha256:
                 sha256 = self._published_sum(file)
             jobs.append(Job(file.url, path, file.bytes, sha256, page))
-        room = {self.data / r.target: _later(r, self.data) for r in self.resources.values()}
-        self._fetch("files", jobs, room)
+        later = {self.data / r.target: _later(r, self.data) for r in self.resources.values()}
+        self._fetch("files", jobs, later)
 
     def fetch_images(self, resource: Resource, images: Images) -> dict[str, str]:
         """Fetch images and make each smaller as it arrives.
@@ -295,18 +295,18 @@ class _Server:
             note.write_text("".join(lines), encoding="utf-8")
         return failed
 
-    def _fetch(self, what: str, jobs: list[Job], room: dict[Path, int] | None = None) -> None:
+    def _fetch(self, what: str, jobs: list[Job], later: dict[Path, int] | None = None) -> None:
         missing = [job for job in jobs if not is_there(job)]
         if not missing:
-            check_space(room or {})
+            check_space(later or {})
             return
         transfer = self._open()
         sized = []
         for job in missing:
-            # One after the other: a wrong password is tried once, not many times at once.
+            # One after the other, so that a wrong password is tried only once.
             size = job.bytes if job.bytes is not None else transfer.size_of(job)
             sized.append((job, size or 0, _arrived(job)))
-        needed: dict[Path, int] = defaultdict(int, room or {})
+        needed: dict[Path, int] = defaultdict(int, later or {})
         for job, size, arrived in sized:
             needed[job.path.parent] += max(0, size - arrived)
         check_space(needed)
@@ -359,7 +359,7 @@ def _by_account(resources: dict[str, Resource]) -> dict[str, dict[str, Resource]
 
 
 def _later(resource: Resource, data: Path) -> int:
-    """Space that models and unpacking will take beside the files; what is there already counts."""
+    """Return the space for models and unpacking besides the files, less what exists."""
     later = 0
     for model in resource.models:
         if not has_model(data / model.path):
@@ -371,7 +371,7 @@ def _later(resource: Resource, data: Path) -> int:
 
 
 def _still(size: int, folder: Path) -> int:
-    """Of the bytes that a folder will hold, those that it does not hold yet."""
+    """Return the bytes that a folder still lacks of its final size."""
     if not size:
         return 0
     held = sum(os.path.getsize(path) for path in walk_files(folder) if path.is_file())

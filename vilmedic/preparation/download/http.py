@@ -20,7 +20,7 @@ import httpx2
 from tqdm import tqdm
 
 from vilmedic.errors import DataError
-from vilmedic.files import BLOCK, DAMAGE, FULL, disk_trouble, sha256_of
+from vilmedic.files import BLOCK, DAMAGE, FULL, disk_message, sha256_of
 from vilmedic.http import (
     Again,
     Answer,
@@ -37,14 +37,14 @@ from vilmedic.preparation.download.resources import Account
 
 LONGEST_WAIT = 60.0  # seconds
 LONGEST_ASKED = 600.0  # seconds that a server may ask us to wait
-SPOILT = 3  # times that wrong content is fetched again before it is reported
+SPOILT = 3  # downloads of wrong content before it is reported
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-MOST_DIGITS = 18  # of a number in a header: more bytes or seconds than there are
+MOST_DIGITS = 18  # of a number in a header; larger ones are impossible
 _MARKUP = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta", b"<title")
 
 
 class NoAccess(DataError):
-    """The account is right and may not have this data set yet."""
+    """The account is valid but has no access to this data set."""
 
 
 class NotThere(DataError):
@@ -60,15 +60,15 @@ class NoSpace(DataError):
 
 
 class Unreachable(DataError):
-    """No answer, or only errors of the server, in spite of all retries."""
+    """No answer, or only server errors, after all retries."""
 
 
 class Stopped(DataError):
-    """Another transfer failed for good, so this one stopped."""
+    """Stopped because another transfer failed permanently."""
 
 
 FATAL = (WrongPassword, NoAccess, NotAFile, NoSpace, Unreachable, Stopped)
-"""Failures that the next file would have as well."""
+"""Failures that would repeat for the next file."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,18 @@ class Job:
 class Transfer:
     """Fetches files, resuming, retrying and verifying each.
 
-    A file grows under the name `<name>.part` and gets its own name when size and sum are right, so
-    whatever bears its own name is complete.
+    A file is written as `<name>.part` and renamed when size and checksum are right, so that a file
+    under its own name is complete.
 
     Args:
         login: user and password, for the files that need them.
-        agent: what the server wants to be addressed with; empty for the plain truth.
+        agent: user agent that the server requires; empty for the default.
         retries: attempts in a row without a single new byte before giving up.
-        wait: seconds before the first of them; each wait doubles the one before.
+        wait: seconds before the first retry, doubled for each further one.
         timeout: seconds without any byte, or with less than 1 kB a second, after which a connection
             counts as dead.
-        on_bytes: told how many bytes arrived; a negative number when some are thrown away.
-        on_size: told how large a file is, once that is known.
+        on_bytes: called with the number of new bytes, negative if some are discarded.
+        on_size: called with the size of a file once it is known.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Transfer:
         self.client.close()
 
     def fetch(self, job: Job) -> bool:
-        """Fetch a file unless it is there.
+        """Fetch a file unless it exists.
 
         Returns:
             Whether it had to be fetched.
@@ -152,17 +152,17 @@ class Transfer:
                 self._discard(part)
                 if spoilt >= SPOILT:
                     raise
-            except Again as trouble:
-                # Bytes that came before and were thrown away are no progress when they come again.
-                useful = _size(part) > furthest and not trouble.dead
+            except Again as failure:
+                # Bytes that were discarded are no progress when they arrive again.
+                useful = _size(part) > furthest and not failure.dead
                 failed = 0 if useful else failed + 1
                 furthest = max(furthest, _size(part))
                 if failed > self.retries:
                     raise Unreachable(
-                        f"{job.url}: {trouble}; gave up after {failed} attempts. Run the same "
+                        f"{job.url}: {failure}; gave up after {failed} attempts. Run the same "
                         "command again to resume."
                     ) from None
-                self._pause(trouble.wait, failed)
+                self._pause(failure.wait, failed)
             except OSError as error:
                 raise disk_error(job.path, error) from error
             else:
@@ -184,11 +184,11 @@ class Transfer:
                         judge(response, job, self.login)
                         return whole_number(response.headers.get("Content-Length"))
                     return None
-            except Again as trouble:
+            except Again as failure:
                 failed += 1
                 if failed > self.retries:
-                    raise Unreachable(f"{job.url}: {trouble}; gave up.") from None
-                self._pause(trouble.wait, failed)
+                    raise Unreachable(f"{job.url}: {failure}; gave up.") from None
+                self._pause(failure.wait, failed)
 
     def _receive(self, job: Job, part: Path) -> None:
         start = _size(part)
@@ -200,7 +200,7 @@ class Transfer:
         headers = {}
         tag = _tag_of(part).read_text() if _tag_of(part).is_file() else ""
         if start and not tag and job.sha256 is None:
-            # Nothing would tell whether the rest is of the same version of the file.
+            # Without a version it is unknown whether the rest is of the same file.
             self._discard(part)
             start = 0
         if start:
@@ -225,7 +225,7 @@ class Transfer:
                         "the file has changed on the server, so it is fetched from the start"
                     )
             elif start:
-                self._discard(part)  # the whole file comes again: it changed, or ranges are unknown
+                self._discard(part)  # the whole file is sent: it changed, or no ranges
                 start = 0
             if total is not None:
                 self.on_size(job, total)
@@ -263,7 +263,7 @@ class Transfer:
 
 
 def is_there(job: Job) -> bool:
-    """Whether a file is there in its published size and with its published sum."""
+    """Return whether a file is there in its published size and with its published sum."""
     if not job.path.is_file():
         return False
     try:
@@ -281,12 +281,12 @@ def part_of(path: Path) -> Path:
 def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
     """The exception for a disk error, with its own message for a full disk."""
     if error.errno in FULL:
-        return NoSpace(disk_trouble(error, str(path.parent)))
+        return NoSpace(disk_message(error, str(path.parent)))
     return error
 
 
 def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
-    """Turn the answers that are no file into errors."""
+    """Raise errors for responses that are not a file."""
     status = response.status_code
     host = response.url.host
     if status == 401:
@@ -320,7 +320,7 @@ def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
 
 
 def web_page(job: Job, where: str) -> NotAFile:
-    """What to raise when a login form or a notice came in place of a file."""
+    """Return the error for a login form or notice instead of a file."""
     return NotAFile(
         f"{job.url}: the server sent a web page instead ({where}), most likely a "
         "login form or a notice. Open the address in a browser to see what it asks for."
@@ -328,7 +328,7 @@ def web_page(job: Job, where: str) -> NotAFile:
 
 
 def looks_like_page(job: Job, start: bytes) -> bool:
-    """Whether the first bytes of a file are markup, whatever the server calls them."""
+    """Return whether the first bytes of a file are markup, whatever the server calls them."""
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
     return text.startswith(_MARKUP) and not _is_page(job.path)
 
@@ -384,7 +384,7 @@ def _check(job: Job, path: Path) -> None:
 
 
 def _check_ending(job: Job, part: Path) -> None:
-    """Refuse a file of which neither server nor table say the size, unless it shows its own end.
+    """Refuse a file of unknown size, unless its format shows its end.
 
     Raises:
         Again: it is an archive, and ends before its end.
@@ -425,7 +425,7 @@ def _version(response: httpx2.Response) -> str:
 
 
 def _remember(response: httpx2.Response, part: Path) -> None:
-    """Note which version of the file is being fetched, so that no two are mixed."""
+    """Record the version of the file being fetched, so that versions are not mixed."""
     if tag := _version(response):
         _tag_of(part).write_text(tag)
     else:
@@ -441,12 +441,12 @@ def _is_page(path: Path) -> bool:
 
 
 def _is_gzip(path: Path) -> bool:
-    """Servers call files packed that are so by themselves."""
+    """Return whether a content encoding is that of the file itself, such as of a `.gz`."""
     return path.name.lower().endswith((".gz", ".tgz"))
 
 
 def _seconds(text: str | None) -> float | None:
-    """How long to wait, out of a number or a date; None when the header says neither."""
+    """Parse the waiting time from a number or date; None without either."""
     if text and text.isdecimal():
         return float(text[:MOST_DIGITS])
     try:

@@ -37,7 +37,7 @@ from vilmedic.tables import read_table
 
 DONE = ".complete"
 UNUSABLE = (None, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""What an archive is the reason for, not the disk: members in the way of each other, names that are
+"""Errors caused by the archive, not by the disk: conflicting members, names that are
 too long, and bad data (bz2 raises an `OSError` without a number)."""
 _SUM = re.compile(r"([0-9a-fA-F]{64})[ \t]+\*?(?:\./)?(.+)")
 _SCRIPT = re.compile(r"make_\w+")
@@ -187,9 +187,9 @@ def check_expected(name: str, resource: Resource, data: Path) -> None:
 
 
 def is_unpacked(step: Unpack, target: Path, data: Path) -> bool:
-    """Whether the images of an archive were all made smaller before."""
+    """Return whether the images of an archive were all made smaller before."""
     if not step.archive:
-        return False  # the tree is gone through again: it takes what is new
+        return False  # the tree is scanned again for new images
     note = target / DONE
     return note.is_file() and note.read_text() == _note(step, data)
 
@@ -262,7 +262,7 @@ def run_script(command: tuple[str, ...], scripts: Path, data: Path) -> None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a folder holds a configuration, weights and a vocabulary."""
+    """Return whether a folder holds a configuration, weights and a vocabulary."""
     weights = any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
     words = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
     return (folder / "config.json").is_file() and weights and words

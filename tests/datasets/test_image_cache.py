@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vilmedic.datasets import picture_cache
+from vilmedic.datasets import image_cache
 from vilmedic.datasets.aligned import SampleKey
 from vilmedic.datasets.decode import UndecodableImage, decode_image
 from vilmedic.datasets.image import ImageDataset
@@ -98,7 +98,7 @@ def test_files_are_decoded_once(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("vilmedic.datasets.pictures.decode_file", refuse)
+    monkeypatch.setattr("vilmedic.datasets.image_source.decode_file", refuse)
     assert all(map(torch.equal, first, batches(cached())))
     with pytest.raises(AssertionError, match="decoded again"):
         cached(resize=13)
@@ -141,7 +141,7 @@ def test_equal_files_elsewhere_and_of_another_time_are_not_decoded_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("vilmedic.datasets.pictures.decode_file", refuse)
+    monkeypatch.setattr("vilmedic.datasets.image_source.decode_file", refuse)
     os.utime(root / "images" / "train_0.png", (1, 1))
     assert all(map(torch.equal, expected, batches(cached(**changes))))
     moved = tmp_path / "elsewhere"
@@ -177,13 +177,13 @@ def test_files_that_change_while_they_are_decoded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    to_disk = picture_cache._to_disk
+    to_disk = image_cache._to_disk
 
     def change(file: Any) -> None:
         to_disk(file)
         Image.fromarray(np.full((20, 16), 77, np.uint8)).save(root / "images" / "train_0.png")
 
-    monkeypatch.setattr(picture_cache, "_to_disk", change)
+    monkeypatch.setattr(image_cache, "_to_disk", change)
     with pytest.raises(DataError, match="changed while the image cache"):
         cached()
     assert caches(tmp_path) == []
@@ -219,7 +219,7 @@ def test_damaged_or_half_built_caches_are_not_used(
         raise KeyboardInterrupt
 
     pixels.unlink()
-    monkeypatch.setattr(picture_cache, "_to_disk", stop)
+    monkeypatch.setattr(image_cache, "_to_disk", stop)
     with pytest.raises(KeyboardInterrupt):
         cached()
     assert caches(tmp_path) == []
@@ -257,7 +257,7 @@ def test_killed_builder_leaves_the_lock(
         os._exit(1)
 
     def work() -> None:
-        picture_cache._to_disk = die
+        image_cache._to_disk = die
         ImageDataset(**image_args(cache=str(tmp_path / "cache")))
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -322,7 +322,7 @@ def test_full_disk_is_named_and_leaves_nothing(
     def full(file: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(picture_cache, "_to_disk", full)
+    monkeypatch.setattr(image_cache, "_to_disk", full)
     with pytest.raises(DataError, match=r"the disk is full.*image\.resize"):
         cached()
     assert caches(tmp_path) == []

@@ -1,11 +1,10 @@
 """Image sources of a split, reading from files, and resizing.
 
-What a file holds is told by a digest, without reading again what has not been written to. A digest
-is remembered together with what the file system said of the file when it was read: size, time of
-the last write, inode, and the time of the last change, which no program can set. A file of which
-all of these are as they were has not been written to since, even if its size and time were put
-back. As clocks tick coarsely, what was changed less than `SETTLED` before it was read is not
-remembered.
+The content of a file is identified by a digest, without reading unchanged files again. A digest is
+cached together with the file's metadata when it was read: size, modification time, inode, and
+change time (ctime), which no program can set. If all of these are equal, the file has not been
+written since, even if its size and modification time were restored. As clocks are coarse, files
+changed less than `SETTLED` before they were read are not cached.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ logger = logging.getLogger(__name__)
 Interpolation = Literal["bilinear", "bicubic"]
 
 SHARD_INDEX = "shards.npz"
-"""What follows the split in the name of the file that says where in shards its images are."""
+"""File name after the split of the index of images in shards."""
 SETTLED = 2 * 10**9  # nanoseconds
 DIGEST = 16  # bytes
 _noted: list[str] = []
 
 
-class Pictures(ABC):
+class ImageSource(ABC):
     """The images of the lines of a split, decoded and resized.
 
     Args:
@@ -64,11 +63,11 @@ class Pictures(ABC):
     """
 
     shared = False
-    """Whether what `read` returns is memory that others see, which must not be written to."""
+    """Whether `read` returns shared memory, which must not be written to."""
     remedy = ""
     """Advice for missing images."""
     interpolation: Interpolation = "bilinear"
-    """How images are resized."""
+    """Interpolation for resizing."""
 
     def __init__(
         self, texts: Lines, color: Color, resize: int | None, most: int, max_pixels: int
@@ -77,7 +76,7 @@ class Pictures(ABC):
         self.max_pixels = max_pixels
 
     def names(self, line: int) -> list[str]:
-        """What a line calls its images."""
+        """Return the image names of a line."""
         return split_names(self.texts[line])[: self.most]
 
     def read(self, line: int, numbers: Sequence[int] | None = None) -> list[torch.Tensor]:
@@ -97,13 +96,13 @@ class Pictures(ABC):
     def decode(
         self, line: int, number: int, *, thorough: bool = False, notes: list[str] | None = None
     ) -> torch.Tensor:
-        """One image of a line, before it is resized: uint8 [C, H, W].
+        """Decode one image of a line without resizing: uint8 [C, H, W].
 
         Args:
             line: number of the line.
             number: number of the image in its line.
             thorough: see `decode_file`.
-            notes: see `decode_file`; None logs them, those of the first such file of a process.
+            notes: see `decode_file`; None logs those of the first such file of a process.
 
         Raises:
             UndecodableImage: it cannot be decoded, or would be too large when it is resized.
@@ -136,15 +135,15 @@ class Pictures(ABC):
 
     @abstractmethod
     def open(self, line: int, number: int) -> IO[bytes]:
-        """The file of an image, or what would be in it."""
+        """Open the file of an image, or its content."""
 
     @abstractmethod
     def places(self, line: int) -> list[str]:
-        """Where each image of a line is, as messages and descriptions say it."""
+        """Return the place of each image of a line, for messages and descriptions."""
 
     @abstractmethod
     def missing(self) -> dict[int, str]:
-        """Lines of which an image is not there, each with what is missing.
+        """Return the lines with missing images, each with a message.
 
         Raises:
             DataError: a line names no image, or one that cannot be read on this machine.
@@ -152,28 +151,28 @@ class Pictures(ABC):
 
     @abstractmethod
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """For each image of some lines a text that is another one for another content.
+        """Return a text for each image of some lines that identifies its content.
 
         Args:
             lines: numbers of the lines.
-            folder: where may be kept what makes this faster the next time.
+            folder: folder for a cache that speeds up later calls.
         """
 
     def _no_names(self, line: int) -> DataError:
         return DataError(f"{self.texts.where(line)} names no image: '{self.texts[line]}'.")
 
 
-class PictureFiles(Pictures):
-    """Images in files of their own.
+class ImageFiles(ImageSource):
+    """Images in separate files.
 
     Args:
         texts: the lines, each with paths.
-        folder: where the paths start.
+        folder: the folder that paths are relative to.
         ext: added to paths without a known extension, such as `.jpg`.
-        color: see `Pictures`.
-        resize: see `Pictures`.
-        most: see `Pictures`.
-        max_pixels: see `Pictures`.
+        color: see `ImageSource`.
+        resize: see `ImageSource`.
+        most: see `ImageSource`.
+        max_pixels: see `ImageSource`.
     """
 
     def __init__(
@@ -208,7 +207,7 @@ class PictureFiles(Pictures):
         ]
 
     def missing(self) -> dict[int, str]:
-        """Lines with a file that is not there, or is no file, found by listing each folder once."""
+        """Return the lines with missing or irregular files, listing each folder once."""
         present: dict[Path, dict[str, bool]] = {}
         missing: dict[int, str] = {}
         readable = dicom_available()
@@ -232,19 +231,19 @@ class PictureFiles(Pictures):
         return missing
 
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """A digest of each file, and its suffix, which some formats are known by."""
+        """Return a digest of each file with its suffix, which identifies some formats."""
         rows = [self.paths(line) for line in lines]
         digests = file_contents((path for row in rows for path in row), folder)
         return [[f"{digests[path]} {path.suffix.lower()}" for path in row] for row in rows]
 
 
 def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
-    """A digest of the content of each file; `missing` or `unreadable` where there is none.
+    """Return a digest of the content of each file, or `missing` or `unreadable`.
 
     Args:
         paths: the files.
-        folder: where digests are remembered, one file for each list of paths. That it cannot be
-            written to costs the time of reading all files at the next call and no more.
+        folder: folder of the digest cache, one file per list of paths. If it cannot be written,
+            the next call reads all files again.
     """
     every = list(dict.fromkeys(paths))
     together = _short("\n".join(os.path.abspath(path) for path in every).encode())
@@ -274,7 +273,7 @@ def file_contents(paths: Iterable[Path], folder: Path) -> dict[Path, str]:
 
 
 def file_digests(paths: Sequence[Path]) -> list[str]:
-    """A digest of the content of each file, read now; an empty text for one that is unreadable."""
+    """Read each file and return a digest of its content; empty for unreadable files."""
     with ThreadPoolExecutor(min(32, core_count())) as pool:
         found = list(pool.map(_digest, paths))
     return [digest if len(digest) == 2 * DIGEST else "" for digest in found]
@@ -293,7 +292,7 @@ def _short(content: bytes) -> bytes:
 
 
 def _state(path: Path, now: int) -> tuple[bytes, bool] | None:
-    """What the file system says of a file, and whether a later change is sure to change it."""
+    """Return a file's metadata, and whether any later change is sure to alter it."""
     try:
         at = path.stat()
     except OSError:
@@ -317,7 +316,7 @@ def _digest(path: Path) -> str:
 
 
 def _load(path: Path) -> dict[bytes, bytes]:
-    """Digests by state; none where nothing was remembered, or that was damaged."""
+    """Read cached digests by metadata; none if the cache is missing or damaged."""
     try:
         rows = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -335,7 +334,7 @@ def _save(path: Path, rows: Sequence[bytes]) -> None:
 
 
 def _listed(folder: Path) -> dict[str, bool]:
-    """The names in a folder, each with whether it is a file, or a link to one."""
+    """List a folder: each name with whether it is a file, or a link to one."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: _is_file(entry) for entry in entries}
@@ -346,12 +345,12 @@ def _listed(folder: Path) -> dict[str, bool]:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link to where nobody may look
+    except OSError:  # a link to a place without permission
         return False
 
 
 def _log_first(name: str, notes: list[str]) -> None:
-    """Log the notes on the first image of a process that has any; there may be very many."""
+    """Log the notes of the first image of a process that has any; there may be very many."""
     if not _noted:
         _noted.append(name)
         logger.warning(
@@ -400,10 +399,10 @@ def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _resize_grey(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """What `v2.functional.resize` makes of uint8 [H, W], to the bit, in half the time.
+    """Resize uint8 [H, W] bit for bit like `v2.functional.resize`, in half the time.
 
-    torch scales four channels in the time of one. Rows are independent of each other while their
-    width is scaled, and columns while their height is: a quarter of them makes up a channel.
+    torch scales four channels in the time of one. Rows are independent while the width is scaled,
+    and columns while the height is scaled: a quarter of them forms a channel.
     """
     rows, columns = image.shape
     image = _padded(image, -rows % 4, 0)
@@ -419,7 +418,7 @@ def _scaled(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _padded(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """[H, W] with some more rows and columns, which may hold anything."""
+    """Pad [H, W] with rows and columns of arbitrary values."""
     if not rows and not columns:
         return image.contiguous()
     height, width = image.shape

@@ -1,10 +1,9 @@
 """Image cache: the decoded images of a split in one memory-mapped file.
 
 `<folder>/<split>-<key>/` holds `pixels.u8` (all images in a row, each [C, H, W] in its own size),
-`index.npz` (where each one starts and how large it is) and `card.json`. The key is a hash of what
-the images are made from: the content of every file, and the settings that decoding depends on.
-Names, places and times of files are not part of it. A cache is built beside its place, under a
-lock, and renamed when it is whole: what is under its name can be used.
+`index.npz` (offset and size of each) and `card.json`. The key is a hash of the content of every
+file and the settings that decoding depends on; names, paths and times of files are not part of it.
+A cache is built under a temporary name, with a lock, and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ import torch
 from filelock import FileLock, Timeout
 
 from vilmedic.datasets.decode import UndecodableImage
-from vilmedic.datasets.pictures import Pictures, first_numbers
+from vilmedic.datasets.image_source import ImageSource, first_numbers
 from vilmedic.errors import DataError
 from vilmedic.files import FULL, core_count
 from vilmedic.log import Progress
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # to be raised when decoding or the layout changes
+VERSION = 3  # raise it when decoding or the layout changes
 PIXELS, INDEX, CARD = "pixels.u8", "index.npz", "card.json"
 
 
-class PictureCache(Pictures):
-    """Images that were decoded and resized once.
+class ImageCache(ImageSource):
+    """Memory-mapped cache of decoded and resized images.
 
-    Images that several lines name are kept once. Those that cannot be decoded, or that a second
-    reading of their compressed data finds damaged, are known from the first pass on, and reading
+    Images named by several lines are stored once. Images that cannot be decoded, or whose
+    compressed data a second check finds damaged, are recorded when the cache is built, and reading
     them raises an error.
 
     Args:
-        source: where the images come from.
+        source: the source of the images.
         folder: folder of the caches.
         split: name of the split.
-        skipped: lines that are never read, as an image of theirs is missing.
+        skipped: lines that are never read, because an image is missing.
 
     Raises:
         DataError: the folder cannot be written to, or is full.
@@ -57,7 +56,7 @@ class PictureCache(Pictures):
 
     shared = True
 
-    def __init__(self, source: Pictures, folder: Path, split: str, skipped: set[int]) -> None:
+    def __init__(self, source: ImageSource, folder: Path, split: str, skipped: set[int]) -> None:
         super().__init__(source.texts, source.color, source.resize, source.most, source.max_pixels)
         self.source, self.interpolation = source, source.interpolation
         self._pixels: torch.Tensor | None = None
@@ -98,27 +97,27 @@ class PictureCache(Pictures):
             ) from error
 
     def names(self, line: int) -> list[str]:
-        """What a line calls its images."""
+        """Return the image names of a line."""
         return self.source.names(line)
 
     def open(self, line: int, number: int) -> IO[bytes]:
-        """The file that an image was made from."""
+        """Open the original file of an image."""
         return self.source.open(line, number)
 
     def places(self, line: int) -> list[str]:
-        """Where each image of a line was read from."""
+        """Return the original path of each image of a line."""
         return self.source.places(line)
 
     def missing(self) -> dict[int, str]:
-        """Lines of which an image was not there when the cache was made."""
+        """Return the lines with images that were missing when the cache was built."""
         return self.source.missing()
 
     def contents(self, lines: Sequence[int], folder: Path) -> list[list[str]]:
-        """What the images of some lines were made from."""
+        """Return digests of the original images of some lines."""
         return self.source.contents(lines, folder)
 
     def read(self, line: int, numbers: Sequence[int] | None = None) -> list[torch.Tensor]:
-        """The images of a line, as views of the file: uint8 [C, H, W], not to be written to."""
+        """Read the images of a line as read-only views of the file: uint8 [C, H, W]."""
         pixels, images = self._mapped(), []
         every = self._numbers[self._starts[line] : self._starts[line + 1]].tolist()
         for place in range(len(every)) if numbers is None else numbers:
@@ -131,7 +130,7 @@ class PictureCache(Pictures):
         return images
 
     def failures(self) -> dict[int, str]:
-        """Lines with an image that cannot be decoded, each with the reason."""
+        """Return the lines with undecodable images, each with the reason."""
         if not self.failed:
             return {}
         bad = np.flatnonzero(np.isin(self._numbers, list(self.failed)))
@@ -143,12 +142,12 @@ class PictureCache(Pictures):
         }
 
     def _failure(self, line: int, place: int) -> str:
-        """Why an image cannot be decoded, behind the place where it is now."""
+        """Return why an image cannot be decoded, after its current path."""
         number = int(self._numbers[self._starts[line] + place])
         return f"{self.source.places(line)[place]}{self.failed[number]}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # Other processes map the file themselves; the map would be sent as its content.
+        # Other processes map the file again; pickling the map would copy its content.
         return {**self.__dict__, "_pixels": None}
 
     def _mapped(self) -> torch.Tensor:
@@ -184,7 +183,7 @@ class PictureCache(Pictures):
                 lock.release()
 
     def _open(self) -> bool:
-        """Read the index; False when there is no cache, or one that something has damaged."""
+        """Read the index; returns False if the cache is missing or damaged."""
         self._pixels = None
         try:
             with np.load(self.path / INDEX, allow_pickle=False) as index:
@@ -206,13 +205,13 @@ class PictureCache(Pictures):
         settings: dict[str, Any],
         unchanged: Callable[[], bool],
     ) -> None:
-        """Decode everything and write it, with the lock held.
+        """Decode all images and write them, with the lock held.
 
         Raises:
-            DataError: files were written to in the meantime.
+            DataError: files were changed in the meantime.
         """
         for left in self.path.parent.glob(f".{self.path.name}.partial-*"):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was ended
+            shutil.rmtree(left, ignore_errors=True)  # left by a killed process
         shutil.rmtree(self.path, ignore_errors=True)
         draft = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         draft.mkdir()
@@ -250,7 +249,7 @@ class PictureCache(Pictures):
         logger.info("Image cache %s: %d images, %.2f GiB", self.path, len(wanted), gib)
 
     def _decoded(self, wanted: list[tuple[int, int]]) -> Iterator[torch.Tensor | UndecodableImage]:
-        """The images in order; threads decode them, as decoders let other threads run."""
+        """Yield the images in order, decoded by threads, since decoders release the GIL."""
 
         def work(item: tuple[int, int]) -> torch.Tensor | UndecodableImage:
             try:
@@ -282,7 +281,7 @@ def _key(settings: dict[str, Any], contents: Iterable[str]) -> str:
 
 
 def decoders() -> dict[str, str]:
-    """Decoder versions: decoded images of different versions differ in the last bit."""
+    """Return decoder versions: images decoded by different ones may differ in the last bit."""
     return {name: version(name) for name in ("pillow", "simplejpeg", "tifffile")}
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from vilmedic.datasets import pictures as module
-from vilmedic.datasets.pictures import (
+from vilmedic.datasets import image_source as module
+from vilmedic.datasets.image_source import (
     crop_square,
     file_contents,
     resize_short_side,
