@@ -16,7 +16,7 @@ from vilmedic.blocks.backbones import (
     find_layer,
     pool,
 )
-from vilmedic.blocks.pretrained import Filled, ReadEncoder
+from vilmedic.blocks.pretrained import Filled, ReadEncoder, first_line
 from vilmedic.config.transformers_fields import HF, TIMM
 from vilmedic.config.types import ConfigOf, Dropout, Frozen, Runtime, UsedWith
 from vilmedic.errors import ArgumentError, ConfigError
@@ -95,10 +95,9 @@ class VisionEncoder(nn.Module):
         )
         self.source = source_of(wanted).make(wanted)
         self.network = self.source.network
-        # Convolutions run faster in this layout, on CPU and GPU alike.
-        self.network.to(memory_format=torch.channels_last)
         self._tapped: set[str] = set()
         self._kept: dict[str, Tensor] = {}
+        self._try(wanted)
         if backbone.startswith((HF, TIMM)):
             self._leave_out_unused(output_layer)
         self.dropout = nn.Dropout(dropout_out)
@@ -277,9 +276,9 @@ class VisionEncoder(nn.Module):
                     images.contiguous(memory_format=torch.channels_last), **options
                 ),
             )
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, RuntimeError) as error:
             made_for = self.source.trained_size
-            if made_for is None or made_for == size:
+            if made_for is None or made_for == size or self._takes(size):
                 raise
             raise ConfigError(
                 f"{self.backbone} does not take images of {size[0]} x {size[1]} pixels ({error}). "
@@ -316,6 +315,29 @@ class VisionEncoder(nn.Module):
             return None
         return (found.shape[1], found.shape[2], found.shape[3])
 
+    def _try(self, wanted: Wanted) -> None:
+        """Set the memory layout, and refuse a network that does not run on an image alone.
+
+        Raises:
+            ConfigError: it needs other inputs, or its settings are inconsistent.
+        """
+        try:
+            # Convolutions run faster in this layout, on CPU and GPU alike.
+            self.network.to(memory_format=torch.channels_last)
+            self.shape(self.output_layer)
+        except ConfigError:
+            raise
+        except Exception as error:  # networks raise many kinds
+            height, width = self.source.usual_size
+            settings = f" with {dict(wanted.config)}" if wanted.config else ""
+            raise ArgumentError(
+                {
+                    "config" if wanted.config else "backbone": f"{self.backbone}{settings} does "
+                    f"not encode an image of {height} x {width} pixels alone "
+                    f"({type(error).__name__}: {first_line(error)})."
+                }
+            ) from error
+
     def _leave_out_unused(self, layer: str) -> None:
         """Freeze parameters that the output does not depend on, such as a mask token.
 
@@ -339,6 +361,17 @@ class VisionEncoder(nn.Module):
         with torch.no_grad():
             return self._on_meta(layer, self._parameters_on_meta()).shape
 
+    def _takes(self, size: tuple[int, int]) -> bool:
+        """Whether an image of a size goes through the network when there is memory for it."""
+        try:
+            with torch.no_grad():
+                self._run_on_meta(self._parameters_on_meta(), size)
+        except (ValueError, AssertionError, RuntimeError):
+            return False
+        finally:
+            self._kept.clear()
+        return True
+
     def _parameters_on_meta(self) -> dict[str, Tensor]:
         return {name: value.to("meta") for name, value in self.network.named_parameters()}
 
@@ -346,13 +379,14 @@ class VisionEncoder(nn.Module):
         """Return a layer's output for one image of the usual size, on meta tensors."""
         return self._outputs([layer], lambda: self._run_on_meta(state))[layer]
 
-    def _run_on_meta(self, state: dict[str, Tensor]) -> None:
-        """Run one image of the usual size through the network, on meta tensors."""
+    def _run_on_meta(self, state: dict[str, Tensor], size: tuple[int, int] | None = None) -> None:
+        """Run one image of the usual or another size through the network, on meta tensors."""
         state = state | {k: v.to("meta") for k, v in self.network.named_buffers()}
-        images = torch.empty(1, 3, *self.source.usual_size, device="meta")
+        size = size or self.source.usual_size
+        images = torch.empty(1, 3, *size, device="meta")
         training = self.network.training
         self.network.eval()
-        functional_call(self.network, state, (images,))
+        functional_call(self.network, state, (images,), self.source.options(size))
         self.network.train(training)
 
     def _outputs(self, layers: list[str], run: Callable[[], object]) -> dict[str, Tensor]:
