@@ -183,7 +183,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> li
             keys += _VIEWS  # then evaluations draw views as training does
         inside = _keys(Target(read_signature(cls), cls), old, new, path)
         found += [one for one in inside if one.path[len(path)] in keys]
-    return [_judged(one) for one in found if not _own_vocabulary(one, run_dir)]
+    return [_classified(one) for one in found if not _own_vocabulary(one, run_dir)]
 
 
 def _kind(registry: str) -> Type:
@@ -304,7 +304,7 @@ def _own_vocabulary(one: Difference, run_dir: Path) -> bool:
     return made and _alike(run_dir / VOCABULARY, Path(one.now)) is True
 
 
-def _judged(one: Difference) -> Difference:
+def _classified(one: Difference) -> Difference:
     """A difference, which is more than one of places if other words or another model are there."""
     if not one.place:
         return one
