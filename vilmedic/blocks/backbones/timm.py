@@ -146,7 +146,7 @@ class TimmBackbone(Backbone):
         """See `Backbone.tap`."""
         if layer in OUTPUTS:
             found = Tap(layer, kept, self.channels_last and layer != "avgpool")
-            method = self.network.forward_features
+            method: Any = self.network.forward_features
             if layer == "avgpool" or self.network.forward == method:
                 self.network.register_forward_hook(found)
             else:
