@@ -315,8 +315,8 @@ def test_the_command_checks_all_before_the_first(
     words = [CONFIG, "trainor.optim_params.lr=log(1e-5,1e-1)", f"ckpt_dir={tmp_path}", "name=s"]
     options = ["--search", "optuna", "--trials", "4"]
     assert cli.sweep([*words, *options, "--check"]) == 0
-    told = capsys.readouterr().out
-    assert "4 trials of trainor.optim_params.lr for validation_zero_shot_auroc (higher" in told
+    printed = capsys.readouterr().out
+    assert "4 trials of trainor.optim_params.lr for validation_zero_shot_auroc (higher" in printed
     assert cli.sweep([*words, *options, "trainor.batch_size=int(0,8)", "--check"]) == 2
     assert "trainor.batch_size (command line): given 0" in capsys.readouterr().err
     assert cli.sweep([*words, *options, "--metric", "validation_los"]) == 2
@@ -333,6 +333,17 @@ def test_the_command_checks_all_before_the_first(
     assert cli.sweep([*words, *options]) == 2
     assert "which the extra [optuna] brings" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_passes_the_search_to_its_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Sweep] = []
+    monkeypatch.setattr(Sweep, "start", lambda run: started.append(run))
+    words = [CONFIG, "trainor.optim_params.lr=log(1e-5,1e-1)", f"ckpt_dir={tmp_path}", "name=s"]
+    assert cli.sweep([*words, "--search", "optuna", "--trials", "1"]) == 0
+    assert started[0].report is cli.print_text
+    assert started[0].another.__name__ == "another"
 
 
 def test_searching_needs_no_torch() -> None:
