@@ -7,16 +7,13 @@ from typing import Any
 
 from vilmedic.config.declared import IMAGES
 from vilmedic.config.load import Config, ask, check_arguments
-from vilmedic.config.trained import Difference, data_parts, with_values
+from vilmedic.config.trained import PUBLISHED, Difference, data_parts, with_values
 from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.config.tree import dotted
 from vilmedic.config.wording import shown
 from vilmedic.errors import ConfigError
 from vilmedic.log import LOGGER
 from vilmedic.registry import MODELS
-
-TOGETHER = (("mean", "std"), ("resize", "crop"), ("interpolation",))
-"""Keys of images of which either all are taken or none."""
 
 
 def with_published_pixels(config: Config, state: Mapping[str, Any] | None) -> Config:
@@ -45,13 +42,13 @@ def with_published_pixels(config: Config, state: Mapping[str, Any] | None) -> Co
     if state is not None:
         saved = dict(data_parts((state.get("config") or {}).get("dataset") or {})).get(IMAGES)
         before = {} if saved is None else saved[1]
-        left = [key for keys in TOGETHER for key in keys if key not in node and key in before]
+        left = [key for keys in PUBLISHED for key in keys if key not in node and key in before]
         return taken({key: before[key] for key in left}, "checkpoint")
     found = next((one for one in ask(MODELS, config.model, "published_pixels") if one), None)
     if found is None:
         return config
     values: dict[str, Any] = {}
-    for keys in TOGETHER:
+    for keys in PUBLISHED:
         said = _usable({key: found.keys[key] for key in keys if key in found.keys}, found.source)
         given = [key for key in keys if key in node]
         if not given:
