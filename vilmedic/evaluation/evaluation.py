@@ -104,8 +104,8 @@ class Ensemble:
         while True:
             method, *given = processes.on_main(list[Any])
             if not method:
-                result: T = json.loads(given[0])
-                return result
+                told: T = json.loads(given[0])
+                return told
             getattr(self, method)(*given)
 
     def _ask(self, method: str, *given: Any) -> None:
