@@ -84,6 +84,8 @@ def test_state_continues() -> None:
 def test_refused_options_name_their_section() -> None:
     with pytest.raises(ConfigError, match=r"trainor\.lr_decay_params \(StepLR\)"):
         make(lr_decay="StepLR", lr_decay_params={"step": 3})
+    with pytest.raises(ConfigError, match=r"trainor\.lr_decay_params \(OneCycleLR\)"):
+        make(lr_decay="OneCycleLR", lr_decay_params={"max_lr": 1.0, "pct_start": "long"})
     with pytest.raises(ConfigError, match=r"trainor\.optim_params \(SGD\)"):
         make(lr=-1.0)
 

@@ -170,7 +170,7 @@ def is_built(root: Path, origin: Origin, *, force: Replaced) -> bool:
     Args:
         root: the folder.
         origin: where the build comes from.
-        force: which other builds are replaced: `all`, or those that differ in nothing but
+        force: which other builds are replaced: `all`, or builds that differ in nothing but
             the content of the folder of `images`, to which more may have been fetched.
 
     Raises:

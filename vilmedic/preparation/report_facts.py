@@ -106,7 +106,7 @@ def misread(reports: Sequence[str]) -> list[int]:
 
 
 def with_control_characters(reports: Sequence[str]) -> list[int]:
-    """The reports that hold control characters, such as those that colour a terminal."""
+    """Return the reports with control characters, such as the ones that colour a terminal."""
     return [line for line, text in enumerate(reports) if _CONTROL.search(text)]
 
 

@@ -160,7 +160,7 @@ class NoLog:
 
 
 def _cut_back(path: Path, seed: int, step: int, lines: int | None = None) -> int:
-    """Drop the lines of a seed that were logged after a checkpoint, and those that are damaged.
+    """Drop the lines of a seed that were logged after a checkpoint, and damaged lines.
 
     A line that a crash has cut short is dropped without a word. Of a file with other lines that
     cannot be read, a copy is kept.

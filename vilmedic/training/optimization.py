@@ -305,10 +305,10 @@ class Schedule:
         for rate in ("max_lr", "base_lr"):  # torch takes one number as that of every group
             if isinstance(options.get(rate), int | float) and set(scales) != {1.0}:
                 options[rate] = [options[rate] * scale for scale in scales]
-        if self._name == "OneCycleLR" and self._warms_up_in_no_step(options):
-            # Torch divides by the length of the warm-up, 0 at exactly 1 / pct_start steps.
-            options["pct_start"] *= 1 + 1e-9
         try:
+            if self._name == "OneCycleLR" and self._warms_up_in_no_step(options):
+                # Torch divides by the length of the warm-up, 0 at exactly 1 / pct_start steps.
+                options["pct_start"] *= 1 + 1e-9
             self._scheduler = cls(optimizer, **options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"trainor.lr_decay_params ({self._name}): {error}") from error
@@ -337,9 +337,8 @@ class Schedule:
     @staticmethod
     def _warms_up_in_no_step(options: dict[str, Any]) -> bool:
         share = options.setdefault("pct_start", 0.3)
-        steps = options.get("total_steps")
-        if not steps:
-            steps = options.get("epochs", 0) * options.get("steps_per_epoch", 0)
+        length = options.get("epochs", 0) * options.get("steps_per_epoch", 0)
+        steps = options.get("total_steps") or length
         return bool(share < 1 and float(share * steps) == 1)
 
     def _check_length(self, steps: int) -> None:

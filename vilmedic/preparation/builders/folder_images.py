@@ -198,7 +198,7 @@ class ImageFolder:
 
 
 def settled(rows: Sequence[Sequence[FoundImage]]) -> list[list[FoundImage]]:
-    """Found images, without those that turned out to be ambiguous.
+    """The images found, without the ambiguous ones.
 
     Of two names that differ only in letter case and fit one file, one was another image on a
     case-sensitive disk; the one that is not spelled like the file is then `ambiguous`.
