@@ -73,14 +73,14 @@ class Bench:
         except torch.OutOfMemoryError:
             self.found["skipped"][f"{self._section}: {key}"] = "out of memory"
         except Exception as error:
-            self.failed(key, error)  # and the others can be had
+            self.failed(key, error)  # the others still run
         self.timing.release()
         self._slowest = max(self._slowest, time.perf_counter() - began)
         self.write()
         return row
 
     def failed(self, key: str, error: Exception) -> None:
-        """Note a figure that cannot be had."""
+        """Record a measurement that failed."""
         why = f"{type(error).__name__}: {str(error)[:300]}"
         self.found["failed"][f"{self._section}: {key}"] = why
         print(self._section, key, why, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The highest size of a process, or of what it holds on a GPU, during a stretch of code."""
+"""Peak memory of a process, or of its GPU tensors, during a block of code."""
 
 from __future__ import annotations
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.models._hub import save_for_hf
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 
 from tests.small_backbones import FAMILIES, Family, saved
 from tests.small_models import TINY_BERT, tiny_batch, tiny_cnn, tiny_gloria, tiny_spec
@@ -17,6 +21,7 @@ from vilmedic.blocks.vision import VisionEncoder
 from vilmedic.config.load import check_arguments
 from vilmedic.errors import ConfigError
 
+VIT = FAMILIES["ViT"].config
 every = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 
 
@@ -198,6 +203,14 @@ def test_fields_are_checked_without_torch() -> None:
         check_arguments(VisionEncoder, {"backbone": "hf:dinov2", "config": {"hidden_sise": 8}})
 
 
+@pytest.mark.parametrize("backbone", ["timm/convnext_atto", "hf:owner/model"])
+@pytest.mark.parametrize("value", [-0.5, 1.0])
+def test_rates_that_no_network_has_are_refused(backbone: str, value: float) -> None:
+    given = {"backbone": backbone, "config": {"drop_path_rate": value}}
+    with pytest.raises(ConfigError, match=r"config.drop_path_rate: .* number >= 0 and < 1"):
+        check_arguments(VisionEncoder, given)
+
+
 def test_a_size_that_a_network_cannot_take_is_named() -> None:
     cnn = tiny_cnn(backbone="timm/deit3_small_patch16_224", config={"dynamic_img_size": False})
     with pytest.raises(ConfigError, match=r"does not take images of 64 x 64 .* 224 x 224"):
@@ -215,3 +228,180 @@ def test_damaged_weights_of_a_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="is damaged"):
         tiny_cnn(backbone=backbone, pretrained=True)
+
+
+def folder_of(model_type: str, folder: Path, **settings: Any) -> tuple[str, Any]:
+    """A tiny vision model of transformers in a folder: its name as a backbone, and the model."""
+    torch.manual_seed(0)
+    network = AutoModel.from_config(AutoConfig.for_model(model_type, **{**VIT, **settings})).eval()
+    network.save_pretrained(folder)
+    return f"hf:{folder}", network
+
+
+@pytest.mark.parametrize(
+    ("model_type", "size", "grid"),
+    [
+        ("siglip_vision_model", 30, 3),  # 3 whole patches of 8, as SigLIP has 27 of 14 in 384
+        ("clip_vision_model", 32, 4),  # the class token has another name and no batch
+        ("deit", 36, 4),
+        ("beit", 32, 4),
+        ("ijepa", 36, 4),
+    ],
+)
+def test_patches_of_every_transformer_are_a_map(
+    model_type: str, size: int, grid: int, tmp_path: Path
+) -> None:
+    backbone, network = folder_of(model_type, tmp_path, image_size=size)
+    cnn = VisionEncoder(backbone=backbone, output_layer="last_hidden_state").eval()
+    pixels = images(size)
+    with torch.inference_mode():
+        found = cnn.regions(
+            cnn.features(pixels, ["last_hidden_state"])["last_hidden_state"], pixels
+        )
+        states = network(pixels).last_hidden_state[:, -grid * grid :]
+    expected = states.transpose(1, 2).unflatten(2, (grid, grid))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert cnn.region_shape("last_hidden_state") == (16, grid, grid)
+
+
+def test_a_transformer_of_timm_whose_size_is_no_multiple_of_its_patch(tmp_path: Path) -> None:
+    config = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 30, "patch_size": 8}
+    network = timm.create_model("vit_base_patch16_siglip_224", num_classes=0, **config).eval()
+    save_for_hf(network, str(tmp_path), safe_serialization=True)
+    cnn = VisionEncoder(backbone=f"timm/{tmp_path}").eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(cnn(images(30)), network(images(30)), atol=1e-5, rtol=0)
+        states = cnn.features(images(30), ["forward_features"])["forward_features"]
+    assert cnn.regions(states, images(30)).shape == (2, 16, 3, 3)
+    with pytest.raises(ConfigError, match=r"does not take images of 64 x 64 .* 30 x 30"):
+        cnn(images(64))
+
+
+def test_a_masked_autoencoder_is_its_vit_without_masking(tmp_path: Path) -> None:
+    decoder = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
+    backbone, network = folder_of("vit_mae", tmp_path, **decoder, decoder_num_hidden_layers=1)
+    cnn = VisionEncoder(backbone=backbone).eval()
+    network.config.mask_ratio = 0.0
+    with torch.inference_mode():
+        found = cnn.features(images(), ["last_hidden_state", "avgpool"])
+        whole = network(images(), noise=torch.arange(16.0).expand(2, 16)).last_hidden_state
+        torch.testing.assert_close(found["last_hidden_state"], whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found["avgpool"], whole.mean(dim=1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["vit", "ijepa"])
+def test_no_pooler_starts_at_random_behind_published_weights(
+    model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **VIT)
+    network = AutoModel.from_config(config, add_pooling_layer=False).eval()
+    network.save_pretrained(tmp_path)
+    holder = nn.Module()
+    holder.cnn = VisionEncoder(backbone=f"hf:{tmp_path}").eval()
+    with torch.inference_mode():
+        expected = network(images()).last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(holder.cnn(images()), expected, atol=1e-5, rtol=0)
+    assert "start at random" not in caplog.text
+    again = VisionEncoder(backbone=f"hf:{tmp_path}", filled=Filled(network_configs(holder))).eval()
+    again.load_state_dict(holder.cnn.state_dict())
+    torch.testing.assert_close(again(images()), holder.cnn(images()), rtol=0, atol=0)
+    asked = VisionEncoder(backbone=f"hf:{tmp_path}", output_layer="pooler_output")
+    assert asked.network.pooler is not None
+    assert "start at random" in caplog.text
+
+
+def test_all_features_of_timm_beside_what_it_pools() -> None:
+    cnn = made(FAMILIES["timm ConvNeXt"])
+    states = made(FAMILIES["timm ConvNeXt"], output_layer="forward_features")
+    twin = copy.deepcopy(cnn)
+    for one in (cnn, twin):
+        found = one.features(images(), ["forward_features", "avgpool"])
+        torch.testing.assert_close(
+            found["forward_features"],
+            states.features(images(), ["forward_features"])["forward_features"],
+        )
+        torch.testing.assert_close(found["avgpool"], one(images()))
+    twin = copy.deepcopy(cnn)
+    for value in twin.parameters():
+        value.data.zero_()
+    assert not twin.features(images(), ["forward_features"])["forward_features"].any()
+    assert cnn.region_shape("forward_features") == (32, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "hf:vit", "config": {"num_channels": 1}}, "does not encode an image"),
+        ({"backbone": "timm/resnet18", "config": {"in_chans": 4}}, "does not encode an image"),
+    ],
+)
+def test_a_network_that_does_not_run_on_images_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_cnn(**settings)
+
+
+def test_a_model_that_wants_more_than_images_is_refused(tmp_path: Path) -> None:
+    settings = {key: VIT[key] for key in VIT if key != "image_size"}
+    config = AutoConfig.for_model("siglip2_vision_model", **settings, num_patches=16)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not encode an image .*'pixel_attention_mask"):
+        VisionEncoder(backbone=f"hf:{tmp_path}")
+
+
+def test_a_size_for_which_a_network_has_no_positions_is_named() -> None:
+    cnn = tiny_cnn(
+        backbone="hf:levit",
+        config={
+            "image_size": 32,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [1, 2, 2],
+            "key_dim": [8, 8, 8],
+        },
+    )
+    with pytest.raises(ConfigError, match=r"does not take images of 64 x 64 .* 32 x 32"):
+        cnn(images(64))
+
+
+def test_other_errors_of_a_network_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    cnn = made(FAMILIES["ViT"])
+    layer = cnn.network.get_submodule("layers.0")
+
+    def full(*_: Any, **__: Any) -> None:
+        if not torch.is_grad_enabled():
+            return passed(*_, **__)
+        raise torch.OutOfMemoryError("no memory left")
+
+    passed = layer.forward
+    monkeypatch.setattr(layer, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        cnn(images(64))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "config", "first"),
+    [
+        ("hf:vit", {**VIT, "num_hidden_layers": 1}, "layers.0"),
+        ("timm/vit_tiny_patch16_224", {"embed_dim": 16, "depth": 1, "num_heads": 2}, "blocks.0"),
+        ("timm/resnet10t", {}, "layer1.0"),
+    ],
+)
+def test_a_network_of_one_block_a_stage_has_blocks(
+    backbone: str, config: dict[str, Any], first: str
+) -> None:
+    cnn = tiny_cnn(backbone=backbone, config=config, freeze=1)
+    assert [layer.name for layer in cnn.layers()][:2] == ["embedding", first]
+    assert not any(value.requires_grad for value in cnn.network.get_submodule(first).parameters())
+    assert cnn.layers()[-1].parameters
+
+
+def test_a_run_without_a_pooler_gives_none_to_the_next(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = AutoModel.from_config(AutoConfig.for_model("vit", **VIT), add_pooling_layer=False)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    cnn = tiny_cnn(backbone="hf:vit", config=VIT, pretrained=str(tmp_path / "weights.pth")).eval()
+    with torch.inference_mode():
+        expected = network.eval()(images()).last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(cnn(images()), expected, atol=1e-5, rtol=0)

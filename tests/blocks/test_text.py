@@ -533,3 +533,12 @@ def test_the_first_layers_are_frozen() -> None:
     assert dropouts["encoder.layer.2.output.dropout"].training
     with pytest.raises(ConfigError, match=r"freeze: given 4, .*has 3 layers.*or 1 to 3"):
         TextEncoder(spec=tiny_spec(), freeze=4, **LAYERS)
+
+
+def test_a_network_of_one_layer_has_one() -> None:
+    encoder = TextEncoder(spec=tiny_spec(), freeze=1, **TINY_BERT)
+    trained = [name for name, value in encoder.named_parameters() if value.requires_grad]
+    assert trained
+    assert all(name.startswith("network.pooler.") for name in trained)
+    with pytest.raises(ConfigError, match=r"freeze: given 2, .*has 1 layers.*or 1 to 1"):
+        TextEncoder(spec=tiny_spec(), freeze=2, **TINY_BERT)

@@ -259,3 +259,13 @@ def test_checkpoints_of_different_models_are_no_ensemble() -> None:
     crops = [load(CONVIRT), load(CONVIRT, ["dataset.image.crop=32"])]
     found = follow(crops, "dataset.image.crop=48", allow=True)
     assert found.config.dataset["image"]["crop"] == 48
+
+
+def test_pixels_that_training_took_from_the_backbone_stay_when_the_keys_are_removed() -> None:
+    words = ["~dataset.image.resize", "~dataset.image.crop", "model.cnn.backbone=hf:owner/model"]
+    pixels = ["dataset.image.resize=48", "dataset.image.crop=40"]
+    trained = load(CONVIRT, [words[-1], *pixels])
+    image = follow(trained, *words).config.dataset["image"]
+    assert (image["resize"], image["crop"]) == (48, 40)
+    with pytest.raises(ConfigError, match=r"dataset.image.crop \(command line\): given 224"):
+        follow(load(CONVIRT, pixels), *words[:-1])

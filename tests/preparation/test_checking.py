@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from data import check
@@ -15,7 +17,7 @@ from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.config.load import load
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
-from vilmedic.preparation.check_page import data_title
+from vilmedic.preparation.check_page import _duplicates, _lengths, data_title
 from vilmedic.preparation.checking import Findings, SplitFacts, check_data
 
 SIMCLR = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
@@ -251,6 +253,23 @@ def test_the_pages_are_titled_by_their_data() -> None:
     findings = Findings(splits={"train": SplitFacts(lines={"image": 1200, "seq": 1200})})
     dataset = {"proto": "ImSeq", "image": {"root": "data/a"}, "seq": {"root": "data/a"}}
     assert data_title(dataset, findings) == "data/a: train 1,200 samples"
+
+
+@pytest.mark.parametrize("longest", [20, 64])
+def test_labels_stay_inside_their_frames(longest: int) -> None:
+    facts = SplitFacts(lengths=np.arange(10, 66), max_len=longest)
+    facts.reports = (np.zeros(9, np.int64), np.zeros(9, np.int64))  # all of them repeat: 100%
+    figure = Figure()
+    canvas = FigureCanvasAgg(figure)
+    for axis, draw in zip(figure.subplots(1, 2), (_lengths, _duplicates), strict=True):
+        assert draw(axis, {"train": facts})
+        canvas.draw()
+        frame = axis.get_window_extent()
+        for text in axis.texts:
+            box = text.get_window_extent()
+            assert frame.x0 <= box.x0
+            assert box.x1 <= frame.x1
+            assert box.y1 <= frame.y1
 
 
 def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

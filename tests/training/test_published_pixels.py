@@ -9,7 +9,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import BitImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    ViTImageProcessor,
+)
 
 from tests.small_backbones import FAMILIES, saved
 from vilmedic.blocks.backbones import PublishedPixels
@@ -132,3 +137,115 @@ def test_a_run_that_goes_on_keeps_its_images(config_file: Path, tmp_path: Path) 
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     again = with_published_pixels(load(config_file), {"config": first.data})
     assert again.data["dataset"] == first.data["dataset"]
+
+
+def stated(folder: Path, **fields: Any) -> PublishedPixels | None:
+    """What is read from an image processor that states some fields."""
+    backbone, _ = saved(FAMILIES["ViT"], folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+    return VisionEncoder.published_pixels(backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "image_processor_type": "EfficientNetImageProcessor",
+            "rescale_offset": True,
+            "rescale_factor": 1 / 127.5,
+            "include_top": True,
+            "resample": 2,
+            "image_std": [0.5, 0.25, 0.5],
+        },
+        {"image_processor_type": "ViTImageProcessor", "do_rescale": False, "image_std": [40.0] * 3},
+        {"image_processor_type": "ViTImageProcessor", "do_normalize": False},
+        {
+            "image_processor_type": "MobileViTImageProcessor",  # normalises nothing
+            "crop_size": {"height": 48, "width": 48},
+        },
+    ],
+    ids=["EfficientNet", "no rescale", "no normalisation", "MobileViT"],
+)
+def test_values_are_those_of_the_image_processor(fields: dict[str, Any], tmp_path: Path) -> None:
+    found = stated(tmp_path, size={"height": 48, "width": 48}, **fields)
+    assert found is not None
+    path = image_file(tmp_path, 120, 120)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    theirs = processor(Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    assert grey_levels(ours(path, found), theirs, found.keys["std"]) <= 2
+
+
+def test_a_processor_that_pads_gives_a_crop_that_images_have(tmp_path: Path) -> None:
+    found = stated(
+        tmp_path,
+        image_processor_type="BitImageProcessor",
+        size={"shortest_edge": 40},
+        crop_size={"height": 48, "width": 48},
+    )
+    assert found is not None
+    assert (found.keys["resize"], found.keys["crop"]) == (40, 40)
+    assert "it pads images to 48 pixels, which is left out here" in found.notes
+    ours(image_file(tmp_path, 120, 160), found)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_processor_type": "ViTImageProcessor", "image_mean": ["a", "b", "c"]},
+        {"feature_extractor_type": "WhisperFeatureExtractor"},
+    ],
+)
+def test_a_processor_that_cannot_be_read_is_named_in_a_short_line(
+    fields: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert stated(tmp_path, **fields) is None
+    [line] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "cannot be read" in line
+    assert len(line) < 400
+
+
+def test_a_folder_without_an_image_processor_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone, _ = saved(FAMILIES["ViT"], tmp_path)
+    assert VisionEncoder.published_pixels(backbone=backbone) is None
+    assert "has no preprocessor_config.json: images stay as the configuration" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "left"),
+    [
+        ("image_std", [0, 0, 0], ("mean", "std")),
+        ("image_std", [0.5, 0.5], ("mean", "std")),
+        ("size", {"shortest_edge": 10**9}, ("resize", "crop")),
+    ],
+)
+def test_values_that_make_no_images_are_left_out(
+    field: str,
+    value: Any,
+    left: tuple[str, str],
+    config_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    file = tmp_path / "model" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    config = with_published_pixels(load(config_file), None)
+    image = config.data["dataset"]["image"]
+    assert not {*left} & image.keys()
+    assert "interpolation" in image
+    assert f"{' and '.join(left)} stay as the configuration has them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "said", [{"crop_pct": "all"}, {"input_size": "big"}, {"input_size": [3]}, {"mean": 0.5}]
+)
+def test_damaged_words_of_timm_are_named(
+    said: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone, _ = saved(FAMILIES["timm ConvNeXt"], tmp_path)
+    file = tmp_path / "config.json"
+    held = json.loads(file.read_text())
+    file.write_text(json.dumps({**held, "pretrained_cfg": {**held["pretrained_cfg"], **said}}))
+    assert VisionEncoder.published_pixels(backbone=backbone) is None
+    assert "cannot be read" in caplog.text

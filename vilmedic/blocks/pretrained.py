@@ -36,6 +36,8 @@ ATTENTION = "sdpa"
 DTYPES = ("dtype", "torch_dtype")  # fields that have no effect here
 DESCRIBED = "described_as"
 """Attribute of a network that holds its settings, if it has no configuration."""
+POOLER = "pooler."
+"""Prefix of the weights of the part of a transformers model that only some pooling modes use."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 
@@ -45,6 +47,9 @@ class EncoderWeights(Protocol):
     @property
     def of_run(self) -> bool:
         """Whether the file is the checkpoint of a system rather than a state dict."""
+
+    def has(self, beginning: str) -> bool:
+        """Whether it has weights whose names begin so."""
 
     def fill(
         self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
@@ -224,20 +229,21 @@ def _with_settings(
 
 
 def _body(name: str) -> PretrainedConfig | None:
-    """Return the configuration of the known model inside one with its own Python code.
+    """Return the configuration of the known model inside another one.
 
-    That code is never read. The weights carry the names of the inner model; other weights in the
-    file belong to heads that are not used.
+    Python code that comes with it is never read. The weights carry the names of the inner model;
+    other weights in the file belong to heads that are not used.
     """
     stated, _ = PretrainedConfig.get_config_dict(name)
     if not isinstance(stated, dict) or stated.get("model_type") not in BODIES:
         return None
     body = AutoConfig.for_model(BODIES[stated["model_type"]])
     log.info(
-        "%s is a %s: its %s body is used, without its heads and its Python code",
+        "%s is a %s: its %s body is used, without its heads%s",
         name,
         stated["model_type"],
         body.model_type,
+        " and its Python code" if stated.get("auto_map") else "",
     )
     known = body.to_dict().keys() - {"model_type", "architectures", *DTYPES}
     return AutoConfig.for_model(
@@ -250,7 +256,7 @@ def load_model(
     name: str,
     config: PretrainedConfig,
     *,
-    pooler: bool,
+    pooler: bool | None,
     weights: bool = True,
     attention: str = ATTENTION,
 ) -> PreTrainedModel:
@@ -264,6 +270,7 @@ def load_model(
         name: a local folder or a hub name.
         config: the result of `load_config`.
         pooler: whether the pooled output is used; if not, a class that allows it gets no pooler.
+            None uses the default of the class, if the file has weights for it.
         weights: whether to load the weights, or to leave them random.
         attention: attention implementation, `sdpa` or `eager`; classes without `sdpa` use
             `eager`.
@@ -273,8 +280,10 @@ def load_model(
     """
     architecture: Any = MODEL_MAPPING[type(config)]
     options: dict[str, Any] = {}
-    if "add_pooling_layer" in inspect.signature(architecture.__init__).parameters:
-        options["add_pooling_layer"] = pooler
+    has_pooler = inspect.signature(architecture.__init__).parameters.get("add_pooling_layer")
+    if has_pooler is not None:
+        own_choice = getattr(config, "add_pooling_layer", has_pooler.default)
+        options["add_pooling_layer"] = own_choice if pooler is None else pooler
     kernels = getattr(architecture, "_supports_sdpa", False)
     options["attn_implementation"] = attention if kernels else "eager"
     if not weights:
@@ -299,13 +308,35 @@ def load_model(
     own = {id(value) for value in (*network.parameters(), *network.buffers())}
     used = {place for place, value in model.state_dict(keep_vars=True).items() if id(value) in own}
     fresh = sorted(set(info["missing_keys"]) & used)
+    if pooler is None and any(place.startswith(POOLER) for place in fresh):
+        fresh = leave_out_pooler(network, name, fresh)
     if fresh:
         log.warning(
-            "%s has no weights for %s; they start at random values and are trained.",
+            "%s has no weights for %s; they start at random values, and stay so where they are "
+            "frozen.",
             name,
             ", ".join(fresh),
         )
     return network
+
+
+def leave_out_pooler(network: PreTrainedModel, name: str, fresh: Collection[str]) -> list[str]:
+    """Remove the pooler of a model without weights for it, if the class allows that.
+
+    Args:
+        network: the model; its configuration records the removal.
+        name: the file or the model, for messages.
+        fresh: names of all weights that are missing.
+
+    Returns:
+        The names that are still missing.
+    """
+    if "add_pooling_layer" not in inspect.signature(type(network).__init__).parameters:
+        return list(fresh)
+    log.info("%s has no weights for its pooler: the mean over positions is taken", name)
+    network.pooler = None
+    network.config.add_pooling_layer = False
+    return [place for place in fresh if not place.startswith(POOLER)]
 
 
 def exported(key: str, name: str) -> str:

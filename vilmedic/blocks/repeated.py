@@ -107,12 +107,13 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     These are the members of `Sequential` and `ModuleList` containers, stages of stages included,
     that consist of layers and have their own `forward`. A single layer is not a block: often its
     weights are read without calling it, it has nothing to fuse, and computing it twice saves no
-    memory. Containers inside a block are part of the block.
+    memory. Containers inside a block are part of the block. A container may hold a single block,
+    as in a network of one layer or a stage of one.
     """
     found: list[nn.Module] = []
     for child in model.children():
         blocks = _blocks_in(child) if _is_container(child) else []
-        found += blocks if len(blocks) > 1 else repeated_blocks(child)
+        found += blocks or repeated_blocks(child)
     return found
 
 

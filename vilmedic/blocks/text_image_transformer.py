@@ -80,11 +80,11 @@ class TextImageTransformer(nn.Module):
             checkpoint_blocks(self._layers())
 
     def forward(self, x: Tensor, cache: TransformerCache | None = None) -> Tensor:
-        """The states of a sequence from its start.
+        """Run a sequence from its start.
 
         Args:
             x: embedded tokens, all of the text and any part of the image, [B, n, dim].
-            cache: is filled with what later positions need, if given.
+            cache: filled with the data that later positions need, if given.
 
         Returns:
             [B, n, dim].
@@ -111,10 +111,10 @@ class TextImageTransformer(nn.Module):
         masks = {kind: mask.index_select(0, position) for kind, mask in self._masks().items()}
         end = self.length
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            end = int(position) + 1  # reading it costs nothing here, attending to the rest does
+            end = int(position) + 1  # cheap to read here, unlike attending to the rest
         else:
             masks["full"] = cache.places <= position
-        # As numbers to add: attention would make them of truth values in every layer.
+        # As numbers to add: attention would convert booleans in every layer.
         added = {
             kind: cache.seen.new_zeros(1, end).masked_fill_(~mask[:, :end], -torch.inf)
             for kind, mask in masks.items()
@@ -203,7 +203,7 @@ class TransformerLayer(nn.Sequential):
             x: the states before it, [B, n, dim].
             factors: rotation factors of the n positions, if they turn.
             masks: what a position sees in layers of a kind, bool [n, n]; all before it in others.
-            cache: is filled with what later positions need, if given.
+            cache: filled with the data that later positions need, if given.
 
         Returns:
             [B, n, dim].
@@ -229,7 +229,7 @@ class TransformerLayer(nn.Sequential):
 class TransformerCache:
     """Keys, values and shifted channels of all positions, allocated once at their full length.
 
-    Shapes never change while a sequence grows, so that a step can be compiled or captured.
+    Shapes stay constant while a sequence grows, so that a step can be compiled or captured.
 
     Args:
         depth: number of layers.
@@ -260,7 +260,7 @@ class TransformerCache:
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         shape = (depth, 2, batch, heads, length, dim_head)
-        # Zeros, not left unset: what is masked still takes part in the sum, with weight zero.
+        # Zeros, not uninitialised: masked values still enter the sum, with weight zero.
         self.seen = torch.zeros(shape, dtype=dtype, device=device)
         self.factors = factors
         self.shifted = like.new_zeros(2 * depth, batch, length + 1, dim // 2)
@@ -268,7 +268,7 @@ class TransformerCache:
         self.places = torch.arange(length, device=like.device)[None]
 
     def clear(self) -> None:
-        """Make it ready for other sequences; all tensors stay where they are."""
+        """Reset it for other sequences; all tensors keep their addresses."""
         self.seen.zero_()
         self.shifted.zero_()
 
@@ -294,7 +294,7 @@ class Branch(nn.Module):
     Args:
         dim: width.
         number: the layer's number from 1, on which the first scale depends.
-        inner: what is applied.
+        inner: the wrapped module.
         shift: the token shift; None leaves it out.
         depth: how deep published checkpoints nest `inner` below the normalisation.
     """
@@ -313,7 +313,7 @@ class Branch(nn.Module):
 
     @property
     def inner(self) -> Any:
-        """What is applied."""
+        """The wrapped module."""
         return self._inner[0]
 
     def normalise(self, x: Tensor) -> Tensor:
@@ -378,9 +378,9 @@ class CausalAttention(nn.Module):
 def attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of one query on a GPU, by plain products.
 
-    Kernels made for many queries give a head to a single processor, which then reads all keys
-    alone: in float32 they take several times as long. And cuDNN's, which is taken in 16 bits, gives
-    other bits each time, so that the same draws would give other tokens.
+    Kernels for many queries assign a head to a single multiprocessor, which then reads all keys
+    alone: in float32 they take several times as long. And cuDNN's kernel for 16 bits is not
+    deterministic, so that the same draws would give different tokens.
 
     Args:
         query: [B, heads, 1, D].
@@ -435,7 +435,7 @@ class GatedGelu(nn.Module):
 
 
 class Nested(nn.Module):
-    """Gives a module one more `fn.` in its name, as published checkpoints have it.
+    """Adds another `fn.` to the name of a module, as in published checkpoints.
 
     Args:
         fn: the module.
@@ -456,7 +456,7 @@ class _Stack(nn.Module):
 
 
 class _GatedGelu(torch.autograd.Function):
-    """Keeps its input alone; what lies between is computed again for the gradient."""
+    """Saves only its input; everything inside is computed again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -16,21 +16,21 @@ from vilmedic.blocks.backbones import (
     find_layer,
     pool,
 )
-from vilmedic.blocks.pretrained import Filled, ReadEncoder
+from vilmedic.blocks.pretrained import Filled, ReadEncoder, first_line
 from vilmedic.config.transformers_fields import HF, TIMM
 from vilmedic.config.types import ConfigOf, Dropout, Frozen, Runtime, UsedWith
 from vilmedic.errors import ArgumentError, ConfigError
 
-if TYPE_CHECKING:  # what finds blocks is imported by the methods that do it
+if TYPE_CHECKING:  # imported by the methods that need them
     from vilmedic.blocks.lora import LoRA
     from vilmedic.blocks.repeated import Layer
 
 
 class VisionEncoder(nn.Module):
-    """Images to features, with the part of a backbone that ends at `output_layer`.
+    """Image encoder: the part of a backbone up to `output_layer`.
 
-    What lies behind the layer is removed, so that no parameter goes unused; the names of the rest
-    stay those of its library, under `network.`.
+    Later layers are removed, so that no parameter is unused; the names of the rest stay those of
+    its library, under `network.`.
 
     Args:
         backbone: a classification network of torchvision (resnet50); timm/<name or folder>, a
@@ -95,10 +95,9 @@ class VisionEncoder(nn.Module):
         )
         self.source = source_of(wanted).make(wanted)
         self.network = self.source.network
-        # Convolutions run faster in this layout, on CPU and GPU alike.
-        self.network.to(memory_format=torch.channels_last)
         self._tapped: set[str] = set()
         self._kept: dict[str, Tensor] = {}
+        self._try(wanted)
         if backbone.startswith((HF, TIMM)):
             self._leave_out_unused(output_layer)
         self.dropout = nn.Dropout(dropout_out)
@@ -128,7 +127,7 @@ class VisionEncoder(nn.Module):
         """Download the published weights that the constructor with these arguments takes.
 
         Raises:
-            ConfigError: they cannot be had.
+            ConfigError: they are not available.
         """
         wanted = Wanted(name=backbone, pretrained=pretrained, config=config or {})
         source_of(wanted).fetch(wanted)
@@ -141,9 +140,9 @@ class VisionEncoder(nn.Module):
         config: dict[str, Any] | None = None,
         **_: Any,
     ) -> PublishedPixels | None:
-        """What the images went through that the published weights were trained on.
+        """Return the image preprocessing that the published weights were trained with.
 
-        Of a backbone timm/<name> or hf:<name>; None for others, and where nobody says.
+        For a backbone timm/<name> or hf:<name>; None for others, and if it is not documented.
 
         Raises:
             ConfigError: there is no such backbone.
@@ -154,7 +153,7 @@ class VisionEncoder(nn.Module):
         return source_of(wanted).published_pixels(wanted)
 
     def train(self, mode: bool = True) -> VisionEncoder:
-        """Switch between training and evaluation; what is frozen stays in evaluation."""
+        """Switch between training and evaluation; frozen parts stay in evaluation mode."""
         super().train(mode)
         if self.freeze is True:
             self.network.eval()
@@ -239,7 +238,7 @@ class VisionEncoder(nn.Module):
         Args:
             images: [B, 3, H, W], or [B, N, 3, H, W] with a mask.
             mask: which of the images exist, bool [B, N]; only these are encoded.
-            counts: how many of each sample exist; without it a GPU has to be waited for.
+            counts: existing images per sample; without it the GPU is synchronised.
 
         Raises:
             ConfigError: if there are several images, but no mask.
@@ -277,9 +276,9 @@ class VisionEncoder(nn.Module):
                     images.contiguous(memory_format=torch.channels_last), **options
                 ),
             )
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, RuntimeError) as error:
             made_for = self.source.trained_size
-            if made_for is None or made_for == size:
+            if made_for is None or made_for == size or self._takes(size):
                 raise
             raise ConfigError(
                 f"{self.backbone} does not take images of {size[0]} x {size[1]} pixels ({error}). "
@@ -316,10 +315,33 @@ class VisionEncoder(nn.Module):
             return None
         return (found.shape[1], found.shape[2], found.shape[3])
 
-    def _leave_out_unused(self, layer: str) -> None:
-        """Train no parameter that the output does not depend on, such as a token for masking.
+    def _try(self, wanted: Wanted) -> None:
+        """Set the memory layout, and refuse a network that does not run on an image alone.
 
-        Processes that share a model wait for the gradient of each one that is trained.
+        Raises:
+            ConfigError: it needs other inputs, or its settings are inconsistent.
+        """
+        try:
+            # Convolutions run faster in this layout, on CPU and GPU alike.
+            self.network.to(memory_format=torch.channels_last)
+            self.shape(self.output_layer)
+        except ConfigError:
+            raise
+        except Exception as error:  # networks raise many kinds
+            height, width = self.source.usual_size
+            settings = f" with {dict(wanted.config)}" if wanted.config else ""
+            raise ArgumentError(
+                {
+                    "config" if wanted.config else "backbone": f"{self.backbone}{settings} does "
+                    f"not encode an image of {height} x {width} pixels alone "
+                    f"({type(error).__name__}: {first_line(error)})."
+                }
+            ) from error
+
+    def _leave_out_unused(self, layer: str) -> None:
+        """Freeze parameters that the output does not depend on, such as a mask token.
+
+        Data-parallel processes wait for the gradient of each trainable parameter.
         """
         given = dict(self.network.named_parameters())
         state = {name: value.detach().to("meta").requires_grad_() for name, value in given.items()}
@@ -335,24 +357,36 @@ class VisionEncoder(nn.Module):
         return shape[2] if len(shape) == 3 else shape[1]
 
     def shape(self, layer: str) -> torch.Size:
-        """Shape of a layer's output for one image, found without computing anything."""
+        """Return the shape of a layer's output for one image, without computing it."""
         with torch.no_grad():
             return self._on_meta(layer, self._parameters_on_meta()).shape
+
+    def _takes(self, size: tuple[int, int]) -> bool:
+        """Whether an image of a size goes through the network when there is memory for it."""
+        try:
+            with torch.no_grad():
+                self._run_on_meta(self._parameters_on_meta(), size)
+        except (ValueError, AssertionError, RuntimeError):
+            return False
+        finally:
+            self._kept.clear()
+        return True
 
     def _parameters_on_meta(self) -> dict[str, Tensor]:
         return {name: value.to("meta") for name, value in self.network.named_parameters()}
 
     def _on_meta(self, layer: str, state: dict[str, Tensor]) -> Tensor:
-        """A layer's output for one image of the usual size and parameters without numbers."""
+        """Return a layer's output for one image of the usual size, on meta tensors."""
         return self._outputs([layer], lambda: self._run_on_meta(state))[layer]
 
-    def _run_on_meta(self, state: dict[str, Tensor]) -> None:
-        """A pass of one image of the usual size and of parameters without numbers."""
+    def _run_on_meta(self, state: dict[str, Tensor], size: tuple[int, int] | None = None) -> None:
+        """Run one image of the usual or another size through the network, on meta tensors."""
         state = state | {k: v.to("meta") for k, v in self.network.named_buffers()}
-        images = torch.empty(1, 3, *self.source.usual_size, device="meta")
+        size = size or self.source.usual_size
+        images = torch.empty(1, 3, *size, device="meta")
         training = self.network.training
         self.network.eval()
-        functional_call(self.network, state, (images,))
+        functional_call(self.network, state, (images,), self.source.options(size))
         self.network.train(training)
 
     def _outputs(self, layers: list[str], run: Callable[[], object]) -> dict[str, Tensor]:
@@ -392,7 +426,7 @@ def source_of(wanted: Wanted) -> type[Any]:
         ConfigError: the library is not installed.
     """
     name = wanted.name
-    # each loads its library, which the others do without
+    # each loads its library only if needed
     if name.startswith(TIMM):
         from vilmedic.blocks.backbones.timm import TimmBackbone
 
@@ -407,18 +441,18 @@ def source_of(wanted: Wanted) -> type[Any]:
 
 
 def existing_places(mask: Tensor, counts: list[int] | None = None) -> Tensor:
-    """The places of the images that exist among those of all samples, in their order, int64 [M].
+    """Return the indices of existing images among those of all samples, in order, int64 [M].
 
     Args:
         mask: which of the images exist, bool [B, N].
-        counts: how many of each sample exist; without it a GPU has to be waited for.
+        counts: existing images per sample; without it the GPU is synchronised.
     """
     count = int(mask.sum()) if counts is None else sum(counts)
     return (~mask).flatten().byte().argsort(stable=True)[:count]
 
 
 def by_sample(values: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-    """What was made of the images that exist, [M, ...], as [B, N, ...], zero for the others."""
+    """Scatter results of existing images, [M, ...], to [B, N, ...], zero for missing ones."""
     padded = values.new_zeros(mask.numel(), *values.shape[1:])
     return padded.index_copy(0, places, values).unflatten(0, mask.shape)
 

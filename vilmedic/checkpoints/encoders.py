@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vilmedic.blocks.pretrained import POOLER
 from vilmedic.checkpoints import checkpoint
 from vilmedic.checkpoints.adapters import without_adapters
 from vilmedic.checkpoints.older_formats import older_names, original_names, zoo_file
@@ -27,8 +28,6 @@ PLACES = {"cnn": ("cnn.network.",), "encoder": ("encoder.network.", "encoder.tex
 """Prefixes of an encoder's weight names in the systems that have one."""
 WHAT = {"cnn": "image encoder", "encoder": "text encoder"}
 HOLDERS = {"cnn": "ConVIRT, GLoRIA, SimCLR or Classifier", "encoder": "ConVIRT or GLoRIA"}
-POOLER = "pooler."
-"""The part of a transformers model that only some pooling modes use."""
 FIELDS = (
     *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "hidden_act", "layer_norm_eps", "max_position_embeddings"),
@@ -71,6 +70,10 @@ class EncoderFile:
         places = [place.rstrip(".") for place in PLACES[self.part]]
         return next((networks[place] for place in places if place in networks), {})
 
+    def has(self, beginning: str) -> bool:
+        """Whether it has weights whose names begin so."""
+        return any(name.startswith(beginning) for name in self.weights)
+
     def fill(
         self, network: nn.Module, *, cut: Collection[str] = (), head: str | None = None
     ) -> None:
@@ -102,7 +105,8 @@ class EncoderFile:
             extra = [name for name in extra if not name.startswith(POOLER)]
             if fresh:
                 log.warning(
-                    "%s has no weights for %s; they start at random values and are trained.",
+                    "%s has no weights for %s; they start at random values, and stay so where they "
+                    "are frozen.",
                     self.path,
                     ", ".join(fresh),
                 )

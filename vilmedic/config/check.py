@@ -12,7 +12,7 @@ from typing import Any
 from vilmedic.config.keys import check_older, find_older, idle_keys
 from vilmedic.config.namespaces import Target, named_target, names, registry_of, signature, target
 from vilmedic.config.signature import Param, Signature
-from vilmedic.config.transformers_fields import config_signature, model_type_of
+from vilmedic.config.transformers_fields import config_signature, field_bounds, model_type_of
 from vilmedic.config.tree import BROKEN, MOST_PROBLEMS, KeyPath, Tree, dotted
 from vilmedic.config.types import (
     ANY,
@@ -446,8 +446,13 @@ class Checker:
         fields = None if model_type is None else config_signature(model_type)
         if fields is None:
             for name, one in given.items():
+                kind: Type = ANY
+                for bound in field_bounds(name):
+                    kind = Marked(kind, bound)
                 if largest_in(one) > LARGEST:
                     self.report((*path, name), f"given {shown(one)}; it has to fit into 64 bits.")
+                else:
+                    self.value(kind, one, (*path, name))
             return given
         for name in given.keys() - fields.params.keys():
             self.report(

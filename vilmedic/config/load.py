@@ -454,7 +454,7 @@ def read_as(cls: type[C], path: str | os.PathLike[str]) -> tuple[C, Tree]:
         ConfigError: the file cannot be read, or does not fit the signature.
     """
     tree = read_file(os.fspath(path))
-    return cls(**_make(_judge(cls, tree), tree, {})), tree
+    return cls(**_make(_check(cls, tree), tree, {})), tree
 
 
 def check_arguments(cls: type, given: dict[str, Any]) -> None:
@@ -467,10 +467,10 @@ def check_arguments(cls: type, given: dict[str, Any]) -> None:
     Raises:
         ConfigError: a value is not allowed.
     """
-    _judge(cls, Tree(dict(given)))
+    _check(cls, Tree(dict(given)))
 
 
-def _judge(cls: type, tree: Tree) -> dict[str, Any]:
+def _check(cls: type, tree: Tree) -> dict[str, Any]:
     """The checked arguments of a class.
 
     Raises:

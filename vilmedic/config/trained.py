@@ -18,7 +18,14 @@ from vilmedic.config.declared import IMAGES, REPORTS
 from vilmedic.config.load import Config, read
 from vilmedic.config.namespaces import Target, is_node, target
 from vilmedic.config.signature import Param, derives_from, read_signature
-from vilmedic.config.transformers_fields import TIMM, model_name, same_model, stated_fields
+from vilmedic.config.transformers_fields import (
+    HF,
+    TIMM,
+    backbone_of,
+    model_name,
+    same_model,
+    stated_fields,
+)
 from vilmedic.config.tree import COMMAND_LINE, KeyPath, Mark, Tree, dotted
 from vilmedic.config.types import (
     ANY,
@@ -73,6 +80,8 @@ _PLACES: Keys = {
 """Keys that are paths, which may have changed since training."""
 VOCABULARY = "tokenizer"
 """Folder of a run directory with the vocabulary of a run whose `tokenizer` is null."""
+PUBLISHED = (("mean", "std"), ("resize", "crop"), ("interpolation",))
+"""Keys of images that follow from published weights: of a group either all are taken or none."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> li
             keys += _VIEWS  # then evaluations draw views as training does
         inside = _keys(Target(read_signature(cls), cls), old, new, path)
         found += [one for one in inside if one.path[len(path)] in keys]
-    return [_judged(one) for one in found if not _own_vocabulary(one, run_dir)]
+    return [_classified(one) for one in found if not _own_vocabulary(one, run_dir)]
 
 
 def _kind(registry: str) -> Type:
@@ -295,7 +304,7 @@ def _own_vocabulary(one: Difference, run_dir: Path) -> bool:
     return made and _alike(run_dir / VOCABULARY, Path(one.now)) is True
 
 
-def _judged(one: Difference) -> Difference:
+def _classified(one: Difference) -> Difference:
     """A difference, which is more than one of places if other words or another model are there."""
     if not one.place:
         return one
@@ -360,7 +369,10 @@ class _Commanded:
         removed = [word[1:].split(".") for word in config.overrides if word.startswith("~")]
         keys = [str(key) for key in path]
         if any(keys[: len(one)] == one for one in removed):
-            return True
+            # without a value of its own, the image follows the published weights of the backbone
+            model = config.data.get("model") or {}
+            follows = backbone_of(model).startswith((HF, TIMM)) and keys[0] == "dataset"
+            return not (follows and any(keys[-1] in group for group in PUBLISHED))
         if config.tree.has(path) and config.tree.origin(path) == COMMAND_LINE:
             return True
         if not config.overrides:

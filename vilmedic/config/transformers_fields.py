@@ -41,10 +41,12 @@ from vilmedic.errors import ConfigError
 HF, TIMM = "hf:", "timm/"
 """Prefixes of backbone names of transformers and timm."""
 
-BODIES = {"cxr-bert": "bert"}
-"""Model types with their own Python code around a known model, and that model.
+BODIES = {"cxr-bert": "bert", "vit_mae": "vit"}
+"""Model types around a known model, and that model, which is loaded instead.
 
-CXR-BERT (Boecking et al. 2022, arXiv 2204.09817) is BERT with a head on top of its first token.
+CXR-BERT (Boecking et al. 2022, arXiv 2204.09817) is BERT with a head on top of its first token and
+its own Python code. A masked autoencoder (He et al. 2021, arXiv 2111.06377) is a ViT that drops
+patches at random and shuffles the others, in evaluation too.
 """
 
 
@@ -170,6 +172,11 @@ _MODELS: dict[str, Bounds] = {
 }
 
 
+def field_bounds(name: str) -> Bounds:
+    """Return the bounds of a field, which its signature does not state."""
+    return next((b for pattern, b in _MODELS.items() if re.fullmatch(pattern, name)), ())
+
+
 @cache
 def config_signature(model_type: str) -> Signature | None:
     """The fields of the configuration class of a model type, the common ones included.
@@ -222,12 +229,7 @@ def _fields(path: str) -> Signature:
     )
     for name in _ALWAYS:
         found.setdefault(name, Param(name, ANY, required=False))
-    return bounded(Signature(path, found, None, tuple(docstrings)), _bounds)
-
-
-def _bounds(name: str) -> Bounds:
-    """Return the bounds of a field, which its signature does not state."""
-    return next((b for pattern, b in _MODELS.items() if re.fullmatch(pattern, name)), ())
+    return bounded(Signature(path, found, None, tuple(docstrings)), field_bounds)
 
 
 def _renamed(cls: griffe.Class) -> list[str]:

@@ -36,7 +36,7 @@ def write_results(results: dict[str, Any], folder: Path) -> Path:
 
 
 def source(system: str, checkpoints: Sequence[dict[str, Any]], *, ema: bool = False) -> str:
-    """What was evaluated, as tables, plots and titles say it: `ConVIRT, epoch 16, seed 0`.
+    """Describe the evaluated model for tables, plots and titles: `ConVIRT, epoch 16, seed 0`.
 
     Epochs are counted from 1 there, as people do, and from 0 in files and file names.
 
@@ -58,7 +58,7 @@ def _checkpoint(entry: dict[str, Any]) -> str:
 
 
 def protocol_names(protocols: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What protocols are called where people read, such as `zero shot, global similarity`.
+    """Name protocols for people, such as `zero shot, global similarity`.
 
     The similarity is always said; of several protocols of one kind, the options that differ too.
 
@@ -87,7 +87,7 @@ def protocol_name(metric: str) -> str:
 
 
 def number_name(key: str) -> str:
-    """What a number of a protocol is called: `image to text, recall at 5`, `AUROC`."""
+    """Name a number of a protocol: `image to text, recall at 5`, `AUROC`."""
     text = re.sub(r"_r(\d+)$", r", recall at \1", key)
     text = re.sub(r"_p(\d+)$", r", precision at \1", text)
     text = re.sub(r"_(median|mean)_rank$", r", \1 rank", text)

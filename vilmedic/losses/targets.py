@@ -110,7 +110,7 @@ class Targets(nn.Module):
         """The frozen encoder, loaded; None where there is none.
 
         Raises:
-            ConfigError: it cannot be had, or its weights are not those of the checkpoint.
+            ConfigError: it is not available, or its weights are not those of the checkpoint.
         """
         self.load()
         return self._reader[0] if self._reader else None

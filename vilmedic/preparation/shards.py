@@ -101,7 +101,7 @@ def write_shards(
 
 
 def _claim(target: Path, plan: dict[str, Any], force: bool) -> None:
-    """Note in the folder what it will hold, so that a later run can go on or must refuse."""
+    """Record the contents of the folder, so that a later run can resume or refuse."""
     card = target / CARD
     if force and card.is_file():
         shutil.rmtree(target)

@@ -69,7 +69,7 @@ def score_of(
         left_out: takes a checkpoint that cannot be read.
 
     Returns:
-        The score, empty where none is known; `higher`, `lower`, or None when nobody says.
+        The score, empty if unknown; `higher`, `lower`, or None if the direction is unknown.
     """
     score = str(section(settings, "trainor").get("early_stop_metric") or "")
     better = known_better(score) if score else None

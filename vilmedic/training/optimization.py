@@ -118,7 +118,7 @@ def parameter_groups(
 
 
 def common_rate(optimizer: Optimizer) -> float:
-    """What a schedule has made of `trainor.optim_params.lr`, whichever rates the groups have."""
+    """Return the scheduled value of `trainor.optim_params.lr`, independent of group rates."""
     groups = optimizer.param_groups
     whole = [group["lr"] for group in groups if group.get(SCALE, 1.0) == 1.0]
     return float(whole[0] if whole else groups[0]["lr"] / groups[0][SCALE])
@@ -182,7 +182,7 @@ def skips_by_itself(optimizer: Optimizer, device: torch.device) -> bool:
     """Return whether the update reads on the device that it should be skipped (`found_inf`).
 
     On a CPU reading costs nothing, and SGD with momentum is told before: a first step that its
-    update leaves out would leave momentum in memory that nobody has written.
+    update skips would leave momentum in uninitialised memory.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False

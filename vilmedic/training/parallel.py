@@ -381,7 +381,7 @@ def log_batch_facts(model: Any, section: TrainorSection, batches: int | None = N
             chunk,
             section.batch_size,
         )
-    _tell_what_processes_share(norms, section)
+    _log_what_processes_share(norms, section)
     if batches is not None and section.grad_accu > batches:
         LOGGER.info(
             "trainor.grad_accu=%d, but an epoch has %d batches: a step takes these, and no more.",
@@ -400,7 +400,7 @@ def log_batch_facts(model: Any, section: TrainorSection, batches: int | None = N
         )
 
 
-def _tell_what_processes_share(norms: list[Any], section: TrainorSection) -> None:
+def _log_what_processes_share(norms: list[Any], section: TrainorSection) -> None:
     world = processes.world_size()
     if world == 1:
         if section.sync_bn:

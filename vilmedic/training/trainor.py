@@ -303,7 +303,7 @@ class Trainor:
         if ended:
             self._end_epoch(epoch)
         progress.evaluated = progress.step
-        improved = self._judge(epoch, scores)
+        improved = self._rank(epoch, scores)
         numbers = {"train_loss": state.tally.mean_loss(), **scores}
         self.log.metrics(progress.step, {"epoch": epoch, **numbers})
         shown = "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
@@ -415,7 +415,7 @@ class Trainor:
             problem += f" {self.saver.last} holds the epoch: ckpt=auto continues."
         raise ConfigError(problem)
 
-    def _judge(self, epoch: int, scores: dict[str, float]) -> bool:
+    def _rank(self, epoch: int, scores: dict[str, float]) -> bool:
         """Step a plateau schedule and the early stop; returns whether the score is the best."""
         state, progress = self.state, self.state.progress
         metric = self.section.early_stop_metric

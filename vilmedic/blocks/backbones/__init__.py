@@ -138,7 +138,8 @@ class Backbone:
     def grid(self, tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
         """Return rows and columns of a number of patch tokens; None if they form no grid.
 
-        Stages of a network of stages halve the grid of patches.
+        What is left beside whole patches is left out by most networks. Those of stages fill it up
+        to one more, and halve the grid from stage to stage; they have no class token.
 
         Args:
             tokens: class and register tokens included.
@@ -146,17 +147,18 @@ class Backbone:
         """
         if self.patch is None:
             return None
-        up = 0 if self.prefix else 1  # networks of stages fill up what is no whole patch
-        rows, columns = (
-            (side + up * (patch - 1)) // patch for side, patch in zip(size, self.patch, strict=True)
-        )
-        while rows * columns > 0:
-            if rows * columns + self.prefix == tokens:
+        pairs = list(zip(size, self.patch, strict=True))
+        rows, columns = (side // patch for side, patch in pairs)
+        if rows * columns + self.prefix == tokens:
+            return rows, columns
+        if self.prefix:
+            return None
+        rows, columns = (-(-side // patch) for side, patch in pairs)
+        while rows * columns > 1:
+            if rows * columns == tokens:
                 return rows, columns
-            if rows == columns == 1:
-                return None
             rows, columns = (rows + 1) // 2, (columns + 1) // 2
-        return None
+        return (1, 1) if tokens == 1 else None
 
     def as_map(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Positions of an output as a map, class and register tokens left out.

@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,11 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = ("avgpool", "forward_features")
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""Arguments by which timm networks accept images of any size; the first one supported counts."""
+"""Arguments by which timm networks accept images of any size; the first one supported counts.
+
+A network whose own size is not a multiple of its patch (ViTs of SigLIP at 384 pixels) accepts that
+size alone.
+"""
 MOST_NAMES = 20
 
 
@@ -63,10 +67,7 @@ class TimmBackbone(Backbone):
         super().__init__(network, name)
         self.usual_size = self.trained_size = _input_size(network)
         self.prefix = int(getattr(network, "num_prefix_tokens", 0))
-        patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-        if patch is not None:
-            height, width = patch if isinstance(patch, list | tuple) else (patch, patch)
-            self.patch = (int(height), int(width))
+        self.patch = _patch(network)
         self.channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
 
     @classmethod
@@ -119,27 +120,59 @@ class TimmBackbone(Backbone):
             return None
         from timm.data.config import resolve_data_config
 
-        said = resolve_data_config(pretrained_cfg=dict(found.said))
-        side = min(said["input_size"][1:])
-        keys: dict[str, Any] = {"mean": list(said["mean"]), "std": list(said["std"])}
-        mode = said.get("crop_mode") or "center"
-        short = math.floor(side / said["crop_pct"]) if mode == "center" else side
-        keys |= {"resize": short, "crop": side}
+        source = f"the pretrained_cfg of {wanted.name}"
+        try:
+            said = resolve_data_config(pretrained_cfg=dict(found.said))
+            side = min(said["input_size"][1:])
+            mode = said.get("crop_mode") or "center"
+            short = math.floor(side / said["crop_pct"]) if mode == "center" else side
+            keys: dict[str, Any] = {"mean": list(said["mean"]), "std": list(said["std"])}
+        except (ArithmeticError, LookupError, TypeError, ValueError, AssertionError) as error:
+            log.warning(
+                "%s cannot be read (%s): images stay as the configuration has them", source, error
+            )
+            return None
         notes = [] if mode == "center" else [f"its crop_mode is {mode}, here the middle is cut out"]
+        if side > short:
+            notes.append(f"it pads images to {side} pixels, which is left out here")
+        keys |= {"resize": short, "crop": min(side, short)}
         if said["interpolation"] in ("bilinear", "bicubic"):
             keys["interpolation"] = said["interpolation"]
         else:
             notes.append(f"it resizes by {said['interpolation']}, here by bilinear")
-        return PublishedPixels(f"the pretrained_cfg of {wanted.name}", keys, tuple(notes))
+        return PublishedPixels(source, keys, tuple(notes))
 
     def tap(self, layer: str, kept: Kept) -> None:
         """See `Backbone.tap`."""
         if layer in OUTPUTS:
-            layers = self.channels_last and layer != "avgpool"
-            self.network.register_forward_hook(Tap(layer, kept, layers))
+            found = Tap(layer, kept, self.channels_last and layer != "avgpool")
+            method = self.network.forward_features
+            if layer == "avgpool" or self.network.forward == method:
+                self.network.register_forward_hook(found)
+            else:
+                self.network.forward_features = _Tapped(found, method)  # type: ignore[assignment]
             return
         module = find_layer(self.network, layer, outputs=OUTPUTS)
         module.register_forward_hook(Tap(layer, kept, self.channels_last))
+
+
+@dataclass(eq=False)
+class _Tapped:
+    """A method of a network whose result is kept.
+
+    Args:
+        tap: keeps it.
+        method: of the network, which is copied with it.
+    """
+
+    tap: Tap
+    method: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the method gives."""
+        output = self.method(*args, **kwargs)
+        self.tap(nn.Identity(), args, output)
+        return output
 
 
 @dataclass(frozen=True)
@@ -303,6 +336,8 @@ def _create(
                 }
             ) from error
         else:
+            if more and not _takes_its_own_size(network):
+                continue
             kept = getattr(network, "pretrained_cfg", None)
             if isinstance(kept, dict):
                 kept.pop("state_dict", None)
@@ -311,6 +346,23 @@ def _create(
             setattr(network, DESCRIBED, described)
             return network
     raise ArgumentError(_refusal(found, refused)) from refused
+
+
+def _takes_its_own_size(network: nn.Module) -> bool:
+    """Whether a network that takes images of several sizes takes those that it is made for."""
+    patch = _patch(network)
+    return patch is None or not any(
+        side % step for side, step in zip(_input_size(network), patch, strict=True)
+    )
+
+
+def _patch(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a patch in pixels; None for a network without patches."""
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch is None:
+        return None
+    height, width = patch if isinstance(patch, list | tuple) else (patch, patch)
+    return int(height), int(width)
 
 
 def _with(found: _Found) -> str:

@@ -88,7 +88,7 @@ class TorchvisionBackbone(Backbone):
         """Download the ImageNet weights.
 
         Raises:
-            ConfigError: they cannot be had.
+            ConfigError: they are not available.
         """
         if wanted.published and wanted.name in models.list_models(module=models):
             weights = published_weights(wanted.name)
@@ -139,7 +139,7 @@ def downloading(name: str) -> Iterator[None]:
     """Turn an error while downloading ImageNet weights into a message.
 
     Raises:
-        ConfigError: they cannot be had.
+        ConfigError: they are not available.
     """
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from vilmedic.blocks.backbones import (
     Backbone,
@@ -24,7 +26,15 @@ from vilmedic.blocks.backbones import (
     find_layer,
     pool,
 )
-from vilmedic.blocks.pretrained import exported, load_config, load_model, read_pretrained
+from vilmedic.blocks.pretrained import (
+    POOLER,
+    exported,
+    first_line,
+    leave_out_pooler,
+    load_config,
+    load_model,
+    read_pretrained,
+)
 from vilmedic.config.transformers_fields import HF
 from vilmedic.datasets.text import quiet
 from vilmedic.errors import ArgumentError, nearest
@@ -32,8 +42,10 @@ from vilmedic.errors import ArgumentError, nearest
 log = logging.getLogger(__name__)
 
 HUB_OUTPUTS = ("avgpool", "last_hidden_state", "pooler_output")
-TOKENS = ("cls_token", "distillation_token", "register_tokens")
+TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 """Attributes of transformers embeddings that hold the tokens before the patches."""
+POOLERS: dict[str, bool | None] = {"last_hidden_state": False, "pooler_output": True}
+"""Whether an output needs the pooler of a class where it is optional; others use it if present."""
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
@@ -41,8 +53,8 @@ class TransformersBackbone(Backbone):
     """A vision model of transformers.
 
     Its outputs are `pooler_output` and `last_hidden_state`, as the class defines them, and
-    `avgpool`: the pooler's output or, for a class without one, the mean over positions. Regions
-    come from `last_hidden_state` or from a block by its dotted name.
+    `avgpool`: the pooler's output or, if the class or its weights have none, the mean over
+    positions. Regions come from `last_hidden_state` or from a block by its dotted name.
     """
 
     outputs = HUB_OUTPUTS
@@ -55,7 +67,9 @@ class TransformersBackbone(Backbone):
         self.patch = _pair(getattr(config, "patch_size", None))
         embeddings = getattr(network, "embeddings", None)
         given = [getattr(embeddings, token, None) for token in TOKENS]
-        self.prefix = sum(token.shape[1] for token in given if token is not None)
+        self.prefix = sum(
+            1 if token.ndim == 1 else token.shape[1] for token in given if token is not None
+        )
         parameters = inspect.signature(network.forward).parameters
         self.interpolates = "interpolate_pos_encoding" in parameters
 
@@ -80,7 +94,7 @@ class TransformersBackbone(Backbone):
             "backbone",
             name,
             config,
-            pooler=wanted.output_layer != "last_hidden_state",
+            pooler=POOLERS.get(wanted.output_layer),
             weights=wanted.published,
         )
         if network.main_input_name != "pixel_values":
@@ -89,6 +103,9 @@ class TransformersBackbone(Backbone):
             )
         if wanted.file is not None:
             file = read_pretrained(wanted.read, "cnn", wanted.file, network)
+            poolers = [place for place in network.state_dict() if place.startswith(POOLER)]
+            if poolers and wanted.output_layer not in POOLERS and not file.has(POOLER):
+                leave_out_pooler(network, wanted.file, poolers)
             file.fill(network, head="classifier")
         return cls(network, name)
 
@@ -111,15 +128,24 @@ class TransformersBackbone(Backbone):
             inside = exported("backbone", name)
             places = [inside, name] if inside != name else [name, str(Path(name).parent)]
         for place in places:
-            if Path(name).is_dir() and not (Path(place) / "preprocessor_config.json").is_file():
+            names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+            if Path(name).is_dir() and not any((Path(place) / one).is_file() for one in names):
                 continue
             try:
                 with quiet():
                     processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+                return processed(f"the image processor of {place}", processor)
             except Exception as error:  # transformers raises errors of many kinds
-                log.warning("The image processor of %s cannot be read: %s", place, error)
+                log.warning(
+                    "The image processor of %s cannot be read (%s): images stay as the "
+                    "configuration has them",
+                    place,
+                    textwrap.shorten(first_line(error), 160, placeholder=" ..."),
+                )
                 return None
-            return processed(f"the image processor of {place}", processor)
+        log.warning(
+            "%s has no %s: images stay as the configuration has them", name, IMAGE_PROCESSOR_NAME
+        )
         return None
 
     def options(self, size: tuple[int, int]) -> dict[str, Any]:
@@ -160,11 +186,15 @@ def processed(source: str, processor: Any) -> PublishedPixels:
     said: Mapping[str, Any] = processor.to_dict()
     keys: dict[str, Any] = {}
     notes = []
-    factor = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255.0
+    scaled = bool(said.get("do_rescale"))
+    factor = 255 * said.get("rescale_factor", 1 / 255) if scaled else 255.0
+    offset = 1.0 if scaled and said.get("rescale_offset") else 0.0
     mean, std = [0.0], [1.0]
-    if said.get("do_normalize", True) and said.get("image_mean") and said.get("image_std"):
+    if said.get("do_normalize") and said.get("image_mean") and said.get("image_std"):
         mean, std = _listed(said["image_mean"]), _listed(said["image_std"])
-    keys["mean"] = [round(value / factor, 9) for value in mean]
+    if said.get("include_top"):  # EfficientNet divides by its deviation twice
+        std = [value**2 for value in std]
+    keys["mean"] = [round((value + offset) / factor, 9) for value in mean]
     keys["std"] = [round(value / factor, 9) for value in std]
     size, cut = _size(said.get("size")), _size(said.get("crop_size"))
     if said.get("do_resize") and size is not None:
@@ -173,6 +203,9 @@ def processed(source: str, processor: Any) -> PublishedPixels:
         if "crop_pct" in said and said["crop_pct"] and not stretched:
             stretched = short >= 384
             short = short if stretched else int(short / said["crop_pct"])
+        if crop > short:
+            notes.append(f"it pads images to {crop} pixels, which is left out here")
+            crop = short
         keys |= {"resize": short, "crop": crop}
         if stretched:
             notes.append("it stretches images to a square, of which the middle is cut out here")

@@ -181,7 +181,7 @@ class Transfer:
             try:
                 with self._request("HEAD", job, {}) as response:
                     if response.status_code not in (405, 501):
-                        judge(response, job, self.login)
+                        check_response(response, job, self.login)
                         return whole_number(response.headers.get("Content-Length"))
                     return None
             except Again as failure:
@@ -215,7 +215,7 @@ class Transfer:
                 raise Again(
                     "the server has less than was fetched before: it starts from the beginning"
                 )
-            judge(response, job, self.login)
+            check_response(response, job, self.login)
             total = whole_number(response.headers.get("Content-Length"))
             if response.status_code == 206:
                 total = _resumed_total(response, start)
@@ -285,7 +285,7 @@ def disk_error(path: Path, error: OSError) -> NoSpace | OSError:
     return error
 
 
-def judge(response: httpx2.Response, job: Job, login: Login | None) -> None:
+def check_response(response: httpx2.Response, job: Job, login: Login | None) -> None:
     """Raise errors for responses that are not a file."""
     status = response.status_code
     host = response.url.host
@@ -342,7 +342,7 @@ def find_login(account: Account, environment: Mapping[str, str] = os.environ) ->
     """User and password: from the environment, else from netrc, else asked for.
 
     Raises:
-        WrongPassword: none has them, and there is nobody to ask.
+        WrongPassword: none has them, and there is no terminal to ask.
     """
     user = environment.get(account.username, "")
     password = environment.get(account.password, "")
