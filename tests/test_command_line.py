@@ -200,3 +200,9 @@ def test_the_scripts_work_from_another_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert done.stdout.startswith("ok: ")
+    assert " keys, 0 overrides, run " in done.stdout
+
+
+def test_a_check_counts_one_override_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train([str(ROOT / CONFIG), "name=x", "--check"]) == 0
+    assert capsys.readouterr().out.endswith(" keys, 1 override, run 'x'\n")

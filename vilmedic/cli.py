@@ -417,15 +417,8 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
         )
         return
     with opened(space, trials=given.trials, metric=metric) as search:
-        run = Sweep(
-            given.config,
-            search.begun(),
-            jobs=given.jobs,
-            evaluate=given.evaluate,
-            report=print_text,
-            another=search.another,
-            ended=search.ended,
-        )
+        run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
+        run.report, run.another, run.ended = print_text, search.another, search.ended
         print_text(f"{given.trials} trials for {sought}, all ends and values checked")
         try:
             run.start()

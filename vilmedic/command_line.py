@@ -197,7 +197,8 @@ def command(
             print_text(print_config(config))
         elif line.option == "--check":
             notes = [f"note: {note}" for note in (*config.notes, *config.file_notes)]
-            counts = f"{len(config.origins)} keys, {len(config.overrides)} overrides"
+            keys, given = len(config.origins), len(config.overrides)
+            counts = f"{keys} keys, {given} override{'' if given == 1 else 's'}"
             print_text("\n".join([*notes, f"ok: {config.path}: {counts}, run '{config.name}'"]))
         else:
             run(config)

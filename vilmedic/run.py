@@ -147,8 +147,8 @@ def plan_training(config: Config, *, card: str, samples: int | None = None) -> s
         raise ConfigError(
             f"--card: given '{card}', allowed: {', '.join(CARDS)}.{nearest(card, list(CARDS))}"
         )
-    start_console()
-    return make_plan(config, card=card, samples=samples or count_samples(config)).text()
+    with Progress("Planning"):
+        return make_plan(config, card=card, samples=samples or count_samples(config)).text()
 
 
 def run_ensemble(config: Config, embeddings: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     BertConfig,
     BertModel,
@@ -542,3 +543,13 @@ def test_a_network_of_one_layer_has_one() -> None:
     assert all(name.startswith("network.pooler.") for name in trained)
     with pytest.raises(ConfigError, match=r"freeze: given 2, .*has 1 layers.*or 1 to 1"):
         TextEncoder(spec=tiny_spec(), freeze=2, **TINY_BERT)
+
+
+@pytest.mark.parametrize(("model_type", "counts"), [("fnet", True), ("bert", False)])
+def test_a_model_for_which_padding_counts_is_named(
+    model_type: str, counts: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = AutoConfig.for_model(model_type, **TINY_BERT, vocab_size=tiny_spec().vocab_size)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    TextEncoder(spec=tiny_spec(), proto=str(tmp_path), pooling="mean")
+    assert ("does not ignore padding" in caplog.text) == counts

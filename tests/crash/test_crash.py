@@ -44,7 +44,7 @@ def test_a_cluster_that_takes_the_machine_back_loses_nothing(data: Path, tmp_pat
     assert_same_runs(folder / "run", tmp_path / "whole" / "run")
     output = (folder / "output.txt").read_text()
     assert "interrupted: after step" in output
-    assert "last_3.pth holds the state; ckpt=last continues" in output
+    assert "last_3.pth holds the state; ckpt=auto continues" in output
     assert "Traceback" not in output
 
 

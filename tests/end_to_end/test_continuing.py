@@ -127,7 +127,7 @@ def test_another_metric_has_no_best_yet(
     wrong = ["validator.metrics={representation: null}", f"trainor.early_stop_metric={never}"]
     done = run_here("bin/train.py", *words, "trainor.epochs=2", *wrong, status=2)
     assert f"given '{never}', but an evaluation gives validation_loss" in done.stderr
-    assert "resume with ckpt=last" in done.stderr
+    assert "holds the epoch: ckpt=auto continues." in done.stderr
     run_here("bin/train.py", *words, "trainor.epochs=2")
     before = scored(tmp_path / "run")
     assert [one["epoch"] for one in lines(tmp_path) if "train_loss" in one] == [0, 1]
@@ -347,7 +347,7 @@ def test_a_killed_loading_process_loses_nothing(
     assert "error: A loading process " in done.stderr
     assert "was killed (SIGKILL), often because the machine ran out of memory" in done.stderr
     last = tmp_path / "run/last_3.pth"
-    assert f"{last} holds the state after step 3; ckpt=last continues." in done.stderr
+    assert f"{last} holds the state after step 3; ckpt=auto continues." in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
     run_here("bin/train.py", *words)

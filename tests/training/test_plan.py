@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.small_models import save_tiny_bert
 from vilmedic import cli
 from vilmedic.config.load import Config, load
 from vilmedic.errors import ConfigError
+from vilmedic.log import Progress
 from vilmedic.models.vae import VAE as OwnVAE
 from vilmedic.training import plan
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE
@@ -220,6 +222,23 @@ def test_the_command_prints_the_plan_and_leaves_no_run(
     assert "1 x 4 samples in fp32" in shown["a step"]
     assert "24 GB: 65,536 and more" in shown["largest batch"]
     assert "an epoch of 800 samples" in lines[-1]
+
+
+def test_a_plan_that_takes_long_shows_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps on larger and larger batches take up to a minute, without anything printed before."""
+    shown = []
+
+    def slow(*_: object, **__: object) -> SimpleNamespace:
+        shown.extend(bar.line() for bar in Progress._open)
+        return SimpleNamespace(text=lambda: "the plan")
+
+    monkeypatch.setattr(plan, "make_plan", slow)
+    (tmp_path / "config.yml").write_text(VAE)
+    status, out, _ = run_cli(capsys, str(tmp_path / "config.yml"), "--plan")
+    assert (status, out) == (0, "the plan\n")
+    assert shown == ["Planning  0:00 so far"]
 
 
 def test_samples_are_counted_where_their_file_is(tmp_path: Path) -> None:

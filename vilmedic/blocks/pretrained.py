@@ -334,7 +334,7 @@ def leave_out_pooler(network: PreTrainedModel, name: str, fresh: Collection[str]
     if "add_pooling_layer" not in inspect.signature(type(network).__init__).parameters:
         return list(fresh)
     log.info("%s has no weights for its pooler: the mean over positions is taken", name)
-    network.register_module("pooler", None)
+    network.pooler = None  # type: ignore[assignment]
     network.config.add_pooling_layer = False
     return [place for place in fresh if not place.startswith(POOLER)]
 

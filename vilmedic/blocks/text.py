@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ from vilmedic.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
     from vilmedic.blocks.lora import LoRA
+
+log = logging.getLogger(__name__)
 
 ON_TRIAL = 3
 """Tokens of the report for a trial pass through a published model, the last one padding."""
@@ -210,6 +213,7 @@ class TextEncoder(nn.Module):
         try:
             with torch.inference_mode():
                 states = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+                short = self.network(input_ids=ids[:, :-1], attention_mask=mask[:, :-1])
         except Exception as error:  # models that need images, sound, ... raise many kinds
             model = type(self.network).__name__
             raise ArgumentError(
@@ -224,6 +228,13 @@ class TextEncoder(nn.Module):
                     self.named_by: f"{proto} gives {list(states.shape)} for {ON_TRIAL} tokens, "
                     "where a text encoder gives a vector for each."
                 }
+            )
+        if not torch.allclose(short.last_hidden_state, states[:, :-1], rtol=1e-3, atol=1e-3):
+            log.warning(
+                "%s is a %s, which does not ignore padding: the vector of a report depends on the "
+                "longest report in its batch.",
+                proto,
+                type(self.network).__name__,
             )
         if self.network.config._attn_implementation != "sdpa" or _windows(self.network) is None:
             return False

@@ -412,7 +412,7 @@ class Trainor:
             f"{', '.join(scores) or 'no score'}."
         )
         if self._save():
-            problem += f" {self.saver.last} holds the epoch: resume with ckpt=last."
+            problem += f" {self.saver.last} holds the epoch: ckpt=auto continues."
         raise ConfigError(problem)
 
     def _rank(self, epoch: int, scores: dict[str, float]) -> bool:
@@ -479,16 +479,16 @@ class Trainor:
         if processes.world_size() == 1 and self._save():
             return (
                 f"{self.saver.last} holds the state after step {self.state.progress.step}; "
-                "ckpt=last continues."
+                "ckpt=auto continues."
             )
-        return "ckpt=last continues what was saved before."
+        return "ckpt=auto continues what was saved before."
 
     def _stop(self) -> Interrupted:
         """Save because of a signal; returns the error that ends the run."""
         if self._save():
-            what = f"{self.saver.last} holds the state; ckpt=last continues"
+            what = f"{self.saver.last} holds the state; ckpt=auto continues"
         else:
-            what = "the state could not be saved; ckpt=last continues what was saved before"
+            what = "the state could not be saved; ckpt=auto continues what was saved before"
         return self.interruption.stop(f"after step {self.state.progress.step}, {what}")
 
     def _report_end(self) -> None:

@@ -146,11 +146,11 @@ class TimmBackbone(Backbone):
         """See `Backbone.tap`."""
         if layer in OUTPUTS:
             found = Tap(layer, kept, self.channels_last and layer != "avgpool")
-            method: Any = self.network.forward_features
+            method = self.network.forward_features
             if layer == "avgpool" or self.network.forward == method:
                 self.network.register_forward_hook(found)
             else:
-                self.network.forward_features = _Tapped(found, method)  # type: ignore[assignment]
+                self.network.forward_features = _Tapped(found, method)  # type: ignore[assignment, arg-type]
             return
         module = find_layer(self.network, layer, outputs=OUTPUTS)
         module.register_forward_hook(Tap(layer, kept, self.channels_last))
