@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains and evaluates on phantom X-rays, `make test` runs the tests.
+# `make demo` trains and evaluates on phantom X-rays, `make test` runs the tests; CONTRIBUTING.md names the rest.
 
 PYTHON ?= python3
 VENV := .venv

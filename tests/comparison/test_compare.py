@@ -96,6 +96,27 @@ def test_what_is_not_significant_is_not_bold(tmp_path: Path) -> None:
     assert "not significant" in text_of(found, "table")
 
 
+def test_a_table_is_as_wide_as_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        write_run(tmp_path / name, draw=draw, trainor__epochs=draw)
+        for name, draw in (("a", 1), ("b", 2))
+    ]
+    found = compare(runs, number=20)
+    whole = text_of(found, "table").splitlines()
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = text_of(found, "table").splitlines()
+    assert max(map(len, whole)) > 80 >= max(map(len, narrow))
+    names = [one.name for one in found.columns]
+    headings = [line for line in narrow if line.startswith("setting ")]
+    assert len(headings) > 1
+    assert [name for line in headings for name in names if f"{name} " in f"{line} "] == names
+    gaps = narrow[narrow.index("Differences to the best") :]
+    place = next(n for n, line in enumerate(gaps) if line.startswith("zero_shot auroc, to "))
+    assert gaps[place + 1].split()[-2:] == ["not", "significant"]
+
+
 def test_one_run_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "a")
     assert cli.compare([str(run)]) == 0

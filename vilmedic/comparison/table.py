@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import html
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from vilmedic.comparison.runs import (
 from vilmedic.comparison.statistics import Array, Difference, Estimate, differences, estimate
 from vilmedic.config.declared import known_better
 from vilmedic.errors import ConfigError
+from vilmedic.evaluation.results import fitting
 from vilmedic.files import spreadsheet_text, text_table
+from vilmedic.log import columns as terminal_columns
 
 RESAMPLES = 1000
 MOST_RESAMPLED = 100
@@ -324,11 +328,28 @@ def _shown(cell: Cell, bold: Callable[[str], str]) -> str:
 
 
 def _as_table(comparison: Comparison) -> str:
-    parts = [caption(comparison), "", *text_table(rows(comparison, lambda text: f"*{text}"), "   ")]
+    """Return text as wide as the terminal: columns that do not fit follow in further blocks."""
+    cells, width = rows(comparison, lambda text: f"*{text}"), terminal_columns()
+    parts = [caption(comparison), ""]
+    for part in fitting(cells, width):
+        parts += [*text_table([[row[0], *row[1:][part]] for row in cells], "   "), ""]
     if found := difference_rows(comparison):
-        parts += ["", "Differences to the best", "", *text_table(found, "   ")]
-    notes = footnotes(comparison)
-    return "\n".join([*parts, *([""] if notes else []), *notes])
+        head, *lines = text_table([_gap_cells(row) for row in found], "   ")
+        parts += ["Differences to the best", "", head]
+        for (number, best), some in groupby(
+            zip(found[1:], lines, strict=True), lambda pair: (pair[0][0], pair[0][2])
+        ):
+            parts += [f"{number}, to {best}", *(line for _, line in some)]
+        parts.append("")
+    for note in footnotes(comparison):
+        parts += [note] if width is None else textwrap.wrap(note, width)
+    return "\n".join(parts).rstrip()
+
+
+def _gap_cells(row: Sequence[str]) -> list[str]:
+    """Return what differs between the rows of a number, out of a row of differences."""
+    _, setting, _, *numbers = row
+    return [f"  {setting}", *numbers]
 
 
 def _as_markdown(comparison: Comparison) -> str:
