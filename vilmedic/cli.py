@@ -337,7 +337,7 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--anyway",
         action="store_true",
-        help="compare incomparable runs; the table notes it",
+        help="compare incomparable runs, leave out unevaluated ones; the table notes it",
     )
     drawn = "resamples behind intervals and differences (default: 1000; 0 for over 100 runs)"
     add("--bootstrap", type=count, metavar="N", help=drawn)

@@ -239,6 +239,21 @@ def test_all_that_is_no_evaluated_run_is_reported(
     assert cli.compare([str(run)]) == 0
 
 
+def test_a_run_without_an_evaluation_is_left_out_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
+    (other / "results_test.json").unlink()
+    shutil.rmtree(other / "evaluations")
+    assert cli.compare([str(run), str(other)]) == 2
+    assert f"{other}: there are results of no split" in capsys.readouterr().err
+    assert cli.compare([str(run), str(other), "--anyway", "--bootstrap", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "1 run, 1 setting" in out
+    assert f"left out: {other}: there are results of no split, not of test." in out
+    assert cli.compare([str(other), "--anyway"]) == 2
+
+
 def test_a_run_counts_once_by_any_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,9 @@ class Run:
         return list(classes) if isinstance(classes, dict) and classes else None
 
 
-def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list[Run]]:
+def read_runs(
+    directories: Sequence[Path], split: str | None, left_out: list[str] | None = None
+) -> tuple[str, list[Run]]:
     """The evaluated runs of some directories.
 
     The newest evaluation of a split counts. Where several seeds were trained in one directory, the
@@ -110,6 +112,8 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
     Args:
         directories: of the runs.
         split: name of the split; None takes `test` where all have it, else one that all have.
+        left_out: takes a message for each run without an evaluation on the split, if others have
+            one. Without this list such a run is refused.
 
     Returns:
         The split and the runs, in the order of the directories.
@@ -131,14 +135,17 @@ def read_runs(directories: Sequence[Path], split: str | None) -> tuple[str, list
         there[directory] = _splits(directory)
     if problems:
         raise ConfigError(problems)
-    chosen = split or _common(there)
+    evaluated = {one: splits for one, splits in there.items() if splits}
+    chosen = split or _common(there if left_out is None else evaluated)
     lacking = [one for one, splits in there.items() if chosen not in splits]
+    tolerated = left_out is not None and len(lacking) < len(there)
     for directory in lacking:
         has = f"only of {', '.join(there[directory])}" if there[directory] else "of no split"
-        problems.append(
+        (left_out if left_out is not None and tolerated else problems).append(
             f"{directory}: there are results {has}, not of {chosen}. Evaluate it first: "
             f"bin/ensemble.py {_config_of(directory)} ensemblor.splits=[{chosen}]."
         )
+    there = {one: splits for one, splits in there.items() if chosen in splits}
     runs: list[Run] = []
     for directory in there if not problems else ():
         try:

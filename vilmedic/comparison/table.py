@@ -104,7 +104,8 @@ def compare(
         directories: of the runs.
         split: see `read_runs`.
         by: see `group`.
-        anyway: compare incomparable runs; the table notes it.
+        anyway: compare incomparable runs, without those that were not evaluated; the table notes
+            it.
         number: resamples per interval; 0 leaves out intervals and differences that need them. None
             takes 1,000, or 0 for more than 100 runs.
 
@@ -113,13 +114,15 @@ def compare(
     """
     if number == 1:
         raise ConfigError("--bootstrap: given 1, which has no spread; allowed: 0, or integer >= 2.")
-    split, runs = read_runs(directories, split)
+    left_out: list[str] = []
+    split, runs = read_runs(directories, split, left_out if anyway else None)
     problems = [*what_differs(runs), *trained_twice(runs)]
     if problems and not anyway:
         remedy = "Nothing is compared; --anyway compares them and notes it in the table."
         raise ConfigError([*(f"{one}." for one in problems), remedy])
     settings = group(runs, by)
-    notes = [f"not comparable: {one}" for one in problems]
+    notes = [f"left out: {one}" for one in left_out]
+    notes += [f"not comparable: {one}" for one in problems]
     for label, some in settings.items() if by else ():
         if keys := varying(some):
             notes.append(f"{label}: {len(some)} runs, which also differ in {', '.join(keys)}")
