@@ -166,7 +166,9 @@ def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help", "model.loss") == 0
     assert "with model.proto=ConVIRT:\nmodel.loss: " in capsys.readouterr().out
     assert run("--help", "model.lost") == cli.FAILED
-    assert "Name a configuration file as well" in capsys.readouterr().err
+    assert "Did you mean 'model.loss'?" in capsys.readouterr().err
+    assert run("--help", "model.nothing_like_it") == cli.FAILED
+    assert "Give a configuration file as well" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
