@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.losses.inputs import assert_same_gradients, pairs
+from vilmedic.config.load import load
 from vilmedic.losses.barlow_twins import BarlowTwinsLoss
 
 
@@ -30,14 +31,14 @@ def slow_terms(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return invariance, redundancy
 
 
-@pytest.mark.parametrize("lambda_", [0.005, 0.0, 1.0])
-def test_equals_the_equations_with_gradients(lambda_: float) -> None:
+@pytest.mark.parametrize("weight", [0.005, 0.0, 1.0])
+def test_equals_the_equations_with_gradients(weight: float) -> None:
     inputs = pairs()
-    given = BarlowTwinsLoss(lambda_=lambda_)(*inputs)
+    given = BarlowTwinsLoss(redundancy_weight=weight)(*inputs)
     invariance, redundancy = slow_terms(*inputs)
     torch.testing.assert_close(given["invariance"], invariance.detach(), rtol=0, atol=1e-10)
     torch.testing.assert_close(given["redundancy"], redundancy.detach(), rtol=0, atol=1e-10)
-    expected = invariance + lambda_ * redundancy
+    expected = invariance + weight * redundancy
     torch.testing.assert_close(given["loss"], expected, rtol=0, atol=1e-10)
     assert_same_gradients(given["loss"], expected, inputs)
 
@@ -48,7 +49,7 @@ def test_equals_a_published_implementation(monkeypatch: pytest.MonkeyPatch) -> N
     first, second = pairs(16, 8, torch.float32)
     for weight in (0.005, 0.5):
         published = losses.BarlowTwinsLoss(lambda_param=weight)(first.detach(), second.detach())
-        given = BarlowTwinsLoss(lambda_=weight)(first, second)["loss"]
+        given = BarlowTwinsLoss(redundancy_weight=weight)(first, second)["loss"]
         torch.testing.assert_close(given.detach(), published)
 
 
@@ -85,3 +86,10 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 def test_one_pair_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two pairs"):
         BarlowTwinsLoss()(torch.ones(1, 4), torch.ones(1, 4))
+
+
+def test_the_weight_of_another_loss_is_not_taken_over() -> None:
+    given = "config/phantom/convirt.yml"  # whose loss has a lambda_ of 0.75
+    assert load(given, []).data["model"]["loss"]["lambda_"] == 0.75
+    changed = load(given, ["model.loss.proto=BarlowTwinsLoss"])
+    assert changed.data["model"]["loss"] == {"proto": "BarlowTwinsLoss"}

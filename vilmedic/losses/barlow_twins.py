@@ -50,14 +50,15 @@ class BarlowTwinsLoss(nn.Module):
     those of all.
 
     Args:
-        lambda_: weight of the redundancy; the invariance has 1.
+        redundancy_weight: lambda in the paper; the invariance has weight 1. Not named `lambda_`, so
+            that a run that changes only the loss keeps no weight of `ConVIRTLoss`.
     """
 
     negatives: ClassVar[bool] = False
 
-    def __init__(self, *, lambda_: Weight = 0.005) -> None:
+    def __init__(self, *, redundancy_weight: Weight = 0.005) -> None:
         super().__init__()
-        self.lambda_ = lambda_
+        self.redundancy_weight = redundancy_weight
 
     def forward(self, visual: Tensor, linguistic: Tensor) -> dict[str, Tensor]:
         """The loss and its terms.
@@ -71,7 +72,7 @@ class BarlowTwinsLoss(nn.Module):
         """
         invariance, redundancy = barlow_twins_terms(visual, linguistic)
         return {
-            "loss": invariance + self.lambda_ * redundancy,
+            "loss": invariance + self.redundancy_weight * redundancy,
             "invariance": invariance.detach(),
             "redundancy": redundancy.detach(),
         }
@@ -81,4 +82,4 @@ class BarlowTwinsLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The setting, as `print(model)` shows it."""
-        return f"lambda_={self.lambda_}"
+        return f"redundancy_weight={self.redundancy_weight}"
