@@ -6,6 +6,7 @@ import pytest
 
 from tests.config.conftest import Project
 from vilmedic.config.layers import apply_overrides
+from vilmedic.config.load import load
 from vilmedic.config.tree import Mark, Tree
 from vilmedic.config.yaml_source import parse_override
 from vilmedic.errors import ConfigError
@@ -22,6 +23,18 @@ def test_a_new_class_drops_what_it_does_not_know(project: Project) -> None:
         "model.proto is now Alone (command line), which does not know: "
         "model.encoder (base.yml:10), model.loss.proto (base.yml:14), "
         "model.loss.tau (base.yml:15); left out.",
+    )
+
+
+def test_values_that_a_new_class_keeps_are_noted() -> None:
+    given = "config/phantom/convirt.yml"  # whose tau is 0.1, where the default of the loss is 0.07
+    config = load(given, ["model.loss.proto=InfoNCELoss"])
+    assert config.data["model"]["loss"] == {"tau": 0.1, "proto": "InfoNCELoss"}
+    assert "(command line), which keeps: model.loss.tau=0.1 (config/" in config.notes[-1]
+    assert not any(
+        "keeps" in note
+        for changed in (["model.loss.tau=0.2"], ["model.loss.tau=0.07"], ["~model.loss.tau"])
+        for note in load(given, ["model.loss.proto=InfoNCELoss", *changed]).notes
     )
 
 

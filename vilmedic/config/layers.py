@@ -363,6 +363,7 @@ class _Dropper:
             return
         if self.upper.has((*path, "proto")) and above.get("proto") != below.get("proto"):
             self.note_dropped((*path, "proto"), self.strip(found, path))
+            self.note_kept(found.signature, path)
         self.arguments(found.signature, path)
 
     def touched(self, path: KeyPath) -> bool:
@@ -449,4 +450,22 @@ class _Dropper:
             origin = self.upper.origin(choice) if chosen else COMMAND_LINE
             self.lines.append(
                 f"{dotted(choice)} is {now} ({origin}), which does not know: {listed}; left out."
+            )
+
+    def note_kept(self, read: Signature, path: KeyPath) -> None:
+        """Note values that were given for another class and are not the defaults of the new one."""
+        kept = [
+            f"{dotted((*path, key))}={spell(value)} ({self.lower.origin((*path, key))})"
+            for key, value in (self.mapping(self.lower, path) or {}).items()
+            if key in read.settable
+            and not isinstance(value, dict)
+            and not self.upper.has((*path, key))
+            and not read.settable[key].required
+            and value != read.settable[key].default
+        ]
+        if kept:
+            choice = (*path, "proto")
+            self.lines.append(
+                f"{dotted(choice)} is now {spell(self.above.get(choice))} "
+                f"({self.upper.origin(choice)}), which keeps: {', '.join(kept)}."
             )
