@@ -128,7 +128,7 @@ def test_the_map_covers_what_the_model_saw() -> None:
 def test_dollar_signs_are_no_formula(tmp_path: Path) -> None:
     words = ["a", "${", "$b$"]
     sample = Sample(
-        picture=torch.zeros(1, 8, 8, dtype=torch.uint8),
+        image=torch.zeros(1, 8, 8, dtype=torch.uint8),
         window=WHOLE,
         report="a ${ b $c$",
         words=words,
@@ -143,7 +143,7 @@ def test_draws_any_number_of_words(tmp_path: Path) -> None:
     for words in (1, 7, 30):
         path = tmp_path / f"{words}.png"
         sample = Sample(
-            picture=torch.full((1, 50, 40), 90, dtype=torch.uint8),
+            image=torch.full((1, 50, 40), 90, dtype=torch.uint8),
             window=(0.1, 0.1, 0.9, 0.9),
             report="Word " * words,
             words=["pneumothorax-with-a-long-name"] * words,
@@ -194,7 +194,7 @@ def test_boxes_are_drawn_where_the_data_say_where_findings_are(
 
 def test_colour_images_are_drawn_grey(tmp_path: Path) -> None:
     sample = Sample(
-        picture=torch.randint(0, 255, (3, 700, 900), dtype=torch.uint8),
+        image=torch.randint(0, 255, (3, 700, 900), dtype=torch.uint8),
         window=WHOLE,
         report="A report.",
         words=["one", "two"],
