@@ -23,7 +23,7 @@ import griffe
 from vilmedic.config.namespaces import Target, entries, method, named_target, target
 from vilmedic.config.namespaces import signature as options_of
 from vilmedic.config.sections import TrainorSection, ValidatorSection
-from vilmedic.config.signature import bases, derives_from, find_class, read_signature
+from vilmedic.config.signature import Param, bases, derives_from, find_class, read_signature
 from vilmedic.config.tree import KeyPath, Tree, dotted
 from vilmedic.config.types import Above, AtMost, Between, instance_of
 from vilmedic.config.wording import shown
@@ -299,14 +299,10 @@ def _without_effect(section: dict[str, Any]) -> list[str]:
 
 def _own_rates(node: dict[str, Any]) -> list[str]:
     """The keys of a model that are given and set rates of its parts."""
-    try:
-        model = named_target(MODELS, node)
-    except ConfigError:
-        return []
-    params = {} if model.signature is None else model.signature.settable
+    path, params = _model(node)
     return [
         key
-        for key in constant(model.path, "own_rates") or ()
+        for key in constant(path, "own_rates") or ()
         if key in params and node.get(key, params[key].default) != params[key].default
     ]
 
@@ -337,13 +333,18 @@ def wrong_warmup(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
 
 def _parts(node: dict[str, Any]) -> list[str]:
     """The parts of a model that have weights, as its constructor and its class name them."""
+    path, params = _model(node)
+    named = [name for name, param in params.items() if instance_of(param.type) is not None]
+    return [*named, *(constant(path, "further_parts") or ())]
+
+
+def _model(node: dict[str, Any]) -> tuple[str, dict[str, Param]]:
+    """The path of the class of a model and its arguments; empty for a class that is not known."""
     try:
         model = named_target(MODELS, node)
     except ConfigError:
-        return []
-    params = {} if model.signature is None else model.signature.settable
-    named = [name for name, param in params.items() if instance_of(param.type) is not None]
-    return [*named, *(constant(model.path, "further_parts") or ())]
+        return "", {}
+    return model.path, {} if model.signature is None else model.signature.settable
 
 
 def wrong_score(tree: Tree, data: dict[str, Any]) -> Iterator[str]:

@@ -190,7 +190,7 @@ class MadeUp:
 def seconds_of(step: FakeRun, card: Card, *, tf32: bool) -> float:
     """Return the seconds of a step on a card: the time of the GPU, or of the CPU that queues it.
 
-    An operation takes its compute time or its memory time, whichever is longer.
+    An operation takes the longer of its compute time and its memory time.
 
     Args:
         step: what it computes.

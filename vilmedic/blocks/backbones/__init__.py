@@ -56,7 +56,7 @@ class PublishedPixels:
 
     Args:
         source: where it is documented.
-        keys: values of `mean`, `std`, `resize`, `crop` and `interpolation`, as far as stated.
+        keys: values of `mean`, `std`, `resize`, `crop` and `interpolation`, where stated.
         notes: differences of the preprocessing here.
     """
 
