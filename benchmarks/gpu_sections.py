@@ -29,7 +29,8 @@ from tests.parity.reference import load_reference, missing_packages
 from vilmedic.datasets.loader import make_loader
 from vilmedic.device import autocast, move
 from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
-from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.averaged_weights import AveragedWeights
+from vilmedic.training.optimization import make_optimizer
 
 
 def peaks(bench: Bench) -> None:

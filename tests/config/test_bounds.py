@@ -64,7 +64,8 @@ from vilmedic.models.classifier import Classifier
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
 from vilmedic.registry import LOSSES, METRICS, REGISTRIES
-from vilmedic.training.optimization import AveragedWeights, make_optimizer, named_class
+from vilmedic.training.averaged_weights import AveragedWeights
+from vilmedic.training.optimization import make_optimizer, named_class
 
 NEVER = (math.nan, math.inf, -math.inf, 2**70, 2.0**70)
 OFTEN = (-1, 0)

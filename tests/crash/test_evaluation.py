@@ -15,7 +15,7 @@ from tests.crash.systems import VAE
 from vilmedic import cli, run
 from vilmedic.datasets import decode
 from vilmedic.phantom.write import Plan, build
-from vilmedic.training.optimization import AveragedWeights
+from vilmedic.training.averaged_weights import AveragedWeights
 from vilmedic.training.validator import Validator
 
 

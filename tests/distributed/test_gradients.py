@@ -29,7 +29,7 @@ from vilmedic.distributed import processes
 from vilmedic.distributed.gather import copy_from_main, gather_rows
 from vilmedic.errors import ConfigError
 from vilmedic.training import parallel
-from vilmedic.training.optimization import AveragedWeights
+from vilmedic.training.averaged_weights import AveragedWeights
 from vilmedic.training.radam import RAdam
 
 CLIPPED = {"clip_grad_norm": 0.5}

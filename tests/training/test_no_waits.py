@@ -31,7 +31,8 @@ from vilmedic.models.convirt import ConVIRT
 from vilmedic.models.gloria import GLoRIA
 from vilmedic.models.simclr import SimCLR
 from vilmedic.registry import LOSSES
-from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.averaged_weights import AveragedWeights
+from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.resume import Progress
 from vilmedic.training.step import Tally, TrainingStep
 

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.models.contract import ContrastiveModel, Model
-from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.averaged_weights import AveragedWeights
+from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.resume import Progress
 from vilmedic.training.step import (
     FIRST_SCALE,

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import flop_registry
 
 from vilmedic.config.sections import TrainorSection
 from vilmedic.device import blocks_of_a_gpu
-from vilmedic.training.optimization import AveragedWeights, make_optimizer
+from vilmedic.training.averaged_weights import AveragedWeights
+from vilmedic.training.optimization import make_optimizer
 from vilmedic.training.step import TrainingStep
 
 WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGE = "weights", "gradients", "optimizer", "averaged weights"

@@ -19,17 +19,12 @@ from vilmedic.errors import CheckpointError
 from vilmedic.log import LOGGER
 from vilmedic.models.contract import Model
 from vilmedic.training import resume
-from vilmedic.training.optimization import (
-    SCALE,
-    AveragedWeights,
-    Schedule,
-    restore_optimizer,
-    schedule_options,
-)
+from vilmedic.training.optimization import SCALE, Schedule, restore_optimizer, schedule_options
 from vilmedic.training.step import Tally, TrainingStep
 
 if TYPE_CHECKING:
     from vilmedic.config.load import Config
+    from vilmedic.training.averaged_weights import AveragedWeights
 
 AS_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum", "square_avg"}
 """Optimizer states that have the shape of the weights."""
@@ -74,7 +69,11 @@ class TrainState:
         self.progress = self._progress(start)
         self.schedule = self._new_schedule(self.progress.step + self.steps_left())
         decay = self._section.ema
-        self.ema = None if decay is None else AveragedWeights(self.model, decay)
+        self.ema: AveragedWeights | None = None
+        if decay is not None:
+            from vilmedic.training.averaged_weights import AveragedWeights
+
+            self.ema = AveragedWeights(self.model, decay)
         self.tally = Tally(step.device, self.progress.tally)
 
     @property
