@@ -72,7 +72,7 @@ def test_a_fault_ends_with_status_2_and_its_text_alone(
     assert run(CONFIG, "trainor.batchsize=3") == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: trainor.batchsize (command line): unknown key, given 3;")
+    assert err.startswith("error: trainor.batchsize (command line): unknown key, given 3. Did")
     assert run(CONFIG, "trainor.batchsize=3", "mode=x") == 2
     assert capsys.readouterr().err.startswith("2 problems:\n- trainor.batchsize")
 

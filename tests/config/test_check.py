@@ -12,10 +12,10 @@ from tests.config.conftest import Project
     [
         (
             "trainor.batchsize=3",
-            "trainor.batchsize (command line): unknown key, given 3; allowed under 'trainor': ",
+            "trainor.batchsize (command line): unknown key, given 3. "
+            "Did you mean 'trainor.batch_size'? Allowed under 'trainor': ",
         ),
-        ("trainor.batchsize=3", "Did you mean 'trainor.batch_size'?"),
-        ("batch_size=3", "allowed at the top level: name, ckpt_dir,"),
+        ("batch_size=3", "Allowed at the top level: name, ckpt_dir,"),
         ("batch_size=3", "Did you mean 'trainor.batch_size'?"),
         ("trainor.backbone=x", "Did you mean 'model.net.backbone'?"),
         ("backbon=x", "Did you mean 'model.net.backbone'?"),

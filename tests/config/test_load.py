@@ -480,8 +480,8 @@ def test_what_a_call_refuses_names_its_place(project: Project) -> None:
 def test_a_plain_mapping_is_checked_as_well(project: Project) -> None:
     project.load()
     assert refused(BLOCKS, {"proto": "Net", "backbon": "x"}) == (
-        "block.backbon: unknown key, given 'x'; allowed under 'block': backbone, permute, "
-        "freeze, dropout, width, proto. Did you mean 'block.backbone'?\n"
+        "block.backbon: unknown key, given 'x'. Did you mean 'block.backbone'? Allowed under "
+        "'block': backbone, permute, freeze, dropout, width, proto.\n"
         "block.backbone: missing under 'block'; allowed: text."
     )
     assert "there is no block named 'Nope'" in refused(BLOCKS, {"proto": "Nope"})

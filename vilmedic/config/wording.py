@@ -139,7 +139,7 @@ def mismatch(kind: Type, given: Any) -> str:
 
 
 def unknown_key(path: KeyPath, given: Any, known: Sequence[str], everywhere: Sequence[str]) -> str:
-    """Message that a key is unknown, with a suggestion.
+    """Message that a key is unknown: the nearest one first, as the list of all is long.
 
     Args:
         path: the key.
@@ -164,4 +164,4 @@ def unknown_key(path: KeyPath, given: Any, known: Sequence[str], everywhere: Seq
     under = f" under '{dotted(path[:-1])}'" if path[:-1] else " at the top level"
     tail = f" Did you mean '{hint}'?" if hint else ""
     listed = ", ".join(known) or "no keys"
-    return f"unknown key, given {shown(given)}; allowed{under}: {listed}.{tail}"
+    return f"unknown key, given {shown(given)}.{tail} Allowed{under}: {listed}."
