@@ -85,6 +85,18 @@ def test_many_classes_differ_in_shape_and_widen_the_legend(
     assert many.shape[1] > few.shape[1]
 
 
+def test_long_names_titles_and_captions_leave_the_plot_its_place(tmp_path: Path) -> None:
+    path, long = tmp_path / "a.png", "a name much longer than the name of a label should be " * 4
+    usual = pixels_of(draw(path, np.arange(60) % 2, ["A", "B"]), COLOURS[0])
+    points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    texts = {"title": long, "caption": f"{long}\nc", "axes": ("x", "y")}
+    draw_scatter(path, points, np.arange(60) % 2, ["A", long], **texts)
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert pixels_of(picture, COLOURS[0]) > 0.9 * usual
+    edges = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert (edges == 255).all()  # nothing is cut off
+
+
 def test_the_same_points_give_the_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw(tmp_path / name, np.arange(30) % 2, ["A", "B"])

@@ -92,6 +92,35 @@ def test_steps_are_whole_and_the_best_checkpoint_is_marked() -> None:
     assert axis.lines[0].get_color() == "#123456"
 
 
+def test_what_has_no_noise_is_drawn_as_it_is() -> None:
+    steps, values = list(range(1, 101)), [min(step, 10) / 10 for step in range(1, 101)]
+    drawn = {}
+    for name in ("lr", "loss"):
+        axis = Figure().subplots()
+        draw_panel(axis, Panel(name, [Line(name, 1, steps, values)]), {name: "#123456"})
+        drawn[name] = [list(one.get_ydata()) for one in axis.lines]
+    assert drawn["lr"] == [values]
+    assert drawn["loss"] == [values, pytest.approx(smoothed(Line("loss", 1, steps, values)))]
+
+
+@pytest.mark.parametrize(("highest", "scale"), [(10.0, "linear"), (100.0, "log")])
+def test_an_axis_is_logarithmic_only_over_more_than_a_decade(highest: float, scale: str) -> None:
+    axis = Figure().subplots()
+    line = Line("grad_norm", 1, [1, 2], [1.0, highest])
+    draw_panel(axis, Panel("Gradient norm", [line], logarithmic=True), {"grad_norm": "#123456"})
+    assert axis.get_yscale() == scale
+
+
+def test_the_directions_of_a_loss_are_parts_of_it() -> None:
+    names = ["loss", "image_to_text", "text_to_image", "local_image_to_text", "covariance"]
+    panels = arrange([Line(name, 1, [1], [1.0]) for name in names])
+    assert [(panel.title, len(panel.lines)) for panel in panels] == [
+        ("Loss", 1),
+        ("Parts of the loss", 3),
+        ("Covariance", 1),
+    ]
+
+
 def test_one_number_has_one_colour_in_all_panels() -> None:
     names = (
         "loss",

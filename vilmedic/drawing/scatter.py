@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from vilmedic.drawing.colours import COLOURS, REST, label_colour, label_shape
 
 LONGEST_COLUMN = 16
+LONGEST_NAME = 28  # letters of a row of the legend, of which an entry has two at most
+TITLE, CAPTION = 8.6, 12.5  # letters of a row per inch
 
 
 @rc_context({"text.parse_math": False})  # labels may hold dollar signs
@@ -49,8 +53,11 @@ def draw_scatter(
     counts = np.bincount(classes[classes >= 0], minlength=len(names))
     listed = np.flatnonzero(counts).tolist()
     rest = np.flatnonzero(classes < 0)
+    texts = [_entry(names[k], int(counts[k])) for k in listed]
     columns = 1 + (len(listed) + bool(len(rest)) - 1) // LONGEST_COLUMN
-    figure = Figure(figsize=(7.2 + 1.8 * (columns - 1), 4.8), layout="constrained")
+    longest = max((len(row) for text in texts for row in text.split("\n")), default=0)
+    width = 5.4 + columns * max(1.8, 0.45 + 0.075 * longest)
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     order = np.random.default_rng(0).permutation(len(points))
@@ -82,17 +89,11 @@ def draw_scatter(
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axis.spines[side].set_color("#888888")
-    axis.set_title(caption, loc="left", fontsize=8.5, color="#444444")
-    axis.annotate(
-        title,
-        (0, 1),
-        xytext=(0, 23 + 13 * caption.count("\n")),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=12,
-        fontweight="bold",
-    )
-    entries = [(f"{names[k]} ({counts[k]:,})", colours[k], shapes[k]) for k in listed]
+    small = "\n".join(_wrapped(row, CAPTION * width) for row in caption.split("\n"))
+    axis.set_title(small, loc="left", fontsize=8.5, color="#444444")
+    head: dict[str, Any] = {"fontsize": 12, "fontweight": "bold", "x": 0.02, "ha": "left"}
+    figure.suptitle(_wrapped(title, TITLE * width), **head)
+    entries = [(text, colours[k], shapes[k]) for text, k in zip(texts, listed, strict=True)]
     entries += [(f"other samples ({len(rest):,})", REST, "o")] if len(rest) else []
     handles = [
         Line2D([], [], linestyle="none", marker=shape, color=colour, markersize=7, label=label)
@@ -107,3 +108,14 @@ def draw_scatter(
         handletextpad=0.3,
     )
     figure.savefig(path, dpi=200)
+
+
+def _entry(name: str, count: int) -> str:
+    """An entry of the legend: the name, of a long one the beginning, and how many there are."""
+    most = 2 * LONGEST_NAME - 10
+    name = name if len(name) <= most else f"{name[: most - 1].rstrip()}\u2026"
+    return _wrapped(f"{name} ({count:,})", LONGEST_NAME)
+
+
+def _wrapped(text: str, letters: float) -> str:
+    return "\n".join(textwrap.wrap(text, int(letters)))

@@ -42,6 +42,9 @@ _TITLES = {
 }
 _LOSSES = {"loss": "loss of single steps", "train_loss": "train_loss, mean of the epoch"}
 _LOGARITHMIC = ("grad_norm",)
+_DECADES = 1.5  # between the ends of an axis from which on it may be logarithmic
+_EXACT = ("lr", "temperature", "memory_gib")  # no noise: a moving average would only bend them
+_DIRECTIONS = ("image_to_text", "text_to_image")
 _REFERENCE = {"loss_over_ln_batch": 1.0}
 _MATTER = 6  # panels that are drawn large; the page folds the others
 _SCORES = 3  # of them at most so many hold scores
@@ -238,7 +241,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         label = shown[names.index(line.name)]
         label = f"{label}, seed {line.seed}" if len(seeds) > 1 else label
         look: dict[str, Any] = {"color": colours[line.name], "linestyle": style}
-        if len(thin.values) > NOISY:
+        if _is_smoothed(thin):
             axis.plot(thin.steps, thin.values, alpha=0.25, linewidth=0.8, **look)
             axis.plot(thin.steps, smoothed(thin), linewidth=1.4, label=label, **look)
         else:
@@ -254,7 +257,7 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     if high - low <= 1e-6 * abs(high):  # a constant: autoscaling would show its rounding
         margin = 0.1 * abs(high) or 1.0
         axis.set_ylim(low - margin, high + margin)
-    elif panel.logarithmic and low > 0:
+    elif panel.logarithmic and low > 0 and math.log10(high / low) > _DECADES:
         axis.set_yscale("log")
     axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
     axis.set_xlabel("step", fontsize=8)
@@ -267,6 +270,10 @@ def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         legend = axis.legend(fontsize=7, frameon=False, ncols=1 + (len(names) * len(seeds) > 6))
         for text in legend.get_texts():
             text.set_parse_math(False)  # a name with $ is a name
+
+
+def _is_smoothed(line: Line) -> bool:
+    return len(line.values) > NOISY and line.name not in _EXACT
 
 
 def smoothed(line: Line, share: float = 0.05) -> list[float]:
@@ -316,6 +323,8 @@ def _drawn(panels: Sequence[Panel], title: str) -> bytes:
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     notes = ["vertical line: the best checkpoint"] if panels[0].best else []
+    if any(_is_smoothed(line.thinned()) for panel in shown for line in panel.lines):
+        notes.append("pale: as logged, under its moving average")
     if folded := len(panels) - len(shown):
         notes.append(f"{folded} more panel{'s' if folded > 1 else ''} in report.html")
     if notes:
@@ -366,6 +375,8 @@ def _group(name: str) -> tuple[int, str]:
         return 0, "Loss"
     if name.startswith("feature_std_"):
         return 2, "Spread of the embeddings, 0 is collapsed"
+    if name.endswith(_DIRECTIONS) and _score_parts(name) is None:
+        return 4, "Parts of the loss"
     if name in _TITLES:
         return _RANK.get(name, 4), _TITLES[name]
     if (found := _score_parts(name)) is not None:
@@ -379,7 +390,8 @@ def _group(name: str) -> tuple[int, str]:
         plain = plain if metric == "knn" else plain.capitalize()
         title = f"{plain}{nth}{ranks}, {split} split{ema}"
         return _SCORE_RANK, title
-    return 4, name.replace("_", " ")
+    plain = name.replace("_", " ")
+    return 4, plain[:1].upper() + plain[1:]
 
 
 def _finite(value: Any) -> bool:

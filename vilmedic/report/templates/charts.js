@@ -26,11 +26,12 @@ function barRange(chart) {
 function drawBars(place, chart) {
   const { names, values, bounds } = chart;
   const layout = baseLayout();
-  place.style.height = `${70 + ROW * names.length}px`;
-  const labels = values.map((value, k) => `${value.toFixed(3)}${bounds[k] ? ` (${bounds[k].map((one) => one.toFixed(3)).join(" to ")})` : ""}`);
+  const ticks = names.map((name) => rowsOf(name, Math.max(12, Math.floor(place.clientWidth * 0.055)), 2));
+  place.style.height = `${70 + names.length * (ticks.some((rows) => rows.length > 1) ? ROW + 8 : ROW)}px`;
+  const labels = values.map((value, k) => `${rowsOf(names[k], 40, 9).join("<br>")}: ${value.toFixed(3)}${bounds[k] ? ` (${bounds[k].map((one) => one.toFixed(3)).join(" to ")})` : ""}`);
   const trace = {
     type: "bar", orientation: "h", x: values, y: names, marker: { color: chart.colours }, width: 0.62,
-    customdata: labels, hovertemplate: "%{y}: %{customdata}<extra></extra>",
+    customdata: labels, hovertemplate: "%{customdata}<extra></extra>",
     error_x: {
       type: "data", visible: bounds.some(Boolean), symmetric: false, color: css("--ink"), thickness: 1.3, width: 4,
       array: values.map((value, k) => (bounds[k] ? bounds[k][1] - value : 0)),
@@ -39,7 +40,10 @@ function drawBars(place, chart) {
   };
   Object.assign(layout, { margin: { l: 10, r: 16, t: 6, b: 40 }, dragmode: false, showlegend: false });
   Object.assign(layout.xaxis, { range: barRange(chart), title: { text: chart.axis, font: { size: 11 } }, fixedrange: true });
-  Object.assign(layout.yaxis, { autorange: "reversed", automargin: true, fixedrange: true, ticks: "", ticksuffix: " " });
+  Object.assign(layout.yaxis, {
+    type: "category", tickmode: "array", tickvals: names, ticktext: ticks.map((rows) => `${rows.join(" <br>")} `),
+    autorange: "reversed", automargin: true, fixedrange: true, ticks: "",
+  });
   layout.shapes = chart.reference === null ? [] : [guessing({ x0: chart.reference, x1: chart.reference, yref: "paper", y0: 0, y1: 1 })];
   Plotly.react(place, [trace], layout, { ...PLOT_OPTIONS, displayModeBar: false });
 }
@@ -51,8 +55,9 @@ function guessing(ends) {
 function drawRoc(place, chart) {
   const layout = baseLayout();
   place.style.height = `${350 + 19 * chart.names.length}px`;
+  const most = Math.floor((place.clientWidth - 110) / 6.2);
   const traces = chart.names.map((name, k) => ({
-    type: "scatter", mode: "lines", name: `${name} (${chart.values[k].toFixed(2)})`,
+    type: "scatter", mode: "lines", name: `${rowsOf(name, most, 1)} (${chart.values[k].toFixed(2)})`,
     x: chart.curves[k][0], y: chart.curves[k][1],
     line: { width: 1.7, color: chart.colours[k], dash: DASHES[Math.floor(k / PALETTE.length) % DASHES.length] },
     hovertemplate: "%{x:.2f}, %{y:.2f}",
@@ -82,7 +87,7 @@ function drawPanel(place, panel) {
   const traces = panel.lines.map((line) => ({
     type: "scatter",
     mode: line.values.length < 20 ? "lines+markers" : "lines",
-    name: seeds.length > 1 ? `${line.short}, seed ${line.seed}` : line.short,
+    name: `${rowsOf(line.short, 40, 1)}${seeds.length > 1 ? `, seed ${line.seed}` : ""}`,
     x: line.steps,
     y: line.values,
     marker: { size: 5 },
@@ -95,22 +100,24 @@ function drawPanel(place, panel) {
   const layout = baseLayout();
   const several = traces.length > 1;
   const values = panel.lines.flatMap((line) => line.values);
-  const decades = Math.log10(Math.max(...values) / Math.min(...values));
-  const logarithmic = panel.logarithmic && Math.min(...values) > 0 && decades > 1.5;
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const logarithmic = panel.logarithmic && low > 0 && Math.log10(high / low) > 1.5;
+  const constant = high - low <= 1e-6 * Math.abs(high); // else the axis would show its rounding
+  const around = Math.abs(high) / 10 || 1;
   Object.assign(layout, {
     margin: { l: 48, r: 10, t: 8, b: 34 },
     hovermode: "x unified",
     dragmode: coarsePointer() ? false : "zoom",
     showlegend: several,
-    legend: { orientation: "h", y: -0.18, font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, bgcolor: "rgba(0,0,0,0)" },
   });
   // Steps are whole numbers, and so are their marks.
   const steps = panel.lines.flatMap((line) => line.steps);
   const few = Math.max(...steps) - Math.min(...steps) < 6;
-  Object.assign(layout.xaxis, { nticks: 6, tickformat: ",d", ...(few ? { dtick: 1 } : {}), title: several ? undefined : { text: "step", font: { size: 11 } } });
+  Object.assign(layout.xaxis, { nticks: 6, tickformat: ",d", ...(few ? { dtick: 1 } : {}), title: { text: "step", font: { size: 11 }, standoff: 4 } });
   Object.assign(layout.yaxis, logarithmic
     ? { type: "log", dtick: 1, exponentformat: "power" }
-    : { type: "linear", nticks: 6, exponentformat: "power" });
+    : { type: "linear", nticks: 6, exponentformat: "power", ...(constant ? { range: [low - around, high + around] } : {}) });
   layout.shapes = Object.values(panel.best).map((step) => ({
     type: "line", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: css("--best"), width: 1.2 },
   }));

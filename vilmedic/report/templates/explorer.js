@@ -106,7 +106,7 @@ function drawMap() {
     if (!members.length) return;
     traces.push({
       ...points(members, map), type: "scatter", mode: "markers", hoverinfo: "none",
-      name: `${name} (${members.length.toLocaleString("en")})`,
+      name: `${rowsOf(name, 36, 1)} (${members.length.toLocaleString("en")})`,
       marker: { size, symbol, color: colour, opacity: plain ? 0.55 : 0.85, line: { width: 0.5, color: css("--card") } },
     });
   });

@@ -30,6 +30,22 @@ function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+// A name as rows of at most so many letters, the last one cut. Plotly reads markup, and a name is none.
+function rowsOf(name, most, count) {
+  const rows = [];
+  for (const word of name.split(/\s+/).filter(Boolean)) {
+    const last = rows.at(-1);
+    if (last !== undefined && last.length + word.length < most) rows[rows.length - 1] = `${last} ${word}`;
+    else rows.push(word);
+  }
+  const shown = rows.slice(0, count).map((row, k) => {
+    const cut = row.length > most || (k === count - 1 && rows.length > count);
+    return cut ? `${row.slice(0, most - 1)}…` : row;
+  });
+  const plain = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+  return shown.map((row) => row.replace(/[&<>]/g, (letter) => plain[letter]));
+}
+
 function baseLayout() {
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line") };
   return {
@@ -88,11 +104,14 @@ function chartCard(title, file) {
     button.addEventListener("click", async () => {
       const { data, layout } = plot;
       const { width, height } = plot.getBoundingClientRect();
+      const rows = rowsOf(title, Math.floor(width / 8), 4);
+      const top = 22 + 18 * rows.length;
       const whole = {
-        ...layout, paper_bgcolor: css("--card"), title: { text: title, font: { size: 14 }, x: 0.02 },
-        margin: { ...layout.margin, t: 40 },
+        ...layout, paper_bgcolor: css("--card"),
+        title: { text: rows.join("<br>"), font: { size: 14 }, x: 0.02, y: 1, yref: "container", yanchor: "top", pad: { t: 12 } },
+        margin: { ...layout.margin, t: top },
       };
-      const size = { width: Math.round(width), height: Math.round(height) + 40 };
+      const size = { width: Math.round(width), height: Math.round(height) + top };
       save(`${file}.${format}`, await Plotly.toImage({ data, layout: whole }, { format, scale: format === "png" ? 3 : 1, ...size }));
     });
     head.append(button);
