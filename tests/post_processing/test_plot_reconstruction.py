@@ -91,6 +91,14 @@ def test_large_images_keep_their_size_and_grey_ones_are_shown(tmp_path: Path) ->
     assert np.array_equal(pixels[:, 200:, 2], expected)
 
 
+def test_a_single_pair_leaves_the_title_whole(tmp_path: Path) -> None:
+    images = torch.zeros(1, 1, 64, 64)
+    draw_pairs(tmp_path / "a.png", images, images, [3], title="a long title " * 9, caption="y")
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    assert (pixels[:HEAD, -GAP:] == 255).all()
+    assert (pixels[:HEAD, GAP + 256 :] < 255).any()
+
+
 def test_options_that_cannot_be(run: Evaluation) -> None:
     run.networks.members = [tiny_vae, tiny_vae]
     with pytest.raises(ConfigError, match=r"^2 checkpoints"):

@@ -142,6 +142,14 @@ def test_no_cap_leaves_the_sampled_plot_out(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*sampled*"))
 
 
+def test_grey_samples_alone_make_no_sampled_plot(tmp_path: Path) -> None:
+    run = make(tmp_path)  # 8 samples of B, and 32 that are grey
+    plot = PlotRepresentation(
+        keys=["visual"], labels_keep=["B"], max_samples_per_class=8, method="pca"
+    )
+    assert {path.stem for path in plot(run)} == {"test_full_visual"}
+
+
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     run = make(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'linguistic'"):

@@ -12,10 +12,13 @@ import pytest
 from tests.comparison import runs as evaluated
 from tests.report.browser import Page
 from tests.report.runs import EVIL, write_curves, write_explorer, write_run
+from vilmedic.checkpoints.left_out import LeftOut
 from vilmedic.comparison.table import caption, compare, rows
 from vilmedic.drawing.images import EACH
+from vilmedic.report.charts import charts, read_arrays
 from vilmedic.report.page import write_report
 from vilmedic.report.side_by_side import write_comparison
+from vilmedic.report.tables import read_results
 
 TIP = "document.getElementById('tip')"
 FOUND = "#scatter .trace .point"
@@ -137,6 +140,38 @@ def test_classes_have_bars_with_intervals_and_roc_curves(page: Page) -> None:
     points = "return byId('scatter').data.slice(1, 3).map((trace) => trace.marker.color)"
     page.run("byId('colour').selectedIndex = 0; drawMap()")
     assert page.run(points) == colours
+
+
+def test_names_of_classes_are_text_and_leave_the_charts_their_place(
+    browser: Any, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "names")
+    content = json.loads((run / "results_test.json").read_text())
+    names = ["<b>1</b>", "2020-01-01", "a name that is a whole sentence " * 5]
+    classes = {name: {"auroc": 0.5, "auroc_interval": [0.4, 0.6]} for name in names}
+    content["metrics"]["linear_probe"]["classes"] = classes
+    (run / "results_test.json").write_text(json.dumps(content))
+    for width in (1360, 390):
+        page = Page(browser, write_report(run), width)
+        ticks = "[...document.querySelectorAll('[data-charts] .yaxislayer-above .ytick text')]"
+        texts = page.run(f"return {ticks}.map((one) => one.textContent.trim()).slice(0, 3)")
+        assert texts[:2] == names[:2]
+        assert texts[2].endswith("\u2026")
+        share = "const one = document.querySelector('[data-charts] .plot')._fullLayout;"
+        assert page.run(f"{share} return one._size.w / one.width") > 0.5
+        assert page.run("return document.documentElement.scrollWidth") <= width
+        assert page.errors() == []
+
+
+def test_labels_of_one_colour_have_other_dashes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "many")
+    [results] = read_results(run)
+    arrays = read_arrays(results, LeftOut(run))
+    many = ["Effusion", *(f"label {k}" for k in range(7)), "Mass"]
+    [roc] = [one for one in charts(results, arrays, many) if one["kind"] == "roc"]
+    assert roc["names"] == ["Effusion", "Mass"]
+    assert roc["colours"][0] == roc["colours"][1]
+    assert roc["turns"] == [0, 1]
 
 
 def test_best_and_worst_retrievals_are_shown_with_image_and_text(page: Page) -> None:

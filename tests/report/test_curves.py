@@ -133,6 +133,17 @@ def test_one_number_has_one_colour_in_all_panels() -> None:
     assert colours["validation_knn_auroc"] != colours["validation_knn_accuracy"]
 
 
+def test_the_numbers_of_a_vae_differ_in_colour_and_scale() -> None:
+    scores = [f"validation_reconstruction_{one}" for one in ("loss", "perplexity", "codes_used")]
+    panels = arrange([Line(name, 1, [1], [1.0]) for name in ("loss", "validation_loss", *scores)])
+    colours = panel_colours(panels)
+    assert len({colours[line.name] for line in panels[0].lines}) == 3
+    assert [panel.title for panel in panels[1:]] == [
+        "Reconstruction, perplexity, validate split",
+        "Reconstruction, validate split",
+    ]
+
+
 def test_thinning_keeps_the_mean() -> None:
     values = np.random.default_rng(0).random(1000).tolist()
     thin = Line("x", 1, list(range(1000)), values).thinned(100)

@@ -22,12 +22,27 @@ def test_each_number_has_a_line_of_each_run() -> None:
         "b": [Line("loss", 0, [1], [4.0]), Line("loss", 1, [1], [5.0])],
     }
     panels = {panel.title: panel.lines for panel in overlaid(curves)}
-    assert panels["loss"] == [
+    assert panels["Loss"] == [
         Line("a", 0, [1, 2], [3.0, 2.0]),
         Line("b", 0, [1], [4.0]),
         Line("b", 1, [1], [5.0]),
     ]
-    assert panels["lr"] == [Line("a", 0, [1], [0.1])]
+    assert panels["Learning rate"] == [Line("a", 0, [1], [0.1])]
+
+
+def test_the_curves_that_matter_come_first_with_plain_titles() -> None:
+    names = ["lr", "data_wait", "validation_zero_shot_auroc", "temperature", "loss", "train_loss"]
+    names += ["validation_loss", "grad_norm", "image_to_text"]
+    panels = overlaid({"a": [Line(name, 0, [1], [0.1]) for name in names]})
+    assert [panel.title for panel in panels if not panel.folded] == [
+        "Loss: loss of single steps",
+        "Loss: train_loss, mean of the epoch",
+        "Loss: validation_loss",
+        "Zero shot, validate split",
+        "Learning rate",
+        "Gradient norm",
+    ]
+    assert len(panels) == len(names)
 
 
 def test_one_page_has_the_curves_and_the_table(tmp_path: Path) -> None:
@@ -43,7 +58,7 @@ def test_one_page_has_the_curves_and_the_table(tmp_path: Path) -> None:
     assert text_of(compare(both), "html") in page
     [packed] = re.findall(r'id="data-curves">([^<]*)<', page)
     panels = json.loads(gzip.decompress(base64.b64decode(packed)))
-    loss = next(panel for panel in panels if panel["title"] == "loss")
+    loss = next(panel for panel in panels if panel["title"].startswith("Loss: loss"))
     assert [line["name"] for line in loss["lines"]] == ["a", "b"]
 
 

@@ -38,6 +38,7 @@ HEAD = 0.26  # inches for the word over it
 SIDE = 3.6  # inches across the X-ray
 LONG_SIDE = 320  # pixels of a heat map
 COLOURS = "inferno"
+TITLE = 8.6  # letters of the title per inch
 
 
 class PlotAttention(PostProcessing):
@@ -193,8 +194,10 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
     columns, panel = arranged(len(sample.words), aspect, side_height)
     rows = _rows(len(sample.words), columns)
     row_height = panel * aspect + HEAD
-    inches = max(rows * row_height, side_height) + 0.75
     across = SIDE + columns * panel + 1.3
+    titles = textwrap.wrap(title, int(TITLE * across))
+    above = 0.65 + 0.2 * (len(titles) - 1)
+    inches = max(rows * row_height, side_height) + above + 0.1
     figure = Figure(figsize=(across, inches))
     FigureCanvasAgg(figure)
 
@@ -205,10 +208,13 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
         axes.set_axis_off()
         return axes
 
-    figure.text(0.15 / across, 1 - 0.28 / inches, title, fontsize=12, fontweight="bold")
-    figure.text(0.15 / across, 1 - 0.50 / inches, caption, fontsize=8.5, color="#444444")
+    head: dict[str, Any] = {"fontsize": 12, "fontweight": "bold"}
+    figure.text(
+        0.15 / across, 1 - (above - 0.37) / inches, "\n".join(titles), va="baseline", **head
+    )
+    figure.text(0.15 / across, 1 - (above - 0.15) / inches, caption, fontsize=8.5, color="#444444")
     grey = _grey(sample.image)
-    axes = place(0.15, 0.65, SIDE, SIDE * aspect)
+    axes = place(0.15, above, SIDE, SIDE * aspect)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect="auto")
     if sample.window != (0.0, 0.0, 1.0, 1.0):
         axes.add_patch(_frame(sample.window, width, height))
@@ -217,10 +223,10 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
         corner = (box[0] * width, box[1] * height)
         plate = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}
         look: dict[str, Any] = {"fontsize": 7.5, "color": "white", "bbox": plate}
-        axes.annotate(name, corner, xytext=(1, 3), textcoords="offset points", **look)
+        axes.annotate(_short(name, 28), corner, xytext=(1, 3), textcoords="offset points", **look)
     figure.text(
         0.15 / across,
-        1 - (0.65 + SIDE * aspect + 0.15) / inches,
+        1 - (above + SIDE * aspect + 0.15) / inches,
         "\n".join(text),
         fontsize=8.5,
         linespacing=1.35,
@@ -232,7 +238,7 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
     shown = _shrink(grey)
     for number, word in enumerate(sample.words):
         row, column = divmod(number, columns)
-        left, top = SIDE + 0.4 + column * panel, 0.65 + row * row_height
+        left, top = SIDE + 0.4 + column * panel, above + row * row_height
         axes = place(left, top + 0.2, panel - 0.08, (panel - 0.08) * aspect)
         axes.imshow(overlay(shown, times_even[number], sample.window, peak), aspect="auto")
         axes.set_title(_short(word), fontsize=9, pad=3)
@@ -243,9 +249,9 @@ def draw_heat_maps(path: Path, sample: Sample, *, title: str, caption: str) -> N
     bar = figure.add_axes(
         (
             left / across,
-            1 - (0.85 + min(3.0, inches - 1.1)) / inches,
+            1 - (above + 0.2 + min(3.0, inches - above - 0.45)) / inches,
             0.13 / across,
-            min(3.0, inches - 1.1) / inches,
+            min(3.0, inches - above - 0.45) / inches,
         )
     )
     scale = ScalarMappable(Normalize(0, peak), COLOURS)
@@ -326,5 +332,5 @@ def _frame(
     return Rectangle(corner, *size, edgecolor=colour, linestyle=style, **look)
 
 
-def _short(word: str) -> str:
-    return word if len(word) <= 16 else f"{word[:15]}\u2026"
+def _short(word: str, most: int = 16) -> str:
+    return word if len(word) <= most else f"{word[: most - 1]}\u2026"

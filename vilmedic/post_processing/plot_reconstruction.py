@@ -82,11 +82,14 @@ def draw_pairs(
     across, down = 2 * width + GAP, height + GAP + 14
     columns = min(PAIRS_A_ROW, len(left))
     rows = math.ceil(len(left) / columns)
-    sheet = Image.new("RGB", (GAP + columns * across, HEAD + rows * down), PAPER)
+    small, large = ImageFont.load_default(11), ImageFont.load_default(14)
+    caption = f"{caption}; left: original, right: reconstruction"
+    texts = max(large.getlength(title), small.getlength(caption))
+    width = max(GAP + columns * across, math.ceil(texts) + 2 * GAP)
+    sheet = Image.new("RGB", (width, HEAD + rows * down), PAPER)
     draw = ImageDraw.Draw(sheet)
-    small = ImageFont.load_default(11)
-    draw.text((GAP, 6), title, INK, ImageFont.load_default(14))
-    draw.text((GAP, 26), f"{caption}; left: original, right: reconstruction", INK, small)
+    draw.text((GAP, 6), title, INK, large)
+    draw.text((GAP, 26), caption, INK, small)
     for number, pair in enumerate(zip(left, right, strict=True)):
         row, column = divmod(number, columns)
         x, y = GAP + column * across, HEAD + row * down

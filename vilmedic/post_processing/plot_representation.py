@@ -108,9 +108,10 @@ class PlotRepresentation(PostProcessing):
             logger.warning("plot_representation: fewer than %d samples, nothing drawn.", FEWEST)
             return []
         every = np.arange(len(features))
-        some = every
-        if self.max_samples_per_class is not None:
-            some = capped(classes, self.max_samples_per_class, evaluation.seed)
+        some, cap = every, self.max_samples_per_class
+        # Fewer of the grey ones alone would show the same coloured samples again.
+        if cap is not None and np.bincount(classes[one]).max() > cap:
+            some = capped(classes, cap, evaluation.seed)
         files: list[Path] = []
         for key in self.keys:
             value = evaluation.feature(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 import warnings
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.ticker import MaxNLocator
 
 from vilmedic.drawing.colours import series_colours
 from vilmedic.errors import escaped
@@ -26,6 +28,7 @@ from vilmedic.preparation.report_facts import repeated_share
 
 MOST_LABELS = 20
 BINS = 40
+MIDDLE = 6  # edges of bins; fewer stand in the middle of the axis
 # Fonts with the letters of Chinese, Japanese and Korean, of which computers have one or none.
 _FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei"),
@@ -215,23 +218,35 @@ def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str
     if not shown:
         axis.set_title(title)
         return False
-    every = np.concatenate(list(shown.values()))
-    low, high = float(every.min()), float(np.percentile(every, 99.5))
-    edges = np.linspace(low, max(high, low + 1e-3 + abs(low) * 0.02), BINS + 1)
+    edges = _edges(np.concatenate(list(shown.values())))
     colours = series_colours([list(values)])
-    for name, array in values.items():
+    for place, (name, array) in enumerate(values.items()):
         if len(array):
             axis.hist(
                 np.clip(array, edges[0], edges[-1]),
                 bins=edges.tolist(),
                 weights=np.full(len(array), 1 / len(array)),
                 histtype="step",
-                linewidth=1.6,
+                linewidth=max(1.2, 3.6 - place),  # so that equal ones are seen under each other
                 color=colours[name],
                 label=name,
             )
+    space = (edges[-1] - edges[0]) / 20 if len(edges) > MIDDLE else edges[-1] - edges[0]
+    axis.set_xlim(edges[0] - space, edges[-1] + space)
+    axis.xaxis.set_major_locator(MaxNLocator(7, integer=bool(edges[0] % 1 == 0.5)))
     axis.set(title=title, xlabel=unit, ylabel="share of the split")
     return True
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """The edges of the bins: whole numbers lie in the middle of one, and all of one value too."""
+    low, high = float(values.min()), float(np.percentile(values, 99.5))
+    if (values % 1 == 0).all():
+        width = math.ceil((high - low + 1) / BINS)
+        return np.arange(low - 0.5, math.floor(high) + 0.5 + width, width)
+    if high - low < 1e-6 * abs(high):
+        return low + np.array([-0.5, 0.5]) * max(0.02 * abs(low), 1e-3)
+    return np.linspace(low, high, BINS + 1)
 
 
 def _sizes(splits: dict[str, SplitFacts]) -> dict[str, np.ndarray]:

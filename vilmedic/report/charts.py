@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilmedic.checkpoints.left_out import LeftOut
-from vilmedic.drawing.colours import REST, label_colour
+from vilmedic.drawing.colours import COLOURS, REST, label_colour
 from vilmedic.evaluation.predictions import predictions_name, read_predictions
 from vilmedic.evaluation.results import number_name
 from vilmedic.report.tables import Results
@@ -33,6 +33,7 @@ class Chart:
         axis: name of the number.
         names: the classes.
         colours: of each class.
+        turns: how often the colours were gone through before each class, which gives its dashes.
         values: the number of each class; the area under each curve.
         bounds: the interval of each number; None where there is none.
         reference: the number of guessing; None where that is not known.
@@ -49,6 +50,7 @@ class Chart:
     bounds: list[tuple[float, float] | None] = field(default_factory=list)
     reference: float | None = None
     curves: list[tuple[list[float], list[float]]] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
     file: str = "chart"
 
 
@@ -216,6 +218,7 @@ def _roc(arrays: Arrays, metric: str, title: str, places: dict[str, int]) -> Cha
         wrong, right = curve
         chart.names.append(name)
         chart.colours.append(_colour(name, places))
+        chart.turns.append(places.get(name, 0) // len(COLOURS))
         chart.values.append(float(np.trapezoid(right, wrong)))
         keep = np.unique(np.linspace(0, len(wrong) - 1, ROC_POINTS).round().astype(int))
         chart.curves.append((wrong[keep].round(4).tolist(), right[keep].round(4).tolist()))

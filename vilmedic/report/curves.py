@@ -46,14 +46,15 @@ _DECADES = 1.5  # between the ends of an axis from which on it may be logarithmi
 _EXACT = ("lr", "temperature", "memory_gib")  # no noise: a moving average would only bend them
 _DIRECTIONS = ("image_to_text", "text_to_image")
 _REFERENCE = {"loss_over_ln_batch": 1.0}
-_MATTER = 6  # panels that are drawn large; the page folds the others
+MATTER = 6  # panels that are drawn large; the page folds the others
 _SCORES = 3  # of them at most so many hold scores
 _SCORE_RANK = 1
 _RANK = {
     **{"loss_over_ln_batch": 2, "grad_norm": 3, "lr": 3},
     **{"samples_per_second": 5, "data_wait": 5, "memory_gib": 5},
 }
-_RANKS = re.compile(r"median_rank|mean_rank")
+_APART = re.compile(r"(median_rank|mean_rank|perplexity)$")
+"""Scores of another scale than the rest of their metric, which have a panel of their own."""
 
 BEST = "#c2410c"
 COLUMNS = 3
@@ -177,7 +178,7 @@ def arrange(
         )
         for (_, title), members in sorted(ranked, key=lambda item: item[0] in later)
     ]
-    for panel in panels[_MATTER:]:
+    for panel in panels[MATTER:]:
         panel.folded = True
     return panels
 
@@ -343,8 +344,11 @@ def panel_colours(panels: Iterable[Panel]) -> dict[str, str]:
 
 
 def _number_of(name: str) -> str:
-    """The name of a score without split and metric, such as `auroc`; other names unchanged."""
-    found = _score_parts(name)
+    """The name of a score without split and metric, such as `auroc`; other names unchanged.
+
+    Losses keep theirs: those of several metrics stand in one panel, beside that of the training.
+    """
+    found = None if name.endswith("_loss") else _score_parts(name)
     return found[2] if found else name.removeprefix("feature_std_")
 
 
@@ -381,7 +385,8 @@ def _group(name: str) -> tuple[int, str]:
         return _RANK.get(name, 4), _TITLES[name]
     if (found := _score_parts(name)) is not None:
         before, metric, after = found
-        ranks = ", median rank" if _RANKS.search(after) else ""
+        apart = _APART.search(after)
+        ranks = f", {apart[1].replace('_', ' ')}" if apart else ""
         number = re.match(r"(\d+)_", after)
         nth = f" ({number[1]})" if number else ""
         plain = protocol_name(metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -12,7 +13,7 @@ from vilmedic.checkpoints.left_out import check_run
 from vilmedic.comparison.table import compare, text_of
 from vilmedic.errors import ConfigError, visible
 from vilmedic.files import replace_text
-from vilmedic.report.curves import Line, Panel, read_curves
+from vilmedic.report.curves import MATTER, Line, Panel, arrange, line_labels, read_curves
 from vilmedic.report.page import packed_panels, plotly, templates
 
 PAGE = "comparison.html"
@@ -44,6 +45,7 @@ def write_comparison(run_dirs: Sequence[Path]) -> Path:
             table=Markup(table),
             reason=reason,
             panels=packed_panels(panels),
+            folded=sum(panel.folded for panel in panels),
             plotly=plotly() if panels else "",
         )
     )
@@ -55,16 +57,26 @@ def write_comparison(run_dirs: Sequence[Path]) -> Path:
 def overlaid(curves: dict[str, list[Line]]) -> list[Panel]:
     """A figure for each number, with a line for each run and seed that logged it.
 
+    They stand in the order of the curves of one run; all but the first are folded.
+
     Args:
         curves: the lines of each run, by its name.
     """
-    panels: dict[str, Panel] = {}
+    found: dict[str, list[Line]] = {}
     for run, lines in curves.items():
         for line in lines:
-            panel = panels.setdefault(line.name, Panel(line.name.replace("_", " "), []))
-            if len(panel.lines) < MOST_LINES:
-                panel.lines.append(Line(run, line.seed, line.steps, line.values))
-    return list(panels.values())
+            overlay = found.setdefault(line.name, [])
+            if len(overlay) < MOST_LINES:
+                overlay.append(Line(run, line.seed, line.steps, line.values))
+    panels = []
+    for group in arrange(Line(name, 0) for name in found):
+        names = [line.name for line in group.lines]
+        for name, label in zip(names, line_labels(names), strict=True):
+            title = group.title if len(names) == 1 else f"{group.title}: {label}"
+            panels.append(replace(group, title=title, lines=found[name]))
+    for panel in panels[MATTER:]:
+        panel.folded = True
+    return panels
 
 
 def _names(run_dirs: Sequence[Path]) -> dict[str, Path]:

@@ -28,7 +28,7 @@ HEADLINES = {
     "retrieval": ("image_to_text_r5", "text_to_image_r5"),
     "classification": ("auroc", "f1"),
     "pointing_game": ("side", "box"),
-    "prompted_findings": ("auroc", "accuracy"),
+    "prompted_findings": ("auroc", "real_auroc", "accuracy", "accuracy_chance"),
     "reconstruction": ("hard_loss", "codes_used"),
 }
 """The numbers of a protocol that the page opens with; of others, the first."""

@@ -59,7 +59,7 @@ function drawRoc(place, chart) {
   const traces = chart.names.map((name, k) => ({
     type: "scatter", mode: "lines", name: `${rowsOf(name, most, 1)} (${chart.values[k].toFixed(2)})`,
     x: chart.curves[k][0], y: chart.curves[k][1],
-    line: { width: 1.7, color: chart.colours[k], dash: DASHES[Math.floor(k / PALETTE.length) % DASHES.length] },
+    line: { width: 1.7, color: chart.colours[k], dash: DASHES[chart.turns[k] % DASHES.length] },
     hovertemplate: "%{x:.2f}, %{y:.2f}",
   }));
   const axis = { range: [-0.01, 1.01], tickvals: [0, 0.25, 0.5, 0.75, 1], fixedrange: true };
@@ -99,6 +99,9 @@ function drawPanel(place, panel) {
   }));
   const layout = baseLayout();
   const several = traces.length > 1;
+  const widest = 48 + 6.2 * Math.max(...traces.map((trace) => trace.name.length));
+  const rows = Math.ceil(traces.length / Math.max(1, Math.floor((place.clientWidth - 58) / widest)));
+  place.style.height = `${250 + (several ? 19 * (rows - 1) : 0)}px`;
   const values = panel.lines.flatMap((line) => line.values);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const logarithmic = panel.logarithmic && low > 0 && Math.log10(high / low) > 1.5;
