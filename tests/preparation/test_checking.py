@@ -17,7 +17,7 @@ from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.config.load import load
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
-from vilmedic.preparation.check_page import _duplicates, _lengths, data_title
+from vilmedic.preparation.check_page import _duplicates, _edges, _lengths, data_title
 from vilmedic.preparation.checking import Findings, SplitFacts, check_data
 
 SIMCLR = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
@@ -270,6 +270,19 @@ def test_labels_stay_inside_their_frames(longest: int) -> None:
             assert frame.x0 <= box.x0
             assert box.x1 <= frame.x1
             assert box.y1 <= frame.y1
+
+
+def test_bins_of_whole_numbers_are_around_whole_numbers() -> None:
+    assert _edges(np.array([64.0, 64.0]), whole=True).tolist() == [63.5, 64.5]
+    assert _edges(np.array([5.0, 8.0]), whole=True).tolist() == [4.5, 5.5, 6.5, 7.5, 8.5]
+    wide = _edges(np.arange(0.0, 200.0), whole=True)
+    assert len(wide) <= 42
+    assert set(np.diff(wide)) == {5.0}
+    assert wide[-1] >= 199
+    for values in ([1.0, 1.0], [0.0]):
+        low, high = _edges(np.array(values), whole=False)
+        assert low < values[0] < high
+    assert len(_edges(np.array([0.5, 1.5]), whole=False)) == 41
 
 
 def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,13 +212,18 @@ def _flat(figures: dict[str, Any]) -> dict[str, str]:
     return column
 
 
-def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str) -> bool:
-    """Histograms of all splits over each other, each with its samples as shares."""
+def _histograms(
+    axis: Axes, values: dict[str, np.ndarray], title: str, unit: str, *, whole: bool = False
+) -> bool:
+    """Histograms of all splits over each other, each with its samples as shares.
+
+    Those of whole numbers have bins around whole numbers.
+    """
     shown = {name: array for name, array in values.items() if len(array)}
     if not shown:
         axis.set_title(title)
         return False
-    edges = _edges(np.concatenate(list(shown.values())))
+    edges = _edges(np.concatenate(list(shown.values())), whole=whole)
     colours = series_colours([list(values)])
     for place, (name, array) in enumerate(values.items()):
         if len(array):
@@ -233,18 +238,18 @@ def _histograms(axis: Axes, values: dict[str, np.ndarray], title: str, unit: str
             )
     space = (edges[-1] - edges[0]) / 20 if len(edges) > MIDDLE else edges[-1] - edges[0]
     axis.set_xlim(edges[0] - space, edges[-1] + space)
-    axis.xaxis.set_major_locator(MaxNLocator(7, integer=bool(edges[0] % 1 == 0.5)))
+    axis.xaxis.set_major_locator(MaxNLocator(7, integer=whole))
     axis.set(title=title, xlabel=unit, ylabel="share of the split")
     return True
 
 
-def _edges(values: np.ndarray) -> np.ndarray:
+def _edges(values: np.ndarray, *, whole: bool) -> np.ndarray:
     """The edges of the bins: whole numbers lie in the middle of one, and all of one value too."""
-    low, high = float(values.min()), float(np.percentile(values, 99.5))
-    if (values % 1 == 0).all():
+    low, high = float(values.min()), float(np.percentile(values, 99.5, method="higher"))
+    if whole:
         width = math.ceil((high - low + 1) / BINS)
-        return np.arange(low - 0.5, math.floor(high) + 0.5 + width, width)
-    if high - low < 1e-6 * abs(high):
+        return np.arange(low - 0.5, high + 0.5 + width, width)
+    if high - low <= 1e-6 * abs(high):
         return low + np.array([-0.5, 0.5]) * max(0.02 * abs(low), 1e-3)
     return np.linspace(low, high, BINS + 1)
 
@@ -260,7 +265,7 @@ def _short_sides(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
     values = {
         name: sizes.min(axis=1) if len(sizes) else sizes for name, sizes in _sizes(splits).items()
     }
-    return _histograms(axis, values, "Short side of the images", "pixels")
+    return _histograms(axis, values, "Short side of the images", "pixels", whole=True)
 
 
 def _aspects(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
@@ -278,9 +283,12 @@ def _lengths(axis: Axes, splits: dict[str, SplitFacts]) -> bool:
         name: facts.lengths.astype(float) if facts.lengths is not None else np.zeros(0)
         for name, facts in splits.items()
     }
-    drawn = _histograms(axis, values, "Length of the reports", "ids, special tokens included")
+    unit = "ids, special tokens included"
+    drawn = _histograms(axis, values, "Length of the reports", unit, whole=True)
     longest = max((facts.max_len for facts in splits.values()), default=0)
     if drawn and longest:
+        low, high = axis.get_xlim()
+        axis.set_xlim(low, max(high, longest + 0.04 * (longest - low)))
         axis.axvline(longest, color="#555555", linestyle="--", linewidth=1)
         beyond = longest > sum(axis.get_xlim()) / 2  # the label is on the side with more space
         axis.text(
