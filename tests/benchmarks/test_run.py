@@ -73,7 +73,7 @@ for script in sys.argv[1:]:
 """
 
 
-def test_without_the_other_side_it_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_reference_names_the_install_command(tmp_path: Path) -> None:
     scripts = [str(ROOT / "benchmarks" / f"{name}.py") for name in COMPARED]
     done = subprocess.run(
         [sys.executable, "-c", CODE, *scripts],
@@ -82,7 +82,7 @@ def test_without_the_other_side_it_says_how_to_get_it(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    sentence = "The other side of this comparison needs no_such_package: `make reference`."
+    sentence = "This comparison needs no_such_package; run `make reference`."
     assert (done.stdout.splitlines(), done.stderr) == ([sentence] * 3, "")
 
 
