@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("overrides", nargs="*", help="key=value, as for training")
     parser.add_argument("--images", type=count, help="decode at most this many images of a split")
-    parser.add_argument("--workers", type=count, default=0, help="threads, 0 for one a core")
+    parser.add_argument("--workers", type=count, default=0, help="threads, 0 for one per core")
     parser.add_argument("--out", type=Path, help="folder for the files instead of the run's")
     return parser
 

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=count, default=default.test, help="test samples")
     parser.add_argument("--size", type=_size, default=default.size, help="pixels a side")
     parser.add_argument("--seed", type=count, default=default.seed, help="seed of all drawn")
-    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one per core")
     parser.add_argument("--force", action="store_true", help="replace an existing phantom data set")
     parser.add_argument(
         "--sheet", type=Path, help="also write a sheet of 25 sample images here (PNG)"

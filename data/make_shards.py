@@ -52,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--image-path", type=Path, help="folder that the paths start from")
     parser.add_argument("--ext", help="extension of paths without one, such as jpg")
-    parser.add_argument("--samples", type=positive, default=1000, help="lines a shard")
+    parser.add_argument("--samples", type=positive, default=1000, help="lines per shard")
     parser.add_argument(
-        "--workers", type=count, default=0, help="shards at a time, 0 for one a core"
+        "--workers", type=count, default=0, help="shards at a time, 0 for one per core"
     )
     parser.add_argument("--force", action="store_true", help="replace existing shards")
     return parser

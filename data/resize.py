@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
     )
-    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one per core")
     parser.add_argument("--force", action="store_true", help="convert existing images again")
     return parser
 

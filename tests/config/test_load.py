@@ -109,7 +109,8 @@ def test_an_included_file_that_is_nowhere_names_the_nearest(project: Project) ->
     project.write("parts/low.yml", "trainor: {epochs: 1}\n")
     project.write("parts/top.yml", "includes:\n  - parts/lwo.yml\n")
     assert project.problem(path="parts/top.yml") == (
-        "includes (parts/top.yml:2): there is no file 'parts/lwo.yml'. Did you mean 'low.yml'?"
+        "includes (parts/top.yml:2): there is no file 'parts/lwo.yml'. "
+        "Did you mean 'parts/low.yml'?"
     )
 
 
@@ -129,6 +130,14 @@ def test_a_missing_file_names_the_nearest(project: Project) -> None:
     assert project.problem(path="a.yml") == (
         "includes (a.yml:2): there is no file 'bose.yml'. Did you mean 'base.yml'?"
     )
+    project.write("config/phantom/small.yml", "name: a\n")
+    project.write(".hidden.yml", "name: a\n")
+    assert project.problem(path="smal.yml").endswith("Did you mean 'config/phantom/small.yml'?")
+    assert project.problem(path="config/phantom/smal.yml").endswith(
+        "Did you mean 'config/phantom/small.yml'?"
+    )
+    assert project.problem(path="zzz.yml") == "there is no file 'zzz.yml'."
+    assert project.problem(path="config/phantom/zzz.yml").endswith("The folder has small.yml.")
     assert "'.' is a folder" in project.problem(path=".")
     assert "no folder 'confg'" in project.problem(path="confg/a.yml")
     project.write("b.yml", "includes: {a: 1}\n")

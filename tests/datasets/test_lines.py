@@ -160,5 +160,5 @@ def test_lines_end_where_a_line_feed_is(tmp_path: Path, content: bytes, count: i
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
 def test_nothing_is_an_empty_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.a").write_bytes(content)
-    with pytest.raises(DataError, match="is empty: one line a sample"):
+    with pytest.raises(DataError, match="is empty: one line per sample"):
         read_lines(tmp_path, "train", "a")

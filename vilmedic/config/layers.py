@@ -113,10 +113,15 @@ def _absent(path: str) -> str:
         parents = Path(*folder.parts[:-1])
         beside = [one.name for one in parents.iterdir()] if parents.is_dir() else []
         return f"there is no folder '{folder}'.{nearest(folder.name, beside)}"
-    files = sorted(one.name for one in folder.iterdir() if one.suffix in (".yml", ".yaml"))
-    hint = nearest(Path(path).name, files)
-    listed = f" Allowed: {', '.join(files)}." if files and not hint else ""
-    return f"there is no file '{path}'.{listed}{hint}"
+    name_alone = path == Path(path).name
+    patterns = ("*.yml", "config/*/*.yml") if name_alone else ("*.yml", "*.yaml")
+    found = sorted(one for pattern in patterns for one in folder.glob(pattern))
+    files = {one.name: one.as_posix() for one in found if not one.name.startswith(".")}
+    near = nearest(Path(path).name, files)
+    for name, whole in files.items():
+        near = near.replace(f"'{name}'", f"'{whole}'")
+    listed = f" The folder has {', '.join(files)}." if files and not near and not name_alone else ""
+    return f"there is no file '{path}'.{listed}{near}"
 
 
 def merge(lower: Tree, upper: Tree) -> Tree:

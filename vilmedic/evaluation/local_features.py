@@ -45,8 +45,8 @@ class _Regions(NamedTuple):
     """Region features of a batch by one network."""
 
     rows: Tensor  # [B], numbers of the samples
-    regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images a sample
-    shown: Tensor | None  # [B, N], which of these there are; None for one image a sample
+    regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images per sample
+    shown: Tensor | None  # [B, N], which of these there are; None for one image per sample
 
 
 class LocalFeatures:

@@ -113,7 +113,7 @@ class SimCLR(ContrastiveModel):
     def _views(batch: Batch) -> tuple[Tensor, Tensor | None, list[int] | None]:
         """The images as [B, V, 3, H, W] or [B, V, N, 3, H, W], where V is 1 or 2.
 
-        With N images a sample also which of them exist, and how many each sample has.
+        With N images per sample also which of them exist, and how many each sample has.
         """
         if "images" not in batch:
             raise ConfigError(
