@@ -109,8 +109,8 @@ def test_an_included_file_that_is_nowhere_names_the_nearest(project: Project) ->
     project.write("parts/low.yml", "trainor: {epochs: 1}\n")
     project.write("parts/top.yml", "includes:\n  - parts/lwo.yml\n")
     assert project.problem(path="parts/top.yml") == (
-        "includes (parts/top.yml:2): there is no file 'parts/lwo.yml'. "
-        "Did you mean 'parts/low.yml'?"
+        "includes (parts/top.yml:2): there is no file 'parts/lwo.yml'. Did you mean "
+        "'parts/low.yml'?"
     )
 
 
@@ -130,18 +130,32 @@ def test_a_missing_file_names_the_nearest(project: Project) -> None:
     assert project.problem(path="a.yml") == (
         "includes (a.yml:2): there is no file 'bose.yml'. Did you mean 'base.yml'?"
     )
-    project.write("config/phantom/small.yml", "name: a\n")
-    project.write(".hidden.yml", "name: a\n")
-    assert project.problem(path="smal.yml").endswith("Did you mean 'config/phantom/small.yml'?")
-    assert project.problem(path="config/phantom/smal.yml").endswith(
-        "Did you mean 'config/phantom/small.yml'?"
-    )
-    assert project.problem(path="zzz.yml") == "there is no file 'zzz.yml'."
-    assert project.problem(path="config/phantom/zzz.yml").endswith("The folder has small.yml.")
     assert "'.' is a folder" in project.problem(path=".")
     assert "no folder 'confg'" in project.problem(path="confg/a.yml")
+    project.write("c/base.yml", "trainor: {epochs: 1}\n")
+    assert project.problem(path="c/bsae.yml").endswith("Did you mean 'c/base.yml'?")
+    assert project.problem(path="c/unlike.yml").endswith("Allowed: c/base.yml.")
     project.write("b.yml", "includes: {a: 1}\n")
     assert "includes (b.yml:1): given" in project.problem(path="b.yml")
+
+
+def test_a_missing_file_without_its_folder_names_the_path(project: Project) -> None:
+    for name in ("config/phantom/convirt.yml", "config/SELFSUP/gloria-mimic.yml"):
+        project.write(name, "trainor: {epochs: 1}\n")
+    meant = "Did you mean 'config/phantom/convirt.yml'?"
+    for given in (
+        "convirt.yml",
+        "phantom/convirt.yml",
+        "config/convirt.yml",
+        "confg/phantom/convirt.yml",
+        "config/phantm/convirt.yml",
+        "config/phantom/convrit.yml",
+    ):
+        assert project.problem(path=given).endswith(meant), given
+    assert "Did you mean" not in project.problem(path="unlike.yml")
+    project.write("a.yml", "includes: [sub/lwo.yml]\n")
+    project.write("sub/low.yml", "trainor: {epochs: 1}\n")
+    assert project.problem(path="a.yml").endswith("Did you mean 'sub/low.yml'?")
 
 
 def test_a_key_under_null_or_a_value_becomes_a_mapping(project: Project) -> None:
