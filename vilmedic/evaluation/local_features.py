@@ -123,8 +123,8 @@ class LocalFeatures:
             indices: the samples, by their numbers in the data set.
 
         Returns:
-            For each sample weights of the regions [L, h, w] of its first image, a map a word in the
-            numbering of the data set's `words`, without the closing special token. None when the
+            For each sample weights of the regions [L, h, w] of its first image, one map per word in
+            the numbering of the data set's `words`, without the closing special token. None when the
             networks have none.
         """
         networks = self._networks

@@ -61,7 +61,7 @@ class SimCLR(ContrastiveModel):
         """Embed the images of a batch.
 
         Args:
-            batch: `images` [B, 2, 3, H, W], two views a sample, or [B, 3, H, W], one plain image;
+            batch: `images` [B, 2, 3, H, W], two views per sample, or [B, 3, H, W], one plain image;
                 with `images_mask` [B, N] two views or one plain copy of N images, [B, N, 2, 3, H,
                 W] or [B, N, 3, H, W], whose features are averaged.
 
