@@ -247,7 +247,7 @@ class VisionEncoder(nn.Module):
             return self.pooled(images)
         if mask is None:
             raise ConfigError(
-                f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
+                f"This model takes images [B, 3, H, W], or several per sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
         places = existing_places(mask, counts)

@@ -124,8 +124,8 @@ class LocalFeatures:
 
         Returns:
             For each sample weights of the regions [L, h, w] of its first image, one map per word in
-            the numbering of the data set's `words`, without the closing special token. None when the
-            networks have none.
+            the numbering of the data set's `words`, without the closing special token. None when
+            the networks have none.
         """
         networks = self._networks
         total: list[Tensor] = []

@@ -111,7 +111,7 @@ class GLoRIA(ContrastiveModel):
             images, mask, counts = several_images(batch)
             if images.ndim != (4 if mask is None else 5):
                 raise ConfigError(
-                    "GLoRIA takes images [B, 3, H, W], or several a sample with a mask, but got "
+                    "GLoRIA takes images [B, 3, H, W], or several per sample with a mask, but got "
                     f"{list(images.shape)}. Leave out views."
                 )
             places = None
