@@ -53,7 +53,8 @@ def test_missing_file_lists_the_folder_when_nothing_is_near(tmp_path: Path) -> N
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"there is no folder {re.escape(str(tmp_path))}/nowhere"):
+    folder = re.escape(str(tmp_path))
+    with pytest.raises(DataError, match=rf"there is no folder {folder}/nowhere\. .*docs/data\.md"):
         read_lines(tmp_path / "nowhere", "train", "report.tok")
 
 

@@ -208,7 +208,10 @@ def _unreadable(path: Path, error: OSError) -> str:
         return f"{path} cannot be read: {error.strerror}."
     folder = path.parent
     if not folder.is_dir():
-        return f"{path} does not exist: there is no folder {folder}."
+        return (
+            f"{path} does not exist: there is no folder {folder}. Scripts in data/ download and "
+            "build data sets; docs/data.md lists them."
+        )
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     near = nearest(path.name, names)
     if not near:
