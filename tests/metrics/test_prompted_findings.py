@@ -10,7 +10,12 @@ import torch
 from tests.small_dalles import save_vae, tiny_dalle
 from vilmedic.errors import ConfigError
 from vilmedic.metrics.pointing_game import Finding
-from vilmedic.metrics.prompted_findings import ImageClassifier, PromptedFindings, _read_prompt
+from vilmedic.metrics.prompted_findings import (
+    ImageClassifier,
+    PromptedFindings,
+    _read_prompt,
+    _table,
+)
 
 PROMPTS: dict[str, dict[str, str | None]] = {
     "clear": {"prompt": "The lungs are clear."},
@@ -18,7 +23,7 @@ PROMPTS: dict[str, dict[str, str | None]] = {
 }
 
 
-def test_what_a_real_image_shows() -> None:
+def test_prompts_match_findings_of_real_images() -> None:
     left, right = (Finding("Effusion", side, ()) for side in ("left", "right"))
     both, heart = Finding("Effusion", None, ()), Finding("Cardiomegaly", None, ())
     clear, effusion = (_read_prompt(name, given) for name, given in PROMPTS.items())
@@ -30,6 +35,16 @@ def test_what_a_real_image_shows() -> None:
     assert not effusion.shown_by([right])
 
 
+def test_the_table_of_prompts_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["clear lungs", "effusion left", "cardiomegaly", "pneumothorax right"]
+    areas = {**dict.fromkeys(names, 0.5), "cardiomegaly": None}
+    monkeypatch.setenv("COLUMNS", "70")
+    lines = _table(names, torch.full((4, 4), 0.25), areas).splitlines()
+    assert max(map(len, lines)) <= 70
+    assert lines[1].split("   ")[0] == "prompt, seen as"
+    assert [line.split()[-1] for line in lines[-5:]] == ["AUROC", "0.50", "0.50", "-", "0.50"]
+
+
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
@@ -39,12 +54,12 @@ def test_what_a_real_image_shows() -> None:
         ({**PROMPTS, "b": {"prompt": "x", "side": "up"}}, "allowed: left, right"),
     ],
 )
-def test_prompts_that_say_nothing_are_refused(prompts: dict[str, Any], words: str) -> None:
+def test_prompts_without_findings_are_refused(prompts: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         PromptedFindings(root="data", prompts=prompts)
 
 
-def test_guidance_without_training_for_it_is_a_warning(
+def test_guidance_without_text_dropout_training_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = '{"Effusion": {"side": "left"}}\n{}\n'
@@ -59,8 +74,8 @@ def test_guidance_without_training_for_it_is_a_warning(
     assert "prompted_findings.cond_scale is 3, but run, DALLE was trained with" in caplog.text
 
 
-def test_the_classifier_learns_where_something_is() -> None:
-    """A bright spot on the left, on the right, or both; exposure varies."""
+def test_the_classifier_distinguishes_sides() -> None:
+    """A bright spot on the left, the right or both sides; exposure varies."""
     random = torch.Generator().manual_seed(0)
     labels = torch.rand(240, 2, generator=random) > 0.5
     images = torch.rand(240, 1, 32, 32, generator=random) * 40
@@ -80,7 +95,7 @@ def test_the_classifier_learns_where_something_is() -> None:
 def test_equal_images_get_equal_logits_in_every_batch() -> None:
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (262, 1, 32, 32), generator=random, dtype=torch.uint8)
-    pixels[258:] = pixels[:4]  # behind the first 256, so in a batch of another size
+    pixels[258:] = pixels[:4]  # after the first 256, so in a batch of another size
     classifier = ImageClassifier(pixels[:64], torch.rand(64, 2) > 0.5, epochs=1, seed=0)
     logits = classifier.logits(pixels)
     assert torch.equal(logits[258:], logits[:4])

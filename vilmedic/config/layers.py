@@ -7,6 +7,7 @@ whole: they are dropped, with a note.
 from __future__ import annotations
 
 import copy
+import difflib
 import os
 import re
 from dataclasses import replace
@@ -30,7 +31,7 @@ from vilmedic.config.tree import (
 )
 from vilmedic.config.types import Marked, OptionsOf, Type, instance_of, options, spell
 from vilmedic.config.yaml_source import Override, read_file
-from vilmedic.errors import ConfigError, nearest
+from vilmedic.errors import LONGEST_NAME, ConfigError, nearest
 
 MOST_FILES = 32
 """Most files of a configuration; a file that is included twice counts twice."""
@@ -51,11 +52,11 @@ def read_layers(path: str) -> tuple[list[Tree], list[str]]:
         ConfigError: a file is missing, not readable, or includes itself.
     """
     notes: list[str] = []
-    return _read(path, [], "", notes, []), notes
+    return _read(path, path, [], "", notes, []), notes
 
 
 def _read(
-    path: str, chain: list[str], origin: str, notes: list[str], sizes: list[int]
+    path: str, written: str, chain: list[str], origin: str, notes: list[str], sizes: list[int]
 ) -> list[Tree]:
     where = f"includes ({origin}): " if origin else ""
     if len(sizes) >= MOST_FILES:
@@ -66,7 +67,7 @@ def _read(
     if real in [os.path.realpath(one) for one in chain]:
         raise ConfigError(f"{where}the files include each other: {' -> '.join([*chain, path])}.")
     if not os.path.isfile(path):
-        raise ConfigError(f"{where}{_absent(path)}")
+        raise ConfigError(f"{where}{_absent(path, written)}")
     tree = read_file(path)
     sizes.append(len(tree.marks))
     if len(sizes) > 1 and sum(sizes) > MOST_TOGETHER:
@@ -82,7 +83,7 @@ def _read(
         for index, name in enumerate(names):
             origin = tree.origin(("includes", index))
             found = _included(name, path, origin, notes)
-            layers += _read(found, [*chain, path], origin, notes, sizes)
+            layers += _read(found, name, [*chain, path], origin, notes, sizes)
         tree.remove(("includes",))
     return [*layers, tree]
 
@@ -105,18 +106,43 @@ def _included(name: str, path: str, origin: str, notes: list[str]) -> str:
     return here if likelier else beside
 
 
-def _absent(path: str) -> str:
+def _absent(path: str, written: str) -> str:
+    """Explain why there is no such file.
+
+    Args:
+        path: the file.
+        written: the path as it was given; a suggestion can be written in its place.
+    """
     if os.path.isdir(path):
         return f"'{path}' is a folder. Allowed: a YAML file."
-    folder = Path(path).parent
-    if not folder.is_dir():
-        parents = Path(*folder.parts[:-1])
-        beside = [one.name for one in parents.iterdir()] if parents.is_dir() else []
-        return f"there is no folder '{folder}'.{nearest(folder.name, beside)}"
-    files = sorted(one.name for one in folder.iterdir() if one.suffix in (".yml", ".yaml"))
-    hint = nearest(Path(path).name, files)
-    listed = f" Allowed: {', '.join(files)}." if files and not hint else ""
+    file, start = Path(path), os.path.dirname(written)
+    beside = [os.path.join(start, one.name) for one in _yaml_files(file.parent, "*")]
+    elsewhere: list[str] = []
+    if path == written:  # of the command line; what is included is looked for in one place
+        elsewhere = [str(one) for one in _yaml_files(Path(), "config*/**/*")]
+    same = [one for one in elsewhere if Path(one).name == file.name]
+    hint = (
+        nearest(path, same)
+        or _near_name(file.name, same)
+        or _near_name(file.name, beside)
+        or nearest(path, elsewhere)
+    )
+    if not file.parent.is_dir():
+        return f"there is no folder '{file.parent}'.{hint}"
+    listed = f" Allowed: {', '.join(beside)}." if beside and not hint else ""
     return f"there is no file '{path}'.{listed}{hint}"
+
+
+def _near_name(name: str, paths: list[str]) -> str:
+    """The suggestion of a path by the name of its file alone."""
+    by_name = {Path(path).name: path for path in paths}
+    close = difflib.get_close_matches(name[:LONGEST_NAME], by_name, n=1)
+    return f" Did you mean '{by_name[close[0]]}'?" if close else ""
+
+
+def _yaml_files(folder: Path, pattern: str) -> list[Path]:
+    found = (one for one in folder.glob(pattern) if one.suffix in (".yml", ".yaml"))
+    return sorted(one for one in found if not one.name.startswith("."))
 
 
 def merge(lower: Tree, upper: Tree) -> Tree:

@@ -73,7 +73,7 @@ def build(root: Path, plan: Plan, *, force: bool = False, workers: int = 0) -> b
         root: folder of the data set; must not exist, be empty, or hold a phantom data set.
         plan: what to build.
         force: replace the phantom data set in `root`, whatever it was made from.
-        workers: processes to use, 0 for one a core; the result does not depend on it.
+        workers: processes to use, 0 for one per core; the result does not depend on it.
 
     Returns:
         Whether anything was built.
@@ -154,7 +154,7 @@ def write_sheet(path: Path, seed: int) -> None:
 
 
 def caption(case: Case) -> str:
-    """The findings of a case, one a line."""
+    """The findings of a case, one per line."""
     lines = [
         " ".join(word for word in (finding.severity, finding.side, finding.name.lower()) if word)
         for finding in case.findings
