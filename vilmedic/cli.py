@@ -161,7 +161,7 @@ def _report_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _report(run_dir: Path) -> int:
-    """Make the pages of a run; the exit status."""
+    """Write the report pages of a run; return the exit status."""
     from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run
 
     left_out = LeftOut(run_dir, report=lambda text: print(escaped(text), file=sys.stderr))
@@ -234,7 +234,7 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def export(argv: Sequence[str] | None = None) -> int:
-    """Write a run as a folder for others: `bin/export.py`, `vilmedic-export`."""
+    """Export a run as a folder to share: `bin/export.py`, `vilmedic-export`."""
     given = _export_parser(program("export.py")).parse_args(argv)
 
     def call() -> None:
