@@ -86,3 +86,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_thing_is_singular() -> None:
     assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+    assert [counted(number, "file is", "files are") for number in (1, 1234)] == [
+        "1 file is",
+        "1,234 files are",
+    ]

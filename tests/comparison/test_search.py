@@ -155,7 +155,7 @@ def test_the_same_again_does_nothing_and_more_trials_continue(tmp_path: Path) ->
     search(tmp_path, trials=3)
     told: list[str] = []
     search(tmp_path, trials=3, report=told.append)
-    assert told[0] == "3 of 3 runs are finished already"
+    assert told[0] == "finished already: 3 of 3 runs"
     assert len(told) == 2
     assert search(tmp_path, trials=8).count == 8
     whole = tmp_path / "whole"

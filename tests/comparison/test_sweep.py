@@ -114,7 +114,7 @@ def test_each_run_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run0" / RECORD).read_text())["done"] == ["train", "ensemble"]
     told.clear()
     sweep(tmp_path, planned(tmp_path, 4), report=told.append).start()
-    assert told[0] == "3 of 4 runs are finished already"
+    assert told[0] == "finished already: 3 of 4 runs"
     assert not any(line.startswith("s/run0") for line in told)
 
 
