@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 setup: $(VENV)/.installed
 
-# torch and torchvision come in one resolver run, pinned as a pair, so that they always match.
+# torch and torchvision are installed together, pinned as a pair, so that their versions match.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("vilmedic needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -35,7 +35,7 @@ demo-gloria: phantom
 	$(BIN)/python bin/train.py config/phantom/gloria.yml name=demo-gloria trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/ensemble.py config/phantom/gloria.yml name=demo-gloria
 
-# A VAE, then DALLE on its tokens, images for four prompts, and what a classifier sees in them.
+# Train a VAE and DALLE on its codes, generate images for four prompts, classify their findings.
 demo-dalle: phantom
 	$(BIN)/python bin/train.py config/phantom/dalle-vae.yml name=demo-dalle-vae trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/train.py config/phantom/dalle.yml name=demo-dalle model.vae.ckpt=ckpt/demo-dalle-vae trainor.seed=0 ckpt=auto
@@ -43,8 +43,8 @@ demo-dalle: phantom
 	$(BIN)/python bin/ensemble.py config/phantom/dalle.yml name=demo-dalle \
 		ensemblor.generate_images=True ensemblor.prompt='$(PROMPTS)'
 
-# The encoder of `make demo` and a random one on three parts of the labels, each with three seeds:
-# one sweep, one table and ckpt/finetune/comparison_fraction.png.
+# Fine-tune the encoder of `make demo` and a random one on three label fractions with three seeds;
+# prints one table and writes ckpt/finetune/comparison_fraction.png.
 demo-finetune: phantom
 	$(BIN)/python bin/train.py config/phantom/convirt.yml name=demo-convirt trainor.seed=0 ckpt=auto
 	$(BIN)/python bin/sweep.py config/downstream/phantom.yml name=finetune --jobs 2 \
@@ -59,13 +59,13 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/codespell *.md Makefile benchmarks bin config data/*.py docs tests vilmedic
 
-# The site, in build/site; broken links, anchors and pages that no menu shows are errors (with
-# --quiet they would pass).
+# Build the site in build/site. Broken links, broken anchors and pages missing from the menu are
+# errors (but not with --quiet).
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open build/site/index.html"
 
-# What tests compare with. Their own dependencies do not install or are many, and are not needed.
+# Reference implementations for the tests, without their own dependencies, which are not needed.
 reference: $(VENV)/.reference
 
 $(VENV)/.reference: $(VENV)/.installed
@@ -73,10 +73,10 @@ $(VENV)/.reference: $(VENV)/.installed
 		einops==0.8.2 axial-positional-embedding==0.3.12 rotary-embedding-torch==0.9.1 lightly==1.5.22
 	touch $@
 
-# One file of tests goes to one of two processes, each with one thread.
+# Two processes with one thread each; all tests of a file run in the same process.
 test: setup reference
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests
 
-# Kills every system at 20 random moments and compares what it became with the run never killed.
+# Kill every system at 20 random moments and compare the resumed run with an uninterrupted one.
 test-crash: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash --kills 20

@@ -1,15 +1,15 @@
-"""Time in which bin/compare.py lists many runs against a script that reads the same files.
+"""Speed of bin/compare.py on many runs, against a short script that reads the same files.
 
     python benchmarks/compare.py
     python benchmarks/compare.py --runs 1000 --repetitions 5
 
 Both are whole commands, from the start of Python to the printed table, on the same made-up run
 directories: resolved configurations of ConVIRT with learning rates and seeds, and their results.
-The peer is what one writes for this in an afternoon: `yaml.safe_load` and json, runs grouped by all
-of their configuration but name and seed, mean and standard deviation of each number; `peer_in_c` is
-the same with PyYAML's parser in C, which few ask for. Neither checks what keeps runs from being
-compared, as ours does. Times are medians of repetitions that alternate, after a first one of each.
-The last line printed is one JSON object; `of_1000` is what 1,000 runs take at the speed measured.
+The peer is a short user script: `yaml.safe_load` and json, runs grouped by their configuration
+without name and seed, mean and standard deviation of each number; `peer_in_c` is the same with
+PyYAML's C parser, which few use. Unlike ours, neither checks whether the runs are comparable. Times
+are medians of alternating repetitions, after one warm-up of each. The last line printed is one JSON
+object; `of_1000` is the time for 1,000 runs at the measured speed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PEER = """\
 import json, statistics, sys
 from pathlib import Path
 import yaml
-loader = getattr(yaml, sys.argv.pop(1))  # one of the safe ones
+loader = getattr(yaml, sys.argv.pop(1))  # a safe loader
 groups = {}
 for run in map(Path, sys.argv[1:]):
     config = loader(next(run.glob("config_*.yml")).read_text()).get_single_data()
@@ -54,7 +54,7 @@ for runs in groups.values():
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_runs(folder: Path, count: int) -> list[str]:
-    """Directories of runs, five seeds of each learning rate."""
+    """Write run directories: five seeds for each learning rate."""
     written = []
     for number in range(count):
         setting, seed = divmod(number, SEEDS)
@@ -76,7 +76,7 @@ def write_runs(folder: Path, count: int) -> list[str]:
 
 
 def main() -> None:
-    """Measures both and prints the comparison."""
+    """Measure both and print the comparison."""
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as name:
         runs = write_runs(Path(name), arguments.runs)

@@ -1,14 +1,14 @@
-"""Memory and time of large contrastive batches: graphs kept against constant memory.
+"""Memory and time of large contrastive batches: all graphs kept against constant memory.
 
     python benchmarks/constant_memory.py                      # all three systems, 8 to 512
     python benchmarks/constant_memory.py --systems SimCLR --batches 8 64
 
 One training step on random images and reports, encoded in chunks of 8 samples in both cases, with
-the graphs of all chunks kept or with `model.forward_batch_size`. Memory is the highest resident
-size (on a GPU: allocated size) of a process of its own during a step, above that with model,
-gradients and optimizer state in place; what the process frees counts as free. Time is the median
-of steps of both kinds alternately in another process. Prints a table and one line of JSON for each
-system; the last is ConVIRT's. With `--plot FILE` the table is drawn as well.
+the graphs of all chunks kept or with `model.forward_batch_size`. Memory is the peak resident size
+(on a GPU: allocated size) of a fresh process during a step, minus the size with model, gradients
+and optimizer state in place; freed memory counts as free. Time is the median of alternating steps
+of both kinds in another process. Prints a table and one line of JSON for each system; the last is
+ConVIRT's. `--plot FILE` also plots the table.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ BERT: dict[str, Any] = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32, 128, 512])
@@ -69,14 +69,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--plot", type=Path, help="also draw the table into this figure (PNG)")
+    parser.add_argument("--plot", type=Path, help="also plot the table into this file (PNG)")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--time", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveModel:
-    """A system with random weights: a residual network, and a BERT of two layers."""
+    """A system with random weights: a residual network, and a two-layer BERT."""
     spec = tiny_spec(max_len=TOKENS)
     cnn = VisionEncoder(backbone=backbone, pretrained=False)
     width = cnn.out_features
@@ -110,7 +110,7 @@ def make_model(system: str, backbone: str, chunk: int | None) -> ContrastiveMode
 
 
 class KeptGraphs(ContrastiveModel):
-    """The same chunks with the graphs of all of them in memory until the loss is known.
+    """The same chunks, with the graphs of all of them in memory until the loss is computed.
 
     Args:
         model: the system; its `forward_batch_size` is the chunk.
@@ -129,12 +129,12 @@ class KeptGraphs(ContrastiveModel):
         return self.model.contrast(features)
 
     def forward(self, batch: Batch, prepare: Any = None, part: Part = WHOLE) -> dict[str, Tensor]:
-        """The loss of the batch, which one process has as a whole."""
+        """The loss of the whole batch, on one process."""
         return self.contrast(join([self.encode(prepare(part)) for part in self.chunks(batch)]))
 
 
 def make_batch(system: str, size: int, pixels: int) -> Batch:
-    """Random grey images, as loaders give them, and reports of up to 32 tokens."""
+    """Random grey images, as the loader returns them, and reports of up to 32 tokens."""
     generator = torch.Generator().manual_seed(0)
     views = (2,) if system == "SimCLR" else ()
     shape = (size, *views, 1, pixels, pixels)
@@ -150,7 +150,7 @@ def make_batch(system: str, size: int, pixels: int) -> Batch:
 
 
 def prepare(batch: Batch) -> Batch:
-    """Floats of three channels, as data sets make them."""
+    """Float images with three channels, as the data sets prepare them."""
     images = (batch["images"].float() / 255 - 0.5) / 0.25
     return batch | {"images": images.expand(*images.shape[:-3], 3, *images.shape[-2:])}
 
@@ -158,9 +158,9 @@ def prepare(batch: Batch) -> Batch:
 def make_step(
     arguments: argparse.Namespace, system: str, kind: str, device: torch.device
 ) -> TrainingStep:
-    """The step of the training engine, after a first one on a batch of one chunk.
+    """The training step, after one warm-up step on a batch of one chunk.
 
-    From then on libraries, gradients and optimizer state are there.
+    After it libraries are loaded, and gradients and optimizer state are allocated.
     """
     torch.manual_seed(0)
     model: ContrastiveModel = make_model(system, arguments.backbone, CHUNK)
@@ -174,7 +174,7 @@ def make_step(
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB at the peak of one step, and its loss; run in a fresh process."""
+    """Peak MiB of one step, and its loss; run in a fresh process."""
     system, kind, size = arguments.memory
     device = torch.device(arguments.device)
     step = make_step(arguments, system, kind, device)
@@ -185,7 +185,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds of steps of both kinds, taken alternately; run in a fresh process."""
+    """Seconds of alternating steps of both kinds; run in a fresh process."""
     system, size = arguments.time
     device = torch.device(arguments.device)
     steps = {kind: make_step(arguments, system, kind, device) for kind in KINDS}
@@ -202,8 +202,8 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
 def run_child(option: str, *values: object) -> dict[str, float]:
     """Measure in a separate process."""
     command = [sys.executable, *sys.argv, option, *map(str, values)]
-    # Blocks above 64 kB go back to the system at once when they are freed; by default the C
-    # library keeps up to 32 MB blocks, and the resident size would show that habit instead.
+    # Freed blocks above 64 kB are returned to the system at once; by default the C library keeps
+    # blocks of up to 32 MB, and the resident size would measure its cache.
     trim = {"MALLOC_MMAP_THRESHOLD_": "65536"} if option == "--memory" else {}
     environment = {**os.environ, **trim}
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -212,7 +212,7 @@ def run_child(option: str, *values: object) -> dict[str, float]:
 
 
 def summarize(system: str, batches: list[int], rows: dict[tuple[str, int], Any]) -> dict[str, Any]:
-    """The figures of a system: largest batch in constant memory against kept graphs."""
+    """Results of a system at its largest batch: constant memory against kept graphs."""
     first, last = batches[0], batches[-1]
     ours, peer = rows["constant", last], rows["kept", last]
     grown = (ours["mib"] - rows["constant", first]["mib"]) * MIB / max(1, last - first)
@@ -229,7 +229,7 @@ def summarize(system: str, batches: list[int], rows: dict[tuple[str, int], Any])
 
 
 def draw(path: Path, batches: list[int], tables: dict[str, dict[tuple[str, int], Any]]) -> None:
-    """Memory and time against the batch, a column for each system."""
+    """Plot memory and time against the batch size, one column for each system."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(tables), 6), layout="constrained")
@@ -250,7 +250,7 @@ def draw(path: Path, batches: list[int], tables: dict[str, dict[tuple[str, int],
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.memory or arguments.time:

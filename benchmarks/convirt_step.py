@@ -1,13 +1,14 @@
-"""One training step of ConVIRT, ResNet-50 and BERT-base, against the published way of computing it.
+"""Time of a ConVIRT training step (ResNet-50, BERT-base), against a plain PyTorch implementation.
 
     python benchmarks/convirt_step.py
     python benchmarks/convirt_step.py --device cuda --batches 32 256 --precisions bf16 --loader
 
-The published way: plain modules in float32, images in the default layout, reports of 48 tokens
-padded to 128, the loss and AdamW as written down. Ours: the model and the step of this package on
-the same weights, images and reports, padded to the longest of the batch. Each contender runs in a
-process of its own, alternately; times are medians. With `--loader`, samples are phantom X-rays
-on the disk. Prints a table and one JSON object on the last line, for the largest batch.
+The published implementation: plain modules in float32, images in the default memory layout, reports
+of 48 tokens padded to 128, the loss and AdamW as in the paper. Ours: the model and the training
+step of this package on the same weights, images and reports, padded to the longest of the batch.
+Each contender runs in its own process, alternately; times are medians. With `--loader`, samples are
+phantom X-rays read from disk. Prints a table and one JSON object on the last line, for the largest
+batch.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ Batch = dict[str, Tensor]
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
@@ -61,17 +62,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2, help="processes a contender")
     parser.add_argument("--repetitions", type=int, default=3, help="timed steps a process")
-    parser.add_argument("--loader", action="store_true", help="read images from the disk")
+    parser.add_argument("--loader", action="store_true", help="read images from disk")
     parser.add_argument("--compile", action="store_true", help="trainor.compile for ours")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script")
-    parser.add_argument("--peak", type=float, help="TFLOP/s of the device; else that of a matmul")
+    parser.add_argument(
+        "--peak", type=float, help="peak TFLOP/s of the device; default: measured matmul"
+    )
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def make_model(arguments: argparse.Namespace) -> ConVIRT:
-    """ConVIRT with random weights that are the same in every process."""
+    """ConVIRT with random weights, the same in every process."""
     torch.manual_seed(0)
     spec = tiny_spec(max_len=PADDED)
     bert = BERT_TINY if arguments.tiny else BERT_BASE
@@ -105,13 +108,13 @@ def make_batch(size: int, tokens: int) -> Batch:
 
 
 def floats(batch: Batch) -> Batch:
-    """Normalised images of three channels."""
+    """Normalised images with three channels."""
     images = (batch["images"].float() / 255 - 0.5) / 0.25
     return batch | {"images": images.expand(-1, 3, -1, -1)}
 
 
 def published_step(model: ConVIRT, device: torch.device) -> Callable[[Batch], Tensor]:
-    """The step as plain torch and transformers code, on the same weights in the default layout."""
+    """The step in plain torch and transformers code, with the same weights, default layout."""
     network = model.cnn.network.to(memory_format=torch.contiguous_format)
     bert, heads = model.encoder.network, model.projection
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
@@ -147,7 +150,7 @@ def our_step(
 
 
 def batches(arguments: argparse.Namespace, size: int, tokens: int) -> Iterator[Batch]:
-    """The same batch over and over, or its reports with images from the disk."""
+    """The same batch repeatedly, or its reports with images from disk."""
     given = make_batch(size, tokens)
     if not arguments.loader:
         yield from itertools.repeat(given)
@@ -161,7 +164,7 @@ def batches(arguments: argparse.Namespace, size: int, tokens: int) -> Iterator[B
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Time a contender; run in a fresh process."""
+    """Time one contender; run in a fresh process."""
     kind, size = arguments.measure[0], int(arguments.measure[1])
     device = torch.device(arguments.device)
     model = make_model(arguments).to(device).train()
@@ -175,7 +178,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     drops = [m for m in model.modules() if isinstance(m, nn.Dropout)]
     rates = [drop.p for drop in drops]
     for drop in drops:
-        drop.p = 0.0  # the first step has to be the same for all
+        drop.p = 0.0  # the first step must be the same for all
     with FlopCounterMode(display=False) as counter:
         loss = step(make_batch(size, tokens)).item()
     norm = torch.nn.utils.get_total_norm(
@@ -203,7 +206,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s that a large product of matrices reaches."""
+    """TFLOP/s of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     one = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
@@ -224,7 +227,7 @@ def run_child(arguments: argparse.Namespace, kind: str, size: int) -> dict[str, 
 
 
 def compare(arguments: argparse.Namespace, size: int) -> dict[str, dict[str, float]]:
-    """All contenders at a batch, alternately, and the table."""
+    """Time all contenders alternately at one batch size and print the table."""
     kinds = ["published", *arguments.precisions]
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(arguments.rounds):
@@ -247,7 +250,7 @@ def compare(arguments: argparse.Namespace, size: int) -> dict[str, dict[str, flo
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.measure:

@@ -1,14 +1,13 @@
-"""Time of generating images with DALLE against dalle-pytorch.
+"""Time of generating images with DALLE, against dalle-pytorch.
 
     python benchmarks/dalle_generate.py
 
-Three ways to make the same number of images from the same reports with the same weights, once each
-after a short first call: ours; the reference's `generate_images`, which computes the whole sequence
-again for each token, as it drops its cache without guidance; and the reference with its cache
-handed to its `forward` by hand. That the reference's last two agree, and ours with both, is checked
-on the likeliest tokens, where chance plays no part. Needs the reference, which `make test`
-installs. The last line printed is one JSON object: `ratio` is against `generate_images`,
-`ratio_cached` against the cache by hand.
+Three ways to generate the same number of images from the same reports with the same weights, once
+each after a short warm-up: ours; the reference's `generate_images`, which computes the whole
+sequence again for each token, since it drops its cache without guidance; and the reference with its
+cache passed to `forward` explicitly. With greedy sampling, all three are checked to agree. Needs
+the reference, which `make test` installs. The last line printed is one JSON object: `ratio` is
+against `generate_images`, `ratio_cached` against the explicit cache.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from tests.parity.reference import load_reference
 from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.models.dalle import DALLE
 
-GREEDY = 0.9999  # share of the logits dropped so that the likeliest token is left
+GREEDY = 0.9999  # share of the logits to drop: only the most likely token is left
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_sizes(parser)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--filter-thres", type=float, default=0.9)
-    parser.add_argument("--repetitions", type=int, default=3, help="of all but the slowest")
+    parser.add_argument("--repetitions", type=int, default=3, help="of all except the slowest")
     return parser.parse_args()
 
 
 def our_images(model: DALLE, reports: Tensor, thres: float, length: int) -> Tensor:
-    """Tokens [B, N] of ours; the images are decoded as well."""
+    """Our tokens [B, N]; the images are decoded as well."""
     random = torch.Generator().manual_seed(0)
     numbers = torch.rand(len(reports), length, generator=random, dtype=torch.float64)
     numbers = numbers.to(reports.device)
@@ -59,7 +58,7 @@ def our_images(model: DALLE, reports: Tensor, thres: float, length: int) -> Tens
 
 @torch.no_grad()
 def cached_images(model: Any, reference: Any, reports: Tensor, thres: float, length: int) -> Tensor:
-    """Tokens [B, N] of the reference, its cache handed to `forward` by hand."""
+    """Tokens [B, N] of the reference with its cache passed to `forward` explicitly."""
     cache: dict[str, Any] = {}
     tokens = reports[:, :0]
     for _ in range(length):
@@ -104,7 +103,7 @@ def main() -> None:
     likeliest = {name: way(GREEDY) for name, way in ways.items()}
     for name in ("cached", "peer"):
         same = (likeliest["ours"] == likeliest[name]).float().mean().item()
-        print(f"likeliest tokens of ours and of {name}: {same:.1%} equal", flush=True)
+        print(f"greedy tokens, ours and {name}: {same:.1%} equal", flush=True)
     for _ in range(arguments.repetitions):
         for name in ("ours", "cached"):
             times[name].append(seconds(lambda n=name: ways[n](thres), arguments.device))  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""DALLE and dalle-pytorch's at the size of the benchmarks, with the same weights."""
+"""Our DALLE and dalle-pytorch's with the same weights, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vilmedic.models.dalle_settings import FrozenVAE, TransformerSettings
 
 
 def add_sizes(parser: argparse.ArgumentParser) -> None:
-    """Options for the sizes, with those of the published comparison as defaults."""
+    """Add options for the model sizes; defaults are those of the published comparison."""
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--heads", type=int, default=8)
@@ -32,7 +32,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
 
 
 def make_models(arguments: argparse.Namespace) -> tuple[DALLE, Any]:
-    """Ours, and the reference with the weights of ours."""
+    """Our model, and the reference with the same weights."""
     reference = load_reference()
     torch.manual_seed(0)
     shape: dict[str, Any] = {
@@ -67,7 +67,7 @@ def make_models(arguments: argparse.Namespace) -> tuple[DALLE, Any]:
 
 
 def make_reports(arguments: argparse.Namespace, size: int) -> Tensor:
-    """Random reports of full length, [size, text_len]; no word has the id 0."""
+    """Random reports of full length, [size, text_len]; no token has the id 0."""
     random = torch.Generator().manual_seed(0)
     reports = torch.randint(1, arguments.words, (size, arguments.text_len), generator=random)
     return reports.to(arguments.device)

@@ -1,14 +1,13 @@
-"""Time and memory of a training step of DALLE against dalle-pytorch's.
+"""Time and memory of a DALLE training step, against dalle-pytorch.
 
     python benchmarks/dalle_step.py
 
 Both compute one forward and backward pass on the same tokens with the same weights. Times are
-medians of steps that alternate in one process, after a first one of each: ours in float32, ours
-with bfloat16 autocast, and the reference in float32 and, to compare with, with autocast as well.
-Memory is the highest resident size (on a GPU: allocated size) above that of the loaded model, in
-float32, each measured in a fresh process. Needs the reference, which `make test` installs. The last
-line printed is one JSON object: `ratio` is float32 against float32, `ratio_bf16` is ours with
-autocast against the reference in float32.
+medians of alternating steps in one process, after one warm-up of each: ours and the reference, each
+in float32 and with bfloat16 autocast. Memory is the peak resident size (on a GPU: allocated size)
+minus that of the loaded model, in float32, each measured in a fresh process. Needs the reference,
+which `make test` installs. The last line printed is one JSON object: `ratio` is float32 against
+float32, `ratio_bf16` is ours with autocast against the reference in float32.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from vilmedic.device import autocast
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_sizes(parser)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -41,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_steps(arguments: argparse.Namespace, size: int) -> dict[str, Callable[[str], Tensor]]:
-    """One forward and backward pass of each, in a precision; gradients are left in the models."""
+    """One forward and backward pass of each, by precision; gradients stay in the models."""
     ours, peer = make_models(arguments)
     reports = make_reports(arguments, size)
     random = torch.Generator().manual_seed(1)
@@ -70,7 +69,7 @@ def make_steps(arguments: argparse.Namespace, size: int) -> dict[str, Callable[[
 
 
 def main() -> None:
-    """Measures both and prints the comparison."""
+    """Measure both and print the comparison."""
     arguments = parse_arguments()
     require_reference()
     torch.set_num_threads(arguments.threads)

@@ -1,16 +1,17 @@
-"""Images a second of `embed_images` against the loop that a user would write over the same encoder.
+"""Images per second of `embed_images`, against a loop that a user would write.
 
     python benchmarks/embed.py
     python benchmarks/embed.py --images 256 --size 1024 --device cuda
 
-The default size of the files is about that of X-rays as hospitals keep them, where decoding shows
-beside the network; with --size 1024 the network is most of the work on a CPU.
+The default file size is about that of hospital X-rays, for which decoding takes a visible share of
+the time; with --size 1024 the network takes most of it on a CPU.
 
 The peer decodes with Pillow, resizes and crops with torchvision transforms, and batches with a
-DataLoader of as many workers as ours has threads. Both read the same JPEG files and end with the
-embeddings in memory; the peer starts its workers each time, as a user's script does. `cached` is
-ours with the image cache, which the first, uncounted repetition fills. They take turns in one
-process; times are medians. The last line printed is one JSON object, in images a second.
+DataLoader that has as many workers as ours has threads. Both read the same JPEG files with the same
+encoder and end with the embeddings in memory; the peer starts its workers each time, as a user's
+script does. `cached` is ours with the image cache, which the first, uncounted repetition fills.
+Repetitions alternate in one process; times are medians. The last line printed is one JSON object,
+in images per second.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from vilmedic.trained_model import TrainedModel
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=2048, help="short side of the JPEG files")
@@ -58,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_images(folder: Path, count: int, size: int) -> list[str]:
-    """Smooth grey JPEG files with some noise, as X-rays have it."""
+    """Smooth grey JPEG files with some noise, like X-rays."""
     random = np.random.default_rng(0)
     height = size * 5 // 4
     shade = np.linspace(0, 160, size)[None] + np.linspace(0, 60, height)[:, None]
@@ -71,7 +72,7 @@ def write_images(folder: Path, count: int, size: int) -> list[str]:
 
 
 def make_model(arguments: argparse.Namespace) -> TrainedModel:
-    """A SimCLR of random weights, as `vilmedic.load` gives one."""
+    """SimCLR with random weights, as `vilmedic.load` returns it."""
     torch.manual_seed(0)
     cnn = VisionEncoder(backbone=arguments.backbone, pretrained=False)
     projection = VisualProjection(visual_embedding_dim=cnn.out_features, projection_dim=16)
@@ -111,7 +112,7 @@ class Files(Dataset):
 
 
 def main() -> None:
-    """Measures all three and prints the comparison."""
+    """Measure all three and print the comparison."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     model = make_model(arguments)
@@ -139,7 +140,7 @@ def main() -> None:
             return torch.cat(found)
 
         likeness = torch.nn.functional.cosine_similarity(ours(), peer()).min()
-        print(f"least cosine of an image's two embeddings: {likeness:.4f}")
+        print(f"smallest cosine between ours and the peer's embedding of an image: {likeness:.4f}")
         steps = {"ours": ours, "cached": lambda: ours(folder / "cache"), "peer": peer}
         times = alternate(steps, arguments.repetitions)
     speeds = {name: round(arguments.images / took, 2) for name, took in times.items()}

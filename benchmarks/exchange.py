@@ -1,4 +1,4 @@
-"""Bytes that processes exchange in a step: formulas, and counts in two processes."""
+"""Bytes that processes exchange in a training step: formulas, and counts in two processes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from vilmedic.models.contract import Model
 
 BYTES = 4
 TCP_INFO = 11
-BYTES_SENT = 200  # where Linux has tcpi_bytes_sent in struct tcp_info
+BYTES_SENT = 200  # offset of tcpi_bytes_sent in Linux's struct tcp_info
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Data that a system exchanges.
+    """What a system exchanges.
 
     Args:
-        parameters: trained numbers.
-        floats: floats of a sample that all processes gather, and whose gradients come back.
-        fixed: bytes of a sample that are gathered without a gradient.
-        swapped: floats of a sample that each process sends to the one that has the sample.
+        parameters: number of trained parameters.
+        floats: floats for each sample that all processes gather, with gradients sent back.
+        fixed: bytes for each sample that are gathered without a gradient.
+        swapped: floats for each sample that each process sends to the owner of the sample.
         scalars: numbers that are averaged for the log.
-        blocks: trained numbers in repeated blocks, which `fsdp` gathers for each direction; the
-            others it gathers once.
+        blocks: parameters in repeated blocks, which `fsdp` gathers in the forward and in the
+            backward pass; it gathers the others once.
     """
 
     parameters: int
@@ -48,15 +48,15 @@ class Costs:
 
 
 def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> dict[str, float]:
-    """Bytes that a process sends in a step without accumulation, by what they are.
+    """Bytes that a process sends in a step without accumulation, by kind.
 
     Args:
-        costs: of the system.
-        batch: samples of all processes.
+        costs: what the system exchanges.
+        batch: samples of all processes together.
         world: number of processes.
         parallel: `ddp` or `fsdp`.
-        ring: whether sums that are scattered travel once, as with NCCL; gloo adds them up
-            everywhere.
+        ring: whether reduce-scatter sends each part once, as NCCL does; gloo runs a whole
+            all-reduce.
     """
     others = (world - 1) / world
     scatter = others if ring else 2 * others
@@ -67,14 +67,14 @@ def sent(costs: Costs, batch: int, world: int, *, parallel: str, ring: bool) -> 
     return {
         "gradients": BYTES * gradients,
         "features": features * (others + scatter) + costs.fixed * batch * others,
-        # Forward and backward, each process the others' share of what it has.
+        # Forward and backward: each process sends the others' share of its values.
         "swapped": 2 * BYTES * costs.swapped * batch * others,
         "scalars": 2 * BYTES * costs.scalars * others,
     }
 
 
 def costs_of(model: Model, floats: int, **more: int) -> Costs:
-    """The costs of a model, of which the floats of a sample are known."""
+    """The costs of a model, given the floats for each sample."""
     blocks = sum(map(_trained, model.repeated_blocks()))
     return Costs(_trained(model), floats, blocks=blocks, **more)
 
@@ -83,7 +83,7 @@ def _trained(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-# The check: what two processes send
+# The check: bytes that two processes send
 
 
 def sent_by_this_process() -> int:
@@ -103,10 +103,10 @@ def sent_by_this_process() -> int:
 
 
 def count(system: str, parallel: str, batches: tuple[int, ...] = (64, 256)) -> dict[str, Any]:
-    """Bytes of one step at each batch size, counted and by the formulas."""
+    """Bytes of one step at each batch size, counted and from the formulas."""
     result: dict[str, Any] = {}
     for batch in batches:
-        # Wide enough that what is agreed on between the CPUs does not count.
+        # Wide enough that control messages between the processes do not matter.
         model = build(system, **({"hidden": 20_000} if system == "Autoencoder" else {}))
         floats, more = gathered_by(system, model)
         costs = costs_of(model, floats, **more)
@@ -124,7 +124,7 @@ def count(system: str, parallel: str, batches: tuple[int, ...] = (64, 256)) -> d
 
 
 def gathered_by(system: str, model: Any) -> tuple[int, dict[str, int]]:
-    """Floats of a sample of the small models, and what else they exchange."""
+    """Floats for each sample of the small models, and what else they exchange."""
     if system == "ConVIRT":
         return 2 * 8, {"scalars": 3}
     if system == "SimCLR":
@@ -144,7 +144,7 @@ def count_all() -> dict[str, Any]:
 
 
 def check() -> float:
-    """Print counted bytes beside the formulas; returns the largest relative error."""
+    """Print counted bytes beside the formulas; return the largest relative error."""
     with tempfile.TemporaryDirectory() as folder:
         per_process = run_checks([count_all], Path(folder), seconds=1800)["count_all"]
     for result in per_process:
@@ -155,7 +155,7 @@ def check() -> float:
     rows = [["", "batch", "counted", "formula", "error"]]
     for name, batches in per_process[0].items():
         for batch in batches:
-            # Which process relays what differs; the formulas are for the mean of both.
+            # The two processes do not relay the same; the formulas give their mean.
             values = [one[name][batch] for one in per_process]
             counted = sum(value["counted"] for value in values) / len(values)
             formula = values[0]["formula"]

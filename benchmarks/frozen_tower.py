@@ -1,16 +1,16 @@
-"""An epoch of training with a frozen image encoder, its features kept against computed each time.
+"""Time of an epoch with a frozen image encoder: cached features against recomputed ones.
 
     python benchmarks/frozen_tower.py
     python benchmarks/frozen_tower.py --clock wall --keys trainor.device=cuda
 
-Each system of the phantom data set is trained by the `Trainor` twice in one process, with
-`trainor.frozen_cache_gib` as it is and with 0: a linear probe, ConVIRT with a frozen image encoder,
-and ConVIRT with both encoders frozen, whose heads are trained. An epoch is all that it is for a
-user: loading, steps, evaluation and checkpoint; `steps` is the part of it before the evaluation.
-Times are medians over the epochs but the first, of the CPU as long as `--clock` does not ask for
-the wall: the process loads the data itself (`trainor.num_workers=0`), and what else runs on the
-machine does not count. `once` is what computing the features takes before the first epoch. The last
-line printed is one JSON object, for ConVIRT with a frozen image encoder.
+The `Trainor` trains each system on the phantom data set twice in one process, with the default
+`trainor.frozen_cache_gib` and with 0: a linear probe, ConVIRT with a frozen image encoder, and
+ConVIRT with both encoders frozen and trained heads. An epoch is what a user waits for: loading,
+steps, validation and checkpoint; `steps` is the part before the validation. Times are medians over
+all epochs except the first. They are CPU time unless `--clock wall` is given: the process loads the
+data itself (`trainor.num_workers=0`), and other programs on the machine do not count. `once` is the
+time for computing the features before the first epoch. The last line printed is one JSON object,
+for ConVIRT with a frozen image encoder.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ TINY_CONVIRT = (*TINY, "model.projection.visual_embedding_dim=1024", "trainor.ba
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--train", type=int, default=1024, help="training samples")
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
 def train(
     words: list[str], config: str, clock: Callable[[], float]
 ) -> tuple[float, list[float], list[float]]:
-    """Train once; seconds that features took, those of each epoch, and of its steps alone."""
+    """Train once; return seconds for the features, for each epoch, and for its steps alone."""
     once: list[float] = []
     epochs: list[float] = []
     steps: list[float] = []
@@ -102,7 +102,7 @@ def train(
 
 
 def main() -> None:
-    """Measures all and prints the comparison."""
+    """Measure all and print the comparison."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     logging.disable(logging.WARNING)
@@ -128,7 +128,7 @@ def main() -> None:
             times = [statistics.median(each[0][1:]) for each in (ours, peer)]
             steps = [statistics.median(each[1][1:]) for each in (ours, peer)]
             print(
-                f"{name:6s} computed each time {times[1]:7.3f} s an epoch, kept {times[0]:7.3f}: "
+                f"{name:6s} recomputed {times[1]:7.3f} s an epoch, cached {times[0]:7.3f}: "
                 f"{times[1] / times[0]:5.1f} times as fast; steps {steps[1]:.3f} and "
                 f"{steps[0]:.3f}: {steps[1] / steps[0]:.1f} times; once {once:.2f} s",
                 flush=True,

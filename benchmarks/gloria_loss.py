@@ -1,11 +1,11 @@
-"""Time and memory of GLoRIA's local loss against the published-style loop over the reports.
+"""Time and memory of GLoRIA's local loss, against the published loop over the reports.
 
     python benchmarks/gloria_loss.py
 
 Both compute one forward and backward pass on the same random features. Times are medians of
-repetitions that alternate in one process, after a first one of each. Memory is the highest
-resident size (on a GPU: allocated size) above that before the computation, measured in a fresh
-process each. The last line printed is one JSON object.
+alternating repetitions in one process, after one warm-up of each. Memory is the peak resident size
+(on a GPU: allocated size) minus the size before the computation, each measured in a fresh process.
+The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vilmedic.losses.gloria import gloria_local_loss
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, with the setting of the published model as default."""
+    """Parse the command line, with the setting of the published model as default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--reports", type=int, default=48)
@@ -56,7 +56,7 @@ def make_features(arguments: argparse.Namespace) -> list[Tensor]:
 
 
 def make_steps(block_size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """One forward and backward pass of each contender; the gradients are left in the features."""
+    """One forward and backward pass of each contender; gradients stay in the features."""
 
     def ours(regions: Tensor, words: Tensor) -> Tensor:
         mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
@@ -76,7 +76,7 @@ def make_steps(block_size: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]
 
 
 def measure_memory(arguments: argparse.Namespace) -> float:
-    """MiB that one step takes at its peak above what was held before; run in a fresh process."""
+    """Peak MiB of one step above the size before it; run in a fresh process."""
     step = make_steps(arguments.block_size)[arguments.memory_of]
     small = argparse.Namespace(**{**vars(arguments), "images": 2, "reports": 2, "width": 32})
     step(*make_features(small))  # loads the libraries
@@ -85,14 +85,14 @@ def measure_memory(arguments: argparse.Namespace) -> float:
 
 
 def fresh(step: Callable[..., Tensor], features: list[Tensor]) -> Tensor:
-    """One step without gradients of the one before."""
+    """One step, without the gradients of the previous one."""
     for feature in features:
         feature.grad = None
     return step(*features)
 
 
 def main() -> None:
-    """Measures both and prints the comparison."""
+    """Measure both and print the comparison."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:

@@ -1,21 +1,21 @@
-"""Everything about speed and memory on a GPU, in eight minutes, beside plain loops in the same run.
+"""All GPU speed and memory measurements in eight minutes, beside plain loops in the same run.
 
     python benchmarks/gpu.py --out gpu.json
     python benchmarks/gpu.py --only steps generation --before gpu-old.json
     python benchmarks/gpu.py --only steps --systems GLoRIA
     python benchmarks/gpu.py --device cpu --tiny
 
-Sections: peaks of the device; correctness of gradients; where a training step waits for the device,
-by line; losses alone; generation; updates of weights; training steps of the five systems at their
-published sizes; loading images; compiled steps. Each has its share of the time: what does not fit
-and what this version or machine lacks is named under `skipped`, what went wrong under `failed`. The
-file is written after every figure, so that a run that is ended early loses nothing. Milliseconds
-are of a step among others, kernels and memory of one alone. Products are `ieee` (float32
-throughout), `tf32` or `bf16`, the last two with cuDNN's timing of convolutions; `as set` is what a
-training does by itself in float32, with the published optimizer. `share` is the share of the
-product peak measured here in that arithmetic. With `--before`, a table compares the figures with
-those of an older file. The last line printed is one JSON object: the geometric mean, over the
-systems, of samples a second in bfloat16, of ours and of the plain loops.
+Sections: device peaks; correctness of gradients; source lines at which a training step waits for
+the device; losses alone; generation; weight updates; training steps of the five systems at their
+published sizes; image loading; compiled steps. Each section has a time budget: measurements that do
+not fit, or that this version or machine does not support, are listed under `skipped`, errors under
+`failed`. The file is written after every measurement, so an interrupted run loses nothing.
+Milliseconds are those of a step within a series, kernels and memory those of a single step. Matrix
+products are `ieee` (full float32), `tf32` or `bf16`, the last two with cuDNN's benchmark mode; `as
+set` is the default of a float32 training, with the published optimizer. `share` is the fraction of
+the product peak measured here in the same arithmetic. With `--before`, a table compares the results
+with those of an older file. The last line printed is one JSON object: the geometric mean over the
+systems of samples per second in bfloat16, ours and the plain loops'.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "loader": (gpu_sections.loader, 40),
     "compiled": (gpu_sections.compiled, 70),
 }
-"""Each with its seconds; what one leaves goes to the next."""
+"""Each with its time budget in seconds; unused time goes to the next."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="the file of all figures")
+    parser.add_argument("--out", type=Path, help="write all results to this file")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, metavar="SYSTEM")
-    parser.add_argument("--before", type=Path, help="figures of before, to compare with")
+    parser.add_argument("--before", type=Path, help="results of an older run, to compare with")
     parser.add_argument("--tiny", action="store_true", help="small networks, to try the script")
     return parser.parse_args()
 
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             except Lacking as lack:
                 found["skipped"][name] = str(lack)
             except Exception as error:
-                # such as a package that is not installed here: the other sections can be measured
+                # For example a package that is not installed: the other sections still run.
                 bench.failed("all of it", error)
             found["seconds"][name] = round(time.perf_counter() - began, 1)
             print(f"{name}: {found['seconds'][name]} s", flush=True)
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Figures that both have, as lines of a table in Markdown."""
+    """Results in both files, as lines of a Markdown table."""
     lines = ["| figure | before | now | now / before |", "|---|---|---|---|"]
     old, new = _flat(before), _flat(after)
     for key in new:
@@ -163,7 +163,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, compares and prints."""
+    """Measure, compare and print."""
     arguments = parse_arguments()
     before = json.loads(arguments.before.read_text()) if arguments.before else None
     found = run(arguments)

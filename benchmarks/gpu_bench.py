@@ -1,4 +1,4 @@
-"""Shared parts of `benchmarks/gpu.py`: rows with a time budget, kinds of products."""
+"""Shared parts of `benchmarks/gpu.py`: rows with a time budget, matrix product modes."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Bench:
     """Shared state of the sections.
 
     Args:
-        timing: the device.
+        timing: the device and its measurements.
         systems: the models and batches.
-        found: all figures so far; a section adds its own.
+        found: all results so far; a section adds its own.
         write: writes them to the file.
-        tiny: whether figures mean nothing.
-        names: of the systems whose training is measured.
+        tiny: whether this is a trial run, whose results mean nothing.
+        names: systems whose training is measured.
 
     Attributes:
-        deadline: when the section should have ended, by `time.perf_counter`.
-        operations: floating-point operations of steps, by what they compute and samples.
+        deadline: when the section should end, in `time.perf_counter` seconds.
+        operations: floating-point operations of steps, by name and number of samples.
     """
 
     timing: Device
@@ -53,7 +53,7 @@ class Bench:
         return self.timing.device
 
     def start(self, section: str, seconds: float) -> None:
-        """Begin a section, which has its seconds and what others have left."""
+        """Begin a section, which has its own time budget and the unused time of earlier ones."""
         self._section, self._slowest = section, 0.0
         self.deadline += seconds
         self.found[section] = {}
@@ -86,7 +86,7 @@ class Bench:
         print(self._section, key, why, file=sys.stderr, flush=True)
 
     def kernels(self, step: Callable[[], object]) -> Row:
-        """Kernels of a step; without them where the device cannot be traced."""
+        """Time of a step and its kernels; the time alone where the device cannot be traced."""
         try:
             return dict(self.timing.kernels(step))
         except RuntimeError as error:
@@ -96,9 +96,9 @@ class Bench:
 
 @contextmanager
 def products(kind: str) -> Iterator[None]:
-    """Float32 products as they are written down (`ieee`), or with inputs of 19 bits (`tf32`).
+    """Matrix products in full float32 (`ieee`), or with 19-bit inputs (`tf32`).
 
-    With all but `ieee`, cuDNN times its convolutions and takes the fastest.
+    Except for `ieee`, cuDNN's benchmark mode selects the fastest convolutions.
     """
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
@@ -112,7 +112,7 @@ def products(kind: str) -> Iterator[None]:
 
 
 def our_products(bench: Bench, kind: str) -> AbstractContextManager[None]:
-    """The same as this version sets it for a training; `as set` is what it does by itself."""
+    """The same, as this version sets it for a training; `as set` is its default."""
     setting = getattr(devices, "float32_products", None)
     if setting is not None:
         return cast(AbstractContextManager[None], setting(bench.device, tf32=kind != "ieee"))
@@ -120,15 +120,15 @@ def our_products(bench: Bench, kind: str) -> AbstractContextManager[None]:
 
 
 def relative(value: Tensor, right: Tensor) -> float:
-    """Norm of a difference by that of what is right."""
+    """Relative error: norm of the difference over the norm of the right value."""
     return float(f"{float((value - right).norm() / right.norm()):.3g}")
 
 
 def needs_gpu(bench: Bench, kind: str) -> None:
-    """Leave out what a CPU does not have.
+    """Skip what a CPU does not support.
 
     Raises:
-        Lacking: it is that.
+        Lacking: the device is a CPU and `kind` needs a GPU.
     """
     if kind == "tf32" and not bench.timing.cuda:
         raise Lacking("TF32 products: a CPU has none")

@@ -1,4 +1,4 @@
-"""The parts of losses that take long, alone, as `benchmarks/gpu.py` measures them."""
+"""Section of `benchmarks/gpu.py`: the slow parts of losses, measured alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vilmedic.losses.linear_cross_entropy import linear_cross_entropy
 
 
 def losses(bench: Bench) -> None:
-    """The parts of losses that take long alone, forward and backward."""
+    """The slow parts of losses alone, forward and backward."""
     _local_loss(bench)
     _codebook(bench)
     _cross_entropy(bench)

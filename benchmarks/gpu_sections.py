@@ -34,7 +34,7 @@ from vilmedic.training.optimization import make_optimizer
 
 
 def peaks(bench: Bench) -> None:
-    """Peak rates of the device: products, a copy, a launch."""
+    """Peak rates of the device: matrix products, a copy, a kernel launch."""
     device, timing = bench.device, bench.timing
     size = 256 if bench.tiny else 8192 if timing.cuda else 2048
 
@@ -65,7 +65,7 @@ def peaks(bench: Bench) -> None:
 
 
 def correct(bench: Bench) -> None:
-    """Gradients by chunks are those of the whole; the cross-entropy is right in 16 bits."""
+    """Errors of gradients computed in chunks, and of the cross-entropy in 16 bits."""
     for name in [name for name in bench.names if name in CONTRASTIVE]:
         bench.row(f"{name} gradient by chunks", lambda n=name: _chunk_error(bench, n))
     rows, width, classes = (256, 16, 64) if bench.tiny else (12_288, 256, 8192)
@@ -93,7 +93,7 @@ def correct(bench: Bench) -> None:
 
 
 def _chunk_error(bench: Bench, name: str) -> Row:
-    """How far the gradient with and without the graphs of all chunks is apart, dropout on."""
+    """Difference of the gradients with and without the graphs of all chunks, dropout on."""
     from vilmedic.models.constant_memory import join
 
     size = 4 if bench.tiny else 8
@@ -149,7 +149,7 @@ def stalls(bench: Bench) -> None:
 
 
 def generation(bench: Bench) -> None:
-    """Milliseconds a token, and a mark of the tokens in float32, which are to stay as they are."""
+    """Milliseconds per token, and a checksum of the float32 tokens, which must not change."""
     from vilmedic.generation import sampling as ours
 
     model = bench.systems.model("DALLE").to(bench.device).eval()
@@ -209,7 +209,7 @@ def _peer_generation(bench: Bench, batch: Batch, precision: str) -> Row:
     model = reference.DALLE(vae=vae, **sizes.dalle).to(bench.device).eval()
     longest = sizes.dalle["text_seq_len"]
     reports = functional.pad(batch["input_ids"][:5], (0, longest - batch["input_ids"].shape[1]))
-    model.vae.decode = lambda tokens: tokens  # the tokens alone, as of ours
+    model.vae.decode = lambda tokens: tokens  # tokens only, as in ours
     length = min(sizes.image_tokens, 64)
     with autocast(bench.device, precision):
         took = bench.timing.time(
@@ -219,7 +219,7 @@ def _peer_generation(bench: Bench, batch: Batch, precision: str) -> Row:
 
 
 def update(bench: Bench) -> None:
-    """Work after the backward pass: optimizers and averaged weights."""
+    """Updates after the backward pass: optimizers and averaged weights."""
     model = bench.systems.model("ConVIRT").to(bench.device).train()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -295,18 +295,18 @@ def _plain(bench: Bench, name: str, size: int, kind: str) -> Row:
 
 
 def _step_row(bench: Bench, step: Callable[[], object], what: str, size: int, kind: str) -> Row:
-    """Figures of a step.
+    """Measure a step.
 
     Args:
-        bench: what is shared.
-        step: on a batch of `size`.
-        what: it computes, whose operations are counted once, whatever the arithmetic.
-        size: samples.
-        kind: of products, or `as set` or `compiled`.
+        bench: shared state.
+        step: a step on a batch of `size`.
+        what: name of the computation; its operations are counted once for all precisions.
+        size: samples of the batch.
+        kind: matrix product mode, or `as set` or `compiled`.
     """
     row: Row = bench.timing.time(step, warm=3)
     row = {"samples_s": round(size / row["ms"] * 1e3, 2), **row} | bench.timing.peak(step)
-    if kind == "compiled":  # to count would compile again
+    if kind == "compiled":  # counting would compile again
         return row | bench.kernels(step)
     if (what, size) not in bench.operations:
         bench.operations[what, size] = flop(step)
@@ -321,9 +321,9 @@ def _step_row(bench: Bench, step: Callable[[], object], what: str, size: int, ki
 
 
 def compiled(bench: Bench) -> None:
-    """Steps in bfloat16 with `trainor.compile`, and the seconds that all of it takes.
+    """Steps in bfloat16 with `trainor.compile`, and the total seconds with compilation.
 
-    Tiny ones are not compiled, to try the script.
+    Tiny models are not compiled.
     """
     if bench.tiny:
         torch.compiler.set_stance("force_eager")
@@ -341,9 +341,9 @@ def compiled(bench: Bench) -> None:
 
 
 def loader(bench: Bench) -> None:
-    """Images a second that arrive on the device, augmented and normalised, from JPEG or PNG files.
+    """Images per second on the device, augmented and normalised, from JPEG or PNG files.
 
-    With as many workers as are set by default, and with one a core.
+    Measured with the default number of workers and with one per core.
     """
     cores = len(os.sched_getaffinity(0))
     pixels = bench.systems.sizes.pixels
@@ -375,7 +375,7 @@ def loader(bench: Bench) -> None:
                         done = data.prepare(move(batch, bench.device))
                         images += done["images"].shape[:-3].numel() if epoch else 0
                     epoch += 1
-                    if epoch == 1:  # the workers are there now
+                    if epoch == 1:  # the workers have started
                         bench.timing.wait()
                         began = time.perf_counter()
                 bench.timing.wait()

@@ -1,4 +1,4 @@
-"""Times, kernels, memory and waits of a step on a GPU; on a CPU those that mean something there."""
+"""Time, kernels, memory and waits of a step on a GPU, and those of them that a CPU has."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Step = Callable[[], object]
 
 
 class Device:
-    """A device and what is read from it.
+    """A device and its measurements.
 
     Args:
         device: a GPU or the CPU.
-        seconds: how long a figure is measured, in three rounds of several steps; 0 takes one step.
+        seconds: duration of a measurement, in three rounds of several steps; 0 takes one step.
     """
 
     def __init__(self, device: torch.device, seconds: float) -> None:
@@ -37,7 +37,7 @@ class Device:
         self.cuda = device.type == "cuda"
 
     def wait(self) -> None:
-        """Until the device has done all that was queued."""
+        """Wait until the device has finished all queued work."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
 
@@ -45,8 +45,8 @@ class Device:
         """Milliseconds of a step.
 
         Returns:
-            `ms`: of a step among others, with the device busy all the time; the median of three
-            rounds. `queue_ms`: what the CPU takes to queue one; near `ms`, the CPU is the bound.
+            `ms`: time of a step within a series, with the device always busy; median of three
+            rounds. `queue_ms`: CPU time to queue a step; close to `ms`, the CPU is the bottleneck.
         """
         for _ in range(warm if self.seconds else 1):
             step()
@@ -70,7 +70,7 @@ class Device:
         }
 
     def peak(self, step: Step) -> dict[str, float]:
-        """GiB allocated at the highest during a step, all that is held included; GPU only."""
+        """Peak GiB allocated during a step, including what was allocated before; GPU only."""
         if not self.cuda:
             return {}
         torch.cuda.reset_peak_memory_stats(self.device)
@@ -79,7 +79,7 @@ class Device:
         return {"peak_gib": _figures(torch.cuda.max_memory_allocated(self.device) / GIB)}
 
     def kernels(self, step: Step) -> dict[str, float]:
-        """Kernels that a step runs, copies included; on a CPU the operations that it runs.
+        """Kernels of a step, copies included; on a CPU its operations.
 
         Returns:
             `kernels` and `busy_ms`, the sum of their times.
@@ -92,7 +92,7 @@ class Device:
             self.wait()
         events: Any = trace.events() or []
         if self.cuda:
-            # ranges that code has marked appear on the device too, under the names they have here
+            # Ranges that the code has marked appear on the device too, under the same names.
             marked = {e.name for e in events if e.device_type == DeviceType.CPU}
             found = [e for e in events if e.device_type == DeviceType.CUDA]
             found = [event for event in found if event.name not in marked]
@@ -104,7 +104,7 @@ class Device:
     def stalls(self, step: Step) -> dict[str, int]:
         """How often the host waits for the device in a step, by line of this package.
 
-        A GPU tells of every wait. On a CPU, where nothing waits, it is the numbers that are read.
+        A GPU reports every wait. On a CPU, where nothing waits, reads of tensor values are counted.
         """
         found: collections.Counter[str] = collections.Counter()
         if not self.cuda:
@@ -118,9 +118,9 @@ class Device:
         return dict(found)
 
     def release(self) -> None:
-        """Give back what is not held any more."""
+        """Free memory that is no longer used."""
         if self.cuda:
-            gc.collect()  # hooks and closures hold models in circles
+            gc.collect()  # hooks and closures keep models in reference cycles
             torch.cuda.empty_cache()
 
 
@@ -138,7 +138,7 @@ def _bmm_flop(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> 
 
 
 def _line() -> str:
-    """The innermost line of this package, or of these benchmarks, that is being run."""
+    """The innermost running line of this package or of these benchmarks."""
     frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
     frames = [f for f in frames if Path(f.filename).name != Path(__file__).name]
     frames = [f for f in frames if "site-packages" not in f.filename]  # of `.venv`
@@ -178,5 +178,5 @@ def _told_of_waits(found: collections.Counter[str]) -> Iterator[None]:
 
 
 def _figures(value: float) -> float:
-    """Four figures."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")

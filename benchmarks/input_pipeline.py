@@ -1,18 +1,17 @@
-"""Images a second of one core: this data set against the published pipeline, on 512 px JPEGs.
+"""Images per second on one core: our data set against the published pipeline, on 512 px JPEGs.
 
     python benchmarks/input_pipeline.py
 
-The published pipeline opens each file with Pillow, converts it to RGB and applies torchvision's v1
-transforms (`Resize`, `RandomCrop`, `ToTensor`, `Normalize`); its samples are stacked to batches.
-Ours is the training loader followed by `prepare`, from the JPEGs and from the cache. All end with
-normalised float batches on the CPU. Each preset is measured against torchvision's v2
-transforms on the same decoded images, one by one, with a blur along one axis and then the other.
-Rates are medians of rounds that alternate in one process on one thread, after a first one of each,
-in CPU time. The files are grey, as the JPEGs of MIMIC-CXR are, with the grain that the
-phantom has at full resolution. The images are compared, in grey levels: with a crop from the
-middle the largest difference, with a preset, of the same random numbers, the average. What the
-decoder of the files does by itself is the bound of all figures. The last line printed is one JSON
-object.
+The published pipeline opens each file with Pillow, converts it to RGB, applies torchvision's v1
+transforms (`Resize`, `RandomCrop`, `ToTensor`, `Normalize`) and stacks the samples to batches. Ours
+is the training loader followed by `prepare`, from the JPEGs and from the cache. All end with
+normalised float batches on the CPU. Each augmentation preset is measured against torchvision's v2
+transforms on the same decoded images, one by one, with a separable blur. Rates are medians of
+alternating rounds in one process on one thread, after one warm-up of each, in CPU time. The files
+are grey like the JPEGs of MIMIC-CXR, with the noise of the phantom at full resolution. The images
+are compared in grey levels: the largest difference with a centre crop, the mean difference with a
+preset and the same random numbers. Decoding alone is the upper bound of all rates. The last line
+printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -51,15 +50,13 @@ PRESETS = ("convirt", "simclr", "simclr_xray")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, with the setting of the published configurations as default."""
+    """Parse the command line, with the setting of the published configurations as default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the files")
     parser.add_argument("--quality", type=int, default=95, help="of the JPEG files")
     parser.add_argument("--mode", choices=["L", "RGB"], default="L", help="of the JPEG files")
-    parser.add_argument(
-        "--scale", type=int, default=1, help="times the size that images are rendered at"
-    )
+    parser.add_argument("--scale", type=int, default=1, help="render images this many times larger")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -68,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_images(root: Path, arguments: argparse.Namespace) -> list[Path]:
-    """Phantom X-rays and a line file; scaled down from a larger size they are less noisy."""
+    """Write phantom X-rays and a line file; images scaled down from larger ones are less noisy."""
     (root / "images").mkdir()
     paths = [root / "images" / f"{number}.jpg" for number in range(arguments.images)]
     for number, path in enumerate(paths):
@@ -94,7 +91,7 @@ def published(resize: int, crop: transforms.Transform) -> Callable[[Path], Tenso
 
 
 def peer_round(paths: list[Path], arguments: argparse.Namespace) -> int:
-    """All images once, in batches, as the published pipeline gives them."""
+    """All images once, in batches, through the published pipeline."""
     load = published(arguments.resize, transforms.RandomCrop(arguments.crop))
     for start in range(0, len(paths), arguments.batch_size):
         torch.stack([load(path) for path in paths[start : start + arguments.batch_size]])
@@ -102,7 +99,7 @@ def peer_round(paths: list[Path], arguments: argparse.Namespace) -> int:
 
 
 def own_round(dataset: ImageDataset, arguments: argparse.Namespace, epoch: int) -> int:
-    """All images once, in batches, as training gives them."""
+    """All images once, in batches, through the training loader."""
     loader = make_loader(
         dataset,
         batch_size=arguments.batch_size,
@@ -117,7 +114,7 @@ def own_round(dataset: ImageDataset, arguments: argparse.Namespace, epoch: int) 
 def largest_difference(
     paths: list[Path], dataset: ImageDataset, arguments: argparse.Namespace
 ) -> float:
-    """The largest difference of a pixel from the published pipeline, in grey levels."""
+    """Largest difference of a pixel from the published pipeline, in grey levels."""
     load = published(arguments.resize, transforms.CenterCrop(arguments.crop))
     loader = make_loader(
         dataset, batch_size=arguments.batch_size, training=False, seed=0, num_workers=0
@@ -177,7 +174,7 @@ def torchvision_image(path: Path, resize: int, preset: v2.Compose) -> Tensor:
 
 
 def torchvision_round(paths: list[Path], arguments: argparse.Namespace, preset: v2.Compose) -> int:
-    """All images once, in normalised batches, each by itself through torchvision's transforms."""
+    """All images once, in normalised batches, one by one through torchvision's transforms."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     for start in range(0, len(paths), arguments.batch_size):
         some = paths[start : start + arguments.batch_size]
@@ -189,7 +186,7 @@ def torchvision_round(paths: list[Path], arguments: argparse.Namespace, preset: 
 def average_difference(
     paths: list[Path], dataset: ImageDataset, arguments: argparse.Namespace, preset: str
 ) -> float:
-    """The average difference of a pixel from torchvision's transforms, in grey levels."""
+    """Mean difference of a pixel from torchvision's transforms, in grey levels."""
     transform = of_torchvision(preset, arguments.crop)
     differences = []
     for line, path in enumerate(paths):
@@ -201,14 +198,14 @@ def average_difference(
 
 
 def decoding_round(paths: list[Path]) -> int:
-    """All images once, decoded and nothing else."""
+    """Decode all images once, nothing else."""
     for path in paths:
         simplejpeg.decode_jpeg(path.read_bytes(), "GRAY")
     return len(paths)
 
 
 def main() -> None:
-    """Measures all of them and prints the comparison."""
+    """Measure all of them and print the comparison."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -275,10 +272,10 @@ def main() -> None:
 
 
 def check(name: str, difference: float) -> None:
-    """Say by how many grey levels images differ, and end where that is too much."""
+    """Print the difference of the images in grey levels; exit if it is too large."""
     print(f"{name}: differs from torchvision by {difference:.2f} grey levels", flush=True)
     if difference > LEVELS:
-        raise SystemExit(f"That is more than {LEVELS}: the figures would mean nothing.")
+        raise SystemExit(f"That is more than {LEVELS}: the rates would not be comparable.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time to build a MIMIC-CXR folder from 200,000 report files, against published-style scripts.
+"""Time to build a MIMIC-CXR folder from 200,000 report files, against a published-style script.
 
     python benchmarks/make_mimic_cxr.py
 
-Both work on the same generated tree in the layout of the release, the published way without
-labels. The tree is read once before, so that both find it in memory. The last line printed is one
-JSON object.
+Both read the same generated tree in the layout of the release; the published script builds no
+labels. The tree is read once before, so that both find it in the file cache. The last line printed
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_archive(studies: int, seed: int = 0) -> Mimic:
 
 
 def main() -> None:
-    """Measures both and prints the comparison."""
+    """Measure both and print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--studies", type=int, default=200_000)
     parser.add_argument("--workers", type=int, default=2)
@@ -89,7 +89,7 @@ def main() -> None:
             for split in ("train", "validate", "test")
             for kind in ("report", "image")
         )
-        print(f"ours: {ours:.1f} s; the same reports and images: {same}")
+        print(f"ours: {ours:.1f} s; reports and images equal: {same}")
     result = {
         "name": "make_mimic_cxr",
         "ours": round(ours, 1),

@@ -1,4 +1,4 @@
-"""Time and memory of a computation, as all benchmarks here take them."""
+"""Time and memory measurements shared by the benchmarks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MIB = 2**20
 
 
 def require_reference() -> None:
-    """End a benchmark with a sentence when what it compares with is not installed."""
+    """Exit with a message when the reference implementation is not installed."""
     if missing := missing_packages():
-        sys.exit(f"The other side of this comparison needs {', '.join(missing)}: `make reference`.")
+        sys.exit(f"This comparison needs {', '.join(missing)}; run `make reference`.")
 
 
 def seconds(step: Callable[[], object], device: str = "cpu") -> float:
@@ -39,20 +39,20 @@ def seconds(step: Callable[[], object], device: str = "cpu") -> float:
 
 
 def peak_memory(step: Callable[[], object], device: str = "cpu") -> float:
-    """MiB that one step takes at its peak above what was held before; for a fresh process."""
+    """Peak MiB of one step above the size before it; for a fresh process."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated() / MIB
         step()
         return torch.cuda.max_memory_allocated() / MIB - held
-    Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts again
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak resident size
     held = _status("VmRSS")
     step()
     return _status("VmHWM") - held
 
 
 def in_fresh_process(*arguments: str) -> float:
-    """The number that this script, run again with further arguments, prints last."""
+    """Run this script again with more arguments; return the last number that it prints."""
     command = [sys.executable, *sys.argv, *arguments]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(child.stdout.split()[-1])
@@ -70,12 +70,12 @@ def peak_memories() -> dict[str, float]:
 def alternate(
     steps: dict[str, Callable[[], object]], repetitions: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """The median time of each step; they take turns, after a first one of each.
+    """Median time of each step; steps alternate, after one warm-up of each.
 
     Args:
         steps: `ours` and `peer`.
-        repetitions: steps of each that count.
-        device: where they compute.
+        repetitions: counted steps of each.
+        device: where they run.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(repetitions + 1):
@@ -89,7 +89,7 @@ def alternate(
 
 
 def print_result(name: str, times: dict[str, float], memory: dict[str, float]) -> None:
-    """The last line: one JSON object in which ratios above 1 are in our favour."""
+    """Print the last line: one JSON object; ratios above 1 mean that ours is better."""
     result = {
         "name": name,
         "ours": round(times["ours"], 4),

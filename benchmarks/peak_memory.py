@@ -12,7 +12,7 @@ MIB = 2**20
 
 
 def start_peak(device: torch.device) -> float:
-    """Begin to look for the highest size; returns the size now, in MiB."""
+    """Start to track the peak size; return the current size in MiB."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MIB
@@ -22,7 +22,7 @@ def start_peak(device: torch.device) -> float:
 
 
 def read_peak(device: torch.device) -> float:
-    """The highest size since then, in MiB."""
+    """The peak size since `start_peak`, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / MIB
     return read_status("VmHWM")

@@ -1,7 +1,7 @@
-"""Training steps written as plain loops, to compare with: no code of this package in them.
+"""Training steps as plain loops, for comparison: they use no code of this package.
 
-Networks of torchvision and transformers, the loss as its paper has it, autocast and AdamW. The VAE
-and DALLE are those of dalle-pytorch. GLoRIA's local loss goes report by report, as published code
+Networks of torchvision and transformers, the loss as in its paper, autocast and AdamW. The VAE and
+DALLE are those of dalle-pytorch. GLoRIA's local loss loops over the reports, as the published code
 does.
 """
 
@@ -28,16 +28,16 @@ HALF = {"bf16": torch.bfloat16}
 def plain_step(
     name: str, sizes: Sizes, device: torch.device, precision: str
 ) -> Callable[[Batch], Tensor]:
-    """The step of a system, which returns its loss.
+    """The training step of a system; it returns the loss.
 
     Args:
-        name: of the system.
-        sizes: as of ours.
+        name: the system.
+        sizes: the same as for our step.
         device: where to compute.
         precision: `fp32` or `bf16`.
 
     Raises:
-        Lacking: the other side is not installed.
+        Lacking: dalle-pytorch is not installed.
     """
     if name in ("VAE", "DALLE") and (missing := missing_packages()):
         raise Lacking(f"{', '.join(missing)}: not installed")
@@ -76,7 +76,7 @@ def _head(inside: int, outside: int) -> nn.Sequential:
 
 
 class _Images(nn.Module):
-    """Normalises grey bytes and encodes them."""
+    """Image encoder: normalises grey uint8 images and encodes them."""
 
     def __init__(self, backbone: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Images(nn.Module):
 
 
 class _ClipStyle(nn.Module):
-    """Image and report encoder, two heads, the cross-entropy of cosines both ways."""
+    """ConVIRT: image and report encoder, two heads, cross-entropy of cosines in both directions."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _TwoViews(nn.Module):
 
 
 class _ReportByReport(nn.Module):
-    """GLoRIA: global and local terms, the local ones in a loop over the reports."""
+    """GLoRIA: global and local terms, the local terms in a loop over the reports."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""The memory that `bin/train.py --plan` predicts against what training steps take on a CPU.
+"""Memory predicted by `bin/train.py --plan`, against that of training steps on a CPU.
 
     python benchmarks/plan.py
 
-For each configuration, by default the five phantom ones, two processes: one predicts, the other
-takes two real steps on batches of the same shapes, the longest reports included. Memory is what
-torch's allocator has given out at the peak of the second step, as `torch.cuda.max_memory_allocated`
-is on a GPU; the growth of the process is shown beside it. The last line printed is one JSON object
-for the configuration whose prediction is worst: `ours` is predicted, `peer` measured.
+For each configuration, by default the five phantom ones, one process predicts, and another runs two
+real steps on batches of the same shapes, the longest reports included. Memory is the peak allocated
+by torch in the second step, as `torch.cuda.max_memory_allocated` is on a GPU; the growth of the
+process is printed beside it. The last line printed is one JSON object for the configuration with
+the worst prediction: `ours` is predicted, `peer` measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PHANTOM = ("convirt", "simclr", "gloria", "vae", "dalle")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--configs", nargs="+", default=[f"phantom/{name}.yml" for name in PHANTOM])
     parser.add_argument("--keys", nargs="*", default=[], help="key=value for all of them")
@@ -45,14 +45,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def predicted(made_up: MadeUp) -> dict[str, float]:
-    """MiB of a step without numbers."""
+    """Predicted MiB of a step, without running it."""
     training = FakeTraining(made_up.model, made_up.data.prepare, made_up.section, gpu=False)
     step = training.step(made_up.group(made_up.section.batch_size))
     return {"mib": step.peak / MIB} | {part: size / MIB for part, size in step.held.items()}
 
 
 def measured(made_up: MadeUp) -> dict[str, float]:
-    """MiB of a real step."""
+    """Measured MiB of a real step."""
     section, model = made_up.section, made_up.model.train()
     optimizer = make_optimizer(model, section)
     step = TrainingStep(model, made_up.data.prepare, optimizer, section, CPU)
@@ -63,7 +63,8 @@ def measured(made_up: MadeUp) -> dict[str, float]:
     before = start_peak(CPU)
     step(group)
     grown = read_peak(CPU) - before
-    model.zero_grad(set_to_none=True)  # the trace does not see what goes that it has not seen come
+    # The trace does not see the release of tensors that were allocated before it started.
+    model.zero_grad(set_to_none=True)
     tensors = [*model.parameters(), *model.buffers()]
     for state in optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
@@ -80,7 +81,7 @@ def measured(made_up: MadeUp) -> dict[str, float]:
 
 
 def in_process(arguments: argparse.Namespace, kind: str, config: str) -> dict[str, float]:
-    """Measure one side of a comparison in a separate process."""
+    """Predict or measure in a separate process."""
     command = [sys.executable, __file__, "--keys", *arguments.keys, "--of", kind, config]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
@@ -88,7 +89,7 @@ def in_process(arguments: argparse.Namespace, kind: str, config: str) -> dict[st
 
 
 def main() -> None:
-    """Measures all and prints the comparison."""
+    """Measure all and print the comparison."""
     arguments = parse_arguments()
     if arguments.of:
         kind, name = arguments.of

@@ -1,4 +1,4 @@
-"""The five systems at their published sizes, or tiny, with batches as the loader gives them."""
+"""The five systems at their published sizes, or tiny, with batches as the loader returns them."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ PUBLISHED_OPTIMIZER = {
     "DALLE": "RAdam",
 }
 BATCH = {"ConVIRT": 32, "SimCLR": 16, "GLoRIA": 48, "VAE": 16, "DALLE": 12}
-"""Of config/SELFSUP and config/CLIP, with the command lines in docs."""
+"""Batch sizes of config/SELFSUP and config/CLIP, with the commands in docs."""
 LARGE = {"ConVIRT": 256, "SimCLR": 128, "VAE": 64, "DALLE": 48}
-"""Memory of a GPU for other uses."""
+"""Batch sizes of the second measurement."""
 Batch = dict[str, Tensor]
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Lacking(Exception):
-    """This version, or this machine, does not have what was to be measured; says what."""
+    """A measurement needs something that this version or machine does not have."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,19 @@ class Sizes:
 
     Args:
         pixels: side of the images of the contrastive systems.
-        file_pixels: side of the images in their files.
-        files: number of those.
-        repeated: times that a pass over the data reads each.
+        file_pixels: side of the image files.
+        files: number of image files.
+        repeated: how often an epoch reads each file.
         backbone: image encoder.
         regions_backbone: image encoder of GLoRIA, a residual network.
         upsample: side to which GLoRIA enlarges its images.
-        width: of BERT.
-        layers: of BERT.
-        vocabulary: of BERT.
-        tokens: longest report.
-        last_layers: layers of BERT that GLoRIA adds up.
-        batch: samples a step, by system.
-        large: the same of a second measurement.
+        width: hidden size of BERT.
+        layers: layers of BERT.
+        vocabulary: vocabulary size of BERT.
+        tokens: length of the longest report.
+        last_layers: number of last BERT layers that GLoRIA sums.
+        batch: samples per step, by system.
+        large: samples per step of a second measurement, by system.
         vae: shape of the VAE.
         dalle: shape of DALLE.
     """
@@ -116,7 +116,7 @@ class Sizes:
 
     @property
     def bert(self) -> dict[str, Any]:
-        """Settings of BERT."""
+        """Configuration of BERT."""
         return {
             "hidden_size": self.width,
             "num_hidden_layers": self.layers,
@@ -128,7 +128,7 @@ class Sizes:
 
     @property
     def image_tokens(self) -> int:
-        """Number of tokens that an image has in DALLE."""
+        """Number of image tokens of DALLE."""
         return int(self.vae["image_size"] // 2 ** self.vae["num_layers"]) ** 2
 
 
@@ -168,12 +168,12 @@ TINY = Sizes(
 
 
 class Systems:
-    """The systems and their batches, each made once.
+    """The systems and their batches, each built once.
 
     Args:
-        sizes: how large.
-        folder: where images and the checkpoint of the VAE may be written.
-        device: where batches will go: they are pinned for a GPU.
+        sizes: model and data sizes.
+        folder: where images and the VAE checkpoint are written.
+        device: target of the batches; they are pinned for a GPU.
     """
 
     def __init__(self, sizes: Sizes, folder: Path, device: torch.device) -> None:
@@ -183,11 +183,11 @@ class Systems:
         self._batches: dict[tuple[str, int], Batch] = {}
 
     def model(self, name: str, chunk: int | None = None) -> Any:
-        """A system with random weights, the same each time, on the CPU.
+        """A system on the CPU with random weights, the same each time.
 
         Args:
-            name: of the system.
-            chunk: `forward_batch_size` of a contrastive one.
+            name: the system.
+            chunk: `forward_batch_size` of a contrastive system.
         """
         if name not in self._models:
             torch.manual_seed(0)
@@ -198,7 +198,7 @@ class Systems:
         return model
 
     def images(self, name: str, **settings: Any) -> ImageDataset:
-        """The training images of a system: phantom X-rays in files."""
+        """The training images of a system: files of phantom X-rays."""
         root = self.folder / "phantom"
         if not root.exists():
             plan = Plan(
@@ -218,13 +218,13 @@ class Systems:
         return ImageDataset(split="train", training=True, seed=0, root=str(root), **options)
 
     def prepare(self, name: str) -> Prepare:
-        """Run the data set's steps on the device."""
+        """The data set's `prepare`, which runs on the device."""
         if name == "DALLE":
             return lambda batch: batch
         return self._dataset(name).prepare
 
     def batch(self, name: str, size: int) -> Batch:
-        """A batch as the loader gives it."""
+        """A batch as the loader returns it."""
         if (name, size) not in self._batches:
             self._batches[name, size] = self._make_batch(name, size)
         return dict(self._batches[name, size])
@@ -307,10 +307,10 @@ class Systems:
 
 
 def trainor_section(**wanted: Any) -> TrainorSection:
-    """The settings of a training.
+    """The trainor section.
 
     Raises:
-        Lacking: this version has no such key.
+        Lacking: this version does not have one of the keys.
     """
     known = {one.name for one in dataclasses.fields(TrainorSection)}
     if unknown := [name for name in wanted if name not in known]:
@@ -322,13 +322,13 @@ def trainor_section(**wanted: Any) -> TrainorSection:
 def our_step(
     model: Any, prepare: Prepare, device: torch.device, **settings: Any
 ) -> Callable[[Batch], StepResult]:
-    """The training step of this package, on a model that it takes over.
+    """The training step of this package; it takes over the model.
 
     Args:
-        model: on the CPU.
-        prepare: of the data set.
+        model: the model, on the CPU.
+        prepare: `prepare` of the data set.
         device: where to compute.
-        settings: of the section `trainor`.
+        settings: keys of the section `trainor`.
     """
     section = trainor_section(**settings)
     prepare_network(model, section, device)

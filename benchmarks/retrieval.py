@@ -1,15 +1,15 @@
-"""Time and memory of retrieval ranks against one plain matrix product of the same embeddings.
+"""Time and memory of retrieval ranks, against one matrix product of the same embeddings.
 
     python benchmarks/retrieval.py
     python benchmarks/retrieval.py --pairs 200000 --repetitions 1
 
-Both multiply every image embedding with every report embedding in float64: the peer writes each
-product over the one before and does nothing with it, ours counts, for both directions, what ranks
-above and beside each pair. So the ratio is the share of the product's speed that is left when the
-ranks are there. `--loop` times two products, each compared in one direction, as well. Times are
-medians of repetitions that alternate in one process, after a first one of each; memory is the
-highest resident size above that before the computation, in a fresh process each. The last line
-printed is one JSON object; `of_200000` is what 200,000 pairs take at the speed measured.
+Both multiply every image embedding with every report embedding in float64. The peer discards the
+products; ours counts, in both directions, the candidates ranked above each pair and tied with it.
+So the ratio is the fraction of the product's speed that computing ranks keeps. `--loop` also times
+two products, each compared in one direction. Times are medians of alternating repetitions in one
+process, after one warm-up of each; memory is the peak resident size minus the size before the
+computation, each in a fresh process. The last line printed is one JSON object; `of_200000` is the
+time for 200,000 pairs at the measured speed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE = 2048
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--width", type=int, default=128)
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_embeddings(pairs: int, width: int) -> tuple[Tensor, Tensor]:
-    """Images [N, D] and reports [N, D] that resemble each other pair by pair."""
+    """Embeddings of images [N, D] and reports [N, D], similar within each pair."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(pairs, width, generator=generator)
     return images, images + 2 * torch.randn(pairs, width, generator=generator)
@@ -86,7 +86,7 @@ def make_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], object]]
 
 
 def main() -> None:
-    """Measures both and prints the comparison."""
+    """Measure both and print the comparison."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     steps = make_steps(arguments)

@@ -1,14 +1,14 @@
-"""Bytes exchanged in a step, and the number of processes from which a system no longer gains.
+"""Bytes exchanged in a training step, and how each system scales with the number of processes.
 
     python benchmarks/scaling.py                          # the check, then the table
     python benchmarks/scaling.py --worlds 8 64 --batch 64
     python benchmarks/scaling.py --no-check
 
 The check trains every system for some steps in two processes and reads from the kernel how many
-bytes each has sent over its connections; they have to equal the formulas. The table applies
-the formulas to the published models, with 8, 64 and 1,024 GPUs that each keep the published batch.
-Arithmetic is counted on the model itself; `--flops`, `--node` and `--network` say how fast the GPUs
-and their links are. The last line is one JSON object: the largest error of a formula.
+bytes each has sent; they must equal the formulas. The table applies the formulas to the published
+models, with 8, 64 and 1,024 GPUs that each keep the published batch. Floating-point operations are
+counted on the model itself; `--flops`, `--node` and `--network` set the speed of the GPUs and of
+their links. The last line is one JSON object: the largest error of a formula.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vilmedic.models.gloria import GLoRIA
 from vilmedic.models.simclr import SimCLR
 
 WORDS = 97
-"""The longest report of a batch, in words; `tokenizer_max_len` is 128 pieces of words."""
+"""The longest report of a batch, in words; `tokenizer_max_len` is 128 word pieces."""
 REGIONS = 19 * 19
 WIDTH = 768
 MIMIC = 222_758
@@ -50,14 +50,14 @@ MIMIC = 222_758
 
 @dataclass(frozen=True)
 class Published:
-    """A published model, and what one sample costs.
+    """A published model and its costs per sample.
 
     Args:
         costs: what it exchanges.
-        batch: the published batch, here that of one GPU.
-        flops: of the forward pass of a sample.
-        pair_flops: of comparing one sample with another, forward.
-        pair_bytes: kept for one sample of another process, on each GPU.
+        batch: the published batch size, here for one GPU.
+        flops: operations of the forward pass for one sample.
+        pair_flops: operations to compare one sample with another, forward.
+        pair_bytes: bytes kept on each GPU for one sample of another process.
     """
 
     costs: Costs
@@ -78,8 +78,8 @@ RESNET = {"backbone": "resnet50", "pretrained": False}
 
 
 def published() -> dict[str, Published]:
-    """The models of `config/SELFSUP`, with a vocabulary of 30,522 pieces of words."""
-    vocabulary = 30_522 * WIDTH  # the small tokenizer that stands in has next to none
+    """The models of `config/SELFSUP`, with a vocabulary of 30,522 word pieces."""
+    vocabulary = 30_522 * WIDTH  # the small tokenizer used here has almost none
     images = torch.rand(1, 3, 224, 224)
     texts = {
         "input_ids": torch.full((1, 128), 5),
@@ -129,7 +129,7 @@ def published() -> dict[str, Published]:
         costs,
         48,
         flops_of(model, {"images": images} | texts),
-        # The scores of words and regions, and what the Gram matrix of the regions adds.
+        # The word-region scores, and the Gram matrix of the regions.
         2 * WORDS * REGIONS * (WIDTH + REGIONS),
         2 * BYTES * (2 + WORDS) * WIDTH,
     )
@@ -137,7 +137,7 @@ def published() -> dict[str, Published]:
 
 
 def flops_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    """Operations of encoding one sample, forward."""
+    """Operations to encode one sample, forward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -158,7 +158,7 @@ def table(models: dict[str, Published], arguments: argparse.Namespace) -> list[d
             pairs = 3 * own * batch * model.pair_flops / arguments.flops
             gradients = bytes_sent["gradients"] / link
             features = (bytes_sent["features"] + bytes_sent["swapped"]) / link
-            # Gradients travel while the backward pass runs, which is two thirds of encoding.
+            # Gradients are sent during the backward pass, which is two thirds of the encoding.
             time = encode + pairs + features + max(0.0, gradients - encode * 2 / 3)
             rows.append(
                 {
@@ -195,22 +195,26 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--worlds", type=int, nargs="+", default=[8, 64, 1024])
-    parser.add_argument("--batch", type=int, help="samples a GPU; the published batch otherwise")
-    parser.add_argument("--flops", type=float, default=200e12, help="operations a second of a GPU")
-    parser.add_argument("--per-node", type=int, default=8, help="GPUs of a machine")
-    parser.add_argument("--node", type=float, default=300e9, help="bytes a second inside a machine")
+    parser.add_argument("--batch", type=int, help="samples per GPU; default: the published batch")
     parser.add_argument(
-        "--network", type=float, default=40e9, help="bytes a second and GPU outside"
+        "--flops", type=float, default=200e12, help="operations per second of a GPU"
+    )
+    parser.add_argument("--per-node", type=int, default=8, help="GPUs per machine")
+    parser.add_argument(
+        "--node", type=float, default=300e9, help="bytes per second inside a machine"
+    )
+    parser.add_argument(
+        "--network", type=float, default=40e9, help="bytes per second and GPU between machines"
     )
     parser.add_argument("--no-check", action="store_true")
     return parser.parse_args()
 
 
 def main() -> None:
-    """The check and the table."""
+    """Run the check and print the table."""
     arguments = parse_arguments()
     worst = None if arguments.no_check else check()
     print()

@@ -1,12 +1,12 @@
-"""Memory and time of a training step of the discrete VAE against dalle-pytorch's.
+"""Memory and time of a training step of the discrete VAE, against dalle-pytorch.
 
     python benchmarks/vae_step.py
 
 Both compute one forward and backward pass on the same images with the same weights. Memory is the
-highest resident size (on a GPU: allocated size) above that before the step, measured in a fresh
-process each. Times are medians of steps that alternate in one process, after a first one of each.
-With the same noise, on one image, losses and gradients are compared as well. Needs the reference,
-which `make test` installs. The last line printed is one JSON object.
+peak resident size (on a GPU: allocated size) minus the size before the step, each measured in a
+fresh process. Times are medians of alternating steps in one process, after one warm-up of each.
+Losses and gradients on one image with the same noise are also compared. Needs the reference, which
+`make test` installs. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHAPE = ("image_size", "num_layers", "num_tokens", "codebook_dim", "hidden_dim")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, with the configuration for MIMIC-CXR as default."""
+    """Parse the command line, with the configuration for MIMIC-CXR as default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=256)
@@ -62,7 +62,7 @@ def make_models(arguments: argparse.Namespace) -> dict[str, nn.Module]:
     settings["straight_through"] = arguments.straight_through
     weight = arguments.kl_div_loss_weight
     torch.manual_seed(0)
-    # dalle-pytorch does not divide the divergence by the number of images
+    # dalle-pytorch does not divide the KL divergence by the number of images
     peer = load_reference().DiscreteVAE(
         **settings, kl_div_loss_weight=weight / arguments.batch_size
     )
@@ -92,7 +92,7 @@ def make_images(arguments: argparse.Namespace, count: int) -> Tensor:
 
 
 def measure_memory(arguments: argparse.Namespace) -> float:
-    """MiB that a step takes; run in a fresh process."""
+    """Peak MiB of a step; run in a fresh process."""
     model = make_models(arguments)[arguments.memory_of]
     make_step(arguments.memory_of, model, make_images(arguments, 1))()  # loads the libraries
     images = make_images(arguments, arguments.batch_size)
@@ -100,7 +100,7 @@ def measure_memory(arguments: argparse.Namespace) -> float:
 
 
 def compare(models: dict[str, nn.Module], images: Tensor) -> None:
-    """Print how far losses and gradients are apart when both get the same noise."""
+    """Print the differences of losses and gradients when both get the same noise."""
     ours, peer = models["ours"], models["peer"]
     assert isinstance(ours, VAE)
     positions = (len(images), ours.num_tokens, ours.grid, ours.grid)
@@ -130,7 +130,7 @@ def compare(models: dict[str, nn.Module], images: Tensor) -> None:
 
 
 def main() -> None:
-    """Measures both and prints the comparison."""
+    """Measure both and print the comparison."""
     arguments = parse_arguments()
     require_reference()
     torch.set_num_threads(arguments.threads)

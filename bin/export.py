@@ -1,4 +1,4 @@
-"""Write a run as a folder for others: python bin/export.py ckpt/<name> out/."""
+"""Export a run as a folder to share: python bin/export.py ckpt/<name> out/."""
 
 import sys
 from pathlib import Path

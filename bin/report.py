@@ -1,4 +1,4 @@
-"""Make the pages of a run: python bin/report.py ckpt/<name>."""
+"""Write the report pages of a run: python bin/report.py ckpt/<name>."""
 
 import sys
 from pathlib import Path

@@ -4,9 +4,8 @@
 
 Prints a table, errors, warnings and advice, and writes data_check.json, data_check.png (a page of
 histograms), data_samples.png (images with their reports) and data_check.txt (all files of which a
-message lists the first five) into the run's folder. Exit status: 0 when a run would see what the
-files show; 1 when it could not start, or would see something else (errors and warnings); 2 when the
-configuration cannot be used.
+message lists the first five) into the run's folder. Exit status: 0 without errors and warnings, 1
+with any, 2 when the configuration is not valid.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ LISTS = "data_check.txt"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
+    """Run the command line and return its exit status."""
     given = _parser().parse_intermixed_args(arguments)
     return guarded("check", lambda: _run(given))
 
@@ -40,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     config = load(given.config, given.overrides)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # it warns of long reports
+    logging.getLogger("transformers").setLevel(
+        logging.ERROR
+    )  # hides its warnings about long reports
     from vilmedic.preparation.check_page import (
         as_lists,
         as_table,
@@ -81,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", help="configuration file")
     parser.add_argument("overrides", nargs="*", help="key=value, as for training")
     parser.add_argument("--images", type=count, help="decode at most this many images of a split")
-    parser.add_argument("--workers", type=count, default=0, help="threads, 0 for one a core")
-    parser.add_argument("--out", type=Path, help="folder for the files instead of the run's")
+    parser.add_argument("--workers", type=count, default=0, help="threads, 0 for one per core")
+    parser.add_argument("--out", type=Path, help="write the files to this folder")
     return parser
 
 

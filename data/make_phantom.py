@@ -1,9 +1,9 @@
-"""Builds the phantom data set: synthetic chest X-rays with findings, reports and labels.
+"""Build the phantom data set: synthetic chest X-rays with findings, reports and labels.
 
     python data/make_phantom.py --root data/phantom --train 4000 --validate 500 --test 500 \
         --size 128 --seed 0
 
-The same arguments give the same data set on any number of cores.
+The same arguments give the same data set with any number of cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vilmedic.script import argument_parser, count
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
+    """Run the command line and return its exit status."""
     given = _parser().parse_args(arguments)
     return guarded("make_phantom", lambda: _run(given))
 
@@ -59,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         "--validate", type=count, default=default.validate, help="validation samples"
     )
     parser.add_argument("--test", type=count, default=default.test, help="test samples")
-    parser.add_argument("--size", type=_size, default=default.size, help="pixels a side")
-    parser.add_argument("--seed", type=count, default=default.seed, help="seed of all drawn")
-    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+    parser.add_argument(
+        "--size", type=_size, default=default.size, help="side of the images in pixels"
+    )
+    parser.add_argument("--seed", type=count, default=default.seed, help="random seed")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one per core")
     parser.add_argument("--force", action="store_true", help="replace an existing phantom data set")
     parser.add_argument(
         "--sheet", type=Path, help="also write a sheet of 25 sample images here (PNG)"

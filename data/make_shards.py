@@ -1,10 +1,10 @@
-"""Writes the images of a folder of line files into tar shards, which ImSeqShards reads.
+"""Write the images of a folder of line files into tar shards, which ImSeqShards reads.
 
     python data/make_shards.py data/SELFSUP/mimic-cxr data/SELFSUP/mimic-cxr-shards \
         --image-path data/images/mimic-cxr-images-512 --ext jpg
 
-Run again after an interruption, it resumes where it stopped. Copy the shards anywhere, also to a
-web server; line files and indices stay in a folder here.
+An interrupted call resumes when it is run again. The shards can be copied anywhere, also to a web
+server; line files and indices must stay in a local folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vilmedic.script import argument_parser, count, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
+    """Run the command line and return its exit status."""
     given = _parser().parse_args(arguments)
     return guarded("make_shards", lambda: _run(given))
 
@@ -52,11 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argument_parser(__doc__ or "")
     parser.add_argument("root", type=Path, help="folder with train.image.tok and so on")
     parser.add_argument("target", type=Path, help="folder to write")
-    parser.add_argument("--image-path", type=Path, help="folder that the paths start from")
+    parser.add_argument("--image-path", type=Path, help="folder that the paths are relative to")
     parser.add_argument("--ext", help="extension of paths without one, such as jpg")
-    parser.add_argument("--samples", type=positive, default=1000, help="lines a shard")
+    parser.add_argument("--samples", type=positive, default=1000, help="lines per shard")
     parser.add_argument(
-        "--workers", type=count, default=0, help="shards at a time, 0 for one a core"
+        "--workers", type=count, default=0, help="shards at a time, 0 for one per core"
     )
     parser.add_argument("--force", action="store_true", help="replace existing shards")
     return parser

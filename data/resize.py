@@ -1,10 +1,10 @@
-"""Makes a folder of JPEG, PNG or DICOM images smaller, with the same tree of folders.
+"""Resize a folder of JPEG, PNG or DICOM images, keeping its tree of folders.
 
     python data/resize.py archive/images data/images/my-images-512 --size 512
 
-Run again after an interruption, it resumes where it stopped. Images that cannot be read, and those
-that would get the same name, are listed in unreadable.txt in the new folder, and the exit status is
-then 1. Files that are no images are listed in left_out.txt.
+An interrupted call resumes when it is run again. Images that cannot be read, and those that would
+get the same name, are listed in unreadable.txt in the new folder, and the exit status is then 1.
+Files that are not images are listed in left_out.txt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vilmedic.script import argument_parser, count, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
+    """Run the command line and return its exit status."""
     given = _parser().parse_args(arguments)
     return guarded("resize", lambda: _run(given))
 
@@ -77,9 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of JPEG files",
     )
     parser.add_argument(
-        "--max-pixels", type=positive, default=MAX_PIXELS, help="of the largest image that is read"
+        "--max-pixels",
+        type=positive,
+        default=MAX_PIXELS,
+        help="pixels of the largest image to read",
     )
-    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one per core")
     parser.add_argument("--force", action="store_true", help="convert existing images again")
     return parser
 

@@ -15,15 +15,15 @@ __all__ = ["pytest_terminal_summary", "trained"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Messages are not wrapped: tests in several processes are given the width of the terminal."""
+    """Disable wrapping of messages: pytest-xdist passes the terminal width to its workers."""
     os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(autouse=True)
 def closed_console() -> Iterator[None]:
-    """A command that ran in the process of the tests leaves no console behind it.
+    """Remove the console handlers of commands that ran in the test process.
 
-    With one, messages would not reach `caplog`, or would reach it twice.
+    Otherwise messages would not reach `caplog`, or would reach it twice.
     """
     yield
     LOGGER.handlers.clear()

@@ -1,4 +1,4 @@
-"""How often the weights of models are converted to 16 bits."""
+"""Count how often model weights are converted to 16 bits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CONVERSIONS = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
 
 
 class WeightConversions(TorchDispatchMode):
-    """Counts them by the name of the weight; a part of a weight counts as the weight.
+    """Counts conversions by weight name; a view of a weight counts as the weight.
 
     Args:
-        models: whose weights.
-        least: dimensions of the weights that are counted.
+        models: models whose weights are counted.
+        least: smallest number of dimensions of a counted weight.
 
     Attributes:
-        counts: how often each was converted.
+        counts: number of conversions of each weight.
     """
 
     def __init__(self, *models: nn.Module, least: int = 1) -> None:

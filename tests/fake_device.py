@@ -1,7 +1,7 @@
-"""A device on any machine that is not the CPU: tensors with shape and type, and without numbers.
+"""A fake GPU for any machine: tensors with shape and type, but without values.
 
-Torch calls it `meta`. Everything that a step asks of it is seen on its way there, and so is all
-that would make the host wait for a GPU in its place.
+It is torch's device `meta`. All operations of a step on it can be recorded, including those that
+would make the host wait for a real GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COPIES = ("_to_copy", "copy_", "_copy_from")
 
 
 class _Autocast:
-    """The context of reduced precision on the device, which torch has on real ones only."""
+    """Autocast for the fake device; torch's own works on real devices only."""
 
     dtype: torch.dtype | None = None
 
@@ -39,7 +39,7 @@ class _Autocast:
 
 @contextmanager
 def fake_device() -> Iterator[None]:
-    """A stretch in which the device is taken for one that trains: fused updates, autocast."""
+    """Make torch treat the fake device as one that trains: fused updates, autocast."""
     real, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
 
     def autocast(kind: str, dtype: Any = None, enabled: bool = True, **options: Any) -> Any:
@@ -66,10 +66,10 @@ def fake_device() -> Iterator[None]:
 
 
 class Waits(TorchDispatchMode):
-    """Notes the lines of the package at which the host would wait for a GPU.
+    """Records the lines of the package at which the host would wait for a GPU.
 
-    These read a value, look for what a mask hides, or copy between host and device in a way that
-    waits until all earlier work is done. Python numbers that are made a tensor count as well.
+    These read a value, index with a mask, or copy between host and device in a way that waits
+    until all earlier work is done. Tensors created from Python numbers count as well.
     """
 
     def __init__(self) -> None:
@@ -95,12 +95,12 @@ class Waits(TorchDispatchMode):
         if _waits(name, args, kwargs or {}):
             self.seen.append(f"{function} at {_line()}")
         if name == "_fused_sgd_" and args[0][0].device == DEVICE:
-            return None  # torch does not say what comes out, which is nothing
+            return None  # it has no meta implementation and returns nothing
         return function(*args, **(kwargs or {}))
 
 
 class _Made(TorchFunctionMode):
-    """Notes tensors on the device that are made of Python numbers, which torch does not show."""
+    """Records tensors created from Python numbers, which are not dispatched."""
 
     def __init__(self, waits: Waits) -> None:
         super().__init__()
@@ -128,14 +128,14 @@ def _waits(name: str, args: Any, kwargs: Any) -> bool:
     if name in COPIES:
         source = tensors[-1].device
         target = torch.device(kwargs.get("device") or tensors[0].device)
-        # Towards the device, a copy may be queued behind what is there.
+        # A copy from host to device may be queued without waiting.
         queued = kwargs.get("non_blocking") or (len(args) > 2 and args[2] is True)
         return target.type != source.type and not (queued and source.type == "cpu")
     return False
 
 
 def _line() -> str:
-    """The innermost line of the package that is being run."""
+    """The innermost running line of the package."""
     frames = [one for one in traceback.extract_stack() if "/vilmedic/" in one.filename]
     if not frames:
         return "?"

@@ -1,4 +1,4 @@
-"""Finished runs of every system, each trained once a session, for tests that use them."""
+"""Finished runs of every system, trained once per test session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vilmedic.phantom.write import Plan, build
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
-    "trainor.epochs=6",  # the statistics of batch normalisation are then those of images
+    "trainor.epochs=6",  # enough for the running statistics of batch normalisation
     "trainor.grad_accu=1",
     "trainor.num_workers=0",
     "trainor.save_every=null",
@@ -33,11 +33,11 @@ EVALUATION = (
 
 @dataclass
 class Runs:
-    """Trains a system when its run is asked for first.
+    """Trains a system when its run is first used.
 
     Args:
         data: the phantom data set: 21, 9 and 10 samples of 48 x 48 pixels.
-        ckpt_dir: where the runs are.
+        ckpt_dir: the folder of the runs.
     """
 
     data: Path
@@ -53,7 +53,7 @@ class Runs:
         return self._made[system.name]
 
     def words(self, system: System) -> list[str]:
-        """The configuration of a system and the words that make it small and say where it is."""
+        """The configuration of a system, and overrides for its size and folders."""
         config, *rest = system.arguments(self.data)
         return [str(ROOT / config), *rest, f"ckpt_dir={self.ckpt_dir}", f"name={system.name}"]
 

@@ -1,4 +1,4 @@
-"""What files and disks do to a program: one that is full, and paths that lead to no file."""
+"""Simulate a full disk and paths that are not regular files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @contextmanager
 def no_file_beyond(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes.
+    """Limit all files of this process to `size` bytes.
 
-    A test's own output may be such a file: the limit holds for the lines that need it, never for
-    a whole test, whose result is written while its fixtures still stand.
+    The limit also holds for pytest's own output, so use it only around the lines that need it,
+    never as a fixture for a whole test.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -26,10 +26,10 @@ def no_file_beyond(size: int) -> Iterator[None]:
 
 
 def odd_file(path: Path, kind: str) -> Path:
-    """A folder, a named pipe, a socket or a device, as near to `path` as it may be.
+    """Create something at `path` that is not a regular file.
 
     Args:
-        path: where it is made; a device is a link to one.
+        path: where to create it; a device is a link to one.
         kind: `a folder`, `a named pipe`, `a socket` or `a device`.
     """
     if kind == "a folder":
@@ -38,7 +38,7 @@ def odd_file(path: Path, kind: str) -> Path:
         os.mkfifo(path)
     elif kind == "a socket":
         before = Path.cwd()
-        os.chdir(path.parent)  # the name of a socket may only be short
+        os.chdir(path.parent)  # the path of a socket must be short
         try:
             with socket.socket(socket.AF_UNIX) as one:
                 one.bind(path.name)

@@ -1,4 +1,4 @@
-"""Evaluations of made-up features, without a trained model behind them."""
+"""Evaluations of made-up features, without a trained model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vilmedic.evaluation.features import SplitFeatures
 
 
 class Lines:
-    """The part of a data set that says where samples come from."""
+    """The part of a data set that describes samples."""
 
     def lines(self, index: Iterable[int]) -> list[str]:
         return [f"data/x:y/test.image.tok:{int(i) + 1}" for i in index]
@@ -26,7 +26,7 @@ class Lines:
 
 
 class MadeUp(Ensemble):
-    """Splits and text embeddings as given."""
+    """An ensemble with given splits and text embeddings."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class MadeUp(Ensemble):
 
 
 def sparse(labels: Tensor) -> csr_array:
-    """Multi-hot labels [N, L] as evaluation holds them."""
+    """Multi-hot labels [N, L] as evaluation stores them."""
     return csr_array(labels.bool().numpy())
 
 
@@ -77,7 +77,7 @@ def evaluation(
     out_dir: Path = Path(),
     seed: int = 0,
 ) -> Evaluation:
-    """An evaluation of the first split; the others are there to be asked for."""
+    """An evaluation of the first split; the others are available."""
     networks = MadeUp({split.split: split for split in splits}, text)
     return Evaluation(
         name="run",
@@ -92,7 +92,7 @@ def evaluation(
 
 
 def undeclared(metric: Any, values: dict[str, Any]) -> list[str]:
-    """The numbers that a metric gives and does not declare."""
+    """The numbers that a metric returns but does not declare."""
     numbers = [name for name, value in values.items() if type(value) in (int, float)]
     assert numbers
     declared = type(metric).numbers

@@ -1,4 +1,4 @@
-"""Checkpoint files as the original vilmedic and dalle-pytorch wrote them."""
+"""Write checkpoint files in the formats of the original vilmedic and dalle-pytorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def write_vilmedic(path: Path, model: nn.Module, settings: dict[str, Any], **names: str) -> None:
-    """A file of its last versions: weights, schedule, optimizer and a pickled configuration."""
+    """The format of its last versions: weights, schedule, optimizer and pickled configuration."""
     optimizer = torch.optim.RAdam(model.parameters())
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.8)
     plateau.step(np.float64(0.25))
@@ -49,17 +49,17 @@ def write_vilmedic(path: Path, model: nn.Module, settings: dict[str, Any], **nam
 
 
 def write_first_vilmedic(path: Path, model: nn.Module) -> None:
-    """A file of its first versions: weights alone."""
+    """The format of its first versions: weights only."""
     torch.save(renamed(model.state_dict(), "module.vae."), path)
 
 
 def write_dalle_pytorch_vae(path: Path, model: nn.Module, hparams: dict[str, Any]) -> None:
-    """What dalle-pytorch's `train_vae.py` saves."""
+    """The file that dalle-pytorch's `train_vae.py` saves."""
     torch.save({"hparams": hparams, "weights": model.state_dict()}, path)
 
 
 def write_dalle_pytorch_dalle(path: Path, weights: dict[str, Tensor], **parts: Any) -> None:
-    """What dalle-pytorch's `train_dalle.py` saves."""
+    """The file that dalle-pytorch's `train_dalle.py` saves."""
     rest = {"epoch": 3, "version": "1.6.6", "vae_class_name": "DiscreteVAE", "opt_state": {}}
     torch.save({**rest, "scheduler_state": None, "weights": weights, **parts}, path)
 

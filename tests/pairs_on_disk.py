@@ -44,9 +44,9 @@ def write_pairs(
     *,
     studies: bool = False,
 ) -> Path:
-    """Five grey images of 40 x 32 pixels, their reports, labels and findings.
+    """Write five grey images of 40 x 32 pixels with reports, labels and findings.
 
-    With `studies`, a line has one, two or three of the images, its own one first.
+    With `studies`, a line has one to three images, its own first.
     """
     (root / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def write_pairs(
 
 
 def read_pairs(root: Path, split: str = "test", **image: Any) -> ImSeqLabel:
-    """The images resized to 32 x 40 pixels, of which the middle 32 x 32 are seen."""
+    """Read the data set: images are resized to 32 x 40 pixels and cropped to the centre 32 x 32."""
     given = {"split": split, "root": str(root)}
     return ImSeqLabel(
         image=ImageDataset(training=False, seed=0, resize=32, crop=32, **given, **image),
@@ -81,7 +81,7 @@ def read_pairs(root: Path, split: str = "test", **image: Any) -> ImSeqLabel:
 
 
 def gloria_evaluation(root: Path, models: int = 1, batch_size: int = 2, **image: Any) -> Evaluation:
-    """Untrained networks on the split `test` of `write_pairs`; studies if `image` says so."""
+    """Untrained networks on the split `test` of `write_pairs`, or on its studies."""
     write_pairs(root, "train")
     write_pairs(root, studies="multi_image" in image)
     read_pairs(root, "train")  # builds the vocabulary

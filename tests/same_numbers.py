@@ -1,16 +1,16 @@
-"""Whether two commits compute the same: every system trained and evaluated at both, bit by bit.
+"""Compare two commits bit by bit: train and evaluate every system at both.
 
     python -m tests.same_numbers dd2cdab main
     python -m tests.same_numbers dd2cdab HEAD --processes 2 --folder /tmp/numbers
 
-For changes that move code and are not to change a number. A worktree of each commit is made in a
-temporary folder, and in it every system is trained for a few steps on one phantom data set and
-evaluated, with the commands of that commit, a fixed seed, one thread, and a process of its own for
-each command. All that `last_3.pth` holds but the configuration, every line of `metrics.jsonl` and
-every number of `results_test.json` are then compared: numbers and texts by equality, tensors bit by
-bit. A table says how many differ; the exit status is 1 if any does.
+For refactorings that must not change a number. Each commit is checked out in a temporary worktree,
+where every system is trained for a few steps on the same phantom data set and evaluated, with the
+commands of that commit, a fixed seed, one thread, and one process per command. Then everything in
+`last_3.pth` except the configuration, every line of `metrics.jsonl` and every number of
+`results_test.json` is compared: numbers and texts by equality, tensors bit by bit. A table lists
+the number of differences; the exit status is 1 if there are any.
 
-With `--folder` runs are kept, and a commit whose runs are there is not run again.
+With `--folder` runs are kept, and commits that have runs there are not run again.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ EVALUATION = (
     "ensemblor.report=False",
 )
 UNCOMPARED = ("config", "checkpoints", "tf32")
-"""What says where a run was made, or that it was no GPU, rather than what was computed."""
+"""Values that describe where a run was made rather than what was computed."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run that is made at both commits.
+    """A run to compare between the commits.
 
     Args:
-        name: of the run.
-        system: what is trained.
-        words: further overrides of training and evaluation.
-        evaluation: the configuration of its evaluation, where that is another one.
-        evaluation_words: overrides of the evaluation alone.
+        name: name of the run.
+        system: the system to train.
+        words: overrides for training and evaluation.
+        evaluation: configuration of the evaluation, if it differs.
+        evaluation_words: overrides for the evaluation only.
     """
 
     name: str
@@ -90,10 +90,10 @@ COMPARISONS = (
 
 
 def main() -> int:
-    """Compare two commits as the command line says; returns the exit status."""
+    """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("commits", nargs=2, metavar="COMMIT")
-    parser.add_argument("--folder", type=Path, help="where runs are kept and found again")
+    parser.add_argument("--folder", type=Path, help="keep the runs here and use them again")
     parser.add_argument("--processes", type=int, default=1, help="processes that train together")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,7 +111,7 @@ def main() -> int:
 
 
 def _runs(commit: str, folder: Path, processes: int) -> dict[str, dict[str, Any]]:
-    """What every run of a commit computes, by the name of the run."""
+    """All values that a commit's runs compute, by run name."""
     data = folder / "data"
     runs = folder / f"{commit}-{processes}"
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,7 +125,7 @@ def _runs(commit: str, folder: Path, processes: int) -> dict[str, dict[str, Any]
                 if not data.exists():
                     sizes = ("--train=44", "--validate=16", "--test=24", "--size=48", "--seed=0")
                     _command(tree, "data/make_phantom.py", f"--root={data}", *sizes)
-                shutil.rmtree(runs / one.name, ignore_errors=True)  # of an attempt that was ended
+                shutil.rmtree(runs / one.name, ignore_errors=True)  # left by an interrupted run
                 _run(tree, one, data, runs, processes)
                 (runs / one.name / "done").touch()
         finally:
@@ -168,7 +168,7 @@ def _git(*words: str) -> str:
 
 
 def _numbers(run: Path) -> Iterator[tuple[str, Any]]:
-    """Every value that a run has left, with the place where it stands."""
+    """Every value in the files of a run, with its location."""
     state = torch.load(run / "last_3.pth", map_location="cpu", weights_only=True)
     yield from _leaves("last_3.pth", state)
     for number, line in enumerate((run / "metrics.jsonl").read_text().splitlines()):
@@ -190,7 +190,7 @@ def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Number of values, of those that differ and of those that one side lacks, and the first."""
+    """Count all, different and missing values; also return the first difference."""
     missing = sorted(before.keys() ^ after.keys())
     differ = [
         name for name in before.keys() & after.keys() if not _equal(before[name], after[name])
@@ -200,7 +200,7 @@ def _compare(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, str, s
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same, tensors in every bit."""
+    """Whether two values are equal, tensors bit by bit."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return type(one) is type(other) and (one == other or (one != one and other != other))
     if one.dtype != other.dtype or one.shape != other.shape:

@@ -1,4 +1,4 @@
-"""Processes that work together, as torchrun would start them, for tests."""
+"""Start groups of distributed processes in tests, as torchrun does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-# Processes forked from a server that has loaded the libraries begin at once.
+# Processes forked from a server that has loaded the libraries start immediately.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
@@ -28,14 +28,14 @@ CPU = torch.device("cpu")
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """An unused port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun tells a process."""
+    """The environment variables that torchrun sets for a process."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -49,17 +49,17 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
 def run_checks(
     checks: Sequence[Callable[[], Any]], folder: Path, world: int = 2, seconds: float = 280
 ) -> dict[str, list[Any]]:
-    """Run functions one after the other in processes of one group.
+    """Run functions one after the other in one process group.
 
     Args:
         checks: functions of a module, each returning tensors and plain values.
         folder: an empty folder.
         world: number of processes.
-        seconds: how long they may take.
+        seconds: time limit.
 
     Returns:
-        What each function returned, by its name, one result a process; a text with the traceback
-        for one that failed.
+        The results of each function by its name, one per process; the traceback as text where it
+        failed.
     """
     port = free_port()
     running = []
@@ -97,10 +97,10 @@ def _work(checks: Sequence[Callable[[], Any]], variables: dict[str, str], path: 
 def start_command(
     arguments: Sequence[str], folder: Path, *, script: str = "train", world: int = 2
 ) -> list[Any]:
-    """Start a command of the project in several processes, each with its output in a file.
+    """Start a command in several processes; each writes its output to a file.
 
     Args:
-        arguments: the words of the command.
+        arguments: the arguments of the command.
         folder: gets `output_<rank>.txt`.
         script: `train` or `ensemble`.
         world: number of processes.
@@ -120,7 +120,7 @@ def start_command(
 
 
 def finish(running: Sequence[Any], folder: Path, status: int = 0) -> None:
-    """Wait for the end of processes that are to end with a status."""
+    """Wait for processes and check their exit status."""
     for rank, process in enumerate(running):
         process.join(200)
         output = (folder / f"output_{rank}.txt").read_text()

@@ -1,4 +1,4 @@
-"""A tiny network of each family of backbones, by its settings alone."""
+"""A tiny network of each backbone family, built from its configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOWS["drop_path_rate"] = 0.0
 
 
 class Family(NamedTuple):
-    """A backbone, its settings, a layer with regions, and its rows and columns at 32 pixels."""
+    """A backbone, its settings, a layer with regions, and that layer's grid at 32 pixels."""
 
     backbone: str
     config: dict[str, Any]
@@ -64,7 +64,7 @@ FAMILIES = {
 
 
 def of_library(family: Family) -> nn.Module:
-    """The network as its library makes it, without a classifier."""
+    """The network as its library builds it, without a classifier."""
     library, name = family.backbone.replace("/", ":").split(":")
     if library == "timm":
         model: nn.Module = timm.create_model(name, num_classes=0, **family.config)
@@ -73,7 +73,7 @@ def of_library(family: Family) -> nn.Module:
 
 
 def saved(family: Family, folder: Path) -> tuple[str, nn.Module]:
-    """Write a network as its library does; the name of it as a backbone, and the network."""
+    """Save a network as its library does; return its backbone name and the network."""
     network = of_library(family).eval()
     if family.backbone.startswith("timm/"):
         save_for_hf(network, str(folder), safe_serialization=True)

@@ -1,4 +1,4 @@
-"""Small DALLE models, for tests that need one."""
+"""Small DALLE models for tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY_TRANSFORMER: dict[str, Any] = {
 
 
 def save_vae(path: Path, **settings: Any) -> Path:
-    """A checkpoint of a VAE with random weights."""
+    """Save a checkpoint of a VAE with random weights."""
     torch.manual_seed(0)
     settings = TINY_VAE | settings
     vae = VAE(**settings)
@@ -48,7 +48,7 @@ def tiny_dalle(vae: Path, *, spec: Any = None, **settings: Any) -> DALLE:
 
 
 def dalle_batch(size: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Reports of different lengths, and images, as they are after `prepare`."""
+    """Reports of different lengths and images, in the form that `prepare` returns."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(1, 15, (size, 5), generator=random)
     lengths = torch.randint(1, 6, (size, 1), generator=random)

@@ -1,4 +1,4 @@
-"""Small stand-ins for what a configuration and a data set would give."""
+"""Small models, tokenizers and batches for tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TINY_BERT: dict[str, Any] = {
 
 
 def tiny_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
-    """Whole words, with [CLS] and [SEP] around a report."""
+    """A word-level tokenizer with [CLS] and [SEP] around a report."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     vocabulary = {word: i for i, word in enumerate([*specials, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -67,7 +67,7 @@ def tiny_spec(max_len: int = 16, **fields: Any) -> DataSpec:
 
 
 def save_tiny_bert(folder: Path, seed: int = 0) -> Path:
-    """A published text encoder with its tokenizer, whose reports are not all alike."""
+    """Save a BERT with its tokenizer; its random weights tell reports apart."""
     torch.manual_seed(seed)
     config = BertConfig(**TINY_BERT, vocab_size=tiny_spec().vocab_size, initializer_range=0.5)
     BertModel(config).save_pretrained(folder)
@@ -76,7 +76,7 @@ def save_tiny_bert(folder: Path, seed: int = 0) -> Path:
 
 
 def tiny_cnn(**settings: Any) -> VisionEncoder:
-    """ShuffleNet with 0.34 million parameters and 1024 features; takes images from 32 x 32."""
+    """A ShuffleNet with 0.34 million parameters and 1024 features; images from 32 x 32 pixels."""
     return VisionEncoder(
         **{"backbone": "shufflenet_v2_x0_5", "pretrained": False, **settings},
         read_encoder=read_encoder,
@@ -110,7 +110,7 @@ def tiny_simclr(**settings: Any) -> SimCLR:
 
 
 def tiny_gloria(spec: DataSpec | None = None, **settings: Any) -> GLoRIA:
-    """Regions are the 4 x 4 positions of the second stage of a ShuffleNet, for 32 x 32 images."""
+    """A GLoRIA with 4 x 4 regions for 32 x 32 images: the second stage of a ShuffleNet."""
     parts: dict[str, Any] = {
         "encoder": WordEncoder(spec=spec or tiny_spec(), last_n_layers=1, **TINY_BERT),
         "cnn": tiny_cnn(),
@@ -123,7 +123,7 @@ def tiny_gloria(spec: DataSpec | None = None, **settings: Any) -> GLoRIA:
 
 
 def tiny_views(size: int = 4, image_size: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A batch of two views a sample, as it is after `prepare`."""
+    """A batch with two views per sample, in the form that `prepare` returns."""
     random = torch.Generator().manual_seed(seed)
     images = torch.randn(size, 2, 3, image_size, image_size, generator=random)
     return {"index": torch.arange(size), "images": images}
@@ -132,7 +132,7 @@ def tiny_views(size: int = 4, image_size: int = 32, seed: int = 0) -> dict[str, 
 def several_images(
     batch: dict[str, torch.Tensor], most: int = 3, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """A batch of one image a sample, or two views, with up to `most` images: [B, N, ...]."""
+    """Give each sample of a batch up to `most` images: [B, N, ...]."""
     random = torch.Generator().manual_seed(seed + 1)
     images = batch["images"]
     more = torch.randn(len(images), most, *images.shape[1:], generator=random)
@@ -147,7 +147,7 @@ def several_images(
 
 
 def tiny_batch(size: int = 4, image_size: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A batch as it is after `prepare`: images and reports of different lengths."""
+    """Images and reports of different lengths, in the form that `prepare` returns."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, 4 + len(WORDS), (size, 16), generator=random)
     lengths = torch.randint(3, 17, (size, 1), generator=random)
@@ -174,7 +174,7 @@ TINY_VAE: dict[str, Any] = {
 
 
 def tiny_vae(seed: int = 0, **settings: Any) -> VAE:
-    """A VAE with 4 x 4 positions, whose weights are large enough for codes to differ."""
+    """A VAE with 4 x 4 positions and weights large enough for codes to differ."""
     torch.manual_seed(seed)
     model = VAE(**{**TINY_VAE, **settings})
     for parameter in model.parameters():

@@ -29,7 +29,7 @@ def run(*words: str, action: object = None) -> int:
     return cli.command(list(words), "train.py", "Trains.", action or (lambda config: None))  # type: ignore[arg-type]
 
 
-def test_words_are_sorted() -> None:
+def test_arguments_are_parsed_into_options_and_overrides() -> None:
     line = cli.parse(["a.b=1", "c.yml", "~d", "--check", "e=-1"], "train.py")
     assert line == cli.CommandLine("c.yml", ("a.b=1", "~d", "e=-1"), "--check")
     assert cli.parse(["--print-config", "-h"], "train.py").option == "--help"
@@ -60,13 +60,13 @@ def test_words_are_sorted() -> None:
         ),
     ],
 )
-def test_other_words_are_refused(words: list[str], expected: str) -> None:
+def test_unknown_arguments_are_refused(words: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         cli.parse(words, "train.py")
     assert expected in str(caught.value)
 
 
-def test_a_fault_ends_with_status_2_and_its_text_alone(
+def test_a_config_error_exits_with_status_2_and_no_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(CONFIG, "trainor.batchsize=3") == 2
@@ -77,7 +77,9 @@ def test_a_fault_ends_with_status_2_and_its_text_alone(
     assert capsys.readouterr().err.startswith("2 problems:\n- trainor.batchsize")
 
 
-def test_errors_of_the_run_are_texts_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_during_the_run_are_printed_without_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def action(config: Config) -> None:
         raise DataError("train.image.tok:3: missing")
 
@@ -86,7 +88,9 @@ def test_errors_of_the_run_are_texts_as_well(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_disk_that_refuses_is_a_message(capsys: pytest.CaptureFixture[str], code: int) -> None:
+def test_disk_errors_are_printed_without_traceback(
+    capsys: pytest.CaptureFixture[str], code: int
+) -> None:
     def act(config: Config) -> None:
         raise OSError(code, os.strerror(code), "ckpt/run/labels.json")
 
@@ -94,7 +98,7 @@ def test_a_disk_that_refuses_is_a_message(capsys: pytest.CaptureFixture[str], co
     assert capsys.readouterr().err == f"error: ckpt/run/labels.json: {os.strerror(code)}.\n"
 
 
-def test_another_error_of_the_system_is_a_defect() -> None:
+def test_other_os_errors_are_raised() -> None:
     def act(config: Config) -> None:
         raise OSError(errno.EBADF, "Bad file descriptor")
 
@@ -102,7 +106,7 @@ def test_another_error_of_the_system_is_a_defect() -> None:
         run(CONFIG, action=act)
 
 
-def test_one_process_of_a_distributed_run_tells(
+def test_only_one_process_of_a_distributed_run_prints_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -117,7 +121,7 @@ def test_one_process_of_a_distributed_run_tells(
     del store
 
 
-def test_a_refused_training_leaves_no_folder(
+def test_a_training_that_cannot_start_leaves_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["config/phantom/simclr.yml", "dataset.root=nowhere", f"ckpt_dir={tmp_path / 'ckpt'}"]
@@ -143,7 +147,7 @@ def test_ctrl_c_before_training_gives_one_line(
     assert capsys.readouterr().err == expected
 
 
-def test_a_good_configuration_is_run() -> None:
+def test_a_valid_configuration_is_run() -> None:
     seen: list[Config] = []
     assert run(CONFIG, "name=x", action=seen.append) == 0
     assert seen[0].name == "x"
@@ -172,7 +176,7 @@ def test_help_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "ensemble.py"])
-def test_a_fault_is_reported_before_anything_heavy_is_imported(script: str) -> None:
+def test_config_errors_are_reported_before_torch_is_imported(script: str) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['bin/{script}', '{CONFIG}', 'trainor.batchsize=3']\n"

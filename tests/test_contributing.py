@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md: written to files as they stand there, trained and evaluated."""
+"""Train and evaluate the examples of CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = (
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with the files of the page, and data with an age a line."""
+    """A working directory with the files of the page, and data with one age per line."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -40,7 +40,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / f"data/ages/{split}.age.tok").write_text(ages)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for registry in REGISTRIES.values():  # what the examples register is gone afterwards
+    for registry in REGISTRIES.values():  # unregister the examples afterwards
         monkeypatch.setattr(registry, "_table", dict(registry._table))
         monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     yield tmp_path
@@ -58,7 +58,7 @@ def test_the_page_shows_four_kinds_of_plugin_and_a_configuration() -> None:
     ]
 
 
-def test_a_loss_out_of_the_working_directory_trains(clone: Path) -> None:
+def test_a_loss_in_the_working_directory_trains(clone: Path) -> None:
     [words] = re.findall(r"^    python bin/train\.py (\S+ .*SigmoidLoss)$", PAGE, re.MULTILINE)
     config, *given = shlex.split(words)
     small = CONVIRT.arguments(clone / "data/ages")[1:]

@@ -52,7 +52,7 @@ def test_a_weight_is_converted_once_for_many_forward_passes(precision: str) -> N
     assert [weight.requires_grad for weight in model.parameters()] == [True, True, False, False]
 
 
-def test_converted_weights_are_forgotten_at_the_end() -> None:
+def test_converted_weights_are_released_at_the_end() -> None:
     model, x, device = torch.nn.Linear(4, 4), torch.rand(2, 4), torch.device("cpu")
     found = []
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_only_tensors_move() -> None:
     assert moved["names"] == ["a", "b"]
 
 
-def test_what_shapes_follow_from_is_kept_on_the_host() -> None:
+def test_values_that_determine_shapes_stay_on_the_host() -> None:
     mask = torch.tensor([[True, True], [True, False]])
     batch = {"word_ids": torch.tensor([[0, 1], [0, -1]]), "images_mask": mask}
     moved = move(batch, torch.device("meta"))
@@ -104,7 +104,7 @@ def test_constants_are_made_once_for_each_device() -> None:
     assert made == [3.0, 4.0, 3.0]
 
 
-def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_uses_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -118,7 +118,7 @@ def test_each_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch)
         pick_device(None)
 
 
-def test_the_precision_is_that_of_the_card_or_of_the_run_so_far(
+def test_precision_follows_the_gpu_or_the_resumed_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
@@ -140,7 +140,7 @@ def products() -> tuple[bool, bool, bool]:
 
 
 @pytest.mark.parametrize("tf32", [True, False])
-def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> None:
+def test_tf32_is_enabled_only_inside_the_context(tf32: bool) -> None:
     before, gpu, cpu = products(), torch.device("cuda", 1), torch.device("cpu")
     with float32_products(gpu, tf32=tf32):
         assert products() == (tf32,) * 3
@@ -154,18 +154,18 @@ def test_a_gpu_computes_in_tf32_for_as_long_as_it_is_asked_to(tf32: bool) -> Non
     assert not uses_tf32(cpu, tf32)
 
 
-def test_blocks_have_the_size_for_the_device() -> None:
+def test_block_size_depends_on_the_device() -> None:
     assert block_numbers(torch.device("cpu"), 100) == 100
     assert block_numbers(torch.device("cuda", 1), 100) == 2**27
 
 
 @pytest.mark.parametrize("name", ["cuda:²", "cuda:", "cuda:-1", "cpu:0", "cuda:9999", "cuda:1 "])
-def test_other_names_are_refused(name: str) -> None:
+def test_unknown_device_names_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="allowed: cpu, cuda, cuda:N, mps or null"):
         pick_device(name)
 
 
-def test_a_numbered_gpu_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_numbered_gpu_becomes_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generator state and pinned memory are those of the current device."""
     current: list[torch.device] = []
     states = [torch.full((16,), number, dtype=torch.uint8) for number in range(3)]

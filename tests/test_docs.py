@@ -1,4 +1,4 @@
-"""The commands that the documentation shows are ones that the configurations accept."""
+"""The commands and snippets in the documentation are valid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def commands() -> list[tuple[str, str, str]]:
             while words.endswith("\\"):
                 rest += 1
                 words = f"{words[:-1]} {lines[rest].strip()}"
-            if "..." in words:  # what the reader fills in
+            if "..." in words:  # to be filled in by the reader
                 continue
             found.append((f"{page.name}:{number + 1}", script, words))
     return found
@@ -60,7 +60,7 @@ WHOLE = "ensemblor.metrics={"
 @pytest.mark.parametrize(
     ("place", "words"), [(place, words) for place, _, words in commands() if WHOLE in words]
 )
-def test_protocols_given_whole_are_all_that_is_measured(
+def test_overriding_all_protocols_replaces_those_of_the_file(
     place: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -70,7 +70,7 @@ def test_protocols_given_whole_are_all_that_is_measured(
     assert list(load(path, overrides).ensemblor.metrics) == named, place
 
 
-def test_a_key_inside_adds_to_the_protocols_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overriding_one_protocol_adds_to_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     [words] = [words for _, _, words in commands() if "ensemblor.metrics.knn=null" in words]
     path, *overrides = shlex.split(words)
@@ -78,7 +78,9 @@ def test_a_key_inside_adds_to_the_protocols_of_the_file(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("line", LOGGERS.findall((ROOT / "docs/watching.md").read_text()))
-def test_loggers_are_those_that_the_line_names(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logger_overrides_give_the_named_loggers(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     [word] = shlex.split(line, comments=True)
     found = [next(iter(one)) if isinstance(one, dict) else one for one in named_loggers(word)]
@@ -90,7 +92,7 @@ SNIPPET = re.compile(r"^```python\n(.*?)^```$|^    (python bin/embed\.py [^\n]*)
 
 @pytest.fixture
 def demo(trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like a clone after `make demo`, with a smaller model."""
+    """A folder like a clone after `make demo`, with a smaller model."""
     (tmp_path / "ckpt").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "ckpt" / "demo-convirt").symlink_to(trained(CONVIRT))
@@ -102,7 +104,7 @@ def demo(trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/after-training.md"])
-def test_python_on_a_page_runs(
+def test_python_snippets_run(
     page: str, demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = SNIPPET.findall((ROOT / page).read_text())
@@ -125,7 +127,7 @@ def named_loggers(word: str) -> list[object]:
     return load("config/phantom/convirt.yml", [word]).trainor.loggers
 
 
-def test_nobody_is_sent_to_the_project_of_the_same_name_on_the_public_index() -> None:
+def test_no_page_installs_the_other_vilmedic_from_pypi() -> None:
     places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
     for folder, kind in (("docs", "md"), ("vilmedic", "py"), ("data", "py"), ("benchmarks", "py")):
         places += ROOT.glob(f"{folder}/**/*.{kind}")
@@ -134,7 +136,7 @@ def test_nobody_is_sent_to_the_project_of_the_same_name_on_the_public_index() ->
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() -> None:
+def test_the_demo_runs_the_three_commands_of_the_readme_and_resumes() -> None:
     readme = (ROOT / "README.md").read_text()
     quick = readme[readme.index("## Quick start") : readme.index("## Five systems")]
     shown = re.findall(r"^    (python (?:data|bin)/.*)$", quick, re.MULTILINE)
@@ -151,7 +153,7 @@ def test_the_demo_is_the_three_commands_of_the_readme_and_can_be_called_again() 
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_label_efficiency_is_one_sweep_of_18_runs_and_one_figure(
+def test_the_label_efficiency_sweep_has_18_runs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -170,7 +172,7 @@ def test_label_efficiency_is_one_sweep_of_18_runs_and_one_figure(
     }
 
 
-def test_the_files_that_the_description_of_the_package_names_are_there() -> None:
+def test_files_named_in_pyproject_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"\b(?:vilmedic|distributed|training|evaluation)/[\w/]+\.py\b", text)
     assert len(named) > 10
@@ -181,7 +183,7 @@ def test_the_files_that_the_description_of_the_package_names_are_there() -> None
         assert (ROOT / "vilmedic" / f"{dotted.replace('.', '/')}.py").is_file(), dotted
 
 
-def test_the_dockerfile_copies_what_is_there_and_no_data() -> None:
+def test_the_dockerfile_copies_existing_files_and_no_data() -> None:
     text = (ROOT / "Dockerfile").read_text()
     copied = [word for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for word in line.split()]
     assert {"pyproject.toml", "constraints.txt", "vilmedic", "bin", "config"} <= set(copied)
@@ -193,7 +195,7 @@ def test_the_dockerfile_copies_what_is_there_and_no_data() -> None:
     assert len(re.findall(r"^torch(?:vision)?==\S+$", pinned, re.MULTILINE)) == 2
 
 
-def test_own_data_start_with_the_builder_and_the_command_that_it_prints(
+def test_own_data_section_shows_the_builder_and_its_printed_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = (ROOT / "README.md").read_text()
@@ -209,13 +211,13 @@ def test_own_data_start_with_the_builder_and_the_command_that_it_prints(
 
 
 @pytest.mark.parametrize("page", ["convirt", "gloria", "simclr", "vae"])
-def test_the_pages_of_the_systems_say_how_a_run_resumes(page: str) -> None:
+def test_system_pages_say_how_to_resume(page: str) -> None:
     text = (ROOT / f"docs/{page}.md").read_text()
     assert "`ckpt=auto`" in text
     assert "ckpt=last_<seed>" not in text
 
 
-def test_the_first_pages_need_no_credentials() -> None:
+def test_the_readme_starts_with_data_without_credentials() -> None:
     readme = (ROOT / "README.md").read_text()
     start = readme[: readme.index("## Five systems")]
     assert "mimic" not in start.lower()

@@ -39,7 +39,7 @@ def write_list(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def test_the_file_holds_what_python_gives(
+def test_the_file_holds_the_same_as_the_python_api(
     trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = trained(CONVIRT), tmp_path / "new" / "features.npz"
@@ -82,7 +82,7 @@ def test_lists_and_tables_name_images(trained: Runs, tmp_path: Path) -> None:
     assert whole[0]["visual"] == alone[0].tolist()
 
 
-def test_other_weights_and_arithmetic(trained: Runs, tmp_path: Path) -> None:
+def test_checkpoint_and_precision_options(trained: Runs, tmp_path: Path) -> None:
     run, paths = trained(CONVIRT), trained.images()
     listed = write_list(tmp_path / "images.txt", paths)
     options = ["--ckpt", "last_3.pth", "--ema", "--precision", "bf16", "--workers", "1"]
@@ -114,7 +114,7 @@ def test_a_second_call_does_nothing(
     assert np.linalg.norm(arrays(out)["visual"], axis=1).std() > 1e-3
 
 
-def test_what_cannot_be_read_is_an_error_or_a_row(
+def test_unreadable_inputs_are_errors_or_skipped(
     trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, paths = trained(CONVIRT), trained.images()
@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_an_error_or_a_row(
 
 
 def stopped(words: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C when all parts of two batches are there, and the file is not."""
+    """Interrupt with Ctrl-C after all parts are written and before the file is."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -162,7 +162,7 @@ def stopped(words: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("change", ["none", "content", "order", "text", "weights"])
-def test_inputs_that_change_make_no_wrong_row(
+def test_changed_inputs_are_embedded_again(
     change: str, trained: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedding_file, "PART", 8)
@@ -177,7 +177,7 @@ def test_inputs_that_change_make_no_wrong_row(
     words = [run, "--images", listed, "--texts", texts, "--out"]
     embed(*words, tmp_path / "before.npz")
     stopped([*words, tmp_path / "a.npz"], monkeypatch)
-    if change == "content":  # of the same size and date
+    if change == "content":  # with the same size and date
         date = images[3].stat().st_mtime_ns
         np.save(images[3], np.load(images[4]))
         os.utime(images[3], ns=(date, date))
@@ -220,7 +220,7 @@ def test_inputs_that_change_make_no_wrong_row(
         (["--texts", "{data}/blank.txt", "--out", "a.npz"], "holds no text"),
     ],
 )
-def test_what_does_not_fit_is_said_at_once(
+def test_bad_options_are_refused_before_loading_the_model(
     words: list[str],
     message: str,
     tmp_path: Path,
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_said_at_once(
     assert not (tmp_path / "a.npz").exists()
 
 
-def test_a_run_that_cannot_is_named(
+def test_unsuitable_runs_are_refused(
     trained: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = write_list(tmp_path / "texts.txt", ["Clear lungs."])
@@ -254,7 +254,7 @@ def test_a_run_that_cannot_is_named(
 
 
 def command(words: list[str]) -> None:
-    """The body of a process: the command, with parts of two batches."""
+    """Run in a child process: the command, with parts of two batches."""
     os.chdir(ROOT)
     torch.set_num_threads(1)
     embedding_file.PART = 8
@@ -268,7 +268,7 @@ def start(words: list[str]) -> Any:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_continues(trained: Runs, tmp_path: Path) -> None:
+def test_resumes_after_kill_at_any_moment(trained: Runs, tmp_path: Path) -> None:
     paths = [path for split in ("train", "validate", "test") for path in trained.images(split)]
     images = write_list(tmp_path / "images.txt", paths)
     texts = write_list(tmp_path / "texts.txt", trained.reports("train"))
@@ -276,7 +276,7 @@ def test_killed_at_any_moment_it_continues(trained: Runs, tmp_path: Path) -> Non
     words = [run, "--images", str(images), "--texts", str(texts), *NAMES, "--out"]
     whole, out = tmp_path / "whole.npz", tmp_path / "killed.npz"
     began = 0.0
-    for _ in range(2):  # the first one waits for the libraries to be loaded
+    for _ in range(2):  # the first start also loads the libraries
         whole.unlink(missing_ok=True)
         began = time.monotonic()
         process = start([*words, str(whole)])
@@ -290,7 +290,7 @@ def test_killed_at_any_moment_it_continues(trained: Runs, tmp_path: Path) -> Non
         process.join(draws.uniform(0, seconds))
         process.kill()
         process.join()
-        if process.exitcode == 0:  # it came to its end first
+        if process.exitcode == 0:  # it finished before the kill
             assert out.read_bytes() == whole.read_bytes()
             out.unlink()
             continue

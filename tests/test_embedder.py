@@ -1,4 +1,4 @@
-"""What embeds images keeps a few batches of them, however many there are."""
+"""Embedding keeps only a few batches of images in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model() -> TrainedModel:
 
 
 class Alive:
-    """How many of some objects there are, and the most there were at once."""
+    """Counts the objects that are alive, and the most at one time."""
 
     def __init__(self) -> None:
         self.now = self.most = self.all = 0
@@ -65,17 +65,17 @@ class Alive:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Alive:
-    """Decoded images that are in memory."""
+    """The decoded images in memory."""
     alive, read = Alive(), Preprocess.read
     monkeypatch.setattr(Preprocess, "read", lambda *given: alive.add(read(*given)))
     return alive
 
 
-# Those that are read ahead, and the batch that the model is given.
+# The batches that are read ahead, and the current one.
 MOST = (AHEAD + 2) * BATCH
 
 
-def test_a_generator_of_any_length(
+def test_embedding_a_generator_keeps_few_batches_in_memory(
     model: TrainedModel, decoded: Alive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, embedded, stream = Alive(), Alive(), TrainedModel._stream
@@ -93,14 +93,14 @@ def test_a_generator_of_any_length(
     rows = model.embed_images(images(), normalize=False, batch_size=BATCH, workers=2)
     expected = torch.arange(MANY)[:, None].expand(-1, 3) % 251 / 255
     torch.testing.assert_close(rows, expected)
-    assert embedded.most <= 3  # no batch of rows is kept beside the result
+    assert embedded.most <= 3  # batches of rows are not kept beside the result
     for alive in (given, decoded):
         assert (alive.all, alive.now) == (MANY, 0)
         assert BATCH <= alive.most <= MOST
 
 
 @pytest.mark.parametrize("kind", [list, iter])
-def test_paths_by_the_thousand(
+def test_embedding_many_paths_keeps_few_images_in_memory(
     model: TrainedModel, decoded: Alive, kind: Any, tmp_path: Path
 ) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(4)]

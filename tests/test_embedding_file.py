@@ -24,7 +24,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def column(
     count: int = 30, name: str = "visual", key: str = "path", seen: Any = None, stop: int = 10**9
 ) -> Column:
-    """Inputs whose embeddings tell their number; embedding ends with an error at `stop`."""
+    """Inputs whose embeddings contain their index; embedding fails at `stop`."""
 
     def embed(start: int, end: int) -> tuple[Any, list[str]]:
         if start >= stop:
@@ -71,7 +71,7 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_a_run_that_was_stopped_continues(tmp_path: Path, suffix: str) -> None:
+def test_resumes_after_an_interruption(tmp_path: Path, suffix: str) -> None:
     whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
     write_embeddings(whole, [column()], PLAN)
     for stop in (8, 16):
@@ -85,7 +85,7 @@ def test_a_run_that_was_stopped_continues(tmp_path: Path, suffix: str) -> None:
     assert cut.read_bytes() == whole.read_bytes()
 
 
-def test_another_plan_starts_again_and_replaces_nothing_unasked(tmp_path: Path) -> None:
+def test_another_plan_starts_again_and_overwriting_needs_force(tmp_path: Path) -> None:
     out = tmp_path / "features.npz"
     with pytest.raises(KeyboardInterrupt):
         write_embeddings(out, [column(stop=16)], PLAN)
@@ -98,8 +98,8 @@ def test_another_plan_starts_again_and_replaces_nothing_unasked(tmp_path: Path) 
     assert write_embeddings(out, [column()], PLAN, force=True)
 
 
-def test_an_error_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full at a random part; the same call continues."""
+def test_completed_parts_survive_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at a random part; the same call resumes."""
     import os
 
     real: Callable[..., None] = os.replace
@@ -124,7 +124,7 @@ def test_an_error_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def fixed(count: int = 30, seen: Any = None) -> Column:
-    """The inputs of `column`, all of which can be embedded by now."""
+    """The inputs of `column`, without the one that fails."""
     whole = column(count, seen=seen)
 
     def embed(start: int, end: int) -> tuple[Any, list[str]]:
@@ -135,7 +135,7 @@ def fixed(count: int = 30, seen: Any = None) -> Column:
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_what_was_left_out_is_named_where_nothing_may_be(tmp_path: Path, suffix: str) -> None:
+def test_skipped_inputs_are_an_error_where_none_are_allowed(tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"features{suffix}"
     write_embeddings(out, [column()], PLAN)
     before = out.read_bytes()
@@ -151,7 +151,7 @@ def test_what_was_left_out_is_named_where_nothing_may_be(tmp_path: Path, suffix:
     assert not write_embeddings(out, [column(stop=0)], PLAN, allow_errors=False)
 
 
-def test_parts_with_something_left_out_are_made_again(tmp_path: Path) -> None:
+def test_parts_with_skipped_inputs_are_computed_again(tmp_path: Path) -> None:
     out = tmp_path / "features.npz"
     with pytest.raises(KeyboardInterrupt):
         write_embeddings(out, [column(stop=16)], PLAN)
@@ -162,7 +162,7 @@ def test_parts_with_something_left_out_are_made_again(tmp_path: Path) -> None:
         assert not any(arrays["path_error"].tolist())
 
 
-def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
+def test_damaged_parts_are_computed_again(tmp_path: Path) -> None:
     whole, out = tmp_path / "whole.npz", tmp_path / "features.npz"
     write_embeddings(whole, [column()], PLAN)
     with pytest.raises(KeyboardInterrupt):
@@ -173,8 +173,8 @@ def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_two_at_once(tmp_path: Path) -> None:
-    """The second one is refused and changes nothing; the first one comes to its end."""
+def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
+    """The second call is refused and changes nothing; the first one completes."""
     whole, out = tmp_path / "whole.npz", tmp_path / "features.npz"
     write_embeddings(whole, [column()], PLAN)
     plain = column()
@@ -194,7 +194,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, out.name}
 
 
-def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(30, "Read-only file system")
 
@@ -206,4 +206,4 @@ def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
     write_embeddings(out, [column()], PLAN)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "mkdir", refuse)
-        assert not write_embeddings(out, [column(stop=0)], PLAN)  # nothing has to be written
+        assert not write_embeddings(out, [column(stop=0)], PLAN)  # nothing to write

@@ -25,18 +25,18 @@ def test_the_character_set_is_found(encoding: str) -> None:
     assert (found.text, found.encoding, found.doubtful) == (TEXTS[encoding], encoding, False)
 
 
-def test_western_text_is_read_right_even_where_its_character_set_is_not_certain() -> None:
+def test_western_text_is_decoded_right_despite_an_ambiguous_encoding() -> None:
     for text in ("Épanchement pleural gauche", "The patient’s heart – normal", "pequeño derrame"):
         assert decode_text(text.encode("cp1252")).text == text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
-def test_unicode_needs_no_guess(encoding: str) -> None:
+def test_unicode_encodings_are_detected_exactly(encoding: str) -> None:
     found = decode_text("肺 Ödem".encode(encoding))
     assert (found.text, found.doubtful) == ("肺 Ödem", False)
 
 
-def test_a_few_letters_are_doubtful_alone_and_clear_beside_others() -> None:
+def test_short_texts_are_ambiguous_alone_and_resolved_by_others() -> None:
     assert decode_text("张三".encode("gb18030")).doubtful
     names = [name.encode("gb18030") for name in ("张三", "李四", TEXTS["gb18030"])]
     assert [(one.text, one.doubtful) for one in decode_all(names)] == [
@@ -46,13 +46,13 @@ def test_a_few_letters_are_doubtful_alone_and_clear_beside_others() -> None:
     ]
 
 
-def test_texts_of_two_character_sets_are_distinguished() -> None:
+def test_mixed_encodings_are_distinguished() -> None:
     chosen = ["gb18030"] * 3 + ["cp1251"]
     found = decode_all([TEXTS[encoding].encode(encoding) for encoding in chosen])
     assert [one.text for one in found] == [TEXTS[encoding] for encoding in chosen]
 
 
-def test_what_can_be_in_the_declared_character_set() -> None:
+def test_declared_encodings_are_validated() -> None:
     assert is_credible("Müller^Jürgen", "latin-1")
     assert is_credible("Épanchement pleural", "latin-1")
     assert not is_credible("The patient’s".encode("cp1252").decode("latin-1"), "latin-1")
@@ -62,13 +62,13 @@ def test_what_can_be_in_the_declared_character_set() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_read_without_replacement_characters(content: bytes) -> None:
+def test_any_bytes_are_decoded_without_replacement_characters(content: bytes) -> None:
     found = decode_text(content)
     assert found.text.encode(found.encoding) == content or content[:2] in MARKED
     assert "\ufffd" not in found.text or "\ufffd".encode() in content
 
 
-def test_names_of_character_sets() -> None:
+def test_encoding_names() -> None:
     assert known_encoding("GBK") == "gbk"
     for name in ("gb18031", "hex"):
         with pytest.raises(DataError, match="no character set"):

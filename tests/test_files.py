@@ -29,9 +29,7 @@ def test_replaces_a_file_as_a_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["notes.txt"]
 
 
-def test_the_old_file_stays_when_the_new_one_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "notes.txt"
     replace_text(path, "before\n")
 
@@ -64,14 +62,14 @@ def test_the_old_file_stays_when_the_new_one_cannot_be_written(
         ("ä" * 128, "longer"),
     ],
 )
-def test_names_from_outside_stay_in_their_folder(tmp_path: Path, name: str, why: str) -> None:
+def test_unsafe_member_names_are_refused(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         confined(tmp_path, name)
     with pytest.raises(ValueError, match=why):
         plain_name(name)
 
 
-def test_harmless_names_are_taken(tmp_path: Path) -> None:
+def test_safe_member_names_are_accepted(tmp_path: Path) -> None:
     assert confined(tmp_path, "a/b c..png") == tmp_path / "a" / "b c..png"
     assert confined(tmp_path, "a\\b.png") == tmp_path / "a" / "b.png"
     assert plain_name("Röntgen\u00a0bild..tar") == "Röntgen\u00a0bild..tar"
@@ -81,17 +79,17 @@ def test_harmless_names_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\t=1", "- effusion"])
-def test_formulas_are_marked_as_text_and_come_back(text: str) -> None:
+def test_formula_cells_are_quoted_and_read_back(text: str) -> None:
     assert spreadsheet_text(text) == f"'{text}"
     assert from_spreadsheet(spreadsheet_text(text)) == text
 
 
 @pytest.mark.parametrize("text", ["-1", "+1.5e3", "a=b", "", "'quoted'", "'-", "No Finding"])
-def test_other_cells_stay_as_they_are(text: str) -> None:
+def test_other_cells_are_unchanged(text: str) -> None:
     assert spreadsheet_text(text) == text
 
 
-def test_only_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_bytes(b"content")
     os.symlink("file", "link")
@@ -109,14 +107,14 @@ def test_only_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_regular("gone")
 
 
-def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+def test_links_are_followed_without_endless_loops(tmp_path: Path) -> None:
     root, other = tmp_path / "root", tmp_path / "other"
     (root / "b").mkdir(parents=True)
     (other / "deep").mkdir(parents=True)
     for path in (root / "z.png", root / "b" / "y.png", other / "x.png", other / "deep" / "w.png"):
         path.write_text("")
     (root / "a").symlink_to(other)
-    (root / "c").symlink_to(other / "deep")  # reached twice, and not a loop
+    (root / "c").symlink_to(other / "deep")  # reached twice, but not a loop
     (root / "b" / "up").symlink_to(root)
     (other / "deep" / "back").symlink_to(root / "b")
     (root / "nowhere.png").symlink_to(tmp_path / "gone")
@@ -128,7 +126,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert len(found) < 20
 
 
-def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
     failed: list[OSError] = []
     assert list(walk_files(tmp_path / "none", failed.append)) == []
     assert [error.filename for error in failed] == [str(tmp_path / "none")]
@@ -141,7 +139,7 @@ def test_a_table_of_text_is_aligned() -> None:
 
 
 def control_groups(tmp_path: Path, lines: str, files: dict[str, str]) -> float:
-    """What `_core_share` says of a process in groups with some files."""
+    """The result of `_core_share` for a process in groups with the given files."""
     own = tmp_path / "cgroup"
     own.write_text(lines)
     for name, content in files.items():
@@ -173,13 +171,13 @@ def control_groups(tmp_path: Path, lines: str, files: dict[str, str]) -> float:
         ("what is this\n", {}, math.inf),
     ],
 )
-def test_time_that_a_control_group_has(
+def test_cpu_quota_of_a_control_group(
     tmp_path: Path, lines: str, files: dict[str, str], cores: float
 ) -> None:
     assert control_groups(tmp_path, lines, files) == cores
 
 
-def test_cores_are_those_of_the_affinity_and_the_control_group(
+def test_core_count_respects_affinity_and_control_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)

@@ -14,7 +14,7 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / ".netrc"
 
 
-def test_password_goes_to_its_host_and_encrypted_alone(netrc: Path) -> None:
+def test_password_is_sent_only_to_its_host_over_https(netrc: Path) -> None:
     netrc.write_text("machine data.org login ada password secret\n")
     login = netrc_login("data.org")
     assert login is not None
@@ -24,14 +24,14 @@ def test_password_goes_to_its_host_and_encrypted_alone(netrc: Path) -> None:
     assert "secret" not in repr(login)
 
 
-def test_the_entry_of_any_server_counts_for_none(netrc: Path) -> None:
+def test_the_default_netrc_entry_is_ignored(netrc: Path) -> None:
     assert netrc_login("data.org") is None
     netrc.write_text("machine a.org login ada password secret\ndefault login any password thing\n")
     assert netrc_login("data.org") is None
     assert netrc_login("127.0.0.1:8000") is None
 
 
-def test_a_file_of_another_name(netrc: Path) -> None:
+def test_netrc_variable_names_another_file(netrc: Path) -> None:
     other = netrc.with_name("other")
     other.write_text("machine data.org login ada password secret\n")
     login = netrc_login("data.org:443", {"NETRC": str(other)})
@@ -39,7 +39,7 @@ def test_a_file_of_another_name(netrc: Path) -> None:
     assert login.user == "ada"
 
 
-def test_a_broken_file_is_named_without_its_content(netrc: Path) -> None:
+def test_a_broken_netrc_is_named_without_its_content(netrc: Path) -> None:
     netrc.write_text("machine data.org login ada pasword secret\n")
     with pytest.raises(WrongPassword, match=r"\.netrc cannot be used") as caught:
         netrc_login("data.org")

@@ -47,7 +47,7 @@ def rgb() -> np.ndarray:
         ("P", None),
     ],
 )
-def test_a_pillow_image_is_its_file(
+def test_a_pillow_image_gives_the_same_as_its_file(
     mode: str, pixels: np.ndarray | None, color: str, tmp_path: Path
 ) -> None:
     image = Image.fromarray(rgb()).quantize(17) if pixels is None else Image.fromarray(pixels)
@@ -67,13 +67,13 @@ def test_a_pillow_image_is_its_file(
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "RGBX"])
-def test_other_modes_are_shown_as_pillow_does(mode: str) -> None:
+def test_other_modes_are_converted_like_pillow(mode: str) -> None:
     image = Image.fromarray(rgb()).convert(mode)
     assert torch.equal(preprocess()(image), preprocess()(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_stands_upright_whatever_holds_it(orientation: int, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "turned.png"
@@ -99,7 +99,7 @@ def test_an_image_stands_upright_whatever_holds_it(orientation: int, tmp_path: P
     ],
     ids=lambda pixels: f"{pixels.dtype}-{pixels.ndim}",
 )
-def test_an_array_is_its_npy_file(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_an_array_gives_the_same_as_its_npy_file(pixels: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", pixels)
     expected = preprocess()(tmp_path / "image.npy")
     assert expected.std() > 0.1
@@ -110,7 +110,7 @@ def test_an_array_is_its_npy_file(pixels: np.ndarray, tmp_path: Path) -> None:
     assert torch.equal(preprocess()(channels), expected)
 
 
-def test_floats_of_pillow_are_those_of_an_array() -> None:
+def test_float_pillow_images_equal_float_arrays() -> None:
     pixels = (grey() / 255).astype(np.float32)
     assert torch.equal(preprocess()(Image.fromarray(pixels)), preprocess()(pixels))
 
@@ -139,7 +139,7 @@ def test_dicom(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_image_is_named(wrong: Any, words: str) -> None:
+def test_non_images_are_refused(wrong: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         preprocess()(wrong)
 
@@ -155,7 +155,7 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", grey())
     names = ["a.PNG", "b.png", "e.npy", "deep/c.jpg", "deep/er/d.png"]
     assert images_in(tmp_path) == [str(tmp_path / name) for name in names]
-    (tmp_path / "deep" / "up").symlink_to(tmp_path)  # each image is there once all the same
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)  # each image is still listed once
     assert listed(tmp_path) == listed(str(tmp_path)) == images_in(tmp_path)
     assert len(images_in(tmp_path)) == len(names)
     with pytest.raises(DataError, match="none: there is no such folder"):
@@ -175,7 +175,7 @@ def test_one_image_is_a_list_of_one(tmp_path: Path) -> None:
         assert len(list(listed(many[0]))) == 1
 
 
-def test_batches_keep_the_order_of_images_of_different_sizes() -> None:
+def test_batches_of_different_sizes_keep_the_order() -> None:
     one = preprocess(resize=None, crop=None)
     sizes = [(30, 30), (40, 20), (30, 30), (20, 20), (40, 20), (30, 30), (8, 8)]
     images = [np.full(size, 10 * n, np.uint8) for n, size in enumerate(sizes)]
@@ -190,7 +190,7 @@ def test_batches_keep_the_order_of_images_of_different_sizes() -> None:
     assert [int(image[0, 0, 0]) for image in seen] == [10 * n for n in range(len(sizes))]
 
 
-def test_a_stream_takes_the_memory_of_a_few_batches() -> None:
+def test_a_stream_keeps_few_batches_in_memory() -> None:
     taken = 0
 
     def endless() -> Iterator[np.ndarray]:
@@ -207,10 +207,10 @@ def test_a_stream_takes_the_memory_of_a_few_batches() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (given, taken) == (400, 400)
-    assert peak < 40 * 256 * 256  # a tenth of what was given
+    assert peak < 40 * 256 * 256  # a tenth of the input
 
 
-def test_a_caller_who_stops_leaves_no_threads() -> None:
+def test_closing_the_stream_ends_its_threads() -> None:
     import threading
 
     stream = preprocess().batches((grey() for _ in range(10**9)), 2, workers=2)
@@ -219,7 +219,7 @@ def test_a_caller_who_stops_leaves_no_threads() -> None:
     assert not [one for one in threading.enumerate() if one.name.startswith("image")]
 
 
-def test_an_error_of_the_callers_generator_is_theirs() -> None:
+def test_errors_of_the_input_generator_are_raised_unchanged() -> None:
     def broken() -> Iterator[np.ndarray]:
         yield grey()
         raise RuntimeError("mine")

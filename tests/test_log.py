@@ -19,7 +19,7 @@ def _heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(log, "EVERY", 0.02)
 
 
-def test_numbers_stay_with_their_names() -> None:
+def test_wrapping_keeps_numbers_with_their_names() -> None:
     line = "12:00:00  Epoch 1  train_loss 2.8  validation_loss 3.0  validation_auroc 0.4"
     assert wrapped(line, 50) == [
         "12:00:00  Epoch 1  train_loss 2.8",
@@ -37,7 +37,7 @@ def test_numbers_stay_with_their_names() -> None:
     ]
 
 
-def test_lines_are_broken_on_screens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_wrapped_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     record = logging.LogRecord("x", 20, "", 0, "one  " + "word " * 20, None, None)
     line = log._Line("%(message)s")
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -46,7 +46,7 @@ def test_lines_are_broken_on_screens_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(map(len, line.format(record).splitlines())) <= 50
 
 
-def test_what_takes_long_is_reported_where_there_is_no_terminal(
+def test_long_steps_log_progress_without_a_terminal(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Progress("Measuring", terminal=False), Progress("Inside", 4, "parts", terminal=False) as b:
@@ -61,7 +61,7 @@ def test_what_takes_long_is_reported_where_there_is_no_terminal(
     assert not Progress._open
 
 
-def test_what_is_quick_or_not_the_main_process_says_nothing(
+def test_quick_steps_and_other_ranks_log_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "FIRST", 60.0)
@@ -73,7 +73,7 @@ def test_what_is_quick_or_not_the_main_process_says_nothing(
     assert caplog.messages == []
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     with Progress("Caching", 3, "images", terminal=True) as bar:
@@ -84,7 +84,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Caching  3 of 3 images" in screen.getvalue()
 
 
-def test_one_thing_is_singular() -> None:
+def test_counted_uses_singular_for_one() -> None:
     assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
     assert [counted(number, "file is", "files are") for number in (1, 1234)] == [
         "1 file is",

@@ -1,4 +1,4 @@
-"""Apple GPUs, on a machine without one: what is asked of torch, in place of what it computes."""
+"""Apple GPUs (MPS), tested without one: checks the calls to torch, not their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MPS = torch.device("mps")
 
 @pytest.fixture
 def apple(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A torch that finds an Apple GPU, whose generator is the number that is returned."""
+    """Make torch report an Apple GPU; returns the state of its generator."""
     generator: dict[str, Any] = {"state": torch.tensor([7], dtype=torch.uint8)}
 
     def restore(state: torch.Tensor) -> None:
@@ -46,14 +46,14 @@ def apple(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return generator
 
 
-@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
-def test_a_machine_without_one_says_so() -> None:
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has an Apple GPU")
+def test_mps_without_an_apple_gpu_is_an_error() -> None:
     with pytest.raises(ConfigError, match="given 'mps', but torch finds no Apple GPU"):
         pick_device("mps")
     assert "mps" not in random_state()
 
 
-def test_it_is_taken_where_it_is_named_alone(
+def test_mps_is_used_only_when_configured(
     apple: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pick_device("mps") == MPS
@@ -66,7 +66,7 @@ def test_it_is_taken_where_it_is_named_alone(
 
 
 @pytest.mark.parametrize("section", ["trainor", "ensemblor"])
-def test_a_configuration_can_name_it(
+def test_a_configuration_can_select_mps(
     section: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -76,7 +76,7 @@ def test_a_configuration_can_name_it(
     assert "mps" in capsys.readouterr().err
 
 
-def test_arithmetic_is_float32_unless_asked_otherwise() -> None:
+def test_precision_defaults_to_float32() -> None:
     assert pick_precision("auto", MPS) == "fp32"
     assert not uses_tf32(MPS, True)
     assert widest_float(MPS) is torch.float32
@@ -94,23 +94,21 @@ def test_arithmetic_is_float32_unless_asked_otherwise() -> None:
 
 
 @pytest.mark.parametrize(("device", "queued"), [(MPS, False), (torch.device("cuda"), True)])
-def test_a_copy_that_nobody_waits_for_is_for_pinned_memory(
-    device: torch.device, queued: bool
-) -> None:
+def test_non_blocking_copies_need_pinned_memory(device: torch.device, queued: bool) -> None:
     with mock.patch.object(torch.Tensor, "to") as to:
         moved = move({"images": torch.ones(2), "names": ["a"]}, device)
     to.assert_called_once_with(device, non_blocking=queued)
     assert moved["names"] == ["a"]
 
 
-def test_its_generator_is_part_of_a_checkpoint(apple: dict[str, Any], tmp_path: Path) -> None:
+def test_checkpoints_hold_the_mps_generator_state(apple: dict[str, Any], tmp_path: Path) -> None:
     torch.save(random_state(), tmp_path / "state.pth")
     apple["state"] = torch.tensor([9], dtype=torch.uint8)
     restore_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
     assert apple["state"].tolist() == [7]
 
 
-def test_a_state_of_another_machine_is_restored_as_it_is(apple: dict[str, Any]) -> None:
+def test_a_state_without_mps_is_restored(apple: dict[str, Any]) -> None:
     state = random_state()
     del state["mps"]  # a run that began on a CPU
     apple["state"] = torch.tensor([9], dtype=torch.uint8)
@@ -118,7 +116,7 @@ def test_a_state_of_another_machine_is_restored_as_it_is(apple: dict[str, Any]) 
     assert apple["state"].tolist() == [9]
 
 
-def test_draws_of_an_evaluation_and_of_a_second_pass_are_undone(apple: dict[str, Any]) -> None:
+def test_mps_random_state_is_restored_after_use(apple: dict[str, Any]) -> None:
     with random_state_kept(MPS):
         apple["state"] = torch.tensor([9], dtype=torch.uint8)
     assert apple["state"].tolist() == [7]
@@ -128,7 +126,7 @@ def test_draws_of_an_evaluation_and_of_a_second_pass_are_undone(apple: dict[str,
     assert apple["state"].tolist() == [7]
 
 
-def test_draws_on_the_cpu_are_undone_as_well() -> None:
+def test_cpu_random_state_is_restored_as_well() -> None:
     torch.manual_seed(0)
     expected = torch.rand(())
     torch.manual_seed(0)
@@ -137,7 +135,7 @@ def test_draws_on_the_cpu_are_undone_as_well() -> None:
     assert torch.equal(torch.rand(()), expected)
 
 
-def test_what_torch_cannot_do_there_is_refused() -> None:
+def test_unsupported_features_on_mps_are_refused() -> None:
     section = TrainorSection(activation_checkpointing=True)
     with pytest.raises(ConfigError, match="activation_checkpointing: torch cannot repeat"):
         prepare_network(mock.Mock(), section, MPS)

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and were saved with their outputs."""
+"""The notebooks run from top to bottom and are saved with their outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 
 
 def text(cell: Any) -> str:
-    """What a cell printed or showed, as text; progress bars left out."""
+    """The text output of a cell, without progress bars."""
     kept = [out for out in cell.outputs if out.get("name") != "stderr"]
     return "".join(out.get("text") or out.get("data", {}).get("text/plain", "") for out in kept)
 
@@ -47,7 +47,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "ConVIRT of ckpt/first-steps/" in text(code_cells(fresh)[4])
 
 
-def test_the_first_cell_gets_the_repository_on_colab_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_cell_clones_the_repository_only_on_colab(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     [path] = NOTEBOOKS
     source = code_cells(nbformat.read(path, as_version=4))[0].source
     called: list[list[str]] = []
@@ -65,5 +67,5 @@ def test_the_first_cell_gets_the_repository_on_colab_alone(monkeypatch: pytest.M
     assert sys.path[0] == clone[-1]
 
 
-def test_there_are_notebooks() -> None:
+def test_notebooks_exist() -> None:
     assert [path.name for path in NOTEBOOKS] == ["first-steps.ipynb"]

@@ -46,7 +46,7 @@ def test_listing_with_wildcards() -> None:
     assert registry.names("L?st") == ["Lost"]
 
 
-def test_an_unknown_name_lists_the_names_and_the_nearest() -> None:
+def test_an_unknown_name_lists_the_allowed_and_nearest_names() -> None:
     with pytest.raises(ConfigError) as caught:
         make().get("path_")
     assert str(caught.value) == (
@@ -66,7 +66,7 @@ def test_registering_a_name_twice_names_both_places() -> None:
 
 
 @pytest.mark.parametrize("name", ["Path", "Old"])
-def test_a_built_in_name_or_its_alias_cannot_be_taken(name: str) -> None:
+def test_built_in_names_and_aliases_cannot_be_registered_again(name: str) -> None:
     with pytest.raises(ConfigError, match="pathlib:Path"):
         make().register(name)(First)
 
@@ -76,7 +76,7 @@ def test_a_package_that_is_not_installed_is_named() -> None:
         make().get("Lost")
 
 
-def test_a_missing_dependency_hurts_only_its_user(
+def test_a_missing_dependency_affects_only_its_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "needs_more.py").write_text("import surely_not_installed.part\nclass A: ...\n")
@@ -101,7 +101,7 @@ def entry_points(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, str]) -> li
     return asked
 
 
-def test_entry_points_are_looked_at_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_points_are_read_only_when_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = entry_points(monkeypatch, ("One", FIRST))
     registry = make("vilmedic.things")
     assert registry.get("Path") is Path

@@ -45,11 +45,11 @@ ABILITIES = {
 }
 
 
-PLAIN = "~ensemblor.post_processing"  # what the configurations of contrastive systems draw
+PLAIN = "~ensemblor.post_processing"  # skip the plots of the contrastive systems
 
 
 def evaluate(trained: Runs, system: System, *words: str) -> dict[str, Any]:
-    """The results of the test split, with the protocols that the words name."""
+    """The results on the test split with the given overrides."""
     config, *rest = trained.words(system)
     if system is SIMCLR:
         config = str(ROOT / "config/phantom/simclr-eval.yml")
@@ -62,7 +62,7 @@ def evaluate(trained: Runs, system: System, *words: str) -> dict[str, Any]:
 
 
 def representation(trained: Runs, system: System, *words: str) -> dict[str, np.ndarray]:
-    """What save_representation writes of the test split."""
+    """The output of save_representation for the test split."""
     saved = evaluate(
         trained, system, "ensemblor.metrics={}", "ensemblor.post_processing={save_representation: }"
     )
@@ -76,7 +76,7 @@ def unit(rows: np.ndarray) -> Tensor:
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-def test_a_run_is_a_model(trained: Runs, system: System) -> None:
+def test_load_returns_the_trained_model(trained: Runs, system: System) -> None:
     model = vilmedic.load(trained(system))
     assert set(model.abilities) == ABILITIES[system.name]
     assert not any(module.training for module in model.model.modules())
@@ -90,7 +90,7 @@ def test_a_run_is_a_model(trained: Runs, system: System) -> None:
 
 
 @pytest.mark.parametrize("system", [CONVIRT, SIMCLR, GLORIA], ids=lambda system: system.name)
-def test_embeddings_are_those_that_an_evaluation_saves(trained: Runs, system: System) -> None:
+def test_embeddings_equal_those_of_save_representation(trained: Runs, system: System) -> None:
     saved = representation(trained, system)
     model = vilmedic.load(trained(system), device="cpu")
     paths = trained.images()
@@ -107,7 +107,7 @@ def test_embeddings_are_those_that_an_evaluation_saves(trained: Runs, system: Sy
         order = [7, 0, 3, 3]
         found = model.embed_images([paths[i] for i in order], features=name, batch_size=3)
         torch.testing.assert_close(found, expected[order], atol=1e-5, rtol=0)
-    assert expected.std(dim=0).max() > 1e-3  # rows that could be told apart
+    assert expected.std(dim=0).max() > 1e-3  # rows differ
     if "linguistic" in saved:
         texts = model.embed_texts(trained.reports(), batch_size=4)
         assert torch.equal(texts, unit(saved["linguistic"]))
@@ -123,7 +123,7 @@ def test_embeddings_are_those_that_an_evaluation_saves(trained: Runs, system: Sy
     [(CONVIRT, "global"), (GLORIA, "global"), (GLORIA, "local"), (GLORIA, "both")],
     ids=lambda one: getattr(one, "name", one),
 )
-def test_zero_shot_gives_the_scores_of_the_metric(
+def test_zero_shot_scores_equal_those_of_the_metric(
     trained: Runs, system: System, similarity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
@@ -139,7 +139,7 @@ def test_zero_shot_gives_the_scores_of_the_metric(
     found = model.zero_shot(trained.images(), PROMPTS, similarity=similarity)  # type: ignore[arg-type]
     [scores] = seen
     np.testing.assert_allclose(found.numpy(), scores, atol=1e-5)
-    assert np.ptp(scores, axis=0).min() > 1e-4  # images that could be told apart
+    assert np.ptp(scores, axis=0).min() > 1e-4  # images differ
     if similarity == "global":
         rows = model.embed_images(trained.images())
         torch.testing.assert_close(model.zero_shot(rows, PROMPTS), found, atol=1e-5, rtol=0)
@@ -149,7 +149,7 @@ def test_zero_shot_gives_the_scores_of_the_metric(
         torch.testing.assert_close(model.zero_shot(rows, own), wanted, atol=1e-5, rtol=0)
 
 
-def test_prompts_of_another_form_are_named(trained: Runs, tmp_path: Path) -> None:
+def test_malformed_prompts_are_refused(trained: Runs, tmp_path: Path) -> None:
     model = vilmedic.load(trained(CONVIRT))
     rows = torch.ones(1, 8)
     for wrong in ({}, {"a": "yes"}, {"a": {"positive": ["x"]}}, {"a": {"positive": "x"}}):
@@ -159,7 +159,7 @@ def test_prompts_of_another_form_are_named(trained: Runs, tmp_path: Path) -> Non
         model.zero_shot(rows, tmp_path / "none.yml")
 
 
-def test_gloria_compares_words_with_regions_as_its_metrics_do(
+def test_gloria_local_similarity_equals_that_of_the_metrics(
     trained: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: dict[str, Any] = {}
@@ -225,7 +225,7 @@ def test_a_vae_encodes_and_decodes(trained: Runs) -> None:
         model.decode(codes[:, :5])
 
 
-def test_dalle_makes_the_images_of_the_command(trained: Runs) -> None:
+def test_dalle_generates_the_same_images_as_the_command(trained: Runs) -> None:
     prompts = [*TEXTS, "Large left zebra."]
     config, *words = trained.words(DALLE)
     options = ["num_images=3", "seed=11", "temperature=0.9", "top_p=0.95", "cond_scale=2.0"]
@@ -255,7 +255,7 @@ def test_dalle_makes_the_images_of_the_command(trained: Runs) -> None:
         model.generate("x", num_images=0)
 
 
-# -- what travels with a run
+# -- loading runs from elsewhere
 
 
 def embedding(path: Path, trained: Runs) -> Tensor:
@@ -263,7 +263,7 @@ def embedding(path: Path, trained: Runs) -> Tensor:
     return torch.cat([model.embed_images(trained.images()), model.embed_texts(TEXTS)])
 
 
-def test_a_run_that_was_moved_and_a_checkpoint_alone(trained: Runs, tmp_path: Path) -> None:
+def test_moved_runs_and_single_checkpoints_load(trained: Runs, tmp_path: Path) -> None:
     run_dir = trained(CONVIRT)
     expected = embedding(run_dir, trained)
     shutil.copytree(run_dir, tmp_path / "a" / "copy")
@@ -276,7 +276,7 @@ def test_a_run_that_was_moved_and_a_checkpoint_alone(trained: Runs, tmp_path: Pa
     assert torch.equal(embedding(tmp_path / "alone", trained), expected)  # the only file there
 
 
-def test_no_data_folder_is_needed(tmp_path: Path, trained: Runs) -> None:
+def test_a_run_loads_without_the_data(tmp_path: Path, trained: Runs) -> None:
     own = Runs(tmp_path / "data", tmp_path / "ckpt")
     shutil.copytree(trained.data, own.data)
     run_dir = own(CONVIRT)
@@ -285,7 +285,7 @@ def test_no_data_folder_is_needed(tmp_path: Path, trained: Runs) -> None:
     assert embedding(run_dir, trained).isfinite().all()
 
 
-def test_a_text_encoder_from_a_folder_that_is_gone(trained: Runs, tmp_path: Path) -> None:
+def test_a_run_loads_without_its_text_encoder_folder(trained: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "published"
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -302,7 +302,7 @@ def test_a_text_encoder_from_a_folder_that_is_gone(trained: Runs, tmp_path: Path
     assert embedding(moved, trained).isfinite().all()
 
 
-def test_dalle_without_the_run_of_its_vae(trained: Runs, tmp_path: Path) -> None:
+def test_dalle_loads_without_the_run_of_its_vae(trained: Runs, tmp_path: Path) -> None:
     config, *words = trained.words(VAE)
     vae = vilmedic.train(config, *words, "trainor.epochs=1", f"ckpt_dir={tmp_path}", name="vae")
     config, *words = trained.words(DALLE)
@@ -332,8 +332,8 @@ def test_dalle_without_the_run_of_its_vae(trained: Runs, tmp_path: Path) -> None
     assert model.encode(trained.images()).shape == (10, 64)
 
 
-def test_a_folder_of_the_original_vilmedic(trained: Runs, tmp_path: Path) -> None:
-    """One .pth without configuration, `config.yml` in older keys, and a word list."""
+def test_loads_a_folder_of_the_original_vilmedic(trained: Runs, tmp_path: Path) -> None:
+    """One .pth without configuration, `config.yml` with older keys, and a word list."""
     folder = tmp_path / "selfsup" / "convirt"
     folder.mkdir(parents=True)
     torch.manual_seed(0)
@@ -386,7 +386,7 @@ def write_config(path: Path, **sections: Any) -> Path:
     return path
 
 
-def test_a_file_of_the_original_vilmedic_with_code_for_its_images(
+def test_original_checkpoints_with_transform_code_are_refused(
     trained: Runs, tmp_path: Path
 ) -> None:
     vae = tiny_vae(seed=3)
@@ -409,8 +409,8 @@ def test_a_file_of_the_original_vilmedic_with_code_for_its_images(
         vilmedic.load(tmp_path / "mean.pth")
 
 
-def test_files_of_dalle_pytorch(trained: Runs, tmp_path: Path) -> None:
-    """They hold the shape of the model; a configuration says the rest."""
+def test_loads_dalle_pytorch_files(trained: Runs, tmp_path: Path) -> None:
+    """They hold the shape of the model; a configuration gives the rest."""
     dalle = tiny_dalle(save_vae(tmp_path / "vae.pth"))
     told = {**TINY_TRANSFORMER, "num_text_tokens": 4 + len(WORDS), "attn_types": ("full",)}
     told |= {"shift_tokens": True, "rotary_emb": True, "stable": False}
@@ -446,14 +446,14 @@ def test_files_of_dalle_pytorch(trained: Runs, tmp_path: Path) -> None:
         vilmedic.load(path, config=config)
 
 
-def test_a_checkpoint_of_before_says_what_is_missing(trained: Runs, tmp_path: Path) -> None:
+def test_older_checkpoints_name_what_is_missing(trained: Runs, tmp_path: Path) -> None:
     run_dir = shutil.copytree(trained(CONVIRT), tmp_path / "run")
     expected = embedding(run_dir, trained)
     [best] = run_dir.glob("[0-9]*.pth")
     state = torch.load(best, weights_only=True)
     older = {name: value for name, value in state.items() if name not in ("data", "networks")}
     torch.save(older, best)
-    assert torch.equal(embedding(run_dir, trained), expected)  # the vocabulary lies beside it
+    assert torch.equal(embedding(run_dir, trained), expected)  # the vocabulary is beside it
     shutil.copy(best, tmp_path / "alone.pth")
     with pytest.raises(CheckpointError, match=r"alone\.pth: was saved without its vocabulary"):
         vilmedic.load(tmp_path / "alone.pth")
@@ -468,7 +468,7 @@ def test_a_checkpoint_of_before_says_what_is_missing(trained: Runs, tmp_path: Pa
         vilmedic.load(tmp_path / "empty.pth")
 
 
-def test_what_is_no_path_is_named() -> None:
+def test_non_paths_are_refused() -> None:
     for wrong in (None, 3, b"run"):
         with pytest.raises(CheckpointError, match=r"load: given .*, allowed: a run directory or a"):
             vilmedic.load(wrong)  # type: ignore[arg-type]
@@ -486,7 +486,7 @@ def test_what_is_no_path_is_named() -> None:
         vilmedic.train("config.yml", 3)  # type: ignore[arg-type]
 
 
-def test_what_is_no_run_is_named(trained: Runs, tmp_path: Path) -> None:
+def test_folders_without_a_run_are_refused(trained: Runs, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: there is no such run directory"):
         vilmedic.load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=f"{tmp_path}: no checkpoint with a score"):
@@ -512,7 +512,7 @@ def test_what_is_no_run_is_named(trained: Runs, tmp_path: Path) -> None:
         vilmedic.load(best, config=run_dir / "config_3.yml")
 
 
-def test_other_weights_of_a_run(trained: Runs) -> None:
+def test_checkpoint_and_ema_can_be_selected(trained: Runs) -> None:
     run_dir = trained(CONVIRT)
     last = vilmedic.load(run_dir, ckpt="last_3.pth", device="cpu")
     assert last.path.name == "last_3.pth"
@@ -524,7 +524,7 @@ def test_other_weights_of_a_run(trained: Runs) -> None:
 # -- training and evaluation
 
 
-def test_faults_are_exceptions(trained: Runs, tmp_path: Path) -> None:
+def test_config_errors_are_raised_as_exceptions(trained: Runs, tmp_path: Path) -> None:
     config, *words = trained.words(CONVIRT)
     with pytest.raises(ConfigError, match=r"trainor\.batchsize .*Did you mean 'trainor.batch_size"):
         vilmedic.train(config, *words, "trainor.batchsize=3")
@@ -540,14 +540,14 @@ def test_faults_are_exceptions(trained: Runs, tmp_path: Path) -> None:
         vilmedic.evaluate(config, *words, *EVALUATION, PLAIN, f"ckpt_dir={tmp_path}", name="empty")
 
 
-def test_results_are_those_that_are_written(trained: Runs) -> None:
+def test_evaluate_returns_the_written_results(trained: Runs) -> None:
     results = evaluate(trained, CONVIRT, "ensemblor.metrics={retrieval: }")
     written = json.loads((trained(CONVIRT) / "results_test.json").read_text())
     assert json.loads(json.dumps(results)) == written
     assert results["samples"] == 10
 
 
-def test_a_run_says_where_it_is(trained: Runs, tmp_path: Path) -> None:
+def test_train_returns_the_run_directory(trained: Runs, tmp_path: Path) -> None:
     config, *words = trained.words(SIMCLR)
     words += ["trainor.epochs=1", f"ckpt_dir={tmp_path}"]
     run = vilmedic.train(config, *words, name="two words")
@@ -629,7 +629,7 @@ def test_embeddings_may_be_arrays(trained: Runs) -> None:
             call()
 
 
-def test_numbers_that_are_no_embeddings_are_named(trained: Runs) -> None:
+def test_invalid_embeddings_are_refused(trained: Runs) -> None:
     model = vilmedic.load(trained(CONVIRT), device="cpu")
     rows, texts = model.embed_images(trained.images()), model.embed_texts(TEXTS)
     prompts = {"mine": {"positive": TEXTS[:1], "negative": TEXTS[1:]}}
@@ -650,8 +650,8 @@ def test_numbers_that_are_no_embeddings_are_named(trained: Runs) -> None:
         model.zero_shot(rows, prompts, similarity="mine")  # type: ignore[arg-type]
 
 
-def test_half_a_character_is_named(trained: Runs) -> None:
-    """What `surrogateescape` makes of a file name in another encoding, for example."""
+def test_lone_surrogates_are_refused(trained: Runs) -> None:
+    """For example from `surrogateescape` decoding of a file name in another encoding."""
     model, dalle = vilmedic.load(trained(GLORIA)), vilmedic.load(trained(DALLE))
     image = trained.images()[0]
     half = "Large effusion.\udc80"
@@ -668,7 +668,7 @@ def test_half_a_character_is_named(trained: Runs) -> None:
             call()
 
 
-def test_what_is_of_another_type_is_named(trained: Runs) -> None:
+def test_arguments_of_wrong_types_are_refused(trained: Runs) -> None:
     model, vae = vilmedic.load(trained(CONVIRT)), vilmedic.load(trained(VAE))
     paths = trained.images()
     for wrong in (None, 3):
@@ -700,7 +700,7 @@ def test_what_is_of_another_type_is_named(trained: Runs) -> None:
     assert torch.equal(model.embed_images([low]), model.embed_images([low.float()]))
 
 
-def test_images_that_cannot_be_read(trained: Runs, tmp_path: Path) -> None:
+def test_unreadable_images_raise_or_are_skipped(trained: Runs, tmp_path: Path) -> None:
     model = vilmedic.load(trained(CONVIRT), device="cpu")
     bad = tmp_path / "bad.png"
     bad.write_bytes(Path(trained.images()[0]).read_bytes()[:60])
@@ -723,7 +723,7 @@ def test_images_that_cannot_be_read(trained: Runs, tmp_path: Path) -> None:
     assert rows.shape == (5, 8)
 
 
-def test_a_cache_gives_the_same(trained: Runs, tmp_path: Path) -> None:
+def test_the_image_cache_does_not_change_embeddings(trained: Runs, tmp_path: Path) -> None:
     model = vilmedic.load(trained(CONVIRT), device="cpu")
     expected = model.embed_images(trained.images())
     for _ in range(2):
@@ -731,7 +731,7 @@ def test_a_cache_gives_the_same(trained: Runs, tmp_path: Path) -> None:
     assert any(tmp_path.iterdir())
 
 
-def test_the_package_starts_without_torch() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     code = (
         "import sys, vilmedic;"
         "slow = {'torch', 'torchvision', 'transformers', 'numpy', 'PIL', 'omegaconf', 'griffe'};"
@@ -750,10 +750,10 @@ def test_the_package_starts_without_torch() -> None:
         _ = vilmedic.lode
 
 
-def test_a_folder_that_is_no_run_gets_no_pages(
+def test_report_refuses_a_folder_without_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "1.66_4_406122.pth").touch()  # a checkpoint that was downloaded
+    (tmp_path / "1.66_4_406122.pth").touch()  # a downloaded checkpoint
     (tmp_path / "generated").mkdir()
     write_pages(tmp_path)
     assert not (tmp_path / "report.html").exists()

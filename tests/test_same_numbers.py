@@ -33,7 +33,7 @@ def test_equal_runs_have_no_difference(tmp_path: Path) -> None:
         ({"ema": None}, ("5", "0", "1", "last_3.pth ema")),
     ],
 )
-def test_every_bit_and_every_place_counts(
+def test_any_changed_bit_or_key_is_a_difference(
     changed: dict[str, object], counts: tuple[str, ...], tmp_path: Path
 ) -> None:
     state: dict[str, object] = {"model": {"a": torch.zeros(1)}, "lr": 1}
@@ -42,7 +42,7 @@ def test_every_bit_and_every_place_counts(
 
 
 @pytest.mark.parametrize(("differs", "status"), [(False, 0), (True, 1)])
-def test_the_status_says_whether_anything_differs(
+def test_exit_status_is_1_for_differences(
     differs: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"first": {"ConVIRT": {"loss": 0.5}}, "second": {"ConVIRT": {"loss": 0.5 + differs}}}

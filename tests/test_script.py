@@ -14,19 +14,19 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*ROOT.glob("bin/*.py"), *ROOT.glob("data/*.py")])
 
 
-def test_the_packages_are_those_that_the_project_requires() -> None:
+def test_required_modules_match_pyproject() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     required = text[text.index("dependencies = [") : text.index("[project.optional")]
     assert set(re.findall(r'^    "([\w-]+)', required, re.MULTILINE)) == set(MODULES)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_python_without_packages_gets_a_sentence(script: Path, tmp_path: Path) -> None:
-    # Another vilmedic that is installed is not the one that the script takes.
+def test_missing_packages_give_one_line(script: Path, tmp_path: Path) -> None:
+    # The script must not import another installed vilmedic.
     (tmp_path / "vilmedic").mkdir()
     (tmp_path / "vilmedic" / "__init__.py").write_text("raise SystemExit('another vilmedic')\n")
     done = subprocess.run(
-        [sys.executable, "-S", str(script), "--help"],  # -S leaves the installed packages out
+        [sys.executable, "-S", str(script), "--help"],  # -S hides installed packages
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""The site of the documentation: links of the Markdown, pages that are made, the reference."""
+"""The documentation site: Markdown links, generated pages, the reference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SOURCES += sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a Markdown file as a repository host makes them."""
+    """The anchors of a Markdown file as a repository host generates them."""
     slug = slugify(case="lower")
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.M | re.S)
     heads = re.findall(r"^#{1,6} (.+)$", text, re.MULTILINE)
@@ -35,7 +35,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_links_lead_somewhere_on_a_repository_host_as_well(source: str) -> None:
+def test_markdown_links_also_work_on_a_repository_host(source: str) -> None:
     text = (ROOT / source).read_text()
     assert pages.wrong_external_links(text) == []
     for target, match in pages.repository_links(text, source):
@@ -48,8 +48,8 @@ def test_links_lead_somewhere_on_a_repository_host_as_well(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_site_and_a_repository_host_read_the_same_markdown(source: str) -> None:
-    """Python-Markdown and CommonMark differ in lists, tables and code: both see the same ones."""
+def test_site_and_repository_host_parse_markdown_alike(source: str) -> None:
+    """Python-Markdown and CommonMark find the same lists, tables and code blocks."""
     text = (ROOT / source).read_text()
     host = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     extensions = ["tables", "pymdownx.superfences", "attr_list", "def_list", "toc"]
@@ -59,7 +59,7 @@ def test_the_site_and_a_repository_host_read_the_same_markdown(source: str) -> N
         assert found[0] == found[1], tag
 
 
-def test_links_are_turned_to_the_pages_of_the_site() -> None:
+def test_links_are_rewritten_to_site_pages() -> None:
     text = "See [docs/vae.md](docs/vae.md#memory), [a file](config/CLIP/vae.yml), `[x](y)`, [e](https://a.b/c)."
     assert pages.turned(text, "README.md", "index.md") == (
         "See [VAE](vae.md#memory), [a file](files/config/CLIP/vae.yml.md), `[x](y)`, "
@@ -71,7 +71,7 @@ def test_links_are_turned_to_the_pages_of_the_site() -> None:
     assert pages.turned(text, "docs/notebooks/n.ipynb", "notebooks/n.md") == text
 
 
-def test_external_links_are_checked_for_their_form() -> None:
+def test_external_links_are_validated_by_form() -> None:
     good = "[a](https://arxiv.org/abs/1) [b](http://x.org) [c](mailto:a@b.org) [d](data.md)"
     assert pages.wrong_external_links(good) == []
     assert pages.wrong_external_links("[a](https://localhost/x)") == [
@@ -142,12 +142,12 @@ def test_every_public_name_is_in_the_python_reference() -> None:
     assert "- `CheckpointError`: there is no checkpoint" in text
 
 
-def test_prose_of_a_docstring_stands_for_itself() -> None:
+def test_docstring_prose_is_escaped() -> None:
     assert reference.prose("a <b> *c* [D] `<x>[*]`") == r"a &lt;b> \*c\* \[D\] `<x>[*]`"
 
 
-def test_a_broken_link_anchor_or_forgotten_page_fails_the_build(tmp_path: Path) -> None:
-    """The settings of the site on three small pages: what has to fail is what fails."""
+def test_broken_links_anchors_and_unlisted_pages_fail_the_build(tmp_path: Path) -> None:
+    """Build three small pages with the settings of the site; exactly the broken parts fail."""
     settings = (ROOT / "mkdocs.yml").read_text()
     validation = settings[settings.index("validation:") : settings.index("not_in_nav:")]
     (tmp_path / "docs").mkdir()
@@ -162,7 +162,7 @@ def test_a_broken_link_anchor_or_forgotten_page_fails_the_build(tmp_path: Path) 
     assert all(word in done.stderr for word in ("no.md", "#nowhere", "forgotten.md"))
 
 
-def test_the_diagrams_are_those_of_their_sources() -> None:
+def test_diagrams_match_their_sources() -> None:
     made = diagrams.pictures()
     assert {path.name for path in made} == {path.name for path in ROOT.glob("docs/images/*.svg")}
     for path, svg in made.items():
@@ -199,15 +199,13 @@ def test_boxes_and_arrows_of_a_diagram() -> None:
         ("row a data A / B / C", "line 1: more text"),
     ],
 )
-def test_a_diagram_that_cannot_be_drawn(text: str, message: str) -> None:
+def test_invalid_diagrams_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         diagrams.read(text)
 
 
-def test_the_search_starts_from_a_folder_without_a_network() -> None:
+def test_search_works_offline_from_a_folder() -> None:
     config = load_config(str(ROOT / "mkdocs.yml"))
     config.plugins["material/offline"].on_config(config)
-    assert config.extra["polyfills"] == [
-        "assets/iframe-worker.js"
-    ]  # none of another host beside it
+    assert config.extra["polyfills"] == ["assets/iframe-worker.js"]  # and none from another host
     assert (ROOT / "docs/assets/iframe-worker.js").exists()

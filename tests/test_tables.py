@@ -24,7 +24,7 @@ from vilmedic.tables import (
 )
 
 
-def test_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_columns_have_the_requested_order(tmp_path: Path) -> None:
     text = [["1", 'a "quoted", text', " x "], ["2", "two\nlines", ""]]
     for name in ("t.csv", "t.csv.gz"):
         path = write_csv(tmp_path / name, ["id", "report", "view"], text)
@@ -35,12 +35,12 @@ def test_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
         assert table_columns(path) == ["id", "report", "view"]
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfid,b\r\n1,2\r\n\r\n")
     assert list(read_table(tmp_path / "t.csv", ["id"])) == [("1",)]
 
 
-def test_either_form_is_found(tmp_path: Path) -> None:
+def test_plain_and_gzipped_files_are_found(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", ["x"], [])
     assert find_table(tmp_path, "a.csv.gz") == path
     packed = write_csv(tmp_path / "a.csv.gz", ["x"], [])
@@ -49,7 +49,7 @@ def test_either_form_is_found(tmp_path: Path) -> None:
         find_table(tmp_path, "aa.csv")
 
 
-def test_damage_is_reported_with_its_place(tmp_path: Path) -> None:
+def test_damage_is_reported_with_its_line(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", ["x", "yes"], [["1", "2"], ["3"]])
     with pytest.raises(DataError, match=r"a\.csv:3 has 1 fields; the header has 2"):
         list(read_table(path, ["x"]))
@@ -63,14 +63,14 @@ def test_damage_is_reported_with_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
-def test_what_separates_fields_is_known_from_the_header(tmp_path: Path, mark: str) -> None:
+def test_the_delimiter_is_detected_from_the_header(tmp_path: Path, mark: str) -> None:
     text = f'x{mark}"y, z; w"\n1{mark}"a,b;c\td"\n   \n\n'
     (tmp_path / "a.csv").write_text(text)
     assert table_columns(tmp_path / "a.csv") == ["x", "y, z; w"]
     assert list(read_table(tmp_path / "a.csv", ["y, z; w", "x"])) == [("a,b;c\td", "1")]
 
 
-def test_the_sum_of_a_file(tmp_path: Path) -> None:
+def test_file_checksum(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
 
@@ -89,13 +89,13 @@ def test_the_sum_of_a_file(tmp_path: Path) -> None:
         'x, y\n1, "a,b"\n',
     ],
 )
-def test_what_is_before_the_header_and_between_fields(tmp_path: Path, content: str) -> None:
+def test_blank_lines_and_spaces_are_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.csv").write_bytes(content.encode())
     assert list(read_table(tmp_path / "a.csv", ["y", "x"])) == [("a,b", "1")]
     assert table_columns(tmp_path / "a.csv") == ["x", "y"]
 
 
-def test_lines_are_those_on_which_rows_start(tmp_path: Path) -> None:
+def test_line_numbers_are_those_where_rows_start(tmp_path: Path) -> None:
     text = 'sep=,\nx,y\n1,"two\nlines"\n\n2,b\n3\n'
     (tmp_path / "a.csv").write_text(text)
     rows = read_numbered(tmp_path / "a.csv", ["x"])
@@ -106,14 +106,14 @@ def test_lines_are_those_on_which_rows_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["x,y,y", "y,x,y", "x,y, y "])
-def test_two_columns_of_one_name(tmp_path: Path, header: str) -> None:
+def test_duplicate_column_names_are_an_error(tmp_path: Path, header: str) -> None:
     (tmp_path / "a.csv").write_text(f"{header}\n1,2,3\n")
     with pytest.raises(DataError, match=r"a\.csv has 2 columns named 'y' \(columns [12], 3\)"):
         list(read_table(tmp_path / "a.csv", ["x", "y"]))
-    assert len(list(read_table(tmp_path / "a.csv", ["x"]))) == 1  # the others may be what they are
+    assert len(list(read_table(tmp_path / "a.csv", ["x"]))) == 1  # other columns are not checked
 
 
-def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path: Path) -> None:
+def test_an_unclosed_quotation_mark_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('x,y\n1,a\n2,"b\n3,c\n4,d\n')
     with pytest.raises(DataError, match=r"a\.csv:3 cannot be read as a row: .*quotation mark"):
         list(read_table(tmp_path / "a.csv", ["x"]))
@@ -122,7 +122,7 @@ def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path: Path) ->
         list(read_table(tmp_path / "a.csv", ["x"]))
 
 
-def test_a_long_list_of_columns_is_cut(tmp_path: Path) -> None:
+def test_a_long_list_of_columns_is_shortened(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",".join(f"c{n}" for n in range(900)) + "\n")
     with pytest.raises(DataError, match=r"It has c0, c1, c2, c3, c4 and 895 more\.") as error:
         list(read_table(tmp_path / "a.csv", ["report"]))
@@ -178,7 +178,7 @@ def tar() -> bytes:
 def test_the_same_text_in_any_encoding(
     tmp_path: Path, encoding: str, found: str, packed: bool
 ) -> None:
-    path = tmp_path / "t.csv"  # read by its content: what is compressed need not say so
+    path = tmp_path / "t.csv"  # compression is detected from the content
     content = TEXT.encode(encoding)
     path.write_bytes(gzip.compress(content) if packed else content)
     assert encoding_of(path) == found
@@ -201,9 +201,7 @@ def test_utf16_of_a_script_without_ascii(tmp_path: Path, encoding: str) -> None:
         ("两肺纹理清晰", "gb18030"),
     ],
 )
-def test_an_encoding_that_cannot_be_told_from_a_few_words(
-    tmp_path: Path, text: str, encoding: str
-) -> None:
+def test_ambiguous_encodings_are_refused(tmp_path: Path, text: str, encoding: str) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(f"file,report\na.png,{text}\n".encode(encoding))
     with pytest.raises(DataError, match=r"t\.csv:2 holds the byte .*--encoding"):
@@ -239,14 +237,14 @@ def test_an_encoding_that_cannot_be_told_from_a_few_words(
     ],
 )
 def test_languages_of_latin_script(tmp_path: Path, encoding: str, text: str) -> None:
-    """All letters of one are letters in the other character sets too, of no language there."""
+    """Their letters are letters in the other encodings too, but form no language there."""
     path = tmp_path / "t.csv"
     path.write_bytes(f'file,report\na.png,"{text}"\n'.encode(encoding))
     with open_text(path) as file:
         assert text in file.read()
 
 
-def test_utf8_with_a_damaged_line_is_not_taken_for_latin_1(tmp_path: Path) -> None:
+def test_damaged_utf8_is_not_read_as_latin_1(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(TEXT.encode() * 3 + b"c.png,caf\xe9\n")
     with pytest.raises(DataError, match=r"t\.csv:10 holds the byte 0xe9, which is not UTF-8"):
@@ -275,7 +273,7 @@ def test_utf8_with_a_damaged_line_is_not_taken_for_latin_1(tmp_path: Path) -> No
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_text_is_named_with_a_remedy(
+def test_non_text_files_are_refused_with_a_remedy(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -284,7 +282,7 @@ def test_what_is_no_text_is_named_with_a_remedy(
     assert str(error.value).startswith(str(tmp_path / name))
 
 
-def test_a_file_that_changes_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(TEXT.encode())
     assert encoding_of(path) == "utf-8"

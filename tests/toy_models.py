@@ -1,4 +1,4 @@
-"""A data set and a model so small that their evaluation takes no time."""
+"""A data set and models small enough for instant evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABELS = ("Effusion", "Mass")
 
 
 class ToyData:
-    """Images of 4 x 4 pixels whose first two show the labels, and reports that repeat them."""
+    """Images of 4 x 4 pixels whose first two pixels are the labels, and reports that name them."""
 
     parts = ()
 
@@ -65,7 +65,7 @@ class ToyData:
 
 
 class ToyModel(ContrastiveModel):
-    """Linear maps of pixels and of mean token embeddings, and the sum of distances as the loss."""
+    """Linear maps of pixels and of mean token embeddings; the loss is the sum of distances."""
 
     def __init__(self, width: int = 5) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class ToyModel(ContrastiveModel):
 
 
 class ToyAutoencoder(Model):
-    """A model whose loss belongs to each sample alone."""
+    """A model whose loss has no interaction between samples."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         images = batch["images"]

@@ -1,4 +1,4 @@
-"""The measurements of a GPU, here on a CPU at sizes whose figures mean nothing."""
+"""The GPU benchmark, run on a CPU at trial sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> dict[str, Any]:
-    """What a run wrote that failed at nothing."""
+    """The results of a run without failures."""
     run(monkeypatch, "--out", str(folder / "gpu.json"), *options)
     found: dict[str, Any] = json.loads((folder / "gpu.json").read_text())
     assert [path.name for path in folder.iterdir()] == ["gpu.json"]
@@ -41,7 +41,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> di
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [name for name in gpu.SECTIONS if name != "steps"])
-def test_a_section_gives_its_figures(
+def test_a_section_writes_its_results(
     section: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = measured(monkeypatch, tmp_path, "--only", section)
@@ -59,7 +59,7 @@ def test_a_section_gives_its_figures(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_training_steps_give_their_figures(
+def test_training_steps_write_their_results(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = measured(monkeypatch, tmp_path, "--only", "steps", "--systems", name)["steps"]
@@ -75,12 +75,12 @@ def test_training_steps_give_their_figures(
         assert last["ratio"] == pytest.approx(last["ours"] / last["peer"], abs=0.01)
     else:
         assert last["ratio"] is None
-    if name in CONTRASTIVE:  # the same networks: what both compute in products differs by little
+    if name in CONTRASTIVE:  # the same networks, so both need about the same operations
         ours, plain = (steps[f"{name} 4 ieee{who}"]["tflop"] for who in ("", " plain"))
         assert ours == pytest.approx(plain, rel=0.02)
 
 
-def test_compares_with_figures_of_before(
+def test_compares_with_older_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before: dict[str, Any] = {"about": {"cores": 1}, "peaks": {"launch": {"us": 1e6}}}
@@ -101,7 +101,7 @@ def test_stalls_name_the_line_that_reads_a_number() -> None:
     assert count == 2
 
 
-def test_a_figure_that_cannot_be_had_leaves_the_others(
+def test_a_failed_measurement_keeps_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Every benchmark runs, here at sizes whose figures mean nothing, and ends with its figures."""
+"""Every benchmark runs at a trial size and prints its results last."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMPARED = {"dalle_generate", "dalle_step", "vae_step"}
 
 
 def lines_of(name: str, options: str, folder: Path) -> list[str]:
-    """What a benchmark prints."""
+    """The lines that a benchmark prints."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *options.split()],
         capture_output=True,
@@ -51,13 +51,13 @@ def lines_of(name: str, options: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
-def test_runs_and_prints_its_figures(name: str, tmp_path: Path) -> None:
+def test_every_benchmark_prints_its_results(name: str, tmp_path: Path) -> None:
     if name in COMPARED and (missing := missing_packages()):
         pytest.skip(f"the other side is {', '.join(missing)}; `make test` installs it")
     result = json.loads(lines_of(name, SIZES[name], tmp_path)[-1])
     assert result["name"].startswith(name)
     assert result["ratio"] > 0
-    assert list(tmp_path.iterdir()) == []  # no picture that nobody asked for
+    assert list(tmp_path.iterdir()) == []  # no figure unless requested
 
 
 CODE = """
@@ -73,7 +73,7 @@ for script in sys.argv[1:]:
 """
 
 
-def test_without_the_other_side_it_says_how_to_get_it(tmp_path: Path) -> None:
+def test_missing_reference_names_the_install_command(tmp_path: Path) -> None:
     scripts = [str(ROOT / "benchmarks" / f"{name}.py") for name in COMPARED]
     done = subprocess.run(
         [sys.executable, "-c", CODE, *scripts],
@@ -82,7 +82,7 @@ def test_without_the_other_side_it_says_how_to_get_it(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    sentence = "The other side of this comparison needs no_such_package: `make reference`."
+    sentence = "This comparison needs no_such_package; run `make reference`."
     assert (done.stdout.splitlines(), done.stderr) == ([sentence] * 3, "")
 
 
@@ -91,6 +91,6 @@ def test_the_table_of_scaling_has_a_line_for_each_system(tmp_path: Path) -> None
     assert [line.split()[1] for line in lines[-3:]] == ["ConVIRT", "SimCLR", "GLoRIA"]
 
 
-def test_every_benchmark_is_tried() -> None:
+def test_every_benchmark_is_tested() -> None:
     scripts = {path.stem for path in ROOT.glob("benchmarks/*.py") if "main()" in path.read_text()}
     assert scripts == {*SIZES, "scaling", "gpu"}  # test_gpu.py

@@ -15,7 +15,7 @@ POSITIONS, CODES, WIDTH, OUT = 20, 9, 5, 4
 
 @pytest.fixture
 def inputs() -> list[Tensor]:
-    """Features, weight, bias and vectors."""
+    """Features, weight, bias and codebook vectors."""
     random = torch.Generator().manual_seed(0)
     shapes = ((POSITIONS, WIDTH), (CODES, WIDTH), (CODES,), (CODES, OUT))
     made = [torch.randn(shape, generator=random, dtype=torch.float64) for shape in shapes]
@@ -28,7 +28,7 @@ def gradients(inputs: list[Tensor], **options: Any) -> list[Tensor]:
     return list(torch.autograd.grad((found * target).sum() + 0.3 * spread, inputs))
 
 
-def test_each_position_mixes_the_vectors_by_its_shares(inputs: list[Tensor]) -> None:
+def test_each_position_mixes_the_codebook_vectors_by_its_weights(inputs: list[Tensor]) -> None:
     features, weight, bias, vectors = (tensor.detach() for tensor in inputs)
     noise = torch.randn(POSITIONS, CODES, dtype=torch.float64)
     found, spread = relaxed_lookup(*inputs, temperature=0.5, divergence=True, noise=noise)
@@ -44,10 +44,10 @@ def test_each_position_mixes_the_vectors_by_its_shares(inputs: list[Tensor]) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"hard": True}, {"hard": True, "reinmax": True}], ids=str)
-def test_blocks_change_nothing_with_noise_drawn_twice(
+def test_block_size_does_not_change_results_with_redrawn_noise(
     inputs: list[Tensor], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backward pass draws again: it must get the noise of the forward pass."""
+    """The backward pass redraws the noise: it must equal that of the forward pass."""
     monkeypatch.setattr(autoencoder, "BLOCK", 6 * CODES)
     torch.manual_seed(3)
     noise = torch.cat(
@@ -60,7 +60,7 @@ def test_blocks_change_nothing_with_noise_drawn_twice(
         torch.testing.assert_close(mine, expected)
 
 
-def test_only_one_block_of_shares_is_kept_for_the_backward_pass(
+def test_only_one_block_of_weights_is_kept_for_backward(
     inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
@@ -75,7 +75,7 @@ def test_only_one_block_of_shares_is_kept_for_the_backward_pass(
     assert max(saved, default=0) < POSITIONS * CODES
 
 
-def test_a_hard_choice_is_the_vector_of_one_code(inputs: list[Tensor]) -> None:
+def test_hard_sampling_gives_the_vector_of_one_code(inputs: list[Tensor]) -> None:
     torch.manual_seed(0)
     found, _ = relaxed_lookup(*inputs, temperature=0.7, hard=True)
     distance = torch.cdist(found, inputs[3])
@@ -83,8 +83,8 @@ def test_a_hard_choice_is_the_vector_of_one_code(inputs: list[Tensor]) -> None:
     assert gradients(inputs, hard=True)[0].abs().sum() > 0
 
 
-def test_codes_are_drawn_as_often_as_the_softmax_says() -> None:
-    """Gumbel noise plus the largest sum draws from the softmax of the logits."""
+def test_code_frequencies_follow_the_softmax() -> None:
+    """Adding Gumbel noise and taking the maximum samples from the softmax of the logits."""
     torch.manual_seed(0)
     bias = torch.tensor([0.0, 1.0, 2.0])
     rows = torch.zeros(20_000, 1)
@@ -92,7 +92,7 @@ def test_codes_are_drawn_as_often_as_the_softmax_says() -> None:
     torch.testing.assert_close(found.mean(dim=0), bias.softmax(dim=0), atol=0.015, rtol=0)
 
 
-def test_likeliest_codes(inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_likely_codes(inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     features, weight, bias, _ = inputs
     monkeypatch.setattr(autoencoder, "BLOCK", 3 * CODES)
     codes = likeliest_codes(features, weight, bias)

@@ -40,7 +40,7 @@ def pooled_by_library(network: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def states_by_library(network: Any, pixels: Tensor) -> Tensor:
-    """The last states as [B, C, h, w], by what the library says of its own tokens."""
+    """The last states as [B, C, h, w], using the library's own token counts."""
     if hasattr(network, "forward_features"):
         states = network.forward_features(pixels)
         if states.ndim == 4:
@@ -61,7 +61,7 @@ def states_by_library(network: Any, pixels: Tensor) -> Tensor:
 
 
 @every
-def test_a_folder_gives_the_features_of_its_library(family: Family, tmp_path: Path) -> None:
+def test_features_of_a_folder_equal_those_of_its_library(family: Family, tmp_path: Path) -> None:
     backbone, network = saved(family, tmp_path)
     cnn = tiny_cnn(backbone=backbone, pretrained=True).eval()
     last = "forward_features" if backbone.startswith("timm/") else "last_hidden_state"
@@ -77,7 +77,7 @@ def test_a_folder_gives_the_features_of_its_library(family: Family, tmp_path: Pa
 
 
 @every
-def test_images_of_another_size_and_their_regions(family: Family) -> None:
+def test_regions_of_another_image_size(family: Family) -> None:
     cnn = made(family)
     for size in (32, 64):
         found = cnn.features(images(size), [family.local, "avgpool"])
@@ -88,7 +88,7 @@ def test_images_of_another_size_and_their_regions(family: Family) -> None:
 
 
 @every
-def test_every_parameter_that_is_trained_gets_a_gradient(family: Family) -> None:
+def test_every_trained_parameter_gets_a_gradient(family: Family) -> None:
     cnn = made(family)
     cnn(images()).sum().backward()
     trained = {name: value for name, value in cnn.named_parameters() if value.requires_grad}
@@ -112,7 +112,7 @@ def test_layers_are_blocks_in_order(family: Family) -> None:
 
 
 @every
-def test_a_checkpoint_tells_what_the_network_is(family: Family, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_network_configuration(family: Family, tmp_path: Path) -> None:
     backbone, _ = saved(family, tmp_path / "folder")
     holder = nn.Module()
     holder.cnn = tiny_cnn(backbone=backbone, pretrained=True).eval()
@@ -173,7 +173,7 @@ def test_gloria_attends_to_patches(family: Family) -> None:
     model.contrast(features)["loss"].backward()
 
 
-def test_blocks_of_timm_are_cut_behind_the_last_one_kept() -> None:
+def test_timm_blocks_after_the_output_layer_are_removed() -> None:
     cnn = made(FAMILIES["timm ViT"], output_layer="blocks.0", permute="no_permute")
     assert cnn(images()).shape == (2, 21, 16)
     assert not any("blocks.1" in name or name == "norm.weight" for name in cnn.network.state_dict())
@@ -193,7 +193,7 @@ def test_blocks_of_timm_are_cut_behind_the_last_one_kept() -> None:
         ({"backbone": "hf:vit", "output_layer": "layers.0"}, "not an output of a transformers"),
     ],
 )
-def test_what_is_wrong_is_named_with_what_is_near(settings: dict[str, Any], message: str) -> None:
+def test_wrong_settings_name_the_nearest(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_cnn(**settings)
 
@@ -205,25 +205,25 @@ def test_fields_are_checked_without_torch() -> None:
 
 @pytest.mark.parametrize("backbone", ["timm/convnext_atto", "hf:owner/model"])
 @pytest.mark.parametrize("value", [-0.5, 1.0])
-def test_rates_that_no_network_has_are_refused(backbone: str, value: float) -> None:
+def test_invalid_drop_path_rates_are_refused(backbone: str, value: float) -> None:
     given = {"backbone": backbone, "config": {"drop_path_rate": value}}
     with pytest.raises(ConfigError, match=r"config.drop_path_rate: .* number >= 0 and < 1"):
         check_arguments(VisionEncoder, given)
 
 
-def test_a_size_that_a_network_cannot_take_is_named() -> None:
+def test_an_unsupported_image_size_is_an_error() -> None:
     cnn = tiny_cnn(backbone="timm/deit3_small_patch16_224", config={"dynamic_img_size": False})
     with pytest.raises(ConfigError, match=r"does not take images of 64 x 64 .* 224 x 224"):
         cnn(images(64))
 
 
-def test_weights_of_the_hub_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_hub_weights_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="could not be downloaded from the hub"):
         VisionEncoder.fetch(backbone="timm/convnext_atto", pretrained=True)
 
 
-def test_damaged_weights_of_a_folder_are_named(tmp_path: Path) -> None:
+def test_damaged_weights_in_a_folder_are_an_error(tmp_path: Path) -> None:
     backbone, _ = saved(FAMILIES["timm ConvNeXt"], tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="is damaged"):
@@ -231,7 +231,7 @@ def test_damaged_weights_of_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def folder_of(model_type: str, folder: Path, **settings: Any) -> tuple[str, Any]:
-    """A tiny vision model of transformers in a folder: its name as a backbone, and the model."""
+    """Save a tiny transformers vision model; return its backbone name and the model."""
     torch.manual_seed(0)
     network = AutoModel.from_config(AutoConfig.for_model(model_type, **{**VIT, **settings})).eval()
     network.save_pretrained(folder)
@@ -241,14 +241,18 @@ def folder_of(model_type: str, folder: Path, **settings: Any) -> tuple[str, Any]
 @pytest.mark.parametrize(
     ("model_type", "size", "grid"),
     [
-        ("siglip_vision_model", 30, 3),  # 3 whole patches of 8, as SigLIP has 27 of 14 in 384
+        (
+            "siglip_vision_model",
+            30,
+            3,
+        ),  # 3 whole patches of 8, like SigLIP's 27 patches of 14 in 384
         ("clip_vision_model", 32, 4),  # the class token has another name and no batch
         ("deit", 36, 4),
         ("beit", 32, 4),
         ("ijepa", 36, 4),
     ],
 )
-def test_patches_of_every_transformer_are_a_map(
+def test_patches_of_every_transformer_form_a_grid(
     model_type: str, size: int, grid: int, tmp_path: Path
 ) -> None:
     backbone, network = folder_of(model_type, tmp_path, image_size=size)
@@ -264,7 +268,7 @@ def test_patches_of_every_transformer_are_a_map(
     assert cnn.region_shape("last_hidden_state") == (16, grid, grid)
 
 
-def test_a_transformer_of_timm_whose_size_is_no_multiple_of_its_patch(tmp_path: Path) -> None:
+def test_timm_transformer_with_size_not_a_multiple_of_its_patch(tmp_path: Path) -> None:
     config = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 30, "patch_size": 8}
     network = timm.create_model("vit_base_patch16_siglip_224", num_classes=0, **config).eval()
     save_for_hf(network, str(tmp_path), safe_serialization=True)
@@ -277,7 +281,7 @@ def test_a_transformer_of_timm_whose_size_is_no_multiple_of_its_patch(tmp_path: 
         cnn(images(64))
 
 
-def test_a_masked_autoencoder_is_its_vit_without_masking(tmp_path: Path) -> None:
+def test_a_masked_autoencoder_equals_its_vit_without_masking(tmp_path: Path) -> None:
     decoder = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2}
     backbone, network = folder_of("vit_mae", tmp_path, **decoder, decoder_num_hidden_layers=1)
     cnn = VisionEncoder(backbone=backbone).eval()
@@ -290,7 +294,7 @@ def test_a_masked_autoencoder_is_its_vit_without_masking(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("model_type", ["vit", "ijepa"])
-def test_no_pooler_starts_at_random_behind_published_weights(
+def test_a_pooler_missing_from_published_weights_is_not_used(
     model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
@@ -311,7 +315,7 @@ def test_no_pooler_starts_at_random_behind_published_weights(
     assert "start at random" in caplog.text
 
 
-def test_all_features_of_timm_beside_what_it_pools() -> None:
+def test_timm_features_and_pooled_output_agree() -> None:
     cnn = made(FAMILIES["timm ConvNeXt"])
     states = made(FAMILIES["timm ConvNeXt"], output_layer="forward_features")
     twin = copy.deepcopy(cnn)
@@ -336,14 +340,14 @@ def test_all_features_of_timm_beside_what_it_pools() -> None:
         ({"backbone": "timm/resnet18", "config": {"in_chans": 4}}, "does not encode an image"),
     ],
 )
-def test_a_network_that_does_not_run_on_images_is_refused(
+def test_networks_that_do_not_run_on_images_are_refused(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_cnn(**settings)
 
 
-def test_a_model_that_wants_more_than_images_is_refused(tmp_path: Path) -> None:
+def test_models_that_need_more_than_images_are_refused(tmp_path: Path) -> None:
     settings = {key: VIT[key] for key in VIT if key != "image_size"}
     config = AutoConfig.for_model("siglip2_vision_model", **settings, num_patches=16)
     AutoModel.from_config(config).save_pretrained(tmp_path)
@@ -351,7 +355,7 @@ def test_a_model_that_wants_more_than_images_is_refused(tmp_path: Path) -> None:
         VisionEncoder(backbone=f"hf:{tmp_path}")
 
 
-def test_a_size_for_which_a_network_has_no_positions_is_named() -> None:
+def test_an_image_size_without_position_embeddings_is_an_error() -> None:
     cnn = tiny_cnn(
         backbone="hf:levit",
         config={
@@ -365,7 +369,7 @@ def test_a_size_for_which_a_network_has_no_positions_is_named() -> None:
         cnn(images(64))
 
 
-def test_other_errors_of_a_network_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_a_network_are_raised_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     cnn = made(FAMILIES["ViT"])
     layer = cnn.network.get_submodule("layers.0")
 
@@ -388,7 +392,7 @@ def test_other_errors_of_a_network_stay_what_they_are(monkeypatch: pytest.Monkey
         ("timm/resnet10t", {}, "layer1.0"),
     ],
 )
-def test_a_network_of_one_block_a_stage_has_blocks(
+def test_a_network_with_one_block_per_stage_has_blocks(
     backbone: str, config: dict[str, Any], first: str
 ) -> None:
     cnn = tiny_cnn(backbone=backbone, config=config, freeze=1)
@@ -397,7 +401,7 @@ def test_a_network_of_one_block_a_stage_has_blocks(
     assert cnn.layers()[-1].parameters
 
 
-def test_a_run_without_a_pooler_gives_none_to_the_next(tmp_path: Path) -> None:
+def test_weights_without_a_pooler_give_a_network_without_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = AutoModel.from_config(AutoConfig.for_model("vit", **VIT), add_pooling_layer=False)
     torch.save(network.state_dict(), tmp_path / "weights.pth")

@@ -1,4 +1,4 @@
-"""The linear layer that goes through a convolution equals the one of PyTorch."""
+"""The linear layer computed as a convolution equals PyTorch's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_equals_the_linear_map_of_pytorch(shape: tuple[int, ...], with_bias: boo
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_takes_rows_that_do_not_lie_in_order() -> None:
+def test_accepts_non_contiguous_rows() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(12, 6, 5).permute(2, 1, 0), torch.randn(9, 12)
     torch.testing.assert_close(linear(x, weight, None), x @ weight.T, rtol=1e-5, atol=1e-5)
@@ -50,7 +50,7 @@ def test_follows_autocast() -> None:
         assert torch.equal(found, functional.linear(x, weight))
 
 
-def test_layer_has_the_weights_of_the_one_of_pytorch() -> None:
+def test_layer_has_the_same_parameters_as_pytorch() -> None:
     torch.manual_seed(0)
     layer, other = Linear(12, 9), torch.nn.Linear(12, 9)
     layer.load_state_dict(other.state_dict())

@@ -52,7 +52,7 @@ def report() -> dict[str, torch.Tensor]:
 
 
 def trained(module: nn.Module) -> nn.Module:
-    """The module with adapters that add something."""
+    """The module with non-zero adapters."""
     torch.manual_seed(1)
     for name, value in module.named_parameters():
         if value.requires_grad:
@@ -62,7 +62,7 @@ def trained(module: nn.Module) -> nn.Module:
 
 
 def stored(encoder: nn.Module, part: str, lora: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run of a system with this encoder."""
+    """The state of a run with this encoder."""
     weights = {f"{part}.{name}": value for name, value in encoder.state_dict().items()}
     return {
         "model": weights,
@@ -107,8 +107,8 @@ def test_merged_weights_give_the_features_of_the_adapted_encoder(
     assert without_adapters(best) is best
 
 
-def test_layers_whose_weights_are_read_without_a_call_are_left_as_they_are() -> None:
-    """Attention of torchvision's Swin reads the weights of its linear layers."""
+def test_layers_whose_weights_are_read_directly_get_no_adapters() -> None:
+    """The attention of torchvision's Swin uses the weights of its linear layers directly."""
     sizes = {"patch_size": [4, 4], "window_size": [4, 4], "embed_dim": 8}
     swin = SwinTransformer(**sizes, depths=[2], num_heads=[1], num_classes=2)
     LoRA(rank=1).adapt(swin, "a Swin", lambda: swin(images()[:1]))
@@ -117,7 +117,7 @@ def test_layers_whose_weights_are_read_without_a_call_are_left_as_they_are() -> 
     assert not any(".attn." in name for name in adapted)
 
 
-def test_only_adapters_are_trained_and_training_begins_with_the_encoder_as_it_was(
+def test_only_adapters_are_trained_and_start_as_identity(
     vit: str,
 ) -> None:
     plain = VisionEncoder(backbone=vit).eval()
@@ -134,7 +134,7 @@ def test_only_adapters_are_trained_and_training_begins_with_the_encoder_as_it_wa
         assert torch.equal(value, before[name]) == (name not in own), name
 
 
-def test_layers_are_chosen_by_the_ends_of_their_names(vit: str) -> None:
+def test_layers_are_selected_by_name_suffix(vit: str) -> None:
     encoder = tiny_encoder(lora=LoRA(rank=2, layers=["query", "attention.output.dense"]))
     adapted = {name.split(".lora_")[0] for name in encoder.state_dict() if ".lora_" in name}
     layer = "network.encoder.layer.0.attention"
@@ -153,7 +153,7 @@ def test_a_list_without_layers_is_refused() -> None:
         tiny_encoder(lora=LoRA(rank=2, layers=[]))
 
 
-def test_frozen_layers_beside_adapters_are_refused(vit: str) -> None:
+def test_freeze_together_with_lora_is_refused(vit: str) -> None:
     for freeze in (True, 1):
         with pytest.raises(ArgumentError, match=r"lora: with freeze=.*Leave freeze out"):
             tiny_encoder(lora=LoRA(rank=2), freeze=freeze)
@@ -177,14 +177,14 @@ def no_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_peft")
-def test_without_peft_the_extra_is_named_and_checkpoints_are_filled() -> None:
+def test_without_peft_the_extra_is_named_and_checkpoints_load() -> None:
     with pytest.raises(ConfigError, match=r"lora needs peft: pip install '\.\[lora\]'"):
         tiny_encoder(lora=LoRA(rank=2))
     encoder = tiny_encoder(lora=LoRA(rank=2), filled=Filled())
     assert not has_adapters(encoder.state_dict())
 
 
-def test_a_model_without_adapters_is_filled_with_merged_weights(tmp_path: Path) -> None:
+def test_a_model_without_adapters_loads_merged_weights(tmp_path: Path) -> None:
     spec = tiny_spec()
     adapted = tiny_convirt(spec)
     adapted.encoder = tiny_encoder(spec, lora=LoRA(rank=2, alpha=6.0))
@@ -230,7 +230,7 @@ def test_damaged_adapters_are_reported(damage: Callable[[dict[str, Any]], Any]) 
         without_adapters(state, Path("a.pth"))
 
 
-def test_words_are_read_with_adapters_too() -> None:
+def test_word_encoder_supports_adapters() -> None:
     spec = tiny_spec()
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = WordEncoder(
@@ -245,7 +245,7 @@ def test_words_are_read_with_adapters_too() -> None:
     assert float((after - before).abs().max()) > 1e-2
 
 
-def test_groups_see_adapters_as_weights_of_their_layer() -> None:
+def test_parameter_groups_assign_adapters_to_their_layer() -> None:
     model = tiny_convirt()
     model.encoder = tiny_encoder(num_hidden_layers=3, lora=LoRA(rank=2))
     section = TrainorSection(
@@ -266,7 +266,7 @@ def test_groups_see_adapters_as_weights_of_their_layer() -> None:
         assert {r for n, r in own.items() if f".layer.{number}." in n} == {rate}
 
 
-def test_reading_an_encoder_needs_no_adapters_in_the_network(tmp_path: Path) -> None:
+def test_an_encoder_with_adapters_initialises_a_plain_network(tmp_path: Path) -> None:
     state = stored(trained(tiny_encoder(lora=LoRA(rank=2))), "encoder", {"rank": 2})
     torch.save(state, tmp_path / "last_0.pth")
     plain = tiny_encoder()

@@ -93,7 +93,7 @@ def test_weights_stored_in_16_bit_are_float32(tmp_path: Path, dtype: torch.dtype
 
 @pytest.mark.parametrize("make", [t5, bart])
 @torch.inference_mode()
-def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path: Path, make: Any) -> None:
+def test_an_encoder_decoder_gives_its_encoder(tmp_path: Path, make: Any) -> None:
     whole = make().eval()
     proto = saved(tmp_path, whole)
     batch = text(tiny_batch())
@@ -131,7 +131,7 @@ def test_a_model_that_needs_more_than_text_is_refused_by_name(tmp_path: Path) ->
 
 @pytest.mark.parametrize("size", [24, 32, 48])
 @torch.inference_mode()
-def test_images_of_another_size_than_the_model_was_trained_on(tmp_path: Path, size: int) -> None:
+def test_images_of_another_size_than_in_pretraining(tmp_path: Path, size: int) -> None:
     model = vit().eval()
     encoder = VisionEncoder(backbone=saved(tmp_path, model), output_layer="pooler_output").eval()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -139,9 +139,7 @@ def test_images_of_another_size_than_the_model_was_trained_on(tmp_path: Path, si
     torch.testing.assert_close(encoder.pooled(images), expected)
 
 
-def test_a_size_that_nothing_can_be_done_about_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsupported_size_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = VisionEncoder(backbone=saved(tmp_path, vit()))
     monkeypatch.setattr(encoder.source, "interpolates", False)
     message = r"does not take images of 48 x 48 pixels.*made for 32 x 32: set the crop"
@@ -149,7 +147,7 @@ def test_a_size_that_nothing_can_be_done_about_is_named(
         encoder(torch.zeros(1, 3, 48, 48))
 
 
-def test_a_model_that_takes_any_size_takes_it_without_help(tmp_path: Path) -> None:
+def test_a_model_for_any_size_needs_no_interpolation(tmp_path: Path) -> None:
     config = SwinConfig(
         image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
     )
@@ -158,7 +156,7 @@ def test_a_model_that_takes_any_size_takes_it_without_help(tmp_path: Path) -> No
 
 
 def with_own_code(folder: Path) -> tuple[str, Path]:
-    """A text encoder whose configuration asks for Python beside it, which would leave a trace."""
+    """Save a text encoder that asks for Python code beside it, which would create a file."""
     folder.mkdir()
     trace = folder / "executed"
     code = f"open({str(trace)!r}, 'w').close()\nfrom transformers import BertConfig as OwnConfig\n"
@@ -169,7 +167,7 @@ def with_own_code(folder: Path) -> tuple[str, Path]:
     return str(folder), trace
 
 
-def test_python_that_comes_with_a_model_is_not_executed(
+def test_python_code_of_a_model_is_not_executed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -189,7 +187,7 @@ def test_python_that_comes_with_a_model_is_not_executed(
 
 
 def cxr_bert(folder: Path, *, tokenizer: bool = False) -> BertForMaskedLM:
-    """A folder as that of BioViL's text encoder, whose Python fails when it runs."""
+    """Save a folder like that of BioViL's text encoder; its Python code would raise an error."""
     folder.mkdir()
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**TINY_BERT, vocab_size=VOCABULARY))
@@ -220,7 +218,7 @@ def cxr_bert(folder: Path, *, tokenizer: bool = False) -> BertForMaskedLM:
 
 
 @torch.inference_mode()
-def test_the_body_of_cxr_bert_is_read_and_its_python_is_not(
+def test_cxr_bert_loads_its_bert_without_running_its_python(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = cxr_bert(tmp_path / "cxr")
@@ -238,7 +236,7 @@ def test_the_body_of_cxr_bert_is_read_and_its_python_is_not(
     assert not {"auto_map", "projection_size"} & stated.keys()
 
 
-def test_the_settings_of_cxr_bert_are_those_of_bert(tmp_path: Path) -> None:
+def test_cxr_bert_has_the_settings_of_bert(tmp_path: Path) -> None:
     cxr_bert(tmp_path / "cxr")
     proto = str(tmp_path / "cxr")
     check_arguments(TextEncoder, {"proto": proto, "hidden_dropout_prob": 0.2})
@@ -256,14 +254,14 @@ def test_the_vocabulary_of_cxr_bert(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "bert", "pad": 1j}])
-def test_settings_of_a_network_that_are_damaged(config: dict[str, Any]) -> None:
+def test_damaged_network_settings_are_an_error(config: dict[str, Any]) -> None:
     config = {**config, "hidden_size": "wide"}
     with pytest.raises(CheckpointError, match=r"^proto: .* is damaged: "):
         load_config("proto", "gone", {}, config)
 
 
-def test_python_of_others_is_refused_explicitly_everywhere() -> None:
-    """What reads a folder or the hub says so in the call: the default is to ask."""
+def test_trust_remote_code_is_false_in_every_call() -> None:
+    """Every call that reads a folder or the hub sets it: the default is to ask."""
     found = []
     for path in Path(vilmedic.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -7,7 +7,7 @@ from vilmedic.blocks.projection import PairedProjection, check_width
 from vilmedic.errors import ConfigError
 
 
-def test_heads_are_linear_relu_linear_of_the_width_of_the_space() -> None:
+def test_heads_are_linear_relu_linear() -> None:
     projection = PairedProjection(visual_embedding_dim=6, textual_embedding_dim=4, projection_dim=3)
     for head, width in ((projection.visual, 6), (projection.linguistic, 4)):
         assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Linear]

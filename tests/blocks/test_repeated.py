@@ -59,15 +59,13 @@ CPU = torch.device("cpu")
         ("vgg11", {}),
     ],
 )
-def test_blocks_are_what_is_made_of_layers_and_repeats(
-    network: str, expected: dict[str, int]
-) -> None:
+def test_repeated_blocks_are_found(network: str, expected: dict[str, int]) -> None:
     with torch.device("meta"):
         blocks = repeated_blocks(torchvision.models.get_model(network))
     assert Counter(type(block).__name__ for block in blocks) == expected
 
 
-def test_what_is_never_called_is_no_block() -> None:
+def test_uncalled_modules_are_not_blocks() -> None:
     pairs = nn.ModuleList(nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for _ in range(3))
     assert repeated_blocks(nn.ModuleList([pairs, nn.Sequential(nn.Linear(2, 2), nn.ReLU())])) == []
 
@@ -81,7 +79,7 @@ def two_layers() -> dict[str, Any]:
 
 
 def first_stage() -> VisionEncoder:
-    """Four residual blocks, with 48 features."""
+    """Four residual blocks with 48 features."""
     return tiny_cnn(output_layer="stage2")
 
 
@@ -119,7 +117,11 @@ SYSTEMS = {
     "ConVIRT": (convirt, tiny_batch, 4 + 2),
     "SimCLR": (simclr, tiny_views, 4),
     "GLoRIA": (gloria, tiny_batch, 4 + 2),
-    "VAE": (lambda _: tiny_vae(), vae_batch, 5),  # one halving, doubling or residual block each
+    "VAE": (
+        lambda _: tiny_vae(),
+        vae_batch,
+        5,
+    ),  # each is a downsampling, upsampling or residual block
     "DALLE": (dalle, dalle_batch, 3),
 }
 """Each system, a batch, and the number of its repeated layers."""
@@ -132,7 +134,7 @@ def system(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, Batch
 
 
 def counting_backend(graphs: list[Any], calls: list[Any]) -> Any:
-    """Computes graphs as they are, and keeps those that are made and those that are called."""
+    """Runs graphs unchanged, and records those that are compiled and those that are called."""
 
     def backend(graph: Any, _: Any) -> Any:
         graphs.append(graph)
@@ -152,7 +154,7 @@ def test_every_repeated_layer_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Each is one graph that is called once, and equal ones share it."""
+    """Each is one graph that is called once; equal layers share it."""
     model, batch, blocks = system
     graphs, calls = [], []
     backend = counting_backend(graphs, calls)
@@ -165,8 +167,8 @@ def test_every_repeated_layer_is_compiled(
     assert f"Compiling {blocks} blocks" in caplog.text
 
 
-def test_all_of_a_forward_pass_is_one_graph(system: tuple[Model, Batch, int]) -> None:
-    """No line of the five systems, of their losses or of transformers breaks it."""
+def test_the_forward_pass_has_no_graph_breaks(system: tuple[Model, Batch, int]) -> None:
+    """No line of the five systems, their losses or transformers breaks the graph."""
     model, batch, _ = system
     graphs, calls = [], []
     results = []
@@ -182,7 +184,7 @@ def test_all_of_a_forward_pass_is_one_graph(system: tuple[Model, Batch, int]) ->
     torch.testing.assert_close(*results)
 
 
-def test_every_repeated_layer_is_computed_twice(
+def test_checkpointing_computes_every_repeated_layer_twice(
     system: tuple[Model, Batch, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, batch, blocks = system
@@ -201,8 +203,8 @@ def test_every_repeated_layer_is_computed_twice(
     assert f"Computing {blocks} blocks twice" in caplog.text
 
 
-def test_a_layer_is_not_computed_three_times() -> None:
-    """A model that computes its layers twice by itself, compiled as well."""
+def test_a_layer_is_computed_at_most_twice() -> None:
+    """With a model that already recomputes its layers, also compiled."""
     model = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(2)))
     blocks = list(model)
     assert checkpoint_blocks(blocks) == checkpoint_blocks(blocks) == 2
@@ -223,7 +225,7 @@ def test_a_model_without_repeated_layers_is_reported(caplog: pytest.LogCaptureFi
     [(tiny_convirt, tiny_batch(6)), (tiny_simclr, tiny_views(6)), (tiny_gloria, tiny_batch(6))],
 )
 @pytest.mark.parametrize("chunk", [None, 3])
-def test_computing_twice_changes_no_number(build, batch, chunk: int | None) -> None:
+def test_activation_checkpointing_does_not_change_results(build, batch, chunk: int | None) -> None:
     torch.manual_seed(0)
     model: ContrastiveModel = build(forward_batch_size=chunk).train()
     peer = copy.deepcopy(model)
@@ -247,8 +249,8 @@ def test_computing_twice_changes_no_number(build, batch, chunk: int | None) -> N
         assert torch.equal(a, b), name
 
 
-def test_less_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
-    """Counted is what lies in memory once, the inputs of blocks included and weights not."""
+def test_activation_checkpointing_keeps_less_memory(tmp_path: Path) -> None:
+    """Counts each memory region once, with the inputs of blocks and without weights."""
     model, batch = dalle(tmp_path).train(), dalle_batch()
     kept: dict[int, int] = {}
 
@@ -263,7 +265,7 @@ def test_less_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
             loss = model(batch)["loss"]
         for parameter in model.parameters():
             kept.pop(parameter.untyped_storage().data_ptr(), None)
-        del loss  # what is counted lived until here, so that no place in memory served twice
+        del loss  # keeps all counted tensors alive, so that no memory is counted twice
         return sum(kept.values())
 
     before = bytes_kept()
@@ -273,7 +275,7 @@ def test_less_is_kept_for_the_backward_pass(tmp_path: Path) -> None:
     assert bytes_kept() < before / 2
 
 
-def test_names_and_numbers_stay_when_blocks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_blocks_keeps_names_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch, "compile", lambda function: lambda *args, **kw: function(*args, **kw)
     )
@@ -309,7 +311,7 @@ def test_layers_are_in_order_and_hold_every_parameter_once(network: str, names: 
     assert inside <= {id(value) for value in layers[0].parameters.values()}
 
 
-def test_tokens_and_positions_belong_to_the_embedding_and_a_last_norm_to_the_head() -> None:
+def test_embedding_and_head_parameters_are_assigned() -> None:
     with torch.device("meta"):
         layers = layers_of(torchvision.models.vit_b_32())
     assert {"class_token", "encoder.pos_embedding"} < layers[0].parameters.keys()

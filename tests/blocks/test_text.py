@@ -50,7 +50,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a pooler, as published RoBERTa checkpoints are."""
+    """Without a pooler, like published RoBERTa checkpoints."""
     folder = tmp_path_factory.mktemp("roberta")
     config = RobertaConfig(**TINY_BERT, vocab_size=VOCABULARY, pad_token_id=0)
     RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
@@ -81,7 +81,7 @@ def test_padding_does_not_change_the_embedding(
         torch.testing.assert_close(encoder(**report(padded)), short, rtol=0, atol=2e-6)
 
 
-def test_pooling_is_what_its_name_says() -> None:
+def test_pooling_modes() -> None:
     encoders = {pooling: tiny_encoder(pooling=pooling) for pooling in ("cls", "mean", "max")}
     states = None
     for encoder in encoders.values():
@@ -115,12 +115,12 @@ def test_published_weights_are_loaded(bert: Path) -> None:
     torch.testing.assert_close(encoder(**report()), reference(**report()).pooler_output)
 
 
-def test_settings_change_a_published_model(bert: Path) -> None:
+def test_settings_override_those_of_a_published_model(bert: Path) -> None:
     encoder = TextEncoder(spec=tiny_spec(), proto=str(bert), hidden_dropout_prob=0.4)
     assert encoder.network.embeddings.dropout.p == 0.4
 
 
-def test_missing_pooler_is_said_in_one_line(
+def test_missing_pooler_is_logged_in_one_line(
     roberta: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -131,7 +131,7 @@ def test_missing_pooler_is_said_in_one_line(
     assert "random values" in ours[0]
 
 
-def test_pooler_that_is_not_used_is_not_asked_for(
+def test_unused_missing_pooler_is_not_logged(
     roberta: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -146,7 +146,7 @@ def test_frozen_encoder_has_no_gradient_and_no_dropout(bert: Path) -> None:
     torch.testing.assert_close(first, second)
 
 
-def test_missing_folder_says_where_it_was_looked_for() -> None:
+def test_missing_folder_names_the_searched_path() -> None:
     with pytest.raises(ConfigError) as caught:
         TextEncoder(spec=tiny_spec(), proto="data/SELFSUP/huggingface/biomed_roberta_base")
     message = str(caught.value)
@@ -154,7 +154,7 @@ def test_missing_folder_says_where_it_was_looked_for() -> None:
     assert "proto: " in message
 
 
-def test_hub_name_without_network_says_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name_without_network_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError) as caught:
@@ -164,19 +164,19 @@ def test_hub_name_without_network_says_the_remedy(monkeypatch: pytest.MonkeyPatc
     assert "hf download nobody/no-such-encoder" in message
 
 
-def test_folder_without_a_model(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not hold a transformers model \(config.json"):
         TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
 
 
-def test_folder_without_weights(tmp_path: Path) -> None:
+def test_folder_without_weights_is_an_error(tmp_path: Path) -> None:
     BertConfig(**TINY_BERT, vocab_size=VOCABULARY).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="safetensors"):
         TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
 
 
 class Runs:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -186,7 +186,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("form", ["pickle", "archive"])
-def test_objects_in_pickled_weights_are_a_sentence_and_never_run(tmp_path: Path, form: str) -> None:
+def test_pickled_objects_in_weights_are_an_error_and_never_run(tmp_path: Path, form: str) -> None:
     BertConfig(**TINY_BERT, vocab_size=VOCABULARY).save_pretrained(tmp_path)
     marker, path = tmp_path / "executed", tmp_path / "pytorch_model.bin"
     if form == "pickle":
@@ -228,12 +228,12 @@ def test_damaged_files_of_a_model_are_named(tmp_path: Path, name: str, content: 
         TextEncoder(spec=tiny_spec(), proto=str(tmp_path))
 
 
-def test_settings_that_a_published_model_refuses(bert: Path) -> None:
+def test_invalid_settings_of_a_published_model_are_refused(bert: Path) -> None:
     with pytest.raises(ConfigError, match="not a multiple"):
         TextEncoder(spec=tiny_spec(), proto=str(bert), num_attention_heads=7)
 
 
-def test_settings_that_change_the_shape_of_weights(bert: Path) -> None:
+def test_settings_that_change_weight_shapes_are_refused(bert: Path) -> None:
     with pytest.raises(ConfigError, match="do not fit"):
         TextEncoder(spec=tiny_spec(), proto=str(bert), hidden_size=32)
 
@@ -279,7 +279,9 @@ def test_unknown_setting_names_the_nearest(bert: Path) -> None:
     ("settings", "reason"),
     [({"hidden_size": 30, "num_attention_heads": 4}, "multiple"), ({"hidden_size": "x"}, "int")],
 )
-def test_settings_that_transformers_refuses(settings: dict[str, Any], reason: str) -> None:
+def test_settings_refused_by_transformers_are_an_error(
+    settings: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ConfigError, match=rf"BertConfig refuses these settings: .*{reason}"):
         tiny_encoder(**settings)
 
@@ -312,13 +314,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "T5": lambda: T5Config(
         d_model=16, d_kv=8, d_ff=32, num_layers=3, num_heads=2, vocab_size=VOCABULARY
     ),
-    "CLIP": lambda: CLIPTextConfig(**SIZES, eos_token_id=3),  # each token sees those before it
+    "CLIP": lambda: CLIPTextConfig(**SIZES, eos_token_id=3),  # causal attention
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of each family with weights that are large enough to tell errors from rounding."""
+    """A model of each family, with weights large enough to tell errors from rounding."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     model = AutoModel.from_config(FAMILIES[request.param]())
@@ -329,7 +331,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def reference_states(folder: Path, layers: int) -> list[torch.Tensor]:
-    """The states that the library gives by itself, report by report without any padding."""
+    """The states from the library itself, report by report without padding."""
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     network = model.get_encoder() if model.config.is_encoder_decoder else model
     states = []
@@ -344,7 +346,7 @@ def reference_states(folder: Path, layers: int) -> list[torch.Tensor]:
 
 
 @torch.inference_mode()
-def test_features_of_every_family_are_the_librarys_own(family: Path) -> None:
+def test_features_of_every_family_equal_those_of_the_library(family: Path) -> None:
     encoder = TextEncoder(spec=tiny_spec(), proto=str(family), pooling="mean").eval()
     expected = torch.stack([states.mean(dim=0) for states in reference_states(family, 1)])
     assert expected.std() > 0.1
@@ -358,10 +360,10 @@ def test_features_of_every_family_are_the_librarys_own(family: Path) -> None:
 
 
 @torch.inference_mode()
-def test_a_mask_for_a_gpu_gives_the_same_without_a_look_at_it(
+def test_expanded_gpu_mask_gives_the_same_without_a_sync(
     family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tried on a CPU; a family that makes something else of such a mask is given the plain one."""
+    """Tested on a CPU; families that do not support such a mask get the plain one."""
     encoder = TextEncoder(spec=tiny_spec(), proto=str(family), pooling="mean").eval()
     expected = encoder(**report(24))
     kernels = encoder.network.config._attn_implementation == "sdpa"
@@ -389,7 +391,7 @@ def test_attention_and_dtype_are_stated(bert: Path) -> None:
         check_arguments(TextEncoder, {"proto": str(bert), "attn_implementation": "flash"})
 
 
-def test_no_weights_are_read_that_a_checkpoint_fills(bert: Path, tmp_path: Path) -> None:
+def test_weights_to_be_filled_by_a_checkpoint_are_not_read(bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bert, tmp_path / "bert")
     (folder / "model.safetensors").unlink()
     for build in (TextEncoder, WordEncoder):
@@ -417,7 +419,7 @@ def encode(tokenizer: Any, reports: list[str], length: int = 48) -> dict[str, to
 def slow_words(
     encoder: WordEncoder, batch: dict[str, torch.Tensor], row: int, closing: int
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Words and report as the paper's code has them: token by token, layer by layer."""
+    """Words and report as in the paper's code: token by token, layer by layer."""
     used = int(batch["attention_mask"][row].sum())
     output = encoder.text.network(
         input_ids=batch["input_ids"][row : row + 1, :used], output_hidden_states=True
@@ -444,7 +446,7 @@ def slow_words(
     ("make", "closing"),
     [(word_pieces, 1), (byte_pairs, 1), (sentence_pieces, 1), (tiny_tokenizer, 1)],
 )
-def test_words_are_summed_pieces_for_any_tokenizer(make: Any, closing: int) -> None:
+def test_words_are_sums_of_their_pieces_for_any_tokenizer(make: Any, closing: int) -> None:
     tokenizer = make()
     spec = DataSpec(tokenizer=tokenizer, tokenizer_max_len=48)
     encoder = WordEncoder(spec=spec, last_n_layers=2, **LAYERS).double().eval()
@@ -457,7 +459,7 @@ def test_words_are_summed_pieces_for_any_tokenizer(make: Any, closing: int) -> N
         torch.testing.assert_close(encoded.report[row], report)
 
 
-def test_the_closing_token_counts_for_the_report_only() -> None:
+def test_the_closing_token_is_only_in_the_report_embedding() -> None:
     tokenizer = word_pieces()
     encoder = WordEncoder(
         spec=DataSpec(tokenizer=tokenizer, tokenizer_max_len=48), last_n_layers=2, **LAYERS
@@ -498,7 +500,7 @@ def test_layers_are_summed() -> None:
     torch.testing.assert_close((sums[2] - sums[1])[0, :5], states[-3][0, :5])
 
 
-def test_a_frozen_encoder_stays_as_it_is() -> None:
+def test_a_frozen_encoder_does_not_change() -> None:
     encoder = WordEncoder(spec=tiny_spec(), last_n_layers=1, freeze=True, **TINY_BERT).train()
     assert not encoder.text.network.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -511,12 +513,12 @@ def test_a_tokenizer_without_word_boundaries_is_refused() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 5])
-def test_layers_that_the_encoder_does_not_have(number: int) -> None:
+def test_missing_layers_are_refused(number: int) -> None:
     with pytest.raises(ConfigError, match=r"last_n_layers.*Allowed: integer from 1 to 3"):
         WordEncoder(spec=tiny_spec(), last_n_layers=number, **LAYERS)
 
 
-def test_words_of_data_without_reports() -> None:
+def test_words_without_reports_are_an_error() -> None:
     spec = dataclasses.replace(tiny_spec(), tokenizer=None)
     with pytest.raises(ConfigError, match="needs reports"):
         WordEncoder(spec=spec, **TINY_BERT)
@@ -536,7 +538,7 @@ def test_the_first_layers_are_frozen() -> None:
         TextEncoder(spec=tiny_spec(), freeze=4, **LAYERS)
 
 
-def test_a_network_of_one_layer_has_one() -> None:
+def test_freezing_a_single_layer_network() -> None:
     encoder = TextEncoder(spec=tiny_spec(), freeze=1, **TINY_BERT)
     trained = [name for name, value in encoder.named_parameters() if value.requires_grad]
     assert trained
@@ -546,7 +548,7 @@ def test_a_network_of_one_layer_has_one() -> None:
 
 
 @pytest.mark.parametrize(("model_type", "counts"), [("fnet", True), ("bert", False)])
-def test_a_model_for_which_padding_counts_is_named(
+def test_a_model_affected_by_padding_is_logged(
     model_type: str, counts: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = AutoConfig.for_model(model_type, **TINY_BERT, vocab_size=tiny_spec().vocab_size)

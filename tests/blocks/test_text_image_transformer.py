@@ -38,7 +38,7 @@ def shifted_one_by_one(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("length", [TEXT, TEXT + 1, TEXT + SIDE + 1, TEXT + SIDE**2])
-def test_shift_takes_channels_from_the_positions_before(length: int) -> None:
+def test_token_shift_takes_channels_from_earlier_positions(length: int) -> None:
     x = torch.randn(2, length, 8, dtype=torch.float64, requires_grad=True)
     shift = TokenShift(TEXT, SIDE)
 
@@ -50,7 +50,7 @@ def test_shift_takes_channels_from_the_positions_before(length: int) -> None:
 
 
 @pytest.mark.parametrize("dim_head", [8, 9, 64])
-def test_pairs_of_channels_turn_by_their_angles(dim_head: int) -> None:
+def test_rotary_embedding_rotates_channel_pairs(dim_head: int) -> None:
     angles = rotary_angles(TEXT, SIDE, dim_head)[0].double()
     heads = torch.randn(2, len(angles), 3, 2, dim_head, dtype=torch.float64, requires_grad=True)
 
@@ -82,10 +82,10 @@ def test_pairs_of_channels_turn_by_their_angles(dim_head: int) -> None:
         {"dim_head": 9},
     ],
 )
-def test_steps_with_a_cache_give_what_the_whole_sequence_gives(options: dict[str, Any]) -> None:
+def test_cached_steps_equal_the_whole_sequence(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = TextImageTransformer(**SHAPE | options).double().eval()
-    for parameter in model.parameters():  # branches as strong as the residual stream
+    for parameter in model.parameters():  # branches of the same scale as the residual stream
         parameter.data.mul_(3)
     x = torch.randn(2, model.length, 16, dtype=torch.float64)
     for start in (TEXT, TEXT + 2):
@@ -98,7 +98,7 @@ def test_steps_with_a_cache_give_what_the_whole_sequence_gives(options: dict[str
         torch.testing.assert_close(torch.cat(found, dim=1), expected)
 
 
-def test_no_position_sees_what_comes_after_it() -> None:
+def test_attention_is_causal() -> None:
     torch.manual_seed(0)
     for kinds in (("full",), ("axial_row", "axial_col")):
         model = TextImageTransformer(**SHAPE, attn_types=kinds).double()
@@ -109,7 +109,7 @@ def test_no_position_sees_what_comes_after_it() -> None:
             assert gradient[0, place].any()
 
 
-def test_axial_positions_see_the_text_and_their_line() -> None:
+def test_axial_attention_covers_the_text_and_one_line() -> None:
     model = TextImageTransformer(**SHAPE, attn_types=("axial_row", "axial_col"))
     row, column = model.axial_row_mask, model.axial_col_mask
     middle = TEXT + 4  # row 1, column 1
@@ -134,7 +134,7 @@ def test_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_of_one_query_is_that_of_many(masked: bool) -> None:
+def test_single_query_attention_equals_full_attention(masked: bool) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
     mask = torch.zeros(1, 9).masked_fill(torch.arange(9) > 5, -torch.inf) if masked else None

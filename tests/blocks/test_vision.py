@@ -35,7 +35,7 @@ def test_pooled_output_equals_that_of_torchvision(resnet: VisionEncoder) -> None
     torch.testing.assert_close(resnet.pooled(images()), expected)
 
 
-def test_names_of_weights_are_those_of_torchvision_without_the_classifier(
+def test_weight_names_equal_those_of_torchvision_without_the_classifier(
     resnet: VisionEncoder,
 ) -> None:
     theirs = {key for key in models.resnet18().state_dict() if not key.startswith("fc.")}
@@ -69,7 +69,7 @@ def test_spatial_output_is_permuted(permute: Any, shape: tuple[int, ...]) -> Non
     assert not any(key.startswith("network.layer4") for key in cnn.state_dict())
 
 
-def test_several_layers_come_from_one_pass(resnet: VisionEncoder) -> None:
+def test_several_layers_need_one_pass(resnet: VisionEncoder) -> None:
     outputs = resnet.features(images(64), ["layer3", "avgpool"])
     assert {key: value.shape for key, value in outputs.items()} == {
         "layer3": (2, 256, 4, 4),
@@ -106,7 +106,7 @@ def test_densenet_is_pooled_after_its_last_activation() -> None:
     torch.testing.assert_close(cnn(images(64)), grid.relu().mean(dim=(2, 3)))
 
 
-def test_frozen_backbone_stays_as_it_is() -> None:
+def test_frozen_backbone_does_not_change() -> None:
     cnn = tiny_cnn(freeze=True).train()
     before = {key: value.clone() for key, value in cnn.state_dict().items()}
     output = cnn(images(64, 4))
@@ -115,7 +115,7 @@ def test_frozen_backbone_stays_as_it_is() -> None:
     assert all(torch.equal(before[key], value) for key, value in cnn.state_dict().items())
 
 
-def test_measuring_the_width_leaves_the_batch_statistics_alone() -> None:
+def test_measuring_the_width_keeps_batch_statistics() -> None:
     cnn = tiny_cnn()
     assert all(v == 0 for k, v in cnn.state_dict().items() if k.endswith("num_batches_tracked"))
     assert cnn.network.training
@@ -137,7 +137,7 @@ def test_unknown_layer_lists_the_layers() -> None:
         tiny_cnn(backbone="resnet18", output_layer="layer5")
 
 
-def test_layer_behind_the_last_one_is_refused(resnet: VisionEncoder) -> None:
+def test_layer_after_output_layer_is_refused(resnet: VisionEncoder) -> None:
     with pytest.raises(ConfigError, match="'fc' of ResNet lies behind output_layer"):
         resnet.features(images(), ["fc"])
 
@@ -152,7 +152,7 @@ def test_unknown_permutation_is_refused() -> None:
         check_arguments(VisionEncoder, {"backbone": "resnet18", "permute": "batchfirst"})
 
 
-def test_missing_network_names_the_remedies(
+def test_weights_without_network_access_name_the_remedies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -172,12 +172,12 @@ def test_missing_network_names_the_remedies(
     assert "no route to host" in message
     assert "Set pretrained=false" in message
     assert str(tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth") in message
-    # a checkpoint fills it
+    # a checkpoint provides the weights
     assert VisionEncoder(backbone="resnet18", filled=Filled()).out_features == 512
 
 
 @pytest.mark.parametrize("classifier", [None, 1000, 14])
-def test_weights_from_a_file(tmp_path: Path, classifier: int | None) -> None:
+def test_weights_are_loaded_from_a_file(tmp_path: Path, classifier: int | None) -> None:
     path = tmp_path / "weights.pth"
     network = models.shufflenet_v2_x0_5(num_classes=classifier or 1000)
     state = network.state_dict()

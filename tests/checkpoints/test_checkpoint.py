@@ -42,7 +42,7 @@ def found(run_dir: Path, mode: str = "all", **more: str) -> list[str]:
     return [path.name for path in checkpoint.find_checkpoints(run_dir, mode, **more)]
 
 
-def test_best_is_ranked_by_number_not_as_text(tmp_path: Path) -> None:
+def test_best_is_ranked_by_number_not_as_string(tmp_path: Path) -> None:
     for score, epoch, seed in ((10.0, 3, 1), (9.0, 2, 1), (1e-05, 7, 2)):
         save_best(tmp_path, score, epoch, seed)
     write(tmp_path, "last_1.pth")
@@ -55,7 +55,7 @@ def test_best_is_ranked_by_number_not_as_text(tmp_path: Path) -> None:
 
 
 def test_the_direction_in_the_file_decides(tmp_path: Path) -> None:
-    """Whatever the name of the metric sounds like, and whatever a file is called."""
+    """Regardless of the name of the metric or of the file."""
     save_best(tmp_path, 3.0, 0, metric="validation_fid", better="lower")
     save_best(tmp_path, 2.0, 1, metric="validation_fid", better="lower")
     save_best(tmp_path, 2.0, 4, metric="validation_fid", better="lower", seed=2)
@@ -64,7 +64,7 @@ def test_the_direction_in_the_file_decides(tmp_path: Path) -> None:
     assert found(tmp_path) == ["9.5_2_1.pth", "2.0_1_1.pth", "2.0_4_2.pth", "3.0_0_1.pth"]
 
 
-def test_files_without_a_direction_go_by_their_metric(tmp_path: Path) -> None:
+def test_files_without_a_direction_use_that_of_their_metric(tmp_path: Path) -> None:
     save_best(tmp_path, 0.5, 0, metric="validation_retrieval_image_to_text_median_rank")
     save_best(tmp_path, 0.7, 1, metric="validation_retrieval_image_to_text_median_rank")
     assert found(tmp_path, "best-1") == ["0.5_0_1.pth"]
@@ -78,7 +78,7 @@ def test_files_without_a_direction_go_by_their_metric(tmp_path: Path) -> None:
         found(tmp_path / "unknown")
 
 
-def test_files_of_the_original_project_go_by_their_names(tmp_path: Path) -> None:
+def test_original_files_are_ranked_by_their_names(tmp_path: Path) -> None:
     for name in ("0.0023_32_951498.pth", "0.0107_3_951498.pth"):
         torch.save({"model": {"w": torch.ones(1)}, "config": {}}, tmp_path / name)
     assert found(tmp_path, "best-1") == ["0.0023_32_951498.pth"]
@@ -86,7 +86,7 @@ def test_files_of_the_original_project_go_by_their_names(tmp_path: Path) -> None
     assert found(tmp_path, "best-1", rank_by="validation_knn_auroc") == ["0.0107_3_951498.pth"]
 
 
-def test_files_of_the_original_project_go_by_the_metric_in_their_settings(tmp_path: Path) -> None:
+def test_original_files_use_the_metric_in_their_settings(tmp_path: Path) -> None:
     settings = {"trainor": {"early_stop_metric": "validation_loss"}}
     for name in ("0.0023_32_951498.pth", "0.0107_3_951498.pth"):
         torch.save({"model": {"w": torch.ones(1)}, "config": settings}, tmp_path / name)
@@ -127,7 +127,7 @@ def test_ranking_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("score", [1.661213994026184, 1e-07, 123456789.25, -0.5, 3e20])
-def test_name_holds_the_score_exactly(score: float) -> None:
+def test_file_name_holds_the_exact_score(score: float) -> None:
     match = checkpoint.NAME.match(checkpoint.best_name(score, epoch=4, seed=406122))
     assert match is not None
     assert (float(match["score"]), match["epoch"], match["seed"]) == (score, "4", "406122")
@@ -177,7 +177,7 @@ def test_crash_while_writing_keeps_the_old_file(
     assert [entry.name for entry in tmp_path.iterdir()] == ["last_1.pth"]
 
 
-def test_cut_short_file_is_named(tmp_path: Path) -> None:
+def test_truncated_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "last_1.pth"
     checkpoint.save_checkpoint({"model": {"w": torch.rand(1000)}}, path)
     path.write_bytes(path.read_bytes()[:-500])
@@ -207,7 +207,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     assert "weight is (2, 4), the model wants (2, 3)" in text
 
 
-def test_networks_that_ask_for_a_version_are_filled(tmp_path: Path) -> None:
+def test_networks_that_need_state_dict_metadata_load(tmp_path: Path) -> None:
     given, model = (models.mnasnet0_5(weights=None) for _ in range(2))
     path = tmp_path / "x.pth"
     checkpoint.save_checkpoint({"model": given.state_dict()}, path)
@@ -216,7 +216,7 @@ def test_networks_that_ask_for_a_version_are_filled(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()[name], given.state_dict()[name])
 
 
-def test_newest_state_and_its_name(tmp_path: Path) -> None:
+def test_latest_state_and_its_name(tmp_path: Path) -> None:
     write(tmp_path, "last_1.pth", "last_2.pth", "0.5_9_3.pth")
     os.utime(tmp_path / "last_1.pth", (9, 9))
     os.utime(tmp_path / "last_2.pth", (5, 5))
@@ -229,14 +229,14 @@ def test_newest_state_and_its_name(tmp_path: Path) -> None:
         checkpoint.locate("last", tmp_path / "empty")
 
 
-def test_what_a_killed_write_left_is_overwritten(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_write_are_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "last_1.pth"
     (tmp_path / ".last_1.pth.tmp").write_bytes(b"half")
     checkpoint.save_checkpoint({"model": {}}, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["last_1.pth"]
 
 
-def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
+def test_averaged_weights_are_loaded_if_requested(tmp_path: Path) -> None:
     model = nn.Linear(1, 1, bias=False)
     state = {"model": {"weight": torch.ones(1, 1)}, "ema": {"weight": torch.full((1, 1), 2.0)}}
     checkpoint.load_weights(model, state, tmp_path / "x.pth", ema=True)
@@ -245,7 +245,7 @@ def test_averaged_weights_are_taken_when_asked_for(tmp_path: Path) -> None:
         checkpoint.load_weights(model, {**state, "ema": None}, tmp_path / "x.pth", ema=True)
 
 
-def test_a_run_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_missing_run_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "convirt_mimic").mkdir()
     missing = tmp_path / "convirt_mimc"
     expected = "there is no such run directory.*Did you mean 'convirt_mimic'"
@@ -257,7 +257,7 @@ def test_a_run_directory_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> N
         checkpoint.locate("last_0.pth", tmp_path / "nothing" / "x")
 
 
-def test_the_state_before_stays_under_another_name(tmp_path: Path) -> None:
+def test_the_previous_state_is_kept(tmp_path: Path) -> None:
     last, previous = tmp_path / "last_1.pth", tmp_path / "previous_1.pth"
     for step in range(3):
         kept = (last, previous)
@@ -267,9 +267,7 @@ def test_the_state_before_stays_under_another_name(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last_1.pth", "previous_1.pth"]
 
 
-def test_the_state_before_is_a_second_name_and_no_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_previous_state_is_a_hard_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last, previous = tmp_path / "last_1.pth", tmp_path / "previous_1.pth"
     checkpoint.save_checkpoint({"model": {}}, last)
     number = last.stat().st_ino
@@ -283,10 +281,10 @@ def test_the_state_before_is_a_second_name_and_no_copy(
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="power"):
         checkpoint.save_checkpoint({"model": {"w": torch.ones(1)}}, last, (last, previous))
-    assert last.stat().st_ino == number, "the newest state is there at any moment"
+    assert last.stat().st_ino == number, "the latest state always exists"
 
 
-def test_the_state_before_stays_without_hard_links(
+def test_the_previous_state_is_kept_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -302,13 +300,13 @@ def test_the_state_before_stays_without_hard_links(
             checkpoint.save_checkpoint(state, other)
         elif step < 3:
             assert checkpoint.load_checkpoint(previous)["model"]["w"].item() == step - 1
-    assert not previous.exists(), "one of another line of training is worse than none"
+    assert not previous.exists(), "a state of another training is worse than none"
 
 
-def test_a_folder_that_cannot_be_synced_is_no_failed_save(
+def test_an_unsyncable_folder_does_not_fail_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows, where folders cannot be opened, and on shares that refuse it."""
+    """For example on Windows, where folders cannot be opened, and on some network shares."""
     sync = os.fsync
 
     def files_only(descriptor: int) -> None:
@@ -330,7 +328,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failed_save(
     assert (tmp_path / "last_2.pth").stat().st_size > 0
 
 
-def test_names_that_are_almost_those_of_checkpoints_are_left_alone(tmp_path: Path) -> None:
+def test_similar_file_names_are_ignored(tmp_path: Path) -> None:
     write(tmp_path, "last_3.pth", "last_3.pth.bak", "last_best.pth", "last_03.pth", "last_-1.pth")
     write(tmp_path, "1.2.3_0_1.pth", "._0_1.pth", "0.5_1_2 (1).pth", "nan_0_1.pth", "last_².pth")
     write(tmp_path, "0.5_²_1.pth", "last_٣.pth", "0.25_4_3.pth", "previous_3.pth")
@@ -345,14 +343,14 @@ def test_names_that_are_almost_those_of_checkpoints_are_left_alone(tmp_path: Pat
 
 
 @pytest.mark.parametrize("ckpt", ["x" * 300, "a\nb", "nul\0", ""])
-def test_what_cannot_be_a_file_name_is_a_message(tmp_path: Path, ckpt: str) -> None:
+def test_invalid_file_names_are_an_error(tmp_path: Path, ckpt: str) -> None:
     with pytest.raises(CheckpointError, match="ckpt: "):
         checkpoint.locate(ckpt, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
-    """Opening a pipe that nobody writes to would wait for ever."""
+def test_special_files_are_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """Opening a pipe without a writer would block."""
     path = odd_file(tmp_path / "x.pth", kind)
     with pytest.raises(CheckpointError, match=f"ckpt: .* is {kind}, not a checkpoint"):
         checkpoint.locate(str(path), tmp_path)
@@ -365,7 +363,7 @@ def test_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     [{"config": [1]}, {"progress": 3}, {"ema": [torch.ones(1)]}, {"ema": {"w": "x"}}],
     ids=str,
 )
-def test_parts_of_another_kind_are_named(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_parts_of_wrong_types_are_an_error(tmp_path: Path, more: dict[str, Any]) -> None:
     path = tmp_path / "x.pth"
     checkpoint.save_checkpoint({"model": {"w": torch.zeros(1)}, **more}, path)
     with pytest.raises(CheckpointError, match=r"x\.pth: is damaged"):
@@ -377,9 +375,7 @@ def test_parts_of_another_kind_are_named(tmp_path: Path, more: dict[str, Any]) -
     [{"networks": torch.zeros(0)}, {"networks": {"cnn": 3}}, {"networks": {3: {}}}, {"data": "x"}],
     ids=str,
 )
-def test_what_a_checkpoint_says_of_its_model_is_of_its_kind(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_model_metadata_types_are_validated(tmp_path: Path, change: dict[str, Any]) -> None:
     state = {"model": {"w": torch.zeros(1)}, **change}
     checkpoint.save_checkpoint(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth: is damaged: its '(networks|data)'"):

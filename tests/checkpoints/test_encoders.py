@@ -32,7 +32,7 @@ from vilmedic.errors import ConfigError
 
 
 def save(model: nn.Module, path: Path, spec: DataSpec | None = None, **more: Any) -> Path:
-    """A best checkpoint as a run writes it."""
+    """Save a best checkpoint, as a run does."""
     said = {"metric": "validation_loss", "better": "lower", "score": 0.5, "seed": 0, "epoch": 0}
     state = {
         "model": model.state_dict(),
@@ -49,7 +49,7 @@ def save(model: nn.Module, path: Path, spec: DataSpec | None = None, **more: Any
 
 
 def same(given: nn.Module, expected: nn.Module, *, but: str = "-") -> bool:
-    """Whether two networks have the same weights, as far as the first has any."""
+    """Whether the second network has all weights of the first with the same values."""
     own, other = given.state_dict(), expected.state_dict()
     return all(torch.equal(v, other[name]) for name, v in own.items() if not name.startswith(but))
 
@@ -61,10 +61,10 @@ def test_image_encoder_of_each_system(make: Any, tmp_path: Path) -> None:
     for source in (path, tmp_path / "run"):
         assert same(tiny_cnn(pretrained=str(source)).network, model.cnn.network)
     shorter = tiny_cnn(pretrained=str(path), output_layer="stage3")
-    assert same(shorter.network, model.cnn.network), "what lies behind the layer is left out"
+    assert same(shorter.network, model.cnn.network), "layers after the output layer are left out"
 
 
-def test_the_best_checkpoint_of_a_directory_is_taken(tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_a_directory_is_used(tmp_path: Path) -> None:
     worse, best = tiny_simclr(), tiny_simclr()
     save(worse, tmp_path / "0.5_0_0.pth")
     save(best, tmp_path / "0.25_1_0.pth", score=0.25)
@@ -94,7 +94,7 @@ def test_another_backbone_is_refused_with_the_differences(tmp_path: Path) -> Non
         tiny_cnn(pretrained=cut)
 
 
-def test_a_system_without_the_encoder_is_named(tmp_path: Path) -> None:
+def test_a_system_without_the_encoder_is_an_error(tmp_path: Path) -> None:
     path = str(save(tiny_vae(), tmp_path / "vae.pth"))
     with pytest.raises(ConfigError, match=r"vae\.pth holds no image encoder: .* of VAE\. Allowed"):
         tiny_cnn(pretrained=path)
@@ -111,7 +111,7 @@ def words(**settings: Any) -> WordEncoder:
     return WordEncoder(spec=tiny_spec(), **given)
 
 
-def test_text_encoder_goes_between_systems(
+def test_text_encoder_transfers_between_systems(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     convirt, gloria = tiny_convirt(), tiny_gloria()
@@ -150,7 +150,7 @@ def test_another_text_encoder_is_refused(
         tiny_encoder(pretrained=path, **{field: value})
 
 
-def test_another_vocabulary_is_refused_with_what_to_set(tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused_with_a_remedy(tmp_path: Path) -> None:
     spec = DataSpec(tokenizer=tiny_tokenizer(WORDS[::-1]), tokenizer_max_len=16)
     run_dir = tmp_path / "run"
     path = save(tiny_convirt(spec), run_dir / "0.5_0_0.pth", spec)
@@ -165,7 +165,7 @@ def test_another_vocabulary_is_refused_with_what_to_set(tmp_path: Path) -> None:
     assert tiny_encoder(spec, pretrained=str(run_dir)).hidden_size == 16
 
 
-def test_the_tokenizer_of_the_configuration_is_what_to_set(tmp_path: Path) -> None:
+def test_the_remedy_names_the_configured_tokenizer(tmp_path: Path) -> None:
     spec = DataSpec(tokenizer=tiny_tokenizer(WORDS[:5]), tokenizer_max_len=16)
     seq = {"root": "data", "tokenizer": "my/bert"}
     dataset = {"proto": "ImSeq", "image": {"root": "data"}, "seq": seq}
@@ -175,8 +175,10 @@ def test_the_tokenizer_of_the_configuration_is_what_to_set(tmp_path: Path) -> No
         tiny_encoder(pretrained=str(path))
 
 
-def test_a_file_without_its_vocabulary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As of earlier versions: it is that of its run directory, or nobody knows it."""
+def test_older_files_use_the_vocabulary_of_their_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In earlier versions the vocabulary is in the run directory, or unknown."""
     path = str(save(tiny_convirt(), tmp_path / "a.pth", data=None))
     with caplog.at_level(logging.WARNING):
         tiny_encoder(pretrained=path)
@@ -195,7 +197,7 @@ def test_a_checkpoint_that_fills_the_model_needs_no_file() -> None:
     assert words(pretrained="gone", filled=Filled()).hidden_size == 16
 
 
-def test_a_published_text_encoder_is_asked_for_its_shape_alone(tmp_path: Path) -> None:
+def test_only_the_shape_of_a_published_text_encoder_is_read(tmp_path: Path) -> None:
     settings = {**TINY_BERT, "vocab_size": 4 + len(WORDS)}
     BertModel(BertConfig(**settings)).save_pretrained(tmp_path / "bert")
     model = tiny_convirt()
@@ -238,6 +240,6 @@ def test_image_encoder_of_the_official_gloria(tmp_path: Path) -> None:
     assert same(cnn.network, network)
 
 
-def test_weights_need_what_reads_them() -> None:
+def test_pretrained_needs_an_encoder_reader() -> None:
     with pytest.raises(ConfigError, match=r"^pretrained: given 'run', but nothing"):
         VisionEncoder(backbone="resnet18", pretrained="run")

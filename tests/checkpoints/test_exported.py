@@ -31,7 +31,7 @@ def out(exported: Path, tmp_path: Path) -> Path:
 
 
 def header(path: Path) -> int:
-    """Bytes of the header of a safetensors file, its length included."""
+    """Header size of a safetensors file in bytes, including the length field."""
     content = path.read_bytes()
     return 8 + int.from_bytes(content[:8], "little")
 
@@ -60,7 +60,7 @@ def test_damage_at_any_byte_of_a_header_is_refused(out: Path) -> None:
         vilmedic.load(out)
 
 
-def test_what_a_file_holds_counts_and_not_its_name(tmp_path: Path) -> None:
+def test_the_format_is_detected_from_the_content(tmp_path: Path) -> None:
     weights = {"layer.weight": torch.arange(6.0).view(2, 3)}
     save_file(weights, tmp_path / "a.pth")
     torch.save(weights, tmp_path / "b.safetensors")
@@ -69,7 +69,7 @@ def test_what_a_file_holds_counts_and_not_its_name(tmp_path: Path) -> None:
         assert torch.equal(loaded["layer.weight"], weights["layer.weight"])
 
 
-def test_a_file_of_weights_alone_is_read_or_refused(tmp_path: Path) -> None:
+def test_weight_only_files_are_read_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     weights = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.int64)}
     save_file(weights, path, metadata={"format": "pt"})
@@ -122,7 +122,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("message", CHANGES)
-def test_a_manifest_that_says_something_else_is_refused(out: Path, message: str) -> None:
+def test_invalid_manifest_entries_are_refused(out: Path, message: str) -> None:
     path = out / "vilmedic.json"
     manifest = json.loads(path.read_text())
     CHANGES[message](manifest)
@@ -131,7 +131,7 @@ def test_a_manifest_that_says_something_else_is_refused(out: Path, message: str)
         vilmedic.load(out)
 
 
-def test_a_manifest_that_is_none_is_refused(out: Path) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(out: Path) -> None:
     path = out / "vilmedic.json"
     for content in (b"", b"[]", b"\xff\xfe", b"{", b"[" * 100_000, b"nan"):
         path.write_bytes(content)

@@ -29,7 +29,7 @@ W = torch.zeros(1)
         ),
     ],
 )
-def test_every_format_gets_one_shape(contents: dict[str, Any], config: Any) -> None:
+def test_every_format_is_converted(contents: dict[str, Any], config: Any) -> None:
     state = unify(contents, PATH)
     assert list(state["model"]) == ["a"]
     assert state.get("config") == config
@@ -53,13 +53,13 @@ def test_a_file_without_weights_is_refused(contents: Any, message: str) -> None:
     "wrapper", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
 )
 @pytest.mark.parametrize("prefix", ["", "vae.", "vae.vae."])
-def test_names_lose_what_stands_before_them(wrapper: str, prefix: str) -> None:
+def test_prefixes_of_weight_names_are_removed(wrapper: str, prefix: str) -> None:
     given = {f"{wrapper}{prefix}{name}": W + i for i, name in enumerate(("a.weight", "b.bias"))}
     found = older_names(given, ["a.weight", "b.bias"], ("", "vae.", "vae.vae."))
     assert found == {"a.weight": W, "b.bias": W + 1}
 
 
-def test_names_that_fit_none_of_the_formats_stay_for_the_complaint() -> None:
+def test_unknown_weight_names_are_unchanged() -> None:
     assert list(older_names({"module.c": W}, ["a"], ("", "vae."))) == ["c"]
     assert list(older_names({"module.a": W, "b": W}, ["a", "b"], ("",))) == ["module.a", "b"]
     assert older_names({}, ["a"], ("",)) == {}

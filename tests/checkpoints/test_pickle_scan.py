@@ -14,7 +14,7 @@ from vilmedic.checkpoints.pickle_scan import Refused, scan
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """Pickles as a function call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -57,17 +57,17 @@ def test_plain_values_pass(value: Any) -> None:
     ],
     ids=lambda value: value.function.__name__,
 )
-def test_what_allocates_or_runs_is_not_called(value: Any) -> None:
+def test_calls_that_allocate_or_run_code_are_refused(value: Any) -> None:
     with pytest.raises(Refused, match="neither a tensor nor a plain value"):
         look({"model": [value]})
 
 
-def test_a_name_that_is_allowed_may_be_called() -> None:
+def test_allowed_names_may_be_called() -> None:
     look(Call(complex, 1.0, 2.0))
     look(Call(bytearray, 3), allowed=("__builtin__.bytearray",))
 
 
-def test_what_a_call_returns_is_not_called() -> None:
+def test_results_of_calls_cannot_be_called() -> None:
     pickled = b"\x80\x02ccollections\nOrderedDict\n)R)R."
     with pytest.raises(Refused, match="call of a call"):
         scan(io.BytesIO(pickled), (), lambda key, size: True)
@@ -92,7 +92,7 @@ def tuples(depth: int, width: int = 2) -> tuple[Any, ...]:
     ],
     ids=["60 levels", "30 levels", "a long chain", "a key", "a set", "an ordered dict"],
 )
-def test_tuples_whose_hash_takes_for_ever_are_refused(value: Any) -> None:
+def test_tuples_with_exponential_hash_time_are_refused(value: Any) -> None:
     with pytest.raises(Refused, match=r"tuple|more than"):
         look(value)
 
@@ -103,7 +103,7 @@ def test_bytes_in_odd_encodings_are_refused() -> None:
         look(Call(codecs.encode, "abc", "idna"))
 
 
-def test_no_storage_may_be_larger_than_what_the_file_holds() -> None:
+def test_storages_larger_than_the_file_are_refused() -> None:
     class Saved(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
             return ("storage", torch.FloatStorage, "0", "cpu", self.count) if value == 0 else None
@@ -126,6 +126,6 @@ def test_no_storage_may_be_larger_than_what_the_file_holds() -> None:
     [b"", b"\x80\x02", b"\x80\x02h\x05.", b"\x80\x02R.", b"\x80\x02u.", b"no pickle", b"a."],
     ids=repr,
 )
-def test_what_is_no_pickle_is_an_error(content: bytes) -> None:
+def test_non_pickles_are_an_error(content: bytes) -> None:
     with pytest.raises((ValueError, LookupError)):
         scan(io.BytesIO(content), (), lambda key, size: True)

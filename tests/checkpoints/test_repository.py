@@ -31,7 +31,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vilmedic.load(folder / "run", device="cpu").export(folder / "out")
 
 
-def test_only_what_the_manifest_lists_is_fetched_and_no_code(
+def test_only_files_in_the_manifest_are_fetched_and_no_code(
     hub: Hub, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.fill(NAME, exported)
@@ -46,10 +46,10 @@ def test_only_what_the_manifest_lists_is_fetched_and_no_code(
     assert model.abilities == ["embed_images"]
     assert not marker.exists()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert vilmedic.load(NAME, device="cpu").path == folder, "what was fetched needs no network"
+    assert vilmedic.load(NAME, device="cpu").path == folder, "fetched files need no network"
 
 
-def test_a_repository_that_wants_files_elsewhere_is_refused(hub: Hub, exported: Path) -> None:
+def test_paths_outside_the_repository_are_refused(hub: Hub, exported: Path) -> None:
     hub.fill(NAME, exported)
     manifest = json.loads(hub.files[NAME]["vilmedic.json"])
     some = next(iter(manifest["files"].values()))
@@ -61,7 +61,7 @@ def test_a_repository_that_wants_files_elsewhere_is_refused(hub: Hub, exported: 
             vilmedic.load(NAME)
 
 
-def test_what_is_no_export_or_not_there_is_named(hub: Hub, exported: Path) -> None:
+def test_missing_repositories_and_non_exports_are_an_error(hub: Hub, exported: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{NAME}: there is no such .*repository"):
         vilmedic.load(NAME)
     hub.files[NAME] = {"config.json": b"{}"}
@@ -95,7 +95,7 @@ def test_without_a_network_the_hub_is_asked_once(
 
     def ask(url: str) -> None:
         asked.append(url)
-        raise RuntimeError("Connection refused")  # as httpx, which has a family of its own
+        raise RuntimeError("Connection refused")  # like httpx, whose errors are not OSErrors
 
     with serve() as server:
         use(server, tmp_path / "cache", monkeypatch)

@@ -40,7 +40,7 @@ def test_used_seed_is_refused_with_both_remedies(tmp_path: Path) -> None:
     assert choose_seed(tmp_path, 4) == 4
 
 
-def test_drawn_seed_is_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_seed_is_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "last_3.pth").touch()
     drawn = iter([3, 3, 11])
     monkeypatch.setattr(
@@ -54,7 +54,7 @@ def test_commit_is_a_hash_or_unknown() -> None:
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
 
 
-def test_full_disk_keeps_the_configuration_of_before(
+def test_full_disk_keeps_the_previous_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config: Any = SimpleNamespace(to_yaml=lambda: "epochs: 3\n" * 1000, overrides=[])
@@ -68,7 +68,7 @@ def test_full_disk_keeps_the_configuration_of_before(
     assert len((tmp_path / "config_3.yml").read_text()) == 10_000
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     make_run_directory(tmp_path / "a" / "b")
     make_run_directory(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def train_until(run_dir: Path, seed: int, ready: Any, done: Any) -> None:
-    """What a command does with its lock: it forks a loading process that outlives it."""
+    """Hold the lock as a command does: it forks a loading process that outlives it."""
     lock = RunLock(run_dir, seed)
     lock.acquire()
     if os.fork() == 0:
@@ -90,7 +90,7 @@ def train_until(run_dir: Path, seed: int, ready: Any, done: Any) -> None:
     time.sleep(60)
 
 
-def test_two_processes_do_not_train_one_seed_in_one_directory(tmp_path: Path) -> None:
+def test_two_processes_cannot_train_the_same_seed_in_a_directory(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     process = context.Process(target=train_until, args=(tmp_path, 3, ready, done))
@@ -108,7 +108,7 @@ def test_two_processes_do_not_train_one_seed_in_one_directory(tmp_path: Path) ->
         process.kill()
         process.join()
         mine = RunLock(tmp_path, 3)
-        mine.acquire()  # taken over, though a process that the other one forked is still there
+        mine.acquire()  # succeeds although a child of the other process still runs
         assert f"process {os.getpid()} on" in (tmp_path / ".seed_3.lock").read_text()
         mine.release()
         mine = RunLock(tmp_path, 3)
@@ -120,7 +120,7 @@ def test_two_processes_do_not_train_one_seed_in_one_directory(tmp_path: Path) ->
         process.join()
 
 
-def test_a_run_that_leaves_nothing_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_run_without_output_leaves_no_folder(tmp_path: Path) -> None:
     for name, left in (("refused", None), ("run", "config_3.yml")):
         folder = tmp_path / name
         folder.mkdir()
@@ -129,7 +129,7 @@ def test_a_run_that_leaves_nothing_leaves_no_folder(tmp_path: Path) -> None:
         if left:
             (folder / left).touch()
         lock.release()
-        lock.release()  # again changes nothing
+        lock.release()  # a second release has no effect
         assert folder.exists() == bool(left)
     assert sorted(path.name for path in folder.iterdir()) == [".seed_3.lock", "config_3.yml"]
 
@@ -148,7 +148,7 @@ def test_a_file_system_without_locks_gives_one_warning(
     assert caplog.text.count("file system without locks") == 1
 
 
-def test_a_directory_that_cannot_be_written_to_is_named(
+def test_an_unwritable_directory_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -163,7 +163,7 @@ def test_a_directory_that_cannot_be_written_to_is_named(
         RunLock(tmp_path, 3).acquire()
 
 
-def test_what_is_set_aside_replaces_what_was_there(tmp_path: Path) -> None:
+def test_set_aside_replaces_an_earlier_copy(tmp_path: Path) -> None:
     for content in ("one", "two"):
         (tmp_path / "last_3.pth").write_text(content)
         assert set_aside(tmp_path / "last_3.pth")
@@ -174,9 +174,7 @@ def test_what_is_set_aside_replaces_what_was_there(tmp_path: Path) -> None:
     assert not (tmp_path / "last_3.pth").exists()
 
 
-def test_nothing_is_set_aside_where_the_folder_cannot_be_made(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_set_aside_without_a_folder_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "set_aside").touch()
     (tmp_path / "last_3.pth").touch()
     assert not set_aside(tmp_path / "last_3.pth")

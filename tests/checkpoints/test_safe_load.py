@@ -18,7 +18,7 @@ from vilmedic.errors import CheckpointError
 
 
 class Harmful:
-    """Runs a program where it is unpickled without care."""
+    """Runs a program when it is unpickled unsafely."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -32,7 +32,7 @@ def saved(path: Path, contents: Any) -> Path:
     return path
 
 
-def test_a_pickled_configuration_arrives_as_plain_values(tmp_path: Path) -> None:
+def test_pickled_configurations_become_plain_values(tmp_path: Path) -> None:
     config = OmegaConf.create(
         {
             "model": {"size": 32, "rate": 0.5, "name": "x", "flag": True, "none": None},
@@ -51,7 +51,7 @@ def test_a_pickled_configuration_arrives_as_plain_values(tmp_path: Path) -> None
     assert type(contents["config"]["model"]) is dict
 
 
-def test_numpy_numbers_arrive_as_those_of_python(tmp_path: Path) -> None:
+def test_numpy_numbers_become_python_numbers(tmp_path: Path) -> None:
     numbers = {
         "f8": np.float64(0.25),
         "f4": np.float32(0.5),
@@ -85,7 +85,7 @@ def test_tensors_keep_their_type_and_order(tmp_path: Path) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_anything_else_is_refused_with_file_and_type(
+def test_other_objects_are_refused_with_file_and_type(
     value: Any, named: str, tmp_path: Path
 ) -> None:
     path = saved(tmp_path / "other.pth", {"model": {}, "extra": [value]})
@@ -101,7 +101,7 @@ def test_a_program_in_a_file_does_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_file_learns_nothing_of_this_machine(
+def test_a_file_cannot_read_environment_variables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET", "open sesame")
@@ -118,14 +118,14 @@ def test_a_file_learns_nothing_of_this_machine(
 
 
 @pytest.mark.parametrize("kept", [0, 10, 300, -40])
-def test_a_file_cut_short_is_named(kept: int, tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error(kept: int, tmp_path: Path) -> None:
     path = saved(tmp_path / "short.pth", {"model": {"w": torch.rand(500)}})
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"short\.pth: not a readable checkpoint; it was cut"):
         load_plain(path)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.pth: no such checkpoint"):
         load_plain(tmp_path / "gone.pth")
     with pytest.raises(CheckpointError, match="is a folder"):
@@ -133,7 +133,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def rewritten(path: Path, pickled: bytes | None = None, **records: bytes) -> Path:
-    """A checkpoint whose records are replaced, with checksums that fit."""
+    """Replace records of a checkpoint, with correct checksums."""
     with zipfile.ZipFile(path) as archive:
         held = {info.filename: archive.read(info) for info in archive.infolist()}
     folder = next(iter(held)).partition("/")[0]
@@ -154,7 +154,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def test_a_flipped_bit_changes_nothing_or_is_refused(tmp_path: Path) -> None:
-    """Every bit of a small file: each loads with all values equal, or the file is named."""
+    """Flip every bit of a small file: it loads with equal values or raises an error."""
     contents = {"model": {"w": torch.arange(4.0), "n": torch.ones(1)}, "epoch": 3, "name": "x"}
     path = saved(tmp_path / "bit.pth", contents)
     whole = path.read_bytes()
@@ -199,14 +199,14 @@ def test_a_file_saved_without_checksums_is_read_with_a_warning(
     assert "without checksums" in caplog.text
 
 
-def test_files_of_torch_before_archives_are_read(tmp_path: Path) -> None:
+def test_legacy_torch_files_are_read(tmp_path: Path) -> None:
     contents = {"model": {"w": torch.arange(6.0).view(2, 3), "b": torch.ones(2)[1:]}, "epoch": 3}
     torch.save(contents, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     assert equal(load_plain(tmp_path / "a.pth"), contents)
 
 
 class Forged:
-    """Pickles as an instance of a class of OmegaConf with any attributes."""
+    """Pickles as an instance of an OmegaConf class with any attributes."""
 
     def __init__(self, cls: type, **state: Any) -> None:
         self.cls, self.state = cls, state
@@ -216,10 +216,8 @@ class Forged:
 
 
 @pytest.mark.parametrize("place", ["parent", "value", "metadata", "content"])
-def test_no_resolver_is_called_whatever_a_configuration_says_of_itself(
-    tmp_path: Path, place: str
-) -> None:
-    """A parent, a value or metadata that OmegaConf would resolve while it reads them."""
+def test_pickled_configurations_never_call_resolvers(tmp_path: Path, place: str) -> None:
+    """With a parent, value or metadata that OmegaConf would resolve while reading."""
     called: list[str] = []
 
     def told(name: str) -> str:
@@ -251,7 +249,7 @@ def test_no_resolver_is_called_whatever_a_configuration_says_of_itself(
     assert "secret" not in str(contents)
 
 
-def test_references_to_keys_are_followed_by_this_project_alone(tmp_path: Path) -> None:
+def test_key_interpolations_are_resolved_without_omegaconf(tmp_path: Path) -> None:
     config = OmegaConf.create(
         {
             "size": 32,
@@ -283,7 +281,7 @@ def deep(depth: int) -> list[Any]:
     return value
 
 
-def test_lists_without_end_are_a_message(tmp_path: Path) -> None:
+def test_recursive_and_deep_lists_are_refused(tmp_path: Path) -> None:
     shared: list[Any] = ["x"]
     for _ in range(40):
         shared = [shared, shared]
@@ -301,14 +299,14 @@ def test_lists_without_end_are_a_message(tmp_path: Path) -> None:
     assert load_plain(saved(tmp_path / "some.pth", deep(50))) == deep(50)
 
 
-def test_a_shared_value_is_stored_twice_and_no_longer_shared(tmp_path: Path) -> None:
+def test_shared_values_are_copied(tmp_path: Path) -> None:
     value = [1, [2]]
     given = load_plain(saved(tmp_path / "a.pth", {"a": value, "b": value}))
     assert given == {"a": value, "b": value}
     assert given["a"] is not given["b"]
 
 
-def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
+def test_decompression_bombs_are_not_unpacked(tmp_path: Path) -> None:
     path = saved(tmp_path / "zeros.pth", {"w": torch.zeros(100)})
     with zipfile.ZipFile(path) as archive:
         held = {info.filename: archive.read(info) for info in archive.infolist()}
@@ -319,7 +317,7 @@ def test_gigabytes_of_zeros_are_not_unpacked(tmp_path: Path) -> None:
         load_plain(path)
 
 
-def test_a_tensor_of_more_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+def test_tensors_larger_than_the_file_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", {"w": torch.zeros(3).expand(10**9, 3)})
     with pytest.raises(CheckpointError, match=r"w\.pth: claims a tensor of 3,000,000,000 values"):
         load_plain(path)

@@ -44,9 +44,9 @@ class Net(Recorder):
     """Pixels to features.
 
     Args:
-        backbone: what it is made of.
+        backbone: the architecture.
         permute: the order of its axes,
-            told on two lines.
+            on two lines.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Far(Recorder):
 
 @MODELS.register("Pair")
 class Pair(Recorder):
-    """Images beside reports.
+    """Image-report pairs.
 
     Args:
-        net: sees.
-        encoder: reads.
+        net: encodes images.
+        encoder: encodes reports.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ trainor:
 
 @dataclass
 class Project:
-    """A folder with a plugin package and configuration files; it is the working directory."""
+    """The working directory, with a plugin package and configuration files."""
 
     root: Path
     package: str

@@ -1,4 +1,4 @@
-"""Every number of the schema, given what no number should be."""
+"""Every numeric key of the schema with extreme and non-finite values."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ MODELS = ("bert", "roberta", "distilbert", "vit")
 
 @cache
 def owners() -> dict[str, Signature]:
-    """Everything whose arguments a configuration can give, by its dotted path."""
+    """Everything whose arguments a configuration can set, by dotted path."""
     found: dict[str, Signature] = {}
 
     def walk(path: str) -> None:
@@ -106,7 +106,7 @@ def owners() -> dict[str, Signature]:
 
 
 def shapes(kind: Type, number: float) -> Iterator[Any]:
-    """A number in every form in which a type takes one."""
+    """A number in every form that a type accepts."""
     if isinstance(kind, Marked):
         if isinstance(kind.mark, Lengths):
             item = plain(kind)
@@ -129,7 +129,7 @@ def shapes(kind: Type, number: float) -> Iterator[Any]:
 
 
 def checked(read: Signature, param: Param, value: Any) -> tuple[Any, list[str]]:
-    """What a value becomes, and what is wrong with it."""
+    """The converted value and the problems with it."""
     checker = Checker(Tree())
     siblings = {param.name: value}
     if param.name == "mean" and isinstance(value, list):
@@ -143,7 +143,7 @@ def problems(read: Signature, param: Param, value: Any) -> list[str]:
 
 
 def accepted(owner: str) -> list[tuple[str, Any]]:
-    """The keys of an owner that take one of the odd values, with the value in its form."""
+    """The keys of an owner that accept an extreme value, with that value."""
     read = owners()[owner]
     taken = []
     for param in read.settable.values():
@@ -158,11 +158,11 @@ def accepted(owner: str) -> list[tuple[str, Any]]:
 
 
 def same(value: Any, default: Any) -> bool:
-    """Whether a value is the default, which every other test uses."""
+    """Whether a value is the default, which the other tests cover."""
     return not isinstance(default, bool) and value == default
 
 
-def test_every_kind_of_class_is_walked() -> None:
+def test_every_kind_of_class_is_covered() -> None:
     paths = owners()
     assert len(paths) > 100
     for part in ("TrainorSection", "VAE", "NTXentLoss", "ImageDataset", "Retrieval", "AdamW"):
@@ -170,7 +170,7 @@ def test_every_kind_of_class_is_walked() -> None:
 
 
 @pytest.mark.parametrize("owner", [path for path in owners() if path.startswith("vilmedic.")])
-def test_no_key_takes_what_is_not_finite_or_needs_more_than_64_bits(owner: str) -> None:
+def test_no_key_accepts_non_finite_or_over_64_bit_numbers(owner: str) -> None:
     read = owners()[owner]
     for param in read.settable.values():
         for number in NEVER:
@@ -203,10 +203,10 @@ def _scalars(kind: Type) -> Iterator[Type]:
             yield option
 
 
-# -- what is accepted is proven harmless: the object is built and makes one small step
+# -- accepted values must be harmless: build the object and run one small step
 
 REFUSED = (ConfigError, CheckpointError)
-"""A message before anything is computed: the value is refused as well, if later."""
+"""Errors raised before anything is computed: the value is refused, only later."""
 
 
 def finite(*tensors: Tensor) -> None:
@@ -224,7 +224,7 @@ def _pairs_loss(key: str, value: Any, folder: Path, name: str = "") -> None:
 
 def _classifier(key: str, value: Any, folder: Path) -> None:
     if key == "hidden":
-        value = min(value, 4096)  # a layer of 64 Ki and 1024 features is 256 MiB
+        value = min(value, 4096)  # a layer with 64 Ki x 1024 weights takes 256 MiB
     spec = DataSpec(labels=("A", "B"), multi_label=True)
     model = Classifier(spec=spec, cnn=tiny_cnn(), **{key: value})
     optimizer = make_optimizer(model, TrainorSection())
@@ -263,7 +263,7 @@ def _vae(key: str, value: Any, folder: Path) -> None:
 
 
 def _trainor(key: str, value: Any, folder: Path) -> None:
-    """The average is that of no step but the last; what is left trains in `end_to_end`."""
+    """The average equals the last step; the other keys are trained in `end_to_end`."""
     if key == "ema":
         model = nn.Linear(2, 2)
         average = AveragedWeights(model, value)
@@ -287,7 +287,7 @@ def _trainor(key: str, value: Any, folder: Path) -> None:
 
 
 def _ensemblor(key: str, value: Any, folder: Path) -> None:
-    """Images are drawn; without loading processes every test evaluates."""
+    """Samples images; all tests evaluate with `num_workers=0`."""
     if key != "num_workers":
         given = GenerationSection(**{key: value})
         _drawn(Sampling(filter_thres=given.filter_thres, cond_scale=given.cond_scale), folder)
@@ -356,7 +356,7 @@ def _optimizer(key: str, value: Any, folder: Path, name: str = "") -> None:
     try:
         optimizer = named_class("torch.optim", name)(weights, **{key: value})
     except (TypeError, ValueError):
-        return  # `make_optimizer` makes a message of these two
+        return  # `make_optimizer` refuses these two
     for _ in range(3):
         weights[0].grad, weights[1].grad = torch.full((2, 3), 0.1), torch.zeros(2, 3)
         optimizer.step()
@@ -381,11 +381,11 @@ def _scheduler(key: str, value: Any, folder: Path, name: str = "") -> None:
         cls = named_class("torch.optim.lr_scheduler", name)
         schedule = cls(optimizer, **{**REQUIRED.get(name, {}), key: value})
     except (TypeError, ValueError, ZeroDivisionError):
-        return  # `Schedule` makes a message of these
+        return  # `Schedule` refuses these
     optimizer.step()
     for _ in range(6):
         schedule.step(*([1.0] if name == "ReduceLROnPlateau" else []))
-        # LinearLR comes to zero up to rounding
+        # LinearLR reaches zero up to rounding
         assert -1e-12 <= optimizer.param_groups[0]["lr"] <= 1
 
 
@@ -416,7 +416,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 def _transform(key: str, value: Any, folder: Path, name: str = "") -> None:
-    """Every transform runs once before training; what it raises becomes a message."""
+    """Every transform runs once before training; its errors are reported."""
     try:
         made = build_transforms([{name: {**NEEDED.get(name, {}), key: value}}])
         try_transforms(made, 3, 16, None)
@@ -446,13 +446,13 @@ def _language_model(key: str, value: Any, folder: Path, name: str = "") -> None:
 
 
 def _backbone(key: str, value: Any, folder: Path) -> None:
-    """What no class of timm has is refused, whatever its value."""
+    """Arguments that no timm class has are refused with any value."""
     with pytest.raises(ConfigError, match="key"):
         VisionEncoder(backbone="timm/convnext_atto", pretrained=False, **{key: value})
 
 
 def _vision_model(key: str, value: Any, folder: Path, name: str = "") -> None:
-    """A field that is taken gives a network with finite features."""
+    """An accepted field gives a network with finite features."""
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     small |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     config = {**small, key: value}
@@ -502,10 +502,10 @@ def proof_of(owner: str) -> Proof | None:
 
 
 @pytest.mark.parametrize("owner", list(owners()))
-def test_what_is_taken_is_harmless(owner: str, tmp_path: Path) -> None:
+def test_accepted_values_are_harmless(owner: str, tmp_path: Path) -> None:
     for number, (key, value) in enumerate(accepted(owner)):
         proof = proof_of(owner)
-        assert proof is not None, f"{owner}.{key} takes {value}, and nothing shows what it does"
+        assert proof is not None, f"{owner}.{key} accepts {value} without a check"
         folder = tmp_path / str(number)
         folder.mkdir()
         with contextlib.suppress(*REFUSED):

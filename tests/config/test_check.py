@@ -107,11 +107,11 @@ def test_a_value_of_the_wrong_type_names_what_is_allowed(
         "dataset.augment=[{RandomApply: {p: 0.5, transforms: [{ColorJitter: {hue: 0.1}}]}}]",
     ],
 )
-def test_values_that_fit_pass(project: Project, word: str) -> None:
+def test_valid_values_pass(project: Project, word: str) -> None:
     project.load(word)
 
 
-def test_a_choice_of_classes_follows_the_command_line(project: Project) -> None:
+def test_keys_follow_a_class_chosen_on_the_command_line(project: Project) -> None:
     project.load("model.net.proto=WideNet", "model.net.factor=3", "model.net.freeze=true")
     assert "unknown key, given 3" in project.problem("model.net.factor=3")
 
@@ -141,7 +141,7 @@ def test_an_unknown_name_lists_the_names(project: Project, word: str, expected: 
     assert any(expected in problem for problem in project.problems(word))
 
 
-def test_what_is_needed_and_missing_is_reported_with_its_place(project: Project) -> None:
+def test_missing_required_keys_are_reported_with_their_place(project: Project) -> None:
     assert project.problem("~model.net.backbone") == (
         "model.net.backbone: missing under 'model.net' (base.yml:7); allowed: text."
     )
@@ -155,7 +155,7 @@ def test_what_is_needed_and_missing_is_reported_with_its_place(project: Project)
     assert problem.startswith("trainor.lr_decay_params.step_size: missing")
 
 
-def test_a_part_whose_class_needs_nothing_may_be_missing(project: Project) -> None:
+def test_a_part_without_required_keys_may_be_missing(project: Project) -> None:
     assert "loss" not in project.load("~model.loss").model
 
 
@@ -167,11 +167,11 @@ def test_options_without_a_name_are_refused(project: Project) -> None:
     )
 
 
-def test_what_the_framework_works_out_may_be_missing(project: Project) -> None:
+def test_keys_set_by_the_framework_may_be_missing(project: Project) -> None:
     project.load("trainor.lr_decay=CosineAnnealingLR", "trainor.lr_decay_params.eta_min=0")
 
 
-def test_the_settings_of_a_local_folder_are_those_of_its_model(project: Project) -> None:
+def test_settings_of_a_local_folder_are_checked_by_its_model_type(project: Project) -> None:
     project.write("local/config.json", json.dumps({"model_type": "gpt2"}))
     project.load("model.encoder={proto: local, n_head: 2}", "~model.encoder.hidden_size")
     assert "unknown key" in project.problem("model.encoder={proto: local, n_heads: 2}")
@@ -194,14 +194,14 @@ def test_every_section_is_checked(project: Project) -> None:
         ("trainor.optimizer=Muon", "VAE has biases and other weights that are none"),
     ],
 )
-def test_optimizers_that_fit_no_model_are_refused(project: Project, word: str, reason: str) -> None:
+def test_unsupported_optimizers_are_refused(project: Project, word: str, reason: str) -> None:
     project.write("vae.yml", "dataset: {proto: ImageDataset, root: x}\nmodel: {proto: VAE}\n")
     problem = project.problem(word, path="vae.yml")
     assert problem.startswith("trainor.optimizer (command line): given ")
     assert reason in problem
 
 
-def test_muon_is_left_to_models_of_plugins(project: Project) -> None:
+def test_muon_is_allowed_for_plugin_models(project: Project) -> None:
     assert project.load("trainor.optimizer=Muon").trainor.optimizer == "Muon"
 
 
@@ -219,25 +219,25 @@ def test_muon_is_left_to_models_of_plugins(project: Project) -> None:
         (f"name={'é' * 150}", "allowed: at most 200 bytes."),
     ],
 )
-def test_a_name_stays_inside_the_folder_of_runs(project: Project, word: str, expected: str) -> None:
+def test_run_names_outside_ckpt_dir_are_refused(project: Project, word: str, expected: str) -> None:
     problem = project.problem(word)
     assert problem.startswith("name (command line): given ")
     assert expected in problem
 
 
 @pytest.mark.parametrize("name", ["00123", "no", "my run", "Lauf-ä_1.2", "group/run", "a..b"])
-def test_other_names_are_fine(project: Project, name: str) -> None:
+def test_other_run_names_are_accepted(project: Project, name: str) -> None:
     assert project.load(f"name={name}").name == name
 
 
-def test_a_file_whose_name_is_no_name_of_a_run(project: Project) -> None:
+def test_an_invalid_run_name_from_the_file_name_is_refused(project: Project) -> None:
     project.write("a\tb.yml", (project.root / "base.yml").read_text())
     problem = project.problem(path="a\tb.yml")
     assert problem.startswith("name: given 'a\\tb', that of the file; allowed: no line breaks")
     project.load("name=run", path="a\tb.yml")
 
 
-def test_lists_that_belong_together_have_one_length(project: Project) -> None:
+def test_related_lists_need_the_same_length(project: Project) -> None:
     image = "dataset: {proto: ImageDataset, root: x}\nmodel: {proto: VAE}\n"
     project.write("vae.yml", image)
     problem = project.problem("dataset.std=[1]", path="vae.yml")

@@ -69,14 +69,14 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_training_asks_for_what_the_model_learns_from(
+def test_training_requires_the_views_batch_and_data_of_the_model(
     path: str, words: list[str], expected: str
 ) -> None:
     assert problems(path, *words) == [expected]
     assert problems(path) == []
 
 
-def test_an_evaluation_does_with_one_view_and_a_batch_of_one() -> None:
+def test_evaluation_accepts_one_view_and_batch_size_1() -> None:
     path = "config/phantom/simclr-eval.yml"
     assert problems(path, "validator.batch_size=1", training=False) == []
     [problem] = problems(path)
@@ -84,7 +84,7 @@ def test_an_evaluation_does_with_one_view_and_a_batch_of_one() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_pixels_and_reports_are_needed_either_way(training: bool) -> None:
+def test_pixels_and_reports_are_required_in_training_and_evaluation(training: bool) -> None:
     found = problems("config/phantom/vae.yml", "~dataset.mean", "~dataset.std", training=training)
     assert found == [
         "dataset.mean (default): given [0.485, 0.456, 0.406], but VAE works with [0] or [0, 0, 0] "
@@ -102,7 +102,7 @@ def test_pixels_and_reports_are_needed_either_way(training: bool) -> None:
     ]
 
 
-def test_a_data_set_of_a_plugin_may_have_its_own_parts(project: Project) -> None:
+def test_plugin_data_sets_may_have_other_parts(project: Project) -> None:
     text = (
         f"plugins: [{project.package}.parts]\ndataset: {{proto: Lines, root: x}}\nmodel:\n"
         "  proto: SimCLR\n  cnn: {backbone: resnet18}\n  loss: {tau: 0.5}\n"
@@ -112,7 +112,7 @@ def test_a_data_set_of_a_plugin_may_have_its_own_parts(project: Project) -> None
     assert problems("c.yml") == []
 
 
-def test_attributes_are_read_through_base_classes() -> None:
+def test_class_attributes_are_inherited() -> None:
     assert constant("vilmedic.models.simclr.SimCLR", "cross_sample") is True
     assert constant("vilmedic.models.vae.VAE", "cross_sample") is False
     assert constant("vilmedic.models.vae.VAE", "nothing") is None
@@ -132,13 +132,13 @@ class Frechet(Metric):
 
 @METRICS.register("{name}_knn")
 class Derived(NearestNeighbours):
-    """Numbers as those of its base."""
+    """The same numbers as its base class."""
 '''
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A folder for modules that register metrics, which are forgotten afterwards."""
+    """A folder for modules that register metrics; they are unregistered afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     table, registered = dict(METRICS._table), dict(METRICS._registered)
     yield str(tmp_path)
@@ -178,11 +178,11 @@ def test_every_metric_declares_its_numbers() -> None:
         ("validation_fid", None),
     ],
 )
-def test_the_direction_of_a_name(score: str, better: str | None) -> None:
+def test_direction_of_a_score_name(score: str, better: str | None) -> None:
     assert known_better(score) == better
 
 
-def test_names_are_distinguished() -> None:
+def test_similar_score_names_are_distinguished() -> None:
     assert distinct([("a", 1), ("b", 2), ("a", 3)]) == [("a", 1), ("b", 2), ("a_2", 3)]
     scores = read_scores(["validate", "test"], ["knn", "knn"], ema=True)
     assert scores.better("ema_test_knn_2_auroc") == "higher"
@@ -206,14 +206,16 @@ def test_a_misspelt_score_is_refused_before_torch_is_loaded(
     assert check(*words) == 0
 
 
-def test_a_count_is_no_score(capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_are_refused_as_early_stop_metric(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["validator.metrics.pointing_game.root=x"]
     assert check(*words, "trainor.early_stop_metric=validation_pointing_game_words") == 2
     assert "neither a higher nor a lower value" in capsys.readouterr().err
     assert check(*words, "trainor.early_stop_metric=validation_pointing_game_side") == 0
 
 
-def test_metrics_of_plugins_declare_theirs(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugin_metrics_declare_their_scores(
+    plugin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     module = write_plugin(plugin, "frechet", 'numbers = {"distance": "lower"}')
     words = [f"plugins=[{module}]", "validator.metrics={frechet: null, frechet_knn: null}"]
     assert check(*words, "trainor.early_stop_metric=validation_frechet_distance") == 0
@@ -224,7 +226,7 @@ def test_metrics_of_plugins_declare_theirs(plugin: str, capsys: pytest.CaptureFi
     sys.modules.pop(module)
 
 
-def test_numbers_that_the_text_does_not_show_are_left_to_the_run(plugin: str) -> None:
+def test_computed_declarations_accept_any_number_of_the_metric(plugin: str) -> None:
     module = write_plugin(plugin, "made", 'numbers = dict(distance="lower")')
     words = [f"plugins=[{module}]", "validator.metrics={made: null}"]
     assert declared_numbers("made") is None
@@ -255,7 +257,7 @@ def test_without_a_split_there_is_no_score() -> None:
         (["model.targets={proto: same_text, by: reports}"], "unless model.targets.proto"),
     ],
 )
-def test_targets_that_loss_and_data_go_with(words: list[str], expected: str) -> None:
+def test_targets_must_match_loss_and_data(words: list[str], expected: str) -> None:
     config = ROOT / "config/phantom/convirt.yml"
     if not expected:
         load(config, words, training=True)
@@ -284,7 +286,7 @@ GROUPS = "trainor.optim_groups"
         ),
     ],
 )
-def test_each_wrong_value_of_a_group_is_told_once(words: list[str], expected: str) -> None:
+def test_each_wrong_group_value_is_reported_once(words: list[str], expected: str) -> None:
     value, *more = words
     found = problems("config/phantom/convirt.yml", f"{GROUPS}={value}", *more)
     assert len(found) == 1, found
@@ -296,7 +298,7 @@ def test_dots_in_the_name_of_a_group_are_explained() -> None:
     assert found[-1].endswith(f"{GROUPS}={{cnn.network.layer4: {{lr: 0.0001}}}}")
 
 
-def test_groups_beside_rates_of_the_model_are_refused() -> None:
+def test_groups_with_model_learning_rates_are_refused() -> None:
     path, word = "config/downstream/phantom.yml", f"{GROUPS}={{cnn: {{lr: 1e-4}}}}"
     assert problems(path, word) == [
         f"{GROUPS} (command line): given beside model.encoder_lr, model.head_lr, by which the "

@@ -16,7 +16,7 @@ CYCLE = (
 )
 
 
-def test_the_rate_of_a_weaker_layer_is_dropped_where_the_schedule_has_its_own(
+def test_a_learning_rate_overridden_by_the_schedule_is_dropped_from_lower_layers(
     project: Project,
 ) -> None:
     project.write("c.yml", CYCLE)
@@ -58,7 +58,7 @@ def test_the_rate_of_a_weaker_layer_is_dropped_where_the_schedule_has_its_own(
         (CYCLE, ["~trainor.lr_decay_params.max_lr", "trainor.optim_params.lr=1e-6"], ""),
     ],
 )
-def test_a_rate_without_effect_is_an_error(
+def test_a_learning_rate_without_effect_is_an_error(
     project: Project, text: str, words: list[str], origin: str
 ) -> None:
     project.write("c.yml", text)
@@ -71,7 +71,7 @@ def test_a_rate_without_effect_is_an_error(
     assert "which has no effect, as trainor.lr_decay_params.max_lr is" in problem
 
 
-def test_the_momentum_that_a_schedule_cycles_is_reported(project: Project) -> None:
+def test_momentum_cycled_by_the_schedule_is_an_error(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\ntrainor: {optimizer: SGD}\n")
     words = ["trainor.optim_params={lr: 1, momentum: 0.9}", "trainor.lr_decay=OneCycleLR"]
     problem = project.problem(*words, path="c.yml")
@@ -120,7 +120,7 @@ def test_keys_without_effect_are_refused_on_the_command_line(
         ("eval_start: 3", "epochs: 3", "trainor.epochs=3"),
     ],
 )
-def test_keys_of_a_weaker_layer_are_dropped(
+def test_keys_without_effect_in_lower_layers_are_dropped(
     project: Project, low: str, high: str, word: str
 ) -> None:
     key = low.split(", ")[-1].partition(":")[0]
@@ -139,7 +139,7 @@ def test_keys_of_a_weaker_layer_are_dropped(
     )
 
 
-def test_a_file_that_names_both_is_refused(project: Project) -> None:
+def test_a_file_with_a_key_without_effect_is_refused(project: Project) -> None:
     project.write(
         "c.yml", "includes: [base.yml]\ntrainor: {early_stop: null, early_stop_start: 2}\n"
     )
@@ -147,21 +147,21 @@ def test_a_file_that_names_both_is_refused(project: Project) -> None:
         "trainor.early_stop_start (c.yml:2): given 2, which has no effect unless "
         "trainor.early_stop is set, and it is null (c.yml:2)."
     )
-    # what a stronger layer makes of it counts
+    # the final value after all layers counts
     config = project.load("trainor.early_stop=4", path="c.yml")
     assert config.trainor.early_stop_start == 2
     project.write("d.yml", "includes: [base.yml]\ntrainor: {early_stop: 3, early_stop_start: 2}\n")
     assert project.load("~trainor.early_stop", path="d.yml").trainor.early_stop_start == 0
 
 
-def test_a_length_that_another_one_overrules_is_reported(project: Project) -> None:
+def test_epochs_overridden_by_steps_are_reported(project: Project) -> None:
     words = ["trainor.lr_decay=OneCycleLR", "trainor.lr_decay_params={epochs: 3, total_steps: 50}"]
     assert project.problem(*words).startswith(
         "trainor.lr_decay_params.epochs (command line): given"
     )
 
 
-def test_options_of_a_schedule_need_one(project: Project) -> None:
+def test_schedule_options_need_a_schedule(project: Project) -> None:
     problem = project.problem("trainor.lr_decay=null", "trainor.lr_decay_params.factor=0.1")
     assert "no option is allowed while 'trainor.lr_decay' is null" in problem
 
@@ -194,20 +194,20 @@ def test_evaluation_keys_need_an_evaluation(project: Project) -> None:
 
 
 @pytest.mark.parametrize("empty", ["null", "{}", "[]"])
-def test_asking_for_nothing_is_no_fault(project: Project, empty: str) -> None:
+def test_empty_sections_are_accepted(project: Project, empty: str) -> None:
     words = ["ensemblor.generate_images=true", f"ensemblor.metrics={empty}"]
     assert not project.load(*words).ensemblor.metrics
     assert project.load("ensemblor.prompt=null").ensemblor.prompt is None
 
 
-def test_a_file_may_hold_what_is_for_either_command(project: Project) -> None:
+def test_a_file_may_have_keys_for_either_command(project: Project) -> None:
     text = "includes: [base.yml]\nensemblor: {num_images: 8, metrics: {retrieval: }}\n"
     project.write("c.yml", text)
     assert project.load(path="c.yml").ensemblor.num_images == 8
     assert project.load("ensemblor.generate_images=true", path="c.yml").ensemblor.num_images == 8
 
 
-def test_a_key_that_others_refer_to_has_an_effect(project: Project) -> None:
+def test_keys_used_by_interpolations_are_accepted(project: Project) -> None:
     text = (
         "includes: [base.yml]\nensemblor: {metrics: {counting: {of: '${ensemblor.num_images}'}}}\n"
     )
@@ -224,7 +224,7 @@ SHIPPED = sorted(
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
-def test_another_learning_rate_is_one_word_in_every_shipped_configuration(
+def test_one_override_changes_the_learning_rate_in_every_shipped_config(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -234,7 +234,7 @@ def test_another_learning_rate_is_one_word_in_every_shipped_configuration(
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
-def test_a_configuration_written_out_in_full_is_read_back(
+def test_a_fully_resolved_configuration_is_read_back(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -243,7 +243,7 @@ def test_a_configuration_written_out_in_full_is_read_back(
     assert load(tmp_path / "again.yml").data == config.data
 
 
-def test_a_preset_gives_way_to_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_transforms_replace_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load(
         "config/SELFSUP/simclr-mimic.yml", ["dataset.transforms=[RandomRotation: {degrees: 5}]"]
@@ -280,7 +280,7 @@ def problems(path: str, *words: str) -> list[str]:
         ("dataset.seq.source=src", "reports are read, never written"),
     ],
 )
-def test_keys_without_effect_are_left_out_with_a_line(word: str, note: str) -> None:
+def test_older_keys_without_effect_are_dropped_with_a_note(word: str, note: str) -> None:
     config = load(ROOT / "config/phantom/convirt.yml", [word])
     key = word.partition("=")[0]
     [told] = [one for one in config.notes if one.startswith(f"{key} (command line) is left out: ")]
@@ -312,7 +312,7 @@ def test_keys_without_effect_are_left_out_with_a_line(word: str, note: str) -> N
         ("dataset.image.hf_dataset=x", "data sets of the hub are not read; data/make_folder.py"),
     ],
 )
-def test_other_keys_say_what_to_write(word: str, expected: str) -> None:
+def test_other_older_keys_name_their_replacement(word: str, expected: str) -> None:
     [problem] = problems("config/phantom/convirt.yml", word)
     assert problem.startswith(f"{word.partition('=')[0]} (command line): given ")
     assert f"; {expected}" in problem
@@ -342,7 +342,9 @@ def test_other_keys_say_what_to_write(word: str, expected: str) -> None:
         ),
     ],
 )
-def test_a_custom_transform_is_said_in_keys(project: Project, code: str, expected: str) -> None:
+def test_a_custom_transform_is_translated_to_keys(
+    project: Project, code: str, expected: str
+) -> None:
     text = f"dataset:\n  proto: ImageDataset\n  root: x\n  custom_transform_train: >\n    {code}\n"
     project.write("c.yml", text + "model: {proto: VAE}\n")
     problem = project.problem(path="c.yml")
@@ -363,7 +365,7 @@ def test_any_other_custom_transform_names_the_keys(project: Project, code: str) 
 
 
 @pytest.mark.parametrize("name", ["custom_transform_val", "custom_transform_validate"])
-def test_transforms_of_an_evaluation_are_left_to_it(name: str) -> None:
+def test_custom_evaluation_transforms_are_refused(name: str) -> None:
     [problem] = problems("config/phantom/convirt.yml", f"dataset.image.{name}=x")
     assert "Leave it out: evaluation resizes to dataset.image.resize and cuts the middle" in problem
     words = f"dataset.{name}=[transforms.Compose([])(x), transforms.Compose([])(x)]"
@@ -371,7 +373,7 @@ def test_transforms_of_an_evaluation_are_left_to_it(name: str) -> None:
     assert "Leave it out: with two views, evaluation augments as training does" in problem
 
 
-def test_settings_of_a_model_of_the_hub_may_hold_what_is_left_out(project: Project) -> None:
+def test_settings_of_hub_models_may_include_older_keys(project: Project) -> None:
     text = f"plugins: [{project.package}.parts]\nincludes: [base.yml]\n"
     encoder = "model: {encoder: {proto: owner/model, add_pooling_layer: true, anything: 1}}\n"
     project.write("c.yml", text + encoder)

@@ -12,7 +12,7 @@ from vilmedic.config.yaml_source import parse_override
 from vilmedic.errors import ConfigError
 
 
-def test_a_new_class_drops_what_it_does_not_know(project: Project) -> None:
+def test_a_new_class_drops_unknown_keys_of_lower_layers(project: Project) -> None:
     config = project.load("model.proto=Alone")
     assert config.model == {
         "proto": "Alone",
@@ -26,8 +26,8 @@ def test_a_new_class_drops_what_it_does_not_know(project: Project) -> None:
     )
 
 
-def test_values_that_a_new_class_keeps_are_noted() -> None:
-    given = "config/phantom/convirt.yml"  # whose tau is 0.1, where the default of the loss is 0.07
+def test_values_kept_by_a_new_class_are_noted() -> None:
+    given = "config/phantom/convirt.yml"  # its tau is 0.1, the default of the loss is 0.07
     config = load(given, ["model.loss.proto=InfoNCELoss"])
     assert config.data["model"]["loss"] == {"tau": 0.1, "proto": "InfoNCELoss"}
     assert "(command line), which keeps: model.loss.tau=0.1 (config/" in config.notes[-1]
@@ -49,7 +49,7 @@ def test_unknown_keys_of_the_same_layer_stay_errors(project: Project) -> None:
     assert problem.startswith("model.encoder (command line): unknown key")
 
 
-def test_a_new_class_deeper_down_drops_as_well(project: Project) -> None:
+def test_a_new_nested_class_drops_unknown_keys(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\nmodel: {net: {proto: WideNet, factor: 2}}\n")
     config = project.load("model.net.proto=Net", path="c.yml")
     assert config.model["net"] == {"proto": "Net", "backbone": "small"}
@@ -65,7 +65,7 @@ def test_files_drop_the_keys_of_what_they_include(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\ntrainor: {optimizer: SGD}\n")
     config = project.load(path="c.yml")
     assert config.trainor.optim_params == {"lr": 5e-5}
-    assert config.notes == ()  # whoever wrote the file meant it
+    assert config.notes == ()  # changes within files are intended
     assert config.file_notes == (
         "trainor.optimizer is now SGD (c.yml:2), which does not know: "
         "trainor.optim_params.decoupled_weight_decay (base.yml:18); left out.",
@@ -83,7 +83,7 @@ def test_options_of_the_same_layer_stay_errors(project: Project) -> None:
     assert problems[0].startswith("trainor.lr_decay_params.factor (command line): unknown key")
 
 
-def test_replacing_the_default_optimizer_drops_as_well(project: Project) -> None:
+def test_replacing_the_default_optimizer_drops_its_options(project: Project) -> None:
     text = "includes: [base.yml]\ntrainor: {optim_params: {amsgrad: true}}\n"
     project.write("c.yml", text)
     config = project.load("~trainor.optimizer", "trainor.optimizer=SGD", path="c.yml")
@@ -135,7 +135,7 @@ def layer(*words: str, lower: dict[str, Any] | None = None) -> tuple[Tree, Tree,
         ("a=run #3", {"a": "run #3"}),
     ],
 )
-def test_a_word_sets_a_value(word: str, expected: dict[str, Any]) -> None:
+def test_an_override_sets_a_value(word: str, expected: dict[str, Any]) -> None:
     assert layer(word)[0].data == expected
 
 
@@ -143,13 +143,13 @@ def test_a_word_sets_a_value(word: str, expected: dict[str, Any]) -> None:
     ("word", "raw"),
     [("a=1e3", "1e3"), ("a=true", "true"), ("a=[b]", "[b]"), ("a='1'", None), ("a=", None)],
 )
-def test_what_was_typed_is_kept(word: str, raw: str | None) -> None:
+def test_the_typed_text_is_kept(word: str, raw: str | None) -> None:
     mark = layer(word)[0].marks[("a",)]
     assert mark.raw == raw
     assert mark.origin == "command line"
 
 
-def test_text_that_is_no_yaml_is_kept_as_text_with_a_note() -> None:
+def test_invalid_yaml_is_kept_as_text_with_a_note() -> None:
     made, _, _ = layer("a=@best")
     assert made.data == {"a": "@best"}
     assert "not valid YAML" in made.marks[("a",)].note
@@ -166,26 +166,26 @@ def test_text_that_is_no_yaml_is_kept_as_text_with_a_note() -> None:
         ("includes=[x.yml]", "is only allowed in a file"),
     ],
 )
-def test_other_words_are_refused(word: str, expected: str) -> None:
+def test_invalid_overrides_are_refused(word: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_override(word)
     assert expected in str(caught.value)
 
 
-def test_words_count_in_their_order() -> None:
+def test_overrides_apply_in_order() -> None:
     made, below, problems = layer("a.b=1", "~a", "a.c=2", lower={"a": {"x": 1}})
     assert made.data == {"a": {"c": 2}}
     assert below.data == {}
     assert not problems
 
 
-def test_a_word_goes_over_an_earlier_one() -> None:
+def test_later_overrides_win() -> None:
     assert layer("a={b: 1, c: 2}", "a.b=3", "a.d=4")[0].data == {"a": {"b": 3, "c": 2, "d": 4}}
     assert layer("a.b=1", "a=2")[0].data == {"a": 2}
     assert layer("a=2", "a.b=1")[0].data == {"a": {"b": 1}}
 
 
-def test_removing_what_is_not_there_names_the_nearest() -> None:
+def test_removing_a_missing_key_names_the_nearest() -> None:
     below = Tree({"trainor": {"lr_decay": "X"}}, {("trainor", "lr_decay"): Mark("c.yml:1")})
     _, problems = apply_overrides([parse_override("~trainor.lr_deca")], below)
     assert problems == [
@@ -210,7 +210,7 @@ def test_an_index_beyond_the_list_is_reported() -> None:
 @pytest.mark.parametrize(
     "text", ["#x", "# a report", "- No effusion.", "&x", "--- x", "!x", "run #3", "a: b", "[a] b"]
 )
-def test_text_keys_take_the_text_whatever_it_is_to_yaml(text: str) -> None:
+def test_text_keys_take_the_raw_text(text: str) -> None:
     made, _, _ = layer(f"a={text}")
     assert text in (made.data["a"], made.marks[("a",)].raw)
 
@@ -229,7 +229,7 @@ def test_null_is_spelt_as_in_yaml(text: str) -> None:
         (["a.b=1", "a={}"], {}),
     ],
 )
-def test_a_later_section_given_whole_replaces_the_words_before_it(
+def test_a_later_whole_section_replaces_earlier_overrides(
     words: list[str], expected: dict[str, Any]
 ) -> None:
     made, _, _ = layer(*words)

@@ -1,4 +1,4 @@
-"""Configurations that would take hours or all memory are refused before they do."""
+"""Configurations that would take hours or all memory are refused early."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_number_of_keys() -> None:
     )
 
 
-def test_references_count_as_what_they_stand_for() -> None:
+def test_yaml_aliases_count_as_their_content() -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     assert "more than 100,000" in complaint("\n".join(["a0: &a0 [x, x]", *levels]))
     merged = [f"b{n}: &b{n} {{<<: *b{n - 1}, c{n}: *b{n - 1}}}" for n in range(1, 30)]
@@ -61,20 +61,20 @@ def test_size_of_a_file(project: Project) -> None:
     )
 
 
-def test_includes_that_double(project: Project) -> None:
+def test_exponentially_growing_includes(project: Project) -> None:
     for number in range(40):
         project.write(f"d{number}.yml", f"includes: [d{number + 1}.yml, d{number + 1}.yml]\n")
     project.write("d40.yml", "x: 1\n")
     assert f"more than {MOST_FILES} files are included" in project.problem(path="d0.yml")
 
 
-def test_files_that_are_large_together(project: Project) -> None:
+def test_total_size_of_included_files(project: Project) -> None:
     keys = "\n".join(f"k{number}:" for number in range(MOST_TOGETHER))
     project.write("large.yml", f"includes: [base.yml]\n{keys}\n")
     assert "the files hold more than 20,000 values" in project.problem(path="large.yml")
 
 
-def test_references_that_double(project: Project) -> None:
+def test_exponentially_growing_interpolations(project: Project) -> None:
     text = [f"x{n}: '${{x{n + 1}}}${{x{n + 1}}}'" for n in range(20)]
     project.write("text.yml", "\n".join([*text, "x20: ab"]))
     assert "stands for more than 3,000 values" in project.problem(path="text.yml")
@@ -87,11 +87,11 @@ def test_references_that_double(project: Project) -> None:
 
 
 @pytest.mark.parametrize("text", ["${" * 300, "${a}" * 400, "${name} " * 21])
-def test_texts_of_references(project: Project, text: str) -> None:
+def test_length_of_interpolation_texts(project: Project, text: str) -> None:
     assert "allowed: 1,000 letters with 20 references" in project.problem(f"ckpt={text}")
 
 
-def test_references_inside_references(project: Project) -> None:
+def test_nested_interpolations(project: Project) -> None:
     project.write("one.yml", "includes: [base.yml]\nckpt: '${${name}.root}'\nname: dataset\n")
     assert project.load(path="one.yml").ckpt == "data"
     words = "\n".join(f"x{n}: '${{a.${{b}}}}'" for n in range(9))
@@ -99,7 +99,7 @@ def test_references_inside_references(project: Project) -> None:
     assert "too many values refer to others" in project.problem(path="nested.yml")
 
 
-def test_very_many_problems_end(project: Project) -> None:
+def test_the_number_of_reported_problems_is_limited(project: Project) -> None:
     project.write("many.yml", "\n".join(f"key{number}:" for number in range(30_000)))
     problems = project.problems(path="many.yml")
     assert f"there are more problems than these {MOST_PROBLEMS}." in problems
@@ -121,11 +121,11 @@ def test_very_many_problems_end(project: Project) -> None:
         ("a: " + "9" * 5000, "x.yml:1: '" + "9" * 200 + "... (5000 letters)' is not of type int."),
     ],
 )
-def test_characters_and_numbers_that_nothing_can_hold(text: str, expected: str) -> None:
+def test_invalid_characters_and_huge_numbers(text: str, expected: str) -> None:
     assert complaint(text) == expected
 
 
-def test_words_of_the_command_line(project: Project) -> None:
+def test_limits_of_command_line_overrides(project: Project) -> None:
     project.write("with.yml", "includes: [base.yml]\nensemblor: {splits: [validate, test]}\n")
     for index in ("²", "٣", "9" * 5000):
         problem = project.problem(f"ensemblor.splits.{index}=x", path="with.yml")
@@ -135,7 +135,7 @@ def test_words_of_the_command_line(project: Project) -> None:
     assert "more than 64 nested keys" in project.problem(".".join("a" * 65) + "=1")
 
 
-def test_paths_that_no_file_can_have(project: Project) -> None:
+def test_invalid_file_names(project: Project) -> None:
     assert project.problem(path="a\0b.yml") == "no file can have the name 'a\\x00b.yml'."
     assert "there is no file" in project.problem(path="/dev/zero")
     assert "there is no file" in project.problem(path="x" * 5000)

@@ -49,17 +49,17 @@ def test_the_run_is_named_after_the_file(project: Project) -> None:
         ("name=# a report", "# a report"),
     ],
 )
-def test_text_is_what_was_typed(project: Project, word: str, name: str) -> None:
+def test_text_values_keep_the_typed_text(project: Project, word: str, name: str) -> None:
     assert project.load(word).name == name
 
 
-def test_text_in_a_file_is_what_was_typed(project: Project) -> None:
+def test_text_values_in_a_file_keep_the_typed_text(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\nname: 1e3\nckpt_dir: 08.50\n")
     config = project.load(path="c.yml")
     assert (config.name, config.run.ckpt_dir) == ("1e3", "08.50")
 
 
-def test_includes_go_under_the_file_and_the_command_line_over_it(project: Project) -> None:
+def test_command_line_overrides_file_overrides_includes(project: Project) -> None:
     project.write("parts/low.yml", "trainor: {epochs: 1, keep: 1, seed: 1, batch_size: 1}\n")
     project.write(
         "parts/mid.yml", "includes: [low.yml, ../base.yml]\ntrainor: {keep: 2, seed: 2}\n"
@@ -75,7 +75,7 @@ def test_includes_go_under_the_file_and_the_command_line_over_it(project: Projec
     assert config.origins["model.net.backbone"] == "base.yml:9"
 
 
-def test_files_that_include_each_other_are_shown_as_a_chain(project: Project) -> None:
+def test_an_include_cycle_is_shown_as_a_chain(project: Project) -> None:
     project.write("a.yml", "includes: [b.yml]\n")
     project.write("b.yml", "includes:\n  - a.yml\n")
     problem = project.problem(path="a.yml")
@@ -89,7 +89,7 @@ def test_a_file_may_be_included_twice(project: Project) -> None:
     assert project.load(path="c.yml").name == "c"
 
 
-def test_an_included_file_is_looked_for_beside_the_file_and_then_from_here(
+def test_includes_are_searched_beside_the_file_then_in_the_working_directory(
     project: Project,
 ) -> None:
     project.write("parts/low.yml", "includes: [../base.yml]\ntrainor: {epochs: 1}\n")
@@ -105,7 +105,7 @@ def test_an_included_file_is_looked_for_beside_the_file_and_then_from_here(
     assert (config.trainor.epochs, config.notes) == (2, ())
 
 
-def test_an_included_file_that_is_nowhere_names_the_nearest(project: Project) -> None:
+def test_a_missing_include_names_the_nearest(project: Project) -> None:
     project.write("parts/low.yml", "trainor: {epochs: 1}\n")
     project.write("parts/top.yml", "includes:\n  - parts/lwo.yml\n")
     assert project.problem(path="parts/top.yml") == (
@@ -114,7 +114,7 @@ def test_an_included_file_that_is_nowhere_names_the_nearest(project: Project) ->
     )
 
 
-def test_files_that_include_each_other_from_here_are_a_chain(project: Project) -> None:
+def test_an_include_cycle_through_the_working_directory_is_found(project: Project) -> None:
     project.write("parts/a.yml", "includes: [parts/b.yml]\n")
     project.write("parts/b.yml", "includes: [parts/a.yml]\n")
     assert "the files include each other: parts/a.yml -> parts/b.yml" in project.problem(
@@ -178,7 +178,7 @@ def test_lists_and_mappings_replace_each_other(project: Project) -> None:
     assert config.ensemblor.metrics == ["retrieval"]
 
 
-def test_named_calls_of_layers_are_merged_by_name(project: Project) -> None:
+def test_metrics_of_layers_are_merged_by_name(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\nensemblor: {metrics: {counting: {of: x}}}\n")
     config = project.load(
         "ensemblor.metrics.counting.often=3", "ensemblor.metrics.retrieval=", path="c.yml"
@@ -222,7 +222,7 @@ dataset:
         ("model.loss={proto: Near}", {"proto": "Near"}),
     ],
 )
-def test_a_section_given_whole_replaces_and_a_key_inside_changes(
+def test_a_whole_section_replaces_and_a_nested_key_merges(
     project: Project, word: str, expected: object
 ) -> None:
     project.write("c.yml", SECTIONS)
@@ -261,7 +261,7 @@ def test_null_in_a_file_empties_a_section(project: Project) -> None:
     assert project.load("trainor.lr_decay_params=null", path="d.yml").trainor.lr_decay_params == {}
 
 
-def test_what_a_section_given_whole_leaves_out_is_reported(project: Project) -> None:
+def test_entries_dropped_by_a_whole_section_are_reported(project: Project) -> None:
     project.write("c.yml", SECTIONS)
     config = project.load("validator.metrics={counting: {of: y}}", path="c.yml")
     assert config.notes == (
@@ -272,7 +272,7 @@ def test_what_a_section_given_whole_leaves_out_is_reported(project: Project) -> 
     assert project.load("validator.metrics.counting={of: y, often: 3}", path="c.yml").notes == ()
 
 
-def test_a_section_given_whole_replaces_what_an_interpolation_stands_for(project: Project) -> None:
+def test_a_whole_section_replaces_an_interpolation(project: Project) -> None:
     text = "includes: [base.yml]\nvalidator: {metrics: {retrieval: }}\nensemblor:\n"
     project.write("c.yml", text + "  metrics: ${validator.metrics}\n")
     config = project.load("ensemblor.metrics={counting: {of: x}}", path="c.yml")
@@ -281,7 +281,7 @@ def test_a_section_given_whole_replaces_what_an_interpolation_stands_for(project
     assert set(config.ensemblor.metrics) == {"retrieval", "counting"}
 
 
-def test_a_key_inside_a_section_that_no_file_gives_adds_to_its_default(project: Project) -> None:
+def test_a_nested_key_adds_to_the_default_section(project: Project) -> None:
     assert project.load("ensemblor.metrics.counting.of=x").ensemblor.metrics == {
         "retrieval": {},
         "counting": {"of": "x"},
@@ -328,13 +328,13 @@ def test_a_bad_interpolation_is_reported_with_its_origin(
     assert any(expected in problem for problem in project.problems(word))
 
 
-def test_interpolations_that_go_round_are_found(project: Project) -> None:
+def test_interpolation_cycles_are_found(project: Project) -> None:
     project.write("c.yml", "a: {x: '${b}', z: '${b}'}\nb: {y: '${a}', w: '${a}'}\n")
     problems = project.problems(path="c.yml")
     assert any("(c.yml:1)" in text and "contains itself" in text for text in problems)
 
 
-def test_a_bad_interpolation_that_is_overridden_does_no_harm(project: Project) -> None:
+def test_an_overridden_bad_interpolation_is_ignored(project: Project) -> None:
     project.write("c.yml", "includes: [base.yml]\nname: ${a\n")
     assert "c.yml:2" in project.problem(path="c.yml")
     assert project.load("name=x", path="c.yml").name == "x"
@@ -357,7 +357,7 @@ def test_plugins_that_cannot_be_imported_are_reported(project: Project) -> None:
     ]
 
 
-def test_all_problems_come_at_once(project: Project) -> None:
+def test_all_problems_are_reported_together(project: Project) -> None:
     problems = project.problems(
         "foo", "trainor.batchsize=3", "~nothing", "model.net.freeze=3", "name=${x}"
     )
@@ -390,7 +390,7 @@ def test_missing_keys_keep_the_defaults_of_the_code(project: Project) -> None:
     assert model.given["loss"].given == {"tau": 0.1}
 
 
-def test_values_become_what_the_signature_says(project: Project) -> None:
+def test_values_are_converted_to_the_annotated_types(project: Project) -> None:
     words = ["model.sides=[1,2]", "model.where=a/b", "model.parts=[{tau: 1}, {tau: 2}]"]
     model = build(MODELS, project.load(*words).model, spec=None)
     assert model.given["sides"] == (1, 2)
@@ -398,14 +398,14 @@ def test_values_become_what_the_signature_says(project: Project) -> None:
     assert [part.given["tau"] for part in model.given["parts"]] == [1.0, 2.0]
 
 
-def test_proto_names_another_class_of_the_kind(project: Project) -> None:
+def test_proto_selects_another_class(project: Project) -> None:
     config = project.load("model.net.proto=WideNet", "model.net.factor=5", "model.net.width=3")
     net = build(MODELS, config.model, spec=None).given["net"]
     assert type(net).__name__ == "WideNet"
     assert (net.factor, net.given["width"]) == (5, 3)
 
 
-def test_runtime_arguments_reach_only_who_asks_for_them(project: Project) -> None:
+def test_runtime_arguments_are_passed_only_if_declared(project: Project) -> None:
     dataset = build(DATASETS, project.load().dataset, split="train", run_dir=3)
     assert dataset.given == {"root": Path("data"), "split": "train", "seed": 0, "augment": None}
 
@@ -444,7 +444,7 @@ def test_a_misspelt_runtime_name_is_an_error(project: Project) -> None:
         ),
     ],
 )
-def test_a_class_that_wants_what_the_framework_does_not_give(
+def test_unknown_runtime_arguments_of_a_class_are_refused(
     project: Project, code: str, words: tuple[str, ...], expected: str
 ) -> None:
     project.write(f"{project.package}/parts.py", f"{PACKAGE}\n\n{code}\n")
@@ -453,7 +453,7 @@ def test_a_class_that_wants_what_the_framework_does_not_give(
     assert re.match(expected, found[0]), found[0]
 
 
-def test_a_nested_class_gets_what_the_object_around_it_gets(project: Project) -> None:
+def test_nested_classes_get_the_same_runtime_arguments(project: Project) -> None:
     code = (
         "@LOSSES.register('Asks')\nclass Asks(Near):\n"
         "    def __init__(self, *, spec: Runtime[object]):\n        self.spec = spec\n"
@@ -484,13 +484,13 @@ def test_a_configuration_is_checked_once(project: Project, monkeypatch: pytest.M
     assert sorted(checked) == sorted(set(checked))
 
 
-def test_a_node_that_was_changed_is_checked_again(project: Project) -> None:
+def test_a_changed_node_is_checked_again(project: Project) -> None:
     node = project.load().model
     node["sides"] = "x"
     assert "model.sides" in refused(MODELS, node, spec=None)
 
 
-def test_what_a_call_refuses_names_its_place(project: Project) -> None:
+def test_errors_in_metric_constructors_name_their_place(project: Project) -> None:
     project.write("calls.yml", "includes: [base.yml]\nvalidator:\n  metrics:\n    picky:\n")
     config = project.load(path="calls.yml")
     with pytest.raises(ConfigError) as caught:
@@ -510,14 +510,14 @@ def test_a_plain_mapping_is_checked_as_well(project: Project) -> None:
     assert "there is no block named 'Nope'" in refused(BLOCKS, {"proto": "Nope"})
 
 
-def test_what_a_constructor_refuses_names_the_key(project: Project) -> None:
+def test_errors_in_constructors_name_the_section(project: Project) -> None:
     config = project.load("model.loss.tau=-1")
     assert refused(MODELS, config.model, spec=None) == (
         "model.loss (base.yml:13): Near refuses it: tau has to be above 0"
     )
 
 
-def test_an_argument_that_a_constructor_refuses_is_named_by_its_key(project: Project) -> None:
+def test_argument_errors_name_the_key(project: Project) -> None:
     config = project.load("model.proto=Wary", "~model.encoder", "~model.loss")
     assert refused(MODELS, config.model) == (
         "model.net.backbone (base.yml:9): given 'small', which is too small\n"
@@ -525,7 +525,7 @@ def test_an_argument_that_a_constructor_refuses_is_named_by_its_key(project: Pro
     )
 
 
-def test_named_calls_are_built_in_their_order(project: Project) -> None:
+def test_metrics_are_built_in_order(project: Project) -> None:
     project.load()
     calls = [{"counting": {"of": "a"}}, {"counting": {"of": "b", "often": 2}}]
     made = build_calls(METRICS, calls, "ensemblor.metrics")

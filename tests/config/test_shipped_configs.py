@@ -8,7 +8,7 @@ from vilmedic.config.load import load
 from vilmedic.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-# prompt files stand beside the configurations that use them
+# prompt files are beside the configurations that use them
 CONFIGS = sorted(
     path.relative_to(ROOT)
     for path in ROOT.glob("config/**/*.yml")
@@ -16,7 +16,7 @@ CONFIGS = sorted(
 )
 
 
-def test_there_are_configurations() -> None:
+def test_shipped_configurations_are_found() -> None:
     assert CONFIGS
 
 
@@ -29,8 +29,8 @@ def test_every_shipped_configuration_passes_the_check(
     assert config.model["proto"]
 
 
-def test_dalle_takes_what_published_checkpoints_hold() -> None:
-    """A VAE of any width, and the lower-case words that their reports were cleaned to."""
+def test_dalle_accepts_the_settings_of_published_checkpoints() -> None:
+    """A VAE of any width, and the lower-case words of their cleaned reports."""
     data = load(ROOT / "config/CLIP/dalle.yml").data
     assert set(data["model"]["vae"]) == {"image_size", "ckpt"}
     assert data["dataset"]["seq"]["processing"] == "r2gen_clean_report"
@@ -43,18 +43,18 @@ def test_dalle_takes_what_published_checkpoints_hold() -> None:
         ("gloria", "ConVIRTLoss", "which compares visual, linguistic; "),
     ],
 )
-def test_a_loss_that_is_called_with_other_tensors(name: str, loss: str, given: str) -> None:
+def test_a_loss_with_other_inputs_is_refused(name: str, loss: str, given: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.loss\.proto .*: given {loss}, {given}"):
         load(ROOT / f"config/SELFSUP/{name}-mimic.yml", [f"model.loss.proto={loss}"])
 
 
 @pytest.mark.parametrize("loss", ["InfoNCELoss", "SigLIPLoss", "VICRegLoss", "BarlowTwinsLoss"])
 @pytest.mark.parametrize("name", ["convirt", "simclr"])
-def test_one_line_chooses_another_loss_of_pairs(name: str, loss: str) -> None:
+def test_one_override_selects_another_pair_loss(name: str, loss: str) -> None:
     config = load(ROOT / f"config/phantom/{name}.yml", [f"model.loss.proto={loss}"])
     assert config.data["model"]["loss"]["proto"] == loss
 
 
-def test_a_loss_that_is_called_alike_may_take_the_place_of_another() -> None:
+def test_a_plugin_loss_with_the_same_inputs_is_accepted() -> None:
     config = load(ROOT / "config/SELFSUP/convirt-mimic.yml", ["model.loss.proto=NTXentLoss"])
     assert config.data["model"]["loss"]["proto"] == "NTXentLoss"

@@ -51,7 +51,7 @@ def test_help_is_a_page(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert max(map(len, page.splitlines())) <= columns
 
 
-def test_a_section_lists_its_keys_and_what_is_in_it(project: Project) -> None:
+def test_a_section_lists_its_keys_and_current_values(project: Project) -> None:
     draft = read("base.yml", ["model.net.width=5", "trainor.epochs=7"])
     page = help_page("train.py", "Trains a model.", [], draft)
     assert "\n  model             the model (Pair)\n" in page
@@ -60,7 +60,7 @@ def test_a_section_lists_its_keys_and_what_is_in_it(project: Project) -> None:
     for expected in (
         "trainor: how it is trained\n",
         "  model.net.width: integer >= 1; default 8; now 5 (command line)",
-        "  model.net.backbone: text; required; now small (base.yml:9)\n      what it is made of.",
+        "  model.net.backbone: text; required; now small (base.yml:9)\n      the architecture.",
         "  model.net.permute: one of batch_first, none; default batch_first",
         "  model.encoder.hidden_size: integer from 1 to 65536; default 768; now 64 (base.yml:1",
         "  trainor.epochs: integer >= 0; default 99; now 7 (command line)",
@@ -69,10 +69,10 @@ def test_a_section_lists_its_keys_and_what_is_in_it(project: Project) -> None:
     ):
         assert expected in text
     assert "model.spec" not in text
-    assert "trainor.optim_params.lr" not in text  # said by --help trainor.optim_params
+    assert "trainor.optim_params.lr" not in text  # listed by --help trainor.optim_params
 
 
-def test_names_and_options_stand_where_they_are_asked_for(project: Project) -> None:
+def test_names_and_options_are_listed_only_under_their_topic(project: Project) -> None:
     draft = read("base.yml")
     assert "decoupled_weight_decay: true or false" in help_on(["trainor.optim_params"], draft)
     assert "\n      Names: ASGD, Adadelta" in help_on(["trainor.optimizer"], draft)
@@ -96,7 +96,7 @@ def test_help_without_a_file(project: Project) -> None:
         help_on(["trainor.epoch"])
 
 
-def test_help_without_a_file_goes_through_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_without_a_file_searches_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vilmedic.config.show.width", lambda: 100)
     text = help_on(["model.loss"])
     assert "with model.proto=ConVIRT:\nmodel.loss: " in text
@@ -112,7 +112,7 @@ def test_help_without_a_file_goes_through_the_classes(monkeypatch: pytest.Monkey
     assert models.endswith("config.yml --help model")
 
 
-def test_a_misspelt_topic_is_not_answered_with_another_one() -> None:
+def test_a_misspelt_topic_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"--help modle: there is no such .* mean 'model'\?"):
         help_on(["modle"])
 
@@ -126,7 +126,7 @@ def test_a_misspelt_topic_is_not_answered_with_another_one() -> None:
         ("dataset.sequ.root", "dataset.seq.root"),
     ],
 )
-def test_without_a_file_the_nearest_key_is_one_of_any_class(topic: str, near: str) -> None:
+def test_without_a_file_all_classes_give_the_nearest_key(topic: str, near: str) -> None:
     with pytest.raises(ConfigError) as caught:
         help_on([topic])
     expected = f"--help {topic}: there is no such section or key. Did you mean '{near}'?"
@@ -146,7 +146,7 @@ def test_keys_are_found_by_their_last_part(project: Project) -> None:
     assert keys_named("epoch", draft) == ["trainor.epochs"]
 
 
-def test_a_sentence_ends_behind_no_abbreviation() -> None:
+def test_abbreviations_do_not_end_a_sentence() -> None:
     assert first_sentence("One thing. Another.") == "One thing."
     whole = "A loss (Oord et al. 2018), e.g. of pairs, i.e. of two, as Radford et al. Have it."
     assert first_sentence(f"{whole} More.") == whole

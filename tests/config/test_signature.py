@@ -38,7 +38,7 @@ def test_arguments_have_types_defaults_and_docs(parts: str) -> None:
     assert net.params["permute"].type == Choice(("batch_first", "none"))
     assert net.params["permute"].default == "batch_first"
     assert net.params["width"].type == Marked(Basic("int"), AtLeast(1))
-    assert net.docs()["permute"] == "the order of its axes, told on two lines."
+    assert net.docs()["permute"] == "the order of its axes, on two lines."
     assert net.summary == "Pixels to features."
 
 
@@ -47,7 +47,7 @@ def test_names_are_resolved_through_imports(parts: str) -> None:
     assert pair.params["net"].type == Instance(f"{parts}.Net")
     assert pair.params["spec"].runtime
     assert "spec" not in pair.settable
-    # an alias of the module, and one that only type checkers import
+    # an alias of the module, and an import for type checkers only
     assert pair.params["sides"].type == AnyOf((Basic("int"), TupleOf((Basic("int"), Basic("int")))))
     assert pair.params["where"].type == AnyOf((Basic("path"), Basic("null")))
     assert pair.params["parts"].type == AnyOf((ListOf(Instance(f"{parts}.Near")), Basic("null")))
@@ -55,11 +55,11 @@ def test_names_are_resolved_through_imports(parts: str) -> None:
     assert encoder.extras == Marked(Basic("any"), ConfigOf("bert", key="proto"))
 
 
-def test_what_is_passed_on_is_that_of_the_base_class(parts: str) -> None:
+def test_keyword_arguments_are_inherited_from_the_base_class(parts: str) -> None:
     wide = read(f"{parts}:WideNet")
     assert list(wide.params)[:2] == ["factor", "backbone"]
     assert wide.extras is None
-    assert wide.docs()["backbone"] == "what it is made of."
+    assert wide.docs()["backbone"] == "the architecture."
     assert derives_from(f"{parts}.WideNet", f"{parts}.Net")
     assert not derives_from(f"{parts}.Net", f"{parts}.WideNet")
 
@@ -86,14 +86,14 @@ def test_dataclasses_are_read_as_their_fields() -> None:
     assert set(trainor.docs()) == set(trainor.params)
 
 
-def test_keys_of_the_whole_schema(project: Project) -> None:
+def test_all_keys_of_the_schema(project: Project) -> None:
     config = project.load()
     keys = schema_keys(read("vilmedic.config.sections:RunSection"), config.data)
     assert keys.index("trainor") < keys.index("trainor.batch_size")
     assert {"model.net.backbone", "dataset.root", "ensemblor.mode"} <= set(keys)
 
 
-def test_torch_is_read_without_being_imported() -> None:
+def test_torch_signatures_are_read_without_importing_torch() -> None:
     assert {"Adam", "RAdam", "SGD", "AdamW"} <= set(names("torch.optim"))
     schedulers = names("torch.optim.lr_scheduler")
     assert {"ReduceLROnPlateau", "CosineAnnealingLR", "StepLR", "OneCycleLR"} <= set(schedulers)
@@ -108,7 +108,7 @@ def test_torch_is_read_without_being_imported() -> None:
 
 
 @pytest.mark.parametrize("namespace", ["torch.optim", "torch.optim.lr_scheduler"])
-def test_what_is_read_agrees_with_what_is_imported(namespace: str) -> None:
+def test_static_signatures_agree_with_imported_ones(namespace: str) -> None:
     import inspect
     from pydoc import locate
 
@@ -117,7 +117,7 @@ def test_what_is_read_agrees_with_what_is_imported(namespace: str) -> None:
         assert found is not None
         path = OWN[namespace].get(name, f"{namespace}.{name}")
         expected = list(inspect.signature(locate(path)).parameters)[1:]
-        # constants that Muon's method does not work without are not settable
+        # constants of Muon's method are not settable
         assert list(found.params) == [one for one in expected if one != "ns_coefficients"], name
 
 

@@ -21,7 +21,7 @@ def follow(
     allow: bool = False,
     run_dir: Path = Path("ckpt/phantom-convirt"),
 ) -> Trained:
-    """An evaluation with these words of what was trained so."""
+    """Evaluate with these overrides a run that was trained with `trained`."""
     trainings = training if isinstance(training, list) else [training]
     saved = {run_dir / f"{n}.pth": json.loads(json.dumps(c.data)) for n, c in enumerate(trainings)}
     return as_trained(load(path, words), saved, allow=allow)
@@ -31,13 +31,13 @@ def encoder(found: Trained) -> dict[str, Any]:
     return found.config.model["encoder"]
 
 
-def test_the_same_configuration_stays_as_it_is() -> None:
+def test_the_same_configuration_is_unchanged() -> None:
     found = follow(load(CONVIRT))
     assert (found.taken, found.changed) == ([], {})
     assert found.config.data == load(CONVIRT).data
 
 
-def test_a_key_that_was_given_in_training_alone_is_that_of_the_checkpoint() -> None:
+def test_keys_given_only_in_training_come_from_the_checkpoint() -> None:
     trained = load(CONVIRT, [MAX, "model.cnn.dropout_out=0.25", "dataset.image.crop=32"])
     found = follow(trained)
     assert encoder(found)["pooling"] == "max"
@@ -52,7 +52,7 @@ def test_a_key_that_was_given_in_training_alone_is_that_of_the_checkpoint() -> N
     assert found.config.origins["model.encoder.pooling"] == "ckpt/phantom-convirt/0.pth"
 
 
-def test_a_key_that_training_did_not_have_is_taken_out() -> None:
+def test_keys_absent_in_training_are_removed() -> None:
     trained = load(CONVIRT, ["~model.encoder.pooling", "~model.encoder.hidden_size"])
     found = follow(trained)
     assert encoder(found).keys() == trained.model["encoder"].keys()
@@ -61,7 +61,7 @@ def test_a_key_that_training_did_not_have_is_taken_out() -> None:
 
 
 @pytest.mark.parametrize("word", ["model.encoder.pooling=mean", "~model.encoder.pooling"])
-def test_the_command_line_is_refused_unless_a_switch_allows_it(word: str) -> None:
+def test_contradicting_overrides_are_refused_unless_allowed(word: str) -> None:
     trained = load(CONVIRT, [MAX, "dataset.image.resize=32"])
     with pytest.raises(ConfigError) as caught:
         follow(trained, word, "dataset.image.resize=128")
@@ -75,16 +75,16 @@ def test_the_command_line_is_refused_unless_a_switch_allows_it(word: str) -> Non
 
     found = follow(trained, "dataset.image.resize=128", allow=True)
     assert found.config.dataset["image"]["resize"] == 128
-    assert encoder(found)["pooling"] == "max", "what was not given stays as trained"
+    assert encoder(found)["pooling"] == "max", "keys that were not given stay as trained"
     assert found.changed == {"dataset.image.resize": {"checkpoint": 32, "used": 128}}
 
 
-def test_repeating_what_was_trained_is_no_change() -> None:
+def test_repeating_trained_values_is_no_change() -> None:
     words = [MAX, "dataset.image.crop=32"]
     assert follow(load(CONVIRT, words), *words).taken == []
 
 
-def test_a_key_that_the_command_line_reaches_through_another_is_its_own(tmp_path: Path) -> None:
+def test_overrides_through_interpolations_count_as_overrides(tmp_path: Path) -> None:
     path = "config/phantom/vae.yml"
     with pytest.raises(ConfigError) as caught:
         follow(load(path), "model.image_size=32", path=path)
@@ -97,7 +97,7 @@ def test_a_key_that_the_command_line_reaches_through_another_is_its_own(tmp_path
     assert (found.config.dataset["crop"], found.config.model["image_size"]) == (32, 32)
 
 
-def test_places_data_and_protocols_are_free(tmp_path: Path) -> None:
+def test_paths_data_and_protocols_may_change(tmp_path: Path) -> None:
     words = [
         "dataset.image.root=elsewhere",
         "dataset.image.image_path=pictures",
@@ -137,12 +137,12 @@ def test_another_data_set_is_compared_by_its_parts() -> None:
     assert len(found.taken) == 4
     with pytest.raises(ConfigError, match=r"dataset\.image\.crop.*given 64, but .* with 32"):
         follow(small, "dataset.image.crop=64", path=evaluation[0])
-    # several views are drawn in an evaluation too
+    # an evaluation draws several views too
     views = follow(load(training[0], ["dataset.transforms=null"]), path=training[0])
     assert [line.partition(":")[0] for line in views.taken] == ["dataset.transforms"]
 
 
-def test_another_class_brings_all_its_keys() -> None:
+def test_another_trained_class_brings_all_its_keys() -> None:
     trained = load("config/phantom/simclr.yml")
     found = follow(trained)
     assert found.config.model == trained.model
@@ -153,7 +153,7 @@ def test_another_class_brings_all_its_keys() -> None:
         follow(trained, "model.proto=ConVIRT")
 
 
-def test_places_are_those_of_the_training_unless_they_are_gone(tmp_path: Path) -> None:
+def test_paths_come_from_training_unless_missing(tmp_path: Path) -> None:
     path = "config/phantom/dalle.yml"
     (tmp_path / "vae.pth").touch()
     trained = load(path, [f"model.vae.ckpt={tmp_path}/vae.pth"])
@@ -170,7 +170,7 @@ def test_places_are_those_of_the_training_unless_they_are_gone(tmp_path: Path) -
     assert follow(trained, path=str(own)).config.model["vae"]["ckpt"] == str(other)
 
 
-def test_a_vae_that_is_gone_is_taken_from_the_checkpoint_itself(tmp_path: Path) -> None:
+def test_a_missing_vae_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
     path = "config/phantom/dalle.yml"
     gone = tmp_path / "gone"
     own = tmp_path / "own.yml"
@@ -190,7 +190,7 @@ def write_tokenizer(folder: Path, words: str) -> Path:
     return folder
 
 
-def test_a_vocabulary_is_that_of_the_training(tmp_path: Path) -> None:
+def test_the_vocabulary_of_training_is_used(tmp_path: Path) -> None:
     run_dir = tmp_path / "trained"
     own = write_tokenizer(run_dir / "tokenizer", "a")
     found = follow(load(CONVIRT), run_dir=run_dir)
@@ -216,7 +216,7 @@ def write_encoder(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def test_another_folder_may_hold_the_same_encoder_only(tmp_path: Path) -> None:
+def test_another_encoder_folder_must_hold_the_same_model(tmp_path: Path) -> None:
     own = write_encoder(tmp_path / "own", hidden_size=128, dtype="float16", use_cache=True)
     copied = write_encoder(tmp_path / "copied", hidden_size=128, hidden_act="gelu")
     other = write_encoder(tmp_path / "other", hidden_size=128, hidden_act="relu")
@@ -232,11 +232,11 @@ def test_another_folder_may_hold_the_same_encoder_only(tmp_path: Path) -> None:
     for folder in (other, kind):
         with pytest.raises(ConfigError, match=rf"proto.*given '{folder}'.*trained with '{own}'"):
             follow(trained, *asked(folder))
-    own.rename(tmp_path / "gone")  # then it cannot be seen what was there
+    own.rename(tmp_path / "gone")  # its content is now unknown
     assert encoder(follow(trained, *asked(kind)))["proto"] == str(kind)
 
 
-def test_fields_that_a_published_encoder_states_are_not_those_of_the_class(tmp_path: Path) -> None:
+def test_fields_come_from_the_published_encoder_not_class_defaults(tmp_path: Path) -> None:
     own = write_encoder(tmp_path / "own", hidden_size=32, num_hidden_layers=1)
     trained = load(CONVIRT, [f"model.encoder={{proto: {own}}}", "dataset.seq.tokenizer=words"])
     assert [line for line in follow(trained).taken if "model.encoder." in line] == [
@@ -251,7 +251,7 @@ def test_fields_that_a_published_encoder_states_are_not_those_of_the_class(tmp_p
     assert "hidden_size" in encoder(follow(trained, *repeated))
 
 
-def test_checkpoints_of_different_models_are_no_ensemble() -> None:
+def test_checkpoints_of_different_models_cannot_be_an_ensemble() -> None:
     both = [load(CONVIRT), load(CONVIRT, [MAX])]
     with pytest.raises(CheckpointError, match=r"1\.pth and .*0\.pth.*model\.encoder\.pooling is"):
         follow(both)
@@ -261,7 +261,7 @@ def test_checkpoints_of_different_models_are_no_ensemble() -> None:
     assert found.config.dataset["image"]["crop"] == 48
 
 
-def test_pixels_that_training_took_from_the_backbone_stay_when_the_keys_are_removed() -> None:
+def test_pixel_settings_taken_from_the_backbone_are_kept() -> None:
     words = ["~dataset.image.resize", "~dataset.image.crop", "model.cnn.backbone=hf:owner/model"]
     pixels = ["dataset.image.resize=48", "dataset.image.crop=40"]
     trained = load(CONVIRT, [words[-1], *pixels])

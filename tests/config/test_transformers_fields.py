@@ -11,7 +11,7 @@ from vilmedic.config.types import ConfigOf
 MARK = ConfigOf(default="bert", key="proto")
 
 
-def test_the_folder_of_a_model_says_its_type(tmp_path: Path) -> None:
+def test_a_model_folder_gives_its_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     assert model_type_of(MARK, {"proto": str(tmp_path)}) == "roberta"
     assert model_type_of(MARK, {"proto": None}) == "bert"
@@ -21,12 +21,12 @@ def test_the_folder_of_a_model_says_its_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"model_type": [1]}', "[" * 100_000, "9" * 5000, " " * 2_000_000]
 )
-def test_a_damaged_file_shows_nothing(tmp_path: Path, content: str) -> None:
+def test_a_damaged_file_gives_no_fields(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     assert model_type_of(MARK, {"proto": str(tmp_path)}) is None
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_special_files_are_not_opened(tmp_path: Path, kind: str) -> None:
     odd_file(tmp_path / "config.json", kind)
     assert model_type_of(MARK, {"proto": str(tmp_path)}) is None

@@ -50,13 +50,13 @@ def complaint(text: str) -> str:
         ("[a, 1, {b: 2.5}]", ["a", 1, {"b": 2.5}]),
     ],
 )
-def test_scalars_are_read_by_the_stated_rules(text: str, expected: object) -> None:
+def test_scalars_follow_the_documented_rules(text: str, expected: object) -> None:
     found = value(text)
     assert found == expected
     assert type(found) is type(expected)
 
 
-def test_every_value_knows_its_line_and_its_spelling() -> None:
+def test_every_value_has_its_line_and_raw_text() -> None:
     data, marks = read_yaml("a: 1e3\nb:\n  c: [x,\n    007, 08.50]\n", lambda line: f"f:{line}")
     assert data == {"a": 1000.0, "b": {"c": ["x", "007", 8.5]}}
     assert marks[("a",)].origin == "f:1"
@@ -90,7 +90,7 @@ def test_anchors_and_merged_mappings() -> None:
         ("a: @b", "x.yml:1:4: not valid YAML"),
     ],
 )
-def test_bad_text_names_file_and_line(text: str, expected: str) -> None:
+def test_invalid_yaml_is_reported_with_file_and_line(text: str, expected: str) -> None:
     assert expected in complaint(text)
 
 
@@ -98,21 +98,21 @@ def test_bad_text_names_file_and_line(text: str, expected: str) -> None:
     ("text", "expected"),
     [("", "is empty"), ("# nothing\n", "is empty"), ("- a\n", "holds a list"), ("a", "holds 'a'")],
 )
-def test_a_file_has_to_hold_a_mapping(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_file_must_hold_a_mapping(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "c.yml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=expected):
         read_file(str(path))
 
 
-def test_a_file_has_to_be_text(tmp_path: Path) -> None:
+def test_a_file_must_be_text(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_bytes(b"a: \xff\xfe\n")
     with pytest.raises(ConfigError, match="not UTF-8"):
         read_file(str(path))
 
 
-def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_key(tmp_path: Path) -> None:
     path = tmp_path / "c.yml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert read_file(str(path)).data == {"a": 1}
@@ -126,16 +126,16 @@ def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path) -> None:
         {"a": [1, [2.5, "3"]], "b": {"c": {}, "d": [], "e": [{"f": 1}]}, "g": math.inf},
     ],
 )
-def test_what_is_written_is_read_back(data: dict[str, Any]) -> None:
+def test_written_yaml_is_read_back(data: dict[str, Any]) -> None:
     assert value(to_yaml(data)) == data
 
 
-def test_text_that_looks_like_an_interpolation_is_written_with_an_escape() -> None:
+def test_interpolation_like_text_is_escaped() -> None:
     assert yaml.dump({"a": "${b}"}, Dumper=PlainDumper) == "a: \\${b}\n"
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_special_files_are_not_opened(tmp_path: Path, kind: str) -> None:
     path = odd_file(tmp_path / "a.yml", kind)
     with pytest.raises(ConfigError, match=f"cannot be read .it is {kind}, not a file"):
         read_file(str(path))

@@ -1,7 +1,7 @@
 """Kill every system at random moments: python -m tests.crash [--kills 20] [--seed 0] [system ...].
 
-Prints, for each system, how many processes were killed and that every run, continued to its end,
-equals the one that was never killed.
+Prints for each system how many processes were killed, and that every run, resumed to its end,
+equals the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vilmedic.phantom.write import Plan, build
 
 
 def main() -> None:
-    """Kills, compares and counts."""
+    """Kill, compare and count."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("systems", nargs="*", default=[system.name for system in SYSTEMS])
     parser.add_argument("--kills", type=int, default=20)
@@ -40,7 +40,7 @@ def main() -> None:
             print(
                 f"{system.name}: killed {done.kills} times in {done.runs} runs, "
                 f"{done.while_saving} of them while a checkpoint was being written; weights, "
-                "optimizer, best checkpoints and metrics equal those of the run never killed "
+                "optimizer, best checkpoints and metrics equal those of the uninterrupted run "
                 f"({time.monotonic() - began:.0f} s)",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""Runs that are killed and continued, held against the one that was never killed."""
+"""Kill and resume runs, and compare them with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.crash.systems import System
 
 ROOT = Path(__file__).parents[2]
 SEED = 3
-# Processes forked from a server that has loaded the libraries begin at once.
+# Processes forked from a server that has loaded the libraries start immediately.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["vilmedic.training.trainor", "vilmedic.evaluation.ensemblor", "torch.utils.tensorboard"]
@@ -29,12 +29,12 @@ PROCESSES.set_forkserver_preload(
 
 @dataclass
 class Killed:
-    """What happened to the runs of a system.
+    """Counts of the killed runs of a system.
 
     Args:
-        kills: how many processes were killed.
-        runs: how many runs these belonged to, each of which was continued to its end.
-        while_saving: how many were killed while a checkpoint was being written.
+        kills: number of killed processes.
+        runs: number of their runs, each resumed to its end.
+        while_saving: number of processes killed while writing a checkpoint.
     """
 
     kills: int = 0
@@ -43,12 +43,12 @@ class Killed:
 
 
 def train(arguments: list[str], log: Path) -> None:
-    """The body of a process: the command, with what it prints in a file."""
+    """Run in a child process: the command, with its output in a file."""
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.chdir(ROOT)
-    # As for a command: workers are forks of this process, and end when it is killed.
+    # As in a command: workers are forks of this process and end when it is killed.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     from vilmedic.cli import train as command
@@ -57,7 +57,7 @@ def train(arguments: list[str], log: Path) -> None:
 
 
 def start(system: System, data: Path, ckpt_dir: Path, *more: str) -> Any:
-    """A process that trains a system, beginning or continuing as it finds."""
+    """Start a process that trains a system, or resumes it."""
     name = "run"
     (ckpt_dir / name).mkdir(parents=True, exist_ok=True)
     words = [*system.arguments(data), f"ckpt_dir={ckpt_dir}", f"name={name}", "ckpt=auto", *more]
@@ -67,7 +67,7 @@ def start(system: System, data: Path, ckpt_dir: Path, *more: str) -> Any:
 
 
 def finish(process: Any, ckpt_dir: Path, status: int = 0) -> None:
-    """Wait for the end of a process that is to end with a status."""
+    """Wait for a process and check its exit status."""
     process.join(200)
     assert process.exitcode == status, (
         f"exit status {process.exitcode}\n{(ckpt_dir / 'output.txt').read_text()}"
@@ -75,26 +75,26 @@ def finish(process: Any, ckpt_dir: Path, status: int = 0) -> None:
 
 
 def reference(system: System, data: Path, ckpt_dir: Path, *more: str) -> float:
-    """Train without interruption; returns the seconds that it took."""
+    """Train without interruption; return the seconds."""
     began = time.monotonic()
     finish(start(system, data, ckpt_dir, "trainor.num_workers=0", *more), ckpt_dir)
     return time.monotonic() - began
 
 
 def kill_at_random(system: System, data: Path, base: Path, kills: int, seed: int) -> Killed:
-    """Kill a system's process at random moments and continue it, until it is done.
+    """Kill a system's process at random moments and resume it until it completes.
 
-    Three in ten moments are put off until a checkpoint is being written, which takes so little
-    time that chance alone would seldom meet it. Runs that end before enough processes were killed
-    are followed by another run. Each is held against the uninterrupted one when it ends. The
-    number of workers changes with each start.
+    Three in ten kills wait until a checkpoint is being written, because random moments would
+    rarely hit such short times. If a run completes before enough processes were killed, another
+    one follows. Each completed run is compared with the uninterrupted one. The number of workers
+    changes with each start.
 
     Args:
-        system: what is trained.
+        system: the system to train.
         data: the data set.
         base: an empty folder.
-        kills: processes to kill.
-        seed: seed of moments and numbers of workers.
+        kills: number of processes to kill.
+        seed: seed of the moments and numbers of workers.
 
     Raises:
         AssertionError: a run differs.
@@ -113,7 +113,7 @@ def kill_at_random(system: System, data: Path, base: Path, kills: int, seed: int
                 _wait_for_save(process, ckpt_dir / "run")
             process.kill()
             process.join()
-            if process.exitcode == 0:  # it came to its end first
+            if process.exitcode == 0:  # it completed before the kill
                 break
             assert process.exitcode == -signal.SIGKILL, (
                 f"exit status {process.exitcode}\n{(ckpt_dir / 'output.txt').read_text()}"
@@ -138,13 +138,13 @@ def _wait_for_save(process: Any, run_dir: Path) -> None:
 
 
 def assert_same_runs(given: Path, expected: Path, *, same_saves: bool = True) -> None:
-    """Newest state and the one before it, best checkpoints and metrics are equal bit by bit.
+    """Last and previous state, best checkpoints and metrics are equal bit by bit.
 
     Args:
-        given: the directory of a run that was continued.
-        expected: that of the run without interruption.
-        same_saves: whether both were saved at the same steps. One that a signal ended has a save
-            more, so that the state before the newest may be another.
+        given: the directory of a resumed run.
+        expected: the directory of the uninterrupted run.
+        same_saves: whether both were saved at the same steps. A run ended by a signal has one
+            save more, so its previous state may differ.
     """
     names = sorted(path.name for path in expected.glob("*.pth"))
     assert sorted(path.name for path in given.glob("*.pth")) == names
@@ -156,7 +156,7 @@ def assert_same_runs(given: Path, expected: Path, *, same_saves: bool = True) ->
             continue
         states = [torch.load(folder / name, weights_only=True) for folder in (given, expected)]
         for state in states:
-            del state["config"]  # says where a run is and with how many workers it was continued
+            del state["config"]  # has the run's folder and number of workers
         different = list(_differences(*states, name))
         assert not different, f"differ: {', '.join(different[:5])}"
 

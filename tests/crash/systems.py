@@ -1,6 +1,6 @@
-"""The systems whose runs are killed, each so small that a run takes seconds.
+"""Small versions of the systems for the crash tests; a run takes seconds.
 
-A system is its configuration on the phantom data set and what makes it small: one line each.
+Each is a configuration on the phantom data set with overrides that make it small.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class System:
     Args:
         name: its proto.
         config: the configuration file.
-        parts: sections of `dataset` that have a `root`; none when `dataset` itself has it.
+        parts: sections of `dataset` that have a `root`; empty if `dataset` itself has it.
         small: overrides that make it small.
-        behind_vae: it takes a trained VAE, and gets one with random weights.
+        behind_vae: needs a VAE, and gets one with random weights.
     """
 
     name: str
@@ -39,7 +39,7 @@ class System:
     behind_vae: bool = False
 
     def arguments(self, data: Path) -> list[str]:
-        """The words of the command that trains it on a data set."""
+        """Arguments of the training command on a data set."""
         sections = [f"dataset.{part}" for part in self.parts] or ["dataset"]
         roots = [f"{section}.root={data}" for section in sections]
         image = "dataset.image" if "image" in self.parts else "dataset"

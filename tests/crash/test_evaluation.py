@@ -1,4 +1,4 @@
-"""Signals during an evaluation, in this process, where the moment can be chosen."""
+"""Signals at chosen moments of a validation, sent within this process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of a run that no signal met."""
+    """The directory of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     assert train(data, folder) == 0
     return folder / "run"
@@ -36,7 +36,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def only_training() -> Iterator[None]:
-    """Where the configurations are, and without the pages of each run."""
+    """Change to the folder of the configurations, and skip the report pages."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(run, "write_pages", lambda run_dir: None)
@@ -52,7 +52,7 @@ def train(data: Path, ckpt_dir: Path) -> int:
 def signal_in(
     patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, when: Callable[[], bool]
 ) -> None:
-    """Let a call of a function send a signal, once, as soon as `when` holds."""
+    """Make a function send a signal once, at the first call for which `when` is true."""
     original, sent = getattr(owner, name), []
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -68,7 +68,7 @@ def signal_in(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
 )
 @pytest.mark.parametrize("evaluation", [1, 2], ids=["weights", "average"])
-def test_an_image_being_decoded_is_not_called_damaged(
+def test_a_signal_during_decoding_does_not_report_a_damaged_image(
     data: Path,
     whole: Path,
     tmp_path: Path,
@@ -94,10 +94,10 @@ def test_an_image_being_decoded_is_not_called_damaged(
 
 
 @pytest.mark.parametrize("swap", [1, 2], ids=["there", "back"])
-def test_weights_are_never_half_the_average(
+def test_a_signal_during_the_ema_swap_leaves_consistent_weights(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: int
 ) -> None:
-    """The signal comes while the tensors of model and average are exchanged."""
+    """The signal arrives while the tensors of model and average are swapped."""
     begun = []
     tensors, exchange = AveragedWeights._tensors, AveragedWeights._swap
 

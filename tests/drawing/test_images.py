@@ -23,7 +23,7 @@ def test_few_samples_get_large_thumbnails_in_their_proportions() -> None:
     assert opened(text).format == "WEBP"
 
 
-def test_many_samples_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_samples_get_smaller_thumbnails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AT_LEAST", 0)
     drawn = pictures(40)
     texts = thumbnails(lambda i: drawn[i], range(40))
@@ -31,7 +31,7 @@ def test_many_samples_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(len(base64.b64decode(text)) for text in texts) / 40 <= EACH * 1.1
 
 
-def test_a_image_that_cannot_be_read_is_left_empty() -> None:
+def test_unreadable_images_are_left_empty() -> None:
     def picture(index: int) -> torch.Tensor:
         if index == 1:
             raise OSError("gone")

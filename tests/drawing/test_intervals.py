@@ -13,7 +13,7 @@ from vilmedic.drawing.intervals import Series, draw_intervals
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, panel: Sequence[Series]) -> list[Any]:
-    """What is drawn of a panel: places, values and the lengths of the bars of each line."""
+    """The drawn positions, values and bar lengths of each line of a panel."""
     calls: list[Any] = []
     original = Axes.errorbar
 
@@ -26,7 +26,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, panel: Sequence[Series]) -> list[Any]
     return calls
 
 
-def test_bars_reach_to_the_ends_of_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_bars_span_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Series("a", [0.01, 0.1, 1], [0.5, 0.7, 0.9], [(0.4, 0.75), None, (0.85, 0.92)])
     ((places, values, bars, scale),) = drawn(monkeypatch, [one])
     assert places == [0.01, 0.1, 1]
@@ -35,7 +35,7 @@ def test_bars_reach_to_the_ends_of_the_intervals(monkeypatch: pytest.MonkeyPatch
     assert scale == "log"
 
 
-def test_lines_stand_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_offset_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [Series(name, [1, 2, 3], [1, 2, 3], [None] * 3) for name in "ab"]
     first, second = drawn(monkeypatch, both)
     assert first[3] == "linear"

@@ -24,13 +24,13 @@ def draw(
 
 def pixels_of(picture: np.ndarray, colour: str) -> int:
     wanted = np.array(to_rgb(colour)) * 255
-    # Points are drawn with opacity 0.8 on white; those of the legend are opaque.
+    # Points have opacity 0.8 on white; those of the legend are opaque.
     blended = 0.8 * wanted + 0.2 * 255
     near = [np.abs(picture - target).max(axis=2) <= 2 for target in (wanted, blended)]
     return int((near[0] | near[1]).sum())
 
 
-def test_every_class_has_its_colour(tmp_path: Path) -> None:
+def test_every_class_has_its_own_colour(tmp_path: Path) -> None:
     picture = draw(tmp_path / "a.png", np.arange(60) % 3, ["A", "B", "C"])
     for colour in COLOURS[:3]:
         assert pixels_of(picture, colour) > 1000
@@ -42,14 +42,14 @@ def test_a_class_without_points_is_not_listed(tmp_path: Path) -> None:
     assert pixels_of(with_all, COLOURS[1]) == 0
 
 
-def test_a_label_keeps_its_colour_when_others_are_left_out(tmp_path: Path) -> None:
+def test_a_label_keeps_its_colour_when_others_are_omitted(tmp_path: Path) -> None:
     picture = draw(tmp_path / "a.png", np.arange(40) % 2, ["C", "A"], places=[2, 0])
     assert pixels_of(picture, COLOURS[2]) > 1000
     assert pixels_of(picture, COLOURS[0]) > 1000
     assert pixels_of(picture, COLOURS[1]) == 0
 
 
-def test_samples_without_a_class_lie_under_the_others_in_grey(tmp_path: Path) -> None:
+def test_samples_without_a_class_are_drawn_below_in_grey(tmp_path: Path) -> None:
     grey = np.array(to_rgb(REST)) * 255
     counts = []
     for classes in (np.zeros(60, int), np.where(np.arange(60) < 30, 0, -1)):

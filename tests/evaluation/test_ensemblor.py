@@ -27,7 +27,7 @@ SPLITS = {"train": 40, "validate": 12, "test": 21}
 
 @dataclass
 class Config:
-    """What the Ensemblor reads of a configuration."""
+    """The parts of a configuration that the Ensemblor reads."""
 
     run_dir: Path
     ensemblor: EnsemblorSection
@@ -44,7 +44,7 @@ class Config:
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Toy data and a toy model in the place of what a configuration names."""
+    """Replace the configured data and model by toy ones."""
 
     def build(registry: Registry, node: dict[str, Any], **runtime: Any) -> Any:
         if registry is DATASETS:
@@ -64,7 +64,7 @@ def toys(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.fixture
 def models(tmp_path: Path) -> dict[float, ToyModel]:
-    """Three trained checkpoints, by score; as texts, 10 comes before 9."""
+    """Three trained checkpoints by score; as strings, 10 sorts before 9."""
     trained = {}
     for epoch, score in enumerate((10.0, 9.0, 9.5)):
         torch.manual_seed(epoch)
@@ -102,7 +102,7 @@ def test_evaluates_the_best_checkpoint_by_number(
     assert written["metrics"]["retrieval"]["image_to_text_r10"] > 0
 
 
-def test_an_ensemble_uses_all_its_models(
+def test_an_ensemble_uses_all_models(
     tmp_path: Path, models: dict[float, ToyModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Ensemblor(config(tmp_path, mode="all", splits=["test"]))
@@ -129,7 +129,7 @@ def test_ckpt_names_one_checkpoint(tmp_path: Path, models: dict[float, ToyModel]
         Ensemblor(settings)
 
 
-def test_baselines_stand_beside_the_model(
+def test_baselines_are_reported_beside_the_model(
     tmp_path: Path, models: dict[float, ToyModel], caplog: pytest.LogCaptureFixture
 ) -> None:
     section = {
@@ -156,7 +156,7 @@ def test_baselines_stand_beside_the_model(
     assert f"{pixels['metrics']['linear_probe']['auroc']:.3f}" in row
 
 
-def test_each_checkpoint_sees_each_split_once(
+def test_each_checkpoint_encodes_each_split_once(
     tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -186,7 +186,7 @@ def folders(run_dir: Path) -> list[str]:
 
 
 def test_no_evaluation_overwrites_another(tmp_path: Path, models: dict[float, ToyModel]) -> None:
-    """Another checkpoint, mode, protocol, baseline or seed has a folder of its own."""
+    """Each checkpoint, mode, protocol, baseline or seed gets its own folder."""
     base: dict[str, Any] = {"splits": ["test"], "metrics": {"knn": {"k": 3, "bootstrap": 5}}}
     changes: list[dict[str, Any]] = [
         {},
@@ -213,7 +213,7 @@ def test_no_evaluation_overwrites_another(tmp_path: Path, models: dict[float, To
     [measured] = [entry for entry in index if len(entry["numbers"]["test"]) == 2]
     assert "raw_pixels" in measured["numbers"]["test"]
 
-    # the same again, another split or another machine: no further folder
+    # the same evaluation, another split or another machine: no new folder
     same = [{}, {"splits": ["validate"]}, {"num_workers": 0}, {"report": False}]
     same.append({"metrics": {"knn": {"k": 3, "bootstrap": 5, "temperature": 0.07}}})
     for change in same:
@@ -223,7 +223,7 @@ def test_no_evaluation_overwrites_another(tmp_path: Path, models: dict[float, To
     assert (tmp_path / "evaluations" / best / "results_validate.json").exists()
 
 
-def test_a_new_best_checkpoint_is_another_evaluation(
+def test_a_new_best_checkpoint_gets_a_new_evaluation(
     tmp_path: Path, models: dict[float, ToyModel]
 ) -> None:
     first = Ensemblor(config(tmp_path, splits=["test"])).start()["test"]
@@ -235,7 +235,7 @@ def test_a_new_best_checkpoint_is_another_evaluation(
     assert json.loads(kept.read_text()) == first
 
 
-def test_published_weights_are_for_the_untrained_baseline_alone(
+def test_only_the_untrained_baseline_loads_published_weights(
     tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[bool] = []
@@ -270,7 +270,9 @@ def test_the_same_metric_twice_keeps_both(tmp_path: Path, models: dict[float, To
     assert result["protocols"]["knn_2"]["k"] == 9
 
 
-def test_names_are_refused_before_the_run(tmp_path: Path, models: dict[float, ToyModel]) -> None:
+def test_unknown_names_are_refused_before_the_run(
+    tmp_path: Path, models: dict[float, ToyModel]
+) -> None:
     plot = {"plot_representation": {"keys": ["visul"]}}
     with pytest.raises(ConfigError, match=r"'visul'.*Did you mean 'visual'"):
         Ensemblor(config(tmp_path, post_processing=plot)).start()
@@ -281,7 +283,7 @@ def test_names_are_refused_before_the_run(tmp_path: Path, models: dict[float, To
     assert not (tmp_path / "evaluations").exists()
 
 
-def test_failing_post_processing_loses_no_numbers(
+def test_failing_post_processing_keeps_the_metrics(
     tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vilmedic.post_processing.plot_representation import PlotRepresentation
@@ -326,7 +328,7 @@ def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
         Ensemblor(config(tmp_path))
 
 
-def test_what_a_schedule_set_in_training_is_set_again(
+def test_scheduled_values_are_restored_from_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
@@ -338,14 +340,14 @@ def test_what_a_schedule_set_in_training_is_set_again(
 
 
 @pytest.mark.parametrize("given", ["auto", "fp32"])
-def test_results_name_the_arithmetic(
+def test_results_name_the_precision(
     tmp_path: Path, models: dict[float, ToyModel], given: str
 ) -> None:
     results = Ensemblor(config(tmp_path, precision=given)).start()["test"]
     assert (results["precision"], results["tf32"]) == ("fp32", False)
 
 
-def test_an_evaluation_on_a_gpu_computes_as_its_results_say(
+def test_gpu_evaluation_uses_the_reported_precision(
     tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, named = [], []

@@ -21,7 +21,7 @@ def networks(*models: torch.nn.Module) -> Ensemble:
     )
 
 
-def test_splits_are_run_once_and_forgotten_on_demand() -> None:
+def test_splits_are_cached_until_released() -> None:
     model = ToyModel()
     ensemble = networks(model)
     first = ensemble.split("test")
@@ -56,7 +56,7 @@ def test_texts_are_encoded_in_evaluation_mode_and_compared_like_images() -> None
     torch.testing.assert_close(visual @ both.T, (cosines[0] + cosines[1]) / 2)
 
 
-def test_networks_and_data_without_text_say_so() -> None:
+def test_missing_text_is_an_error() -> None:
     assert networks(RawPixels()).encode_text(ToyData(), ["a"]) is None
     assert networks(ToyModel()).encode_text(object(), ["a"]) is None
 

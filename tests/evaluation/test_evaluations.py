@@ -31,10 +31,10 @@ def test_each_configuration_has_its_own_folder(tmp_path: Path) -> None:
     ):
         assert name.startswith(start)
         assert len(name.removeprefix(start)) == 8
-    assert not list(tmp_path.iterdir()), "nothing is written before there is something"
+    assert not list(tmp_path.iterdir()), "nothing is written before there are results"
 
 
-def test_results_are_kept_and_the_newest_are_copied(tmp_path: Path) -> None:
+def test_results_are_kept_and_the_latest_are_copied(tmp_path: Path) -> None:
     first, second = folder(tmp_path, k=20), folder(tmp_path, k=5, fit=[0.1])
     first.write(results(loss=1.0))
     second.write(results(loss=2.0))
@@ -91,7 +91,7 @@ def test_the_index_lists_every_evaluation_and_what_sets_it_apart(
     assert [entry["folder"] for entry in read_index(tmp_path)] == [first.name]
 
 
-def test_pages_show_the_newest_of_each_split_and_the_newest_images(tmp_path: Path) -> None:
+def test_pages_show_the_latest_results_and_images(tmp_path: Path) -> None:
     def dated(one: Any, day: int) -> None:
         path = one.path / "evaluation.json"
         date = f"2026-01-0{day}T00:00:00+00:00"

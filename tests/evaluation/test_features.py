@@ -24,7 +24,7 @@ def run(model: torch.nn.Module, data: ToyData, batch_size: int = 4, **options: o
     )
 
 
-def test_features_do_not_depend_on_the_batches() -> None:
+def test_features_do_not_depend_on_the_batch_size() -> None:
     model, data = ToyModel(), ToyData(size=10)
     whole, parts = run(model, data, 10), run(model, data, 3)
     assert whole.index.tolist() == list(range(10))
@@ -59,7 +59,7 @@ def test_the_loss_is_the_mean_over_samples_without_a_last_batch_of_one() -> None
     assert uneven.loss == pytest.approx(sum(n * loss for n, loss in losses) / 10)
 
 
-def test_without_what_the_loss_needs_it_is_none_and_features_remain() -> None:
+def test_missing_loss_inputs_give_no_loss_but_features() -> None:
     result = run(ToyModel(), ToyData(reports=False, labels=False))
     assert result.loss is None
     assert result.labels is None
@@ -89,7 +89,7 @@ def test_modes_of_all_modules_are_restored_even_after_an_error() -> None:
     assert {module: module.training for module in model.modules()} == before
 
 
-def test_other_models_keep_vectors_and_large_outputs_only_by_name() -> None:
+def test_only_vectors_are_kept_unless_named() -> None:
     data = ToyData(size=5)
     result = run(ToyAutoencoder(), data, 2)
     assert sorted(result.features) == ["code"]
@@ -101,7 +101,7 @@ def test_other_models_keep_vectors_and_large_outputs_only_by_name() -> None:
     assert run(ToyModel(), data, keep=["map"]).features["map"].shape == (5, 2, 48)
 
 
-def test_one_label_a_sample_becomes_multi_hot() -> None:
+def test_single_labels_become_multi_hot() -> None:
     data = ToyData(multi_label=False)
     result = run(ToyModel(), data)
     assert result.labels is not None
@@ -110,7 +110,7 @@ def test_one_label_a_sample_becomes_multi_hot() -> None:
     assert not result.multi_label
 
 
-def test_features_can_be_trained_on_afterwards() -> None:
+def test_features_can_be_used_for_training() -> None:
     features = run(ToyModel(), ToyData()).features["visual"]
     layer = torch.nn.Linear(5, 1)
     layer(features).sum().backward()
@@ -177,7 +177,7 @@ def test_pixels_are_grey_averaged_and_standardised() -> None:
     torch.testing.assert_close(brighter, feature, atol=1e-3, rtol=0)
 
 
-def test_takes_the_first_of_several_images_and_survives_a_flat_one() -> None:
+def test_pixel_features_use_the_first_image_and_allow_constant_ones() -> None:
     images = torch.rand(2, 4, 3, 32, 32)
     feature = RawPixels()({"images": images})["visual_backbone"]
     assert torch.equal(feature, RawPixels()({"images": images[:, 0]})["visual_backbone"])

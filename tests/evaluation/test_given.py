@@ -27,7 +27,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def embeddings(data: Path, file: Path, **changes: Any) -> Path:
-    """Every report has the embedding of its image, but that of the first image of test."""
+    """Every report has the embedding of its image, except the first of the test split."""
     random = np.random.default_rng(0)
     paths, texts, visual, linguistic = [], [], [], []
     for split in ("train", "test"):
@@ -76,7 +76,7 @@ def test_protocols_run_on_embeddings_of_another_program(data: Path, tmp_path: Pa
         assert found["retrieval/image_to_text_above"].shape == (10,)
 
 
-def test_the_untrained_network_is_left_out(
+def test_the_untrained_baseline_is_skipped(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = embeddings(data, tmp_path / "peer.npz")
@@ -86,7 +86,7 @@ def test_the_untrained_network_is_left_out(
     assert "The baseline untrained is left out" in "".join(capsys.readouterr())
 
 
-def test_an_input_that_is_there_twice_has_one_embedding(
+def test_duplicate_inputs_need_equal_embeddings(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def twice(x: np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ def test_an_input_that_is_there_twice_has_one_embedding(
         ({"linguistic": lambda x: x[:, :5]}, "visual has 8 columns and linguistic 5"),
     ],
 )
-def test_odd_files_are_refused(
+def test_invalid_embedding_files_are_refused(
     data: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -128,7 +128,7 @@ def test_odd_files_are_refused(
     assert problem in capsys.readouterr().err
 
 
-def test_what_needs_the_model_is_refused(
+def test_protocols_that_need_the_model_are_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = embeddings(data, tmp_path / "peer.npz")

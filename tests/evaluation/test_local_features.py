@@ -29,7 +29,7 @@ def gloria_batches(run: Any) -> Any:
 
 
 def slow_similarity(model: GLoRIA, run: Any, aggregation: Literal["sum", "max"]) -> Tensor:
-    """Image by image and text by text."""
+    """Reference: image by image and text by text."""
     model.eval()
     regions = model.encode({"images": prepared(run)["images"]})["regions"]
     found = torch.empty(len(regions), len(TEXTS))
@@ -65,7 +65,7 @@ def test_every_image_is_compared_with_every_text(
         assert torch.equal(found[:, 0], found[:, 3])
 
 
-def test_several_networks_count_with_their_mean(tmp_path: Path) -> None:
+def test_an_ensemble_averages_local_similarities(tmp_path: Path) -> None:
     run = gloria_evaluation(tmp_path, models=2)
     alone = [slow_similarity(member(), run, "max") for member in run.networks.members]
     torch.testing.assert_close(run.local_similarity(TEXTS, "max"), (alone[0] + alone[1]) / 2)
@@ -95,7 +95,7 @@ def test_regions_of_all_images_of_a_study_are_compared(
                 aggregation="max",
             )
         )
-    for _ in range(2):  # computed, and then remembered
+    for _ in range(2):  # computed, then cached
         torch.testing.assert_close(run.local_similarity(TEXTS, "max"), torch.cat(rows).detach())
     maps = run.attention([2])
     assert maps is not None
@@ -103,7 +103,7 @@ def test_regions_of_all_images_of_a_study_are_compared(
     torch.testing.assert_close(maps[0].sum(dim=(1, 2)), torch.ones(len(maps[0])))
 
 
-def test_all_that_belongs_to_images_reaches_their_preparation(tmp_path: Path) -> None:
+def test_all_image_keys_are_passed_to_prepare(tmp_path: Path) -> None:
     run = gloria_evaluation(tmp_path, multi_image=3)
     networks, seen = run.networks, set()
     prepare, batches = run.dataset.prepare, list(networks.loader(run.dataset))
@@ -113,16 +113,14 @@ def test_all_that_belongs_to_images_reaches_their_preparation(tmp_path: Path) ->
         return prepare(batch)
 
     run.dataset.prepare = watched
-    numbers = {"augmentation": torch.zeros(2, 3, 1)}  # what a preset leaves for whole batches
+    numbers = {"augmentation": torch.zeros(2, 3, 1)}  # random numbers of a preset for whole batches
     networks.loader = lambda data: [batch | numbers for batch in batches]
     assert run.local_similarity(TEXTS, "max") is not None
     assert {"images", "images_mask", "augmentation"} <= seen
     assert "input_ids" not in seen
 
 
-def test_regions_are_computed_once_while_they_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_regions_are_cached_while_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     encode = GLoRIA.encode
 
@@ -153,7 +151,7 @@ def slow_attention(model: GLoRIA, run: Any, index: int) -> Tensor:
     return model.attention(features["regions"], features["words"], mask)[mask].detach()
 
 
-def test_attention_has_a_map_for_each_word_but_the_closing_token(
+def test_attention_has_one_map_per_word_without_the_closing_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "BATCH", 2)
@@ -172,7 +170,7 @@ def test_attention_has_a_map_for_each_word_but_the_closing_token(
 
 
 @pytest.mark.parametrize("network", [RawPixels(), ToyModel()])
-def test_networks_without_words_and_regions_say_so(network: torch.nn.Module) -> None:
+def test_models_without_local_features_are_an_error(network: torch.nn.Module) -> None:
     networks = Ensemble(
         members=[lambda: network],
         dataset=lambda split: ToyData(split),
@@ -184,7 +182,7 @@ def test_networks_without_words_and_regions_say_so(network: torch.nn.Module) -> 
     assert networks.local.attention(ToyData(), [0]) is None
 
 
-def test_data_without_reports_say_so(tmp_path: Path) -> None:
+def test_data_without_reports_are_an_error(tmp_path: Path) -> None:
     run = gloria_evaluation(tmp_path)
     run.networks.dataset = lambda split: object()
     assert run.local_similarity(TEXTS, "max") is None

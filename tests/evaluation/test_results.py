@@ -34,7 +34,7 @@ def results(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_the_file_holds_everything_and_no_number_that_is_none(tmp_path: Path) -> None:
+def test_the_file_holds_all_results_without_nan(tmp_path: Path) -> None:
     path = write_results(results(loss=float("nan"), extra=[float("inf"), 1.0]), tmp_path)
     assert path == tmp_path / "results_test.json"
     read = json.loads(path.read_text())
@@ -44,7 +44,7 @@ def test_the_file_holds_everything_and_no_number_that_is_none(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["results_test.json"]
 
 
-def test_the_table_sets_systems_side_by_side() -> None:
+def test_the_table_has_one_column_per_system() -> None:
     lines = table(results()).splitlines()
     rows = [line.split() for line in lines if line and not line.startswith("-")]
     assert rows[0][:4] == ["r,", "split", "test:", "5"]
@@ -69,7 +69,7 @@ def test_a_table_wraps_by_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitting([["a", "bb", "cc", "dd"]], None) == [slice(0, 3)]
 
 
-def test_what_was_evaluated_in_words() -> None:
+def test_description_of_the_evaluated_checkpoints() -> None:
     first, second = (
         {"file": "a.pth", "epoch": 3, "seed": 7},
         {"file": "b.pth", "epoch": 0, "seed": 1},
@@ -82,11 +82,11 @@ def test_what_was_evaluated_in_words() -> None:
     assert source("VAE", [{"file": "vae.pt", "epoch": None, "seed": None}]) == "VAE, vae.pt"
 
 
-def test_headline_numbers_leave_out_intervals_and_classes() -> None:
+def test_headline_numbers_exclude_intervals_and_classes() -> None:
     assert headline(results()) == {"loss": 1.25, "probe auroc": 0.8}
 
 
-def test_the_table_shows_what_few_labels_give() -> None:
+def test_the_table_shows_label_fractions() -> None:
     parts = [
         {"fit": {"fraction": share}, "auroc": value, "auroc_interval": None}
         for share, value in ((0.001, 0.5), (0.1, 0.6), (1.0, 0.8))
@@ -99,7 +99,7 @@ def test_the_table_shows_what_few_labels_give() -> None:
     assert "100% of labels" not in text
 
 
-def test_paths_are_grouped() -> None:
+def test_written_paths_are_grouped_by_folder() -> None:
     paths = [Path("x/a.png"), Path("x/a.csv"), Path("x/b.png")]
     assert grouped(paths) == ["x/a.{png,csv}", "x/b.png"]
 

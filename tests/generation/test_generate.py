@@ -7,7 +7,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.generation.generate import _most_alike, _slug
 
 
-def test_prompts_that_start_alike_get_folders_of_their_own() -> None:
+def test_prompts_with_the_same_start_get_different_folders() -> None:
     long = "There is a large left pleural effusion with blunting of the costophrenic angle"
     names = {_slug(text) for text in (long, f"{long}.", "Heart: normal", "heart normal")}
     assert len(names) == 4
@@ -28,7 +28,7 @@ def test_a_nested_section_may_be_a_mapping() -> None:
         ({"prompt": "x", "prime": 0.5}, "ensemblor.prime_image"),
     ],
 )
-def test_values_that_nothing_can_be_drawn_with(options: dict[str, object], words: str) -> None:
+def test_invalid_sampling_values_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         GenerationSection(**options)  # type: ignore[arg-type]
 
@@ -44,7 +44,7 @@ class Reports:
         return {"report": self.texts[index]}
 
 
-def test_a_prompt_stands_beside_the_image_of_the_most_similar_report() -> None:
+def test_a_prompt_is_shown_with_the_image_of_the_most_similar_report() -> None:
     datasets = {
         "validate": Reports("The lungs are clear.", "The heart is large."),
         "test": Reports("Small left effusion.", "Large LEFT effusion.", "Large left effusion."),

@@ -20,7 +20,7 @@ def model(tmp_path: Path) -> DALLE:
 
 
 def saved(path: Path, model: DALLE, move: float = 0.0, **dalle: Any) -> Path:
-    """A checkpoint whose transformer is moved, and its average by twice as much."""
+    """A checkpoint with shifted transformer weights; its average is shifted by twice as much."""
     weights = model.state_dict()
 
     def moved(by: float) -> dict[str, torch.Tensor]:
@@ -31,7 +31,7 @@ def saved(path: Path, model: DALLE, move: float = 0.0, **dalle: Any) -> Path:
     return path
 
 
-def test_averaged_weights_make_images_when_asked_for(model: DALLE, tmp_path: Path) -> None:
+def test_ema_weights_generate_images_if_configured(model: DALLE, tmp_path: Path) -> None:
     before = model.text_emb.weight.detach().clone()
     path = saved(tmp_path / "a.pth", model, move=1.0)
     [plain] = load_generators(model, [path], GenerationSection())
@@ -50,7 +50,7 @@ def test_several_models_share_their_vae(model: DALLE, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dropped", "cond_scale", "warned"), [(0.0, 3.0, True), (0.1, 3.0, False), (0.0, 1.0, False)]
 )
-def test_guidance_without_training_for_it_is_a_warning(
+def test_guidance_without_text_dropout_training_warns(
     model: DALLE,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -63,7 +63,7 @@ def test_guidance_without_training_for_it_is_a_warning(
     assert ("ensemblor.cond_scale is 3, but a.pth was trained with" in caplog.text) == warned
 
 
-def test_other_transformers_and_other_models_are_refused(model: DALLE, tmp_path: Path) -> None:
+def test_mismatched_transformers_and_models_are_refused(model: DALLE, tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pth", model, attn_types=["axial_col"])
     with pytest.raises(CheckpointError, match=r"a\.pth: .*attn_types is"):
         load_generators(model, [path], GenerationSection())

@@ -25,7 +25,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def strong(vae: Path, seed: int = 0, **options: Any) -> DALLE:
-    """A model whose logits depend on everything that it has seen."""
+    """A model whose logits depend on all previous tokens."""
     model = tiny_dalle(vae, **options).eval()
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -40,26 +40,26 @@ def numbers(size: int, seed: int = 0) -> Tensor:
 
 
 def shares(logits: Tensor, sampling: Sampling, vocabulary: int) -> Tensor:
-    """How often each token is drawn for evenly spread random numbers."""
+    """Frequency of each token for evenly spaced random numbers."""
     even = torch.linspace(0, 1, 4001, dtype=torch.float64)[:-1]
     drawn = draw(logits.expand(len(even), -1), even, sampling, vocabulary)
     return drawn.bincount(minlength=logits.shape[1]) / len(even)
 
 
-def test_draws_follow_the_softmax() -> None:
+def test_samples_follow_the_softmax() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5, 0.0]])
     found = shares(logits, Sampling(temperature=0.7, filter_thres=0.0), 4)
     torch.testing.assert_close(found, (logits[0] / 0.7).softmax(0), atol=1e-3, rtol=0)
 
 
-def test_the_share_that_is_dropped_counts_the_words() -> None:
+def test_the_filter_threshold_counts_the_text_vocabulary() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5, 0.0]])
     found = shares(logits, Sampling(filter_thres=0.75), 8)
     assert found.nonzero().flatten().tolist() == [0, 2]
     assert shares(logits, Sampling(filter_thres=0.99), 10).tolist() == [1, 0, 0, 0]
 
 
-def test_the_nucleus_is_the_smallest_set_that_is_likely_enough() -> None:
+def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     for top_p, kept in ((0.4, 1), (0.6, 2), (0.8, 2), (0.9, 3), (1.0, 4)):
         found = shares(logits, Sampling(filter_thres=0.0, top_p=top_p), 4)
@@ -90,7 +90,7 @@ def test_the_cache_changes_no_token(vae: Path, options: dict[str, Any], sampling
     assert len(cached.unique()) > 3
 
 
-def test_an_image_depends_on_its_own_numbers_and_report(vae: Path) -> None:
+def test_an_image_depends_only_on_its_random_numbers_and_report(vae: Path) -> None:
     model, batch, sampling = strong(vae), dalle_batch(), Sampling()
     ids, mask = batch["input_ids"], batch["attention_mask"]
     together = generate_tokens([model], ids, mask, numbers(3), sampling)
@@ -99,8 +99,8 @@ def test_an_image_depends_on_its_own_numbers_and_report(vae: Path) -> None:
     assert not torch.equal(together, generate_tokens([model], ids, mask, numbers(3, 1), sampling))
 
 
-def test_guidance_goes_beyond_the_text(vae: Path) -> None:
-    """The first token's logits are those without text plus a multiple of the difference."""
+def test_guidance_extrapolates_the_text_logits(vae: Path) -> None:
+    """The first token's logits are those without text plus a multiple of the difference to them."""
     model, batch = strong(vae), dalle_batch()
     ids, mask = batch["input_ids"], batch["attention_mask"]
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def test_progress_counts_tokens(vae: Path) -> None:
 def test_weights_are_converted_once_for_all_tokens_of_all_batches(vae: Path, shared: bool) -> None:
     models = [strong(vae, seed, share_input_output_emb=shared) for seed in (0, 1)]
     batch, sampling = dalle_batch(), Sampling(cond_scale=2.0)
-    # Biases of the maps of single positions are views on a CPU, and small.
+    # Biases of the position-wise maps are small, and views on a CPU.
     with (
         WeightConversions(*models, least=2) as seen,
         TokenDrawing(models, sampling, precision="bf16") as drawing,
@@ -148,7 +148,7 @@ def test_weights_are_converted_once_for_all_tokens_of_all_batches(vae: Path, sha
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_second_batch_is_as_if_it_were_the_first(vae: Path, precision: str) -> None:
+def test_batches_do_not_affect_each_other(vae: Path, precision: str) -> None:
     model, batch = strong(vae), dalle_batch()
     ids, mask = batch["input_ids"], batch["attention_mask"]
     start = torch.tensor([[3, 1, 4, 1, 5]]).expand(3, -1)
@@ -164,9 +164,9 @@ def test_the_second_batch_is_as_if_it_were_the_first(vae: Path, precision: str) 
 
 
 class Recording(TorchDispatchMode):
-    """Notes every operation, so that the same ones can be run again on the same tensors.
+    """Records every operation and can replay them on the same tensors.
 
-    What a CUDA graph does, on a CPU: numbers that Python computed are those of the recording.
+    Like a CUDA graph, but on a CPU: numbers computed in Python stay those of the recording.
     """
 
     def __init__(self) -> None:
@@ -197,7 +197,7 @@ class Recording(TorchDispatchMode):
         ({"rotary_emb": False, "shift_tokens": False}, Sampling(filter_thres=0.0)),
     ],
 )
-def test_a_recorded_step_draws_every_later_token(
+def test_a_recorded_step_generates_all_later_tokens(
     vae: Path,
     options: dict[str, Any],
     sampling: Sampling,
@@ -211,7 +211,7 @@ def test_a_recorded_step_draws_every_later_token(
         place = steps[0].place.clone()
         with recordings[-1]:
             step()
-        steps[0].place.copy_(place)  # a capture runs nothing
+        steps[0].place.copy_(place)  # a capture does not run the operations
         return recordings[-1].run
 
     steps: list[Any] = []
@@ -222,7 +222,7 @@ def test_a_recorded_step_draws_every_later_token(
     models = [strong(vae, seed, **options) for seed in (0, 1)]
     batch = dalle_batch()
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    # With shapes that do not grow, as on a GPU.
+    # With fixed shapes, as on a GPU.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     expected = [
         generate_tokens(models, ids, mask, numbers(3, seed), sampling, precision=precision)
@@ -238,7 +238,7 @@ def test_a_recorded_step_draws_every_later_token(
 
 
 def pretend_cuda(model: nn.Module) -> None:
-    """Give a model tensors without values on a GPU that is not there."""
+    """Move a model to a fake GPU, with tensors without values."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             fake = torch.empty(weight.shape, device="cuda")
@@ -248,10 +248,10 @@ def pretend_cuda(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_on_a_gpu_waits_for_nothing_and_converts_nothing(
+def test_a_gpu_step_has_no_waits_and_no_conversions(
     vae: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a pretended GPU, which has no values: reading one would fail."""
+    """On a fake GPU without values: reading one would fail."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     model = tiny_dalle(vae).eval()

@@ -57,7 +57,7 @@ def test_wandb_offline_writes_into_the_run_directory(
     use(make("wandb", project="p", tags=["x"]), run_in(tmp_path))
     known = (tmp_path / "wandb_3.id").read_text().strip()
     [written] = (tmp_path / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb")
-    # The service of wandb writes behind the back of the process.
+    # wandb's service process writes the files.
     words = (b"batch_size", b"demo-3", b"loss", b"validate_grid")
     deadline = time.monotonic() + 60
     while not all(word in written.read_bytes() for word in words):
@@ -89,7 +89,7 @@ def test_mlflow_writes_into_the_run_directory(
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
-def test_a_logger_that_is_not_installed_says_so(
+def test_a_logger_that_is_not_installed_is_an_error(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
@@ -98,7 +98,7 @@ def test_a_logger_that_is_not_installed_says_so(
         make(name)
 
 
-def test_names_and_options_are_checked_before_anything_starts() -> None:
+def test_names_and_options_are_validated_before_the_run() -> None:
     assert load(CONFIG).trainor.loggers == ["tensorboard"]
     assert load(CONFIG, ["trainor.loggers=[]"]).trainor.loggers == []
     with pytest.raises(ConfigError, match=r"no logger named 'wand'.*Did you mean 'wandb'"):
@@ -107,7 +107,7 @@ def test_names_and_options_are_checked_before_anything_starts() -> None:
         load(CONFIG, ["trainor.loggers=[{wandb: {projekt: x}}]"])
 
 
-def test_flat() -> None:
+def test_config_is_flattened() -> None:
     assert dict(flat({"a": {"b": 1, "c": [1, 2]}, "d": None})) == {
         "a.b": 1,
         "a.c": [1, 2],

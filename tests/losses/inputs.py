@@ -1,4 +1,4 @@
-"""Inputs of losses, and gradients held against each other."""
+"""Inputs of losses, and a comparison of gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pairs(size: int = 6, width: int = 5, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Two sides of a batch of pairs, of unequal lengths and means."""
+    """Both sides of a batch of pairs, with unequal norms and means."""
     random = torch.Generator().manual_seed(3)
     sides = []
     for scale, mean in ((0.6, 0.2), (1.4, -0.5)):
@@ -21,7 +21,7 @@ def pairs(size: int = 6, width: int = 5, dtype: torch.dtype = torch.float64) -> 
 def assert_same_gradients(
     loss: Tensor, expected: Tensor, inputs: Sequence[Tensor], bound: float = 1e-10
 ) -> None:
-    """The gradients of two losses differ by less than a bound, and are not zero."""
+    """Check that the gradients of two losses differ by less than a bound and are not zero."""
     given = torch.autograd.grad(loss, inputs)
     for one, other in zip(given, torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=bound)

@@ -1,6 +1,6 @@
-"""Slow, obvious versions of the losses, which the fast ones are tested and timed against.
+"""Slow, simple reference implementations of the losses, for tests and benchmarks.
 
-Each follows its paper pair by pair and keeps whatever it computes. None is meant for training.
+Each follows its paper pair by pair and keeps all intermediate results. Not for training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def ntxent(first: Tensor, second: Tensor, tau: float) -> Tensor:
-    """NT-Xent written as the double sum of Chen et al. 2020, equation 1.
+    """NT-Xent as the double sum of Chen et al. 2020, equation 1.
 
     Args:
         first: features of one view, [B, D].
@@ -49,7 +49,7 @@ def local_similarity(
     Args:
         regions: local image features, [I, D, N].
         words: word features, [J, L, D].
-        mask: which words count, [J, L].
+        mask: True for words that count, [J, L].
         temp1: sharpness of the attention over regions.
         temp2: sharpness of the aggregation over words.
         aggregation: `sum` or `max` over the words.
@@ -98,11 +98,11 @@ def local_loss_report_by_report(
     temp2: float = 5.0,
     temp3: float = 10.0,
 ) -> Tensor:
-    """GLoRIA's local loss the way published code computes it: a loop over the reports.
+    """GLoRIA's local loss as published code computes it: a loop over the reports.
 
     Every report is repeated for every image, the regions are transposed and copied for every
     report, and the attended context of every word in every image is materialised; autograd keeps
-    all of it. The peer of `benchmarks/gloria_loss.py`.
+    all of it. It is the baseline of `benchmarks/gloria_loss.py`.
 
     Args:
         regions: local image features, [B, D, H, W].

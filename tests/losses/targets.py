@@ -1,4 +1,4 @@
-"""Losses with several positives a pair, written out pair by pair; and targets to give them."""
+"""Reference losses with several positives per pair, and targets to test them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from torch import Tensor
 from torch.nn import functional
 
 HASHES = torch.tensor([7, -3, 7, 2**62, 7, -3])
-"""Of six reports: three are equal, two are equal, one is alone."""
+"""Of six reports, three are equal, two are equal and one is unique."""
 
 
 def vectors(temperature: float = 0.5) -> Tensor:
-    """Soft targets of six pairs, two of which are alike; [6, 3], of the length 1 / sqrt(T)."""
+    """Soft targets of six pairs, two of them similar; [6, 3], with norm 1 / sqrt(T)."""
     labels = [[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 1]]
     rows = torch.tensor(labels, dtype=torch.float64)
     return functional.normalize(rows, dim=1) * temperature**-0.5
 
 
 def agreements(targets: Tensor, temperature: float = 0.5) -> list[list[float]]:
-    """How far each two pairs agree: equal hashes, or the exponential of the cosine less one."""
+    """Agreement of each two pairs: equal hashes, or exp(cosine - 1)."""
     if targets.ndim == 1:
         return [[float(one == other) for other in targets.tolist()] for one in targets.tolist()]
     cosines = functional.cosine_similarity(targets[:, None], targets[None], dim=2)
@@ -26,7 +26,7 @@ def agreements(targets: Tensor, temperature: float = 0.5) -> list[list[float]]:
 
 
 def slow_both_ways(logits: Tensor, agreed: list[list[float]]) -> tuple[Tensor, Tensor]:
-    """Cross-entropies of rows and of columns with targets that are agreements over their sum."""
+    """Cross-entropies of rows and columns with the normalised agreements as targets."""
     size = len(logits)
     means = []
     for scores, shares in ((logits, agreed), (logits.T, list(zip(*agreed, strict=True)))):

@@ -44,7 +44,7 @@ def test_equals_the_equations_with_gradients(weight: float) -> None:
 
 
 def test_equals_a_published_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIGHTLY_DID_VERSION_CHECK", "True")  # it asks a server otherwise
+    monkeypatch.setenv("LIGHTLY_DID_VERSION_CHECK", "True")  # disables its online version check
     losses = pytest.importorskip("lightly.loss")
     first, second = pairs(16, 8, torch.float32)
     for weight in (0.005, 0.5):
@@ -62,7 +62,7 @@ def test_scale_and_shift_of_a_feature_do_not_matter() -> None:
     )
 
 
-def test_independent_features_that_agree_have_no_loss() -> None:
+def test_decorrelated_equal_features_have_zero_loss() -> None:
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     assert BarlowTwinsLoss()(signs, signs)["loss"].item() == pytest.approx(0, abs=1e-6)
     same = torch.ones(4, 2, requires_grad=True)
@@ -88,8 +88,8 @@ def test_one_pair_is_refused() -> None:
         BarlowTwinsLoss()(torch.ones(1, 4), torch.ones(1, 4))
 
 
-def test_the_weight_of_another_loss_is_not_taken_over() -> None:
-    given = "config/phantom/convirt.yml"  # whose loss has a lambda_ of 0.75
+def test_a_key_of_another_loss_is_not_inherited() -> None:
+    given = "config/phantom/convirt.yml"  # its loss has lambda_ 0.75
     assert load(given, []).data["model"]["loss"]["lambda_"] == 0.75
     changed = load(given, ["model.loss.proto=BarlowTwinsLoss"])
     assert changed.data["model"]["loss"] == {"proto": "BarlowTwinsLoss"}

@@ -50,11 +50,11 @@ def test_equals_the_equations_with_gradients(tau: float, lambda_: float) -> None
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-10)
 
 
-def test_terms_are_named_by_what_is_looked_for() -> None:
+def test_terms_are_named_by_retrieval_direction() -> None:
     visual = torch.eye(2, dtype=torch.float64)
     linguistic = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    # Both reports look alike, so that an image cannot tell which is its own, but a report can
-    # rank the images: wrongly for the second.
+    # Both reports have the same embedding, so images cannot rank them, but the reports rank the
+    # images: the second one wrongly.
     out = ConVIRTLoss(tau=1.0, lambda_=0.75)(visual, linguistic)
     right = math.log(1 + math.exp(-1))
     wrong = math.log(1 + math.exp(1))
@@ -64,7 +64,7 @@ def test_terms_are_named_by_what_is_looked_for() -> None:
     assert out["loss"].item() == pytest.approx(expected)
 
 
-def test_length_of_embeddings_does_not_matter() -> None:
+def test_embedding_norm_does_not_matter() -> None:
     visual, linguistic = pairs()
     scaled = convirt_loss(visual * 50, linguistic / 9, 0.1, 0.75)[0]
     torch.testing.assert_close(scaled, convirt_loss(visual, linguistic, 0.1, 0.75)[0])
@@ -109,7 +109,7 @@ def test_several_positives_equal_the_sum_over_pairs(targets: Tensor) -> None:
     assert_same_gradients(loss, 0.75 * expected[0] + 0.25 * expected[1], inputs)
 
 
-def test_targets_that_are_all_different_are_those_of_identity() -> None:
+def test_all_different_targets_equal_identity() -> None:
     inputs = pairs()
     alone = convirt_loss(*inputs, 0.1, 0.75)[0]
     with_targets = convirt_loss(*inputs, 0.1, 0.75, targets=torch.arange(7))[0]
@@ -119,21 +119,23 @@ def test_targets_that_are_all_different_are_those_of_identity() -> None:
 def test_equal_reports_are_not_pushed_apart() -> None:
     visual, linguistic = torch.eye(3)[[0, 0, 1]], torch.eye(3)[[0, 0, 1]]
     out = ConVIRTLoss(tau=0.01)(visual, linguistic, targets=torch.tensor([5, 5, 6]))
-    # Two positives share what is theirs evenly: the loss is the entropy of that, its least value.
+    # Two positives share the probability evenly: the loss is its entropy, the minimum.
     assert out["loss"].item() == pytest.approx(math.log(2) * 2 / 3, rel=1e-5)
     assert out["several_positives"].item() == pytest.approx(2 / 3)
 
 
-def test_share_of_several_positives_is_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fraction_of_several_positives_is_counted_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert several_positives(None) == {}
     for block in (1, 13, 2**22):
         monkeypatch.setattr(convirt, "BLOCK", block)
         assert several_positives(HASHES)["several_positives"].item() == pytest.approx(5 / 6)
-        # at this temperature only equal labels agree by more than a half
+        # at this temperature only equal labels have an agreement above 0.5
         soft = several_positives(vectors(0.1))
         assert soft["several_positives"].item() == pytest.approx(2 / 6)
 
 
-def test_agreement_of_vectors_of_zeros_is_whole() -> None:
+def test_zero_vectors_agree_fully() -> None:
     zeros = torch.zeros(2, 3)
     assert agreement(zeros, zeros, torch.float32).tolist() == [[1, 1], [1, 1]]

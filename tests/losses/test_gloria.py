@@ -34,7 +34,7 @@ def features(
     padding: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Regions [I, 8, 3, 4], words [J, L, 8] and their mask, ragged."""
+    """Regions [I, 8, 3, 4], words [J, L, 8] of different lengths, and their mask."""
     generator = torch.Generator().manual_seed(0)
     regions = torch.randn(images, 8, 3, 4, generator=generator, dtype=torch.float64)
     words = torch.randn(len(lengths), max(lengths), 8, generator=generator, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_local_similarity_equals_the_reference(images: int, aggregation: str) ->
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "max"])
-def test_regions_that_do_not_count_are_as_if_they_were_not_there(aggregation: Any) -> None:
+def test_masked_regions_have_no_effect(aggregation: Any) -> None:
     regions, words, mask = features()
     counted = torch.rand(7, 12, generator=torch.Generator().manual_seed(2)) < 0.5
     counted[:, 0] = True
@@ -111,7 +111,7 @@ def test_regions_that_do_not_count_are_as_if_they_were_not_there(aggregation: An
     assert not got[1].flatten(2).transpose(1, 2)[~counted].any()
 
 
-def test_a_mask_of_images_is_one_of_their_regions() -> None:
+def test_an_image_mask_masks_its_regions() -> None:
     regions, words, mask = features()
     images = regions.detach().unflatten(3, (2, 2)).permute(0, 1, 3, 2, 4)  # two of 3 x 2 regions
     shown = torch.tensor([[True, row % 2 == 0] for row in range(7)])
@@ -122,7 +122,7 @@ def test_a_mask_of_images_is_one_of_their_regions() -> None:
 
 
 @pytest.mark.parametrize("temp0", [0.1, 3.0])
-def test_choice_among_the_words_has_its_sharpness(temp0: float) -> None:
+def test_temp0_controls_the_softmax_over_words(temp0: float) -> None:
     regions, words, mask = features()
     expected = reference.local_similarity(
         regions.flatten(2), words, mask, **TEMPERATURES, temp0=temp0
@@ -134,7 +134,7 @@ def test_choice_among_the_words_has_its_sharpness(temp0: float) -> None:
 
 
 def test_blocks_of_several_images_equal_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on an accelerator."""
+    """The block size of an accelerator."""
     regions, words, mask = features()
     wanted = similarity_and_gradients(regions, words, mask)
     monkeypatch.setattr("vilmedic.losses.gloria_local.block_shape", lambda *_: (2, 3))
@@ -162,7 +162,7 @@ def test_mask_may_have_holes() -> None:
     torch.testing.assert_close(got, slow, rtol=0, atol=1e-10)
 
 
-def test_float32_equals_the_published_style_loop() -> None:
+def test_float32_equals_the_published_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     regions = torch.randn(6, 96, 19, 19, generator=generator, requires_grad=True)
     words = torch.randn(6, 12, 96, generator=generator, requires_grad=True)
@@ -183,17 +183,17 @@ def test_float32_equals_the_published_style_loop() -> None:
 
 
 def as_tf32(values: Tensor) -> Tensor:
-    """Rounded to the 10 bits behind the point that a GPU reads of float32 factors in TF32."""
+    """Round to the 10-bit mantissa that a GPU uses for float32 factors in TF32."""
     bits = values.contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @pytest.mark.parametrize("size", [0.2, 1.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_products_as_a_gpu_computes_them_keep_the_gradient(
+def test_gradients_are_accurate_with_gpu_products(
     size: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scores of split factors, TF32, and where regions meet regions their own precision."""
+    """Scores from split factors, TF32, and the Gram matrix of regions in its own precision."""
     generator = torch.Generator().manual_seed(0)
     words = size * torch.randn(8, 12, 256, generator=generator)
     regions = (size * torch.randn(8, 256, 49, generator=generator)).to(dtype).float()
@@ -217,16 +217,14 @@ def test_products_as_a_gpu_computes_them_keep_the_gradient(
     bits = ProductBits(narrow=dtype == torch.bfloat16, split=True)
     monkeypatch.setattr(gloria_local, "product_bits", lambda *_: bits)
     assert 1e-5 < worst() < 1e-3
-    if size == 1.0:  # what the split is for
+    if size == 1.0:  # the case that needs the split
         bits = bits._replace(split=False)
         assert worst() > 1e-3
 
 
 @pytest.mark.parametrize(("dtype", "parts"), [(torch.bfloat16, 2), (torch.float32, 3)])
-def test_blocks_are_larger_on_a_gpu_and_its_products_narrower(
-    dtype: torch.dtype, parts: int
-) -> None:
-    """On a pretended GPU: products of 16-bit factors are added up in float32."""
+def test_gpu_uses_larger_blocks_and_16_bit_products(dtype: torch.dtype, parts: int) -> None:
+    """On a fake GPU: products of 16-bit factors are summed in float32."""
     seen: list[tuple[torch.dtype, int]] = []
 
     class Products(TorchDispatchMode):
@@ -280,7 +278,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 
-def test_padding_changes_nothing() -> None:
+def test_padding_has_no_effect() -> None:
     for value, padded in zip(
         similarity_and_gradients(*features()),
         similarity_and_gradients(*features(padding=5)),
@@ -301,7 +299,7 @@ def test_zero_vectors_give_no_similarity_and_no_gradient() -> None:
     assert not gradients[0][0].any()
 
 
-def test_block_size_bounds_what_is_kept_for_backward() -> None:
+def test_block_size_bounds_memory_kept_for_backward() -> None:
     regions, words, mask = features(images=16, lengths=(4,) * 16, dtype=torch.float32)
     inputs = {tensor.data_ptr() for tensor in (regions, words, mask)}
 
@@ -334,7 +332,7 @@ def test_second_derivatives_are_refused() -> None:
 
 
 @pytest.mark.parametrize("temp0", [1.0, 0.1])
-def test_attention_maps_are_those_of_matched_pairs(temp0: float) -> None:
+def test_attention_maps_are_of_matched_pairs(temp0: float) -> None:
     regions, words, mask = features()
     maps = attention_maps(regions, words, mask, temp0=temp0, temp1=4.0)
     assert maps.shape == (7, 6, 12)
@@ -382,7 +380,7 @@ def test_loss_is_the_weighted_sum_of_its_terms() -> None:
     assert "block_size=9" in repr(loss)
 
 
-def test_a_loss_of_no_term_is_refused() -> None:
+def test_zero_weights_of_all_terms_are_refused() -> None:
     with pytest.raises(ConfigError, match="local_loss_weight and global_loss_weight are both 0"):
         GLoRIALoss(local_loss_weight=0.0, global_loss_weight=0.0)
 
@@ -414,8 +412,8 @@ def test_bad_input() -> None:
         gloria_global_loss(torch.zeros(1, 8), torch.zeros(1, 8), 10.0)
 
 
-def test_small_regions_and_empty_places_give_finite_gradients() -> None:
-    """A masked score over the norm of nothing and of a short context must stay a number."""
+def test_tiny_regions_and_empty_words_give_finite_gradients() -> None:
+    """Masked scores divided by the norm of an empty or short context must be finite."""
     regions, words, mask = features(dtype=torch.float32)
     small = (regions.detach() * 0.01).requires_grad_()
     empty = (words.detach() * mask.unsqueeze(2)).requires_grad_()
@@ -430,7 +428,7 @@ def test_small_regions_and_empty_places_give_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("targets", [HASHES, vectors()], ids=["same_text", "soft"])
-def test_several_positives_are_those_of_the_global_terms(targets: Tensor) -> None:
+def test_several_positives_apply_to_the_global_terms(targets: Tensor) -> None:
     inputs = pairs()
     given = gloria_global_loss(*inputs, 3.0, targets=targets)
     expected = slow_both_ways(3.0 * cosines(*inputs), agreements(targets))
@@ -439,7 +437,7 @@ def test_several_positives_are_those_of_the_global_terms(targets: Tensor) -> Non
     assert_same_gradients(given[0] + 2 * given[1], expected[0] + 2 * expected[1], inputs)
 
 
-def test_local_terms_keep_to_the_own_image() -> None:
+def test_local_terms_use_only_the_matched_image() -> None:
     random = torch.Generator().manual_seed(0)
     regions = torch.randn(6, 5, 2, 2, generator=random, dtype=torch.float64)
     words = torch.randn(6, 4, 5, generator=random, dtype=torch.float64)

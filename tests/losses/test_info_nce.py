@@ -15,7 +15,7 @@ from vilmedic.losses.info_nce import InfoNCELoss
 
 
 def slow_loss(visual: Tensor, linguistic: Tensor, temperature: Tensor) -> Tensor:
-    """Pair by pair: each image among the reports, each report among the images."""
+    """Pair by pair: each image against all reports, each report against all images."""
     size, terms = len(visual), []
     scores = [
         [functional.cosine_similarity(v, w, dim=0) / temperature for w in linguistic]
@@ -47,7 +47,7 @@ def test_equals_a_published_implementation() -> None:
     torch.testing.assert_close(InfoNCELoss()(visual, linguistic)["loss"], published)
 
 
-def test_what_it_is_given_counts_instead_of_its_own() -> None:
+def test_a_given_temperature_replaces_its_own() -> None:
     loss, inputs = InfoNCELoss().double(), pairs()
     given = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     value = loss(*inputs, temperature=given)["loss"]
@@ -58,7 +58,7 @@ def test_what_it_is_given_counts_instead_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("start", "end"), [(1e-4, 0.01), (0.05, 0.05), (30.0, 1.0)])
-def test_the_temperature_is_brought_back_within_its_bounds(start: float, end: float) -> None:
+def test_the_temperature_is_clamped_to_its_bounds(start: float, end: float) -> None:
     loss = InfoNCELoss()
     loss.log_temperature.data.fill_(math.log(start))
     loss.clamp()
@@ -80,7 +80,7 @@ def test_easy_pairs_lower_the_temperature_to_its_bound_and_hard_ones_raise_it() 
 
 
 @pytest.mark.parametrize("settings", [{"tau": 0.005}, {"tau": 2.0}, {"tau_min": 0.5}])
-def test_a_start_outside_of_the_bounds_is_refused(settings: dict[str, float]) -> None:
+def test_an_initial_temperature_out_of_bounds_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match="tau_min"):
         InfoNCELoss(**settings)
 

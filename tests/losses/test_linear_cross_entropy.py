@@ -43,7 +43,7 @@ def test_reduced_precision_stays_close() -> None:
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
 
 
-def test_nothing_is_kept_without_gradients() -> None:
+def test_nothing_is_saved_without_gradients() -> None:
     hidden, weight = torch.randn(4, 3), torch.randn(5, 3)
     with torch.inference_mode():
         loss = linear_cross_entropy(hidden, weight, torch.zeros(5), torch.tensor([0, 1, 2, 4]))
@@ -53,7 +53,7 @@ def test_nothing_is_kept_without_gradients() -> None:
 @pytest.mark.parametrize("classes", [40, 512])
 @pytest.mark.parametrize("hidden_kind", [torch.float32, torch.float16])
 def test_float16_keeps_the_gradient_of_many_rows(classes: int, hidden_kind: torch.dtype) -> None:
-    """As many rows as a step of DALLE has: a share of 1 / N in float16 would round to nothing."""
+    """As many rows as a DALLE step has: a factor of 1 / N would underflow in float16."""
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(12288, 16, generator=random).to(hidden_kind).requires_grad_()
     weight = torch.randn(classes, 16, generator=random).mul(0.02).requires_grad_()

@@ -49,7 +49,7 @@ def test_known_value_of_orthogonal_images() -> None:
     assert ntxent_loss(eye, eye, 0.5).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_symmetric_in_the_views_and_blind_to_their_length() -> None:
+def test_symmetric_in_the_views_and_independent_of_norms() -> None:
     first, second = views()
     loss = ntxent_loss(first, second, 0.5)
     torch.testing.assert_close(ntxent_loss(second, first, 0.5), loss)
@@ -101,17 +101,17 @@ def test_module_uses_its_setting() -> None:
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
-def test_bad_temperature(tau: float) -> None:
+def test_bad_temperature_is_refused(tau: float) -> None:
     with pytest.raises(ValueError, match="tau above 0"):
         ntxent_loss(*views(), tau)
 
 
-def test_batch_of_one() -> None:
+def test_batch_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 1 and needs at least two images"):
         ntxent_loss(*views(batch=1), 0.5)
 
 
 @pytest.mark.parametrize("shapes", [((4, 3), (5, 3)), ((4, 3), (4, 2)), ((4, 3, 1), (4, 3, 1))])
-def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_mismatched_shapes_are_refused(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match=r"two tensors \[B, D\] of the same shape, not \[4, 3"):
         ntxent_loss(torch.zeros(shapes[0]), torch.zeros(shapes[1]), 0.5)

@@ -87,7 +87,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert inputs[0].grad.dtype == dtype
 
 
-def test_logits_beyond_what_an_exponential_holds() -> None:
+def test_large_logits_do_not_overflow() -> None:
     loss = SigLIPLoss(scale=1000.0, bias=-1000.0)
     wrong = torch.eye(3).roll(1, 0).requires_grad_()
     value = loss(torch.eye(3), wrong)["loss"]
@@ -98,7 +98,7 @@ def test_logits_beyond_what_an_exponential_holds() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 8])
-def test_chance_is_the_least_loss_of_equal_features(size: int) -> None:
+def test_chance_loss_is_the_minimum_for_equal_features(size: int) -> None:
     loss = SigLIPLoss(scale=1.0, bias=0.0)
     optimizer = torch.optim.SGD([loss.bias], lr=0.5)
     same = torch.ones(size, 3)

@@ -35,7 +35,7 @@ def by_reports(encoder: Path, **settings: Any) -> Targets:
 
 
 def batch_of(size: int = 6) -> dict[str, Tensor]:
-    """With two equal reports at least."""
+    """A batch with at least two equal reports."""
     batch = tiny_batch(size)
     batch["images"] = batch["images"].double()
     for key in ("input_ids", "attention_mask"):
@@ -49,7 +49,7 @@ def model_with(targets: Targets) -> ConVIRT:
 
 
 def slow_agreements(folder: Path, batch: dict[str, Tensor]) -> list[list[float]]:
-    """By the library itself, a report at a time without its padding."""
+    """From the library itself, report by report without padding."""
     network = BertModel.from_pretrained(folder).double().eval()
     means = []
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -60,7 +60,7 @@ def slow_agreements(folder: Path, batch: dict[str, Tensor]) -> list[list[float]]
     return [[float(((cosine - 1) / T).exp()) for cosine in row] for row in cosines]
 
 
-def test_the_loss_is_that_of_the_similarities_of_the_reports(bert: Path) -> None:
+def test_the_loss_uses_the_similarities_of_the_reports(bert: Path) -> None:
     batch, model = batch_of(), model_with(by_reports(bert))
     features = model.encode(batch)
     agreed = slow_agreements(bert, batch)
@@ -86,7 +86,7 @@ def test_chunks_give_the_gradients_of_the_whole_batch(bert: Path) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_the_encoder_is_no_part_of_the_model_and_stays_as_it_is(bert: Path) -> None:
+def test_the_target_encoder_is_not_part_of_the_model_and_frozen(bert: Path) -> None:
     model, plain = model_with(by_reports(bert)).train(), tiny_convirt()
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert len(list(model.parameters())) == len(list(plain.parameters()))
@@ -97,13 +97,13 @@ def test_the_encoder_is_no_part_of_the_model_and_stays_as_it_is(bert: Path) -> N
     assert torch.equal(first, model.eval().encode(batch)["targets"])
 
 
-def test_loading_it_draws_no_random_numbers(bert: Path) -> None:
+def test_loading_the_encoder_uses_no_random_numbers(bert: Path) -> None:
     state = torch.get_rng_state()
     by_reports(bert)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_from_a_checkpoint_loads_it_for_the_loss_alone(bert: Path) -> None:
+def test_a_model_from_a_checkpoint_loads_the_encoder_only_for_the_loss(bert: Path) -> None:
     batch = batch_of()
     trained = model_with(by_reports(bert))
     stated = network_configs(trained)
@@ -119,7 +119,7 @@ def test_a_model_from_a_checkpoint_loads_it_for_the_loss_alone(bert: Path) -> No
 
 
 @pytest.mark.parametrize("other", [True, False])
-def test_without_its_weights_an_evaluation_has_no_loss_and_training_stops(
+def test_without_encoder_weights_evaluation_has_no_loss_and_training_fails(
     bert: Path, other: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     filled = Filled(network_configs(model_with(by_reports(bert))))
@@ -137,13 +137,13 @@ def test_without_its_weights_an_evaluation_has_no_loss_and_training_stops(
         prepare_network(model, TrainorSection(batch_size=4), torch.device("cpu"))
 
 
-def test_its_tokenizer_has_to_be_that_of_the_reports(bert: Path) -> None:
+def test_the_encoder_must_have_the_tokenizer_of_the_reports(bert: Path) -> None:
     tiny_tokenizer(["other", "words"]).save_pretrained(bert)
     with pytest.raises(ArgumentError, match=r"encoder: .*dataset\.seq\.tokenizer"):
         by_reports(bert)
 
 
-def test_reports_need_an_encoder_that_is_there(tmp_path: Path) -> None:
+def test_a_missing_target_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="encoder: not given"):
         Targets(spec=tiny_spec(), by="reports")
     with pytest.raises(ArgumentError, match="encoder: there is no folder"):
@@ -152,4 +152,4 @@ def test_reports_need_an_encoder_that_is_there(tmp_path: Path) -> None:
 
 def test_the_settings_are_shown(bert: Path) -> None:
     assert by_reports(bert).extra_repr() == "soft, by reports under bert, temperature 0.05"
-    assert ConVIRTLoss().lambda_ == 0.75  # which the slow loss above has
+    assert ConVIRTLoss().lambda_ == 0.75  # used by the slow loss above

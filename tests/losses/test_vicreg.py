@@ -52,7 +52,7 @@ def test_equals_a_published_implementation() -> None:
     torch.testing.assert_close(VICRegLoss()(first, second)["loss"], published)
 
 
-def test_equal_embeddings_are_not_the_best_ones() -> None:
+def test_collapsed_embeddings_are_not_optimal() -> None:
     same = torch.ones(8, 4, requires_grad=True)
     collapsed = VICRegLoss()(same, same)
     assert collapsed["loss"].item() == pytest.approx(25 * (1 - 0.01))
@@ -73,7 +73,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert given.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_what_cannot_be_computed_is_refused() -> None:
+def test_invalid_inputs_and_weights_are_refused() -> None:
     with pytest.raises(ValueError, match="at least two pairs"):
         VICRegLoss()(torch.ones(1, 4), torch.ones(1, 4))
     with pytest.raises(ArgumentError, match="all three weights are 0"):

@@ -34,7 +34,7 @@ def report(scores: np.ndarray, targets: np.ndarray, **options: object) -> dict:
     return report_classes(lambda block: scores[:, block], columns, NAMES, **settings)  # type: ignore[arg-type]
 
 
-def test_numbers_and_intervals_agree_with_drawing_the_samples() -> None:
+def test_numbers_and_intervals_agree_with_explicit_resampling() -> None:
     scores, targets = made_up()
     found = report(scores, targets, multi_label=True)
     drawn = np.concatenate(list(resamples(60, number=300, seed=3))).astype(int)
@@ -63,7 +63,7 @@ def test_numbers_and_intervals_agree_with_drawing_the_samples() -> None:
     assert found["classes"]["B"]["negatives"] == 60 - targets[:, 1].sum()
 
 
-def test_classes_that_cannot_be_ranked_are_named_and_left_out(
+def test_classes_without_both_values_are_named_and_excluded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     scores, targets = made_up()
@@ -83,7 +83,7 @@ def test_classes_that_cannot_be_ranked_are_named_and_left_out(
     assert report(scores, targets)["excluded"] == list(NAMES)
 
 
-def test_the_accuracy_of_a_class_with_one_value_is_no_result() -> None:
+def test_accuracy_of_a_class_with_one_value_is_null() -> None:
     scores, targets = made_up()
     targets[:, 0] = False
     right = right_decisions(scores, targets)
@@ -94,13 +94,13 @@ def test_the_accuracy_of_a_class_with_one_value_is_no_result() -> None:
     low, high = found["accuracy_interval"]
     assert low < found["accuracy"] < high
 
-    targets[:] = [True, False, False]  # one label a sample, the same for all
+    targets[:] = [True, False, False]  # one label per sample, the same for all
     one = report(scores, targets, multi_label=False)
     assert one["accuracy"] is None
     assert one["accuracy_interval"] is None
 
 
-def test_decisions_that_are_ties_count_by_halves_and_shares() -> None:
+def test_tied_decisions_count_fractionally() -> None:
     scores = np.array([[0.5, 0.9, 0.2], [0.5 + 1e-15, 0.1, 0.8]])
     targets = np.array([[True, True, False], [False, True, True]])
     several = right_decisions(scores, targets)
@@ -111,12 +111,12 @@ def test_decisions_that_are_ties_count_by_halves_and_shares() -> None:
     assert one.tolist() == [0.5, pytest.approx(1 / 3), 0.0, pytest.approx(1 / 3)]
 
 
-def test_one_label_a_sample_has_one_accuracy() -> None:
+def test_single_label_data_has_one_accuracy() -> None:
     scores, targets = made_up()
     right = np.arange(60) % 3 > 0
     targets = np.eye(3, dtype=bool)[np.arange(60) % 3]
     scores = targets + 0.1 * scores.clip(-1, 1)
-    scores[~right] = [0.0, 1.0, 0.0]  # another class, for all that have the first one
+    scores[~right] = [0.0, 1.0, 0.0]  # a wrong class for all samples of the first one
     found = report(scores, targets, multi_label=False)
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert "accuracy" not in found["classes"]["A"]
@@ -132,7 +132,7 @@ def test_no_resamples_give_no_intervals() -> None:
     assert found["classes"]["A"]["auroc_interval"] is None
 
 
-def test_undefined_has_the_shape_of_a_report() -> None:
+def test_undefined_results_have_the_shape_of_a_report() -> None:
     scores, targets = made_up()
     assert undefined().keys() == report(scores, targets).keys()
     assert undefined(accuracy=True).keys() == report(scores, targets, multi_label=True).keys()
@@ -172,7 +172,7 @@ def test_agrees_with_scikit_learn_ties_included(decimals: int) -> None:
         assert precision[0] == pytest.approx(average_precision_score(targets, scores), abs=1e-12)
 
 
-def test_weights_are_repetitions() -> None:
+def test_sample_weights_equal_repetitions() -> None:
     generator = np.random.default_rng(1)
     targets = generator.random(40) < 0.4
     scores = np.round(generator.normal(size=40) + targets, 1)
@@ -186,13 +186,13 @@ def test_weights_are_repetitions() -> None:
         assert precision == pytest.approx(expected, abs=1e-12)
 
 
-def test_equal_scores_are_chance() -> None:
+def test_equal_scores_give_chance_level() -> None:
     area, precision = RankedScores(np.ones(10), np.arange(10) < 3).measure()
     assert area[0] == 0.5
     assert precision[0] == pytest.approx(0.3)
 
 
-def test_one_class_alone_is_undefined() -> None:
+def test_a_single_class_is_undefined() -> None:
     for targets in (np.zeros(5, bool), np.ones(5, bool)):
         area, precision = RankedScores(np.arange(5.0), targets).measure()
         assert np.isnan(area[0])
@@ -211,12 +211,12 @@ def test_resamples_are_seeded_and_have_the_right_size(monkeypatch: pytest.Monkey
     assert [len(chunk) for chunk in chunks] == [5, 5, 2]
 
 
-def test_interval_covers_the_true_area_about_as_often_as_it_says() -> None:
+def test_interval_coverage_matches_its_level() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(100):
         targets = np.arange(120) < 60
-        # The area under the curve of two unit normals 1 apart is Phi(1 / sqrt(2)).
+        # The AUROC of two unit normals with means 1 apart is Phi(1 / sqrt(2)).
         scores = generator.normal(size=120) + targets
         ranked = RankedScores(scores, targets)
         areas = np.concatenate(
@@ -228,5 +228,5 @@ def test_interval_covers_the_true_area_about_as_often_as_it_says() -> None:
     assert 87 <= covered <= 100
 
 
-def test_interval_of_nothing_is_none() -> None:
+def test_empty_interval_is_none() -> None:
     assert interval(np.array([np.nan, np.nan])) is None

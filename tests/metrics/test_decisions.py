@@ -46,7 +46,7 @@ def slow_best(scores: NDArray[Any], targets: NDArray[Any], by: Any) -> float:
 
 
 @pytest.mark.parametrize(("by", "metric"), [("f1", f1_score), ("mcc", matthews_corrcoef)])
-def test_numbers_are_those_of_scikit_learn_at_the_threshold_of_validate(by: str, metric: Any):
+def test_numbers_agree_with_scikit_learn_at_the_validation_threshold(by: str, metric: Any):
     given = both()
     report = Classification(threshold_by=by, bootstrap=0)(given)
     scores, targets = arrays(given.features)
@@ -80,7 +80,7 @@ def test_the_calibration_error_is_the_mean_distance_in_bins() -> None:
         assert report["classes"][name]["calibration_error"] == pytest.approx(expected)
 
 
-def test_unknown_labels_count_in_no_number_of_their_class() -> None:
+def test_unknown_labels_are_excluded_per_class() -> None:
     unknown = [(i, 1) for i in range(20)]
     given = both(unknown=unknown)
     report = Classification(bootstrap=20)(given)
@@ -93,14 +93,14 @@ def test_unknown_labels_count_in_no_number_of_their_class() -> None:
     assert entry["f1"] == pytest.approx(f1_score(right, chosen))
     assert entry["mcc"] == pytest.approx(matthews_corrcoef(right, chosen))
     assert entry["accuracy"] == pytest.approx(((rest > 0.5) == right).mean())
-    # What is unknown may hold any score.
+    # Scores of unknown labels do not matter.
     given.features.features["logits"][:20, 1] = 50.0
     again = Classification(bootstrap=20)(given)
     assert again["classes"]["Mass"] == entry
     assert report["classes"]["Edema"]["positives"] == int(targets[:, 0].sum())
 
 
-def test_intervals_hold_the_number_and_narrow_with_the_samples() -> None:
+def test_intervals_contain_the_number_and_narrow_with_samples() -> None:
     widths = []
     for size in (60, 600):
         report = Classification(bootstrap=200)(both(size=size))
@@ -120,7 +120,7 @@ def test_a_class_without_positives_has_no_numbers() -> None:
     assert report["f1"] == report["classes"]["Edema"]["f1"]
 
 
-def test_classes_that_exclude_each_other_share_their_probability() -> None:
+def test_exclusive_classes_use_softmax_probabilities() -> None:
     random = torch.Generator().manual_seed(3)
     one = torch.arange(30) % 3
     logits = torch.randn(30, 3, generator=random) + 2 * torch.eye(3)[one]
@@ -143,7 +143,7 @@ def test_the_highest_of_equally_good_thresholds_is_chosen() -> None:
     assert math.isnan(best_threshold(scores, np.zeros(4, bool), "f1"))
 
 
-def test_scores_of_samples_are_recorded() -> None:
+def test_sample_scores_are_recorded() -> None:
     given = both(unknown=[(3, 0)])
     given.recorded = {}
     report = Classification(bootstrap=0)(given)

@@ -1,4 +1,4 @@
-"""The numbers of the CheXpert 5x200 protocol against formulas written on their own, in numpy."""
+"""The CheXpert 5x200 protocol against independent formulas in numpy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prompts(tmp_path: Path) -> str:
 
 
 def embedding(text: str) -> NDArray[np.float32]:
-    """Of a prompt: the direction of its class and something of its own."""
+    """The embedding of a prompt: the direction of its class plus its own noise."""
     name, _, number = text.rpartition(" ")
     own = np.random.default_rng(10 * NAMES.index(name) + int(number)).normal(size=16)
     return (3 * np.eye(16)[NAMES.index(name)] + own).astype(np.float32)
@@ -57,7 +57,7 @@ def cosine(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
     return one @ other.T / lengths
 
 
-def test_zero_shot_accuracy_is_that_of_the_formula(prompts: str) -> None:
+def test_zero_shot_accuracy_matches_the_formula(prompts: str) -> None:
     given, images, _, classes = made()
     found = ZeroShot(prompts=prompts, scoring="normalized_max", bootstrap=50)(given)
 
@@ -77,7 +77,7 @@ def test_zero_shot_accuracy_is_that_of_the_formula(prompts: str) -> None:
     np.testing.assert_allclose(given.recorded["scores"], scores, atol=1e-6)
 
 
-def test_precision_at_k_is_that_of_the_formula() -> None:
+def test_precision_at_k_matches_the_formula() -> None:
     given, images, reports, classes = made()
     found = Retrieval(precision_at=[5, 10, 100])(given)
     for direction, queries, targets in (
@@ -99,7 +99,7 @@ def test_negative_prompts_are_needed_for_the_difference(prompts: str) -> None:
         ZeroShot(prompts=prompts).check(given)
 
 
-def test_there_is_no_accuracy_where_samples_have_none_of_the_classes(prompts: str) -> None:
+def test_no_accuracy_if_samples_have_none_of_the_classes(prompts: str) -> None:
     given, *_ = made()
     some = {name: {"positive": PROMPTS[name]} for name in NAMES[:3]}
     Path(prompts).write_text(yaml.safe_dump(some))

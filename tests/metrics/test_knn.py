@@ -14,7 +14,7 @@ from vilmedic.metrics.knn import NearestNeighbours, Neighbours
 
 
 def vote(queries: Tensor, voters: Tensor, votes: Tensor, **options: Any) -> Tensor:
-    """The shares of all classes at once."""
+    """The vote shares of all classes."""
     scores = Neighbours(queries, voters, **options).scores(sparse(votes))
     return torch.from_numpy(scores(slice(None)))
 
@@ -36,8 +36,8 @@ def test_votes_agree_with_a_slow_reference(monkeypatch: pytest.MonkeyPatch, bloc
             assert share[column].item() == pytest.approx(expected / sum(weights), abs=1e-5)
 
 
-def test_two_classes_that_exclude_each_other_rank_alike() -> None:
-    """Unanimous votes are ties, whatever the similarities: each class has the same area."""
+def test_two_exclusive_classes_have_equal_auroc() -> None:
+    """Unanimous votes are ties for all similarities: both classes have the same AUROC."""
 
     def balanced(size: int, seed: int, split: str):  # type: ignore[no-untyped-def]
         target = torch.arange(size) % 2
@@ -54,8 +54,8 @@ def test_two_classes_that_exclude_each_other_rank_alike() -> None:
     assert areas[0] == pytest.approx(areas[1], abs=1e-12)
 
 
-def test_voters_as_far_as_the_last_neighbour_share_its_place() -> None:
-    """Four voters stand at one place, of which one and a half belong to the two nearest of each."""
+def test_voters_tied_with_the_last_neighbour_share_its_vote() -> None:
+    """Four voters tie for the last places among the neighbours and share them."""
     query = torch.tensor([[1.0, 0.0]])
     near, far = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 1.0]])
     voters = torch.cat([far * 2, near, far, 3 * far, far * 0.1])
@@ -75,7 +75,7 @@ def test_a_sample_does_not_vote_for_itself() -> None:
     shares = vote(x, x, votes, k=10, temperature=0.07, own=torch.arange(6))
     assert shares.diagonal().abs().max() == 0
     assert shares.sum(dim=1).tolist() == pytest.approx([1.0] * 6)
-    rows = torch.tensor([4, 1, 5])  # of a part of the split, whatever its order
+    rows = torch.tensor([4, 1, 5])  # a subset of the split in any order
     part = vote(x, x[rows], votes[rows], k=10, temperature=0.07, own=rows)
     assert part.diagonal().abs().max() == 0
     assert part.sum(dim=1).tolist() == pytest.approx([1.0] * 6)
@@ -97,7 +97,7 @@ def test_finds_clusters(multi_label: bool) -> None:
     assert on_itself["accuracy"] == 1.0
 
 
-def test_fractions_of_the_labels_vote() -> None:
+def test_label_fractions_are_reported() -> None:
     def noisy(size: int, seed: int, split: str):  # type: ignore[no-untyped-def]
         labels = (random(size, 3, seed=seed) > 0).float()
         features = {"visual_backbone": labels @ random(3, 8) + random(size, 8, seed=seed + 1)}

@@ -27,7 +27,7 @@ NAMES = ("A", "B", "C")
 def make(
     size: int, seed: int, split: str, *, multi_label: bool = True, noise: float = 1.0
 ) -> SplitFeatures:
-    """Features that hold the labels, in directions of very different scale."""
+    """Features that contain the labels, in directions of very different scale."""
     x = random(size, 12, seed=seed)
     logits = x @ random(12, 3, seed=99) + noise * random(size, 3, seed=seed + 1)
     hard = torch.nn.functional.one_hot(logits.argmax(dim=1), 3)
@@ -38,7 +38,7 @@ def make(
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
-def test_reads_labels_off_features_and_nothing_off_noise(multi_label: bool) -> None:
+def test_finds_labels_in_features_and_chance_in_noise(multi_label: bool) -> None:
     run = evaluation(
         make(300, 0, "test", multi_label=multi_label),
         make(600, 10, "train", multi_label=multi_label),
@@ -54,7 +54,7 @@ def test_reads_labels_off_features_and_nothing_off_noise(multi_label: bool) -> N
     assert LinearProbe(bootstrap=100)(run) == good
 
 
-def test_numbers_are_those_of_scikit_learn() -> None:
+def test_numbers_agree_with_scikit_learn() -> None:
     test, train = make(200, 0, "test"), make(400, 10, "train")
     result = LinearProbe(bootstrap=10)(evaluation(test, train))
     from sklearn.linear_model import LogisticRegression
@@ -85,7 +85,7 @@ def test_fractions_are_reported_and_the_largest_is_the_headline() -> None:
     assert result["auroc"] == areas[2]
 
 
-def test_a_class_that_the_training_labels_lack_is_left_out() -> None:
+def test_a_class_missing_in_training_is_excluded() -> None:
     train = make(100, 10, "train")
     assert train.labels is not None
     train.labels = train.labels.multiply([1, 0, 1]).tocsr().astype(bool)
@@ -95,7 +95,7 @@ def test_a_class_that_the_training_labels_lack_is_left_out() -> None:
     assert result["auroc"] is not None
 
 
-def test_classes_that_are_left_out_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_excluded_classes_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     train = make(100, 10, "train")
     assert train.labels is not None
     train.labels = train.labels.multiply([1, 0, 1]).tocsr().astype(bool)
@@ -104,7 +104,7 @@ def test_classes_that_are_left_out_are_logged_once(caplog: pytest.LogCaptureFixt
     assert caplog.text.count("left out of the means") == 1
 
 
-def test_constant_and_few_samples_do_not_break_it() -> None:
+def test_constant_features_and_few_samples_work() -> None:
     train, test = make(2, 10, "train"), make(30, 0, "test")
     result = LinearProbe(bootstrap=10)(evaluation(test, train))
     assert result["fit"]["samples"] == 2
@@ -142,7 +142,7 @@ def test_a_thousand_features_take_seconds() -> None:
     assert time.perf_counter() - started < 30
 
 
-def test_smaller_shares_lie_within_larger_ones() -> None:
+def test_smaller_fractions_are_subsets_of_larger_ones() -> None:
     subsets = nested_subsets(200, [0.001, 0.1, 1.0], seed=4)
     assert [len(rows) for rows in subsets] == [2, 20, 200]
     for small, large in itertools.pairwise(subsets):
@@ -152,7 +152,7 @@ def test_smaller_shares_lie_within_larger_ones() -> None:
     assert nested_subsets(200, [0.1], seed=5)[0].tolist() != subsets[1].tolist()
 
 
-def test_shares_are_sorted() -> None:
+def test_fractions_are_sorted() -> None:
     assert read_fractions(None) == [1.0]
     assert read_fractions([1.0, 0.01, 0.1, 0.01]) == [0.01, 0.1, 1.0]
 
@@ -166,7 +166,7 @@ def probabilities(model: LogisticRegression, x: Tensor) -> Tensor:
 
 
 def objective(weight: Tensor, log_losses: Tensor, strength: float) -> float:
-    """scikit-learn's: the sum of log losses and |W|^2 / (2 C)."""
+    """scikit-learn's objective: the sum of log losses and |W|^2 / (2 C)."""
     return float(log_losses.sum() + weight.square().sum() / (2 * strength))
 
 
@@ -196,7 +196,7 @@ def test_binary_tasks_agree_with_scikit_learn(strength: float) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("strength", [1e-3, 1e-1])
-def test_one_label_of_several_agrees_with_scikit_learn(classes: int, strength: float) -> None:
+def test_multi_class_task_agrees_with_scikit_learn(classes: int, strength: float) -> None:
     x = random(200, 10).double()
     noise = random(200, classes, seed=2)
     target = (x @ random(10, classes, seed=1).double() + noise).argmax(dim=1)
@@ -220,7 +220,7 @@ def test_one_label_of_several_agrees_with_scikit_learn(classes: int, strength: f
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
-def test_a_class_that_is_not_there_has_no_scores(multi_label: bool) -> None:
+def test_an_absent_class_has_no_scores(multi_label: bool) -> None:
     x = random(20, 3)
     y = torch.zeros(20, 3, dtype=torch.bool)
     y[:10, 0] = y[10:, 2] = True
@@ -237,7 +237,7 @@ def test_fits_under_inference_mode() -> None:
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
-def test_blocks_of_classes_or_samples_end_at_the_same_fit(
+def test_block_size_does_not_change_the_fit(
     monkeypatch: pytest.MonkeyPatch, multi_label: bool
 ) -> None:
     x = random(120, 6)

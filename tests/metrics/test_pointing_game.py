@@ -20,7 +20,7 @@ LEFT, RIGHT = 0, 3  # columns of a map of 4 x 4 regions
 
 
 def looking(run: Evaluation, where: dict[int, tuple[int, int]]) -> Evaluation:
-    """Let all words of a sample look at one region of 4 x 4, given as row and column."""
+    """Make all words of a sample attend to one region of 4 x 4, given as row and column."""
 
     def attention(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
         maps = []
@@ -34,8 +34,8 @@ def looking(run: Evaluation, where: dict[int, tuple[int, int]]) -> Evaluation:
     return run
 
 
-def test_counts_the_words_that_look_to_their_finding(tmp_path: Path) -> None:
-    """Line 1 hits its side and box, line 3 its side alone, line 5 has no side and misses."""
+def test_counts_words_that_attend_to_their_finding(tmp_path: Path) -> None:
+    """Line 1 hits its side and box, line 3 only its side, line 5 has no side and misses."""
     run = looking(gloria_evaluation(tmp_path), {0: (3, RIGHT), 2: (0, LEFT), 4: (3, RIGHT)})
     result = PointingGame(root=str(tmp_path), bootstrap=200)(run)
     assert (result["words"], result["words_with_side"]) == (3, 2)
@@ -56,12 +56,12 @@ def test_counts_the_words_that_look_to_their_finding(tmp_path: Path) -> None:
     assert "side_interval" not in result
 
 
-def test_maps_that_do_not_decide_count_as_chance(tmp_path: Path) -> None:
-    """An even map, and the middle column of three, are on neither side."""
+def test_undecided_maps_count_as_chance(tmp_path: Path) -> None:
+    """A uniform map and the middle column of three are on neither side."""
     run = gloria_evaluation(tmp_path)
 
     def attention(dataset: Any, indices: Sequence[int]) -> list[Tensor]:
-        # Equal regions, as float32 adds them up: which is largest is decided by its place.
+        # Equal regions up to float32 rounding: the order of summation decides which is largest.
         even = 1 / 16 * (1 + 1e-7 * random(20, 4, 4))
         middle = torch.zeros(20, 3, 3)
         middle[:, :, 1] = 1.0
@@ -73,8 +73,8 @@ def test_maps_that_do_not_decide_count_as_chance(tmp_path: Path) -> None:
     assert result["side"] == 0.5
 
 
-def test_chance_is_the_area_of_the_boxes_in_what_the_model_sees(tmp_path: Path) -> None:
-    """Of 40 rows the middle 32 are seen, so a box that covers the lower half covers 16 of them."""
+def test_chance_is_the_box_area_in_the_cropped_image(tmp_path: Path) -> None:
+    """The model sees the middle 32 of 40 rows, so a box on the lower half covers 16 of them."""
     run = looking(gloria_evaluation(tmp_path), {0: (0, 0), 2: (0, 0), 4: (0, 0)})
     result = PointingGame(root=str(tmp_path), bootstrap=0)(run)
     assert result["box_chance"] == pytest.approx((0.25 + 0.125 + 0.25) / 3)
@@ -107,7 +107,7 @@ def test_an_untrained_model_gives_numbers(tmp_path: Path) -> None:
     json.dumps(result)
 
 
-def test_files_that_do_not_fit_and_models_without_regions_are_refused(tmp_path: Path) -> None:
+def test_mismatched_files_and_models_without_regions_are_refused(tmp_path: Path) -> None:
     run = gloria_evaluation(tmp_path)
     write_pairs(tmp_path, findings=FINDINGS[:3])
     with pytest.raises(DataError, match=r"test\.finding\.jsonl has 3 lines.*line 5"):
@@ -137,7 +137,7 @@ def test_reads_names_sides_and_boxes(tmp_path: Path) -> None:
     ]
 
 
-def test_the_left_of_the_patient_is_the_right_of_the_image() -> None:
+def test_patient_left_is_image_right() -> None:
     halves = [Finding("Mass", side, ()).image_half for side in ("left", "right", None)]
     assert halves == ["right", "left", None]
 
@@ -153,12 +153,12 @@ def test_the_left_of_the_patient_is_the_right_of_the_image() -> None:
         '{"Mass": {"parts": [{"box": [0, 0, 1, "x"]}]}}',
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+def test_a_bad_line_is_an_error(tmp_path: Path, line: str) -> None:
     root = write(tmp_path, "{}", line)
     with pytest.raises(DataError, match=r"test\.finding\.jsonl:2: not a record of findings.*box"):
         read_findings(root, "test", "finding.jsonl")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"test\.finding\.jsonl"):
         read_findings(str(tmp_path), "test", "finding.jsonl")

@@ -18,7 +18,7 @@ PROMPTS: dict[str, dict[str, str | None]] = {
 }
 
 
-def test_what_a_real_image_shows() -> None:
+def test_prompts_match_findings_of_real_images() -> None:
     left, right = (Finding("Effusion", side, ()) for side in ("left", "right"))
     both, heart = Finding("Effusion", None, ()), Finding("Cardiomegaly", None, ())
     clear, effusion = (_read_prompt(name, given) for name, given in PROMPTS.items())
@@ -39,12 +39,12 @@ def test_what_a_real_image_shows() -> None:
         ({**PROMPTS, "b": {"prompt": "x", "side": "up"}}, "allowed: left, right"),
     ],
 )
-def test_prompts_that_say_nothing_are_refused(prompts: dict[str, Any], words: str) -> None:
+def test_prompts_without_findings_are_refused(prompts: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         PromptedFindings(root="data", prompts=prompts)
 
 
-def test_guidance_without_training_for_it_is_a_warning(
+def test_guidance_without_text_dropout_training_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = '{"Effusion": {"side": "left"}}\n{}\n'
@@ -59,8 +59,8 @@ def test_guidance_without_training_for_it_is_a_warning(
     assert "prompted_findings.cond_scale is 3, but run, DALLE was trained with" in caplog.text
 
 
-def test_the_classifier_learns_where_something_is() -> None:
-    """A bright spot on the left, on the right, or both; exposure varies."""
+def test_the_classifier_distinguishes_sides() -> None:
+    """A bright spot on the left, the right or both sides; exposure varies."""
     random = torch.Generator().manual_seed(0)
     labels = torch.rand(240, 2, generator=random) > 0.5
     images = torch.rand(240, 1, 32, 32, generator=random) * 40
@@ -80,7 +80,7 @@ def test_the_classifier_learns_where_something_is() -> None:
 def test_equal_images_get_equal_logits_in_every_batch() -> None:
     random = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (262, 1, 32, 32), generator=random, dtype=torch.uint8)
-    pixels[258:] = pixels[:4]  # behind the first 256, so in a batch of another size
+    pixels[258:] = pixels[:4]  # after the first 256, so in a batch of another size
     classifier = ImageClassifier(pixels[:64], torch.rand(64, 2) > 0.5, epochs=1, seed=0)
     logits = classifier.logits(pixels)
     assert torch.equal(logits[258:], logits[:4])

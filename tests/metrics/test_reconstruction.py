@@ -56,7 +56,7 @@ def evaluation(*members: nn.Module, out_dir: Path = Path()) -> Evaluation:
     )
 
 
-def test_the_numbers_are_those_of_the_whole_split() -> None:
+def test_numbers_cover_the_whole_split() -> None:
     model = tiny_vae()
     run = evaluation(model)
     results = Reconstruction()(run)
@@ -94,13 +94,13 @@ def test_a_collapse_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "run, split test: the codebook has collapsed: 1 of 200 codes are used" in caplog.text
 
 
-def test_an_even_use_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_uniform_codebook_use_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     Reconstruction()(evaluation(tiny_vae(num_tokens=200)))
     Reconstruction(collapse_share=0.0)(evaluation(tiny_vae()))
     assert "collapsed" not in caplog.text
 
 
-def test_other_models_have_none_of_it() -> None:
+def test_other_models_have_no_reconstruction_numbers() -> None:
     results = Reconstruction()(evaluation(RawPixels()))
     assert set(results.values()) == {None}
     run = evaluation(tiny_vae())

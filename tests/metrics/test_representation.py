@@ -37,7 +37,7 @@ def test_collapse_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     assert result["visual_uniformity"] < result["linguistic_uniformity"]
 
 
-def test_samples_that_differ_by_noise_alone_have_collapsed(
+def test_features_that_differ_only_by_noise_have_collapsed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     noise = torch.ones(50, 8) + 1e-3 * random(50, 8)

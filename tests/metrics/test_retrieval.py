@@ -18,7 +18,7 @@ from vilmedic.metrics.retrieval import Retrieval, cosines, count_ahead
 
 
 def slow(queries: Tensor, targets: Tensor) -> tuple[list[int], list[int]]:
-    """Counts of candidates above and beside the true one, by pairs."""
+    """Numbers of candidates ranked above the true one and tied with it, pair by pair."""
     above, beside = [], []
     for i, query in enumerate(queries.double()):
         scores = [(query @ t / query.norm() / t.norm()).item() for t in targets.double()]
@@ -45,11 +45,11 @@ def test_ranks_agree_with_a_slow_reference(block_size: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_many_samples_have_the_ranks_of_the_whole_table(threads: int) -> None:
-    """More than a strip a side, and not a multiple of anything."""
+def test_tiled_ranks_equal_those_of_the_whole_matrix(threads: int) -> None:
+    """More than one strip per side, and not a multiple of any block size."""
     count = 2309
     visual = random(count, 5).round(decimals=1)
-    linguistic = (visual + random(count, 5, seed=1)).round()  # few values, so that many tie
+    linguistic = (visual + random(count, 5, seed=1)).round()  # few values, so many ties
     table = functional.normalize(visual.double(), dim=1) @ (
         functional.normalize(linguistic.double(), dim=1).T
     )
@@ -68,7 +68,7 @@ def test_many_samples_have_the_ranks_of_the_whole_table(threads: int) -> None:
     assert found["image_to_text"][1].max() > 100
 
 
-def test_a_tile_is_counted_the_same_on_a_cpu_and_elsewhere() -> None:
+def test_cpu_and_generic_tile_counts_agree() -> None:
     own_rows, own_columns = random(300).double(), random(530, seed=1).double()
     lead = random(300, 530, seed=2).double().round(decimals=1)  # with ties
     own_rows, own_columns = own_rows.round(decimals=1), own_columns.round(decimals=1)
@@ -86,7 +86,8 @@ def test_a_tile_is_counted_the_same_on_a_cpu_and_elsewhere() -> None:
 def test_equal_reports_are_ties_in_any_batch() -> None:
     visual = random(40, 8)
     linguistic = visual + 0.1 * random(40, 8, seed=1)
-    linguistic[20:] = linguistic[:20] * (1 + 1e-6 * random(20, 8, seed=2))  # rounded otherwise
+    rounding = 1 + 1e-6 * random(20, 8, seed=2)
+    linguistic[20:] = linguistic[:20] * rounding
     run = evaluation(split_features({"visual": visual, "linguistic": linguistic}))
 
     class Repeating(Lines):
@@ -108,7 +109,7 @@ def test_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(told) > 1
 
 
-def test_numbers_are_those_of_the_ranks() -> None:
+def test_numbers_follow_from_the_ranks() -> None:
     visual, linguistic = random(30, 4), random(30, 4, seed=1)
     result = Retrieval(block_size=8)(
         evaluation(split_features({"visual": visual, "linguistic": linguistic}))
@@ -141,7 +142,7 @@ def test_a_constant_model_scores_chance(fill: float) -> None:
     assert result["image_to_text_median_rank"] == 20.5
 
 
-def test_without_text_or_with_broken_features_it_is_null() -> None:
+def test_missing_text_or_non_finite_features_give_null() -> None:
     x = random(5, 3)
     broken = x.clone()
     broken[2, 1] = torch.nan
@@ -150,7 +151,7 @@ def test_without_text_or_with_broken_features_it_is_null() -> None:
         assert set(result.values()) == {None}
 
 
-def test_one_sample_is_found() -> None:
+def test_a_single_sample_is_found() -> None:
     x = random(1, 3)
     result = Retrieval()(evaluation(split_features({"visual": x, "linguistic": -x})))
     assert result["image_to_text_r1"] == 1.0
@@ -158,7 +159,7 @@ def test_one_sample_is_found() -> None:
 
 @pytest.mark.parametrize("aggregation", ["max", "sum"])
 @pytest.mark.parametrize("similarity", ["local", "both"])
-def test_words_and_regions_rank_the_candidates(
+def test_local_similarity_ranks_the_candidates(
     tmp_path: Path, similarity: Literal["local", "both"], aggregation: Literal["max", "sum"]
 ) -> None:
     run = gloria_evaluation(tmp_path)
@@ -197,7 +198,7 @@ def test_memory_stays_within_the_blocks() -> None:
 
 
 def alike_pairs(tied: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
-    """Twelve samples of three classes; with `tied`, embeddings on a coarse grid that often meet."""
+    """Twelve samples of three classes; with `tied`, embeddings on a coarse grid with many ties."""
     drawn = torch.Generator().manual_seed(5)
     images = torch.randn(12, 4, generator=drawn)
     reports = images + torch.randn(12, 4, generator=drawn)
@@ -213,7 +214,7 @@ def alike_pairs(tied: bool = False) -> tuple[Any, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("block_size", [5, 1024])
-def test_precision_is_the_mean_over_all_orders_of_the_tied(tied: bool, block_size: int) -> None:
+def test_precision_averages_over_orders_of_ties(tied: bool, block_size: int) -> None:
     features, similarity, classes = alike_pairs(tied)
     found = Retrieval(precision_at=[1, 5, 12, 13], block_size=block_size)(evaluation(features))
     generator = np.random.default_rng(0)
@@ -255,7 +256,7 @@ def test_the_first_of_several_right_candidates_counts(tied: bool) -> None:
         assert rank == pytest.approx(median, abs=0.1 if tied else 1e-9)
 
 
-def test_a_report_that_is_equal_word_for_word_is_right_with_same_text() -> None:
+def test_same_text_counts_identical_reports_as_correct() -> None:
     features, _, _ = alike_pairs()
     given = evaluation(features)
     texts = ["a", "b", "c"]
@@ -273,7 +274,7 @@ def test_a_report_that_is_equal_word_for_word_is_right_with_same_text() -> None:
     assert found["same_text_image_to_text_r1"] > Retrieval()(given)["image_to_text_r1"]
 
 
-def test_what_needs_labels_is_null_without_them() -> None:
+def test_label_metrics_are_null_without_labels() -> None:
     features, _, _ = alike_pairs()
     features.labels = None
     found = Retrieval(positives="same_labels", precision_at=[5])(evaluation(features))

@@ -39,7 +39,7 @@ def prompts(tmp_path: Path) -> str:
 
 
 def embed(texts: Sequence[str]) -> Tensor:
-    """A fixed vector for each text, of various lengths."""
+    """A fixed vector for each text, with various norms."""
     return torch.stack([random(8, seed=len(t)) * len(t) for t in texts])
 
 
@@ -49,7 +49,7 @@ def labelled(size: int = 80) -> tuple[Tensor, Tensor]:
     return visual, labels
 
 
-def test_scores_are_positive_less_negative_similarity(prompts: str) -> None:
+def test_scores_are_positive_minus_negative_similarity(prompts: str) -> None:
     visual, labels = labelled()
     split = split_features({"visual": visual}, labels, names=NAMES)
     result = ZeroShot(prompts=prompts, bootstrap=200)(evaluation(split, text=embed))
@@ -102,7 +102,7 @@ def test_classes_are_counted_before_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("similarity", ["local", "both"])
-def test_words_and_regions_score_classes(
+def test_local_similarity_scores_classes(
     tmp_path: Path, similarity: Literal["local", "both"]
 ) -> None:
     run = gloria_evaluation(tmp_path)
@@ -131,7 +131,7 @@ def test_words_and_regions_score_classes(
         metric.check(plain)
 
 
-def test_a_class_without_positives_is_left_out_by_name(
+def test_a_class_without_positives_is_excluded_and_named(
     prompts: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     visual, labels = labelled()
@@ -146,7 +146,7 @@ def test_a_class_without_positives_is_left_out_by_name(
     assert result["auroc"] == result["classes"]["Effusion"]["auroc"] is not None
 
 
-def test_without_text_or_labels_it_is_null(prompts: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_text_or_labels_give_null(prompts: str, caplog: pytest.LogCaptureFixture) -> None:
     visual, labels = labelled()
     split = split_features({"visual": visual}, labels, names=NAMES)
     assert ZeroShot(prompts=prompts)(evaluation(split))["auroc"] is None
@@ -188,7 +188,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
-def test_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_special_files_are_not_opened(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ConfigError, match="there is no file"):
         load_prompts(str(odd_file(tmp_path / "prompts.yml", kind)), LABELS)
 
@@ -211,12 +211,12 @@ def test_no_file_is_not_opened(tmp_path: Path, kind: str) -> None:
         ("Mass: {positive: [a], negative: [b]}\nMass: {positive: [a], negative: [b]}", "twice"),
     ],
 )
-def test_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+def test_prompt_file_errors_are_specific(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_prompts(write(tmp_path, text), LABELS)
 
 
-def test_says_everything_at_once(tmp_path: Path) -> None:
+def test_all_prompt_file_errors_are_reported_together(tmp_path: Path) -> None:
     path = write(tmp_path, "Mas: {positive: [a], negative: [b]}\nEffusion: {positive: [a]}")
     with pytest.raises(DataError) as caught:
         load_prompts(path, LABELS)
@@ -233,7 +233,7 @@ def test_says_everything_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_files_that_multiply_are_refused(tmp_path: Path, text: str) -> None:
+def test_exponentially_growing_yaml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prompts.yml"
     path.write_text(text)
     with pytest.raises(DataError, match=r"not a readable YAML file: .* (nests deeper|more than)"):

@@ -6,5 +6,5 @@ import torch
 
 @pytest.fixture(autouse=True)
 def same_weights() -> None:
-    """Random weights are those of one seed: with some, a tiny network sees no difference."""
+    """Fix the seed of random weights: with some seeds a tiny network ignores its input."""
     torch.manual_seed(0)

@@ -32,11 +32,11 @@ def batch(size: int = 6, *, multi_label: bool = True) -> dict[str, Tensor]:
     return {"images": images, "labels": labels if multi_label else single}
 
 
-def test_it_is_registered() -> None:
+def test_the_classifier_is_registered() -> None:
     assert MODELS.get("Classifier") is Classifier
 
 
-def test_the_loss_of_several_labels_is_binary_cross_entropy_of_those_known() -> None:
+def test_multi_label_loss_is_binary_cross_entropy_of_known_labels() -> None:
     model, given = tiny(positive_weights={"Mass": 3.0}).eval(), batch()
     known = torch.ones(6, 3, dtype=torch.bool)
     known[0, 1] = known[4, 2] = False
@@ -61,7 +61,7 @@ def test_an_unknown_label_has_no_gradient() -> None:
     assert gradient[0].abs().max() > 0
 
 
-def test_the_loss_of_one_label_is_cross_entropy() -> None:
+def test_single_label_loss_is_cross_entropy() -> None:
     model = tiny(multi_label=False, positive_weights={"Nodule": 2.0}).eval()
     given = batch(multi_label=False)
     output = model(given)
@@ -88,8 +88,8 @@ def test_balanced_weights_follow_the_counts_of_the_training_split() -> None:
     torch.testing.assert_close(model.positive_weights, torch.tensor([2.0, 2 / 3, 1.0]))
 
 
-def test_weights_are_those_of_the_checkpoint() -> None:
-    """Whatever the split that an evaluation happens to build the model for."""
+def test_class_weights_come_from_the_checkpoint() -> None:
+    """Regardless of the split for which an evaluation builds the model."""
     trained = tiny(positive_weights={"Mass": 3.0})
     other = tiny(positive_weights="balanced")
     other.load_state_dict(trained.state_dict())
@@ -103,7 +103,7 @@ def test_the_head_is_linear_or_has_one_hidden_layer(hidden: int | None, shapes: 
     assert [tuple(p.shape) for p in head.parameters()] == expected
 
 
-def test_several_images_count_with_their_mean() -> None:
+def test_several_images_are_averaged() -> None:
     model, given = tiny().eval(), batch(4)
     images = given["images"].view(2, 2, 3, 32, 32)
     mask = torch.tensor([[True, True], [True, False]])
@@ -119,7 +119,7 @@ def state(model: Classifier) -> dict[str, Tensor]:
 
 
 def changed(model: Classifier) -> set[str]:
-    """The top-level layers whose weights or statistics a step of training changes."""
+    """The top-level layers whose weights or statistics a training step changes."""
     before = state(model)
     optimizer = make_optimizer(model.train(), TrainorSection(optim_params={"lr": 0.01}))
     model(batch())["loss"].backward()
@@ -129,7 +129,7 @@ def changed(model: Classifier) -> set[str]:
     return {name.split(".")[2] if name.startswith("cnn.") else "head" for name in names}
 
 
-def test_freezing_keeps_weights_and_statistics_up_to_a_layer() -> None:
+def test_freezing_up_to_a_layer_keeps_weights_and_statistics() -> None:
     every = {"conv1", "stage2", "stage3", "stage4", "conv5", "head"}
     assert changed(tiny()) == every
     assert changed(tiny(freeze="all")) == {"head"}
@@ -146,7 +146,7 @@ def test_a_layer_to_freeze_that_does_not_exist_is_refused() -> None:
         tiny(freeze="stage9")
 
 
-def test_encoder_and_head_have_rates_of_their_own_and_blocks_decay() -> None:
+def test_encoder_and_head_have_own_rates_with_layer_decay() -> None:
     model = tiny(encoder_lr=1e-4, head_lr=1e-2, layer_decay=0.5)
     section = TrainorSection(optim_params={"lr": 1e-3})
     groups = make_optimizer(model, section).param_groups
@@ -163,11 +163,11 @@ def test_encoder_and_head_have_rates_of_their_own_and_blocks_decay() -> None:
     assert any(names[id(p)].startswith("conv5") for p in blocks[-1])
 
 
-def test_one_rate_makes_one_group() -> None:
+def test_a_single_rate_makes_one_group() -> None:
     assert len(make_optimizer(tiny(), TrainorSection()).param_groups) == 1
 
 
-def test_a_schedule_keeps_the_proportion_of_rates() -> None:
+def test_a_schedule_keeps_the_ratio_of_rates() -> None:
     model = tiny(encoder_lr=1e-4, head_lr=1e-2)
     section = TrainorSection(optim_params={"lr": 1e-3}, lr_decay="OneCycleLR")
     optimizer = make_optimizer(model, section)
@@ -180,10 +180,10 @@ def test_a_schedule_keeps_the_proportion_of_rates() -> None:
         assert head == pytest.approx(100 * encoder)
 
 
-def test_rates_of_a_continued_run_are_those_of_now() -> None:
+def test_a_resumed_run_uses_the_current_rates() -> None:
     section = TrainorSection(optim_params={"lr": 1e-3})
     before = make_optimizer(tiny(encoder_lr=1e-4), section)
-    before.param_groups[0]["lr"] /= 4  # what a schedule did
+    before.param_groups[0]["lr"] /= 4  # changed by a schedule
     after = make_optimizer(tiny(encoder_lr=2e-4), section)
     restore_optimizer(after, before.state_dict(), section.optim_params, section)
     assert [g["lr"] for g in after.param_groups] == pytest.approx([2e-4 / 4, 1e-3])

@@ -30,7 +30,7 @@ DROPOUT = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
 
 
 class Pairs(ContrastiveModel):
-    """Two linear maps with dropout, a learned temperature, a mask and a feature that is unused."""
+    """Two linear maps with dropout, a learned temperature, a mask and an unused feature."""
 
     def __init__(self, dropout: float = 0.5, forward_batch_size: int | None = None) -> None:
         super().__init__(forward_batch_size)
@@ -64,7 +64,7 @@ def pairs_batch(size: int, dtype: torch.dtype = torch.float64) -> Batch:
 
 
 def kept_graphs(model: ContrastiveModel, batch: Batch) -> Tensor:
-    """The loss of the same chunks with all their graphs in memory."""
+    """Reference: the loss of the same chunks with all graphs in memory."""
     features = [model.encode(chunk) for chunk in model.chunks(batch)]
     assert len(features) > 2
     return model.contrast(join(features))["loss"]
@@ -111,7 +111,7 @@ SYSTEMS = pytest.mark.parametrize(
 
 
 @SYSTEMS
-def test_gradient_and_statistics_are_those_of_kept_graphs(
+def test_gradient_and_statistics_equal_those_of_kept_graphs(
     build: Callable[[], ContrastiveModel], batch: Batch
 ) -> None:
     torch.manual_seed(0)
@@ -131,7 +131,7 @@ def test_gradient_and_statistics_are_those_of_kept_graphs(
     loss.backward()
 
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
-    assert torch.rand(()) == drawn, "random numbers go on as if every chunk was encoded once"
+    assert torch.rand(()) == drawn, "the random state advances as if every chunk was encoded once"
     assert_same(gradients(model), gradients(peer), 1e-10)
     buffers = dict(peer.named_buffers())
     assert any("running_var" in name for name in buffers)
@@ -139,7 +139,7 @@ def test_gradient_and_statistics_are_those_of_kept_graphs(
 
 
 @pytest.mark.parametrize("loss", [InfoNCELoss, SigLIPLoss, VICRegLoss, BarlowTwinsLoss])
-def test_what_a_loss_learns_is_replayed_as_well(loss: type[nn.Module]) -> None:
+def test_learned_loss_parameters_get_the_right_gradient(loss: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = Compared(loss(), forward_batch_size=4).double()
     peer = copy.deepcopy(model)
@@ -155,7 +155,7 @@ def test_what_a_loss_learns_is_replayed_as_well(loss: type[nn.Module]) -> None:
 
 
 @SYSTEMS
-def test_without_batch_statistics_it_is_the_whole_batch(
+def test_without_batch_statistics_chunks_equal_the_whole_batch(
     build: Callable[[], ContrastiveModel], batch: Batch
 ) -> None:
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_frozen_encoder_gets_no_gradient() -> None:
 
 
 def test_dropout_masks_must_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other masks the second time give the gradient of another loss, and nothing tells."""
+    """Different masks in the second pass silently give the gradient of another loss."""
 
     def flat_gradient(forget: bool) -> Tensor:
         torch.manual_seed(0)
@@ -224,7 +224,7 @@ def test_dropout_masks_must_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None
     assert functional.cosine_similarity(flat_gradient(forget=False), right, dim=0) > 1 - 1e-12
 
 
-def test_two_batches_may_be_under_way_at_once() -> None:
+def test_two_batches_can_be_processed_at_once() -> None:
     torch.manual_seed(0)
     model = tiny_simclr(forward_batch_size=3).double().train()
     peer = copy.deepcopy(model)
@@ -252,7 +252,7 @@ def test_reduced_precision_with_a_scaled_loss(
     torch.manual_seed(0)
     model = build().train()
     peer = copy.deepcopy(model)
-    # GLoRIA, untrained, overflows beyond: at 2 on CPUs that multiply in float16 themselves
+    # untrained GLoRIA overflows above this; at 2 already on CPUs with native float16 products
     scale = 0.125 if dtype is torch.float16 else 1.0
 
     torch.manual_seed(7)
@@ -266,12 +266,12 @@ def test_reduced_precision_with_a_scaled_loss(
 
     assert loss.item() == expected.item()
     given, wanted = (torch.cat([g.flatten() for g in gradients(m).values()]) for m in (model, peer))
-    # Kept graphs add up the chunks in the reduced precision, replayed ones in float32.
+    # Kept graphs sum the chunks in the reduced precision, replayed ones in float32.
     difference = ((given - wanted).norm() / wanted.norm()).item()
     assert difference < (2e-2 if dtype is torch.bfloat16 else 3e-3)
 
 
-def test_floats_are_made_of_one_chunk_at_a_time() -> None:
+def test_prepare_runs_on_one_chunk_at_a_time() -> None:
     sizes = []
 
     def prepare(batch: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def model() -> ConVIRT:
     return tiny_convirt()
 
 
-def test_forward_is_the_loss_of_what_encode_gives(model: ConVIRT) -> None:
+def test_forward_is_the_loss_of_encoded_features(model: ConVIRT) -> None:
     model.eval()
     features = model.encode(tiny_batch())
     out = model(tiny_batch())
@@ -43,7 +43,7 @@ def test_forward_is_the_loss_of_what_encode_gives(model: ConVIRT) -> None:
 
 
 @pytest.mark.parametrize("loss", [InfoNCELoss(), SigLIPLoss()])
-def test_what_a_loss_learns_reaches_it_through_the_features(loss: LearnedLoss) -> None:
+def test_learned_loss_parameters_pass_through_the_features(loss: LearnedLoss) -> None:
     model = tiny_convirt(loss=loss)
     features = model.eval().encode(tiny_batch())
     assert [name for name, value in features.items() if value.ndim == 0] == list(loss.learns)
@@ -57,7 +57,7 @@ def test_what_a_loss_learns_reaches_it_through_the_features(loss: LearnedLoss) -
     assert all(weight.grad is None for weight in loss.parameters())
 
 
-def test_a_learned_temperature_is_within_its_bounds_at_each_step() -> None:
+def test_learned_temperature_is_clamped_at_each_step() -> None:
     model = tiny_convirt(loss=InfoNCELoss())
     model.loss.log_temperature.data.fill_(-9.0)
     assert model.schedule(1) == {}
@@ -67,13 +67,13 @@ def test_a_learned_temperature_is_within_its_bounds_at_each_step() -> None:
 def test_every_parameter_gets_a_gradient(model: ConVIRT) -> None:
     model(tiny_batch())["loss"].backward()
     without = [name for name, value in model.named_parameters() if value.grad is None]
-    # The gradient of one key bias is zero by construction, never missing.
+    # The gradient of the key bias is zero by construction, but not missing.
     assert without == []
 
 
 def test_training_lowers_the_loss(model: ConVIRT) -> None:
     model.train()
-    model.encoder.eval()  # no dropout, so that eight pairs can be learned by heart
+    model.encoder.eval()  # no dropout, so that eight pairs can be memorised
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(100):
@@ -85,7 +85,7 @@ def test_training_lowers_the_loss(model: ConVIRT) -> None:
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_features_of_the_backbone_are_given_in_evaluation_only(model: ConVIRT) -> None:
+def test_backbone_features_are_returned_only_in_evaluation(model: ConVIRT) -> None:
     assert model.train().encode(tiny_batch()).keys() == {"visual", "linguistic"}
     features = model.eval().encode(tiny_batch())
     assert features["visual_backbone"].shape == (4, 1024)
@@ -94,7 +94,7 @@ def test_features_of_the_backbone_are_given_in_evaluation_only(model: ConVIRT) -
     )
 
 
-def test_prompts_are_encoded_as_reports_are(model: ConVIRT) -> None:
+def test_prompts_are_encoded_like_reports(model: ConVIRT) -> None:
     model.eval()
     batch = tiny_batch()
     prompts = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -104,14 +104,14 @@ def test_prompts_are_encoded_as_reports_are(model: ConVIRT) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 100])
-def test_chunks_change_nothing_in_evaluation(model: ConVIRT, size: int) -> None:
+def test_chunks_do_not_change_evaluation(model: ConVIRT, size: int) -> None:
     model.eval()
     expected = model(tiny_batch(7))["loss"]
     model.forward_batch_size = size
     torch.testing.assert_close(model(tiny_batch(7))["loss"], expected)
 
 
-def test_chunks_are_even_and_within_the_limit() -> None:
+def test_chunks_are_balanced_and_within_the_limit() -> None:
     model = tiny_convirt(forward_batch_size=4)
     sizes = [len(chunk["images"]) for chunk in model.chunks(tiny_batch(9))]
     assert sizes == [3, 3, 3]
@@ -187,7 +187,7 @@ def test_wrong_widths_name_the_keys() -> None:
 
 
 def test_published_configuration(tmp_path: Path) -> None:
-    """The settings of the published ConVIRT, with a small RoBERTa of the right width."""
+    """The settings of the published ConVIRT with a small RoBERTa of the same width."""
     spec = tiny_spec()
     config = RobertaConfig(
         vocab_size=spec.vocab_size, num_hidden_layers=1, intermediate_size=64, pad_token_id=0
@@ -216,8 +216,8 @@ def test_published_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 8])
 @pytest.mark.parametrize("sizes", [(4, 3), (5, 1), (1, 5), (7, 0), (2, 2)])
-def test_all_processes_encode_equally_many_chunks(limit: int, sizes: tuple[int, ...]) -> None:
-    """Also those with fewer samples; one without any has a batch that is not counted."""
+def test_all_processes_encode_the_same_number_of_chunks(limit: int, sizes: tuple[int, ...]) -> None:
+    """Also with fewer samples; a process without samples has a batch that is not counted."""
     model = tiny_convirt(forward_batch_size=limit)
     found = []
     for size in sizes:
@@ -232,7 +232,7 @@ def test_all_processes_encode_equally_many_chunks(limit: int, sizes: tuple[int, 
     assert set(found) == {-(-max(sizes) // limit)}
 
 
-def test_equal_reports_are_positives_in_any_chunks() -> None:
+def test_equal_reports_are_positives_across_chunks() -> None:
     batch = tiny_batch(6) | {"report_hash": torch.tensor([1, 2, 1, 3, 2, 1])}
     model = tiny_convirt(targets="same_text").eval()
     assert model.reads_hashes
@@ -272,12 +272,12 @@ def test_an_unknown_label_counts_half_in_soft_targets() -> None:
     vectors = targets(batch, torch.zeros((), dtype=torch.float64))
     assert vectors is not None
     cosines = vectors @ vectors.T * targets.temperature
-    assert cosines[1, 2] == 0  # what may have a finding is not one without
+    assert cosines[1, 2] == 0  # an unknown label is not a negative one
     torch.testing.assert_close(cosines[0, 1].item(), 1.0)
     torch.testing.assert_close(cosines[0, 3].item(), 1 / 1.25**0.5)
 
 
-def test_identity_asks_for_nothing_and_targets_for_their_data() -> None:
+def test_identity_needs_no_data_and_other_targets_do() -> None:
     plain = tiny_convirt(targets="identity")
     assert plain.targets is None
     assert not plain.reads_hashes

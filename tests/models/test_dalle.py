@@ -28,18 +28,18 @@ def test_loss_is_the_weighted_mean_of_text_and_image(vae: Path) -> None:
     torch.testing.assert_close(result["loss"], expected)
 
 
-def test_the_mask_alone_decides_what_is_padding(vae: Path) -> None:
+def test_only_the_mask_decides_what_is_padding(vae: Path) -> None:
     model = tiny_dalle(vae)
     ids = torch.tensor([[2, 0, 5, 0, 7]])
     mask = torch.tensor([[1, 1, 1, 0, 0]])
 
     tokens = model.text_tokens(ids, mask)
 
-    words = 15  # behind them, each position has its own token
+    words = 15  # after them, each position has its own padding token
     assert tokens.tolist() == [[2, 0, 5, words + 3, words + 4, words + 5]]
 
 
-def test_word_lists_fill_up_with_a_word(vae: Path) -> None:
+def test_word_list_tokenizers_pad_with_a_word(vae: Path) -> None:
     model = tiny_dalle(vae, spec=tiny_spec(6, filler=1))
     ids, mask = torch.tensor([[4, 5, 0]]), torch.tensor([[1, 1, 0]])
 
@@ -59,7 +59,7 @@ def test_cached_tokens_equal_images(vae: Path) -> None:
     )
 
 
-def test_the_vae_is_frozen_and_all_else_learns(vae: Path) -> None:
+def test_the_vae_is_frozen_and_the_rest_is_trained(vae: Path) -> None:
     model = tiny_dalle(vae, share_input_output_emb=True)
     model(dalle_batch())["loss"].backward()
     for name, parameter in model.named_parameters():
@@ -68,7 +68,7 @@ def test_the_vae_is_frozen_and_all_else_learns(vae: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"attn_types": "axial_row", "rotary_emb": False}])
 @pytest.mark.slow
-def test_compiled_model_gives_the_same(vae: Path, options: dict[str, Any]) -> None:
+def test_compiled_model_gives_the_same_results(vae: Path, options: dict[str, Any]) -> None:
     model, batch = tiny_dalle(vae, **options), dalle_batch()
     batch["image_tokens"] = model.image_tokens(batch)
     del batch["images"], batch["index"]
@@ -84,7 +84,7 @@ def test_compiled_model_gives_the_same(vae: Path, options: dict[str, Any]) -> No
 
 
 def changed(model: DALLE) -> DALLE:
-    """A model after some training."""
+    """A model with changed weights, as after training."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.add_(1.0)
@@ -92,13 +92,13 @@ def changed(model: DALLE) -> DALLE:
 
 
 def in_old_names(model: DALLE) -> dict[str, torch.Tensor]:
-    """The weights of a model that shifts, as versions before 1.4 named them."""
+    """The weights of a model with token shift, with the names before version 1.4."""
     deep = re.compile(r"(layers\.\d+\.[01]\.)(?:fn\.){4,5}")
     return {deep.sub(r"\1fn.fn.fn.", name): value for name, value in model.state_dict().items()}
 
 
-def test_checkpoints_of_older_versions_get_todays_names(vae: Path) -> None:
-    """Version 1.0 nested layers less, and named what vilmedic trained `dalle.`."""
+def test_older_weight_names_are_converted(vae: Path) -> None:
+    """Version 1.0 nested layers less, and vilmedic added the prefix `dalle.`."""
     model, other = tiny_dalle(vae), changed(tiny_dalle(vae))
     old = {}
     for name, value in in_old_names(other).items():
@@ -112,7 +112,7 @@ def test_checkpoints_of_older_versions_get_todays_names(vae: Path) -> None:
         assert torch.equal(model.state_dict()[name], value), name
 
 
-def test_older_names_do_not_hide_whether_a_model_shifts(vae: Path) -> None:
+def test_token_shift_is_detected_in_older_weight_names(vae: Path) -> None:
     shifting, still = tiny_dalle(vae), tiny_dalle(vae, shift_tokens=False)
     files = {
         "shifts": shifting.state_dict(),
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_transformer_is_refused(
         assert text in str(caught.value)
 
 
-def test_what_a_file_states_in_other_words_is_no_difference(vae: Path) -> None:
+def test_equivalent_settings_are_no_difference(vae: Path) -> None:
     stated = {"attn_types": ("full",), "num_text_tokens": None, "stable": False, "depth": 2}
     config = {"model": {"dalle": TINY_TRANSFORMER | stated}}
     other = changed(tiny_dalle(vae))
@@ -171,7 +171,9 @@ def test_what_a_file_states_in_other_words_is_no_difference(vae: Path) -> None:
 @pytest.mark.parametrize(
     "options", [{"heads": 3, "dim_head": 8}, {"text_seq_len": 4, "num_text_tokens": 17}]
 )
-def test_weights_alone_tell_by_their_positions(vae: Path, options: dict[str, Any]) -> None:
+def test_weight_only_files_are_checked_by_position_embeddings(
+    vae: Path, options: dict[str, Any]
+) -> None:
     longest = options.get("text_seq_len", 6)
     model = tiny_dalle(vae, spec=tiny_spec(longest), **options)
     with pytest.raises(CheckpointError, match="pos_emb"):
@@ -219,7 +221,7 @@ def test_normalised_images_are_refused(vae: Path) -> None:
         ({"dim_head": 4}, "at least 6"),
     ],
 )
-def test_what_is_not_offered_is_refused(options: dict[str, Any], words: str) -> None:
+def test_unsupported_options_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         TransformerSettings(**TINY_TRANSFORMER | options)
 
@@ -229,7 +231,7 @@ def test_reports_longer_than_the_text_are_refused(vae: Path) -> None:
         tiny_dalle(vae, spec=tiny_spec(7))
 
 
-def test_vocabularies_have_to_fit(vae: Path) -> None:
+def test_vocabulary_sizes_must_match(vae: Path) -> None:
     with pytest.raises(ConfigError, match="num_text_tokens: given 10, but the tokenizer has 15"):
         tiny_dalle(vae, num_text_tokens=10)
     with pytest.raises(ConfigError, match=r"dataset\.proto=ImSeq"):
@@ -249,7 +251,7 @@ def test_images_of_another_size_are_refused(vae: Path) -> None:
         tiny_dalle(vae)(batch)
 
 
-def test_a_vae_that_cannot_be_loaded_is_named(vae: Path, tmp_path: Path) -> None:
+def test_a_vae_that_cannot_be_loaded_is_an_error(vae: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"vae\.ckpt: .*nothing\.pth"):
         tiny_dalle(tmp_path / "nothing.pth")
     cut = tmp_path / "cut.pth"

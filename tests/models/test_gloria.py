@@ -22,7 +22,7 @@ def test_the_published_names_are_registered() -> None:
     assert LOSSES.get("GLoRIALoss") is GLoRIALoss
 
 
-def test_encode_gives_wholes_and_parts() -> None:
+def test_encode_gives_global_and_local_features() -> None:
     features = tiny_gloria().eval().encode(tiny_batch())
     shapes = {name: tuple(value.shape) for name, value in features.items()}
     assert shapes == {
@@ -36,7 +36,7 @@ def test_encode_gives_wholes_and_parts() -> None:
     assert "visual_backbone" not in tiny_gloria().train().encode(tiny_batch())
 
 
-def test_features_are_linear_maps_of_two_layers() -> None:
+def test_features_are_projections_of_two_layers() -> None:
     model, batch = tiny_gloria().eval(), tiny_batch()
     features = model.encode(batch)
     layers = model.cnn.features(batch["images"], ["stage2", "avgpool"])
@@ -72,7 +72,7 @@ def test_prompts_are_encoded_like_reports() -> None:
         torch.testing.assert_close(features[name], value)
 
 
-def test_the_word_mask_leaves_out_the_closing_token_and_padding() -> None:
+def test_the_word_mask_excludes_the_closing_token_and_padding() -> None:
     batch = tiny_batch()
     mask = tiny_gloria().eval().encode(batch)["word_mask"]
     assert mask.sum(dim=1).tolist() == (batch["attention_mask"].sum(dim=1) - 1).tolist()
@@ -95,7 +95,7 @@ def test_a_chunked_batch_has_the_loss_and_gradient_of_the_whole() -> None:
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-7, atol=1e-9, msg=name)
 
 
-def test_samples_do_not_touch_each_other_before_the_loss() -> None:
+def test_encoding_has_no_interaction_between_samples() -> None:
     model, batch = tiny_gloria().eval(), tiny_batch(4)
     together = model.encode(batch)
     alone = model.encode({name: value[2:3] for name, value in batch.items()})
@@ -103,7 +103,7 @@ def test_samples_do_not_touch_each_other_before_the_loss() -> None:
         torch.testing.assert_close(together[name][2:3], value, msg=name)
 
 
-def test_several_images_of_a_study_are_one_image_of_many_regions() -> None:
+def test_several_images_of_a_study_pool_their_regions() -> None:
     model, batch = tiny_gloria().eval(), several_images(tiny_batch(4))
     images, mask = batch["images"], batch["images_mask"]
     found = model.encode(batch)
@@ -136,7 +136,7 @@ def test_several_images_of_a_study_are_one_image_of_many_regions() -> None:
     torch.testing.assert_close(model.encode(batch | counts), found)
 
 
-def test_a_study_of_one_image_is_that_image() -> None:
+def test_a_study_with_one_image_equals_that_image() -> None:
     model, batch = tiny_gloria().eval(), tiny_batch(4)
     mask = torch.tensor([[True, False]] * 4)
     images = torch.stack((batch["images"], torch.zeros_like(batch["images"])), dim=1)
@@ -173,7 +173,7 @@ def test_attention_follows_the_paper() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "max"])
-def test_local_similarity_is_that_of_every_pair(aggregation: Any) -> None:
+def test_local_similarity_covers_every_pair(aggregation: Any) -> None:
     model = tiny_gloria().eval()
     features = model.encode(tiny_batch())
     regions, words, mask = (features[name] for name in ("regions", "words", "word_mask"))
@@ -182,7 +182,7 @@ def test_local_similarity_is_that_of_every_pair(aggregation: Any) -> None:
         for report in range(4):
             kept = words[report][mask[report]]
             if aggregation == "max":
-                kept = kept[1:]  # published evaluation knows no opening token
+                kept = kept[1:]  # the published evaluation has no opening token
             maps = model.attention(
                 regions[image][None], kept[None], torch.ones(1, len(kept)).bool()
             )
@@ -205,7 +205,7 @@ def test_a_text_without_words_is_compared_by_its_opening_token() -> None:
     torch.testing.assert_close(found[:, [0, 2, 3]], others[:, [0, 2, 3]])
 
 
-def test_data_that_lacks_images_or_reports() -> None:
+def test_missing_images_or_reports_are_refused() -> None:
     model, batch = tiny_gloria().eval(), tiny_batch()
     with pytest.raises(ConfigError, match="no reports"):
         model.contrast(model.encode({"images": batch["images"]}))
@@ -232,7 +232,7 @@ def test_data_that_lacks_images_or_reports() -> None:
         ({"loss": ConVIRTLoss()}, r"^loss: given ConVIRTLoss\. Allowed: GLoRIALoss"),
     ],
 )
-def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_gloria(**settings)
 
@@ -245,8 +245,8 @@ def test_resnet_has_the_published_layers() -> None:
     assert features["regions"].shape == (1, 16, 19, 19)
 
 
-def test_words_counted_on_the_host_change_nothing() -> None:
-    """On a GPU they are, so that the loss need not read the mask there."""
+def test_counting_words_on_the_host_does_not_change_results() -> None:
+    """On a GPU the host counts them, so that the loss does not read the mask."""
     batch = tiny_batch(6)
     told: dict[str, Any] = batch | {"host_word_count": (batch["word_ids"].amax(1) + 1).tolist()}
     for chunks in (None, 2):

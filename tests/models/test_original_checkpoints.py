@@ -1,7 +1,7 @@
-"""Checkpoints as the original vilmedic and the official GLoRIA repository lay them out.
+"""Checkpoints in the format of the original vilmedic and of the official GLoRIA repository.
 
-The modules here are put together only for the names that they give to weights, and their features
-are computed layer by layer.
+The modules here only give the weights their original names; the expected features are computed
+layer by layer.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ EXACT = {"rtol": 0, "atol": 1e-6}
 
 
 def image_part(layers: int = 9) -> nn.Module:
-    """The layers of a ResNet one behind the other, known by their numbers alone."""
+    """The layers of a ResNet in a sequence, named by their numbers."""
     part = nn.Module()
     network = models.resnet18(weights=None)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # statistics that tell whether they are loaded
+        if isinstance(module, nn.BatchNorm2d):  # statistics that show whether they are loaded
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.9, 1.1)
     part.cnn = nn.Sequential(*list(network.children())[:layers])
@@ -52,7 +52,7 @@ def image_part(layers: int = 9) -> nn.Module:
 
 
 def text_part(*, pooler: bool) -> nn.Module:
-    """A BERT with its own pooler and, if asked for, a second one beside it."""
+    """A BERT with its own pooler and, optionally, a second one."""
     part = nn.Module()
     settings = {**TINY_BERT, "vocab_size": VOCABULARY, "num_hidden_layers": 2}
     part.encoder = BertModel(BertConfig(**settings))
@@ -90,7 +90,7 @@ def convirt(**encoder: Any) -> ConVIRT:
 
 
 def filled(model: Any, path: Path) -> Any:
-    """In float64 from here on: float32 alone rounds by more than the bound."""
+    """Load the weights and convert to float64, because float32 rounds by more than the bound."""
     load_weights(model, load_checkpoint(path), path)
     return model.double()
 
@@ -107,9 +107,7 @@ def batch_of(make: Callable[..., dict[str, Tensor]], size: int = 4) -> dict[str,
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("pooler", [True, False])
 @torch.inference_mode()
-def test_convirt_gives_the_features_of_the_original(
-    tmp_path: Path, pooler: bool, prefix: str
-) -> None:
+def test_convirt_features_equal_the_original(tmp_path: Path, pooler: bool, prefix: str) -> None:
     torch.manual_seed(0)
     original = nn.Module()
     original.linguistic, original.visual = text_part(pooler=pooler), image_part()
@@ -130,8 +128,8 @@ def test_convirt_gives_the_features_of_the_original(
 
 
 @torch.inference_mode()
-def test_convirt_reads_an_encoder_that_began_at_random(tmp_path: Path) -> None:
-    """Without `proto` the original's encoder is one that knows no token types."""
+def test_convirt_loads_a_randomly_initialised_original_encoder(tmp_path: Path) -> None:
+    """Without `proto` the original's encoder has no token types."""
     torch.manual_seed(0)
     original = nn.Module()
     original.linguistic = text_part(pooler=True)
@@ -151,7 +149,7 @@ def test_convirt_reads_an_encoder_that_began_at_random(tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode(batch)["linguistic"], expected, **EXACT)
 
 
-def test_a_pooler_that_convirt_was_trained_with_is_not_dropped(tmp_path: Path) -> None:
+def test_a_trained_pooler_of_convirt_is_not_dropped(tmp_path: Path) -> None:
     original = nn.Module()
     original.linguistic, original.visual = text_part(pooler=True), image_part()
     original.vis_proj, original.lin_proj = head(512), head(16)
@@ -161,11 +159,11 @@ def test_a_pooler_that_convirt_was_trained_with_is_not_dropped(tmp_path: Path) -
 
 
 @torch.inference_mode()
-def test_simclr_gives_the_features_of_the_original(tmp_path: Path) -> None:
+def test_simclr_features_equal_the_original(tmp_path: Path) -> None:
     torch.manual_seed(0)
     original = nn.Module()
     original.visual, original.vis_proj = image_part(), head(512)
-    original.visual.model = original.visual.cnn  # its name in later versions
+    original.visual.model = original.visual.cnn  # the name in later versions
     del original.visual.cnn
     original.eval()
     projection = VisualProjection(visual_embedding_dim=512, projection_dim=8)
@@ -184,7 +182,7 @@ def test_simclr_gives_the_features_of_the_original(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_a_densenet_is_its_features_alone(tmp_path: Path) -> None:
+def test_a_densenet_encoder_is_loaded_without_its_classifier(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.densenet121(weights=None).eval()
     original = nn.Module()
@@ -223,7 +221,7 @@ def embedders(part: nn.Module) -> None:
 
 
 def same_as_gloria(model: GLoRIA, layers: Any, embedder: nn.Module, text: BertModel) -> None:
-    """Compare regions, words and wholes with layers that are run by hand."""
+    """Compare regions, words and global features with layers that are run explicitly."""
     batch = batch_of(tiny_batch)
     batch["word_ids"] = batch["word_ids"].clone()
     batch["word_ids"][:, 2:] -= (batch["word_ids"][:, 2:] > 0).long()  # a word of two pieces
@@ -252,7 +250,7 @@ def same_as_gloria(model: GLoRIA, layers: Any, embedder: nn.Module, text: BertMo
 
 
 @torch.inference_mode()
-def test_gloria_gives_the_features_of_the_original(
+def test_gloria_features_equal_the_original(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(0)
@@ -270,7 +268,7 @@ def test_gloria_gives_the_features_of_the_original(
 
 
 def official(path: Path, **text: Any) -> nn.Module:
-    """A file of the official repository, callbacks and configuration included."""
+    """Write a file like the official repository's, with callbacks and configuration."""
     torch.manual_seed(0)
     system = nn.Module()
     system.gloria = nn.Module()
@@ -280,7 +278,7 @@ def official(path: Path, **text: Any) -> nn.Module:
     system.gloria.img_encoder.model = models.resnet18(weights=None)
     system.gloria.img_encoder.model.fc = nn.Identity()
     embedders(system.gloria.img_encoder)
-    # A class by which Lightning files the state of a callback.
+    # Lightning stores the state of a callback under its class.
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = callback  # type: ignore[attr-defined]
@@ -306,7 +304,7 @@ def official(path: Path, **text: Any) -> nn.Module:
 
 
 @torch.inference_mode()
-def test_the_official_repository_gives_its_features(tmp_path: Path) -> None:
+def test_features_equal_the_official_gloria_repository(tmp_path: Path) -> None:
     path = tmp_path / "chexpert_resnet18.ckpt"
     system = official(path)
     model = filled(gloria(), path)
@@ -323,14 +321,14 @@ def test_the_official_repository_gives_its_features(tmp_path: Path) -> None:
     }
 
 
-def test_an_official_file_that_computes_otherwise_is_refused(tmp_path: Path) -> None:
+def test_an_official_file_with_other_computation_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     official(path, norm=True)
     with pytest.raises(CheckpointError, match="in another way than GLoRIA here: norm is True"):
         load_checkpoint(path)
 
 
-def test_a_folder_of_the_model_zoo_is_a_checkpoint(tmp_path: Path) -> None:
+def test_a_model_zoo_folder_loads_as_a_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "selfsup" / "simclr-mimic-32"
     folder.mkdir(parents=True)
     original = nn.Module()
@@ -351,7 +349,7 @@ def test_a_folder_of_the_model_zoo_is_a_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [convirt, gloria])
-def test_weights_of_this_project_keep_their_names(make: Callable[[], Any]) -> None:
+def test_own_weight_names_are_unchanged(make: Callable[[], Any]) -> None:
     model = make()
     weights: dict[str, Tensor] = model.state_dict()
     assert list(model.translate(weights)) == list(weights)

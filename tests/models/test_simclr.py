@@ -19,9 +19,9 @@ def test_the_published_names_are_registered() -> None:
     assert LOSSES.get("NTXentLoss") is NTXentLoss
 
 
-def test_each_view_is_embedded_on_its_own() -> None:
+def test_each_view_is_embedded_independently() -> None:
     model, batch = tiny_simclr(), tiny_views()
-    for _ in range(20):  # until batch normalisation knows what is usual: others are all alike
+    for _ in range(20):  # with fresh running statistics all embeddings are nearly equal
         model(batch)
     features = model.eval().encode(batch)
     first = model.encode({"images": batch["images"][:, 0]})
@@ -45,7 +45,7 @@ def test_the_representation_is_the_input_of_the_head() -> None:
 
 
 @pytest.mark.parametrize("loss", [InfoNCELoss(), SigLIPLoss()])
-def test_what_a_loss_learns_reaches_it_through_the_features(loss: LearnedLoss) -> None:
+def test_learned_loss_parameters_pass_through_the_features(loss: LearnedLoss) -> None:
     model = tiny_simclr(loss=loss).eval()
     features = model.encode(tiny_views())
     given = {name: torch.tensor(0.5, requires_grad=True) for name in loss.learns}
@@ -61,7 +61,7 @@ def test_the_head_has_the_published_shape() -> None:
     assert shapes == [(768, 2048), (768,), (768, 768), (768,)]
 
 
-def test_one_plain_view_gives_embeddings_but_no_loss() -> None:
+def test_one_view_gives_embeddings_but_no_loss() -> None:
     model = tiny_simclr().eval()
     features = model.encode({"images": torch.randn(3, 3, 32, 32)})
     assert set(features) == {"visual", "visual_backbone"}
@@ -103,12 +103,12 @@ def test_gradients_reach_every_parameter() -> None:
     assert without == []
 
 
-def test_a_batch_of_one_has_nothing_to_compare() -> None:
+def test_a_batch_of_one_has_no_loss() -> None:
     with pytest.raises(ValueError, match="at least two"):
         tiny_simclr().eval()(tiny_views(1))
 
 
-def test_what_it_cannot_learn_from_is_refused() -> None:
+def test_unsuitable_data_is_refused() -> None:
     model, images = tiny_simclr(), torch.zeros(2, 3, 3, 32, 32)
     with pytest.raises(ConfigError, match="gives none"):
         model.encode({"input_ids": torch.zeros(2, 4)})
@@ -119,7 +119,7 @@ def test_what_it_cannot_learn_from_is_refused() -> None:
         model.encode({"images": torch.zeros(2, 3, 3, 3, 32, 32), "images_mask": mask})
 
 
-def test_features_of_the_images_of_a_study_are_averaged() -> None:
+def test_image_features_of_a_study_are_averaged() -> None:
     model, batch = tiny_simclr().eval(), several_images(tiny_views(3))
     images, mask = batch["images"], batch["images_mask"]
     found = model.encode(batch)
@@ -131,11 +131,11 @@ def test_features_of_the_images_of_a_study_are_averaged() -> None:
     plain = model.encode({"images": images[:, :, 0], "images_mask": mask})
     torch.testing.assert_close(plain["visual"], found["visual"])
     assert "visual_second" not in plain
-    counts = {"host_image_count": [1, 2, 3]}  # as on a GPU, where nothing is waited for
+    counts = {"host_image_count": [1, 2, 3]}  # as on a GPU, to avoid a sync
     torch.testing.assert_close(model.encode(batch | counts), found)
 
 
-def test_a_head_that_does_not_fit_names_the_width() -> None:
+def test_a_wrong_head_width_names_the_right_one() -> None:
     projection = VisualProjection(visual_embedding_dim=512, projection_dim=8)
     with pytest.raises(ConfigError, match=r"visual_embedding_dim: given 512.*Set 1024"):
         SimCLR(cnn=tiny_cnn(), projection=projection, loss=NTXentLoss())

@@ -39,7 +39,7 @@ def test_training_gives_a_loss_and_gradients_for_all_weights() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_evaluation_gives_numbers_of_each_image() -> None:
+def test_evaluation_gives_numbers_per_image() -> None:
     model = tiny_vae(num_resnet_blocks=0).eval()
     batch = {"images": images()}
     with torch.no_grad():
@@ -55,8 +55,8 @@ def test_evaluation_gives_numbers_of_each_image() -> None:
         torch.testing.assert_close(outputs["hard_reconstruction_loss"][row, 0], error)
 
 
-def test_the_divergence_is_a_mean_over_images() -> None:
-    """Twice the images of the same batch do not double the loss, as they would in dalle-pytorch."""
+def test_the_kl_divergence_is_a_mean_over_images() -> None:
+    """Repeating the images of a batch does not double the loss, unlike in dalle-pytorch."""
     model = tiny_vae(kl_div_loss_weight=1.0)
     noise = torch.randn(3, 16, model.num_tokens)
     once, _ = model.objective(images(), noise)
@@ -67,7 +67,7 @@ def test_the_divergence_is_a_mean_over_images() -> None:
 
 
 def test_decoded_images_have_the_grey_levels_of_the_originals() -> None:
-    """A decoder that returns its input unchanged: 0.8 goes in and 0.8 has to come out."""
+    """With a decoder that returns its input: 0.8 must be decoded as 0.8."""
     model = tiny_vae(num_layers=1, num_resnet_blocks=0, codebook_dim=1, hidden_dim=1, channels=1)
     level = 0.8
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_decoded_images_have_the_grey_levels_of_the_originals() -> None:
     assert model.decode(torch.zeros(1, 64, dtype=torch.int64)).unique().tolist() == [1.0]
 
 
-def test_codes_run_along_rows_from_the_top() -> None:
+def test_codes_are_in_row_major_order() -> None:
     model = tiny_vae(num_resnet_blocks=0)
     codes = torch.zeros(1, 16, dtype=torch.int64)
     plain = model.decode(codes)
@@ -92,13 +92,13 @@ def test_codes_run_along_rows_from_the_top() -> None:
     assert (int(rows.max()), int(columns.max())) == (6, 14)
 
 
-def test_a_reconstruction_is_made_of_the_codes() -> None:
+def test_a_reconstruction_decodes_the_codes() -> None:
     model = tiny_vae()
     expected = model.decode(model.get_codebook_indices(images()))
     assert torch.equal(model.reconstruct(images()), expected)
 
 
-def test_one_channel_takes_the_mean_of_three() -> None:
+def test_one_channel_is_the_mean_of_three() -> None:
     model = tiny_vae(channels=1, normalization=None).eval()
     grey = images(channels=1)
     with torch.no_grad():
@@ -108,13 +108,13 @@ def test_one_channel_takes_the_mean_of_three() -> None:
     assert torch.equal(model.reconstruct(grey.expand(-1, 3, -1, -1)), model.reconstruct(grey))
 
 
-def test_the_temperature_falls_to_its_end_as_a_function_of_the_step() -> None:
+def test_the_temperature_is_a_function_of_the_step() -> None:
     model = tiny_vae(temperature=1.0, temperature_rate=0.01, temperature_end=0.5)
     assert model.schedule(1) == {"temperature": 1.0}
     assert model.schedule(51)["temperature"] == pytest.approx(math.exp(-0.5))
     assert model.schedule(1000) == {"temperature": 0.5}
     assert model.temperature == 0.5
-    assert model.schedule(1) == {"temperature": 1.0}  # whatever came before
+    assert model.schedule(1) == {"temperature": 1.0}  # independent of earlier steps
     assert tiny_vae().schedule(10**6) == {"temperature": 0.9}
 
 
@@ -140,7 +140,7 @@ def test_reduced_precision_has_a_loss_in_float32() -> None:
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
 
 
-def test_codes_and_their_images_do_not_depend_on_the_precision_of_training() -> None:
+def test_codes_and_decoded_images_do_not_depend_on_training_precision() -> None:
     model, batch = tiny_vae(num_tokens=300), images(8)
     codes = model.get_codebook_indices(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -159,17 +159,17 @@ def test_codes_and_their_images_do_not_depend_on_the_precision_of_training() -> 
         ({"normalization": [[0.5] * 3, [0.5, 0.5, 0]]}, r"normalization: given"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict, message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_vae(**settings)
 
 
-def test_a_gradient_that_straight_through_does_not_ask_for() -> None:
+def test_reinmax_without_straight_through_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"reinmax: .*no effect unless straight_through is true"):
         check_arguments(VAE, {"reinmax": True})
 
 
-def test_images_that_do_not_fit_are_refused_by_name() -> None:
+def test_images_of_wrong_size_or_channels_are_refused() -> None:
     model = tiny_vae()
     with pytest.raises(ConfigError, match=r"image_size=16.*are 32 x 32 pixels"):
         model({"images": images(side=32)})
@@ -257,7 +257,7 @@ def test_hyperparameters_come_from_the_checkpoint(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(loaded.reconstruct(images), trained.reconstruct(images))
     same = {"normalization": [[0.4] * 4, [0.2] * 4], "num_tokens": 12}
-    load_vae(tmp_path / "a.pth", same)  # numbers beyond the channels do not count
+    load_vae(tmp_path / "a.pth", same)  # values beyond the number of channels are ignored
 
 
 def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
     assert "hidden_dim" not in text
 
 
-def test_the_best_checkpoint_of_a_run_directory_is_taken(tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_a_run_directory_is_used(tmp_path: Path) -> None:
     for seed, name in enumerate(("0.5_0_1.pth", "0.25_1_1.pth", "last_1.pth")):
         own(tmp_path / name, tiny_vae(seed=seed))
     best = tiny_vae(seed=1).state_dict()

@@ -1,4 +1,4 @@
-"""dalle-pytorch for comparison: installed without its dependencies, of which a few are stubbed."""
+"""Load dalle-pytorch for comparison; it is installed without its dependencies, some are stubbed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("dalle_pytorch", "einops", "axial_positional_embedding", "rotary_emb
 
 
 def missing_packages() -> list[str]:
-    """What is needed and not installed."""
+    """Names of required packages that are not installed."""
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
@@ -35,12 +35,12 @@ def load_reference() -> ModuleType:
         _stub("requests")
     reference = importlib.import_module("dalle_pytorch.dalle_pytorch")
     if without:
-        del sys.modules["pkg_resources"]  # others ask whether it is there, and then use it
+        del sys.modules["pkg_resources"]  # other packages check for it and then use it
     return reference
 
 
 def _stub(name: str, **attributes: object) -> None:
-    """Put an empty module where an import of it that is never used will find it."""
+    """Register a stub module for an import that is never used."""
     module = ModuleType(name)
     vars(module).update(attributes)
     sys.modules.setdefault(name, module)

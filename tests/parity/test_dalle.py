@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "odd_head": {"dim_head": 13, "heads": 3},
     "deep": {"depth": 26, "dim": 8, "heads": 1},
 }
-VOCABULARY = 15  # that of the tiny tokenizer
+VOCABULARY = 15  # of the tiny tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +34,27 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peer(reference: ModuleType, options: dict[str, Any]) -> Any:
-    """The reference with the options that both know."""
+    """The reference with the options that both have."""
     settings = TINY_TRANSFORMER | options
     vae = reference.DiscreteVAE(**TINY_VAE)
     return reference.DALLE(vae=vae, num_text_tokens=VOCABULARY, **settings).double()
 
 
 def pair(reference: ModuleType, vae: Path, options: dict[str, Any]) -> tuple[DALLE, Any]:
-    """Ours and the reference, with ours loaded into it."""
+    """Our model, and the reference with the same weights."""
     ours, theirs = tiny_dalle(vae, **options).double(), peer(reference, options)
     theirs.load_state_dict(ours.state_dict())
     return ours.train(), theirs.train()
 
 
 def padded(batch: dict[str, Tensor]) -> Tensor:
-    """The reports as the reference takes them: as long as can be, 0 behind their end."""
+    """The reports as the reference expects them: maximum length, padded with 0."""
     length = TINY_TRANSFORMER["text_seq_len"] - batch["input_ids"].shape[1]
     return functional.pad(batch["input_ids"] * batch["attention_mask"], (0, length))
 
 
 def logits_of(model: DALLE, text: Tensor, image: Tensor) -> Tensor:
-    """All logits at once, which the model itself never makes."""
+    """All logits at once, which the model itself never computes."""
     layer = model.to_logits
     logits: Tensor = layer(model.states(text, image))
     border, words = model.text_seq_len, model.num_text_tokens
@@ -103,7 +103,7 @@ def test_checkpoints_load_both_ways(reference: ModuleType, vae: Path, name: str)
         assert torch.equal(value, theirs.state_dict()[key]), key
 
 
-def test_positions_are_computed_alike(reference: ModuleType, vae: Path) -> None:
+def test_position_embeddings_match(reference: ModuleType, vae: Path) -> None:
     ours, theirs = tiny_dalle(vae, dim_head=64), peer(reference, {"dim_head": 64}).float()
 
     assert torch.equal(ours.transformer.pos_emb, theirs.transformer.pos_emb)
@@ -136,7 +136,7 @@ def test_raw_images(reference: ModuleType, vae: Path) -> None:
 
 
 def test_generated_tokens_follow_the_reference(reference: ModuleType, vae: Path) -> None:
-    """The likeliest tokens, one after another, with nothing left to chance."""
+    """Greedy sampling, token by token."""
     ours, theirs = pair(reference, vae, {"attn_types": ["full", "axial_row"]})
     ours.eval()
     theirs.eval()

@@ -1,4 +1,4 @@
-"""The VAE against dalle-pytorch's DiscreteVAE: same weights, same noise, same numbers."""
+"""The VAE against dalle-pytorch's DiscreteVAE: same weights and noise give the same numbers."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def test_loss_and_gradients_are_the_same(
     monkeypatch.setattr(autoencoder, "BLOCK", block)
     monkeypatch.setattr(vae, "PART", part)
 
-    # dalle-pytorch divides the divergence by 1, this project by the number of images
+    # dalle-pytorch does not divide the KL divergence by the number of images
     peer.kl_div_loss_weight = peer.kl_div_loss_weight / len(images)  # type: ignore[assignment,operator]
     theirs = peer(images, return_loss=True)
     loss, errors = ours.objective(images, noise.flatten(2).transpose(1, 2))
 
-    # its constants (mean, standard deviation, uniform distribution) are in float32
+    # its constants (mean, standard deviation, uniform distribution) are float32
     torch.testing.assert_close(loss, theirs, rtol=1e-7, atol=0)
     torch.testing.assert_close(errors.mean(), reconstruction(peer, images), rtol=1e-7, atol=0)
     theirs.backward()
@@ -111,14 +111,14 @@ def test_codes_and_decoded_images_are_the_same(peer: Any, ours: VAE, images: Ten
     assert torch.equal(codes, peer.get_codebook_indices(images))
     assert codes.dtype == torch.int64
     assert len(codes.unique()) > 3
-    # dalle-pytorch leaves its images in normalised units
+    # dalle-pytorch's images stay normalised
     mean, std = (torch.tensor(values).double()[:, None, None] for values in peer.normalization)
     expected = (peer.decode(codes) * std + mean).clamp(0, 1)
     torch.testing.assert_close(ours.decode(codes), expected.detach(), rtol=1e-6, atol=1e-9)
 
 
-def test_a_checkpoint_goes_there_and_back(reference: ModuleType, tmp_path: Path) -> None:
-    """As docs/vae.md says it."""
+def test_checkpoints_convert_both_ways(reference: ModuleType, tmp_path: Path) -> None:
+    """As described in docs/vae.md."""
     path = tmp_path / "vae.pt"
     trained = tiny_vae()
     hparams = {name: getattr(trained, name) for name in ("image_size", *SHAPE)}
@@ -136,7 +136,7 @@ def test_a_checkpoint_goes_there_and_back(reference: ModuleType, tmp_path: Path)
 
 
 def gumbel_softmax_of(noise: Tensor) -> Any:
-    """torch's function with given noise in place of a draw."""
+    """torch's function with given noise instead of random noise."""
 
     def gumbel_softmax(logits: Tensor, tau: float, hard: bool, dim: int) -> Tensor:
         soft = ((logits + noise) / tau).softmax(dim)

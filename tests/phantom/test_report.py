@@ -11,7 +11,7 @@ from vilmedic.phantom.case import Case, draw_case
 from vilmedic.phantom.report import Statement, impression_text, report_text, state
 from vilmedic.phantom.write import label_names
 
-# A reader of reports that knows nothing of the templates: a keyword without a word that denies.
+# Reads reports without knowing the templates: a keyword that is not negated.
 KEYWORDS = {
     "Atelectasis": r"atelecta|volume loss",
     "Cardiomegaly": r"cardiomegaly|heart|cardiac",
@@ -41,7 +41,7 @@ def test_a_report_asserts_a_finding_if_and_only_if_it_is_labelled(cases: list[Ca
         assert asserted(report) == set(label_names(case)) - {"No Finding"}, report
 
 
-def test_nothing_is_both_asserted_and_denied(cases: list[Case]) -> None:
+def test_no_finding_is_both_asserted_and_denied(cases: list[Case]) -> None:
     for case in cases:
         statements = state(case)
         present = {name for statement in statements for name in statement.asserts}
@@ -99,13 +99,13 @@ def test_reports_vary(cases: list[Case]) -> None:
     assert len(effusions) > 60
 
 
-def test_a_report_always_says_something() -> None:
+def test_a_report_is_never_empty() -> None:
     assert all(state(draw_case(5, "test", index)) for index in range(200))
     assert Statement("Normal chest radiograph.").asserts == ()
 
 
 @pytest.mark.parametrize("name", ["prompts.yml", "prompts-impression.yml"])
-def test_prompts_cover_every_finding_and_say_what_they_should(name: str) -> None:
+def test_prompts_cover_and_assert_every_finding(name: str) -> None:
     prompts = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
     assert set(prompts) == set(FINDINGS)
     for finding, groups in prompts.items():
@@ -116,7 +116,7 @@ def test_prompts_cover_every_finding_and_say_what_they_should(name: str) -> None
         assert all(asserted(text) == set() for text in groups["negative"])
 
 
-def test_an_impression_names_what_there_is_and_nothing_else(cases: list[Case]) -> None:
+def test_an_impression_names_exactly_the_findings(cases: list[Case]) -> None:
     for case in cases:
         text = impression_text(case)
         assert text == impression_text(case)

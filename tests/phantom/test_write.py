@@ -55,9 +55,7 @@ def test_another_seed_gives_other_images_and_reports(root: Path, tmp_path: Path)
     assert lines(root / "train.report.tok")[:5] != lines(tmp_path / "other" / "train.report.tok")
 
 
-def test_splits_differ_and_more_samples_leave_the_first_ones_alone(
-    root: Path, tmp_path: Path
-) -> None:
+def test_splits_differ_and_more_samples_keep_the_first_ones(root: Path, tmp_path: Path) -> None:
     build(tmp_path / "few", Plan(train=3, validate=3, test=0, size=32, seed=4), workers=1)
     few = lines(tmp_path / "few" / "train.report.tok")
     assert few == lines(root / "train.report.tok")[:3]
@@ -94,7 +92,7 @@ def test_labels_agree_with_the_findings_drawn(root: Path) -> None:
     assert seen == {*FINDINGS, NO_FINDING}
 
 
-def test_the_card_counts_labels_and_hashes_files(root: Path) -> None:
+def test_the_data_card_has_label_counts_and_file_hashes(root: Path) -> None:
     card = json.loads((root / "card.json").read_text(encoding="utf-8"))
     labels = ",".join(lines(root / "train.label.tok")).split(",")
     counts = {name: labels.count(name) for name in (*FINDINGS, NO_FINDING)}
@@ -130,7 +128,7 @@ def test_a_damaged_data_set_is_reported(tmp_path: Path) -> None:
     assert build(folder, small, workers=1, force=True)
 
 
-def test_a_folder_with_other_files_is_never_touched(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="not a phantom data set"):
         build(tmp_path, Plan(train=1, validate=1, test=1, size=32), workers=1, force=True)

@@ -60,7 +60,7 @@ def test_the_same_features_give_the_same_file(tmp_path: Path) -> None:
     assert len(content(tmp_path / "test_explorer.json.gz")["samples"]["line"]) == 10
 
 
-def test_other_models_show_what_they_have(tmp_path: Path) -> None:
+def test_other_features_are_explored_without_labels(tmp_path: Path) -> None:
     run = evaluation(split_features({"code": random(5, 3)}), out_dir=tmp_path)
     ExploreRepresentation()(run)
     found = content(tmp_path / "test_explorer.json.gz")
@@ -68,7 +68,7 @@ def test_other_models_show_what_they_have(tmp_path: Path) -> None:
     assert "labels" not in found["samples"]
 
 
-def test_nothing_is_written_where_there_is_nothing_to_map(tmp_path: Path) -> None:
+def test_nothing_is_written_without_features(tmp_path: Path) -> None:
     for features in (random(2, 3), torch.ones(9, 3), torch.full((9, 3), torch.nan)):
         run = evaluation(split_features({"visual": features}), out_dir=tmp_path)
         assert ExploreRepresentation()(run) == []
@@ -81,7 +81,7 @@ def test_options_are_checked() -> None:
         ExploreRepresentation(keys=["visuel"]).check(run)
 
 
-def test_samples_are_drawn_once_each_in_order() -> None:
+def test_sampled_indices_are_distinct_and_sorted() -> None:
     assert sampled(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
     some = sampled(100, 10, 0)
     assert sorted(set(some.tolist())) == some.tolist()

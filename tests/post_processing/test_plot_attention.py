@@ -32,7 +32,7 @@ WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What would be drawn, instead of pictures."""
+    """Record what would be drawn instead of drawing."""
     calls: list[dict[str, Any]] = []
 
     def note(path: Path, sample: Any, **texts: str) -> None:
@@ -50,7 +50,7 @@ def test_draws_the_first_samples(tmp_path: Path) -> None:
             assert min(picture.size) > 500
 
 
-def test_words_stand_with_their_maps(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+def test_words_are_drawn_with_their_maps(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     run = gloria_evaluation(tmp_path)
     PlotAttention(samples=[4, 0, 4])(run)
     assert [call["path"].name for call in drawn] == ["test_attention_4.png", "test_attention_0.png"]
@@ -69,12 +69,12 @@ def test_words_stand_with_their_maps(tmp_path: Path, drawn: list[dict[str, Any]]
     assert drawn[1]["caption"].startswith("run, GLoRIA, of 1")
 
 
-def test_an_ensemble_says_so(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+def test_an_ensemble_is_named_in_the_title(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     PlotAttention(num_samples=1)(gloria_evaluation(tmp_path, models=2))
     assert drawn[0]["caption"].startswith("run, GLoRIA, of 2")
 
 
-def test_what_cannot_be_drawn_is_said(
+def test_maps_that_cannot_be_drawn_are_logged(
     tmp_path: Path, drawn: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = gloria_evaluation(tmp_path)
@@ -116,7 +116,7 @@ def test_the_hottest_region_is_the_brightest() -> None:
     np.testing.assert_allclose(tinted[10, 10], tinted[10, 70])
 
 
-def test_the_map_covers_what_the_model_saw() -> None:
+def test_the_map_covers_the_model_input() -> None:
     grey = np.full((80, 40), 1.0, dtype=np.float32)
     tinted = overlay(grey, torch.ones(4, 4), (0.0, 0.25, 1.0, 0.75), peak=3.0)
     np.testing.assert_allclose(tinted[:20], 0.35)
@@ -125,7 +125,7 @@ def test_the_map_covers_what_the_model_saw() -> None:
     assert tinted[40, 20].std() > 0.05  # coloured
 
 
-def test_dollar_signs_are_no_formula(tmp_path: Path) -> None:
+def test_dollar_signs_are_not_parsed_as_math(tmp_path: Path) -> None:
     words = ["a", "${", "$b$"]
     sample = Sample(
         image=torch.zeros(1, 8, 8, dtype=torch.uint8),
@@ -165,15 +165,13 @@ def test_heat_maps_fill_their_width(aspect: float) -> None:
         columns, panel = arranged(words, aspect, height)
         rows = -(-words // columns)
         assert columns <= min(COLUMNS, words)
-        assert rows * columns - words < rows  # no row lacks more than one
+        assert rows * columns - words < rows  # at most one empty place per row
         assert columns * panel <= GRID + 1e-9
         wide = columns * panel > 0.95 * GRID
         assert wide or rows * (panel * aspect + HEAD) > 0.95 * height
 
 
-def test_boxes_are_drawn_where_the_data_say_where_findings_are(
-    tmp_path: Path, drawn: list[dict[str, Any]]
-) -> None:
+def test_boxes_are_drawn_if_the_data_have_them(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     run = gloria_evaluation(tmp_path)
     box = [0.5, 0.4, 0.8, 0.9]
     record = {"Effusion": {"side": "left", "parts": [{"box": box}]}}

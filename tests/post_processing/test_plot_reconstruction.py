@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> Evaluation:
     )
 
 
-def test_originals_stand_beside_reconstructions_in_their_grey_levels(run: Evaluation) -> None:
+def test_originals_and_reconstructions_keep_their_grey_levels(run: Evaluation) -> None:
     (path,) = PlotReconstruction(num_samples=4)(run)
     assert path.name == "test_reconstruction.png"
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
@@ -75,14 +75,14 @@ def test_originals_stand_beside_reconstructions_in_their_grey_levels(run: Evalua
         assert np.unique(made).tolist() == [64]
 
 
-def test_no_more_images_than_there_are(run: Evaluation) -> None:
+def test_number_of_images_is_limited_by_the_split(run: Evaluation) -> None:
     PlotReconstruction(num_samples=99)(run)
     width, height = Image.open(run.out_dir / "test_reconstruction.png").size
     assert width == GAP + 4 * (256 + GAP)
     assert height > HEAD + 3 * 128
 
 
-def test_large_images_keep_their_size_and_grey_ones_are_shown(tmp_path: Path) -> None:
+def test_large_images_keep_their_size_and_grey_images_are_drawn(tmp_path: Path) -> None:
     images = torch.rand(1, 1, 200, 200)
     draw_pairs(tmp_path / "a.png", images, images, [3], title="x", caption="y")
     pixels = np.asarray(Image.open(tmp_path / "a.png"))[HEAD : HEAD + 200, GAP : GAP + 400]
@@ -91,7 +91,7 @@ def test_large_images_keep_their_size_and_grey_ones_are_shown(tmp_path: Path) ->
     assert np.array_equal(pixels[:, 200:, 2], expected)
 
 
-def test_options_that_cannot_be(run: Evaluation) -> None:
+def test_invalid_options_are_refused(run: Evaluation) -> None:
     run.networks.members = [tiny_vae, tiny_vae]
     with pytest.raises(ConfigError, match=r"^2 checkpoints"):
         PlotReconstruction().check(run)

@@ -20,7 +20,7 @@ NAMES = ("A", "B", "C", "D")
 
 
 def make(tmp_path: Path, size: int = 40) -> Evaluation:
-    """Sample i has label A, every fifth B instead, every seventh C as well."""
+    """Sample i has label A, every fifth has B instead, every seventh has C as well."""
     labels = torch.zeros(size, 4)
     rows = torch.arange(size)
     labels[:, 0] = (rows % 5 != 0).float()
@@ -33,7 +33,7 @@ def make(tmp_path: Path, size: int = 40) -> Evaluation:
     return evaluation(split_features(features, labels, names=NAMES), out_dir=tmp_path)
 
 
-def test_writes_both_plots_and_what_they_were_drawn_from(tmp_path: Path) -> None:
+def test_writes_both_plots_and_their_data(tmp_path: Path) -> None:
     run = make(tmp_path)
     plot = PlotRepresentation(
         keys=["visual", "linguistic"], labels_keep=["B", "A"], max_samples_per_class=5, method="pca"
@@ -69,7 +69,7 @@ def test_colours_samples_with_exactly_one_label(
         PlotRepresentation(keys=["visual"], method="pca")(make(tmp_path))
     full = np.load(tmp_path / "test_full_visual.npz")
     assert full["index"].tolist() == list(range(40))
-    # the others are there in grey
+    # the others are drawn in grey
     assert [i for i in range(40) if full["labels"][i] == ""] == [i for i in range(40) if i % 7 == 0]
     assert "34 of 40 samples have exactly one of 4 labels" in caplog.text
 
@@ -97,13 +97,13 @@ def test_umap_is_seeded_and_takes_few_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 @pytest.mark.parametrize("size", [4, 5, 12])
-def test_few_samples_are_drawn(tmp_path: Path, method: str, size: int) -> None:
+def test_few_samples_give_only_the_full_plot(tmp_path: Path, method: str, size: int) -> None:
     plot = PlotRepresentation(keys=["visual"], method=method)  # type: ignore[arg-type]
     assert len(plot(make(tmp_path, size))) == 3  # the sampled plot would be the same
     assert np.isfinite(np.load(tmp_path / "test_full_visual.npz")["embedding"]).all()
 
 
-def test_skips_with_a_line_what_cannot_be_drawn(
+def test_features_that_cannot_be_drawn_are_skipped_with_a_message(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plot = PlotRepresentation(keys=["visual"], method="pca")
@@ -119,13 +119,15 @@ def test_skips_with_a_line_what_cannot_be_drawn(
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_method_few_samples_are_drawn_by_their_principal_components() -> None:
+def test_pca_is_the_default_method_for_few_samples() -> None:
     assert fitting_method(None, 99) == "pca"
     assert fitting_method(None, 100) == "umap"
     assert fitting_method("tsne", 5) == "tsne"
 
 
-def test_the_title_says_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_title_names_features_data_and_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(
         plot_representation, "draw_scatter", lambda *_, **texts: calls.append(texts)
@@ -133,16 +135,16 @@ def test_the_title_says_what_is_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     PlotRepresentation(keys=["visual"], labels_keep=["C", "A"])(make(tmp_path))
     assert calls[0]["title"] == "Image embeddings of x:y, test split"
     assert calls[0]["caption"].startswith("PCA; 30 of 40 samples have exactly one of 2 labels")
-    assert calls[0]["places"] == [2, 0]  # colours go by the labels of the data
+    assert calls[0]["places"] == [2, 0]  # colours depend on the labels of the data
 
 
-def test_no_cap_leaves_the_sampled_plot_out(tmp_path: Path) -> None:
+def test_without_a_cap_there_is_no_sampled_plot(tmp_path: Path) -> None:
     plot = PlotRepresentation(keys=["visual"], max_samples_per_class=None, method="pca")
     assert plot(make(tmp_path))[0].name == "test_full_visual.png"
     assert not list(tmp_path.glob("*sampled*"))
 
 
-def test_unknown_names_are_refused(tmp_path: Path) -> None:
+def test_unknown_keys_and_labels_are_refused(tmp_path: Path) -> None:
     run = make(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'linguistic'"):
         PlotRepresentation(keys=["linguistics"]).check(run)

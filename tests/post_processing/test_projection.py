@@ -8,7 +8,7 @@ from vilmedic.post_processing.projection import Method, all_alike, nearest_sampl
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_groups_stay_together(method: Method) -> None:
+def test_projection_keeps_clusters(method: Method) -> None:
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(3, 20))
     group = np.arange(60) % 3
@@ -21,7 +21,7 @@ def test_groups_stay_together(method: Method) -> None:
     assert (project(x * scale, method=method, seed=0) == points).all()
 
 
-def test_components_are_those_of_the_largest_variance() -> None:
+def test_pca_keeps_the_largest_variance() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(50, 3)).astype(np.float32)
     points = project(x, method="pca", seed=0).astype(np.float64)
@@ -32,12 +32,12 @@ def test_components_are_those_of_the_largest_variance() -> None:
     assert one.shape == (50, 2)
 
 
-def test_spread_is_zero_when_all_are_alike() -> None:
+def test_spread_is_zero_for_equal_features() -> None:
     assert all_alike(np.outer(np.arange(1, 5), np.ones(3)).astype(np.float32))
     assert not all_alike(np.eye(4, dtype=np.float32))
 
 
-def test_against_a_sort_of_all_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_match_a_full_sort_of_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "BLOCK", 7)
     random = np.random.default_rng(0)
     one = random.standard_normal((30, 5)).astype(np.float32)
@@ -53,7 +53,7 @@ def test_against_a_sort_of_all_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.allclose(cosine[i], s[order], atol=1e-6)
 
 
-def test_no_more_neighbours_than_there_are() -> None:
+def test_number_of_neighbours_is_limited_by_the_samples() -> None:
     x = np.eye(3, dtype=np.float32)
     index, _ = nearest_samples(x, x, 10, itself=False)
     assert index.shape == (3, 2)

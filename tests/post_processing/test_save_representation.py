@@ -13,7 +13,7 @@ from vilmedic.post_processing import save_representation
 from vilmedic.post_processing.save_representation import SaveRepresentation
 
 
-def test_files_hold_features_labels_and_where_samples_come_from(
+def test_files_hold_features_labels_and_sample_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(save_representation, "BLOCK", 6)  # labels of three samples
@@ -35,7 +35,7 @@ def test_files_hold_features_labels_and_where_samples_come_from(
     assert len(rows) == 4
 
 
-def test_keys_choose_and_are_checked(tmp_path: Path) -> None:
+def test_keys_select_features_and_are_validated(tmp_path: Path) -> None:
     run = evaluation(
         split_features({"visual": random(4, 3), "code": random(4, 2)}), out_dir=tmp_path
     )

@@ -43,7 +43,7 @@ def test_average_of_a_sequence() -> None:
         torch.testing.assert_close(tensor, torch.full_like(tensor, wanted))
 
 
-def test_averages_of_frozen_weights_are_told_from_those_of_weights_trained_before() -> None:
+def test_frozen_weights_are_distinguished_from_previously_trained_ones() -> None:
     model = Tied()
     model.norm.requires_grad_(False)
     average = AveragedWeights(model, 0.5)
@@ -54,7 +54,7 @@ def test_averages_of_frozen_weights_are_told_from_those_of_weights_trained_befor
     assert not average.has_frozen_weights()
 
 
-def test_skipped_step_moves_nothing() -> None:
+def test_skipped_step_does_not_update_the_average() -> None:
     model = Tied()
     average = AveragedWeights(model, 0.5)
     before = {name: value.clone() for name, value in average.state_dict().items()}
@@ -65,7 +65,7 @@ def test_skipped_step_moves_nothing() -> None:
             assert torch.equal(value, before[name])
 
 
-def test_weights_come_back_bit_by_bit() -> None:
+def test_weights_are_restored_bit_by_bit() -> None:
     model = Tied()
     average = AveragedWeights(model, 0.9)
     with torch.no_grad():
@@ -80,8 +80,8 @@ def test_weights_come_back_bit_by_bit() -> None:
         assert torch.equal(average.state_dict()[name], mean[name]), name
 
 
-def test_average_takes_few_calls_however_many_weights_there_are() -> None:
-    """Of the 944 tensors of a ResNet-50 and a BERT each was one."""
+def test_number_of_calls_does_not_grow_with_the_weights() -> None:
+    """One call per tensor would be 944 for a ResNet-50 and a BERT."""
     model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(60)))
     for device in (torch.device("cpu"), DEVICE):
         model.to(device)
@@ -95,7 +95,7 @@ def test_average_takes_few_calls_however_many_weights_there_are() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_what_moves_on_a_gpu_moves_as_on_a_cpu(share: float) -> None:
+def test_gpu_update_equals_the_cpu_update(share: float) -> None:
     torch.manual_seed(0)
     averages, values = ([torch.randn(3, 2), torch.randn(5)] for _ in range(2))
     expected = [one.lerp(other, share) for one, other in zip(averages, values, strict=True)]

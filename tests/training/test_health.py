@@ -41,7 +41,7 @@ def warnings(numbers: dict[str, float], steps: int = 400, every: int = 10) -> li
     return [(step, text) for step, text in found if text]
 
 
-def test_a_healthy_run_is_left_alone() -> None:
+def test_a_healthy_run_gives_no_warning() -> None:
     assert warnings(HEALTHY) == []
     assert warnings({}) == []
 
@@ -63,15 +63,15 @@ def test_the_cause_is_named(
     assert "Nothing was learned in the last 100 steps" in found[0][1]
 
 
-def test_it_waits_for_its_patience_and_then_twice_as_long() -> None:
+def test_warnings_wait_for_patience_then_twice_as_long() -> None:
     assert [step for step, _ in warnings(AT_CHANCE, steps=700)] == [110, 210, 410]
 
 
-def test_few_logged_steps_are_no_evidence() -> None:
+def test_few_logged_steps_give_no_warning() -> None:
     assert warnings(AT_CHANCE, steps=400, every=100) == []
 
 
-def test_a_run_that_gets_going_ends_the_warnings() -> None:
+def test_warnings_end_when_the_run_learns() -> None:
     watch = StuckWarning(patience=100)
     for step in range(10, 120, 10):
         watch.look(step, AT_CHANCE)
@@ -84,7 +84,7 @@ def test_recall_counts_rows_whose_partner_is_nearest_in_both_directions() -> Non
     other = torch.eye(4)[[0, 1, 3, 2]]
     assert in_batch_r1(one, one) == 1.0
     assert in_batch_r1(one, other) == 0.5
-    # Nearest to image 0 is report 1, and nearest to report 0 is image 0.
+    # The nearest report of image 0 is report 1; the nearest image of report 0 is image 0.
     first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     second = torch.nn.functional.normalize(torch.tensor([[1.0, 1.2], [1.0, 1.0]]), dim=1)
     similarity = (first @ second.T).tolist()
@@ -93,7 +93,7 @@ def test_recall_counts_rows_whose_partner_is_nearest_in_both_directions() -> Non
     assert in_batch_r1(first, second) == (right + down) / 4
 
 
-def test_collapsed_features_are_no_hit() -> None:
+def test_collapsed_features_do_not_count_as_recall() -> None:
     same = torch.ones(5, 3) / math.sqrt(3)
     assert in_batch_r1(same, same) == 0.0
 
@@ -135,7 +135,7 @@ def test_each_system_gives_its_numbers(make, batch, temperature, names) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_convirt, tiny_simclr, tiny_gloria])
-def test_chance_is_the_loss_of_features_that_tell_nothing(make) -> None:  # type: ignore[no-untyped-def]
+def test_chance_is_the_loss_of_uninformative_features(make) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     model = make()
     data = tiny_views(5) if make is tiny_simclr else tiny_batch(5)
@@ -166,9 +166,7 @@ def test_chance_is_the_loss_of_features_that_tell_nothing(make) -> None:  # type
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 @pytest.mark.parametrize("make", [tiny_convirt, tiny_simclr])
-def test_each_loss_gives_its_temperature_and_what_chance_is(
-    make, loss, temperature, chance
-) -> None:  # type: ignore[no-untyped-def]
+def test_each_loss_gives_its_temperature_and_chance(make, loss, temperature, chance) -> None:  # type: ignore[no-untyped-def]
     features = {name: torch.randn(6, 8) for name in ("visual", "linguistic", "visual_second")}
     model = make(loss=loss)
     numbers = contrastive_diagnostics(model, features | model.learned(), 3.0, {}, 6)
@@ -179,7 +177,7 @@ def test_each_loss_gives_its_temperature_and_what_chance_is(
     assert 0 <= numbers["in_batch_r1"] <= 1
 
 
-def test_observing_changes_nothing_and_ends() -> None:
+def test_observing_has_no_side_effects_and_ends() -> None:
     torch.manual_seed(0)
     model, data = tiny_convirt().eval(), tiny_batch(4)
     plain = model(data)["loss"]
@@ -193,7 +191,7 @@ def test_observing_changes_nothing_and_ends() -> None:
     assert nothing.features == {}
 
 
-def test_other_models_are_left_alone() -> None:
+def test_other_models_are_not_observed() -> None:
     with observing(ToyAutoencoder(), wanted=True) as observed:
         pass
     assert observed.features == {}

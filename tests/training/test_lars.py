@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
 
 def timms(model: nn.Module, **options: Any) -> Lars:
-    """timm adapts what decays, or all: so biases and norms are a group that does not decay."""
+    """timm's LARS adapts groups with weight decay, so biases and norms are a group without."""
     ours: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-6, "lr": 0.3, **options}
     ours["trust_coeff"] = ours.pop("trust_coefficient", 0.001)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -42,13 +42,13 @@ def timms(model: nn.Module, **options: Any) -> Lars:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_steps_are_those_of_timm(options: dict[str, Any]) -> None:
+def test_steps_equal_those_of_timm(options: dict[str, Any]) -> None:
     ours, theirs = network(), network()
     one, other = LARS(ours.parameters(), **options), timms(theirs, **options)
     for step in range(10):
         for model, optimizer in ((ours, one), (theirs, other)):
             set_gradients(model, step)
-            if step == 4:  # a layer without a slope is not adapted
+            if step == 4:  # a layer without a gradient is not adapted
                 model[3].weight.grad.zero_()
             optimizer.step()
         torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=1e-6)
@@ -72,9 +72,7 @@ def test_biases_and_norms_neither_decay_nor_adapt() -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("skipped", [(0, 1), (3,)])
-def test_a_step_that_is_left_out_leaves_everything(
-    options: dict[str, Any], skipped: tuple[int, ...]
-) -> None:
+def test_a_skipped_step_changes_nothing(options: dict[str, Any], skipped: tuple[int, ...]) -> None:
     ours, theirs = network(), network()
     one, other = LARS(ours.parameters(), **options), LARS(theirs.parameters(), **options)
     for step in range(6):
@@ -90,7 +88,7 @@ def test_a_step_that_is_left_out_leaves_everything(
         assert torch.equal(weights(ours), weights(theirs))
 
 
-def test_on_a_device_it_waits_for_nothing() -> None:
+def test_lars_does_not_wait_for_the_device() -> None:
     model = network().to(DEVICE)
     optimizer = LARS(model.parameters())
     with Waits() as waits:
@@ -102,7 +100,7 @@ def test_on_a_device_it_waits_for_nothing() -> None:
     assert waits.seen == []
 
 
-def test_a_configuration_names_it() -> None:
+def test_lars_can_be_configured() -> None:
     options: dict[str, Any] = {"lr": 0.6, "weight_decay": 0.1}
     optimizer = make_optimizer(network(), TrainorSection(optimizer="LARS", optim_params=options))
     assert isinstance(optimizer, LARS)

@@ -16,7 +16,7 @@ from vilmedic.training.metrics_log import MetricsLog
 
 
 class Recorder(Logger):
-    """Remembers what it is given, and fails from a step on."""
+    """Records what it is given, and fails from a given step on."""
 
     def __init__(self, fails_at: int = 99) -> None:
         self.seen: list[tuple[int, dict[str, float]]] = []
@@ -42,7 +42,7 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_metrics_hold_no_time_and_timing_does(tmp_path: Path) -> None:
+def test_only_the_timing_log_has_times(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, seed=1, step=0)
     log.metrics(1, {"loss": 2.0})
     log.timing(1, {"samples_per_second": 3.5})
@@ -68,7 +68,7 @@ def test_resume_cuts_back_only_its_own_seed(tmp_path: Path) -> None:
     assert read(tmp_path / "metrics.jsonl") == lines[:2]
 
 
-def test_lines_of_the_same_step_beyond_the_checkpoint_are_cut_off_too(tmp_path: Path) -> None:
+def test_validation_lines_after_the_checkpoint_are_cut_as_well(tmp_path: Path) -> None:
     lines = [{"seed": 1, "step": 5, "loss": 1.0}, {"seed": 1, "step": 5, "train_loss": 1.5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
 
@@ -78,7 +78,7 @@ def test_lines_of_the_same_step_beyond_the_checkpoint_are_cut_off_too(tmp_path: 
     assert log.lines == 1
 
 
-def test_loggers_get_the_numbers_and_neither_epoch_nor_clock(tmp_path: Path) -> None:
+def test_loggers_get_numbers_without_epoch_and_time(tmp_path: Path) -> None:
     recorder = Recorder()
     log = MetricsLog(tmp_path, seed=1, step=0, loggers=[("recorder", recorder)])
     log.metrics(1, {"epoch": 0, "loss": 2, "note": "x"})
@@ -89,7 +89,7 @@ def test_loggers_get_the_numbers_and_neither_epoch_nor_clock(tmp_path: Path) -> 
     assert recorder.closed
 
 
-def test_loggers_get_the_pictures_of_a_folder(tmp_path: Path) -> None:
+def test_loggers_get_the_figures_of_a_folder(tmp_path: Path) -> None:
     recorder = Recorder()
     log = MetricsLog(tmp_path, seed=1, step=0, loggers=[("recorder", recorder)])
     folder = tmp_path / "pictures"
@@ -102,7 +102,7 @@ def test_loggers_get_the_pictures_of_a_folder(tmp_path: Path) -> None:
     assert recorder.figures == [(7, "validate_grid.png")]
 
 
-def test_a_failing_logger_is_left_out_and_the_run_goes_on(
+def test_a_failing_logger_is_disabled_and_the_run_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good, bad = Recorder(), Recorder(fails_at=2)
@@ -116,14 +116,16 @@ def test_a_failing_logger_is_left_out_and_the_run_goes_on(
     assert len(read(tmp_path / "metrics.jsonl")) == 3
 
 
-def test_reading_leaves_out_what_is_no_line_of_a_run(tmp_path: Path) -> None:
+def test_reading_skips_invalid_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_entries(path) == []
     path.write_text('{"seed": 1, "step": 2}\n[1]\n{"step": 3}\nnonsense\n{"seed"')
     assert [entry for _, entry in read_entries(path)] == [{"seed": 1, "step": 2}, *[None] * 4]
 
 
-def test_lines_wait_for_room_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_are_kept_until_the_disk_has_space(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     log = MetricsLog(tmp_path, seed=1, step=0)
     log.metrics(1, {"loss": 1.0})
     size = (tmp_path / "metrics.jsonl").stat().st_size
@@ -155,7 +157,7 @@ def test_full_disk_cuts_back_in_place(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {path.name for path in tmp_path.iterdir()} == {".metrics.lock", "metrics.jsonl"}
 
 
-def test_lines_that_cannot_be_read_are_left_out_and_kept_elsewhere(
+def test_unreadable_lines_are_moved_to_another_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = b'{"seed": 1, "step": 1, "loss": 2.0}\n{"seed": 2, "step": 9}\n'
@@ -182,7 +184,7 @@ def test_lines_that_cannot_be_read_are_left_out_and_kept_elsewhere(
     assert (tmp_path / "set_aside" / "metrics.jsonl").read_bytes() == b"".join(odd) + good
 
 
-def test_no_copy_is_kept_of_a_line_that_a_crash_cut_short(tmp_path: Path) -> None:
+def test_a_line_truncated_by_a_crash_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"seed": 1, "step": 1}\n{"seed": 1, "st')
     MetricsLog(tmp_path, seed=1, step=1)
     assert read(tmp_path / "metrics.jsonl") == [{"seed": 1, "step": 1}]
@@ -190,7 +192,7 @@ def test_no_copy_is_kept_of_a_line_that_a_crash_cut_short(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["metrics", "timing"])
-def test_a_folder_or_a_pipe_in_the_place_of_the_numbers_is_named(tmp_path: Path, name: str) -> None:
+def test_a_folder_or_pipe_instead_of_the_log_is_an_error(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.jsonl"
     path.mkdir()
     with pytest.raises(DataError, match=rf"{name}\.jsonl: is a folder"):
@@ -206,12 +208,12 @@ def append_lines(run_dir: Path, seed: int, barrier: Any) -> None:
     barrier.wait()
     for step in range(1, 41):
         log.metrics(step, {"loss": 1.0})
-        if step % 10 == 0:  # as one that continues does
+        if step % 10 == 0:  # as a resumed run does
             MetricsLog(run_dir, seed=seed, step=step)
 
 
-def test_seeds_that_train_at_once_lose_no_line_to_each_other(tmp_path: Path) -> None:
-    """One cuts its lines back, reading and replacing the file, while the others add theirs."""
+def test_concurrent_seeds_lose_no_lines(tmp_path: Path) -> None:
+    """One process cuts its lines back by replacing the file while the others append."""
     context = multiprocessing.get_context("fork")
     (tmp_path / "metrics.jsonl").write_text('{"seed": 0, "step": 99}\n')
     barrier = context.Barrier(3)

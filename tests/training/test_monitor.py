@@ -26,7 +26,7 @@ def run(bars: RunBars, steps: int = 3) -> None:
     bars.close()
 
 
-def test_lines_where_there_is_no_terminal(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_lines_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     run(RunBars(4, every=0.0, terminal=False))
 
     assert len(caplog.messages) == 3
@@ -84,7 +84,7 @@ def slow(count: int, seconds: float) -> object:
         yield i
 
 
-def test_waiting_for_data_is_reported_from_computing() -> None:
+def test_data_waiting_is_separated_from_computing() -> None:
     meter = Throughput(torch.device("cpu"))
     for _ in meter.waiting_for(slow(3, 0.05)):  # type: ignore[var-annotated, arg-type]
         time.sleep(0.05)
@@ -97,7 +97,7 @@ def test_waiting_for_data_is_reported_from_computing() -> None:
     assert 0.05 < numbers["memory_gib"] < 64
 
 
-def test_each_interval_begins_anew() -> None:
+def test_each_interval_starts_from_zero() -> None:
     meter = Throughput(torch.device("cpu"))
     meter.count(100)
     meter.numbers()
@@ -105,10 +105,10 @@ def test_each_interval_begins_anew() -> None:
 
 
 class Stream:
-    """A GPU that works through what is queued, one thing after the other, beside the host."""
+    """A GPU stream: runs queued work in order, asynchronously to the host."""
 
     def __init__(self) -> None:
-        self.now = 0.0  # of the host, in seconds
+        self.now = 0.0  # host time in seconds
         self.idle_at = 0.0
 
     def launch(self, seconds: float) -> None:
@@ -116,7 +116,7 @@ class Stream:
 
 
 class Event:
-    """A mark in the queue of the stream: its time is when the stream comes to it."""
+    """An event in the queue of the stream; its time is when the stream reaches it."""
 
     stream: Stream
 
@@ -142,7 +142,7 @@ class Event:
 @pytest.mark.parametrize(
     ("load", "compute", "share"), [(0.2, 1.0, 0.0), (1.0, 1.0, 0.0), (1.5, 1.0, 1 / 3)]
 )
-def test_on_a_gpu_what_it_waits_counts_and_not_what_the_host_does(
+def test_gpu_idle_time_counts_not_host_time(
     load: float, compute: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = Stream()
@@ -161,10 +161,10 @@ def test_on_a_gpu_what_it_waits_counts_and_not_what_the_host_does(
         meter.restart()
         began = stream.now
         for _ in meter.waiting_for(batches(50)):
-            stream.now += 0.01  # launching takes a moment, and then the host goes on
+            stream.now += 0.01  # a launch takes a moment; then the host continues
             stream.launch(compute)
             meter.count(8)
-        stream.now = max(stream.now, stream.idle_at)  # the step is logged: its loss is read
+        stream.now = max(stream.now, stream.idle_at)  # logging the step reads its loss
         numbers = meter.numbers()
         assert numbers["data_wait"] == pytest.approx(share, abs=0.04), interval
         assert numbers["samples_per_second"] == pytest.approx(400 / (stream.now - began), rel=0.01)

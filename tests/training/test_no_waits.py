@@ -1,4 +1,4 @@
-"""No system's training step waits for a GPU: each is run on a fake one."""
+"""No training step waits for the GPU; each system is run on a fake one."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ PIXELS = Pixels(**HOW)
 
 
 def prepare(batch: dict[str, Any]) -> dict[str, Any]:
-    """What a data set of images does to a batch on the device."""
+    """Prepare a batch on the device, as an image data set does."""
     part: Any = SimpleNamespace(pixels=PIXELS)
     return ImageDataset.finish(part, batch)
 
 
 def pixels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch as the loader gives it, of one grey channel, which `prepare` makes floats of."""
+    """A batch as the loader returns it, with one uint8 channel, which `prepare` converts."""
     images = batch["images"]
     grey = torch.zeros(*images.shape[:-3], 1, *images.shape[-2:], dtype=torch.uint8)
     return batch | {"images": grey}
 
 
 def several(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Two images a sample, of which some samples have one."""
+    """Two images per sample; some samples have only one."""
     images = batch["images"].unsqueeze(1).expand(-1, 2, -1, -1, -1)
     mask = torch.ones(len(images), 2, dtype=torch.bool)
     mask[1:, 1] = False
@@ -80,7 +80,7 @@ def several(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def small_cnn() -> VisionEncoder:
-    """The first layers of a network, batch normalisation among them, which give 8 x 8 positions."""
+    """The first layers of a network with batch normalisation; they give 8 x 8 positions."""
     return tiny_cnn(output_layer="maxpool")
 
 
@@ -108,7 +108,7 @@ def small_gloria(**settings: Any) -> GLoRIA:
 
 
 def system(name: str, folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A model on the CPU, and a batch of what it learns from."""
+    """A model on the CPU, and a batch for it."""
     chunks: dict[str, Any] = {"forward_batch_size": 2} if name.endswith("chunks") else {}
     if name.endswith("Loss"):
         return small_convirt(loss=LOSSES.get(name)()), pixels(tiny_batch())
@@ -147,7 +147,7 @@ PRECISIONS = {"AdamW": "bf16", "RAdam": "fp32", "SGD": "fp16"}
 
 
 def waits_of(model: Any, batch: dict[str, torch.Tensor], optimizer: str, precision: str) -> Waits:
-    """A step with all that is done for each; one before it may copy its constants."""
+    """The waits of a whole step, after a first one, which may copy constants."""
     section = TrainorSection(
         optimizer=optimizer,
         optim_params=OPTIMIZERS[optimizer],
@@ -202,8 +202,8 @@ def test_augmentations_do_not_wait(preset: str, color: str) -> None:
     assert waits.seen == []
 
 
-def test_what_would_wait_is_noted() -> None:
-    """Each of these does on a GPU; a copy that is queued does not."""
+def test_waiting_operations_are_recorded() -> None:
+    """Each of these waits on a GPU; a queued copy does not."""
     here, mask = torch.ones(3), torch.tensor([True, False, True])
     there = here.to(DEVICE)
     waits = Waits()

@@ -67,7 +67,7 @@ def test_step_decay_counts_epochs() -> None:
     assert rate(optimizer) == pytest.approx(0.1)
 
 
-def test_state_continues() -> None:
+def test_schedule_state_is_restored() -> None:
     keys = {"lr_decay": "ReduceLROnPlateau", "lr_decay_params": {"factor": 0.5, "patience": 1}}
     _, first = make(**keys)
     first.after_evaluation(1.0)
@@ -150,14 +150,16 @@ def test_a_schedule_that_fits_the_run_steps_to_its_end(
         rates.append(rate(optimizer))
         optimizer.step()
         schedule.after_step()
-    # a cosine touches zero where it turns, and rises again
+    # a cosine is zero at its turning point and rises again
     assert sum(one > 1e-3 for one in rates) >= 98
 
 
 @pytest.mark.parametrize(
     ("lr_decay", "options"), [("OneCycleLR", {}), ("CyclicLR", {"base_lr": 0})]
 )
-def test_the_highest_rate_is_the_optimizers(lr_decay: str, options: dict[str, object]) -> None:
+def test_the_maximum_rate_is_that_of_the_optimizer(
+    lr_decay: str, options: dict[str, object]
+) -> None:
     for lr in (1e-3, 1e-6):
         optimizer, schedule = make(
             lr=lr, total_steps=5000, lr_decay=lr_decay, lr_decay_params=options
@@ -170,7 +172,7 @@ def test_the_highest_rate_is_the_optimizers(lr_decay: str, options: dict[str, ob
         assert max(rates) == pytest.approx(lr)
 
 
-def test_another_rate_scales_a_one_cycle_schedule_on_resume() -> None:
+def test_a_changed_rate_scales_a_one_cycle_schedule_on_resume() -> None:
     optimizer, schedule = make(lr=1.0, lr_decay="OneCycleLR")
     section = TrainorSection(optimizer="SGD", optim_params={"lr": 0.5}, lr_decay="OneCycleLR")
     for _ in range(3):
@@ -190,13 +192,13 @@ def test_another_rate_scales_a_one_cycle_schedule_on_resume() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "same"),
     [
-        ({"max_lr": 1.0}, {}, True),  # a run whose configuration still named both
+        ({"max_lr": 1.0}, {}, True),  # a run whose configuration named both
         ({}, {}, True),
         ({"max_lr": 2.0}, {}, False),
         ({"pct_start": 0.1}, {}, False),
     ],
 )
-def test_a_schedule_is_the_same_whether_or_not_its_rate_is_named(
+def test_a_schedule_with_or_without_explicit_rate_is_the_same(
     before: dict[str, float], now: dict[str, float], same: bool
 ) -> None:
     sections = [
@@ -255,7 +257,7 @@ def test_changed_options_take_effect_on_resume(lr_decay: str | None) -> None:
         assert rate(other) == pytest.approx(rate(optimizer) / 2)
 
 
-def test_unchanged_options_are_those_of_the_checkpoint() -> None:
+def test_unchanged_options_come_from_the_checkpoint() -> None:
     optimizer, _ = make(lr=1.0)
     optimizer.param_groups[0]["lr"] = 0.3
     section = TrainorSection(optimizer="SGD", optim_params={"lr": 1.0})
@@ -264,7 +266,7 @@ def test_unchanged_options_are_those_of_the_checkpoint() -> None:
     assert rate(other) == 0.3
 
 
-def test_choice_of_a_kernel_is_the_users() -> None:
+def test_kernel_options_are_configurable() -> None:
     section = TrainorSection(optimizer="AdamW", optim_params={"foreach": True})
     assert not make_optimizer(nn.Linear(2, 2), section).param_groups[0]["fused"]
     assert make_optimizer(nn.Linear(2, 2), TrainorSection(optimizer="AdamW")).defaults["fused"]
@@ -315,7 +317,7 @@ def test_finished_cosine_rises_again_in_a_longer_run() -> None:
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(30, 30), (0.15, 30), (0, 0), (0.0, 0), (1, 1)])
-def test_warmup_and_cosine_are_those_of_transformers(warmup: float, steps: int) -> None:
+def test_warmup_and_cosine_equal_those_of_transformers(warmup: float, steps: int) -> None:
     keys = {"lr_decay": "WarmupCosineLR", "lr_decay_params": {"warmup": warmup}}
     optimizer, schedule = make(lr=0.3, total_steps=200, **keys)
     peer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.3)
@@ -328,7 +330,7 @@ def test_warmup_and_cosine_are_those_of_transformers(warmup: float, steps: int) 
         reference.step()
 
 
-def test_a_rate_that_is_left_at_the_end() -> None:
+def test_warmup_and_cosine_with_a_final_rate() -> None:
     options = {"warmup": 2, "end_factor": 0.1}
     optimizer, schedule = make(
         lr=2.0, total_steps=10, lr_decay="WarmupCosineLR", lr_decay_params=options
@@ -386,7 +388,7 @@ def rates_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
 
 
-def test_each_part_has_its_rate_and_a_weight_takes_the_last_entry_that_says_it() -> None:
+def test_each_part_has_its_rate_and_the_last_matching_entry_wins() -> None:
     groups = {"cnn": {"lr": 0.1}, "encoder": {"weight_decay": 0.2}, "*.bias": {"weight_decay": 0.0}}
     model, optimizer, _ = grouped(groups)
     found = rates_by_name(model, optimizer)
@@ -401,7 +403,7 @@ def test_each_part_has_its_rate_and_a_weight_takes_the_last_entry_that_says_it()
     assert any(line.startswith("Rates: the rest, ") and " at 0.5" in line for line in lines)
 
 
-def test_rates_fall_from_layer_to_layer() -> None:
+def test_layer_decay_lowers_rates_by_layer() -> None:
     groups = {"encoder": {"lr": 0.1, "layer_decay": 0.5}, "cnn": {"layer_decay": 0.75}}
     encoder = tiny_encoder(**LAYERS)
     model = tiny_convirt()
@@ -453,7 +455,7 @@ def test_a_schedule_scales_all_groups() -> None:
 
 
 @pytest.mark.parametrize("lr_decay", ["CosineAnnealingLR", "CosineAnnealingWarmRestarts"])
-def test_no_rate_rises_to_the_lowest_one(lr_decay: str) -> None:
+def test_a_minimum_rate_above_a_group_rate_is_refused(lr_decay: str) -> None:
     options: dict[str, Any] = {"T_0": 9} if lr_decay.endswith("Restarts") else {}
     for lowest, fits in ((0.05, True), (0.06, False)):
         keys: dict[str, Any] = {"lr_decay": lr_decay}
@@ -467,7 +469,7 @@ def test_no_rate_rises_to_the_lowest_one(lr_decay: str) -> None:
             Schedule(optimizer, section, 20, better="lower")
 
 
-def test_the_rate_that_is_logged_is_that_of_weights_without_one_of_their_own() -> None:
+def test_the_logged_rate_is_that_of_ungrouped_weights() -> None:
     keys: dict[str, Any] = {"lr_decay": "WarmupCosineLR"}
     for groups in ({"cnn": {"lr": 0.05}}, {"*": {"lr": 0.05}}):
         _, optimizer, section = grouped(groups, **keys)
@@ -502,10 +504,10 @@ def set_gradients(model: nn.Module, value: float) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": True, "weight_decay": 0.1}])
-def test_momentum_is_not_touched_by_a_step_that_its_update_leaves_out(
+def test_a_skipped_update_does_not_touch_momentum(
     options: dict[str, float],
 ) -> None:
-    """The first one too, after which torch would find momentum in memory nobody has written."""
+    """Also the first one, after which torch would use uninitialised memory as momentum."""
     model = nn.Linear(3, 2)
     peer = copy.deepcopy(model)
     one, other = momentum(model, **options), momentum(peer, **options)
@@ -523,7 +525,7 @@ def test_momentum_is_not_touched_by_a_step_that_its_update_leaves_out(
         assert torch.equal(one.state[mine]["momentum_buffer"], other.state[its]["momentum_buffer"])
 
 
-def test_momentum_starts_where_there_is_a_gradient() -> None:
+def test_momentum_starts_with_the_first_gradient() -> None:
     model = nn.Linear(3, 2)
     optimizer = momentum(model)
     model.weight.grad = torch.ones_like(model.weight)
@@ -544,7 +546,7 @@ def test_momentum_starts_where_there_is_a_gradient() -> None:
         ("AdamW", {"foreach": True}, False, False),
     ],
 )
-def test_which_updates_leave_out_a_step_by_themselves(
+def test_optimizers_that_skip_steps_themselves(
     optimizer: str, options: dict[str, float], on_cpu: bool, elsewhere: bool
 ) -> None:
     section = TrainorSection(optimizer=optimizer, optim_params={"lr": 0.1, **options})

@@ -1,4 +1,4 @@
-"""What a plan says against what steps really take, and what it does without."""
+"""Predictions of `--plan` against real steps, and planning with missing data or VAE."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def step_of(made_up: MadeUp) -> TrainingStep:
 @pytest.mark.parametrize("name", PHANTOM)
 def test_the_peak_is_within_15_percent_of_that_of_a_real_step(name: str, tmp_path: Path) -> None:
     words = ["trainor.device=cpu", "trainor.batch_size=12"]
-    if name == "gloria":  # fewer blocks of its loss on a CPU
+    if name == "gloria":  # fewer blocks of the loss on a CPU
         words += ["trainor.batch_size=6"]
     config = load(ROOT / "config" / "phantom" / f"{name}.yml", words, training=True)
     predicted = fake_step(config, tmp_path / "fake").peak
     (tmp_path / "real").mkdir()
-    gc.collect()  # so that nothing older goes while the step is observed
+    gc.collect()  # so that no older tensors are freed during the measurement
     real = measured(MadeUp(config, tmp_path / "real"))["mib"] * 2**20
     assert predicted == pytest.approx(real, rel=0.15)
 
@@ -92,7 +92,7 @@ def test_counts_the_operations_of_a_real_step(tmp_path: Path) -> None:
     assert fake_step(config, tmp_path / "fake").flop == flop(lambda: step(group))
 
 
-def test_parts_of_the_memory_are_what_they_are_called(tmp_path: Path) -> None:
+def test_memory_parts_have_the_expected_sizes(tmp_path: Path) -> None:
     step = fake_step(config_of(tmp_path, VAE, "trainor.ema=0.9"), tmp_path / "fake")
     (tmp_path / "real").mkdir()
     model = MadeUp(config_of(tmp_path, VAE), tmp_path / "real").model
@@ -101,13 +101,13 @@ def test_parts_of_the_memory_are_what_they_are_called(tmp_path: Path) -> None:
     tensors = len(model.state_dict())
     assert state <= step.held["weights"] <= state + 512 * tensors
     assert state <= step.held["averaged weights"] <= state + 512 * tensors
-    # two moments, and a count that takes a block of its own
+    # two moments, and a step count in its own block
     assert 2 * weights <= step.held["optimizer"] <= 2 * weights + 3 * 512 * tensors
     assert sum(step.held.values()) == step.peak
     assert set(step.held) == set(PARTS)
 
 
-def test_the_frozen_encoder_of_soft_targets_counts(
+def test_the_frozen_target_encoder_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bert = save_tiny_bert(tmp_path / "bert")
@@ -128,7 +128,7 @@ def test_the_frozen_encoder_of_soft_targets_counts(
     real = flop(lambda: step(made_up.group(6)))
     assert real > without.flop
     assert found.flop == pytest.approx(real, rel=1e-3)
-    monkeypatch.setattr(plan, "_peaks", lambda *_: {6: 1, 12: 2})  # which takes long
+    monkeypatch.setattr(plan, "_peaks", lambda *_: {6: 1, 12: 2})  # it is slow
     counts = make_plan(soft, card="h100").parameters
     pooler = sum(p.numel() for p in BertModel.from_pretrained(bert).pooler.parameters())
     own = sum(p.numel() for p in made_up.model.parameters())
@@ -139,15 +139,13 @@ def test_the_frozen_encoder_of_soft_targets_counts(
     "less",
     ["model.forward_batch_size=4", "trainor.activation_checkpointing=true", "trainor.batch_size=4"],
 )
-def test_what_saves_memory_in_training_does_so_in_the_plan(less: str, tmp_path: Path) -> None:
+def test_memory_saving_options_lower_the_plan(less: str, tmp_path: Path) -> None:
     plain = fake_step(config_of(tmp_path, SIMCLR), tmp_path / "plain")
     saving = fake_step(config_of(tmp_path, SIMCLR, less), tmp_path / "saving")
     assert saving.held["activations"] < 0.8 * plain.held["activations"]
 
 
-def test_the_largest_batch_is_one_that_just_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_largest_batch_just_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vilmedic.training.plan.SIZES", (0.0001, 0.125))
     config = config_of(tmp_path, VAE)
     plan = make_plan(config, card="h100")
@@ -158,8 +156,8 @@ def test_the_largest_batch_is_one_that_just_fits(
     assert peak == pytest.approx(0.125 * GIB * USABLE, rel=0.03)
 
 
-def test_the_largest_batch_fits_where_memory_does_not_grow_on_one_line() -> None:
-    """As where parts of a batch are computed one after another from some size on."""
+def test_the_largest_batch_fits_with_nonlinear_memory() -> None:
+    """For example where parts of a batch are computed sequentially above some size."""
 
     def peak(batch: int) -> int:
         return max(8 * min(batch, 16), 64 + 2 * batch, 5 * batch)
@@ -176,7 +174,7 @@ def test_the_largest_batch_fits_where_memory_does_not_grow_on_one_line() -> None
     assert len(tried) < 10
 
 
-def test_a_step_takes_as_long_as_products_memory_or_launches() -> None:
+def test_step_time_is_bounded_by_compute_memory_or_launches() -> None:
     card = CARDS["h100"]
     held = dict.fromkeys(PARTS, 0)
 
@@ -224,10 +222,10 @@ def test_the_command_prints_the_plan_and_leaves_no_run(
     assert "an epoch of 800 samples" in lines[-1]
 
 
-def test_a_plan_that_takes_long_shows_progress(
+def test_a_slow_plan_shows_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Steps on larger and larger batches take up to a minute, without anything printed before."""
+    """Steps on larger and larger batches take up to a minute."""
     shown = []
 
     def slow(*_: object, **__: object) -> SimpleNamespace:
@@ -241,14 +239,14 @@ def test_a_plan_that_takes_long_shows_progress(
     assert shown == ["Planning  0:00 so far"]
 
 
-def test_samples_are_counted_where_their_file_is(tmp_path: Path) -> None:
+def test_samples_are_counted_from_their_file(tmp_path: Path) -> None:
     (tmp_path / "train.image.tok").write_text("a.png\nb.png\nc.png\n")
     assert count_samples(config_of(tmp_path, VAE.replace(NOWHERE, str(tmp_path)))) == 3
     assert count_samples(config_of(tmp_path, VAE)) is None
 
 
-def test_a_part_of_the_samples_is_counted_as_a_part(tmp_path: Path) -> None:
-    """An epoch is as long as the part that is trained on."""
+def test_a_fraction_of_the_samples_is_counted(tmp_path: Path) -> None:
+    """The length of an epoch is that of the training subset."""
     (tmp_path / "train.image.tok").write_text("a.png\n" * 20)
     (tmp_path / "some.tok").write_text("a.png\nb.png\nc.png\n")
     text = f"""
@@ -273,7 +271,7 @@ model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: f
         (["--plan", "--card"], "--card: nothing is given. Use: --card h100"),
     ],
 )
-def test_wrong_words_are_refused(
+def test_wrong_arguments_are_refused(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "config.yml"
@@ -282,7 +280,7 @@ def test_wrong_words_are_refused(
     assert (status, message in err) == (2, True), err
 
 
-def test_a_vae_that_is_not_trained_yet_is_assumed(tmp_path: Path) -> None:
+def test_a_missing_vae_is_assumed(tmp_path: Path) -> None:
     words = ["trainor.batch_size=4", f"model.vae.ckpt={NOWHERE}", "model.vae.num_layers=4"]
     config = load(ROOT / "config" / "phantom" / "dalle.yml", words, training=True)
     made_up = MadeUp(config, tmp_path)
@@ -293,7 +291,7 @@ def test_a_vae_that_is_not_trained_yet_is_assumed(tmp_path: Path) -> None:
     )
 
 
-def test_several_images_a_sample_are_planned_as_many_as_there_can_be(tmp_path: Path) -> None:
+def test_several_images_per_sample_are_planned_at_their_maximum(tmp_path: Path) -> None:
     path = ROOT / "config" / "phantom" / "convirt.yml"
     words: list[Any] = ["trainor.batch_size=4"]
     one = fake_step(load(path, words, training=True), tmp_path / "one")
@@ -303,10 +301,10 @@ def test_several_images_a_sample_are_planned_as_many_as_there_can_be(tmp_path: P
 
 
 @pytest.mark.parametrize("asks", ["numpy", "mask"])
-def test_a_model_that_asks_for_numbers_is_refused_by_name(
+def test_a_model_that_needs_values_cannot_be_planned(
     asks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model of a user's own, in which a shape follows from numbers, say."""
+    """For example a user's model in which a shape depends on values."""
 
     def errors(self: OwnVAE, target: Tensor, output: Tensor) -> Tensor:
         if asks == "mask":

@@ -33,7 +33,7 @@ PROCESSORS = {
 
 
 def image_file(folder: Path, height: int, width: int) -> Path:
-    """Noise with edges, which ways of resizing show on."""
+    """Noise with edges, which shows differences between resizing methods."""
     random = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (height // 4, width // 4), generator=random)
     grey = noise.repeat_interleave(4, 0).repeat_interleave(4, 1).to(torch.uint8)
@@ -56,7 +56,7 @@ def grey_levels(one: torch.Tensor, other: torch.Tensor, std: list[float]) -> flo
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
-def test_pixels_are_those_of_the_image_processor(family: str, tmp_path: Path) -> None:
+def test_pixels_equal_those_of_the_image_processor(family: str, tmp_path: Path) -> None:
     processor = PROCESSORS[family]
     backbone, _ = saved(FAMILIES[family], tmp_path)
     processor.save_pretrained(tmp_path)
@@ -70,7 +70,7 @@ def test_pixels_are_those_of_the_image_processor(family: str, tmp_path: Path) ->
     assert any("stretches" in note for note in found.notes) == square
 
 
-def test_pixels_are_those_of_timm(tmp_path: Path) -> None:
+def test_pixels_equal_those_of_timm(tmp_path: Path) -> None:
     found = VisionEncoder.published_pixels(backbone="timm/vit_small_patch16_224.augreg_in1k")
     assert found is not None
     path = image_file(tmp_path, 320, 400)
@@ -81,7 +81,7 @@ def test_pixels_are_those_of_timm(tmp_path: Path) -> None:
     assert grey_levels(ours(path, found), theirs, list(said["std"])) <= 2
 
 
-def test_no_backbone_of_torchvision_and_no_random_one_says_anything() -> None:
+def test_torchvision_and_random_backbones_state_no_pixels() -> None:
     assert VisionEncoder.published_pixels(backbone="resnet18") is None
     assert VisionEncoder.published_pixels(backbone="timm/resnet18", pretrained=False) is None
 
@@ -106,7 +106,7 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_images_are_what_the_weights_were_trained_on(
+def test_images_follow_the_pretrained_weights(
     config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -118,7 +118,7 @@ def test_images_are_what_the_weights_were_trained_on(
     assert "resize 52, crop 48, interpolation" in caplog.text
 
 
-def test_what_is_given_stays_with_a_warning(
+def test_configured_values_are_kept_with_a_warning(
     config_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = ["dataset.image.mean=[0.5,0.5,0.5]", "dataset.image.crop=40"]
@@ -132,7 +132,7 @@ def test_what_is_given_stays_with_a_warning(
     assert "dataset.image.crop is 40, but its backbone was trained with 48" in "".join(warnings)
 
 
-def test_a_run_that_goes_on_keeps_its_images(config_file: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_image_settings(config_file: Path, tmp_path: Path) -> None:
     first = with_published_pixels(load(config_file), None)
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     again = with_published_pixels(load(config_file), {"config": first.data})
@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_keeps_its_images(config_file: Path, tmp_path: Path) 
 
 
 def stated(folder: Path, **fields: Any) -> PublishedPixels | None:
-    """What is read from an image processor that states some fields."""
+    """The settings read from an image processor with the given fields."""
     backbone, _ = saved(FAMILIES["ViT"], folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
     return VisionEncoder.published_pixels(backbone=backbone)
@@ -160,13 +160,13 @@ def stated(folder: Path, **fields: Any) -> PublishedPixels | None:
         {"image_processor_type": "ViTImageProcessor", "do_rescale": False, "image_std": [40.0] * 3},
         {"image_processor_type": "ViTImageProcessor", "do_normalize": False},
         {
-            "image_processor_type": "MobileViTImageProcessor",  # normalises nothing
+            "image_processor_type": "MobileViTImageProcessor",  # no normalisation
             "crop_size": {"height": 48, "width": 48},
         },
     ],
     ids=["EfficientNet", "no rescale", "no normalisation", "MobileViT"],
 )
-def test_values_are_those_of_the_image_processor(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_values_equal_those_of_the_image_processor(fields: dict[str, Any], tmp_path: Path) -> None:
     found = stated(tmp_path, size={"height": 48, "width": 48}, **fields)
     assert found is not None
     path = image_file(tmp_path, 120, 120)
@@ -175,7 +175,7 @@ def test_values_are_those_of_the_image_processor(fields: dict[str, Any], tmp_pat
     assert grey_levels(ours(path, found), theirs, found.keys["std"]) <= 2
 
 
-def test_a_processor_that_pads_gives_a_crop_that_images_have(tmp_path: Path) -> None:
+def test_a_padding_processor_gives_a_crop_within_the_image(tmp_path: Path) -> None:
     found = stated(
         tmp_path,
         image_processor_type="BitImageProcessor",
@@ -195,7 +195,7 @@ def test_a_processor_that_pads_gives_a_crop_that_images_have(tmp_path: Path) -> 
         {"feature_extractor_type": "WhisperFeatureExtractor"},
     ],
 )
-def test_a_processor_that_cannot_be_read_is_named_in_a_short_line(
+def test_an_unreadable_processor_is_logged_in_a_short_line(
     fields: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert stated(tmp_path, **fields) is None
@@ -204,7 +204,7 @@ def test_a_processor_that_cannot_be_read_is_named_in_a_short_line(
     assert len(line) < 400
 
 
-def test_a_folder_without_an_image_processor_is_said(
+def test_a_missing_image_processor_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     backbone, _ = saved(FAMILIES["ViT"], tmp_path)
@@ -220,7 +220,7 @@ def test_a_folder_without_an_image_processor_is_said(
         ("size", {"shortest_edge": 10**9}, ("resize", "crop")),
     ],
 )
-def test_values_that_make_no_images_are_left_out(
+def test_unusable_values_are_skipped(
     field: str,
     value: Any,
     left: tuple[str, str],
@@ -240,7 +240,7 @@ def test_values_that_make_no_images_are_left_out(
 @pytest.mark.parametrize(
     "said", [{"crop_pct": "all"}, {"input_size": "big"}, {"input_size": [3]}, {"mean": 0.5}]
 )
-def test_damaged_words_of_timm_are_named(
+def test_damaged_timm_settings_are_logged(
     said: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     backbone, _ = saved(FAMILIES["timm ConvNeXt"], tmp_path)

@@ -39,13 +39,13 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_steps_are_those_of_torch(options: dict[str, Any]) -> None:
+def test_steps_equal_those_of_torch(options: dict[str, Any]) -> None:
     ours, theirs = network(), network()
     one, other = (
         RAdam(ours.parameters(), lr=0.01, **options),
         torch.optim.RAdam(theirs.parameters(), lr=0.01, **options),
     )
-    for step in range(20):  # the first five go without the second moment
+    for step in range(20):  # the first five do not use the second moment
         for model, optimizer in ((ours, one), (theirs, other)):
             set_gradients(model, step)
             optimizer.step()
@@ -54,9 +54,7 @@ def test_steps_are_those_of_torch(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("skipped", [(0, 1), (3,), (2, 9, 10)])
-def test_a_step_that_is_left_out_leaves_everything(
-    options: dict[str, Any], skipped: tuple[int, ...]
-) -> None:
+def test_a_skipped_step_changes_nothing(options: dict[str, Any], skipped: tuple[int, ...]) -> None:
     ours, theirs = network(), network()
     one, other = (
         RAdam(ours.parameters(), lr=0.01, **options),
@@ -83,7 +81,7 @@ def test_a_step_that_is_left_out_leaves_everything(
     assert one.state_dict()["state"][0]["step"] == 12 - len(skipped)
 
 
-def test_states_go_to_torch_and_back() -> None:
+def test_states_convert_to_torch_and_back() -> None:
     models = [network() for _ in range(3)]
     ours, torchs, again = (
         kind(model.parameters(), lr=0.01)
@@ -106,10 +104,10 @@ def test_states_go_to_torch_and_back() -> None:
     for model in models[1:]:
         torch.testing.assert_close(weights(model), weights(models[0]), rtol=1e-9, atol=1e-11)
     counts = {id(state["step"]) for state in again.state.values()}
-    assert len(counts) == 1, "one count for all weights"
+    assert len(counts) == 1, "one step count for all weights"
 
 
-def test_weights_without_a_gradient_count_on_their_own() -> None:
+def test_weights_without_a_gradient_have_their_own_count() -> None:
     ours, theirs = network(), network()
     one, other = RAdam(ours.parameters(), lr=0.01), torch.optim.RAdam(theirs.parameters(), lr=0.01)
     for step in range(12):
@@ -134,7 +132,7 @@ def test_the_number_of_calls_does_not_grow_with_the_weights() -> None:
     assert sum(calls.values()) - calls["detach"] - calls["view"] < 80
 
 
-def test_it_is_taken_where_a_cpu_does_not_wait() -> None:
+def test_radam_is_used_where_torch_would_wait() -> None:
     section = TrainorSection(optimizer="RAdam", optim_params={"lr": 1e-3})
     assert type(make_optimizer(nn.Linear(2, 2), section)) is torch.optim.RAdam
     assert type(make_optimizer(nn.Linear(2, 2, device=DEVICE), section)) is RAdam

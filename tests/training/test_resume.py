@@ -22,13 +22,13 @@ def config(run_dir: Path, ckpt: str | None, seed: int | None = None) -> Any:
 
 
 def whole(seed: int) -> dict[str, Any]:
-    """What a state that can be continued holds besides weights."""
+    """The parts of a resumable state besides weights."""
     return {"progress": {}, "optimizer": {}, "seed": seed, "config": {}}
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """Runs of the seeds 4 and 5, the latter newer."""
+    """Runs with seeds 4 and 5; seed 5 is newer."""
     for seed in (4, 5):
         state = {"model": {"weight": torch.zeros(1)}, **whole(seed)}
         save_checkpoint(state, tmp_path / f"last_{seed}.pth")
@@ -36,14 +36,14 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_last_is_the_newest_or_that_of_the_seed(run_dir: Path) -> None:
+def test_last_is_the_latest_or_that_of_the_seed(run_dir: Path) -> None:
     assert find_start(config(run_dir, "last")).seed == 5
     assert find_start(config(run_dir, "last", seed=4)).path == run_dir / "last_4.pth"
     with pytest.raises(CheckpointError, match="there is no file 'last'"):
         find_start(config(run_dir, "last", seed=6))
 
 
-def test_auto_continues_if_there_is_something(run_dir: Path, tmp_path: Path) -> None:
+def test_auto_resumes_if_there_is_a_state(run_dir: Path, tmp_path: Path) -> None:
     assert find_start(config(run_dir, "auto")).path == run_dir / "last_5.pth"
     new = find_start(config(run_dir, "auto", seed=6))
     assert (new.seed, new.path) == (6, None)
@@ -55,21 +55,21 @@ def test_file_of_another_seed_is_refused(run_dir: Path) -> None:
         find_start(config(run_dir, "last_5.pth", seed=9))
 
 
-def test_weights_alone_cannot_be_continued(tmp_path: Path) -> None:
+def test_weights_only_files_cannot_be_resumed(tmp_path: Path) -> None:
     save_checkpoint({"model": {"w": torch.zeros(1)}}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"holds weights only.* with ckpt=auto\.$"):
         find_start(config(tmp_path, "w.pth"))
 
 
 def save_best(run_dir: Path, name: str) -> Path:
-    """A best checkpoint of seed 4, as it is written."""
+    """Save a best checkpoint of seed 4, as training does."""
     weights = {"cnn.network.w": torch.zeros(64), "encoder.network.w": torch.zeros(1)}
     state = {"model": weights, **whole(4), "score": 0.5, "metric": "validation_loss"}
     save_checkpoint(checkpoint.weights_of(state), run_dir / name)
     return run_dir / name
 
 
-def test_a_best_checkpoint_names_what_to_do_instead(tmp_path: Path) -> None:
+def test_a_best_checkpoint_names_the_remedies(tmp_path: Path) -> None:
     path = save_best(tmp_path, "0.5_1_4.pth")
     told = f"ckpt=auto, or start a new run from its weights: model.cnn.pretrained={path} "
     with pytest.raises(CheckpointError) as caught:
@@ -77,17 +77,17 @@ def test_a_best_checkpoint_names_what_to_do_instead(tmp_path: Path) -> None:
     assert f"{told}model.encoder.pretrained={path}." in str(caught.value)
 
 
-def test_weights_are_no_state_to_fall_back_on(
+def test_weights_only_files_are_no_fallback_state(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither damaged nor in the way: the state before them is continued, or the run begins."""
+    """They are not damaged and do not block: the previous state is resumed, or the run starts."""
     best = save_best(tmp_path, "0.5_1_4.pth")
     start = find_start(config(tmp_path, "auto", seed=4))
     assert (start.seed, start.path, start.damaged) == (4, None, ())
     assert "no state of seed 4 can be continued" in caplog.text
     assert find_start(config(tmp_path, "auto")).seed != 4
     (tmp_path / "config_4.yml").touch()
-    assert find_start(config(tmp_path, "auto")).seed != 4, "it is no run that saved nothing"
+    assert find_start(config(tmp_path, "auto")).seed != 4, "the run has saved something"
     with pytest.raises(ConfigError, match=r"a run with seed 4\. Give another seed"):
         find_start(config(tmp_path, None, seed=4))
 
@@ -97,7 +97,7 @@ def test_weights_are_no_state_to_fall_back_on(
     for step in (5, 11):
         damage(tmp_path / f"state_{step}_4.pth", "text")
     start = find_start(config(tmp_path, "auto"))
-    assert start.path == tmp_path / "0.7_0_4.pth", "one of an earlier version, with everything"
+    assert start.path == tmp_path / "0.7_0_4.pth", "a full state from an earlier version"
     assert best not in start.damaged
 
 
@@ -120,14 +120,14 @@ def test_changes_are_reported_by_their_keys(caplog: pytest.LogCaptureFixture) ->
     assert log_changes(saved, saved) == []
 
 
-def test_position_is_that_of_the_samples() -> None:
+def test_resume_position_counts_samples() -> None:
     saved = {"trainor": {"batch_size": 32}}
     assert position(6, saved, 32) == 6
     assert position(6, saved, 64) == 3
     assert position(6, saved, 50) == 3
 
 
-def test_a_run_killed_before_its_first_save_is_begun_again(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_save_starts_again(tmp_path: Path) -> None:
     for seed in (4, 7, 5):
         (tmp_path / f"config_{seed}.yml").touch()
         os.utime(tmp_path / f"config_{seed}.yml", (seed, seed))
@@ -137,7 +137,7 @@ def test_a_run_killed_before_its_first_save_is_begun_again(tmp_path: Path) -> No
     assert find_start(config(tmp_path, None)).seed not in (4, 5, 7)
 
 
-def test_a_checkpoint_of_another_directory_joins_no_run_of_its_seed(
+def test_a_checkpoint_of_another_directory_is_refused_for_a_used_seed(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     given, other = str(run_dir / "last_4.pth"), tmp_path_factory.mktemp("other")
@@ -177,7 +177,7 @@ DAMAGES += ("of another seed", "a folder", "a named pipe")
 
 
 def save_steps(run_dir: Path, **files: int) -> None:
-    """Write states of seed 4 that are after so many steps, the last one named the newest."""
+    """Write states of seed 4 after the given numbers of steps; the last one is the latest."""
     for number, (name, step) in enumerate(files.items()):
         state = {"model": {"weight": torch.zeros(64)}, **whole(4)}
         path = run_dir / f"{name}.pth"
@@ -187,7 +187,7 @@ def save_steps(run_dir: Path, **files: int) -> None:
 
 @pytest.mark.parametrize("seed", [4, None])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_state_is_set_aside_and_the_one_before_it_continued(
+def test_a_damaged_state_is_set_aside_and_the_previous_one_resumed(
     tmp_path: Path, kind: str, seed: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_steps(tmp_path, previous_4=10, last_4=20)
@@ -209,7 +209,7 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_it_continued(
     assert again.path == start.path
 
 
-def test_a_damaged_state_that_was_asked_for_names_the_one_before(tmp_path: Path) -> None:
+def test_a_requested_damaged_state_names_the_previous_one(tmp_path: Path) -> None:
     save_steps(tmp_path, previous_4=10, last_4=20)
     damage(tmp_path / "last_4.pth", "cut short")
     for ckpt in ("last", "last_4.pth"):
@@ -218,10 +218,10 @@ def test_a_damaged_state_that_was_asked_for_names_the_one_before(tmp_path: Path)
     assert find_start(config(tmp_path, "previous_4.pth")).seed == 4
 
 
-def test_a_job_that_is_started_again_and_again_gets_somewhere(
+def test_a_restarted_job_resumes_despite_damaged_states(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From an old best checkpoint when both states are damaged, and from the start without any."""
+    """Resumes from an old best checkpoint if both states are damaged, and else from the start."""
     save_steps(tmp_path, **{"0.5_1_4": 5, "0.7_2_4": 8}, previous_4=10, last_4=20)
     for kind, name in (("zeros", "last_4.pth"), ("empty", "previous_4.pth")):
         damage(tmp_path / name, kind)
@@ -237,7 +237,7 @@ def test_a_job_that_is_started_again_and_again_gets_somewhere(
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_a_disk_that_does_not_answer_is_no_reason_to_begin_anew(
+def test_an_io_error_does_not_restart_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_steps(tmp_path, previous_4=10, last_4=20)
@@ -250,8 +250,8 @@ def test_a_disk_that_does_not_answer_is_no_reason_to_begin_anew(
         find_start(config(tmp_path, "auto"))
 
 
-def test_a_state_left_without_a_newest_one_is_continued(tmp_path: Path) -> None:
-    """As by a save that was killed where there are no hard links."""
+def test_a_previous_state_without_a_latest_one_is_resumed(tmp_path: Path) -> None:
+    """For example after a killed save on a file system without hard links."""
     save_steps(tmp_path, previous_4=10)
     assert find_start(config(tmp_path, "auto")).path == tmp_path / "previous_4.pth"
     with pytest.raises(ConfigError, match=r"ckpt=previous_4\.pth, or give another seed"):
@@ -277,14 +277,14 @@ def test_a_state_left_without_a_newest_one_is_continued(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_state_that_is_not_possible_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_an_impossible_state_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     state = {"model": {"w": torch.zeros(1)}, **whole(4)}
     save_checkpoint({**state, **change}, tmp_path / "last_4.pth")
     with pytest.raises(CheckpointError, match=r"last_4\.pth: is damaged"):
         find_start(config(tmp_path, "last_4.pth"))
 
 
-def test_a_state_of_another_kind_is_a_message_when_it_is_used() -> None:
+def test_a_state_of_wrong_types_is_an_error_when_loaded() -> None:
     message = r"x\.pth: the training state .*KeyError"
     with pytest.raises(CheckpointError, match=message), restoring(Path("x.pth")):
         raise KeyError("scale")
@@ -292,7 +292,7 @@ def test_a_state_of_another_kind_is_a_message_when_it_is_used() -> None:
         raise torch.OutOfMemoryError("the GPU is full")
 
 
-def test_the_run_of_a_process_that_saved_in_the_meantime_is_read_again(
+def test_a_state_saved_by_another_process_meanwhile_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_steps(tmp_path, last_4=10)

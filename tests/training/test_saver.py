@@ -40,7 +40,7 @@ def make(
 
 
 def state(value: float, size: int = 1, **more: Any) -> dict[str, Any]:
-    """The state of a run whose score is that value."""
+    """The state of a run with the given score."""
     said = {"metric": "validation_loss", "better": "lower", "score": value}
     return {"model": {"w": torch.full((size,), value)}, **said, **more}
 
@@ -75,20 +75,20 @@ def test_the_best_are_kept(tmp_path: Path) -> None:
         assert saver.save_best(state(score), score, epoch)
     (tmp_path / "1.0_0_7.pth").touch()
     assert [best.score for best in saver.best()] == [2.5, 9.0]
-    assert (tmp_path / "1.0_0_7.pth").exists(), "that of another seed stays"
+    assert (tmp_path / "1.0_0_7.pth").exists(), "the file of another seed is kept"
 
 
-def test_what_the_files_hold_decides_which_are_kept(tmp_path: Path) -> None:
+def test_stored_scores_decide_which_files_are_kept(tmp_path: Path) -> None:
     fid = {"metric": "validation_fid", "better": "lower"}
     saver = make(tmp_path, keep=1, early_stop_metric="validation_fid")
     assert saver.save_best(state(0.5, better="higher", metric="validation_fid"), 0.5, 0)
     assert saver.save_best(state(10.0, **fid), 10.0, 1)
     assert saver.save_best(state(9.0, **fid), 9.0, 2)
-    # that of another direction is none of this metric, and is not removed
+    # a file with the other direction is of another metric and is not removed
     assert scored(tmp_path) == ["0.5_0_1.pth", "9.0_2_1.pth"]
 
 
-def test_a_damaged_best_checkpoint_is_named_and_left_alone(
+def test_a_damaged_best_checkpoint_is_logged_and_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "0.1_0_1.pth").write_bytes(b"half")
@@ -114,14 +114,16 @@ def test_best_checkpoints_are_read_again_only_when_they_change(
     saver.save_best(state(0.5), 0.5, 1)
     saver.save_best(state(0.6), 0.6, 2)
     assert saver.best_score() == 0.4
-    assert read == ["0.4_0_1.pth"], "what it wrote itself is known"
+    assert read == ["0.4_0_1.pth"], "files that it wrote itself are not read"
     replaced = tmp_path / "0.5_1_1.pth"
     torch.save({**torch.load(replaced), "score": 0.7}, replaced)
     assert [one.score for one in saver.best()] == [0.4, 0.6, 0.7]
     assert read[1:] == [replaced.name]
 
 
-def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_keeps_the_existing_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     saver = make(tmp_path)
     assert saver.save_last(state(1.0))
     with no_file_beyond(20_000):
@@ -138,7 +140,7 @@ def test_full_disk_keeps_what_was_there(tmp_path: Path, caplog: pytest.LogCaptur
     assert load_checkpoint(saver.last)["model"]["w"].item() == 3.0
 
 
-def test_checkpoint_waits_for_what_it_relies_on(tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_after_its_dependencies(tmp_path: Path) -> None:
     def refuse() -> None:
         raise OSError("no room for metrics.jsonl")
 
@@ -147,7 +149,7 @@ def test_checkpoint_waits_for_what_it_relies_on(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_was_just_written_is_never_removed(tmp_path: Path) -> None:
+def test_a_file_just_written_is_never_removed(tmp_path: Path) -> None:
     save_checkpoint(state(0.5), tmp_path / "0.5_9_1.pth")
     assert make(tmp_path, keep=1).save_best(state(1.0), 2.0, 3)
     assert [path.name for path in tmp_path.glob("*.pth")] == ["2.0_3_1.pth"]
@@ -158,7 +160,7 @@ def test_what_was_just_written_is_never_removed(tmp_path: Path) -> None:
     [(0.7, ["0.4_5_7.pth", "0.7_1_1.pth"]), (None, ["0.4_5_7.pth"])],
     ids=["epoch 2 again", "nothing counts"],
 )
-def test_what_a_run_has_left_behind_is_set_aside(
+def test_best_checkpoints_beyond_the_resumed_state_are_set_aside(
     tmp_path: Path, best: float | None, kept: list[str]
 ) -> None:
     names = ["0.7_1_1.pth", "0.5_2_1.pth", "0.4_5_7.pth"]
@@ -180,7 +182,7 @@ def steps_on_disk(run_dir: Path) -> dict[str, int]:
     }
 
 
-def test_the_state_before_the_newest_is_kept(tmp_path: Path) -> None:
+def test_the_previous_state_is_kept(tmp_path: Path) -> None:
     saver = make(tmp_path)
     assert saver.saved is None
     for number in (2, 4, 6):
@@ -189,8 +191,8 @@ def test_the_state_before_the_newest_is_kept(tmp_path: Path) -> None:
     assert saver.saved == 6
 
 
-def test_the_first_save_keeps_what_the_run_continued(tmp_path: Path) -> None:
-    """Not what lies there as the newest: it may be damaged, or of steps that are trained again."""
+def test_the_first_save_keeps_the_resumed_state(tmp_path: Path) -> None:
+    """Not the file named latest: it may be damaged, or of steps that are trained again."""
     for number in (2, 4):
         make(tmp_path, started_from=tmp_path / "last_1.pth").save_last(step(number))
     assert steps_on_disk(tmp_path) == {"last_1.pth": 4, "previous_1.pth": 2}
@@ -218,7 +220,7 @@ def test_a_save_that_fails_changes_neither_state(tmp_path: Path) -> None:
     assert saver.problem is None
 
 
-def test_best_checkpoints_hold_weights_and_what_they_are(tmp_path: Path) -> None:
+def test_best_checkpoints_hold_weights_and_metadata(tmp_path: Path) -> None:
     moments = {"state": {0: {"exp_avg": torch.zeros(500)}}}
     more = {"schedule": {}, "scale": {}, "random": {}, "random_of_others": []}
     whole = {**state(1.0), "ema": {"w": torch.ones(1)}, "optimizer": moments, **more}
@@ -231,11 +233,11 @@ def test_best_checkpoints_hold_weights_and_what_they_are(tmp_path: Path) -> None
 
 
 def at(number: int, batch: int = 0) -> dict[str, Any]:
-    """A state after an optimizer step; with batch 0 that of the end of an epoch."""
+    """A state after an optimizer step; batch 0 is the end of an epoch."""
     return {**step(number), "progress": {"step": number, "batch": batch}}
 
 
-def test_states_of_ends_of_epochs_are_kept(tmp_path: Path) -> None:
+def test_epoch_end_states_are_kept(tmp_path: Path) -> None:
     saver = make(tmp_path, keep_states=2)
     (tmp_path / "state_1_7.pth").touch()
     for number, batch in ((2, 0), (3, 4), (4, 0), (6, 0), (7, 4)):
@@ -248,13 +250,13 @@ def test_states_of_ends_of_epochs_are_kept(tmp_path: Path) -> None:
         "state_4_1.pth": 4,
         "state_6_1.pth": 6,
     }
-    assert (tmp_path / "state_1_7.pth").exists(), "that of another seed stays"
+    assert (tmp_path / "state_1_7.pth").exists(), "the file of another seed is kept"
 
 
 def test_states_are_kept_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as they are no longer the newest; again nothing is written twice."""
+    """When they are no longer the latest; nothing is written twice."""
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no hard links")
@@ -272,7 +274,7 @@ def test_states_are_kept_without_hard_links(
     assert steps_on_disk(tmp_path) == {"last_1.pth": 9, "state_6_1.pth": 6, "state_8_1.pth": 8}
 
 
-def test_a_state_that_a_killed_run_did_not_keep_is_kept_by_the_next(tmp_path: Path) -> None:
+def test_a_state_not_kept_by_a_killed_run_is_kept_on_resume(tmp_path: Path) -> None:
     save_checkpoint(at(4), tmp_path / "last_1.pth")
     for name in ("state_1_1.pth", "state_2_1.pth"):
         save_checkpoint(at(int(name[6])), tmp_path / name)
@@ -296,7 +298,7 @@ def test_states_of_steps_that_are_trained_again_are_set_aside(tmp_path: Path) ->
     }
 
 
-def test_what_killed_saves_have_left_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_killed_saves_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".0.5_2_1.pth.tmp").write_bytes(b"half")
     (tmp_path / ".last_1.pth.tmp").mkdir()
     (tmp_path / ".last_7.pth.tmp").write_bytes(b"of a run that is being trained")
@@ -306,13 +308,13 @@ def test_what_killed_saves_have_left_is_removed(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def python_handles_ctrl_c() -> Iterator[None]:
-    """Started in the background, a process ignores the signal."""
+    """A process started in the background ignores the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_signal_is_noted_and_the_next_one_acts_as_always() -> None:
+def test_the_first_signal_is_recorded_and_the_second_acts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as interruption:
         assert interruption.received is None
@@ -324,7 +326,7 @@ def test_signal_is_noted_and_the_next_one_acts_as_always() -> None:
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_evaluation_is_left_at_once() -> None:
+def test_a_signal_ends_validation_at_once() -> None:
     reached = []
 
     def evaluate(interruption: Interruption) -> None:
@@ -341,14 +343,14 @@ def test_evaluation_is_left_at_once() -> None:
     assert reached == ["begin"]
 
 
-def test_handlers_are_put_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Interruption():
         assert signal.getsignal(signal.SIGTERM) != before[1]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_other_threads_are_left_alone() -> None:
+def test_other_threads_install_no_handlers() -> None:
     failed: list[BaseException] = []
 
     def enter() -> None:

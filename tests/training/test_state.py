@@ -28,7 +28,7 @@ from vilmedic.training.state import _alike, _check_optimizer
         ("anything", None, True),
     ],
 )
-def test_kinds_and_lengths_are_compared(given: Any, own: Any, alike: bool) -> None:
+def test_types_and_lengths_are_compared(given: Any, own: Any, alike: bool) -> None:
     assert _alike(given, own) is alike
 
 
@@ -45,7 +45,7 @@ def test_kinds_and_lengths_are_compared(given: Any, own: Any, alike: bool) -> No
         (lambda group, moments: moments.update(exp_avg=None), "exp_avg is"),
     ],
 )
-def test_a_state_that_the_next_step_would_trip_over_is_refused(
+def test_a_state_that_breaks_the_next_step_is_refused(
     change: Callable[[dict[str, Any], dict[str, Any]], None], named: str
 ) -> None:
     layer = nn.Linear(2, 1)
@@ -55,7 +55,7 @@ def test_a_state_that_the_next_step_would_trip_over_is_refused(
     fresh = [dict(group) for group in optimizer.param_groups]
     start = Start(3, Path("last_3.pth"))
     _check_optimizer(optimizer, fresh, start)
-    optimizer.param_groups[0]["max_lr"] = 0.5  # as a schedule adds it
+    optimizer.param_groups[0]["max_lr"] = 0.5  # added by a schedule
     _check_optimizer(optimizer, fresh, start)
     change(optimizer.param_groups[0], optimizer.state[layer.weight])
     with pytest.raises(CheckpointError, match=rf"last_3\.pth: .*{named}"):

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Regression(Model):
-    """Mean squared error of a linear map with batch statistics that do not enter the loss."""
+    """Mean squared error of a linear map; its batch statistics do not affect the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def batches(sizes: list[int]) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4, 4], [4, 4, 4, 3], [4, 1]])
-def test_accumulated_gradient_is_that_of_one_big_batch(sizes: list[int]) -> None:
+def test_accumulated_gradient_equals_one_big_batch(sizes: list[int]) -> None:
     torch.manual_seed(0)
     model = Regression()
     group = batches(sizes)
@@ -78,7 +78,7 @@ def test_accumulated_gradient_is_that_of_one_big_batch(sizes: list[int]) -> None
     torch.testing.assert_close(model.linear.bias.grad, bias.grad, rtol=0, atol=1e-12)
 
 
-def test_clipping_limits_the_update_and_reports_the_norm_before() -> None:
+def test_clipping_limits_the_update_and_reports_the_unclipped_norm() -> None:
     model = Regression()
     before = copy.deepcopy(model)
 
@@ -93,7 +93,7 @@ def test_clipping_limits_the_update_and_reports_the_norm_before() -> None:
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "RAdam", "RMSprop"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_step_that_is_not_a_number_changes_nothing(optimizer: str, poison: float) -> None:
+def test_a_non_finite_step_changes_nothing(optimizer: str, poison: float) -> None:
     model = Regression()
     step = make_step(model, optimizer=optimizer)
     step(batches([4, 4]))
@@ -121,7 +121,7 @@ def test_published_optimizers_are_fused() -> None:
 
 
 class Embedding(Model):
-    """A chain of layers with dropout in single precision."""
+    """A sequence of float32 layers with dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Contrastive(ContrastiveModel):
 
 
 class Waits(TorchDispatchMode):
-    """Notes the operations at which a GPU would be waited for."""
+    """Records operations at which the host would wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def test_no_step_waits_for_the_device(build: type[Model], precision: str) -> Non
     assert tally.mean_loss() > 0
 
 
-def test_statistics_are_kept_by_few_calls_however_many_there_are() -> None:
+def test_number_of_calls_for_statistics_is_constant() -> None:
     counts = []
     for layers in (2, 40):
         model = Embedding()
@@ -218,7 +218,7 @@ def test_other_scalars_are_averaged_over_the_samples() -> None:
     assert parts["largest"].item() == pytest.approx(expected)
 
 
-def test_float16_scales_and_gives_nearly_the_gradient_of_float32() -> None:
+def test_float16_with_loss_scale_is_close_to_float32() -> None:
     grads = []
     for precision in ("fp32", "fp16"):
         torch.manual_seed(0)
@@ -233,7 +233,7 @@ def test_float16_scales_and_gives_nearly_the_gradient_of_float32() -> None:
     torch.testing.assert_close(*grads, rtol=0, atol=2e-4)
 
 
-def test_back_off_of_the_loss_scale_is_no_bad_step() -> None:
+def test_loss_scale_backoff_is_not_a_bad_step() -> None:
     """A gradient above 65504 overflows in float16; the scale falls until it fits."""
     torch.manual_seed(0)
     model = Embedding()
@@ -249,7 +249,7 @@ def test_back_off_of_the_loss_scale_is_no_bad_step() -> None:
     assert step.scale.value == 2.0 ** (16 - taken.count(False))
 
 
-def test_loss_that_is_not_a_number_is_a_bad_step_in_float16_too() -> None:
+def test_non_finite_loss_is_a_bad_step_in_float16() -> None:
     step = make_step(Embedding(), precision="fp16")
     group = batches([8])
     group[0]["y"][0] = float("nan")
@@ -257,7 +257,7 @@ def test_loss_that_is_not_a_number_is_a_bad_step_in_float16_too() -> None:
 
 
 @pytest.mark.parametrize("fused", [None, True])
-def test_a_first_step_that_is_skipped_leaves_no_momentum(fused: bool | None) -> None:
+def test_a_skipped_first_step_leaves_no_momentum(fused: bool | None) -> None:
     torch.manual_seed(0)
     model = Embedding()
     peer = copy.deepcopy(model)
@@ -271,7 +271,7 @@ def test_a_first_step_that_is_skipped_leaves_no_momentum(fused: bool | None) -> 
     damaged = batches([8])
     damaged[0]["y"][0] = float("nan")
     assert not steps[0](damaged).taken
-    assert not steps[0].optimizer.state, "memory that nobody has written would be its momentum"
+    assert not steps[0].optimizer.state, "its momentum would be uninitialised memory"
     for number in range(3):
         for step in steps:
             torch.manual_seed(number)
@@ -284,7 +284,7 @@ CPU = torch.device("cpu")
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
-def test_halved_on_overflow_and_doubled_after_a_while() -> None:
+def test_loss_scale_halves_on_overflow_and_doubles_later() -> None:
     scale = LossScale("fp16", CPU)
     scale.update(NO)
     assert scale.value == FIRST_SCALE / 2
@@ -297,7 +297,7 @@ def test_halved_on_overflow_and_doubled_after_a_while() -> None:
     assert scale.value == FIRST_SCALE
 
 
-def test_never_below_one() -> None:
+def test_loss_scale_is_never_below_one() -> None:
     scale = LossScale("fp16", CPU)
     for _ in range(40):
         scale.update(NO)
@@ -305,7 +305,7 @@ def test_never_below_one() -> None:
     assert not scale.can_shrink()
 
 
-def test_other_precisions_are_not_scaled() -> None:
+def test_other_precisions_have_no_loss_scale() -> None:
     scale = LossScale("bf16", CPU)
     scale.update(NO)
     loss = torch.tensor(3.0)
@@ -313,7 +313,7 @@ def test_other_precisions_are_not_scaled() -> None:
     assert not scale.can_shrink()
 
 
-def test_state_goes_on() -> None:
+def test_loss_scale_state_is_restored() -> None:
     first, second = LossScale("fp16", CPU), LossScale("fp16", CPU)
     first.update(NO)
     for _ in range(STEPS_TO_GROW - 1):
@@ -323,7 +323,7 @@ def test_state_goes_on() -> None:
     assert second.value == FIRST_SCALE
 
 
-def test_a_scale_that_has_fallen_to_one_stays_there() -> None:
+def test_a_loss_scale_of_one_stays() -> None:
     first, second = LossScale("fp16", CPU), LossScale("fp16", CPU)
     for _ in range(20):
         first.update(NO)
@@ -339,7 +339,7 @@ def result(loss: float, *, taken: bool = True, bad: bool = False) -> StepResult:
     return StepResult(*values, samples=2, parts={})
 
 
-def test_mean_is_over_the_steps_that_were_taken() -> None:
+def test_mean_covers_the_steps_taken() -> None:
     tally = Tally(CPU, Progress().tally)
     assert math.isnan(tally.mean_loss())
     for one in (result(1.0), result(math.nan, taken=False, bad=True), result(4.0)):
@@ -349,7 +349,7 @@ def test_mean_is_over_the_steps_that_were_taken() -> None:
     assert math.isnan(tally.mean_loss())
 
 
-def test_bad_steps_in_a_row_are_not_missed_between_two_looks() -> None:
+def test_consecutive_bad_steps_between_reads_are_counted() -> None:
     tally = Tally(CPU, Progress().tally)
     bad, back_off = result(1.0, taken=False, bad=True), result(1.0, taken=False)
     for one in (bad, bad, back_off, bad, result(1.0), bad):
@@ -360,7 +360,7 @@ def test_bad_steps_in_a_row_are_not_missed_between_two_looks() -> None:
     assert tally.bad_steps() == (5, 2)
 
 
-def test_goes_on_from_what_was_read() -> None:
+def test_meter_continues_after_a_read() -> None:
     first = Tally(CPU, Progress().tally)
     first.add(result(0.1))
     second = Tally(CPU, first.read())

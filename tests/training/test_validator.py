@@ -19,7 +19,7 @@ from vilmedic.training.validator import Validator
 
 @dataclass
 class Config:
-    """What the Validator reads of a configuration."""
+    """The parts of a configuration that the Validator reads."""
 
     run_dir: Path
     validator: ValidatorSection
@@ -81,11 +81,11 @@ def test_every_score_has_a_direction(tmp_path: Path) -> None:
         made.better("ema_validation_loss", ema=False)
 
 
-def test_a_metric_of_elsewhere_says_what_is_better(
+def test_plugin_metrics_declare_their_direction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Frechet:
-        """Of a plugin that declares nothing."""
+        """A plugin metric without declarations."""
 
         def __call__(self, evaluation: Any) -> dict[str, float]:
             return {"distance": 1.0}
@@ -99,11 +99,11 @@ def test_a_metric_of_elsewhere_says_what_is_better(
 
 
 @pytest.mark.parametrize("metrics", [{}, {"representation": None}, {"retrieval": None}])
-def test_a_collapse_is_logged_once_whatever_the_metrics(
+def test_a_collapse_is_logged_once_with_any_metrics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, metrics: dict[str, Any]
 ) -> None:
     model = ToyModel()
-    model.image.weight.data.zero_()  # what remains is the bias, the same for every image
+    model.image.weight.data.zero_()  # only the bias remains, the same for every image
     scores = make(tmp_path, metrics=metrics).score(model)
     lines = [r.message for r in caplog.records if "has collapsed" in r.message]
     assert len(lines) == 1
@@ -111,14 +111,14 @@ def test_a_collapse_is_logged_once_whatever_the_metrics(
     assert any("representation" in name for name in scores) == ("representation" in metrics)
 
 
-def test_nothing_is_logged_while_all_is_well(
+def test_nothing_is_logged_without_a_collapse(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(tmp_path).score(ToyModel())
     assert not caplog.records
 
 
-def test_options_are_refused_before_training(tmp_path: Path) -> None:
+def test_invalid_options_are_refused_before_training(tmp_path: Path) -> None:
     model = ToyModel()
     metrics = {"representation": {"features": ["visul"]}}
     with pytest.raises(ConfigError, match="Did you mean 'visual'"):
@@ -132,7 +132,7 @@ def test_options_are_refused_before_training(tmp_path: Path) -> None:
     assert model.seen == [5, 5]
 
 
-def test_a_refusal_names_the_key_and_its_line(
+def test_an_error_names_the_key_and_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {
@@ -147,7 +147,7 @@ def test_a_refusal_names_the_key_and_its_line(
     }
     for line, (name, options) in enumerate(given.items(), start=3):
         path = ("validator", "metrics", name)
-        marked = (*path, *options) if len(options) == 1 else path  # else it is the model's fault
+        marked = (*path, *options) if len(options) == 1 else path  # otherwise the model refuses it
         marks = {marked: Mark(f"toy.yml:{line}")}
         node = Node({"proto": name, **options}, path, Tree({}, marks), {})
         monkeypatch.setattr(Config, "calls", _only_metrics(node))

@@ -74,7 +74,7 @@ def build(root: Path, plan: Plan, *, force: bool = False, workers: int = 0) -> b
         root: folder of the data set; must not exist, be empty, or hold a phantom data set.
         plan: what to build.
         force: replace the phantom data set in `root`, whatever it was made from.
-        workers: processes to use, 0 for one a core; the result does not depend on it.
+        workers: processes to use, 0 for one per core; the result does not depend on it.
 
     Returns:
         Whether anything was built.

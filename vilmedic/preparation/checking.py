@@ -125,7 +125,7 @@ def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> 
     Args:
         config: the checked configuration.
         most: images of a split to decode, evenly over it; None takes all.
-        workers: threads that decode, 0 for one a core.
+        workers: threads that decode, 0 for one per core.
 
     Raises:
         ConfigError: the data set is of a kind that has neither images, reports nor labels.

@@ -106,7 +106,7 @@ def add_missing(parser: argparse.ArgumentParser) -> None:
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add the option for the number of processes; the result does not depend on it."""
-    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one a core")
+    parser.add_argument("--workers", type=count, default=0, help="processes, 0 for one per core")
 
 
 def shares(text: str) -> Shares:

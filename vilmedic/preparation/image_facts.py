@@ -104,7 +104,7 @@ def examine_images(
         source: where they are.
         skipped: lines to leave out, as images of theirs are missing.
         most: images to look at, evenly over the split; None takes all.
-        workers: threads, 0 for one a core.
+        workers: threads, 0 for one per core.
         title: what the progress bar says.
         samples: how many small images to keep.
     """

@@ -79,7 +79,7 @@ def resize_tree(
         short_side: pixels.
         suffix: `.jpg` or `.png`.
         quality: of a JPEG, 1 to 100.
-        workers: processes, 0 for one a core.
+        workers: processes, 0 for one per core.
         force: convert existing images again.
         max_pixels: height times width of the largest image that is read.
 

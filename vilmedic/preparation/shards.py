@@ -70,7 +70,7 @@ def write_shards(
         ext: file extension of paths that are written without one.
         samples: lines a shard.
         force: replace what `target` holds.
-        workers: shards that are written at a time, 0 for one a core.
+        workers: shards that are written at a time, 0 for one per core.
 
     Returns:
         For each split the number of lines, images, shards and bytes.

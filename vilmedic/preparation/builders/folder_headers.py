@@ -44,7 +44,7 @@ def read_headers(
         keywords: standard names of fields, such as `PatientID`.
         missing: which values count as missing; counts them.
         left_out: receives the files that give no row.
-        workers: processes, 0 for one a core.
+        workers: processes, 0 for one per core.
         encoding: character set of all texts outside ASCII, whatever the headers declare.
 
     Raises:

@@ -213,7 +213,7 @@ def read_reports(
         paths: below `files`, such as `p10/p10000032/s50414267.txt`.
         section: see `choose_text`.
         unheaded: see `choose_text`.
-        workers: processes, 0 for one a core; the result does not depend on it.
+        workers: processes, 0 for one per core; the result does not depend on it.
     """
     read = partial(_read_chunk, reports, section, unheaded)
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]

@@ -203,7 +203,7 @@ def unpack_and_resize(step: Unpack, target: Path, data: Path, *, keep: bool, wor
         target: where the smaller images go.
         data: the data folder.
         keep: leave the unpacked originals; those that the user put in place always stay.
-        workers: processes, 0 for one a core.
+        workers: processes, 0 for one per core.
     """
     folder = data / step.folder
     if step.archive:
