@@ -45,7 +45,8 @@ def _run(given: argparse.Namespace) -> int:
     other = sum(found.other.values())
     print(
         f"{given.target}: {counted(found.written, 'image')} written, {found.present:,} there "
-        f"already, {len(found.unreadable):,} unreadable; left out, of other kinds: {counted(other, 'file')}"
+        f"already, {len(found.unreadable):,} unreadable; left out, of other kinds: "
+        f"{counted(other, 'file')}"
     )
     for kind, number in found.other.most_common(SHOWN):
         print(escaped(f"  left out: {number:,} {kind}"))

@@ -220,7 +220,8 @@ def warn_of_collapsed_codes(model: Any, batches: Iterable[Tensor]) -> str | None
         return None
     text = (
         f"The codebook of model.vae.ckpt={model.vae_ckpt} has collapsed: on "
-        f"{counted(len(codes), 'image')} it uses {used} of {size} codes, with a perplexity of {perplexity:.1f}, so that DALLE cannot "
+        f"{counted(len(codes), 'image')} it uses {used} of {size} codes, with a perplexity of "
+        f"{perplexity:.1f}, so that DALLE cannot "
         "draw more than these. Train the VAE again with model.kl_div_loss_weight above 0, a higher "
         "model.temperature, a lower learning rate or for longer."
     )

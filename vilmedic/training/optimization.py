@@ -315,7 +315,8 @@ class Schedule:
         except ZeroDivisionError as error:
             raise ConfigError(
                 f"trainor.lr_decay_params ({self._name}): the run has "
-                f"{counted(total_steps, 'step')}, too few for a phase of this schedule. Raise trainor.epochs or trainor.steps, or set "
+                f"{counted(total_steps, 'step')}, too few for a phase of this schedule. Raise "
+                "trainor.epochs or trainor.steps, or set "
                 "trainor.lr_decay=null."
             ) from error
         if self._name not in PER_EPOCH:
@@ -348,14 +349,16 @@ class Schedule:
         if end is not None and end < steps:
             raise ConfigError(
                 f"{where}: the schedule ends after {counted(end, 'step')}, but the run has "
-                f"{steps}. Leave total_steps, epochs and steps_per_epoch out, and it is as long as the run."
+                f"{steps}. Leave total_steps, epochs and steps_per_epoch out, and it is as long "
+                "as the run."
             )
         fades = self._name == "PolynomialLR" or getattr(self._scheduler, "end_factor", 1) == 0
         iterations = getattr(self._scheduler, "total_iters", steps)
         if fades and iterations < steps:
             raise ConfigError(
                 f"{where}: the learning rate is 0 after {iterations} of the "
-                f"{counted(steps, 'step')} of the run. Set trainor.lr_decay_params.total_iters={steps}."
+                f"{counted(steps, 'step')} of the run. Set "
+                f"trainor.lr_decay_params.total_iters={steps}."
             )
 
     @property
