@@ -123,6 +123,7 @@ def test_the_phantom_ends_with_the_command_to_run_next(
     [
         ("rows without labels", "row without labels"),
         ("studies whose report is empty", "study whose report is empty"),
+        ("rows whose bytes that are odd", "row whose bytes that are odd"),
         ("DICOM files without an image", "DICOM file without an image"),
         (
             "images that are not in the folder of images",

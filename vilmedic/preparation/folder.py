@@ -94,6 +94,8 @@ class Dropped:
 def _of_one(reason: str) -> str:
     """The reason, a plural, as it reads after 1."""
     singular = _PLURAL.sub(lambda match: match[1] or f"{match[2]}y", reason, count=1)
+    if " whose " in reason:
+        return singular
     return singular.replace(" that are ", " that is ", 1).replace(" their names", " its name", 1)
 
 

@@ -102,7 +102,7 @@ class Plan:
 
 
 def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
-    """Run a step of a configuration on fake tensors; its data are not read.
+    """Run a step of a configuration on fake tensors; of its data only label files are read.
 
     Args:
         config: the checked configuration.
