@@ -255,8 +255,9 @@ def _loading(loaded: Loaded, parts: Sequence[Part], onnx: Mapping[str, Any] | No
         if unused := part.said.get("unused"):
             named = " and ".join(f"`{name}`" for name in unused)
             text += (
-                f"\n\nOf `{part.name}/` transformers prints that weights of {named} are missing and "
-                "newly initialised: they were not trained, and the features below do not use them."
+                f"\n\nOf `{part.name}/` transformers prints that weights of {named} are missing "
+                "and newly initialised: they were not trained, and the features below do not use "
+                "them."
             )
     if VAE_FOLDER in names:
         text += "\n\nCodes of an image, and images of codes:\n\n" + _python(
