@@ -218,7 +218,7 @@ def test_failures_are_listed_and_tried_again(
     states = [one.state.name for one in trials_of(tmp_path)]
     failed = states.count("FAIL")
     assert 0 < failed < 8
-    assert f"{failed} of 8 runs failed, {8 - failed} are finished" in str(caught.value)
+    assert f"{failed} of 8 runs failed, {8 - failed} finished" in str(caught.value)
     assert "train: status 1, error: the loss is not finite" in str(caught.value)
     assert told[-1].startswith(f"Best of {8 - failed}: ")
     monkeypatch.delenv("DIVERGES_ABOVE")
