@@ -1,4 +1,4 @@
-"""Evaluated runs as their directories tell, written by hand."""
+"""Write made-up directories of evaluated runs."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def write_run(
     draw: int | None = None,
     **changes: Any,
 ) -> Path:
-    """A run of a seed, with zero-shot and retrieval numbers that follow from its predictions.
+    """Write a run of one seed, with zero-shot and retrieval numbers computed from predictions.
 
     Args:
-        directory: where it is written.
-        seed: of the training.
-        skill: how far the scores of positives are above those of negatives.
-        samples: of the split.
-        split: its name.
-        predictions: whether anything is written of single samples.
-        names: of the samples.
-        classes: of the labels.
+        directory: the run directory.
+        seed: training seed.
+        skill: mean difference between the scores of positives and negatives.
+        samples: number of samples in the split.
+        split: name of the split.
+        predictions: whether to write predictions of single samples.
+        names: names of the samples.
+        classes: names of the labels.
         protocol: options of the zero-shot protocol.
-        draw: seed of the scores; the seed of the training by default.
-        changes: dotted keys of the configuration, with `__` for dots.
+        draw: seed of the scores; default: the training seed.
+        changes: dotted configuration keys, with `__` for dots.
     """
     config = json.loads(json.dumps(CONFIG))
     config["name"], config["trainor"]["seed"] = directory.name, seed

@@ -1,4 +1,4 @@
-"""The command: which rows there are, what is refused, and how it is written."""
+"""The compare command: rows, refused inputs and output formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def grid(tmp_path: Path) -> list[Path]:
-    """Two learning rates with three seeds each; the second one is far better."""
+    """Two learning rates with three seeds each; the second is much better."""
     return [
         write_run(
             tmp_path / f"lr{lr}-seed{seed}",
@@ -44,7 +44,7 @@ def column(found: Comparison, name: str) -> Any:
     return next(one for one in found.columns if one.name == name)
 
 
-def test_runs_equal_but_for_name_and_seed_are_one_row(grid: list[Path]) -> None:
+def test_runs_that_differ_only_in_name_and_seed_are_one_row(grid: list[Path]) -> None:
     found = compare(grid, number=200)
     assert list(found.settings) == ["lr=0.001", "lr=0.01"]
     assert [len(runs) for runs in found.settings.values()] == [3, 3]
@@ -60,7 +60,7 @@ def test_runs_equal_but_for_name_and_seed_are_one_row(grid: list[Path]) -> None:
     assert not area.cells[0].bold
 
 
-def test_it_is_noted_where_differences_are_between_seeds_alone(grid: list[Path]) -> None:
+def test_differences_only_between_seeds_are_noted(grid: list[Path]) -> None:
     def told(found: Comparison) -> str:
         return next(line for line in footnotes(found) if line.startswith("differences: "))
 
@@ -77,13 +77,13 @@ def test_one_resample_is_refused(grid: list[Path]) -> None:
         compare(grid, number=1)
 
 
-def test_the_lower_loss_is_the_better(grid: list[Path]) -> None:
+def test_a_lower_loss_is_better(grid: list[Path]) -> None:
     found = compare([grid[2], grid[3]], number=0)
     assert column(found, "loss").best == 1
     assert column(found, "zero_shot auroc").best == 1
 
 
-def test_what_is_not_significant_is_not_bold(tmp_path: Path) -> None:
+def test_insignificant_differences_are_not_bold(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / name, draw=draw, trainor__epochs=draw)
         for name, draw in (("a", 1), ("b", 2))
@@ -200,7 +200,7 @@ def test_several_seeds_of_one_directory_are_several_runs(tmp_path: Path) -> None
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused_by_name(
+def test_incomparable_runs_are_refused_with_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], expected: str
 ) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", trainor__epochs=9, **changes)]
@@ -222,7 +222,7 @@ def test_a_moved_prompt_file_is_the_same_protocol(tmp_path: Path) -> None:
     assert len(compare(runs, number=0).settings) == 1
 
 
-def test_all_that_is_no_evaluated_run_is_reported(
+def test_all_directories_without_an_evaluated_run_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -239,7 +239,7 @@ def test_all_that_is_no_evaluated_run_is_reported(
     assert cli.compare([str(run)]) == 0
 
 
-def test_a_run_without_an_evaluation_is_left_out_only_on_request(
+def test_a_run_without_an_evaluation_is_skipped_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)
@@ -254,7 +254,7 @@ def test_a_run_without_an_evaluation_is_left_out_only_on_request(
     assert cli.compare([str(other), "--anyway"]) == 2
 
 
-def test_a_run_counts_once_by_any_path(
+def test_a_run_given_by_two_paths_counts_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "a")
@@ -267,7 +267,7 @@ def test_a_run_counts_once_by_any_path(
     assert "loop: there is no such run directory" in capsys.readouterr().err
 
 
-def test_the_same_seed_twice_is_no_second_seed(tmp_path: Path) -> None:
+def test_the_same_seed_twice_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     shutil.copytree(run, tmp_path / "copy")
     with pytest.raises(ConfigError, match=r"copy and .*a: the same setting with the same seed"):
@@ -278,7 +278,7 @@ def test_the_same_seed_twice_is_no_second_seed(tmp_path: Path) -> None:
     assert [len(runs) for runs in compare([run, other_part], number=0).settings.values()] == [2]
 
 
-def test_a_number_that_some_runs_lack_is_reported(tmp_path: Path) -> None:
+def test_a_number_missing_in_some_runs_is_reported(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, seed=k) for k, name in enumerate("ab")]
     for path in runs[1].rglob("results_test.json"):
         results = json.loads(path.read_text())
@@ -310,9 +310,7 @@ def test_a_setting_has_one_line(tmp_path: Path) -> None:
         {"evaluation": "../../elsewhere"},
     ],
 )
-def test_results_that_no_evaluation_writes_are_refused(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_malformed_results_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     run = write_run(tmp_path / "a")
     path = run / "results_test.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -321,7 +319,7 @@ def test_results_that_no_evaluation_writes_are_refused(
 
 
 @pytest.mark.parametrize("value", [10**400, 1e200, float("inf"), True, "0.5", None])
-def test_what_is_no_number_is_left_out(tmp_path: Path, value: Any) -> None:
+def test_non_numbers_are_skipped(tmp_path: Path, value: Any) -> None:
     run = write_run(tmp_path / "a")
     for path in run.rglob("results_test.json"):
         results = json.loads(path.read_text())
@@ -373,7 +371,7 @@ def test_damaged_results_are_refused(
 
 
 @pytest.mark.parametrize("name", ["predictions_test.npz", "evaluation.json"])
-def test_a_damaged_file_beside_them_is_refused(
+def test_damaged_evaluation_files_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1)]
@@ -383,7 +381,7 @@ def test_a_damaged_file_beside_them_is_refused(
     assert re.search(rf"{name}: (cannot be|holds no)", capsys.readouterr().err)
 
 
-def test_the_spreadsheet_has_every_figure(grid: list[Path]) -> None:
+def test_the_csv_has_every_number(grid: list[Path]) -> None:
     found = compare(grid, number=100)
     lines = list(csv.DictReader(io.StringIO(text_of(found, "csv"))))
     area = column(found, "zero_shot auroc")
@@ -403,7 +401,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert r"x=50\%" in text_of(found, "latex")
 
 
-def test_bold_in_every_form(grid: list[Path]) -> None:
+def test_the_best_is_bold_in_every_format(grid: list[Path]) -> None:
     found = compare(grid, number=100)
     value = f"{column(found, 'zero_shot auroc').cells[1].estimate.value:.3f}"
     marks = {"table": f"*{value}", "md": f"**{value}**", "html": f"<b>{value}</b>"}
@@ -411,7 +409,7 @@ def test_bold_in_every_form(grid: list[Path]) -> None:
         assert text in text_of(found, form)
 
 
-def test_it_needs_neither_torch_nor_a_checkpoint(grid: list[Path]) -> None:
+def test_comparing_needs_neither_torch_nor_a_checkpoint(grid: list[Path]) -> None:
     script = (
         "import sys; from vilmedic import cli; status = cli.compare(sys.argv[1:]); "
         "heavy = {'torch', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules); "

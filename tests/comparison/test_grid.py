@@ -68,20 +68,20 @@ def test_log_has_equal_ratios() -> None:
         (["a"], "'a' (command line): has no '='"),
     ],
 )
-def test_other_words_are_refused(words: list[str], expected: str) -> None:
+def test_invalid_grids_are_refused(words: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_axes(words)
     assert expected in str(caught.value)
 
 
-def test_names_say_what_varies_as_shortly_as_is_clear() -> None:
+def test_run_names_are_the_shortest_unambiguous_keys() -> None:
     axes = {"dataset.fraction": ["0.1", "1"], "trainor.seed": ["0"]}
     assert run_names(axes) == ["fraction=0.1-seed=0", "fraction=1-seed=0"]
     axes = {"dataset.seed": ["0"], "trainor.seed": ["1"]}
     assert run_names(axes) == ["dataset.seed=0-trainor.seed=1"]
 
 
-def test_names_are_those_of_folders_and_differ() -> None:
+def test_run_names_are_unique_folder_names() -> None:
     names = run_names({"a": ["x/y", "x:y", "z" * 300]})
     assert len(set(names)) == 3
     assert all("/" not in name and len(name) < 120 for name in names)
@@ -103,7 +103,7 @@ def test_each_run_is_a_separate_checked_command(tmp_path: Path) -> None:
     assert [run.name for run in named] == ["mine/seed=0", "mine/seed=1"]
 
 
-def test_what_is_wrong_with_any_run_is_reported_before_the_first(tmp_path: Path) -> None:
+def test_errors_of_all_runs_are_reported_before_the_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(CONFIG, ["trainor.batch_size=8,-1", "trainor.seed=0,x"])
     text = str(caught.value)
@@ -112,7 +112,7 @@ def test_what_is_wrong_with_any_run_is_reported_before_the_first(tmp_path: Path)
     assert "given -1" in text
 
 
-def test_a_value_that_is_written_in_two_ways_is_one_run(tmp_path: Path) -> None:
+def test_one_value_in_two_notations_is_refused(tmp_path: Path) -> None:
     words = ["trainor.optim_params.lr=1e-3,0.001", "trainor.seed=0,1", f"ckpt_dir={tmp_path}"]
     with pytest.raises(ConfigError) as caught:
         plan(CONFIG, [*words, "name=mine"])

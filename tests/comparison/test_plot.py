@@ -1,4 +1,4 @@
-"""The picture along a key: which lines and points it has, and what is refused."""
+"""The plot over a key: its lines and points, and refused inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "dataset.fraction"
 
 @pytest.fixture
 def grid(tmp_path: Path) -> list[Path]:
-    """Two encoders on three parts of the labels, with two seeds each."""
+    """Two encoders on three label fractions, with two seeds each."""
     return [
         write_run(
             tmp_path / f"{encoder}-{fraction}-{seed}".replace("/", "_"),
@@ -56,7 +56,7 @@ def test_a_line_for_each_encoder_with_the_numbers_of_the_table(grid: list[Path])
             assert (value, interval) == (estimate.value, estimate.interval)
 
 
-def test_along_rows_of_given_keys(grid: list[Path]) -> None:
+def test_plotting_with_given_keys(grid: list[Path]) -> None:
     by = ["model.cnn.pretrained", KEY]
     lines = series_along(compare(grid, number=0, by=by), KEY, by)["zero_shot auroc"]
     assert [line.name for line in lines] == ["pretrained=ckpt/run", "pretrained=False"]
@@ -76,7 +76,7 @@ def test_the_command_writes_a_figure_beside_the_runs(
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 400
-    # what is beside the runs now is no run, and not taken for one
+    # the figure beside the runs is not taken for a run
     assert cli.compare([*map(str, sorted(tmp_path.iterdir())), "--bootstrap", "0"]) == 0
 
 
@@ -95,7 +95,7 @@ def test_other_keys_are_refused(grid: list[Path], key: str, expected: str) -> No
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e200, [0.1]])
-def test_a_value_without_a_place_is_refused(tmp_path: Path, value: object) -> None:
+def test_a_non_numeric_value_is_refused(tmp_path: Path, value: object) -> None:
     runs = [
         write_run(tmp_path / f"r{seed}", seed=seed, dataset__fraction=one)
         for seed, one in enumerate((value, 0.5))
@@ -104,7 +104,7 @@ def test_a_value_without_a_place_is_refused(tmp_path: Path, value: object) -> No
         series_along(compare(runs, number=0), KEY)
 
 
-def test_it_needs_no_torch(grid: list[Path]) -> None:
+def test_plotting_needs_no_torch(grid: list[Path]) -> None:
     script = (
         "import sys; from vilmedic import cli; status = cli.compare(sys.argv[1:]); "
         "sys.exit(status or 'torch' in sys.modules)"

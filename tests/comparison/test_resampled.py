@@ -1,4 +1,4 @@
-"""Resampled numbers against those of the protocols, on the drawn samples themselves."""
+"""Resampled numbers against the protocols applied to the drawn samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def made(labels: NDArray[np.integer], **arrays: Any) -> dict[str, NDArray[Any]]:
 
 
 def drawn(number: int) -> list[NDArray[np.int64]]:
-    """The places of the samples of each resample."""
+    """The sample indices of each resample."""
     counts = np.concatenate(list(resamples(SAMPLES, number=number, seed=0))).astype(int)
     return [np.repeat(np.arange(SAMPLES), own) for own in counts]
 
@@ -49,7 +49,7 @@ def report(scores: Any, labels: Any, multi_label: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["several", "single", "one of several", "unknown"])
-def test_numbers_of_classes_are_those_of_the_drawn_samples(kind: str) -> None:
+def test_class_numbers_equal_those_of_the_drawn_samples(kind: str) -> None:
     generator = np.random.default_rng(0)
     labels = (generator.random((SAMPLES, 3)) < 0.4).astype(int)
     if kind in ("single", "one of several"):
@@ -68,7 +68,7 @@ def test_numbers_of_classes_are_those_of_the_drawn_samples(kind: str) -> None:
             assert values[place] == pytest.approx(again[name.removeprefix("knn ")])
 
 
-def test_decisions_are_those_of_the_drawn_samples() -> None:
+def test_decisions_equal_those_of_the_drawn_samples() -> None:
     generator = np.random.default_rng(1)
     labels = (generator.random((SAMPLES, 3)) < 0.4).astype(int)
     scores, cut = generator.random((SAMPLES, 3)), np.array([0.3, 0.5, np.nan])
@@ -94,7 +94,7 @@ def test_decisions_are_those_of_the_drawn_samples() -> None:
             assert found[name][place] == pytest.approx(value)
 
 
-def test_ranks_are_those_that_retrieval_reports() -> None:
+def test_ranks_equal_those_of_the_retrieval_metric() -> None:
     visual = random(SAMPLES, 4).round(decimals=1)
     linguistic = visual + random(SAMPLES, 4, seed=1).round(decimals=1)
     linguistic[3:9] = linguistic[3]
@@ -114,7 +114,7 @@ def test_ranks_are_those_that_retrieval_reports() -> None:
         assert found["retrieval image_to_text_r5"][place] == pytest.approx(recall)
 
 
-def test_a_number_that_does_not_follow_is_left_out() -> None:
+def test_numbers_that_cannot_be_reproduced_are_skipped() -> None:
     labels = np.eye(3, dtype=int)[np.arange(SAMPLES) % 3]
     arrays = made(labels, knn__scores=np.random.default_rng(0).random((SAMPLES, 3)))
     arrays["knn/classes"] = np.array(NAMES)

@@ -1,4 +1,4 @@
-"""Searches of a command that stands for training: its loss follows from the values it is given."""
+"""Searches with a stub training command, whose loss is a function of the given values."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def search(
     evaluate: bool = False,
     jobs: int = 1,
 ) -> Sweep:
-    """Search with the command; the sweep, which failed or not."""
+    """Run a search with the command and return the sweep, even if it failed."""
     script = folder / "training.py"
     script.write_text(TRAINING)
     space = plan_search(CONFIG, [*words, f"ckpt_dir={folder / 'ckpt'}", "name=s"])
@@ -82,7 +82,7 @@ def search(
 
 
 def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """The trials as optuna itself reads them."""
+    """The trials as optuna reads them."""
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "ckpt/s" / STUDY))
     storage = optuna.storages.JournalStorage(backend)
     return optuna.load_study(study_name=None, storage=storage).get_trials()
@@ -115,7 +115,7 @@ def test_each_trial_is_a_run(tmp_path: Path) -> None:
 
 
 def test_later_trials_are_nearer_to_the_best(tmp_path: Path) -> None:
-    """Higher than the score of 1e-3 is none; rates at random are one decade away on average."""
+    """1e-3 is the optimum; random rates are one decade away on average."""
     space = plan_search(CONFIG, [*WORDS, f"ckpt_dir={tmp_path}", "name=s"])
     away = []
     with opened(space, trials=40, metric="validation_zero_shot_auroc") as one:
@@ -139,7 +139,7 @@ def write_scores(run: Planned, scores: list[float]) -> None:
     "text",
     ["", "no line", '{"seed": 0, "step": 1}', "1" + "0" * 400, "true", '"0.5"', "NaN", "1e999"],
 )
-def test_what_is_no_score_is_none(tmp_path: Path, text: str) -> None:
+def test_non_finite_scores_are_ignored(tmp_path: Path, text: str) -> None:
     space = plan_search(CONFIG, [*WORDS, f"ckpt_dir={tmp_path}", "name=s"])
     with opened(space, trials=1, metric="validation_zero_shot_auroc") as one:
         run = one.another()
@@ -151,7 +151,7 @@ def test_what_is_no_score_is_none(tmp_path: Path, text: str) -> None:
         assert one.best() == ""
 
 
-def test_the_same_again_does_nothing_and_more_trials_continue(tmp_path: Path) -> None:
+def test_a_repeated_search_does_nothing_and_more_trials_continue(tmp_path: Path) -> None:
     search(tmp_path, trials=3)
     told: list[str] = []
     search(tmp_path, trials=3, report=told.append)
@@ -164,7 +164,7 @@ def test_the_same_again_does_nothing_and_more_trials_continue(tmp_path: Path) ->
     assert rates(tmp_path) == rates(whole)
 
 
-def test_another_seed_searches_elsewhere(tmp_path: Path) -> None:
+def test_another_seed_tries_other_values(tmp_path: Path) -> None:
     search(tmp_path, trials=2)
     other = tmp_path / "other"
     other.mkdir()
@@ -172,7 +172,7 @@ def test_another_seed_searches_elsewhere(tmp_path: Path) -> None:
     assert not set(rates(tmp_path)) & set(rates(other))
 
 
-def test_a_killed_search_ends_with_the_trials_of_one_never_killed(tmp_path: Path) -> None:
+def test_a_killed_search_ends_with_the_trials_of_an_uninterrupted_one(tmp_path: Path) -> None:
     generator = random.Random(1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PAUSE": "0.03"}
     for attempt in range(3):
@@ -184,15 +184,15 @@ def test_a_killed_search_ends_with_the_trials_of_one_never_killed(tmp_path: Path
             text=True,
         )
         assert driver.stdout is not None
-        driver.stdout.readline()  # it has begun
+        driver.stdout.readline()  # it has started
         time.sleep(generator.uniform(0, 0.5))
         driver.send_signal(signal.SIGKILL if attempt % 2 == 0 else signal.SIGTERM)
         driver.wait(timeout=60)
         driver.stdout.close()
     with open(tmp_path / "ckpt/s" / STUDY, "ab") as journal:
-        journal.write(b'{"op_code": 4, "stu')  # as a power failure would leave it
+        journal.write(b'{"op_code": 4, "stu')  # as after a power failure
     lock = tmp_path / "ckpt/s" / f"{STUDY}.lock"
-    lock.unlink(missing_ok=True)  # one of these kills may have left it
+    lock.unlink(missing_ok=True)  # a kill may have left it
     lock.symlink_to("study")
     search(tmp_path, trials=8)
     whole = tmp_path / "whole"
@@ -203,7 +203,7 @@ def test_a_killed_search_ends_with_the_trials_of_one_never_killed(tmp_path: Path
     assert len(list((tmp_path / "ckpt/s").glob("trial=*"))) == 8
 
 
-def test_several_at_a_time(tmp_path: Path) -> None:
+def test_several_trials_at_a_time(tmp_path: Path) -> None:
     search(tmp_path, trials=7, jobs=3)
     assert [one.state.name for one in trials_of(tmp_path)] == ["COMPLETE"] * 7
 
@@ -229,16 +229,18 @@ def test_failures_are_listed_and_tried_again(
     assert [one.state.name for one in last.values()] == ["COMPLETE"] * 8
 
 
-def test_a_run_without_a_score_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_score_is_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SCORELESS", "1")
     with pytest.raises(VilmedicError, match="its evaluations gave no finite validation_loss"):
         search(tmp_path, trials=1)
 
 
-def test_values_that_do_not_go_together_are_a_failed_trial(
+def test_incompatible_values_are_a_failed_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vilmedic.comparison.grid.MOST_CORNERS", 1)  # each value alone
+    monkeypatch.setattr("vilmedic.comparison.grid.MOST_CORNERS", 1)  # check each value alone
     prompts = ROOT / "config/phantom/prompts-impression.yml"
     words = [
         "trainor.early_stop_metric=validation_loss,validation_zero_shot_auroc",
@@ -259,7 +261,7 @@ def test_the_study_survives_the_loss_of_its_file(tmp_path: Path) -> None:
     told: list[str] = []
     search(tmp_path, trials=3, report=told.append)
     assert [(one.params, one.value) for one in trials_of(tmp_path)] == before
-    assert len(told) == 1  # no run was begun
+    assert len(told) == 1  # no run was started
 
 
 @pytest.mark.parametrize(
@@ -270,7 +272,7 @@ def test_the_study_survives_the_loss_of_its_file(tmp_path: Path) -> None:
         ([*WORDS[:1], "trainor.seed=0"], "model.loss.tau: there "),
     ],
 )
-def test_a_search_of_something_else_is_refused(
+def test_a_different_search_in_the_same_folder_is_refused(
     tmp_path: Path, words: list[str], expected: str
 ) -> None:
     search(tmp_path, trials=1)
@@ -292,7 +294,7 @@ def test_a_folder_in_place_of_the_study_is_refused(tmp_path: Path) -> None:
         search(tmp_path, trials=1)
 
 
-def test_two_processes_are_not_at_one_search(tmp_path: Path) -> None:
+def test_two_processes_cannot_run_the_same_search(tmp_path: Path) -> None:
     (tmp_path / "ckpt/s").mkdir(parents=True)
     with (
         FileLock(tmp_path / "ckpt/s/.search.lock"),
@@ -301,7 +303,7 @@ def test_two_processes_are_not_at_one_search(tmp_path: Path) -> None:
         search(tmp_path, trials=1)
 
 
-def test_whole_numbers_and_steps(tmp_path: Path) -> None:
+def test_integer_ranges(tmp_path: Path) -> None:
     words = ["trainor.batch_size=int(8,16)", "trainor.epochs=lin(1,3,3)", "trainor.seed=0"]
     search(tmp_path, words, trials=4)
     for one in trials_of(tmp_path):
@@ -309,7 +311,7 @@ def test_whole_numbers_and_steps(tmp_path: Path) -> None:
         assert one.params["trainor.epochs"] in ("1", "2", "3")
 
 
-def test_the_command_checks_all_before_the_first(
+def test_the_command_checks_everything_before_the_first_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [CONFIG, "trainor.optim_params.lr=log(1e-5,1e-1)", f"ckpt_dir={tmp_path}", "name=s"]
@@ -335,7 +337,7 @@ def test_the_command_checks_all_before_the_first(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_passes_the_search_to_its_sweep(
+def test_the_command_passes_the_search_to_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Sweep] = []

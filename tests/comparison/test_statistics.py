@@ -1,8 +1,8 @@
-"""The statistics, against references of their own and in simulation.
+"""The statistics against independent references and in simulation.
 
-`simulate` draws data of which the truth is known: values of samples that are hard or easy for all
-systems, of systems whose seeds differ, and counts how often an interval holds the truth and how
-often two equal systems are called different.
+`simulate` draws data with a known truth: samples are hard or easy for all systems, and seeds of a
+system differ. It counts how often an interval contains the truth and how often two equal systems
+are called different.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWS = 1000
 
 
 def simulate(seeds: int, between_seeds: float, samples: int = 150) -> tuple[float, float]:
-    """The share of intervals that hold the truth, and of equal systems called different."""
+    """The fraction of intervals with the truth, and of equal systems called different."""
     generator = np.random.default_rng(3)
     counts = np.concatenate(list(resamples(samples, number=300, seed=0)))
     hold = different = 0
@@ -49,18 +49,16 @@ def simulate(seeds: int, between_seeds: float, samples: int = 150) -> tuple[floa
 @pytest.mark.parametrize(
     ("seeds", "between_seeds"), [(1, 0.0), (2, 0.1), (3, 0.0), (3, 0.1), (5, 0.3)]
 )
-def test_intervals_hold_the_truth_and_equal_systems_are_rarely_distinguished(
-    seeds: int, between_seeds: float
-) -> None:
+def test_interval_coverage_and_false_positive_rate(seeds: int, between_seeds: float) -> None:
     hold, different = simulate(seeds, between_seeds)
     assert 0.93 <= hold <= 0.97
     assert different <= 0.065
 
 
-def test_so_it_is_for_the_auroc_of_one_checkpoint_each() -> None:
+def test_interval_coverage_for_the_auroc_of_single_checkpoints() -> None:
     generator = np.random.default_rng(5)
     counts = np.concatenate(list(resamples(100, number=500, seed=0)))
-    truth = norm.cdf(1 / np.sqrt(2))  # of scores that are N(1, 1) and N(0, 1)
+    truth = norm.cdf(1 / np.sqrt(2))  # for scores from N(1, 1) and N(0, 1)
     hold = different = 0
     for _ in range(DRAWS):
         labels = generator.random(100) < 0.4
@@ -79,7 +77,7 @@ def test_so_it_is_for_the_auroc_of_one_checkpoint_each() -> None:
 
 
 def delong(one: Array, two: Array, labels: NDArray[np.bool_]) -> float:
-    """The p value of two AUROCs on the same samples, by DeLong et al. (1988), as they write it."""
+    """The p-value of two AUROCs on the same samples, with the formulas of DeLong et al. (1988)."""
     structural = []
     for scores in (one, two):
         positive, negative = scores[labels], scores[~labels]
@@ -109,11 +107,11 @@ def test_the_paired_bootstrap_agrees_with_delong(skill: float) -> None:
     found = difference(systems[0], systems[1])
     assert found is not None
     expected = delong(one, two, labels)
-    # of the normal deviates, which a p value is a steep function of
+    # compare normal deviates, because the p-value is a steep function of them
     assert norm.isf(found.p / 2) == pytest.approx(norm.isf(expected / 2), rel=0.06)
 
 
-def test_seeds_alone_give_the_interval_of_student() -> None:
+def test_seeds_without_samples_give_a_student_interval() -> None:
     values = [0.7, 0.75, 0.72, 0.71]
     found = estimate(values, [None] * 4)
     half = t.ppf(0.975, 3) * np.std(values, ddof=1) / 2
@@ -122,14 +120,14 @@ def test_seeds_alone_give_the_interval_of_student() -> None:
     assert found.over == "seeds"
 
 
-def test_a_single_seed_has_the_percentiles_of_its_resamples() -> None:
+def test_a_single_seed_has_a_percentile_interval() -> None:
     draws = np.arange(1001.0)
     found = estimate([500.0], [draws])
     assert found.interval == pytest.approx((25, 975))
     assert (found.spread, found.over) == (None, "samples")
 
 
-def test_resamples_that_leave_it_undefined_are_left_out() -> None:
+def test_undefined_resamples_are_dropped() -> None:
     draws = np.where(np.arange(1001) % 10 == 3, np.nan, np.arange(1001.0))
     found = estimate([500.0], [draws])
     assert found.interval == pytest.approx((25, 975), abs=1)
@@ -139,13 +137,13 @@ def test_resamples_that_leave_it_undefined_are_left_out() -> None:
     assert estimate([1.0], [np.where(np.arange(10) < 6, np.nan, 1.0)]).draws is None
 
 
-def test_without_resamples_the_interval_of_the_evaluation_stays() -> None:
+def test_without_resamples_the_interval_of_the_evaluation_is_kept() -> None:
     assert estimate([0.5], [None], (0.4, 0.6)).interval == (0.4, 0.6)
     assert estimate([0.5], [None]).interval is None
 
 
-def test_what_the_seeds_add_is_not_counted_twice() -> None:
-    """Seeds that differ by the samples alone add nothing to the variance over the samples."""
+def test_seed_variance_is_not_counted_twice() -> None:
+    """Seeds that differ only by the samples add nothing to the variance over the samples."""
     generator = np.random.default_rng(0)
     values = generator.normal(size=(2000, 50))
     counts = np.concatenate(list(resamples(50, number=400, seed=0)))
@@ -164,7 +162,7 @@ def test_equal_systems_do_not_differ() -> None:
     assert (found.value, found.p, found.significant) == (0, 1, False)
 
 
-def test_the_p_value_is_where_the_interval_ends_at_zero() -> None:
+def test_the_p_value_matches_the_interval_that_ends_at_zero() -> None:
     draws = np.random.default_rng(0).normal(size=500)
     spread = float(np.std(draws, ddof=1))
     found = difference(_single(1.5, draws), _single(0.0, np.zeros(500)))
@@ -192,7 +190,7 @@ def test_holm(given: list[float], comparisons: int | None, expected: list[float]
 
 
 def test_the_best_of_many_equal_systems_is_rarely_distinguished() -> None:
-    """The best is chosen by the same numbers, so all pairs count."""
+    """The best is selected by the same numbers, so the correction counts all pairs."""
     generator = np.random.default_rng(2)
     counts = np.concatenate(list(resamples(100, number=300, seed=0)))
     told = 0

@@ -1,4 +1,4 @@
-"""Sweeps of a command that stands for training: a line a step, and it goes on after a kill."""
+"""Sweeps with a stub training command, which writes one line per step and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ except Interrupted as stop:
 
 @dataclass
 class Config:
-    """What a sweep reads of a configuration."""
+    """The parts of a configuration that a sweep reads."""
 
     run_dir: Path
     text: str
@@ -118,7 +118,7 @@ def test_each_run_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert not any(line.startswith("s/run0") for line in told)
 
 
-def test_without_evaluation_and_with_it_later(tmp_path: Path) -> None:
+def test_evaluation_can_follow_later(tmp_path: Path) -> None:
     sweep(tmp_path, planned(tmp_path, 1), evaluate=False).start()
     assert not (tmp_path / "run0/results.txt").exists()
     told: list[str] = []
@@ -140,7 +140,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path, step: str) -> None:
 
 
 def test_a_killed_sweep_resumes_to_the_same_end(tmp_path: Path) -> None:
-    """Killed at any moment, by the system or by a signal that it can answer."""
+    """Killed at any moment, with SIGKILL or with a signal that it handles."""
     generator = random.Random(0)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     statuses = []
@@ -153,12 +153,12 @@ def test_a_killed_sweep_resumes_to_the_same_end(tmp_path: Path) -> None:
             text=True,
         )
         assert driver.stdout is not None
-        driver.stdout.readline()  # it has begun
+        driver.stdout.readline()  # it has started
         time.sleep(generator.uniform(0, 0.4))
         driver.send_signal(signal.SIGKILL if attempt % 2 else signal.SIGTERM)
         statuses.append(driver.wait(timeout=60))
         driver.stdout.close()
-    assert statuses[0] == 143  # others may find little left to do
+    assert statuses[0] == 143  # later ones may complete before the signal
     assert set(statuses) <= {-signal.SIGKILL, -signal.SIGTERM, 143, 0}
     sweep(tmp_path, planned(tmp_path, 6, pause=0.1), report=lambda line: None).start()
     assert results(tmp_path) == {f"run{k}": ["0\n1\n2\n3\n4\n5\n", "6"] for k in range(6)}
@@ -173,7 +173,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "\xff{", "[" * 100_000, '{"done": ["train"'])
-def test_a_damaged_record_is_a_run_that_was_not_begun(tmp_path: Path, content: str) -> None:
+def test_a_damaged_record_starts_the_run_again(tmp_path: Path, content: str) -> None:
     (tmp_path / "run0").mkdir()
     (tmp_path / "run0" / RECORD).write_text(content)
     sweep(tmp_path, planned(tmp_path, 1), report=lambda line: None).start()
@@ -181,7 +181,7 @@ def test_a_damaged_record_is_a_run_that_was_not_begun(tmp_path: Path, content: s
 
 
 @pytest.mark.parametrize("done", [None, 5, "train", {"train": 1}, [["train"]]])
-def test_a_record_of_something_else_done_is_a_run_to_do(tmp_path: Path, done: Any) -> None:
+def test_an_invalid_record_does_not_count_as_finished(tmp_path: Path, done: Any) -> None:
     (run,) = planned(tmp_path, 1)
     run.run_dir.mkdir()
     record = {"configuration": digest(run), "done": done}
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_written_is_a_failed_run(tmp_path: Path, name: s
     assert (tmp_path / "run1/results.txt").exists()
 
 
-def test_one_process_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_per_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert visible_gpus() == ["3", "5"]
@@ -214,9 +214,7 @@ def test_one_process_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert logs[1] == "train on 5 threads None\n"
 
 
-def test_on_a_cpu_the_processes_share_the_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpu_processes_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("vilmedic.comparison.sweep.core_count", lambda: 8)
@@ -224,7 +222,7 @@ def test_on_a_cpu_the_processes_share_the_cores(
     assert (tmp_path / "run0" / LOG).read_text() == "train on  threads 4\n"
 
 
-def test_a_run_with_its_own_device_is_given_none(
+def test_a_run_with_a_configured_device_gets_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -251,7 +249,7 @@ def test_the_array_script_has_a_task_for_each_run(tmp_path: Path) -> None:
     assert train[1:] == ensemble[1:] == ["c d.yml", *runs[3].words]
 
 
-def test_the_command_checks_all_before_the_first(
+def test_the_command_checks_everything_before_the_first_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [CONFIG, "trainor.seed=0,1", f"ckpt_dir={tmp_path}", "name=s"]

@@ -81,7 +81,7 @@ def test_names_and_options_are_listed_only_under_their_topic(project: Project) -
     assert "counting.of: text; required" in help_on(["ensemblor.metrics.counting"], draft)
     losses = help_on(["model.proto"], draft)
     assert "Pair " in losses
-    assert "Images beside reports." in losses
+    assert "Image-report pairs." in losses
     every = help_on(["batch-size"], draft)
     assert every.count(".batch_size: integer >= 1") == 3
 

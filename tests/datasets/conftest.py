@@ -19,7 +19,7 @@ LABELS = ["No Finding", "Pleural Effusion", "Cardiomegaly", "Pneumonia"]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data set of 8 training and 4 validation samples with grey 20 x 16 images."""
+    """A data set with 8 training and 4 validation samples of grey 20 x 16 images."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def write(root: Path) -> Callable[[str, Sequence[str]], Path]:
 
 @pytest.fixture
 def runtime(root: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The arguments that the framework gives to a data set, chosen by their names."""
+    """The runtime arguments of a data set, selected by name."""
 
     def arguments(*names: str, **changes: Any) -> dict[str, Any]:
         every = {"split": "train", "training": True, "seed": 1, "run_dir": tmp_path / "run"}
@@ -60,7 +60,7 @@ def runtime(root: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def image_args(runtime: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Arguments of an ImageDataset of tiny images."""
+    """Arguments of an ImageDataset with tiny images."""
 
     def arguments(**changes: Any) -> dict[str, Any]:
         return runtime("training", "seed") | {"resize": 14, "crop": 12} | changes

@@ -1,4 +1,4 @@
-"""Small DICOM files, and what the standard (PS3.3 C.11) shows of them, pixel by pixel."""
+"""Write small DICOM files, and compute their display values by the standard (PS3.3 C.11)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_dicom(
 
 
 def make_jpeg_dicom(path: Path, rgb: np.ndarray) -> Path:
-    """A colour image in lossy JPEG, as ultrasound and photographs have it."""
+    """Write a colour image in lossy JPEG, as in ultrasound and photographs."""
     content = io.BytesIO()
     Image.fromarray(rgb).save(content, "JPEG", quality=98, subsampling=0)
     make_dicom(path, rgb, PhotometricInterpretation="YBR_FULL_422")
@@ -66,7 +66,7 @@ def make_jpeg_dicom(path: Path, rgb: np.ndarray) -> Path:
 
 
 def table(entries: list[int], first: int, bits: int) -> Dataset:
-    """A lookup table for a sequence."""
+    """A lookup table item of a sequence."""
     item = Dataset()
     item.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [len(entries), first, bits])
     item.add_new("LUTData", "US", entries)
@@ -74,7 +74,7 @@ def table(entries: list[int], first: int, bits: int) -> Dataset:
 
 
 def shown(stored: np.ndarray, **elements: Any) -> np.ndarray:
-    """What is displayed of stored values, by the formulas of the standard, in 0..255."""
+    """Display values of stored values in 0..255, by the formulas of the standard."""
     inverted = elements.get("PhotometricInterpretation") == "MONOCHROME1"
     padding = elements.get("PixelPaddingValue")
     limit = elements.get("PixelPaddingRangeLimit", padding)

@@ -1,4 +1,4 @@
-"""PNG files of any header, written byte by byte (PNG specification, second edition)."""
+"""Write PNG files with any header, byte by byte (PNG specification, second edition)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLOUR_TYPES = {"grey": 0, "rgb": 2, "grey_alpha": 4, "rgba": 6}
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
-    """One chunk with its sum."""
+    """One chunk with its checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
@@ -26,7 +26,7 @@ def make_png(
     interlaced: bool = False,
     extra: bytes = b"",
 ) -> bytes:
-    """Write pixels [H, W, C] with some filters in turn, row by row."""
+    """Write pixels [H, W, C]; the rows use the given filters in turn."""
     height, width = pixels.shape[:2]
     parts = [pixels]
     if interlaced:

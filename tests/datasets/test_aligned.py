@@ -16,8 +16,8 @@ from vilmedic.datasets.aligned import DataSpec, seeded, stable_seed
 from vilmedic.errors import ConfigError
 
 
-def test_the_size_of_the_vocabulary_is_that_of_its_largest_id() -> None:
-    """Ids of a tokenizer may have gaps, and embeddings are looked up by them."""
+def test_the_vocabulary_size_is_its_largest_id_plus_one() -> None:
+    """Token ids may have gaps, and embeddings are indexed by id."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "heart": 40}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")),
@@ -30,12 +30,12 @@ def test_the_size_of_the_vocabulary_is_that_of_its_largest_id() -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), [([0.5], [1.0]), ([0.0], [0.5]), ([0, 0, 0.1], [1])])
-def test_pixels_other_than_0_to_1_are_refused(mean: list[float], std: list[float]) -> None:
+def test_normalised_pixels_are_refused(mean: list[float], std: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"VAE takes pixels in 0\.\.1.*Set mean=\[0\] and std"):
         DataSpec(normalization=(mean, std)).check_pixels("VAE")
 
 
-def test_pixels_in_0_to_1_are_taken() -> None:
+def test_pixels_in_0_to_1_are_accepted() -> None:
     DataSpec().check_pixels("VAE")
     DataSpec(normalization=([0], [1])).check_pixels("VAE")
     DataSpec(normalization=([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])).check_pixels("VAE")
@@ -63,8 +63,8 @@ def test_properties_survive_as_plain_values() -> None:
         DataSpec.from_plain(spec.to_plain() | {"tokenizer": {"json": "{", "special": {}}})
 
 
-def test_what_was_cut_last_does_not_change_what_is_saved() -> None:
-    """So that checkpoints of a run that was continued equal those of one that never stopped."""
+def test_the_last_truncation_does_not_change_the_saved_tokenizer() -> None:
+    """So that checkpoints of a resumed run equal those of an uninterrupted one."""
     spec = tiny_spec()
     assert spec.tokenizer is not None
     before = spec.to_plain()
@@ -84,9 +84,7 @@ def test_what_was_cut_last_does_not_change_what_is_saved() -> None:
         ({"tokenizer": {"special": {"unk_token": "[UNK]"}}}, "has no padding token"),
     ],
 )
-def test_plain_values_that_no_data_set_has_are_refused(
-    changed: dict[str, Any], message: str
-) -> None:
+def test_invalid_plain_values_are_refused(changed: dict[str, Any], message: str) -> None:
     plain = tiny_spec().to_plain()
     if "tokenizer" in changed:
         changed = {"tokenizer": plain["tokenizer"] | changed["tokenizer"]}
@@ -112,7 +110,7 @@ def test_seed_depends_on_everything_it_is_given() -> None:
     assert all(0 <= seed < 2**64 for seed in seeds)
 
 
-def test_seeded_block_leaves_the_callers_numbers_alone() -> None:
+def test_seeded_block_keeps_the_random_state_of_the_caller() -> None:
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)

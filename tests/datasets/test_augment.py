@@ -18,7 +18,7 @@ _BILINEAR = InterpolationMode.BILINEAR
 
 
 def published(preset: Preset, channels: int) -> list[v2.Transform]:
-    """The presets as torchvision's transforms, one after the other."""
+    """The presets as a sequence of torchvision's transforms."""
     flip = v2.RandomHorizontalFlip(p=0.5)
     blur = SIDE // 10 | 1
     if preset == "simclr_xray":
@@ -42,7 +42,7 @@ def published(preset: Preset, channels: int) -> list[v2.Transform]:
 
 
 def drawn_image(number: int, channels: int, height: int = 96, width: int = 80) -> torch.Tensor:
-    """Something with large shapes, edges and grain."""
+    """An image with large shapes, edges and noise."""
     random = torch.Generator().manual_seed(number)
     coarse = torch.rand(1, channels, 5, 4, generator=random)
     shapes = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
@@ -51,7 +51,7 @@ def drawn_image(number: int, channels: int, height: int = 96, width: int = 80) -
 
 
 def whole(augmentation: Augmentation, image: torch.Tensor, seed: int) -> torch.Tensor:
-    """An image after all of an augmentation."""
+    """An image after the whole augmentation."""
     with seeded(seed):
         cut, row = augmentation.cut(image)
     return augmentation.apply(cut[None], torch.tensor([row]))[0]
@@ -72,7 +72,7 @@ def batch(augmentation: Augmentation, channels: int, size: int) -> tuple[torch.T
     ("preset", "most", "mean"),
     [("simclr_xray", 0, 0), ("simclr", 6, 0.6), ("convirt", 255, 1.5)],
 )
-def test_presets_are_those_of_torchvision(
+def test_presets_equal_those_of_torchvision(
     preset: Preset, channels: int, most: int, mean: float
 ) -> None:
     augmentation = preset_augmentation(preset, SIDE, channels)
@@ -89,8 +89,8 @@ def test_presets_are_those_of_torchvision(
         assert change.mean() <= mean
 
 
-def test_an_affine_map_differs_at_the_black_border_alone() -> None:
-    """torchvision fades pixels at the border to black twice, once more than their share."""
+def test_affine_maps_differ_from_torchvision_only_at_the_black_border() -> None:
+    """torchvision fades border pixels to black twice."""
     ranges = Affine(degrees=20, shift=0.1, scale=(0.95, 1.05))
     augmentation = Augmentation(crop=None, channels=1, affine=ranges)
     transform = v2.RandomAffine(20, (0.1, 0.1), (0.95, 1.05), interpolation=_BILINEAR)
@@ -109,7 +109,7 @@ def test_an_affine_map_differs_at_the_black_border_alone() -> None:
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 3.0])
 @pytest.mark.parametrize("side", [20, 64, 100, 224])
-def test_blur_is_that_of_torchvision_up_to_one_level(sigma: float, side: int) -> None:
+def test_blur_equals_torchvision_up_to_one_level(sigma: float, side: int) -> None:
     augmentation = Augmentation(crop=side, channels=3, blur=(sigma, sigma))
     image = drawn_image(1, 3, side, side)
     own = whole(augmentation, image, 0)
@@ -118,7 +118,7 @@ def test_blur_is_that_of_torchvision_up_to_one_level(sigma: float, side: int) ->
 
 
 @pytest.mark.parametrize(("preset", "channels"), [("convirt", 1), ("convirt", 3), ("simclr", 3)])
-def test_an_image_is_the_same_to_the_bit_in_every_batch(preset: Preset, channels: int) -> None:
+def test_an_image_is_bit_identical_in_every_batch(preset: Preset, channels: int) -> None:
     augmentation = preset_augmentation(preset, 50, channels)
     images, rows = batch(augmentation, channels, 9)
     alone = torch.cat([augmentation.apply(images[n : n + 1], rows[n : n + 1]) for n in range(9)])
@@ -129,7 +129,7 @@ def test_an_image_is_the_same_to_the_bit_in_every_batch(preset: Preset, channels
         assert torch.equal(augmentation.apply(images, rows), alone)
 
 
-def test_no_sum_of_a_blur_is_rounded() -> None:
+def test_blur_sums_are_exact() -> None:
     augmentation = Augmentation(crop=224, channels=1, blur=(3.0, 3.0))
     white = torch.full((1, 224, 224), 255, dtype=torch.uint8)
     assert torch.equal(whole(augmentation, white, 0), white.float())
@@ -140,7 +140,7 @@ def test_no_sum_of_a_blur_is_rounded() -> None:
 
 
 @pytest.mark.parametrize(("preset", "channels"), [("convirt", 1), ("simclr", 3)])
-def test_nothing_is_read_back_from_a_device(preset: Preset, channels: int) -> None:
+def test_augmentation_reads_nothing_from_the_device(preset: Preset, channels: int) -> None:
     augmentation = preset_augmentation(preset, SIDE, channels)
     images, rows = batch(augmentation, channels, 4)
     with _fake_device() as fake:
@@ -151,7 +151,7 @@ def test_nothing_is_read_back_from_a_device(preset: Preset, channels: int) -> No
 
 @contextmanager
 def _fake_device() -> Iterator[Any]:
-    """Copies tensors to a device that has no values: reading one of them is an error."""
+    """Copies tensors to a device without values: reading one is an error."""
     with FakeTensorMode() as mode:
         yield lambda value: mode.from_tensor(value).to("cuda")
 
@@ -166,7 +166,7 @@ def test_convirt_preset_has_the_values_of_the_paper() -> None:
     assert preset.blur == (0.1, 3.0)
 
 
-def test_hue_and_greyscale_are_for_colour_only() -> None:
+def test_hue_and_greyscale_apply_only_to_colour() -> None:
     grey, colour = (preset_augmentation("simclr", 32, channels) for channels in (1, 3))
     assert (len(grey.jitter), grey.grey_share) == (2, 0)
     assert (len(colour.jitter), colour.grey_share) == (4, 0.2)

@@ -77,7 +77,7 @@ def test_jpeg_modes(tmp_path: Path, mode: str, progressive: bool) -> None:
         assert close(rgb, COLOUR.transpose(2, 0, 1), 8)
 
 
-def test_alpha_is_laid_over_black(tmp_path: Path) -> None:
+def test_alpha_is_composited_over_black(tmp_path: Path) -> None:
     alpha = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))
     path = save(tmp_path / "a.png", Image.fromarray(np.dstack([COLOUR, alpha]), "RGBA"))
     expected = COLOUR * (alpha[:, :, None] / 255)
@@ -95,7 +95,7 @@ def test_transparent_palette_entry_and_colour_key_become_black(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("top", [1023, 4095, 65535])
-def test_sixteen_bits_use_the_images_own_range(tmp_path: Path, top: int) -> None:
+def test_sixteen_bit_images_are_scaled_by_their_own_range(tmp_path: Path, top: int) -> None:
     values = np.linspace(300, top, RAMP.size).reshape(RAMP.shape).astype(np.uint16)
     path = save(tmp_path / "a.png", Image.fromarray(values))
     expected = np.linspace(0, 255, RAMP.size).reshape(RAMP.shape)
@@ -103,7 +103,7 @@ def test_sixteen_bits_use_the_images_own_range(tmp_path: Path, top: int) -> None
     assert close(decode_image(path, "rgb")[2], expected)
 
 
-def test_sixteen_bits_of_one_value_are_black(tmp_path: Path) -> None:
+def test_constant_sixteen_bit_images_are_black(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(np.full((4, 4), 1234, np.uint16)))
     assert decode_image(path).sum() == 0
 
@@ -124,7 +124,7 @@ def test_sixteen_bit_colour_keeps_the_high_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
 def test_exif_orientation_is_applied(tmp_path: Path, name: str) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    exif[0x0112] = 6  # rotated camera: rotate by 90 degrees clockwise for display
     path = save(tmp_path / name, Image.fromarray(RAMP), exif=exif)
     assert close(decode_image(path)[0], np.rot90(RAMP, -1), 6)
 
@@ -156,7 +156,9 @@ def test_npy(tmp_path: Path, array: np.ndarray, expected: np.ndarray) -> None:
         (np.full((4, 4), None), "object values"),
     ],
 )
-def test_npy_that_is_no_image(tmp_path: Path, array: np.ndarray, message: str) -> None:
+def test_npy_that_is_not_an_image_is_refused(
+    tmp_path: Path, array: np.ndarray, message: str
+) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(UndecodableImage, match=message):
         decode_image(tmp_path / "a.npy")
@@ -183,13 +185,15 @@ def test_truncated_files_are_errors(tmp_path: Path, name: str) -> None:
         ("a.png", b"\0" * 128 + b"DICM rest", "a.png"),
     ],
 )
-def test_other_contents(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_invalid_contents_are_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UndecodableImage, match=message):
         decode_image(tmp_path / name)
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UndecodableImage, match=r"a\.png does not exist"):
         decode_image(tmp_path / "a.png")
     (tmp_path / "b.png").mkdir()

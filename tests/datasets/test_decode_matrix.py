@@ -1,6 +1,6 @@
-"""Bit depths, colour types, photometric interpretations and transfer syntaxes.
+"""Decoding of all bit depths, colour types, photometric interpretations and transfer syntaxes.
 
-Files are written by other libraries than those that read them: TIFF by tifffile, PNG byte by byte.
+Files are written by other libraries than the ones that read them: TIFF by tifffile, PNG directly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPECTED = RAMP * (255 / RAMP.max())
 
 
 def differs(path: Path, expected: np.ndarray) -> float:
-    """The largest difference, also where the data are read a second time for damage."""
+    """The largest difference, also if the data are read a second time to find damage."""
     pixels = decode_image(path)
     assert np.array_equal(decode_image(path, thorough=True), pixels)
     return float(np.abs(pixels[0].numpy() - expected).max())
@@ -43,7 +43,7 @@ def test_tiff_of_many_bits(
 ) -> None:
     values = RAMP.astype(kind)
     if kind == "u4":
-        values = values * np.uint32(2**20)  # beyond what is positive with a sign
+        values = values * np.uint32(2**20)  # beyond the signed range
     if kind in ("i2", "i4", "f4"):
         values = values - values.dtype.type(2000)
     for byteorder in ("<", ">"):
@@ -90,7 +90,7 @@ def test_tiff_of_twelve_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_wide_colour_that_would_lose_bits_is_refused(tmp_path: Path, channels: int) -> None:
+def test_16_bit_colour_tiff_is_refused(tmp_path: Path, channels: int) -> None:
     values = np.dstack([RAMP] * channels)
     extra: dict[str, Any] = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", **extra)
@@ -112,7 +112,7 @@ def test_png_of_sixteen_bits(tmp_path: Path, colour: str, interlaced: bool) -> N
         assert np.abs(decode_image(path, "rgb")[1].numpy() - EXPECTED).max() <= 1
 
 
-def test_colours_of_sixteen_bits_share_their_range(tmp_path: Path) -> None:
+def test_sixteen_bit_colour_channels_share_their_range(tmp_path: Path) -> None:
     pixels = np.dstack([RAMP, RAMP // 2, 4020 - RAMP])
     (tmp_path / "a.png").write_bytes(make_png(pixels, "rgb", filters=(4,)))
     expected = pixels.transpose(2, 0, 1) * (255 / 4020)
@@ -121,11 +121,11 @@ def test_colours_of_sixteen_bits_share_their_range(tmp_path: Path) -> None:
     assert differs(tmp_path / "a.png", luma.reshape(RAMP.shape)) <= 1.5
 
 
-def test_transparency_of_sixteen_bits_lies_over_black(tmp_path: Path) -> None:
+def test_sixteen_bit_transparency_is_composited_over_black(tmp_path: Path) -> None:
     alpha = np.full_like(RAMP, 65535)
     alpha[:, :8], alpha[:, 8:16] = 0, 32768
     values = RAMP.copy()
-    values[:, :8] = 60000  # where nobody sees it, which does not count for the range
+    values[:, :8] = 60000  # transparent pixels, which do not count for the range
     seen = values[:, 8:]
     weights = np.array(alpha / 65535)
     expected = (values.clip(seen.min(), seen.max()) - seen.min()) * (255 / np.ptp(seen)) * weights
@@ -144,7 +144,7 @@ def test_transparency_of_sixteen_bits_lies_over_black(tmp_path: Path) -> None:
 
 
 def test_changed_bytes_of_a_png_are_found(tmp_path: Path) -> None:
-    """In stored data the decoder would show them."""
+    """With uncompressed data the decoder would show them."""
     content = make_png(np.random.default_rng(0).integers(0, 256, (40, 40, 1)), "grey", depth=8)
     (tmp_path / "a.png").write_bytes(content)
     assert decode_image(tmp_path / "a.png").shape == (1, 40, 40)

@@ -74,12 +74,12 @@ CURVE = [int(4095 * (n / 3000) ** 2) for n in range(3000)]
         (RAMP, {"PixelPaddingValue": 2940, "PhotometricInterpretation": "MONOCHROME1"}),
     ],
 )
-def test_grey_values_take_the_way_of_the_standard(
+def test_grey_values_follow_the_standard(
     tmp_path: Path, pixels: np.ndarray, elements: dict[str, Any]
 ) -> None:
     path = make_dicom(tmp_path / "a.dcm", pixels, **elements)
     expected = shown(pixels, **elements)
-    assert expected.max() > 200  # the case shows something
+    assert expected.max() > 200  # the image is not black
     grey = decode_image(path)[0].numpy().astype(float)
     assert np.abs(grey - expected).max() <= 0.5 + 1e-6
     rgb = decode_image(path, "rgb").numpy()
@@ -87,13 +87,13 @@ def test_grey_values_take_the_way_of_the_standard(
 
 
 @pytest.mark.parametrize("width", [0, -3, 0.5])
-def test_window_that_the_standard_forbids_counts_as_none(tmp_path: Path, width: float) -> None:
+def test_invalid_window_is_ignored(tmp_path: Path, width: float) -> None:
     path = make_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=100, WindowWidth=width)
     assert np.abs(decode_image(path)[0].numpy() - shown(RAMP)).max() <= 0.5
 
 
-def test_padding_counts_the_bits_that_are_stored(tmp_path: Path) -> None:
-    """-56 written as an unsigned byte, 200."""
+def test_padding_uses_the_stored_bits(tmp_path: Path) -> None:
+    """-56 stored as the unsigned byte 200."""
     pixels = np.array([[-56, -56, 0, 10], [-56, 20, 30, 40]], dtype=np.int8)
     path = make_dicom(tmp_path / "a.dcm", pixels, PixelPaddingValue=0)
     data = pydicom.dcmread(path)
@@ -101,7 +101,7 @@ def test_padding_counts_the_bits_that_are_stored(tmp_path: Path) -> None:
     data.save_as(path)
     found = decode_image(path)[0].numpy()
     assert not found[pixels == -56].any()
-    assert found[0].tolist()[2:] == [0, 64]  # a quarter of the range of what is no padding
+    assert found[0].tolist()[2:] == [0, 64]  # a quarter of the range without padding
 
 
 def test_padding_of_signed_pixels_written_as_unsigned(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_padding_of_signed_pixels_written_as_unsigned(tmp_path: Path) -> None:
 
 
 def raw_element(path: Path, name: str, value: bytes) -> None:
-    """Put bytes that are no number into an element of a file."""
+    """Write bytes that are not a number into an element of a file."""
     data = pydicom.dcmread(path)
     tag = pydicom.tag.Tag(name)
     data[tag] = pydicom.dataelem.RawDataElement(tag, "DS", len(value), value, 0, False, True)
@@ -126,7 +126,7 @@ def raw_element(path: Path, name: str, value: bytes) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth", "RescaleSlope"])
 @pytest.mark.parametrize("value", [b"1,5 ", b"nan ", b"auto"])
-def test_values_that_are_no_numbers_count_as_none(tmp_path: Path, name: str, value: bytes) -> None:
+def test_non_numeric_values_are_ignored(tmp_path: Path, name: str, value: bytes) -> None:
     elements = {"WindowCenter": 900, "WindowWidth": 700, "RescaleSlope": 2}
     path = make_dicom(tmp_path / "a.dcm", RAMP, **elements)
     raw_element(path, name, value)
@@ -138,7 +138,7 @@ def test_values_that_are_no_numbers_count_as_none(tmp_path: Path, name: str, val
 
 
 @pytest.mark.parametrize("lacking", ["LUTData", "LUTDescriptor", "half"])
-def test_table_without_data_gives_way_to_the_window(tmp_path: Path, lacking: str) -> None:
+def test_a_table_without_data_falls_back_to_the_window(tmp_path: Path, lacking: str) -> None:
     window = {"WindowCenter": 900, "WindowWidth": 700}
     item = table(CURVE, 0, 12)
     if lacking == "half":
@@ -153,13 +153,13 @@ def test_table_without_data_gives_way_to_the_window(tmp_path: Path, lacking: str
     assert notes == ["its VOI table cannot be read and does not count"]
 
 
-def test_one_single_value_is_black(tmp_path: Path) -> None:
+def test_constant_image_is_black(tmp_path: Path) -> None:
     assert decode_image(make_dicom(tmp_path / "a.dcm", RAMP * 0 + 900)).sum() == 0
     path = make_dicom(tmp_path / "b.dcm", RAMP * 0 + 900, PixelPaddingValue=900)
     assert decode_image(path).sum() == 0
 
 
-def test_bits_beside_the_stored_ones_are_no_pixels(tmp_path: Path) -> None:
+def test_bits_outside_the_stored_ones_are_ignored(tmp_path: Path) -> None:
     for pixels, low in ((RAMP, RAMP), (SIGNED, SIGNED & 0x0FFF)):
         overlaid = (low.astype(np.uint16) & 0x0FFF) | np.uint16(0x8000)
         stored = overlaid.astype(pixels.dtype)
@@ -181,7 +181,7 @@ def test_table_of_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
 @pytest.mark.parametrize("pixels", [RAMP, SIGNED, BYTES])
-def test_compressed_files_show_the_same(tmp_path: Path, syntax: str, pixels: np.ndarray) -> None:
+def test_compressed_files_decode_the_same(tmp_path: Path, syntax: str, pixels: np.ndarray) -> None:
     elements = {"WindowCenter": 300, "WindowWidth": 2000}
     pixels = np.tile(pixels, (4, 4))
     path = make_dicom(tmp_path / "a.dcm", pixels, syntax, **elements)
@@ -287,7 +287,7 @@ def test_truncated_files_are_errors(tmp_path: Path, syntax: str) -> None:
             decode_image(path)
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_without_an_image_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"x" * 300)
     with pytest.raises(UndecodableImage, match=r"a\.dcm"):
         decode_image(tmp_path / "a.dcm")
@@ -305,7 +305,7 @@ def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         decode_image(path)
 
 
-def test_real_radiograph_is_bright_where_it_is_dense() -> None:
+def test_real_radiograph_shows_dense_tissue_bright() -> None:
     path = REAL / "dicom" / "RG1_J2KI.dcm"
     if not path.is_file():
         pytest.skip(f"no real data in {path} (set VILMEDIC_REAL_DATA)")

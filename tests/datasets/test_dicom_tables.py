@@ -1,4 +1,4 @@
-"""Tables whose descriptor contradicts what they hold."""
+"""DICOM lookup tables whose descriptor contradicts their data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIGNED = RAMP.astype(np.int16) - 1500
 
 
 def curve(bits: int, count: int = 3000) -> list[int]:
-    """A table that goes from black to white of some bits."""
+    """A table from black to white with the given bits."""
     return [int((2**bits - 1) * (n / (count - 1)) ** 2) for n in range(count)]
 
 
@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[np.ndarray, list[str]]:
 @pytest.mark.parametrize("interpretation", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("holds", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("says", [8, 10, 12, 14, 16])
-def test_bits_are_those_that_a_table_holds(
+def test_the_bits_of_the_data_override_the_descriptor(
     tmp_path: Path, says: int, holds: int, interpretation: str
 ) -> None:
     elements: dict[str, Any] = {"PhotometricInterpretation": interpretation}
@@ -50,15 +50,15 @@ def test_bits_are_those_that_a_table_holds(
     assert np.abs(found - shown(RAMP, **elements)).max() <= 0.5 + 1e-6
     expected = [] if says == holds else [f"its VOI table states {says} bits and holds {holds}"]
     assert notes == expected
-    if says == holds > 8:  # pydicom takes 16-bit entries of a table of 8 bits for bytes
+    if says == holds > 8:  # pydicom reads 16-bit entries of an 8-bit table as bytes
         pydicoms = apply_voi_lut(RAMP, pydicom.dcmread(path)) * (255 / (2**holds - 1))
         if interpretation == "MONOCHROME1":
             pydicoms = 255 - pydicoms
         assert np.abs(found - pydicoms).max() <= 0.5 + 1e-6
 
 
-def test_bits_that_a_table_nearly_fills_are_believed(tmp_path: Path) -> None:
-    """A dark table stays dark, and one entry too many is cut off."""
+def test_a_nearly_filled_bit_range_is_accepted(tmp_path: Path) -> None:
+    """A dark table stays dark, and an excess entry is cut off."""
     for factor, top in ((0.3, 4095), (1.0, 4096)):
         entries = [int(top * factor * n / 2999) for n in range(3000)]
         path = make_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table(entries, 0, 12)])
@@ -68,8 +68,8 @@ def test_bits_that_a_table_nearly_fills_are_believed(tmp_path: Path) -> None:
         assert notes == []
 
 
-def test_a_first_value_written_with_the_bits_stored(tmp_path: Path) -> None:
-    """-2048 as 2048, as the twelve bits of a signed pixel have it."""
+def test_first_value_written_in_the_stored_bits(tmp_path: Path) -> None:
+    """-2048 written as 2048, its representation in twelve signed bits."""
     pixels, stored = RAMP.astype(np.int16) - 2048, {"BitsStored": 12, "HighBit": 11}
     for name in ("VOILUTSequence", "ModalityLUTSequence"):
         right = make_dicom(tmp_path / "a.dcm", pixels, **{name: [table(curve(12), -2048, 12)]})
@@ -83,7 +83,7 @@ def test_a_first_value_written_with_the_bits_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [-1400, 64136])
 def test_sign_of_the_first_value(tmp_path: Path, first: int) -> None:
-    """-1400 written as it is or unsigned, for pixels with and without a sign."""
+    """-1400 written signed or unsigned, for signed and unsigned pixels."""
     right = {"VOILUTSequence": [table(curve(12), -1400, 12)]}
     given = {"VOILUTSequence": [table(curve(12), first, 12)]}
     path = make_dicom(tmp_path / "a.dcm", SIGNED, **given)
@@ -102,7 +102,7 @@ def test_first_value_of_large_pixels_written_as_negative(tmp_path: Path) -> None
     assert notes == ["its VOI table begins at 40000, not at -25536"]
 
 
-def test_entries_that_are_written_as_negative(tmp_path: Path) -> None:
+def test_entries_written_as_negative(tmp_path: Path) -> None:
     entries = [value if value < 2**15 else value - 2**16 for value in curve(16)]
     given = table(entries, 0, 16, "SS")
     path = make_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[given])
@@ -113,7 +113,7 @@ def test_entries_that_are_written_as_negative(tmp_path: Path) -> None:
 
 
 def test_modality_table_of_negative_values_written_as_unsigned(tmp_path: Path) -> None:
-    """-1024 to 2000: read as unsigned, air would be brighter than bone."""
+    """-1024 to 2000: if read as unsigned, air would be brighter than bone."""
     values = np.linspace(-1024, 2000, 3000).astype(int)
     window = {"WindowCenter": 400, "WindowWidth": 2000}
     for kind, entries in (("US", values & 0xFFFF), ("SS", values)):
@@ -125,7 +125,7 @@ def test_modality_table_of_negative_values_written_as_unsigned(tmp_path: Path) -
         assert bool(notes) == (kind == "US")
 
 
-def test_a_steep_table_is_no_table_of_negative_values(tmp_path: Path) -> None:
+def test_a_steep_table_is_not_read_as_negative(tmp_path: Path) -> None:
     entries = [0] * 1500 + [65535] * 1500
     path = make_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[table(entries, 0, 16)])
     found, notes = read(path)
@@ -175,7 +175,7 @@ def test_palette(tmp_path: Path, says: int, holds: int) -> None:
 
 @pytest.mark.parametrize("written", [63536, 2096, -2000])
 def test_padding_of_signed_pixels_of_twelve_bits(tmp_path: Path, written: int) -> None:
-    """-2000 with the bits of the element, with those that are stored, and with its sign."""
+    """-2000 with the bits of the element, with the stored bits, and signed."""
     pixels = SIGNED.copy()
     pixels[:, :3] = -2000
     path = make_dicom(tmp_path / "a.dcm", pixels, BitsStored=12, PixelPaddingValue=0)
@@ -186,7 +186,7 @@ def test_padding_of_signed_pixels_of_twelve_bits(tmp_path: Path, written: int) -
     assert np.abs(read(path)[0] - shown(pixels, PixelPaddingValue=-2000)).max() <= 0.5 + 1e-6
 
 
-def test_sizes_are_bounded_before_anything_is_decoded(tmp_path: Path) -> None:
+def test_sizes_are_checked_before_decoding(tmp_path: Path) -> None:
     from vilmedic.datasets.decode import UndecodableImage
 
     path = make_dicom(tmp_path / "a.dcm", RAMP)

@@ -1,4 +1,4 @@
-"""Sentences as radiologists write them, each with what is left of it."""
+"""Removal of references to earlier studies: sentences with their expected result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vilmedic.datasets.lines import words
 from vilmedic.datasets.report_text import clean, remove_deidentification, remove_prior_references
 
 PRIOR = [
-    # The comparison itself.
+    # Statements of the comparison.
     ("As compared to the previous radiograph, there is no relevant change.", ""),
     ("Comparison: ___. Lungs are clear.", "Lungs are clear."),
     ("Comparison XXXX, XXXX Well-expanded and clear lungs.", "Well-expanded and clear lungs."),
@@ -24,7 +24,7 @@ PRIOR = [
         "There is a left effusion.",
     ),
     ("Comparison chest radiograph is recommended.", "Comparison chest radiograph is recommended."),
-    # Nothing has changed, and nothing else is said.
+    # Only statements of no change.
     ("Unchanged. No change. Stable. This is unchanged.", ""),
     ("The heart size is stable. Stable cardiomediastinal silhouette.", ""),
     ("The heart and lungs have XXXX XXXX in the interval. Lungs are clear.", "Lungs are clear."),
@@ -33,7 +33,7 @@ PRIOR = [
         "1. Unchanged cardiomegaly. 2. No change. 3. No effusion.",
         "1. Cardiomegaly. 3. No effusion.",
     ),
-    # Findings stay where a word in front of them goes.
+    # Adjectives of change before a finding are removed.
     ("Stable mild cardiomegaly.", "Mild cardiomegaly."),
     ("There is a stable ill-defined opacity.", "There is an ill-defined opacity."),
     ("There is an unchanged small effusion.", "There is a small effusion."),
@@ -42,7 +42,7 @@ PRIOR = [
     ("Stable position of right central venous catheter.", "Right central venous catheter."),
     ("Persistent right basilar opacity.", "Right basilar opacity."),
     ("Cardiomegaly and stable mediastinal masses.", "Cardiomegaly and mediastinal masses."),
-    # And where a verb says it.
+    # Verbs of change.
     ("The effusion is unchanged", "The effusion is present"),
     ("Effusions are smaller than on ___.", "Effusions are present."),
     (
@@ -64,7 +64,7 @@ PRIOR = [
     ),
     ("Right basal opacity persists.", "Right basal opacity is present."),
     ("The tube is in unchanged position.", "The tube is present."),
-    # What was seen before, is new in the interval, or is gone.
+    # Findings seen before, new in the interval, or resolved.
     ("Again seen is a left basilar opacity.", "There is a left basilar opacity."),
     ("Calcified granulomas are again noted.", "Calcified granulomas are noted."),
     ("The previously seen nodule measures 5 mm.", "The nodule measures 5 mm."),
@@ -77,9 +77,9 @@ PRIOR = [
     ("Interval removal of the right PICC.", "No right PICC."),
     ("Pneumothorax is no longer seen.", "No pneumothorax."),
     ("The left lower lobe opacity has resolved.", "No left lower lobe opacity."),
-    # As r2gen_clean_report leaves them.
+    # After r2gen_clean_report.
     ("heart is stable . again seen is an effusion , unchanged .", "there is an effusion ."),
-    # What is no reference stays to the last character.
+    # Text without a reference is unchanged.
     (
         "Prior CABG.  Previous granulomatous disease.",
         "Prior CABG.  Previous granulomatous disease.",
@@ -95,22 +95,22 @@ PRIOR = [
 
 
 PRESENT_OR_NOT = [
-    # What has not grown is there; what has not developed is not.
+    # A finding that has not grown is present; one that has not developed is not.
     ("No interval increase in the pleural effusion.", "Pleural effusion."),
     ("There has been no interval worsening of edema.", "Edema."),
     ("No evidence of interval enlargement of the nodule.", "Nodule."),
     ("Small effusion, no interval increase or decrease in size.", "Small effusion."),
     ("Cardiomegaly without interval worsening of edema.", "Cardiomegaly with edema."),
     ("No interval development of pneumothorax.", "No pneumothorax."),
-    # What has not gone, or not all of it, is there.
+    # A finding that has not or only partly resolved is present.
     ("Pneumothorax has not resolved since prior.", "Pneumothorax has not resolved."),
     ("The effusion has largely resolved.", "The effusion has largely resolved."),
     ("The effusion has completely resolved since prior.", "No effusion."),
-    # Lungs stay when they clear.
+    # Lungs that have cleared are still mentioned.
     ("The lungs have cleared.", "The lungs have cleared."),
     ("The left lower lobe has cleared.", "The left lower lobe has cleared."),
     ("The pneumonia has cleared.", "No pneumonia."),
-    # What is said of something else stays as it is.
+    # Statements about other structures are unchanged.
     (
         "The heart is enlarged and the effusion is no longer seen.",
         "The heart is enlarged and the effusion is no longer seen.",
@@ -119,7 +119,7 @@ PRESENT_OR_NOT = [
         "The heart is enlarged and edema has resolved.",
         "The heart is enlarged and edema has resolved.",
     ),
-    # Sentences stay sentences.
+    # The result is still a sentence.
     ("The cardiac silhouette is, again, enlarged.", "The cardiac silhouette is enlarged."),
     (
         "Nodules were not present on the prior study and may represent infection.",
@@ -180,14 +180,14 @@ def test_deidentification(report: str, expected: str) -> None:
         "\ue000",
     ],
 )
-def test_a_sentence_of_100_kilobytes_takes_a_pass(repeated: str) -> None:
+def test_a_sentence_of_100_kilobytes_needs_linear_time(repeated: str) -> None:
     text = "Unchanged clear lungs on ___. Stable " + repeated * (100_000 // len(repeated)) + "x"
     for name in ("remove_prior_references", "remove_deidentification"):
         assert clean(name, text).casefold().find("clear lungs") >= 0
 
 
-def test_reports_of_indiana() -> None:
-    """Findings stay: no word comes in but the few that a sentence needs, and no other sentence."""
+def test_findings_of_indiana_reports_are_kept() -> None:
+    """Findings are kept, and only the few words that a sentence needs are added."""
     added = {"there", "is", "are", "present", "no", "a", "an", "demonstrated", "and"}
     changed = 0
     left = 0

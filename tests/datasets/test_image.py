@@ -41,7 +41,7 @@ def test_batch_is_uint8_and_prepared_images_are_normalised(image_args: Args) -> 
         assert torch.allclose(images[:, channel].double(), (grey - mean) / std, atol=1e-5)
 
 
-def test_evaluation_takes_the_middle_of_the_resized_image(image_args: Args, root: Path) -> None:
+def test_evaluation_uses_a_centre_crop(image_args: Args, root: Path) -> None:
     dataset = ImageDataset(**image_args(training=False, resize=None))
     whole = decode_image(root / "images" / "train_3.png")
     assert torch.equal(load(dataset, 3)["images"][0], whole[:, 4:16, 2:14])
@@ -61,7 +61,7 @@ def test_a_centre_crop_is_the_same_in_training_and_evaluation(image_args: Args) 
 
 
 @pytest.mark.parametrize("preset", ["resize_crop", "convirt", "simclr", "simclr_xray"])
-def test_augmentation_depends_on_seed_epoch_and_sample_alone(image_args: Args, preset: str) -> None:
+def test_augmentation_depends_only_on_seed_epoch_and_sample(image_args: Args, preset: str) -> None:
     def images(dataset: ImageDataset, *indices: int, epoch: int = 0) -> torch.Tensor:
         return dataset.prepare(load(dataset, *indices, epoch=epoch))["images"]
 
@@ -80,7 +80,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(image_args: Args, p
 
 
 @pytest.mark.parametrize("preset", ["resize_crop", "convirt", "simclr"])
-def test_images_of_a_line_are_those_of_its_batch(image_args: Args, preset: str) -> None:
+def test_images_of_a_line_equal_those_of_its_batch(image_args: Args, preset: str) -> None:
     plain = {"mean": [0.0], "std": [1 / 255], "views": 2}
     dataset = ImageDataset(**image_args(preset=preset, **plain))
     batch = dataset.prepare(load(dataset, 3, 1, epoch=4))
@@ -120,7 +120,7 @@ def test_views_differ_from_each_other(image_args: Args) -> None:
         assert not torch.equal(prepared[0, 0], prepared[0, 1])
 
 
-def test_several_images_are_filled_up_and_masked(image_args: Args, write: Write) -> None:
+def test_several_images_are_padded_and_masked(image_args: Args, write: Write) -> None:
     write("train.image.tok", ["train_0.png,train_1.png, train_2.png,train_3.png", "train_4.png"])
     dataset = ImageDataset(**image_args(multi_image=3, training=False))
     batch = load(dataset, 0, 1)
@@ -141,7 +141,7 @@ def test_several_images_are_filled_up_and_masked(image_args: Args, write: Write)
 STUDIES = ["train_0.png,train_1.png,train_2.png,train_3.png", "train_4.png"]
 
 
-def test_one_image_of_a_study_is_drawn_by_seed_epoch_and_sample(
+def test_a_study_image_is_drawn_by_seed_epoch_and_sample(
     image_args: Args, write: Write, tmp_path: Path
 ) -> None:
     write("train.image.tok", STUDIES)
@@ -153,7 +153,7 @@ def test_one_image_of_a_study_is_drawn_by_seed_epoch_and_sample(
         return next(n for n, one in enumerate(every) if torch.equal(one, image))
 
     drawn = [place(dataset[SampleKey(0, epoch)]["images"][0]) for epoch in range(40)]
-    assert set(drawn) == {0, 1, 2}  # of the four, multi_image names the first three
+    assert set(drawn) == {0, 1, 2}  # multi_image uses the first three of the four
     again = ImageDataset(**settings)
     late = [place(again[SampleKey(0, epoch)]["images"][0]) for epoch in range(11, 40)]
     assert late == drawn[11:]
@@ -175,7 +175,7 @@ def test_views_are_of_different_images_of_a_study(
     dataset = ImageDataset(**settings)
     pairs = [tuple(dataset.chosen(0, epoch) or ()) for epoch in range(60)]
     assert all(first != second for first, second in pairs)
-    assert len(set(pairs)) == (12 if training else 1)  # an evaluation is the same at every epoch
+    assert len(set(pairs)) == (12 if training else 1)  # evaluation is the same in every epoch
     assert dataset.chosen(1, 5) == [0, 0]
     assert load(dataset, 0, 1)["images"].shape == (2, 2, 1, 12, 12)
 
@@ -249,7 +249,7 @@ def test_dicom_without_its_package_is_refused_at_construction(
         ImageDataset(**image_args(on_error="skip"))
 
 
-def test_line_without_a_path(image_args: Args, write: Write) -> None:
+def test_line_without_a_path_is_an_error(image_args: Args, write: Write) -> None:
     write("train.image.tok", ["train_0.png", ","])
     with pytest.raises(DataError, match=r"tok:2 names no image"):
         ImageDataset(**image_args())
@@ -263,7 +263,7 @@ def test_undecodable_image_names_its_line(image_args: Args, root: Path) -> None:
         dataset[SampleKey(2)]
 
 
-def test_skip_leaves_missing_images_out_and_keeps_line_numbers(
+def test_skip_drops_missing_images_and_keeps_line_numbers(
     image_args: Args, write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     write("train.image.tok", ["train_0.png"] * 99 + ["gone.png"] + ["train_1.png"] * 100)
@@ -300,7 +300,9 @@ def test_skip_stops_above_one_percent(image_args: Args, write: Write) -> None:
         ({"preset": "convirt", "crop": None}, "crop is null"),
     ],
 )
-def test_wrong_arguments(image_args: Args, changes: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_refused(
+    image_args: Args, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         ImageDataset(**image_args(**changes))
 
@@ -327,14 +329,14 @@ def test_image_smaller_than_the_crop_names_its_line(image_args: Args) -> None:
         dataset[SampleKey(1)]
 
 
-def test_different_sizes_in_a_batch(image_args: Args, root: Path) -> None:
+def test_different_sizes_in_a_batch_are_an_error(image_args: Args, root: Path) -> None:
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "images" / "train_1.png")
     dataset = ImageDataset(**image_args(resize=None, crop=None))
     with pytest.raises(DataError, match=r"found 20 x 16 \(sample 0\), 9 x 9 \(sample 1\)"):
         load(dataset, 0, 1)
 
 
-def test_flip_of_a_preset_goes_next_to_reports(
+def test_keep_sides_removes_horizontal_flips(
     image_args: Args, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = ImageDataset(**image_args(preset="convirt"))
@@ -349,7 +351,7 @@ def test_flip_of_a_preset_goes_next_to_reports(
     assert len(caplog.messages) == 1
 
 
-def test_images_that_are_too_large(image_args: Args, root: Path) -> None:
+def test_too_large_images_are_refused(image_args: Args, root: Path) -> None:
     with pytest.raises(UndecodableImage, match=r"tok:1: .* has 20 x 16 pixels.*max_pixels=319"):
         load(ImageDataset(**image_args(max_pixels=319)), 0)
     with pytest.raises(
@@ -359,7 +361,7 @@ def test_images_that_are_too_large(image_args: Args, root: Path) -> None:
     assert load(ImageDataset(**image_args(max_pixels=2000, resize=40)), 0)["images"].shape[-1] == 12
 
 
-def test_what_contradicts_its_header_is_logged_once(
+def test_contradicting_headers_are_logged_once(
     image_args: Args,
     write: Write,
     root: Path,

@@ -58,7 +58,7 @@ def batches(dataset: ImageDataset, **settings: Any) -> list[torch.Tensor]:
         {"transforms": [{"RandomErasing": {"p": 1.0, "inplace": True}}]},
     ],
 )
-def test_samples_are_the_same_to_the_bit(
+def test_cached_samples_are_bit_identical(
     cached: Callable[..., ImageDataset], image_args: Args, changes: dict[str, Any]
 ) -> None:
     plain = ImageDataset(**image_args(**changes))
@@ -70,7 +70,7 @@ def test_samples_are_the_same_to_the_bit(
             assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_sizes_may_differ_and_several_images_share_a_file(
+def test_sizes_may_differ_and_lines_may_share_images(
     cached: Callable[..., ImageDataset], image_args: Args, write: Write, root: Path, tmp_path: Path
 ) -> None:
     Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 21), dtype=np.uint8)).save(
@@ -105,7 +105,7 @@ def test_files_are_decoded_once(
 
 
 @pytest.mark.parametrize("change", ["content", "settings", "lines"])
-def test_other_content_or_settings_give_another_cache(
+def test_changed_content_or_settings_give_a_new_cache(
     cached: Callable[..., ImageDataset],
     image_args: Args,
     write: Write,
@@ -126,7 +126,7 @@ def test_other_content_or_settings_give_another_cache(
     assert len(caches(tmp_path)) == 2
 
 
-def test_equal_files_elsewhere_and_of_another_time_are_not_decoded_again(
+def test_moved_or_touched_files_are_not_decoded_again(
     cached: Callable[..., ImageDataset],
     write: Write,
     root: Path,
@@ -154,10 +154,10 @@ def test_equal_files_elsewhere_and_of_another_time_are_not_decoded_again(
     assert len(caches(tmp_path)) == 1
 
 
-def test_other_content_of_the_same_size_and_time_is_decoded(
+def test_changed_content_with_the_same_size_and_time_is_decoded(
     cached: Callable[..., ImageDataset], image_args: Args, root: Path, tmp_path: Path
 ) -> None:
-    """Also when what the files hold is remembered from an earlier time."""
+    """Also if the digests of the files are stored from an earlier run."""
     path = root / "images" / "train_0.png"
     pixels = np.zeros((20, 16), np.uint8)
     kept = []
@@ -171,7 +171,7 @@ def test_other_content_of_the_same_size_and_time_is_decoded(
     assert len(caches(tmp_path)) == 2
 
 
-def test_files_that_change_while_they_are_decoded(
+def test_files_that_change_during_decoding_are_an_error(
     cached: Callable[..., ImageDataset],
     root: Path,
     tmp_path: Path,
@@ -250,7 +250,7 @@ def test_processes_that_start_together_build_one_cache(image_args: Args, tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == ["card.json", "index.npz", "pixels.u8"]
 
 
-def test_killed_builder_leaves_the_lock(
+def test_a_killed_builder_releases_the_lock(
     cached: Callable[..., ImageDataset], image_args: Args, tmp_path: Path
 ) -> None:
     def die(file: Any) -> None:
@@ -278,7 +278,7 @@ def many(write: Write, root: Path, bad: int) -> None:
     write("train.image.tok", names)
 
 
-def test_undecodable_images_are_left_out_as_without_a_cache(
+def test_undecodable_images_are_skipped_as_without_a_cache(
     cached: Callable[..., ImageDataset], image_args: Args, write: Write, root: Path
 ) -> None:
     many(write, root, bad=3)
@@ -300,7 +300,7 @@ def test_undecodable_images_are_all_named_at_construction(
             cached()
 
 
-def test_missing_images_are_left_out(
+def test_missing_images_are_skipped(
     cached: Callable[..., ImageDataset], image_args: Args, write: Write
 ) -> None:
     write("train.image.tok", ["train_0.png"] * 99 + ["gone.png"] + ["train_1.png"] * 100)
@@ -310,13 +310,13 @@ def test_missing_images_are_left_out(
     assert all(map(torch.equal, batches(one), batches(other)))
 
 
-def test_folder_that_cannot_be_written_to(image_args: Args, tmp_path: Path) -> None:
+def test_an_unwritable_cache_folder_is_an_error(image_args: Args, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"image cache \S+ cannot be made: .*image\.cache"):
         ImageDataset(**image_args(cache=str(tmp_path / "file")))
 
 
-def test_full_disk_is_named_and_leaves_nothing(
+def test_a_full_disk_is_an_error_and_leaves_nothing(
     cached: Callable[..., ImageDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(file: Any) -> None:
@@ -347,10 +347,10 @@ def test_building_is_logged(
     assert len([text for text in caplog.messages if "8 images" in text]) == 1
 
 
-def test_images_whose_data_are_damaged_are_refused(
+def test_images_with_damaged_data_are_refused(
     cached: Callable[..., ImageDataset], write: Write, root: Path
 ) -> None:
-    """Also where the decoder notices nothing: a cache is read for many epochs."""
+    """Also if the decoder does not notice it: a cache is read for many epochs."""
     path = root / "images" / "a.jpg"
     for number in range(24):
         pixels = render(draw_case(0, "train", number), 200).pixels

@@ -28,7 +28,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that were read."""
+    """The names of the files that were read."""
     names: list[str] = []
     digest = module._digest
 
@@ -41,11 +41,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def settle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if all files had been written long ago."""
+    """Treat all files as written long ago."""
     monkeypatch.setattr(module, "SETTLED", -(10**12))
 
 
-def test_digests_are_those_of_the_content(paths: list[Path], tmp_path: Path) -> None:
+def test_digests_depend_on_the_content(paths: list[Path], tmp_path: Path) -> None:
     found = file_contents([*paths, paths[0], tmp_path / "gone", tmp_path], tmp_path / "kept")
     for path in paths:
         assert found[path] == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -53,7 +53,7 @@ def test_digests_are_those_of_the_content(paths: list[Path], tmp_path: Path) -> 
     assert found[tmp_path] == "unreadable"
 
 
-def test_files_are_read_again_when_they_were_written_to(
+def test_modified_files_are_read_again(
     paths: list[Path], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle(monkeypatch)
@@ -76,17 +76,17 @@ def test_files_are_read_again_when_they_were_written_to(
     assert read == []
 
 
-def test_files_written_just_now_are_read_again(
+def test_recently_written_files_are_read_again(
     paths: list[Path], read: list[str], tmp_path: Path
 ) -> None:
-    """A second write within one tick of the clock would not show."""
+    """A second write within one clock tick would not change the time stamp."""
     for _ in range(2):
         file_contents(paths, tmp_path / "kept")
     assert len(read) == 8
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
-def test_damaged_memory_is_not_used(
+def test_a_damaged_digest_file_is_not_used(
     paths: list[Path],
     read: list[str],
     tmp_path: Path,
@@ -101,7 +101,7 @@ def test_damaged_memory_is_not_used(
     assert len(read) == 8
 
 
-def test_folder_that_cannot_be_written_to(
+def test_an_unwritable_folder_is_not_an_error(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle(monkeypatch)
@@ -124,9 +124,7 @@ def test_resize_sets_the_short_side() -> None:
 
 @pytest.mark.parametrize("shape", [(64, 64), (37, 90), (90, 37), (33, 34), (40, 41), (8, 300)])
 @pytest.mark.parametrize("size", [16, 27, 32, 61])
-def test_grey_resize_equals_that_of_torchvision_to_the_bit(
-    shape: tuple[int, int], size: int
-) -> None:
+def test_grey_resize_equals_torchvision_bit_by_bit(shape: tuple[int, int], size: int) -> None:
     random = torch.Generator().manual_seed(size)
     image = torch.randint(0, 256, (1, *shape), generator=random, dtype=torch.uint8)
     expected = v2.functional.resize(image, [size], antialias=True)
@@ -136,7 +134,7 @@ def test_grey_resize_equals_that_of_torchvision_to_the_bit(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_scaling_a_part_equals_that_of_torchvision_to_the_bit(channels: int) -> None:
+def test_resized_crop_equals_torchvision_bit_by_bit(channels: int) -> None:
     image = torch.randint(0, 256, (channels, 60, 70), dtype=torch.uint8)
     expected = v2.functional.resized_crop(image, 3, 7, 41, 53, [32, 48], antialias=True)
     assert torch.equal(resize_to(image[:, 3:44, 7:60], 32, 48), expected)

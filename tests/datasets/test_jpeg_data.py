@@ -43,7 +43,7 @@ def decoded(path: Path, content: bytes) -> torch.Tensor:
 
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_whole_files_are_decoded_as_by_pillow(
+def test_valid_files_are_decoded_like_pillow(
     tmp_path: Path, mode: str, options: dict[str, Any]
 ) -> None:
     content = jpeg(mode, **options)
@@ -61,7 +61,9 @@ def test_whole_files_are_decoded_as_by_pillow(
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 8), (17, 33), (200, 3)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 2}])
-def test_sizes_that_fill_no_block(size: tuple[int, int], options: dict[str, Any]) -> None:
+def test_sizes_that_are_not_multiples_of_a_block(
+    size: tuple[int, int], options: dict[str, Any]
+) -> None:
     random = np.random.default_rng(0)
     for shape in (size, (*size, 3)):
         stream = io.BytesIO()
@@ -71,12 +73,12 @@ def test_sizes_that_fill_no_block(size: tuple[int, int], options: dict[str, Any]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_progressive_files_cut_off_between_two_scans_are_found(tmp_path: Path, mode: str) -> None:
-    """What is there decodes without a word of the decoder, and shows a coarse image."""
+def test_progressive_files_truncated_between_scans_are_found(tmp_path: Path, mode: str) -> None:
+    """The rest decodes without a decoder error to a coarse image."""
     content = jpeg(mode, quality=90, progressive=True)
     whole = decoded(tmp_path / "whole.jpg", content)
     starts = [match.start() for match in re.finditer(rb"\xff\xda", content)]
-    # A scan begins with its code table, at the end of the scan before.
+    # A scan begins with its code table, at the end of the previous scan.
     tables = [content.rindex(b"\xff\xc4", 0, start) for start in starts[1:]]
     assert len(starts) >= 5
     for end in [*starts[1:], *tables]:
@@ -84,7 +86,7 @@ def test_progressive_files_cut_off_between_two_scans_are_found(tmp_path: Path, m
         for thorough in (False, True):
             with pytest.raises(UndecodableImage, match=r"end before the last|end too early"):
                 decode_image(tmp_path / "cut.jpg", thorough=thorough)
-    for cut in (1, 2):  # of the end mark alone
+    for cut in (1, 2):  # bytes of the end marker only
         assert torch.equal(decoded(tmp_path / "cut.jpg", content[:-cut]), whole)
 
 
@@ -94,7 +96,7 @@ def test_progressive_files_cut_off_between_two_scans_are_found(tmp_path: Path, m
 def test_overwritten_data_are_found(
     tmp_path: Path, mode: str, options: dict[str, Any], filling: str
 ) -> None:
-    """Wherever a decoder falls into step again and reports nothing."""
+    """Also where a decoder resynchronises and reports nothing."""
     random = np.random.default_rng(1)
     path = tmp_path / "a.jpg"
     visible = missed = 0
@@ -110,10 +112,10 @@ def test_overwritten_data_are_found(
             continue
         missed += int(found.shape != whole.shape or (found - whole).abs().max() > 40)
     assert missed == 0
-    assert visible >= 9  # what changes little may be taken
+    assert visible >= 9  # changes that are hardly visible may be accepted
 
 
-def test_what_a_decoder_does_not_report_is_found_by_reading_twice(tmp_path: Path) -> None:
+def test_damage_not_reported_by_the_decoder_is_found(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     silent = 0
     for number in range(24):
@@ -132,7 +134,7 @@ def test_what_a_decoder_does_not_report_is_found_by_reading_twice(tmp_path: Path
 
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("extra", [b"\0", bytes(50), b"\x12\x34" * 20, b"\xff" * 5, b"end of it"])
-def test_bytes_before_the_end_mark_leave_the_image_whole(
+def test_extra_bytes_before_the_end_marker_are_accepted(
     tmp_path: Path, options: dict[str, Any], extra: bytes
 ) -> None:
     content = jpeg(**options)
@@ -141,8 +143,8 @@ def test_bytes_before_the_end_mark_leave_the_image_whole(
         assert torch.equal(decoded(tmp_path / "a.jpg", changed), whole)
 
 
-def test_blocks_that_are_left_over_are_no_filling(tmp_path: Path) -> None:
-    """A height that is too small leaves rows of blocks behind the last one."""
+def test_excess_blocks_are_an_error(tmp_path: Path) -> None:
+    """A height that is too small leaves rows of blocks after the last one."""
     content = jpeg(quality=90)
     at = content.index(b"\xff\xc0") + 5
     shorter = content[:at] + (120).to_bytes(2, "big") + content[at + 2 :]
@@ -153,7 +155,7 @@ def test_blocks_that_are_left_over_are_no_filling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_data_that_end_too_early(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_truncated_data_are_an_error(tmp_path: Path, options: dict[str, Any]) -> None:
     content = jpeg(**options)
     for share in (0.3, 0.7, 0.97):
         cut = content[: int(len(content) * share)]
@@ -162,7 +164,7 @@ def test_data_that_end_too_early(tmp_path: Path, options: dict[str, Any]) -> Non
                 decoded(tmp_path / "a.jpg", changed)
 
 
-def test_more_scans_than_any_encoder_writes(tmp_path: Path) -> None:
+def test_too_many_scans_are_refused(tmp_path: Path) -> None:
     content = jpeg(progressive=True)
     scan = b"\xff\xda\0\x08\1\1\0\0\0\0"
     with pytest.raises(UndecodableImage, match="more than 500 scans"):

@@ -22,7 +22,7 @@ def batch(dataset: LabelDataset, *indices: int) -> torch.Tensor:
     return dataset.collate([dataset[SampleKey(index)] for index in indices])["labels"]
 
 
-def test_one_label_a_sample(label_args: Args, tmp_path: Path) -> None:
+def test_single_label_per_sample(label_args: Args, tmp_path: Path) -> None:
     dataset = LabelDataset(**label_args())
     assert dataset.spec.labels == NAMES
     assert not dataset.spec.multi_label
@@ -34,7 +34,7 @@ def test_one_label_a_sample(label_args: Args, tmp_path: Path) -> None:
     assert saved == {"labels": list(NAMES), "multi_label": False}
 
 
-def test_several_labels_anywhere_make_all_splits_multi_label(
+def test_a_sample_with_several_labels_makes_all_splits_multi_label(
     label_args: Args, write: Write
 ) -> None:
     write("validate.label.tok", ["Pneumonia, Cardiomegaly", "No Finding", "Pneumonia,Pneumonia"])
@@ -46,7 +46,7 @@ def test_several_labels_anywhere_make_all_splits_multi_label(
     assert dataset.describe(0) == {"labels": ["Cardiomegaly", "Pneumonia"]}
 
 
-def test_a_label_that_only_another_split_has_gets_a_column(label_args: Args, write: Write) -> None:
+def test_a_label_of_another_split_gets_a_column(label_args: Args, write: Write) -> None:
     write("test.label.tok", ["Atelectasis"])
     names = LabelDataset(**label_args()).spec.labels
     assert names == ("Atelectasis", *NAMES)
@@ -65,26 +65,28 @@ def test_labels_of_the_run_are_kept(label_args: Args, write: Write, tmp_path: Pa
     assert LabelDataset(**label_args(split="test", multi_label=True)).spec.multi_label
 
 
-def test_evaluation_alone_makes_the_list(label_args: Args, tmp_path: Path, root: Path) -> None:
+def test_evaluation_without_a_training_split_builds_the_label_list(
+    label_args: Args, tmp_path: Path, root: Path
+) -> None:
     (root / "train.label.tok").unlink()
     dataset = LabelDataset(**label_args(split="validate"))
     assert dataset.spec.labels == NAMES
     assert (tmp_path / "run" / "labels.json").is_file()
 
 
-def test_multi_label_can_be_asked_for(label_args: Args) -> None:
+def test_multi_label_can_be_configured(label_args: Args) -> None:
     dataset = LabelDataset(**label_args(multi_label=True))
     assert batch(dataset, 0).tolist() == [[0, 1, 0, 0]]
 
 
-def test_empty_label(label_args: Args, write: Write) -> None:
+def test_empty_label_is_an_error(label_args: Args, write: Write) -> None:
     write("train.label.tok", ["Pneumonia", "Pneumonia,,Cardiomegaly"])
     with pytest.raises(DataError, match=r"tok:2 has an empty label"):
         LabelDataset(**label_args())
 
 
 def test_many_classes_stay_sparse(label_args: Args, write: Write) -> None:
-    """A table of all lines and classes would hold 90 million numbers."""
+    """A dense table of all lines and classes would hold 90 million numbers."""
     classes = 30_000
     rows = [f"c{line % classes},c{7 * line % classes}" for line in range(3000)]
     rows[0] = ",".join(f"c{number}" for number in range(classes))
@@ -108,13 +110,13 @@ def test_many_classes_stay_sparse(label_args: Args, write: Write) -> None:
     assert {name for name, n in (label_counts(dataset) or {}).items() if n} == {"c5", "c35"}
 
 
-def test_a_question_mark_says_that_a_label_is_unknown(
+def test_a_question_mark_marks_an_unknown_label(
     label_args: Args, write: Write, tmp_path: Path
 ) -> None:
     write("train.label.tok", ["Pneumonia, ?Edema", "?Pneumonia,?Edema", "Edema", "No Finding"])
     write("validate.label.tok", ["?Edema"])
     dataset = LabelDataset(**label_args())
-    assert dataset.spec.multi_label, "none of them excludes another"
+    assert dataset.spec.multi_label, "labels do not exclude each other"
     assert dataset.names == ("Edema", "No Finding", "Pneumonia")
     given = dataset.collate([dataset[line] for line in range(4)])
     assert given["labels"].tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]]
@@ -126,9 +128,7 @@ def test_a_question_mark_says_that_a_label_is_unknown(
     assert dataset.spec.negatives == (1, 3, 2)
 
 
-def test_a_split_without_unknown_labels_says_nothing_of_them(
-    label_args: Args, write: Write
-) -> None:
+def test_a_split_without_unknown_labels_has_no_mask(label_args: Args, write: Write) -> None:
     write("test.label.tok", ["?Pneumonia", "No Finding"])
     dataset = LabelDataset(**label_args())
     assert "labels_known" not in dataset.collate([dataset[0]])
@@ -141,13 +141,15 @@ def test_a_split_without_unknown_labels_says_nothing_of_them(
         ("Mass,?Mass", r"tok:1 has the label 'Mass' both as there and as unknown"),
     ],
 )
-def test_odd_marks_are_refused(label_args: Args, write: Write, line: str, problem: str) -> None:
+def test_invalid_question_marks_are_refused(
+    label_args: Args, write: Write, line: str, problem: str
+) -> None:
     write("train.label.tok", [line, "Mass"])
     with pytest.raises(DataError, match=problem):
         LabelDataset(**label_args())
 
 
-def test_an_unknown_label_needs_several_a_sample(label_args: Args, write: Write) -> None:
+def test_unknown_labels_need_multi_label(label_args: Args, write: Write) -> None:
     write("train.label.tok", ["Mass,?Pneumonia", "Mass"])
     with pytest.raises(DataError, match=r"tok:1 has labels that are unknown; set multi_label=true"):
         LabelDataset(**label_args(), multi_label=False)

@@ -35,7 +35,7 @@ def test_reads_text_of_every_line(tmp_path: Path) -> None:
     assert lines.where(2) == f"{tmp_path}/train.report.tok:3"
 
 
-def test_index_beyond_the_end(tmp_path: Path) -> None:
+def test_index_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         Lines(["a"], tmp_path)[1]
 
@@ -57,7 +57,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
         read_lines(tmp_path / "nowhere", "train", "report.tok")
 
 
-def test_empty_file(tmp_path: Path) -> None:
+def test_empty_file_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "train.a.tok", b"")
     with pytest.raises(DataError, match=r"train\.a\.tok is empty"):
         read_lines(tmp_path, "train", "a.tok")
@@ -70,7 +70,7 @@ def test_all_empty_lines_are_counted_and_the_first_ones_named(tmp_path: Path) ->
         read_lines(tmp_path, "train", "a.tok")
 
 
-def test_line_that_is_not_utf8(tmp_path: Path) -> None:
+def test_line_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "train.a.tok", b"fine\nna\xefve\n")
     with pytest.raises(DataError, match=r"train\.a\.tok:2 is not UTF-8 text: byte 0xef"):
         read_lines(tmp_path, "train", "a.tok")
@@ -91,12 +91,12 @@ def test_listed() -> None:
 
 
 @pytest.mark.parametrize("split", ["../train", "a/../../train", "/train", "", "a\x00b"])
-def test_a_split_is_a_plain_name(tmp_path: Path, split: str) -> None:
+def test_split_names_with_paths_are_refused(tmp_path: Path, split: str) -> None:
     with pytest.raises(DataError, match="no name of a split"):
         read_lines(tmp_path, split, "report.tok")
 
 
-def test_a_pipe_or_a_folder_holds_no_lines(tmp_path: Path) -> None:
+def test_pipes_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.report.tok").mkdir()
     os.mkfifo(tmp_path / "test.report.tok")
     for split in ("train", "test"):
@@ -104,7 +104,7 @@ def test_a_pipe_or_a_folder_holds_no_lines(tmp_path: Path) -> None:
             read_lines(tmp_path, split, "report.tok")
 
 
-def test_names_with_commas_stand_in_quotation_marks() -> None:
+def test_names_with_commas_are_quoted() -> None:
     assert split_names("a.png, b c.png,,d.png ") == ["a.png", "b c.png", "d.png"]
     assert split_names('"scan, left.png",b.png') == ["scan, left.png", "b.png"]
     assert split_names('a"b.png,5" scan.png') == ['a"b.png', '5" scan.png']
@@ -120,7 +120,7 @@ def test_names_with_commas_stand_in_quotation_marks() -> None:
         min_size=1,
     )
 )
-def test_any_names_come_out_of_a_line_as_they_went_in(names: list[str]) -> None:
+def test_any_names_survive_a_round_trip(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = f"{join_names(names)}\n{join_names(names)}\n"
         write(Path(folder) / "train.image.tok", content.encode())
@@ -128,14 +128,14 @@ def test_any_names_come_out_of_a_line_as_they_went_in(names: list[str]) -> None:
         assert [split_names(line) for line in lines] == [names, names]
 
 
-def test_long_texts_are_cut_in_messages() -> None:
+def test_long_texts_are_shortened_in_messages() -> None:
     assert brief("one\n two\tthree") == "one two three"
     assert len(brief("word " * 999)) == 400
     assert brief(b"scan\xe9.png".decode(errors="surrogateescape")) == "scan\\udce9.png"
     assert shown([f"c{n}" for n in range(99)]) == "c0, c1, c2, c3, c4 and 94 more"
 
 
-def test_a_file_is_not_in_memory_more_than_once(tmp_path: Path) -> None:
+def test_a_file_is_in_memory_at_most_once(tmp_path: Path) -> None:
     text = "No focal consolidation, effusion or pneumothorax; the heart is of normal size.\n"
     (tmp_path / "train.report.tok").write_text(text * 70_000)
     tracemalloc.start()
@@ -152,13 +152,13 @@ def test_a_file_is_not_in_memory_more_than_once(tmp_path: Path) -> None:
     ("content", "count"),
     [(b"\xef\xbb\xbfa\nb", 2), (b"a\x0cb\x85c\n", 1), (b"a\nb\n", 2), (b" a \r\nb\r\n", 2)],
 )
-def test_lines_end_where_a_line_feed_is(tmp_path: Path, content: bytes, count: int) -> None:
+def test_only_line_feeds_end_lines(tmp_path: Path, content: bytes, count: int) -> None:
     (tmp_path / "train.a").write_bytes(content.replace(b"\x85", "\x85".encode()))
     assert len(read_lines(tmp_path, "train", "a")) == count
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
-def test_nothing_is_an_empty_file(tmp_path: Path, content: bytes) -> None:
+def test_blank_content_is_an_empty_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.a").write_bytes(content)
     with pytest.raises(DataError, match="is empty: one line a sample"):
         read_lines(tmp_path, "train", "a")

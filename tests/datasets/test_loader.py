@@ -46,7 +46,7 @@ def sampler(**changes: Any) -> EpochSampler:
     return EpochSampler(10, **settings)
 
 
-def test_every_sample_once_in_an_order_of_seed_and_epoch() -> None:
+def test_every_sample_occurs_once_in_an_order_by_seed_and_epoch() -> None:
     one = sampler()
     first = order(one)
     assert [len(batch) for batch in first] == [4, 4, 2]
@@ -74,7 +74,7 @@ def test_short_last_batch() -> None:
     assert len(sampler(drop_last=True)) == 2
 
 
-def test_evaluation_keeps_the_order_and_the_epoch() -> None:
+def test_evaluation_order_is_fixed() -> None:
     evaluation = sampler(training=False)
     evaluation.set_epoch(5)
     assert order(evaluation) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -113,7 +113,7 @@ def test_bad_image_raises_with_its_own_text(dataset: ImSeq, root: Path, num_work
 
 
 def read_until_error(loader: EpochLoader) -> tuple[list[list[int]], str]:
-    """What came before a DataError, and its text; the error itself would keep workers alive."""
+    """The batches before a DataError, and its text; the error object would keep workers alive."""
     seen: list[list[int]] = []
     try:
         for batch in loader:
@@ -124,7 +124,7 @@ def read_until_error(loader: EpochLoader) -> tuple[list[list[int]], str]:
 
 
 def many(write: Write, root: Path, bad: int, *, size: int = 300) -> None:
-    """Make `size` training samples with `bad` undecodable images at lines 5, 6, ..."""
+    """Write `size` training samples with `bad` undecodable images at lines 5, 6, ..."""
     names = ["train_0.png"] * size
     for number in range(bad):
         (root / "images" / f"bad_{number}.png").write_bytes(b"nonsense")
@@ -146,7 +146,7 @@ def test_skipped_images_make_batches_smaller_and_are_listed(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             indices = [batch["index"].tolist() for batch in loader]
-            assert indices[:4] == [[0, 1], [2, 3], [7], [8, 9]]  # 4 and 5 were all of a batch
+            assert indices[:4] == [[0, 1], [2, 3], [7], [8, 9]]  # 4 and 5 were a whole batch
     assert sorted(dataset.skipped) == [4, 5, 6]
     assert len(caplog.messages) == 1
     assert "Left out 3 bad samples" in caplog.messages[0]
@@ -163,7 +163,7 @@ def test_skipping_stops_above_one_percent(image_args: Args, write: Write, root: 
     assert "more than 1% of the 300 samples" in text
 
 
-def test_truncated_reports_are_counted_once(
+def test_truncated_reports_are_logged_once(
     text_args: Args, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = TextDataset(**text_args(tokenizer_max_len=12))
@@ -174,7 +174,7 @@ def test_truncated_reports_are_counted_once(
     assert caplog.messages == ["2 of 8 reports were longer than tokenizer_max_len and were cut"]
 
 
-def test_no_full_batch(dataset: ImSeq) -> None:
+def test_a_split_without_a_full_batch_is_an_error(dataset: ImSeq) -> None:
     settings = {"training": True, "seed": 0, "num_workers": 0}
     with pytest.raises(DataError, match="8 samples, which is not one full batch of batch_size=9"):
         make_loader(dataset, batch_size=9, drop_last=True, **settings)
@@ -200,7 +200,7 @@ def test_processes_share_each_batch_in_training(world: int) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_take_whole_batches_in_evaluation(world: int) -> None:
+def test_processes_get_whole_batches_in_evaluation(world: int) -> None:
     whole = order(sampler(training=False))
     parts = [order(sampler(training=False, rank=rank, world=world)) for rank in range(world)]
     for number, batch in enumerate(whole):
@@ -213,10 +213,10 @@ def hold_an_iterator(dataset: ImSeq) -> None:
     loader = make_loader(dataset, batch_size=2, training=True, seed=0, num_workers=1)
     batches = iter(loader)
     next(batches)
-    held.append(batches)  # as the traceback of an error does
+    held.append(batches)  # as a traceback does
 
 
-def test_a_process_ends_though_something_holds_its_workers(dataset: ImSeq) -> None:
+def test_a_process_exits_with_open_workers(dataset: ImSeq) -> None:
     process = multiprocessing.get_context("fork").Process(target=hold_an_iterator, args=(dataset,))
     process.start()
     process.join(60)
@@ -227,11 +227,11 @@ def test_a_process_ends_though_something_holds_its_workers(dataset: ImSeq) -> No
     assert ended
 
 
-def test_more_processes_than_help_are_said(
+def test_too_many_workers_are_logged(
     dataset: ImSeq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vilmedic.datasets.loader.core_count", lambda: 2)
-    _warn_of_workers.cache_clear()  # another test of this process may have heard it
+    _warn_of_workers.cache_clear()  # another test in this process may have triggered it
     settings = {"batch_size": 2, "training": False, "seed": 0}
     make_loader(dataset, num_workers=8, **settings)  # type: ignore[arg-type]
     assert "num_workers" not in caplog.text
@@ -241,7 +241,7 @@ def test_more_processes_than_help_are_said(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
-def test_a_killed_loading_process_is_one_sentence(dataset: ImSeq, number: signal.Signals) -> None:
+def test_a_killed_loading_process_gives_one_message(dataset: ImSeq, number: signal.Signals) -> None:
     loader = make_loader(dataset, batch_size=1, training=True, seed=0, num_workers=1)
     batches = iter(loader)
     next(batches)
@@ -251,7 +251,7 @@ def test_a_killed_loading_process_is_one_sentence(dataset: ImSeq, number: signal
     text = ""
     try:
         list(batches)
-    except LostWorker as error:  # the error itself would keep workers alive
+    except LostWorker as error:  # the error object would keep workers alive
         text = str(error)
     loader.close()
     assert text.startswith(f"A loading process {worker.pid} was killed ({number.name}), often")
@@ -259,8 +259,8 @@ def test_a_killed_loading_process_is_one_sentence(dataset: ImSeq, number: signal
     assert why in text
 
 
-def test_the_death_of_a_loading_process_interrupts_nothing_else(dataset: ImSeq) -> None:
-    """torch would raise it between any two instructions, in the middle of a step say."""
+def test_a_killed_loading_process_interrupts_nothing_else(dataset: ImSeq) -> None:
+    """torch would raise it between any two instructions, for example within a step."""
     before = signal.getsignal(signal.SIGCHLD)
     loader = make_loader(dataset, batch_size=1, training=True, seed=0, num_workers=1)
     batches = iter(loader)
@@ -269,7 +269,7 @@ def test_the_death_of_a_loading_process_interrupts_nothing_else(dataset: ImSeq) 
     worker = loader._iterator._workers[0]  # type: ignore[union-attr]
     os.kill(worker.pid, signal.SIGKILL)
     worker.join(30)
-    time.sleep(0.05)  # where the signal of its death would be handled
+    time.sleep(0.05)  # here the signal of its death would be handled
     loader.close()
 
 
@@ -277,7 +277,7 @@ def test_the_death_of_a_loading_process_interrupts_nothing_else(dataset: ImSeq) 
     ("cores", "processes", "batch_size", "workers"),
     [(3, 1, 2, 3), (64, 1, 1, 6), (64, 1, 3, 3), (8, 3, 1, 2), (1, 1, 8, 1)],
 )
-def test_workers_are_as_many_as_cores_and_batches_are_at_hand(
+def test_default_workers_depend_on_cores_and_batches(
     dataset: ImSeq,
     monkeypatch: pytest.MonkeyPatch,
     cores: int,

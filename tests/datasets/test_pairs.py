@@ -41,7 +41,7 @@ def test_images_reports_and_labels(image_args: Args, text_args: Args, label_args
     assert dataset.encode_text(["No effusion."])["input_ids"].shape == (1, 8)
 
 
-def test_no_flip_next_to_reports_but_next_to_labels(
+def test_flips_are_dropped_with_reports_but_not_with_labels(
     image_args: Args, text_args: Args, label_args: Args
 ) -> None:
     label = LabelDataset(**label_args())
@@ -59,7 +59,9 @@ def test_no_flip_next_to_reports_but_next_to_labels(
         assert not image.pixels.augmentation.flip
 
 
-def test_different_counts(image_args: Args, text_args: Args, write: Write) -> None:
+def test_different_line_counts_are_an_error(
+    image_args: Args, text_args: Args, write: Write
+) -> None:
     write("train.report.tok", ["No effusion."] * 7)
     image, seq = ImageDataset(**image_args()), TextDataset(**text_args())
     expected = r"train\.image\.tok has 8 lines and \S+train\.report\.tok has 7"
@@ -67,7 +69,7 @@ def test_different_counts(image_args: Args, text_args: Args, write: Write) -> No
         ImSeq(image=image, seq=seq)
 
 
-def test_what_one_part_leaves_out_the_others_leave_out_too(
+def test_samples_skipped_in_one_part_are_skipped_in_all(
     image_args: Args, text_args: Args, label_args: Args, write: Write
 ) -> None:
     write("train.image.tok", ["train_0.png"] * 3 + ["gone.png"] + ["train_0.png"] * 196)
@@ -98,7 +100,7 @@ KEYS = {"image": {"images"}, "seq": {"ids", "word_ids", "cut"}, "label": {"label
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two samples, or parts of them, are the same."""
+    """Whether two samples, or parts of them, are equal."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list):
@@ -107,10 +109,10 @@ def equal(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_data_set_is_that_of_torch(
+def test_a_data_set_works_as_a_torch_dataset(
     name: str, image_args: Args, text_args: Args, label_args: Args, root: Path, tmp_path: Path
 ) -> None:
-    """Numbers, numbers from the end, and iteration, as any other tool expects."""
+    """Indices, negative indices and iteration work as other tools expect."""
     folder = root
     if name == "ImSeqShards":
         folder = tmp_path / "shards"

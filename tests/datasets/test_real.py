@@ -1,4 +1,4 @@
-"""Real X-rays and reports; `VILMEDIC_REAL_DATA` names the folder that holds them."""
+"""Real X-rays and reports, from the folder `VILMEDIC_REAL_DATA`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_images_reports_and_labels_of_all_splits(tmp_path: Path) -> None:
         assert sum(len(batch["index"]) for batch in batches) == len(dataset)
         pixels = torch.cat([batch["images"] for batch in batches]).float()
         assert pixels.shape[1:] == (1, 64, 64)
-        assert (pixels.flatten(1).std(dim=1) > 5).all()  # none decoded to a plain area
+        assert (pixels.flatten(1).std(dim=1) > 5).all()  # no image is blank
         known = torch.cat([batch["input_ids"].flatten() for batch in batches])
         if training:
             assert dataset.spec.tokenizer is not None

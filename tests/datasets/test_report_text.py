@@ -1,4 +1,4 @@
-"""Expected texts of published cleaners follow from the rules of their code, worked out by hand."""
+"""Report cleaning; expected texts follow by hand from the rules of the published code."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from vilmedic.datasets.vocabulary import train_vocabulary
         ("The heart is normal. No effusion.", "the heart is normal . no effusion ."),
         ("FINDINGS:\nClear   lungs..", "findings clear lungs ."),
         ("Compared to ___, no change.", "compared to  no change ."),
-        # A number after a full stop goes with it; one without makes a sentence end.
+        # A number after a full stop is removed with it; one without ends the sentence.
         (
             "1. Clear lungs. 2. Normal heart 3. No effusion.",
             "clear lungs . normal heart . no effusion .",
         ),
-        # Hyphens stay; quotes, slashes and the signs between ":" and "[" go.
+        # Hyphens are kept; quotes, slashes and the characters between ":" and "[" are removed.
         ("X-ray <5 mm; 'AP/PA' \"view\" @ [12:30]", "x-ray 5 mm appa view  1230 ."),
-        # Oddities: "1. " goes at the end of a longer number, and 6 and above are not numbers.
+        # Quirks: "1. " is removed at the end of a longer number; 6 and above are not list numbers.
         ("T11. Clear. 6. Normal", "t1clear . 6 . normal ."),
         ("___", ""),
         ("", ""),
@@ -67,7 +67,7 @@ def test_ifcc(report: str, expected: str) -> None:
         ("Nódulo pulmonar. Sin cambios", "ndulo pulmonar sin cambios"),
         ("left\ufffd\ufffdlung clear", "left lung clear"),
         ("Normal. Stable. Clear.", ""),
-        ("A 3.5 cm mass", "5 cm mass"),  # "3." is taken for a list number, "A" for a sentence
+        ("A 3.5 cm mass", "5 cm mass"),  # "3." is read as a list number, "A" as a sentence
     ],
 )
 def test_gloria(report: str, expected: str) -> None:
@@ -75,7 +75,7 @@ def test_gloria(report: str, expected: str) -> None:
 
 
 @given(st.text(st.sampled_from("a1.é ５٣9\ufffd"), max_size=30))
-def test_gloria_is_the_published_rule(report: str) -> None:
+def test_gloria_matches_the_published_rule(report: str) -> None:
     kept = []
     for sentence in re.split(r"[0-9]+\.|\.", report.replace("\ufffd\ufffd", " ")):
         found = re.findall(r"\w+", sentence.lower())
@@ -116,10 +116,10 @@ def test_multilingual_keeps_every_letter(report: str) -> None:
 @pytest.mark.parametrize(
     "repeated", [".", "1", "1 ", ". ", "a.", "\ufffd", "ó", "_", " ", "\x1b", "二"]
 )
-def test_a_report_of_a_megabyte_is_cleaned_in_one_pass(
+def test_a_megabyte_report_is_cleaned_in_linear_time(
     cleaner: Callable[[str], str], repeated: str
 ) -> None:
-    text = repeated * (2**20 // len(repeated)) + "x"  # a pass for each place would take hours
+    text = repeated * (2**20 // len(repeated)) + "x"  # one pass per position would take hours
     assert cleaner("clear lungs. " + text).startswith("clear lungs")
 
 
@@ -142,13 +142,13 @@ def test_words(text: str, expected: list[str]) -> None:
 
 
 @given(st.text(st.characters(max_codepoint=0xDFF)))
-def test_words_of_scripts_with_spaces_are_runs_of_letters(text: str) -> None:
+def test_words_are_runs_of_letters_in_scripts_with_spaces(text: str) -> None:
     assert words(text) == re.findall(r"\w+", text)
 
 
 @given(st.text())
 def test_no_letter_is_lost(text: str) -> None:
-    joined = "".join(words(text))  # vowel signs, which Python takes for no letters, among them
+    joined = "".join(words(text))  # also vowel signs, which Python does not count as letters
     assert re.findall(r"\w", joined) == re.findall(r"\w", text)
 
 
@@ -169,7 +169,7 @@ def test_no_letter_is_lost(text: str) -> None:
         # Numbers that do not count up from 1 are not list numbers.
         ("Arthritis grade 2. The lungs are clear.", ["Arthritis grade 2.", "The lungs are clear."]),
         ("the lungs are clear . a 3 . 5 cm mass .", ["the lungs are clear .", "a 3 . 5 cm mass ."]),
-        # Too short alone: joined to what precedes, or follows when there is nothing before.
+        # Short sentences are joined to the previous one, or to the next if they are first.
         ("Lungs are clear. Stable. No effusion.", ["Lungs are clear. Stable.", "No effusion."]),
         ("Stable. No effusion seen.", ["Stable. No effusion seen."]),
         ("Normal.", ["Normal."]),
@@ -186,9 +186,9 @@ def test_sentences(report: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     "repeated", [".", ". ", "a. ", "e.g. ", "1. ", "1 . 2 ", " 1) ", " ", "。", "?!", "x", "a b. "]
 )
-def test_a_report_of_a_megabyte_is_split_in_one_pass(repeated: str) -> None:
+def test_a_megabyte_report_is_split_in_linear_time(repeated: str) -> None:
     text = "clear lungs " + repeated * (2**20 // len(repeated)) + "x"
-    sentences = split_sentences(text)  # a pass for each stop would take hours
+    sentences = split_sentences(text)  # one pass per full stop would take hours
     assert "".join("".join(sentences).split()).startswith("clearlungs")
     if repeated == "a b. ":
         assert len(sentences) == 2**20 // 5

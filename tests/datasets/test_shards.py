@@ -51,7 +51,7 @@ def make(image_args: Args, text_args: Args, shards: Path) -> Make:
 
 @pytest.fixture
 def server(shards: Path) -> Iterator[ThreadingHTTPServer]:
-    """The shards on a web server that breaks off and fails as `faults` says, and counts."""
+    """Serve the shards with the failures in `faults`, and count requests."""
 
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -98,7 +98,7 @@ def assert_same(one: Any, other: Any) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_samples_are_those_of_the_folder(
+def test_samples_equal_those_of_the_folder(
     make: Make, image_args: Args, text_args: Args, label_args: Args, shards: Path
 ) -> None:
     folder = ImSeq(image=ImageDataset(**image_args()), seq=TextDataset(**text_args()))
@@ -144,7 +144,7 @@ def order(counts: list[int], **settings: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("counts", [[5], [10, 10, 3], [7] * 20 + [2], [50] * 24, [1, 30, 2, 9]])
 @pytest.mark.parametrize("batch_size", [1, 6, 7, 8, 32])
-def test_order_has_every_sample_once_and_depends_on_its_arguments_alone(
+def test_order_has_every_sample_once_and_depends_only_on_its_arguments(
     counts: list[int], batch_size: int
 ) -> None:
     first = order(counts, batch_size=batch_size)
@@ -155,7 +155,7 @@ def test_order_has_every_sample_once_and_depends_on_its_arguments_alone(
         assert not np.array_equal(first, order(counts, batch_size=batch_size, seed=2))
 
 
-def test_order_reads_few_shards_at_a_time_and_ranks_read_their_own() -> None:
+def test_few_shards_are_open_and_ranks_read_their_own() -> None:
     counts = [50] * 48
     shard = order(counts, batch_size=32, mixed=16) // 50
     rows = shard.reshape(-1, 32)
@@ -172,15 +172,15 @@ def test_order_reads_few_shards_at_a_time_and_ranks_read_their_own() -> None:
         sum(first[one] <= position <= last[one] for one in first)
         for position in range(0, len(shard), 50)
     ]
-    assert max(open_at) <= 16 + 8  # lanes go on to their next shards in the same batch
-    assert np.mean([len(set(row)) for row in rows.tolist()]) > 12  # and batches are mixed
+    assert max(open_at) <= 16 + 8  # lanes move to their next shards within a batch
+    assert np.mean([len(set(row)) for row in rows.tolist()]) > 12  # batches are mixed
 
 
-def test_shards_from_a_url_are_fetched_once_and_make_room(
+def test_shards_from_a_url_are_fetched_once_and_evicted(
     make: Make, server: Any, shards: Path, tmp_path: Path
 ) -> None:
     sizes = [path.stat().st_size for path in shards.glob("train-*.tar")]
-    room = (max(sizes) + min(sizes)) / 2**30  # of three shards, two at the most
+    room = (max(sizes) + min(sizes)) / 2**30  # room for at most two of three shards
     remote = {"image_path": url(server), "spool": str(tmp_path / "spool"), "spool_gib": room}
     settings = {"batch_size": 2, "training": True, "seed": 1, "epoch": 1}
     data = make(mixed=1, **remote)
@@ -208,7 +208,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_fetching_survives_what_networks_do(make: Make, server: Any, tmp_path: Path) -> None:
+def test_fetching_survives_network_errors(make: Make, server: Any, tmp_path: Path) -> None:
     server.faults = [300, 503, "wrong", 1, None]
     data = make(image_path=url(server), spool=str(tmp_path / "spool"))
     expected = make()[SampleKey(0)]["images"][0]
@@ -218,7 +218,7 @@ def test_fetching_survives_what_networks_do(make: Make, server: Any, tmp_path: P
     assert not list((tmp_path / "spool").glob(".*partial"))
 
 
-def test_shard_that_another_process_removes_is_fetched_again(
+def test_a_shard_removed_by_another_process_is_fetched_again(
     make: Make, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, calls = shards_module.os.utime, []
@@ -236,7 +236,7 @@ def test_shard_that_another_process_removes_is_fetched_again(
     assert [name for name, _ in server.seen] == ["train-000000.tar"] * 2
 
 
-def test_password_comes_from_netrc_alone(
+def test_the_password_comes_only_from_netrc(
     make: Make, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -261,7 +261,7 @@ def test_password_comes_from_netrc_alone(
         (["wrong"] * 6, "content differs from the index"),
     ],
 )
-def test_shards_that_cannot_be_had(
+def test_unavailable_shards_are_an_error(
     make: Make, server: Any, tmp_path: Path, faults: list[Any], message: str
 ) -> None:
     server.faults = list(faults)
@@ -272,7 +272,9 @@ def test_shards_that_cannot_be_had(
     assert not list((tmp_path / "spool").glob("*.tar"))
 
 
-def test_wrong_folders(make: Make, image_args: Args, text_args: Args, shards: Path) -> None:
+def test_wrong_folders_are_refused(
+    make: Make, image_args: Args, text_args: Args, shards: Path
+) -> None:
     with pytest.raises(ValueError, match=r"holds no index of shards; data/make_shards\.py"):
         ImSeqShards(image=ImageDataset(**image_args()), seq=TextDataset(**text_args()))
     with pytest.raises(DataError, match=r"s3://bucket.*Allowed: a folder, or a URL"):
@@ -291,7 +293,7 @@ def test_wrong_folders(make: Make, image_args: Args, text_args: Args, shards: Pa
         make()
 
 
-def test_truncated_shard(make: Make, shards: Path) -> None:
+def test_a_truncated_shard_is_an_error(make: Make, shards: Path) -> None:
     path = shards / "train-000001.tar"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"train-000001\.tar has \d+ bytes, and the index expects"):
@@ -333,7 +335,7 @@ INDEX = {
         ({"offset": np.array([[512, 700]])}, "not lists of whole numbers"),
     ],
 )
-def test_an_index_that_cannot_be_right_is_refused(
+def test_an_inconsistent_index_is_refused(
     tmp_path: Path, changes: dict[str, Any], why: str
 ) -> None:
     path = tmp_path / "train.shards.npz"
@@ -344,7 +346,7 @@ def test_an_index_that_cannot_be_right_is_refused(
         ShardIndex.load(path)
 
 
-def test_an_index_that_claims_more_than_it_holds_is_refused(
+def test_an_index_with_an_oversized_claim_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "train.shards.npz"
@@ -364,7 +366,7 @@ def test_an_index_that_claims_more_than_it_holds_is_refused(
         ShardIndex.load(path)
 
 
-def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
+def test_a_download_longer_than_the_index_is_stopped(
     make: Make, server: ThreadingHTTPServer, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards_module, "TRIES", 1)
@@ -377,7 +379,7 @@ def test_a_shard_that_is_longer_than_its_index_says_is_cut_off(
     assert max(held) < first.stat().st_size
 
 
-def test_a_server_that_has_less_than_was_fetched_is_asked_again(
+def test_a_partial_download_longer_than_the_file_starts_again(
     make: Make, server: Any, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards_module.time, "sleep", lambda _: None)

@@ -21,7 +21,7 @@ SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def population(size: int = 2000) -> list[list[str]]:
-    """Labels in the proportions of a clinical data set: most have none, few the rarest."""
+    """Labels with the frequencies of a clinical data set: most samples have none."""
     random = np.random.default_rng(0)
     chances = {"Effusion": 0.3, "Mass": 0.1, "Hernia": 0.02}
     return [[k for k, p in chances.items() if random.random() < p] for _ in range(size)]
@@ -35,7 +35,7 @@ def share(labels: Sequence[Sequence[str]], fraction: float, **keys: Any) -> set[
     return set(found.tolist())
 
 
-def test_a_smaller_share_lies_within_a_larger_one_and_has_its_size() -> None:
+def test_smaller_fractions_are_subsets_of_larger_ones() -> None:
     labels = population()
     shares = [share(labels, fraction) for fraction in SHARES]
     assert [len(one) for one in shares] == [round(fraction * 2000) for fraction in SHARES]
@@ -44,27 +44,27 @@ def test_a_smaller_share_lies_within_a_larger_one_and_has_its_size() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_label_has_its_proportion(seed: int) -> None:
+def test_fractions_are_stratified_by_label(seed: int) -> None:
     labels = population()
     counts = Counter(name for own in labels for name in own)
     sets = Counter(tuple(own) for own in labels)
     taken = share(labels, 0.1, seed=seed)
     for name, count in counts.items():
         found = sum(name in labels[line] for line in taken)
-        # At random the standard deviation of Effusion would be 7.
+        # With random sampling the standard deviation of Effusion would be 7.
         assert abs(found - count / 10) <= 2.5, name
     for kind, count in sets.items():
         found = sum(tuple(labels[line]) == kind for line in taken)
         assert abs(found - count / 10) <= 2, kind
 
 
-def test_another_seed_takes_others() -> None:
+def test_another_seed_selects_other_samples() -> None:
     labels = population()
     first, second = (share(labels, 0.1, seed=seed) for seed in (0, 1))
     assert len(first & second) < 60
 
 
-def test_whole_groups_are_taken() -> None:
+def test_whole_groups_are_selected() -> None:
     labels = population()
     groups = [f"p{n // 4}" for n in range(2000)]
     shares = [share(labels, fraction, groups=groups) for fraction in SHARES]
@@ -85,7 +85,7 @@ def test_the_order_of_the_lines_does_not_matter() -> None:
     assert {groups[::-1][line] for line in turned} == taken
 
 
-def test_the_share_is_the_same_in_another_process() -> None:
+def test_the_fraction_is_the_same_in_another_process() -> None:
     code = (
         "import numpy as np; from vilmedic.datasets.subset import share_of; "
         "print(share_of(np.arange(50), 0.2, groups=[f'{n}.png' for n in range(50)], "
@@ -105,7 +105,7 @@ def test_the_share_is_the_same_in_another_process() -> None:
     assert found == {f"{sorted(share(labels, 0.2, seed=4))}\n"}
 
 
-def test_one_group_at_least_is_taken() -> None:
+def test_at_least_one_group_is_selected() -> None:
     assert len(share(population(20), 0.001)) == 1
 
 
@@ -132,11 +132,11 @@ def made(root: Path, split: str = "train", training: bool = True, **keys: Any) -
     return build(DATASETS, node, split=split, training=training, seed=0, run_dir=run_dir)
 
 
-def test_the_samples_are_listed_and_the_list_gives_the_same_samples(root: Path) -> None:
+def test_the_written_list_selects_the_same_samples(root: Path) -> None:
     data = made(root, fraction=0.2)
     assert len(data) == 8
     assert sorted(Counter(line // 2 for line in data.kept.tolist()).values()) == [2, 2, 2, 2]
-    assert data.spec.positives[0] == 2, "labels are counted in what is used"
+    assert data.spec.positives[0] == 2, "labels are counted in the samples used"
     listed = root.parent / "run" / SUBSET_FILE
     assert listed.read_text().splitlines() == [f"a/train{n}.png" for n in data.kept]
     again = made(root, ids=str(listed))
@@ -147,7 +147,7 @@ def test_the_samples_are_listed_and_the_list_gives_the_same_samples(root: Path) 
 
 def test_other_splits_stay_whole_and_evaluation_writes_nothing(root: Path) -> None:
     assert len(made(root, "validate", training=False, fraction=0.2)) == 4
-    assert len(made(root, training=False, fraction=0.2)) == 8, "what a probe is fitted on"
+    assert len(made(root, training=False, fraction=0.2)) == 8, "samples of the probe"
     assert not (root.parent / "run" / SUBSET_FILE).exists()
 
 
@@ -165,7 +165,7 @@ def test_names_without_their_folder_are_found(root: Path) -> None:
         ("\n", "names no sample"),
     ],
 )
-def test_odd_lists_are_refused(root: Path, content: str, problem: str) -> None:
+def test_invalid_lists_are_refused(root: Path, content: str, problem: str) -> None:
     file = root / "ids.txt"
     file.write_text(content)
     with pytest.raises(DataError, match=problem):
@@ -174,7 +174,7 @@ def test_odd_lists_are_refused(root: Path, content: str, problem: str) -> None:
         made(root, ids=str(root / "none.txt"))
 
 
-def test_a_name_of_several_samples_is_refused(root: Path) -> None:
+def test_an_ambiguous_name_is_refused(root: Path) -> None:
     lines = (root / "train.image.tok").read_text().splitlines()
     (root / "images" / "b").mkdir()
     Image.new("L", (8, 8)).save(root / "images" / "b" / "train0.png")
@@ -184,7 +184,7 @@ def test_a_name_of_several_samples_is_refused(root: Path) -> None:
         made(root, ids=str(root / "ids.txt"))
 
 
-def test_a_file_of_patients_that_does_not_fit_is_refused(root: Path) -> None:
+def test_a_mismatched_patient_file_is_refused(root: Path) -> None:
     (root / "train.patient.tok").write_text("p0\n")
     with pytest.raises(DataError, match=r"patient\.tok has 1"):
         made(root, fraction=0.5)
@@ -193,6 +193,6 @@ def test_a_file_of_patients_that_does_not_fit_is_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     "keys", [{"fraction": 0.0}, {"fraction": 1.5}, {"ids": "x", "fraction": 1}]
 )
-def test_keys_that_make_no_sense_are_refused(root: Path, keys: dict[str, Any]) -> None:
+def test_invalid_keys_are_refused(root: Path, keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"fraction"):
         made(root, **keys)

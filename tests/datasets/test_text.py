@@ -41,7 +41,7 @@ def words(dataset: TextDataset, ids: Sequence[int]) -> str:
     return dataset.tokenizer.decode(ids)
 
 
-def test_vocabulary_of_training_serves_evaluation(text_args: Args, tmp_path: Path) -> None:
+def test_evaluation_uses_the_vocabulary_of_training(text_args: Args, tmp_path: Path) -> None:
     train = TextDataset(**text_args())
     validate = TextDataset(**text_args(split="validate", training=False))
     assert validate.tokenizer.get_vocab() == train.tokenizer.get_vocab()
@@ -51,7 +51,7 @@ def test_vocabulary_of_training_serves_evaluation(text_args: Args, tmp_path: Pat
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
 
 
-def test_evaluation_before_training_says_what_to_do(text_args: Args) -> None:
+def test_evaluation_before_training_names_the_remedy(text_args: Args) -> None:
     for split, training in (("validate", False), ("train", False)):
         with pytest.raises(DataError, match="Train the run first, or set tokenizer"):
             TextDataset(**text_args(split=split, training=training))
@@ -67,7 +67,7 @@ def test_sample_holds_the_cleaned_report(text_args: Args, root: Path) -> None:
     assert dataset.lines([1]) == [f"{root}/train.report.tok:2"]
 
 
-def test_batch_is_as_long_as_its_longest_report_in_steps_of_eight(text_args: Args) -> None:
+def test_batches_are_padded_to_the_longest_report_in_multiples_of_eight(text_args: Args) -> None:
     dataset = TextDataset(**text_args())
     short = dataset.collate([dataset[SampleKey(3)]])
     assert short["input_ids"].shape == (1, 8)
@@ -79,7 +79,7 @@ def test_batch_is_as_long_as_its_longest_report_in_steps_of_eight(text_args: Arg
     assert (batch["input_ids"][1, 7:] == dataset.tokenizer.pad_token_id).all()
 
 
-def test_long_reports_are_cut_to_the_cap(text_args: Args) -> None:
+def test_long_reports_are_truncated(text_args: Args) -> None:
     dataset = TextDataset(**text_args(tokenizer_max_len=12))
     sample = dataset[SampleKey(2)]
     assert sample["truncated"]
@@ -87,7 +87,7 @@ def test_long_reports_are_cut_to_the_cap(text_args: Args) -> None:
     assert dataset.collate([sample])["input_ids"].shape == (1, 12)
 
 
-def test_encode_cleans_and_matches_what_samples_get(text_args: Args) -> None:
+def test_encode_text_cleans_like_the_samples(text_args: Args) -> None:
     dataset = TextDataset(**text_args(processing="gloria_clean_report_chexpert"))
     prompts = ["Right upper-lobe pneumonia!", "Zebra seen."]
     batch = dataset.encode_text(prompts)
@@ -113,20 +113,20 @@ def test_sentences_are_drawn_by_seed_epoch_and_sample(
 
 
 @pytest.mark.parametrize("processing", [None, *CLEANERS])
-def test_shuffled_reports_have_all_words_in_another_order(
+def test_shuffled_reports_have_all_sentences_in_another_order(
     text_args: Args, processing: str | None
 ) -> None:
     settings = text_args(shuffle_sentences=True, processing=processing)
     dataset = TextDataset(**settings)
     assert dataset.random
     drawn = [words(dataset, dataset[SampleKey(2, epoch)]["ids"]) for epoch in range(60)]
-    assert len(set(drawn)) == 6  # three sentences in every order
+    assert len(set(drawn)) == 6  # all orders of three sentences
     whole = TextDataset(**text_args(shuffle_sentences=True, processing=processing, training=False))
     assert not whole.random
     expected = words(whole, whole[SampleKey(2)]["ids"])
     assert expected in drawn
     assert {tuple(sorted(text.split())) for text in drawn} == {tuple(sorted(expected.split()))}
-    again = TextDataset(**settings)  # a function of seed, epoch and line: neither order nor worker
+    again = TextDataset(**settings)  # depends on seed, epoch and line, not on order or worker
     assert drawn[7:] == [words(again, again[SampleKey(2, n)]["ids"]) for n in range(7, 60)]
     other = TextDataset(**{**settings, "seed": 2})
     assert drawn != [words(other, other[SampleKey(2, epoch)]["ids"]) for epoch in range(60)]
@@ -135,10 +135,10 @@ def test_shuffled_reports_have_all_words_in_another_order(
 def test_sampled_sentences_may_be_shuffled_too(text_args: Args) -> None:
     both = TextDataset(**text_args(sample_sentence=True, max_sentences=2, shuffle_sentences=True))
     drawn = {words(both, both[SampleKey(2, epoch)]["ids"]) for epoch in range(60)}
-    assert len(drawn) == 9  # one of three, or two of them in either order
+    assert len(drawn) == 9  # one of three, or two in either order
 
 
-def test_a_chain_of_cleanings_is_applied_in_order_everywhere(
+def test_several_cleaners_are_applied_in_order(
     text_args: Args, write: Write, tmp_path: Path
 ) -> None:
     write(
@@ -158,9 +158,9 @@ def test_a_chain_of_cleanings_is_applied_in_order_everywhere(
         TextDataset(**text_args(processing=chain[:2]))
 
 
-def test_a_chain_of_one_is_that_cleaning(text_args: Args) -> None:
+def test_a_list_of_one_cleaner_equals_that_cleaner(text_args: Args) -> None:
     one = TextDataset(**text_args(processing="ifcc_clean_report"))
-    listed = TextDataset(**text_args(processing=["ifcc_clean_report"]))  # the same vocabulary
+    listed = TextDataset(**text_args(processing=["ifcc_clean_report"]))  # with the same vocabulary
     assert list(listed.cleaned) == list(one.cleaned)
     assert listed.reports.processing == "ifcc_clean_report"
     assert TextDataset.__init__.__kwdefaults__["processing"] is None
@@ -179,7 +179,7 @@ def test_draws_of_several_sentences_keep_their_order(text_args: Args) -> None:
         assert places == sorted(places)
 
 
-def test_reports_with_nothing_left_after_cleaning(text_args: Args, write: Write) -> None:
+def test_reports_that_cleaning_empties_are_an_error(text_args: Args, write: Write) -> None:
     write("train.report.tok", ["No effusion."] * 150 + ["___"] + ["Heart is normal."] * 49)
     settings = {"processing": "r2gen_clean_report"}
     with pytest.raises(DataError, match=r"1 report: \S+train\.report\.tok:151: '___' with nothing"):
@@ -202,12 +202,12 @@ def test_tokenizer_from_a_folder(text_args: Args, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the folder holds no tokenizer"):
         load_tokenizer(str(tmp_path))
 
 
-def test_a_missing_tokenizer_is_a_problem_of_its_own_key(text_args: Args, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_names_its_key(text_args: Args, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as caught:
         TextDataset(**text_args(tokenizer=str(tmp_path / "nowhere")))
     assert list(caught.value.arguments) == ["tokenizer"]
@@ -222,7 +222,7 @@ def test_tokenizer_without_padding(text_args: Args, tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "bare"))
 
 
-def test_a_tokenizer_with_its_own_python_is_read_without_it(
+def test_a_tokenizer_with_python_code_is_read_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))
@@ -248,7 +248,7 @@ def test_a_tokenizer_with_its_own_python_is_read_without_it(
     assert not trace.exists()
 
 
-def test_reports_without_anything_left_leave_no_vocabulary(
+def test_an_empty_report_writes_no_vocabulary(
     text_args: Args, write: Write, tmp_path: Path
 ) -> None:
     write("train.report.tok", ["No effusion.", "...", "Lungs are clear."])
@@ -314,7 +314,7 @@ def dataset(text_args: Callable[..., dict[str, Any]], tmp_path: Any) -> Callable
         (tiny_tokenizer, "[CLS] No pleural effusion . Heart - size is normal [SEP]"),
     ],
 )
-def test_words_are_those_of_the_report(
+def test_word_ids_match_the_words_of_the_report(
     dataset: Callable[..., TextDataset], make: Make, words: str
 ) -> None:
     data = dataset(make())
@@ -327,7 +327,7 @@ def test_words_are_those_of_the_report(
     assert numbers == sorted(numbers)
 
 
-def test_pieces_of_a_word_share_its_number(dataset: Callable[..., TextDataset]) -> None:
+def test_pieces_of_a_word_share_its_word_id(dataset: Callable[..., TextDataset]) -> None:
     data = dataset(word_pieces())
     batch = data.encode_text(["pleural effusion."])
     assert data.tokenizer.convert_ids_to_tokens(batch["input_ids"][0])[:8] == [
@@ -343,7 +343,7 @@ def test_samples_and_prompts_have_the_same_words(dataset: Callable[..., TextData
     assert batch["word_ids"].tolist() == again["word_ids"].tolist()
 
 
-def test_a_cut_report_keeps_its_closing_token(dataset: Callable[..., TextDataset]) -> None:
+def test_a_truncated_report_keeps_its_closing_token(dataset: Callable[..., TextDataset]) -> None:
     data = dataset(word_pieces(), tokenizer_max_len=6)
     assert data.encode_text(["pleural effusion."])["word_ids"].tolist() == [[0, 1, 1, 1, 2, 3]]
     assert data.words("pleural effusion.") == ["[CLS]", "pleural", "effus", "[SEP]"]
@@ -361,7 +361,7 @@ def test_special_tokens_and_word_boundaries_are_known() -> None:
     assert not has_word_boundaries(sentence_pieces(split=False))
 
 
-def test_equal_reports_as_the_model_reads_them_have_one_hash(text_args: Args, write: Write) -> None:
+def test_reports_with_equal_tokens_have_the_same_hash(text_args: Args, write: Write) -> None:
     lines = ["No  effusion!", "no effusion", "Large effusion.", "no effusion . heart normal"]
     write("train.report.tok", lines)
     data = TextDataset(**text_args(processing="multilingual_clean_report"))
@@ -371,12 +371,12 @@ def test_equal_reports_as_the_model_reads_them_have_one_hash(text_args: Args, wr
     samples = [data[SampleKey(number)] for number in range(4)]
     hashes = data.collate(samples)["report_hash"]
     assert hashes.dtype == torch.int64
-    # The number is part of runs over several machines, and so must not depend on one.
+    # The hash is compared between machines, so it must not depend on the process.
     assert hashes[:2].tolist() == [text_hash("no effusion")] * 2 == [NO_EFFUSION] * 2
     assert len(set(hashes.tolist())) == 3
 
 
-def test_reports_that_are_cut_to_the_same_text_have_one_hash(
+def test_reports_truncated_to_the_same_text_have_the_same_hash(
     dataset: Callable[..., TextDataset],
 ) -> None:
     data = dataset(word_pieces(), tokenizer_max_len=6)
@@ -386,7 +386,7 @@ def test_reports_that_are_cut_to_the_same_text_have_one_hash(
     assert ("pleural effus"[: whole["end"]], whole["truncated"]) == ("pleural effus", False)
 
 
-def test_hashes_are_those_of_the_sentence_that_was_drawn(text_args: Args) -> None:
+def test_hashes_are_of_the_sampled_sentence(text_args: Args) -> None:
     data = TextDataset(**text_args(sample_sentence=True, processing=None))
     data.hashes = True
     samples = [data[SampleKey(2, epoch)] for epoch in range(20)]
@@ -394,7 +394,7 @@ def test_hashes_are_those_of_the_sentence_that_was_drawn(text_args: Args) -> Non
     assert len(set(drawn.values())) == len(drawn) > 1
 
 
-def test_a_report_has_one_hash_in_any_order_of_its_sentences(text_args: Args) -> None:
+def test_the_hash_does_not_depend_on_sentence_order(text_args: Args) -> None:
     data = TextDataset(**text_args(shuffle_sentences=True))
     data.hashes = True
     samples = [data[SampleKey(2, epoch)] for epoch in range(20)]

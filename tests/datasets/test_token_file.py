@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Model:
-    """What a model shows to the cache."""
+    """The parts of a model that the cache uses."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def batches(data: ImageDataset) -> list[torch.Tensor]:
     return [batch["image_tokens"] for batch in loader]
 
 
-def test_tokens_are_those_of_the_images(runtime: Callable[..., dict[str, Any]]) -> None:
+def test_cached_tokens_equal_those_of_the_images(runtime: Callable[..., dict[str, Any]]) -> None:
     model, plain = Model(), images(runtime, tokens=None)
     data = images(runtime)
     cache_tokens(data, model, CPU, 0)
@@ -83,9 +83,7 @@ def test_tokens_are_computed_once_for_a_vae(
     assert len(list(path.parent.glob("train_*.npy"))) == 4
 
 
-def test_images_replaced_in_place_get_tokens_of_their_own(
-    runtime: Callable[..., dict[str, Any]], root: Path
-) -> None:
+def test_replaced_images_get_new_tokens(runtime: Callable[..., dict[str, Any]], root: Path) -> None:
     model = Model()
     first = images(runtime)
     cache_tokens(first, model, CPU, 0)
@@ -109,7 +107,7 @@ def test_images_replaced_in_place_get_tokens_of_their_own(
     assert not torch.equal(before, after)
 
 
-def test_images_that_moved_keep_their_tokens(
+def test_moved_images_keep_their_tokens(
     runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     model = Model()
@@ -120,7 +118,7 @@ def test_images_that_moved_keep_their_tokens(
     assert len(list((tmp_path / "run" / "tokens").glob("train_*.npy"))) == 1
 
 
-def test_images_that_change_meanwhile_are_no_tokens(
+def test_images_that_change_during_tokenizing_are_an_error(
     runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     name = (root / "train.image.tok").read_text().split()[0]
@@ -142,7 +140,7 @@ def test_images_that_change_meanwhile_are_no_tokens(
     assert [file for file in files if not file.name.startswith(".contents")] == []
 
 
-def test_an_undecodable_image_stays_one(
+def test_an_undecodable_image_is_still_reported(
     runtime: Callable[..., dict[str, Any]], root: Path, write: Callable[[str, Any], Path]
 ) -> None:
     names = (root / "train.image.tok").read_text().split() * 20
@@ -158,7 +156,7 @@ def test_an_undecodable_image_stays_one(
 
 
 @pytest.mark.parametrize("options", [{"preset": "resize_crop"}, {"multi_image": 2}])
-def test_images_that_vary_are_refused(
+def test_augmented_images_are_refused(
     runtime: Callable[..., dict[str, Any]], options: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match="center_crop"):
@@ -172,7 +170,7 @@ def test_models_without_a_vae_are_refused(runtime: Callable[..., dict[str, Any]]
 
 
 def pairs(runtime: Callable[..., dict[str, Any]], split: str = "train", **options: Any) -> ImSeq:
-    """Images of 32 pixels with their reports, without anything random."""
+    """Images of 32 pixels with their reports, without randomness."""
     training = split == "train"
     given = runtime("seed", "run_dir", split=split, training=training)
     image = {"resize": 32, "crop": 32, "preset": "center_crop"} | options
@@ -184,7 +182,7 @@ def pairs(runtime: Callable[..., dict[str, Any]], split: str = "train", **option
 
 
 def frozen(data: ImSeq, *, seed: int = 0, **settings: Any) -> ConVIRT:
-    """A ConVIRT of which the heads are trained."""
+    """A ConVIRT with only the heads trained."""
     torch.manual_seed(seed)
     parts = {"cnn": {"freeze": True}, "encoder": {"freeze": True}} | settings
     return ConVIRT(
@@ -199,14 +197,14 @@ def frozen(data: ImSeq, *, seed: int = 0, **settings: Any) -> ConVIRT:
 
 
 def keep(data: ImSeq, model: ConVIRT, folder: Path, **options: Any) -> list[str]:
-    """Which parts of the data set give features from now on."""
+    """Cache features; return the parts of the data set that now return them."""
     given = {"precision": "fp32", "gib": 1.0, "folder": folder, "num_workers": 0} | options
     cache_features(data, model, CPU, **given)
     return [part.rows[0] for part in data.parts if part.rows is not None]
 
 
 def encoded(data: ImSeq, model: ConVIRT, size: int) -> dict[str, torch.Tensor]:
-    """What the towers of a model make of all samples, in training."""
+    """The encoder outputs of all samples in training."""
     model.train()
     found: dict[str, list[torch.Tensor]] = {}
     for batch in make_loader(data, batch_size=size, training=False, seed=0, num_workers=0):
@@ -218,7 +216,7 @@ def encoded(data: ImSeq, model: ConVIRT, size: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_features_are_those_of_the_frozen_encoders(
+def test_cached_features_equal_those_of_the_frozen_encoders(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path, precision: str
 ) -> None:
     plain, data = pairs(runtime), pairs(runtime)
@@ -229,13 +227,13 @@ def test_features_are_those_of_the_frozen_encoders(
             found, expected = encoded(data, model, size), encoded(plain, model, size)
             for name, value in expected.items():
                 assert found[name].dtype == value.dtype
-                # Products of other numbers of rows, and other padding, round differently.
+                # Another batch size or padding changes the rounding.
                 bound = 2e-6 if value.dtype == torch.float32 else 2e-2
                 bound *= float(value.abs().max())
                 torch.testing.assert_close(found[name], value, rtol=0, atol=bound)
 
 
-def test_features_of_batches_of_one_size_are_equal_to_the_last_bit(
+def test_features_with_equal_batch_sizes_are_bit_identical(
     runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     for name in ("image", "report"):
@@ -261,13 +259,13 @@ def test_images_are_read_once(
     assert set(batch) == {"index", "image_features", "report_features", "token_hash"}
 
 
-def test_reports_are_read_once_and_still_told_apart(
+def test_reports_are_encoded_once_and_still_distinguished(
     runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
-    """Equal ones are positives of each other, and counted, as with their tokens."""
+    """Equal reports are still positives of each other and counted as duplicates."""
     lines = ["no effusion", "no  effusion", "small left effusion today", "small left effusion"] * 2
     (root / "train.report.tok").write_text("\n".join(lines))
-    options = {"tokenizer_max_len": 5}  # which cuts the third
+    options = {"tokenizer_max_len": 5}  # cuts the third
     plain, data = pairs(runtime, **options), pairs(runtime, **options)
     model = frozen(data)
     keep(data, model, tmp_path)
@@ -286,7 +284,7 @@ def test_reports_are_read_once_and_still_told_apart(
     assert any(cut)
 
 
-def test_tokens_stay_for_a_model_that_reads_them(
+def test_tokens_are_kept_for_a_model_that_reads_them(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     data = pairs(runtime)
@@ -296,13 +294,13 @@ def test_tokens_stay_for_a_model_that_reads_them(
     assert {"input_ids", "report_features"} <= set(data.collate([data[0], data[1]]))
 
 
-def test_features_are_computed_once_for_all_that_they_depend_on(
+def test_features_are_computed_once_per_combination_of_inputs(
     runtime: Callable[..., dict[str, Any]], root: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "features"
 
     def count(kind: str, model: ConVIRT | None = None, **options: Any) -> int:
-        """How many files there are after features were asked for once more."""
+        """The number of files after caching features again."""
         own = {key: options.pop(key) for key in ("precision",) if key in options}
         data = pairs(runtime, **options)
         keep(data, model or frozen(data), tmp_path, **own)
@@ -327,7 +325,7 @@ def test_features_are_computed_once_for_all_that_they_depend_on(
     assert count("report") == before + 2
 
 
-def test_what_is_trained_in_part_or_moves_is_computed_in_each_epoch(
+def test_partly_trained_or_augmented_parts_are_computed_in_each_epoch(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -337,7 +335,7 @@ def test_what_is_trained_in_part_or_moves_is_computed_in_each_epoch(
     model.cnn.freeze_until("stage2")
     assert keep(data, model, tmp_path) == []
     still = frozen(data, cnn={})
-    still.cnn.requires_grad_(False)  # but its batch statistics go on
+    still.cnn.requires_grad_(False)  # but its batch statistics are updated
     assert keep(pairs(runtime), still, tmp_path) == [report]
     random = {"eval_transforms": [{"RandomRotation": {"degrees": 3}}]}
     for options in ({"preset": "resize_crop"}, random):
@@ -350,7 +348,7 @@ def test_what_is_trained_in_part_or_moves_is_computed_in_each_epoch(
     assert keep(pairs(runtime), frozen(data), tmp_path, gib=0) == []
 
 
-def test_dropout_of_the_output_draws_as_without_kept_features(
+def test_output_dropout_is_the_same_with_cached_features(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     plain, data = pairs(runtime), pairs(runtime)
@@ -366,7 +364,7 @@ def test_dropout_of_the_output_draws_as_without_kept_features(
     torch.testing.assert_close(features[1], features[0], rtol=1e-5, atol=1e-5)
 
 
-def test_several_images_of_a_sample_are_one_row(
+def test_several_images_of_a_sample_form_one_row(
     runtime: Callable[..., dict[str, Any]], write: Callable[[str, Any], Path], tmp_path: Path
 ) -> None:
     write("train.image.tok", ["train_0.png,train_1.png", *[f"train_{i}.png" for i in range(1, 8)]])
@@ -377,7 +375,7 @@ def test_several_images_of_a_sample_are_one_row(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_part_of_the_samples_is_what_is_computed(
+def test_only_the_selected_samples_are_computed(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     plain, data = pairs(runtime), pairs(runtime)
@@ -391,7 +389,7 @@ def test_a_part_of_the_samples_is_what_is_computed(
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_damaged_file_is_made_again(
+def test_a_damaged_file_is_computed_again(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = pairs(runtime)
@@ -415,12 +413,12 @@ def test_features_that_cannot_be_written_are_computed_in_each_epoch(
 ) -> None:
     data = pairs(runtime)
     model = frozen(data)
-    with no_file_beyond(8192):  # images need more, reports do not
+    with no_file_beyond(8192):  # too small for images, enough for reports
         assert keep(data, model, tmp_path) == ["report_features"]
     assert "image encoder, split train, are not kept: File too large" in caplog.text
     assert not list((tmp_path / "features").glob("*image*"))
     caplog.clear()
-    assert keep(data, model, tmp_path) == ["report_features"]  # nor is it tried again
+    assert keep(data, model, tmp_path) == ["report_features"]  # and not tried again
     assert caplog.text == ""
     full = OSError(errno.ENOSPC, "No space left on device")
     with pytest.MonkeyPatch.context() as patch:
@@ -438,7 +436,7 @@ def raising(error: Exception) -> Callable[..., None]:
     return fail
 
 
-def test_features_take_no_more_room_than_they_may(
+def test_features_respect_the_size_limit(
     runtime: Callable[..., dict[str, Any]],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -450,16 +448,16 @@ def test_features_take_no_more_room_than_they_may(
     room = 2.5 * size / 2**30
     files = []
     for seed in range(4):
-        monkeypatch.setattr(token_file, "_in_use", set())  # as in a process of its own
+        monkeypatch.setattr(token_file, "_in_use", set())  # as in another process
         again = pairs(runtime)
         model = frozen(again, seed=seed, encoder={})
         assert keep(again, model, tmp_path, gib=room) == ["image_features"]
         files.append({path.name for path in (tmp_path / "features").glob("*_image_*.npy")})
     assert [len(names) for names in files] == [1, 2, 2, 2]
-    assert not files[0] & files[3]  # the oldest went
+    assert not files[0] & files[3]  # the oldest were removed
 
 
-def test_features_that_are_no_numbers_are_not_kept(
+def test_non_finite_features_are_not_cached(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = pairs(runtime)
@@ -470,7 +468,7 @@ def test_features_that_are_no_numbers_are_not_kept(
     assert "not kept: they hold values that are not finite" in caplog.text
 
 
-def test_what_a_killed_process_left_goes(
+def test_leftovers_of_a_killed_process_are_removed(
     runtime: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "features"

@@ -31,7 +31,7 @@ def test_list_is_built_in_order_with_arguments() -> None:
         (3, "is written"),
     ],
 )
-def test_wrong_entries(entry: object, message: str) -> None:
+def test_wrong_entries_are_refused(entry: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_transforms([entry])
 

@@ -42,7 +42,7 @@ def test_saved_vocabulary_reads_back_the_same(tmp_path: Path) -> None:
         assert (read.pad_token_id, read.cls_token_id, read.sep_token_id) == (0, 2, 3)
 
 
-def test_vocabulary_of_another_training_is_refused(tmp_path: Path) -> None:
+def test_another_vocabulary_in_the_run_directory_is_refused(tmp_path: Path) -> None:
     run_vocabulary(tmp_path, REPORTS, processing=None, min_frequency=1)
     with pytest.raises(DataError, match="other processing, min_frequency than"):
         run_vocabulary(tmp_path, REPORTS, processing="ifcc_clean_report", min_frequency=2)
@@ -50,7 +50,7 @@ def test_vocabulary_of_another_training_is_refused(tmp_path: Path) -> None:
         run_vocabulary(tmp_path, REPORTS[:2], processing=None, min_frequency=1)
 
 
-def test_a_language_without_spaces_has_words_too() -> None:
+def test_languages_without_spaces_have_words() -> None:
     tokenizer = train_vocabulary(["两肺清晰，心影不大。", "左肺炎症。"], min_frequency=1)
     unseen = tokenizer("心影清晰，两肺大。")["input_ids"]
     assert tokenizer.unk_token_id not in unseen
@@ -58,8 +58,8 @@ def test_a_language_without_spaces_has_words_too() -> None:
 
 
 @pytest.mark.parametrize("min_frequency", [1, 2, 5])
-def test_counting_gives_the_vocabulary_of_the_trainer(min_frequency: int) -> None:
-    """Of texts with accents, marks that combine, rare spaces and what looks like special tokens."""
+def test_counting_equals_the_trainer_of_tokenizers(min_frequency: int) -> None:
+    """With accents, combining marks, rare spaces and text that looks like special tokens."""
     random = np.random.default_rng(0)
     pieces = [
         *"abcdeABCDE.,-:;()'/0123 \u00e9\u0301\u00df\u0130\u03a3\u00a0\u2003\t\x1c\x85[]_\u200b",
@@ -98,7 +98,7 @@ def dataset(run_dir: Path, **options: str) -> TextDataset:
     )
 
 
-def test_the_list_of_a_run_is_read_as_it_was(run_dir: Path) -> None:
+def test_the_word_list_of_a_run_is_read_unchanged(run_dir: Path) -> None:
     data = dataset(run_dir)
 
     batch = data.encode_text(["No effusion .", "no pneumothorax"])
@@ -109,7 +109,7 @@ def test_the_list_of_a_run_is_read_as_it_was(run_dir: Path) -> None:
     assert data.spec.vocab_size == len(WORDS)
 
 
-def test_a_list_can_be_named(run_dir: Path, tmp_path: Path) -> None:
+def test_a_word_list_can_be_configured(run_dir: Path, tmp_path: Path) -> None:
     data = dataset(run_dir.parent / "run", tokenizer=str(run_dir / "vocab.src"))
     assert data.spec.filler == 1
 
@@ -118,14 +118,14 @@ def test_a_list_can_be_named(run_dir: Path, tmp_path: Path) -> None:
     ("words", "complaint"),
     [(WORDS[1:], r"has no \[CLS\]"), ([*WORDS, "no"], r"repeats a word \(line 9: 'no'\)")],
 )
-def test_other_files_are_refused(tmp_path: Path, words: list[str], complaint: str) -> None:
+def test_invalid_word_lists_are_refused(tmp_path: Path, words: list[str], complaint: str) -> None:
     path = tmp_path / "vocab.src"
     path.write_text("\n".join(words) + "\n")
     with pytest.raises(DataError, match=complaint):
         read_word_list(path)
 
 
-def test_a_list_in_another_character_set_is_refused(tmp_path: Path) -> None:
+def test_a_word_list_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vocab.src"
     path.write_bytes("\n".join([*WORDS, "neumotórax"]).encode("latin-1"))
     with pytest.raises(DataError, match=r"vocab\.src: not a word list that can be read: 'utf-8'"):

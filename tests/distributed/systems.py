@@ -1,4 +1,4 @@
-"""Models whose gradient in two processes is held against that of one."""
+"""Models whose gradients in two processes are compared with those in one."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from vilmedic.training.step import StepResult, TrainingStep
 
 Batches = list[dict[str, Tensor]]
 SIZES = (8, 8, 5)
-"""An accumulation group whose last batch is short, and of which two processes have 3 and 2."""
+"""An accumulation group with a short last batch, of which two processes have 3 and 2 samples."""
 
 
 class Pairs(ContrastiveModel):
-    """Linear maps and a learned temperature, with the loss that any model of a user may have."""
+    """Linear maps and a learned temperature, with a custom loss as in a user's model."""
 
     def __init__(self, forward_batch_size: int | None = None) -> None:
         super().__init__(forward_batch_size)
@@ -64,7 +64,7 @@ class Pairs(ContrastiveModel):
 
 
 class Compared(ContrastiveModel):
-    """Linear maps, and a loss of the package that compares what they give."""
+    """Linear maps with a contrastive loss of the package."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Compared(ContrastiveModel):
 
 
 class Autoencoder(Model):
-    """A loss of each sample alone."""
+    """A model whose loss has no interaction between samples."""
 
     def __init__(self, hidden: int = 5) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Autoencoder(Model):
 
 
 class Layer(nn.Module):
-    """A layer without normalisation; remembers the types of its weight and its input."""
+    """A layer without normalisation; records the dtypes of its weight and its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Layer(nn.Module):
 
 
 class Stack(Model):
-    """Equal layers, and one behind them."""
+    """Equal layers followed by another one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Stack(Model):
 
 
 class Coin(Model):
-    """Two layers, of which the second has no part from the third step on."""
+    """Two layers; the second is unused from the third step on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,13 +141,13 @@ class Coin(Model):
 
 
 class VaryingCoin(Coin):
-    """The same, and says so."""
+    """The same, but declares it."""
 
     varying = True
 
 
 class VAEWithGivenNoise(VAE):
-    """A VAE that draws nothing, so that each process has the noise of its own images."""
+    """A VAE without random draws; each process has the noise of its own images."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         loss, _ = self.objective(batch["images"], batch["noise"])
@@ -199,9 +199,9 @@ SYSTEMS: dict[str, tuple[Callable[..., Model], Callable[..., Batch]]] = {
 
 
 def build(system: str, *, norm: bool = False, double: bool = False, **settings: Any) -> Model:
-    """A model that is the same in every process, without dropout; batch statistics on wish."""
+    """A model that is the same in every process, without dropout; `norm` uses batch statistics."""
     torch.manual_seed(0)
-    model = SYSTEMS[system][0](**copy.deepcopy(settings))  # a loss may have weights
+    model = SYSTEMS[system][0](**copy.deepcopy(settings))  # a loss may have parameters
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -215,7 +215,7 @@ def build(system: str, *, norm: bool = False, double: bool = False, **settings: 
 
 
 def _set_statistics(model: Any, norms: list[Any], batch: Batch) -> None:
-    """Make running statistics those of a batch: what is normalised by others fades away."""
+    """Set running statistics to those of a batch: with others the activations would vanish."""
     for module in norms:
         module.momentum = 1.0
     with torch.no_grad():
@@ -229,7 +229,7 @@ def make_batches(system: str, sizes: Sequence[int] = SIZES) -> Batches:
 
 
 def parts_of(batches: Batches) -> tuple[Batches, list[Part]]:
-    """What the loader gives this process; reports are padded to the longest of its own."""
+    """This process's part of the batches; reports are padded to the longest of its own."""
     rank, world = processes.rank(), processes.world_size()
     own, parts = [], []
     for batch in batches:
@@ -252,7 +252,7 @@ def parts_of(batches: Batches) -> tuple[Batches, list[Part]]:
 def train(
     model: Model, batches: Batches, steps: int = 1, **keys: Any
 ) -> tuple[TrainingStep, StepResult]:
-    """Steps on a group of batches, of which this process has its part."""
+    """Run steps on this process's part of a group of batches."""
     section = TrainorSection(**{"optimizer": "SGD", "optim_params": {"lr": 0.01}, **keys})
     prepare_network(model, section, CPU)
     model.train()
@@ -264,7 +264,7 @@ def train(
 
 
 def outcome(step: TrainingStep, result: StepResult) -> dict[str, Any]:
-    """What a step leaves: gradients, weights, running statistics, loss and norm."""
+    """The results of a step: gradients, weights, running statistics, loss and norm."""
     named = dict(step.model.named_parameters())
     return {
         "gradients": whole({k: p.grad.clone() for k, p in named.items() if p.grad is not None}),
@@ -285,7 +285,7 @@ def compare(
     settings: Any = None,
     **keys: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The same steps in all processes together, and in each alone on the whole batches."""
+    """Run the same steps in all processes together, and in each alone on the whole batches."""
     batches = make_batches(system, sizes)
     settings = {"norm": norm, "double": double, **(settings or {})}
     if double:

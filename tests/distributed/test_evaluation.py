@@ -17,7 +17,7 @@ TEXTS = ["no effusion", "large left pleural effusion", "heart normal ."]
 
 
 class SharedToys(ToyData):
-    """A toy data set whose batches the processes share as a loader shares them."""
+    """A toy data set whose batches are shared among the processes, as by a loader."""
 
     def __init__(self, size: int = SIZE) -> None:
         super().__init__("test", size)
@@ -67,7 +67,7 @@ def fewer_batches_than_processes() -> Any:
 
 
 def words_and_regions() -> Any:
-    """The local similarity of GLoRIA over a split whose batches are shared."""
+    """The local similarity of GLoRIA on a split whose batches are shared among the processes."""
     torch.manual_seed(0)
     model = tiny_gloria().eval()
     images = torch.randn(SIZE, 3, 32, 32)
@@ -113,7 +113,7 @@ def words_and_regions() -> Any:
 
 
 def measured_by_the_main_process() -> Any:
-    """A metric that asks for another split: one process computes, all take part in the pass."""
+    """A metric that needs another split: one process computes it, all encode the split."""
     torch.manual_seed(0)
     model, splits = ToyModel(), {"test": SharedToys(), "train": SharedToys(7)}
     networks = Ensemble(
@@ -175,7 +175,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
-def test_shared_split_is_that_of_one_process(check: Any, results: dict[str, list[Any]]) -> None:
+def test_shared_split_equals_one_process(check: Any, results: dict[str, list[Any]]) -> None:
     for result in results[check.__name__]:
         assert not isinstance(result, str), result
         given, expected, *_ = result
@@ -187,7 +187,7 @@ def test_shared_split_is_that_of_one_process(check: Any, results: dict[str, list
                 assert given[name] == value, name
 
 
-def test_samples_left_out_by_one_process_are_known_to_all(results: dict[str, list[Any]]) -> None:
+def test_samples_skipped_by_one_process_are_known_to_all(results: dict[str, list[Any]]) -> None:
     assert [result[2] for result in results["contrastive"]] == [[3], [3]]
 
 
@@ -198,10 +198,10 @@ def test_metrics_are_computed_once(results: dict[str, list[Any]]) -> None:
         assert result["result"] == result["expected"]
         assert result["kept"] == 7
     assert (main["ran"], other["ran"]) == ([0], [])
-    assert (main["batches"], other["batches"]) == ([4], [3])  # each its own part of the pass
+    assert (main["batches"], other["batches"]) == ([4], [3])  # each encodes its own part
 
 
-def test_processes_agree_and_draw_their_own_numbers(results: dict[str, list[Any]]) -> None:
+def test_processes_agree_but_have_their_own_random_state(results: dict[str, list[Any]]) -> None:
     one, other = results["agreements"]
     for result in (one, other):
         assert [found["rank"] for found in result["gathered"]] == [0, 1]

@@ -116,7 +116,7 @@ def sharded_vae() -> Any:
 
 
 def sharded_vae_in_parts() -> Any:
-    """A few codes and images at a time, whose layers are called several times and once more."""
+    """Small blocks of codes and images, so that layers are called several times."""
     from vilmedic.blocks import autoencoder
     from vilmedic.models import vae
 
@@ -143,7 +143,7 @@ def sharded_gloria_in_chunks() -> Any:
 
 
 def sharded_gloria_one_by_one() -> Any:
-    """Of the last batch one process has a sample, and so a chunk, more than the other."""
+    """In the last batch one process has one sample, and so one chunk, more than the other."""
     settings = {"forward_batch_size": 1}
     return compare("GLoRIA", (8, 5), double=True, parallel="fsdp", settings=settings, **CLIPPED)
 
@@ -154,7 +154,7 @@ def sharded_autoencoder() -> Any:
 
 
 def gloria_told_by_the_host() -> Any:
-    """As on a GPU, where the words of a report are counted before a batch moves."""
+    """As on a GPU, where the words of a report are counted on the host."""
 
     def move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
         return batch | {"host_word_count": (batch["word_ids"].amax(1) + 1).tolist()}
@@ -164,7 +164,7 @@ def gloria_told_by_the_host() -> Any:
 
 
 def statistics_of_the_first() -> dict[str, Any]:
-    """Running statistics and their average after steps, and after they were exchanged."""
+    """Running statistics and their average after steps, and after the exchange."""
     model: Any = build("ConVIRT", norm=True)
     average = AveragedWeights(model, 0.5)
     broadcasts = []
@@ -188,7 +188,7 @@ def statistics_of_the_first() -> dict[str, Any]:
 
 
 def radam() -> Any:
-    """The class that takes torch's place on a GPU."""
+    """The class that replaces torch's RAdam on a GPU."""
     with mock.patch("torch.optim.RAdam", RAdam):
         return compare("Autoencoder", (8, 8, 1), steps=7, **RADAM)
 
@@ -207,7 +207,7 @@ def lars() -> Any:
 
 
 def sharded_lars() -> Any:
-    """The norms of layers are those of whole tensors, of which each process has a part."""
+    """Layer norms are those of whole tensors, although each process has only a part."""
     return compare("Autoencoder", (8, 8, 1), parallel="fsdp", steps=4, **LARS)
 
 
@@ -246,7 +246,7 @@ EQUAL = [
 
 
 def wrong_gradients() -> dict[str, Tensor]:
-    """The gradient of one process, of ours, and of two ways that are often taken instead."""
+    """The gradients of one process, of our method, and of two common wrong methods."""
     batches = make_batches("Pairs", [64])
     (own,), (part,) = parts_of(batches)
 
@@ -294,7 +294,7 @@ def wrong_gradients() -> dict[str, Tensor]:
 
 
 def temperatures() -> dict[str, float]:
-    """A learned temperature after some steps: ours, and one outside of what is wrapped."""
+    """A learned temperature after some steps: ours, and one outside the wrapped module."""
     step, _ = train(build("Pairs"), make_batches("Pairs", [8]), steps=5)
     ours = step.model.log_temperature.item()
 
@@ -311,7 +311,7 @@ def temperatures() -> dict[str, float]:
 
 
 def searched() -> dict[str, bool]:
-    """Whether the graph is searched for unused weights from the second step on."""
+    """Whether DDP searches the graph for unused weights from the second step on."""
     found = {}
     for system in (*REAL, "Pairs", "VaryingCoin"):
         step, _ = train(build(system), make_batches(system, [8]))
@@ -326,7 +326,7 @@ def weights_left_out_without_a_word() -> str:
 
 
 def groups_of_blocks() -> dict[str, list[int]]:
-    """For each system its groups of sharded weights and its blocks."""
+    """For each system, the numbers of sharded weight groups and of blocks."""
     found = {}
     for system in REAL:
         step, _ = train(build(system), make_batches(system, [8]), parallel="fsdp")
@@ -336,7 +336,7 @@ def groups_of_blocks() -> dict[str, list[int]]:
 
 
 def sixteen_bits() -> dict[str, Any]:
-    """Layers that travel in bfloat16, as they would to a GPU, and those of one process."""
+    """Layers that are gathered in bfloat16, as on GPUs, and those of one process."""
     policy = parallel.precision_of
     parallel.precision_of = lambda block, precision, _: policy(block, precision, "cuda")
     try:
@@ -369,7 +369,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("check", EQUAL, ids=lambda check: check.__name__)
-def test_two_processes_do_what_one_does(check: Any, results: dict[str, list[Any]]) -> None:
+def test_two_processes_equal_one(check: Any, results: dict[str, list[Any]]) -> None:
     for result in results[check.__name__]:
         assert not isinstance(result, str), result
     (given, expected), (other, _) = results[check.__name__]
@@ -389,7 +389,7 @@ def test_two_processes_do_what_one_does(check: Any, results: dict[str, list[Any]
             assert torch.equal(given["state"][name], other["state"][name]), name
 
 
-def test_clipping_and_statistics_were_at_work(results: dict[str, list[Any]]) -> None:
+def test_clipping_and_batch_statistics_are_active(results: dict[str, list[Any]]) -> None:
     given, expected = results["convirt"][0]
     total = torch.cat([g.flatten() for g in given["gradients"].values()]).norm()
     assert expected["norm"] > 0.5
@@ -398,7 +398,7 @@ def test_clipping_and_statistics_were_at_work(results: dict[str, list[Any]]) -> 
     assert any((v != 0).any() for k, v in state.items() if k.endswith("running_mean"))
 
 
-def test_statistics_are_exchanged_when_they_are_asked_for(results: dict[str, list[Any]]) -> None:
+def test_running_statistics_are_exchanged_on_request(results: dict[str, list[Any]]) -> None:
     first, second = results["statistics_of_the_first"]
     for result in (first, second):
         assert not isinstance(result, str), result
@@ -410,8 +410,8 @@ def test_statistics_are_exchanged_when_they_are_asked_for(results: dict[str, lis
         assert torch.equal(one, other)
 
 
-def test_ways_that_are_wrong(results: dict[str, list[Any]]) -> None:
-    """What data-parallel contrastive training often does, and what is not done here."""
+def test_common_wrong_gradients_differ(results: dict[str, list[Any]]) -> None:
+    """Common errors of data-parallel contrastive training, which this package avoids."""
     gradients = results["wrong_gradients"][0]
     assert not isinstance(gradients, str), gradients
     right = gradients["one process"]
@@ -422,33 +422,33 @@ def test_ways_that_are_wrong(results: dict[str, list[Any]]) -> None:
     assert 0.8 < functional.cosine_similarity(local, right, dim=0) < 0.95
 
 
-def test_a_temperature_outside_of_the_wrapped_module_drifts(results: dict[str, list[Any]]) -> None:
+def test_a_temperature_outside_the_wrapped_module_drifts(results: dict[str, list[Any]]) -> None:
     one, other = results["temperatures"]
     assert one["ours"] == other["ours"] != -1.0
     assert abs(one["outside"] - other["outside"]) > 1e-3
 
 
-def test_the_graph_is_searched_only_for_weights_without_use(
+def test_the_graph_is_searched_only_if_weights_are_unused(
     results: dict[str, list[Any]],
 ) -> None:
     for found in results["searched"]:
         assert found == {**dict.fromkeys(REAL, False), "Pairs": True, "VaryingCoin": True}
 
 
-def test_a_weight_that_loses_its_use_is_refused(results: dict[str, list[Any]]) -> None:
+def test_a_weight_that_becomes_unused_is_refused(results: dict[str, list[Any]]) -> None:
     for message in results["weights_left_out_without_a_word"]:
         assert "the weight 'sides.1.weight' had a gradient in the first step" in message
         assert "varying = True" in message
 
 
-def test_each_block_is_gathered_by_itself(results: dict[str, list[Any]]) -> None:
+def test_each_block_is_sharded_separately(results: dict[str, list[Any]]) -> None:
     for found in results["groups_of_blocks"]:
         assert not isinstance(found, str), found
         for system, (groups, blocks) in found.items():
-            assert groups == blocks + 1 > 2, system  # one more for all that lies between
+            assert groups == blocks + 1 > 2, system  # one more group for everything else
 
 
-def test_layers_travel_in_16_bits_and_gradients_in_32(results: dict[str, list[Any]]) -> None:
+def test_layers_are_gathered_in_16_bits_and_gradients_in_32(results: dict[str, list[Any]]) -> None:
     one, other = results["sixteen_bits"]
     assert not isinstance(one, str), one
     assert one["types"] == [
@@ -473,7 +473,7 @@ def test_layers_travel_in_16_bits_and_gradients_in_32(results: dict[str, list[An
         (nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), "bf16", "cuda", None),
     ],
 )
-def test_what_travels_in_16_bits(
+def test_which_parameters_are_gathered_in_16_bits(
     block: nn.Module, precision: str, device: str, expected: torch.dtype | None
 ) -> None:
     policy = parallel.precision_of(block, precision, device)
@@ -481,10 +481,10 @@ def test_what_travels_in_16_bits(
     assert policy.reduce_dtype == (None if expected is None else torch.float32)
 
 
-def test_autocast_of_a_gpu_takes_layers_whose_weights_have_16_bits() -> None:
-    """Layer normalisation of a float32 state, say, with the weights as they travelled."""
-    # transformers replaces torch.linspace while it makes a model, and torch may then note the
-    # replacement, for good, as the function that follows the device of a `with` statement.
+def test_gpu_autocast_supports_layers_with_16_bit_weights() -> None:
+    """For example layer normalisation of float32 states with weights in 16 bits."""
+    # transformers replaces torch.linspace while it builds a model, and torch may then permanently
+    # register the replacement as the function that follows the device of a `with` statement.
     _device_constructors.cache_clear()
     kept = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
@@ -502,5 +502,5 @@ def test_autocast_of_a_gpu_takes_layers_whose_weights_have_16_bits() -> None:
     finally:
         torch.set_autocast_enabled("cuda", kept[0])
         torch.set_autocast_dtype("cuda", kept[1])
-    assert states.dtype == torch.float32, "what is added up stays in float32"
+    assert states.dtype == torch.float32, "the residual stream stays in float32"
     assert encoded.dtype == torch.bfloat16

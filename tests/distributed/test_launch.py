@@ -13,7 +13,7 @@ from vilmedic.distributed.launch import (
 from vilmedic.errors import ConfigError
 
 
-def test_one_process_is_the_main_one_and_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_is_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert process_count() == 1
@@ -22,7 +22,7 @@ def test_one_process_is_the_main_one_and_tells(monkeypatch: pytest.MonkeyPatch) 
     assert first_to_fail()
 
 
-def test_only_the_first_of_several_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_of_several_processes_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     for name, value in environment(1, 2, port).items():
@@ -35,7 +35,7 @@ def test_only_the_first_of_several_tells(monkeypatch: pytest.MonkeyPatch) -> Non
     del store
 
 
-def test_what_says_no_more_than_that_another_process_is_gone() -> None:
+def test_lost_connections_are_recognised() -> None:
     assert is_lost_connection(RuntimeError("[gloo/transport/tcp] Connection closed by peer"))
     assert not is_lost_connection(RuntimeError("shapes do not fit"))
     assert not is_lost_connection(ConfigError("gloo"))

@@ -1,4 +1,4 @@
-"""The losses that compare pairs, and what they learn, in two processes and in one."""
+"""The pair losses and their learned parameters, in two processes and in one."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def soft_convirt_in_chunks() -> Any:
 
 def reports(loss: nn.Module, chunks: int | None = None, **keys: Any) -> Any:
     with TemporaryDirectory() as folder:
-        save_tiny_bert(Path(folder))  # of several processes transformers writes in the first alone
+        save_tiny_bert(Path(folder))  # transformers writes only in the first of several processes
         encoder = processes.gather(folder)[0]
         targets = Targets(spec=tiny_spec(), by="reports", encoder=encoder)
         processes.wait()
@@ -130,7 +130,7 @@ LOSSES = [
 
 
 def sharded_temperature() -> Any:
-    """A temperature far below its bound, after it was brought back."""
+    """A temperature far below its bound, after clamping."""
     settings = {"loss": InfoNCELoss()}
     step, _ = train(build("Compared", **settings), make_batches("Compared", [8]), parallel="fsdp")
     weight: Any = step.model.loss.log_temperature
@@ -146,7 +146,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("check", LOSSES, ids=lambda check: check.__name__)
-def test_losses_and_what_they_learn_in_two_processes(
+def test_losses_and_learned_parameters_in_two_processes(
     check: Any, results: dict[str, list[Any]]
 ) -> None:
     for result in results[check.__name__]:
@@ -167,7 +167,7 @@ def test_losses_and_what_they_learn_in_two_processes(
     assert len(learned) == ("info_nce" in check.__name__) + 2 * ("siglip" in check.__name__)
 
 
-def test_a_sharded_temperature_is_brought_back_in_place(results: dict[str, list[Any]]) -> None:
+def test_a_sharded_temperature_is_clamped_in_place(results: dict[str, list[Any]]) -> None:
     for found in results["sharded_temperature"]:
         assert not isinstance(found, str), found
         assert found.tolist() == pytest.approx([0.01])

@@ -1,4 +1,4 @@
-"""Whole commands in two processes: what is written, continued, killed and told."""
+"""Whole commands in two processes: files, resuming, kills and messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(system: System, data: Path, ckpt_dir: Path, *more: str) -> list[str]:
-    """The words of a command of two epochs."""
+    """Arguments of a training command of two epochs."""
     fixed = ["trainor.num_workers=0", "ensemblor.num_workers=0", "trainor.epochs=2"]
     return [*system.arguments(data), f"ckpt_dir={ckpt_dir}", "name=run", *fixed, *more]
 
@@ -42,17 +42,17 @@ def train(system: System, data: Path, folder: Path, *more: str, world: int = 2) 
 
 @pytest.fixture(scope="module")
 def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that nothing disturbs."""
+    """An uninterrupted run of two processes."""
     return train(CONVIRT, data, tmp_path_factory.mktemp("whole"), "ckpt=auto")
 
 
 def silent(text: str) -> bool:
-    """Whether a process said nothing; torch's own warnings are turned off before it is loaded."""
+    """Whether a process printed nothing."""
     return all(line.startswith("[rank1]:[W") for line in text.splitlines())
 
 
 def _unwrapped(path: Path) -> str:
-    """What a process printed, whose lines are as long as the terminal is wide."""
+    """The output of a process without line wrapping."""
     return " ".join(path.read_text().split())
 
 
@@ -61,7 +61,7 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-def test_one_process_writes(reference: Path) -> None:
+def test_only_one_process_writes(reference: Path) -> None:
     names = sorted(path.name for path in reference.iterdir())
     assert "last_3.pth" in names
     assert sum(name.startswith("config_") for name in names) == 1
@@ -74,8 +74,8 @@ def test_one_process_writes(reference: Path) -> None:
     assert silent(console[1])
 
 
-def test_killed_runs_continue_exactly(data: Path, reference: Path, tmp_path: Path) -> None:
-    """Both processes are killed; then one is, and the other ends by itself."""
+def test_killed_runs_resume_exactly(data: Path, reference: Path, tmp_path: Path) -> None:
+    """Both processes are killed; then only one is, and the other exits."""
     for step, killed in ((1, (0, 1)), (3, (1,))):
         running = start_command(words(CONVIRT, data, tmp_path, "ckpt=auto"), tmp_path)
         _wait_for_step(tmp_path / "run" / "metrics.jsonl", step)
@@ -107,12 +107,12 @@ STILL = (
     "model.encoder.hidden_dropout_prob=0",
     "model.encoder.attention_probs_dropout_prob=0",
     "model.cnn.freeze=true",
-    "trainor.lr_decay=null",  # its length follows from the number of epochs
+    "trainor.lr_decay=null",  # its length depends on the number of epochs
     "trainor.optimizer=SGD",
     "trainor.optim_params={lr: 0.01, momentum: 0.9}",
     "ckpt=auto",
 )
-"""Without dropout and batch statistics, so that the number of processes makes no difference."""
+"""No dropout or batch statistics, so that the number of processes does not affect the results."""
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,10 @@ def one_process(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("parallel", "worlds"), [("ddp", (1, 2, 1)), ("fsdp", (2, 1, 2))])
-def test_number_of_processes_changes_with_every_epoch(
+def test_the_number_of_processes_can_change_on_resume(
     data: Path, one_process: Path, tmp_path: Path, parallel: str, worlds: tuple[int, ...]
 ) -> None:
-    """Each continues what the other has saved, and all train as one does."""
+    """Each resumes what the other has saved; all equal the run in one process."""
     expected = one_process
     for epochs, world in enumerate(worlds, start=1):
         more = (*STILL, f"trainor.parallel={parallel}", f"trainor.epochs={epochs}")
@@ -143,7 +143,7 @@ def test_number_of_processes_changes_with_every_epoch(
 
 
 def test_frozen_encoders_are_computed_once_for_all_processes(data: Path, tmp_path: Path) -> None:
-    """By the first, and where it cannot keep the features all go on without."""
+    """The first process computes them; if it cannot store them, all train without a cache."""
     still = (*STILL, "model.encoder.freeze=true", "dataset.image.preset=center_crop")
     still = (*still, "~dataset.image.transforms", "trainor.epochs=1")
     one = train(CONVIRT, data, tmp_path / "one", *still, "trainor.frozen_cache_gib=0", world=1)
@@ -163,8 +163,8 @@ def test_frozen_encoders_are_computed_once_for_all_processes(data: Path, tmp_pat
     assert silent((two.parent / "output_1.txt").read_text())
 
 
-def test_sharded_dalle_trains_as_one_process_does(data: Path, tmp_path: Path) -> None:
-    """With its frozen VAE whole in each, which makes the tokens; one process continues it."""
+def test_sharded_dalle_equals_one_process(data: Path, tmp_path: Path) -> None:
+    """The frozen VAE that makes the tokens is not sharded; one process resumes the run."""
     still = (
         "model.dalle.depth=2",
         "model.dalle.attn_dropout=0",
@@ -182,7 +182,7 @@ def test_sharded_dalle_trains_as_one_process_does(data: Path, tmp_path: Path) ->
 
 
 def test_evaluation_in_two_processes_gives_the_same_results(data: Path, tmp_path: Path) -> None:
-    """Every number of the results file, local similarity, pictures and all."""
+    """Every number of the results file and every figure, local similarity included."""
     train(GLORIA, data, tmp_path, world=1)
     more = (
         "ensemblor.splits=[validate,test]",
@@ -205,7 +205,7 @@ def test_evaluation_in_two_processes_gives_the_same_results(data: Path, tmp_path
 
 
 def test_torchrun_shows_the_first_error(data: Path, tmp_path: Path) -> None:
-    """One process meets a bad image; it says so, the other ends, and torchrun fails."""
+    """One process reads a bad image and reports it, the other exits, and torchrun fails."""
     lines = (data / "train.image.tok").read_text().splitlines()
     broken = tmp_path / "data"
     broken.mkdir()

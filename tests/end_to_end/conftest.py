@@ -40,9 +40,9 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def run_here() -> Run:
-    """As `run`, in this process: without the seconds that a new one takes to load torch.
+    """Like `run`, but in this process, which saves the time to import torch.
 
-    At least one test of each script has to use `run`; this is for the others.
+    At least one test of each script must use `run`; the others use this.
     """
     commands = {"bin/train.py": cli.train, "bin/ensemble.py": cli.ensemble}
 
@@ -50,7 +50,7 @@ def run_here() -> Run:
         words = list(map(str, arguments))
         out, err = io.StringIO(), io.StringIO()
         before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
-        LOGGER.handlers.clear()  # so that the command opens its console, on what is read here
+        LOGGER.handlers.clear()  # the command then opens its console on the captured streams
         folder = Path.cwd()
         os.chdir(ROOT)
         try:
@@ -69,7 +69,7 @@ def run_here() -> Run:
 
 @pytest.fixture(scope="session")
 def phantom(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom data set of 48, 17 and 16 samples."""
+    """A phantom data set with 48, 17 and 16 samples."""
     root = tmp_path_factory.mktemp("data") / "phantom"
     sizes = ["--train", 48, "--validate", 17, "--test", 16, "--size", 64, "--seed", 3]
     run("data/make_phantom.py", "--root", root, *sizes)
@@ -78,7 +78,7 @@ def phantom(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(phantom: Path) -> list[str]:
-    """A small ConVIRT on the phantom data set, as arguments of both commands."""
+    """Arguments of both commands for a small ConVIRT on the phantom data set."""
     return [
         "config/phantom/convirt.yml",
         f"dataset.image.root={phantom}",

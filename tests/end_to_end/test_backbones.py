@@ -1,4 +1,4 @@
-"""Training, continuing, loading and exporting with backbones of timm and transformers."""
+"""Training, resuming, loading and exporting with backbones of timm and transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vilmedic import cli, run
 from vilmedic.phantom.write import Plan, build
 
 WIDTHS = {"timm ConvNeXt": 32, "DINOv2": 16}
-"""A family of each library with the width of its features; the others differ in their network."""
+"""One family of each library with its feature width; the others differ only in the network."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_a_run_is_trained_continued_loaded_and_exported(
+def test_a_run_is_trained_resumed_loaded_and_exported(
     run_here: Run,
     data: Path,
     tmp_path: Path,
@@ -47,7 +47,7 @@ def test_a_run_is_trained_continued_loaded_and_exported(
         "trainor.num_workers=0",
         "trainor.save_every=null",
         "trainor.ema=null",
-        "trainor.lr_decay=null",  # which would follow the number of epochs
+        "trainor.lr_decay=null",  # a schedule would depend on the number of epochs
         f"ckpt_dir={tmp_path}",
         "name=run",
     ]
@@ -60,7 +60,7 @@ def test_a_run_is_trained_continued_loaded_and_exported(
     for key, value in whole.items():
         assert torch.equal(parts[key], value), key
 
-    timm = name.startswith("timm")  # what takes longest is done once: a plan here, ONNX there
+    timm = name.startswith("timm")  # the slow parts run once: the plan here, ONNX there
     if timm:
         assert cli.train([*words, "--plan"]) == 0
         assert "parameters" in capsys.readouterr().out

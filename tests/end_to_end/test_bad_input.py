@@ -10,7 +10,7 @@ from tests.end_to_end.conftest import Run
 
 @pytest.fixture
 def broken(phantom: Path, tmp_path: Path, tiny: list[str]) -> tuple[Path, list[str]]:
-    """A copy of the data set to damage, and the arguments that use it."""
+    """A copy of the data set to damage, with the arguments for it."""
     root = tmp_path / "data"
     shutil.copytree(phantom, root)
     sections = [f"dataset.{part}.root={root}" for part in ("image", "seq", "label")]
@@ -76,7 +76,7 @@ def test_empty_report_names_file_and_line(run: Run, broken: tuple[Path, list[str
     assert "validate.impression.tok:3" in complaint(run, arguments)
 
 
-def test_loss_that_is_not_a_number_stops_with_the_samples(
+def test_non_finite_loss_stops_and_names_the_samples(
     run: Run, broken: tuple[Path, list[str]]
 ) -> None:
     _, arguments = broken
@@ -84,7 +84,7 @@ def test_loss_that_is_not_a_number_stops_with_the_samples(
         run,
         [
             *arguments,
-            "trainor.optim_params={lr: 1000, weight_decay: 1000}",  # weights grow a millionfold
+            "trainor.optim_params={lr: 1000, weight_decay: 1000}",  # weights explode
             "trainor.epochs=3",
             "trainor.lr_decay=null",
             "trainor.max_bad_steps=2",
@@ -94,14 +94,14 @@ def test_loss_that_is_not_a_number_stops_with_the_samples(
     assert "train.image.tok:" in text
 
 
-def test_batch_larger_than_the_split(run: Run, broken: tuple[Path, list[str]]) -> None:
+def test_batch_larger_than_the_split_is_an_error(run: Run, broken: tuple[Path, list[str]]) -> None:
     _, arguments = broken
     text = complaint(run, [*arguments, "trainor.batch_size=64"])
     assert "48 samples" in text
     assert "trainor.batch_size=64" in text
 
 
-def test_checkpoint_of_another_model(run: Run, broken: tuple[Path, list[str]]) -> None:
+def test_checkpoint_of_another_model_is_an_error(run: Run, broken: tuple[Path, list[str]]) -> None:
     _, arguments = broken
     run("bin/train.py", *arguments)
     text = complaint(
@@ -112,13 +112,13 @@ def test_checkpoint_of_another_model(run: Run, broken: tuple[Path, list[str]]) -
     assert "the model wants" in text
 
 
-def test_a_folder_of_runs_that_is_none(run_here: Run, tiny: list[str]) -> None:
+def test_an_invalid_ckpt_dir_is_an_error(run_here: Run, tiny: list[str]) -> None:
     done = run_here("bin/train.py", *tiny, "ckpt_dir=/dev/null", status=2)
     assert done.stderr.startswith("error: ckpt_dir: the folder /dev/null/phantom-convirt cannot be")
 
 
 def test_the_smallest_numbers_train(run_here: Run, tiny: list[str], tmp_path: Path) -> None:
-    """What the bounds of the trainor's keys let through at their lower end."""
+    """The lower bounds of the trainor's keys."""
     least = [
         *("seed=0", "ema=0", "num_workers=0", "eval_start=0", "grad_accu=1", "keep=1"),
         *("log_every=1", "max_bad_steps=1"),

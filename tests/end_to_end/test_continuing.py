@@ -1,4 +1,4 @@
-"""Runs that go on with another configuration, from an earlier state, or on a full disk."""
+"""Runs that resume with another configuration, from an earlier state, or on a full disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vilmedic.training.validator import Validator
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The small VAE on 9 samples: 2 steps an epoch, 3 of batches of 4 without accumulation."""
+    """The small VAE on 9 samples: 2 steps per epoch, 3 with batches of 4 and no accumulation."""
     root = tmp_path_factory.mktemp("continuing") / "data"
     build(root, Plan(train=9, validate=5, test=2, size=32), force=False, workers=1)
     more = ["trainor.num_workers=0", "trainor.save_every=null", "trainor.ema=null", "name=run"]
@@ -67,7 +67,7 @@ def scored(folder: Path) -> list[str]:
         ("trainor.epochs=5", 9),
     ],
 )
-def test_schedule_ends_with_the_steps_that_are_left(
+def test_schedule_ends_with_the_remaining_steps(
     run_here: Run, arguments: list[str], tmp_path: Path, decay: list[str], change: str, left: int
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}", *decay]
@@ -77,16 +77,16 @@ def test_schedule_ends_with_the_steps_that_are_left(
 
     rates = [one["lr"] for one in lines(tmp_path) if "lr" in one]
     assert len(rates) == 6 + left
-    falling = rates[7:]  # the first step may still be at the rate that was saved
+    falling = rates[7:]  # the first step may still use the saved rate
     falling = falling[falling.index(max(falling)) :]
     assert falling == sorted(falling, reverse=True)
     state = torch.load(tmp_path / "run/last_3.pth", weights_only=True)
-    # The cosine is zero behind the last step, the cycle at it.
+    # The cosine is zero after the last step, the cycle at the last step.
     assert min(rates[-1], state["optimizer"]["param_groups"][0]["lr"]) < 1e-6
 
 
 def _stopped_after(epochs: int, run_here: Run, words: list[str]) -> None:
-    """Train as one is interrupted by a signal at the beginning of an epoch."""
+    """Train until a signal interrupts the run at the start of an epoch."""
     train = Trainor._epoch
 
     def epoch(self: Trainor, number: int) -> None:
@@ -99,7 +99,7 @@ def _stopped_after(epochs: int, run_here: Run, words: list[str]) -> None:
         run_here("bin/train.py", *words, status=143)
 
 
-def test_the_precision_that_a_run_began_with_is_kept(
+def test_a_resumed_run_keeps_its_precision(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.precision=auto"]
@@ -111,7 +111,7 @@ def test_the_precision_that_a_run_began_with_is_kept(
     assert "on cpu, fp32: 9 training samples" in done.stdout
     assert json.loads((tmp_path / "run/environment_3.json").read_text())["tf32"] is False
 
-    state["config"]["trainor"]["precision"] = "bf16"  # as if it had been on a GPU until here
+    state["config"]["trainor"]["precision"] = "bf16"  # as if it had run on a GPU until here
     torch.save(state, path)
     done = run_here("bin/train.py", *words, "trainor.epochs=2")
     assert "\n  precision: bf16\n" in written.read_text()
@@ -119,7 +119,7 @@ def test_the_precision_that_a_run_began_with_is_kept(
     assert "trainor.precision" not in done.stdout
 
 
-def test_another_metric_has_no_best_yet(
+def test_a_new_early_stop_metric_has_no_best_score_yet(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.ema=0.5"]
@@ -145,7 +145,7 @@ def test_another_metric_has_no_best_yet(
     assert (progress["best"], progress["stale"]) == (score, 0)
 
 
-def test_an_earlier_state_does_not_compete_with_what_came_after_it(
+def test_resuming_an_earlier_state_sets_later_checkpoints_aside(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.keep=1"]
@@ -170,7 +170,7 @@ def test_an_earlier_state_does_not_compete_with_what_came_after_it(
     assert len(scored(tmp_path / "other")) == 1
 
 
-def test_an_earlier_epoch_is_continued_from_the_state_that_was_kept(
+def test_an_earlier_epoch_is_resumed_from_its_kept_state(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
     words = [*arguments[:-1], f"ckpt_dir={tmp_path}", "trainor.lr_decay=null"]
@@ -199,10 +199,10 @@ def test_an_earlier_epoch_is_continued_from_the_state_that_was_kept(
     assert [one["epoch"] for one in lines(tmp_path) if "train_loss" in one] == [0, 1, 2]
 
 
-def test_a_best_checkpoint_of_earlier_versions_is_continued(
+def test_a_best_checkpoint_of_earlier_versions_is_resumed(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
-    """It holds everything: by its name, and when nothing else is whole."""
+    """It holds the full state: resumed by name, and when no other state is intact."""
     words = [*arguments[:-1], f"ckpt_dir={tmp_path}", "trainor.lr_decay=null"]
     run_here("bin/train.py", *words, "trainor.epochs=1")
     run_dir = tmp_path / "run"
@@ -219,7 +219,7 @@ def test_a_best_checkpoint_of_earlier_versions_is_continued(
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
-def test_a_whole_run_continues_without_space(
+def test_training_continues_on_a_full_disk(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = ["validator.post_processing=[plot_reconstruction]", "trainor.profile=1"]
@@ -253,7 +253,7 @@ def test_a_whole_run_continues_without_space(
 
 
 def in_epoch(patch: pytest.MonkeyPatch, number: int, action: Callable[[Trainor], None]) -> None:
-    """Do something when an epoch begins."""
+    """Run an action at the start of an epoch."""
     train = Trainor._epoch
 
     def epoch(self: Trainor, current: int) -> None:
@@ -264,7 +264,7 @@ def in_epoch(patch: pytest.MonkeyPatch, number: int, action: Callable[[Trainor],
     patch.setattr(Trainor, "_epoch", epoch)
 
 
-def test_a_directory_that_is_deleted_midway_is_no_finished_run(
+def test_a_run_deleted_during_training_is_not_finished(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_epoch(monkeypatch, 1, lambda trainor: shutil.rmtree(trainor.run_dir))
@@ -276,7 +276,7 @@ def test_a_directory_that_is_deleted_midway_is_no_finished_run(
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_directory_that_is_deleted_after_the_last_save_is_no_finished_run(
+def test_a_run_deleted_after_the_last_save_is_not_finished(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_sure = Trainor._make_sure_of_the_last_state
@@ -291,7 +291,7 @@ def test_a_directory_that_is_deleted_after_the_last_save_is_no_finished_run(
     assert "Last saved: nothing: there is no " in done.stderr
 
 
-def test_room_that_comes_back_at_the_end_is_used(
+def test_the_last_save_is_retried_at_the_end(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, refused = Saver.save_last, []
@@ -309,14 +309,14 @@ def test_room_that_comes_back_at_the_end_is_used(
 
 
 @pytest.mark.parametrize("evaluating", [False, True], ids=["training", "evaluating"])
-def test_a_killed_loading_process_loses_nothing(
+def test_a_killed_loading_process_saves_the_state(
     run_here: Run,
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     evaluating: bool,
 ) -> None:
-    """The state is saved as after a signal, and the run that goes on ends as without it."""
+    """The state is saved as after a signal, and the resumed run equals the uninterrupted one."""
     base = [*arguments, "trainor.loggers=[]", "trainor.epochs=2", "trainor.lr_decay=null"]
     words = [*base, f"ckpt_dir={tmp_path}"]
     run_here("bin/train.py", *base, f"ckpt_dir={tmp_path / 'whole'}")
@@ -329,7 +329,7 @@ def test_a_killed_loading_process_loses_nothing(
         return opened(*given)
 
     def scored(self: Validator, *given: Any) -> Any:
-        armed.append("the loading processes of this evaluation")
+        armed.append("the loading processes of this validation")
         return score(self, *given)
 
     def kill(trainor: Trainor) -> None:
@@ -369,7 +369,7 @@ def hold(run_dir: Path, held: Any, done: Any) -> None:
 def test_a_seed_is_not_trained_twice_in_one_directory(
     run_here: Run, arguments: list[str], tmp_path: Path
 ) -> None:
-    """A command is refused while another trains, goes on when it is killed, and gives way."""
+    """A second command is refused while another trains, and resumes after it is killed."""
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.loggers=[]"]
     (tmp_path / "run").mkdir()
     context = multiprocessing.get_context("fork")
@@ -389,7 +389,7 @@ def test_a_seed_is_not_trained_twice_in_one_directory(
         run_here("bin/train.py", *words, f"trainor.epochs={epochs}")
 
 
-def test_a_disk_that_refuses_at_the_start_is_one_message(
+def test_an_unwritable_disk_at_the_start_is_one_message(
     run_here: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}", "trainor.epochs=1"]
@@ -408,7 +408,7 @@ def test_a_disk_that_refuses_at_the_start_is_one_message(
     assert f"{tmp_path}/run cannot be written to: Read-only file system" in done.stderr
 
 
-def test_a_truncated_file_of_the_run_is_named(
+def test_a_truncated_file_of_the_run_is_an_error(
     run_here: Run, tiny: list[str], tmp_path: Path
 ) -> None:
     words = [*tiny, f"ckpt_dir={tmp_path}", "name=run", "trainor.seed=3", "trainor.loggers=[]"]

@@ -36,7 +36,7 @@ TRANSFORMER = {
 
 @pytest.fixture(scope="module")
 def small(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A small DALLE behind a VAE with random weights, as arguments of both commands."""
+    """Arguments of both commands for a small DALLE on a VAE with random weights."""
     vae = save_vae(tmp_path_factory.mktemp("frozen") / "vae.pth")
     return [
         "config/phantom/dalle.yml",
@@ -55,7 +55,7 @@ def small(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(run_here: Run, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of two epochs with seed 5."""
+    """The directory of a run of two epochs with seed 5."""
     ckpt = tmp_path_factory.mktemp("dalle")
     run_here(
         "bin/train.py",
@@ -69,7 +69,7 @@ def trained(run_here: Run, small: list[str], tmp_path_factory: pytest.TempPathFa
 
 
 def generated(run_dir: Path, pattern: str) -> Path:
-    """The folder of the images that were made last of a report."""
+    """The folder of the images generated last for a report."""
     found = run_dir.glob(f"evaluations/*/generated/{pattern}")
     return max(found, key=lambda folder: (folder / "settings.json").stat().st_mtime_ns)
 
@@ -86,7 +86,7 @@ def test_training_learns_and_keeps_the_tokens(trained: Path) -> None:
     assert names == ["train", "validate"]
 
 
-def test_without_the_cache_a_run_is_the_same(
+def test_a_run_without_the_token_cache_is_the_same(
     run_here: Run, small: list[str], trained: Path, tmp_path: Path
 ) -> None:
     options = ["name=again", "trainor.seed=5", "trainor.epochs=2", "dataset.image.tokens=null"]
@@ -97,7 +97,7 @@ def test_without_the_cache_a_run_is_the_same(
 
 
 @pytest.mark.slow
-def test_evaluation_asks_a_classifier_of_real_images(
+def test_evaluation_uses_a_classifier_of_real_images(
     run_here: Run, small: list[str], trained: Path
 ) -> None:
     metric = "ensemblor.metrics.prompted_findings"
@@ -118,7 +118,7 @@ def test_evaluation_asks_a_classifier_of_real_images(
     assert results["loss"] > 0
 
 
-def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> None:
+def test_generates_images_for_reports(run_here: Run, small: list[str], trained: Path) -> None:
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
     options = ["ensemblor.num_images=3", "ensemblor.num_samples=2", "ensemblor.mode=all"]
     done = run_here("bin/ensemble.py", *arguments, *options)
@@ -137,7 +137,7 @@ def test_images_of_reports(run_here: Run, small: list[str], trained: Path) -> No
     assert "sheet.png" in done.stdout
 
 
-def test_images_of_prompts_do_not_depend_on_their_company(
+def test_images_of_prompts_do_not_depend_on_other_prompts(
     run_here: Run, small: list[str], trained: Path
 ) -> None:
     arguments = [*small, f"ckpt_dir={trained.parent}", "name=two", "ensemblor.generate_images=True"]
@@ -187,7 +187,7 @@ def test_priming_keeps_the_top_of_the_real_image(
     changed = codes.clone()
     changed[:, 12:] = (codes[:, 12:] + 1) % 24
     first, second = vae.decode(codes).mean(1)[0], vae.decode(changed).mean(1)[0]
-    # rows of pixels that no token of the last quarter has a say in
+    # pixel rows that do not depend on the last quarter of the tokens
     rows = int((first == second).all(dim=1).sum())
     assert 1 <= rows < 16
     for number in (1, 2, 3):
@@ -200,7 +200,7 @@ def test_priming_keeps_the_top_of_the_real_image(
     assert "ensemblor.prime_image" in refused.stderr
 
 
-def test_a_convirt_puts_images_in_order(
+def test_convirt_reranks_images(
     run_here: Run, small: list[str], trained: Path, tiny: list[str], tmp_path: Path
 ) -> None:
     run_here(
@@ -250,7 +250,7 @@ def test_a_convirt_puts_images_in_order(
         (["dataset.image.resize=32", "dataset.image.crop=32", "dataset.image.tokens=null"], "16 x"),
     ],
 )
-def test_bad_input_is_named_before_training(
+def test_bad_input_is_reported_before_training(
     run_here: Run, small: list[str], tmp_path: Path, changes: list[str], words: str
 ) -> None:
     done = run_here(
@@ -280,7 +280,7 @@ def test_a_checkpoint_of_another_vae_is_not_averaged(
     assert re.search(r"its VAE is another one", done.stderr)
 
 
-def test_a_run_does_not_continue_with_another_vae(
+def test_a_run_does_not_resume_with_another_vae(
     run_here: Run, small: list[str], trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "two")
@@ -293,7 +293,7 @@ def test_a_run_does_not_continue_with_another_vae(
     for script in ("bin/train.py", "bin/ensemble.py"):
         done = run_here(script, *arguments, "ckpt=last_5.pth", status=2)
         assert re.search(rf"last_5\.pth: .*VAE is another one .*{vae}", done.stderr)
-    assert not (tmp_path / "two" / "tokens").exists()  # of the wrong one
+    assert not (tmp_path / "two" / "tokens").exists()  # no tokens of the wrong VAE
 
     changed = [*arguments, "model.dalle.heads=3", "model.dalle.dim_head=8", "ckpt=last_5.pth"]
     done = run_here("bin/train.py", *changed, status=2)
@@ -307,7 +307,7 @@ OLD = {name: TRANSFORMER[name] for name in ("dim", "depth", "heads", "dim_head",
 
 
 def reference_dalle(words: int, **options: Any) -> Any:
-    """A DALLE of dalle-pytorch with weights that make something of its text."""
+    """A DALLE of dalle-pytorch with weights that depend on the text."""
     reference = load_reference()
     torch.manual_seed(0)
     model = reference.DALLE(
@@ -320,7 +320,7 @@ def reference_dalle(words: int, **options: Any) -> Any:
 
 
 def likeliest_image(model: Any, ids: list[int]) -> Any:
-    """The image that the reference makes of a text when it takes the likeliest tokens."""
+    """The image that the reference generates for a text with greedy sampling."""
     text, tokens = torch.tensor([ids]), torch.empty(1, 0, dtype=torch.int64)
     with torch.no_grad():
         for _ in range(16):
@@ -339,10 +339,10 @@ GREEDY = [
 
 
 @needs_reference
-def test_an_old_run_with_its_word_list(
+def test_an_original_run_with_its_word_list(
     run_here: Run, small: list[str], phantom: Path, tmp_path: Path
 ) -> None:
-    """What the original vilmedic left: weights under two names, and `vocab.src`."""
+    """A run of the original vilmedic: weights under two names, and `vocab.src`."""
     run_dir = tmp_path / "old"
     run_dir.mkdir()
     lines = (phantom / "test.impression.tok").read_text().splitlines()
@@ -367,8 +367,8 @@ def test_an_old_run_with_its_word_list(
         "ensemblor.metrics={}",
     ]
     done = run_here("bin/ensemble.py", *arguments, *GREEDY)
-    assert "does not have" not in done.stdout  # the report was cleaned as its words were
-    assert "write_report" not in done.stdout  # nothing was trained here, so there is no page
+    assert "does not have" not in done.stdout  # the report was cleaned like the vocabulary
+    assert "write_report" not in done.stdout  # without training there is no page
     ids = [words.index(word) for word in reports[0].split()][:24]
     expected = likeliest_image(model, ids + [words.index("[PAD]")] * (24 - len(ids)))
     found = np.asarray(Image.open(generated(run_dir, "test_1") / "1.png").convert("L"))
@@ -379,7 +379,7 @@ def test_an_old_run_with_its_word_list(
 
 
 @needs_reference
-def test_a_file_of_dalle_pytorch(
+def test_generates_from_a_dalle_pytorch_file(
     run_here: Run, small: list[str], trained: Path, phantom: Path, tmp_path: Path
 ) -> None:
     tokenizer = trained / "tokenizer"

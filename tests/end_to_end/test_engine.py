@@ -8,10 +8,10 @@ import torch
 from tests.end_to_end.conftest import Run
 
 
-def test_everything_at_once_and_a_changed_configuration(
+def test_all_engine_options_together_and_a_changed_configuration(
     run_here: Run, tiny: list[str], tmp_path: Path
 ) -> None:
-    """bfloat16, averaged weights, blocks computed twice, chunks, accumulation and a profile."""
+    """bfloat16, averaged weights, activation checkpointing, chunks, accumulation, profiling."""
     arguments = [
         *tiny,
         f"ckpt_dir={tmp_path}",

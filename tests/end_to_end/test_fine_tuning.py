@@ -1,4 +1,4 @@
-"""An encoder of one run, fine-tuned on a part of the labels of another."""
+"""Fine-tuning the encoder of a run on a fraction of the labels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def without_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("fine-tuning")
     build(folder / "data", Plan(train=40, validate=12, test=10, size=32), force=False, workers=1)
-    # Unknown labels, as CheXpert has them.
+    # Unknown labels, as in CheXpert.
     path = folder / "data/train.label.tok"
     path.write_text("".join(f"{line},?Doubt\n" for line in path.read_text().split("\n") if line))
     roots = [f"dataset.{part}.root={folder / 'data'}" for part in ("image", "label")]

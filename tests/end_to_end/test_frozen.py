@@ -1,4 +1,4 @@
-"""Runs whose frozen encoders are computed once for all epochs."""
+"""Runs with frozen encoders, whose features are computed once for all epochs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def convirt(data: Path) -> list[str]:
-    """A ConVIRT whose text encoder and heads are trained."""
+    """A ConVIRT with trained text encoder and heads."""
     roots = [f"dataset.{part}.root={data}" for part in ("image", "seq", "label")]
     return [
         "config/phantom/convirt.yml",
@@ -67,14 +67,14 @@ def convirt(data: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def probe(data: Path) -> list[str]:
-    """A classifier whose head is trained, on half of the labels."""
+    """A classifier with a trained head, on half of the labels."""
     roots = [f"dataset.{part}.root={data}" for part in ("image", "label")]
     more = ["model.freeze=all", "dataset.fraction=0.5", "trainor.steps=3", "validator.every=1"]
     return ["config/downstream/phantom.yml", *SMALL, *roots, *more]
 
 
 @pytest.mark.parametrize("name", ["convirt", "probe"])
-def test_a_run_is_the_same_to_the_last_bit(
+def test_cached_features_give_the_same_run_bit_by_bit(
     run_here: Run, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     words = request.getfixturevalue(name)
@@ -103,7 +103,7 @@ def test_images_are_read_once_for_all_epochs(
         return read(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ImageDataset, "_each", counted)
-    probes = "validator.metrics={linear_probe: {}}"  # which looks at the training split too
+    probes = "validator.metrics={linear_probe: {}}"  # it uses the training split too
     more = ["model.encoder.freeze=true", "trainor.early_stop_metric=validation_loss"]
     run_here("bin/train.py", *convirt, f"ckpt_dir={tmp_path}", "name=run", probes, *more)
     assert count == 64 + 32
@@ -111,10 +111,10 @@ def test_images_are_read_once_for_all_epochs(
     assert kinds == {"train_image", "train_report", "validate_image", "validate_report"}
 
 
-def test_numbers_of_reports_are_those_of_their_tokens(
+def test_report_statistics_equal_those_with_tokens(
     run_here: Run, convirt: list[str], tmp_path: Path
 ) -> None:
-    """Equal reports count as positives, and as repeated ones, without being tokenized again."""
+    """Equal reports are positives and counted as duplicates without tokenizing again."""
     words = [*convirt, "model.encoder.freeze=true", "model.targets=same_text", "trainor.epochs=2"]
     numbers = []
     for name, gib in (("kept", 1), ("plain", 0)):
@@ -130,7 +130,7 @@ def test_numbers_of_reports_are_those_of_their_tokens(
         assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
 
 
-def test_an_average_of_an_encoder_that_was_trained_before_is_scored_as_it_is(
+def test_cached_features_do_not_change_the_ema_of_a_trained_encoder(
     run_here: Run, convirt: list[str], tmp_path: Path
 ) -> None:
     words = [*convirt, f"ckpt_dir={tmp_path}", "name=kept", "trainor.epochs=1"]
@@ -149,7 +149,7 @@ def test_an_average_of_an_encoder_that_was_trained_before_is_scored_as_it_is(
 def test_an_interrupted_run_resumes_exactly(
     run_here: Run, convirt: list[str], tmp_path: Path
 ) -> None:
-    """Also where the features were lost in between."""
+    """Also if the features were lost in between."""
     auto = [*convirt, "name=run", "ckpt=auto", "model.encoder.freeze=true"]
     run_here("bin/train.py", *auto, f"ckpt_dir={tmp_path / 'whole'}")
     words = [*auto, f"ckpt_dir={tmp_path / 'stopped'}"]
@@ -164,7 +164,7 @@ def test_an_interrupted_run_resumes_exactly(
     assert_same_runs(tmp_path / "stopped/run", tmp_path / "whole/run", same_saves=False)
 
 
-def test_random_images_are_computed_once_in_evaluation_alone(
+def test_augmented_images_are_cached_only_in_validation(
     run_here: Run, convirt: list[str], tmp_path: Path
 ) -> None:
     words = [*convirt, "dataset.image.preset=resize_crop", "trainor.epochs=1"]
@@ -174,7 +174,7 @@ def test_random_images_are_computed_once_in_evaluation_alone(
     assert [file.partition("_")[0] for file in files] == ["validate"]
 
 
-def test_an_evaluation_afterwards_gives_the_numbers_of_training(
+def test_a_later_evaluation_gives_the_validation_numbers(
     run_here: Run, convirt: list[str], tmp_path: Path
 ) -> None:
     words = [*convirt, f"ckpt_dir={tmp_path}", "name=run", "trainor.ema=null"]

@@ -15,7 +15,7 @@ from vilmedic.training.trainor import Trainor
 
 @pytest.fixture(scope="module")
 def arguments(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A small GLoRIA with 2 x 2 regions, as arguments of both commands."""
+    """Arguments of both commands for a small GLoRIA with 2 x 2 regions."""
     return [
         f"ckpt_dir={tmp_path_factory.mktemp('ckpt')}",
         "name=g",
@@ -73,7 +73,9 @@ def test_trains_and_is_evaluated(run: Run, arguments: list[str]) -> None:
     assert "pointing_game side" in done.stdout
 
 
-def test_what_does_not_fit_is_refused(arguments: list[str], phantom: Path, tmp_path: Path) -> None:
+def test_unsuitable_settings_are_refused(
+    arguments: list[str], phantom: Path, tmp_path: Path
+) -> None:
     def start(*changes: str) -> None:
         given = [*arguments, "name=bad", f"ckpt_dir={tmp_path}", *changes]
         trainor = Trainor(load(ROOT / "config/phantom/gloria.yml", given))

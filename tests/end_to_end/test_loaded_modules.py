@@ -21,10 +21,8 @@ sys.exit(cli.train())
 """
 
 
-def test_few_modules_lie_between_the_command_and_the_first_step(
-    tiny: list[str], tmp_path: Path
-) -> None:
-    """Who follows a training run with a debugger opens these files and no others."""
+def test_few_modules_are_loaded_before_the_first_step(tiny: list[str], tmp_path: Path) -> None:
+    """These are the files that a debugger steps through."""
     done = subprocess.run(
         [sys.executable, "-c", UNTIL_THE_FIRST_STEP, *tiny, f"ckpt_dir={tmp_path}", "name=short"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""A run with adapters on both encoders, from its first step to what others load of it."""
+"""A run with adapters on both encoders, from training to loading and fine-tuning."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run_dir(words: list[str], run_here: Run) -> Path:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_one_that_never_stopped(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     words: list[str], run_here: Run, run_dir: Path
 ) -> None:
     run_here("bin/train.py", *words, "name=parts", "trainor.epochs=1")
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(
     assert "was trained with lora, and the configuration does not have it" in done.stderr
 
 
-def test_base_weights_stay_and_adapters_are_trained(run_dir: Path) -> None:
+def test_base_weights_are_frozen_and_adapters_trained(run_dir: Path) -> None:
     state = newest(run_dir)["model"]
     start = ViTModel.from_pretrained(run_dir.parents[1] / "vit").state_dict()
     for name, value in start.items():
@@ -107,7 +107,7 @@ def test_base_weights_stay_and_adapters_are_trained(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_run_leaves_loads_without_peft(words: list[str], run_dir: Path) -> None:
+def test_checkpoints_and_exports_load_without_peft(words: list[str], run_dir: Path) -> None:
     best = best_of(run_dir)
     state = torch.load(best, weights_only=True)
     assert not any("lora" in name or "base_layer" in name for name in state["model"])
@@ -133,7 +133,7 @@ def test_what_a_run_leaves_loads_without_peft(words: list[str], run_dir: Path) -
 
 
 @pytest.mark.slow
-def test_evaluation_and_fine_tuning_take_merged_weights(
+def test_evaluation_and_fine_tuning_use_merged_weights(
     words: list[str], run_here: Run, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed

@@ -17,7 +17,7 @@ CONSTANT_RATE = ["trainor.lr_decay=null", "trainor.optim_params.lr=1e-3"]
 
 @pytest.fixture(scope="module")
 def trained(run: Run, tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of two epochs with seed 5."""
+    """The directory of a run of two epochs with seed 5."""
     ckpt = tmp_path_factory.mktemp("ckpt")
     run(
         "bin/train.py",
@@ -42,7 +42,7 @@ def assert_same_weights(first: Path, second: Path) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-def test_training_leaves_what_a_run_needs(trained: Path) -> None:
+def test_training_writes_all_files_of_a_run(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert {"last_5.pth", "config_5.yml", "environment_5.json", "metrics.jsonl"} <= names
     assert {"timing.jsonl", "tokenizer", "labels.json", "tensorboard"} <= names
@@ -90,7 +90,7 @@ def test_same_seed_gives_the_same_run_with_any_workers(
     assert again == (trained / "metrics.jsonl").read_text()
 
 
-def test_continued_run_equals_the_uninterrupted_one(
+def test_resumed_run_equals_the_uninterrupted_one(
     run: Run, tiny: list[str], trained: Path, tmp_path: Path
 ) -> None:
     arguments = [*tiny, *CONSTANT_RATE, f"ckpt_dir={tmp_path}", "name=two"]
@@ -155,10 +155,10 @@ def test_evaluation_of_an_ensemble(run: Run, tiny: list[str], trained: Path) -> 
     assert "data-explorer-1" in (trained / "report.html").read_text()
 
 
-def test_evaluation_needs_no_word_on_the_model(
+def test_evaluation_needs_no_model_overrides(
     run: Run, tiny: list[str], phantom: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """What training was told of the model, the tokenizer and the pixels is in the checkpoint."""
+    """The checkpoint holds the settings of the model, the tokenizer and the images."""
     shutil.copytree(trained, tmp_path / "two", ignore=shutil.ignore_patterns("evaluations"))
     places = [word for word in tiny if ".root=" in word]
     more = [

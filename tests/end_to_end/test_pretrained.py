@@ -43,7 +43,7 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("first", "second"), [(CONVIRT, GLORIA), (GLORIA, CONVIRT)])
-def test_encoders_of_another_system(
+def test_training_starts_from_encoders_of_another_system(
     run_here: Run, data: Path, tmp_path: Path, first: System, second: System
 ) -> None:
     run_here("bin/train.py", *words(first, data, tmp_path, "name=first"))
@@ -61,7 +61,7 @@ def test_encoders_of_another_system(
         assert len(names) > 20
         assert all(torch.equal(taken[ours + name], source[theirs + name]) for name in names)
 
-    # From here on the checkpoint has all weights: the run that it started from may be gone.
+    # Now the checkpoint has all weights: the run that it started from is not needed.
     shutil.rmtree(tmp_path / "first")
     goes_on = [*words(second, data, tmp_path, *given), "name=second", "trainor.seed=3"]
     run_here("bin/train.py", *goes_on, "ckpt=auto")
@@ -74,7 +74,7 @@ def test_encoders_of_another_system(
     assert vilmedic.load(trained.directory).embed_texts(["no effusion"]).shape[0] == 1
 
 
-def test_weights_out_of_reach_are_reported_before_data_is_read(
+def test_unavailable_weights_are_reported_before_data_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -87,7 +87,7 @@ def test_weights_out_of_reach_are_reported_before_data_is_read(
         vilmedic.train(config, *more, name="run")
 
 
-def test_another_vocabulary(run_here: Run, data: Path, tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused(run_here: Run, data: Path, tmp_path: Path) -> None:
     run_here("bin/train.py", *words(CONVIRT, data, tmp_path, *UNTRAINED, "name=first"))
     other = words(GLORIA, data, tmp_path, *UNTRAINED, "name=second", "dataset.seq.file=report.tok")
     given = f"model.encoder.pretrained={tmp_path}/first"

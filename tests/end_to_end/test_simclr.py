@@ -15,7 +15,7 @@ from vilmedic.training.trainor import Trainor
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A small SimCLR, as arguments of both commands."""
+    """Arguments of both commands for a small SimCLR."""
     return [
         f"ckpt_dir={tmp_path_factory.mktemp('ckpt')}",
         "name=s",

@@ -1,4 +1,4 @@
-"""Runs that go by steps rather than by epochs, and evaluations between the ends of epochs."""
+"""Runs with a length in steps, and validation within epochs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vilmedic.training.validator import Validator
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The small VAE on 9 samples: 3 steps an epoch; evaluated after each second step, 7 in all."""
+    """The small VAE on 9 samples: 3 steps per epoch, 7 in total; validated every 2 steps."""
     root = tmp_path_factory.mktemp("steps") / "data"
     build(root, Plan(train=9, validate=5, test=2, size=32), force=False, workers=1)
     system = [word for word in VAE.arguments(root) if not word.startswith("trainor.epochs")]
@@ -45,7 +45,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(run_here: Run, arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing stopped."""
+    """The uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_pages", lambda run_dir: None)
@@ -53,7 +53,7 @@ def whole(run_here: Run, arguments: list[str], tmp_path_factory: pytest.TempPath
     return folder
 
 
-def test_evaluations_come_after_their_steps_and_at_the_end(whole: Path) -> None:
+def test_validation_runs_every_n_steps_and_at_the_end(whole: Path) -> None:
     evaluations = [one for one in lines(whole) if "validation_loss" in one]
     assert [one["step"] for one in evaluations] == [2, 4, 6, 7]
     assert [one["epoch"] for one in evaluations] == [0, 1, 1, 2]
@@ -63,7 +63,7 @@ def test_evaluations_come_after_their_steps_and_at_the_end(whole: Path) -> None:
     assert evaluations[1]["train_loss"] == pytest.approx(mean), "since the last evaluation"
     progress = state(whole)["progress"]
     assert (progress["step"], progress["epoch"], progress["batch"]) == (7, 2, 1)
-    # The cosine is as long as the run.
+    # The cosine schedule spans the run.
     assert state(whole)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
     kept = sorted(path.name for path in (whole / "run").glob("state_*.pth"))
     assert kept == ["state_6_3.pth", "state_7_3.pth"]
@@ -89,7 +89,7 @@ def compare(whole: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("step", range(1, 8))
-def test_a_run_that_was_stopped_after_a_step_resumes_exactly(
+def test_a_run_interrupted_after_a_step_resumes_exactly(
     run_here: Run, arguments: list[str], whole: Path, tmp_path: Path, step: int
 ) -> None:
     told = Trainor._told_to_stop
@@ -105,7 +105,7 @@ def test_a_run_that_was_stopped_after_a_step_resumes_exactly(
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_run_that_was_stopped_in_an_evaluation_evaluates_again(
+def test_a_run_interrupted_during_validation_validates_again(
     run_here: Run, arguments: list[str], whole: Path, tmp_path: Path, number: int
 ) -> None:
     words = [*arguments, f"ckpt_dir={tmp_path}"]
@@ -124,7 +124,7 @@ def test_a_run_that_was_stopped_in_an_evaluation_evaluates_again(
     compare(whole, tmp_path)
 
 
-def test_epochs_between_evaluations(run_here: Run, arguments: list[str], tmp_path: Path) -> None:
+def test_validation_every_few_epochs(run_here: Run, arguments: list[str], tmp_path: Path) -> None:
     words = [word for word in arguments if not word.startswith(("trainor.steps", "validator.e"))]
     words += ["validator.every=2epochs", "trainor.epochs=3", f"ckpt_dir={tmp_path}"]
     run_here("bin/train.py", *words)

@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def small(phantom: Path) -> list[str]:
-    """A small VAE on the phantom data set, as arguments of both commands."""
+    """Arguments of both commands for a small VAE on the phantom data set."""
     return [
         "config/phantom/vae.yml",
         f"dataset.root={phantom}",
@@ -46,7 +46,7 @@ def small(phantom: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(run: Run, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run directory of two epochs of six steps with seed 5."""
+    """The directory of a run of two epochs of six steps with seed 5."""
     ckpt = tmp_path_factory.mktemp("vae")
     run("bin/train.py", *small, f"ckpt_dir={ckpt}", "trainor.seed=5", "trainor.epochs=2")
     return ckpt / "vae"
@@ -64,7 +64,7 @@ def test_temperature_and_reconstruction_are_logged(trained: Path) -> None:
     evaluations = [line for line in lines if "validation_loss" in line]
     assert len(evaluations) == 2
     for line in evaluations:
-        # the loss has a divergence of little weight besides
+        # the loss also includes the KL divergence with a small weight
         assert line["validation_reconstruction_loss"] < line["validation_loss"]
         assert line["validation_reconstruction_loss"] > 0.99 * line["validation_loss"]
         assert line["validation_reconstruction_hard_loss"] > 0
@@ -73,7 +73,7 @@ def test_temperature_and_reconstruction_are_logged(trained: Path) -> None:
     assert evaluations[1]["train_loss"] < evaluations[0]["train_loss"]
 
 
-def test_each_evaluation_leaves_a_figure(trained: Path) -> None:
+def test_each_validation_writes_a_figure(trained: Path) -> None:
     for step in (6, 12):
         path = trained / "pictures" / f"5_{step}" / "validate_reconstruction.png"
         assert min(Image.open(path).size) > 300
@@ -83,7 +83,7 @@ def test_each_evaluation_leaves_a_figure(trained: Path) -> None:
     assert board.Scalars("temperature")[-1].value == pytest.approx(0.6)
 
 
-def test_a_continued_run_equals_the_uninterrupted_one(
+def test_a_resumed_run_equals_the_uninterrupted_one(
     run: Run, small: list[str], trained: Path, tmp_path: Path
 ) -> None:
     arguments = [*small, f"ckpt_dir={tmp_path}"]
@@ -98,7 +98,7 @@ def test_a_continued_run_equals_the_uninterrupted_one(
     assert metrics(tmp_path / "vae") == metrics(trained)
 
 
-def test_evaluation_gives_the_numbers_of_the_training_run(
+def test_evaluation_gives_the_numbers_of_validation(
     run: Run, small: list[str], trained: Path
 ) -> None:
     run("bin/ensemble.py", *small, f"ckpt_dir={trained.parent}", "ckpt=last_5.pth")
@@ -108,7 +108,7 @@ def test_evaluation_gives_the_numbers_of_the_training_run(
     for name in ("hard_loss", "codebook_perplexity", "codes_used"):
         value = results["metrics"]["reconstruction"][name]
         assert value == pytest.approx(during[f"validation_reconstruction_{name}"], rel=1e-5)
-    # other noise, the same temperature
+    # different noise, same temperature
     assert results["loss"] == pytest.approx(during["validation_loss"], rel=0.05)
     assert results["baselines"]["untrained"]["loss"] != results["loss"]
     for split in ("validate", "test"):
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_the_original_vilmedic_is_evaluated(
         ("dataset.crop=16", ["image_size=32", "16 x 16 pixels"]),
     ],
 )
-def test_sizes_that_do_not_fit(
+def test_invalid_sizes_are_refused(
     change: str, words: list[str], run: Run, small: list[str], tmp_path: Path
 ) -> None:
     done = run("bin/train.py", *small, f"ckpt_dir={tmp_path}", change, status=2)

@@ -15,7 +15,7 @@ SHUFFLENET = ("shufflenet_v2_x0_5", 1024)
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of ConVIRT in `run` and its export in `out`."""
+    """A folder with a ConVIRT run in `run` and its export in `out`."""
     folder = tmp_path_factory.mktemp("export")
     save_run(folder / "run", convirt(*SHUFFLENET))
     evaluate(folder / "run", 0.75)
@@ -37,7 +37,7 @@ def out(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in for the hub, to which huggingface_hub speaks."""
+    """A fake hub server, which huggingface_hub connects to."""
     with serve() as server:
         use(server, tmp_path / "cache", monkeypatch)
         yield server

@@ -1,4 +1,4 @@
-"""Runs of the five systems as training leaves them, with random weights, for exports."""
+"""Write runs of the five systems with random weights, for export tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def convirt(backbone: str = "resnet18", width: int = 512, **encoder: Any) -> dic
 
 
 def simclr(backbone: dict[str, Any], width: int) -> dict[str, Any]:
-    """A configuration of SimCLR, of colour images."""
+    """A configuration of SimCLR for colour images."""
     projection = {"visual_embedding_dim": width, "projection_dim": 8}
     model = {"proto": "SimCLR", "cnn": backbone, "projection": projection}
     dataset = {"proto": "ImageDataset", **IMAGE, "views": 2, "preset": "simclr", "color": "rgb"}
@@ -59,7 +59,7 @@ def simclr(backbone: dict[str, Any], width: int) -> dict[str, Any]:
 
 
 def gloria() -> dict[str, Any]:
-    """A configuration of GLoRIA, with a network that timm has under other names."""
+    """A configuration of GLoRIA, with a network whose weights have other names in timm."""
     model = {"proto": "GLoRIA", "encoder": ENCODER | {"num_hidden_layers": 2, "last_n_layers": 2}}
     model |= {"cnn": cnn("squeezenet1_1"), "local_layer": "features.7", "upsample": 48}
     model["visual_embedder"] = {"interm_feature_dim": 256, "feature_dim": 512}
@@ -68,7 +68,7 @@ def gloria() -> dict[str, Any]:
 
 
 def plain(image_size: int) -> dict[str, Any]:
-    """How images are read that a model normalises itself."""
+    """Image settings for a model that normalises images itself."""
     sizes = {"resize": image_size, "crop": image_size, "preset": "center_crop"}
     return {"root": "data/tiny", "mean": [0], "std": [1], **sizes}
 
@@ -101,7 +101,7 @@ def save_run(
             buffer.add_(torch.rand_like(buffer) * (0.01 if "mean" in name else 0.3))
     if system == "VAE":
         for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.3)  # so that codes differ
+            nn.init.normal_(parameter, std=0.3)  # makes codes differ
     weights = model.state_dict()
     averaged = {k: v + 0.01 if v.is_floating_point() else v for k, v in weights.items()}
     run_dir.mkdir(parents=True)
@@ -123,7 +123,7 @@ def save_run(
 
 
 def evaluate(run_dir: Path, auroc: float, *, ema: bool = False, file: str = BEST) -> str:
-    """Write an evaluation as `bin/ensemble.py` does; the name of its folder."""
+    """Write an evaluation as `bin/ensemble.py` does; return the name of its folder."""
     checkpoint = {"file": file, "epoch": 3, "seed": 7, "metric": "validation_loss", "score": 0.5}
     measured = {"auroc": auroc, "auroc_interval": [auroc - 0.1, auroc + 0.1]}
     results = {
@@ -147,7 +147,7 @@ def evaluate(run_dir: Path, auroc: float, *, ema: bool = False, file: str = BEST
 
 
 def image_file(path: Path, *, color: bool = False, seed: int = 0) -> Path:
-    """A PNG of 44 x 50 pixels that is not constant."""
+    """A PNG of 44 x 50 pixels with varying pixels."""
     shape = (44, 50, 3) if color else (44, 50)
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)).save(path)
     return path

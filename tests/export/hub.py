@@ -1,4 +1,4 @@
-"""A server on the loopback interface that does what the Hugging Face hub does for repositories."""
+"""A local server that implements the repository API of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LARGE = (".safetensors", ".onnx")
 
 @dataclass
 class Hub:
-    """Repositories, and what was asked of the server.
+    """The repositories, and the requests to the server.
 
     Attributes:
         url: its address.
         files: content by path, for each repository.
-        public: repositories that everybody may see.
-        blobs: large files by their SHA-256, whether or not a commit names them.
-        sent: the SHA-256 of each large file that came in, in order.
-        refused: status for the upload of a large file, by its SHA-256.
-        forbids: status for making repositories.
+        public: public repositories.
+        blobs: large files by SHA-256, with or without a commit.
+        sent: the SHA-256 of each uploaded large file, in order.
+        refused: HTTP status for the upload of a large file, by SHA-256.
+        forbids: HTTP status for creating repositories.
     """
 
     url: str = ""
@@ -47,7 +47,7 @@ class Hub:
         return hashlib.sha1(str(self.commits).encode()).hexdigest()
 
     def fill(self, name: str, folder: Path) -> None:
-        """A repository with the files of a folder."""
+        """Create a repository with the files of a folder."""
         paths = [path for path in folder.rglob("*") if path.is_file()]
         self.files[name] = {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
         self.commits += 1
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """The server while the context lasts."""
+    """Run the server within a context."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -188,7 +188,7 @@ def serve() -> Iterator[Hub]:
 
 
 def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let huggingface_hub speak to a server, as HF_ENDPOINT does from the start of a process."""
+    """Make huggingface_hub use the server, as HF_ENDPOINT does at the start of a process."""
     for name, value in {
         "ENDPOINT": hub.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",

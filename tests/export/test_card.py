@@ -22,7 +22,7 @@ def card(run_dir: Path, out: Path, **options: Any) -> str:
     return (out / "README.md").read_text()
 
 
-def test_the_card_says_what_it_is_and_how_it_was_made(made: Path) -> None:
+def test_the_card_describes_the_model_and_its_training(made: Path) -> None:
     text = (made / "out/README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "unknown"
@@ -64,7 +64,7 @@ def test_the_card_explains_weights_that_transformers_misses(made: Path, tmp_path
     assert "newly initialised" not in card(tmp_path / "run", tmp_path / "out")
 
 
-def test_numbers_have_intervals_and_their_protocol(made: Path) -> None:
+def test_numbers_have_intervals_and_protocols(made: Path) -> None:
     numbers = (made / "out/README.md").read_text().partition("## Numbers\n")[2]
     assert "| test | ConVIRT | untrained |" in numbers
     assert "| zero_shot auroc | 0.750 [0.650, 0.850] | - |" in numbers
@@ -76,7 +76,7 @@ def test_numbers_have_intervals_and_their_protocol(made: Path) -> None:
     assert yaml.safe_load(protocol) == {"zero_shot": {"prompts": "mine.yml", "bootstrap": 1000}}
 
 
-def test_numbers_are_those_of_the_newest_evaluation_of_these_weights(
+def test_numbers_are_from_the_latest_evaluation_of_these_weights(
     run_dir: Path, tmp_path: Path
 ) -> None:
     evaluate(run_dir, 0.875)
@@ -96,7 +96,7 @@ def test_numbers_are_those_of_the_newest_evaluation_of_these_weights(
     assert record.is_file()
 
 
-def test_numbers_of_other_weights_are_not_claimed(run_dir: Path, tmp_path: Path) -> None:
+def test_numbers_of_other_weights_are_not_shown(run_dir: Path, tmp_path: Path) -> None:
     text = card(run_dir, tmp_path / "averaged", ema=True)
     assert (
         "These weights were not evaluated. The newest evaluation of the run is of others:" in text
@@ -105,7 +105,7 @@ def test_numbers_of_other_weights_are_not_claimed(run_dir: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("lost", ["environment_7.json", "evaluations"])
-def test_a_run_directory_may_lack_what_a_card_tells(
+def test_missing_files_of_the_run_are_left_out_of_the_card(
     run_dir: Path, tmp_path: Path, lost: str
 ) -> None:
     (run_dir / lost).rename(tmp_path / "gone")
@@ -117,12 +117,12 @@ def test_a_run_directory_may_lack_what_a_card_tells(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"command": 3, "versions": []}', "nan"])
-def test_an_odd_environment_is_no_fault(run_dir: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_environment_file_is_ignored(run_dir: Path, tmp_path: Path, content: str) -> None:
     (run_dir / "environment_7.json").write_text(content)
     assert "| System | ConVIRT |" in card(run_dir, tmp_path / "out")
 
 
-def test_damaged_results_are_left_out(
+def test_damaged_results_are_skipped(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     [path] = (run_dir / "evaluations").glob("*/results_test.json")
@@ -134,7 +134,7 @@ def test_damaged_results_are_left_out(
         assert f"{path} is left out of the model card: it is damaged" in caplog.text
 
 
-def test_a_card_out_of_a_damaged_export_is_refused(out: Path, tmp_path: Path) -> None:
+def test_exporting_a_damaged_export_is_refused(out: Path, tmp_path: Path) -> None:
     path = out / "vilmedic.json"
     manifest = json.loads(path.read_text())
     for about in ({"results": {"test": {}}}, {"environment": 3}, {"results": {"a": {"cells": 1}}}):
@@ -143,13 +143,13 @@ def test_a_card_out_of_a_damaged_export_is_refused(out: Path, tmp_path: Path) ->
             load(out, device="cpu").export(tmp_path / "again")
 
 
-def test_the_home_directory_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_directory_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     given = {"a": ["/home/somebody/data", 3, None], "b": "root=/home/somebody/x,/data"}
     assert shortened(given) == {"a": ["~/data", 3, None], "b": "root=~/x,/data"}
 
 
-def test_names_do_not_break_the_card(tmp_path: Path) -> None:
+def test_special_characters_do_not_break_the_card(tmp_path: Path) -> None:
     spec = dataclasses.replace(tiny_spec(LENGTH), labels=("a|b", "c\n\n# d"))
     config = convirt("squeezenet1_1", 512) | {"name": "x\n---\n# y"}
     save_run(tmp_path / "run", config, spec)
@@ -159,7 +159,9 @@ def test_names_do_not_break_the_card(tmp_path: Path) -> None:
     assert text.splitlines().count("---") == 2, "no rule but those around the front matter"
 
 
-def test_the_card_says_what_the_image_processor_leaves_out(made: Path, tmp_path: Path) -> None:
+def test_the_card_lists_transforms_missing_in_the_image_processor(
+    made: Path, tmp_path: Path
+) -> None:
     config = convirt("shufflenet_v2_x0_5", 1024)
     blur = [{"GaussianBlur": {"kernel_size": 3, "sigma": 1.0}}]
     config["dataset"] = {**config["dataset"]}

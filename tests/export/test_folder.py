@@ -23,7 +23,7 @@ from vilmedic.export.folder import write_export
 from vilmedic.run import load
 
 
-def test_the_folder_has_the_parts_and_nothing_for_training(made: Path) -> None:
+def test_the_folder_has_all_parts_without_training_state(made: Path) -> None:
     files = {path.relative_to(made / "out").as_posix() for path in (made / "out").rglob("*.*")}
     assert files == {
         *("README.md", "vilmedic.json", "preprocessor_config.json", "heads.safetensors"),
@@ -44,12 +44,12 @@ def test_the_folder_has_the_parts_and_nothing_for_training(made: Path) -> None:
     assert all(torch.equal(found[key], value) for key, value in state["model"].items())
 
 
-def test_others_may_read_every_file(made: Path) -> None:
+def test_files_are_readable_by_other_users(made: Path) -> None:
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (made / "out").rglob("*.*")}
     assert len(set(modes.values())) == 1, modes
 
 
-def test_pixels_are_described_in_the_terms_of_transformers(made: Path) -> None:
+def test_preprocessing_is_written_in_transformers_format(made: Path) -> None:
     said = json.loads((made / "out/preprocessor_config.json").read_text())
     assert said["size"] == {"shortest_edge": 40}
     assert said["crop_size"] == {"height": 32, "width": 32}
@@ -58,7 +58,7 @@ def test_pixels_are_described_in_the_terms_of_transformers(made: Path) -> None:
     assert (said["color"], said["antialias"], said["resample"]) == ("grey", True, 2)
 
 
-def test_what_is_there_already_stays(made: Path, out: Path, capsys: Any) -> None:
+def test_a_repeated_export_changes_nothing(made: Path, out: Path, capsys: Any) -> None:
     card = out / "README.md"
     card.write_text(card.read_text().replace("license: unknown", "license: mit"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -67,7 +67,7 @@ def test_what_is_there_already_stays(made: Path, out: Path, capsys: Any) -> None
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_another_export_is_replaced_on_request_only(
+def test_another_export_is_replaced_only_with_force(
     made: Path, out: Path, run_dir: Path, capsys: Any
 ) -> None:
     words = [str(run_dir), str(out), "--ema"]
@@ -85,7 +85,7 @@ def test_another_export_is_replaced_on_request_only(
     assert torch.equal(again.embed_images(image), expected.embed_images(image))
 
 
-def test_damage_is_fixed_on_request(made: Path, out: Path) -> None:
+def test_a_damaged_export_is_fixed_with_force(made: Path, out: Path) -> None:
     model = load(made / "run", device="cpu")
     (out / "heads.safetensors").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"is damaged.*Write it again with --force"):
@@ -94,7 +94,7 @@ def test_damage_is_fixed_on_request(made: Path, out: Path) -> None:
     assert load(out, device="cpu").abilities == model.abilities
 
 
-def test_what_is_no_export_is_never_replaced(made: Path, tmp_path: Path) -> None:
+def test_other_folders_and_files_are_never_replaced(made: Path, tmp_path: Path) -> None:
     model = load(made / "run", device="cpu")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
@@ -111,7 +111,7 @@ def test_what_is_no_export_is_never_replaced(made: Path, tmp_path: Path) -> None
     assert (model.export(empty) / "vilmedic.json").is_file()
 
 
-def test_a_folder_appears_when_it_is_whole(
+def test_an_incomplete_export_leaves_no_folder(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: Any) -> None:
@@ -123,7 +123,7 @@ def test_a_folder_appears_when_it_is_whole(
         with pytest.raises(KeyboardInterrupt):
             model.export(tmp_path / "new")
     assert not os.listdir(tmp_path)
-    (tmp_path / ".new.tmp").mkdir()  # of an attempt that was killed
+    (tmp_path / ".new.tmp").mkdir()  # left by a killed export
     (tmp_path / ".new.tmp" / "half").write_text("x")
     model.export(tmp_path / "new")
     assert os.listdir(tmp_path) == ["new"]
@@ -139,7 +139,7 @@ def test_an_export_can_be_exported(out: Path, tmp_path: Path) -> None:
     assert manifests[0] == manifests[1]
 
 
-def test_a_model_stays_as_it_is(made: Path, tmp_path: Path) -> None:
+def test_exporting_does_not_change_the_model(made: Path, tmp_path: Path) -> None:
     model = load(made / "run", device="cpu")
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
     assert write_export(model._loaded, tmp_path / "new")
@@ -149,7 +149,7 @@ def test_a_model_stays_as_it_is(made: Path, tmp_path: Path) -> None:
     assert not any(module.training for module in model.model.modules())
 
 
-def test_a_run_that_cannot_be_loaded_is_named(tmp_path: Path, capsys: Any) -> None:
+def test_a_run_that_cannot_be_loaded_is_an_error(tmp_path: Path, capsys: Any) -> None:
     assert cli.export([str(tmp_path / "none"), str(tmp_path / "out")]) == 2
     assert "there is no such run directory or checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -159,7 +159,7 @@ def test_a_run_that_cannot_be_loaded_is_named(tmp_path: Path, capsys: Any) -> No
     assert "averaged weights" in capsys.readouterr().out
 
 
-def test_a_full_disk_is_named_and_nothing_stays(made: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(made: Path, tmp_path: Path) -> None:
     model = load(made / "run", device="cpu")
     with no_file_beyond(50_000), pytest.raises(ConfigError, match=r"cannot be written: File too"):
         model.export(tmp_path / "new")
@@ -168,8 +168,8 @@ def test_a_full_disk_is_named_and_nothing_stays(made: Path, tmp_path: Path) -> N
         model.export("a\0b")
 
 
-def test_dalle_needs_no_size_of_images_in_its_configuration(tmp_path: Path) -> None:
-    """The checkpoint and the export hold it; an older checkpoint goes by its images."""
+def test_dalle_needs_no_image_size_in_its_configuration(tmp_path: Path) -> None:
+    """The checkpoint and the export hold it; for older checkpoints the data set gives it."""
     config = dalle(tmp_path)
     del config["model"]["vae"]["image_size"]
     scale = [[0.25] * 3, [0.75] * 3]
@@ -187,8 +187,8 @@ def test_dalle_needs_no_size_of_images_in_its_configuration(tmp_path: Path) -> N
         assert load(place, device="cpu").model.stated_vae() == said
 
 
-def test_encoders_of_transformers_with_a_decoder(tmp_path: Path) -> None:
-    """Of them the encoder is trained, and their folder is one that transformers loads."""
+def test_encoder_decoder_models_are_exported(tmp_path: Path) -> None:
+    """Only the encoder is trained; transformers loads the exported folder."""
     from transformers import AutoModel, T5Config, T5Model
 
     settings = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
@@ -214,10 +214,10 @@ def test_encoders_of_transformers_with_a_decoder(tmp_path: Path) -> None:
     ("backbone", "layer", "width"),
     [("mnasnet0_5", "avgpool", 1280), ("densenet121", "features.denseblock1", 256)],
 )
-def test_the_card_gives_the_features_of_networks_with_ways_of_their_own(
+def test_card_snippets_work_for_special_networks(
     tmp_path: Path, backbone: str, layer: str, width: int
 ) -> None:
-    """Of a network that asks its weights for a version, and of one that changes them in place."""
+    """With a network that needs state dict metadata, and one that changes weights in place."""
     save_run(tmp_path / "run", simclr(cnn(backbone, output_layer=layer), width))
     model = load(tmp_path / "run", device="cpu")
     out = model.export(tmp_path / "out")

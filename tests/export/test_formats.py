@@ -1,4 +1,4 @@
-"""Exports of the five systems load in other libraries, with our features, without this project."""
+"""Exports of the five systems give our features in other libraries, without this package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPT = "Large left pleural effusion."
 
 
 class Exports:
-    """What was exported, and what other libraries made of it."""
+    """The exports, and the outputs of other libraries on them."""
 
     def __init__(self, folder: Path) -> None:
         self.grey = image_file(folder / "grey.png")
@@ -77,7 +77,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exports:
 
 
 def near(found: Any, expected: Tensor) -> None:
-    assert expected.abs().max() > 1e-3  # not all alike
+    assert expected.abs().max() > 1e-3  # not constant
     torch.testing.assert_close(torch.from_numpy(np.asarray(found)), expected, **NEAR)
 
 
@@ -116,7 +116,7 @@ def test_transformers_and_onnx_give_the_features_of_a_vision_transformer(
 ) -> None:
     theirs = exported.theirs["simclr"]
     visual, backbone = image_features(exported.ours("simclr"), exported.color)
-    near(theirs["backbone"], backbone)  # at another size of images than it was made for
+    near(theirs["backbone"], backbone)  # at another image size than in pretraining
     near(theirs["visual"], visual)
     near(theirs["on_images_0"], visual)
 
@@ -163,7 +163,7 @@ def test_dalle_pytorch_gives_the_scores_of_dalle(exported: Exports) -> None:
     text = system.text_tokens(batch["input_ids"], batch["attention_mask"])
     with torch.inference_mode():
         expected = system.to_logits(system.states(text, model.encode(exported.grey)))
-    allowed = torch.from_numpy(theirs["scores"]) > -1e30  # the reference masks the others
+    allowed = torch.from_numpy(theirs["scores"]) > -1e30  # the reference masks the rest
     assert allowed.any()
     near(theirs["scores"][allowed], expected[allowed])
 
@@ -204,14 +204,14 @@ PLAIN = (
 )
 
 
-def test_every_snippet_of_the_page_runs(
+def test_every_snippet_of_the_docs_page_runs(
     exported: Exports,
     hub: Hub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In a folder that looks like a clone after `make demo` and the first command of the page."""
+    """In a folder like a clone after `make demo` and the first command of the page."""
     shutil.copytree(exported.runs["convirt"], tmp_path / "ckpt/demo-convirt")
     shutil.copytree(exported.folders["convirt"], tmp_path / "out/demo-convirt")
     (tmp_path / "config").symlink_to(ROOT / "config")

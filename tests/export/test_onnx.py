@@ -33,12 +33,12 @@ def answer(add: float = 0.0, **changed: Any) -> Any:
     return run
 
 
-def test_what_agrees_is_accepted_with_its_largest_difference() -> None:
+def test_matching_outputs_are_accepted_with_their_largest_difference() -> None:
     assert compare(TOWER, answer()) == 0
     assert compare(TOWER, answer(5e-5)) == pytest.approx(5e-5, rel=1e-2)
 
 
-def test_what_differs_is_refused() -> None:
+def test_differing_outputs_are_refused() -> None:
     with pytest.raises(VilmedicError) as caught:
         compare(TOWER, answer(2e-4))
     message = str(caught.value)
@@ -54,8 +54,8 @@ def test_what_differs_is_refused() -> None:
         compare(TOWER, answer(twice=nan))
 
 
-def test_small_numbers_have_to_point_the_same_way() -> None:
-    """A difference below the bound can turn a vector that is as small."""
+def test_small_vectors_must_have_the_same_direction() -> None:
+    """A difference below the bound can change the direction of a small vector."""
 
     def small(size: int, number: int) -> dict[str, torch.Tensor]:
         return {"x": rows(size, number)["x"] * 1e-5}
@@ -68,7 +68,7 @@ def test_small_numbers_have_to_point_the_same_way() -> None:
     assert compare(zero, answer()) == 0
 
 
-def test_batches_of_several_sizes_are_tried() -> None:
+def test_several_batch_sizes_are_checked() -> None:
     seen: list[int] = []
 
     def run(given: dict[str, Any]) -> list[Any]:
@@ -85,7 +85,7 @@ def test_batches_of_several_sizes_are_tried() -> None:
     assert len(set(onnx.BATCHES)) >= 3
 
 
-def test_lengths_of_texts_differ(made: Path) -> None:
+def test_text_inputs_have_different_lengths(made: Path) -> None:
     loaded = load(made / "run", device="cpu")._loaded
     towers = {tower.name: tower for tower in onnx._towers(loaded)}
     assert set(towers) == {"image_encoder", "text_encoder"}
@@ -97,7 +97,7 @@ def test_lengths_of_texts_differ(made: Path) -> None:
     assert tower.outputs == ("linguistic",)
 
 
-def test_a_network_that_cannot_be_exported_leaves_nothing(
+def test_a_failed_onnx_export_leaves_nothing(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: Any, **more: Any) -> None:
@@ -112,7 +112,9 @@ def test_a_network_that_cannot_be_exported_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_extra_is_named(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_onnx_names_the_extra(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = onnx.find_spec
     monkeypatch.setattr(onnx, "find_spec", lambda n: None if n == "onnxscript" else find(n))
     model = load(made / "run", device="cpu")

@@ -25,7 +25,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_private_repository_gets_the_folder(made: Path, out: Path, hub: Hub) -> None:
+def test_push_creates_a_private_repository(made: Path, out: Path, hub: Hub) -> None:
     (out / "LICENSE").write_text("mine")
     (out / "notes.py").write_text("print('mine alone')")
     assert push(out, NAME) == f"{hub.url}/{NAME}"
@@ -40,14 +40,12 @@ def test_a_private_repository_gets_the_folder(made: Path, out: Path, hub: Hub) -
     assert all(torch.equal(again[k], v) for k, v in model.model.state_dict().items())
 
 
-def test_nothing_is_uploaded_that_was_not_asked_for(
-    run_dir: Path, tmp_path: Path, hub: Hub
-) -> None:
+def test_nothing_is_uploaded_without_push(run_dir: Path, tmp_path: Path, hub: Hub) -> None:
     vilmedic.load(run_dir, device="cpu").export(tmp_path / "new")
     assert not hub.files
 
 
-def test_what_was_interrupted_is_continued(
+def test_an_interrupted_upload_resumes(
     out: Path, hub: Hub, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = digest(out / "image_encoder/model.safetensors")
@@ -63,12 +61,12 @@ def test_what_was_interrupted_is_continued(
     hub.refused.clear()
     assert cli.export(words) == 0
     assert large in hub.sent
-    assert sorted(hub.sent) == sorted(set(hub.sent)), "what is there already is not sent again"
+    assert sorted(hub.sent) == sorted(set(hub.sent)), "uploaded files are not sent again"
     assert hub.files[NAME]["image_encoder/model.safetensors"] in hub.blobs.values()
     assert hub.files[NAME].keys() - {".gitattributes"} == contents(out).keys()
 
 
-def test_weights_do_not_become_public_without_a_word(out: Path, hub: Hub) -> None:
+def test_a_public_repository_needs_the_option_public(out: Path, hub: Hub) -> None:
     hub.files[NAME] = {}
     hub.public.add(NAME)
     with pytest.raises(ConfigError, match=f"the repository {NAME} is public, so everybody"):
@@ -80,14 +78,14 @@ def test_weights_do_not_become_public_without_a_word(out: Path, hub: Hub) -> Non
     assert "somebody/new" in hub.public
 
 
-def test_parts_of_an_earlier_export_go(out: Path, hub: Hub) -> None:
+def test_parts_of_an_earlier_export_are_removed(out: Path, hub: Hub) -> None:
     hub.files[NAME] = {"onnx/image_encoder.onnx": b"old", "mine.txt": b"kept"}
     push(out, NAME)
     assert "onnx/image_encoder.onnx" not in hub.files[NAME]
     assert hub.files[NAME]["mine.txt"] == b"kept"
 
 
-def test_faults_of_an_upload_are_messages(out: Path, hub: Hub) -> None:
+def test_upload_errors_are_reported(out: Path, hub: Hub) -> None:
     for name in ("nobody", "a/b/c", "a b/c", "../x", ""):
         with pytest.raises(ConfigError, match=f"--push: given '{name}', allowed: user/name"):
             push(out, name)
@@ -99,7 +97,7 @@ def test_faults_of_an_upload_are_messages(out: Path, hub: Hub) -> None:
         push(out, NAME)
 
 
-def test_the_command_checks_what_is_asked_first(
+def test_options_are_checked_before_the_export(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(made / "run"), str(tmp_path / "new")]

@@ -1,4 +1,4 @@
-"""Keys of a configuration that take exported folders."""
+"""Configuration keys that accept exported folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vilmedic.models.vae import load_vae
 
 
 def same(given: nn.Module, expected: nn.Module, *, but: str = "-") -> bool:
-    """Whether two networks have the same weights, as far as the first has any."""
+    """Whether the second network has all weights of the first with the same values."""
     own, other = given.state_dict(), expected.state_dict()
     return all(torch.equal(v, other[name]) for name, v in own.items() if not name.startswith(but))
 
@@ -108,7 +108,7 @@ def test_the_vae_of_an_export(tmp_path: Path) -> None:
         tiny_cnn(pretrained=str(out))
 
 
-def test_an_export_is_embedded_with_by_the_command(
+def test_the_embed_command_accepts_an_export(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exports.image_file(tmp_path / "a.png")

@@ -1,8 +1,8 @@
-"""Loads exports in a process that cannot import vilmedic, by the Python of their cards.
+"""Load exports with the snippets of their model cards, in a process without vilmedic.
 
     python without_us.py <image> <image in colour> <reference.py> <folder> ...
 
-For each folder, what the snippets computed is written to `<folder>.npz`.
+The arrays that the snippets compute for a folder are written to `<folder>.npz`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Refuses:
-    """Makes importing vilmedic fail."""
+    """An import hook that makes importing vilmedic fail."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.partition(".")[0] == "vilmedic":
@@ -24,7 +24,7 @@ class Refuses:
 
 
 def snippets(folder: str, image: str) -> list[str]:
-    """The Python of a card but for that of vilmedic, which is last."""
+    """The Python snippets of a card, except the last one, which uses vilmedic."""
     with open(f"{folder}/README.md", encoding="utf-8") as stream:
         found = re.findall(r"^```python\n(.*?)^```$", stream.read(), re.M | re.S)
     assert "import vilmedic" in found.pop()
@@ -35,7 +35,7 @@ def snippets(folder: str, image: str) -> list[str]:
 
 
 def run(folder: str, image: str) -> dict[str, Any]:
-    """The arrays that are there after the snippets of a card."""
+    """The arrays that the snippets of a card define."""
     names: dict[str, Any] = {}
     for code in snippets(folder, image):
         exec(compile(code, f"{folder}/README.md", "exec"), names)
@@ -49,7 +49,7 @@ def run(folder: str, image: str) -> dict[str, Any]:
 
 
 def torchvision_features(folder: str, pixels: Any) -> tuple[list[str], Any]:
-    """What torchvision misses in the weights of a ResNet, and its features without classifier."""
+    """The weights missing for torchvision's ResNet, and its features without classifier."""
     import torch
     from safetensors.torch import load_file
     from torchvision import models

@@ -9,7 +9,7 @@ from tests.hostile.table import PROPERTY, Table
 
 @pytest.fixture
 def table(record_property: Callable[[str, object], None]) -> Iterator[Table]:
-    """Counts what hostile inputs do; the test fails at its end where one did harm."""
+    """Counts the outcomes of hostile inputs; the test fails at its end if one did harm."""
     found = Table()
     yield found
     record_property(PROPERTY, {kind: dict(row) for kind, row in found.counts.items()})

@@ -1,8 +1,8 @@
-"""What hostile inputs did, kind by kind: one table at the end of the tests.
+"""Count the outcomes of hostile inputs by kind, and print one table at the end of the tests.
 
-A test takes the fixture `table` and hands every input to `table.attempt`, which runs it, times it
-and counts what came of it. The counts travel with the reports of the tests, so that the table is
-complete however many processes run them.
+A test uses the fixture `table` and passes every input to `table.attempt`, which runs and times it
+and counts the outcome. The counts are sent with the test reports, so that the table is complete
+with any number of test processes.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ COLUMNS = (
 )
 HARM = COLUMNS[2:]
 PROPERTY = "hostile"
-WAIT = 10  # seconds on the clock for each one allowed of the processor: other tests run beside
+WAIT = 10  # wall seconds for each allowed CPU second: other tests run at the same time
 
 
 class Hang(BaseException):
-    """It takes too long; no `Exception`, so that nobody takes it for one of a decoder."""
+    """Raised on a time limit; not an `Exception`, so that no decoder catches it."""
 
 
 @dataclass
 class Table:
-    """Counts of what hostile inputs did.
+    """Counts of the outcomes of hostile inputs.
 
     Attributes:
         counts: by kind and column.
-        complaints: what went wrong, for the message of the test.
+        complaints: the errors found, for the message of the test.
     """
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)
@@ -63,13 +63,13 @@ class Table:
 
         Args:
             kind: the row of the table: "configurations", "images".
-            name: what it is, for the message of a failing test.
-            act: does it; text that it gives is the message of a refusal, anything else means that
-                the input was taken. An error of this project counts as a refusal, any other one as
-                a traceback.
-            seconds: processor time that it may take.
+            name: name of the input, for the message of a failing test.
+            act: processes the input; a returned text is the message of a refusal, anything else
+                means that the input was accepted. An error of this project counts as a refusal,
+                any other as a traceback.
+            seconds: limit of CPU time.
             outside: folders in which nothing may change.
-            marker: a file that appears when what is in the input is executed.
+            marker: a file that appears if code in the input is executed.
 
         Returns:
             The message; None without one.
@@ -106,7 +106,7 @@ class Table:
         self.complaints.append(f"{column}: {name}\n{text}")
 
     def check(self) -> None:
-        """Fail where an input did any harm."""
+        """Fail if an input did any harm."""
         assert not self.complaints, "\n\n".join(self.complaints[:5])
 
 
@@ -133,7 +133,7 @@ def _listing(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table, of all tests and all processes together."""
+    """Print the table of all tests and processes."""
     rows: dict[str, Counter[str]] = {}
     for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
         if getattr(report, "when", None) != "teardown":

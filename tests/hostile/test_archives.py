@@ -1,4 +1,4 @@
-"""Archives from anybody: unpacked into their folder as a whole, or refused with a message."""
+"""Untrusted archives are unpacked completely into their folder or refused with a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.hostile.table import Table
 from vilmedic.preparation.download.jobs import unpack
 
 ARCHIVES = 40
-MOST = 2_000_000  # bytes that one is expected to unpack to
+MOST = 2_000_000  # expected unpacked size in bytes
 NAMES = (
     "a.png",
     "deep/er/b.png",
@@ -31,7 +31,7 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.
 
 
 def content(draw: random.Random) -> bytes:
-    """A small file, and once in a while one that packs well and is larger than expected."""
+    """A small file, or sometimes a highly compressible one that is larger than expected."""
     return bytes(3 * MOST) if draw.random() < 0.1 else draw.randbytes(draw.randrange(3000))
 
 
@@ -40,7 +40,7 @@ def name(draw: random.Random) -> str:
 
 
 def packed(draw: random.Random, suffix: str) -> bytes:
-    """An archive of a few members, some of them with odd names or of odd kinds."""
+    """An archive of a few members, some with unusual names or types."""
     stream = io.BytesIO()
     count = draw.randint(1, 4)
     if suffix == ".zip":
@@ -60,7 +60,7 @@ def packed(draw: random.Random, suffix: str) -> bytes:
 
 
 def damaged(draw: random.Random, whole: bytes) -> bytes:
-    """The bytes of an archive with some lost, changed or put in, most of them in its headers."""
+    """An archive with some bytes removed, changed or inserted, mostly in its headers."""
     changed = bytearray(whole)
     near_end = len(changed) - 1 - draw.randrange(min(200, len(changed)))
     place = draw.choice((draw.randrange(min(520, len(changed))), near_end))
@@ -79,11 +79,13 @@ def damaged(draw: random.Random, whole: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("number", range(ARCHIVES))
-def test_an_archive_is_unpacked_or_refused(tmp_path: Path, number: int, table: Table) -> None:
+def test_an_archive_is_unpacked_completely_or_refused(
+    tmp_path: Path, number: int, table: Table
+) -> None:
     draw = random.Random(number)
     suffix = draw.choice((".zip", ".tgz", ".tar"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of names that a zip holds twice
+        warnings.simplefilter("ignore", UserWarning)  # duplicate names in a zip
         whole = packed(draw, suffix)
     archive = tmp_path / f"a{suffix}"
     archive.write_bytes(whole if draw.random() < 0.3 else damaged(draw, whole))
@@ -91,7 +93,7 @@ def test_an_archive_is_unpacked_or_refused(tmp_path: Path, number: int, table: T
     message = table.attempt(
         "archives", f"number {number}, {suffix}", lambda: unpack(archive, folder, most=MOST)
     )
-    # All or nothing, and nothing beside it.
+    # Everything or nothing, and no other files.
     assert {path.name for path in tmp_path.iterdir()} <= {archive.name, "in"}
     assert [path.name for path in folder.parent.glob("*")] == ([] if message else ["out"])
     assert not Path("/tmp/evil-of-a-test").exists()

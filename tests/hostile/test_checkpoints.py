@@ -1,7 +1,7 @@
-"""Checkpoints from anybody and damaged run directories: continued as they are, or refused.
+"""Untrusted checkpoints and damaged run directories are resumed unchanged or refused.
 
-Nothing in them is executed, nothing is written outside the directory of the run, and no damage
-changes a weight without a word.
+Nothing in them is executed, nothing is written outside the run directory, and no damage changes a
+weight silently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vilmedic.log import LOGGER
 from vilmedic.phantom.write import Plan, build
 
 DAMAGED, CHANGED = 22, 22
-SECONDS = 30.0  # each takes one, and what hangs takes for ever
+SECONDS = 30.0  # time limit; each takes about one
 
 ODD: tuple[Any, ...] = (
     *(None, True, -1, 0, 2**70, 1e308, float("nan"), "x", "", "\x1b[2J", b"b", 1j),
@@ -42,7 +42,7 @@ ODD: tuple[Any, ...] = (
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set, and in `whole` a run of one epoch with a save after each of its two steps."""
+    """A data set, and in `whole` a run of one epoch that saved after each of its two steps."""
     folder = tmp_path_factory.mktemp("hostile")
     build(folder / "data", Plan(train=9, validate=5, test=2, size=32), force=False, workers=1)
     status, text = train(folder, folder / "whole", "ckpt=auto", "trainor.epochs=1")
@@ -52,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def continued(base: Path) -> dict[str, Any]:
-    """The weights that the run has after one more epoch."""
+    """The weights of the run after one more epoch."""
     shutil.copytree(base / "whole", base / "continued")
     status, text = train(base, base / "continued", "ckpt=last_3.pth")
     assert status == 0, text
@@ -60,7 +60,7 @@ def continued(base: Path) -> dict[str, Any]:
 
 
 def attempt(table: Table, kind: str, base: Path, ckpt_dir: Path, ckpt: str) -> tuple[int, str]:
-    """Continue a run as one of the inputs that are counted; status and output."""
+    """Resume a run as a counted input; return status and output."""
     ended: list[tuple[int, str]] = []
 
     def act() -> str | None:
@@ -77,7 +77,7 @@ def attempt(table: Table, kind: str, base: Path, ckpt_dir: Path, ckpt: str) -> t
 
 
 def train(base: Path, ckpt_dir: Path, *more: str) -> tuple[int, str]:
-    """Train in this process, where an error without a message is raised; status and output."""
+    """Train in this process, so that unexpected errors are raised; return status and output."""
     words = [*VAE.arguments(base / "data"), "trainor.num_workers=0", "trainor.epochs=2"]
     words += [
         "trainor.lr_decay=null",
@@ -109,7 +109,7 @@ def pages_apart() -> Iterator[None]:
 
 @pytest.fixture
 def ckpt_dir(base: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the run; nothing beside it is to be written."""
+    """A copy of the run; nothing may be written outside it."""
     shutil.copytree(base / "whole", tmp_path / "ckpt")
     before = {path for path in base.rglob("*") if "continued" not in path.parts}
     yield tmp_path / "ckpt"
@@ -119,7 +119,7 @@ def ckpt_dir(base: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """A file that a disk, a copy or a network has damaged."""
+    """A file damaged as by a disk, a copy or a network."""
     changed = bytearray(content)
     place, length = draw.randrange(len(content)), draw.randrange(1, 600)
     match draw.randrange(8):
@@ -140,7 +140,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("number", range(DAMAGED))
-def test_damage_changes_nothing_or_is_named(
+def test_damage_has_no_effect_or_is_an_error(
     base: Path, ckpt_dir: Path, continued: dict[str, Any], number: int, table: Table
 ) -> None:
     path = ckpt_dir / "run/last_3.pth"
@@ -162,9 +162,9 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def altered(state: dict[str, Any], draw: random.Random) -> dict[str, Any]:
-    """A state with a value of another kind or size somewhere, or with one left out."""
+    """A state with one value of another type or size, or with one missing."""
     changed = copy.deepcopy(state)
-    # The configuration that is kept has most of the values; it is one part among others.
+    # The stored configuration has most of the values; it is drawn like any other part.
     part = draw.choice(sorted(changed))
     owner, key = draw.choice([(changed, part), *places({part: changed[part]})])
     if owner is changed and draw.random() < 0.3:
@@ -179,10 +179,10 @@ def altered(state: dict[str, Any], draw: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", range(CHANGED))
-def test_a_state_that_somebody_changed_is_continued_or_refused(
+def test_a_changed_state_is_resumed_or_refused(
     base: Path, ckpt_dir: Path, number: int, table: Table
 ) -> None:
-    """The checksums fit: what is in the file is what somebody wanted to be in it."""
+    """The checksums are correct: the file was changed on purpose."""
     path = ckpt_dir / "run/last_3.pth"
     state = torch.load(path, weights_only=True)
     torch.save(altered(state, random.Random(number)), path)
@@ -191,7 +191,7 @@ def test_a_state_that_somebody_changed_is_continued_or_refused(
 
 
 class Harmful:
-    """Runs a program where it is unpickled without care."""
+    """Runs a program when it is unpickled unsafely."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -242,7 +242,7 @@ def is_deep(path: Path, state: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "make", [runs_a_program, shares_lists, holds_itself, is_compressed, claims_more, is_deep]
 )
-def test_a_state_made_to_harm_is_refused(
+def test_malicious_states_are_refused(
     base: Path, ckpt_dir: Path, make: Callable[[Path, dict[str, Any]], None], table: Table
 ) -> None:
     path = ckpt_dir / "run/last_3.pth"
@@ -308,14 +308,14 @@ def set_aside_is_a_file(run_dir: Path) -> None:
         set_aside_is_a_file,
     ],
 )
-def test_a_job_that_is_queued_again_comes_to_its_end(
+def test_a_requeued_job_completes(
     base: Path,
     ckpt_dir: Path,
     continued: dict[str, Any],
     make: Callable[[Path], None],
     table: Table,
 ) -> None:
-    """Whatever became of its directory, `ckpt=auto` leads to the weights of the whole run."""
+    """With any damage to its directory, `ckpt=auto` ends with the weights of the whole run."""
     run_dir = ckpt_dir / "run"
     make(run_dir)
     status, text = attempt(table, "run directories, continued", base, ckpt_dir, "auto")

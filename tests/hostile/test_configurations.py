@@ -1,4 +1,4 @@
-"""Configurations changed at random: each is checked in two seconds, and no one sees a traceback."""
+"""Randomly changed configurations are checked within two seconds, without a traceback."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def plain(path: Path) -> Any:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in nested values."""
+    """The paths of all nested values."""
     found = [path] if path else []
     items: Any = enumerate(value) if isinstance(value, list) else ()
     for key, one in value.items() if isinstance(value, dict) else items:
@@ -128,7 +128,7 @@ def parent(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 def odd(draw: random.Random, data: Any) -> Any:
-    """A value that hardly any key takes."""
+    """A value that hardly any key accepts."""
     kind = draw.randrange(8)
     if kind == 0:
         return draw.choice(NUMBERS)
@@ -150,7 +150,7 @@ def odd(draw: random.Random, data: Any) -> Any:
 
 
 def mutated(draw: random.Random, data: dict[str, Any]) -> str:
-    """The values changed in one to four places."""
+    """The data with one to four changed values."""
     for _ in range(draw.randint(1, 4)):
         known = places(data)
         if not known:
@@ -164,13 +164,13 @@ def mutated(draw: random.Random, data: dict[str, Any]) -> str:
             name = draw.choice((*TEXTS, f"{key}s", str(key).upper(), "proto", "includes"))
             holder[name] = holder.pop(key)
         else:
-            # taken from a copy, so that nothing contains itself
+            # from a copy, so that nothing contains itself
             holder[key] = odd(draw, yaml.safe_load(yaml.safe_dump(data)))
     return yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
 
 
 def damaged(draw: random.Random, text: str) -> bytes:
-    """The text with characters lost, doubled, changed or put in, or in another encoding."""
+    """The text with characters removed, doubled, changed or inserted, or in another encoding."""
     for _ in range(draw.choice((1, 1, 3, 20))):
         start = draw.randrange(len(text) + 1)
         end = min(len(text), start + draw.choice((1, 1, 5, 80)))
@@ -181,7 +181,7 @@ def damaged(draw: random.Random, text: str) -> bytes:
 
 
 def bomb(draw: random.Random, folder: Path) -> str:
-    """References, includes, keys and texts that multiply."""
+    """References, includes, keys and texts that grow exponentially."""
     kind = draw.randrange(9)
     count = draw.choice((3, 12, 60))
     if kind == 0:
@@ -221,7 +221,7 @@ def bomb(draw: random.Random, folder: Path) -> str:
 
 
 def hostile(number: int, folder: Path) -> list[str]:
-    """The words of one command, its file written."""
+    """Write a configuration file and return the arguments of a command."""
     draw = random.Random(number)
     shipped = sorted(CONFIG.rglob("*.yml"))
     shipped = [path for path in shipped if not path.name.startswith("prompts")]
@@ -249,7 +249,7 @@ def hostile(number: int, folder: Path) -> list[str]:
 
 
 def checked(command: Callable[[list[str]], int], words: list[str]) -> str | None:
-    """What `--check` says on its error stream; None when it says that all is well."""
+    """The error message of `--check`; None if the configuration is valid."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = command([*words, "--check"])
@@ -261,7 +261,7 @@ def checked(command: Callable[[list[str]], int], words: list[str]) -> str | None
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_a_message_or_a_configuration(
+def test_a_configuration_is_valid_or_refused(
     chunk: int, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = 0
@@ -279,5 +279,5 @@ def test_a_message_or_a_configuration(
             marker=folder / "executed",
         )
         taken += message is None
-    # not everything that is changed is wrong, and most of it is
+    # most changes make the configuration invalid, but not all
     assert taken < CONFIGURATIONS / CHUNKS / 2

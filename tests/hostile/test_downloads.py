@@ -1,4 +1,4 @@
-"""Servers that behave badly in many ways at once: a file is whole, or it is not there."""
+"""With badly behaving servers a download is complete or leaves no file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADERS: tuple[dict[str, str | None], ...] = (
 
 
 def fault(draw: random.Random) -> Fault:
-    """An answer with one or two things wrong."""
+    """A response with one or two faults."""
     kinds = draw.sample(range(7), draw.choice((1, 1, 2)))
     made = Fault()
     for kind in kinds:
@@ -51,7 +51,7 @@ def fault(draw: random.Random) -> Fault:
 
 
 @pytest.mark.parametrize("number", range(DOWNLOADS))
-def test_a_file_is_whole_or_not_there(tmp_path: Path, number: int, table: Table) -> None:
+def test_a_download_is_complete_or_absent(tmp_path: Path, number: int, table: Table) -> None:
     draw = random.Random(number)
     answers = [fault(draw) if draw.random() < 0.7 else Fault() for _ in range(6)]
     known = hashlib.sha256(CONTENT).hexdigest() if number % 2 else None
@@ -76,7 +76,8 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, number: int, table: Table)
         if message is not None:
             assert not job.path.exists()
         else:
-            # Without a published sum a file may be another one, but neither a page nor a part.
+            # Without a published checksum the file may be another one, but not an HTML page or a
+            # part.
             content = job.path.read_bytes()
             assert content == CONTENT if known else len(content) in (len(CONTENT), 1000)
     assert {path.name for path in tmp_path.rglob("*")} <= {

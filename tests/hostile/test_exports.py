@@ -1,6 +1,6 @@
-"""Exported folders from anybody: loaded as they are, or refused.
+"""Untrusted exported folders are loaded unchanged or refused.
 
-Nothing in them is executed, and no damage changes a weight without a word.
+Nothing in them is executed, and no damage changes a weight silently.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (44, 50), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of ConVIRT, and in `out` its export."""
+    """A run of ConVIRT, with its export in `out`."""
     folder = tmp_path_factory.mktemp("hostile")
     save_run(folder / "run", convirt("squeezenet1_1", 512))
     vilmedic.load(folder / "run", device="cpu").export(folder / "out")
@@ -44,7 +44,7 @@ def out(base: Path, tmp_path: Path) -> Path:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The places of all values in nested ones."""
+    """The paths of all nested values."""
     if path:
         yield path
     for key, inner in (
@@ -58,14 +58,14 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def use(folder: Path) -> None:
-    """Load an export and let it do what it can."""
+    """Load an export and call its methods."""
     model = vilmedic.load(folder, device="cpu")
     model.embed_images([IMAGE], workers=1)
     if "embed_texts" in model.abilities:
         model.embed_texts(["small effusion"])
 
 
-def test_manifests_that_were_changed(base: Path, out: Path, table: Table) -> None:
+def test_changed_manifests_load_or_are_refused(base: Path, out: Path, table: Table) -> None:
     whole = json.loads((out / "vilmedic.json").read_text())
     draw = random.Random(5)
     every = [one for one in places(whole) if one[0] != "about"]
@@ -92,7 +92,7 @@ def test_manifests_that_were_changed(base: Path, out: Path, table: Table) -> Non
     table.check()
 
 
-def test_files_that_were_damaged(base: Path, out: Path, table: Table) -> None:
+def test_damaged_files_load_or_are_refused(base: Path, out: Path, table: Table) -> None:
     draw = random.Random(6)
     files = sorted(path for path in out.rglob("*.*") if path.name != "README.md")
     for number in range(DAMAGED):
@@ -109,7 +109,7 @@ def test_files_that_were_damaged(base: Path, out: Path, table: Table) -> None:
             "exports, damaged", name, lambda: use(out), seconds=10, outside=[base]
         )
         if message is None and bytes(content) != good:
-            assert path.name == "vilmedic.json", name  # its own letters have no digest
+            assert path.name == "vilmedic.json", name  # this file itself has no digest
             found = vilmedic.load(out, device="cpu").model.state_dict()
             expected = vilmedic.load(base / "run", device="cpu").model.state_dict()
             assert all(torch.equal(found[key], value) for key, value in expected.items()), name

@@ -1,4 +1,4 @@
-"""Images from anybody: decoded, or refused with a message; nothing hangs, nothing is executed."""
+"""Untrusted images are decoded or refused with a message; nothing hangs or is executed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ EVIL = b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(4), b"\xff\xff\xff\x7f", b"\0\0\0
 
 
 def whole_files(folder: Path) -> dict[str, bytes]:
-    """One file of each format and kind."""
+    """One valid file of each format and type."""
     grey = np.random.default_rng(SEED).integers(0, 256, (48, 64), dtype=np.uint8)
     kinds = {"grey": Image.fromarray(grey), "rgb": Image.fromarray(np.dstack([grey] * 3))}
     kinds["wide"] = Image.fromarray(grey.astype(np.uint16) * 16)
@@ -80,7 +80,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """A file with some of its bytes changed, lost, repeated or put in."""
+    """A file with some bytes changed, removed, repeated or inserted."""
     changed = bytearray(content)
     kind, place = draw.randrange(6), draw.randrange(len(changed))
     head = draw.randrange(min(600, len(changed)))
@@ -101,7 +101,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 class Runs:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -111,7 +111,7 @@ class Runs:
 
 
 def png(width: int, height: int, data: bytes, depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG of any header."""
+    """A PNG with any header."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -121,7 +121,7 @@ def png(width: int, height: int, data: bytes, depth: int = 8, colour: int = 0) -
 
 
 def deflated_bomb() -> bytes:
-    """A deflated DICOM file of a few MB that becomes 3 GB."""
+    """A deflated DICOM file of a few MB that unpacks to 3 GB."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.filewriter import write_file_meta_info
     from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -138,7 +138,7 @@ def deflated_bomb() -> bytes:
 
 
 def crafted(marker: Path) -> dict[str, bytes]:
-    """Files that were made to do harm."""
+    """Malicious files."""
     claim = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s), }"
     arrays = {
         name: b"\x93NUMPY\x01\0" + struct.pack("<H", len(text)) + text.encode()
@@ -177,10 +177,10 @@ def crafted(marker: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Iterator[Hostile]:
-    """A folder of hostile images, the file that executed code leaves, and their names."""
+    """A folder of hostile images, the file that executed code would create, and their names."""
     from vilmedic.datasets import jpeg_data, wide_png
 
-    jpeg_data.check_jpeg(whole_files(tmp_path)["grey.jpeg"])  # compiled before it is timed
+    jpeg_data.check_jpeg(whole_files(tmp_path)["grey.jpeg"])  # compile before timing
     wide_png.read_wide_png(png(2, 2, zlib.compress(bytes(26)), 16, 2))
     folder, marker = tmp_path / "images", tmp_path / "executed"
     folder.mkdir()
@@ -211,14 +211,14 @@ def hostile(tmp_path: Path) -> Iterator[Hostile]:
 
 @pytest.fixture(autouse=True)
 def back() -> Iterator[None]:
-    """Tests here change the working folder, for the paths of sockets are short."""
+    """Restore the working directory: tests change it because paths of sockets must be short."""
     before = Path.cwd()
     yield
     os.chdir(before)
 
 
 def attempt(act: Callable[[], object], name: str) -> str | None:
-    """The message of a refusal; None when the image was taken."""
+    """The message of a refusal; None if the image was accepted."""
     started = time.process_time()
     try:
         act()
@@ -230,7 +230,7 @@ def attempt(act: Callable[[], object], name: str) -> str | None:
     return message
 
 
-def test_decoded_or_refused(hostile: Hostile, table: Table) -> None:
+def test_images_are_decoded_or_refused(hostile: Hostile, table: Table) -> None:
     folder, marker, names = hostile
     assert len(names) == IMAGES
     refused = {}
@@ -256,8 +256,8 @@ def test_decoded_or_refused(hostile: Hostile, table: Table) -> None:
     assert "not an image in a known format" in refused["script.jpg"]
 
 
-def test_training(hostile: Hostile, tmp_path: Path) -> None:
-    """With raise a message, with skip all other images."""
+def test_training_raises_or_skips(hostile: Hostile, tmp_path: Path) -> None:
+    """`raise` gives a message; `skip` trains on all other images."""
     folder, marker, names = hostile
     Image.new("L", (20, 20), 99).save(folder / "good.png")
     lines = tmp_path / "train.image.tok"
@@ -287,7 +287,7 @@ def test_training(hostile: Hostile, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_check_and_resize(
+def test_check_and_resize_list_bad_images(
     hostile: Hostile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, marker, names = hostile
@@ -308,7 +308,7 @@ def test_check_and_resize(
     assert [n for n, kind in names.items() if kind == "crafted" and n not in text] == []
     assert resize.main([str(folder), str(tmp_path / "small"), "--size", "32"]) == 1
     listed = (tmp_path / "small" / "unreadable.txt").read_text()
-    other = {"long.jpg", "script.eps", "folder.jpg"}  # an image, a file and a folder of other kinds
+    other = {"long.jpg", "script.eps", "folder.jpg"}  # a valid image, another file, a folder
     expected = {name for name, kind in names.items() if kind != "mutated"} - other
     assert {name for name in expected if name not in listed} == set()
     assert "Traceback" not in capsys.readouterr().err
@@ -316,7 +316,7 @@ def test_check_and_resize(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "socket"])
-def test_line_files_and_tables_that_are_none(
+def test_special_files_as_line_files_and_tables_are_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

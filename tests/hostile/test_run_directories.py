@@ -1,4 +1,4 @@
-"""Run directories changed at random: each gets a page, and what is damaged is named."""
+"""Randomly damaged run directories still get a page, and damaged files are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = (None, True, -1, 10**400, 1e308, "", "../../x", "$x^{", [], [[]], {}, {
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = write_run(tmp_path_factory.mktemp("ckpt") / "run", samples=7)
-    for name in ("metrics", "timing"):  # few panels: drawing takes most of the time
+    for name in ("metrics", "timing"):  # few panels, because drawing takes most of the time
         text = json.dumps({"seed": 1, "step": 1, "loss": 2.5, "lr": 0.1}) + "\n"
         (run_dir / f"{name}.jsonl").write_text(text * 3)
     about = {"system": "ConVIRT", "checkpoints": results()["checkpoints"], "generated": False}
@@ -81,7 +81,9 @@ def odd_value(data: object, draw: random.Random) -> str:
 
 
 @pytest.mark.parametrize("number", range(RUNS))
-def test_a_page_of_every_run(whole: Path, tmp_path: Path, number: int, table: Table) -> None:
+def test_every_damaged_run_gets_a_page(
+    whole: Path, tmp_path: Path, number: int, table: Table
+) -> None:
     draw = random.Random(number)
     run_dir = Path(shutil.copytree(whole, tmp_path / "run"))
     files = sorted(path for path in run_dir.rglob("*") if path.is_file())

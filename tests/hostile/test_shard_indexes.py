@@ -1,4 +1,4 @@
-"""Shard indexes from anybody: read as they should be, or refused; nothing is written elsewhere."""
+"""Untrusted shard indexes are read correctly or refused; nothing is written elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mutated(arrays: dict[str, Any], draw: random.Random) -> dict[str, Any]:
-    """The arrays of an index with one of them changed."""
+    """The arrays of an index, one of them changed."""
     changed = {name: np.array(value) for name, value in arrays.items()}
     name = draw.choice(sorted(changed))
     value = changed[name]
@@ -93,7 +93,7 @@ def test_an_index_is_read_or_refused(
         seconds=5,
     )
     if message is None:
-        # An index may say that a line has another image; a damaged one may not.
+        # A changed index may assign another image to a line; a damaged one may not.
         assert not damaged or all(map(torch.equal, images, read(shards)))
     else:
-        assert str(root) in message  # every refusal says which file
+        assert str(root) in message  # every refusal names the file

@@ -1,4 +1,4 @@
-"""The table itself: it finds what it is there to find."""
+"""The table of hostile inputs detects all kinds of harm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compute() -> str | None:
         pass
 
 
-def test_what_is_counted(tmp_path: Path) -> None:
+def test_the_table_counts_every_outcome(tmp_path: Path) -> None:
     table = Table()
     marker = tmp_path / "marker"
     table.attempt("a", "taken", lambda: None)

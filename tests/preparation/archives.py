@@ -1,4 +1,4 @@
-"""Small stand-ins for published archives, in their real layout, with texts made up here."""
+"""Write small archives in the layout of the published ones, with made-up texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMPRESSIONS = ["No acute process.", "Small effusion.", "Cardiomegaly."]
 
 @dataclass
 class Mimic:
-    """A small MIMIC-CXR: the tables as rows and the reports by path below `files`."""
+    """A small MIMIC-CXR: tables as rows, and reports by path below `files`."""
 
     split: list[list[str]] = field(default_factory=list)
     metadata: list[list[str]] = field(default_factory=list)
@@ -48,7 +48,7 @@ def report_text(findings: str | None, impression: str | None) -> str:
 
 
 def make_mimic(patients: int = 12, seed: int = 0, studies: int = 2) -> Mimic:
-    """Patients with some studies of one or two views; two of twelve validate, two test."""
+    """Patients with studies of one or two views; of twelve, two are in validate and two in test."""
     draw = random.Random(seed)
     made = Mimic()
     number = 0
@@ -72,7 +72,7 @@ def make_mimic(patients: int = 12, seed: int = 0, studies: int = 2) -> Mimic:
 
 
 def write_mimic(folder: Path, made: Mimic, *, zipped: bool = True, compressed: bool = True) -> None:
-    """The tables and reports of a small MIMIC-CXR, as they are published."""
+    """Write the tables and reports of a small MIMIC-CXR as published."""
     ending = ".csv.gz" if compressed else ".csv"
     columns = {
         "split": ["dicom_id", "study_id", "subject_id", "split"],
@@ -100,10 +100,10 @@ def write_mimic(folder: Path, made: Mimic, *, zipped: bool = True, compressed: b
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    """A CSV file, compressed when its name says so."""
+    """Write a CSV file, gzipped if its name ends in .gz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gz":
-        # Without a time stamp, so that the same rows give the same bytes.
+        # No time stamp, so that the same rows give the same bytes.
         with open(path, "wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
             packed.write(_csv_text(header, rows).encode())
     else:
@@ -112,7 +112,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def write_images(folder: Path, names: Iterable[str], size: tuple[int, int] = (40, 32)) -> None:
-    """A different image for each name."""
+    """Write a different image for each name."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

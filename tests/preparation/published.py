@@ -1,7 +1,7 @@
-"""How published scripts make the MIMIC-CXR folder: report by report, in one process.
+"""Baseline: build the MIMIC-CXR folder as published scripts do, report by report in one process.
 
-Written again from what they do: one pass splits every report at headings in capitals and writes a
-table of sections, and a second one reads it, joins impression and findings, and writes the lines.
+Own implementation of their method: one pass splits every report at headings in capitals and writes
+a table of sections; a second one reads it, joins impression and findings, and writes the lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEADING = re.compile(r"\n ([A-Z ()/,-]+):\s")
 
 
 def make_folder(files: Path, split_table: Path, metadata_table: Path, root: Path) -> int:
-    """Build the folder; returns the number of lines written."""
+    """Build the folder; return the number of lines written."""
     sections = root / "sections.csv"
     root.mkdir(parents=True, exist_ok=True)
     with open(sections, "w", newline="") as file:
@@ -61,7 +61,7 @@ def make_folder(files: Path, split_table: Path, metadata_table: Path, root: Path
 
 
 def split_report(text: str) -> dict[str, str]:
-    """The last section of each name that is not empty."""
+    """The last non-empty section of each name."""
     found: dict[str, str] = {}
     match = HEADING.search(text)
     while match:

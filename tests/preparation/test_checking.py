@@ -49,7 +49,7 @@ name: checked
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Five lines of training, three of validation and three of test, without a fault."""
+    """A valid data set with five training, three validation and three test lines."""
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def change(path: Path, line: int, text: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_faultless_data(checked: Check) -> None:
+def test_valid_data_have_no_findings(checked: Check) -> None:
     findings = checked()
     assert findings.errors == []
     assert findings.warnings == []
@@ -98,7 +98,9 @@ def test_faultless_data(checked: Check) -> None:
     assert set(train.patients or []) == {"train0", "train1", "train2"}
     assert train.lengths is not None
     words = [len(re.findall(r"\w+|[^\w\s]", f"{report} Again")) for report in REPORTS]
-    assert train.lengths.tolist() == [count + 2 for count in words]  # and one at either end
+    assert train.lengths.tolist() == [
+        count + 2 for count in words
+    ]  # plus a special token at each end
     assert checked(most=2).splits["train"].images.looked_at == 2  # type: ignore[union-attr]
 
 
@@ -159,7 +161,7 @@ def test_warnings(checked: Check, root: Path) -> None:
     )
 
 
-def test_letters_that_cleaning_drops(checked: Check, root: Path) -> None:
+def test_letters_dropped_by_cleaning_are_reported(checked: Check, root: Path) -> None:
     for line in range(1, 6):
         text = f"Neumotórax pequeño número {line} en el pulmón."
         change(root / "train.report.tok", line, text)
@@ -174,7 +176,7 @@ def test_letters_that_cleaning_drops(checked: Check, root: Path) -> None:
     )
     train = findings.splits["train"].lost
     assert train is not None
-    assert train.share == pytest.approx(20 / 165)  # 4 of 33 in each
+    assert train.share == pytest.approx(20 / 165)  # 4 of 33 in each report
     assert checked("dataset.seq.processing=multilingual_clean_report").warnings == []
 
 
@@ -182,13 +184,13 @@ def test_unknown_words(checked: Check, root: Path) -> None:
     change(root / "validate.report.tok", 2, "Widened mediastinum, unfolded aorta.")
     findings = checked()
     [warning] = findings.warnings
-    # 4 of the words of validation: 13 of the first report, 4 of this one and 13 of the third
+    # 4 of the 30 validation words: 13 + 4 + 13 in the three reports
     assert warning.startswith("validate: 13.3% of the words are unknown to the tokenizer")
     assert "aorta (1)" in warning
     assert warning.endswith("validate.report.tok:2.")
 
 
-def test_reports_that_were_spoilt_before(checked: Check, root: Path) -> None:
+def test_misencoded_reports_are_reported(checked: Check, root: Path) -> None:
     change(root / "train.report.tok", 1, "NeumotÃ³rax in the left lung as on the first film.")
     change(root / "train.report.tok", 2, "Heart \x1b[31mis enlarged and both lungs are clear.")
     change(root / "train.report.tok", 3, "Fever of 37\ufffd and no consolidation, no effusion.")
@@ -198,7 +200,7 @@ def test_reports_that_were_spoilt_before(checked: Check, root: Path) -> None:
     assert "train.report.tok:2, with control characters." in control
 
 
-def test_patients_are_known_from_the_paths_of_mimic(checked: Check, root: Path) -> None:
+def test_patients_are_read_from_mimic_paths(checked: Check, root: Path) -> None:
     for split in ("train", "validate", "test"):
         (root / f"{split}.patient.tok").unlink()
     assert checked().splits["train"].patients is None
@@ -216,7 +218,7 @@ def test_patients_are_known_from_the_paths_of_mimic(checked: Check, root: Path) 
     assert any("train and validate: 3 patients: p10000030, p1000003" in e for e in errors)
 
 
-def test_reports_that_cleaning_empties(checked: Check, root: Path) -> None:
+def test_reports_emptied_by_cleaning_are_reported(checked: Check, root: Path) -> None:
     change(root / "train.report.tok", 3, "___")
     cleaned = "dataset.seq.processing=r2gen_clean_report"
     findings = checked(cleaned)
@@ -224,7 +226,7 @@ def test_reports_that_cleaning_empties(checked: Check, root: Path) -> None:
     assert checked().errors == []
 
 
-def test_labels_that_training_refuses(checked: Check, root: Path) -> None:
+def test_invalid_labels_are_reported(checked: Check, root: Path) -> None:
     change(root / "validate.label.tok", 2, "Effusion,Pneumonia")
     assert checked().errors == []
     [error] = checked("dataset.label.multi_label=false").errors
@@ -234,7 +236,7 @@ def test_labels_that_training_refuses(checked: Check, root: Path) -> None:
     assert "validate.label.tok:2 has an empty label between commas" in error
 
 
-def test_crops_that_images_are_too_small_for(checked: Check) -> None:
+def test_too_large_crops_are_reported(checked: Check) -> None:
     errors = checked("dataset.image.resize=16", "dataset.image.crop=20").errors
     assert [error.split(":")[0] for error in errors] == ["train", "validate", "test"]
     assert all("too small for crop=20; lower crop or set resize" in error for error in errors)
@@ -242,7 +244,7 @@ def test_crops_that_images_are_too_small_for(checked: Check) -> None:
     assert any("train: The preset convirt crops" in error for error in errors)
 
 
-def test_images_alone(root: Path) -> None:
+def test_images_without_reports_and_labels(root: Path) -> None:
     given = ("dataset.resize=16", "dataset.crop=16", f"dataset.root={root}")
     findings = check_data(load(SIMCLR, given))
     assert findings.errors == []
@@ -250,16 +252,16 @@ def test_images_alone(root: Path) -> None:
     assert findings.splits["train"].lines == {"image": 5}
 
 
-def test_the_pages_are_titled_by_their_data() -> None:
+def test_figures_are_titled_by_their_data() -> None:
     findings = Findings(splits={"train": SplitFacts(lines={"image": 1200, "seq": 1200})})
     dataset = {"proto": "ImSeq", "image": {"root": "data/a"}, "seq": {"root": "data/a"}}
     assert data_title(dataset, findings) == "data/a: train 1,200 samples"
 
 
 @pytest.mark.parametrize("longest", [20, 64])
-def test_labels_stay_inside_their_frames(longest: int) -> None:
+def test_plot_labels_fit_into_their_axes(longest: int) -> None:
     facts = SplitFacts(lengths=np.arange(10, 66), max_len=longest)
-    facts.reports = (np.zeros(9, np.int64), np.zeros(9, np.int64))  # all of them repeat: 100%
+    facts.reports = (np.zeros(9, np.int64), np.zeros(9, np.int64))  # all are repeated: 100%
     figure = Figure()
     canvas = FigureCanvasAgg(figure)
     for axis, draw in zip(figure.subplots(1, 2), (_lengths, _duplicates), strict=True):
@@ -314,7 +316,7 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "dataset.image.croop" in capsys.readouterr().err
 
 
-def test_any_warning_changes_the_status_and_advice_does_not(
+def test_warnings_set_the_exit_status_and_advice_does_not(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(root / "config.yml"), "--out", str(tmp_path / "out")]
@@ -342,8 +344,8 @@ def test_any_warning_changes_the_status_and_advice_does_not(
     assert [line.rpartition("/")[-1] for line in listed] == names
 
 
-def test_one_image_under_two_names_in_two_splits(checked: Check, root: Path) -> None:
-    """By what it shows: also when a file was written again in another format."""
+def test_an_image_with_two_names_in_two_splits_is_an_error(checked: Check, root: Path) -> None:
+    """Compared by content, also if a file was converted to another format."""
     images = root / "images"
     (images / "test_0.png").write_bytes((images / "train_3.png").read_bytes())
     with Image.open(images / "validate_1.png") as image:
@@ -356,12 +358,12 @@ def test_one_image_under_two_names_in_two_splits(checked: Check, root: Path) -> 
         f"validate and test: 1 image: {images / 'validate_1.png'} = {images / 'test_1.bmp'} in "
         "both, under names of their own.",
     ]
-    Image.new("L", (30, 30), 9).save(images / "train_0.png")  # two blank images are no leak
+    Image.new("L", (30, 30), 9).save(images / "train_0.png")  # two blank images are not a leak
     Image.new("L", (30, 30), 9).save(images / "test_2.png")
     assert len(checked().errors) == 2
 
 
-def test_one_patient_in_two_ways_of_writing(checked: Check, root: Path) -> None:
+def test_a_patient_id_in_two_formats_is_recognised(checked: Check, root: Path) -> None:
     change(root / "train.patient.tok", 1, "12")
     change(root / "test.patient.tok", 2, "12.0")
     change(root / "validate.patient.tok", 2, "1.2")
@@ -369,7 +371,7 @@ def test_one_patient_in_two_ways_of_writing(checked: Check, root: Path) -> None:
 
 
 def phantoms(root: Path, count: int) -> None:
-    """Radiographs instead of noise, on `count` lines of training."""
+    """Use radiographs instead of noise on `count` training lines."""
     names = [f"x{number}.png" for number in range(count)]
     for number, name in enumerate(names):
         pixels = render(draw_case(0, "train", number), 64).pixels
@@ -383,7 +385,7 @@ def phantoms(root: Path, count: int) -> None:
     (root / "train.patient.tok").write_text(patients)
 
 
-def test_implausible_images_are_named(checked: Check, root: Path) -> None:
+def test_implausible_images_are_reported(checked: Check, root: Path) -> None:
     phantoms(root, 24)
     images = root / "images"
     assert not any("image" in text for text in checked().warnings)
@@ -429,7 +431,7 @@ def test_damaged_jpeg_is_an_error(checked: Check, root: Path) -> None:
     assert re.search(r"train: 1 unreadable image: \S+tok:2: \S+a\.jpg cannot be decoded", error)
 
 
-def test_samples_with_their_reports(
+def test_the_sample_figure_shows_reports(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(root / "config.yml")
@@ -445,7 +447,7 @@ def test_samples_with_their_reports(
     assert facts.texts[0].startswith("Small left pleural effusion")
 
 
-def test_letters_that_no_font_has_are_no_warnings(root: Path, tmp_path: Path) -> None:
+def test_missing_glyphs_give_no_warnings(root: Path, tmp_path: Path) -> None:
     for split in ("train", "validate", "test"):
         for name, text in (("report", "两肺纹理清晰 ქართული $x_"), ("label", "肺炎")):
             path = root / f"{split}.{name}.tok"

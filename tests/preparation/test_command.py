@@ -19,7 +19,7 @@ CONFIG = ROOT / "config" / "phantom" / "simclr.yml"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def full() -> int:
         raise OSError(number, "No space left on device")
 
@@ -30,7 +30,9 @@ def test_a_full_disk(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_folders_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_cannot_be_created_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = write_csv(tmp_path / "table.csv", HEADER, many())
     write_images(tmp_path / "images", ["1.png"])
     (tmp_path / "file").write_text("")
@@ -50,7 +52,7 @@ def test_folders_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def next_words(printed: str) -> list[str]:
-    """The words of the command that a builder ends with."""
+    """The arguments of the command that a builder prints last."""
     return shlex.split(printed.partition("Next:\n")[2].replace("\\\n", " "))
 
 
@@ -65,7 +67,7 @@ def next_words(printed: str) -> list[str]:
         ([], "config/SELFSUP/simclr-mimic.yml"),
     ],
 )
-def test_a_builder_ends_with_the_command_to_run_next(
+def test_a_builder_prints_the_next_command(
     columns: list[str],
     config: str,
     tmp_path: Path,
@@ -79,7 +81,7 @@ def test_a_builder_ends_with_the_command_to_run_next(
     words = ["--root", str(tmp_path / "mine"), "--images", str(tmp_path / "my scans")]
     words += ["--table", str(tmp_path / "table.csv"), "--image-column", "file", *columns]
     told = []
-    for _ in range(2):  # built, and there already
+    for _ in range(2):  # built, then already present
         assert any_folder.main(words) == 0
         told.append(next_words(capsys.readouterr().out))
     assert told[0] == told[1]
@@ -88,7 +90,7 @@ def test_a_builder_ends_with_the_command_to_run_next(
     assert cli.train([*told[0][2:], "--check"]) == 0, capsys.readouterr().err
 
 
-def test_published_data_are_used_by_the_configuration_written_for_them(tmp_path: Path) -> None:
+def test_the_next_command_uses_the_configuration_of_the_data_set(tmp_path: Path) -> None:
     known = Next("config/SELFSUP/convirt-padchest.yml", str(tmp_path))
     assert known.command(tmp_path, "report.tok") == (
         "python bin/train.py config/SELFSUP/convirt-padchest.yml"
@@ -107,7 +109,7 @@ def test_published_data_are_used_by_the_configuration_written_for_them(tmp_path:
     )
 
 
-def test_the_phantom_ends_with_the_command_to_run_next(
+def test_make_phantom_prints_the_next_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = ["--train", "1", "--validate", "1", "--test", "1", "--size", "32"]

@@ -1,4 +1,4 @@
-"""What the builders write is what the shipped configurations read."""
+"""The shipped configurations can read what the builders write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLITS = ("train", "validate", "test")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/ as the documented commands leave it, on small generated releases."""
+    """A folder with data/ as the documented commands build it, from small generated releases."""
     home = tmp_path_factory.mktemp("home")
     raw, built, images = home / "raw", home / "data" / "SELFSUP", home / "data" / "images"
     mimic = make_mimic(patients=30)

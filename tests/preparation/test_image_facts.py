@@ -13,7 +13,7 @@ def images() -> list[np.ndarray]:
     return [render(draw_case(0, "train", number), 160).pixels for number in range(20)]
 
 
-def test_radiographs_have_no_fault(images: list[np.ndarray]) -> None:
+def test_radiographs_give_no_warning(images: list[np.ndarray]) -> None:
     assert [brightness_faults(image) for image in images] == [[]] * len(images)
     assert not any(map(is_torn, images))
     assert negatives([thumbnail(image) for image in images]) == []
@@ -29,22 +29,24 @@ def test_brightness(images: list[np.ndarray]) -> None:
     dead = 255 - image // 16
     dead[3, 5] = 0
     assert brightness_faults(dead) == ["flattened by single pixels"]
-    assert brightness_faults(np.full((20, 20), 7, np.uint8)) == []  # blank, which is named so
+    assert brightness_faults(np.full((20, 20), 7, np.uint8)) == []  # reported as blank instead
     marker = image.copy()
     marker[:12, :12] = 255  # the letter L
     assert brightness_faults(marker) == []
 
 
-def test_negatives_against_the_rest(images: list[np.ndarray]) -> None:
+def test_negatives_differ_from_the_other_images(images: list[np.ndarray]) -> None:
     mixed = [255 - image if number in (3, 11) else image for number, image in enumerate(images)]
     assert negatives([thumbnail(image) for image in mixed]) == [3, 11]
-    assert negatives([thumbnail(255 - image) for image in images]) == []  # then that is usual
+    assert (
+        negatives([thumbnail(255 - image) for image in images]) == []
+    )  # if all are negatives, none is unusual
     noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64), dtype=np.uint8)
     assert negatives([thumbnail(image) for image in noise]) == []
-    assert negatives([thumbnail(image) for image in mixed[:5]]) == []  # too few to tell
+    assert negatives([thumbnail(image) for image in mixed[:5]]) == []  # too few to decide
 
 
-def test_torn_rows(images: list[np.ndarray]) -> None:
+def test_torn_rows_are_found(images: list[np.ndarray]) -> None:
     found = 0
     for number, image in enumerate(images):
         torn = image.copy()

@@ -13,7 +13,7 @@ WORDS = [f"word{number}" for number in range(300)]
 
 
 def jaccard(one: str, other: str) -> float:
-    """Similarity of the sets of runs of three words, from its definition."""
+    """Jaccard similarity of the sets of word trigrams, from its definition."""
     a, b = (
         {tuple(words[n : n + 3]) for n in range(max(1, len(words) - 2))}
         for words in (normal_form(one).split(), normal_form(other).split())
@@ -22,7 +22,7 @@ def jaccard(one: str, other: str) -> float:
 
 
 def variants(draw: random.Random, size: int) -> list[str]:
-    """Reports, each with copies of which some words are changed."""
+    """Reports with copies that have some changed words."""
     reports = []
     for _ in range(size):
         words = draw.choices(WORDS, k=draw.randint(20, 60))
@@ -56,7 +56,7 @@ def test_case_and_punctuation_do_not_matter() -> None:
     assert repeated_share(np.zeros(0)) == 0
 
 
-def test_many_reports_take_seconds() -> None:
+def test_many_reports_are_grouped_in_seconds() -> None:
     reports = [report_text(draw_case(0, "train", number)) for number in range(300)] * 20
     started = time.process_time()
     exact, _ = duplicate_groups(reports)

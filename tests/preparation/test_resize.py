@@ -17,7 +17,7 @@ from vilmedic.preparation.resize import resize_short_side_file, resize_tree
 
 
 def ramp(height: int, width: int, top: int = 255) -> np.ndarray:
-    """An image that shows where each pixel is: rising to the right and down."""
+    """An image whose values rise to the right and down, so that each position differs."""
     down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return (down * 0.5 + across * 0.5) * top
 
@@ -26,7 +26,7 @@ def ramp(height: int, width: int, top: int = 255) -> np.ndarray:
     ("size", "expected"),
     [((90, 60), (48, 32)), ((60, 91), (32, 49)), ((64, 64), (32, 32)), ((20, 70), (20, 70))],
 )
-def test_the_short_side_and_the_aspect(
+def test_short_side_and_aspect_ratio(
     tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     Image.fromarray(ramp(*size).astype(np.uint8)).save(tmp_path / "a.png")
@@ -37,7 +37,7 @@ def test_the_short_side_and_the_aspect(
     assert np.abs(got - ramp(*expected)).max() < 8
 
 
-def test_sixteen_bits_become_eight_as_in_training(tmp_path: Path) -> None:
+def test_sixteen_bits_are_converted_as_in_training(tmp_path: Path) -> None:
     deep = ramp(80, 64, top=4095).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")
     resize_short_side_file(tmp_path / "a.png", tmp_path / "b.png", 64)
@@ -79,7 +79,7 @@ def test_a_broken_image_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_suffix_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not as '\.jpgg'.*Did you mean '\.jpg'"):
         resize_short_side_file(tmp_path / "a.png", tmp_path / "b.jpgg", 32)
 
@@ -97,7 +97,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def test_tree_keeps_its_shape(source: Path, tmp_path: Path) -> None:
+def test_the_folder_tree_is_kept(source: Path, tmp_path: Path) -> None:
     found = resize_tree(source, tmp_path / "small", 30)
     assert (found.written, found.present, found.unreadable) == (4, 0, {})
     assert dict(found.other) == {".txt": 1}
@@ -112,7 +112,7 @@ def test_tree_keeps_its_shape(source: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "png" / "p10" / "b.png").size == (40, 30)
 
 
-def test_a_second_run_writes_what_is_missing_or_changed(source: Path, tmp_path: Path) -> None:
+def test_a_second_run_writes_only_missing_or_changed_images(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "small"
     resize_tree(source, target, 30)
     (target / "p10" / "a.jpg").unlink()
@@ -127,7 +127,7 @@ def test_a_second_run_writes_what_is_missing_or_changed(source: Path, tmp_path: 
     assert Image.open(target / "p10" / "a.jpg").size == (27, 20)
 
 
-def test_processes_give_the_same(source: Path, tmp_path: Path) -> None:
+def test_the_number_of_processes_does_not_change_the_output(source: Path, tmp_path: Path) -> None:
     for number in range(50):
         (source / f"{number}.jpg").write_bytes((source / "p10" / "a.jpg").read_bytes())
     one = resize_tree(source, tmp_path / "one", 30, workers=1)
@@ -162,7 +162,7 @@ def test_unreadable_files_are_listed(
 
 
 def test_links(source: Path, tmp_path: Path) -> None:
-    """Folders on other disks count; what leads nowhere is listed, and the rest is written."""
+    """Linked folders are followed; broken links are listed, and the rest is written."""
     (source / "p10").rename(tmp_path / "disk")
     (source / "p10").symlink_to(tmp_path / "disk")
     (source / "gone.png").symlink_to(tmp_path / "gone")
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_listed(
     assert found.unreadable == {str(folder): f"{folder} cannot be read: Permission denied."}
 
 
-def test_images_that_would_get_one_name_do_not_stop_the_others(
+def test_images_with_the_same_target_name_are_listed(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source / "p10" / "a.png").write_bytes((source / "p10" / "b.PNG").read_bytes())
@@ -211,8 +211,8 @@ def test_images_that_would_get_one_name_do_not_stop_the_others(
     assert "unreadable.txt" in capsys.readouterr().err
 
 
-def test_files_that_are_no_images_are_listed(source: Path, tmp_path: Path) -> None:
-    """`report.pdf` has a name that Pillow writes, and macOS keeps `._x.jpg` beside `x.jpg`."""
+def test_files_that_are_not_images_are_listed(source: Path, tmp_path: Path) -> None:
+    """Pillow can write .pdf files, and macOS stores `._x.jpg` beside `x.jpg`."""
     (source / "report.pdf").write_bytes(b"%PDF-1.4")
     (source / "p10" / "._a.jpg").write_bytes(b"\0\5\x16\7\0\2")
     (source / "p10" / "s1" / "._c.dcm").write_bytes(b"\0\5\x16\7\0\2")
@@ -227,7 +227,9 @@ def test_files_that_are_no_images_are_listed(source: Path, tmp_path: Path) -> No
     assert all(line.split("\t")[1] for line in listed)
 
 
-def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(DataError, match="lies within"):
         resize_tree(source, source / "small", 30)
     (tmp_path / "texts").mkdir()
@@ -238,7 +240,7 @@ def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "There is no folder" in capsys.readouterr().err
 
 
-def test_damaged_and_special_files_are_named(
+def test_damaged_and_special_files_are_listed(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
@@ -259,7 +261,7 @@ def test_damaged_and_special_files_are_named(
     assert "60 x 80 pixels, more than max_pixels=1000" in capsys.readouterr().err
 
 
-def test_what_contradicts_its_header_is_said(
+def test_contradicting_headers_are_reported(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -271,9 +273,7 @@ def test_what_contradicts_its_header_is_said(
     assert np.asarray(Image.open(tmp_path / "small" / "x.png")).max() == 255
 
 
-def test_images_without_a_usual_suffix_are_known_by_their_content(
-    source: Path, tmp_path: Path
-) -> None:
+def test_images_without_a_suffix_are_found_by_content(source: Path, tmp_path: Path) -> None:
     ramp = Image.fromarray(np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8))
     kinds = {
         "IM000012": "PNG",
@@ -296,7 +296,7 @@ def test_images_without_a_usual_suffix_are_known_by_their_content(
         assert pixels[-1, -1] > pixels[0, 0] + 100
 
 
-def test_other_formats_are_left_out_by_kind(source: Path, tmp_path: Path) -> None:
+def test_other_formats_are_counted_by_type(source: Path, tmp_path: Path) -> None:
     for name in ("a.gif", "b.pdf", "c.eps"):
         (source / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
     found = resize_tree(source, tmp_path / "small", 30)

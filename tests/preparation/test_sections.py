@@ -93,7 +93,7 @@ def test_semicolons_and_dashes_after_headings() -> None:
     assert find_sections(one_line) == expected
 
 
-def test_parts_of_the_findings_stay_in_them() -> None:
+def test_subheadings_stay_in_the_findings() -> None:
     text = """ FINDINGS:
  LUNGS: Clear.
  HEART AND MEDIASTINUM: Normal size.
@@ -107,13 +107,13 @@ def test_parts_of_the_findings_stay_in_them() -> None:
     )
 
 
-def test_a_sentence_with_a_colon_is_no_heading() -> None:
+def test_a_sentence_with_a_colon_is_not_a_heading() -> None:
     text = " IMPRESSION:\n Two changes since yesterday:\n 1. Smaller effusion.\n 2. New tube."
     got = find_sections(text).impression
     assert got == "Two changes since yesterday: 1. Smaller effusion. 2. New tube."
 
 
-def test_sentences_that_begin_like_headings() -> None:
+def test_sentences_that_start_like_headings() -> None:
     text = " Findings\n Clear lungs.\n Note: the apices are cut off.\n Views: two.\n"
     text += "\n Impression\n Fine."
     assert find_sections(text) == Sections(
@@ -123,7 +123,7 @@ def test_sentences_that_begin_like_headings() -> None:
     assert find_sections(wrapped) == Sections("", "No other findings of note.")
 
 
-def test_recommendations_and_wet_reads_are_not_trained_on() -> None:
+def test_recommendations_and_wet_reads_are_excluded() -> None:
     text = """ WET READ: ___ 10:10 PM
   Large effusion.
  ______________________________________________________________________________
@@ -136,12 +136,12 @@ def test_recommendations_and_wet_reads_are_not_trained_on() -> None:
     assert find_sections(text) == Sections("", "Small effusion.")
 
 
-def test_the_last_section_that_is_not_empty_counts() -> None:
+def test_the_last_non_empty_section_is_used() -> None:
     text = " FINDINGS: First.\n IMPRESSION: One.\n FINDINGS: Second.\n IMPRESSION:\n"
     assert find_sections(text) == Sections("Second.", "One.")
 
 
-def test_without_headings_the_description_is_found() -> None:
+def test_reports_without_headings_use_the_body_text() -> None:
     after = " HISTORY:  Fever.\n\n The lungs are clear. The heart is normal.\n"
     assert find_sections(after) == Sections(rest="The lungs are clear. The heart is normal.")
     in_comparison = " COMPARISON:  The heart is larger than it was last week.\n"
@@ -153,7 +153,7 @@ def test_without_headings_the_description_is_found() -> None:
 @pytest.mark.parametrize(
     "text", ["", " \n", "                FINAL REPORT\n", " IMPRESSION:\n ___\n"]
 )
-def test_reports_with_nothing_to_say(text: str) -> None:
+def test_empty_reports(text: str) -> None:
     assert find_sections(text) == Sections()
 
 
@@ -161,7 +161,7 @@ def test_line_ends_of_other_systems() -> None:
     assert find_sections(PLAIN.replace("\n", "\r\n")) == find_sections(PLAIN)
 
 
-def test_what_is_trained_on() -> None:
+def test_sections_are_combined_for_training() -> None:
     both = Sections("Seen.", "Meant.")
     assert choose_text(both, "both") == "Meant. Seen."
     assert choose_text(both, "findings") == "Seen."
@@ -173,7 +173,7 @@ def test_what_is_trained_on() -> None:
     assert choose_text(Sections(rest="Text."), "findings") == ""
 
 
-def test_a_sentence_that_denies_findings_is_no_heading() -> None:
+def test_a_negated_findings_sentence_is_not_a_heading() -> None:
     text = " FINDINGS: The heart is normal.\n NO ACUTE FINDINGS: lungs are clear.\n"
     assert find_sections(text).findings == (
         "The heart is normal. NO ACUTE FINDINGS: lungs are clear."
@@ -192,7 +192,7 @@ def test_a_date_does_not_end_the_findings() -> None:
     )
 
 
-def test_a_summary_after_the_end_of_the_impression_does_not_win() -> None:
+def test_a_summary_after_the_impression_is_ignored() -> None:
     text = " IMPRESSION: Small effusion.\n END OF IMPRESSION:\n SUMMARY: Told by telephone.\n"
     assert find_sections(text) == Sections("", "Small effusion.")
     again = text + " IMPRESSION: Large effusion.\n"
@@ -204,7 +204,7 @@ def test_a_summary_after_the_end_of_the_impression_does_not_win() -> None:
 @pytest.mark.parametrize(
     "line", ["A:\n", "FINDINGS:\n", "FINDINGS ;", "-----x\n", "\n \n", ": ", "IMPRESSION ", "\t"]
 )
-def test_a_report_of_a_megabyte_is_read_in_one_pass(line: str) -> None:
+def test_a_megabyte_report_is_read_in_linear_time(line: str) -> None:
     text = "IMPRESSION: Clear lungs.\n EXAM: chest\n" + line * (2**20 // len(line))
     assert find_sections(text).impression == "Clear lungs."
 

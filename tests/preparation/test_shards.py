@@ -38,7 +38,7 @@ def contents(path: Path) -> dict[str, bytes]:
         return {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
 
 
-def test_shards_hold_the_files_as_they_are(root: Path, tmp_path: Path) -> None:
+def test_shards_hold_the_unchanged_files(root: Path, tmp_path: Path) -> None:
     written = write_shards(root, tmp_path / "out", ext="png", samples=2)
     assert written["train"]["lines"] == 5
     assert written["train"]["images"] == 6
@@ -71,7 +71,7 @@ def test_shards_hold_the_files_as_they_are(root: Path, tmp_path: Path) -> None:
     assert json.loads(first["000000001.json"]) == {"image": "1,2", "report": "Ödem."}
 
 
-def test_webdataset_reads_them(root: Path, tmp_path: Path) -> None:
+def test_webdataset_can_read_the_shards(root: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     write_shards(root, tmp_path / "out", ext="png", samples=2)
     urls = [str(tmp_path / "out" / f"train-00000{n}.tar") for n in range(3)]
@@ -107,7 +107,7 @@ def test_same_input_gives_the_same_bytes_and_an_interruption_resumes(
     calls.extend([()] * 100)
     before = len(calls)
     write_shards(root, target, ext="png", samples=2, workers=1)
-    assert 0 < len(calls) - before < 18  # whole shards were kept
+    assert 0 < len(calls) - before < 18  # finished shards were kept
     for path in (tmp_path / "one").iterdir():
         assert (target / path.name).read_bytes() == path.read_bytes(), path.name
 
@@ -136,7 +136,7 @@ def test_other_images_under_the_same_names_are_refused(root: Path, tmp_path: Pat
         write_shards(root, tmp_path / "out", ext="png", image_path=tmp_path / "other")
 
 
-def test_what_is_refused(root: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no line files of images"):
         write_shards(tmp_path, tmp_path / "out")
     with pytest.raises(DataError, match="another folder"):
@@ -162,8 +162,8 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "make_shards: " in capsys.readouterr().err
 
 
-def test_names_without_a_suffix_get_one_by_the_content(tmp_path: Path) -> None:
-    """webdataset tells the files of a sample apart by what follows the first dot."""
+def test_names_without_a_suffix_get_one_from_the_content(tmp_path: Path) -> None:
+    """webdataset distinguishes the files of a sample by the part after the first dot."""
     webdataset = pytest.importorskip("webdataset")
     root, images = tmp_path / "set", tmp_path / "images"
     root.mkdir()
@@ -193,7 +193,7 @@ def test_names_without_a_suffix_get_one_by_the_content(tmp_path: Path) -> None:
         assert torch.equal(both[0].images(line)[0], both[1].images(line)[0])
 
 
-def test_a_file_that_is_no_image_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(root: Path, tmp_path: Path) -> None:
     (root / "images" / "12").write_text("words")
     (root / "test.image.tok").write_text("12\n0.png\n")
     with pytest.raises(DataError, match=r"12 has neither the name nor the content of an image"):

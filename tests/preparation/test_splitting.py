@@ -18,7 +18,7 @@ SHARES = (0.8, 0.1, 0.1)
 
 
 def people(number: int, seed: int = 0) -> tuple[dict[str, Counter[str]], dict[str, int]]:
-    """Patients with one to nine samples and labels of very different frequency."""
+    """Patients with one to nine samples, and labels of very different frequencies."""
     draw = random.Random(seed)
     frequency = {"common": 0.6, "usual": 0.2, "rare": 0.03, "very rare": 0.01}
     labels, sizes = {}, {}
@@ -33,7 +33,7 @@ def people(number: int, seed: int = 0) -> tuple[dict[str, Counter[str]], dict[st
     return labels, sizes
 
 
-def test_a_random_split_is_by_patient_and_near_its_shares() -> None:
+def test_a_random_split_is_by_patient_and_near_its_fractions() -> None:
     _, sizes = people(2000)
     split = random_split(sizes, SHARES, seed=0)
     assert set(split) == set(sizes)
@@ -51,7 +51,7 @@ def test_a_random_split_depends_on_the_seed_and_not_on_the_order() -> None:
     assert sum(other[group] != split[group] for group in sizes) > 30
 
 
-def test_a_stratified_split_is_more_even_than_a_random_one() -> None:
+def test_a_stratified_split_has_more_even_labels_than_a_random_one() -> None:
     labels, sizes = people(600)
     counts = {}
     for name, split in (
@@ -71,14 +71,14 @@ def test_a_stratified_split_is_more_even_than_a_random_one() -> None:
     assert again == stratified_split(labels, sizes, SHARES, seed=0)
 
 
-def test_one_sample_of_a_label_a_split_is_dealt_out() -> None:
+def test_rare_labels_are_distributed_over_the_splits() -> None:
     labels = {f"p{i}": Counter({"rare": 1} if i < 4 else {"other": 1}) for i in range(40)}
     split = stratified_split(labels, dict.fromkeys(labels, 1), (0.5, 0.25, 0.25), seed=0)
     assert Counter(split[f"p{i}"] for i in range(4)) == {"train": 2, "validate": 1, "test": 1}
     assert Counter(split.values()) == {"train": 20, "validate": 10, "test": 10}
 
 
-def test_a_split_of_no_share_stays_empty() -> None:
+def test_a_split_with_fraction_zero_is_empty() -> None:
     labels, sizes = people(50)
     for split in (
         random_split(sizes, (0.9, 0.1, 0.0), seed=0),
@@ -93,13 +93,13 @@ def test_too_few_patients_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("text", ["0.8,0.2", "a,b,c", "0.8,0.3,-0.1", "0.8,0.1,0.2", ""])
-def test_bad_shares(text: str) -> None:
+def test_bad_fractions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"three shares|add up to"):
         parse_shares(text)
     assert parse_shares("0.8,0.1,0.1") == SHARES
 
 
-def test_shares_of_labels() -> None:
+def test_label_fractions() -> None:
     shares = label_shares({"train": [["a"], ["a", "b"]], "test": [["b"]]})
     assert shares == {"train": {"a": 1.0, "b": 0.5}, "test": {"a": 0.0, "b": 1.0}}
     assert unevenness(shares) == 1.0

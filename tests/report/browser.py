@@ -1,4 +1,4 @@
-"""A page in a headless browser, and what can be done with it."""
+"""Open a report in a headless browser and interact with it."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def start_browser(profile: Path) -> Any:
 
 
 class Page:
-    """A report that is open in a browser of a given size."""
+    """A report open in a browser window of a given size."""
 
     def __init__(self, driver: Any, path: Path, width: int = 1360, height: int = 900) -> None:
         self.driver = driver
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        driver.get_log("browser")  # those of the page before
+        driver.get_log("browser")  # clears the log of the previous page
         driver.get(path.as_uri())
         self.until(lambda: self.run("return document.documentElement.dataset.ready === 'true'"))
 
     def run(self, script: str) -> Any:
-        """The value of a script."""
+        """Run a script and return its value."""
         return self.driver.execute_script(script)
 
     def until(self, true: Callable[[], Any]) -> None:
@@ -58,7 +58,7 @@ class Page:
             time.sleep(0.05)
 
     def errors(self) -> list[str]:
-        """What the console says since the page was opened."""
+        """The console errors since the page was opened."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def text(self, css: str) -> str:
@@ -67,7 +67,7 @@ class Page:
         return found
 
     def pointed_at(self, number: int) -> None:
-        """Move the mouse to a point of the map that is drawn as found."""
+        """Move the mouse to a point of the map."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         self.run("document.getElementById('scatter').scrollIntoView({behavior: 'instant'})")
@@ -75,7 +75,7 @@ class Page:
         ActionChains(self.driver).move_to_element(points[number]).perform()
 
     def search(self, words: str) -> None:
-        """Type into the search box, and wait until it has been acted on."""
+        """Type into the search box and wait for the result."""
         from selenium.webdriver.common.keys import Keys
 
         box = self.driver.find_element("id", "search")

@@ -15,7 +15,7 @@ from vilmedic.report.page import write_report
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A headless Chromium; where there is none its tests are skipped, but not in CI."""
+    """A headless Chromium; without one its tests are skipped, but not in CI."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
         reason = f"no {' and no '.join(missing)}: apt-get install chromium chromium-driver"

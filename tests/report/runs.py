@@ -1,4 +1,4 @@
-"""Run directories as training and evaluation leave them, written by hand."""
+"""Write made-up run directories with the files of training and evaluation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ensemblor:
 
 
 def write_run(run_dir: Path, *, samples: int = 40, seeds: tuple[int, ...] = (1,)) -> Path:
-    """Everything that the report shows, small."""
+    """Write a small run with everything that the report shows."""
     run_dir.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         (run_dir / f"config_{seed}.yml").write_text(CONFIG)
@@ -57,7 +57,7 @@ def write_run(run_dir: Path, *, samples: int = 40, seeds: tuple[int, ...] = (1,)
 
 
 def write_curves(run_dir: Path, seed: int, steps: int = 30) -> None:
-    """Lines of both files."""
+    """Write the lines of metrics.jsonl and timing.jsonl."""
     with (
         open(run_dir / "metrics.jsonl", "a") as metrics,
         open(run_dir / "timing.jsonl", "a") as timing,
@@ -79,7 +79,7 @@ def write_curves(run_dir: Path, seed: int, steps: int = 30) -> None:
 
 
 def write_predictions(run_dir: Path, samples: int) -> Path:
-    """What a probe and retrieval say of every sample: sample k's report is found at place k + 1."""
+    """Write predictions of a probe and of retrieval: the report of sample k has rank k + 1."""
     random = np.random.default_rng(0)
     labels = np.array([[k % 2, k // 2 % 2] for k in range(samples)], np.int8)
     names = np.array(LABELS, np.str_)
@@ -93,7 +93,7 @@ def write_predictions(run_dir: Path, samples: int) -> Path:
 
 
 def results() -> dict[str, Any]:
-    """The results of a split as `Ensemblor` writes them."""
+    """The results of a split, as `Ensemblor` writes them."""
     probe = {
         "auroc": 0.91234,
         "auroc_interval": [0.9, 0.95],
@@ -118,7 +118,7 @@ def results() -> dict[str, Any]:
 
 
 def pictures(count: int = 40) -> list[torch.Tensor]:
-    """Pictures with about as much detail as an X-ray, uint8 [1, 160, 160]."""
+    """Images with about as much detail as an X-ray, uint8 [1, 160, 160]."""
     random = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 1, 40, 40, generator=random) * 200
     smooth = torch.nn.functional.interpolate(coarse, size=(160, 160), mode="bicubic")
@@ -127,7 +127,7 @@ def pictures(count: int = 40) -> list[torch.Tensor]:
 
 
 def write_explorer(run_dir: Path, samples: int, words: int = 12) -> Path:
-    """A file of the embedding explorer; every fifth report names pneumothorax."""
+    """Write a file of the embedding explorer; every fifth report names pneumothorax."""
     random = np.random.default_rng(0)
     drawn = pictures()
     pool = thumbnails(lambda i: drawn[i % len(drawn)], list(range(samples)))

@@ -21,7 +21,7 @@ TIP = "document.getElementById('tip')"
 FOUND = "#scatter .trace .point"
 
 
-def test_it_opens_without_console_errors_and_draws_everything(page: Page) -> None:
+def test_page_opens_without_console_errors_and_draws_everything(page: Page) -> None:
     assert page.errors() == []
     charts = page.run("return document.querySelectorAll('#charts .js-plotly-plot').length")
     assert charts == 6
@@ -46,7 +46,7 @@ def test_hovering_shows_the_image_and_the_report(page: Page) -> None:
     assert page.errors() == []
 
 
-def test_search_narrows_the_points(page: Page) -> None:
+def test_search_filters_the_points(page: Page) -> None:
     page.search("pneumothorax")
     assert page.text("#count") == "8 of 40 samples"
     counts = page.run("return byId('scatter').data.map((t) => [t.name, t.x.length, t.hoverinfo])")
@@ -62,7 +62,7 @@ def test_search_narrows_the_points(page: Page) -> None:
     assert page.errors() == []
 
 
-def test_a_click_lists_the_neighbours_and_one_of_them_can_be_followed(page: Page) -> None:
+def test_a_click_lists_neighbours_that_can_be_clicked(page: Page) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
     page.pointed_at(2)
@@ -93,7 +93,7 @@ def test_colours_and_features_can_be_changed(page: Page) -> None:
     assert page.run("return byId('scatter').data[1].x[0]") != before
 
 
-def test_reports_are_text_and_never_run(page: Page) -> None:
+def test_report_texts_are_never_run_as_scripts(page: Page) -> None:
     page.run("choose(1)")
     assert page.text("#chosen .sample p") == EVIL
     assert page.run("return document.title") == "demo"
@@ -101,7 +101,7 @@ def test_reports_are_text_and_never_run(page: Page) -> None:
     assert page.errors() == []
 
 
-def test_light_and_dark(page: Page) -> None:
+def test_light_and_dark_mode(page: Page) -> None:
     ground = "return getComputedStyle(document.body).backgroundColor"
     before = page.run(ground)
     page.driver.find_element("id", "theme").click()
@@ -110,7 +110,7 @@ def test_light_and_dark(page: Page) -> None:
     assert ink == page.run("return css('--ink')")
 
 
-def test_the_answer_comes_first(page: Page) -> None:
+def test_the_headline_results_come_first(page: Page) -> None:
     first = page.run("return document.querySelector('main section').id")
     assert first == "answer"
     lead = page.text("#answer .lead")
@@ -131,7 +131,7 @@ def test_classes_have_bars_with_intervals_and_roc_curves(page: Page) -> None:
     for one in roc:
         assert (one["x"][0], one["y"][0]) == (0, 0)
         assert (one["x"][-1], one["y"][-1]) == (1, 1)
-    # a label has one colour in bars, curves and on the map
+    # a label has the same colour in bars, curves and map
     colours = bars[0]["marker"]["color"]
     assert [one["line"]["color"] for one in roc] == colours
     points = "return byId('scatter').data.slice(1, 3).map((trace) => trace.marker.color)"
@@ -200,7 +200,7 @@ def test_a_long_configuration_scrolls_visibly(browser: Any, tmp_path: Path) -> N
     assert "311 lines" in page.text("#configuration")
 
 
-def test_it_is_readable_at_the_width_of_a_phone(browser: Any, report: Path) -> None:
+def test_page_is_readable_on_a_phone(browser: Any, report: Path) -> None:
     page = Page(browser, report, 390, 844)
 
     assert page.run("return document.documentElement.scrollWidth") <= 390
@@ -221,7 +221,7 @@ def test_it_is_readable_at_the_width_of_a_phone(browser: Any, report: Path) -> N
     assert page.errors() == []
 
 
-def test_several_runs_lie_over_each_other_on_one_page(browser: Any, tmp_path: Path) -> None:
+def test_several_runs_are_overlaid_on_one_page(browser: Any, tmp_path: Path) -> None:
     runs = [
         evaluated.write_run(tmp_path / name, draw=place, trainor__epochs=place)
         for place, name in enumerate(("first", "<img src=x onerror=alert(1)>"))
@@ -253,7 +253,7 @@ def test_several_runs_lie_over_each_other_on_one_page(browser: Any, tmp_path: Pa
     assert narrow.errors() == []
 
 
-def test_runs_without_curves_or_results_have_a_page_too(browser: Any, tmp_path: Path) -> None:
+def test_runs_without_curves_or_results_have_a_page(browser: Any, tmp_path: Path) -> None:
     only_results = [evaluated.write_run(tmp_path / name) for name in "ab"]
     page = Page(browser, write_comparison(only_results))
     assert len(page.driver.find_elements("css selector", "#results table")) >= 1
@@ -262,11 +262,11 @@ def test_runs_without_curves_or_results_have_a_page_too(browser: Any, tmp_path: 
 
 
 @pytest.mark.slow
-def test_five_thousand_samples_fit_and_stay_quick(browser: Any, tmp_path: Path) -> None:
+def test_five_thousand_samples_fit_and_stay_responsive(browser: Any, tmp_path: Path) -> None:
     path = write_explorer(tmp_path, samples=5000, words=90)
     content = json.loads(gzip.decompress(path.read_bytes()))
     random = np.random.default_rng(0)
-    # The most that thumbnails may take, and nothing in them that could be packed any smaller.
+    # Thumbnails of maximum size and incompressible content.
     content["samples"]["thumbnail"][40:] = [
         base64.b64encode(random.bytes(EACH)).decode() for _ in range(40, 5000)
     ]
@@ -285,7 +285,7 @@ def test_five_thousand_samples_fit_and_stay_quick(browser: Any, tmp_path: Path) 
           times.push(performance.now() - began);
         }
         return times.sort((a, b) => a - b)[25];"""
-    # milliseconds, the median: other work on the machine is not the page's; 60 Hz are 17
+    # median in milliseconds, robust against other load; a frame at 60 Hz takes 17
     assert page.run(hover) < 50
     page.search("pneumothorax")
     assert page.text("#count") == "1,000 of 5,000 samples"

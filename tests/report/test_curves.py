@@ -24,7 +24,7 @@ from vilmedic.report.curves import (
 from vilmedic.report.curves import write_curves as draw
 
 
-def test_every_number_becomes_a_line_of_its_seed(tmp_path: Path) -> None:
+def test_every_metric_becomes_a_line_per_seed(tmp_path: Path) -> None:
     write_curves(tmp_path, seed=1)
     write_curves(tmp_path, seed=2, steps=4)
 
@@ -37,7 +37,7 @@ def test_every_number_becomes_a_line_of_its_seed(tmp_path: Path) -> None:
     assert ("time", 1) not in lines
 
 
-def test_values_that_are_no_numbers_leave_a_gap(tmp_path: Path) -> None:
+def test_non_numbers_leave_a_gap(tmp_path: Path) -> None:
     entries = [{"seed": 1, "step": s, "loss": v} for s, v in ((1, 1.0), (2, None), (3, "x"))]
     text = "".join(json.dumps(one) + "\n" for one in entries)
     (tmp_path / "metrics.jsonl").write_text(text + '{"seed": 1, "step": 4, "loss": NaN}\n')
@@ -45,7 +45,7 @@ def test_values_that_are_no_numbers_leave_a_gap(tmp_path: Path) -> None:
     assert line.steps == [1]
 
 
-def test_panels_hold_what_belongs_together_in_order(tmp_path: Path) -> None:
+def test_panels_group_related_metrics_in_order(tmp_path: Path) -> None:
     write_curves(tmp_path, seed=1)
     panels = {p.title: [line.name for line in p.lines] for p in arrange(read_curves(tmp_path))}
 
@@ -62,7 +62,7 @@ def test_panels_hold_what_belongs_together_in_order(tmp_path: Path) -> None:
     assert panels["Loss"] == ["loss", "train_loss", "validation_loss"]
 
 
-def test_six_panels_matter_and_the_score_of_the_checkpoints_is_among_them() -> None:
+def test_six_panels_are_shown_including_the_checkpoint_score() -> None:
     names = [f"validation_{metric}_auroc" for metric in ("knn", "zero_shot", "linear_probe")]
     names += ["validation_classification_f1", "loss", "lr", "feature_std_visual", "data_wait"]
     lines = [Line(name, 1, [1, 2, 3], [0.1, 0.3, 0.2]) for name in names]
@@ -83,7 +83,7 @@ def test_six_panels_matter_and_the_score_of_the_checkpoints_is_among_them() -> N
     assert panels[0].best == {1: 2}
 
 
-def test_steps_are_whole_and_the_best_checkpoint_is_marked() -> None:
+def test_step_ticks_are_integers_and_the_best_checkpoint_is_marked() -> None:
     axis = Figure().subplots()
     line = Line("loss", 1, [1, 2, 3], [3.0, 1.0, 2.0])
     draw_panel(axis, Panel("Loss", [line], best={1: 2}), {"loss": "#123456"})
@@ -92,7 +92,7 @@ def test_steps_are_whole_and_the_best_checkpoint_is_marked() -> None:
     assert axis.lines[0].get_color() == "#123456"
 
 
-def test_one_number_has_one_colour_in_all_panels() -> None:
+def test_a_metric_has_one_colour_in_all_panels() -> None:
     names = (
         "loss",
         "validation_knn_auroc",
@@ -112,7 +112,7 @@ def test_thinning_keeps_the_mean() -> None:
     assert np.mean(thin.values) == pytest.approx(np.mean(values))
 
 
-def test_smoothing_is_the_mean_of_a_window() -> None:
+def test_smoothing_is_a_moving_average() -> None:
     values = np.random.default_rng(0).random(200)
     line = Line("x", 1, list(range(200)), values.tolist())
     expected = [values[max(0, i - 5) : i + 6].mean() for i in range(200)]
@@ -128,20 +128,20 @@ def test_the_figure_is_drawn(tmp_path: Path) -> None:
     assert min(Image.open(path).size) > 500
 
 
-def test_shorter() -> None:
+def test_names_are_shortened() -> None:
     assert shorter(["a_b_c", "a_b_d_e"]) == ["c", "d_e"]
     assert shorter(["loss", "train_loss"]) == ["loss", "train_loss"]
     assert shorter(["a_b"]) == ["a_b"]
 
 
-def test_two_training_losses_say_what_each_is_of() -> None:
+def test_the_two_training_losses_have_distinct_labels() -> None:
     labels = line_labels(["loss", "train_loss", "validation_loss"])
     assert labels == ["loss of single steps", "train_loss, mean of the epoch", "validation_loss"]
     assert line_labels(["loss", "validation_loss"]) == ["loss", "validation_loss"]
 
 
 @pytest.mark.parametrize(("value", "limits"), [(0.1, (0.09, 0.11)), (0.0, (-1.0, 1.0))])
-def test_a_constant_is_a_line_in_the_middle(value: float, limits: tuple[float, float]) -> None:
+def test_a_constant_is_drawn_in_the_middle(value: float, limits: tuple[float, float]) -> None:
     axis = Figure().subplots()
     line = Line("temperature", 1, list(range(100)), [value] * 100)
     draw_panel(axis, Panel("Temperature", [line], logarithmic=True), {"temperature": "black"})

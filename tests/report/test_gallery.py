@@ -18,7 +18,7 @@ def paint(path: Path, size: tuple[int, int] = (30, 20)) -> None:
     Image.new("RGB", size, "red").save(path)
 
 
-def test_pictures_are_found_by_kind_once(tmp_path: Path) -> None:
+def test_figures_are_grouped_by_kind_without_duplicates(tmp_path: Path) -> None:
     for name in (
         "curves.png",
         "test_full_visual.png",
@@ -59,7 +59,7 @@ def test_the_sheet_of_every_prompt_is_shown_with_its_prompt(tmp_path: Path) -> N
     assert kind.left_out == 0
 
 
-def test_of_evaluations_those_with_the_newest_results_are_shown(tmp_path: Path) -> None:
+def test_figures_of_the_latest_evaluations_are_shown(tmp_path: Path) -> None:
     about = {"system": "VAE", "checkpoints": [], "generated": False}
     for seed in (0, 1):
         one = EvaluationFolder(tmp_path, "best-1", ema=False, settings={"seed": seed}, about=about)
@@ -80,7 +80,7 @@ def test_of_evaluations_those_with_the_newest_results_are_shown(tmp_path: Path) 
     ]
 
 
-def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+def test_large_figures_are_scaled_down(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", (4000, 1000))
     [kind] = read_gallery(tmp_path)
     [picture] = kind.pictures
@@ -89,7 +89,7 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(data)).size == (1500, 375)
 
 
-def test_many_pictures_are_counted(tmp_path: Path) -> None:
+def test_the_number_of_figures_is_limited_and_counted(tmp_path: Path) -> None:
     for i in range(MOST + 3):
         paint(tmp_path / f"attention_{i:02}.png")
     [kind] = read_gallery(tmp_path)
@@ -97,7 +97,7 @@ def test_many_pictures_are_counted(tmp_path: Path) -> None:
     assert kind.left_out == 3
 
 
-def test_a_damaged_picture_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_figures_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
     assert read_gallery(tmp_path) == []
     assert "a.png is left out" in caplog.text

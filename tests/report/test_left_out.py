@@ -1,4 +1,4 @@
-"""Damaged run directories: what is whole is on the page, the rest is named."""
+"""Damaged run directories: the page shows the intact parts and names the damaged ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INDEX = "evaluations/index.json"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = write_run(tmp_path_factory.mktemp("ckpt") / "demo")
-    write(run_dir / "metrics.jsonl", LINE)  # one panel: drawing takes most of the time
+    write(run_dir / "metrics.jsonl", LINE)  # one panel, because drawing takes most of the time
     (run_dir / "results_validate.json").write_text(json.dumps(results() | {"split": "validate"}))
     about = {"system": "ConVIRT", "checkpoints": results()["checkpoints"], "generated": False}
     one = EvaluationFolder(run_dir, "best-1", ema=False, settings={}, about=about)
@@ -188,12 +188,12 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_is_named_and_the_rest_shown(
+def test_damaged_files_are_named_and_the_rest_is_shown(
     damage: str, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run_dir)
     name, act, reason = DAMAGE[damage]
-    if name == "test_explorer.json.gz":  # the newest evaluation has one of its own
+    if name == "test_explorer.json.gz":  # the latest evaluation has its own
         name = f"{next(run_dir.glob('evaluations/best*')).relative_to(run_dir)}/{name}"
     act(run_dir / name)
 
@@ -216,15 +216,17 @@ def test_what_is_damaged_is_named_and_the_rest_shown(
     assert "ConVIRT, epoch 3, seed 1" in page or "results" in name
 
 
-def test_a_whole_run_leaves_nothing_out(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_run_is_shown_completely(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with (run_dir / "metrics.jsonl").open("ab") as stream:
-        stream.write(b'{"seed": 1, "st')  # half a line, as a run that goes on writes it
+        stream.write(b'{"seed": 1, "st')  # half a line, as a running training writes it
     assert cli.report([str(run_dir)]) == 0
     assert capsys.readouterr().err == ""
     assert 'id="left-out"' not in (run_dir / "report.html").read_text()
 
 
-def test_of_a_damaged_index_the_folders_tell(run_dir: Path) -> None:
+def test_with_a_damaged_index_folders_are_searched(run_dir: Path) -> None:
     whole = [line for line in write_report(run_dir).read_text().splitlines() if "best-1-" in line]
     write(run_dir / INDEX, "{")
     left_out = LeftOut(run_dir)
@@ -234,7 +236,7 @@ def test_of_a_damaged_index_the_folders_tell(run_dir: Path) -> None:
     assert [line for line in page if "best-1-" in line] == whole
 
 
-def test_a_run_of_which_nothing_is_whole_is_a_run(tmp_path: Path) -> None:
+def test_a_run_with_only_damaged_files_gets_a_page(tmp_path: Path) -> None:
     (tmp_path / "config_1.yml").write_text("a: [")
     (tmp_path / "metrics.jsonl").mkdir()
     assert cli.report([str(tmp_path)]) == cli.BROKEN
@@ -243,7 +245,7 @@ def test_a_run_of_which_nothing_is_whole_is_a_run(tmp_path: Path) -> None:
     assert "<code>metrics.jsonl</code>" in page
 
 
-def test_a_page_that_cannot_be_written_is_a_message(
+def test_a_page_that_cannot_be_written_is_an_error(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run_dir / "report.html").mkdir()
@@ -252,7 +254,7 @@ def test_a_page_that_cannot_be_written_is_a_message(
     assert not list(run_dir.glob(".*.tmp"))
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_message(
+def test_an_unwritable_folder_is_an_error(
     run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, content: object, **_: object) -> None:
@@ -264,7 +266,9 @@ def test_a_folder_that_cannot_be_written_to_is_a_message(
     assert "Read-only file system" in capsys.readouterr().err
 
 
-def test_every_run_is_looked_at_and_the_worst_counts(run_dir: Path, tmp_path: Path) -> None:
+def test_every_run_is_processed_and_the_worst_status_is_returned(
+    run_dir: Path, tmp_path: Path
+) -> None:
     other = Path(shutil.copytree(run_dir, tmp_path / "other"))
     write(run_dir / "note.png", "")
     words = [str(run_dir), str(tmp_path / "none"), str(other)]
@@ -274,12 +278,14 @@ def test_every_run_is_looked_at_and_the_worst_counts(run_dir: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("word", ["", "\0", "x" * 5000, "/dev/null"])
-def test_no_word_is_a_traceback(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_give_no_traceback(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.report([word]) == cli.FAILED
 
 
-def test_a_picture_starts_no_other_program(run_dir: Path, tmp_path: Path) -> None:
+def test_reading_figures_starts_no_other_program(run_dir: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     script = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({marker}) (w) file\nshowpage\n"
     write(run_dir / "note.png", script)
@@ -289,7 +295,7 @@ def test_a_picture_starts_no_other_program(run_dir: Path, tmp_path: Path) -> Non
     assert not marker.exists()
 
 
-def test_damaged_pictures_take_no_place_of_whole_ones(run_dir: Path) -> None:
+def test_damaged_figures_do_not_count_against_the_limit(run_dir: Path) -> None:
     for number in range(40):
         write(run_dir / f"attention_{number:02}.png", "")
     Image.new("L", (9, 9)).save(run_dir / "attention_99.png")
@@ -297,9 +303,7 @@ def test_damaged_pictures_take_no_place_of_whole_ones(run_dir: Path) -> None:
     assert 'alt="attention_99.png"' in page
 
 
-def test_many_files_that_are_left_out_are_counted(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_many_skipped_files_are_counted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(MOST_LISTED + 9):
         write(run_dir / f"note_{number}.png", "")
     assert cli.report([str(run_dir)]) == cli.BROKEN
@@ -311,7 +315,7 @@ def test_many_files_that_are_left_out_are_counted(
     assert "and 9 more." in page
 
 
-def test_names_are_text_on_the_console_and_on_the_curves(
+def test_names_are_escaped_on_the_console_and_in_curves(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(run_dir / "a\x1b[31m.png", "")
@@ -331,7 +335,9 @@ def test_names_are_text_on_the_console_and_on_the_curves(
     assert "a\\x1b[31m.png" in captured.err
 
 
-def test_numbers_without_end_are_not_drawn(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_curves_and_seeds_is_limited(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(curves, "MOST_NAMES", 3)
     many = {f"n{number}": number for number in range(3000)}
     lines = [{"seed": seed, "step": 1} | many for seed in range(5)]
@@ -347,7 +353,7 @@ def test_numbers_without_end_are_not_drawn(run_dir: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_odd_sections_of_a_configuration_are_shown(run_dir: Path) -> None:
+def test_unusual_sections_of_a_configuration_are_shown(run_dir: Path) -> None:
     write(run_dir / "config_1.yml", "trainor: [1]\nmodel: text\n")
     left_out = LeftOut(run_dir)
     assert "trainor: [1]" in write_report(run_dir, left_out).read_text()

@@ -19,7 +19,7 @@ from vilmedic.report.settings import read_settings
 
 
 class Outline(HTMLParser):
-    """Tags and attributes of a page, scripts left out."""
+    """Tags and attributes of a page, without scripts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def outline(path: Path) -> Outline:
     return read
 
 
-def test_the_page_holds_every_part_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_the_page_has_every_part_and_loads_nothing_from_the_network(tmp_path: Path) -> None:
     page = outline(write_report(write_run(tmp_path / "demo")))
 
     sections = {attrs.get("id") for tag, attrs in page.tags if tag == "section"}
@@ -55,7 +55,7 @@ def test_the_page_holds_every_part_and_asks_the_network_for_nothing(tmp_path: Pa
         assert expected in page.text
 
 
-def test_the_page_shows_the_explorer_of_the_newest_evaluation(tmp_path: Path) -> None:
+def test_the_page_shows_the_explorer_of_the_latest_evaluation(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "demo")
     about = {"system": "ConVIRT", "checkpoints": results()["checkpoints"], "generated": False}
     one = EvaluationFolder(run_dir, "best-1", ema=False, settings={}, about=about)
@@ -69,7 +69,7 @@ def test_the_page_shows_the_explorer_of_the_newest_evaluation(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("better", "best"), [("lower", "0.250"), ("higher", "4.000")])
-def test_the_best_score_of_a_plugin_goes_by_what_the_run_stored(
+def test_the_best_plugin_score_uses_the_stored_direction(
     tmp_path: Path, better: str, best: str
 ) -> None:
     (tmp_path / "config_1.yml").write_text("trainor: {early_stop_metric: validation_fid}")
@@ -83,7 +83,7 @@ def test_the_best_score_of_a_plugin_goes_by_what_the_run_stored(
     assert best in page[page.index("best score") :][:60]
 
 
-def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
+def test_external_text_is_escaped(tmp_path: Path) -> None:
     path = write_report(write_run(tmp_path))
     text = path.read_text()
     assert "onerror" in text
@@ -93,7 +93,7 @@ def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
     assert not [a for t, a in outline(path).tags if "onerror" in a]
 
 
-def test_control_characters_are_written_out(tmp_path: Path) -> None:
+def test_control_characters_are_escaped(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path)
     for path in run_dir.glob("results_*.json"):
         path.write_text(path.read_text().replace('"Mass"', '"Mass\\u001b[2J\\u009b"'))
@@ -102,7 +102,7 @@ def test_control_characters_are_written_out(tmp_path: Path) -> None:
     assert not {"\x1b", "\x9b"} & set(text)
 
 
-def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
+def test_parts_without_content_are_omitted(tmp_path: Path) -> None:
     write_curves(tmp_path, seed=1)
     page = outline(write_report(tmp_path))
     sections = [a["id"] for t, a in page.tags if t == "section" and "id" in a]
@@ -115,7 +115,7 @@ def test_a_rebuilt_page_is_the_same(tmp_path: Path) -> None:
     assert write_report(tmp_path).read_bytes() == first
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such run directory"):
         write_report(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"it has no config_<seed>\.yml"):
@@ -142,7 +142,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "Draws curves.png" in out
 
 
-def test_lines_that_the_command_line_set_are_marked(tmp_path: Path) -> None:
+def test_lines_set_on_the_command_line_are_marked(tmp_path: Path) -> None:
     [settings] = read_settings(write_run(tmp_path))
 
     marked = [line.strip() for line, is_marked in settings.lines if is_marked]
@@ -152,13 +152,13 @@ def test_lines_that_the_command_line_set_are_marked(tmp_path: Path) -> None:
     assert "git commit" not in dict(settings.environment)
 
 
-def test_the_newest_seed_comes_first(tmp_path: Path) -> None:
+def test_the_latest_seed_comes_first(tmp_path: Path) -> None:
     write_run(tmp_path, seeds=(1, 2))
     os.utime(tmp_path / "config_2.yml", (1, 1))
     assert [one.seed for one in read_settings(tmp_path)] == [1, 2]
 
 
-def test_a_run_without_environment_is_shown_without_it(tmp_path: Path) -> None:
+def test_a_run_without_environment_file_is_shown(tmp_path: Path) -> None:
     (tmp_path / "config_7.yml").write_text("name: x\n")
     (tmp_path / "config_evil.yml").write_text("a: [")
     [settings] = read_settings(tmp_path)

@@ -16,7 +16,7 @@ from vilmedic.report.curves import Line
 from vilmedic.report.side_by_side import overlaid, write_comparison
 
 
-def test_each_number_has_a_line_of_each_run() -> None:
+def test_each_metric_has_a_line_per_run() -> None:
     curves = {
         "a": [Line("loss", 0, [1, 2], [3.0, 2.0]), Line("lr", 0, [1], [0.1])],
         "b": [Line("loss", 0, [1], [4.0]), Line("loss", 1, [1], [5.0])],
@@ -47,7 +47,7 @@ def test_one_page_has_the_curves_and_the_table(tmp_path: Path) -> None:
     assert [line["name"] for line in loss["lines"]] == ["a", "b"]
 
 
-def test_runs_that_cannot_be_compared_are_marked_so(tmp_path: Path) -> None:
+def test_incomparable_runs_are_marked(tmp_path: Path) -> None:
     both = [
         evaluated.write_run(tmp_path / "a"),
         evaluated.write_run(tmp_path / "b", samples=100, trainor__epochs=5),
@@ -55,7 +55,7 @@ def test_runs_that_cannot_be_compared_are_marked_so(tmp_path: Path) -> None:
     assert "<li>not comparable: " in write_comparison(both).read_text()
 
 
-def test_without_results_it_says_why_there_is_no_table(tmp_path: Path) -> None:
+def test_without_results_the_page_explains_the_missing_table(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_curves(tmp_path / name, seed=0)
@@ -64,7 +64,7 @@ def test_without_results_it_says_why_there_is_no_table(tmp_path: Path) -> None:
     assert "there are results of no split" in page
 
 
-def test_the_command_makes_the_page_of_several_runs(
+def test_the_command_writes_the_page_of_several_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(write_run(tmp_path / name)) for name in ("a", "<b>")]

@@ -15,11 +15,11 @@ from vilmedic.report.tables import Cell, Table, read_evaluations, read_results, 
 
 
 def texts(table: Table) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The rows as they are shown."""
+    """The displayed rows."""
     return [(name, [(cell.text, cell.interval) for cell in cells]) for name, cells in table.rows]
 
 
-def test_model_and_baselines_stand_side_by_side_with_intervals(tmp_path: Path) -> None:
+def test_model_and_baselines_are_side_by_side_with_intervals(tmp_path: Path) -> None:
     (tmp_path / "results_test.json").write_text(json.dumps(results()))
     (tmp_path / "results_validate.json").write_text(json.dumps(results() | {"split": "validate"}))
 
@@ -38,7 +38,7 @@ def test_model_and_baselines_stand_side_by_side_with_intervals(tmp_path: Path) -
     assert texts(fit) == [("l2", [("0.500", "")]), ("iterations", [("12", "")])]
 
 
-def test_the_headline_holds_the_first_number_of_each_protocol(tmp_path: Path) -> None:
+def test_the_headline_has_the_first_number_of_each_protocol(tmp_path: Path) -> None:
     content = results()
     content["metrics"]["retrieval"] = {"image_to_text_r1": 0.1, "image_to_text_r5": 0.4}
     content["metrics"]["zero_shot_2"] = {"auroc": None}
@@ -51,7 +51,7 @@ def test_the_headline_holds_the_first_number_of_each_protocol(tmp_path: Path) ->
     ]
 
 
-def test_retrieval_gets_its_interval_from_the_ranks_of_all_samples(tmp_path: Path) -> None:
+def test_the_retrieval_interval_comes_from_all_ranks(tmp_path: Path) -> None:
     above = np.arange(40) % 10
     content = results() | {"samples": 40}
     content["metrics"]["retrieval"] = {"image_to_text_r5": 0.5, "image_to_text_r1": 0.9}
@@ -64,10 +64,10 @@ def test_retrieval_gets_its_interval_from_the_ranks_of_all_samples(tmp_path: Pat
     five, one = (cells[0] for _, cells in table.rows)
     assert five.bounds is not None
     assert 0.3 < five.bounds[0] < 0.45 < 0.55 < five.bounds[1] < 0.7
-    assert one.bounds is None  # what the ranks do not say is another evaluation's
+    assert one.bounds is None  # predictions of another evaluation are not used
 
 
-def test_a_table_is_a_csv_file_with_all_digits(tmp_path: Path) -> None:
+def test_the_csv_file_has_all_digits(tmp_path: Path) -> None:
     (tmp_path / "results_test.json").write_text(json.dumps(results()))
     [read] = read_results(tmp_path)
     probe = next(table for table in read.tables if table.title == "linear probe")
@@ -116,7 +116,7 @@ def test_every_evaluation_has_a_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"split": "test"}'])
-def test_a_damaged_file_is_left_out_with_a_warning(
+def test_a_damaged_file_is_skipped_with_a_warning(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "results_test.json").write_text(text)
@@ -138,5 +138,5 @@ def test_a_damaged_file_is_left_out_with_a_warning(
         (0.0, "0.000"),
     ],
 )
-def test_numbers_as_the_page_writes_them(value: object, text: str) -> None:
+def test_number_format_of_the_page(value: object, text: str) -> None:
     assert shown(value) == text

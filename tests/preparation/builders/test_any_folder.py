@@ -76,7 +76,7 @@ def test_images_reports_labels_and_groups(source: Path) -> None:
     assert not groups[1] & groups[2]
 
 
-def test_columns_of_zeros_and_ones(source: Path) -> None:
+def test_label_columns_of_zeros_and_ones(source: Path) -> None:
     root = run(source, "--label-columns", "mass,nodule")
     for image, labels in zip(every(root, "image.tok"), every(root, "label.tok"), strict=True):
         number = int(Path(image).stem)
@@ -105,7 +105,7 @@ def test_a_column_of_splits(source: Path) -> None:
     assert card_of(root)["dropped"] == {"rows whose group is in a later split as well": 20}
 
 
-def test_what_is_left_out(source: Path) -> None:
+def test_left_out_rows_are_listed_with_reasons(source: Path) -> None:
     spoilt = [
         ["", "Text.", "a", "p", "", ""],
         ["gone.png", "Text.", "a", "p", "", ""],
@@ -155,7 +155,9 @@ def card_of(root: Path) -> dict:
     return json.loads((root / "data_card.json").read_text())
 
 
-def test_a_build_knows_what_its_input_was(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_with_changed_input_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (source / "images" / "deep" / "0.png").rename(source / "kept.png")
     root = run(source)
     (source / "images" / "unnamed.png").write_bytes(b"")
@@ -170,7 +172,7 @@ def test_a_build_knows_what_its_input_was(source: Path, capsys: pytest.CaptureFi
     assert "ext  instead of .png" in capsys.readouterr().err
 
 
-def test_a_column_of_zeros_alone(source: Path) -> None:
+def test_a_label_column_of_zeros(source: Path) -> None:
     write_csv(source / "table.csv", HEADER, [[*row[:4], "0", row[5]] for row in rows()])
     root = run(source, "--label-columns", "mass,nodule")
     assert set(every(root, "label.tok")) == {"nodule", "No Finding"}
@@ -191,7 +193,7 @@ def test_rows_of_one_image_stay_together(source: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
-def test_tables_as_spreadsheets_write_them(source: Path, mark: str) -> None:
+def test_tables_written_by_spreadsheets(source: Path, mark: str) -> None:
     text = "\r\n".join(mark.join([row[0], row[3], row[4]]) for row in rows())
     (source / "table.csv").write_text(f"file{mark}who{mark}mass\r\n{text}\r\n  \r\n")
     root = run(source, "--group-column", "who", "--label-columns", "mass")
@@ -212,7 +214,7 @@ def test_absolute_paths_within_the_folder(source: Path) -> None:
     assert "deep/0.png" in every(run(source), "image.tok")
 
 
-def test_names_in_other_letters_are_found_and_counted(
+def test_names_that_differ_in_case_are_found_and_counted(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = [[row[0].replace("deep", "Deep").upper(), *row[1:]] for row in rows()]
@@ -232,7 +234,7 @@ def write_dicom(path: Path, **fields: str) -> None:
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 15, 0, 1
     data.PhotometricInterpretation = "MONOCHROME2"
-    seed = zlib.crc32(str(path).encode())  # each file holds another image
+    seed = zlib.crc32(str(path).encode())  # a different image in each file
     pixels = np.random.default_rng(seed).integers(0, 4096, (8, 8), dtype=np.uint16)
     data.PixelData = pixels.tobytes()
     for name, value in fields.items():
@@ -275,7 +277,7 @@ def dicom(tmp_path: Path, *options: str, status: int = 0) -> Path:
     return root
 
 
-def test_dicom_files_by_their_mark_and_without_a_image(
+def test_dicom_files_are_found_by_prefix_and_may_lack_an_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
@@ -304,7 +306,7 @@ def test_dicom_files_by_their_mark_and_without_a_image(
         (["--split", "0.99,0.005,0.005"], "No patient is left for the split 'validate'"),
     ],
 )
-def test_mistakes_are_explained(
+def test_wrong_options_are_explained(
     source: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     run(source, *options, status=2)
@@ -339,7 +341,7 @@ def test_every_script_runs_on_its_own(tmp_path: Path) -> None:
 
 
 def test_missing_values_in_every_column(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One notion of what is missing for images, reports, labels and groups."""
+    """Missing values are recognised alike for images, reports, labels and groups."""
     marks = ["NaN", "NA", "n/a ", "None", "NULL", "", " ", "nan"]
     table = rows()
     for place in range(4):
@@ -373,7 +375,7 @@ def every_train(root: Path) -> list[tuple[str, ...]]:
     return list(zip(*(lines(root / f"train.{kind}.tok") for kind in kinds), strict=True))
 
 
-def test_a_build_with_nothing_left_names_all_of_it(
+def test_an_empty_build_lists_all_left_out_rows(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(source / "table.csv", HEADER, [[f"elsewhere/{row[0]}", *row[1:]] for row in rows()])
@@ -391,7 +393,7 @@ def test_a_build_with_nothing_left_names_all_of_it(
     assert not beside.exists()
 
 
-def test_an_option_tells_what_minus_one_is(
+def test_an_option_sets_the_meaning_of_minus_one(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_csv(source / "table.csv", HEADER, [[*row[:4], "-1", row[5]] for row in rows()])
@@ -421,9 +423,7 @@ def test_a_name_with_a_comma_keeps_its_report(source: Path) -> None:
     assert data.show(0)["image"] == [str(source / "images" / "frontal, lying.png")]
 
 
-def test_a_list_with_an_image_that_is_not_there(
-    source: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_list_with_a_missing_image(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = [["deep/1.png,gone.png", *rows()[0][1:]], *rows(), ["deep/2.png, x", *rows()[0][1:]]]
     write_csv(source / "table.csv", HEADER, table)
     run(source, status=2)
@@ -442,7 +442,7 @@ def test_a_list_with_an_image_that_is_not_there(
 
 
 def test_the_splits_of_an_annotation_file(source: Path) -> None:
-    """As report generation projects have it: three lists, images as lists of paths."""
+    """The format of report generation projects: three lists, with images as lists of paths."""
     entry = [
         {"id": str(n), "report": f"Report {n}.", "image_path": [f"deep/{n}.png"], "split": "x"}
         for n in range(12)
@@ -489,7 +489,7 @@ def test_one_image_of_two_groups(source: Path, capsys: pytest.CaptureFixture[str
     assert "sharing an image: 'person 0' and 'other 0' and 'other 1', " in capsys.readouterr().out
 
 
-def test_copies_in_the_splits_of_the_table(source: Path) -> None:
+def test_copies_in_several_given_splits(source: Path) -> None:
     (source / "images" / "copy.png").write_bytes(
         (source / "images" / "deep" / "0.png").read_bytes()
     )
@@ -506,7 +506,9 @@ def test_copies_in_the_splits_of_the_table(source: Path) -> None:
     assert card_of(root)["notes"]["images that are in several splits, by name"] == ["deep/0.png"]
 
 
-def test_a_group_that_two_programs_wrote(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_group_names_with_different_number_formats(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = [
         [row[0], row[1], row[2], f"{n % 20}.0" if n < 20 else str(n % 20), *row[4:]]
         for n, row in enumerate(rows())
@@ -534,8 +536,8 @@ def test_a_split_that_is_missing_or_unknown(
     assert len(shown) < 900
 
 
-def test_dicom_files_as_training_reads_them(tmp_path: Path) -> None:
-    """Some archives hold files without the 128 bytes before the mark, and without the mark."""
+def test_dicom_files_without_preamble_are_found(tmp_path: Path) -> None:
+    """Some archives have files without the 128-byte preamble and the DICM prefix."""
     images = tmp_path / "images"
     for n in range(20):
         path = images / f"{n:02}.dcm"

@@ -9,7 +9,7 @@ import pytest
 from tests.preparation.archives import lines, write_csv
 from vilmedic.preparation.builders.chexpert import CHEXPERT_LABELS, FIVE, PLUS, main, present_labels
 
-# The order of the columns in the release differs from that in MIMIC-CXR.
+# The column order of the release differs from MIMIC-CXR.
 LABELS = ["No Finding", *[name for name in reversed(CHEXPERT_LABELS) if name != "No Finding"]]
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
 
@@ -74,7 +74,7 @@ def test_splits_without_reports(raw: Path, tmp_path: Path) -> None:
     assert all(name.startswith("valid/patient645") for name in lines(root / "test.image.tok"))
     labels = Counter(lines(root / "train.label.tok") + lines(root / "validate.label.tok"))
     assert labels["Edema"] == 50
-    assert labels["No Finding"] == 30  # edema that is uncertain counts as absent
+    assert labels["No Finding"] == 30  # uncertain edema counts as absent
     train = set(lines(root / "train.patient.tok"))
     assert not train & set(lines(root / "validate.patient.tok"))
 
@@ -108,7 +108,7 @@ def test_reports_of_chexpert_plus(raw: Path, tmp_path: Path) -> None:
     assert len(lines(five / "test.impression.tok")) == 75
 
 
-def test_no_patient_of_the_five_by_200_set_is_trained_on(raw: Path, tmp_path: Path) -> None:
+def test_patients_of_the_five_by_200_set_are_not_in_training(raw: Path, tmp_path: Path) -> None:
     some = lines(raw / PLUS)[::3]  # every third image has a report
     (raw / PLUS).write_text("\n".join([lines(raw / PLUS)[0], *some[1:]]) + "\n")
     names = [line[0].split("/", 1)[1] for line in training()]
@@ -133,7 +133,7 @@ def test_no_patient_of_the_five_by_200_set_is_trained_on(raw: Path, tmp_path: Pa
     assert missing == {"images without a report": 40 - len(lines(told / "test.impression.tok"))}
 
 
-def test_too_few_of_a_finding(
+def test_too_few_images_of_a_finding_is_an_error(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(raw, tmp_path / "out", "--five-by-200", status=2)
@@ -148,10 +148,10 @@ def test_views(raw: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", ["NA", "nan", "None", " "])
 @pytest.mark.parametrize("options", [["--five-by-200", "--each", "20"], ["--each", "20"]])
-def test_marks_of_missing_labels_are_blanks(
+def test_missing_value_markers_are_read_as_blanks(
     raw: Path, tmp_path: Path, mark: str, options: list[str]
 ) -> None:
-    """As programs write them that read a blank cell and write it again."""
+    """As written by programs that read and rewrite blank cells."""
     wanted = run(raw, tmp_path / "blank", *options)
     for name in ("train.csv", "valid.csv"):
         header, *rows = [line.split(",") for line in lines(raw / name)]
@@ -162,10 +162,10 @@ def test_marks_of_missing_labels_are_blanks(
     card = json.loads((root / "data_card.json").read_text())
     blank = sum(row[HEADER.index("Pneumonia")] == "" for row in training())
     assert card["missing"]["Pneumonia"] == blank + (0 if "--five-by-200" in options else 10)
-    assert "AP/PA" not in card["missing"]  # which is not read
+    assert "AP/PA" not in card["missing"]  # a column that is not read
 
 
-def test_a_label_that_is_none_is_reported_with_its_line(
+def test_an_invalid_label_is_reported_with_its_line(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = training()
@@ -183,7 +183,7 @@ def test_a_label_that_is_none_is_reported_with_its_line(
     )
 
 
-def test_what_is_left_out_is_named(raw: Path, tmp_path: Path) -> None:
+def test_left_out_images_are_listed(raw: Path, tmp_path: Path) -> None:
     root = run(raw, tmp_path / "out", "--each", "20", "--uncertain", "drop")
     dropped = json.loads((root / "data_card.json").read_text())["dropped"]
     table = [line.split("\t") for line in lines(root / "left_out.tsv")[1:]]
@@ -205,7 +205,7 @@ def test_rows_without_a_path_are_left_out_by_line(raw: Path, tmp_path: Path) -> 
     assert set(named) == {f"{PLUS}:11", "train.csv:6", f"train.csv:{len(rows) + 1}"}
     assert len(named) == 3
     written = sum(len(lines(path)) for path in root.glob("*.image.tok"))
-    assert written + len(table) == len(rows) + 10 + 1  # a row of the reports is one more
+    assert written + len(table) == len(rows) + 10 + 1  # plus one row of the reports
 
 
 NAMES = ("Atelectasis", "Cardiomegaly", "No Finding")

@@ -13,7 +13,7 @@ RUSSIAN = ["Без очаговых изменений.", "Легкие чист
 
 
 def write(folder: Path, texts: list[str], encoding: str, declared: str | None, count: int) -> None:
-    """Files whose texts are in one character set and declared to be in another."""
+    """Write files with texts in one encoding that declare another."""
     for n in range(count):
         fields = {"ImageComments": texts[n % len(texts)].encode(encoding).decode("latin-1")}
         if declared:
@@ -76,7 +76,7 @@ def test_declared_character_sets(tmp_path: Path, declared: str, text: str) -> No
 def test_a_declared_character_set_without_its_escapes(
     tmp_path: Path, declared: str, encoding: str, text: str
 ) -> None:
-    """Read as declared, and not as what the bytes may be in another language."""
+    """Read as declared, not guessed from the bytes."""
     write(tmp_path / "images", [text], encoding, declared, 4)
     root = dicom(tmp_path, "--group-column", "PatientID", "--split", "0.5,0.25,0.25")
     assert set(read(root).values()) == {text}
@@ -85,7 +85,7 @@ def test_a_declared_character_set_without_its_escapes(
 
 
 @pytest.mark.parametrize("declared", [None, "ISO_IR 100", "ISO_IR 192"])
-def test_an_escape_character_that_changes_no_character_set(
+def test_an_escape_character_without_an_encoding_change(
     tmp_path: Path, declared: str | None
 ) -> None:
     fields = {"SpecificCharacterSet": declared} if declared else {}
@@ -94,7 +94,7 @@ def test_an_escape_character_that_changes_no_character_set(
     assert read(root) == {"0.dcm": "clear \x1b[1mlungs"}
 
 
-def test_what_stays_open_is_counted_and_named(
+def test_doubtful_encodings_are_counted_and_listed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = "张三 1".encode("gb18030").decode("latin-1")
@@ -110,7 +110,7 @@ def test_what_stays_open_is_counted_and_named(
     ]
 
 
-def test_a_character_set_that_is_given_holds_for_all(tmp_path: Path) -> None:
+def test_a_given_encoding_applies_to_all_files(tmp_path: Path) -> None:
     raw = "张三 1".encode("gb18030").decode("latin-1")
     write_dicom(tmp_path / "images" / "0.dcm", ImageComments=raw, SpecificCharacterSet="ISO_IR 100")
     write_dicom(tmp_path / "images" / "1.dcm", ImageComments="normal chest")

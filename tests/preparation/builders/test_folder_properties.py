@@ -1,4 +1,4 @@
-"""What goes into a table comes out on the same line of every file, or is named as left out."""
+"""Every row of a table is on the same line of every built file, or listed as left out."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vilmedic.preparation.folder import LEFT_OUT
 from vilmedic.tables import MISSING
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
-# Marks that mean something in tables and line files come up more often than by chance.
+# Characters with a meaning in tables and line files are drawn more often.
 SIGNS = ',;"|\\\n\r\t .é\u0301\u2028\ufeff\u00a0ß=#'
 SPECIAL = st.sampled_from([*SIGNS, "NA", "nan", "1.0"])
 ANY = st.characters(exclude_categories=["Cs", "Cc"])
 TEXT = st.lists(st.one_of(ANY, SPECIAL), max_size=12).map("".join)
 NAME = TEXT.filter(lambda text: "/" not in text and "\0" not in text and len(text.encode()) < 99)
 CELL = st.one_of(TEXT, st.sampled_from([*MISSING, "NaN ", " N/A", "", " ", "Lungs are clear."]))
-NUMBERS = ("0", "1", "y", "n", "yes", "no", "true", "false")  # and 1.0, -1 and others like them
+NUMBERS = ("0", "1", "y", "n", "yes", "no", "true", "false")  # also 1.0, -1 and similar
 
 
 def plain(text: str) -> str:
-    """A text as one line, without blanks and invisible characters at its ends."""
+    """A text as one line, without surrounding blanks and invisible characters."""
     before = None
     while text != before:
         before, text = text, " ".join(text.split()).strip("\ufeff\u200b ")
@@ -38,7 +38,7 @@ def plain(text: str) -> str:
 
 
 def is_no_number(text: str) -> bool:
-    """Whether a cell does not belong into a column of 0 and 1, whose name is the label."""
+    """Whether a cell is not a value of a 0/1 label column."""
     try:
         return plain(text).lower() not in NUMBERS and float(plain(text)) not in (0, 1, -1)
     except ValueError:
@@ -50,12 +50,12 @@ class Line:
     """A row of a table.
 
     Attributes:
-        name: of its image, less what makes it unique.
-        report: the text.
-        group: of the patient.
-        labels: one cell of names.
-        there: whether its image is on disk.
-        form: in which its name is on disk.
+        name: image name without its unique part.
+        report: the report text.
+        group: the patient.
+        labels: one cell of label names.
+        there: whether the image is on disk.
+        form: Unicode normal form of the file name.
     """
 
     name: str
@@ -92,7 +92,7 @@ def names_of(labels: str) -> list[str]:
 
 
 def write(folder: Path, rows: list[Line], form: str) -> list[str]:
-    """The table and the images; returns the names that the table has."""
+    """Write the table and the images; return the names in the table."""
     names = [f"{number}_{row.name}.png" for number, row in enumerate(rows)]
     (folder / "images").mkdir()
     for number, (name, row) in enumerate(zip(names, rows, strict=True)):
@@ -145,7 +145,7 @@ def is_kept(row: Line) -> bool:
 @given(LINES, st.sampled_from([",utf-8", ";utf-8-sig", "\tutf-16", "|utf-8", "jsonl"]))
 @example([ORDINARY, Line(", b", 'One, "two"\n3;4|5', "p,1", "a;b", True, "NFD")], ",utf-8")
 @example([Line('"', "x", "1", "m", True, ""), Line('",', "y", "1", "m", True, "")], ",utf-8")
-def test_a_row_comes_out_on_one_line_or_is_named(rows: list[Line], form: str) -> None:
+def test_every_row_is_on_one_line_or_listed_as_left_out(rows: list[Line], form: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         names = write(folder, rows, form)
@@ -175,7 +175,7 @@ def test_a_row_comes_out_on_one_line_or_is_named(rows: list[Line], form: str) ->
 @QUICK
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 5)), min_size=2))
 def test_no_group_and_no_image_is_in_two_splits(rows: list[tuple[int, bool, int]]) -> None:
-    """Rows of a few groups, each written in two ways, and of a few contents."""
+    """With a few groups, each written in two ways, and a few image contents."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "images").mkdir()
@@ -184,7 +184,7 @@ def test_no_group_and_no_image_is_in_two_splits(rows: list[tuple[int, bool, int]
             (folder / "images" / f"{number}.png").write_bytes(bytes([picture]) * 9)
             content.append(f"{number}.png,Clear.,{group}{'.0' if spelled else ''},a")
         (folder / "t.csv").write_text("\n".join(content) + "\n")
-        if build(folder, ",", "0.5,0.2,0.3") == 2:  # too few units for all splits
+        if build(folder, ",", "0.5,0.2,0.3") == 2:  # too few groups for all splits
             assert not (folder / "out").exists()
             return
         groups, pictures, lines = [], [], 0

@@ -36,7 +36,7 @@ def lined(objects: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.ndjson", "t.json", "t.JSONL", "t.jsonl.gz"])
-def test_json_lines_by_any_name(tmp_path: Path, name: str) -> None:
+def test_json_lines_with_any_file_name(tmp_path: Path, name: str) -> None:
     content = lined(OBJECTS).encode()
     found, missing = rows(tmp_path / name, gzip.compress(content) if "gz" in name else content)
     assert [row.values for row in found] == VALUES
@@ -90,7 +90,7 @@ def test_lists_of_splits(tmp_path: Path, indent: int | None) -> None:
         ("t.jsonl", '{"files": "a"}\n', r"no column 'file'\. It has files\. Did you mean 'files'"),
     ],
 )
-def test_what_is_wrong_is_reported_with_its_line(
+def test_invalid_json_is_reported_with_its_line(
     tmp_path: Path, name: str, content: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message) as error:
@@ -98,7 +98,7 @@ def test_what_is_wrong_is_reported_with_its_line(
     assert len(str(error.value)) < 500
 
 
-def test_a_key_that_the_first_object_lacks(tmp_path: Path) -> None:
+def test_a_key_missing_in_the_first_object(tmp_path: Path) -> None:
     found, missing = rows(tmp_path / "t.jsonl", '{"a": 1}\n{"a": 2, "b": 3}\n', "a", "b")
     assert [row.values["b"] for row in found] == [[], ["3"]]
     assert missing.counts["b"] == 1
@@ -107,7 +107,7 @@ def test_a_key_that_the_first_object_lacks(tmp_path: Path) -> None:
 def columns(
     cells: dict[str, list[str]], uncertain: str = "uncertain"
 ) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
-    """The notes, and the labels of each row, of columns whose cells are texts."""
+    """The notes and the labels of each row, for columns of text cells."""
     names = list(cells)
     missing = Missing()
     rows = [
@@ -121,7 +121,7 @@ def columns(
     return made.notes, [made.of(row) for row in rows]
 
 
-def test_columns_of_numbers_in_any_way_of_writing_them() -> None:
+def test_number_columns_in_any_notation() -> None:
     cells = ["1", "1.0", "TRUE", "yes", "0", "0.00", "False", "n", "NaN", ""]
     assert columns({"Edema": cells})[1] == [("Edema",)] * 4 + [("No Finding",)] * 6
     notes, labels = columns({"Edema": ["1", "NA", "0"], "Mass; left": ["", "n/a", "1"]})
@@ -130,12 +130,12 @@ def test_columns_of_numbers_in_any_way_of_writing_them() -> None:
 
 
 @pytest.mark.parametrize("third", ["2", "maybe", "0.5", "1,0", "o", "-2", "inf"])
-def test_a_third_value_in_a_column_of_numbers(third: str) -> None:
+def test_a_third_value_in_a_number_column_is_an_error(third: str) -> None:
     with pytest.raises(DataError, match=rf"t\.csv:4: the column 'Edema' holds '{third}', and"):
         columns({"Edema": ["1", "0", third, "0"]})
 
 
-def test_minus_one_is_said_and_counted() -> None:
+def test_minus_one_is_noted_and_counted() -> None:
     cells = {"Edema": ["-1", "-1.0", "1", "0"], "Mass": ["0", "1", "", "0"]}
     notes, labels = columns(cells)
     assert notes == {"values of -1, each a label of its own, 'uncertain' and the name": {
@@ -154,10 +154,10 @@ def test_minus_one_is_said_and_counted() -> None:
         columns(cells, "error")
 
 
-def test_names_that_are_missing_are_no_labels() -> None:
+def test_missing_names_are_not_labels() -> None:
     cells = ["mass|NA", "nodule; nan", "none", "N/A", "", "mass, mass"]
     assert columns({"finding": cells})[1] == [("mass",), ("nodule",), (), (), (), ("mass",)]
 
 
-def test_a_column_without_values_changes_nothing_of_the_others() -> None:
+def test_an_empty_column_does_not_affect_the_others() -> None:
     assert columns({"Edema": ["NaN", "NaN"], "Mass": ["0", "1"]})[1] == [("No Finding",), ("Mass",)]

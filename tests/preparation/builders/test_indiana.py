@@ -117,14 +117,14 @@ def test_a_changed_byte_in_the_archive(tmp_path: Path, capsys: pytest.CaptureFix
         assert not (tmp_path / "out").exists()
 
 
-def test_what_is_an_archive_and_what_a_table(tmp_path: Path) -> None:
+def test_archives_and_tables_are_distinguished(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "reports.tar.gz", "w:gz") as archive:
         archive.add(write_reports(tmp_path, many()), "ecgen-radiology")
     root = run(tmp_path / "reports.tar.gz", tmp_path / "out")
     assert len(every(root, "image.tok")) == 30
 
 
-def test_what_is_left_out(tmp_path: Path) -> None:
+def test_left_out_reports_are_counted(tmp_path: Path) -> None:
     reports = many()
     reports[3] = xml(3, "Seen.", "", images=0)
     reports[4] = xml(4, "", "")
@@ -169,7 +169,7 @@ def write_tables(folder: Path, number: int = 30) -> None:
     write_csv(folder / "indiana_projections.csv", ["uid", "filename", "projection"], views)
 
 
-def test_the_tables_alone(tmp_path: Path) -> None:
+def test_tables_without_the_archive(tmp_path: Path) -> None:
     write_tables(tmp_path)
     root = run(tmp_path / "indiana_reports.csv", tmp_path / "out")
     images = every(root, "image.tok")
@@ -198,7 +198,7 @@ def test_projections_need_their_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "--projections" in capsys.readouterr().err
 
 
-def test_only_images_that_are_there(tmp_path: Path) -> None:
+def test_only_existing_images_are_used(tmp_path: Path) -> None:
     folder = write_reports(tmp_path, many())
     write_images(tmp_path / "images", [f"CXR{uid}_IM-{uid:04d}-2001.png" for uid in range(1, 21)])
     root = run(folder, tmp_path / "out", "--images", str(tmp_path / "images"))
@@ -214,7 +214,7 @@ def test_only_images_that_are_there(tmp_path: Path) -> None:
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><eCitation/>", "declares entities"),
     ],
 )
-def test_spoilt_reports(
+def test_invalid_reports_are_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     folder = write_reports(tmp_path, {7: text})
@@ -225,10 +225,10 @@ def test_spoilt_reports(
 
 
 def test_the_published_reports(tmp_path: Path) -> None:
-    """The counts are those of grep over the unpacked files.
+    """The counts agree with grep on the unpacked files.
 
-    `grep -l '<AbstractText Label="FINDINGS">' *.xml | wc -l` says 3425 and the same for IMPRESSION
-    3921; `grep -L parentImage` says 104, and 25 of the others match neither of the first two.
+    `grep -l '<AbstractText Label="FINDINGS">' *.xml | wc -l` gives 3425, and 3921 for IMPRESSION;
+    `grep -L parentImage` gives 104, and 25 of the others match neither of the first two.
     """
     archive = REAL / "indiana" / "NLMCXR_reports.tgz"
     if not archive.is_file():
@@ -279,7 +279,7 @@ def test_missing_values_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"{path}:7 has no uid." in capsys.readouterr().err
 
 
-def test_images_of_no_report_are_named(tmp_path: Path) -> None:
+def test_images_without_a_report_are_listed(tmp_path: Path) -> None:
     write_tables(tmp_path)
     path = tmp_path / "indiana_projections.csv"
     header, *rows = list(csv.reader(path.read_text().splitlines()))

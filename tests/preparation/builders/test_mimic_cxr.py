@@ -37,7 +37,7 @@ def card_of(root: Path) -> dict:
     return json.loads((root / "data_card.json").read_text())
 
 
-def test_every_line_is_what_the_archive_says(raw: Path, tmp_path: Path) -> None:
+def test_every_line_matches_the_archive(raw: Path, tmp_path: Path) -> None:
     made = make_mimic()
     root = run(raw, tmp_path / "out")
     views = {row[0]: row[4] for row in made.metadata}
@@ -79,7 +79,9 @@ def test_archive_folder_tables_and_processes_give_the_same_bytes(
 
 
 @pytest.mark.parametrize("section", ["findings", "impression"])
-def test_one_section_goes_to_a_file_of_its_name(raw: Path, tmp_path: Path, section: str) -> None:
+def test_one_section_is_written_to_a_file_of_its_name(
+    raw: Path, tmp_path: Path, section: str
+) -> None:
     root = run(raw, tmp_path / "out", "--section", section)
     texts = lines(root / f"train.{section}.tok")
     assert len(texts) == len(lines(root / "train.image.tok"))
@@ -88,7 +90,7 @@ def test_one_section_goes_to_a_file_of_its_name(raw: Path, tmp_path: Path, secti
     assert all(text in whole for text, whole in zip(texts, both, strict=True))
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_left_out_studies_are_counted(tmp_path: Path) -> None:
     made = make_mimic()
     studies = [(row[0], row[1]) for row in made.chexpert]
     paths = [f"p{patient[:2]}/p{patient}/s{study}.txt" for patient, study in studies]
@@ -104,7 +106,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     dropped = card["dropped"]
     assert dropped.pop("studies without a report file") == 1
     assert dropped.pop("studies without labels") == 1
-    assert sum(dropped.values()) == 2  # the two reports that say nothing
+    assert sum(dropped.values()) == 2  # the two empty reports
     assert card["notes"] == {"reports without headings, taken from their text": 1}
     kept = sum(of["lines"] for of in card["kept"].values())
     assert kept == len(studies) - 4
@@ -114,7 +116,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert impressions["dropped"]["studies whose report has no impression"] == 4
 
 
-def test_the_card_counts_and_sums(raw: Path, tmp_path: Path) -> None:
+def test_the_data_card_has_counts_and_checksums(raw: Path, tmp_path: Path) -> None:
     root = run(raw, tmp_path / "out")
     card = card_of(root)
     labels = Counter(",".join(lines(root / "train.label.tok")).split(","))
@@ -130,7 +132,7 @@ def test_the_card_counts_and_sums(raw: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(card)
 
 
-def test_views_and_lines(raw: Path, tmp_path: Path) -> None:
+def test_options_for_views_and_lines(raw: Path, tmp_path: Path) -> None:
     made = make_mimic()
     views = {row[0]: row[4] for row in made.metadata}
     root = run(raw, tmp_path / "lateral", "--views", "lateral")
@@ -144,7 +146,7 @@ def test_views_and_lines(raw: Path, tmp_path: Path) -> None:
     assert sorted(names) == sorted(made.images)
 
 
-def test_views_that_the_list_does_not_know_come_last(tmp_path: Path) -> None:
+def test_unlisted_views_come_last(tmp_path: Path) -> None:
     made = make_mimic()
     for row in made.metadata:
         if row[4] == "PA":
@@ -163,7 +165,7 @@ def test_views_that_the_list_does_not_know_come_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uncertain", ["negative", "positive", "mixed", "drop"])
 def test_uncertain_labels(raw: Path, tmp_path: Path, uncertain: str) -> None:
-    # With so few studies, leaving the uncertain ones out leaves no test data; the card says so.
+    # With so few studies, dropping the uncertain ones leaves no test data, as the card says.
     root = run(raw, tmp_path / "out", "--uncertain", uncertain)
     values = [dict(zip(CHEXPERT_LABELS, row[2:], strict=True)) for row in make_mimic().chexpert]
     counts = Counter(",".join(x for f in root.glob("*.label.tok") for x in lines(f)).split(","))
@@ -179,7 +181,7 @@ def test_uncertain_labels(raw: Path, tmp_path: Path, uncertain: str) -> None:
     assert empty == ("validate, test" if uncertain == "drop" else "")
 
 
-def test_only_images_that_are_there(raw: Path, tmp_path: Path) -> None:
+def test_only_existing_images_are_used(raw: Path, tmp_path: Path) -> None:
     made = make_mimic()
     write_images(tmp_path / "images", made.images[::3])
     root = run(raw, tmp_path / "out", "--images", str(tmp_path / "images"))
@@ -192,7 +194,7 @@ def test_only_images_that_are_there(raw: Path, tmp_path: Path) -> None:
     assert sorted(names) == sorted(made.images[::3])
 
 
-def test_balanced_splits_are_by_patient_and_even(
+def test_balanced_splits_are_by_patient_with_even_labels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_mimic(tmp_path / "raw", make_mimic(patients=240, studies=3))
@@ -234,7 +236,7 @@ def test_a_build_is_not_overwritten(
     assert "train.label.tok: is missing or was changed" in capsys.readouterr().err
 
 
-def test_files_of_others_are_left_alone(
+def test_other_files_are_never_overwritten(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -264,7 +266,7 @@ def bad_label(made: Mimic) -> None:
         (bad_label, "'2.0' is no label value"),
     ],
 )
-def test_spoilt_tables_are_explained(
+def test_invalid_tables_are_explained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil, message: str
 ) -> None:
     made = make_mimic(patients=2)
@@ -289,7 +291,7 @@ def test_missing_files_are_explained(
     assert "Did you mean 'mimic-cxr-2.0.0-splits.csv'?" in capsys.readouterr().err
 
 
-def test_reports_of_other_character_sets(raw: Path, tmp_path: Path) -> None:
+def test_reports_in_other_encodings(raw: Path, tmp_path: Path) -> None:
     made = make_mimic()
     write_mimic(raw, made)
     names = sorted(made.reports)[:3]
@@ -318,8 +320,8 @@ def test_reports_of_other_character_sets(raw: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", ["NA", "nan", "None"])
-def test_tables_that_a_program_wrote_again(raw: Path, tmp_path: Path, mark: str) -> None:
-    """Missing values have a mark, and ids became floating-point numbers."""
+def test_rewritten_tables_are_read(raw: Path, tmp_path: Path, mark: str) -> None:
+    """Missing values have a marker, and ids became floating-point numbers."""
     wanted = run(raw, tmp_path / "first", "--uncertain", "mixed")
     made = make_mimic()
     for row in made.chexpert:
@@ -333,7 +335,7 @@ def test_tables_that_a_program_wrote_again(raw: Path, tmp_path: Path, mark: str)
     assert card_of(root)["missing"] == card_of(wanted)["missing"]
 
 
-def test_what_is_left_out_is_named_and_errors_have_lines(
+def test_left_out_studies_are_listed_and_errors_have_lines(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = make_mimic()

@@ -8,7 +8,7 @@ import pytest
 from tests.preparation.archives import lines, write_csv, write_images
 from vilmedic.preparation.builders.padchest import TABLE, main, parse_labels
 
-# Columns of the release that the builder reads lie among others, the first one without a name.
+# The release has more columns than the builder reads; the first has no name.
 HEADER = [
     "",
     "ImageID",
@@ -66,7 +66,7 @@ def test_lines_and_splits_by_patient(tmp_path: Path) -> None:
     assert not patients[0] & patients[2]
 
 
-def test_what_is_left_out(tmp_path: Path) -> None:
+def test_left_out_images_are_counted(tmp_path: Path) -> None:
     spoilt = [
         row(100, 50, Projection="EXCLUDE"),
         row(101, 50, Projection=""),
@@ -104,7 +104,7 @@ def test_projections_and_physicians(tmp_path: Path) -> None:
         run(table, tmp_path / "x", "--projection", "AP_horizontl")
 
 
-def test_only_images_that_are_there(tmp_path: Path) -> None:
+def test_only_existing_images_are_used(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "table.csv", HEADER, many())
     write_images(tmp_path / "images", [line[1] for line in many()[:40]])
     root = run(table, tmp_path / "out", "--images", str(tmp_path / "images"))
@@ -119,14 +119,16 @@ def test_only_images_that_are_there(tmp_path: Path) -> None:
         ("[\"a, b\", 'c']", ("a b", "c")),
         ("[]", ()),
         ("", ()),
-        ("__import__('os').system('true')", ("os", "true")),  # read, never run
+        ("__import__('os').system('true')", ("os", "true")),  # parsed, never executed
     ],
 )
 def test_labels_are_read_and_never_evaluated(text: str, labels: tuple[str, ...]) -> None:
     assert parse_labels(text) == labels
 
 
-def test_a_table_of_another_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_another_release_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     header = ["Image" if name == "ImageID" else name for name in HEADER]
     table = write_csv(tmp_path / "table.csv", header, many())
     run(table, tmp_path / "out", status=2)
@@ -139,7 +141,7 @@ def test_missing_values_and_copies(tmp_path: Path) -> None:
         rows[number][HEADER.index(("PatientID", "Report", "Labels")[number // 3])] = mark
     table = write_csv(tmp_path / "table.csv", HEADER, rows)
     write_images(tmp_path / "images", [row[1] for row in rows])
-    for number in range(10, 40, 6):  # an image of the next patient is the same
+    for number in range(10, 40, 6):  # a copy of an image of the next patient
         copy = tmp_path / "images" / rows[number + 2][1]
         copy.write_bytes((tmp_path / "images" / rows[number][1]).read_bytes())
     root = run(table, tmp_path / "out", "--images", str(tmp_path / "images"))

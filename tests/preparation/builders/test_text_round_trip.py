@@ -1,4 +1,4 @@
-"""What goes in comes out on the line of its image, or is named as left out."""
+"""Every text is on the line of its image in the built files, or listed as left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import DataError
 from vilmedic.preparation.builders.any_folder import main
 
-# Any characters that a file can hold, those that end lines in some program among them.
+# Any characters of a text file, including those that end lines in some programs.
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x85\u2028"
 TEXT = st.text(
     st.characters(exclude_categories=["Cs"]) | st.sampled_from(f'a é,";\ufeff{LINE_ENDS}'),
@@ -28,7 +28,7 @@ TEXT = st.text(
 
 
 def build(root: Path, *options: str) -> dict[str, str]:
-    """The report of each image of a folder that is built."""
+    """Build a folder and return the report of each image."""
     arguments = ["--root", str(root / "out"), "--images", str(root / "images"), "--split", "1,0,0"]
     assert main([*arguments, "--workers", "1", *options]) == 0
     out = root / "out"
@@ -72,7 +72,7 @@ def test_reports_of_dicom_headers_in_utf8(reports: list[str], declared: str | No
         rows = {f"{number}.dcm": f"clear {text}" for number, text in enumerate(reports)}
         for name, text in rows.items():
             fields = {"SpecificCharacterSet": declared} if declared else {}
-            # Latin-1 hands the bytes through to the file as they are.
+            # Latin-1 writes the bytes unchanged.
             raw = text if declared == "ISO_IR 192" else text.encode().decode("latin-1")
             write_dicom(root / "images" / name, ImageComments=raw, **fields)
         found = build(root, "--dicom", "--report-column", "ImageComments")
@@ -96,7 +96,7 @@ def test_reports_of_a_line_file(texts: list[str], processing: str | None) -> Non
         assert list(data.cleaned) == [clean(text).strip() for text in reports]
         ids = data.encode_text([*data.texts])["input_ids"]
         unknown = data.tokenizer.unk_token_id
-        assert not (ids == unknown).any()  # the words of training are all known
+        assert not (ids == unknown).any()  # all words of training are known
 
 
 @pytest.mark.parametrize("processing", CLEANERS)

@@ -16,7 +16,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test sees the netrc file or the accounts of whoever runs it."""
+    """Hide the user's netrc file and account variables from the tests."""
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))

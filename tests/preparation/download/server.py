@@ -1,4 +1,4 @@
-"""A server on the loopback that behaves as PhysioNet does, and badly when it is told to."""
+"""A local server that behaves like PhysioNet, with optional faults."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ USER, PASSWORD = "reader@example.org", "s3cret-Pa55word"
 
 @dataclass
 class Fault:
-    """What goes wrong with one answer.
+    """The faults of one response.
 
     Attributes:
-        status: an answer without content.
-        headers: sent with it.
-        cut: bytes of the content after which the connection ends.
-        wrong: position of a byte that is changed.
-        slow: seconds of silence before the content.
-        html: a login page in place of the file.
-        redirect: another address.
-        body: other content.
-        replaced: headers that the answer has in place of its own; None leaves one out.
-        trickle: seconds between the single bytes of the content.
+        status: respond with this status and no content.
+        headers: headers of that response.
+        cut: close the connection after this many bytes of the content.
+        wrong: position of a changed byte.
+        slow: seconds before the content.
+        html: send a login page instead of the file.
+        redirect: redirect to this address.
+        body: send this content instead.
+        replaced: headers to replace; None removes one.
+        trickle: seconds between the bytes of the content.
     """
 
     status: int = 0
@@ -46,7 +46,7 @@ class Fault:
 
 @dataclass
 class Seen:
-    """A request as it came in."""
+    """A received request."""
 
     method: str
     path: str
@@ -56,16 +56,16 @@ class Seen:
 
 
 class Server:
-    """Files by path, users with their passwords, and faults.
+    """A server with files, users and faults.
 
     Attributes:
         files: content by path.
-        closed: whether user and password are needed.
+        closed: whether user and password are required.
         signed: whether the user has signed the agreement.
-        ranges: whether parts can be had.
-        faults: called with the request and the number of earlier ones of its path.
+        ranges: whether range requests are supported.
+        faults: called with the request and the number of earlier requests for its path.
         seen: all requests.
-        most: the largest number of answers under way at a time.
+        most: the largest number of concurrent responses.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Server:
         return [one for one in self.seen if one.method == "GET" and part in one.path]
 
     def add_sums(self, base: str) -> None:
-        """The list of sums of all files below a path, as a release has it."""
+        """Add the checksum list of all files below a path, as in a release."""
         lines = [
             f"{hashlib.sha256(content).hexdigest()} {path.removeprefix(base)}\n"
             for path, content in self.files.items()
@@ -163,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, extra, fault)
 
     def _refusal(self, seen: Seen) -> int:
-        """The rules of PhysioNet: 403 to programs it does not know, 401 to wrong passwords."""
+        """The rules of PhysioNet: 403 for unknown user agents, 401 for wrong passwords."""
         wanted = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         if not seen.agent.startswith("Wget/"):
             return 403
@@ -207,7 +207,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """A server that answers until the block ends."""
+    """Run the server within a context."""
     state = Server()
     handler = type("Handler", (_Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""The command over generated archives in the real layout, from the table that is shipped."""
+"""The download command with the shipped resource table, on generated archives in real layout."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def jpeg(number: int) -> bytes:
 
 @pytest.fixture
 def made(server: Server, tmp_path: Path) -> Mimic:
-    """PhysioNet with a small MIMIC-CXR: reports of one project, tables and images of the other."""
+    """A PhysioNet server with a small MIMIC-CXR: one project has reports, one tables and images."""
     mimic = make_mimic()
     write_mimic(tmp_path / "release", mimic)
     for path in (tmp_path / "release").iterdir():
@@ -68,7 +68,7 @@ def made(server: Server, tmp_path: Path) -> Mimic:
 
 @pytest.fixture
 def run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in process; the table that is shipped points to the test server."""
+    """Run the command in this process; the shipped table points to the test server."""
 
     def fake_model(repo: str, local_dir: Path, **_: Any) -> None:
         local_dir.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def test_the_command_of_the_documentation(
     assert 1 < server.most <= 3
     requests = len(server.seen)
     run("mimic-cxr-images-512,SELFSUP")
-    assert len(server.seen) == requests  # all is there, so the server is not asked
+    assert len(server.seen) == requests  # everything is present, so there are no requests
     printed = capfd.readouterr()
     assert "nothing to do" in printed.out
     files = [path.read_bytes() for path in data.rglob("*") if path.is_file()]
@@ -142,7 +142,7 @@ def test_the_command_of_the_documentation(
 
 @pytest.mark.usefixtures("account")
 @pytest.mark.parametrize("seed", [0, 1])
-def test_faults_of_all_kinds_change_nothing_in_the_end(
+def test_all_kinds_of_faults_still_give_the_same_files(
     server: Server, made: Mimic, run: Run, tmp_path: Path, seed: int
 ) -> None:
     draw = random.Random(seed)
@@ -186,7 +186,7 @@ def start(server: Server, tmp_path: Path, *options: str) -> subprocess.Popen[byt
 
 
 @pytest.mark.usefixtures("account")
-def test_a_killed_run_is_taken_up(server: Server, made: Mimic, run: Run, tmp_path: Path) -> None:
+def test_a_killed_download_resumes(server: Server, made: Mimic, run: Run, tmp_path: Path) -> None:
     server.pace = 0.05
     process = start(server, tmp_path, "--parallel", "2")
     deadline = time.monotonic() + 60
@@ -233,7 +233,7 @@ def test_subsets(server: Server, made: Mimic, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("made")
-def test_credentials_are_asked_for_in_the_end(
+def test_missing_and_wrong_credentials_are_an_error(
     server: Server, run: Run, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
@@ -244,7 +244,7 @@ def test_credentials_are_asked_for_in_the_end(
     run("mimic-cxr-images-512", status=2)
     message = capsys.readouterr().err
     assert "does not accept user and password" in message
-    assert len(server.seen) == 1  # asked once, not once a file
+    assert len(server.seen) == 1  # one request, not one per file
     (home / ".netrc").unlink()
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: USER)
@@ -273,7 +273,7 @@ def test_failures_have_their_own_messages(
 
 
 @pytest.mark.usefixtures("account", "made")
-def test_the_disk_is_looked_at_first(
+def test_disk_space_is_checked_first(
     server: Server, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)  # type: ignore[attr-defined]
@@ -286,7 +286,7 @@ def test_the_disk_is_looked_at_first(
 
 
 @pytest.mark.usefixtures("account")
-def test_single_images_that_fail_are_listed(
+def test_failed_images_are_listed(
     server: Server, made: Mimic, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone, torn = made.images[0], made.images[1]
@@ -342,7 +342,7 @@ def test_indiana(server: Server, run: Run, tmp_path: Path) -> None:
     assert len(server.seen) == requests
 
 
-def test_padchest_once_it_is_in_place(
+def test_padchest_is_built_from_local_files(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = tmp_path / "data" / "raw" / "padchest"
@@ -370,7 +370,7 @@ def test_padchest_once_it_is_in_place(
             assert (image.mode, image.size) == ("L", (30, 40))
 
 
-def test_images_behind_links_are_in_place(run: Run, tmp_path: Path) -> None:
+def test_linked_image_folders_are_accepted(run: Run, tmp_path: Path) -> None:
     raw = tmp_path / "data" / "raw" / "padchest"
     write_csv(raw / TABLE, PADCHEST_HEADER, padchest_rows())
     write_images(tmp_path / "disk", [row[1] for row in padchest_rows()])
@@ -385,13 +385,13 @@ def only_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
 
 
-def test_space_is_needed_for_what_is_missing(
+def test_space_is_required_only_for_missing_files(
     server: Server, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = tmp_path / "data" / "raw" / "padchest"
     write_csv(raw / TABLE, PADCHEST_HEADER, padchest_rows())
     write_images(raw / "images", [row[1] for row in padchest_rows()])
-    only_free(monkeypatch, 2_500)  # the table asks for 3,000
+    only_free(monkeypatch, 2_500)  # the table states 3,000
     run("padchest-images-512", status=2)
     only_free(monkeypatch, 10**6)
     run("padchest-images-512")
@@ -406,18 +406,18 @@ def test_space_is_needed_for_what_is_missing(
 
 
 @pytest.mark.usefixtures("account", "made")
-def test_room_is_asked_for_models(
+def test_space_for_models_is_checked(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("SELFSUP")
     only_free(monkeypatch, 0)
-    run("SELFSUP")  # all is there
+    run("SELFSUP")  # everything is present
     shutil.rmtree(tmp_path / "data" / "SELFSUP" / "huggingface")
     run("SELFSUP", status=2)
     assert "1.4 kB will be written" in capsys.readouterr().err
 
 
-def test_chexpert_once_it_is_in_place(run: Run, tmp_path: Path) -> None:
+def test_chexpert_is_built_from_local_files(run: Run, tmp_path: Path) -> None:
     raw = tmp_path / "data" / "raw" / "chexpert"
     valid = [chexpert_row(n, split="valid", Edema="1.0") for n in range(64541, 64544)]
     write_csv(raw / "train.csv", CHEXPERT_HEADER, training())
@@ -448,7 +448,7 @@ def test_phantom(run: Run, tmp_path: Path) -> None:
     assert len(lines(tmp_path / "data" / "phantom" / "train.report.tok")) == 3
 
 
-def test_a_file_in_place_of_the_data_folder(
+def test_a_file_instead_of_the_data_folder_is_an_error(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").write_text("")
@@ -456,7 +456,7 @@ def test_a_file_in_place_of_the_data_folder(
     assert "data is a file" in capsys.readouterr().err
 
 
-def test_the_list_says_what_there_is(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_all_resources(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run()
     text = capsys.readouterr().out
     for name in ("phantom", "SELFSUP", "CLIP", "padchest-images-512", "chexpert"):
@@ -474,7 +474,7 @@ def test_the_list_says_what_there_is(run: Run, capsys: pytest.CaptureFixture[str
         (["indiana-images-512", "--subset", "5"], "concerns images of MIMIC-CXR"),
     ],
 )
-def test_bad_requests(
+def test_wrong_arguments_are_refused(
     run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     run(*arguments, status=2)
@@ -484,7 +484,7 @@ def test_bad_requests(
 def test_a_card_records_the_images_of_a_subset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With more images there, the same command is another build, to be asked for."""
+    """With more images the same command is another build, which needs --force."""
     from vilmedic.preparation.builders.mimic_cxr import main as make
 
     mimic = make_mimic()

@@ -36,7 +36,7 @@ from vilmedic.preparation.download.resources import Account
 
 CONTENT = random.Random(0).randbytes(300_000)
 PATH = "/files/release/1.0/archive.zip"
-AGENT = "Wget/1.21 (test)"  # which the server asks for
+AGENT = "Wget/1.21 (test)"  # required by the server
 SUM = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -57,7 +57,7 @@ def make(server: Server, tmp_path: Path) -> Any:
 
 
 def only(*faults: Fault | None) -> Callable[[Seen, int], Fault | None]:
-    """The faults of the first answers; the later ones are right."""
+    """The faults of the first responses; later ones have none."""
     return lambda _seen, number: faults[number] if number < len(faults) else None
 
 
@@ -66,7 +66,7 @@ def check_whole(job: Job) -> None:
     assert [path.name for path in job.path.parent.iterdir()] == [job.path.name]
 
 
-def test_a_file_arrives_once(server: Server, make: Any) -> None:
+def test_a_file_is_downloaded_once(server: Server, make: Any) -> None:
     arrived: list[int] = []
     sizes: list[int] = []
     transfer, job = make(on_bytes=arrived.append, on_size=lambda _, size: sizes.append(size))
@@ -79,7 +79,7 @@ def test_a_file_arrives_once(server: Server, make: Any) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 65_536, 299_999])
-def test_a_cut_connection_resumes_where_it_was(server: Server, make: Any, cut: int) -> None:
+def test_a_broken_connection_resumes(server: Server, make: Any, cut: int) -> None:
     transfer, job = make()
     server.faults = only(Fault(cut=cut))
     transfer.fetch(job)
@@ -88,7 +88,7 @@ def test_a_cut_connection_resumes_where_it_was(server: Server, make: Any, cut: i
     assert ranges == ["", f"bytes={cut}-" if cut else ""]
 
 
-def test_a_later_run_resumes_where_the_first_stopped(server: Server, make: Any) -> None:
+def test_a_later_run_resumes(server: Server, make: Any) -> None:
     transfer, job = make(retries=0)
     server.faults = only(Fault(cut=100_000), Fault(status=503), None)
     with pytest.raises(Unreachable, match=r"answers 503.*to resume"):
@@ -101,7 +101,7 @@ def test_a_later_run_resumes_where_the_first_stopped(server: Server, make: Any) 
     assert server.gets()[-1].range == "bytes=100000-"
 
 
-def test_retries_count_again_after_progress(server: Server, make: Any) -> None:
+def test_retries_are_reset_after_progress(server: Server, make: Any) -> None:
     transfer, job = make(retries=1)
     server.faults = lambda _seen, number: Fault(cut=20_000) if number < 12 else None
     transfer.fetch(job)
@@ -115,7 +115,7 @@ def test_a_server_without_ranges_starts_again(server: Server, make: Any) -> None
     server.faults = only(Fault(cut=50_000))
     transfer.fetch(job)
     check_whole(job)
-    assert sum(arrived) == len(CONTENT)  # what was thrown away is counted back
+    assert sum(arrived) == len(CONTENT)  # discarded bytes are subtracted
 
 
 def test_two_versions_of_a_file_are_never_mixed(server: Server, make: Any) -> None:
@@ -127,20 +127,20 @@ def test_two_versions_of_a_file_are_never_mixed(server: Server, make: Any) -> No
         transfer.fetch(job)
     assert part_of(job.path).read_bytes() == old[:100_000]
     server.files[PATH] = CONTENT
-    plain = Job(job.url, job.path)  # no published sum would show the mixture
+    plain = Job(job.url, job.path)  # no published checksum would reveal the mixture
     again, _ = make()
     again.fetch(plain)
     check_whole(job)
 
 
-def test_wrong_bytes_are_thrown_away_and_fetched_again(server: Server, make: Any) -> None:
+def test_corrupt_bytes_are_discarded_and_downloaded_again(server: Server, make: Any) -> None:
     transfer, job = make()
     server.faults = only(Fault(wrong=1234), Fault(cut=1000, wrong=10))
     transfer.fetch(job)
     check_whole(job)
 
 
-def test_lasting_wrong_bytes_are_reported_and_not_kept(server: Server, make: Any) -> None:
+def test_persistent_corruption_is_an_error_and_not_kept(server: Server, make: Any) -> None:
     transfer, job = make()
     server.faults = lambda _seen, _number: Fault(wrong=7)
     with pytest.raises(WrongContent, match=rf"{SUM} is published"):
@@ -149,7 +149,7 @@ def test_lasting_wrong_bytes_are_reported_and_not_kept(server: Server, make: Any
     assert len(server.gets()) == module.SPOILT
 
 
-def test_another_size_is_reported(server: Server, make: Any) -> None:
+def test_a_wrong_size_is_an_error(server: Server, make: Any) -> None:
     transfer, job = make()
     server.files[PATH] = CONTENT + b"more"
     with pytest.raises(WrongContent, match=r"300,004 bytes; 300,000 are published"):
@@ -157,7 +157,7 @@ def test_another_size_is_reported(server: Server, make: Any) -> None:
     assert list(job.path.parent.iterdir()) == []
 
 
-def test_a_file_of_another_sum_does_not_count_as_there(server: Server, make: Any) -> None:
+def test_an_existing_file_with_another_checksum_is_replaced(server: Server, make: Any) -> None:
     transfer, job = make()
     job.path.parent.mkdir()
     job.path.write_bytes(bytes(len(CONTENT)))
@@ -166,14 +166,14 @@ def test_a_file_of_another_sum_does_not_count_as_there(server: Server, make: Any
     check_whole(job)
 
 
-def test_a_silent_connection_is_given_up_and_resumed(server: Server, make: Any) -> None:
+def test_a_silent_connection_times_out_and_resumes(server: Server, make: Any) -> None:
     transfer, job = make(timeout=0.2)
     server.faults = only(Fault(slow=1.0))
     transfer.fetch(job)
     check_whole(job)
 
 
-def test_errors_of_the_server_pass(server: Server, make: Any) -> None:
+def test_server_errors_are_retried(server: Server, make: Any) -> None:
     transfer, job = make()
     server.faults = only(Fault(status=500), Fault(status=502), Fault(status=429))
     transfer.fetch(job)
@@ -181,7 +181,7 @@ def test_errors_of_the_server_pass(server: Server, make: Any) -> None:
     assert len(server.gets()) == 4
 
 
-def test_the_server_is_given_the_time_it_asks_for(server: Server, make: Any) -> None:
+def test_retry_after_is_respected(server: Server, make: Any) -> None:
     transfer, job = make()
     server.faults = only(Fault(status=503, headers={"Retry-After": "1"}))
     began = time.monotonic()
@@ -189,7 +189,7 @@ def test_the_server_is_given_the_time_it_asks_for(server: Server, make: Any) -> 
     assert time.monotonic() - began > 0.9
 
 
-def test_waits_grow(monkeypatch: pytest.MonkeyPatch, server: Server, make: Any) -> None:
+def test_retry_delays_grow(monkeypatch: pytest.MonkeyPatch, server: Server, make: Any) -> None:
     transfer, job = make(retries=4, wait=1.0)
     waits: list[float] = []
 
@@ -205,7 +205,7 @@ def test_waits_grow(monkeypatch: pytest.MonkeyPatch, server: Server, make: Any) 
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_nothing_is_lost_and_nothing_wrong_is_kept(server: Server, make: Any, seed: int) -> None:
+def test_random_faults_give_the_right_file(server: Server, make: Any, seed: int) -> None:
     draw = random.Random(seed)
 
     def faults(_seen: Seen, number: int) -> Fault | None:
@@ -226,7 +226,7 @@ def test_nothing_is_lost_and_nothing_wrong_is_kept(server: Server, make: Any, se
     spoil = draw.random() < 0.5
     if spoil:
         part_of(job.path).parent.mkdir()
-        part_of(job.path).write_bytes(draw.randbytes(1000))  # a part of something else
+        part_of(job.path).write_bytes(draw.randbytes(1000))  # a part of another file
     transfer.fetch(job)
     check_whole(job)
 
@@ -236,7 +236,7 @@ def login(**changes: Any) -> Login:
     return Login("127.0.0.1", given["user"], given["password"])
 
 
-def test_user_and_password_open_a_closed_server(server: Server, make: Any) -> None:
+def test_user_and_password_are_sent(server: Server, make: Any) -> None:
     server.closed = True
     transfer, job = make(login=login(), agent=AGENT)
     transfer.fetch(job)
@@ -244,7 +244,7 @@ def test_user_and_password_open_a_closed_server(server: Server, make: Any) -> No
 
 
 @pytest.mark.parametrize("given", [{"password": "wrong"}, {"user": "nobody"}])
-def test_a_wrong_password(server: Server, make: Any, given: dict[str, str]) -> None:
+def test_a_wrong_password_is_an_error(server: Server, make: Any, given: dict[str, str]) -> None:
     server.closed = True
     transfer, job = make(login=login(**given), agent=AGENT)
     with pytest.raises(WrongPassword, match="does not accept user and password") as caught:
@@ -254,7 +254,7 @@ def test_a_wrong_password(server: Server, make: Any, given: dict[str, str]) -> N
     assert len(server.seen) == 1
 
 
-def test_a_missing_agreement(server: Server, make: Any) -> None:
+def test_a_missing_agreement_is_an_error(server: Server, make: Any) -> None:
     server.closed, server.signed = True, False
     transfer, job = make(login=login(), agent=AGENT)
     job = Job(job.url, job.path, page="https://example.org/release")
@@ -262,7 +262,7 @@ def test_a_missing_agreement(server: Server, make: Any) -> None:
         transfer.fetch(job)
 
 
-def test_a_file_that_is_not_there(server: Server, make: Any) -> None:
+def test_a_missing_file_is_an_error(server: Server, make: Any) -> None:
     transfer, job = make()
     with pytest.raises(NotThere, match=r"nothing\.zip does not exist"):
         transfer.fetch(Job(job.url.replace("archive", "nothing"), job.path))
@@ -276,7 +276,7 @@ def test_a_login_page_is_not_kept_as_a_file(server: Server, make: Any) -> None:
     assert list(job.path.parent.iterdir()) == []
 
 
-def test_the_password_goes_to_no_other_host(server: Server, make: Any) -> None:
+def test_the_password_is_not_sent_to_other_hosts(server: Server, make: Any) -> None:
     with serving() as other:
         other.files["/elsewhere"] = CONTENT
         server.faults = only(Fault(redirect=f"http://localhost:{other.port}/elsewhere"))
@@ -293,19 +293,19 @@ def test_the_password_goes_to_no_other_host(server: Server, make: Any) -> None:
     assert far.auth_for("https://physionet.org.evil.example/x") is None
 
 
-def test_no_answer_at_all(make: Any, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_an_error(make: Any, tmp_path: Path) -> None:
     transfer, _ = make(retries=2)
     with pytest.raises(Unreachable, match="gave up after 3 attempts"):
         transfer.fetch(Job("http://127.0.0.1:9/file", tmp_path / "file"))
 
 
-def test_a_full_disk_keeps_what_was_fetched(
+def test_a_full_disk_keeps_the_downloaded_part(
     server: Server, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transfer, job = make()
 
     class Full:
-        """A file on a disk that is full after 100,000 bytes."""
+        """A file on a disk with space for 100,000 bytes."""
 
         def __init__(self, path: Path, mode: str) -> None:
             self.file = open(path, mode)  # noqa: SIM115
@@ -331,7 +331,7 @@ def test_a_full_disk_keeps_what_was_fetched(
     assert server.gets()[-1].range
 
 
-def test_a_stopped_transfer_keeps_its_part(server: Server, make: Any) -> None:
+def test_an_interrupted_transfer_keeps_its_part(server: Server, make: Any) -> None:
     transfer, job = make(wait=60.0)
     server.faults = only(Fault(cut=1000))
     threading.Timer(0.2, transfer.stop.set).start()
@@ -340,22 +340,22 @@ def test_a_stopped_transfer_keeps_its_part(server: Server, make: Any) -> None:
     assert part_of(job.path).stat().st_size == 1000
 
 
-def test_a_part_that_is_whole_already(server: Server, make: Any) -> None:
+def test_a_complete_part_is_accepted(server: Server, make: Any) -> None:
     transfer, job = make()
     part_of(job.path).parent.mkdir()
     part_of(job.path).write_bytes(CONTENT)
-    transfer.fetch(Job(job.url, job.path))  # its size is not known beforehand
+    transfer.fetch(Job(job.url, job.path))  # its size is unknown beforehand
     check_whole(job)
 
 
-# -- files whose sum and size nobody publishes
+# -- files without published checksum and size
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
 
 @pytest.fixture
 def unknown(server: Server, make: Any, tmp_path: Path) -> Any:
-    """A transfer and a job of which nothing is known but the address."""
+    """A transfer and a job with only an address."""
 
     def build(name: str = "archive.zip", **options: Any) -> tuple[Transfer, Job]:
         transfer, _ = make(**options)
@@ -374,7 +374,9 @@ def unknown(server: Server, make: Any, tmp_path: Path) -> Any:
         Fault(body=b"\xef\xbb\xbf<HTML><title>notice</title>", replaced={"Content-Type": None}),
     ],
 )
-def test_a_page_in_place_of_a_file_is_no_file(server: Server, unknown: Any, fault: Fault) -> None:
+def test_a_web_page_instead_of_a_file_is_refused(
+    server: Server, unknown: Any, fault: Fault
+) -> None:
     transfer, job = unknown()
     server.faults = lambda _seen, _number: fault
     with pytest.raises(NotAFile, match="web page"):
@@ -382,7 +384,9 @@ def test_a_page_in_place_of_a_file_is_no_file(server: Server, unknown: Any, faul
     assert not job.path.exists()
 
 
-def test_a_packed_answer_is_no_file_unless_the_file_is_packed(server: Server, unknown: Any) -> None:
+def test_compressed_responses_are_refused_for_uncompressed_files(
+    server: Server, unknown: Any
+) -> None:
     packed = gzip.compress(b"a,b\n1,2\n")
     server.faults = lambda _seen, _number: Fault(body=packed, replaced={"Content-Encoding": "gzip"})
     transfer, job = unknown("table.csv")
@@ -402,7 +406,7 @@ def test_an_empty_file_is_an_error(server: Server, unknown: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gz", "zip"])
-def test_a_cut_answer_without_a_length_is_fetched_again(
+def test_a_truncated_response_without_length_is_fetched_again(
     server: Server, unknown: Any, kind: str
 ) -> None:
     whole = gzip.compress(CONTENT)
@@ -422,7 +426,7 @@ def test_a_cut_answer_without_a_length_is_fetched_again(
     assert len(server.gets("/free/")) == 2
 
 
-def test_a_file_without_length_and_end_is_refused(server: Server, unknown: Any) -> None:
+def test_a_response_without_length_or_end_is_refused(server: Server, unknown: Any) -> None:
     server.faults = lambda _seen, _number: Fault(replaced={"Content-Length": None})
     transfer, job = unknown("model.bin")
     with pytest.raises(NotAFile, match="does not say how large"):
@@ -432,7 +436,7 @@ def test_a_file_without_length_and_end_is_refused(server: Server, unknown: Any) 
 
 @pytest.mark.parametrize("tag", [None, '"new"'])
 def test_two_versions_are_never_mixed(server: Server, unknown: Any, tag: str | None) -> None:
-    """The file changes while it is fetched; with a tag the server even ignores If-Range."""
+    """The file changes during the download; with a tag the server also ignores If-Range."""
     old, new = CONTENT, CONTENT[::-1]
     transfer, job = unknown()
 
@@ -450,11 +454,11 @@ def test_two_versions_are_never_mixed(server: Server, unknown: Any, tag: str | N
     assert job.path.read_bytes() == new
 
 
-# -- servers that never come to an end
+# -- servers that never finish
 
 
-def test_an_answer_that_starts_again_for_ever_is_given_up(server: Server, make: Any) -> None:
-    """Half of the file, then 416 to the rest: what is thrown away is no progress."""
+def test_endless_restarts_are_given_up(server: Server, make: Any) -> None:
+    """Half of the file, then 416 for the rest: discarded bytes are not progress."""
     transfer, job = make()
 
     def answer(seen: Seen, _number: int) -> Fault:
@@ -468,7 +472,7 @@ def test_an_answer_that_starts_again_for_ever_is_given_up(server: Server, make: 
     assert len(server.gets()) <= 12
 
 
-def test_a_server_that_cuts_and_knows_no_ranges_is_given_up(server: Server, make: Any) -> None:
+def test_truncation_without_range_support_is_given_up(server: Server, make: Any) -> None:
     transfer, job = make()
     server.ranges = False
     server.faults = lambda _seen, number: Fault(cut=150_000 - number)
@@ -476,7 +480,7 @@ def test_a_server_that_cuts_and_knows_no_ranges_is_given_up(server: Server, make
         transfer.fetch(job)
 
 
-def test_a_trickle_is_a_dead_connection(server: Server, make: Any) -> None:
+def test_a_trickle_counts_as_a_dead_connection(server: Server, make: Any) -> None:
     transfer, job = make(timeout=0.3, retries=0)
     server.faults = lambda _seen, _number: Fault(trickle=0.02)
     with pytest.raises(Unreachable, match="bytes came in"):
@@ -494,7 +498,7 @@ def test_a_trickle_is_a_dead_connection(server: Server, make: Any) -> None:
         ("-5", None),
     ],
 )
-def test_a_wait_that_is_asked_for_is_bounded_and_said(
+def test_retry_after_is_bounded_and_logged(
     server: Server,
     make: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -532,13 +536,13 @@ def netrc(home: Path, text: str, name: str = ".netrc") -> Path:
     return path
 
 
-def test_the_environment_comes_first(home: Path) -> None:
+def test_credentials_come_from_the_environment_first(home: Path) -> None:
     netrc(home, "machine physionet.org login other password other\n")
     got = header({"PHYSIONET_USERNAME": "user", "PHYSIONET_PASSWORD": "pass:word"})
     assert got == "Basic dXNlcjpwYXNzOndvcmQ="  # base64 of user:pass:word
 
 
-def test_netrc_comes_next(home: Path) -> None:
+def test_credentials_come_from_netrc_second(home: Path) -> None:
     netrc(
         home, "machine elsewhere.org login a password b\nmachine physionet.org login u password p\n"
     )
@@ -548,7 +552,7 @@ def test_netrc_comes_next(home: Path) -> None:
     assert header({"PHYSIONET_USERNAME": "u"}) == "Basic dTpw"
 
 
-def test_the_rest_is_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_prompted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: " u ")
     monkeypatch.setattr("getpass.getpass", lambda _: "p")
@@ -557,7 +561,7 @@ def test_the_rest_is_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert header({"PHYSIONET_USERNAME": "u"}) == "Basic dTpw"
 
 
-def test_without_any_and_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     with pytest.raises(WrongPassword, match=r"PHYSIONET_PASSWORD.*netrc.*https://page"):
         find_login(ACCOUNT, {"PHYSIONET_USERNAME": "u"})
@@ -570,7 +574,7 @@ def test_a_broken_netrc_is_named_without_its_content(home: Path) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_login_does_not_show_what_it_holds() -> None:
+def test_a_login_hides_its_password() -> None:
     login = find_login(ACCOUNT, {"PHYSIONET_USERNAME": "user", "PHYSIONET_PASSWORD": "s3cret"})
     assert "s3cret" not in repr(login)
     assert "user" not in repr(login)

@@ -29,7 +29,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-def test_plain_members_arrive(tmp_path: Path) -> None:
+def test_plain_members_are_unpacked(tmp_path: Path) -> None:
     archive = tar(tmp_path / "a.tgz", member("deep/er/x.png"), member("./y.png"))
     assert unpack(archive, tmp_path / "out")
     assert (tmp_path / "out" / "deep" / "er" / "x.png").read_bytes() == b"content"
@@ -56,7 +56,7 @@ def test_plain_members_arrive(tmp_path: Path) -> None:
     ],
     ids=lambda info: info.name,
 )
-def test_no_member_leaves_its_folder(tmp_path: Path, bad: tarfile.TarInfo) -> None:
+def test_tar_members_outside_the_folder_are_refused(tmp_path: Path, bad: tarfile.TarInfo) -> None:
     archive = tar(tmp_path / "a.tgz", member("fine.png"), bad)
     with pytest.raises(DataError, match=r"outside its folder|no plain file"):
         unpack(archive, tmp_path / "in" / "out")
@@ -66,14 +66,14 @@ def test_no_member_leaves_its_folder(tmp_path: Path, bad: tarfile.TarInfo) -> No
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a\\..\\..\\evil"])
-def test_no_member_of_a_zip_leaves_its_folder(tmp_path: Path, name: str) -> None:
+def test_zip_members_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(name, "content")
     with pytest.raises(DataError, match="outside its folder"):
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
-def test_a_link_in_a_zip(tmp_path: Path) -> None:
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -82,7 +82,7 @@ def test_a_link_in_a_zip(tmp_path: Path) -> None:
         unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
-def test_a_changed_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
+def test_a_changed_byte_anywhere_in_a_tar_is_found(tmp_path: Path) -> None:
     draw = random.Random(0)
     whole = tmp_path / "whole.tgz"
     with tarfile.open(whole, "w:gz") as archive:
@@ -100,7 +100,7 @@ def test_a_changed_byte_is_found_wherever_it_is(tmp_path: Path) -> None:
         assert list((tmp_path / "in").iterdir()) == []
 
 
-def test_a_changed_byte_in_a_zip(tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_zip_is_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("x.txt", "content " * 1000)
     content = bytearray((tmp_path / "a.zip").read_bytes())
@@ -112,7 +112,7 @@ def test_a_changed_byte_in_a_zip(tmp_path: Path) -> None:
             unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
-def test_a_torn_archive_leaves_nothing(tmp_path: Path) -> None:
+def test_a_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
     whole = tar(tmp_path / "a.tgz", *(member(f"{n}.png") for n in range(500)))
     whole.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(DataError, match="is damaged"):
@@ -120,7 +120,7 @@ def test_a_torn_archive_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "in").iterdir()) == []
 
 
-def test_more_than_is_expected_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+def test_archives_larger_than_expected_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros.png", bytes(10_000_000))
     with pytest.raises(DataError, match=r"unpacks to more than 5\.0 MB"):
@@ -129,7 +129,7 @@ def test_more_than_is_expected_is_refused_before_it_fills_the_disk(tmp_path: Pat
     assert unpack(tmp_path / "a.zip", tmp_path / "out", most=10_000_000)
 
 
-def test_a_bomb_of_zeros_is_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vilmedic.files.MOST_PACKED", 10)
     with gzip.open(tmp_path / "a.tgz", "wb") as stream:
         for _ in range(11):
@@ -138,8 +138,8 @@ def test_a_bomb_of_zeros_is_no_archive(tmp_path: Path, monkeypatch: pytest.Monke
         unpack(tmp_path / "a.tgz", tmp_path / "out")
 
 
-def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
-    """A sparse member of a few hundred bytes that unpacks to a terabyte."""
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    """A sparse member of a few hundred bytes unpacks to a terabyte."""
     info = tarfile.TarInfo("sparse.png")
     info.type = tarfile.GNUTYPE_SPARSE
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -154,7 +154,7 @@ def test_a_file_with_holes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["w:xz", "w:bz2"])
 def test_a_tar_of_another_compression_is_refused(tmp_path: Path, kind: str) -> None:
-    """It would unpack to any size: only of gzip is the stream read through before."""
+    """It could unpack to any size: only gzip streams are measured before."""
     with tarfile.open(tmp_path / "a.tar", kind) as archive:
         info = tarfile.TarInfo("zeros.png")
         info.size = 10_000_000
@@ -167,7 +167,7 @@ def test_a_tar_of_another_compression_is_refused(tmp_path: Path, kind: str) -> N
     "names", [["a.png", "a.png/b.png"], ["a/b.png", "a"], ["x/" * 2500 + "x"], [""]]
 )
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_members_in_the_way_of_each_other(tmp_path: Path, kind: str, names: list[str]) -> None:
+def test_conflicting_members_are_refused(tmp_path: Path, kind: str, names: list[str]) -> None:
     path = tmp_path / f"a.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(path, "w") as packed:
@@ -183,11 +183,11 @@ def test_members_in_the_way_of_each_other(tmp_path: Path, kind: str, names: list
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
-def test_damaged_data_of_any_method(tmp_path: Path, method: int) -> None:
+def test_damage_is_found_for_every_compression_method(tmp_path: Path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "whole.zip", "w", method) as packed:
         packed.writestr("x", random.Random(0).randbytes(1000))
     content = (tmp_path / "whole.zip").read_bytes()
-    for place in range(45, 200, 3):  # after the header of LZMA, which names versions
+    for place in range(45, 200, 3):  # after the LZMA header, which has version numbers
         spoilt = bytearray(content)
         spoilt[place] ^= 255
         (tmp_path / "a.zip").write_bytes(spoilt)
@@ -196,7 +196,7 @@ def test_damaged_data_of_any_method(tmp_path: Path, method: int) -> None:
 
 
 def _with_password(content: bytes) -> bytes:
-    """A zip whose only member claims to be encrypted, in both of its headers."""
+    """A zip whose only member is marked as encrypted in both headers."""
     changed = bytearray(content)
     changed[6] |= 1
     changed[content.index(b"PK\x01\x02") + 8] |= 1
@@ -212,7 +212,7 @@ def _of_method(content: bytes, method: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["password", "method", "lzma"])
-def test_what_cannot_be_unpacked_is_a_sentence(tmp_path: Path, kind: str) -> None:
+def test_unsupported_archives_are_an_error(tmp_path: Path, kind: str) -> None:
     method = zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as archive:

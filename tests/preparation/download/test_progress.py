@@ -21,7 +21,7 @@ def test_the_bar_shows_bytes_and_the_time_left(
     progress.sized(job, 3_000_000)
     assert progress.bar.total == 5_000_000
     progress.sized(job, 3_000_000)
-    assert progress.bar.total == 5_000_000  # told again after a restart
+    assert progress.bar.total == 5_000_000  # set again after a restart
     progress.bar.mininterval = 0
     time.sleep(0.05)
     progress.arrived(2_500_000)
@@ -32,7 +32,7 @@ def test_the_bar_shows_bytes_and_the_time_left(
     assert "<00:00" in shown  # the time left
 
 
-def test_many_at_a_time_and_failures_of_their_own() -> None:
+def test_parallel_jobs_fail_independently() -> None:
     seen: list[int] = []
 
     def work(number: int) -> None:
@@ -45,7 +45,7 @@ def test_many_at_a_time_and_failures_of_their_own() -> None:
     assert failed == {str(n): f"no {n}" for n in range(3, 100, 10)}
 
 
-def test_a_failure_that_all_would_have_stops_them() -> None:
+def test_a_common_failure_stops_all_jobs() -> None:
     seen: list[int] = []
 
     def work(number: int) -> None:
@@ -61,7 +61,7 @@ def test_a_failure_that_all_would_have_stops_them() -> None:
     assert len(seen) < 200
 
 
-def test_room_is_counted_by_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_is_summed_per_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_space({tmp_path / "not" / "there": 10})
     with pytest.raises(NoSpace, match=r"has .* free, and 2000\.0 TB will be written"):
         check_space({tmp_path / "a": 10**15, tmp_path / "b": 10**15})
@@ -70,5 +70,5 @@ def test_room_is_counted_by_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0 bytes"), (1500, "1.5 kB"), (570e9, "570.0 GB"), (2e12, "2.0 TB")]
 )
-def test_sizes_as_people_say_them(size: float, text: str) -> None:
+def test_human_readable_sizes(size: float, text: str) -> None:
     assert readable(size) == text

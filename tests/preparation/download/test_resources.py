@@ -11,7 +11,7 @@ from vilmedic.preparation.download.resources import load_table
 SHIPPED = Path(__file__).parents[3] / "data" / "resources.yml"
 
 
-def test_the_shipped_table() -> None:
+def test_the_shipped_table_is_valid() -> None:
     table = load_table(SHIPPED)
     images = table.resources["mimic-cxr-images-512"].images
     assert images is not None
@@ -57,7 +57,7 @@ resources:
         ("resources: !!python/object/apply:os.getcwd []", "is not allowed in a configuration"),
     ],
 )
-def test_mistakes_in_a_table(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_table_are_reported(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "table.yml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -78,12 +78,12 @@ def test_subsets(text: str, subset: Subset) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "5:validate", "validate:", "1.5", "dev:3"])
-def test_bad_subsets(text: str) -> None:
+def test_bad_subsets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--subset"):
         parse_subset(text)
 
 
-def test_published_sums_in_their_forms(tmp_path: Path) -> None:
+def test_published_checksum_formats(tmp_path: Path) -> None:
     (tmp_path / "sums").write_text(
         f"{'a' * 64} files/one.jpg\n{'B' * 64}  files/two.jpg\n{'c' * 64} *./three\nnot a sum\n"
     )
