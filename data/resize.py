@@ -68,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, help="folder of images")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--size", type=positive, default=512, help="pixels of the short side")
-    parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="what to write")
+    parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="output format")
     parser.add_argument(
         "--quality",
         type=int,
         default=95,
         choices=range(1, 101),
         metavar="1..100",
-        help="of JPEG files",
+        help="JPEG quality",
     )
     parser.add_argument(
         "--max-pixels",

@@ -162,7 +162,7 @@ def _report_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _report(run_dir: Path) -> int:
-    """Make the pages of a run; the exit status."""
+    """Write the report pages of a run; return the exit status."""
     from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run
 
     left_out = LeftOut(run_dir, report=lambda text: print(escaped(text), file=sys.stderr))
@@ -211,9 +211,9 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", type=Path, help="a run directory, whose best checkpoint is taken, or a checkpoint")
-    add("--images", type=Path, help="a folder, a list with a path a line, or a CSV")
+    add("--images", type=Path, help="a folder, a list with one path per line, or a CSV")
     add("--image-column", metavar="NAME", help="the column of the CSV that holds the paths")
-    add("--texts", type=Path, metavar="FILE", help="texts, one a line")
+    add("--texts", type=Path, metavar="FILE", help="texts, one per line")
     add("--out", type=Path, required=True, metavar="FILE", help=".npz, or .parquet (one of both)")
     add("--ckpt", metavar="NAME", help="a checkpoint of the run directory instead of the best")
     add("--ema", action="store_true", help="take the averaged weights that trainor.ema kept")
@@ -235,7 +235,7 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def export(argv: Sequence[str] | None = None) -> int:
-    """Write a run as a folder for others: `bin/export.py`, `vilmedic-export`."""
+    """Export a run as a folder to share: `bin/export.py`, `vilmedic-export`."""
     given = _export_parser(program("export.py")).parse_args(argv)
 
     def call() -> None:
@@ -316,7 +316,7 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     from vilmedic.script import argument_parser, count
 
     parser = argument_parser(
-        "Compares evaluated runs: a row a setting, a column a number, with intervals "
+        "Compares evaluated runs: one row per setting, one column per number, with intervals "
         "and the differences to the best. Runs equal but for name and seed are one setting.",
         prog=prog,
     )
@@ -447,7 +447,7 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", metavar="config.yml", help="the configuration of all runs")
-    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
+    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one per GPU, or one)")
     add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
     add("--slurm", action="store_true", help="write an array script instead of training")
     add("--search", choices=("optuna",), help="choose each run by the scores of earlier ones")

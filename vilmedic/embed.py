@@ -126,7 +126,7 @@ def read_images(source: Path, column: str | None) -> Inputs:
 
 
 def read_texts(source: Path) -> Inputs:
-    """The texts of a file, one a line.
+    """The texts of a file, one per line.
 
     Raises:
         DataError: there is no such file, or no text in it.

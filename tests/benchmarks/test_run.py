@@ -53,7 +53,7 @@ def lines_of(name: str, options: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_every_benchmark_prints_its_results(name: str, tmp_path: Path) -> None:
     if name in COMPARED and (missing := missing_packages()):
-        pytest.skip(f"the other side is {', '.join(missing)}; `make test` installs it")
+        pytest.skip(f"needs {', '.join(missing)}; `make test` installs it")
     result = json.loads(lines_of(name, SIZES[name], tmp_path)[-1])
     assert result["name"].startswith(name)
     assert result["ratio"] > 0

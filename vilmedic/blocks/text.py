@@ -140,7 +140,7 @@ class TextEncoder(nn.Module):
             attention_mask: 1 for tokens, 0 for padding, [B, T].
 
         Returns:
-            One vector a report, [B, hidden_size].
+            One vector per report, [B, hidden_size].
         """
         output = self.network(input_ids=input_ids, attention_mask=self.mask(attention_mask))
         if self.pooling == "pooler":
@@ -412,7 +412,7 @@ class Words(NamedTuple):
     """Word vectors of a batch of reports.
 
     Args:
-        report: one vector a report, [B, D].
+        report: one vector per report, [B, D].
         words: one vector per word, [B, T, D], zero behind the last one; T is the number of
             tokens.
         mask: which of them represent the report, [B, T]: the opening special token and all

@@ -96,7 +96,7 @@ class LabelDataset(AlignedPart):
         return sample
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
-        """Batch the labels: `labels` float32 [B, L] with several a sample, else int64 [B].
+        """Batch the labels: `labels` float32 [B, L] with several per sample, else int64 [B].
 
         Where the split has unknown ones also `labels_known`, bool [B, L].
         """

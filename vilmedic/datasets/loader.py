@@ -39,7 +39,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     Args:
         size: number of samples in the data set.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         training: shuffle, in another order each epoch; otherwise the order is that of the file.
         seed: seed of the order.
         drop_last: leave out a last batch that is shorter than the others.
@@ -266,7 +266,7 @@ def make_loader(
 
     Args:
         dataset: what to load.
-        batch_size: samples a batch, those of all processes together.
+        batch_size: samples per batch, those of all processes together.
         training: shuffle; evaluation keeps the order of the file.
         seed: seed of the order.
         epoch: first pass; `set_epoch` chooses the later ones.

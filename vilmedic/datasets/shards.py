@@ -262,7 +262,7 @@ def shard_order(
         of_samples: int [N], the shard of each sample.
         seed: seed of the order.
         epoch: the pass over the data.
-        batch_size: samples a batch, over all ranks.
+        batch_size: samples per batch, over all ranks.
         mixed: shards whose samples are mixed at a time.
 
     Returns:

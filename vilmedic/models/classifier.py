@@ -36,9 +36,9 @@ Rate = Annotated[float, Above(0), AtMost(1000)]
 class Classifier(Model):
     """An image encoder and a head that predicts the labels of an image.
 
-    With several labels a sample, each is a binary task of its own (binary cross-entropy); with one,
-    the classes exclude each other (cross-entropy). The loss is the mean over the samples of a batch
-    and, with several labels, over the classes; a label that is unknown adds nothing to it.
+    With several labels per sample, each is a binary task of its own (binary cross-entropy); with
+    one, the classes exclude each other (cross-entropy). The loss is the mean over the samples of a
+    batch and, with several labels, over the classes; a label that is unknown adds nothing to it.
 
     Args:
         spec: data properties: tokenizer, label names, normalisation.
@@ -54,9 +54,9 @@ class Classifier(Model):
             it (0.75, say); the last block has that of the encoder, and 1 gives it to all (Clark et
             al. 2020, arXiv 2003.10555).
         positive_weights: factor of the loss of positive samples, by label, 1 for labels that are
-            not named; with one label a sample, the factor of the loss of its samples. balanced
+            not named; with one label per sample, the factor of the loss of its samples. balanced
             weighs labels by the training split: negatives / positives of each label, or with one
-            label a sample N / (L x samples of the class).
+            label per sample N / (L x samples of the class).
     """
 
     image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
@@ -116,8 +116,8 @@ class Classifier(Model):
 
         Args:
             batch: `images` [B, 3, H, W], or [B, N, 3, H, W] with `images_mask` [B, N] for several
-                images a sample, whose features are averaged; `labels` float [B, L], with
-                `labels_known` bool [B, L] where some are unknown, or int64 [B] with one a sample.
+                images per sample, whose features are averaged; `labels` float [B, L], with
+                `labels_known` bool [B, L] where some are unknown, or int64 [B] with one per sample.
 
         Returns:
             `logits` [B, L]; `loss`, a scalar, where the batch has labels; in evaluation

@@ -249,7 +249,7 @@ class VAE(Model):
     def _images(self, batch: Batch) -> Tensor:
         if "images" not in batch or batch["images"].ndim != 4:
             raise ConfigError(
-                "VAE takes one image a sample. Use dataset.proto=ImageDataset with views=1 and "
+                "VAE takes one image per sample. Use dataset.proto=ImageDataset with views=1 and "
                 "multi_image=1."
             )
         images = batch["images"]

@@ -159,7 +159,7 @@ def write_sheet(path: Path, seed: int) -> None:
 
 
 def caption(case: Case) -> str:
-    """The findings of a case, one a line."""
+    """The findings of a case, one per line."""
     lines = [
         " ".join(word for word in (finding.severity, finding.side, finding.name.lower()) if word)
         for finding in case.findings

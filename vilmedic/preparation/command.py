@@ -77,7 +77,7 @@ def add_line(parser: argparse.ArgumentParser) -> None:
         "--line",
         choices=["study", "image"],
         default="study",
-        help="one line a study with all its images, or one line an image",
+        help="one line per study with all its images, or one line per image",
     )
 
 

@@ -67,7 +67,7 @@ class Line:
         name: the key it was logged under.
         seed: the seed of the run.
         steps: optimizer steps.
-        values: a number a step.
+        values: one number per step.
     """
 
     name: str
@@ -223,7 +223,7 @@ def write_curves(run_dir: Path, left_out: LeftOut | None = None) -> Path | None:
 
 
 def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
-    """Draw the lines of a panel, one colour a name and one style a seed.
+    """Draw the lines of a panel, one colour per name and one style per seed.
 
     Args:
         axis: where to.

@@ -48,7 +48,7 @@ class Plan:
         config: the configuration's file.
         parameters: number of weights, and of those that are trained.
         batch: samples of a batch.
-        grad_accu: batches a step.
+        grad_accu: batches per step.
         precision: of the forward pass.
         step: of the configured batches.
         largest: by GiB of a card, the largest batch; 0 where one sample does not fit.

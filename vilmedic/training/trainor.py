@@ -220,7 +220,7 @@ class Trainor:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
         log_batch_facts(self.model, self.section, len(self.loader))
         LOGGER.info(
-            "Run %s, seed %d, on %s, %s%s: %s, %s an epoch, %s",
+            "Run %s, seed %d, on %s, %s%s: %s, %s per epoch, %s",
             self.run_dir,
             self.seed,
             self.device,

@@ -567,13 +567,6 @@ def test_missing_credentials_without_a_terminal(monkeypatch: pytest.MonkeyPatch)
         find_login(ACCOUNT, {"PHYSIONET_USERNAME": "u"})
 
 
-def test_a_broken_netrc_is_named_without_its_content(home: Path) -> None:
-    netrc(home, "machine physionet.org login u pasword s3cret\n")
-    with pytest.raises(WrongPassword, match=r"\.netrc cannot be used") as caught:
-        find_login(ACCOUNT, {})
-    assert "s3cret" not in str(caught.value)
-
-
 def test_a_login_hides_its_password() -> None:
     login = find_login(ACCOUNT, {"PHYSIONET_USERNAME": "user", "PHYSIONET_PASSWORD": "s3cret"})
     assert "s3cret" not in repr(login)

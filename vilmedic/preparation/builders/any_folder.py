@@ -393,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--root", type=Path, required=True, help="folder to build")
     add("--images", type=Path, required=True, help="folder of the images")
-    add("--table", type=Path, help="CSV, JSON or JSONL file (.gz is fine), one row a sample")
+    add("--table", type=Path, help="CSV, JSON or JSONL file (.gz is fine), one row per sample")
     add("--dicom", action="store_true", help="take the columns from the headers of DICOM files")
     add("--image-column", default="", help="path of the image in --images, several with commas")
     add(

@@ -235,7 +235,8 @@ def present_labels(
     """The labels that count as present in a row of a label table.
 
     Args:
-        values: one a label: `1.0` is present, `0.0` absent, `-1.0` uncertain, blank not mentioned.
+        values: one per label: `1.0` is present, `0.0` absent, `-1.0` uncertain, blank if not
+            mentioned.
         names: the labels.
         uncertain: `negative` counts uncertain labels as absent, `positive` as present, `mixed` as
             present for atelectasis, edema and pleural effusion only, `unknown` as neither, and
