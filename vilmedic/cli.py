@@ -23,6 +23,7 @@ from vilmedic.command_line import (
 )
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, VilmedicError, before_training, escaped
+from vilmedic.log import counted
 
 EMBEDDINGS = "--embeddings"
 PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
@@ -375,7 +376,7 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
 
     runs = plan(given.config, line.overrides)
     if line.option == "--check":
-        print_text(f"ok: {given.config}: {len(runs)} runs")
+        print_text(f"ok: {given.config}: {counted(len(runs), 'run')}")
         return
     if given.slurm:
         text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
@@ -383,11 +384,11 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "sweep.sh"
         replace_text(path, text)
-        print_text(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
+        print_text(f"Written: {path}, {counted(len(runs), 'task')}. Start it with: sbatch {path}")
         return
-    print_text(f"{len(runs)} runs, all of them checked")
+    print_text(f"{counted(len(runs), 'run')}, all checked")
     Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, report=print_text).start()
-    print_text(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+    print_text(f"{counted(len(runs), 'run is', 'runs are')} finished, in {runs[0].run_dir.parent}")
 
 
 def _search(given: argparse.Namespace, line: CommandLine) -> None:
@@ -413,19 +414,22 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
     sought = f"{metric} ({direction(space, metric)} is better)"
     if line.option == "--check":
         print_text(
-            f"ok: {given.config}: {given.trials} trials of {', '.join(space.axes)} for {sought}"
+            f"ok: {given.config}: {counted(given.trials, 'trial')} of {', '.join(space.axes)} for "
+            f"{sought}"
         )
         return
     with opened(space, trials=given.trials, metric=metric) as search:
         run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
         run.report, run.another, run.ended = print_text, search.another, search.ended
-        print_text(f"{given.trials} trials for {sought}, all ends and values checked")
+        print_text(f"{counted(given.trials, 'trial')} for {sought}, all ends and values checked")
         try:
             run.start()
         finally:
             if best := search.best():
                 print_text(best)
-    print_text(f"{run.count} trials are finished, in {space.corner.run_dir}")
+    print_text(
+        f"{counted(run.count, 'trial is', 'trials are')} finished, in {space.corner.run_dir}"
+    )
 
 
 def _sweep_parser(prog: str) -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime, UsedWith
 from vilmedic.datasets.aligned import DataSpec, same_tokenizer, seeded
 from vilmedic.datasets.text import has_word_boundaries, load_tokenizer, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
+from vilmedic.log import counted
 
 if TYPE_CHECKING:
     from vilmedic.blocks.lora import LoRA
@@ -349,7 +350,7 @@ class WordEncoder(nn.Module):
             raise ArgumentError(
                 {
                     "last_n_layers": f"given {last_n_layers}, but {proto or 'the random BERT'} has "
-                    f"{layers} layers. Allowed: integer from 1 to {layers}."
+                    f"{counted(layers, 'layer')}. Allowed: integer from 1 to {layers}."
                 }
             )
         assert spec.tokenizer is not None

@@ -18,6 +18,7 @@ import numpy as np
 
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import open_regular, plain_name
+from vilmedic.log import counted
 
 CHUNK = 2**16  # lines whose offsets are Python integers at a time
 SHOWN = 5  # problems of one kind that a message lists; more are counted
@@ -155,14 +156,15 @@ def check_aligned(files: Sequence[Lines]) -> None:
     for other in files[1:]:
         if len(other) != len(first):
             raise DataError(
-                f"{first.path} has {len(first)} lines and {other.path} has {len(other)}: the files "
-                "of a split hold the same samples, one per line, in the same order."
+                f"{first.path} has {counted(len(first), 'line')} and {other.path} has "
+                f"{len(other)}: the files of a split hold the same samples, one per line, in the "
+                "same order."
             )
 
 
 def listed(items: Sequence[str], kind: str) -> str:
     """Return `2 empty lines: a, b`, with the first few of many."""
-    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown(items)}"
+    return f"{counted(len(items), kind)}: {shown(items)}"
 
 
 def shown(items: Sequence[str], most: int = SHOWN) -> str:

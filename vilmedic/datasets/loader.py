@@ -19,6 +19,7 @@ from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample, SampleKey, 
 from vilmedic.distributed import processes
 from vilmedic.errors import DataError, VilmedicError
 from vilmedic.files import core_count
+from vilmedic.log import counted
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +284,8 @@ def make_loader(
         _warn_of_workers(num_workers, cores)
     if drop_last and len(dataset) < batch_size:
         raise DataError(
-            f"{dataset.parts[0].texts.path} gives {len(dataset)} samples, which is not one full "
+            f"{dataset.parts[0].texts.path} gives {counted(len(dataset), 'sample')}, which is not "
+            "one full "
             f"batch of batch_size={batch_size}, and a shorter one is left out. Lower batch_size."
         )
     sampler = EpochSampler(

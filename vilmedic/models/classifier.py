@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.config.types import Above, AtMost, Dropout, Portion, Runtime, Weight, Width
+from vilmedic.config.types import (
+    Above,
+    AtMost,
+    Dropout,
+    Portion,
+    Runtime,
+    UsedWith,
+    Weight,
+    Width,
+)
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 from vilmedic.models.contract import (
@@ -62,7 +71,7 @@ class Classifier(Model):
         cnn: VisionEncoder,
         hidden: Width | None = None,
         dropout: Dropout = 0.0,
-        freeze: str = "none",
+        freeze: Annotated[str, UsedWith("cnn.lora", (None,))] = "none",
         encoder_lr: Rate | None = None,
         head_lr: Rate | None = None,
         layer_decay: Portion = 1.0,

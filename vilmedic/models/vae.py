@@ -43,6 +43,7 @@ from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from vilmedic.log import counted
 from vilmedic.manifest import is_export
 from vilmedic.models.contract import Batch, Model
 
@@ -398,7 +399,8 @@ def _check_image_size(image_size: int, num_layers: int) -> None:
         raise ArgumentError(
             {
                 "image_size": f"given {image_size}, but num_layers={num_layers} halves the image "
-                f"{num_layers} times, so the size must be a multiple of {factor}. Nearest: "
+                f"{counted(num_layers, 'time')}, so the size must be a multiple of {factor}. "
+                "Nearest: "
                 f"{' or '.join(map(str, allowed))}."
             }
         )

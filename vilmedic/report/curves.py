@@ -21,6 +21,7 @@ from vilmedic.drawing.colours import series_colours
 from vilmedic.errors import escaped, visible
 from vilmedic.evaluation.results import protocol_name
 from vilmedic.files import replace_bytes
+from vilmedic.log import counted
 from vilmedic.registry import METRICS
 from vilmedic.report.settings import data_of, read_settings, score_of, section
 from vilmedic.training.metrics_log import UNPLOTTED
@@ -327,7 +328,7 @@ def _drawn(panels: Sequence[Panel], title: str) -> bytes:
     if any(_is_smoothed(line.thinned()) for panel in shown for line in panel.lines):
         notes.append("pale: as logged, under its moving average")
     if folded := len(panels) - len(shown):
-        notes.append(f"{folded} more panel{'s' if folded > 1 else ''} in report.html")
+        notes.append(f"{counted(folded, 'more panel')} in report.html")
     if notes:
         figure.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9, color="#555555")
     stream = io.BytesIO()

@@ -26,6 +26,7 @@ from vilmedic.datasets.label import UNKNOWN
 from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_text import gloria_clean_report_chexpert
 from vilmedic.errors import DataError
+from vilmedic.log import counted
 from vilmedic.preparation import command
 from vilmedic.preparation.builders.folder_images import patients_together
 from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
@@ -133,8 +134,10 @@ def five_by_200(images: Iterable[Image], each: int, seed: int) -> dict[str, list
     for name in FIVE:
         if len(candidates[name]) < each:
             raise DataError(
-                f"Only {len(candidates[name])} training images have {name} alone; {each} are "
-                "needed. Are train.csv and the folder of images complete? --each takes fewer; "
+                f"Only "
+                f"{counted(len(candidates[name]), 'training image has', 'training images have')} "
+                f"{name} alone; needed: {each}. Are train.csv and the folder of images complete? "
+                "--each takes fewer; "
                 "--keep-5x200 builds the training data without such a set."
             )
         ranked = sorted(candidates[name], key=lambda image: _rank(image.path, seed))
