@@ -60,11 +60,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2, help="processes a contender")
-    parser.add_argument("--repetitions", type=int, default=3, help="timed steps a process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per contender")
+    parser.add_argument("--repetitions", type=int, default=3, help="timed steps per process")
     parser.add_argument("--loader", action="store_true", help="read images from disk")
     parser.add_argument("--compile", action="store_true", help="trainor.compile for ours")
-    parser.add_argument("--tiny", action="store_true", help="small networks, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small networks, for a trial run")
     parser.add_argument(
         "--peak", type=float, help="peak TFLOP/s of the device; default: measured matmul"
     )

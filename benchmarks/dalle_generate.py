@@ -40,7 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     add_sizes(parser)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--filter-thres", type=float, default=0.9)
-    parser.add_argument("--repetitions", type=int, default=3, help="of all except the slowest")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="repetitions, except of the slowest"
+    )
     return parser.parse_args()
 
 

@@ -64,11 +64,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=1024, help="training samples")
     parser.add_argument("--validate", type=int, default=128, help="validation samples")
     parser.add_argument("--pixels", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=5, help="of each run, the first not counted")
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="epochs per run; the first is not counted"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
-    parser.add_argument("--tiny", action="store_true", help="small networks, to try the script")
-    parser.add_argument("--keys", nargs="*", default=[], help="key=value for all of them")
+    parser.add_argument("--tiny", action="store_true", help="small networks, for a trial run")
+    parser.add_argument("--keys", nargs="*", default=[], help="key=value for all runs")
     return parser.parse_args()
 
 

@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, metavar="SYSTEM")
     parser.add_argument("--before", type=Path, help="results of an older run, to compare with")
-    parser.add_argument("--tiny", action="store_true", help="small networks, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small networks, for a trial run")
     return parser.parse_args()
 
 

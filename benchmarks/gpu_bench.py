@@ -86,7 +86,7 @@ class Bench:
         print(self._section, key, why, file=sys.stderr, flush=True)
 
     def kernels(self, step: Callable[[], object]) -> Row:
-        """Time of a step and its kernels; the time alone where the device cannot be traced."""
+        """Kernels of a step; empty if the device cannot be traced."""
         try:
             return dict(self.timing.kernels(step))
         except RuntimeError as error:

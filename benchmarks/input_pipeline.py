@@ -53,9 +53,11 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line, with the setting of the published configurations as default."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--size", type=int, default=512, help="pixels a side of the files")
-    parser.add_argument("--quality", type=int, default=95, help="of the JPEG files")
-    parser.add_argument("--mode", choices=["L", "RGB"], default="L", help="of the JPEG files")
+    parser.add_argument("--size", type=int, default=512, help="side of the files in pixels")
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality")
+    parser.add_argument(
+        "--mode", choices=["L", "RGB"], default="L", help="colour mode of the JPEG files"
+    )
     parser.add_argument("--scale", type=int, default=1, help="render images this many times larger")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)

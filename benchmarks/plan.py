@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--configs", nargs="+", default=[f"phantom/{name}.yml" for name in PHANTOM])
-    parser.add_argument("--keys", nargs="*", default=[], help="key=value for all of them")
+    parser.add_argument("--keys", nargs="*", default=[], help="key=value for all runs")
     parser.add_argument("--of", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--loop", action="store_true", help="time two compared products as well")
+    parser.add_argument("--loop", action="store_true", help="also time two compared products")
     parser.add_argument("--memory-of", choices=["ours", "peer"], help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
-from vilmedic.log import Progress
+from vilmedic.log import counted
 from vilmedic.phantom.write import SIZES, Plan, build, write_sheet
 from vilmedic.preparation.command import guarded
 from vilmedic.script import argument_parser, count
@@ -33,14 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
     started = time.monotonic()
-    with Progress(f"Building {given.root}"):
-        built = build(given.root, plan, force=given.force, workers=given.workers)
-    total = plan.train + plan.validate + plan.test
+    built = build(given.root, plan, force=given.force, workers=given.workers)
+    samples = counted(plan.train + plan.validate + plan.test, "sample")
     if built:
         seconds = time.monotonic() - started
-        print(f"{given.root}: built {total} samples of {plan.size} pixels in {seconds:.0f} s")
+        print(f"{given.root}: built {samples} of {plan.size} pixels in {seconds:.0f} s")
     else:
-        print(f"{given.root}: the same {total} samples are there already, nothing to do")
+        print(f"{given.root}: the same {samples} already there, nothing to do")
     words = ["python", "bin/train.py", "config/phantom/convirt.yml"]
     if given.root != Path("data/phantom"):
         words += [f"dataset.{part}.root={given.root}" for part in ("image", "seq", "label")]

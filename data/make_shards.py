@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vilmedic import script
+from vilmedic.log import counted
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.shards import write_shards
 from vilmedic.script import argument_parser, count, positive
@@ -40,8 +41,9 @@ def _run(given: argparse.Namespace) -> int:
     for split, counts in written.items():
         gib = counts["bytes"] / 2**30
         print(
-            f"{split}: {counts['lines']:,} lines with {counts['images']:,} images in "
-            f"{counts['shards']:,} shards, {gib:.2f} GiB"
+            f"{split}: {counted(counts['lines'], 'line')} with "
+            f"{counted(counts['images'], 'image')} in "
+            f"{counted(counts['shards'], 'shard')}, {gib:.2f} GiB"
         )
     return 0
 

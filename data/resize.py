@@ -19,6 +19,7 @@ from vilmedic import script
 from vilmedic.datasets.decode import MAX_PIXELS
 from vilmedic.datasets.lines import SHOWN
 from vilmedic.errors import escaped
+from vilmedic.log import counted
 from vilmedic.preparation.command import guarded
 from vilmedic.preparation.resize import LEFT_OUT, UNREADABLE, resize_tree
 from vilmedic.script import argument_parser, count, positive
@@ -43,8 +44,9 @@ def _run(given: argparse.Namespace) -> int:
     )
     other = sum(found.other.values())
     print(
-        f"{given.target}: {found.written:,} images written, {found.present:,} were there already, "
-        f"{len(found.unreadable):,} unreadable, {other:,} files of other kinds left out"
+        f"{given.target}: {counted(found.written, 'image')} written, {found.present:,} there "
+        f"already, {len(found.unreadable):,} unreadable; left out, of other kinds: "
+        f"{counted(other, 'file')}"
     )
     for kind, number in found.other.most_common(SHOWN):
         print(escaped(f"  left out: {number:,} {kind}"))
@@ -66,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, help="folder of images")
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--size", type=positive, default=512, help="pixels of the short side")
-    parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="what to write")
+    parser.add_argument("--format", choices=["jpg", "png"], default="jpg", help="output format")
     parser.add_argument(
         "--quality",
         type=int,
         default=95,
         choices=range(1, 101),
         metavar="1..100",
-        help="of JPEG files",
+        help="JPEG quality",
     )
     parser.add_argument(
         "--max-pixels",

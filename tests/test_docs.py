@@ -210,7 +210,7 @@ def test_own_data_section_shows_the_builder_and_its_printed_command(
     assert f"\n    {printed}\n" in own
 
 
-@pytest.mark.parametrize("page", ["convirt", "gloria", "simclr", "vae"])
+@pytest.mark.parametrize("page", ["convirt", "dalle", "gloria", "simclr", "vae"])
 def test_system_pages_say_how_to_resume(page: str) -> None:
     text = (ROOT / f"docs/{page}.md").read_text()
     assert "`ckpt=auto`" in text

@@ -124,7 +124,7 @@ def test_unreadable_inputs_are_errors_or_skipped(
     texts = write_list(tmp_path / "texts.txt", ["Clear lungs.", "", "Large effusion."])
     given = [run, "--images", images, "--texts", texts, "--out", tmp_path / "a.npz"]
     embed(*given, status=2)
-    assert f"1 inputs are empty: {texts}:2" in capsys.readouterr().err
+    assert f"1 empty input: {texts}:2" in capsys.readouterr().err
     embed(run, "--images", images, "--out", tmp_path / "a.npz", status=2)
     assert "1 of 12 images do not exist: none.png" in capsys.readouterr().err
     embed(run, "--images", bad, "--out", tmp_path / "a.npz", status=2)

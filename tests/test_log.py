@@ -86,3 +86,7 @@ def test_a_terminal_shows_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_counted_uses_singular_for_one() -> None:
     assert [counted(number, "epoch") for number in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
+    assert [counted(number, "file is", "files are") for number in (1, 1234)] == [
+        "1 file is",
+        "1,234 files are",
+    ]

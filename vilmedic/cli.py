@@ -23,6 +23,7 @@ from vilmedic.command_line import (
 )
 from vilmedic.config.load import Config
 from vilmedic.errors import ConfigError, VilmedicError, before_training, escaped
+from vilmedic.log import counted
 
 EMBEDDINGS = "--embeddings"
 PLAN, CARD, SAMPLES = "--plan", "--card", "--samples"
@@ -161,7 +162,7 @@ def _report_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _report(run_dir: Path) -> int:
-    """Make the pages of a run; the exit status."""
+    """Write the report pages of a run; return the exit status."""
     from vilmedic.checkpoints.left_out import MOST_LISTED, LeftOut, check_run
 
     left_out = LeftOut(run_dir, report=lambda text: print(escaped(text), file=sys.stderr))
@@ -210,9 +211,9 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", type=Path, help="a run directory, whose best checkpoint is taken, or a checkpoint")
-    add("--images", type=Path, help="a folder, a list with a path a line, or a CSV")
+    add("--images", type=Path, help="a folder, a list with one path per line, or a CSV")
     add("--image-column", metavar="NAME", help="the column of the CSV that holds the paths")
-    add("--texts", type=Path, metavar="FILE", help="texts, one a line")
+    add("--texts", type=Path, metavar="FILE", help="texts, one per line")
     add("--out", type=Path, required=True, metavar="FILE", help=".npz, or .parquet (one of both)")
     add("--ckpt", metavar="NAME", help="a checkpoint of the run directory instead of the best")
     add("--ema", action="store_true", help="take the averaged weights that trainor.ema kept")
@@ -234,7 +235,7 @@ def _embed_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def export(argv: Sequence[str] | None = None) -> int:
-    """Write a run as a folder for others: `bin/export.py`, `vilmedic-export`."""
+    """Export a run as a folder to share: `bin/export.py`, `vilmedic-export`."""
     given = _export_parser(program("export.py")).parse_args(argv)
 
     def call() -> None:
@@ -315,7 +316,7 @@ def _compare_parser(prog: str) -> argparse.ArgumentParser:
     from vilmedic.script import argument_parser, count
 
     parser = argument_parser(
-        "Compares evaluated runs: a row a setting, a column a number, with intervals "
+        "Compares evaluated runs: one row per setting, one column per number, with intervals "
         "and the differences to the best. Runs equal but for name and seed are one setting.",
         prog=prog,
     )
@@ -375,7 +376,7 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
 
     runs = plan(given.config, line.overrides)
     if line.option == "--check":
-        print_text(f"ok: {given.config}: {len(runs)} runs")
+        print_text(f"ok: {given.config}: {counted(len(runs), 'run')}")
         return
     if given.slurm:
         text = slurm_script(given.config, runs, jobs=given.jobs, evaluate=given.evaluate)
@@ -383,11 +384,11 @@ def _grid(given: argparse.Namespace, line: CommandLine) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "sweep.sh"
         replace_text(path, text)
-        print_text(f"Written: {path}, {len(runs)} tasks. Start it with: sbatch {path}")
+        print_text(f"Written: {path}, {counted(len(runs), 'task')}. Start it with: sbatch {path}")
         return
-    print_text(f"{len(runs)} runs, all of them checked")
+    print_text(f"{counted(len(runs), 'run')}, all checked")
     Sweep(given.config, runs, jobs=given.jobs, evaluate=given.evaluate, report=print_text).start()
-    print_text(f"{len(runs)} runs are finished, in {runs[0].run_dir.parent}")
+    print_text(f"{counted(len(runs), 'run is', 'runs are')} finished, in {runs[0].run_dir.parent}")
 
 
 def _search(given: argparse.Namespace, line: CommandLine) -> None:
@@ -413,19 +414,22 @@ def _search(given: argparse.Namespace, line: CommandLine) -> None:
     sought = f"{metric} ({direction(space, metric)} is better)"
     if line.option == "--check":
         print_text(
-            f"ok: {given.config}: {given.trials} trials of {', '.join(space.axes)} for {sought}"
+            f"ok: {given.config}: {counted(given.trials, 'trial')} of {', '.join(space.axes)} for "
+            f"{sought}"
         )
         return
     with opened(space, trials=given.trials, metric=metric) as search:
         run = Sweep(given.config, search.begun(), jobs=given.jobs, evaluate=given.evaluate)
         run.report, run.another, run.ended = print_text, search.another, search.ended
-        print_text(f"{given.trials} trials for {sought}, all ends and values checked")
+        print_text(f"{counted(given.trials, 'trial')} for {sought}, all ends and values checked")
         try:
             run.start()
         finally:
             if best := search.best():
                 print_text(best)
-    print_text(f"{run.count} trials are finished, in {space.corner.run_dir}")
+    print_text(
+        f"{counted(run.count, 'trial is', 'trials are')} finished, in {space.corner.run_dir}"
+    )
 
 
 def _sweep_parser(prog: str) -> argparse.ArgumentParser:
@@ -443,7 +447,7 @@ def _sweep_parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("config", metavar="config.yml", help="the configuration of all runs")
-    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one a GPU, or one)")
+    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one per GPU, or one)")
     add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
     add("--slurm", action="store_true", help="write an array script instead of training")
     add("--search", choices=("optuna",), help="choose each run by the scores of earlier ones")

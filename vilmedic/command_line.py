@@ -25,6 +25,7 @@ from vilmedic.errors import (
     nearest,
 )
 from vilmedic.files import FULL
+from vilmedic.log import counted
 
 FAILED = 2
 BROKEN = 1
@@ -198,7 +199,7 @@ def command(
         elif line.option == "--check":
             notes = [f"note: {note}" for note in (*config.notes, *config.file_notes)]
             keys, given = len(config.origins), len(config.overrides)
-            counts = f"{keys} keys, {given} override{'' if given == 1 else 's'}"
+            counts = f"{counted(keys, 'key')}, {counted(given, 'override')}"
             print_text("\n".join([*notes, f"ok: {config.path}: {counts}, run '{config.name}'"]))
         else:
             run(config)

@@ -18,7 +18,7 @@ from torch import Tensor
 from vilmedic.checkpoints.checkpoint import read_header
 from vilmedic.checkpoints.older_formats import ZOO_CONFIG
 from vilmedic.datasets.decode import SUFFIXES
-from vilmedic.datasets.lines import shown
+from vilmedic.datasets.lines import listed, shown
 from vilmedic.datasets.vocabulary import FOLDER, WORD_LIST
 from vilmedic.device import pick_device
 from vilmedic.embedding_file import Column, write_embeddings
@@ -68,7 +68,7 @@ def embed_files(given: argparse.Namespace) -> bool:
     texts = None if given.texts is None else read_texts(given.texts)
     for inputs in (images, texts):
         if inputs is not None and given.on_error == "raise" and (blank := inputs.blank()):
-            raise DataError(f"{len(blank)} inputs are empty: {shown(blank)}.")
+            raise DataError(f"{listed(blank, 'empty input')}.")
     if images is not None and given.on_error == "raise":
         missing = [path for path in images.texts if not os.path.isfile(path)]
         if missing:
@@ -126,7 +126,7 @@ def read_images(source: Path, column: str | None) -> Inputs:
 
 
 def read_texts(source: Path) -> Inputs:
-    """The texts of a file, one a line.
+    """The texts of a file, one per line.
 
     Raises:
         DataError: there is no such file, or no text in it.

@@ -178,7 +178,7 @@ class Embedder:
             precision: arithmetic of the encoder; bf16 is faster on recent hardware.
             on_error: whether an image that cannot be read is an error, or a row of nan with a
                 warning.
-            workers: threads that read images; None takes one a core.
+            workers: threads that read images; None takes one per core.
             cache: folder in which decoded and resized images are kept for the next time, as by
                 `dataset.image.cache`; for a list of paths.
             progress: show a bar after a few seconds, on a terminal.

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 from vilmedic.errors import DataError
+from vilmedic.log import counted
 
 AGENT = "vilmedic-download"
 SLOWEST = 1000  # bytes a second; less than that for `timeout` seconds is a dead connection
@@ -152,7 +153,7 @@ def received(response: httpx2.Response, timeout: float) -> Iterator[bytes]:
             fresh += len(chunk)
             if time.monotonic() - since > timeout:
                 if fresh < SLOWEST * timeout:
-                    slow = f"only {fresh} bytes came in {timeout:.0f} seconds"
+                    slow = f"only {counted(fresh, 'byte')} came in {timeout:.0f} seconds"
                     raise Again(slow, dead=True)
                 since, fresh = time.monotonic(), 0
     except httpx2.RequestError as error:

@@ -136,8 +136,8 @@ class Preprocess:
 
         Args:
             images: any number of them.
-            size: images a batch; only the last one has fewer.
-            workers: threads; None takes one a core.
+            size: images per batch; only the last one has fewer.
+            workers: threads; None takes one per core.
             on_error: whether an image that cannot be read is an error, or left out with a warning.
             cache: see `TrainedModel.embed_images`.
 

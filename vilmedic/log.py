@@ -189,9 +189,15 @@ def progress(things: Iterable[T], title: str, unit: str, total: int | None = Non
             shown.update()
 
 
-def counted(number: int, what: str) -> str:
-    """Return a number with its noun: `1 epoch`, `2 epochs`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def counted(number: int, what: str, several: str = "") -> str:
+    """Return a number with its noun: `1 epoch`, `2 epochs`.
+
+    Args:
+        number: how many.
+        what: the words after 1.
+        several: the words after other numbers; empty for `what` and an s.
+    """
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 def clock(seconds: float) -> str:

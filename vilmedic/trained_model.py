@@ -83,7 +83,7 @@ class TrainedModel(Embedder):
             local_aggregation: see the metric.
 
         Returns:
-            float32 [N, L], a column a class, in the order of the prompts.
+            float32 [N, L], one column per class, in the order of the prompts.
 
         Raises:
             DataError: the prompts are not of this form.
@@ -245,7 +245,7 @@ class TrainedModel(Embedder):
             if isinstance(codes, Tensor):
                 given = f"{codes.dtype} {list(codes.shape)}"
             raise DataError(
-                f"decode: given {given}, allowed: codes as whole numbers [N, n], one row an image."
+                f"decode: given {given}, allowed: codes as whole numbers [N, n], one row per image."
             )
         with torch.inference_mode():
             found = [vae.decode(part.to(self.device)) for part in codes.split(batch_size)]

@@ -543,7 +543,7 @@ def test_freezing_a_single_layer_network() -> None:
     trained = [name for name, value in encoder.named_parameters() if value.requires_grad]
     assert trained
     assert all(name.startswith("network.pooler.") for name in trained)
-    with pytest.raises(ConfigError, match=r"freeze: given 2, .*has 1 layers.*or 1 to 1"):
+    with pytest.raises(ConfigError, match=r"freeze: given 2, .*has 1 layer in.*or 1 to 1"):
         TextEncoder(spec=tiny_spec(), freeze=2, **TINY_BERT)
 
 

@@ -155,7 +155,7 @@ def test_a_repeated_search_does_nothing_and_more_trials_continue(tmp_path: Path)
     search(tmp_path, trials=3)
     told: list[str] = []
     search(tmp_path, trials=3, report=told.append)
-    assert told[0] == "3 of 3 runs are finished already"
+    assert told[0] == "finished already: 3 of 3 runs"
     assert len(told) == 2
     assert search(tmp_path, trials=8).count == 8
     whole = tmp_path / "whole"
@@ -218,7 +218,7 @@ def test_failures_are_listed_and_tried_again(
     states = [one.state.name for one in trials_of(tmp_path)]
     failed = states.count("FAIL")
     assert 0 < failed < 8
-    assert f"{failed} of 8 runs failed, {8 - failed} are finished" in str(caught.value)
+    assert f"{failed} of 8 runs failed, {8 - failed} finished" in str(caught.value)
     assert "train: status 1, error: the loss is not finite" in str(caught.value)
     assert told[-1].startswith(f"Best of {8 - failed}: ")
     monkeypatch.delenv("DIVERGES_ABOVE")

@@ -114,7 +114,7 @@ def test_each_run_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run0" / RECORD).read_text())["done"] == ["train", "ensemble"]
     told.clear()
     sweep(tmp_path, planned(tmp_path, 4), report=told.append).start()
-    assert told[0] == "3 of 4 runs are finished already"
+    assert told[0] == "finished already: 3 of 4 runs"
     assert not any(line.startswith("s/run0") for line in told)
 
 
@@ -132,7 +132,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path, step: str) -> None:
     one = sweep(tmp_path, runs, report=lambda line: None)
     with pytest.raises(VilmedicError) as caught:
         one.start()
-    assert "1 of 3 runs failed, 2 are finished" in str(caught.value)
+    assert "1 of 3 runs failed, 2 finished" in str(caught.value)
     assert f"s/run0: {step}: status 1, error: the data is gone" in str(caught.value)
     assert [(tmp_path / f"run{k}/results.txt").exists() for k in range(3)] == [False, True, True]
     sweep(tmp_path, planned(tmp_path, 3), report=lambda line: None).start()
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_is_a_failed_run(tmp_path: Path, name: s
     else:
         (tmp_path / name).mkdir(parents=True)
     one = sweep(tmp_path, planned(tmp_path, 2), report=lambda line: None)
-    with pytest.raises(VilmedicError, match="1 of 2 runs failed, 1 are finished"):
+    with pytest.raises(VilmedicError, match="1 of 2 runs failed, 1 finished"):
         one.start()
     assert list(one.failures) == ["s/run0"]
     assert (tmp_path / "run1/results.txt").exists()

@@ -381,6 +381,23 @@ def test_settings_of_hub_models_may_include_older_keys(project: Project) -> None
     assert config.model["encoder"] == {"proto": "owner/model", "hidden_size": 64, "anything": 1}
 
 
+def test_a_frozen_classifier_with_adapters_is_found_by_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    name, lora = "config/downstream/phantom.yml", "model.cnn.lora.rank=2"
+    [problem] = problems(name, "model.freeze=all", lora)
+    assert problem.startswith("model.freeze (command line): given 'all', which has no effect")
+    assert "unless model.cnn.lora is null" in problem
+    assert load(name, ["model.freeze=none", lora]).notes == ()
+    assert load(name, ["model.freeze=all", "model.cnn.lora=null"]).notes == ()
+    frozen = tmp_path / "frozen.yml"
+    frozen.write_text(f"includes: [{ROOT / name}]\nmodel: {{freeze: layer2}}\n")
+    config = load(str(frozen), [lora])
+    assert "freeze" not in config.model
+    assert "model.freeze" in config.notes[0]
+
+
 @pytest.mark.parametrize("older", OLDER_KEYS, ids=lambda one: f"{one.section}.{one.name}")
 def test_the_page_on_migrating_lists_every_key(older: OlderKey) -> None:
     assert re.search(rf"[.`]{older.name}[`:]", MIGRATING)

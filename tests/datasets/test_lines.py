@@ -53,7 +53,8 @@ def test_missing_file_lists_the_folder_when_nothing_is_near(tmp_path: Path) -> N
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"there is no folder {re.escape(str(tmp_path))}/nowhere"):
+    folder = re.escape(str(tmp_path))
+    with pytest.raises(DataError, match=rf"there is no folder {folder}/nowhere\. .*docs/data\.md"):
         read_lines(tmp_path / "nowhere", "train", "report.tok")
 
 
@@ -160,5 +161,5 @@ def test_only_line_feeds_end_lines(tmp_path: Path, content: bytes, count: int) -
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
 def test_blank_content_is_an_empty_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.a").write_bytes(content)
-    with pytest.raises(DataError, match="is empty: one line a sample"):
+    with pytest.raises(DataError, match="is empty: one line per sample"):
         read_lines(tmp_path, "train", "a")

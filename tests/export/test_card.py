@@ -54,6 +54,16 @@ def test_the_card_describes_the_model_and_its_training(made: Path) -> None:
     assert max(map(len, re.sub(r"^\|.*$|^[^`|].*[.,:]$", "", text, flags=re.M).splitlines())) < 200
 
 
+def test_the_card_explains_weights_that_transformers_misses(made: Path, tmp_path: Path) -> None:
+    told = (
+        "Of `text_encoder/` transformers prints that weights of `pooler` are missing and newly "
+        "initialised: they were not trained, and the features below do not use them."
+    )
+    assert told in (made / "out/README.md").read_text()
+    save_run(tmp_path / "run", convirt(pooling="pooler"))
+    assert "newly initialised" not in card(tmp_path / "run", tmp_path / "out")
+
+
 def test_numbers_have_intervals_and_protocols(made: Path) -> None:
     numbers = (made / "out/README.md").read_text().partition("## Numbers\n")[2]
     assert "| test | ConVIRT | untrained |" in numbers

@@ -10,7 +10,12 @@ import torch
 from tests.small_dalles import save_vae, tiny_dalle
 from vilmedic.errors import ConfigError
 from vilmedic.metrics.pointing_game import Finding
-from vilmedic.metrics.prompted_findings import ImageClassifier, PromptedFindings, _read_prompt
+from vilmedic.metrics.prompted_findings import (
+    ImageClassifier,
+    PromptedFindings,
+    _read_prompt,
+    _table,
+)
 
 PROMPTS: dict[str, dict[str, str | None]] = {
     "clear": {"prompt": "The lungs are clear."},
@@ -28,6 +33,16 @@ def test_prompts_match_findings_of_real_images() -> None:
     assert effusion.shown_by([heart, left])
     assert effusion.shown_by([both])
     assert not effusion.shown_by([right])
+
+
+def test_the_table_of_prompts_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["clear lungs", "effusion left", "cardiomegaly", "pneumothorax right"]
+    areas = {**dict.fromkeys(names, 0.5), "cardiomegaly": None}
+    monkeypatch.setenv("COLUMNS", "70")
+    lines = _table(names, torch.full((4, 4), 0.25), areas).splitlines()
+    assert max(map(len, lines)) <= 70
+    assert lines[1].split("   ")[0] == "prompt, seen as"
+    assert [line.split()[-1] for line in lines[-5:]] == ["AUROC", "0.50", "0.50", "-", "0.50"]
 
 
 @pytest.mark.parametrize(

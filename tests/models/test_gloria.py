@@ -211,7 +211,7 @@ def test_missing_images_or_reports_are_refused() -> None:
         model.contrast(model.encode({"images": batch["images"]}))
     with pytest.raises(ConfigError, match="no images"):
         model.contrast(model.encode({name: batch[name] for name in TEXT}))
-    with pytest.raises(ConfigError, match="or several a sample with a mask"):
+    with pytest.raises(ConfigError, match="or several per sample with a mask"):
         model.encode({"images": batch["images"].unsqueeze(1)})
 
 

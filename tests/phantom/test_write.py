@@ -5,12 +5,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from vilmedic.errors import DataError
-from vilmedic.phantom import FINDINGS, NO_FINDING, SPLITS
+from vilmedic.log import Progress
+from vilmedic.phantom import FINDINGS, NO_FINDING, SPLITS, write
 from vilmedic.phantom.write import Plan, build
 
 SCRIPT = Path(__file__).parents[2] / "data" / "make_phantom.py"
@@ -143,6 +145,21 @@ def test_an_interrupted_build_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "phantom", Plan(train=1, validate=0, test=0, size=32), workers=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_the_samples_of_all_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int | None, str, int]] = []
+
+    class Noted(Progress):
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            shown.append((self.total, self.unit, self.done))
+
+    monkeypatch.setattr(write, "Progress", Noted)
+    build(tmp_path / "phantom", Plan(train=3, validate=1, test=1, size=32), workers=1)
+    assert shown == [(5, "samples", 5)]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,7 +18,7 @@ from tests.datasets.dicom_files import make_dicom, table
 from vilmedic.config.load import load
 from vilmedic.phantom.case import draw_case
 from vilmedic.phantom.render import render
-from vilmedic.preparation.check_page import _duplicates, _lengths, data_title
+from vilmedic.preparation.check_page import _duplicates, _lengths, data_title, draw_page
 from vilmedic.preparation.checking import Findings, SplitFacts, check_data
 
 SIMCLR = Path(__file__).parents[2] / "config" / "phantom" / "simclr.yml"
@@ -272,6 +273,17 @@ def test_plot_labels_fit_into_their_axes(longest: int) -> None:
             assert frame.x0 <= box.x0
             assert box.x1 <= frame.x1
             assert box.y1 <= frame.y1
+
+
+@pytest.mark.parametrize("parts", [("image", "seq"), ("image", "seq", "label")])
+def test_the_page_says_what_the_data_set_does_not_read(
+    parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr(Axes, "text", lambda axes, x, y, text, **kwargs: texts.append(text))
+    draw_page(Findings(parts, {"train": SplitFacts()}), tmp_path / "page.png", "title")
+    unread = "none" if "label" in parts else "this data set reads no labels"
+    assert texts == ["none", "none", "none", "none", unread, "none"]
 
 
 def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from tests.preparation.builders.test_padchest import HEADER, many
 from vilmedic import cli
 from vilmedic.preparation.builders import any_folder, padchest
 from vilmedic.preparation.command import Next, guarded
+from vilmedic.preparation.folder import Dropped
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config" / "phantom" / "simclr.yml"
@@ -117,3 +118,29 @@ def test_make_phantom_prints_the_next_command(
     monkeypatch.chdir(ROOT)
     assert cli.train([*words[2:], "--check"]) == 0, capsys.readouterr().err
     assert f"dataset.seq.root={tmp_path / 'data'}" in words
+
+
+@pytest.mark.parametrize(
+    ("reason", "one"),
+    [
+        ("rows without labels", "row without labels"),
+        ("studies whose report is empty", "study whose report is empty"),
+        ("rows whose bytes that are odd", "row whose bytes that are odd"),
+        ("DICOM files without an image", "DICOM file without an image"),
+        (
+            "images that are not in the folder of images",
+            "image that is not in the folder of images",
+        ),
+        (
+            "images of a list that could be several files by their names",
+            "image of a list that could be several files by its name",
+        ),
+    ],
+)
+def test_one_left_out_sample_is_singular_and_its_key_stays(reason: str, one: str) -> None:
+    dropped = Dropped()
+    dropped.add(reason, "a", where="t.csv:2")
+    assert dropped.summary() == [f"1 {one}, such as a (t.csv:2)."]
+    assert dropped.counts() == {reason: 1}
+    dropped.add(reason, "b")
+    assert dropped.summary() == [f"2 {reason}, such as a (t.csv:2)."]

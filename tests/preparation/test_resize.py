@@ -147,7 +147,7 @@ def test_unreadable_files_are_listed(
     target = tmp_path / "small"
     assert resize.main([str(source), str(target), "--size", "30"]) == 1
     shown = capsys.readouterr()
-    assert "4 images written, 0 were there already, 2 unreadable, 1 files of other" in shown.out
+    assert "4 images written, 0 there already, 2 unreadable" in shown.out
     assert "bad.jpg" in shown.err
     listed = (target / "unreadable.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == [

@@ -291,6 +291,28 @@ def test_a_missing_vae_is_assumed(tmp_path: Path) -> None:
     )
 
 
+def test_labels_are_those_of_the_data_set_if_it_is_there(tmp_path: Path) -> None:
+    text = f"""
+dataset:
+  proto: ImLabel
+  image: {{root: {tmp_path}, resize: 32, crop: 32}}
+  label: {{root: {tmp_path}}}
+model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: false}}}}
+"""
+    for name in ("made_up", "real", "run"):
+        (tmp_path / name).mkdir()
+    assumed = MadeUp(config_of(tmp_path, text), tmp_path / "made_up")
+    assert len(assumed.model.labels) == 14
+    assert assumed.assumed == [f"14 labels, as {tmp_path} has no file of them"]
+    (tmp_path / "train.label.tok").write_text("Edema\nEdema,Mass\n")
+    (tmp_path / "test.label.tok").write_text("Nodule\n")
+    words = ["model.positive_weights={Edema: 2.0}", f"ckpt_dir={tmp_path / 'run'}"]
+    known = MadeUp(config_of(tmp_path, text, *words), tmp_path / "real")
+    assert known.model.labels == ("Edema", "Mass", "Nodule")
+    assert known.data.spec.multi_label
+    assert known.assumed == []
+
+
 def test_several_images_per_sample_are_planned_at_their_maximum(tmp_path: Path) -> None:
     path = ROOT / "config" / "phantom" / "convirt.yml"
     words: list[Any] = ["trainor.batch_size=4"]

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vilmedic.errors import ArgumentError
+from vilmedic.log import counted
 
 EMBEDDING, HEAD = "embedding", "head"
 
@@ -89,8 +90,9 @@ def freeze_first(layers: Sequence[Layer], count: int, what: str) -> list[nn.Modu
     if count > len(blocks):
         raise ArgumentError(
             {
-                "freeze": f"given {count}, but {what} has {len(blocks)} layers that follow on each "
-                f"other. Allowed: true, false{f', or 1 to {len(blocks)}' if blocks else ''}."
+                "freeze": f"given {count}, but {what} has "
+                f"{counted(len(blocks), 'layer')} in a row. Allowed: true, "
+                f"false{f', or 1 to {len(blocks)}' if blocks else ''}."
             }
         )
     last = layers.index(blocks[count - 1])

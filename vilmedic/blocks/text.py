@@ -24,6 +24,7 @@ from vilmedic.config.types import Between, ConfigOf, Frozen, Runtime, UsedWith
 from vilmedic.datasets.aligned import DataSpec, same_tokenizer, seeded
 from vilmedic.datasets.text import has_word_boundaries, load_tokenizer, special_tokens_around
 from vilmedic.errors import ArgumentError, nearest
+from vilmedic.log import counted
 
 if TYPE_CHECKING:
     from vilmedic.blocks.lora import LoRA
@@ -139,7 +140,7 @@ class TextEncoder(nn.Module):
             attention_mask: 1 for tokens, 0 for padding, [B, T].
 
         Returns:
-            One vector a report, [B, hidden_size].
+            One vector per report, [B, hidden_size].
         """
         output = self.network(input_ids=input_ids, attention_mask=self.mask(attention_mask))
         if self.pooling == "pooler":
@@ -349,7 +350,7 @@ class WordEncoder(nn.Module):
             raise ArgumentError(
                 {
                     "last_n_layers": f"given {last_n_layers}, but {proto or 'the random BERT'} has "
-                    f"{layers} layers. Allowed: integer from 1 to {layers}."
+                    f"{counted(layers, 'layer')}. Allowed: integer from 1 to {layers}."
                 }
             )
         assert spec.tokenizer is not None
@@ -411,7 +412,7 @@ class Words(NamedTuple):
     """Word vectors of a batch of reports.
 
     Args:
-        report: one vector a report, [B, D].
+        report: one vector per report, [B, D].
         words: one vector per word, [B, T, D], zero behind the last one; T is the number of
             tokens.
         mask: which of them represent the report, [B, T]: the opening special token and all

@@ -226,14 +226,14 @@ class VisionEncoder(nn.Module):
         return positions.transpose(0, 1) if self.permute == "spatial_first" else positions
 
     def pooled(self, images: Tensor) -> Tensor:
-        """One vector an image, [B, F]: the output, averaged over positions if it has several."""
+        """One vector per image, [B, F]: the output, averaged over positions if it has several."""
         features = self.features(images, [self.output_layer])[self.output_layer]
         return self.dropout(pool(features))
 
     def pooled_images(
         self, images: Tensor, mask: Tensor | None, counts: list[int] | None = None
     ) -> Tensor:
-        """One vector a sample, [B, F], of one image or the mean over several.
+        """One vector per sample, [B, F], of one image or the mean over several.
 
         Args:
             images: [B, 3, H, W], or [B, N, 3, H, W] with a mask.
@@ -247,7 +247,7 @@ class VisionEncoder(nn.Module):
             return self.pooled(images)
         if mask is None:
             raise ConfigError(
-                f"This model takes images [B, 3, H, W], or several a sample with a mask, but got "
+                f"This model takes images [B, 3, H, W], or several per sample with a mask, but got "
                 f"{list(images.shape)} without one. Views are for SimCLR: leave out views."
             )
         places = existing_places(mask, counts)

@@ -18,6 +18,7 @@ from vilmedic.config.declared import known_better
 from vilmedic.distributed.gather import like
 from vilmedic.errors import CheckpointError, ConfigError, nearest
 from vilmedic.files import no_file, replacing, sync_folder
+from vilmedic.log import counted
 
 NAME = re.compile(
     r"(?P<score>[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[-+]?[0-9]+)?)"
@@ -243,8 +244,9 @@ def find_checkpoints(
     wanted = int(match[1])
     if wanted > len(ranked):
         raise CheckpointError(
-            f"{run_dir}: ensemblor.mode is '{mode}', but the directory holds {len(ranked)} "
-            f"checkpoints with a score. Allowed: best-1 to best-{len(ranked)}, or all."
+            f"{run_dir}: ensemblor.mode is '{mode}', but the directory holds "
+            f"{counted(len(ranked), 'checkpoint')} with a score. Allowed: best-1 to "
+            f"best-{len(ranked)}, or all."
         )
     return [one.path for one in ranked[:wanted]]
 

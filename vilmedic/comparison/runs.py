@@ -21,6 +21,7 @@ from vilmedic.evaluation.evaluations import FOLDER, RECORD
 from vilmedic.evaluation.predictions import predictions_name, read_predictions
 from vilmedic.evaluation.results import headline, results_name
 from vilmedic.files import plain_name
+from vilmedic.log import counted
 from vilmedic.loggers.contract import flat
 
 IGNORED = re.compile(
@@ -350,7 +351,7 @@ def _differences(first: Run, run: Run) -> Iterator[str]:
     if own == other and "labels" in mine and "labels" in theirs:
         odd = (mine["labels"] != theirs["labels"]).any(axis=1).sum()
         if odd:
-            yield f"the labels of {odd} samples differ"
+            yield f"the labels of {counted(odd, 'sample')} differ"
 
 
 def other_sample(one: Mapping[str, NDArray[Any]], two: Mapping[str, NDArray[Any]]) -> int | None:

@@ -26,6 +26,7 @@ from vilmedic.checkpoints.left_out import read_json
 from vilmedic.comparison.grid import Planned
 from vilmedic.errors import ConfigError, Interrupted, VilmedicError, escaped
 from vilmedic.files import core_count, replace_text
+from vilmedic.log import counted
 from vilmedic.script import CLONE
 
 RECORD = "sweep.json"
@@ -105,7 +106,7 @@ class Sweep:
         waiting = [job for job in planned if job.left]
         self.count = len(planned)
         if done := self.count - len(waiting):
-            self.report(f"{done} of {self.count} runs are finished already")
+            self.report(f"finished already: {done} of {counted(self.count, 'run')}")
         for job in planned:
             if not job.left:
                 self._end(job.run, None)
@@ -231,8 +232,8 @@ class Sweep:
         rest = [f"  and {more} more"] if more else []
         return "\n".join(
             [
-                f"{len(self.failures)} of {self.count} runs failed, {done} are finished. Their "
-                f"{LOG} say more; the same command tries them again.",
+                f"{len(self.failures)} of {counted(self.count, 'run')} failed, {done} finished. "
+                f"Each {LOG} says more; the same command tries them again.",
                 *named,
                 *rest,
             ]

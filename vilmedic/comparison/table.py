@@ -31,6 +31,7 @@ from vilmedic.errors import ConfigError
 from vilmedic.evaluation.results import fitting
 from vilmedic.files import spreadsheet_text, text_table
 from vilmedic.log import columns as terminal_columns
+from vilmedic.log import counted
 
 RESAMPLES = 1000
 MOST_RESAMPLED = 100
@@ -183,9 +184,8 @@ def caption(comparison: Comparison) -> str:
     runs = sum(map(len, comparison.settings.values()))
     settings = len(comparison.settings)
     return (
-        f"split {comparison.split}: {comparison.samples} samples, "
-        f"{runs} {'run' if runs == 1 else 'runs'}, "
-        f"{settings} {'setting' if settings == 1 else 'settings'}"
+        f"split {comparison.split}: {counted(comparison.samples, 'sample')}, "
+        f"{counted(runs, 'run')}, {counted(settings, 'setting')}"
     )
 
 

@@ -28,6 +28,7 @@ from vilmedic.config.tree import KeyPath, Tree, dotted
 from vilmedic.config.types import Above, AtMost, Between, instance_of
 from vilmedic.config.wording import shown
 from vilmedic.errors import ConfigError, nearest
+from vilmedic.log import counted
 from vilmedic.registry import DATASETS, METRICS, MODELS
 
 Better = Literal["higher", "lower", "neither"]
@@ -326,7 +327,8 @@ def wrong_warmup(tree: Tree, data: dict[str, Any]) -> Iterator[str]:
     if type(warmup) is int and type(length) is int and warmup >= length:
         key = ("trainor", "lr_decay_params", "warmup")
         yield (
-            f"{tree.where(key)}: given {warmup}, but the schedule has {length} steps. Give fewer, "
+            f"{tree.where(key)}: given {warmup}, but the schedule has {counted(length, 'step')}. "
+            "Give fewer, "
             "or a share of the run such as 0.1."
         )
 

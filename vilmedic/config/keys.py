@@ -94,11 +94,12 @@ class _Section:
             return None
         if BROKEN in (value, other) or not self.is_idle(mark, value, other):
             return None
-        if value in (None, {}, []):
+        default = self.read.params[name].default
+        if value in (None, {}, []) or value == default == "none":
             return None  # sets nothing
-        path, key = (*self.path, name), (*self.path, mark.key)
+        path, key = (*self.path, name), (*self.path, *mark.key.split("."))
         typed = self.is_typed(path)
-        if not typed and (value == self.read.params[name].default or self.is_mode(mark)):
+        if not typed and (value == default or self.is_mode(mark)):
             return None
         if isinstance(mark, Within):
             limit = f"{dotted(key)} is {spell(other)}{self.source(key)}"

@@ -33,7 +33,7 @@ class TrainorSection:
 
     Args:
         optimizer: a class of torch.optim, or LARS.
-        optim_params: its options.
+        optim_params: options of the optimizer.
         optim_groups: options of parts of the model, by name (cnn, encoder, projection), by the
             dotted name of something inside one, or by a pattern of names (*.bias): lr,
             weight_decay, and layer_decay, the factor of the rate from each layer to the one before
@@ -44,8 +44,8 @@ class TrainorSection:
         clip_grad_norm: largest norm of the gradient; null leaves it as it is.
         lr_decay: a class of torch.optim.lr_scheduler, or WarmupCosineLR; null keeps the learning
             rate.
-        lr_decay_params: its options. T_max and total_steps are the length of the run unless given,
-            and max_lr is optim_params.lr.
+        lr_decay_params: options of the scheduler. T_max and total_steps are the length of the run
+            unless given, and max_lr is optim_params.lr.
         decay_metric_start: first epoch whose evaluation a plateau scheduler sees.
         epochs: number of passes over the training split.
         steps: number of optimizer steps, instead of epochs; null trains by epochs.
@@ -68,16 +68,16 @@ class TrainorSection:
         ema: decay of an averaged copy of the weights (0.999), which is evaluated and saved beside
             the weights themselves, as ema_validation_loss and so on; null keeps none.
         compile: compile the repeated blocks of the model, which takes minutes at first.
-        activation_checkpointing: compute the inside of the repeated blocks of the model twice
-            rather than keep it, which needs less memory and changes no number.
+        activation_checkpointing: recompute the activations inside the repeated blocks of the model
+            in the backward pass, which needs less memory and changes no number.
         parallel: how several processes share the model: ddp gives each the whole of it, fsdp a
             part of each weight, for models that do not fit.
-        frozen_cache_gib: most GiB that the run directory holds of what frozen encoders make of
-            images and reports that are the same in every epoch: computed once for all epochs; 0
-            computes it in each.
-        sync_bn: batch normalisation over the samples of all processes instead of those of each.
+        frozen_cache_gib: largest size in GiB of the cache of frozen encoders' outputs in the run
+            directory: where images or reports are the same in every epoch, their outputs are
+            computed once; 0 computes them in every epoch.
+        sync_bn: compute batch statistics over the samples of all processes instead of each one's.
         device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
-        num_workers: processes that load data; null takes one a core, 16 at most.
+        num_workers: processes that load data; null takes one per core, at most 16.
         max_bad_steps: steps in a row with a loss that is not a number after which the run stops.
         log_every: steps between two lines in metrics.jsonl.
         loggers: where else numbers go, each with its options.
@@ -158,7 +158,7 @@ class ValidatorSection:
     """How a model is scored during training.
 
     Args:
-        batch_size: samples a batch; a contrastive loss depends on it.
+        batch_size: samples per batch; a contrastive loss depends on it.
         every: how often the model is scored: a number of steps (50), or of epochs (1epoch,
             2epochs); and in any case at the end of the run.
         splits: the splits that are scored; the first one decides on improvement.
@@ -194,14 +194,14 @@ class GenerationSection:
 
     Args:
         generate_images: make images of reports, instead of an evaluation.
-        num_images: images a report.
+        num_images: images per report.
         num_samples: reports of each split, from the first on.
         prompt: a report, or a list of reports, to use instead of those of the splits.
-        temperature: divides the logits; below 1 images get more alike, above 1 more varied.
+        temperature: divides the logits; below 1 images become more alike, above 1 more varied.
         filter_thres: share of the logits that is dropped at each token, the smallest ones; it
             counts the text vocabulary too.
         top_p: keep the likeliest tokens that together have this probability; 1 keeps all.
-        cond_scale: guidance by the text; 1 is none, 3 is much. Needs training with
+        cond_scale: guidance by the text; 1 is none, 3 is strong. Needs training with
             model.dalle.null_cond_prob above 0.
         prime: share of the image, from the top, whose tokens are those of a real image; below 1, as
             something has to be left to draw.
@@ -263,7 +263,7 @@ class EnsemblorSection(GenerationSection):
             pixels that is not as it was in training: an error, or allow, which the results note.
         ema: evaluate the averaged weights that trainor.ema kept.
         splits: the splits that are evaluated.
-        batch_size: samples a batch; a contrastive loss depends on it.
+        batch_size: samples per batch; a contrastive loss depends on it.
         metrics: protocols to compute besides the loss, each with its options.
         baselines: what is measured beside the model in the same run: the same network untrained,
             and the pixels themselves.
@@ -275,7 +275,7 @@ class EnsemblorSection(GenerationSection):
             elsewhere.
         tf32: see trainor.tf32.
         device: cpu, cuda, cuda:N or mps (Apple); null takes a CUDA GPU when there is one.
-        num_workers: processes that load data; null takes one a core, 16 at most.
+        num_workers: processes that load data; null takes one per core, at most 16.
     """
 
     mode: Annotated[

@@ -106,8 +106,8 @@ def help_page(
     options = [
         ("key=value", f"set a key: trainor.batch_size=32; {whole}"),
         ("~key", "remove a key that the file sets"),
-        ("--check", "check the configuration and end; no data and no checkpoint is read"),
-        ("--print-config", "print the resolved configuration and where each value comes from"),
+        ("--check", "check the configuration and end; reads no data"),
+        ("--print-config", "print the resolved configuration and its sources"),
         *own,
         ("--help", "print this page"),
         ("--help KEY", "say what a section or a key is: trainor, model.loss, trainor.batch_size"),

@@ -200,7 +200,7 @@ class UsedWith:
     marks.
 
     Args:
-        key: the sibling key.
+        key: the sibling key, or `key.option` for an option in its mapping.
         values: its values with which this one is used; by default any but null, false and 0.
         mode: whether the sibling key chooses what a command does, mostly on the command line:
             files may then hold keys for either, and only the command line is checked.

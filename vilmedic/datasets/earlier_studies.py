@@ -22,7 +22,13 @@ Replacement = str | Callable[["re.Match[str]"], str]
 # applied, one private-use character replaces each run of marks: runs inside repeated patterns could
 # make matching take exponential time.
 _X = r"(?:X{3,}|x{4,})"
-_MARK = rf"(?:_{{2,}}|\[\*\*.{{0,80}}?\*\*\]|(?<![^\W\d_]){_X}(?:-{_X})*(?![^\W\d_]))"
+# Indiana's are also inside words and dates, whose rest says nothing: `XXXXPM`, `comparisXXXX/11`.
+_WITHIN = r"[^\W\d_]*(?:X{4,}|x{4,})[^\W\d_]*"
+_XS = (
+    rf"(?:\d{{1,4}}/{{1,2}}){{0,2}}(?<![^\W\d_])(?:{_X}(?:-{_X})*(?![^\W\d_])|{_WITHIN})"
+    r"(?:/{1,2}\d{1,4}){0,2}"
+)
+_MARK = rf"(?:_{{2,}}|\[\*\*.{{0,80}}?\*\*\]|{_XS})"
 _HIDDEN = "[\ue000-\uf8ff]"
 _RUN = re.compile(rf"(?:{_MARK}|{_HIDDEN})(?:[\s,/]*(?:{_MARK}|{_HIDDEN}))*")
 _MONTH = r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*\.?"
@@ -334,7 +340,10 @@ def _shown(text: str, runs: list[str]) -> str:
 
 _PERSON = r"(?:(?:drs?|mrs?|ms)\b\.?\s*)?"
 _PLACE = r"(?:dated|on|at|from|of|by|to|with|since|in|for|and|via|per)"
-_NAME = rf"{_PERSON}(?:\b\w+-)?{_HIDDEN}(?:-\w+|'s\b)*"
+_NAME = (
+    rf"{_PERSON}(?:\b\w+-)?(?:/{_HIDDEN}(?![-/'])"
+    rf"|{_HIDDEN}(?:-(?:\w+|{_HIDDEN})|'[a-z]{{1,2}}\b)*/?)"
+)
 _MARKED = re.compile(_MARK)
 _NAME_LAST = re.compile(
     rf"\s*(?:(?:\b{_PLACE}\s+){{0,3}}{_NAME}\s*){{1,9}}(?=[.,;:)]|$)", re.IGNORECASE
@@ -352,7 +361,8 @@ _TIDY_MARKED = _compiled(
 def remove_deidentification(report: str) -> str:
     """Remove de-identification marks from a report.
 
-    These are `___` and `[** ... **]` of MIMIC and `XXXX` of Indiana University; a title in front
+    These are `___` and `[** ... **]` of MIMIC and `XXXX` of Indiana University, with the letters
+    and the parts of a date that it is joined to (`XXXXPM`, `8/14/XXXX`); a title in front
     (`Dr. ___`) is removed with them and, at the end of a clause, prepositions (`on ___ at ___`). A
     report without marks is returned unchanged. Apply it after `remove_prior_references`, which
     recognises a mark as the date of an earlier study.

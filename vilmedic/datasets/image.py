@@ -48,7 +48,7 @@ Changed = TypeVar("Changed")
 
 
 class ImageDataset(AlignedPart):
-    """Images read from `<root>/<split>.<file>`: a path a line, several separated by commas.
+    """Images read from `<root>/<split>.<file>`: one path per line, several separated by commas.
 
     An image is decoded, resized, put through the transforms and cropped, in this order. The loader
     delivers uint8; `prepare` makes the floats on the device. What a preset does to geometry,
@@ -81,8 +81,8 @@ class ImageDataset(AlignedPart):
         mean: mean of each colour channel, or one number for all, subtracted after scaling to 0..1
             (default: ImageNet); as many numbers as std has.
         std: standard deviation of each colour channel, or one number for all (default: ImageNet).
-        cache: folder in which decoded and resized images are kept, one memory-mapped file a split;
-            null decodes the files in every epoch.
+        cache: folder in which decoded and resized images are kept, in one memory-mapped file per
+            split; null decodes the files in every epoch.
         spool: folder for shards that come from a URL; null takes the folder `spool` in root.
         spool_gib: most GiB of shards that it holds; the ones unused for longest are evicted.
         tokens: cache gives the tokens that the frozen VAE of the model makes of images, computed

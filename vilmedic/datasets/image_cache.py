@@ -29,7 +29,7 @@ from vilmedic.datasets.decode import UndecodableImage
 from vilmedic.datasets.image_source import ImageSource, first_numbers
 from vilmedic.errors import DataError
 from vilmedic.files import FULL, core_count
-from vilmedic.log import Progress
+from vilmedic.log import Progress, counted
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,8 @@ class ImageCache(ImageSource):
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         gib = offsets[-1] / 2**30
-        logger.info("Image cache %s: %d images, %.2f GiB", self.path, len(wanted), gib)
+        images = counted(len(wanted), "image")
+        logger.info("Image cache %s: %s, %.2f GiB", self.path, images, gib)
 
     def _decoded(self, wanted: list[tuple[int, int]]) -> Iterator[torch.Tensor | UndecodableImage]:
         """Yield the images in order, decoded by threads, since decoders release the GIL."""

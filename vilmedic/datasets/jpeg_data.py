@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vilmedic.compiled import compiled
+from vilmedic.log import counted
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _RESTARTS = range(0xD0, 0xD8)
@@ -263,11 +264,14 @@ def _check_scan(
         if len(set(rest.tolist())) < 2:
             continue
         if not ends or done < units:
-            raise DamagedJpeg(f"{len(rest)} bytes are left over between two scans or intervals")
+            raise DamagedJpeg(
+                f"{counted(len(rest), 'byte is', 'bytes are')} left over between two scans or "
+                "intervals"
+            )
         if not frame.progressive:
             more = (pattern, dc_codes, ac_codes, 0 * scales)  # values before are not known
             if _read_blocks(bits, used, total, _TO_THE_END, *more) >= 0:
-                raise DamagedJpeg(f"the {len(rest)} bytes left over hold further blocks")
+                raise DamagedJpeg("what is left over holds further blocks")
 
 
 def _places(frame: _Frame, parts: list[_Component]) -> np.ndarray:

@@ -52,10 +52,9 @@ class LabelDataset(AlignedPart):
     ) -> None:
         texts = read_lines(root, split, file)
         path = Path(run_dir) / LABELS_FILE
-        if path.is_file():
-            names, several = _read_saved(path)
-        else:
-            names, several = _names(_all_splits(root, file))
+        saved = path.is_file()
+        names, several = find_labels(root, file, path)
+        if not saved:
             _save(path, {"labels": names, "multi_label": several})
         self.names = tuple(names)
         self.multi_label = several if multi_label is None else multi_label
@@ -97,7 +96,7 @@ class LabelDataset(AlignedPart):
         return sample
 
     def stack(self, samples: Sequence[Sample]) -> Batch:
-        """Batch the labels: `labels` float32 [B, L] with several a sample, else int64 [B].
+        """Batch the labels: `labels` float32 [B, L] with several per sample, else int64 [B].
 
         Where the split has unknown ones also `labels_known`, bool [B, L].
         """
@@ -127,6 +126,20 @@ class LabelDataset(AlignedPart):
         present = self.counts(lines)
         absent = len(lines) - present - self.unknown_counts(lines)
         return {"positives": tuple(present.tolist()), "negatives": tuple(absent.tolist())}
+
+
+def find_labels(root: str, file: str, saved: Path) -> tuple[list[str], bool]:
+    """Return the labels of a data set, and whether a sample may have several.
+
+    Args:
+        root: folder that holds the line files.
+        file: name of the line files after the split.
+        saved: the file that holds the labels of a run; without it, all label files are read.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    return _read_saved(saved) if saved.is_file() else _names(_all_splits(root, file))
 
 
 def saved_labels(run_dir: Path) -> tuple[tuple[str, ...], bool]:

@@ -1,4 +1,4 @@
-"""Line-aligned text files: `<root>/<split>.<file>`, one sample a line; their sentences and words.
+"""Line-aligned text files: `<root>/<split>.<file>`, one sample per line; their sentences and words.
 
 Chinese characters, hiragana and the syllables of Thai, Lao, Burmese and Khmer each count as a word,
 and so does a run of katakana: without a dictionary there is no better unit, and whole clauses as
@@ -18,6 +18,7 @@ import numpy as np
 
 from vilmedic.errors import DataError, nearest
 from vilmedic.files import open_regular, plain_name
+from vilmedic.log import counted
 
 CHUNK = 2**16  # lines whose offsets are Python integers at a time
 SHOWN = 5  # problems of one kind that a message lists; more are counted
@@ -124,7 +125,7 @@ def read_lines(root: str | Path, split: str, file: str) -> Lines:
     except OSError as error:
         raise DataError(_unreadable(path, error)) from None
     if not lines:
-        raise DataError(f"{path} is empty: one line a sample is expected.")
+        raise DataError(f"{path} is empty: one line per sample is expected.")
     empty = [lines.where(int(line)) for line in np.flatnonzero(np.diff(lines._ends) == 0)]
     if empty:
         raise DataError(f"{listed(empty, 'empty line')}. Every line must hold a sample.")
@@ -155,14 +156,15 @@ def check_aligned(files: Sequence[Lines]) -> None:
     for other in files[1:]:
         if len(other) != len(first):
             raise DataError(
-                f"{first.path} has {len(first)} lines and {other.path} has {len(other)}: the files "
-                "of a split hold the same samples, one a line, in the same order."
+                f"{first.path} has {counted(len(first), 'line')} and {other.path} has "
+                f"{len(other)}: the files of a split hold the same samples, one per line, in the "
+                "same order."
             )
 
 
 def listed(items: Sequence[str], kind: str) -> str:
     """Return `2 empty lines: a, b`, with the first few of many."""
-    return f"{len(items)} {kind}{'' if len(items) == 1 else 's'}: {shown(items)}"
+    return f"{counted(len(items), kind)}: {shown(items)}"
 
 
 def shown(items: Sequence[str], most: int = SHOWN) -> str:
@@ -208,7 +210,10 @@ def _unreadable(path: Path, error: OSError) -> str:
         return f"{path} cannot be read: {error.strerror}."
     folder = path.parent
     if not folder.is_dir():
-        return f"{path} does not exist: there is no folder {folder}."
+        return (
+            f"{path} does not exist: there is no folder {folder}. Scripts in data/ download and "
+            "build data sets; docs/data.md lists them."
+        )
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     near = nearest(path.name, names)
     if not near:

@@ -19,6 +19,7 @@ from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample, SampleKey, 
 from vilmedic.distributed import processes
 from vilmedic.errors import DataError, VilmedicError
 from vilmedic.files import core_count
+from vilmedic.log import counted
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     Args:
         size: number of samples in the data set.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         training: shuffle, in another order each epoch; otherwise the order is that of the file.
         seed: seed of the order.
         drop_last: leave out a last batch that is shorter than the others.
@@ -265,7 +266,7 @@ def make_loader(
 
     Args:
         dataset: what to load.
-        batch_size: samples a batch, those of all processes together.
+        batch_size: samples per batch, those of all processes together.
         training: shuffle; evaluation keeps the order of the file.
         seed: seed of the order.
         epoch: first pass; `set_epoch` chooses the later ones.
@@ -283,7 +284,8 @@ def make_loader(
         _warn_of_workers(num_workers, cores)
     if drop_last and len(dataset) < batch_size:
         raise DataError(
-            f"{dataset.parts[0].texts.path} gives {len(dataset)} samples, which is not one full "
+            f"{dataset.parts[0].texts.path} gives {counted(len(dataset), 'sample')}, which is not "
+            "one full "
             f"batch of batch_size={batch_size}, and a shorter one is left out. Lower batch_size."
         )
     sampler = EpochSampler(

@@ -48,7 +48,7 @@ class ImSeq(Paired):
             patients where there is a file of them, and the smaller within the larger. The samples
             are listed in the run directory, train.ids.tok; null uses all.
         fraction_seed: which samples these are.
-        ids: file with the samples of the training split to use instead, an image path a line.
+        ids: file with the samples of the training split to use instead, one image path per line.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ImSeqLabel(ImSeq):
             patients where there is a file of them, and the smaller within the larger. The samples
             are listed in the run directory, train.ids.tok; null uses all.
         fraction_seed: which samples these are.
-        ids: file with the samples of the training split to use instead, an image path a line.
+        ids: file with the samples of the training split to use instead, one image path per line.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ImLabel(Paired):
             patients where there is a file of them, and the smaller within the larger. The samples
             are listed in the run directory, train.ids.tok; null uses all.
         fraction_seed: which samples these are.
-        ids: file with the samples of the training split to use instead, an image path a line.
+        ids: file with the samples of the training split to use instead, one image path per line.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class ImSeqShards(ImSeq):
             patients where there is a file of them, and the smaller within the larger. The samples
             are listed in the run directory, train.ids.tok; null uses all.
         fraction_seed: which samples these are.
-        ids: file with the samples of the training split to use instead, an image path a line.
+        ids: file with the samples of the training split to use instead, one image path per line.
     """
 
     def __init__(

@@ -37,6 +37,7 @@ from vilmedic.datasets.image_source import ImageSource
 from vilmedic.datasets.lines import Lines, split_names
 from vilmedic.errors import DataError
 from vilmedic.files import confined, plain_name, replacing, sha256_of
+from vilmedic.log import counted
 
 if TYPE_CHECKING:
     from httpx2 import Client
@@ -164,7 +165,7 @@ class ShardIndex:
         if not images:
             return
         if self.shard.min() < 0 or self.shard.max() >= len(names):
-            raise ValueError(f"an image is in none of its {len(names)} shards")
+            raise ValueError(f"an image is in none of its {counted(len(names), 'shard')}")
         sizes = np.array([shard.size for shard in self.shards], dtype=np.int64)[self.shard]
         # compared by a difference, as a sum could overflow
         if self.offset.min() < 0 or self.size.min() < 0 or (self.size > sizes - self.offset).any():
@@ -201,7 +202,8 @@ class ImageShards(ImageSource):
         self.index, self.store = index, store
         if len(texts) != len(index.starts) - 1:
             raise DataError(
-                f"{texts.path} has {len(texts)} lines, and the index of the shards beside it "
+                f"{texts.path} has {counted(len(texts), 'line')}, and the index of the shards "
+                "beside it "
                 f"{len(index.starts) - 1}. Copy both from the same folder."
             )
         store.check(index.shards)
@@ -227,7 +229,8 @@ class ImageShards(ImageSource):
             names = len(split_names(self.texts[line]))
             if names != self.index.starts[line + 1] - self.index.starts[line] or not names:
                 raise DataError(
-                    f"{self.texts.where(line)} names {names} images, which is not what the index "
+                    f"{self.texts.where(line)} names {counted(names, 'image')}, which is not what "
+                    "the index "
                     "of the shards beside it has. Copy both from the same folder."
                 )
         return {}
@@ -259,7 +262,7 @@ def shard_order(
         of_samples: int [N], the shard of each sample.
         seed: seed of the order.
         epoch: the pass over the data.
-        batch_size: samples a batch, over all ranks.
+        batch_size: samples per batch, over all ranks.
         mixed: shards whose samples are mixed at a time.
 
     Returns:

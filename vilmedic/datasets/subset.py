@@ -205,7 +205,7 @@ def same_end(one: str, other: str) -> bool:
 
 
 def read_ids(path: Path) -> list[tuple[int, str]]:
-    """The names in a file, one a line, each with the number of its line.
+    """The names in a file, one per line, each with the number of its line.
 
     Raises:
         DataError: there is no such file, it is no text, or it names nothing.

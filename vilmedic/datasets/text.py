@@ -377,7 +377,7 @@ class ReportTokens:
 
 
 class KnownReports:
-    """Hashes of reports whose tokens the model does not read, 17 bytes a report.
+    """Hashes of reports whose tokens the model does not read, 17 bytes per report.
 
     Args:
         reports: tokenizes them, once.

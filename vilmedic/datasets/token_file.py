@@ -31,7 +31,7 @@ from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.distributed import processes
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import FULL, replacing
-from vilmedic.log import Progress, progress
+from vilmedic.log import Progress, counted, progress
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,9 @@ class TokenFile:
                 raise ValueError("its content is not what was written")
         self._rows: NDArray[Any] | None = None
         if len(self._mapped()) != len(lines):
-            raise ValueError(f"it has {len(self._mapped())} rows for {len(lines)} lines")
+            raise ValueError(
+                f"it has {counted(len(self._mapped()), 'row')} for {counted(len(lines), 'line')}"
+            )
 
     def row(self, line: int) -> Tensor | None:
         """Return the row of a line, [N]; None for an undecodable image."""
@@ -315,11 +317,11 @@ class _Rows:
             file, how = self._make(wanted, path, encode), "computed"
         _in_use.add(wanted)
         logger.info(
-            "%s, split %s: %s once for %d samples, %.1f MiB in %s",
+            "%s, split %s: %s once for %s, %.1f MiB in %s",
             self.what,
             self.split,
             how,
-            len(self.lines),
+            counted(len(self.lines), "sample"),
             file.size / 2**20,
             wanted,
         )

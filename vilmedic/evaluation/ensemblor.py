@@ -33,7 +33,7 @@ from vilmedic.evaluation.features import RawPixels
 from vilmedic.evaluation.predictions import pack_predictions
 from vilmedic.evaluation.results import grouped, results_name, source, table
 from vilmedic.files import sha256_of
-from vilmedic.log import LOGGER, Progress
+from vilmedic.log import LOGGER, Progress, counted
 from vilmedic.models.contract import Model
 from vilmedic.registry import MODELS
 
@@ -153,7 +153,8 @@ class Ensemblor:
             for split in self.section.splits:
                 self.splits.check(model, split)
         names = ", ".join(path.name for path in self.paths)
-        LOGGER.info("Evaluating %d checkpoint(s) of %s: %s", len(self.paths), self.run_dir, names)
+        some = counted(len(self.paths), "checkpoint")
+        LOGGER.info("Evaluating %s of %s: %s", some, self.run_dir, names)
 
         results = {}
         for split in self.section.splits:

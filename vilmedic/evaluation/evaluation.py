@@ -434,7 +434,7 @@ class Splits:
         metrics: its `metrics`.
         post_processing: its `post_processing`.
         seed: seed of all random draws of an evaluation.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         num_workers: processes that load; None takes what the machine has.
         precision: `fp32` or `bf16`.
         device: where models run.

@@ -265,7 +265,7 @@ def _buffer(like: Tensor, rows: int) -> Tensor:
 
 
 class _Labels:
-    """The labels of the samples seen so far, one row a sample.
+    """The labels of the samples seen so far, one row per sample.
 
     Args:
         classes: L.
@@ -277,7 +277,7 @@ class _Labels:
         self.columns: list[Tensor] = []  # and which these are
 
     def add(self, labels: Tensor) -> None:
-        """Add a batch: multi-hot [B, L], or with one label a sample its number [B]."""
+        """Add a batch: multi-hot [B, L], or with one label per sample its number [B]."""
         if labels.ndim == 1:
             counts, columns = torch.ones_like(labels), labels
         else:

@@ -26,6 +26,7 @@ from vilmedic.evaluation.ensemblor import Ensemblor
 from vilmedic.evaluation.evaluation import Ensemble
 from vilmedic.evaluation.features import SplitFeatures
 from vilmedic.files import sha256_of
+from vilmedic.log import counted
 from vilmedic.registry import DATASETS
 
 if TYPE_CHECKING:
@@ -236,7 +237,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         widths = arrays["visual"].shape[1], arrays["linguistic"].shape[1]
         if widths[0] != widths[1]:
             raise DataError(
-                f"{path}: visual has {widths[0]} columns and linguistic {widths[1]}, so that they "
+                f"{path}: visual has {counted(widths[0], 'column')} and linguistic {widths[1]}, "
+                "so that they "
                 "cannot be compared."
             )
     return arrays

@@ -45,8 +45,8 @@ class _Regions(NamedTuple):
     """Region features of a batch by one network."""
 
     rows: Tensor  # [B], numbers of the samples
-    regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images a sample
-    shown: Tensor | None  # [B, N], which of these there are; None for one image a sample
+    regions: Tensor  # [B, D, h, w], or [B, D, N, h, w] of N images per sample
+    shown: Tensor | None  # [B, N], which of these there are; None for one image per sample
 
 
 class LocalFeatures:
@@ -123,9 +123,9 @@ class LocalFeatures:
             indices: the samples, by their numbers in the data set.
 
         Returns:
-            For each sample weights of the regions [L, h, w] of its first image, a map a word in the
-            numbering of the data set's `words`, without the closing special token. None when the
-            networks have none.
+            For each sample weights of the regions [L, h, w] of its first image, one map per word in
+            the numbering of the data set's `words`, without the closing special token. None when
+            the networks have none.
         """
         networks = self._networks
         total: list[Tensor] = []

@@ -251,6 +251,14 @@ def _contents(parts: Sequence[Part], onnx: Mapping[str, Any] | None) -> str:
 def _loading(loaded: Loaded, parts: Sequence[Part], onnx: Mapping[str, Any] | None) -> str:
     names = {part.name for part in parts}
     text = "## Load it\n\n" + _python(snippets.loading(parts))
+    for part in parts:
+        if unused := part.said.get("unused"):
+            named = " and ".join(f"`{name}`" for name in unused)
+            text += (
+                f"\n\nOf `{part.name}/` transformers prints that weights of {named} are missing "
+                "and newly initialised: they were not trained, and the features below do not use "
+                "them."
+            )
     if VAE_FOLDER in names:
         text += "\n\nCodes of an image, and images of codes:\n\n" + _python(
             snippets.codes(loaded, parts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,8 +188,8 @@ def _write_image_encoder(name: str, cnn: VisionEncoder, loaded: Loaded, folder: 
     target.mkdir()
     network, ours = cnn.network, f"{name}.network."
     if isinstance(network, PreTrainedModel):
-        theirs = _write_transformers(network, target)
-        said = _transformers_outputs(cnn, side_of(loaded))
+        theirs, unused = _write_transformers(network, target)
+        said = _transformers_outputs(cnn, side_of(loaded)) | {"unused": unused}
         return Part(place, "transformers", [Place(f"{place}/{WEIGHTS}", theirs, ours)], said)
     weights = weights_of(network)
     _save(weights, target / WEIGHTS)
@@ -366,9 +366,10 @@ def _write_text_encoder(name: str, encoder: nn.Module, model: nn.Module, folder:
     place = _folder_of(name.split(".")[0], "encoder", TEXT_ENCODER)
     target = folder / place
     target.mkdir()
-    theirs = _write_transformers(encoder.network, target)
+    theirs, unused = _write_transformers(encoder.network, target)
     words = model.get_submodule(name.rpartition(".")[0]) if "." in name else None
     said: dict[str, Any] = {"pooling": encoder.pooling, "encoder_of_two": bool(theirs)}
+    said["unused"] = unused
     if words is not None and hasattr(words, "last_n_layers"):
         said |= {"pooling": "words", "last_n_layers": words.last_n_layers}
     return Part(
@@ -379,14 +380,15 @@ def _write_text_encoder(name: str, encoder: nn.Module, model: nn.Module, folder:
     )
 
 
-def _write_transformers(network: PreTrainedModel, target: Path) -> str:
+def _write_transformers(network: PreTrainedModel, target: Path) -> tuple[str, list[str]]:
     """Write a model of transformers.
 
     Of an encoder-decoder only the encoder is trained: its weights get their names in the whole
     model, which then starts its decoder at random.
 
     Returns:
-        The prefix of the weight names in the file.
+        The prefix of the weight names in the file, and the modules of the whole model that start at
+        random, as they were not trained.
 
     Raises:
         VilmedicError: transformers would expect other names.
@@ -401,7 +403,7 @@ def _write_transformers(network: PreTrainedModel, target: Path) -> str:
             network.save_pretrained(target, state_dict=dict(weights))  # a copy, as it is emptied
         if set(load_file(target / WEIGHTS)) != set(weights):
             _save(weights, target / WEIGHTS)
-        return ""
+        return "", _first_names(whole.state_dict().keys() - weights.keys())
     if type(inner) is not type(network):
         raise VilmedicError(
             f"The {type(network).__name__} cannot be exported: transformers would load a "
@@ -414,7 +416,12 @@ def _write_transformers(network: PreTrainedModel, target: Path) -> str:
     whole.config.architectures = [type(whole).__name__]
     whole.config.save_pretrained(target)
     _save(named, target / WEIGHTS)
-    return theirs
+    others = (key for key in whole.state_dict() if not key.startswith(theirs))
+    return theirs, _first_names(set(others) - named.keys())
+
+
+def _first_names(keys: Iterable[str]) -> list[str]:
+    return sorted({key.partition(".")[0] for key in keys})
 
 
 def _write_tokenizer(spec: DataSpec, parts: list[Part], folder: Path) -> Part:

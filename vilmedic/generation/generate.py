@@ -82,7 +82,7 @@ def generate_from_checkpoints(
         out_dir: the folder of the evaluation.
 
     Returns:
-        The folders written, one a report.
+        The folders written, one per report.
 
     Raises:
         ConfigError: the model makes no images.
@@ -162,7 +162,7 @@ def generate_images(
 
 
 def _draws(model: DALLE, text: str, seed: int, number: int) -> Tensor:
-    """The random numbers of one image, one a token."""
+    """The random numbers of one image, one per token."""
     random = torch.Generator().manual_seed(stable_seed(f"generate {text}", seed, number))
     return torch.rand(model.image_seq_len, generator=random, dtype=torch.float64)
 
@@ -239,7 +239,7 @@ class ImageGeneration:
             datasets: those of the splits, by name; the first one's tokenizer reads prompts.
 
         Returns:
-            The folders written, one a report.
+            The folders written, one per report.
         """
         dataset = next(iter(datasets.values()))
         reports = self.reports(datasets)

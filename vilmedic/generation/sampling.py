@@ -80,7 +80,7 @@ def generate_tokens(
         models: in evaluation mode, with one VAE; their logits are averaged.
         ids: reports, [B, T].
         mask: 1 for the tokens of a report, [B, T].
-        numbers: uniform random numbers, float64 [B, N], one a token. The same numbers give the
+        numbers: uniform random numbers, float64 [B, N], one per token. The same numbers give the
             same tokens for any other reports in the batch; in 16 bits a batch of another size may
             round otherwise.
         sampling: how tokens are drawn.

@@ -71,7 +71,7 @@ def gloria_local_loss(
     """Contrastive loss of image regions and report words.
 
     Args:
-        regions: local image features, [B, D, H, W] or [B, D, N]; of K images a sample together
+        regions: local image features, [B, D, H, W] or [B, D, N]; of K images per sample together
             [B, D, K, H, W].
         words: word features, [B, L, D], in the same order.
         mask: True where a word counts, bool [B, L].

@@ -52,7 +52,7 @@ def local_similarity(
     and passes no gradient.
 
     Args:
-        regions: local image features, [I, D, H, W] or [I, D, N]; of K images a sample together
+        regions: local image features, [I, D, H, W] or [I, D, N]; of K images per sample together
             [I, D, K, H, W].
         words: word features, [J, L, D].
         mask: True where a word counts, bool [J, L], at least one in every report.
@@ -107,7 +107,7 @@ def attention_maps(
     """Attention of every word over the regions of its own image: a_nl of matched pairs.
 
     Args:
-        regions: local image features of one image a sample, [B, D, H, W] or [B, D, N].
+        regions: local image features of one image per sample, [B, D, H, W] or [B, D, N].
         words: word features, [B, L, D].
         mask: True where a word counts, bool [B, L].
         temp0: sharpness of the choice that a region makes among the words.

@@ -128,7 +128,7 @@ def report_classes(
         names: the L classes.
         unknown: which labels are unknown, bool [N, L]; such a sample counts in no number of the
             class. None when all are known.
-        multi_label: adds the accuracy: with several labels a sample that of each class and their
+        multi_label: adds the accuracy: with several labels per sample that of each class and their
             mean, else the share of samples whose class is chosen; None leaves it out.
         bootstrap: number of resamples.
         seed: seed of the resampling.

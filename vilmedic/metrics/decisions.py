@@ -40,7 +40,7 @@ class Classification(Metric):
     checkpoints count with their mean logits. A class is decided at the threshold that is best on
     `threshold_split`, half-way between the two scores that it parts; of equally good ones the
     highest. It never looks at the split that is measured, unless that is the same one. With one
-    label a sample, each class is decided against all others.
+    label per sample, each class is decided against all others.
 
     The calibration error of a class is the mean distance between probability and share of positives
     in bins of equal width, weighted by their samples (Naeini et al. 2015). A class without

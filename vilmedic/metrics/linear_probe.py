@@ -35,7 +35,7 @@ HISTORY = 1 << 27
 class LinearProbe(Metric):
     """Logistic regression on frozen features of the training split.
 
-    Features are standardised by the samples that are fitted. Several labels a sample: one binary
+    Features are standardised by the samples that are fitted. Several labels per sample: one binary
     regression a class; one label: one binary regression for two classes, one multinomial for more;
     C is that of scikit-learn's LogisticRegression in all of them. The strength of the L2 penalty is
     chosen once for all classes among C = 1e-4, 1e-3, 1e-2, 1e-1 by the log loss on a fifth of the
@@ -187,23 +187,23 @@ class LogisticRegression:
     """Logistic regression with an L2 penalty, fitted to the optimum by L-BFGS.
 
     Minimises sum of log losses + |W|^2 / (2 C), the objective of scikit-learn's class, for one
-    binary task a class or for one multinomial task. As there, one label a sample and two classes
-    are one binary task, of the second class: a multinomial one would have the weights w / 2 and
-    -w / 2 in place of w, half of the penalty. Fitting all classes in one product of matrices is
+    binary task per class or for one multinomial task. As there, one label per sample and two
+    classes are one binary task, of the second class: a multinomial one would have the weights w / 2
+    and -w / 2 in place of w, half of the penalty. Fitting all classes in one product of matrices is
     several times faster than one after the other; very many are fitted in blocks, as they depend on
     each other by no more than the place where the fit stops, and those of a multinomial task, which
     do, in blocks of samples.
 
     Args:
         x: features [N, D], standardised by the caller.
-        y: labels, bool [N, L]; with one label a sample one a row.
+        y: labels, bool [N, L]; with one label per sample one per row.
         strength: C, the inverse of the penalty; the intercept is not penalised.
         multi_label: whether the classes are tasks of their own.
         start: a fit to begin from.
 
     Attributes:
         weight: coefficients [D, T] of T tasks, those classes that the labels tell apart; one task
-            for two classes with one label a sample.
+            for two classes with one label per sample.
         bias: intercepts [T].
     """
 

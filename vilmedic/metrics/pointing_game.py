@@ -16,6 +16,7 @@ from vilmedic.datasets.image import Window, image_part
 from vilmedic.datasets.lines import Lines, read_lines
 from vilmedic.errors import DataError
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.log import counted
 from vilmedic.metrics.classification import interval, resamples
 from vilmedic.metrics.contract import Metric
 
@@ -133,7 +134,8 @@ class PointingGame(Metric):
         last = max(evaluation.line_numbers(int(i) for i in evaluation.features.index))
         if last > len(findings):
             raise DataError(
-                f"{self.root}/{evaluation.split}.{self.file} has {len(findings)} lines, but the "
+                f"{self.root}/{evaluation.split}.{self.file} has "
+                f"{counted(len(findings), 'line')}, but the "
                 f"split has a sample in line {last}."
             )
         return findings
@@ -193,14 +195,14 @@ def _point(sample: int, finding: Finding, attention: Tensor, window: Window) -> 
 def _report(hits: list[_Hit], bootstrap: int, seed: int) -> dict[str, Any]:
     sided = [hit for hit in hits if hit.side is not None]
     report: dict[str, Any] = {"words": len(hits), "words_with_side": len(sided)}
-    for name, counted, values in (
+    for name, judged, values in (
         ("side", sided, [hit.side for hit in sided]),
         ("box", hits, [hit.inside for hit in hits]),
     ):
         numbers = np.array(values, dtype=np.float64)
         report[name] = float(numbers.mean()) if len(numbers) else None
         if bootstrap:
-            samples = np.array([hit.sample for hit in counted], dtype=np.int64)
+            samples = np.array([hit.sample for hit in judged], dtype=np.int64)
             report[f"{name}_interval"] = _interval(numbers, samples, bootstrap, seed)
     report["box_chance"] = float(np.mean([hit.area for hit in hits])) if hits else None
     return report

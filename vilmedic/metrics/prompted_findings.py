@@ -18,9 +18,11 @@ from vilmedic.datasets.image import image_part
 from vilmedic.device import widest_float
 from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.evaluation.results import fitting
 from vilmedic.files import text_table
 from vilmedic.generation.generators import warn_of_guidance
 from vilmedic.generation.sampling import Sampling, TokenDrawing
+from vilmedic.log import columns
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.pointing_game import SIDES, Finding, read_findings
 from vilmedic.models.dalle import DALLE
@@ -285,18 +287,16 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _table(names: list[str], probabilities: Tensor, areas: dict[str, float | None]) -> str:
-    """Prompts down, what the classifier sees across."""
-    rows = [
-        [name, *(f"{value:.2f}" for value in row)]
-        for name, row in zip(names, probabilities.tolist(), strict=True)
-    ]
-    head, *lines = text_table([["prompt, seen as", *names], *rows])
-    lines = [
-        line + (f"   AUROC {areas[name]:.2f}" if areas[name] is not None else "")
-        for name, line in zip(names, lines, strict=True)
-    ]
-    title = "Mean probability of each finding in the images of each prompt:"
-    return "\n".join(["", title, head, *lines])
+    """Prompts down, what the classifier sees across; columns that do not fit follow in blocks."""
+    rows = [["prompt, seen as", *names, "AUROC"]]
+    for name, row in zip(names, probabilities.tolist(), strict=True):
+        area = areas[name]
+        last = "-" if area is None else f"{area:.2f}"
+        rows.append([name, *(f"{value:.2f}" for value in row), last])
+    text = ["Mean probability of each finding in the images of each prompt:"]
+    for part in fitting(rows, columns()):
+        text += text_table([[row[0], *row[1:][part]] for row in rows], "   ")
+    return "\n".join(text)
 
 
 def _network(classes: int) -> nn.Sequential:

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vilmedic.blocks.vision import VisionEncoder
-from vilmedic.config.types import Above, AtMost, Dropout, Portion, Runtime, Weight, Width
+from vilmedic.config.types import (
+    Above,
+    AtMost,
+    Dropout,
+    Portion,
+    Runtime,
+    UsedWith,
+    Weight,
+    Width,
+)
 from vilmedic.datasets.aligned import DataSpec
 from vilmedic.errors import ArgumentError, ConfigError, nearest
 from vilmedic.models.contract import (
@@ -27,9 +36,9 @@ Rate = Annotated[float, Above(0), AtMost(1000)]
 class Classifier(Model):
     """An image encoder and a head that predicts the labels of an image.
 
-    With several labels a sample, each is a binary task of its own (binary cross-entropy); with one,
-    the classes exclude each other (cross-entropy). The loss is the mean over the samples of a batch
-    and, with several labels, over the classes; a label that is unknown adds nothing to it.
+    With several labels per sample, each is a binary task of its own (binary cross-entropy); with
+    one, the classes exclude each other (cross-entropy). The loss is the mean over the samples of a
+    batch and, with several labels, over the classes; a label that is unknown adds nothing to it.
 
     Args:
         spec: data properties: tokenizer, label names, normalisation.
@@ -45,9 +54,9 @@ class Classifier(Model):
             it (0.75, say); the last block has that of the encoder, and 1 gives it to all (Clark et
             al. 2020, arXiv 2003.10555).
         positive_weights: factor of the loss of positive samples, by label, 1 for labels that are
-            not named; with one label a sample, the factor of the loss of its samples. balanced
+            not named; with one label per sample, the factor of the loss of its samples. balanced
             weighs labels by the training split: negatives / positives of each label, or with one
-            label a sample N / (L x samples of the class).
+            label per sample N / (L x samples of the class).
     """
 
     image_options: ClassVar[dict[str, tuple[Any, ...]]] = {"views": (1,)}
@@ -62,7 +71,7 @@ class Classifier(Model):
         cnn: VisionEncoder,
         hidden: Width | None = None,
         dropout: Dropout = 0.0,
-        freeze: str = "none",
+        freeze: Annotated[str, UsedWith("cnn.lora", (None,))] = "none",
         encoder_lr: Rate | None = None,
         head_lr: Rate | None = None,
         layer_decay: Portion = 1.0,
@@ -107,8 +116,8 @@ class Classifier(Model):
 
         Args:
             batch: `images` [B, 3, H, W], or [B, N, 3, H, W] with `images_mask` [B, N] for several
-                images a sample, whose features are averaged; `labels` float [B, L], with
-                `labels_known` bool [B, L] where some are unknown, or int64 [B] with one a sample.
+                images per sample, whose features are averaged; `labels` float [B, L], with
+                `labels_known` bool [B, L] where some are unknown, or int64 [B] with one per sample.
 
         Returns:
             `logits` [B, L]; `loss`, a scalar, where the batch has labels; in evaluation

@@ -38,7 +38,7 @@ class Tower:
     Args:
         name: what it is called in messages.
         network: what has to be frozen as a whole.
-        encode: one vector a sample, [B, F], of a prepared batch, before any dropout of the output.
+        encode: one vector per sample, [B, F], of a prepared batch, before dropout of the output.
         settings: what the output depends on besides weights, modules and the batch.
         dropout: of the output, applied to what was kept as to what is computed.
     """
@@ -366,7 +366,7 @@ def visual_tower(cnn: VisionEncoder) -> dict[str, Tower]:
 
 
 def visual_backbone(cnn: VisionEncoder, batch: Batch) -> Tensor | None:
-    """One vector a sample, [B, F], computed or as the batch has it; None without images."""
+    """One vector per sample, [B, F], computed or as the batch has it; None without images."""
     if IMAGE_FEATURES in batch:
         return cnn.dropout(batch[IMAGE_FEATURES])
     return cnn.pooled_images(*several_images(batch)) if "images" in batch else None
@@ -401,7 +401,7 @@ def make_targets(
 
 
 def several_images(batch: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[int] | None]:
-    """Of a batch with one image a sample or several: images, mask, and how many each has."""
+    """Of a batch with one image per sample or several: images, mask, and how many each has."""
     return batch["images"], batch.get("images_mask"), batch.get(IMAGES)
 
 

@@ -83,7 +83,7 @@ class ConVIRT(ContrastiveModel):
 
         Args:
             batch: `images` [B, 3, H, W], or [B, N, 3, H, W] with `images_mask` [B, N] for several
-                images a sample, whose features are averaged; `input_ids` and `attention_mask`
+                images per sample, whose features are averaged; `input_ids` and `attention_mask`
                 [B, T]. Where images or reports are missing, so are their features.
 
         Returns:

@@ -163,7 +163,7 @@ class DALLE(Model):
         size = self.vae.image_size
         if images.ndim != 4 or images.shape[-2:] != (size, size):
             raise ConfigError(
-                f"DALLE takes one image a sample of {size} x {size} pixels, but the data set "
+                f"DALLE takes one image per sample of {size} x {size} pixels, but the data set "
                 f"gives {list(images.shape)}. Set the resize and crop of the images to {size}, "
                 "and leave out multi_image and views."
             )

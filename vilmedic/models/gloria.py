@@ -94,13 +94,13 @@ class GLoRIA(ContrastiveModel):
 
         Args:
             batch: `images` [B, 3, H, W], or [B, N, 3, H, W] with `images_mask` [B, N] for several
-                images a sample; `input_ids`, `attention_mask` and `word_ids` [B, T]. Where images
+                images per sample; `input_ids`, `attention_mask` and `word_ids` [B, T]. Where images
                 or reports are missing, so are their features.
 
         Returns:
             Of images `visual` [B, D] and `regions` [B, D, h, w], `targets` where there are some,
             and in evaluation `visual_backbone` [B, F]; of reports what `encode_text` gives. Of
-            several images a sample the means, and the regions of all side by side, [B, D, N, h,
+            several images per sample the means, and the regions of all side by side, [B, D, N, h,
             w], with `region_mask` [B, N], which says which of the images there are.
 
         Raises:
@@ -111,7 +111,7 @@ class GLoRIA(ContrastiveModel):
             images, mask, counts = several_images(batch)
             if images.ndim != (4 if mask is None else 5):
                 raise ConfigError(
-                    "GLoRIA takes images [B, 3, H, W], or several a sample with a mask, but got "
+                    "GLoRIA takes images [B, 3, H, W], or several per sample with a mask, but got "
                     f"{list(images.shape)}. Leave out views."
                 )
             places = None
@@ -211,7 +211,7 @@ class GLoRIA(ContrastiveModel):
         regions make among the words too; it stays where a report has no other word.
 
         Args:
-            regions: [I, D, h, w], or [I, D, N, h, w] of N images a sample.
+            regions: [I, D, h, w], or [I, D, N, h, w] of N images per sample.
             words: [J, L, D].
             word_mask: [J, L].
             aggregation: how the words of a report count together.
@@ -240,7 +240,7 @@ class GLoRIA(ContrastiveModel):
         """Where in its image each word of a report looks: a_nl of the paper, equation 2.
 
         Args:
-            regions: [B, D, h, w]; of several images a sample, [B, D, N, h, w], the first counts.
+            regions: [B, D, h, w]; of several images per sample, [B, D, N, h, w], the first counts.
             words: [B, L, D].
             word_mask: [B, L].
 

@@ -61,7 +61,7 @@ class SimCLR(ContrastiveModel):
         """Embed the images of a batch.
 
         Args:
-            batch: `images` [B, 2, 3, H, W], two views a sample, or [B, 3, H, W], one plain image;
+            batch: `images` [B, 2, 3, H, W], two views per sample, or [B, 3, H, W], one plain image;
                 with `images_mask` [B, N] two views or one plain copy of N images, [B, N, 2, 3, H,
                 W] or [B, N, 3, H, W], whose features are averaged.
 
@@ -113,7 +113,7 @@ class SimCLR(ContrastiveModel):
     def _views(batch: Batch) -> tuple[Tensor, Tensor | None, list[int] | None]:
         """The images as [B, V, 3, H, W] or [B, V, N, 3, H, W], where V is 1 or 2.
 
-        With N images a sample also which of them exist, and how many each sample has.
+        With N images per sample also which of them exist, and how many each sample has.
         """
         if "images" not in batch:
             raise ConfigError(

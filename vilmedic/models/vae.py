@@ -43,6 +43,7 @@ from vilmedic.datasets.aligned import DataSpec
 from vilmedic.datasets.image import ImageDataset
 from vilmedic.device import block_numbers
 from vilmedic.errors import ArgumentError, CheckpointError, ConfigError, DataError
+from vilmedic.log import counted
 from vilmedic.manifest import is_export
 from vilmedic.models.contract import Batch, Model
 
@@ -248,7 +249,7 @@ class VAE(Model):
     def _images(self, batch: Batch) -> Tensor:
         if "images" not in batch or batch["images"].ndim != 4:
             raise ConfigError(
-                "VAE takes one image a sample. Use dataset.proto=ImageDataset with views=1 and "
+                "VAE takes one image per sample. Use dataset.proto=ImageDataset with views=1 and "
                 "multi_image=1."
             )
         images = batch["images"]
@@ -398,7 +399,8 @@ def _check_image_size(image_size: int, num_layers: int) -> None:
         raise ArgumentError(
             {
                 "image_size": f"given {image_size}, but num_layers={num_layers} halves the image "
-                f"{num_layers} times, so the size must be a multiple of {factor}. Nearest: "
+                f"{counted(num_layers, 'time')}, so the size must be a multiple of {factor}. "
+                "Nearest: "
                 f"{' or '.join(map(str, allowed))}."
             }
         )

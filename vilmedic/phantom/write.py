@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from vilmedic.errors import DataError
 from vilmedic.files import core_count, sha256_of
+from vilmedic.log import Progress
 from vilmedic.phantom import FINDINGS, NO_FINDING, SPLITS, VERSION
 from vilmedic.phantom.case import Case, draw_case
 from vilmedic.phantom.render import Place, render
@@ -85,7 +86,11 @@ def build(root: Path, plan: Plan, *, force: bool = False, workers: int = 0) -> b
         return False
     partial_root = root.with_name(f".{root.name}.partial-{os.getpid()}")
     try:
-        rows = {split: _write_split(partial_root, split, plan, workers) for split in SPLITS}
+        total = sum(map(plan.count, SPLITS))
+        with Progress(f"Building {root}", total, "samples") as shown:
+            rows = {
+                split: _write_split(partial_root, split, plan, workers, shown) for split in SPLITS
+            }
         text = json.dumps(_card(partial_root, plan, rows), indent=2)
         (partial_root / CARD).write_text(text + "\n", encoding="utf-8")
         if root.exists():
@@ -154,7 +159,7 @@ def write_sheet(path: Path, seed: int) -> None:
 
 
 def caption(case: Case) -> str:
-    """The findings of a case, one a line."""
+    """The findings of a case, one per line."""
     lines = [
         " ".join(word for word in (finding.severity, finding.side, finding.name.lower()) if word)
         for finding in case.findings
@@ -211,9 +216,14 @@ def _is_complete(root: Path, plan: Plan, card: dict[str, Any]) -> bool:
     return True
 
 
-def _write_split(root: Path, split: str, plan: Plan, workers: int) -> list[SampleLines]:
+def _write_split(
+    root: Path, split: str, plan: Plan, workers: int, shown: Progress
+) -> list[SampleLines]:
     (root / "images" / split).mkdir(parents=True)
-    rows = list(_make_rows(root, split, plan, workers))
+    rows = []
+    for row in _make_rows(root, split, plan, workers):
+        rows.append(row)
+        shown.update()
     for name, lines in (
         ("image.tok", [row.image for row in rows]),
         ("report.tok", [row.report for row in rows]),

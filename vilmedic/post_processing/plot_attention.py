@@ -27,6 +27,7 @@ from vilmedic.datasets.image import Window, image_part
 from vilmedic.drawing.colours import label_colour
 from vilmedic.errors import ArgumentError
 from vilmedic.evaluation.evaluation import Evaluation
+from vilmedic.log import counted
 from vilmedic.metrics.pointing_game import Box, Finding, read_findings
 from vilmedic.post_processing.contract import PostProcessing
 
@@ -81,7 +82,7 @@ class PlotAttention(PostProcessing):
             raise ArgumentError(
                 {
                     "samples": f"given {missing[0]}, but the split '{evaluation.split}' "
-                    f"has {size} samples. Allowed: integer from 0 to {size - 1}."
+                    f"has {counted(size, 'sample')}. Allowed: integer from 0 to {size - 1}."
                 }
             )
 

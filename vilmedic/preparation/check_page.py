@@ -34,6 +34,7 @@ _FONTS = (
 COLUMNS = 6
 _WIDTH, _LINES = 38, 9  # letters and lines of a report that are shown
 _NAME = 34
+_READ = {"image": "images", "seq": "reports", "label": "labels"}
 
 
 @contextmanager
@@ -99,12 +100,14 @@ def draw_page(findings: Findings, path: Path, title: str) -> None:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontweight="bold")
     axes = figure.subplots(2, 3).ravel()
-    draw: list[Callable[[Axes, dict[str, SplitFacts]], bool]]
-    draw = [_short_sides, _aspects, _means, _lengths, _labels, _duplicates]
-    for axis, plot in zip(axes, draw, strict=True):
+    draw: list[tuple[Callable[[Axes, dict[str, SplitFacts]], bool], str]]
+    draw = [(_short_sides, "image"), (_aspects, "image"), (_means, "image")]
+    draw += [(_lengths, "seq"), (_labels, "label"), (_duplicates, "seq")]
+    for axis, (plot, part) in zip(axes, draw, strict=True):
         if not plot(axis, findings.splits):
             axis.set_axis_off()
-            axis.text(0.5, 0.5, "none", ha="center", color="#888888", transform=axis.transAxes)
+            none = "none" if part in findings.parts else f"this data set reads no {_READ[part]}"
+            axis.text(0.5, 0.5, none, ha="center", color="#888888", transform=axis.transAxes)
     handles, names = next(
         (h for h in (a.get_legend_handles_labels() for a in axes) if h[0]), ([], [])
     )

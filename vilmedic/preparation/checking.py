@@ -23,6 +23,7 @@ from vilmedic.datasets.lines import SHOWN, Lines, listed, read_lines
 from vilmedic.datasets.report_text import chain_name
 from vilmedic.datasets.text import TextDataset
 from vilmedic.errors import ConfigError, DataError, VilmedicError
+from vilmedic.log import counted
 from vilmedic.preparation.image_facts import ImageFacts, examine_images, negatives_by_split
 from vilmedic.preparation.report_facts import (
     LostLetters,
@@ -88,6 +89,7 @@ class Findings:
     """The result of a check.
 
     Attributes:
+        parts: what the data set reads, names of `PARTS`.
         splits: what was found out, by split.
         errors: problems that prevent or stop a run or spoil its result.
         warnings: cases in which a run would see something else than the files show.
@@ -95,6 +97,7 @@ class Findings:
         named: complete lists of files, lines or names behind the messages, by their heading.
     """
 
+    parts: tuple[str, ...] = ()
     splits: dict[str, SplitFacts] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -129,7 +132,7 @@ def check_data(config: Config, *, most: int | None = None, workers: int = 0) -> 
     """
     parts = _parts(config)
     names = ["train", *config.validator.splits, *config.ensemblor.splits]
-    findings = Findings()
+    findings = Findings(tuple(parts))
     with tempfile.TemporaryDirectory() as run_dir:
         for split in dict.fromkeys(names):
             check = _SplitCheck(split, parts, findings, Path(run_dir))
@@ -248,7 +251,10 @@ class _SplitCheck:
         if given["resize"] is None and crop is not None:
             small = sum(min(size) < crop for size in facts.sizes)
             if small:
-                self.error(f"{small} images are smaller than crop={crop}, and resize is null.")
+                self.error(
+                    f"{counted(small, 'image is', 'images are')} smaller than crop={crop}, and "
+                    "resize is null."
+                )
                 return
         if len(missing) <= TOLERATED * len(texts):  # with more, no data set can be made
             self.made_image(given, set(missing))
@@ -373,7 +379,8 @@ class _SplitCheck:
                 [texts.where(line) for line in lost.lines], "line", "with letters that are dropped"
             )
             self.warning(
-                f"processing={processing} drops {lost.never.total():,} letters that it never "
+                f"processing={processing} drops {counted(lost.never.total(), 'letter')} that it "
+                "never "
                 f"keeps, most often {often}; processing=multilingual_clean_report keeps all. "
                 f"{where}."
             )
@@ -388,7 +395,9 @@ class _SplitCheck:
                     self.error(str(error))
                     return None
                 if len(found) not in self.facts.lines.values():
-                    self.error(f"{found.path} has {len(found)} lines, unlike the other files.")
+                    self.error(
+                        f"{found.path} has {counted(len(found), 'line')}, unlike the other files."
+                    )
                 return list(found)
         matches = [_PATIENT.search(text) for text in lines.get("image", ())]
         if not matches or None in matches:

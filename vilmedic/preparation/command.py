@@ -16,7 +16,7 @@ from typing import Any
 from vilmedic.datasets.lines import shown
 from vilmedic.errors import DataError, VilmedicError, escaped
 from vilmedic.files import disk_message, sha256_of, walk_files
-from vilmedic.log import Progress
+from vilmedic.log import Progress, counted
 from vilmedic.preparation.folder import (
     CARD,
     LEFT_OUT,
@@ -77,7 +77,7 @@ def add_line(parser: argparse.ArgumentParser) -> None:
         "--line",
         choices=["study", "image"],
         default="study",
-        help="one line a study with all its images, or one line an image",
+        help="one line per study with all its images, or one line per image",
     )
 
 
@@ -242,8 +242,8 @@ def summary(root: Path, card: Mapping[str, Any], left_out: Sequence[str]) -> str
     lines = [f"{root}: {card['source']}, {card['release']}"]
     for split, kept in card["kept"].items():
         lines.append(
-            f"  kept {kept['lines']:>9,} {split} lines "
-            f"({kept['images']:,} images of {kept['patients']:,} patients)"
+            f"  kept {kept['lines']:>9,} {split} {'line' if kept['lines'] == 1 else 'lines'} "
+            f"({counted(kept['images'], 'image')} of {counted(kept['patients'], 'patient')})"
         )
     lines += [f"  left out {text}" for text in left_out]
     if left_out:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ from vilmedic.datasets.label import UNKNOWN
 from vilmedic.datasets.lines import brief, join_names, shown
 from vilmedic.errors import DataError
 from vilmedic.files import sha256_of
+from vilmedic.log import counted
 from vilmedic.preparation.splitting import SPLITS, Shares, random_split
 
 CARD = "data_card.json"
 Replaced = Literal["all", "images"] | None
 LEFT_OUT = "left_out.tsv"
+_PLURAL = re.compile(r"\b(?:(row|image|report|file)s|(stud)ies)\b")
 VERSION = 3  # raise it when builders write other lines for the same input
 
 
@@ -76,7 +79,8 @@ class Dropped:
         for name, reason, where in self.rows:
             first.setdefault(reason, " ".join(filter(None, [brief(name), where and f"({where})"])))
         return [
-            f"{number:,} {reason}, such as {first[reason] or 'one without a name'}."
+            f"{counted(number, _of_one(reason), reason)}, such as "
+            f"{first[reason] or 'one without a name'}."
             f"{' ' + self.hints[reason] if reason in self.hints else ''}"
             for reason, number in self.counts().items()
         ]
@@ -85,6 +89,14 @@ class Dropped:
         """All of it as lines of path, reason and detail, with tabs between them."""
         rows = [("path", "reason", "detail"), *self.rows]
         return "".join("\t".join(_one_line(cell) for cell in row) + "\n" for row in rows)
+
+
+def _of_one(reason: str) -> str:
+    """The reason, a plural, as it reads after 1."""
+    singular = _PLURAL.sub(lambda match: match[1] or f"{match[2]}y", reason, count=1)
+    if " whose " in reason:
+        return singular
+    return singular.replace(" that are ", " that is ", 1).replace(" their names", " its name", 1)
 
 
 @dataclass

@@ -68,7 +68,7 @@ def write_shards(
         target: folder to write.
         image_path: folder that the paths start from; None as in `ImageDataset`.
         ext: file extension of paths that are written without one.
-        samples: lines a shard.
+        samples: lines per shard.
         force: replace what `target` holds.
         workers: shards that are written at a time, 0 for one per core.
 

@@ -28,7 +28,7 @@ class Chart:
     """A chart of one protocol, drawn by the page's script.
 
     Args:
-        kind: `bars` (a row a class) or `roc` (a curve a class).
+        kind: `bars` (one row per class) or `roc` (one curve per class).
         title: what is shown.
         axis: name of the number.
         names: the classes.
@@ -173,7 +173,7 @@ def retrievals(
 
 
 def _bars(classes: Any, title: str, places: dict[str, int]) -> Chart | None:
-    """A bar a class with its interval: of the first number that all classes have."""
+    """One bar per class with its interval: of the first number that all classes have."""
     if not isinstance(classes, dict):
         return None
     rows = {
@@ -199,7 +199,7 @@ def _bars(classes: Any, title: str, places: dict[str, int]) -> Chart | None:
 
 
 def _roc(arrays: Arrays, metric: str, title: str, places: dict[str, int]) -> Chart | None:
-    """A ROC curve a class; None without scores and labels of every sample."""
+    """One ROC curve per class; None without scores and labels of every sample."""
     needed = (f"{metric}/scores", f"{metric}/classes", "labels", "label_names")
     if not all(name in arrays for name in needed):
         return None

@@ -21,6 +21,7 @@ from vilmedic.drawing.colours import series_colours
 from vilmedic.errors import escaped, visible
 from vilmedic.evaluation.results import protocol_name
 from vilmedic.files import replace_bytes
+from vilmedic.log import counted
 from vilmedic.registry import METRICS
 from vilmedic.report.settings import data_of, read_settings, score_of, section
 from vilmedic.training.metrics_log import UNPLOTTED
@@ -66,7 +67,7 @@ class Line:
         name: the key it was logged under.
         seed: the seed of the run.
         steps: optimizer steps.
-        values: a number a step.
+        values: one number per step.
     """
 
     name: str
@@ -222,7 +223,7 @@ def write_curves(run_dir: Path, left_out: LeftOut | None = None) -> Path | None:
 
 
 def draw_panel(axis: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
-    """Draw the lines of a panel, one colour a name and one style a seed.
+    """Draw the lines of a panel, one colour per name and one style per seed.
 
     Args:
         axis: where to.
@@ -317,7 +318,7 @@ def _drawn(panels: Sequence[Panel], title: str) -> bytes:
         axis.set_axis_off()
     notes = ["vertical line: the best checkpoint"] if panels[0].best else []
     if folded := len(panels) - len(shown):
-        notes.append(f"{folded} more panel{'s' if folded > 1 else ''} in report.html")
+        notes.append(f"{counted(folded, 'more panel')} in report.html")
     if notes:
         figure.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9, color="#555555")
     stream = io.BytesIO()

@@ -280,7 +280,7 @@ def _metric(title: str, values: dict[str, dict[str, Any]]) -> list[Table]:
 
 
 def _classes(title: str, classes: dict[str, Any]) -> list[Table]:
-    """A table with a row a class; of the model alone, since baselines would need a third axis."""
+    """A table with one row per class; of the model alone: baselines would need a third axis."""
     if all(_is_number(value) or value is None for value in classes.values()):
         rows = [(str(name), [_value(value)]) for name, value in classes.items()]
         return [Table(title, ["value"], rows, details=True)]

@@ -284,7 +284,7 @@ def _has_numbers(func: Any, inputs: list[Tensor], args: Any, kwargs: dict[str, A
     dtype = kwargs.get("dtype")
     if name in ("arange", "randint", "randperm") and dtype is None:
         return True
-    if name == "rand":  # one a sample
+    if name == "rand":  # one per sample
         return len(args[0]) == 1
     return dtype is not None and not dtype.is_floating_point
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vilmedic.datasets.aligned import TOKEN_HASH
-from vilmedic.log import LOGGER
+from vilmedic.log import LOGGER, counted
 from vilmedic.models.contract import ContrastiveModel, Features
 
 CHANCE = 0.97  # of the loss of uninformative features
@@ -219,8 +219,9 @@ def warn_of_collapsed_codes(model: Any, batches: Iterable[Tensor]) -> str | None
     if not is_collapsed(perplexity, size, codes.numel()):
         return None
     text = (
-        f"The codebook of model.vae.ckpt={model.vae_ckpt} has collapsed: on {len(codes)} images it "
-        f"uses {used} of {size} codes, with a perplexity of {perplexity:.1f}, so that DALLE cannot "
+        f"The codebook of model.vae.ckpt={model.vae_ckpt} has collapsed: on "
+        f"{counted(len(codes), 'image')} it uses {used} of {size} codes, with a perplexity of "
+        f"{perplexity:.1f}, so that DALLE cannot "
         "draw more than these. Train the VAE again with model.kl_div_loss_weight above 0, a higher "
         "model.temperature, a lower learning rate or for longer."
     )

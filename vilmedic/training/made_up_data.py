@@ -14,12 +14,14 @@ from vilmedic.config import build
 from vilmedic.config.load import Config
 from vilmedic.datasets.aligned import IMAGE_TOKENS, AlignedDataset, SampleKey
 from vilmedic.datasets.image import ImageDataset
-from vilmedic.errors import ConfigError
+from vilmedic.datasets.label import LABELS_FILE, find_labels
+from vilmedic.errors import ConfigError, DataError
 from vilmedic.registry import DATASETS
 
 WORDS = 2000
 """Size of a vocabulary that training would learn from the reports."""
 LABELS = 14
+"""Labels of a data set that is not there."""
 LINES = 8
 PIXELS = 512
 """Side of images that are neither resized nor cropped."""
@@ -30,7 +32,7 @@ def make_up_data(config: Config, folder: Path) -> tuple[AlignedDataset, list[str
     """Write a few samples, each as long as it can be, and read them as training would.
 
     Args:
-        config: the configuration; its data set is not looked at.
+        config: the configuration; of its data only the label files are read, if there are any.
         folder: where to write.
 
     Returns:
@@ -50,16 +52,18 @@ def make_up_data(config: Config, folder: Path) -> tuple[AlignedDataset, list[str
         node.pop("mixed", None)
     for key in ("fraction", "ids"):
         node.pop(key, None)
-    assumed = []
-    if "image" in parts:
-        assumed += _write_images(parts["image"], folder)
-    if "seq" in parts:
-        assumed += _write_reports(parts["seq"], folder)
+    assumed, lines = [], LINES
     if "label" in parts:
-        names = [f"label {number}" for number in range(LABELS)]
-        _write(folder, "label", [names[number % LABELS] for number in range(max(LINES, LABELS))])
+        names, of_labels = _label_names(parts["label"], config.run_dir)
+        lines = max(LINES, len(names))  # each label is in one
+        _write(folder, "label", [names[number % len(names)] for number in range(lines)])
         parts["label"] |= {"root": str(folder), "file": "label.tok"}
-        assumed.append(f"{LABELS} labels")
+    if "image" in parts:
+        assumed += _write_images(parts["image"], folder, lines)
+    if "seq" in parts:
+        assumed += _write_reports(parts["seq"], folder, lines)
+    if "label" in parts:
+        assumed += of_labels
     runtime = {"split": "train", "training": True, "seed": 0, "run_dir": folder / "run"}
     (folder / "run").mkdir()
     known = {name: value for name, value in runtime.items() if name in DATASETS.runtime}
@@ -95,25 +99,43 @@ def _write(folder: Path, kind: str, lines: list[str]) -> None:
     (folder / f"train.{kind}.tok").write_text(text, encoding="utf-8")
 
 
-def _write_images(part: dict[str, Any], folder: Path) -> list[str]:
+def _label_names(part: dict[str, Any], run_dir: Path) -> tuple[list[str], list[str]]:
+    """Return the labels of the data set, and what is assumed where it is not there.
+
+    Whether a sample has several is set in `part`.
+    """
+    root, file = str(part.get("root")), part.get("file", "label.tok")
+    try:
+        names, several = find_labels(root, file, run_dir / LABELS_FILE)
+    except (DataError, OSError):  # found and reported when training starts
+        names, several = [], False
+    if not names:
+        made_up = [f"label {number}" for number in range(LABELS)]
+        return made_up, [f"{LABELS} labels, as {root} has no file of them"]
+    if part.get("multi_label") is None:
+        part["multi_label"] = several
+    return names, []
+
+
+def _write_images(part: dict[str, Any], folder: Path, lines: int) -> list[str]:
     resize, crop = part.get("resize", 256), part.get("crop", 224)
     side = resize or max(PIXELS, crop or 0)
     Image.new("L", (side, side)).save(folder / "image.png")
     several = ",".join(["image.png"] * part.get("multi_image", 1))
-    _write(folder, "image", [several] * max(LINES, LABELS))
+    _write(folder, "image", [several] * lines)
     for key in ("image_path", "ext", "cache", "spool"):
         part.pop(key, None)
     part |= {"root": str(folder), "file": "image.tok"}
     return [] if resize or crop else [f"images of {PIXELS} x {PIXELS} pixels"]
 
 
-def _write_reports(part: dict[str, Any], folder: Path) -> list[str]:
+def _write_reports(part: dict[str, Any], folder: Path, number: int) -> list[str]:
     longest = part.get("tokenizer_max_len", 128)
     length = max(longest, WORDS // LINES)
     words = [_word(number) for number in range(WORDS)]
     lines = [
         " ".join(words[(line * length + place) % WORDS] for place in range(length))
-        for line in range(max(LINES, LABELS))
+        for line in range(number)
     ]
     _write(folder, "report", lines)
     part |= {"root": str(folder), "file": "report.tok"}

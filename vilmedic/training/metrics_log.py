@@ -15,7 +15,7 @@ from filelock import FileLock
 from vilmedic.checkpoints.run_directory import SET_ASIDE, shared
 from vilmedic.errors import DataError
 from vilmedic.files import no_file, replace_text
-from vilmedic.log import LOGGER
+from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Logger
 
 UNPLOTTED = ("epoch", "time")
@@ -206,4 +206,5 @@ def _keep_copy(path: Path, damaged: int) -> None:
         where = f"; the file as it was is {folder / path.name}"
     except OSError:
         where = ""
-    LOGGER.warning("%s: %d lines cannot be read and are left out%s", path, damaged, where)
+    lines = counted(damaged, "line cannot be read and is", "lines cannot be read and are")
+    LOGGER.warning("%s: %s left out%s", path, lines, where)

@@ -20,7 +20,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.distributed import processes
 from vilmedic.distributed.launch import is_main_process
 from vilmedic.errors import DataError
-from vilmedic.log import BAR, LOGGER, clock
+from vilmedic.log import BAR, LOGGER, clock, counted
 from vilmedic.training.health import Observed, StuckWarning, contrastive_diagnostics, observing
 from vilmedic.training.metrics_log import MetricsLog, NoLog
 from vilmedic.training.parallel import Group
@@ -161,7 +161,8 @@ class StepWatch:
                 line for batch in group.batches for line in self.data.lines(batch["index"].tolist())
             ]
             raise DataError(
-                f"{in_a_row} steps in a row were skipped ({what}; "
+                f"{counted(in_a_row, 'step')} in a row {'was' if in_a_row == 1 else 'were'} "
+                f"skipped ({what}; "
                 f"trainor.max_bad_steps={self.section.max_bad_steps}). A smaller learning rate, "
                 "trainor.clip_grad_norm or trainor.precision=fp32 may help. Samples of the last "
                 "step:\n  " + "\n  ".join(lines)

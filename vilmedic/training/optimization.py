@@ -18,6 +18,7 @@ from vilmedic.config.sections import TrainorSection
 from vilmedic.config.types import AtLeast, Below, Between
 from vilmedic.distributed.gather import like
 from vilmedic.errors import ConfigError
+from vilmedic.log import counted
 from vilmedic.models.contract import Model
 from vilmedic.registry import import_class
 
@@ -135,7 +136,7 @@ def described_groups(optimizer: Optimizer) -> Iterator[str]:
         shown = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
         decay = groups[0].get("weight_decay")
         yield (
-            f"Rates: {name}, {weights:,} weights at {shown}"
+            f"Rates: {name}, {counted(weights, 'weight')} at {shown}"
             f"{f' in {len(rates)} steps' if len(rates) > 1 else ''}"
             f"{f', weight decay {decay:.3g}' if decay is not None else ''}"
         )
@@ -313,8 +314,9 @@ class Schedule:
             raise ConfigError(f"trainor.lr_decay_params ({self._name}): {error}") from error
         except ZeroDivisionError as error:
             raise ConfigError(
-                f"trainor.lr_decay_params ({self._name}): the run has {total_steps} steps, too few "
-                "for a phase of this schedule. Raise trainor.epochs or trainor.steps, or set "
+                f"trainor.lr_decay_params ({self._name}): the run has "
+                f"{counted(total_steps, 'step')}, too few for a phase of this schedule. Raise "
+                "trainor.epochs or trainor.steps, or set "
                 "trainor.lr_decay=null."
             ) from error
         if self._name not in PER_EPOCH:
@@ -346,15 +348,17 @@ class Schedule:
         end = getattr(self._scheduler, "total_steps", None)
         if end is not None and end < steps:
             raise ConfigError(
-                f"{where}: the schedule ends after {end} steps, but the run has {steps}. Leave "
-                "total_steps, epochs and steps_per_epoch out, and it is as long as the run."
+                f"{where}: the schedule ends after {counted(end, 'step')}, but the run has "
+                f"{steps}. Leave total_steps, epochs and steps_per_epoch out, and it is as long "
+                "as the run."
             )
         fades = self._name == "PolynomialLR" or getattr(self._scheduler, "end_factor", 1) == 0
         iterations = getattr(self._scheduler, "total_iters", steps)
         if fades and iterations < steps:
             raise ConfigError(
-                f"{where}: the learning rate is 0 after {iterations} of the {steps} steps of the "
-                f"run. Set trainor.lr_decay_params.total_iters={steps}."
+                f"{where}: the learning rate is 0 after {iterations} of the "
+                f"{counted(steps, 'step')} of the run. Set "
+                f"trainor.lr_decay_params.total_iters={steps}."
             )
 
     @property
@@ -429,7 +433,8 @@ class WarmupCosineLR(lr_scheduler.LRScheduler):
         self.total_steps, self.warmup, self.end_factor = total_steps, warmup, end_factor
         if self.warmup_steps >= max(total_steps, 1):
             raise ValueError(
-                f"the warm-up takes {self.warmup_steps} steps, and the schedule has {total_steps}. "
+                f"the warm-up takes {counted(self.warmup_steps, 'step')}, and the schedule has "
+                f"{total_steps}. "
                 "Give fewer, or a share of the run such as warmup=0.1"
             )
         super().__init__(optimizer, last_epoch)

@@ -37,7 +37,7 @@ from vilmedic.device import HALF, seed_everything
 from vilmedic.distributed import processes
 from vilmedic.distributed.gather import Part, copy_from_main, in_buckets, local
 from vilmedic.errors import ConfigError, DataError
-from vilmedic.log import LOGGER
+from vilmedic.log import LOGGER, counted
 from vilmedic.models.contract import ContrastiveModel, Model
 
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
@@ -337,7 +337,7 @@ def check_batch_size(model: Any, samples: int, section: TrainorSection) -> None:
         )
     if samples < section.batch_size:
         raise DataError(
-            f"The training split has {samples} samples, fewer than "
+            f"The training split has {counted(samples, 'sample')}, fewer than "
             f"trainor.batch_size={section.batch_size}; this model trains on full batches "
             f"only. Allowed: integer from 2 to {samples}."
         )
@@ -377,16 +377,16 @@ def log_batch_facts(model: Any, section: TrainorSection, batches: int | None = N
         )
     if chunk is not None and chunk > section.batch_size:
         LOGGER.info(
-            "model.forward_batch_size=%d has no effect in training: a batch has %d samples.",
+            "model.forward_batch_size=%d has no effect in training: a batch has %s.",
             chunk,
-            section.batch_size,
+            counted(section.batch_size, "sample"),
         )
     _log_what_processes_share(norms, section)
     if batches is not None and section.grad_accu > batches:
         LOGGER.info(
-            "trainor.grad_accu=%d, but an epoch has %d batches: a step takes these, and no more.",
+            "trainor.grad_accu=%d, but an epoch has %s: a step takes no more.",
             section.grad_accu,
-            batches,
+            counted(batches, "batch", "batches"),
         )
     if section.grad_accu > 1 and model.cross_sample:
         LOGGER.info(

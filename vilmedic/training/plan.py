@@ -18,6 +18,7 @@ from vilmedic.config import build
 from vilmedic.config.load import Config
 from vilmedic.config.sections import TrainorSection
 from vilmedic.errors import ConfigError
+from vilmedic.log import counted
 from vilmedic.models.vae import VAE
 from vilmedic.registry import MODELS
 from vilmedic.training.cards import CARDS, LAUNCH, MOVED, REACHED, USABLE, Card
@@ -47,7 +48,7 @@ class Plan:
         config: the configuration's file.
         parameters: number of weights, and of those that are trained.
         batch: samples of a batch.
-        grad_accu: batches a step.
+        grad_accu: batches per step.
         precision: of the forward pass.
         step: of the configured batches.
         largest: by GiB of a card, the largest batch; 0 where one sample does not fit.
@@ -77,11 +78,14 @@ class Plan:
         held, (all_of_them, trained) = self.step.held, self.parameters
         name, seconds = self.card
         rate = self.batch * self.grad_accu / seconds
-        what = f"an epoch of {self.samples:,} samples" if self.samples else "100,000 samples"
+        what = (
+            f"an epoch of {counted(self.samples, 'sample')}" if self.samples else "100,000 samples"
+        )
         lines = [
             f"{self.config}: predicted, not measured",
             f"  parameters     {all_of_them:,}, of which {trained:,} are trained",
-            f"  a step         {self.grad_accu} x {self.batch} samples in {self.precision}: "
+            f"  a step         {self.grad_accu} x {counted(self.batch, 'sample')} in "
+            f"{self.precision}: "
             f"{self.step.flop / 1e12:.3g} TFLOP, {len(self.step.operations):,} operations",
             f"  memory         {_gib(self.step.peak)} at the peak",
             *(f"    {part:<18} {_gib(held[part])}" for part in PARTS if held[part]),
@@ -98,7 +102,7 @@ class Plan:
 
 
 def make_plan(config: Config, *, card: str, samples: int | None = None) -> Plan:
-    """Run a step of a configuration on fake tensors; its data are not read.
+    """Run a step of a configuration on fake tensors; of its data only label files are read.
 
     Args:
         config: the checked configuration.
@@ -276,7 +280,7 @@ def _with_vae(config: Config, folder: Path) -> tuple[Any, list[str]]:
     changed["vae"] = {**vae, "ckpt": str(path)}
     return changed, [
         f"a VAE of {made.num_tokens} codes that halves {made.image_size} pixels "
-        f"{made.num_layers} times, as model.vae.ckpt={vae['ckpt']} is not there"
+        f"{counted(made.num_layers, 'time')}, as model.vae.ckpt={vae['ckpt']} is not there"
     ]
 
 

@@ -314,6 +314,6 @@ def position(batch: int, saved: dict[str, Any], batch_size: int) -> int:
     Args:
         batch: batches trained on when the checkpoint was written.
         saved: the configuration of then.
-        batch_size: samples a batch now.
+        batch_size: samples per batch now.
     """
     return batch * int(saved["trainor"]["batch_size"]) // batch_size

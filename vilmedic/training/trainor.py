@@ -220,14 +220,14 @@ class Trainor:
             write_provenance(self.config, self.run_dir, self.seed, str(self.device), tf32=tf32)
         log_batch_facts(self.model, self.section, len(self.loader))
         LOGGER.info(
-            "Run %s, seed %d, on %s, %s%s: %d training samples, %d steps an epoch, %s",
+            "Run %s, seed %d, on %s, %s%s: %s, %s per epoch, %s",
             self.run_dir,
             self.seed,
             self.device,
             self.section.precision,
             " with TF32 products" if tf32 else "",
-            len(self.data),
-            self.state.steps_per_epoch,
+            counted(len(self.data), "training sample"),
+            counted(self.state.steps_per_epoch, "step"),
             self._parameters(),
         )
         for line in described_groups(self.state.optimizer):
@@ -497,7 +497,7 @@ class Trainor:
         reason = "early stop" if self._stopped_early() else last
         bad, _ = self.state.tally.bad_steps()
         if bad:
-            LOGGER.warning("%d steps were skipped in this run", bad)
+            LOGGER.warning("Skipped in this run: %s", counted(bad, "step"))
         best = self.saver.best()
         where = f"; best checkpoint {best[0].path}" if best else ""
         epochs = counted(self.state.progress.epoch, "epoch")

@@ -137,7 +137,7 @@ def test_too_few_images_of_a_finding_is_an_error(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(raw, tmp_path / "out", "--five-by-200", status=2)
-    assert "Only 20 training images have Atelectasis alone; 200 are" in capsys.readouterr().err
+    assert "Only 20 training images have Atelectasis alone; needed: 200" in capsys.readouterr().err
 
 
 def test_views(raw: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from vilmedic.datasets.lines import brief, listed
 from vilmedic.encodings import known_encoding
 from vilmedic.errors import DataError, nearest
+from vilmedic.log import counted
 from vilmedic.preparation import command
 from vilmedic.preparation.builders.chexpert import NO_FINDING
 from vilmedic.preparation.builders.folder_headers import read_headers
@@ -333,7 +334,9 @@ def _images(folder: ImageFolder, rows: Sequence[Row], column: str) -> list[list[
         except DataError as error:
             faults.append(str(error))
     if faults:
-        more = f" (and {len(faults) - 1:,} more rows of this kind)" if len(faults) > 1 else ""
+        more = (
+            f" (and {counted(len(faults) - 1, 'more row')} of this kind)" if len(faults) > 1 else ""
+        )
         raise DataError(f"{faults[0]}{more}")
     return settled(found)
 
@@ -390,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--root", type=Path, required=True, help="folder to build")
     add("--images", type=Path, required=True, help="folder of the images")
-    add("--table", type=Path, help="CSV, JSON or JSONL file (.gz is fine), one row a sample")
+    add("--table", type=Path, help="CSV, JSON or JSONL file (.gz is fine), one row per sample")
     add("--dicom", action="store_true", help="take the columns from the headers of DICOM files")
     add("--image-column", default="", help="path of the image in --images, several with commas")
     add(

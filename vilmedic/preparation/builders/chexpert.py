@@ -26,6 +26,7 @@ from vilmedic.datasets.label import UNKNOWN
 from vilmedic.datasets.lines import brief
 from vilmedic.datasets.report_text import gloria_clean_report_chexpert
 from vilmedic.errors import DataError
+from vilmedic.log import counted
 from vilmedic.preparation import command
 from vilmedic.preparation.builders.folder_images import patients_together
 from vilmedic.preparation.folder import Build, Dropped, Origin, Sample, split_by_patient
@@ -133,8 +134,10 @@ def five_by_200(images: Iterable[Image], each: int, seed: int) -> dict[str, list
     for name in FIVE:
         if len(candidates[name]) < each:
             raise DataError(
-                f"Only {len(candidates[name])} training images have {name} alone; {each} are "
-                "needed. Are train.csv and the folder of images complete? --each takes fewer; "
+                f"Only "
+                f"{counted(len(candidates[name]), 'training image has', 'training images have')} "
+                f"{name} alone; needed: {each}. Are train.csv and the folder of images complete? "
+                "--each takes fewer; "
                 "--keep-5x200 builds the training data without such a set."
             )
         ranked = sorted(candidates[name], key=lambda image: _rank(image.path, seed))
@@ -232,7 +235,8 @@ def present_labels(
     """The labels that count as present in a row of a label table.
 
     Args:
-        values: one a label: `1.0` is present, `0.0` absent, `-1.0` uncertain, blank not mentioned.
+        values: one per label: `1.0` is present, `0.0` absent, `-1.0` uncertain, blank if not
+            mentioned.
         names: the labels.
         uncertain: `negative` counts uncertain labels as absent, `positive` as present, `mixed` as
             present for atelectasis, edema and pleural effusion only, `unknown` as neither, and

@@ -15,6 +15,7 @@ from typing import Any
 from vilmedic.datasets.lines import brief, shown
 from vilmedic.errors import DataError
 from vilmedic.files import DAMAGE
+from vilmedic.log import counted
 from vilmedic.preparation.splitting import SPLIT_NAMES
 from vilmedic.tables import Missing, no_column, open_text, read_numbered, trimmed, unreadable
 
@@ -317,4 +318,4 @@ def _cell_number(value: str) -> int | None:
 
 
 def _further(cells: Sequence[object]) -> str:
-    return f" (and {len(cells) - 1:,} more such cells)" if len(cells) > 1 else ""
+    return f" (and {counted(len(cells) - 1, 'more such cell')})" if len(cells) > 1 else ""

@@ -44,7 +44,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 
 def build(given: argparse.Namespace, table: Path) -> Build:
-    """Make the samples of all splits, one line an image."""
+    """Make the samples of all splits, one line per image."""
     dropped, missing = Dropped(), Missing(given.missing)
     listed: dict[Path, set[str]] = {}
     kept: list[Sample] = []

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from vilmedic.errors import ConfigError, DataError
 from vilmedic.files import walk_files
+from vilmedic.log import counted
 from vilmedic.preparation.command import add_workers, guarded, name_list
 from vilmedic.preparation.download.http import Job, Transfer, find_login, is_there, part_of
 from vilmedic.preparation.download.jobs import (
@@ -142,8 +143,8 @@ def fetch(table: ResourceTable, resources: dict[str, Resource], options: Options
             unpack_and_resize(step, target, data, keep=keep, workers=workers)
     if missed:
         print(
-            f"{len(missed):,} images could not be fetched; {FAILED} lists them, and the same "
-            "command tries them again. The scripts that follow wait for them."
+            f"{counted(len(missed), 'image')} could not be fetched; {FAILED} lists them, and the "
+            "same command tries again. The scripts that follow wait for them."
         )
         return 1
     for resource in resources.values():

@@ -33,6 +33,7 @@ from vilmedic.http import (
     received,
     said,
 )
+from vilmedic.log import counted
 from vilmedic.preparation.download.resources import Account
 
 LONGEST_WAIT = 60.0  # seconds
@@ -257,7 +258,10 @@ class Transfer:
         if asked is not None and asked > seconds:
             seconds = min(asked, LONGEST_ASKED)
             most = "" if asked <= seconds else f"; tried again after {seconds:.0f}"
-            tqdm.write(f"The server asks to wait for {asked:.0f} seconds{most}.", file=sys.stderr)
+            tqdm.write(
+                f"The server asks to wait for {counted(round(asked), 'second')}{most}.",
+                file=sys.stderr,
+            )
         if self.stop.wait(seconds):
             raise Stopped("Stopped.")
 

@@ -19,6 +19,7 @@ from typing import IO
 from vilmedic.datasets.decode import SUFFIXES
 from vilmedic.errors import ConfigError, DataError, nearest
 from vilmedic.files import BLOCK, DAMAGE, confined, open_tar, walk_files
+from vilmedic.log import counted
 from vilmedic.preparation.builders.mimic_cxr import image_path
 from vilmedic.preparation.command import is_present
 from vilmedic.preparation.download.http import (
@@ -216,15 +217,15 @@ def unpack_and_resize(step: Unpack, target: Path, data: Path, *, keep: bool, wor
         quality=step.quality,
         workers=workers,
     )
-    print(f"{target}: {found.written:,} images written, {found.present:,} were there already")
+    print(f"{target}: {counted(found.written, 'image')} written, {found.present:,} there already")
     if found.unreadable:
         print(
-            f"  {len(found.unreadable):,} images cannot be read; they are listed in "
-            f"{target / UNREADABLE} and will be left out"
+            f"  {counted(len(found.unreadable), 'image')} cannot be read and will be left out; see "
+            f"{target / UNREADABLE}"
         )
     if found.left_out:
         print(
-            f"  {len(found.left_out):,} files of other kinds are left out; they are listed in "
+            f"  left out, of other kinds: {counted(len(found.left_out), 'file')}; see "
             f"{target / LEFT_OUT}"
         )
     if step.archive:

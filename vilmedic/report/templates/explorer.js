@@ -203,7 +203,7 @@ function list(indices) {
   byId("side").classList.remove("chosen");
   const more = indices.length > SHOWN_AT_SIDE ? `, the first ${SHOWN_AT_SIDE}` : "";
   byId("chosen").replaceChildren(
-    make("strong", "", `${indices.length.toLocaleString("en")} samples${more}`),
+    make("strong", "", `${indices.length.toLocaleString("en")} sample${indices.length === 1 ? "" : "s"}${more}`),
     ...indices.slice(0, SHOWN_AT_SIDE).map((i) => linked(neighbourButton(data, i, "", query, false), i)),
   );
 }
