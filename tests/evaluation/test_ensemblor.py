@@ -18,6 +18,7 @@ from vilmedic.errors import CheckpointError, ConfigError, VilmedicError
 from vilmedic.evaluation import ensemblor
 from vilmedic.evaluation import evaluation as evaluation_module
 from vilmedic.evaluation.ensemblor import Ensemblor
+from vilmedic.evaluation.evaluation import Evaluation
 from vilmedic.evaluation.features import collect
 from vilmedic.metrics.retrieval import Retrieval
 from vilmedic.registry import DATASETS, Registry
@@ -154,6 +155,23 @@ def test_baselines_are_reported_beside_the_model(
     row = next(line for line in caplog.text.splitlines() if line.startswith("linear_probe auroc"))
     assert f"{result['metrics']['linear_probe']['auroc']:.3f}" in row
     assert f"{pixels['metrics']['linear_probe']['auroc']:.3f}" in row
+
+
+def test_metrics_know_which_baseline_they_measure(
+    tmp_path: Path, models: dict[float, ToyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def measure(self: Retrieval, evaluation: Evaluation) -> dict[str, float]:
+        seen.append((evaluation.name, evaluation.baseline))
+        return {}
+
+    monkeypatch.setattr(Retrieval, "__call__", measure)
+    section = {"splits": ["test"], "baselines": ["raw_pixels"], "metrics": {"retrieval": None}}
+    settings = config(tmp_path, **section)
+    Ensemblor(settings).start()
+    name = settings.name
+    assert seen == [(name, False), (f"{name}, baseline raw_pixels", True)]
 
 
 def test_each_checkpoint_encodes_each_split_once(

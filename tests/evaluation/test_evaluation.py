@@ -79,6 +79,11 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         run.check_feature("visuals", "k")
     with pytest.raises(ConfigError, match=r"Allowed: Mass, Nodule\. Did you mean 'Nodule'"):
         run.check_label("nodul", "k")
+    codes = torch.zeros(4, 3, dtype=torch.int64)
+    coded = evaluation(split_features({"codes": codes, "visual": random(4, 3)}))
+    coded.check_feature("codes", "k", compared=False)
+    with pytest.raises(ConfigError, match=r"k: .*'codes' holds numbers of codes.*Allowed: visual"):
+        coded.check_feature("codes", "k")
     assert len(run.other("train")) == 2
     assert run.other("test") is split
     assert run.line_numbers([0, 3]) == [1, 4]

@@ -92,6 +92,11 @@ def test_a_collapse_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         results = Reconstruction()(evaluation(model))
     assert results["codebook_perplexity"] == 1.0
     assert "run, split test: the codebook has collapsed: 1 of 200 codes are used" in caplog.text
+    caplog.clear()
+    untrained = evaluation(model)
+    untrained.baseline = True
+    assert Reconstruction()(untrained) == results
+    assert caplog.text == "", "nobody can improve a baseline"
 
 
 def test_uniform_codebook_use_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -68,6 +68,15 @@ def test_other_features_are_explored_without_labels(tmp_path: Path) -> None:
     assert "labels" not in found["samples"]
 
 
+def test_numbers_of_codes_and_single_numbers_are_not_mapped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = torch.arange(45).view(9, 5)
+    run = evaluation(split_features({"error": random(9, 1), "codes": codes}), out_dir=tmp_path)
+    assert ExploreRepresentation()(run) == []
+    assert caplog.text == ""
+
+
 def test_nothing_is_written_without_features(tmp_path: Path) -> None:
     for features in (random(2, 3), torch.ones(9, 3), torch.full((9, 3), torch.nan)):
         run = evaluation(split_features({"visual": features}), out_dir=tmp_path)

@@ -168,7 +168,8 @@ class Ensemblor:
                 LOGGER.warning("The baseline %s is left out: %s", name, error)
                 continue
             for split in self.section.splits:
-                results[split]["baselines"][name] = self._measure(baseline, split)
+                measured = self._measure(baseline, split, baseline=name)
+                results[split]["baselines"][name] = measured
                 self._write(results[split])
             baseline.forget()
         failures = processes.on_main(lambda: self._post_process(model))
@@ -207,15 +208,20 @@ class Ensemblor:
         if processes.is_main():
             self.folder.write(results)
 
-    def _measure(self, networks: Ensemble, split: str, *, record: bool = False) -> dict[str, Any]:
+    def _measure(
+        self, networks: Ensemble, split: str, *, record: bool = False, baseline: str = ""
+    ) -> dict[str, Any]:
         """The loss and every metric of a split.
 
         Args:
             networks: what is measured.
             split: name of the split.
             record: write the predictions for every sample.
+            baseline: the baseline that the networks are; empty for the trained model.
         """
-        evaluation = self.splits.evaluation(networks, split, out_dir=self.folder.path)
+        evaluation = self.splits.evaluation(
+            networks, split, out_dir=self.folder.path, baseline=baseline
+        )
         recorded = {}
 
         def measure() -> dict[str, Any]:

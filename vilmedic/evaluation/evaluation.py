@@ -204,7 +204,7 @@ class Evaluation:
     """One split under evaluation.
 
     Args:
-        name: the run's name.
+        name: the run's name, for messages and titles.
         split: name of the split.
         features: the features of the network or ensemble.
         dataset: the data set of the split.
@@ -213,6 +213,7 @@ class Evaluation:
         source: the model, for titles: system, epoch and seed; empty in training.
         out_dir: where files are written.
         recorded: gets the predictions of metrics; None discards them.
+        baseline: whether the networks are a baseline, about which nobody needs advice.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Evaluation:
     source: str = ""
     out_dir: Path = Path()
     recorded: dict[str, NDArray[Any]] | None = None
+    baseline: bool = False
 
     def record(self, **arrays: NDArray[Any]) -> None:
         """Record predictions of a metric, for `predictions_<split>.npz`."""
@@ -369,17 +371,28 @@ class Evaluation:
                 }
             )
 
-    def check_feature(self, name: str, argument: str = "") -> None:
-        """Refuse a feature that the networks do not produce.
+    def check_feature(self, name: str, argument: str = "", *, compared: bool = True) -> None:
+        """Refuse a feature that the networks do not produce, or that cannot be compared.
 
         Args:
             name: the feature asked for.
             argument: the argument of the metric or step that asks for it; empty for no single one.
+            compared: whether samples are compared by it: numbers of codes have no distance.
 
         Raises:
-            ArgumentError: there is none of that name.
+            ArgumentError: there is none of that name, or it holds numbers of codes.
         """
-        available = sorted(self.features.features)
+        found = self.features.features
+        available = sorted(
+            key for key, value in found.items() if value.is_floating_point() or not compared
+        )
+        if name in found and name not in available:
+            raise ArgumentError(
+                {
+                    argument: f"the feature '{name}' holds numbers of codes, and the distance of "
+                    f"two numbers means nothing. Allowed: {', '.join(available)}."
+                }
+            )
         if name not in available:
             raise ArgumentError(
                 {
@@ -492,6 +505,7 @@ class Splits:
         *,
         out_dir: Path,
         features: SplitFeatures | None = None,
+        baseline: str = "",
     ) -> Evaluation:
         """Return the `Evaluation` for metrics and post-processing.
 
@@ -500,9 +514,11 @@ class Splits:
             split: name of the split.
             out_dir: where files are written.
             features: the features to use; None takes those of the whole split.
+            baseline: the baseline that the networks are; empty for the trained model.
         """
+        name = self.config.name
         return Evaluation(
-            name=self.config.name,
+            name=f"{name}, baseline {baseline}" if baseline else name,
             split=split,
             features=features or networks.split(split),
             dataset=self.dataset(split),
@@ -510,6 +526,7 @@ class Splits:
             seed=self.seed,
             source=self.source,
             out_dir=out_dir,
+            baseline=bool(baseline),
         )
 
     def check(self, networks: Ensemble, split: str) -> None:

@@ -55,7 +55,8 @@ class Reconstruction(Metric):
             return dict.fromkeys(names)
         size = model.num_tokens
         perplexity, used = codebook_use(codes, size)
-        if is_collapsed(perplexity, size, codes.numel(), self.collapse_share):
+        collapsed = is_collapsed(perplexity, size, codes.numel(), self.collapse_share)
+        if collapsed and not evaluation.baseline:
             logger.warning(
                 "%s, split %s: the codebook has collapsed: %d of %d codes are used, with a "
                 "perplexity of %.1f. model.kl_div_loss_weight above 0, a higher "

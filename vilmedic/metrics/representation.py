@@ -88,7 +88,7 @@ class Representation(Metric):
             rank = effective_rank(unit[name]) if enough else None
             extent = spread(unit[name]) if enough else None
             results |= {f"{name}_effective_rank": rank, f"{name}_spread": extent}
-            if rank is None or extent is None:
+            if rank is None or extent is None or evaluation.baseline:
                 continue
             if rank < self.collapse_rank or extent < self.collapse_spread:
                 logger.warning(

@@ -43,7 +43,8 @@ class ExploreRepresentation(PostProcessing):
     the reports nearest to an image and the images nearest to a report.
 
     Args:
-        keys: the features to map; null takes visual and linguistic, or else all there are.
+        keys: the features to map; null takes visual and linguistic, or else all embeddings
+            there are.
         max_samples: samples of a split that are shown, drawn at random.
         method: how features are mapped to the plane; null takes UMAP, and PCA below a hundred
             samples.
@@ -94,7 +95,9 @@ class ExploreRepresentation(PostProcessing):
     ) -> dict[str, NDArray[np.float32]]:
         """The features to map that are finite and not the same for all samples."""
         available = evaluation.features.features
-        keys = self.keys or [key for key in PREFERRED if key in available] or list(available)
+        keys = self.keys or [key for key in PREFERRED if key in available]
+        if not keys:  # not numbers of codes, whose distances mean nothing, nor single numbers
+            keys = [k for k, v in available.items() if v.is_floating_point() and v[0].numel() > 1]
         features = {}
         for key in keys:
             value = evaluation.feature(key)
