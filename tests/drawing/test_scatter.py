@@ -89,8 +89,8 @@ def test_long_names_titles_and_captions_leave_the_plot_its_place(tmp_path: Path)
     path, long = tmp_path / "a.png", "a name much longer than the name of a label should be " * 4
     usual = pixels_of(draw(path, np.arange(60) % 2, ["A", "B"]), COLOURS[0])
     points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
-    texts = {"title": long, "caption": f"{long}\nc", "axes": ("x", "y")}
-    draw_scatter(path, points, np.arange(60) % 2, ["A", long], **texts)
+    texts = {"title": long, "caption": f"{long}\nc"}
+    draw_scatter(path, points, np.arange(60) % 2, ["A", long], axes=("x", "y"), **texts)
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     assert pixels_of(picture, COLOURS[0]) > 0.9 * usual
     edges = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
