@@ -80,6 +80,18 @@ def test_figures_of_the_latest_evaluations_are_shown(tmp_path: Path) -> None:
     ]
 
 
+def test_the_evaluation_comes_first_then_the_latest_step_of_the_training(tmp_path: Path) -> None:
+    for step in (125, 1000, 2000, 250):
+        paint(tmp_path / f"pictures/0_{step}/validate_reconstruction.png")
+    folder = EvaluationFolder(tmp_path, "run", ema=False, settings={"seed": 0}, about={})
+    paint(folder.path / "test_reconstruction.png")
+    folder.write(results())
+    [kind] = read_gallery(tmp_path)
+    steps = [f"pictures/0_{step}/validate_reconstruction.png" for step in (2000, 1000, 250, 125)]
+    evaluated = (folder.path / "test_reconstruction.png").relative_to(tmp_path).as_posix()
+    assert [p.name for p in kind.pictures] == [evaluated, *steps]
+
+
 def test_large_figures_are_scaled_down(tmp_path: Path) -> None:
     paint(tmp_path / "a.png", (4000, 1000))
     [kind] = read_gallery(tmp_path)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SET_ASIDE = "set_aside"
 """Folder of a run directory for files that a resumed run replaced, and for damaged ones."""
+FIGURES = "pictures"
+"""Folder of a run directory for figures of the training, one for each `<seed>_<step>`."""
 WAIT_FOR_RUN = 2.0  # seconds, within which a killed process is gone
 WAIT_FOR_FILE = 20.0  # seconds; a file shared by seeds is locked for milliseconds
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from vilmedic.checkpoints.left_out import LeftOut, read_json
+from vilmedic.checkpoints.run_directory import FIGURES
 from vilmedic.drawing.images import webp
 from vilmedic.evaluation.evaluations import FOLDER, shown_folders
 from vilmedic.files import open_regular
@@ -72,7 +74,8 @@ class Kind:
 def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
     """The images of a run directory, made smaller for the page.
 
-    Of its evaluations those of the newest results; the others stay in their folders.
+    Of its evaluations those of the newest results; the others stay in their folders. They stand
+    before the images of the training, of which the latest step comes first.
 
     Args:
         run_dir: the directory.
@@ -82,15 +85,18 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
     taken = {run_dir / name for name in LEFT_OUT}
     folders = shown_folders(run_dir, left_out)
     every = [
-        {path for path in run_dir.rglob("*.png") if not _foreign(path, run_dir)},
         *(set(folder.rglob("*.png")) for folder in folders),
+        {path for path in run_dir.rglob("*.png") if not _foreign(path, run_dir)},
     ]
     kinds = []
     for title, patterns in KINDS:
         found = [
             path
-            for base, paths in zip([run_dir, *folders], every, strict=True)
-            for path in sorted({one for pattern in patterns for one in base.glob(pattern)} & paths)
+            for base, paths in zip([*folders, run_dir], every, strict=True)
+            for path in _ordered(
+                {one for pattern in patterns for one in base.glob(pattern)} & paths,
+                run_dir / FIGURES,
+            )
             if path not in taken
         ]
         taken.update(found)
@@ -111,6 +117,18 @@ def read_gallery(run_dir: Path, left_out: LeftOut | None = None) -> list[Kind]:
         if pictures:
             kinds.append(Kind(title, pictures, more + len(list(waiting)), wide=shown > 0))
     return kinds
+
+
+def _ordered(paths: set[Path], training: Path) -> list[Path]:
+    """Paths by their names and numbers (2 before 10); those of the training last, latest first."""
+    of_training = {path for path in paths if training in path.parents}
+    latest = sorted(sorted(of_training, key=_parts), key=lambda p: _parts(p.parent), reverse=True)
+    return [*sorted(paths - of_training, key=_parts), *latest]
+
+
+def _parts(path: Path) -> list[str | int]:
+    pieces = re.split(r"([0-9]+)", path.as_posix())
+    return [int(piece) if number % 2 else piece for number, piece in enumerate(pieces)]
 
 
 def _foreign(path: Path, run_dir: Path) -> bool:

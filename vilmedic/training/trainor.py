@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vilmedic.blocks.pretrained import Filled
 from vilmedic.checkpoints.checkpoint import improves
-from vilmedic.checkpoints.run_directory import write_provenance
+from vilmedic.checkpoints.run_directory import FIGURES, write_provenance
 from vilmedic.config import build, build_calls, fetch
 from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
 from vilmedic.datasets.loader import LostWorker, make_loader
@@ -387,7 +387,7 @@ class Trainor:
         self.state.share_buffers()
         try:
             with self.interruption.may_come_at_once():
-                figures = self.run_dir / "pictures" / f"{self.seed}_{self.state.progress.step}"
+                figures = self.run_dir / FIGURES / f"{self.seed}_{self.state.progress.step}"
                 scores |= self.validator.score(self.model, figures)
                 self.log.figures(self.state.progress.step, figures)
             if self.state.ema is not None:
