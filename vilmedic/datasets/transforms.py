@@ -254,8 +254,8 @@ def try_transforms(
             )
         if result.dim() != 3 or result.shape[0] != channels:
             raise ValueError(
-                f"The transform {name} makes shape {list(result.shape)}, not [{channels}, H, W] "
-                f"with {channels} channel(s) as the color setting asks."
+                f"The transform {name} makes shape {list(result.shape)}, not [{channels}, H, W], "
+                "as the key color asks."
             )
         image = result
     if crop is not None:
