@@ -447,11 +447,16 @@ def _as_html(comparison: Comparison) -> str:
             made.append(f'<tr><th scope="row">{cell(first)}</th>{cells}</tr>')
         return [*made, "</tbody>", "</table>"]
 
-    parts = lines(rows(comparison, lambda text: marks[0] + text + marks[1]), caption(comparison))
+    def listed(notes: Sequence[str]) -> list[str]:
+        return ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+
+    cautions = len(comparison.notes)  # read before the numbers: why they may not be compared
+    parts = listed(comparison.notes) if cautions else []
+    parts += lines(rows(comparison, lambda text: marks[0] + text + marks[1]), caption(comparison))
     if found := difference_rows(comparison):
         parts += lines(found, "Differences to the best")
-    notes = [f"<li>{html.escape(note)}</li>" for note in footnotes(comparison)]
-    return "\n".join([*parts, *(["<ul>", *notes, "</ul>"] if notes else [])])
+    explained = footnotes(comparison)[cautions:]
+    return "\n".join([*parts, *(listed(explained) if explained else [])])
 
 
 _FORMS: dict[str, Callable[[Comparison], str]] = {
