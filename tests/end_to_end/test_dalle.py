@@ -111,7 +111,11 @@ def test_evaluation_uses_a_classifier_of_real_images(
     )
     results = json.loads((trained / "results_test.json").read_text())
     found = results["metrics"]["prompted_findings"]
-    assert 0 <= found["auroc"] <= 1
+    for name in ("auroc", "accuracy", "real_auroc", "reconstruction_auroc"):
+        low, high = found[f"{name}_interval"]
+        assert 0 <= low <= found[name] <= high <= 1
+    areas = [one["auroc"] for one in found["classes"].values()]
+    assert found["auroc"] == pytest.approx(sum(areas) / 4)
     assert found["accuracy_chance"] == 0.25
     assert set(found["probabilities"]) == set(found["classes"])
     assert "pneumothorax right" in done.stdout

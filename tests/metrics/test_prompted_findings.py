@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from tests.small_dalles import save_vae, tiny_dalle
 from vilmedic.errors import ConfigError
@@ -90,6 +91,20 @@ def test_the_classifier_distinguishes_sides() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     correct = (classifier.logits(pixels[200:]) > 0) == labels[200:]
     assert correct.float().mean() > 0.9
+
+
+def test_areas_under_the_curve_have_intervals_over_the_images() -> None:
+    metric = PromptedFindings(root="data", prompts=PROMPTS, bootstrap=200)
+    logits = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    labels = torch.eye(2).repeat_interleave(20, dim=0)
+    run: Any = SimpleNamespace(seed=3, name="run", split="test")
+    found = metric._areas(logits + labels, labels, run, "images")
+    for column, name in enumerate(PROMPTS):
+        expected = roc_auc_score(labels[:, column], (logits + labels)[:, column])
+        assert found["classes"][name]["auroc"] == pytest.approx(expected)
+        low, high = found["classes"][name]["auroc_interval"]
+        assert 0.5 < low < expected < high < 1
+    assert found == metric._areas(logits + labels, labels, run, "images")
 
 
 def test_equal_images_get_equal_logits_in_every_batch() -> None:

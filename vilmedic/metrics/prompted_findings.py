@@ -7,12 +7,13 @@ import logging
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vilmedic.config.types import AtLeast, Below, Between, Temperature
+from vilmedic.config.types import AtLeast, Below, Between, Resamples, Temperature
 from vilmedic.datasets.aligned import stable_seed
 from vilmedic.datasets.image import image_part
 from vilmedic.device import widest_float
@@ -23,6 +24,7 @@ from vilmedic.files import text_table
 from vilmedic.generation.generators import warn_of_guidance
 from vilmedic.generation.sampling import Sampling, TokenDrawing
 from vilmedic.log import columns
+from vilmedic.metrics.classification import interval, report_classes, resamples
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.pointing_game import SIDES, Finding, read_findings
 from vilmedic.models.dalle import DALLE
@@ -64,7 +66,8 @@ class PromptedFindings(Metric):
     of a prompt from those of the others; guessing gives 0.5. `accuracy` is the share of images for
     which the class of their prompt stands out most among the classes, guessing gives
     `accuracy_chance`. What the classifier can do at all is `real_auroc`, on real images of the
-    split, and `reconstruction_auroc`, on these after they went through the VAE.
+    split, and `reconstruction_auroc`, on these after they went through the VAE. Each has a 95%
+    interval over the images, `<name>_interval`; `classes` has the AUROC of each prompt.
 
     Args:
         root: folder that holds the line files of findings, as phantom data sets have them.
@@ -78,6 +81,7 @@ class PromptedFindings(Metric):
         temperature: of the draws, as ensemblor.temperature.
         filter_thres: of the draws, as ensemblor.filter_thres.
         cond_scale: of the draws, as ensemblor.cond_scale.
+        bootstrap: resamples of the images behind each 95% interval.
     """
 
     numbers: ClassVar = {
@@ -100,11 +104,12 @@ class PromptedFindings(Metric):
         temperature: Temperature = 1.0,
         filter_thres: Annotated[float, AtLeast(0), Below(1)] = 0.9,
         cond_scale: Annotated[float, Between(0, 1000)] = 1.0,
+        bootstrap: Resamples = 1000,
     ) -> None:
         self.root, self.prompts, self.file = root, prompts, file
         self.train_split, self.num_images, self.epochs = train_split, num_images, epochs
         self.temperature, self.filter_thres = temperature, filter_thres
-        self.cond_scale = cond_scale
+        self.cond_scale, self.bootstrap = cond_scale, bootstrap
         self._wanted = [_read_prompt(name, given) for name, given in prompts.items()]
         if len(self._wanted) < 2:
             raise ArgumentError({"prompts": "needs at least two prompts to compare."})
@@ -147,27 +152,55 @@ class PromptedFindings(Metric):
         chosen = (logits - usual).argmax(dim=2)
         probabilities = logits.sigmoid().mean(dim=1)
         own = torch.arange(count)
-        areas = {
-            prompt.name: _auroc(
-                logits[..., column].flatten(),
-                (own == column).repeat_interleave(self.num_images),
-            )
-            for column, prompt in enumerate(self._wanted)
-        }
         names = [prompt.name for prompt in self._wanted]
-        logger.info("%s", _table(names, probabilities, areas))
+        asked = torch.eye(count).repeat_interleave(self.num_images, dim=0)
+        found = self._areas(logits.flatten(0, 1), asked, evaluation, "generated images")
+        logger.info(
+            "%s", _table(names, probabilities, {k: v["auroc"] for k, v in found["classes"].items()})
+        )
+        right = (chosen == own[:, None]).flatten().double().numpy()
+        drawn = resamples(len(right), number=self.bootstrap, seed=evaluation.seed)
+        shares = [np.empty(0), *(counts @ right / len(right) for counts in drawn)]
+        able = {
+            name: self._areas(classifier.logits(images), real_labels, evaluation, what)
+            for name, images, what in (
+                ("real", real, "real images"),
+                ("reconstruction", through, "reconstructed images"),
+            )
+        }
         return {
-            "auroc": _mean(list(areas.values())),
-            "accuracy": (chosen == own[:, None]).float().mean().item(),
+            "auroc": found["auroc"],
+            "auroc_interval": found["auroc_interval"],
+            "accuracy": float(right.mean()),
+            "accuracy_interval": interval(np.concatenate(shares)),
             "accuracy_chance": 1 / count,
-            "real_auroc": _mean(_areas(classifier, real, real_labels)),
-            "reconstruction_auroc": _mean(_areas(classifier, through, real_labels)),
-            "classes": areas,
+            **{
+                f"{name}_{key}": one[key]
+                for name, one in able.items()
+                for key in ("auroc", "auroc_interval")
+            },
+            "classes": {
+                name: {key: one[key] for key in ("auroc", "auroc_interval")}
+                for name, one in found["classes"].items()
+            },
             "probabilities": {
                 name: dict(zip(names, row, strict=True))
                 for name, row in zip(names, probabilities.tolist(), strict=True)
             },
         }
+
+    def _areas(
+        self, logits: Tensor, labels: Tensor, evaluation: Evaluation, what: str
+    ) -> dict[str, Any]:
+        """AUROC of logits [N, C] for labels [N, C], with intervals over the images."""
+        return report_classes(
+            lambda block: logits[:, block].double().numpy(),
+            csr_array(labels.bool().numpy()),
+            [prompt.name for prompt in self._wanted],
+            bootstrap=self.bootstrap,
+            seed=evaluation.seed,
+            context=f"{KEY}, {evaluation.name}, split {evaluation.split}, {what}",
+        )
 
     def _real(self, evaluation: Evaluation, split: str) -> tuple[Tensor, Tensor]:
         """The real images of a split, uint8 [N, 1, H, W], and what they show, [N, prompts]."""
@@ -260,18 +293,6 @@ def _reconstruct(model: DALLE, images: Tensor, evaluation: Evaluation) -> Tensor
     return torch.cat(found)
 
 
-def _areas(classifier: ImageClassifier, images: Tensor, labels: Tensor) -> list[float | None]:
-    logits = classifier.logits(images)
-    return [_auroc(logits[:, column], labels[:, column]) for column in range(labels.shape[1])]
-
-
-def _auroc(scores: Tensor, targets: Tensor) -> float | None:
-    """Area under the curve of scores [N] for targets [N]; None without both kinds."""
-    if not 0 < int(targets.sum()) < len(targets):
-        return None
-    return float(roc_auc_score(targets.numpy(), scores.numpy()))
-
-
 def _pixels(images: Tensor) -> Tensor:
     """Images in 0..1 [B, C, H, W] as grey uint8 [B, 1, H, W] on the CPU."""
     return (images.mean(dim=1, keepdim=True) * 255).round().byte().cpu()
@@ -279,11 +300,6 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _grey(image: Tensor) -> Tensor:
     return image.float().mean(dim=0, keepdim=True).round().byte()
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _table(names: list[str], probabilities: Tensor, areas: dict[str, float | None]) -> str:
