@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ from vilmedic.errors import CheckpointError, ConfigError
 from vilmedic.generation.sampling import Sampling, generate_tokens
 from vilmedic.losses.gloria import GLoRIALoss
 from vilmedic.metrics import pointing_game
+from vilmedic.metrics.prompted_findings import PromptedFindings
 from vilmedic.models.classifier import Classifier
 from vilmedic.models.vae import VAE, load_vae
 from vilmedic.post_processing.plot_attention import PlotAttention
@@ -294,7 +296,14 @@ def _ensemblor(key: str, value: Any, folder: Path) -> None:
 
 
 def _prompted_findings(key: str, value: Any, folder: Path) -> None:
-    _drawn(Sampling(**{key: value}), folder)
+    if key != "bootstrap":
+        return _drawn(Sampling(**{key: value}), folder)
+    prompts: dict[str, dict[str, str | None]] = {name: {"prompt": name} for name in "ab"}
+    metric = PromptedFindings(root="", prompts=prompts, bootstrap=value)
+    run: Any = SimpleNamespace(seed=0, name="run", split="test")
+    report = metric._areas(torch.eye(2), torch.eye(2), run, "images")
+    assert report["auroc"] == 1
+    assert report["auroc_interval"] is None
 
 
 def _drawn(sampling: Sampling, folder: Path) -> None:

@@ -81,7 +81,7 @@ class PromptedFindings(Metric):
         temperature: of the draws, as ensemblor.temperature.
         filter_thres: of the draws, as ensemblor.filter_thres.
         cond_scale: of the draws, as ensemblor.cond_scale.
-        bootstrap: resamples of the images behind each 95% interval.
+        bootstrap: resamples of the images behind each 95% interval; 0 leaves intervals out.
     """
 
     numbers: ClassVar = {
