@@ -288,7 +288,7 @@ def test_skip_stops_above_one_percent(image_args: Args, write: Write) -> None:
     ("changes", "message"),
     [
         ({"transforms": [{"ToDtype": {"dtype": torch.float32}}]}, "ToDtype makes torch.float32"),
-        ({"transforms": [{"Grayscale": {"num_output_channels": 3}}]}, "with 1 channel"),
+        ({"transforms": [{"Grayscale": {"num_output_channels": 3}}]}, "as the key color asks"),
         ({"transforms": ["ToPILImage"]}, "ToPILImage makes Image"),
         ({"transforms": [{"CenterCrop": {"size": 8}}]}, "too small for crop=12"),
         ({"transforms": [{"RandomRotate": {}}]}, "Did you mean 'RandomRotation'"),
