@@ -301,7 +301,7 @@ def _prompted_findings(key: str, value: Any, folder: Path) -> None:
     prompts: dict[str, dict[str, str | None]] = {name: {"prompt": name} for name in "ab"}
     metric = PromptedFindings(root="", prompts=prompts, bootstrap=value)
     run: Any = SimpleNamespace(seed=0, name="run", split="test")
-    report = metric._areas(torch.eye(2), torch.eye(2), run, "images")
+    report = metric._report(torch.eye(2), torch.eye(2), run, "images")
     assert report["auroc"] == 1
     assert report["auroc_interval"] is None
 

@@ -98,13 +98,15 @@ def test_areas_under_the_curve_have_intervals_over_the_images() -> None:
     logits = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     labels = torch.eye(2).repeat_interleave(20, dim=0)
     run: Any = SimpleNamespace(seed=3, name="run", split="test")
-    found = metric._areas(logits + labels, labels, run, "images")
+    found = metric._report(logits + labels, labels, run, "images", one_class=True)
+    right = ((logits + labels).argmax(dim=1) == labels.argmax(dim=1)).double().mean()
+    assert found["accuracy"] == pytest.approx(right.item())
     for column, name in enumerate(PROMPTS):
         expected = roc_auc_score(labels[:, column], (logits + labels)[:, column])
         assert found["classes"][name]["auroc"] == pytest.approx(expected)
         low, high = found["classes"][name]["auroc_interval"]
         assert 0.5 < low < expected < high < 1
-    assert found == metric._areas(logits + labels, labels, run, "images")
+    assert found == metric._report(logits + labels, labels, run, "images", one_class=True)
 
 
 def test_equal_images_get_equal_logits_in_every_batch() -> None:

@@ -190,9 +190,14 @@ def caption(comparison: Comparison) -> str:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
+    """Notes on the runs, and what the notation of the table means."""
+    return [*comparison.notes, *notation(comparison)]
+
+
+def notation(comparison: Comparison) -> list[str]:
     """Explain the notation of the table."""
     cells = [cell for column in comparison.columns for cell in column.cells if cell.estimate]
-    found = list(comparison.notes)
+    found = []
     if any(cell.estimate and cell.estimate.seeds > 1 for cell in cells):
         found.append("mean ± standard deviation over the seeds")
     if intervals := interval_note(comparison):
@@ -448,15 +453,14 @@ def _as_html(comparison: Comparison) -> str:
         return [*made, "</tbody>", "</table>"]
 
     def listed(notes: Sequence[str]) -> list[str]:
-        return ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+        items = [f"<li>{html.escape(note)}</li>" for note in notes]
+        return ["<ul>", *items, "</ul>"] if items else []
 
-    cautions = len(comparison.notes)  # read before the numbers: why they may not be compared
-    parts = listed(comparison.notes) if cautions else []
+    parts = listed(comparison.notes)  # before the numbers: why they may not be compared
     parts += lines(rows(comparison, lambda text: marks[0] + text + marks[1]), caption(comparison))
     if found := difference_rows(comparison):
         parts += lines(found, "Differences to the best")
-    explained = footnotes(comparison)[cautions:]
-    return "\n".join([*parts, *(listed(explained) if explained else [])])
+    return "\n".join([*parts, *listed(notation(comparison))])
 
 
 _FORMS: dict[str, Callable[[Comparison], str]] = {

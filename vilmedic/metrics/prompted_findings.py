@@ -7,7 +7,6 @@ import logging
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from vilmedic.files import text_table
 from vilmedic.generation.generators import warn_of_guidance
 from vilmedic.generation.sampling import Sampling, TokenDrawing
 from vilmedic.log import columns
-from vilmedic.metrics.classification import interval, report_classes, resamples
+from vilmedic.metrics.classification import report_classes
 from vilmedic.metrics.contract import Metric
 from vilmedic.metrics.pointing_game import SIDES, Finding, read_findings
 from vilmedic.models.dalle import DALLE
@@ -149,20 +148,16 @@ class PromptedFindings(Metric):
         count = len(self._wanted)
         logits = classifier.logits(generated.flatten(0, 1)).view(count, self.num_images, count)
         usual = torch.logit(labels.float().mean(dim=0), eps=1e-4)
-        chosen = (logits - usual).argmax(dim=2)
         probabilities = logits.sigmoid().mean(dim=1)
-        own = torch.arange(count)
         names = [prompt.name for prompt in self._wanted]
         asked = torch.eye(count).repeat_interleave(self.num_images, dim=0)
-        found = self._areas(logits.flatten(0, 1), asked, evaluation, "generated images")
+        above = logits.flatten(0, 1).double() - usual  # shifts of a class change no AUROC
+        found = self._report(above, asked, evaluation, "generated images", one_class=True)
         logger.info(
             "%s", _table(names, probabilities, {k: v["auroc"] for k, v in found["classes"].items()})
         )
-        right = (chosen == own[:, None]).flatten().double().numpy()
-        drawn = resamples(len(right), number=self.bootstrap, seed=evaluation.seed)
-        shares = [np.empty(0), *(counts @ right / len(right) for counts in drawn)]
         able = {
-            name: self._areas(classifier.logits(images), real_labels, evaluation, what)
+            name: self._report(classifier.logits(images), real_labels, evaluation, what)
             for name, images, what in (
                 ("real", real, "real images"),
                 ("reconstruction", through, "reconstructed images"),
@@ -171,8 +166,8 @@ class PromptedFindings(Metric):
         return {
             "auroc": found["auroc"],
             "auroc_interval": found["auroc_interval"],
-            "accuracy": float(right.mean()),
-            "accuracy_interval": interval(np.concatenate(shares)),
+            "accuracy": found["accuracy"],
+            "accuracy_interval": found["accuracy_interval"],
             "accuracy_chance": 1 / count,
             **{
                 f"{name}_{key}": one[key]
@@ -189,14 +184,24 @@ class PromptedFindings(Metric):
             },
         }
 
-    def _areas(
-        self, logits: Tensor, labels: Tensor, evaluation: Evaluation, what: str
+    def _report(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        evaluation: Evaluation,
+        what: str,
+        *,
+        one_class: bool = False,
     ) -> dict[str, Any]:
-        """AUROC of logits [N, C] for labels [N, C], with intervals over the images."""
+        """AUROC of logits [N, C] for labels [N, C], with intervals over the images.
+
+        With one class per image also the accuracy of the largest logit.
+        """
         return report_classes(
             lambda block: logits[:, block].double().numpy(),
             csr_array(labels.bool().numpy()),
             [prompt.name for prompt in self._wanted],
+            multi_label=False if one_class else None,
             bootstrap=self.bootstrap,
             seed=evaluation.seed,
             context=f"{KEY}, {evaluation.name}, split {evaluation.split}, {what}",
