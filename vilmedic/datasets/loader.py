@@ -1,4 +1,4 @@
-"""Batches of a data set: a stateless sampler and a loader with readable errors."""
+"""Batches of a data set: a stateless sampler, a loader with readable errors, cached model input."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vilmedic.datasets.aligned import AlignedDataset, Batch, Sample, SampleKey, stable_seed
@@ -343,3 +344,31 @@ def _start_worker(_: int) -> None:
     # Workers ignore Ctrl-C: the main process needs their data to finish the step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def features_ready(
+    dataset: Any, model: Any, device: torch.device, *, gib: float, **options: Any
+) -> None:
+    """Make a data set give features of frozen encoders; see `cache_features`."""
+    if gib and hasattr(model, "towers") and any(not w.requires_grad for w in model.parameters()):
+        from vilmedic.datasets.token_file import cache_features
+
+        cache_features(dataset, model, device, gib=gib, **options)
+
+
+def tokens_ready(
+    dataset: Any, model: nn.Module, device: torch.device, num_workers: int | None
+) -> None:
+    """Make a data set give further data that a model needs.
+
+    These are image tokens, if configured (see `cache_tokens`), and hashes of the reports, if the
+    model compares them.
+    """
+    if getattr(getattr(model, "module", model), "reads_hashes", False):
+        for part in dataset.parts:
+            if hasattr(part, "hashes"):
+                part.hashes = True
+    if any(getattr(part, "tokens", None) for part in dataset.parts):
+        from vilmedic.datasets.token_file import cache_tokens
+
+        cache_tokens(dataset, model, device, num_workers)

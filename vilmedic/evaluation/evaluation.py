@@ -20,7 +20,7 @@ from vilmedic.config import build, build_calls
 from vilmedic.config.declared import distinct
 from vilmedic.config.load import located, nodes_of
 from vilmedic.datasets.lines import join_names, shown
-from vilmedic.datasets.loader import make_loader
+from vilmedic.datasets.loader import features_ready, make_loader, tokens_ready
 from vilmedic.device import inference, move, weights_converted_once
 from vilmedic.distributed import processes
 from vilmedic.errors import ArgumentError, escaped, nearest
@@ -583,31 +583,3 @@ class Splits:
             drop_last=False,
             num_workers=self.num_workers if num_workers is None else num_workers,
         )
-
-
-def features_ready(
-    dataset: Any, model: Any, device: torch.device, *, gib: float, **options: Any
-) -> None:
-    """Make a data set give features of frozen encoders; see `cache_features`."""
-    if gib and hasattr(model, "towers") and any(not w.requires_grad for w in model.parameters()):
-        from vilmedic.datasets.token_file import cache_features
-
-        cache_features(dataset, model, device, gib=gib, **options)
-
-
-def tokens_ready(
-    dataset: Any, model: nn.Module, device: torch.device, num_workers: int | None
-) -> None:
-    """Make a data set give further data that a model needs.
-
-    These are image tokens, if configured (see `cache_tokens`), and hashes of the reports, if the
-    model compares them.
-    """
-    if getattr(getattr(model, "module", model), "reads_hashes", False):
-        for part in dataset.parts:
-            if hasattr(part, "hashes"):
-                part.hashes = True
-    if any(getattr(part, "tokens", None) for part in dataset.parts):
-        from vilmedic.datasets.token_file import cache_tokens
-
-        cache_tokens(dataset, model, device, num_workers)

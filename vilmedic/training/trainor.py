@@ -10,7 +10,7 @@ from vilmedic.checkpoints.checkpoint import improves
 from vilmedic.checkpoints.run_directory import FIGURES, write_provenance
 from vilmedic.config import build, build_calls, fetch
 from vilmedic.config.transformers_fields import HF, TIMM, backbone_of
-from vilmedic.datasets.loader import LostWorker, make_loader
+from vilmedic.datasets.loader import LostWorker, features_ready, make_loader, tokens_ready
 from vilmedic.device import (
     float32_products,
     pick_device,
@@ -26,7 +26,6 @@ from vilmedic.errors import (
     Interrupted,
     before_training,
 )
-from vilmedic.evaluation.evaluation import features_ready, tokens_ready
 from vilmedic.log import LOGGER, counted
 from vilmedic.loggers.contract import Run
 from vilmedic.registry import DATASETS, LOGGERS, MODELS
