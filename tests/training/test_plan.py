@@ -50,6 +50,14 @@ model:
 trainor: {{batch_size: 16, optimizer: AdamW}}
 """
 
+CLASSIFIER = f"""
+dataset:
+  proto: ImLabel
+  image: {{root: {NOWHERE}, resize: 32, crop: 32}}
+  label: {{root: {NOWHERE}}}
+model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: false}}}}
+"""
+
 
 def config_of(folder: Path, text: str, *words: str) -> Config:
     path = folder / "config.yml"
@@ -249,13 +257,7 @@ def test_a_fraction_of_the_samples_is_counted(tmp_path: Path) -> None:
     """The length of an epoch is that of the training subset."""
     (tmp_path / "train.image.tok").write_text("a.png\n" * 20)
     (tmp_path / "some.tok").write_text("a.png\nb.png\nc.png\n")
-    text = f"""
-dataset:
-  proto: ImLabel
-  image: {{root: {tmp_path}, resize: 32, crop: 32}}
-  label: {{root: {tmp_path}}}
-model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: false}}}}
-"""
+    text = CLASSIFIER.replace(NOWHERE, str(tmp_path))
     assert count_samples(config_of(tmp_path, text)) == 20
     assert count_samples(config_of(tmp_path, text, "dataset.fraction=0.25")) == 5
     assert count_samples(config_of(tmp_path, text, f"dataset.ids={tmp_path}/some.tok")) == 3
@@ -292,13 +294,7 @@ def test_a_missing_vae_is_assumed(tmp_path: Path) -> None:
 
 
 def test_labels_are_those_of_the_data_set_if_it_is_there(tmp_path: Path) -> None:
-    text = f"""
-dataset:
-  proto: ImLabel
-  image: {{root: {tmp_path}, resize: 32, crop: 32}}
-  label: {{root: {tmp_path}}}
-model: {{proto: Classifier, cnn: {{proto: CNN, backbone: resnet18, pretrained: false}}}}
-"""
+    text = CLASSIFIER.replace(NOWHERE, str(tmp_path))
     for name in ("made_up", "real", "run"):
         (tmp_path / name).mkdir()
     assumed = MadeUp(config_of(tmp_path, text), tmp_path / "made_up")
